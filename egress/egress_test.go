@@ -1,0 +1,112 @@
+package egress
+
+import (
+	"math"
+	"net/netip"
+	"testing"
+)
+
+func TestParseCIDRLeavesOutNetworkAndBroadcast(t *testing.T) {
+	tests := map[string]struct {
+		first, last string
+		size        int64
+	}{
+		"10.10.1.0/28":  {"10.10.1.1", "10.10.1.14", 14},
+		"10.10.1.5/28":  {"10.10.1.1", "10.10.1.14", 14},
+		"10.10.1.0/30":  {"10.10.1.1", "10.10.1.2", 2},
+		"10.10.1.0/31":  {},
+		"10.10.1.1/32":  {},
+		"fd10::/126":    {"fd10::1", "fd10::3", 3},
+		"fd10::/127":    {"fd10::1", "fd10::1", 1},
+		"fd10::1/128":   {},
+		"fd10::/64":     {"fd10::1", "fd10::ffff:ffff:ffff:ffff", math.MaxInt64},
+		"10.0.0.0/8":    {"10.0.0.1", "10.255.255.254", 1<<24 - 2},
+		"fd00::100/120": {"fd00::101", "fd00::1ff", 255},
+	}
+	for cidr, want := range tests {
+		r, ok, err := ParseCIDR(cidr)
+		if err != nil {
+			t.Errorf("%s: %v", cidr, err)
+			continue
+		}
+		if ok != (want.size > 0) {
+			t.Errorf("%s: any addresses: %t", cidr, ok)
+		}
+		if ok && (r.Start.String() != want.first || r.End.String() != want.last || r.Size() != want.size) {
+			t.Errorf("%s: got %s with %d addresses, want %s-%s with %d", cidr, r, r.Size(), want.first, want.last, want.size)
+		}
+	}
+}
+
+func TestParseRangeNamesWhatIsWrong(t *testing.T) {
+	for _, bad := range [][2]string{{"", "10.0.0.1"}, {"10.0.0.1", "x"}, {"10.0.0.2", "10.0.0.1"}, {"10.0.0.1", "fd10::1"}} {
+		if r, err := ParseRange(bad[0], bad[1]); err == nil {
+			t.Errorf("%q to %q: got %s, want an error", bad[0], bad[1], r)
+		}
+	}
+}
+
+func TestFreeIsTheLowestAddressOfTheFirstRangeThatHasOne(t *testing.T) {
+	a := netip.MustParseAddr
+	p := Pool{
+		Ranges: []Range{{a("10.0.0.1"), a("10.0.0.3")}, {a("10.0.0.250"), a("10.0.0.251")}},
+		Subnet: &Subnet{Gateway: a("10.0.0.1"), PrefixLength: 24},
+	}
+	if p.Contains(a("10.0.0.1")) || p.Total() != 4 {
+		t.Errorf("the gateway counts: total %d", p.Total())
+	}
+	taken := map[netip.Addr]bool{}
+	for _, want := range []string{"10.0.0.2", "10.0.0.3", "10.0.0.250", "10.0.0.251"} {
+		got, ok := p.Free(func(ip netip.Addr) bool { return taken[ip] })
+		if !ok || got.String() != want {
+			t.Fatalf("free: got %s, %t, want %s", got, ok, want)
+		}
+		taken[got] = true
+	}
+	if got, ok := p.Free(func(ip netip.Addr) bool { return taken[ip] }); ok {
+		t.Errorf("exhausted pool gave %s", got)
+	}
+	top := Pool{Ranges: []Range{{a("255.255.255.255"), a("255.255.255.255")}}}
+	if got, ok := top.Free(func(netip.Addr) bool { return true }); ok {
+		t.Errorf("the pool of the last address gave %s", got)
+	}
+}
+
+func TestSelectorMatchesAsKubernetesDefinesIt(t *testing.T) {
+	labels := map[string]string{"role": "gateway", "zone": "a"}
+	tests := map[string]struct {
+		s    Selector
+		want bool
+	}{
+		"empty":                     {Selector{}, true},
+		"label":                     {Selector{MatchLabels: map[string]string{"role": "gateway"}}, true},
+		"label with another value":  {Selector{MatchLabels: map[string]string{"role": "worker"}}, false},
+		"empty value of no label":   {Selector{MatchLabels: map[string]string{"none": ""}}, false},
+		"in":                        {Selector{MatchExpressions: []Requirement{{"zone", "In", []string{"a", "b"}}}}, true},
+		"not in, key absent":        {Selector{MatchExpressions: []Requirement{{"none", "NotIn", []string{"a"}}}}, true},
+		"not in":                    {Selector{MatchExpressions: []Requirement{{"zone", "NotIn", []string{"a"}}}}, false},
+		"exists":                    {Selector{MatchExpressions: []Requirement{{"zone", "Exists", nil}}}, true},
+		"does not exist":            {Selector{MatchExpressions: []Requirement{{"zone", "DoesNotExist", nil}}}, false},
+		"unknown operator":          {Selector{MatchExpressions: []Requirement{{"zone", "Near", nil}}}, false},
+		"one of two does not match": {Selector{map[string]string{"role": "gateway"}, []Requirement{{"zone", "In", []string{"b"}}}}, false},
+	}
+	for name, tt := range tests {
+		if got := tt.s.Matches(labels); got != tt.want {
+			t.Errorf("%s: %t, want %t", name, got, tt.want)
+		}
+	}
+}
+
+func TestMarksNeverMeetThoseOfOthers(t *testing.T) {
+	if MaxID.ConnMark()&ConnTagMask != ConnTag || Mark(MaxID)&RoutingBit != 0 {
+		t.Errorf("id %d overlaps the tag or the routing bit", MaxID)
+	}
+	for _, m := range []Mark{ReturnMark, LocalMark, NodeMark(MaxNodeIndex), Mark(MaxID)} {
+		if m&^MarkMask != 0 {
+			t.Errorf("mark %s is outside of %s", m, MarkMask)
+		}
+	}
+	if got := NodeMark(3).Table(); got != 7003 {
+		t.Errorf("table of node 3: %d", got)
+	}
+}

@@ -1,0 +1,88 @@
+package egress
+
+import (
+	"fmt"
+	"strconv"
+)
+
+// ID numbers one egress IP, 1..8191; IPv4 and IPv6 addresses have ids of their own. It is what crosses the cluster in place of
+// addresses: a packet of an egress connection carries it as its mark, and between nodes as the VXLAN group policy id. The zero ID
+// means "no address yet": its connections are dropped.
+type ID uint16
+
+// MaxID is the largest ID: 13 bits, so that a routing mark (bit 13) is never an ID, and both fit the 16 bits of a group policy id.
+const MaxID ID = 1<<13 - 1
+
+// Mark is a packet mark (fwmark) or a connection mark, in host byte order.
+type Mark uint32
+
+// The numbers reserved in the kernel. docs/design.md has the table and the reasons.
+const (
+	// MarkMask covers the bits of the packet mark that are Egret's: 0x4000 and 0x8000 are kube-proxy's, 0xffff0000 Calico's.
+	MarkMask Mark = 0x3fff
+	// RoutingBit tells a routing mark from an ID.
+	RoutingBit Mark = 0x2000
+	// ReturnMark routes the replies of egress connections to the node of their pod.
+	ReturnMark Mark = RoutingBit
+	// LocalMark means "leave from here, by the main table". No ip rule matches it.
+	LocalMark Mark = MarkMask
+	// ConnTag is what the upper 19 bits of the connection mark of an egress connection are; the ID is in the lower 13. Another
+	// program's connection marks are so never taken for Egret's.
+	ConnTag Mark = 0x0e9e0000
+	// ConnTagMask covers the bits of the connection mark that hold ConnTag.
+	ConnTagMask Mark = 0xffffe000
+
+	// ReturnTable is the route table of ReturnMark. Table ReturnTable+n belongs to the routing mark RoutingBit+n.
+	ReturnTable = 7000
+	// GuardPriority is the priority of the ip rule that lets every packet without the routing bit go on after one comparison.
+	GuardPriority = 1000
+	// ReturnPriority is the priority of the ip rule of ReturnMark.
+	ReturnPriority = 1100
+	// NextHopPriority is the priority that the ip rules of all next hops share: their marks differ, so their order is of no meaning.
+	NextHopPriority = 1200
+	// MinPriority and MaxPriority bound the ip rule priorities that are Egret's; what lies between the ones above is free for the
+	// operator, as long as its protocol is not RouteProtocol.
+	MinPriority, MaxPriority = 1000, 1999
+	// RouteProtocol marks the routes and rules that are Egret's (rtm_protocol, see /etc/iproute2/rt_protos).
+	RouteProtocol = 94
+
+	// OverlayPort is the UDP port of the overlay.
+	OverlayPort = 8479
+	// OverlayVNI is the VXLAN network identifier of the overlay.
+	OverlayVNI = 7
+	// OverlayLink names the VXLAN link.
+	OverlayLink = "egret.vx"
+	// AddressLink names the link, always down, that carries the addresses of the egress IPs hosted in the default subnet.
+	AddressLink = "egret0"
+	// TableName names the nftables tables: `table inet egret`, `table arp egret`.
+	TableName = "egret"
+	// StatusPort is the TCP port of metrics and health.
+	StatusPort = 8481
+)
+
+// MaxNodeIndex is the largest Node.Index; the routing marks above it, up to LocalMark, are for subnets.
+const MaxNodeIndex = 0xfff
+
+// ConnMark returns the connection mark of the connections of id.
+func (id ID) ConnMark() Mark { return ConnTag | Mark(id) }
+
+// String returns the decimal number, as in the etcd key ids/<id>.
+func (id ID) String() string { return strconv.Itoa(int(id)) }
+
+// ParseID parses what String returns. An error names s.
+func ParseID(s string) (ID, error) {
+	n, err := strconv.ParseUint(s, 10, 16)
+	if err != nil || n == 0 || ID(n) > MaxID {
+		return 0, fmt.Errorf("parsing egress id %q: want a number from 1 to %d", s, MaxID)
+	}
+	return ID(n), nil
+}
+
+// NodeMark returns the routing mark toward the gateway whose Node.Index is index, 1..MaxNodeIndex.
+func NodeMark(index int) Mark { return RoutingBit + Mark(index) }
+
+// Table returns the route table that belongs to a routing mark other than LocalMark.
+func (m Mark) Table() int { return ReturnTable + int(m&^RoutingBit&MarkMask) }
+
+// String prints the mark as nft and ip print it.
+func (m Mark) String() string { return fmt.Sprintf("0x%x", uint32(m)) }

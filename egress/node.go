@@ -1,0 +1,32 @@
+package egress
+
+import (
+	"crypto/sha256"
+	"net"
+	"net/netip"
+)
+
+// Primary returns the first of the node's addresses of the family of like, its overlay endpoint. ok is false when it has none.
+func (n Node) Primary(like netip.Addr) (ip netip.Addr, ok bool) {
+	for _, a := range n.Addresses {
+		if a.Is4() == like.Is4() {
+			return a, true
+		}
+	}
+	return netip.Addr{}, false
+}
+
+// OverlayMAC returns the MAC address of the overlay link of the node whose overlay endpoint is ip: locally administered, the same
+// wherever it is computed, so that a peer's neighbour entry depends on nothing but the node's record.
+func OverlayMAC(ip netip.Addr) net.HardwareAddr {
+	b := ip.As16()
+	h := sha256.Sum256(b[:])
+	return net.HardwareAddr{0x02, 0xe9, h[0], h[1], h[2], h[3]}
+}
+
+// OverlayLinkLocal returns the IPv6 link-local address of the overlay link of the node whose overlay endpoint is ip (RFC 4291,
+// appendix A, from OverlayMAC): the IPv6 next hop toward that node, whatever the family of the underlay.
+func OverlayLinkLocal(ip netip.Addr) netip.Addr {
+	m := OverlayMAC(ip)
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 8: m[0] ^ 2, 9: m[1], 10: m[2], 11: 0xff, 12: 0xfe, 13: m[3], 14: m[4], 15: m[5]})
+}

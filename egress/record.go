@@ -1,0 +1,165 @@
+package egress
+
+import (
+	"net/netip"
+	"time"
+)
+
+// The records below are the JSON values in etcd; the key of each is in its comment, without the prefix. Unknown fields are
+// ignored when read, so that a newer writer does not stop an older reader.
+
+// Pool is pools/<pool>: an ExternalIPPool.
+type Pool struct {
+	Name   string  `json:"name"`
+	Ranges []Range `json:"ranges"`
+	// Subnet is nil when the pool's addresses are in the subnet of the nodes.
+	Subnet *Subnet `json:"subnet,omitempty"`
+	// NodeSelector says which nodes may hold the pool's addresses. The zero Selector selects every node.
+	NodeSelector Selector `json:"nodeSelector"`
+}
+
+// Subnet is where the addresses of a pool live when that is not the subnet of the nodes.
+type Subnet struct {
+	Gateway      netip.Addr `json:"gateway"`
+	PrefixLength int        `json:"prefixLength"`
+	// VLAN is the VLAN id, 1..4094; 0 means untagged.
+	VLAN int `json:"vlan,omitempty"`
+}
+
+// Policy is egresses/<egress>: an Egress and the addresses that were allocated to it.
+type Policy struct {
+	Name string `json:"name"`
+	// Addresses holds at most one address per family. Empty: none is allocated (yet), and the traffic of the pods is dropped.
+	Addresses  []Address  `json:"addresses"`
+	Bandwidth  *Bandwidth `json:"bandwidth,omitempty"`
+	Created    time.Time  `json:"created"`
+	Generation int64      `json:"generation"`
+}
+
+// Address is one egress IP of a Policy.
+type Address struct {
+	IP netip.Addr `json:"ip"`
+	ID ID         `json:"id"`
+	// Pool is empty for a static egress IP: a node's own address, which Egret neither adds nor removes.
+	Pool string `json:"pool,omitempty"`
+}
+
+// Bandwidth limits the traffic of an egress IP in request direction.
+type Bandwidth struct {
+	Rate  int64 `json:"rate"`  // bits per second
+	Burst int64 `json:"burst"` // bits
+}
+
+// Allocation is allocations/<ip>: the IP is taken. It is created by a transaction that requires its absence.
+type Allocation struct {
+	IP   netip.Addr `json:"ip"`
+	Pool string     `json:"pool,omitempty"`
+	ID   ID         `json:"id"`
+	// Egresses are the names of those that use the IP, sorted. More than one only for static IPs.
+	Egresses []string  `json:"egresses"`
+	Since    time.Time `json:"since"`
+}
+
+// IDRecord is ids/<id>: which IP the id belongs to.
+type IDRecord struct {
+	ID ID         `json:"id"`
+	IP netip.Addr `json:"ip"`
+}
+
+// Members is members/by-node/<node>/<egress> and members/by-egress/<egress>/<node>: the pods of one egress on one node. Both keys
+// hold the same value and change in one transaction.
+type Members struct {
+	Egress string   `json:"egress"`
+	Node   string   `json:"node"`
+	Pods   []Member `json:"pods"` // sorted by Pod
+}
+
+// Member is one pod of an egress.
+type Member struct {
+	Pod string       `json:"pod"` // namespace/name
+	IPs []netip.Addr `json:"ips"` // sorted
+}
+
+// Unselected is the name that stands for "no egress" in members/by-node/<node>/-.
+const Unselected = "-"
+
+// Node is nodes/<node>: a Kubernetes node.
+type Node struct {
+	Name string `json:"name"`
+	// Index numbers the node, 1..MaxNodeIndex, stable while the node exists: every node routes toward it with NodeMark(Index).
+	Index int `json:"index"`
+	// Addresses are the node's InternalIPs, the primary one first. The first of each family is the node's overlay endpoint.
+	Addresses []netip.Addr `json:"addresses"`
+	// PodCIDRs are what the node's pods get their IPs from. Empty when the CNI does not say.
+	PodCIDRs []netip.Prefix    `json:"podCIDRs,omitempty"`
+	Labels   map[string]string `json:"labels,omitempty"`
+	// Capacity is the largest number of egress IPs that the node may hold; 0 means no limit of its own.
+	Capacity int  `json:"capacity,omitempty"`
+	Cordoned bool `json:"cordoned,omitempty"`
+}
+
+// Agent is agents/<node>, under the agent's lease: the node's agent is alive.
+type Agent struct {
+	Node string `json:"node"`
+	// Address and MAC are the overlay endpoint, for the operator's eyes: peers compute them from the node's record.
+	Address netip.Addr `json:"address"`
+	MAC     string     `json:"mac"`
+	// Lease is the etcd lease id, hexadecimal as etcdctl prints it. The next agent of the node adopts it.
+	Lease    string    `json:"lease"`
+	Version  string    `json:"version"`
+	Features []string  `json:"features,omitempty"` // what the kernel can do
+	Since    time.Time `json:"since"`
+	// Restarting is set by an agent that was told to stop and expects a successor.
+	Restarting bool `json:"restarting,omitempty"`
+}
+
+// Owner is owners/<ip>, under the owner's lease: the lock of one egress IP.
+type Owner struct {
+	IP    netip.Addr `json:"ip"`
+	Node  string     `json:"node"`
+	Since time.Time  `json:"since"`
+	Why   Reason     `json:"why"`
+	// From is the node that handed the IP over, in a planned move: it stopped answering for the IP before the record was written,
+	// so the new owner has nothing to wait for.
+	From string `json:"from,omitempty"`
+
+	// Lease and Revision come with the key, not with its value. Revision is the key's mod revision: the fencing token.
+	Lease    int64 `json:"-"`
+	Revision int64 `json:"-"`
+}
+
+// Reason says why an owner holds an IP.
+type Reason string
+
+// The reasons.
+const (
+	ReasonClaim  Reason = "claim"  // nobody held it
+	ReasonStatic Reason = "static" // the address is on one of the node's interfaces
+	ReasonMove   Reason = "move"   // handed over by its former owner
+)
+
+// Move is moves/<ip>: the operator asked for a planned move. The record is bound to a lease of its writer, so that it does not
+// outlive the operator's patience.
+type Move struct {
+	IP    netip.Addr `json:"ip"`
+	To    string     `json:"to"`
+	Since time.Time  `json:"since"`
+	// Ready is set by the target once its kernel is programmed; the owner then hands over.
+	Ready bool `json:"ready,omitempty"`
+
+	Lease    int64 `json:"-"`
+	Revision int64 `json:"-"`
+}
+
+// Pin is pins/<ip>: the operator wants this IP on that node for good.
+type Pin struct {
+	IP   netip.Addr `json:"ip"`
+	Node string     `json:"node"`
+}
+
+// Cordon is cordons/<node>: the node gives its IPs away and takes none.
+type Cordon struct {
+	Node  string    `json:"node"`
+	Since time.Time `json:"since"`
+	Why   string    `json:"why,omitempty"`
+}

@@ -1,0 +1,31 @@
+package egress
+
+import (
+	"net/netip"
+)
+
+// Snapshot is what etcd says, as one agent sees it. Maps may be nil; nothing in a Snapshot may be changed by who reads it.
+type Snapshot struct {
+	Revision int64
+	Pools    map[string]Pool
+	Egresses map[string]Policy
+	Nodes    map[string]Node
+	Agents   map[string]Agent
+	Owners   map[netip.Addr]Owner
+	Moves    map[netip.Addr]Move
+	Pins     map[netip.Addr]Pin
+	Cordons  map[string]Cordon
+	// ByNode holds the members of this node: egress name -> members. Unselected may be one of the names.
+	ByNode map[string]Members
+	// ByEgress holds the members of the egresses that were asked for: egress name -> node name -> members.
+	ByEgress map[string]map[string]Members
+	// Faults are the records that could not be read, by key without the prefix, sorted by key. Where an earlier value of the key
+	// could be read, that one still stands in the maps above.
+	Faults []Fault
+}
+
+// Fault is one record that could not be read.
+type Fault struct {
+	Key string
+	Err error
+}

@@ -1,0 +1,40 @@
+// Package netns gives a test a network namespace of its own. Nothing of it reaches a binary.
+package netns
+
+import (
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Enter moves the calling goroutine into a new network namespace in which lo is up, and skips nothing: a test that cannot have one
+// fails and says why. The goroutine stays locked to its thread, and the thread ends with the goroutine, so the namespace goes away
+// with the test. Commands started by the goroutine, and sockets opened by it, are in the namespace; those of other goroutines,
+// subtests included, are not.
+func Enter(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		t.Skip("needs root: network namespaces")
+	}
+	runtime.LockOSThread()
+	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
+		t.Fatalf("making a network namespace: %v", err)
+	}
+	Run(t, "ip link set lo up")
+}
+
+// Run runs a command line, split at white space, in the namespace of the calling goroutine and returns what it printed. The test
+// fails when the command does.
+func Run(t testing.TB, line string) string {
+	t.Helper()
+	f := strings.Fields(line)
+	out, err := exec.Command(f[0], f[1:]...).CombinedOutput()
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+	return string(out)
+}
