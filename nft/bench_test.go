@@ -1,0 +1,68 @@
+package nft
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+)
+
+func messages(c Changes) (n int) {
+	for _, o := range c.ops {
+		n += len(o.msgs)
+	}
+	return n
+}
+
+// A node's agent starts on a node without tables: 500 pods, each with an egress IP of its own.
+func BenchmarkLoad500PodsFromNothing(b *testing.B) {
+	tables := open(b)
+	want := large(500)
+	var c Changes
+	for b.Loop() {
+		b.StopTimer()
+		if err := tables.Delete(); err != nil {
+			b.Fatal(err)
+		}
+		b.StartTimer()
+		c = Diff(observe(b, tables), want)
+		if err := tables.Apply(c); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(messages(c)), "messages/op")
+}
+
+// A pod starts on a node that has 500: read, compare, write.
+func BenchmarkOneMorePod(b *testing.B) {
+	tables := open(b)
+	want := large(500)
+	reach(b, tables, want)
+	pod := netip.MustParseAddr("10.244.255.1")
+	var c Changes
+	for i := 0; b.Loop(); i++ {
+		if i%2 == 0 {
+			want.Pods[pod] = 5
+		} else {
+			delete(want.Pods, pod)
+		}
+		c = Diff(observe(b, tables), want)
+		if err := tables.Apply(c); err != nil {
+			b.Fatal(err)
+		}
+	}
+	b.ReportMetric(float64(messages(c)), "messages/op")
+}
+
+func BenchmarkRenew10Permits(b *testing.B) {
+	tables := open(b)
+	reach(b, tables, large(500))
+	var list []Permit
+	for ip := ip4; len(list) < 10; ip = ip.Next() {
+		list = append(list, Permit{IP: ip, Answer: true})
+	}
+	for b.Loop() {
+		if err := tables.Permit(list, time.Second); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

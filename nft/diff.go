@@ -1,0 +1,167 @@
+package nft
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// Changes are the difference between the kernel and a State: one transaction. The zero Changes are empty.
+type Changes struct {
+	// Rerouted are the ids whose connections from local pods leave this node itself now and did not before, or the other way round,
+	// sorted. Conntrack still has the old translation for connections that exist: their entries have to go.
+	Rerouted []egress.ID
+	// Reselected are the pods that got an egress IP, or another one, sorted. Connections that they opened before go on as they were
+	// for as long as conntrack knows them.
+	Reselected []netip.Addr
+	// Repairs say what of the tables, chains, rules, sets and counters was not as it must be, as after a first start or someone
+	// else's hand. Missing elements are not in it.
+	Repairs []string
+
+	ops []op
+}
+
+// Empty reports whether there is nothing to write.
+func (c Changes) Empty() bool { return len(c.ops) == 0 }
+
+// String returns the transaction as the lines of a script for nft -f, in order; "" when it is empty. One rule, that on the target of
+// neighbor advertisements, nft prints like that but does not take.
+func (c Changes) String() string {
+	var b strings.Builder
+	for _, o := range c.ops {
+		b.WriteString(o.line)
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// Diff returns what makes a kernel that was observed as have equal to want. Equal arguments give equal Changes.
+func Diff(have Observed, want State) Changes {
+	var c Changes
+	all := want.elements()
+	for i, t := range tables(want.OverlayMTU) {
+		var old observedTable
+		if i < len(have.tables) {
+			old = have.tables[i]
+		}
+		if c.Repairs = append(c.Repairs, t.damage(old)...); len(t.damage(old)) > 0 {
+			c.ops = append(c.ops, t.rebuild(old)...)
+		}
+		for _, s := range t.sets {
+			if s.flags&flagTimeout != 0 {
+				continue // permits: theirs is another clock
+			}
+			wanted := all[s.name]
+			if want.KeepPods && strings.HasPrefix(s.name, "pod") {
+				wanted = maps.Clone(old.elements[s.name])
+				if wanted == nil {
+					wanted = elements{}
+				}
+				maps.Copy(wanted, all[s.name])
+			}
+			c.ops = append(c.ops, t.change(s, old.elements[s.name], wanted)...)
+		}
+	}
+	if len(have.tables) > 0 {
+		c.compare(have.tables[0].elements, all)
+	} else {
+		c.compare(nil, all)
+	}
+	return c
+}
+
+// compare fills Rerouted and Reselected.
+func (c *Changes) compare(have, want map[string]elements) {
+	old, next := have["nexthop"], want["nexthop"]
+	ids := maps.Clone(old)
+	if ids == nil {
+		ids = elements{}
+	}
+	maps.Copy(ids, next)
+	for _, k := range slices.Sorted(maps.Keys(ids)) {
+		if leavesHere(old[k]) != leavesHere(next[k]) {
+			c.Rerouted = append(c.Rerouted, egress.ID(markOf(k)&egress.Mark(egress.MaxID)))
+		}
+	}
+	for _, f := range families {
+		pods := want["pod"+f.digit]
+		for _, k := range slices.Sorted(maps.Keys(pods)) {
+			if have["pod"+f.digit][k] != pods[k] {
+				ip, _ := netip.AddrFromSlice([]byte(k))
+				c.Reselected = append(c.Reselected, ip)
+			}
+		}
+	}
+}
+
+// leavesHere reports whether a routing mark, as a value of nexthop, sends packets out of this node itself: it is LocalMark or that of a
+// subnet. An absent entry ("") does not.
+func leavesHere(value string) bool {
+	return value != "" && markOf(value)&egress.MarkMask > egress.NodeMark(egress.MaxNodeIndex)
+}
+
+// batch is how many elements one message holds: a message's attributes end at 64 KiB, and an element takes up to 80 bytes.
+const batch = 500
+
+// change returns what turns the elements of a set from old into wanted. The kernel refuses another value for a key that is there:
+// such an element is deleted and added, in one transaction.
+func (t table) change(s set, old, wanted elements) []op {
+	var gone, come []string
+	for _, k := range slices.Sorted(maps.Keys(old)) {
+		if v, ok := wanted[k]; !ok || v != old[k] {
+			gone = append(gone, k)
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(wanted)) {
+		if v, ok := old[k]; !ok || v != wanted[k] {
+			come = append(come, k)
+		}
+	}
+	var ops []op
+	if s.flags&flagInterval != 0 && len(gone) > 0 {
+		// Ranges that come may overlap ranges that go, in ways that not every kernel sorts out: write all of them.
+		ops = append(ops, t.flushSet(s.name))
+		gone, come = nil, slices.Sorted(maps.Keys(wanted))
+	}
+	size := batch
+	if s.flags&flagInterval != 0 {
+		size /= 2 // a range is two elements, which stay together
+	}
+	for part := range slices.Chunk(gone, batch) {
+		names, list := make([]string, len(part)), make([]element, len(part))
+		for i, k := range part {
+			names[i], list[i] = s.key.print(k), element{key: s.key.wire(k)}
+		}
+		ops = append(ops, t.deleteElements(s.name, names, list))
+	}
+	for part := range slices.Chunk(come, size) {
+		names, list := make([]string, len(part)), make([]element, 0, len(part))
+		for i, k := range part {
+			name, elems := s.element(k, wanted[k])
+			names[i], list = name, append(list, elems...)
+		}
+		ops = append(ops, t.addElements(s.name, names, list))
+	}
+	return ops
+}
+
+// element returns an element as nft prints it, and as the kernel takes it: a range is two.
+func (s set) element(k, v string) (string, []element) {
+	switch {
+	case s.flags&flagInterval != 0:
+		first, _ := netip.AddrFromSlice([]byte(k))
+		last, _ := netip.AddrFromSlice([]byte(v))
+		list := []element{{key: k}}
+		if end := last.Next(); end.IsValid() {
+			list = append(list, element{key: key(end), end: true})
+		}
+		return span{first, last}.String(), list
+	case s.flags&flagMap != 0:
+		return s.key.print(k) + " : " + s.value.print(v), []element{{key: s.key.wire(k), value: s.value.wire(v)}}
+	default:
+		return s.key.print(k), []element{{key: s.key.wire(k)}}
+	}
+}

@@ -1,0 +1,44 @@
+package nft
+
+import (
+	"encoding/binary"
+	"fmt"
+	"net/netip"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// kind is the type of a key or a value: that of nft, and how it is printed and encoded.
+type kind struct {
+	nftables.SetDatatype
+	order binaryutil.ByteOrder // nil: there is none, as in the value of a set
+}
+
+var (
+	address4 = kind{nftables.TypeIPAddr, binaryutil.BigEndian}
+	address6 = kind{nftables.TypeIP6Addr, binaryutil.BigEndian}
+	mark     = kind{nftables.TypeMark, binaryutil.NativeEndian}
+)
+
+// wire turns a key or value from network byte order into that of the kernel, and back.
+func (k kind) wire(s string) string {
+	if k.order != binaryutil.NativeEndian || len(s) != 4 {
+		return s
+	}
+	return string(native(uint32(markOf(s))))
+}
+
+// print prints a key or value as nft takes it.
+func (k kind) print(s string) string {
+	if k.order == binaryutil.NativeEndian {
+		return fmt.Sprintf("0x%08x", uint32(markOf(s)))
+	}
+	a, _ := netip.AddrFromSlice([]byte(s))
+	return a.String()
+}
+
+// markOf returns the mark in the value or key of an element.
+func markOf(s string) egress.Mark { return egress.Mark(binary.BigEndian.Uint32([]byte(s))) }

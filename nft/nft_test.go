@@ -1,0 +1,189 @@
+package nft
+
+import (
+	"bufio"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"regexp"
+	"slices"
+	"strconv"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/internal/netns"
+)
+
+// open returns Tables in a network namespace of the test's own.
+func open(t testing.TB) *Tables {
+	t.Helper()
+	netns.Enter(t)
+	return openHere(t)
+}
+
+// openHere returns Tables in the namespace of the calling thread.
+func openHere(t testing.TB) *Tables {
+	t.Helper()
+	tables, err := New(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := tables.Close(); err != nil {
+			t.Error(err)
+		}
+	})
+	return tables
+}
+
+func observe(t testing.TB, tables *Tables) Observed {
+	t.Helper()
+	o, err := tables.Observe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// reach applies what is missing to want, and checks that nothing is missing then.
+func reach(t testing.TB, tables *Tables, want State) Changes {
+	t.Helper()
+	c := Diff(observe(t, tables), want)
+	if err := tables.Apply(c); err != nil {
+		t.Fatal(err)
+	}
+	if again := Diff(observe(t, tables), want); !again.Empty() {
+		t.Fatalf("after Apply there is still a difference:\n%s", again)
+	}
+	return c
+}
+
+// volatile is what nft prints and no State decides.
+var volatile = regexp.MustCompile(`packets \d+ bytes \d+| expires \w+|\s+# handle \d+`)
+
+// list prints both tables as nft has them, in the namespace of the calling thread.
+func list(t testing.TB) string {
+	t.Helper()
+	return listTable(t, "inet egret") + listTable(t, "arp egret")
+}
+
+func listTable(t testing.TB, id string) string {
+	t.Helper()
+	return volatile.ReplaceAllString(netns.Run(t, "nft list table "+id), "")
+}
+
+// nft runs a command of nft(8), which may hold spaces and quotes.
+func nft(t testing.TB, script string) string {
+	t.Helper()
+	cmd := exec.Command("nft", "-f", "-")
+	cmd.Stdin = strings.NewReader(script)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		t.Fatalf("nft: %v\n%s\n%s", err, script, out)
+	}
+	return string(out)
+}
+
+// goldens returns the states of testdata, by name.
+func goldens(t testing.TB) map[string]State {
+	t.Helper()
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("testdata: %d goldens, %v", len(files), err)
+	}
+	all := map[string]State{}
+	for _, f := range files {
+		b, err := os.ReadFile(f)
+		if err != nil {
+			t.Fatal(err)
+		}
+		all[strings.TrimSuffix(filepath.Base(f), ".txtar")] = parseState(t, section(b, "state"))
+	}
+	return all
+}
+
+// parseState reads a State: a line for each thing, its fields in the order of the comments.
+func parseState(t testing.TB, text string) State {
+	t.Helper()
+	s := State{Pods: map[netip.Addr]egress.ID{}, NextHops: map[egress.ID]egress.Mark{}, Hosted: map[egress.ID]Hosted{}}
+	addr := netip.MustParseAddr
+	number := func(f string) int {
+		n, err := strconv.ParseInt(f, 0, 32)
+		if err != nil {
+			t.Fatalf("state: %v", err)
+		}
+		return int(n)
+	}
+	for sc := bufio.NewScanner(strings.NewReader(text)); sc.Scan(); {
+		f := strings.Fields(sc.Text())
+		if len(f) == 0 {
+			continue
+		}
+		switch f[0] {
+		case "pod": // address id
+			s.Pods[addr(f[1])] = egress.ID(number(f[2]))
+		case "nexthop": // id mark
+			s.NextHops[egress.ID(number(f[1]))] = egress.Mark(number(f[2]))
+		case "hosted": // id address mark
+			s.Hosted[egress.ID(number(f[1]))] = Hosted{addr(f[2]), egress.Mark(number(f[3]))}
+		case "fenced": // address
+			s.Fenced = append(s.Fenced, addr(f[1]))
+		case "except": // prefix
+			s.Except = append(s.Except, netip.MustParsePrefix(f[1]))
+		case "node": // address
+			s.Nodes = append(s.Nodes, addr(f[1]))
+		case "mtu": // bytes
+			s.OverlayMTU = number(f[1])
+		default:
+			t.Fatalf("state: no such thing as %q", f[0])
+		}
+	}
+	return s
+}
+
+// large returns a state with n pods of one egress each, of two families, all hosted here.
+func large(n int) State {
+	s := State{Pods: map[netip.Addr]egress.ID{}, NextHops: map[egress.ID]egress.Mark{}, Hosted: map[egress.ID]Hosted{}, OverlayMTU: 1450}
+	pod, ip := netip.MustParseAddr("10.244.0.1"), netip.MustParseAddr("10.10.0.1")
+	for i := range n {
+		id := egress.ID(i%int(egress.MaxID) + 1)
+		s.Pods[pod], s.NextHops[id], s.Hosted[id] = id, egress.LocalMark, Hosted{ip, egress.LocalMark}
+		s.Fenced = append(s.Fenced, ip)
+		// Every other address: ranges that cannot be merged.
+		s.Except = append(s.Except, netip.PrefixFrom(ip, 32))
+		pod, ip = pod.Next(), ip.Next().Next()
+	}
+	return s
+}
+
+func TestEqualArgumentsGiveEqualChanges(t *testing.T) {
+	s := large(1200)
+	first := Diff(Observed{}, s)
+	for range 5 {
+		slices.Reverse(s.Except)
+		slices.Reverse(s.Fenced)
+		if diff := cmp.Diff(first.String(), Diff(Observed{}, s).String()); diff != "" {
+			t.Fatalf("Diff is not deterministic (-first +next):\n%s", diff)
+		}
+	}
+}
+
+func TestNoMessageIsNearTheLimitOf64KiB(t *testing.T) {
+	s := large(2000)
+	for i := range 2000 {
+		a := netip.MustParseAddr(fmt.Sprintf("fd00:1:2:3:4:5:6:%x", 2*i))
+		s.Pods[a], s.Except = 1, append(s.Except, netip.PrefixFrom(a, 128))
+	}
+	for _, o := range Diff(Observed{}, s).ops {
+		for _, m := range o.msgs {
+			if o.err != nil || len(m.Data) > 60<<10 {
+				t.Errorf("%s: %d bytes, %v", short(o.line), len(m.Data), o.err)
+			}
+		}
+	}
+}

@@ -1,0 +1,307 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// Observed is what the kernel holds of our two tables, read at one moment. The zero Observed is a kernel without them.
+type Observed struct {
+	tables []observedTable // as tables() has them, or empty
+}
+
+type observedTable struct {
+	exists   bool
+	flags    uint32
+	chains   map[string]observedChain
+	sets     map[string]observedSet // without anonymous ones
+	objects  map[string]objectKind
+	packets  map[string]uint64   // of counters
+	elements map[string]elements // of the sets that are as they must be, without the timed ones
+}
+
+type observedChain struct {
+	hook observedHook
+	tags []string // of its rules, in order; "" for a rule that is not ours
+}
+
+// observedHook is comparable; zero for a chain that is only jumped to.
+type observedHook struct {
+	kind   string
+	num    uint32
+	prio   int32
+	policy uint32
+}
+
+// observedSet is comparable.
+type observedSet struct{ flags, key, keyLen, value, valueLen, size uint32 }
+
+// objectKind is NFT_OBJECT_* (linux/netfilter/nf_tables.h).
+type objectKind uint32
+
+const objectCounter = objectKind(nftables.ObjTypeCounter)
+
+func (k objectKind) String() string {
+	names := []string{"object", "counter", "quota", "ct helper", "limit", "connlimit", "tunnel", "ct timeout", "secmark", "ct expectation", "synproxy"}
+	if int(k) >= len(names) {
+		k = 0
+	}
+	return names[k]
+}
+
+// reads is how often Observe starts again when the ruleset changes under it. A read takes a few milliseconds, and a busy node commits
+// some ten times a second, permits included, so that the third one hardly ever happens.
+const reads = 20
+
+// errChanged says that a read was not of one moment.
+var errChanged = errors.New("the ruleset changed while it was read")
+
+// Observe reads both tables. That one is absent is no error. What it returns is whole and of one moment: a dump that was interrupted,
+// or during which anything of the ruleset changed, is read again, and an error after the last attempt.
+func (t *Tables) Observe() (Observed, error) {
+	var o Observed
+	err := t.read.whole(func() error {
+		o.tables = nil
+		for _, want := range tables(0) {
+			have, err := t.observe(want)
+			if err != nil {
+				return fmt.Errorf("reading table %s: %w", want.id(), err)
+			}
+			o.tables = append(o.tables, have)
+		}
+		return nil
+	})
+	if err != nil {
+		return Observed{}, err
+	}
+	return o, nil
+}
+
+func (t *Tables) observe(want table) (observedTable, error) {
+	o := observedTable{
+		chains: map[string]observedChain{}, sets: map[string]observedSet{},
+		objects: map[string]objectKind{}, packets: map[string]uint64{}, elements: map[string]elements{},
+	}
+	m, err := t.read.get(unix.NFT_MSG_GETTABLE, want, attrName(unix.NFTA_TABLE_NAME, want.name))
+	if errors.Is(err, unix.ENOENT) {
+		return o, nil
+	} else if err != nil {
+		return o, err
+	}
+	o.exists = true
+	for _, a := range m {
+		o.flags = a.uint32(unix.NFTA_TABLE_FLAGS)
+	}
+	if err := errors.Join(t.observeChains(want, &o), t.observeSets(want, &o), t.observeObjects(want, &o)); err != nil {
+		return o, err
+	}
+	for _, s := range want.sets {
+		if _, ok := o.sets[s.name]; !ok || s.fault(o) != "" || s.flags&flagTimeout != 0 {
+			continue
+		}
+		list, err := t.dumpSet(want, s.name)
+		if err != nil {
+			return o, fmt.Errorf("set %s: %w", s.name, err)
+		}
+		if o.elements[s.name], err = s.decode(list); err != nil {
+			return o, fmt.Errorf("set %s: %w", s.name, err)
+		}
+	}
+	return o, nil
+}
+
+func (t *Tables) observeChains(want table, o *observedTable) error {
+	chains, err := t.read.dump(unix.NFT_MSG_GETCHAIN, want)
+	if err != nil {
+		return fmt.Errorf("chains: %w", err)
+	}
+	for _, a := range chains {
+		if a.string(unix.NFTA_CHAIN_TABLE) != want.name {
+			continue // the kernel filters chains by family only
+		}
+		var c observedChain
+		if b, ok := a[unix.NFTA_CHAIN_HOOK]; ok {
+			h, err := decode(b)
+			if err != nil {
+				return fmt.Errorf("chains: %w", err)
+			}
+			c.hook = observedHook{a.string(unix.NFTA_CHAIN_TYPE), h.uint32(unix.NFTA_HOOK_HOOKNUM),
+				int32(h.uint32(unix.NFTA_HOOK_PRIORITY)), a.uint32(unix.NFTA_CHAIN_POLICY)}
+		}
+		o.chains[a.string(unix.NFTA_CHAIN_NAME)] = c
+	}
+	rules, err := t.read.dump(unix.NFT_MSG_GETRULE, want, attrName(unix.NFTA_RULE_TABLE, want.name))
+	if err != nil {
+		return fmt.Errorf("rules: %w", err)
+	}
+	for _, a := range rules {
+		if a.string(unix.NFTA_RULE_TABLE) != want.name {
+			continue
+		}
+		name := a.string(unix.NFTA_RULE_CHAIN)
+		c := o.chains[name]
+		c.tags = append(c.tags, tagOf(a[unix.NFTA_RULE_USERDATA]))
+		o.chains[name] = c
+	}
+	return nil
+}
+
+func (t *Tables) observeSets(want table, o *observedTable) error {
+	sets, err := t.read.dump(unix.NFT_MSG_GETSET, want, attrName(unix.NFTA_SET_TABLE, want.name))
+	if err != nil {
+		return fmt.Errorf("sets: %w", err)
+	}
+	for _, a := range sets {
+		flags := a.uint32(unix.NFTA_SET_FLAGS)
+		if flags&unix.NFT_SET_ANONYMOUS != 0 {
+			continue // part of a rule
+		}
+		desc, err := decode(a[unix.NFTA_SET_DESC])
+		if err != nil {
+			return fmt.Errorf("sets: %w", err)
+		}
+		o.sets[a.string(unix.NFTA_SET_NAME)] = observedSet{flags, a.uint32(unix.NFTA_SET_KEY_TYPE), a.uint32(unix.NFTA_SET_KEY_LEN),
+			a.uint32(unix.NFTA_SET_DATA_TYPE), a.uint32(unix.NFTA_SET_DATA_LEN), desc.uint32(unix.NFTA_SET_DESC_SIZE)}
+	}
+	return nil
+}
+
+func (t *Tables) observeObjects(want table, o *observedTable) error {
+	objects, err := t.read.dump(unix.NFT_MSG_GETOBJ, want, attrName(unix.NFTA_OBJ_TABLE, want.name))
+	if err != nil {
+		return fmt.Errorf("counters: %w", err)
+	}
+	for _, a := range objects {
+		name, kind := a.string(unix.NFTA_OBJ_NAME), objectKind(a.uint32(unix.NFTA_OBJ_TYPE))
+		o.objects[name] = kind
+		if kind != objectCounter {
+			continue
+		}
+		c, err := decode(a[unix.NFTA_OBJ_DATA])
+		if err != nil {
+			return fmt.Errorf("counter %s: %w", name, err)
+		}
+		o.packets[name] = c.uint64(unix.NFTA_COUNTER_PACKETS)
+	}
+	return nil
+}
+
+// Counters returns the packets that each of the Counter constants has counted. It is empty when the tables are absent, and begins
+// again at 0 when they are made anew.
+func (t *Tables) Counters() (map[string]uint64, error) {
+	all := map[string]uint64{}
+	for _, want := range tables(0) {
+		var o observedTable
+		// Several dumps need not be of one moment here: each one of a counter stands for itself.
+		o.objects, o.packets = map[string]objectKind{}, map[string]uint64{}
+		if err := t.observeObjects(want, &o); err != nil && !errors.Is(err, unix.ENOENT) {
+			return nil, fmt.Errorf("reading table %s: %w", want.id(), err)
+		}
+		for _, name := range want.counters {
+			if n, ok := o.packets[name]; ok {
+				all[name] = n
+			}
+		}
+	}
+	return all, nil
+}
+
+// absent ends what damage says of a table that is not there.
+const absent = ": absent"
+
+// damage says what of the table is not as it must be, elements apart. Empty: nothing.
+func (t table) damage(o observedTable) []string {
+	if !o.exists {
+		return []string{t.id() + absent}
+	}
+	var out []string
+	report := func(format string, args ...any) {
+		out = append(out, t.id()+": "+fmt.Sprintf(format, args...))
+	}
+	if o.flags != 0 {
+		report("flags 0x%x", o.flags) // as dormant, which switches it off
+	}
+	own := map[string]bool{}
+	for _, s := range t.sets {
+		own[s.name] = true
+		if f := s.fault(o); f != "" {
+			report("%s %s: %s", s.noun(), s.name, f)
+		}
+	}
+	for _, name := range t.counters {
+		own[name] = true
+		if o.objects[name] != objectCounter {
+			report("counter %s: absent", name)
+		}
+	}
+	for _, c := range t.chains {
+		own[c.name] = true
+		if f := c.fault(o); f != "" {
+			report("chain %s: %s", c.name, f)
+		}
+	}
+	for _, names := range [][]string{slices.Sorted(maps.Keys(o.sets)), slices.Sorted(maps.Keys(o.objects)), slices.Sorted(maps.Keys(o.chains))} {
+		for _, name := range names {
+			if !own[name] {
+				report("%s: not ours", name)
+			}
+		}
+	}
+	return out
+}
+
+// fault says in what the set is not as it must be; "" when it is.
+func (s set) fault(o observedTable) string {
+	have, ok := o.sets[s.name]
+	if !ok {
+		return "absent"
+	}
+	want := observedSet{s.flags, s.key.GetNFTMagic(), s.key.Bytes, s.value.GetNFTMagic(), s.value.Bytes, s.size}
+	if have != want {
+		return "of another type"
+	}
+	return ""
+}
+
+// fault says in what the chain is not as it must be; "" when it is.
+func (c chain) fault(o observedTable) string {
+	have, ok := o.chains[c.name]
+	if !ok {
+		return "absent"
+	}
+	if have.hook != c.hook.observed() {
+		return "called elsewhere"
+	}
+	for i, tag := range have.tags {
+		if i >= len(c.rules) || tag != c.rules[i].tag {
+			return fmt.Sprintf("rule %d: not as written", i+1)
+		}
+	}
+	if len(have.tags) < len(c.rules) {
+		return fmt.Sprintf("%d of %d rules", len(have.tags), len(c.rules))
+	}
+	return ""
+}
+
+func (h hook) observed() observedHook {
+	if h == (hook{}) {
+		return observedHook{}
+	}
+	return observedHook{string(h.kind), uint32(h.num), int32(h.prio), uint32(nftables.ChainPolicyAccept)}
+}
+
+// tagOf returns our tag in the user data of a rule, or "": a list of type, length and value, one byte each for the first two.
+func tagOf(b []byte) string {
+	for len(b) >= 2 && len(b) >= 2+int(b[1]) {
+		if b[0] == tagType {
+			return string(b[2 : 2+b[1]])
+		}
+		b = b[2+int(b[1]):]
+	}
+	return ""
+}

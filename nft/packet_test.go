@@ -1,0 +1,389 @@
+package nft
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"os"
+	"os/exec"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/internal/netns"
+)
+
+// space is a named network namespace, for the other hosts of a test: the test's own, unnamed one is the first node.
+type space struct {
+	t    testing.TB
+	name string
+}
+
+func newSpace(t testing.TB, name string) space {
+	t.Helper()
+	s := space{t, fmt.Sprintf("egnft-%d-%s", os.Getpid(), name)}
+	netns.Run(t, "ip netns add "+s.name)
+	t.Cleanup(func() { netns.Run(t, "ip netns del "+s.name) })
+	s.run("ip link set lo up")
+	return s
+}
+
+// run runs lines of commands in the namespace.
+func (s space) run(lines string) {
+	s.t.Helper()
+	for line := range strings.Lines(lines) {
+		if line = strings.TrimSpace(line); line != "" {
+			netns.Run(s.t, "ip netns exec "+s.name+" "+line)
+		}
+	}
+}
+
+// ok reports whether a command in the namespace succeeds.
+func (s space) ok(line string) bool {
+	return exec.Command("ip", append([]string{"netns", "exec", s.name}, strings.Fields(line)...)...).Run() == nil
+}
+
+// do runs f in the namespace, on a thread that ends with it.
+func (s space) do(f func() error) {
+	s.t.Helper()
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked
+		done <- func() error {
+			fd, err := unix.Open("/run/netns/"+s.name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
+				return err
+			}
+			return f()
+		}()
+	}()
+	if err := <-done; err != nil {
+		s.t.Fatal(err)
+	}
+}
+
+// tables returns Tables in the namespace.
+func (s space) tables() (tables *Tables) {
+	s.t.Helper()
+	s.do(func() (err error) { tables, err = New(Config{}); return err })
+	s.t.Cleanup(func() { tables.Close() })
+	return tables
+}
+
+// serve answers every UDP datagram at port 7000 of the addresses with the address that it came from.
+func (s space) serve(ips ...string) {
+	s.t.Helper()
+	for _, ip := range ips {
+		var c net.PacketConn
+		s.do(func() (err error) { c, err = net.ListenPacket("udp", ip+":7000"); return err })
+		s.t.Cleanup(func() { c.Close() })
+		go func() {
+			b := make([]byte, 100)
+			for {
+				_, from, err := c.ReadFrom(b)
+				if err != nil {
+					return
+				}
+				c.WriteTo([]byte(netip.MustParseAddrPort(from.String()).Addr().Unmap().String()), from)
+			}
+		}()
+	}
+}
+
+// seen sends a datagram to the server at ip and returns the source that the server saw; "" when no answer comes.
+func (s space) seen(ip string) string {
+	s.t.Helper()
+	answer := ""
+	s.do(func() error {
+		c, err := net.Dial("udp", net.JoinHostPort(ip, "7000"))
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		b := make([]byte, 100)
+		c.SetDeadline(time.Now().Add(300 * time.Millisecond))
+		c.Write([]byte("?")) // what is lost shows as no answer
+		n, _ := c.Read(b)
+		answer = string(b[:n])
+		return nil
+	})
+	return answer
+}
+
+func counter(t testing.TB, tables *Tables, name string) uint64 {
+	t.Helper()
+	all, err := tables.Counters()
+	if err != nil {
+		t.Fatal(err)
+	}
+	n, ok := all[name]
+	if !ok {
+		t.Errorf("no counter %s in %v", name, all)
+	}
+	return n
+}
+
+// counts fails the test unless f makes the counter grow.
+func counts(t testing.TB, tables *Tables, name string, f func()) {
+	t.Helper()
+	before := counter(t, tables, name)
+	f()
+	if after := counter(t, tables, name); after <= before {
+		t.Errorf("%s stays at %d", name, after)
+	}
+}
+
+// outside makes an external host, linked to the namespace of the calling thread by eth0: 10.10.0.200 and 203.0.113.10 there,
+// 10.10.0.101 here.
+func outside(t testing.TB) space {
+	t.Helper()
+	ext := newSpace(t, "ext")
+	for line := range strings.Lines(`ip link add eth0 type veth peer name eth0 netns ` + ext.name + `
+		ip link set eth0 up
+		ip addr add 10.10.0.101/24 dev eth0
+		ip addr add fd10::101/64 dev eth0 nodad
+		ip route add default via 10.10.0.200
+		sysctl -qw net.ipv4.ip_forward=1`) {
+		netns.Run(t, line)
+	}
+	ext.run(`ip link set eth0 up
+		ip addr add 10.10.0.200/24 dev eth0
+		ip addr add fd10::200/64 dev eth0 nodad
+		ip addr add 203.0.113.10/32 dev lo`)
+	return ext
+}
+
+// pod makes a pod, linked to the namespace of the calling thread as a CNI does it, which masquerades what leaves the pods' network.
+func pod(t testing.TB) space {
+	t.Helper()
+	p := newSpace(t, "pod")
+	netns.Run(t, "ip link add cni0 type veth peer name eth0 netns "+p.name)
+	netns.Run(t, "ip link set cni0 up")
+	netns.Run(t, "ip addr add 10.244.1.1/24 dev cni0")
+	nft(t, `table inet cni { chain post { type nat hook postrouting priority 100; ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade; }; }`)
+	p.run(`ip link set eth0 up
+		ip addr add 10.244.1.2/24 dev eth0
+		ip route add default via 10.244.1.1`)
+	return p
+}
+
+const server = "203.0.113.10"
+
+// The permit is the lock that also binds a frozen agent: without it, the node is silent about the address.
+func TestWithoutPermitNobodyAnswersForTheIP(t *testing.T) {
+	tables := open(t)
+	ext := outside(t)
+	netns.Run(t, "ip addr add 10.10.0.8/32 dev lo")
+	netns.Run(t, "ip addr add fd10::8/128 dev eth0 nodad")
+	reach(t, tables, parseState(t, "fenced 10.10.0.8\nfenced fd10::8"))
+
+	arping := func() bool { return ext.ok("arping -q -c1 -w1 -I eth0 10.10.0.8") }
+	ping6 := func() bool {
+		ext.run("ip -6 neigh flush dev eth0")
+		return ext.ok("ping -6 -c1 -W0.3 fd10::8")
+	}
+	silent := func(when string) {
+		t.Helper()
+		counts(t, tables, CounterARP, func() {
+			if arping() {
+				t.Errorf("%s: ARP is answered", when)
+			}
+		})
+		counts(t, tables, CounterNDP, func() {
+			if ping6() {
+				t.Errorf("%s: NDP is answered", when)
+			}
+		})
+	}
+	grant := func(answer bool, d time.Duration) {
+		t.Helper()
+		if err := tables.Permit([]Permit{{ip4, answer}, {ip6, answer}}, d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	silent("never permitted")
+	grant(true, time.Hour)
+	if !arping() || !ping6() {
+		t.Error("permitted: no answer")
+	}
+	if err := tables.RevokeAnswer(ip4, ip6); err != nil {
+		t.Fatal(err)
+	}
+	silent("revoked")
+	grant(false, time.Hour)
+	silent("permitted to send only")
+	grant(true, 200*time.Millisecond)
+	eventually(t, "the permit is still there", func() bool { return len(permits(t, tables)) == 0 })
+	silent("expired")
+	if !ext.ok("arping -q -c1 -w1 -I eth0 10.10.0.101") || !ext.ok("ping -6 -c1 -W0.3 fd10::101") {
+		t.Error("the node does not answer for its own address")
+	}
+}
+
+// What leaves a node with an egress IP of its own, and what does not.
+func TestLocalGateway(t *testing.T) {
+	tables := open(t)
+	ext, p := outside(t), pod(t)
+	ext.serve(server, "10.10.0.200")
+	netns.Run(t, "ip addr add 10.10.0.8/32 dev lo")
+	const base = "except 10.244.0.0/16\nexcept 10.10.0.200/32\nfenced 10.10.0.8\n"
+	hosted := base + "pod 10.244.1.2 5\nnexthop 5 0x3fff\nhosted 5 10.10.0.8 0x3fff\n"
+	grant := func() {
+		t.Helper()
+		if err := tables.Permit([]Permit{{ip4, true}}, time.Hour); err != nil {
+			t.Fatal(err)
+		}
+	}
+	reach(t, tables, parseState(t, base))
+	grant()
+	if got := p.seen(server); got != "10.10.0.101" {
+		t.Errorf("not selected: source %q, want the CNI's", got)
+	}
+	reach(t, tables, parseState(t, hosted))
+	if got := p.seen(server); got != "10.10.0.8" {
+		t.Errorf("selected: source %q, want the egress IP", got)
+	}
+	if got := p.seen("10.10.0.200"); got != "10.10.0.101" {
+		t.Errorf("excepted destination: source %q, want the CNI's", got)
+	}
+	if !p.ok("ping -c1 -W0.5 10.244.1.1") {
+		t.Error("the pod does not reach its node")
+	}
+	dropped := func(counter, state, why string) {
+		t.Helper()
+		reach(t, tables, parseState(t, state))
+		counts(t, tables, counter, func() {
+			if got := p.seen(server); got != "" {
+				t.Errorf("%s: source %q, want nothing", why, got)
+			}
+		})
+	}
+	dropped(CounterNoNextHop, base+"pod 10.244.1.2 5\n", "no gateway")
+	dropped(CounterNoNextHop, base+"pod 10.244.1.2 0\n", "no address")
+	dropped(CounterGuard, base+"pod 10.244.1.2 5\nnexthop 5 0x3fff\n", "steered here but not hosted")
+	if err := tables.Revoke(ip4); err != nil {
+		t.Fatal(err)
+	}
+	dropped(CounterGuard, hosted, "no permit")
+	grant()
+	if got := p.seen(server); got != "10.10.0.8" {
+		t.Errorf("permitted again: source %q, want the egress IP", got)
+	}
+
+	// A segment with a wrong checksum is in no connection.
+	counts(t, tables, CounterInvalid, func() {
+		p.do(func() error {
+			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+			if err != nil {
+				return err
+			}
+			defer unix.Close(fd)
+			return unix.Sendto(fd, []byte{0: 1, 2: 1, 12: 5 << 4, 13: 4, 19: 0}, 0, &unix.SockaddrInet4{Addr: [4]byte{203, 0, 113, 10}})
+		})
+		eventually(t, "an invalid segment was not counted", func() bool { return counter(t, tables, CounterInvalid) > 0 })
+	})
+}
+
+// The egress IP is no way to the node's services, but says that it is alive.
+func TestTheEgressIPOffersNoService(t *testing.T) {
+	tables := open(t)
+	ext := outside(t)
+	l, err := net.Listen("tcp", ":7000")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	netns.Run(t, "ip addr add 10.10.0.8/32 dev lo")
+	reach(t, tables, parseState(t, "fenced 10.10.0.8"))
+	if err := tables.Permit([]Permit{{ip4, true}}, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	connects := func(ip string) bool {
+		return ext.ok("timeout 2 socat -u OPEN:/dev/null TCP:" + ip + ":7000,connect-timeout=0.3")
+	}
+	if !connects("10.10.0.101") {
+		t.Error("the node's own address offers nothing either")
+	}
+	counts(t, tables, CounterService, func() {
+		if connects("10.10.0.8") {
+			t.Error("connected to the egress IP")
+		}
+	})
+	if !ext.ok("ping -c1 -W0.5 10.10.0.8") {
+		t.Error("the egress IP answers no echo request")
+	}
+}
+
+// A pod's packets on two nodes: out over the overlay, SNATed at the gateway, and back.
+func TestRemoteGateway(t *testing.T) {
+	tables := open(t)
+	ext, p := outside(t), pod(t)
+	ext.serve(server, "10.10.0.200")
+	gw := newSpace(t, "gw")
+	// The second node has a link to the first one and one to the outside, which knows the egress IP by a route.
+	netns.Run(t, "ip link add eth1 type veth peer name eth0 netns "+gw.name)
+	netns.Run(t, "ip link set eth1 up")
+	netns.Run(t, "ip addr add 10.11.0.101/24 dev eth1")
+	gw.run(`ip link set eth0 up
+		ip addr add 10.11.0.102/24 dev eth0
+		sysctl -qw net.ipv4.ip_forward=1
+		ip link add eth1 type veth peer name eth1 netns ` + ext.name + `
+		ip link set eth1 up
+		ip addr add 10.12.0.102/24 dev eth1
+		ip route add default via 10.12.0.200`)
+	ext.run(`ip link set eth1 up
+		ip addr add 10.12.0.200/24 dev eth1
+		ip route add 10.10.0.8/32 via 10.12.0.102`)
+
+	overlay := func(run func(string), self, peer, selfMAC, peerMAC string) {
+		for line := range strings.Lines(fmt.Sprintf(`ip link add egret.vx address %s mtu 1450 type vxlan id 7 dstport %d local %s nolearning gbp
+			sysctl -qw net/ipv4/conf/egret.vx/rp_filter=0
+			sysctl -qw net/ipv4/conf/all/rp_filter=0
+			ip link set egret.vx up
+			ip addr add %[3]s/32 dev egret.vx scope link noprefixroute
+			ip neigh add %[4]s lladdr %[5]s dev egret.vx nud permanent
+			bridge fdb append %[5]s dev egret.vx dst %[4]s
+			ip rule add pref 1000 fwmark 0/0x2000 goto 32766
+			ip rule add pref 1100 fwmark 0x2000/0x3fff lookup 7000
+			ip rule add pref 1200 fwmark 0x2002/0x3fff lookup 7002
+			ip route add default via %[4]s dev egret.vx onlink table 7002`, selfMAC, egress.OverlayPort, self, peer, peerMAC)) {
+			run(strings.TrimSpace(line))
+		}
+	}
+	overlay(func(l string) { netns.Run(t, l) }, "10.11.0.101", "10.11.0.102", "02:e9:00:00:00:01", "02:e9:00:00:00:02")
+	overlay(gw.run, "10.11.0.102", "10.11.0.101", "02:e9:00:00:00:02", "02:e9:00:00:00:01")
+	gw.run("ip route add 10.244.1.2/32 via 10.11.0.101 dev egret.vx onlink table 7000")
+
+	far := gw.tables()
+	hosts := parseState(t, "mtu 1450\nnode 10.11.0.101\nhosted 5 10.10.0.8 0x3fff")
+	reach(t, tables, parseState(t, "mtu 1450\nnode 10.11.0.102\npod 10.244.1.2 5\nnexthop 5 0x2002"))
+	reach(t, far, hosts)
+	if err := far.Permit([]Permit{{IP: ip4}}, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.seen(server); got != "10.10.0.8" {
+		t.Errorf("source %q, want the egress IP; counters %v", got, fmt.Sprint(far.Counters()))
+	}
+
+	reach(t, far, parseState(t, "mtu 1450\nnode 10.11.0.101\npod 10.244.9.9 5\nnexthop 5 0x2002"))
+	counts(t, far, CounterUnhosted, func() {
+		if got := p.seen(server); got != "" {
+			t.Errorf("not hosted there: source %q, want nothing", got)
+		}
+	})
+	hosts.Nodes = []netip.Addr{netip.MustParseAddr("10.11.0.99")}
+	reach(t, far, hosts)
+	counts(t, far, CounterForeign, func() {
+		if got := p.seen(server); got != "" {
+			t.Errorf("from no node: source %q, want nothing", got)
+		}
+	})
+}

@@ -1,0 +1,196 @@
+package nft
+
+import (
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// The counters. Each counts packets that were dropped, and why.
+const (
+	CounterInvalid   = "invalid_dropped"  // of a selected pod, or from the overlay, in no connection that conntrack can place
+	CounterNoNextHop = "no_nexthop"       // of a selected pod whose egress IP lives nowhere now
+	CounterUnhosted  = "overlay_unhosted" // from the overlay, for an egress IP that is not here
+	CounterGuard     = "guard_dropped"    // about to leave with a source that is no permitted egress IP
+	CounterService   = "service_dropped"  // for a service of the node, at an egress IP
+	CounterForeign   = "overlay_foreign"  // VXLAN from a host that is no node
+	CounterARP       = "arp_dropped"      // ARP for an egress IP without permit
+	CounterNDP       = "ndp_dropped"      // neighbor discovery for an egress IP without permit
+)
+
+// How many elements the sets may hold. The kernel keeps a set without such a bound in a table that it resizes in the background, and
+// a dump that comes upon that misses elements with no sign of it. A bounded set is an array of lists, read in order: 8 bytes for each
+// element that there might be, 1.6 MB in all.
+const (
+	maxIDs   = uint32(egress.MaxID) + 1
+	maxNodes = egress.MaxNodeIndex + 1
+	maxPods  = 16384 // of one family; a hundred times what a kubelet runs by default
+)
+
+// tables returns both tables as they must be. Nothing but the MSS depends on an argument.
+func tables(overlayMTU int) []table { return []table{inetTable(overlayMTU), arpTable()} }
+
+func inetTable(overlayMTU int) table {
+	t := table{
+		family: nftables.TableFamilyINet, name: egress.TableName,
+		counters: []string{CounterForeign, CounterGuard, CounterInvalid, CounterNDP, CounterNoNextHop, CounterService,
+			CounterUnhosted},
+		chains: append(overlayChains(), steeringChains()...),
+	}
+	t.chains = append(t.chains, leavingChains(overlayMTU)...)
+	t.chains = append(t.chains, hostChains()...)
+	for _, f := range families {
+		t.sets = append(t.sets,
+			set{name: "pod" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxPods},
+			set{name: "snat" + f.digit, key: mark, value: f.address, flags: flagMap, size: maxIDs},
+			set{name: "except" + f.digit, key: f.address, flags: flagInterval},
+			set{name: "egressip" + f.digit, key: f.address, size: maxIDs},
+			set{name: "node" + f.digit, key: f.address, size: maxNodes},
+			set{name: "permit" + f.digit, key: f.address, flags: flagTimeout})
+	}
+	t.sets = append(t.sets,
+		set{name: "answer6", key: address6, flags: flagTimeout},
+		set{name: "nexthop", key: mark, value: mark, flags: flagMap, size: maxIDs},
+		set{name: "hosted", key: mark, value: mark, flags: flagMap, size: maxIDs})
+	return t
+}
+
+// perFamily returns what make makes for every family, in order.
+func perFamily(make func(f family) rule) []rule {
+	var rules []rule
+	for _, f := range families {
+		rules = append(rules, make(f))
+	}
+	return rules
+}
+
+// overlayChains see the overlay's own packets: VXLAN, before and instead of conntrack.
+func overlayChains() []chain {
+	r := func(terms ...term) rule { return newRule("overlay", terms...) }
+	known := perFamily(func(f family) rule { return r(saddrIn(f, "node"+f.digit), notrack(), accept()) })
+	sent := perFamily(func(f family) rule {
+		return newRule("overlay_out", udpTo(egress.OverlayPort), daddrIn(f, "node"+f.digit), notrack())
+	})
+	return []chain{
+		// UDP to this port that is only forwarded is none of ours: pods may use it among themselves.
+		{"overlay_in", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -300},
+			[]rule{newRule("overlay_in", udpTo(egress.OverlayPort), localDestination(), enter("overlay"))}},
+		{"overlay", hook{}, append(known, r(count(CounterForeign), drop()))},
+		{"overlay_out", hook{nftables.ChainTypeFilter, "output", *nftables.ChainHookOutput, -300}, sent},
+	}
+}
+
+// steeringChains decide, after the Service DNAT (-100) and before the route lookup, whose a packet is and where it goes.
+func steeringChains() []chain {
+	pre := func(terms ...term) rule { return newRule("prerouting", terms...) }
+	lost := ctState("invalid,untracked", expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED)
+	fresh := ctState("new", expr.CtStateBitNEW)
+	return []chain{
+		{"prerouting", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -90}, []rule{
+			pre(direction("reply", 1), tagged(), setMark(egress.ReturnMark), accept()),
+			pre(fromOverlay(), enter("steer_overlay")),
+			pre(fresh, jump("classify")),
+			pre(lost, jump("invalid")),
+			pre(tagged(), enter("steer")),
+		}},
+		{"classify", hook{}, append(notEgress("classify"), perFamily(func(f family) rule {
+			return newRule("classify", podMark(f, "ct mark", setCtMark()))
+		})...)},
+		// A packet that conntrack cannot place, or is told not to, would leave without SNAT. The mark that is set is of no use: it
+		// is how a rule matches the keys of a map.
+		{"invalid", hook{}, append(notEgress("invalid"), perFamily(func(f family) rule {
+			return newRule("invalid", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), count(CounterInvalid), drop())
+		})...)},
+		{"steer", hook{}, []rule{
+			newRule("steer", markFrom("nexthop"), accept()),
+			newRule("steer", count(CounterNoNextHop), drop()),
+		}},
+		// What came over the overlay is never sent on over the overlay, and nothing else than egress connections comes over it.
+		{"steer_overlay", hook{}, []rule{
+			newRule("steer_overlay", lost, count(CounterInvalid), drop()),
+			newRule("steer_overlay", fresh, connMarkFromID()),
+			newRule("steer_overlay", markFrom("hosted"), accept()),
+			newRule("steer_overlay", count(CounterUnhosted), drop()),
+		}},
+	}
+}
+
+// notEgress are the first rules of a chain that returns for packets to which no egress applies, by their destination.
+func notEgress(chain string) []rule {
+	return append(
+		perFamily(func(f family) rule { return newRule(chain, daddrIn(f, "except"+f.digit), back()) }),
+		newRule(chain, hereType(), back()))
+}
+
+// leavingChains see egress connections on their way out: forward, then three times postrouting.
+func leavingChains(overlayMTU int) []chain {
+	id := egress.Mark(egress.MaxID)
+	post := func(kind nftables.ChainType, prio nftables.ChainPriority) hook {
+		return hook{kind, "postrouting", *nftables.ChainHookPostrouting, prio}
+	}
+	fwd := []rule{newRule("forward", toOverlay(), tcpSYN(), mssOfRoute())}
+	if overlayMTU > ipv6.headers {
+		fwd = append(fwd, perFamily(func(f family) rule {
+			return newRule("forward", fromOverlay(), words("meta nfproto "+f.protocol, f.is()...), tcpSYN(), mss(overlayMTU-f.headers))
+		})...)
+	}
+	own := perFamily(func(f family) rule { return newRule("translate_egress", toOverlay(), snatToSelf(f)) })
+	own = append(own, perFamily(func(f family) rule { return newRule("translate_egress", snatFrom(f, "snat"+f.digit)) })...)
+	permitted := perFamily(func(f family) rule { return newRule("permitted", saddrIn(f, "permit"+f.digit), accept()) })
+	return []chain{
+		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0}, fwd},
+		// The packet mark becomes the id, which VXLAN carries as its group policy.
+		{"identity", post(nftables.ChainTypeFilter, 0), []rule{newRule("identity", toOverlay(),
+			words(fmt.Sprintf("meta mark set ct mark & 0x%08x", uint32(id)), loadCt(expr.CtKeyMARK), mask(id, 0), setMeta(expr.MetaKeyMARK)))}},
+		// Before every other SNAT (100): what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
+		{"translate", post(nftables.ChainTypeNAT, 99), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
+		{"translate_egress", hook{}, append(own, newRule("translate_egress", count(CounterGuard), drop()))},
+		// After every SNAT: what still is no permitted egress IP never leaves.
+		{"guard", post(nftables.ChainTypeFilter, 300), []rule{newRule("guard", direction("original", 0), tagged(), enter("permitted"))}},
+		{"permitted", hook{}, append([]rule{newRule("permitted", toOverlay(), accept())},
+			append(permitted, newRule("permitted", count(CounterGuard), drop()))...)},
+	}
+}
+
+// hostChains fence the egress IPs that this node has as addresses: they are for packets that pass, not for the node.
+func hostChains() []chain {
+	nd := []expr.Any{loadMeta(expr.MetaKeyNFPROTO), equals(unix.NFPROTO_IPV6), loadMeta(expr.MetaKeyL4PROTO), equals(unix.IPPROTO_ICMPV6),
+		load(expr.PayloadBaseTransportHeader, 0, 1)}
+	// The target of a neighbor advertisement (RFC 4861, section 4.4).
+	target := load(expr.PayloadBaseTransportHeader, 8, 16)
+	source := ipv6.saddr()
+	// A solicitation tells its source's link-layer address just as well.
+	advert := words("icmpv6 type nd-neighbor-advert @th,64,128 @egressip6 @th,64,128 != @answer6",
+		append(nd[:len(nd):len(nd)], equals(136), target, in("egressip6"), target, notIn("answer6"))...)
+	solicit := words("icmpv6 type nd-neighbor-solicit ip6 saddr @egressip6 ip6 saddr != @answer6",
+		append(nd[:len(nd):len(nd)], equals(135), source, in("egressip6"), source, notIn("answer6"))...)
+	return []chain{
+		// No service, and no reset of a connection that the kernel does not know: it may be another node's.
+		{"input", hook{nftables.ChainTypeFilter, "input", *nftables.ChainHookInput, 0}, perFamily(func(f family) rule {
+			return newRule("input", daddrIn(f, "egressip"+f.digit),
+				words("meta l4proto != "+f.icmp, loadMeta(expr.MetaKeyL4PROTO), differs(f.icmpNum)), count(CounterService), drop())
+		})},
+		{"neighbor", hook{nftables.ChainTypeFilter, "output", *nftables.ChainHookOutput, 0}, []rule{
+			newRule("neighbor", advert, count(CounterNDP), drop()),
+			newRule("neighbor", solicit, count(CounterNDP), drop()),
+		}},
+	}
+}
+
+func arpTable() table {
+	// The sender's protocol address of an ARP packet for IPv4 over Ethernet (RFC 826).
+	sender := load(expr.PayloadBaseNetworkHeader, 14, 4)
+	return table{
+		family: nftables.TableFamilyARP, name: egress.TableName,
+		sets:     []set{{name: "egressip4", key: address4, size: maxIDs}, {name: "permit4", key: address4, flags: flagTimeout}},
+		counters: []string{CounterARP},
+		chains: []chain{{"out", hook{nftables.ChainTypeFilter, "output", 1 /* NF_ARP_OUT, linux/netfilter_arp.h */, 0}, []rule{
+			newRule("out", words("arp saddr ip @egressip4 arp saddr ip != @permit4", sender, in("egressip4"), sender, notIn("permit4")),
+				count(CounterARP), drop()),
+		}}},
+	}
+}

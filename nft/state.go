@@ -1,0 +1,141 @@
+package nft
+
+import (
+	"cmp"
+	"encoding/binary"
+	"net/netip"
+	"slices"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// State is what the tables hold. The zero State is valid: no pod is selected, no egress IP is hosted, no peer is known. Its maps and
+// slices need no order, may hold duplicates, and are not changed.
+type State struct {
+	// Pods are the local selected pods and the id of their egress IP. ID 0: an egress without address; the new connections of the
+	// pod are dropped.
+	Pods map[netip.Addr]egress.ID
+	// NextHops say where the connections of local pods go, by id. The packets of an id without entry are dropped and counted.
+	NextHops map[egress.ID]egress.Mark
+	// Hosted are the ids that this node may send with: for its own pods, and for what comes over the overlay.
+	Hosted map[egress.ID]Hosted
+	// Fenced are the egress IPs of pools that this node has as an address, or is about to have: without a permit they are not
+	// answered for, and they offer no service of the node.
+	Fenced []netip.Addr
+	// Except are the destinations to which no egress applies. They may overlap.
+	Except []netip.Prefix
+	// Nodes are the overlay endpoints of the peers: VXLAN from anywhere else is dropped.
+	Nodes []netip.Addr
+	// OverlayMTU is the MTU of the overlay link. The MSS of TCP connections that come from the overlay is clamped to it, for peers
+	// with a larger one; toward the overlay the kernel knows it. 0: no clamp of what comes.
+	OverlayMTU int
+	// KeepPods keeps the entries of pods that are not in Pods: a record could not be read, and an error never causes a delete.
+	KeepPods bool
+}
+
+// Hosted is how connections leave this node: with which source address, and by which routing mark.
+type Hosted struct {
+	IP   netip.Addr
+	Mark egress.Mark
+}
+
+// elements are the contents of a set: key to value, both in network byte order, so that their order as strings is the order of what
+// they mean. Values are empty but in maps, and in interval sets, where key and value are the first and the last address of a range.
+type elements map[string]string
+
+// elements returns the contents of all sets but the timed ones, by the name of the set.
+func (s State) elements() map[string]elements {
+	all := map[string]elements{}
+	put := func(set, key, value string) {
+		if all[set] == nil {
+			all[set] = elements{}
+		}
+		all[set][key] = value
+	}
+	for ip, id := range s.Pods {
+		if f, ip, ok := familyOf(ip); ok {
+			put("pod"+f.digit, key(ip), markKey(id.ConnMark()))
+		}
+	}
+	for id, m := range s.NextHops {
+		put("nexthop", markKey(id.ConnMark()), markKey(m))
+	}
+	for id, h := range s.Hosted {
+		if f, ip, ok := familyOf(h.IP); ok {
+			put("hosted", markKey(id.ConnMark()), markKey(h.Mark))
+			put("snat"+f.digit, markKey(id.ConnMark()), key(ip))
+		}
+	}
+	for set, ips := range map[string][]netip.Addr{"egressip": s.Fenced, "node": s.Nodes} {
+		for _, ip := range ips {
+			if f, ip, ok := familyOf(ip); ok {
+				put(set+f.digit, key(ip), "")
+			}
+		}
+	}
+	for _, r := range merge(s.Except) {
+		f, _, _ := familyOf(r.first)
+		put("except"+f.digit, key(r.first), key(r.last))
+	}
+	return all
+}
+
+// key returns an address in network byte order.
+func key(ip netip.Addr) string { return string(ip.AsSlice()) }
+
+// markKey returns a mark in network byte order.
+func markKey(m egress.Mark) string { return string(binary.BigEndian.AppendUint32(nil, uint32(m))) }
+
+// span is a range of addresses of one family, both ends included.
+type span struct{ first, last netip.Addr }
+
+// merge returns the addresses of prefixes as the fewest ranges, in order: the kernel refuses ranges that overlap.
+func merge(prefixes []netip.Prefix) []span {
+	var all []span
+	for _, p := range prefixes {
+		a, bits := p.Addr().WithZone(""), p.Bits()
+		if a.Is4In6() && bits >= 96 {
+			a, bits = a.Unmap(), bits-96
+		}
+		if p = netip.PrefixFrom(a, bits).Masked(); p.IsValid() {
+			all = append(all, span{p.Addr(), lastAddr(p)})
+		}
+	}
+	slices.SortFunc(all, func(a, b span) int { return cmp.Or(a.first.Compare(b.first), b.last.Compare(a.last)) })
+	var out []span
+	for _, s := range all {
+		if n := len(out) - 1; n >= 0 && out[n].first.BitLen() == s.first.BitLen() {
+			// Next of the last address there is, is the zero Addr: then everything after it is covered.
+			if next := out[n].last.Next(); !next.IsValid() || !next.Less(s.first) {
+				if out[n].last.Less(s.last) {
+					out[n].last = s.last
+				}
+				continue
+			}
+		}
+		out = append(out, s)
+	}
+	return out
+}
+
+func lastAddr(p netip.Prefix) netip.Addr {
+	b := p.Addr().AsSlice()
+	for i := p.Bits(); i < len(b)*8; i++ {
+		b[i/8] |= 0x80 >> (i % 8)
+	}
+	a, _ := netip.AddrFromSlice(b)
+	return a
+}
+
+// String prints a range as nft takes it: an address, a prefix where the range is one, else first-last.
+func (s span) String() string {
+	if s.first == s.last {
+		return s.first.String()
+	}
+	for bits := 0; bits < s.first.BitLen(); bits++ {
+		if p := netip.PrefixFrom(s.first, bits); p.Masked() == p && lastAddr(p) == s.last {
+			return p.String()
+		}
+	}
+	return s.first.String() + "-" + s.last.String()
+}

@@ -1,0 +1,93 @@
+package nft
+
+import (
+	"fmt"
+
+	"github.com/google/nftables"
+	"golang.org/x/sys/unix"
+)
+
+// table is a table as it must be.
+type table struct {
+	family   nftables.TableFamily
+	name     string
+	sets     []set
+	counters []string
+	chains   []chain
+}
+
+// set is a set or a map as it must be.
+type set struct {
+	name  string
+	key   kind
+	value kind // of a map
+	flags uint32
+	size  uint32 // how many elements it may hold; 0: as many as come
+}
+
+// The flags of sets that are used here.
+const (
+	flagMap      = unix.NFT_SET_MAP
+	flagInterval = unix.NFT_SET_INTERVAL
+	flagTimeout  = unix.NFT_SET_TIMEOUT
+)
+
+// anonymous is what the kernel makes the name of an anonymous set from (linux: nf_tables_set_alloc_name).
+const anonymous = "__set%d"
+
+// chain is a chain as it must be.
+type chain struct {
+	name  string
+	hook  hook // zero: only jumped to
+	rules []rule
+}
+
+// hook is where a chain is called. All accept by policy: what has to be dropped is dropped by a rule, which counts.
+type hook struct {
+	kind nftables.ChainType
+	name string
+	num  nftables.ChainHook
+	prio nftables.ChainPriority
+}
+
+// id prints family and name of the table.
+func (t table) id() string {
+	if t.family == nftables.TableFamilyARP {
+		return "arp " + t.name
+	}
+	return "inet " + t.name
+}
+
+func (s set) noun() string {
+	if s.flags&flagMap != 0 {
+		return "map"
+	}
+	return "set"
+}
+
+// definition prints what is in braces when nft makes the set.
+func (s set) definition() string {
+	out := "{ type " + s.key.Name
+	if s.flags&flagMap != 0 {
+		out += " : " + s.value.Name
+	}
+	out += ";"
+	if s.size > 0 {
+		out += fmt.Sprintf(" size %d;", s.size)
+	}
+	if s.flags&flagInterval != 0 {
+		out += " flags interval;"
+	}
+	if s.flags&flagTimeout != 0 {
+		out += " flags timeout;"
+	}
+	return out + " }"
+}
+
+// definition prints what nft takes after the name of a chain.
+func (h hook) definition() string {
+	if h == (hook{}) {
+		return ""
+	}
+	return fmt.Sprintf(" { type %s hook %s priority %d; policy accept; }", h.kind, h.name, h.prio)
+}

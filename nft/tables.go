@@ -1,0 +1,126 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"strings"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+)
+
+// ErrNoTable says that a set for permits is not there: the tables were never applied, or someone removed them.
+var ErrNoTable = errors.New("nftables tables of egret are not there")
+
+// ErrStale says that a transaction did not fit the kernel: something changed since it was observed. Nothing was written.
+var ErrStale = errors.New("the ruleset is not as it was observed")
+
+// Config says what Tables work with. The zero Config is valid.
+type Config struct {
+	Log *slog.Logger // default: none
+}
+
+// Tables are our two tables in one network namespace. All methods are safe for concurrent use.
+type Tables struct {
+	log   *slog.Logger
+	read  reader
+	write writer
+	watch *netlink.Conn
+}
+
+// The buffers of the sockets. A transaction is one message of the socket, and the kernel charges it whole: 50,000 elements take 3 MB.
+// It answers every part with a packet of its own, about 1 KB with all that belongs to it. Root may exceed the limits of sysctl.
+const (
+	sendBuffer    = 32 << 20
+	receiveBuffer = 8 << 20
+)
+
+// New opens the netlink sockets in the network namespace of the calling thread, where they stay: methods work from any thread. It
+// writes nothing. Close must be called.
+func New(cfg Config) (*Tables, error) {
+	t := &Tables{log: cfg.Log}
+	if t.log == nil {
+		t.log = slog.New(slog.DiscardHandler)
+	}
+	for _, c := range []**netlink.Conn{&t.read.nl, &t.write.nl, &t.watch} {
+		var err error
+		if *c, err = dial(); err != nil {
+			return nil, errors.Join(fmt.Errorf("opening a netlink socket: %w", err), t.Close())
+		}
+	}
+	// From now on, so that no change falls between the first Observe and Watch.
+	if err := t.watch.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
+		return nil, errors.Join(fmt.Errorf("joining the nftables group: %w", err), t.Close())
+	}
+	return t, nil
+}
+
+func dial() (*netlink.Conn, error) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return nil, err
+	}
+	if err := prepare(c); err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
+func prepare(c *netlink.Conn) error {
+	return errors.Join(
+		c.SetWriteBuffer(sendBuffer), c.SetReadBuffer(receiveBuffer),
+		// Errors say in words what was wrong. Not together with CapAcknowledge: netlink v1.11.2 looks for the words behind the
+		// refused message even when that is left out.
+		c.SetOption(netlink.ExtendedAcknowledge, true),
+	)
+}
+
+// Close closes the sockets. What is in the kernel stays.
+func (t *Tables) Close() error {
+	var errs []error
+	for _, c := range []*netlink.Conn{t.read.nl, t.write.nl, t.watch} {
+		if c != nil {
+			errs = append(errs, c.Close())
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Apply writes changes as one transaction: all of it, or nothing and an error. Empty Changes write nothing. The error is ErrStale when
+// the kernel is no more as it was observed, also because these very Changes were applied before: observe again, and apply what is
+// left.
+func (t *Tables) Apply(c Changes) error {
+	if c.Empty() {
+		return nil
+	}
+	start := time.Now()
+	if err := t.write.commit(c.ops); err != nil {
+		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
+			err = errors.Join(ErrStale, err)
+		}
+		return fmt.Errorf("applying %d changes of nftables: %w", len(c.ops), err)
+	}
+	for _, r := range c.Repairs {
+		if table, ok := strings.CutSuffix(r, absent); ok {
+			t.log.Info("nftables table made", "table", table)
+		} else {
+			t.log.Warn("nftables table mended", "table", r)
+		}
+	}
+	t.log.Debug("nftables applied", "dur", time.Since(start))
+	return nil
+}
+
+// Delete removes both tables, with all that is in them. That one is absent is no error.
+func (t *Tables) Delete() error {
+	var ops []op
+	for _, t := range tables(0) {
+		ops = append(ops, t.addTable(), t.deleteTable()) // the first makes an absent one deletable
+	}
+	if err := t.write.commit(ops); err != nil {
+		return fmt.Errorf("deleting the nftables tables: %w", err)
+	}
+	return nil
+}

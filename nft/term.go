@@ -1,0 +1,268 @@
+package nft
+
+import (
+	"crypto/sha256"
+	"encoding/binary"
+	"encoding/hex"
+	"fmt"
+	"io"
+	"net/netip"
+	"strings"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// A term is one part of a rule, in the words of nft(8) and in those of the kernel. What nft makes of the words can be seen with
+// `nft --debug=netlink`; a test feeds the words to nft and compares.
+type term struct {
+	words string
+	exprs []expr.Any
+	set   []element // the anonymous set that the last lookup of exprs is in
+}
+
+// rule is one rule of a chain.
+type rule struct {
+	words string
+	exprs []expr.Any
+	set   []element
+	tag   string
+}
+
+// tagType is the type of the entry in the user data of a rule that holds its tag. nft(8) knows 0 (comment) and 1, and skips others.
+const tagType = 0xe9
+
+func newRule(chain string, terms ...term) rule {
+	var r rule
+	var words []string
+	for _, t := range terms {
+		words = append(words, t.words)
+		r.exprs = append(r.exprs, t.exprs...)
+		r.set = append(r.set, t.set...)
+	}
+	r.words = strings.Join(words, " ")
+	h := sha256.New()
+	io.WriteString(h, chain+": "+r.words) // a Hash never fails
+	for _, e := range r.exprs {
+		b, err := expr.Marshal(unix.NFPROTO_INET, e)
+		fmt.Fprintf(h, "%T %x %v\n", e, b, err)
+	}
+	r.tag = hex.EncodeToString(h.Sum(nil)[:8])
+	return r
+}
+
+// family is what differs between IPv4 and IPv6.
+type family struct {
+	name     string // as nft has it
+	digit    string // the last letter of the names of its sets
+	protocol string // the value of meta nfproto
+	number   byte   // NFPROTO_*
+	source   uint32 // offset of the source address in the header
+	icmp     string
+	icmpNum  byte
+	headers  int // bytes of an IP and a TCP header without options: an MTU without them is the MSS
+	address  kind
+	answer   permitSet // of the permits to answer ARP or NDP
+}
+
+var (
+	ipv4 = family{"ip", "4", "ipv4", unix.NFPROTO_IPV4, 12, "icmp", unix.IPPROTO_ICMP, 20 + 20, address4,
+		permitSet{nftables.TableFamilyARP, "permit4"}}
+	ipv6 = family{"ip6", "6", "ipv6", unix.NFPROTO_IPV6, 8, "ipv6-icmp", unix.IPPROTO_ICMPV6, 40 + 20, address6,
+		permitSet{nftables.TableFamilyINet, "answer6"}}
+	families = []family{ipv4, ipv6}
+)
+
+// familyOf returns the family of an address and the address as its sets hold it. ok is false for the zero Addr.
+func familyOf(ip netip.Addr) (f family, plain netip.Addr, ok bool) {
+	ip = ip.Unmap().WithZone("")
+	for _, f := range families {
+		if ip.BitLen() == 8*int(f.address.Bytes) {
+			return f, ip, true
+		}
+	}
+	return family{}, ip, false
+}
+
+// reg is the only register that the rules need.
+const reg = unix.NFT_REG_1
+
+func native(v uint32) []byte { return binaryutil.NativeEndian.PutUint32(v) }
+
+func equals(data ...byte) expr.Any { return &expr.Cmp{Op: expr.CmpOpEq, Register: reg, Data: data} }
+func differs(data ...byte) expr.Any {
+	return &expr.Cmp{Op: expr.CmpOpNeq, Register: reg, Data: data}
+}
+
+// mask is reg = reg & and ^ xor, on four bytes in host byte order.
+func mask(and, xor egress.Mark) expr.Any {
+	return &expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 4, Mask: native(uint32(and)), Xor: native(uint32(xor))}
+}
+
+func loadMeta(k expr.MetaKey) expr.Any { return &expr.Meta{Key: k, Register: reg} }
+func loadCt(k expr.CtKey) expr.Any     { return &expr.Ct{Key: k, Register: reg} }
+func setMeta(k expr.MetaKey) expr.Any  { return &expr.Meta{Key: k, Register: reg, SourceRegister: true} }
+func setCtMark() expr.Any              { return &expr.Ct{Key: expr.CtKeyMARK, Register: reg, SourceRegister: true} }
+func setMSS() expr.Any {
+	// Option 2, maximum segment size: two bytes, after kind and length (RFC 9293, section 3.2).
+	return &expr.Exthdr{SourceRegister: reg, Type: 2, Offset: 2, Len: 2, Op: expr.ExthdrOpTcpopt}
+}
+
+func load(base expr.PayloadBase, offset, length uint32) expr.Any {
+	return &expr.Payload{DestRegister: reg, Base: base, Offset: offset, Len: length}
+}
+
+func in(set string) expr.Any    { return &expr.Lookup{SourceRegister: reg, SetName: set} }
+func notIn(set string) expr.Any { return &expr.Lookup{SourceRegister: reg, SetName: set, Invert: true} }
+func mapped(set string) expr.Any {
+	return &expr.Lookup{SourceRegister: reg, DestRegister: reg, IsDestRegSet: true, SetName: set}
+}
+
+func (f family) is() []expr.Any { return []expr.Any{loadMeta(expr.MetaKeyNFPROTO), equals(f.number)} }
+func (f family) saddr() expr.Any {
+	return load(expr.PayloadBaseNetworkHeader, f.source, f.address.Bytes)
+}
+func (f family) daddr() expr.Any {
+	return load(expr.PayloadBaseNetworkHeader, f.source+f.address.Bytes, f.address.Bytes)
+}
+
+func words(w string, exprs ...expr.Any) term { return term{words: w, exprs: exprs} }
+
+// link matches iifname or oifname against the overlay.
+func link(name string, k expr.MetaKey) term {
+	padded := make([]byte, unix.IFNAMSIZ)
+	copy(padded, egress.OverlayLink)
+	return words(fmt.Sprintf("%s %q", name, egress.OverlayLink), loadMeta(k), equals(padded...))
+}
+
+func fromOverlay() term { return link("iifname", expr.MetaKeyIIFNAME) }
+func toOverlay() term   { return link("oifname", expr.MetaKeyOIFNAME) }
+
+func direction(name string, value byte) term {
+	return words("ct direction "+name, loadCt(expr.CtKeyDIRECTION), equals(value))
+}
+
+func ctState(names string, bits uint32) term {
+	return words("ct state "+names, loadCt(expr.CtKeySTATE), mask(egress.Mark(bits), 0), differs(native(0)...))
+}
+
+// tagged matches the packets of egress connections, by what the kernel has on the connection. A packet without connection never
+// matches.
+func tagged() term {
+	return words(fmt.Sprintf("ct mark & 0x%08x == 0x%08x", uint32(egress.ConnTagMask), uint32(egress.ConnTag)),
+		loadCt(expr.CtKeyMARK), mask(egress.ConnTagMask, 0), equals(native(uint32(egress.ConnTag))...))
+}
+
+func saddrIn(f family, set string) term {
+	return words(fmt.Sprintf("%s saddr @%s", f.name, set), append(f.is(), f.saddr(), in(set))...)
+}
+
+func daddrIn(f family, set string) term {
+	return words(fmt.Sprintf("%s daddr @%s", f.name, set), append(f.is(), f.daddr(), in(set))...)
+}
+
+// hereType is what addrtype a destination has when the packet is for this host, or for several (RTN_*, linux/rtnetlink.h).
+func hereType() term {
+	t := words("fib daddr type { local, broadcast, multicast }",
+		&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true}, in(anonymous))
+	for _, v := range []uint32{unix.RTN_LOCAL, unix.RTN_BROADCAST, unix.RTN_MULTICAST} {
+		t.set = append(t.set, element{key: string(native(v))})
+	}
+	return t
+}
+
+func localDestination() term {
+	return words("fib daddr type local",
+		&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true}, equals(native(unix.RTN_LOCAL)...))
+}
+
+func udpTo(port uint16) term {
+	return words(fmt.Sprint("udp dport ", port), loadMeta(expr.MetaKeyL4PROTO), equals(unix.IPPROTO_UDP),
+		load(expr.PayloadBaseTransportHeader, 2, 2), equals(binary.BigEndian.AppendUint16(nil, port)...))
+}
+
+func tcpSYN() term {
+	return words("tcp flags syn", loadMeta(expr.MetaKeyL4PROTO), equals(unix.IPPROTO_TCP),
+		load(expr.PayloadBaseTransportHeader, 13, 1),
+		&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 1, Mask: []byte{2}, Xor: []byte{0}}, differs(0))
+}
+
+func count(name string) term {
+	return words("counter name "+name, &expr.Objref{Type: int(nftables.ObjTypeCounter), Name: name})
+}
+
+func verdict(w string, kind expr.VerdictKind, chain string) term {
+	return words(w+chain, &expr.Verdict{Kind: kind, Chain: chain})
+}
+
+func accept() term            { return verdict("accept", expr.VerdictAccept, "") }
+func drop() term              { return verdict("drop", expr.VerdictDrop, "") }
+func back() term              { return verdict("return", expr.VerdictReturn, "") }
+func jump(chain string) term  { return verdict("jump ", expr.VerdictJump, chain) }
+func enter(chain string) term { return verdict("goto ", expr.VerdictGoto, chain) }
+func notrack() term           { return words("notrack", &expr.Notrack{}) }
+
+func setMark(m egress.Mark) term {
+	return words(fmt.Sprintf("meta mark set 0x%08x", uint32(m)), &expr.Immediate{Register: reg, Data: native(uint32(m))},
+		setMeta(expr.MetaKeyMARK))
+}
+
+// markFrom sets the packet mark to what a map has for the connection mark; the rule ends there when it has nothing.
+func markFrom(set string) term {
+	return words("meta mark set ct mark map @"+set, loadCt(expr.CtKeyMARK), mapped(set), setMeta(expr.MetaKeyMARK))
+}
+
+// podMark sets a mark to that of the source pod's egress; the rule ends there when the source is no selected pod.
+func podMark(f family, what string, store expr.Any) term {
+	set := "pod" + f.digit
+	return words(fmt.Sprintf("%s set %s saddr map @%s", what, f.name, set), append(f.is(), f.saddr(), mapped(set), store)...)
+}
+
+// connMarkFromID tags a connection with the id that VXLAN brought as the packet mark.
+func connMarkFromID() term {
+	id := egress.Mark(egress.MaxID)
+	return words(fmt.Sprintf("ct mark set meta mark & 0x%08x | 0x%08x", uint32(id), uint32(egress.ConnTag)),
+		loadMeta(expr.MetaKeyMARK), mask(id, egress.ConnTag), setCtMark())
+}
+
+func mssOfRoute() term {
+	return words("tcp option maxseg size set rt mtu", &expr.Rt{Register: reg, Key: expr.RtTCPMSS},
+		&expr.Byteorder{SourceRegister: reg, DestRegister: reg, Op: expr.ByteorderHton, Len: 2, Size: 2}, setMSS())
+}
+
+func mss(bytes int) term {
+	return words(fmt.Sprint("tcp option maxseg size set ", bytes),
+		&expr.Immediate{Register: reg, Data: binary.BigEndian.AppendUint16(nil, uint16(bytes))}, setMSS())
+}
+
+func (f family) snat() expr.Any {
+	return &expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.number), RegAddrMin: reg}
+}
+
+// snatToSelf binds a connection to the source that it has, so that no later SNAT changes it.
+func snatToSelf(f family) term {
+	return words(fmt.Sprintf("snat %s to %[1]s saddr", f.name), append(f.is(), f.saddr(), f.snat())...)
+}
+
+func snatFrom(f family, set string) term {
+	return words(fmt.Sprintf("meta nfproto %s snat %s to ct mark map @%s", f.protocol, f.name, set),
+		append(f.is(), loadCt(expr.CtKeyMARK), mapped(set), f.snat())...)
+}
+
+// expressions returns the rule's expressions for a transaction in which its anonymous set has the id.
+func (r rule) expressions(id uint32) []expr.Any {
+	out := make([]expr.Any, len(r.exprs))
+	for i, e := range r.exprs {
+		if l, ok := e.(*expr.Lookup); ok && l.SetName == anonymous {
+			with := *l
+			with.SetID = id
+			e = &with
+		}
+		out[i] = e
+	}
+	return out
+}
