@@ -1,0 +1,60 @@
+package etcdtest
+
+import (
+	"context"
+	"errors"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+func TestServerKeepsItsDataAndItsEndpoint(t *testing.T) {
+	s := New(t)
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.Endpoint()}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
+	defer cancel()
+	if _, err := c.Put(ctx, "k", "v"); err != nil {
+		t.Fatal(err)
+	}
+	s.Restart()
+	want := func() {
+		t.Helper()
+		if resp, err := c.Get(ctx, "k"); err != nil || len(resp.Kvs) != 1 || string(resp.Kvs[0].Value) != "v" {
+			t.Fatalf("got %v, %v", resp, err)
+		}
+	}
+	want()
+	for name, disturb := range map[string]func(){"cut": s.Cut, "frozen": s.Freeze, "stopped": s.Stop} {
+		disturb()
+		short, cancel := context.WithTimeout(ctx, 200*time.Millisecond)
+		if _, err := c.Get(short, "k"); !errors.Is(err, context.DeadlineExceeded) {
+			t.Errorf("%s: got %v, want no answer", name, err)
+		}
+		cancel()
+		if name == "stopped" {
+			s.Start()
+		}
+		s.Mend()
+		want()
+	}
+}
+
+func TestCompactForgetsHistory(t *testing.T) {
+	s := New(t)
+	for range 3 {
+		if _, err := s.Client().Put(t.Context(), "k", "v"); err != nil {
+			t.Fatal(err)
+		}
+	}
+	s.Compact()
+	resp := <-s.Client().Watch(t.Context(), "k", clientv3.WithRev(2))
+	if resp.CompactRevision == 0 {
+		t.Errorf("a watch from revision 2 got %v, want that it is compacted", resp.Err())
+	}
+}

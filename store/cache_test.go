@@ -1,0 +1,284 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"slices"
+	"strconv"
+	"strings"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// tracked returns a running cache that tells which keys changed, listed already.
+func tracked(t *testing.T, c *Client, prefixes ...string) *Cache {
+	t.Helper()
+	k := c.NewCache(prefixes...)
+	k.changed = map[string]bool{}
+	background(t, k.Run)
+	recv(t, "the first list", k.Ready())
+	return k
+}
+
+func took(k *Cache) []string {
+	changed, _, _ := k.take()
+	return slices.Sorted(maps.Keys(changed))
+}
+
+func TestCacheListsItsRangesAndFollowsThem(t *testing.T) {
+	c := dial(t, start(t))
+	put(t, c, "owners/10.0.0.2", "a")
+	put(t, c, "owners/10.0.0.1", "b")
+	rev := put(t, c, "pins/10.0.0.1", "not watched")
+	k := tracked(t, c, OwnerPrefix, MovePrefix)
+	recv(t, "the change that the first list is", k.Changed())
+	if k.Revision() != rev {
+		t.Errorf("revision %d, want %d", k.Revision(), rev)
+	}
+	var keys []string
+	for key := range k.List(OwnerPrefix) {
+		keys = append(keys, key)
+	}
+	if want := []string{"owners/10.0.0.1", "owners/10.0.0.2"}; !slices.Equal(keys, want) {
+		t.Errorf("got %v, want %v", keys, want)
+	}
+	if _, ok := k.Get("pins/10.0.0.1"); ok {
+		t.Error("holds a key outside of its ranges")
+	}
+	rev = put(t, c, "moves/10.0.0.1", "m")
+	until(t, "the move", k.Changed(), func() bool { return value(k, "moves/10.0.0.1") == "m" })
+	if r, _ := k.Get("moves/10.0.0.1"); r.Revision != rev || k.Revision() < rev {
+		t.Errorf("record of revision %d, cache of %d, want %d", r.Revision, k.Revision(), rev)
+	}
+	del(t, c, "owners/10.0.0.2")
+	until(t, "the release", k.Changed(), func() bool { return value(k, "owners/10.0.0.2") == "" })
+	if _, ok := k.Get("owners/10.0.0.2"); ok || !k.Healthy() {
+		t.Errorf("deleted key is there: %t; healthy: %t", ok, k.Healthy())
+	}
+}
+
+// An agent that saw the end of a move before the change of owner would take the IP back, and two nodes would answer for it.
+func TestWhatOneTransactionChangedIsSeenTogether(t *testing.T) {
+	c := dial(t, start(t))
+	const keys = "owners/1 moves/1 agents/1"
+	write := func(n int) {
+		var ops []clientv3.Op
+		for key := range strings.FieldsSeq(keys) {
+			ops = append(ops, clientv3.OpPut(c.key(key), strconv.Itoa(n)))
+		}
+		if _, err := c.etcd.Txn(t.Context()).Then(ops...).Commit(); err != nil {
+			t.Error(err)
+		}
+	}
+	write(0)
+	k := tracked(t, c, OwnerPrefix, MovePrefix, AgentPrefix)
+	const last = 300
+	go func() {
+		for n := range last {
+			write(n + 1)
+		}
+	}()
+	seen := 0
+	until(t, "the last transaction", k.Changed(), func() bool {
+		seen++
+		if seen%10 == 0 { // a new range must not let the others run ahead
+			k.Add(fmt.Sprintf("pins/%d", seen))
+		}
+		values := map[string]bool{}
+		for _, r := range k.List("") {
+			values[string(r.Value)] = true
+		}
+		if len(values) != 1 {
+			t.Fatalf("half of a transaction: %v", slices.Sorted(maps.Keys(values)))
+		}
+		return values[strconv.Itoa(last)]
+	})
+	t.Logf("%d transactions seen in %d steps", last, seen)
+}
+
+func TestAfterCompactionOnlyWhatDiffersIsReported(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	for _, key := range []string{"kept", "changed", "deleted"} {
+		put(t, c, "owners/"+key, "old")
+	}
+	k := tracked(t, c, OwnerPrefix, MovePrefix)
+	took(k)
+	s.Cut()
+	direct := &Client{etcd: s.Client(), prefix: DefaultPrefix}
+	put(t, direct, "owners/changed", "new")
+	del(t, direct, "owners/deleted")
+	put(t, direct, "owners/added", "new")
+	s.Compact()
+	if got := value(k, "owners/deleted"); got != "old" {
+		t.Errorf("while cut off: %q, want the old value", got)
+	}
+	s.Mend()
+	until(t, "the new list", k.Changed(), func() bool { return value(k, "owners/changed") == "new" })
+	want := []string{"owners/added", "owners/changed", "owners/deleted"}
+	if diff := cmp.Diff(want, took(k)); diff != "" {
+		t.Errorf("changed keys (-want +got):\n%s", diff)
+	}
+	put(t, c, "moves/1", "new")
+	until(t, "a change after it", k.Changed(), func() bool { return value(k, "moves/1") == "new" })
+	if diff := cmp.Diff([]string{"moves/1"}, took(k)); diff != "" {
+		t.Errorf("changed keys (-want +got):\n%s", diff)
+	}
+}
+
+func TestRecordsStayWhileEtcdIsDownAndTheLogSaysSoOnce(t *testing.T) {
+	log := make(lines, 100)
+	s := start(t)
+	c := dialLogging(t, s, log.logger())
+	put(t, c, "owners/1", "a")
+	k := tracked(t, c, OwnerPrefix, MovePrefix)
+	put(t, c, "owners/1", "b")
+	until(t, "a change", k.Changed(), func() bool { return value(k, "owners/1") == "b" })
+	s.Stop()
+	if line := recv(t, "a warning", log); !strings.Contains(line, "level=WARN msg=\"watch of etcd lost") {
+		t.Errorf("got %s", line)
+	}
+	if k.Healthy() || value(k, "owners/1") != "b" {
+		t.Errorf("healthy: %t, value %q", k.Healthy(), value(k, "owners/1"))
+	}
+	s.Start()
+	if line := recv(t, "the all-clear", log); !strings.Contains(line, "level=INFO msg=\"watch of etcd is back") {
+		t.Errorf("got %s", line)
+	}
+	put(t, c, "moves/1", "new")
+	until(t, "a change after it", k.Changed(), func() bool { return value(k, "moves/1") == "new" })
+	if !k.Healthy() || len(log) > 0 {
+		t.Errorf("healthy: %t; more lines: %d", k.Healthy(), len(log))
+	}
+}
+
+// watcher stands between a cache and etcd's client. It counts, and can leave etcd unasked.
+type watcher struct {
+	clientv3.Watcher
+	watches, questions atomic.Int64
+	mute               bool
+}
+
+func (w *watcher) Watch(ctx context.Context, key string, opts ...clientv3.OpOption) clientv3.WatchChan {
+	w.watches.Add(1)
+	return w.Watcher.Watch(ctx, key, opts...)
+}
+
+func (w *watcher) RequestProgress(ctx context.Context) error {
+	if w.questions.Add(1); w.mute {
+		return nil
+	}
+	return w.Watcher.RequestProgress(ctx)
+}
+
+func intercept(c *Client, mute bool) *watcher {
+	w := &watcher{Watcher: c.etcd.Watcher, mute: mute}
+	c.etcd.Watcher = w
+	return w
+}
+
+func TestClosedWatchChannelIsNoDataAndDoesNotSpin(t *testing.T) {
+	c := dial(t, start(t))
+	w := intercept(c, false)
+	if err := w.Close(); err != nil { // every watch from now on is a closed channel
+		t.Fatal(err)
+	}
+	put(t, c, "owners/1", "a")
+	k := tracked(t, c, OwnerPrefix)
+	began := time.Now()
+	for n := range 3 {
+		v := strconv.Itoa(n)
+		put(t, c, "owners/1", v)
+		until(t, "the value of another list", k.Changed(), func() bool { return value(k, "owners/1") == v })
+	}
+	if n, most := w.watches.Load(), 3+int64(time.Since(began)/(minBackoff/2)); n < 3 || n > most {
+		t.Errorf("%d watches in %v, want 3 to %d", n, time.Since(began), most)
+	}
+}
+
+// etcd's gRPC proxy is such an etcd.
+func TestWithoutProgressAnswersAChangeComesWithAnotherList(t *testing.T) {
+	c := dial(t, start(t))
+	intercept(c, true)
+	k := tracked(t, c, OwnerPrefix, MovePrefix)
+	put(t, c, "owners/1", "a")
+	until(t, "the change", k.Changed(), func() bool { return value(k, "owners/1") == "a" })
+}
+
+func TestCacheOfOneRangeAsksNothing(t *testing.T) {
+	c := dial(t, start(t))
+	w := intercept(c, false)
+	k := tracked(t, c, OwnerPrefix)
+	put(t, c, "owners/1", "a")
+	until(t, "the change", k.Changed(), func() bool { return value(k, "owners/1") == "a" })
+	if n := w.questions.Load(); n != 0 {
+		t.Errorf("asked %d times", n)
+	}
+}
+
+func TestRangesComeAndGoWhileTheCacheRuns(t *testing.T) {
+	c := dial(t, start(t))
+	for _, key := range []string{"owners/1", "pins/1", "pins/2", "moves/1"} {
+		put(t, c, key, "a")
+	}
+	k := tracked(t, c)
+	keys := func() string {
+		var out []string
+		for key := range k.List("") {
+			out = append(out, key)
+		}
+		return strings.Join(out, " ")
+	}
+	for _, step := range []struct {
+		change func()
+		want   string
+	}{
+		{func() {}, ""},
+		{func() { k.Add(OwnerPrefix) }, "owners/1"},
+		{func() { k.Add(PinPrefix + "2") }, "owners/1 pins/2"},
+		{func() { k.Add(PinPrefix) }, "owners/1 pins/1 pins/2"},
+		{func() { k.Remove(OwnerPrefix) }, "pins/1 pins/2"},
+		{func() { k.SetPrefixes(PinPrefix+"1", MovePrefix) }, "moves/1 pins/1"},
+		{func() { k.SetPrefixes() }, ""},
+		{func() { k.SetPrefixes("") }, "moves/1 owners/1 pins/1 pins/2"},
+	} {
+		step.change()
+		until(t, "the keys "+step.want, k.Changed(), func() bool { return keys() == step.want })
+	}
+	put(t, c, "owners/2", "a")
+	until(t, "a change in the last range", k.Changed(), func() bool { return value(k, "owners/2") == "a" })
+}
+
+func TestNewRangeAfterCompactionIsListedWithAllOthers(t *testing.T) {
+	log := make(lines, 100)
+	s := start(t)
+	c := dialLogging(t, s, log.logger())
+	put(t, c, "owners/1", "a")
+	k := tracked(t, c, OwnerPrefix, MovePrefix)
+	for range 3 {
+		put(t, c, "pins/1", "a") // the cache, which does not watch it, stays at an older revision
+	}
+	s.Compact()
+	k.Add(PinPrefix)
+	until(t, "the pin", k.Changed(), func() bool { return value(k, "pins/1") == "a" })
+	if len(log) > 0 {
+		t.Errorf("an ordinary compaction is logged: %s", <-log)
+	}
+}
+
+func TestDisjointPrefixes(t *testing.T) {
+	got := disjoint([]string{"pins/", "owners/1", "owners/", "pins/", "moves/1"})
+	if want := []string{"moves/1", "owners/", "pins/"}; !slices.Equal(got, want) {
+		t.Errorf("got %v, want %v", got, want)
+	}
+	for key, want := range map[string]bool{"owners/7": true, "moves/1": true, "moves/10": true, "moves/2": false, "a": false, "z": false} {
+		if covered(got, key) != want {
+			t.Errorf("%s covered: %t", key, !want)
+		}
+	}
+}

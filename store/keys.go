@@ -1,0 +1,64 @@
+package store
+
+import (
+	"net/netip"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// The keys of the records, without the prefix that a Client puts before them. docs/design.md has the schema.
+const (
+	PoolPrefix          = "pools/"
+	EgressPrefix        = "egresses/"
+	AllocationPrefix    = "allocations/"
+	IDPrefix            = "ids/"
+	MembersByNode       = "members/by-node/"
+	MembersByEgress     = "members/by-egress/"
+	NodePrefix          = "nodes/"
+	AgentPrefix         = "agents/"
+	OwnerPrefix         = "owners/"
+	MovePrefix          = "moves/"
+	PinPrefix           = "pins/"
+	CordonPrefix        = "cordons/"
+	crdsyncElectionName = "elections/crdsync"
+)
+
+// PoolKey is the key of an egress.Pool.
+func PoolKey(pool string) string { return PoolPrefix + pool }
+
+// EgressKey is the key of an egress.Policy.
+func EgressKey(name string) string { return EgressPrefix + name }
+
+// AllocationKey is the key of an egress.Allocation.
+func AllocationKey(ip netip.Addr) string { return AllocationPrefix + ip.String() }
+
+// IDKey is the key of an egress.IDRecord.
+func IDKey(id egress.ID) string { return IDPrefix + id.String() }
+
+// MembersByNodeKey is the key under which the node of some pods finds them; egressName may be egress.Unselected.
+func MembersByNodeKey(node, egressName string) string {
+	return MembersByNode + node + "/" + egressName
+}
+
+// MembersByEgressKey is the key under which the gateway of some pods finds them.
+func MembersByEgressKey(egressName, node string) string {
+	return MembersByEgress + egressName + "/" + node
+}
+
+// NodeKey is the key of an egress.Node.
+func NodeKey(node string) string { return NodePrefix + node }
+
+// AgentKey is the key of an egress.Agent.
+func AgentKey(node string) string { return AgentPrefix + node }
+
+// OwnerKey is the key of an egress.Owner.
+func OwnerKey(ip netip.Addr) string { return OwnerPrefix + ip.String() }
+
+// MoveKey is the key of an egress.Move.
+func MoveKey(ip netip.Addr) string { return MovePrefix + ip.String() }
+
+// PinKey is the key of an egress.Pin.
+func PinKey(ip netip.Addr) string { return PinPrefix + ip.String() }
+
+// CordonKey is the key of an egress.Cordon.
+func CordonKey(node string) string { return CordonPrefix + node }

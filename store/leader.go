@@ -1,0 +1,162 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/client/v3/concurrency"
+)
+
+var (
+	// ErrNotLeader says that the leadership is over: the election key is gone, or another's. Nothing was written.
+	ErrNotLeader = errors.New("not the leader")
+	// ErrConflict says that a record is not what an Op requires. Nothing was written.
+	ErrConflict = errors.New("record changed meanwhile")
+)
+
+// Leadership is the right to write what crdsync owns. Two may believe in theirs at a time; etcd takes the writes of one.
+type Leadership struct {
+	client  *Client
+	session *concurrency.Session
+	key     string // of the election, whole
+	rev     int64  // the key's create revision
+	once    sync.Once
+	lost    chan struct{}
+}
+
+// Campaign returns when this replica is elected, or with the error of ctx. id is the value of the election key, for the operator's
+// eyes. The leadership is renewed while ctx lives; after that it ends by itself within ttl (whole seconds, rounded up), or at once by
+// Resign. While etcd cannot be reached, it tries on.
+func (c *Client) Campaign(ctx context.Context, id string, ttl time.Duration) (*Leadership, error) {
+	for wait, logged := minBackoff, false; ; wait = min(2*wait, maxBackoff) {
+		l, err := c.campaign(ctx, id, ttl)
+		if err == nil {
+			return l, nil
+		}
+		if ctx.Err() != nil {
+			return nil, ctx.Err()
+		}
+		if !logged {
+			logged = true
+			c.log.Warn("election failed, will retry", "err", err)
+		}
+		if !sleep(ctx, wait) {
+			return nil, ctx.Err()
+		}
+	}
+}
+
+func (c *Client) campaign(ctx context.Context, id string, ttl time.Duration) (*Leadership, error) {
+	// The election cleans up under the context of its client, without a deadline: with one that lives longer than ctx it would wait
+	// for an etcd that is away. What it leaves goes with the lease.
+	client := clientv3.NewCtxClient(ctx)
+	client.KV, client.Lease, client.Watcher = c.etcd.KV, c.etcd.Lease, c.etcd.Watcher
+	s, err := concurrency.NewSession(client, concurrency.WithTTL(int(seconds(ttl))), concurrency.WithContext(ctx))
+	if err != nil {
+		return nil, fmt.Errorf("opening a session: %w", err)
+	}
+	l := &Leadership{client: c, session: s, lost: make(chan struct{})}
+	if err := l.run(ctx, concurrency.NewElection(s, c.key(crdsyncElectionName)), id); err != nil {
+		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+		defer cancel()
+		_ = l.Resign(end) // the lease ends by itself
+		return nil, err
+	}
+	context.AfterFunc(s.Ctx(), l.lose)
+	return l, nil
+}
+
+// run stands for election, and returns when it is won.
+func (l *Leadership) run(ctx context.Context, e *concurrency.Election, id string) error {
+	// A candidate whose lease ends while it waits would be told that all before it are gone: so is its own key.
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	defer context.AfterFunc(l.session.Ctx(), cancel)()
+	if err := e.Campaign(ctx, id); err != nil {
+		return fmt.Errorf("standing for election: %w", err)
+	}
+	l.key, l.rev = e.Key(), e.Rev()
+	if err := l.Commit(ctx); err != nil {
+		return fmt.Errorf("standing for election: %w", err)
+	}
+	return nil
+}
+
+// Lost returns a channel that is closed once the leadership is over, as far as is known: its lease was not renewed in time, its
+// context ended, Commit found another leader, or Resign was called.
+func (l *Leadership) Lost() <-chan struct{} { return l.lost }
+
+// Resign ends the leadership at once, so that another replica need not wait for the TTL.
+func (l *Leadership) Resign(ctx context.Context) error {
+	l.lose()
+	// Session.Close would revoke under the session's own context, which has ended when the process is told to stop.
+	l.session.Orphan()
+	return l.client.revoke(ctx, l.session.Lease())
+}
+
+func (l *Leadership) lose() { l.once.Do(func() { close(l.lost) }) }
+
+// Op is one change that Commit makes.
+type Op struct {
+	Key      string // without the Client's prefix
+	Value    []byte // nil: delete the key
+	Absent   bool   // the key must not exist
+	Revision int64  // not 0: the key's mod revision must be this
+}
+
+// Commit makes all changes in one transaction, or none: errors.Is(err, ErrNotLeader) when the leadership is over, and ErrConflict, with
+// the keys, when records are not as their Ops require. No key may occur twice, and at most 120 Ops fit; without any it tells whether
+// the leadership stands. After another error, the changes may have been made.
+func (l *Leadership) Commit(ctx context.Context, ops ...Op) error {
+	if len(ops) > maxTxnOps {
+		return fmt.Errorf("committing %d changes: at most %d fit one transaction", len(ops), maxTxnOps)
+	}
+	c := l.client
+	ifs := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.rev)}
+	then := make([]clientv3.Op, len(ops))
+	now := []clientv3.Op{clientv3.OpGet(l.key, clientv3.WithKeysOnly())}
+	for i, op := range ops {
+		key := c.key(op.Key)
+		if then[i] = clientv3.OpDelete(key); op.Value != nil {
+			then[i] = clientv3.OpPut(key, string(op.Value))
+		}
+		if op.Absent {
+			ifs = append(ifs, absent(key))
+		}
+		if op.Revision != 0 {
+			ifs = append(ifs, unchanged(key, op.Revision))
+		}
+		now = append(now, clientv3.OpGet(key, clientv3.WithKeysOnly()))
+	}
+	resp, err := c.txn(ctx, ifs, then, now)
+	if err != nil {
+		return fmt.Errorf("committing %d changes: %w", len(ops), err)
+	}
+	if resp.Succeeded {
+		return nil
+	}
+	return l.refused(ops, resp)
+}
+
+// refused says why etcd refused the changes, from the keys as they were then.
+func (l *Leadership) refused(ops []Op, resp *clientv3.TxnResponse) error {
+	if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) == 0 || kvs[0].CreateRevision != l.rev {
+		l.lose()
+		return fmt.Errorf("committing %d changes: %w", len(ops), ErrNotLeader)
+	}
+	var errs []error
+	for i, op := range ops {
+		var revision int64
+		if kvs := resp.Responses[i+1].GetResponseRange().Kvs; len(kvs) > 0 {
+			revision = kvs[0].ModRevision
+		}
+		if op.Absent && revision != 0 || op.Revision != 0 && op.Revision != revision {
+			errs = append(errs, fmt.Errorf("%s: %w", op.Key, ErrConflict))
+		}
+	}
+	return fmt.Errorf("committing %d changes: %w", len(ops), errors.Join(errs...))
+}

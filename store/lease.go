@@ -1,0 +1,199 @@
+package store
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"sync"
+	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// ErrLeaseLost says that etcd does not know the lease: it ended, or was revoked, and every key under it is gone.
+var ErrLeaseLost = errors.New("lease lost")
+
+// Lease is an etcd lease that lives while it is renewed. It is safe for concurrent use.
+type Lease struct {
+	client *Client
+	id     clientv3.LeaseID
+	ttl    time.Duration
+
+	mu    sync.Mutex // guards what follows
+	valid time.Time
+	lost  bool
+}
+
+// Grant takes a new lease. etcd counts in whole seconds, so a fraction of one is rounded up, and it raises what is below its floor
+// (2 s with its usual election timeout): TTL says what it is in the end.
+func (c *Client) Grant(ctx context.Context, ttl time.Duration) (*Lease, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	sent := time.Now()
+	resp, err := c.etcd.Grant(ctx, seconds(ttl))
+	if err != nil {
+		return nil, fmt.Errorf("granting a lease of %v: %w", ttl, err)
+	}
+	length := time.Duration(resp.TTL) * time.Second
+	return &Lease{client: c, id: resp.ID, ttl: length, valid: sent.Add(length)}, nil
+}
+
+// Adopt takes over a lease that another process was granted, by renewing it. errors.Is(err, ErrLeaseLost): it is gone. Nobody keeps two
+// processes from adopting one lease: that is up to the node (one agent each).
+func (c *Client) Adopt(ctx context.Context, id int64) (*Lease, error) {
+	l := &Lease{client: c, id: clientv3.LeaseID(id)}
+	if err := l.Renew(ctx); err != nil {
+		return nil, err
+	}
+	return l, nil
+}
+
+// seconds rounds up, since a lease must not end before its holder thinks so.
+func seconds(d time.Duration) int64 { return max(int64((d+time.Second-1)/time.Second), 1) }
+
+// ID returns the lease id; FormatLease prints it.
+func (l *Lease) ID() int64 { return int64(l.id) }
+
+// TTL returns for how long a renewal keeps the lease.
+func (l *Lease) TTL() time.Duration {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.ttl
+}
+
+// Renew renews the lease with one request. errors.Is(err, ErrLeaseLost): it is gone, for good. Any other error: nothing is known, try again.
+func (l *Lease) Renew(ctx context.Context) error {
+	if l.isLost() {
+		return l.errLost()
+	}
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	sent := time.Now()
+	resp, err := l.client.etcd.KeepAliveOnce(ctx, l.id)
+	if err != nil {
+		return fmt.Errorf("renewing lease %s: %w", FormatLease(l.ID()), l.known(err))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if l.lost {
+		return l.errLost()
+	}
+	l.ttl = time.Duration(resp.TTL) * time.Second
+	if until := sent.Add(l.ttl); until.After(l.valid) {
+		l.valid = until
+	}
+	return nil
+}
+
+// Valid returns until when etcd certainly keeps the lease, unless somebody revokes it: the TTL after the last confirmed request was
+// sent, on the monotonic clock. It is the zero time after ErrLeaseLost and once Revoke was called.
+func (l *Lease) Valid() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.valid
+}
+
+// condition is how a lease is doing.
+type condition int
+
+const (
+	confirmed condition = iota
+	unconfirmed
+	expired // unconfirmed for as long as the lease is: etcd may have dropped it
+)
+
+// Run renews the lease ten times per TTL, at most every 100 ms and at least every second, until ctx ends, whose error it then returns,
+// or the lease is lost (ErrLeaseLost). It does not revoke the lease. changed, which may be nil, is called when renewals begin to fail,
+// when the lease is no longer Valid, when renewals succeed again, and when the lease is lost; not on each renewal.
+func (l *Lease) Run(ctx context.Context, changed func()) error {
+	ttl := l.TTL()
+	interval := min(max(ttl/10, 100*time.Millisecond), time.Second)
+	// A request that hangs leaves time for three more.
+	timeout := min(ttl/4, 3*time.Second)
+	tick := time.NewTicker(interval)
+	defer tick.Stop()
+	for was := confirmed; ; {
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-tick.C:
+		}
+		try, cancel := context.WithTimeout(ctx, timeout)
+		err := l.Renew(try)
+		cancel()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		is := l.condition(err)
+		if is != was || errors.Is(err, ErrLeaseLost) {
+			l.report(was, is, err)
+			if was = is; changed != nil {
+				changed()
+			}
+		}
+		if errors.Is(err, ErrLeaseLost) {
+			return err
+		}
+	}
+}
+
+func (l *Lease) condition(err error) condition {
+	switch {
+	case err == nil:
+		return confirmed
+	case time.Now().Before(l.Valid()):
+		return unconfirmed
+	}
+	return expired
+}
+
+// report logs when renewals begin to fail and when they succeed again; that a lease is lost is the caller's to log.
+func (l *Lease) report(was, is condition, err error) {
+	switch {
+	case is == confirmed:
+		l.client.log.Info("lease renewed again", "lease", FormatLease(l.ID()))
+	case was == confirmed && !errors.Is(err, ErrLeaseLost):
+		l.client.log.Warn("lease not renewed, will retry", "lease", FormatLease(l.ID()), "err", err)
+	}
+}
+
+// Revoke ends the lease and deletes every key under it. It is not Valid from the call on, whatever comes of it. No error: it is gone.
+func (l *Lease) Revoke(ctx context.Context) error {
+	l.lose() // before etcd hears of it
+	return l.client.revoke(ctx, l.id)
+}
+
+func (c *Client) revoke(ctx context.Context, id clientv3.LeaseID) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if _, err := c.etcd.Revoke(ctx, id); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		return fmt.Errorf("revoking lease %s: %w", FormatLease(int64(id)), err)
+	}
+	return nil
+}
+
+// known turns etcd's word that there is no such lease into ErrLeaseLost.
+func (l *Lease) known(err error) error {
+	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		l.lose()
+		return ErrLeaseLost
+	}
+	return err
+}
+
+func (l *Lease) lose() {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	l.lost, l.valid = true, time.Time{}
+}
+
+func (l *Lease) isLost() bool {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.lost
+}
+
+func (l *Lease) errLost() error {
+	return fmt.Errorf("renewing lease %s: %w", FormatLease(l.ID()), ErrLeaseLost)
+}

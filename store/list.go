@@ -1,0 +1,71 @@
+package store
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"slices"
+	"strings"
+
+	"go.etcd.io/etcd/api/v3/mvccpb"
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// Record is one key's value as etcd has it.
+type Record struct {
+	Value    []byte // not to be changed
+	Revision int64  // the key's mod revision: the fencing token
+	Lease    int64  // 0: none
+}
+
+func (r Record) equal(o Record) bool {
+	return r.Revision == o.Revision && r.Lease == o.Lease && bytes.Equal(r.Value, o.Value)
+}
+
+func recordOf(kv *mvccpb.KeyValue) Record {
+	return Record{Value: kv.Value, Revision: kv.ModRevision, Lease: kv.Lease}
+}
+
+// list returns the records below the prefixes, all of one revision, and that revision; 0 asks for the present one. It is one Txn, or
+// several of the same revision when there are more prefixes than a Txn takes.
+func (c *Client) list(ctx context.Context, prefixes []string, revision int64) (map[string]Record, int64, error) {
+	ctx, cancel := context.WithTimeout(ctx, listTimeout)
+	defer cancel()
+	records := map[string]Record{}
+	for chunk := range slices.Chunk(prefixes, maxTxnOps) {
+		ops := make([]clientv3.Op, len(chunk))
+		for i, p := range chunk {
+			ops[i] = clientv3.OpGet(c.key(p), clientv3.WithPrefix(), clientv3.WithRev(revision))
+		}
+		resp, err := c.etcd.Txn(ctx).Then(ops...).Commit()
+		if err != nil {
+			return nil, 0, fmt.Errorf("listing %s: %w", strings.Join(chunk, ", "), err)
+		}
+		if revision == 0 {
+			revision = resp.Header.Revision
+		}
+		for _, r := range resp.Responses {
+			for _, kv := range r.GetResponseRange().Kvs {
+				records[strings.TrimPrefix(string(kv.Key), c.prefix)] = recordOf(kv)
+			}
+		}
+	}
+	return records, revision, nil
+}
+
+// disjoint returns the prefixes sorted, without those that another one covers.
+func disjoint(prefixes []string) []string {
+	var out []string
+	for _, p := range slices.Sorted(slices.Values(prefixes)) {
+		if n := len(out); n == 0 || !strings.HasPrefix(p, out[n-1]) {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// covered reports whether one of the disjoint, sorted prefixes covers key.
+func covered(prefixes []string, key string) bool {
+	i, found := slices.BinarySearch(prefixes, key)
+	return found || i > 0 && strings.HasPrefix(key, prefixes[i-1])
+}

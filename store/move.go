@@ -1,0 +1,78 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// RequestMove asks for a planned move. The request goes away by itself after patience, rounded up to whole seconds. When there is one
+// for the IP already, the error names its target.
+func (c *Client) RequestMove(ctx context.Context, m egress.Move, patience time.Duration) error {
+	v, err := Encode(m)
+	if err != nil {
+		return err
+	}
+	l, err := c.Grant(ctx, patience)
+	if err != nil {
+		return fmt.Errorf("requesting a move of %s: %w", m.IP, err)
+	}
+	key := c.key(MoveKey(m.IP))
+	resp, err := c.txn(ctx,
+		[]clientv3.Cmp{absent(key)},
+		[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id))},
+		[]clientv3.Op{clientv3.OpGet(key)})
+	if err == nil && resp.Succeeded {
+		return nil
+	}
+	if err == nil {
+		to := "a node that cannot be read"
+		if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) == 1 {
+			if other, err := Decode[egress.Move](recordOf(kvs[0])); err == nil {
+				to = other.To
+			}
+		}
+		err = fmt.Errorf("a move to %s is under way", to)
+	}
+	// Also when it is not known whether the request was written: it must not come true after this error.
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
+	defer cancel()
+	_ = l.Revoke(end) // it ends by itself
+	return fmt.Errorf("requesting a move of %s: %w", m.IP, err)
+}
+
+// CancelMove withdraws the request to move ip, whoever made it. No error when there is none.
+func (c *Client) CancelMove(ctx context.Context, ip netip.Addr) error {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	if _, err := c.etcd.Delete(ctx, c.key(MoveKey(ip))); err != nil {
+		return fmt.Errorf("cancelling the move of %s: %w", ip, err)
+	}
+	return nil
+}
+
+// Ready notes that the target of a move is ready for the IP. The record keeps its lease. false: it is not the one of m.Revision any more.
+func (c *Client) Ready(ctx context.Context, m egress.Move) (bool, error) {
+	if m.Revision == 0 {
+		return false, fmt.Errorf("getting ready for %s: the record of the move has no revision", m.IP)
+	}
+	revision := m.Revision
+	m.Ready = true
+	v, err := Encode(m)
+	if err != nil {
+		return false, err
+	}
+	key := c.key(MoveKey(m.IP))
+	resp, err := c.txn(ctx,
+		[]clientv3.Cmp{unchanged(key, revision)},
+		[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithIgnoreLease())}, nil)
+	if err != nil {
+		return false, fmt.Errorf("getting ready for %s: %w", m.IP, err)
+	}
+	return resp.Succeeded, nil
+}

@@ -1,0 +1,126 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// Agent returns the record of a node's agent, the zero Agent when there is none. One that cannot be read is logged and counts as none:
+// the next agent of the node writes it anew.
+func (c *Client) Agent(ctx context.Context, node string) (egress.Agent, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	resp, err := c.etcd.Get(ctx, c.key(AgentKey(node)))
+	if err != nil {
+		return egress.Agent{}, fmt.Errorf("reading %s: %w", AgentKey(node), err)
+	}
+	if len(resp.Kvs) == 0 {
+		return egress.Agent{}, nil
+	}
+	a, err := Decode[egress.Agent](recordOf(resp.Kvs[0]))
+	if err == nil {
+		err = checkAgent(node, a)
+	}
+	if err != nil {
+		c.log.Warn("record of the agent cannot be read, and counts as none", "node", node, "err", err)
+		return egress.Agent{}, nil
+	}
+	return a, nil
+}
+
+// PutAgent writes agents/<node> under the lease, which it enters in the record. It writes nothing when the record is there already.
+// errors.Is(err, ErrLeaseLost): the lease is gone.
+func (c *Client) PutAgent(ctx context.Context, l *Lease, a egress.Agent) error {
+	a.Lease = FormatLease(l.ID())
+	v, err := Encode(a)
+	if err != nil {
+		return err
+	}
+	key := c.key(AgentKey(a.Node))
+	_, err = c.txn(ctx,
+		[]clientv3.Cmp{clientv3.Compare(clientv3.Value(key), "=", string(v)), clientv3.Compare(clientv3.LeaseValue(key), "=", l.id)},
+		nil, []clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id))})
+	if err != nil {
+		return fmt.Errorf("writing %s: %w", AgentKey(a.Node), l.known(err))
+	}
+	return nil
+}
+
+// Claim takes the lock of an egress IP for the lease. false: somebody else has it. It is true as well when the lock is the lease's
+// already, as after a claim whose answer was lost. errors.Is(err, ErrLeaseLost): the lease is gone.
+func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner) (bool, error) {
+	v, err := Encode(o)
+	if err != nil {
+		return false, err
+	}
+	key := c.key(OwnerKey(o.IP))
+	resp, err := c.txn(ctx,
+		[]clientv3.Cmp{absent(key)},
+		[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id))},
+		[]clientv3.Op{clientv3.OpGet(key)})
+	if err != nil {
+		return false, fmt.Errorf("claiming %s: %w", o.IP, l.known(err))
+	}
+	if resp.Succeeded {
+		return true, nil
+	}
+	kvs := resp.Responses[0].GetResponseRange().Kvs
+	return len(kvs) == 1 && kvs[0].Lease == l.ID(), nil
+}
+
+// Release gives up the lock of an egress IP. false: it is not the one of o.Revision any more, and stays.
+func (c *Client) Release(ctx context.Context, o egress.Owner) (bool, error) {
+	if o.Revision == 0 {
+		return false, fmt.Errorf("releasing %s: the record has no revision", o.IP)
+	}
+	key := c.key(OwnerKey(o.IP))
+	resp, err := c.txn(ctx, []clientv3.Cmp{unchanged(key, o.Revision)}, []clientv3.Op{clientv3.OpDelete(key)}, nil)
+	if err != nil {
+		return false, fmt.Errorf("releasing %s: %w", o.IP, err)
+	}
+	return resp.Succeeded, nil
+}
+
+// HandOver makes the agent to the owner of o.IP, under its lease, and ends the move. false, and nothing changes: o or m is not of
+// this revision any more, or the agent is not alive under the lease that its record names. The caller has stopped answering for the
+// IP before.
+func (c *Client) HandOver(ctx context.Context, o egress.Owner, m egress.Move, to egress.Agent) (bool, error) {
+	fail := func(err error) (bool, error) {
+		return false, fmt.Errorf("handing %s over to %s: %w", o.IP, to.Node, err)
+	}
+	if o.IP != m.IP || m.To != to.Node || o.Revision == 0 || m.Revision == 0 {
+		return fail(fmt.Errorf("want owner and move of one IP, with revisions, and the agent that the move names, got %s, %s to %s", o.IP, m.IP, m.To))
+	}
+	id, err := ParseLease(to.Lease)
+	if err != nil {
+		return fail(err)
+	}
+	v, err := Encode(egress.Owner{
+		IP: o.IP, Node: to.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: egress.ReasonMove, From: o.Node,
+	})
+	if err != nil {
+		return fail(err)
+	}
+	owner, move, lease := c.key(OwnerKey(o.IP)), c.key(MoveKey(m.IP)), clientv3.LeaseID(id)
+	resp, err := c.txn(ctx,
+		[]clientv3.Cmp{
+			unchanged(owner, o.Revision), unchanged(move, m.Revision),
+			clientv3.Compare(clientv3.LeaseValue(c.key(AgentKey(to.Node))), "=", lease), // of an absent key it is 0, which ParseLease refuses
+		},
+		[]clientv3.Op{clientv3.OpPut(owner, string(v), clientv3.WithLease(lease)), clientv3.OpDelete(move)}, nil)
+	if err != nil {
+		return fail(err)
+	}
+	return resp.Succeeded, nil
+}
+
+func absent(key string) clientv3.Cmp { return clientv3.Compare(clientv3.CreateRevision(key), "=", 0) }
+
+func unchanged(key string, revision int64) clientv3.Cmp {
+	return clientv3.Compare(clientv3.ModRevision(key), "=", revision)
+}

@@ -1,0 +1,273 @@
+package store
+
+import (
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/egret-project/egret/egress"
+)
+
+func TestOfManyClaimersOneWins(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	var wg sync.WaitGroup
+	var winner atomic.Pointer[Lease]
+	for range 10 {
+		l := grant(t, c, time.Minute)
+		wg.Go(func() {
+			ok, err := c.Claim(t.Context(), l, owner)
+			if err != nil {
+				t.Error(err)
+			}
+			if ok && !winner.CompareAndSwap(nil, l) {
+				t.Error("a second winner")
+			}
+		})
+	}
+	wg.Wait()
+	l := winner.Load()
+	if l == nil || get(t, s.Client(), OwnerKey(ip1)).Lease != l.ID() {
+		t.Fatalf("winner %v, record %+v", l, get(t, s.Client(), OwnerKey(ip1)))
+	}
+	if ok, err := c.Claim(t.Context(), l, owner); !ok || err != nil {
+		t.Errorf("claiming what is one's own: %t, %v", ok, err)
+	}
+}
+
+func TestReleaseIsFenced(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	l := grant(t, c, time.Minute)
+	claim(t, c, l, owner)
+	r := get(t, s.Client(), OwnerKey(ip1))
+	o, err := DecodeOwner(r)
+	if err != nil || o.Lease != l.ID() || o.Revision != r.Revision {
+		t.Fatal(o, err)
+	}
+	for name, revision := range map[string]int64{"older": o.Revision - 1, "newer": o.Revision + 1} {
+		stale := o
+		stale.Revision = revision
+		if ok, err := c.Release(t.Context(), stale); ok || err != nil {
+			t.Errorf("%s revision: %t, %v", name, ok, err)
+		}
+	}
+	if ok, err := c.Release(t.Context(), owner); ok || err == nil {
+		t.Errorf("no revision: %t, %v", ok, err)
+	}
+	for _, want := range []bool{true, false} {
+		if ok, err := c.Release(t.Context(), o); ok != want || err != nil {
+			t.Errorf("release: %t, %v, want %t", ok, err, want)
+		}
+	}
+}
+
+func TestAgentIsWrittenOnlyWhenItDiffers(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	if a, err := c.Agent(t.Context(), "n1"); err != nil || a.Node != "" {
+		t.Errorf("no agent: %v, %v", a, err)
+	}
+	l := grant(t, c, time.Minute)
+	write := func(l *Lease, a egress.Agent) int64 {
+		t.Helper()
+		if err := c.PutAgent(t.Context(), l, a); err != nil {
+			t.Fatal(err)
+		}
+		return get(t, s.Client(), AgentKey("n1")).Revision
+	}
+	first := write(l, agent)
+	if again := write(l, agent); again != first {
+		t.Errorf("the same once more: revision %d, then %d", first, again)
+	}
+	restarting := agent
+	restarting.Restarting = true
+	if changed := write(l, restarting); changed == first {
+		t.Error("a change was not written")
+	}
+	next := grant(t, c, time.Minute)
+	write(next, restarting)
+	if r := get(t, s.Client(), AgentKey("n1")); r.Lease != next.ID() {
+		t.Errorf("lease %x, want %x", r.Lease, next.ID())
+	}
+	got, err := c.Agent(t.Context(), "n1")
+	want := restarting
+	want.Lease = FormatLease(next.ID())
+	if diff := cmp.Diff(want, got, compare); diff != "" || err != nil {
+		t.Errorf("read again: %v (-want +got):\n%s", err, diff)
+	}
+	put(t, c, AgentKey("n1"), "{")
+	if a, err := c.Agent(t.Context(), "n1"); err != nil || a.Node != "" {
+		t.Errorf("an agent that cannot be read: %v, %v", a, err)
+	}
+}
+
+// handover is a move of ip1 from n1 to n2 that is ready.
+type handover struct {
+	c     *Client
+	lease *Lease // of n2
+	o     egress.Owner
+	m     egress.Move
+	to    egress.Agent
+}
+
+func prepare(t *testing.T, c *Client) handover {
+	t.Helper()
+	h := handover{c: c, lease: grant(t, c, time.Minute)}
+	claim(t, c, grant(t, c, time.Minute), owner)
+	h.to = egress.Agent{Node: "n2", Lease: FormatLease(h.lease.ID())}
+	if err := c.PutAgent(t.Context(), h.lease, h.to); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.RequestMove(t.Context(), move, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	h.m = h.move(t)
+	if ok, err := c.Ready(t.Context(), h.m); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	h.m, h.o = h.move(t), h.owner(t)
+	return h
+}
+
+func (h handover) move(t *testing.T) egress.Move {
+	t.Helper()
+	m, err := Decode[egress.Move](get(t, h.c.etcd, MoveKey(ip1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return m
+}
+
+func (h handover) owner(t *testing.T) egress.Owner {
+	t.Helper()
+	o, err := DecodeOwner(get(t, h.c.etcd, OwnerKey(ip1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+func TestHandOverChangesTheOwnerAndEndsTheMoveInOneTransaction(t *testing.T) {
+	h := prepare(t, dial(t, start(t)))
+	if !h.m.Ready || h.m.Lease == 0 {
+		t.Errorf("ready to move: %+v", h.m)
+	}
+	k := tracked(t, h.c, OwnerPrefix, MovePrefix)
+	took(k)
+	if ok, err := h.c.HandOver(t.Context(), h.o, h.m, h.to); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	until(t, "the hand-over", k.Changed(), func() bool { _, ok := k.Get(MoveKey(ip1)); return !ok })
+	r, _ := k.Get(OwnerKey(ip1))
+	got, err := DecodeOwner(r)
+	if err != nil {
+		t.Fatal(err)
+	}
+	want := egress.Owner{IP: ip1, Node: "n2", Since: got.Since, Why: egress.ReasonMove, From: "n1", Lease: h.lease.ID(), Revision: r.Revision}
+	if diff := cmp.Diff(want, got, compare); diff != "" || time.Since(got.Since) > deadline {
+		t.Errorf("owner (-want +got):\n%s", diff)
+	}
+	if r.Revision != h.m.Revision+1 {
+		t.Errorf("the owner is of revision %d, the move was of %d", r.Revision, h.m.Revision)
+	}
+	if ok, err := h.c.HandOver(t.Context(), h.o, h.m, h.to); ok || err != nil {
+		t.Errorf("once more: %t, %v", ok, err)
+	}
+}
+
+func TestHandOverIsFenced(t *testing.T) {
+	ctx := t.Context()
+	c := dial(t, start(t))
+	for name, spoil := range map[string]func(*handover) error{
+		"the owner changed":      func(h *handover) error { h.o.Revision--; return nil },
+		"the move changed":       func(h *handover) error { _, err := c.Ready(ctx, h.m); return err },
+		"the move was cancelled": func(h *handover) error { return c.CancelMove(ctx, ip1) },
+		"the target is dead":     func(h *handover) error { return h.lease.Revoke(ctx) },
+		"the target has restarted": func(h *handover) error {
+			return c.PutAgent(ctx, grant(t, c, time.Minute), h.to)
+		},
+	} {
+		h := prepare(t, c)
+		if err := spoil(&h); err != nil {
+			t.Fatal(err)
+		}
+		before := h.owner(t)
+		if ok, err := c.HandOver(ctx, h.o, h.m, h.to); ok || err != nil {
+			t.Errorf("%s: handed over: %t, %v", name, ok, err)
+		}
+		if diff := cmp.Diff(before, h.owner(t), compare); diff != "" {
+			t.Errorf("%s (-before +after):\n%s", name, diff)
+		}
+		for _, key := range []string{OwnerKey(ip1), MoveKey(ip1), AgentKey("n2")} {
+			del(t, c, key)
+		}
+	}
+	h := prepare(t, c)
+	for name, wrong := range map[string]func(h *handover){
+		"another IP":       func(h *handover) { h.m.IP = ip2 },
+		"another target":   func(h *handover) { h.to.Node = "n3" },
+		"no owner":         func(h *handover) { h.o.Revision = 0 },
+		"agent with lease": func(h *handover) { h.to.Lease = "0" },
+	} {
+		w := h
+		wrong(&w)
+		if ok, err := c.HandOver(ctx, w.o, w.m, w.to); ok || err == nil || !strings.HasPrefix(err.Error(), "handing 10.0.0.1 over to ") {
+			t.Errorf("%s: %t, %v, want an error", name, ok, err)
+		}
+	}
+}
+
+func TestASecondRequestNamesTheTargetOfTheFirst(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	if err := c.RequestMove(t.Context(), move, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	other := move
+	other.To = "n3"
+	err := c.RequestMove(t.Context(), other, time.Minute)
+	if err == nil || err.Error() != "requesting a move of 10.0.0.1: a move to n2 is under way" {
+		t.Errorf("got %v", err)
+	}
+	if resp, err := s.Client().Leases(t.Context()); err != nil || len(resp.Leases) != 1 {
+		t.Errorf("leases: %v, %v, want that of the first request", resp, err)
+	}
+	for range 2 { // cancelling what is not there is no error
+		if err := c.CancelMove(t.Context(), ip1); err != nil {
+			t.Error(err)
+		}
+	}
+	if err := c.RequestMove(t.Context(), other, time.Minute); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestARequestOutlivesItsReadinessNotItsPatience(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	end := gone(t, s.Client(), MoveKey(ip1))
+	if err := c.RequestMove(t.Context(), move, 2*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	m, err := Decode[egress.Move](get(t, s.Client(), MoveKey(ip1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale := m
+	stale.Revision--
+	if ok, err := c.Ready(t.Context(), stale); ok || err != nil {
+		t.Errorf("ready for a move of another revision: %t, %v", ok, err)
+	}
+	if ok, err := c.Ready(t.Context(), m); !ok || err != nil {
+		t.Errorf("ready: %t, %v", ok, err)
+	}
+	if r := get(t, s.Client(), MoveKey(ip1)); r.Lease != m.Lease {
+		t.Errorf("lease %x, want %x", r.Lease, m.Lease)
+	}
+	recv(t, "the end of the request", end)
+}

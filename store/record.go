@@ -1,0 +1,202 @@
+package store
+
+import (
+	"bytes"
+	"cmp"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// Encode returns a record as it is written to etcd: JSON on one line, fields in the order of the struct, no HTML escapes. Equal values
+// are equal bytes.
+func Encode(v any) ([]byte, error) {
+	var b bytes.Buffer
+	e := json.NewEncoder(&b)
+	e.SetEscapeHTML(false)
+	if err := e.Encode(v); err != nil {
+		return nil, fmt.Errorf("encoding %T: %w", v, err)
+	}
+	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
+}
+
+// Decode reads a record of package egress. Unknown fields are ignored. Of an Owner and a Move, Lease and Revision come from the key.
+// It checks the JSON alone: what a View does not accept may pass here.
+func Decode[T any](r Record) (T, error) {
+	var v T
+	if err := json.Unmarshal(r.Value, &v); err != nil {
+		var zero T
+		return zero, fmt.Errorf("decoding %T: %w", v, err)
+	}
+	switch p := any(&v).(type) {
+	case *egress.Owner:
+		p.Lease, p.Revision = r.Lease, r.Revision
+	case *egress.Move:
+		p.Lease, p.Revision = r.Lease, r.Revision
+	}
+	return v, nil
+}
+
+// DecodeOwner reads the record of an owners/<ip> key.
+func DecodeOwner(r Record) (egress.Owner, error) { return Decode[egress.Owner](r) }
+
+// FormatLease returns the lease id as etcdctl prints it, hexadecimal.
+func FormatLease(id int64) string { return fmt.Sprintf("%016x", uint64(id)) }
+
+// ParseLease parses what FormatLease returns. 0 is no lease.
+func ParseLease(s string) (int64, error) {
+	id, err := strconv.ParseUint(s, 16, 63)
+	if err != nil || id == 0 {
+		return 0, fmt.Errorf("parsing lease id %q: want a hexadecimal number, as etcdctl prints it", s)
+	}
+	return int64(id), nil
+}
+
+// The checks below say what is wrong with a record that is JSON. They take the key's last part and the value.
+
+func disagree(field string, value, key any) error {
+	return fmt.Errorf("key and value disagree: the key says %v, %s is %v", key, field, value)
+}
+
+func same[T comparable](field string, value, key T) error {
+	if value != key {
+		return disagree(field, value, key)
+	}
+	return nil
+}
+
+func required(field, value string) error {
+	if value == "" {
+		return fmt.Errorf("%s is empty", field)
+	}
+	return nil
+}
+
+func validIP(field string, ip netip.Addr) error {
+	if !ip.IsValid() || ip.Is4In6() || ip.Zone() != "" {
+		return fmt.Errorf("%s %q: want an IPv4 or IPv6 address, without a zone", field, ip)
+	}
+	return nil
+}
+
+func validID(id egress.ID) error {
+	if id == 0 || id > egress.MaxID {
+		return fmt.Errorf("id %d: want 1 to %d", id, egress.MaxID)
+	}
+	return nil
+}
+
+func checkPool(name string, p egress.Pool) error {
+	errs := []error{same("name", p.Name, name)}
+	for _, r := range p.Ranges {
+		errs = append(errs, validIP("start", r.Start), validIP("end", r.End))
+		if r.Start.Is4() != r.End.Is4() || r.End.Less(r.Start) {
+			errs = append(errs, fmt.Errorf("range %s: want a start that is not after the end, of the same family", r))
+		}
+	}
+	if s := p.Subnet; s != nil {
+		errs = append(errs, validIP("gateway", s.Gateway))
+		if s.PrefixLength < 1 || s.PrefixLength > max(s.Gateway.BitLen(), 1) {
+			errs = append(errs, fmt.Errorf("prefix length %d: want 1 to %d", s.PrefixLength, s.Gateway.BitLen()))
+		}
+		if s.VLAN < 0 || s.VLAN > 4094 {
+			errs = append(errs, fmt.Errorf("VLAN id %d: want 0 to 4094", s.VLAN))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func checkPolicy(name string, p egress.Policy) error {
+	errs := []error{same("name", p.Name, name)}
+	seen := map[bool]bool{}
+	for _, a := range p.Addresses {
+		errs = append(errs, validIP("ip", a.IP), validID(a.ID))
+		if seen[a.IP.Is4()] {
+			errs = append(errs, fmt.Errorf("ip %s is the second of its family", a.IP))
+		}
+		seen[a.IP.Is4()] = true
+	}
+	if b := p.Bandwidth; b != nil && (b.Rate < 0 || b.Burst < 0) {
+		errs = append(errs, fmt.Errorf("bandwidth %d, burst %d: want no negative number", b.Rate, b.Burst))
+	}
+	return errors.Join(errs...)
+}
+
+func checkNode(name string, n egress.Node) error {
+	errs := []error{same("name", n.Name, name)}
+	if n.Index < 1 || n.Index > egress.MaxNodeIndex {
+		errs = append(errs, fmt.Errorf("index %d: want 1 to %d", n.Index, egress.MaxNodeIndex))
+	}
+	for _, ip := range n.Addresses {
+		errs = append(errs, validIP("address", ip))
+	}
+	for _, p := range n.PodCIDRs {
+		if !p.IsValid() {
+			errs = append(errs, fmt.Errorf("pod CIDR %q: want an address and a prefix length", p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func checkAgent(name string, a egress.Agent) error { return same("node", a.Node, name) }
+
+func checkOwner(ip netip.Addr, o egress.Owner) error {
+	return errors.Join(same("ip", o.IP, ip), required("node", o.Node))
+}
+
+func checkMove(ip netip.Addr, m egress.Move) error {
+	return errors.Join(same("ip", m.IP, ip), required("to", m.To))
+}
+
+func checkPin(ip netip.Addr, p egress.Pin) error {
+	return errors.Join(same("ip", p.IP, ip), required("node", p.Node))
+}
+
+func checkCordon(node string, c egress.Cordon) error { return same("node", c.Node, node) }
+
+func checkAllocation(ip netip.Addr, a egress.Allocation) error {
+	return errors.Join(same("ip", a.IP, ip), validID(a.ID))
+}
+
+// membersKey is the last part of a key of members: members/by-egress/<egress>/<node>.
+type membersKey struct{ egress, node string }
+
+func checkMembers(k membersKey, m egress.Members) error {
+	errs := []error{same("egress", m.Egress, k.egress), same("node", m.Node, k.node)}
+	for _, p := range m.Pods {
+		for _, ip := range p.IPs {
+			errs = append(errs, validIP("IP of pod "+cmp.Or(p.Pod, "-"), ip))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// The parsers below read the last part of a key. They accept one spelling of each value, so that no two keys mean the same.
+
+func parseName(s string) (string, error) {
+	if s == "" || strings.Contains(s, "/") {
+		return "", fmt.Errorf("key ends in %q: want a name", s)
+	}
+	return s, nil
+}
+
+func parseIP(s string) (netip.Addr, error) {
+	ip, err := netip.ParseAddr(s)
+	if err != nil || ip.String() != s || ip.Is4In6() || ip.Zone() != "" {
+		return netip.Addr{}, fmt.Errorf("key ends in %q: want an IPv4 or IPv6 address in its usual form", s)
+	}
+	return ip, nil
+}
+
+func parseMembers(s string) (membersKey, error) {
+	e, n, _ := strings.Cut(s, "/")
+	if _, err := parseName(n); err != nil || e == "" {
+		return membersKey{}, fmt.Errorf("key ends in %q: want <egress>/<node>", s)
+	}
+	return membersKey{e, n}, nil
+}

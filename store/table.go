@@ -1,0 +1,156 @@
+package store
+
+import (
+	"cmp"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// table is the records of one kind, read, by the last part of their keys.
+type table[K comparable, V any] struct {
+	below string
+	parse func(string) (K, error)
+	check func(K, V) error
+	m     map[K]V
+	lent  bool // m was handed out, and must not be changed
+}
+
+// kind is a table, whatever its records are.
+type kind interface {
+	prefix() string
+	put(name string, r Record) error
+	drop(name string)
+}
+
+func (t *table[K, V]) prefix() string { return t.below }
+
+// put reads a record. When that cannot be done, the former one of the key stands.
+func (t *table[K, V]) put(name string, r Record) error {
+	k, err := t.parse(name)
+	if err != nil {
+		return err
+	}
+	v, err := Decode[V](r)
+	if err != nil {
+		return err
+	}
+	if err := t.check(k, v); err != nil {
+		return err
+	}
+	t.own()
+	t.m[k] = v
+	return nil
+}
+
+func (t *table[K, V]) drop(name string) {
+	if k, err := t.parse(name); err == nil { // else it was never put
+		t.own()
+		delete(t.m, k)
+	}
+}
+
+// own makes m safe to change.
+func (t *table[K, V]) own() {
+	if t.m == nil {
+		t.m = map[K]V{}
+	} else if t.lent {
+		t.m = maps.Clone(t.m)
+	}
+	t.lent = false
+}
+
+// lend returns m for good: nobody changes it any more.
+func (t *table[K, V]) lend() map[K]V {
+	t.lent = true
+	return t.m
+}
+
+// tables are the records of all kinds that were read, and the faults of those that could not be.
+type tables struct {
+	pools       table[string, egress.Pool]
+	egresses    table[string, egress.Policy]
+	allocations table[netip.Addr, egress.Allocation]
+	nodes       table[string, egress.Node]
+	agents      table[string, egress.Agent]
+	owners      table[netip.Addr, egress.Owner]
+	moves       table[netip.Addr, egress.Move]
+	pins        table[netip.Addr, egress.Pin]
+	cordons     table[string, egress.Cordon]
+	byNode      table[string, egress.Members]
+	byEgress    table[membersKey, egress.Members]
+
+	nested map[string]map[string]egress.Members // byEgress as last handed out
+	faults map[string]error
+}
+
+// newTables returns tables whose byNode is that of one node; empty: of none.
+func newTables(node string) *tables {
+	return &tables{
+		pools:       table[string, egress.Pool]{below: PoolPrefix, parse: parseName, check: checkPool},
+		egresses:    table[string, egress.Policy]{below: EgressPrefix, parse: parseName, check: checkPolicy},
+		allocations: table[netip.Addr, egress.Allocation]{below: AllocationPrefix, parse: parseIP, check: checkAllocation},
+		nodes:       table[string, egress.Node]{below: NodePrefix, parse: parseName, check: checkNode},
+		agents:      table[string, egress.Agent]{below: AgentPrefix, parse: parseName, check: checkAgent},
+		owners:      table[netip.Addr, egress.Owner]{below: OwnerPrefix, parse: parseIP, check: checkOwner},
+		moves:       table[netip.Addr, egress.Move]{below: MovePrefix, parse: parseIP, check: checkMove},
+		pins:        table[netip.Addr, egress.Pin]{below: PinPrefix, parse: parseIP, check: checkPin},
+		cordons:     table[string, egress.Cordon]{below: CordonPrefix, parse: parseName, check: checkCordon},
+		byNode: table[string, egress.Members]{
+			below: MembersByNodeKey(node, ""), parse: parseName,
+			check: func(name string, m egress.Members) error { return checkMembers(membersKey{name, node}, m) },
+		},
+		byEgress: table[membersKey, egress.Members]{below: MembersByEgress, parse: parseMembers, check: checkMembers},
+		faults:   map[string]error{},
+	}
+}
+
+func (t *tables) kinds() []kind {
+	return []kind{
+		&t.pools, &t.egresses, &t.allocations, &t.nodes, &t.agents, &t.owners, &t.moves, &t.pins, &t.cordons, &t.byNode, &t.byEgress,
+	}
+}
+
+// apply takes in one key's record, nil when it is gone.
+func (t *tables) apply(key string, r *Record) {
+	delete(t.faults, key)
+	for _, k := range t.kinds() {
+		name, ok := strings.CutPrefix(key, k.prefix())
+		if !ok {
+			continue
+		}
+		if r == nil {
+			k.drop(name)
+		} else if err := k.put(name, *r); err != nil {
+			t.faults[key] = err
+		}
+		return
+	}
+}
+
+// snapshot returns what the tables hold. Nothing in it changes afterwards.
+func (t *tables) snapshot(revision int64) *egress.Snapshot {
+	s := &egress.Snapshot{
+		Revision: revision,
+		Pools:    t.pools.lend(), Egresses: t.egresses.lend(), Nodes: t.nodes.lend(), Agents: t.agents.lend(), Owners: t.owners.lend(),
+		Moves: t.moves.lend(), Pins: t.pins.lend(), Cordons: t.cordons.lend(), ByNode: t.byNode.lend(),
+	}
+	if !t.byEgress.lent {
+		t.nested = map[string]map[string]egress.Members{}
+		for k, m := range t.byEgress.lend() {
+			if t.nested[k.egress] == nil {
+				t.nested[k.egress] = map[string]egress.Members{}
+			}
+			t.nested[k.egress][k.node] = m
+		}
+	}
+	s.ByEgress = t.nested
+	for key, err := range t.faults {
+		s.Faults = append(s.Faults, egress.Fault{Key: key, Err: err})
+	}
+	slices.SortFunc(s.Faults, func(a, b egress.Fault) int { return cmp.Compare(a.Key, b.Key) })
+	return s
+}

@@ -1,0 +1,107 @@
+package store
+
+import (
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// View is what the agent of one node sees of etcd: pools, egresses, nodes, agents, owners, moves, pins, cordons, the members of its
+// own node, and those of the egresses that it follows. It is safe for concurrent use.
+type View struct {
+	cache *Cache
+	fixed []string // the prefixes that are always watched
+
+	mu       sync.Mutex // guards what follows
+	followed []string
+	tables   *tables
+	last     *egress.Snapshot
+}
+
+// NewView returns the view of a node. It is empty until Run has listed it.
+func (c *Client) NewView(node string) *View {
+	fixed := append(slices.Clone(control), MembersByNodeKey(node, ""))
+	k := c.NewCache(fixed...)
+	k.changed = map[string]bool{}
+	return &View{cache: k, fixed: fixed, tables: newTables(node)}
+}
+
+// control are the prefixes of the records that every agent watches whole.
+var control = []string{PoolPrefix, EgressPrefix, NodePrefix, AgentPrefix, OwnerPrefix, MovePrefix, PinPrefix, CordonPrefix}
+
+// Run keeps the view equal to etcd until ctx ends, and then returns the error of ctx; see Cache.Run.
+func (v *View) Run(ctx context.Context) error { return v.cache.Run(ctx) }
+
+// Ready returns a channel that is closed after the first whole list.
+func (v *View) Ready() <-chan struct{} { return v.cache.Ready() }
+
+// Changed returns a channel that delivers once whenever there is something new since the last receive.
+func (v *View) Changed() <-chan struct{} { return v.cache.Changed() }
+
+// Healthy reports whether the view follows etcd at present; see Cache.Healthy.
+func (v *View) Healthy() bool { return v.cache.Healthy() }
+
+// Snapshot returns etcd as it was at one revision, nil before the first whole list. It is the same pointer while nothing changes, and
+// nothing in it ever changes. A record that cannot be read (no JSON, key and value disagree, an invalid address or id) is in Faults,
+// and the last value of its key that could be read, if any, stands.
+func (v *View) Snapshot() *egress.Snapshot {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	changed, revision, ok := v.cache.take()
+	if !ok {
+		return nil
+	}
+	if v.last != nil && len(changed) == 0 {
+		return v.last
+	}
+	for key, r := range changed {
+		v.tables.apply(key, r)
+	}
+	v.last = v.tables.snapshot(revision)
+	return v.last
+}
+
+// Follow says which egresses to see the members of, on all nodes. Those of new ones come with a later snapshot. It costs nothing when
+// they are the same as before.
+func (v *View) Follow(egresses []string) {
+	v.mu.Lock()
+	defer v.mu.Unlock()
+	names := slices.Compact(slices.Sorted(slices.Values(egresses)))
+	if slices.Equal(names, v.followed) {
+		return
+	}
+	v.followed = names
+	prefixes := slices.Clone(v.fixed)
+	for _, name := range names {
+		prefixes = append(prefixes, MembersByEgressKey(name, ""))
+	}
+	v.cache.SetPrefixes(prefixes...)
+}
+
+// Everything is all that etcd holds but the members and the ids.
+type Everything struct {
+	egress.Snapshot
+	Allocations []egress.Allocation // sorted by IP
+}
+
+// ReadAll reads everything at one revision. Records that cannot be read are in Faults.
+func (c *Client) ReadAll(ctx context.Context) (Everything, error) {
+	records, revision, err := c.list(ctx, append(slices.Clone(control), AllocationPrefix), 0)
+	if err != nil {
+		return Everything{}, fmt.Errorf("reading etcd: %w", err)
+	}
+	t := newTables("")
+	for key, r := range records {
+		t.apply(key, &r)
+	}
+	all := Everything{Snapshot: *t.snapshot(revision)}
+	for _, ip := range slices.SortedFunc(maps.Keys(t.allocations.m), netip.Addr.Compare) {
+		all.Allocations = append(all.Allocations, t.allocations.m[ip])
+	}
+	return all, nil
+}
