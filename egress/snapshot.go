@@ -19,6 +19,8 @@ type Snapshot struct {
 	ByNode map[string]Members
 	// ByEgress holds the members of the egresses that were asked for: egress name -> node name -> members.
 	ByEgress map[string]map[string]Members
+	// Followed are the egresses of which ByEgress is whole. One that was asked for just now is not among them yet.
+	Followed map[string]bool
 	// Faults are the records that could not be read, by key without the prefix, sorted by key. Where an earlier value of the key
 	// could be read, that one still stands in the maps above.
 	Faults []Fault

@@ -35,6 +35,7 @@ type Cache struct {
 	mu       sync.Mutex // guards what follows
 	prefixes []string
 	records  map[string]Record
+	whole    []string // the ranges of which records has everything
 	revision int64
 	listed   bool            // ready is closed
 	changed  map[string]bool // keys that changed since take; nil: nobody takes
@@ -154,13 +155,13 @@ func (k *Cache) Healthy() bool {
 	return k.watching
 }
 
-// take returns the keys that changed since the last take with their records, nil where they are gone, and the revision. ok is false
-// before the first whole list.
-func (k *Cache) take() (changed map[string]*Record, revision int64, ok bool) {
+// take returns the keys that changed since the last take with their records, nil where they are gone, the ranges of which everything
+// is there, and the revision. ok is false before the first whole list.
+func (k *Cache) take() (changed map[string]*Record, whole []string, revision int64, ok bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !k.listed {
-		return nil, 0, false
+		return nil, nil, 0, false
 	}
 	changed = make(map[string]*Record, len(k.changed))
 	for key := range k.changed {
@@ -170,12 +171,12 @@ func (k *Cache) take() (changed map[string]*Record, revision int64, ok bool) {
 		}
 	}
 	clear(k.changed)
-	return changed, k.revision, true
+	return changed, k.whole, k.revision, true
 }
 
-// replace makes records all that the cache holds.
-func (k *Cache) replace(records map[string]Record, revision int64) {
-	k.update(revision, func(put func(string, *Record)) {
+// replace makes records, which are those of the ranges, all that the cache holds.
+func (k *Cache) replace(records map[string]Record, ranges []string, revision int64) {
+	k.update(revision, ranges, func(put func(string, *Record)) {
 		for key := range k.records {
 			if _, ok := records[key]; !ok {
 				put(key, nil)
@@ -187,11 +188,15 @@ func (k *Cache) replace(records map[string]Record, revision int64) {
 	})
 }
 
-// update lets fill put records, nil for those that are gone, and says so when that changed anything.
-func (k *Cache) update(revision int64, fill func(put func(string, *Record))) {
+// update lets fill put records, nil for those that are gone, after which the ranges, nil for those of before, are whole. It says so when
+// that changed anything.
+func (k *Cache) update(revision int64, ranges []string, fill func(put func(string, *Record))) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	changed := false
+	changed := ranges != nil && !slices.Equal(ranges, k.whole)
+	if changed {
+		k.whole = ranges
+	}
 	fill(func(key string, r *Record) {
 		old, ok := k.records[key]
 		switch {

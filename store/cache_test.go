@@ -26,7 +26,7 @@ func tracked(t *testing.T, c *Client, prefixes ...string) *Cache {
 }
 
 func took(k *Cache) []string {
-	changed, _, _ := k.take()
+	changed, _, _, _ := k.take()
 	return slices.Sorted(maps.Keys(changed))
 }
 

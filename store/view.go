@@ -19,6 +19,7 @@ type View struct {
 
 	mu       sync.Mutex // guards what follows
 	followed []string
+	whole    []string // the ranges of which last has everything
 	tables   *tables
 	last     *egress.Snapshot
 }
@@ -52,17 +53,23 @@ func (v *View) Healthy() bool { return v.cache.Healthy() }
 func (v *View) Snapshot() *egress.Snapshot {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	changed, revision, ok := v.cache.take()
+	changed, whole, revision, ok := v.cache.take()
 	if !ok {
 		return nil
 	}
-	if v.last != nil && len(changed) == 0 {
+	if v.last != nil && len(changed) == 0 && slices.Equal(whole, v.whole) {
 		return v.last
 	}
 	for key, r := range changed {
 		v.tables.apply(key, r)
 	}
-	v.last = v.tables.snapshot(revision)
+	v.last, v.whole = v.tables.snapshot(revision), whole
+	v.last.Followed = map[string]bool{}
+	for _, name := range v.followed {
+		if slices.Contains(whole, MembersByEgressKey(name, "")) {
+			v.last.Followed[name] = true
+		}
+	}
 	return v.last
 }
 

@@ -70,7 +70,7 @@ func (k *Cache) follow(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	k.replace(records, revision)
+	k.replace(records, prefixes, revision)
 	ctx, cancel := context.WithCancel(ctx)
 	s := &session{
 		cache: k, upTo: revision, ranges: map[string]*watched{},
@@ -198,7 +198,7 @@ func (s *session) settle() bool {
 	}
 	s.upTo = upTo
 	var rest []event
-	s.cache.update(upTo, func(put func(string, *Record)) {
+	s.cache.update(upTo, nil, func(put func(string, *Record)) {
 		for _, e := range s.pending {
 			if e.revision <= upTo {
 				put(e.key, e.record)
@@ -244,7 +244,7 @@ func (s *session) adjust(ctx context.Context) error {
 		}
 	}
 	s.pending = rest
-	k.update(s.upTo, func(put func(string, *Record)) {
+	k.update(s.upTo, prefixes, func(put func(string, *Record)) {
 		for key := range k.records {
 			if !covered(prefixes, key) {
 				put(key, nil)
