@@ -1,0 +1,99 @@
+package routing
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+	"strings"
+)
+
+// Changes are the difference between the kernel and a State. The zero Changes are empty.
+type Changes struct {
+	adds, removes []op
+}
+
+// op is one write, and what ip(8), bridge(8) or sysctl(8) would be told for it.
+type op struct {
+	line string
+	run  func(*writer) error
+}
+
+// Empty reports whether there is nothing to write.
+func (c Changes) Empty() bool { return len(c.adds)+len(c.removes) == 0 }
+
+// Adds returns the part that brings what is missing, and nothing that takes away; the exception is an overlay link that has to be made
+// anew, which goes and comes here, with all that is on it.
+func (c Changes) Adds() Changes { return Changes{adds: c.adds} }
+
+// Removes returns the part that takes away what is not wanted any more.
+func (c Changes) Removes() Changes { return Changes{removes: c.removes} }
+
+// String returns the changes in the order in which Apply makes them, as lines that a shell could run; "" when there are none.
+func (c Changes) String() string {
+	var b strings.Builder
+	for _, o := range slices.Concat(c.adds, c.removes) {
+		b.WriteString(o.line)
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// Diff returns what makes a kernel that was observed as have equal to want. It does no I/O; equal arguments give equal Changes.
+func Diff(have Observed, want State) Changes {
+	var c Changes
+	old, wanted := have.entries, map[string]entry{}
+	for _, e := range want.entries(have.off) {
+		wanted[e.key()] = e
+	}
+	var gone bool
+	c.adds, gone = have.link.change(want.Overlay, have.off)
+	if !want.Overlay.Local.IsValid() {
+		gone = true
+	}
+	if gone {
+		// What is on the link goes with it.
+		old = maps.Clone(old)
+		maps.DeleteFunc(old, func(_ string, e entry) bool { return e.bound })
+	}
+
+	slots, places := map[string]bool{}, map[string]bool{}
+	for _, e := range wanted {
+		if e.slot != "" {
+			slots[e.command+" "+e.slot] = true
+		}
+	}
+	for _, e := range old {
+		places[e.place] = true
+	}
+	for _, e := range sorted(wanted) {
+		if _, ok := old[e.key()]; !ok {
+			verb := verbs[e.kind]
+			if e.kind == route && places[e.place] {
+				verb = "append" // the old one is used until it goes
+			}
+			c.adds = append(c.adds, op{e.command + " " + verb + " " + e.words, func(w *writer) error { return present(e.add(w, verb)) }})
+		}
+	}
+	for _, e := range slices.Backward(sorted(old)) {
+		if want.KeepReturns && e.returns {
+			continue
+		}
+		if _, ok := wanted[e.key()]; !ok && !slots[e.command+" "+e.slot] {
+			c.removes = append(c.removes, op{e.command + " del " + e.words, func(w *writer) error { return absent(e.del(w)) }})
+		}
+	}
+	if !want.Overlay.Local.IsValid() && have.link.exists() {
+		c.removes = append(c.removes, removeLink())
+	}
+	return c
+}
+
+// verbs are the words that add an entry of each kind.
+var verbs = [...]string{address: "add", neighbour: "replace", fdb: "replace", route: "add", rule: "add"}
+
+// sorted returns entries in the order in which they can be added.
+func sorted(m map[string]entry) []entry {
+	return slices.SortedFunc(maps.Values(m), func(a, b entry) int {
+		return cmp.Or(cmp.Compare(a.kind, b.kind), cmp.Compare(a.key(), b.key()))
+	})
+}

@@ -1,0 +1,233 @@
+package routing
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"reflect"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// mainPriority is the priority of the rule `lookup main`, which the kernel makes in every namespace: behind the guard, only what the
+// main table and its successors say counts.
+const mainPriority = 32766
+
+// kind orders entries: each needs only what is of a kind before its own.
+type kind int
+
+const (
+	address kind = iota
+	neighbour
+	fdb
+	route
+	rule
+)
+
+// entry is one address, neighbour, FDB entry, route or rule of ours, wanted or observed.
+type entry struct {
+	kind
+	command string // of ip(8) or bridge(8), without its verb
+	words   string // what follows the verb: two entries are equal when command and words are
+	// slot is what the kernel finds the entry by when it is to be deleted, if that is less than all of its words: where an entry
+	// with the same slot is wanted, adding that one replaces this one.
+	slot string
+	// place is shared by routes that take each other's place: same table and destination.
+	place   string
+	bound   bool // goes with the overlay link
+	returns bool // a route of State.Returns
+	add     func(w *writer, verb string) error
+	del     func(w *writer) error
+}
+
+func (e entry) key() string { return e.command + " " + e.words }
+
+// newRule returns the part that all rules of ours have in common.
+func newRule(f family, priority int, mark, mask egress.Mark) netlink.Rule {
+	r := netlink.NewRule()
+	m := uint32(mask)
+	r.Family, r.Priority, r.Mark, r.Mask, r.Protocol = f.af, priority, uint32(mark), &m, egress.RouteProtocol
+	return *r
+}
+
+// ruleEntry returns the entry of any rule. What our own rules never have is in words, too, so that such a rule equals none of them.
+func ruleEntry(f family, r netlink.Rule) entry {
+	e := entry{kind: rule, command: "ip " + f.option + " rule"}
+	var mask uint32
+	if r.Mask != nil {
+		mask = *r.Mask
+	}
+	e.words = fmt.Sprintf("pref %d fwmark %s/%s", r.Priority, hex(r.Mark), hex(mask))
+	plain := newRule(f, r.Priority, egress.Mark(r.Mark), egress.Mark(mask))
+	plain.Protocol = r.Protocol
+	if r.Goto >= 0 {
+		e.words += fmt.Sprintf(" goto %d", r.Goto)
+		plain.Goto = r.Goto
+	} else {
+		e.words += fmt.Sprintf(" lookup %d", r.Table)
+	}
+	plain.Table = r.Table
+	e.words += fmt.Sprintf(" protocol %d", r.Protocol)
+	if r.Mask == nil || !reflect.DeepEqual(plain, r) {
+		e.words += " # with more selectors: " + r.String()
+	}
+	e.add = func(w *writer, _ string) error { return w.handle.RuleAdd(&r) }
+	e.del = func(w *writer) error { return w.handle.RuleDel(&r) }
+	return e
+}
+
+// newRoute returns a route of ours, over the overlay link, whose index is filled in when it is written.
+func newRoute(f family, table int, dst netip.Prefix, via netip.Addr) netlink.Route {
+	r := netlink.Route{
+		Family: f.af, Table: table, Dst: ipNet(dst), Type: unix.RTN_UNICAST, Protocol: egress.RouteProtocol, Priority: f.metric,
+	}
+	gw := f.gateway(via)
+	if f.has(gw) {
+		r.Gw = gw.AsSlice()
+	} else {
+		r.Via = &netlink.Via{AddrFamily: familyOf(gw).af, Addr: gw.AsSlice()}
+	}
+	if f.af == unix.AF_INET {
+		// The peers' addresses are in no subnet of the overlay link. IPv6 next hops are link-local and need no such word.
+		r.Flags = int(netlink.FLAG_ONLINK)
+	}
+	return r
+}
+
+// routeEntry returns the entry of any route; overlay says whether it goes over the overlay link. See ruleEntry.
+func routeEntry(f family, r netlink.Route, overlay bool) entry {
+	dst := prefixOf(r.Dst)
+	e := entry{kind: route, command: "ip " + f.option + " route", bound: overlay, returns: r.Table == egress.ReturnTable}
+	e.place = fmt.Sprintf("%s %s table %d", f.option, dst, r.Table)
+	e.words = dst.String()
+	if dst == f.any {
+		e.words = "default"
+	}
+	plain := netlink.Route{Family: r.Family, Table: r.Table, Dst: r.Dst, Type: unix.RTN_UNICAST, Protocol: r.Protocol, Priority: r.Priority}
+	// The kernel adds flags of its own, as for a link without carrier.
+	r.Flags &= int(netlink.FLAG_ONLINK)
+	plain.Flags, plain.Gw, plain.Via, plain.LinkIndex = r.Flags, r.Gw, r.Via, r.LinkIndex
+	if r.Gw != nil {
+		e.words += " via " + addrOf(r.Gw).String()
+	} else if via, ok := r.Via.(*netlink.Via); ok {
+		e.words += " via inet6 " + addrOf(via.Addr).String()
+	}
+	if overlay {
+		e.words += " dev " + egress.OverlayLink
+	} else {
+		e.words += fmt.Sprintf(" dev if%d", r.LinkIndex)
+	}
+	if r.Flags != 0 {
+		e.words += " onlink"
+	}
+	e.words += fmt.Sprintf(" table %d protocol %d", r.Table, int(r.Protocol))
+	if r.Priority != f.metric {
+		e.words += fmt.Sprintf(" metric %d", r.Priority)
+	}
+	if !reflect.DeepEqual(plain, r) {
+		e.words += " # with more attributes: " + r.String()
+	}
+	e.add = func(w *writer, verb string) error { return w.addRoute(e, r, verb) }
+	e.del = func(w *writer) error { return w.handle.RouteDel(&r) }
+	return e
+}
+
+// neighbourEntry returns the entry of a neighbour on the overlay link.
+func neighbourEntry(f family, ip netip.Addr, mac net.HardwareAddr, state int) entry {
+	e := entry{kind: neighbour, command: "ip " + f.option + " neigh", slot: ip.String(), bound: true}
+	e.words = fmt.Sprintf("%s lladdr %s dev %s nud %s", ip, mac, egress.OverlayLink, nud(state))
+	n := netlink.Neigh{Family: f.af, IP: ip.AsSlice(), HardwareAddr: mac, State: state}
+	return e.onLink(n)
+}
+
+// fdbEntry returns an entry of the overlay link's forwarding database: frames to mac go to the node with the underlay address dst.
+func fdbEntry(mac net.HardwareAddr, dst netip.Addr, state int) entry {
+	// One place for each MAC: "append" does nothing, and says nothing, when a unicast MAC has another destination already.
+	e := entry{kind: fdb, command: "bridge fdb", slot: mac.String(), bound: true}
+	e.words = fmt.Sprintf("%s dev %s dst %s", mac, egress.OverlayLink, dst)
+	if state := nud(state); state != "permanent" {
+		e.words += " " + state
+	}
+	n := netlink.Neigh{Family: unix.AF_BRIDGE, Flags: netlink.NTF_SELF, IP: dst.AsSlice(), HardwareAddr: mac, State: state}
+	return e.onLink(n)
+}
+
+// onLink adds how a neighbour or FDB entry is written.
+func (e entry) onLink(n netlink.Neigh) entry {
+	e.add = func(w *writer, _ string) error {
+		var err error
+		if n.LinkIndex, err = w.index(); err != nil {
+			return err
+		}
+		return w.handle.NeighSet(&n)
+	}
+	e.del = func(w *writer) error {
+		var err error
+		if n.LinkIndex, err = w.index(); err != nil {
+			return err
+		}
+		return w.handle.NeighDel(&n)
+	}
+	return e
+}
+
+// addressEntry returns the entry of an address on the overlay link.
+func addressEntry(f family, p netip.Prefix) entry {
+	e := entry{kind: address, command: "ip " + f.option + " addr", slot: p.String(), bound: true}
+	e.words = fmt.Sprintf("%s dev %s", p, egress.OverlayLink)
+	// Of link scope, so that no packet to elsewhere takes it for its source. Nobody else has an address made from our own.
+	a := netlink.Addr{IPNet: ipNet(p), Scope: int(netlink.SCOPE_LINK), Flags: unix.IFA_F_NODAD}
+	if f.af == unix.AF_INET {
+		e.words += " scope link noprefixroute"
+		a.Flags = unix.IFA_F_NOPREFIXROUTE
+	} else {
+		e.words += " nodad"
+	}
+	write := func(w *writer, do func(netlink.Link, *netlink.Addr) error) error {
+		var err error
+		if a.LinkIndex, err = w.index(); err != nil {
+			return err
+		}
+		return do(nil, &a)
+	}
+	e.add = func(w *writer, _ string) error { return write(w, w.handle.AddrAdd) }
+	e.del = func(w *writer) error { return write(w, w.handle.AddrDel) }
+	return e
+}
+
+// hex prints a mark as ip(8) does.
+func hex(v uint32) string {
+	if v == 0 {
+		return "0"
+	}
+	return egress.Mark(v).String()
+}
+
+// nud prints the state of a neighbour as ip(8) takes it, as far as this package cares. bridge(8) sets other bits besides.
+func nud(state int) string {
+	if state&netlink.NUD_PERMANENT != 0 {
+		return "permanent"
+	}
+	return fmt.Sprintf("0x%x", state)
+}
+
+func ipNet(p netip.Prefix) *net.IPNet {
+	return &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}
+}
+
+// prefixOf returns the zero Prefix for nil.
+func prefixOf(n *net.IPNet) netip.Prefix {
+	if n == nil {
+		return netip.Prefix{}
+	}
+	bits, _ := n.Mask.Size()
+	return netip.PrefixFrom(addrOf(n.IP), bits)
+}
+
+func addrOf(ip net.IP) netip.Addr {
+	a, _ := netip.AddrFromSlice(ip)
+	return a.Unmap()
+}

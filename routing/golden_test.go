@@ -1,0 +1,184 @@
+package routing
+
+import (
+	"encoding/json"
+	"flag"
+	"math/rand/v2"
+	"net"
+	"os"
+	"path/filepath"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	"golang.org/x/tools/txtar"
+
+	"github.com/egret-project/egret/internal/netns"
+)
+
+var (
+	update = flag.Bool("update", false, "write the goldens of testdata anew")
+	seed   = flag.Int64("seed", 0, "seed of the random orders; 0: the time")
+)
+
+// open returns a Router of a new namespace, which the calling goroutine is in from then on.
+func open(t *testing.T) *Router {
+	t.Helper()
+	netns.Enter(t)
+	r, err := New(Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(r.Close)
+	return r
+}
+
+func observe(t *testing.T, r *Router) Observed {
+	t.Helper()
+	o, err := r.Observe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return o
+}
+
+// reach makes the kernel equal to want, makes the same changes once more, checks that nothing is left to do, and returns the changes.
+func reach(t *testing.T, r *Router, want State) Changes {
+	t.Helper()
+	c := Diff(observe(t, r), want)
+	for _, part := range []Changes{c.Adds(), c.Removes(), c} {
+		if err := r.Apply(part); err != nil {
+			t.Fatalf("applying\n%s%v", part, err)
+		}
+	}
+	if left := Diff(observe(t, r), want); !left.Empty() {
+		t.Fatalf("still to do:\n%s", left)
+	}
+	return c
+}
+
+func parseState(t *testing.T, text string) State {
+	t.Helper()
+	var s State
+	d := json.NewDecoder(strings.NewReader(text))
+	d.DisallowUnknownFields()
+	if err := d.Decode(&s); err != nil {
+		t.Fatalf("state: %v", err)
+	}
+	return s
+}
+
+// sections returns the golden's sections by name.
+func sections(t *testing.T, file string) map[string]string {
+	t.Helper()
+	a, err := txtar.ParseFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m := map[string]string{}
+	for _, f := range a.Files {
+		m[f.Name] = string(f.Data)
+	}
+	return m
+}
+
+// made finds how the overlay link was made in the output of ip -d.
+var made = regexp.MustCompile(`> mtu \d+|link/ether \S+|vxlan id .* gbp|addrgenmode \w+|<[^>]+`)
+
+// listing is what the real ip and bridge print of the namespace, rules of others included. Only rules come in an order that counts.
+func listing(t *testing.T) string {
+	t.Helper()
+	var b strings.Builder
+	show := func(line string) { b.WriteString("# " + line + "\n" + strings.Join(unordered(netns.Run(t, line)), "")) }
+	for _, f := range families {
+		b.WriteString("# ip " + f.option + " rule\n" + netns.Run(t, "ip "+f.option+" rule"))
+		show("ip " + f.option + " route show table all proto 94")
+	}
+	if _, err := net.InterfaceByName("egret.vx"); err == nil {
+		show("ip neigh show dev egret.vx nud permanent")
+		show("bridge fdb show dev egret.vx")
+		show("ip -br addr show dev egret.vx")
+		b.WriteString("# ip -d link show egret.vx\n")
+		b.WriteString(strings.Join(made.FindAllString(netns.Run(t, "ip -d link show egret.vx"), -1), "\n") + "\n")
+		b.WriteString("# sysctl net/ipv4/conf/egret.vx/rp_filter\n" + netns.Run(t, "sysctl -n net/ipv4/conf/egret.vx/rp_filter"))
+	}
+	return trailing.ReplaceAllString(b.String(), "\n")
+}
+
+var trailing = regexp.MustCompile(` +\n`)
+
+// TestGoldens checks, for the state of every golden, the lines of Changes in an empty namespace and what the real ip and bridge list
+// once they are applied.
+func TestGoldens(t *testing.T) {
+	files, err := filepath.Glob("testdata/*.txtar")
+	if err != nil || len(files) == 0 {
+		t.Fatalf("%d goldens: %v", len(files), err)
+	}
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			r := open(t)
+			golden, err := os.ReadFile(file)
+			if err != nil {
+				t.Fatal(err)
+			}
+			state := sections(t, file)["state"]
+			want := parseState(t, state)
+			c := reach(t, r, want)
+			if pure := Diff(Observed{}, want); pure.String() != c.String() {
+				t.Errorf("an empty namespace is not the zero Observed (-zero +empty):\n%s", cmp.Diff(pure.String(), c.String()))
+			}
+			got := txtar.Format(&txtar.Archive{Comment: txtar.Parse(golden).Comment, Files: []txtar.File{
+				{Name: "state", Data: []byte(state)}, {Name: "lines", Data: []byte(c.String())}, {Name: "listing", Data: []byte(listing(t))},
+			}})
+			if *update {
+				if err := os.WriteFile(file, got, 0o644); err != nil {
+					t.Fatal(err)
+				}
+				return
+			}
+			if diff := cmp.Diff(string(golden), string(got)); diff != "" {
+				t.Errorf("differs from golden; -update rewrites it (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+// TestTheLinesDoWhatApplyDoes gives the lines of every golden to a shell.
+func TestTheLinesDoWhatApplyDoes(t *testing.T) {
+	files, _ := filepath.Glob("testdata/*.txtar")
+	for _, file := range files {
+		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
+			r := open(t)
+			s := sections(t, file)
+			for line := range strings.Lines(s["lines"]) {
+				netns.Run(t, line)
+			}
+			if left := Diff(observe(t, r), parseState(t, s["state"])); !left.Empty() {
+				t.Errorf("still to do:\n%s", left)
+			}
+		})
+	}
+}
+
+// TestWalk reaches the state of every golden from that of every other, in random order.
+func TestWalk(t *testing.T) {
+	if *seed == 0 {
+		*seed = time.Now().UnixNano()
+	}
+	t.Logf("-seed=%d", *seed)
+	random := rand.New(rand.NewPCG(uint64(*seed), 0))
+	files, _ := filepath.Glob("testdata/*.txtar")
+	r := open(t)
+	for _, from := range random.Perm(len(files)) {
+		for _, to := range random.Perm(len(files)) {
+			reach(t, r, parseState(t, sections(t, files[from])["state"]))
+			s := sections(t, files[to])
+			c := reach(t, r, parseState(t, s["state"]))
+			if diff := cmp.Diff(unordered(s["listing"]), unordered(listing(t))); diff != "" {
+				t.Fatalf("%s after %s:\n%s(-want +got):\n%s", files[to], files[from], c, diff)
+			}
+		}
+	}
+}

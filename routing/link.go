@@ -1,0 +1,213 @@
+package routing
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"github.com/vishvananda/netlink/nl"
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
+)
+
+const (
+	// looseFilter is rp_filter's loose mode: replies come over the overlay while the route to their source may be another. Strict
+	// mode set for "all" is overruled by it, since the larger number counts (Documentation/networking/ip-sysctl.rst).
+	looseFilter = 2
+	// genNone keeps the kernel from making a link-local address of its own (IN6_ADDR_GEN_MODE_NONE, uapi/linux/if_link.h).
+	genNone = 1
+	// devconfRPFilter is IPV4_DEVCONF_RP_FILTER of uapi/linux/ip.h.
+	devconfRPFilter = 8
+	// iflaInetConf is IFLA_INET_CONF of uapi/linux/if_link.h: in requests one attribute for each number of the enum
+	// IPV4_DEVCONF_*, in answers all of them as one array that begins with number 1.
+	iflaInetConf = 1
+)
+
+// link is what the kernel says of the overlay link. The zero link: there is none.
+type link struct {
+	index    int
+	made     string // what cannot be changed, in the words of ip(8)
+	mtu      int
+	mac      string
+	up       bool
+	rpFilter int
+	genMode  map[int]int // by family: only IPv6 has it
+}
+
+func (l link) exists() bool { return l.index != 0 }
+
+// madeAs returns the words with which the overlay link is made.
+func madeAs(local netip.Addr) string {
+	return fmt.Sprintf("type vxlan id %d dstport %d local %s nolearning gbp", egress.OverlayVNI, egress.OverlayPort, local)
+}
+
+// describe returns the words with which a link that is there was made, in the form of madeAs as far as that goes.
+func describe(l netlink.Link) string {
+	v, ok := l.(*netlink.Vxlan)
+	if !ok {
+		return "type " + l.Type()
+	}
+	var b strings.Builder
+	fmt.Fprintf(&b, "type vxlan id %d dstport %d local %s", v.VxlanId, v.Port, addrOf(v.SrcAddr))
+	for _, flag := range []struct {
+		word string
+		set  bool
+	}{
+		{"nolearning", !v.Learning}, {"gbp", v.GBP}, {"external", v.FlowBased}, {"proxy", v.Proxy}, {"rsc", v.RSC}, {"l2miss", v.L2miss},
+		{"l3miss", v.L3miss}, {"group", v.Group != nil}, {"dev", v.VtepDevIndex != 0},
+	} {
+		if flag.set {
+			b.WriteString(" " + flag.word)
+		}
+	}
+	return b.String()
+}
+
+// change returns what makes the link as o wants it; the zero Overlay wants no change. gone says that the link that is there, if any,
+// is removed in the course.
+func (l link) change(o Overlay, off map[int]bool) (ops []op, gone bool) {
+	if !o.Local.IsValid() {
+		return nil, false
+	}
+	mac := egress.OverlayMAC(o.Local).String()
+	if l.made != madeAs(o.Local) {
+		if l.exists() {
+			ops = append(ops, removeLink())
+		}
+		ops = append(ops, addLink(o))
+		l = link{mtu: o.MTU, mac: mac}
+		gone = true
+	}
+	set := func(words string, run func(*writer, netlink.Link) error) {
+		ops = append(ops, op{"ip link set " + egress.OverlayLink + " " + words, func(w *writer) error {
+			dev, err := w.link()
+			if err != nil {
+				return err
+			}
+			return run(w, dev)
+		}})
+	}
+	if l.mac != mac {
+		set("address "+mac, func(w *writer, dev netlink.Link) error {
+			return w.handle.LinkSetHardwareAddr(dev, egress.OverlayMAC(o.Local))
+		})
+	}
+	if l.mtu != o.MTU && o.MTU != 0 {
+		set(fmt.Sprintf("mtu %d", o.MTU), func(w *writer, dev netlink.Link) error { return w.handle.LinkSetMTU(dev, o.MTU) })
+	}
+	if l.rpFilter != looseFilter {
+		ops = append(ops, op{fmt.Sprintf("sysctl -w net/ipv4/conf/%s/rp_filter=%d", egress.OverlayLink, looseFilter), (*writer).setRPFilter})
+	}
+	// Before up: that is when the kernel would make an address.
+	if l.genMode[unix.AF_INET6] != genNone && !off[unix.AF_INET6] {
+		set("addrgenmode none", func(w *writer, dev netlink.Link) error { return w.handle.LinkSetIP6AddrGenMode(dev, genNone) })
+	}
+	if !l.up {
+		set("up", func(w *writer, dev netlink.Link) error { return w.handle.LinkSetUp(dev) })
+	}
+	return ops, gone
+}
+
+func addLink(o Overlay) op {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = egress.OverlayLink, o.MTU, egress.OverlayMAC(o.Local)
+	mtu := ""
+	if o.MTU != 0 {
+		mtu = fmt.Sprintf(" mtu %d", o.MTU)
+	}
+	line := fmt.Sprintf("ip link add %s%s address %s %s", attrs.Name, mtu, attrs.HardwareAddr, madeAs(o.Local))
+	return op{line, func(w *writer) error {
+		w.forget()
+		err := w.handle.LinkAdd(&netlink.Vxlan{
+			LinkAttrs: attrs, VxlanId: egress.OverlayVNI, Port: egress.OverlayPort, SrcAddr: o.Local.AsSlice(), GBP: true,
+		})
+		return present(err)
+	}}
+}
+
+func removeLink() op {
+	return op{"ip link del " + egress.OverlayLink, func(w *writer) error {
+		w.forget()
+		dev, err := w.link()
+		if err != nil {
+			return absent(err)
+		}
+		w.forget()
+		return absent(w.handle.LinkDel(dev))
+	}}
+}
+
+// setRPFilter does what writing the sysctl would, in the namespace of the socket and where /proc is read-only, too.
+func (w *writer) setRPFilter() error {
+	index, err := w.index()
+	if err != nil {
+		return err
+	}
+	req := w.request(unix.RTM_SETLINK, unix.NLM_F_ACK)
+	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
+	msg.Index = int32(index)
+	req.AddData(msg)
+	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
+	conf := spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(iflaInetConf, nil)
+	conf.AddRtAttr(devconfRPFilter, nl.Uint32Attr(looseFilter))
+	req.AddData(spec)
+	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	return err
+}
+
+// overlayLink reads the overlay link. No link is no error.
+func (r *Router) overlayLink() (link, error) {
+	req := r.request(unix.RTM_GETLINK, unix.NLM_F_ACK)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(egress.OverlayLink)))
+	answers, err := req.Execute(unix.NETLINK_ROUTE, 0)
+	if errors.Is(err, unix.ENODEV) {
+		return link{}, nil
+	}
+	if err != nil {
+		return link{}, err
+	}
+	if len(answers) != 1 {
+		return link{}, fmt.Errorf("%d answers", len(answers))
+	}
+	dev, err := netlink.LinkDeserialize(nil, answers[0])
+	if err != nil {
+		return link{}, err
+	}
+	a := dev.Attrs()
+	l := link{
+		index: a.Index, made: describe(dev), mtu: a.MTU, mac: a.HardwareAddr.String(), up: a.RawFlags&unix.IFF_UP != 0,
+		rpFilter: -1, genMode: map[int]int{},
+	}
+	return l, l.readConf(answers[0])
+}
+
+// readConf reads rp_filter and addr_gen_mode from the answer to RTM_GETLINK. They are absent when the link does not have the family.
+func (l *link) readConf(answer []byte) error {
+	attrs, err := nl.ParseRouteAttrAsMap(answer[unix.SizeofIfInfomsg:])
+	if err != nil {
+		return err
+	}
+	spec, err := nl.ParseRouteAttrAsMap(attrs[unix.IFLA_AF_SPEC].Value)
+	if err != nil {
+		return err
+	}
+	inet, err := nl.ParseRouteAttrAsMap(spec[unix.AF_INET].Value)
+	if err != nil {
+		return err
+	}
+	if conf := inet[iflaInetConf].Value; len(conf) >= devconfRPFilter*4 {
+		l.rpFilter = int(nl.NativeEndian().Uint32(conf[(devconfRPFilter-1)*4:]))
+	}
+	inet6, err := nl.ParseRouteAttrAsMap(spec[unix.AF_INET6].Value)
+	if err != nil {
+		return err
+	}
+	if mode := inet6[unix.IFLA_INET6_ADDR_GEN_MODE].Value; len(mode) == 1 {
+		l.genMode[unix.AF_INET6] = int(mode[0])
+	}
+	return nil
+}

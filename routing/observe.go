@@ -1,0 +1,159 @@
+package routing
+
+import (
+	"errors"
+	"fmt"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// maxTable is the last of our tables: that of the largest routing mark that has one.
+const maxTable = egress.ReturnTable + int(egress.LocalMark&^egress.RoutingBit) - 1
+
+// Observed is what the kernel holds of ours. The zero Observed is a kernel that holds nothing.
+type Observed struct {
+	off     map[int]bool // families that this namespace does without
+	link    link
+	entries map[string]entry
+}
+
+// Observe reads what the kernel holds of ours. An error means that nothing is known.
+func (r *Router) Observe() (Observed, error) {
+	o := Observed{off: map[int]bool{}, entries: map[string]entry{}}
+	var err error
+	if o.link, err = r.overlayLink(); err != nil {
+		return Observed{}, fmt.Errorf("reading link %s: %w", egress.OverlayLink, err)
+	}
+	for _, f := range families {
+		known, on := f.support()
+		if o.off[f.af] = !on; !known {
+			continue
+		}
+		reads := []func(family, int) ([]entry, error){r.rules, r.routes}
+		if o.link.exists() {
+			reads = append(reads, r.addresses, r.neighbours)
+		}
+		for _, read := range reads {
+			if err := o.add(read(f, o.link.index)); err != nil {
+				return Observed{}, err
+			}
+		}
+	}
+	if o.link.exists() {
+		if err := o.add(r.fdb(o.link.index)); err != nil {
+			return Observed{}, err
+		}
+	}
+	return o, nil
+}
+
+func (o *Observed) add(es []entry, err error) error {
+	for _, e := range es {
+		o.entries[e.key()] = e
+	}
+	return err
+}
+
+// dumps is how often a dump that the kernel interrupted, because what it lists changed, is begun anew. Each time is a chance of its
+// own, so that many only fail where something changes all the time.
+const dumps = 20
+
+// whole returns what list returns once it was not interrupted.
+func whole[T any](what string, list func() (T, error)) (T, error) {
+	for n := 1; ; n++ {
+		all, err := list()
+		if err == nil {
+			return all, nil
+		}
+		if n == dumps || !errors.Is(err, netlink.ErrDumpInterrupted) {
+			var none T
+			return none, fmt.Errorf("listing %s: %w", what, err)
+		}
+	}
+}
+
+// rules returns our rules.
+func (r *Router) rules(f family, _ int) ([]entry, error) {
+	list, err := whole("rules", func() ([]netlink.Rule, error) { return r.handle.RuleList(f.af) })
+	var es []entry
+	for _, l := range list {
+		ours := l.Protocol == egress.RouteProtocol && l.Priority >= egress.MinPriority && l.Priority <= egress.MaxPriority
+		if ours && l.Family == f.af {
+			es = append(es, ruleEntry(f, l))
+		}
+	}
+	return es, err
+}
+
+// routes returns our routes; overlay is the index of the overlay link, 0 if there is none.
+func (r *Router) routes(f family, overlay int) ([]entry, error) {
+	// Table 0 with its filter set means every table.
+	filter := &netlink.Route{Protocol: egress.RouteProtocol}
+	mask := netlink.RT_FILTER_PROTOCOL | netlink.RT_FILTER_TABLE
+	list, err := whole("routes", func() ([]netlink.Route, error) { return r.filtered.RouteListFiltered(f.af, filter, mask) })
+	var es []entry
+	for _, l := range list {
+		if l.Table < egress.ReturnTable || l.Table > maxTable {
+			continue
+		}
+		for _, one := range split(l) {
+			es = append(es, routeEntry(f, one, overlay != 0 && one.LinkIndex == overlay))
+		}
+	}
+	return es, err
+}
+
+// split returns the routes that a route with several next hops stands for. IPv6 routes that differ in nothing but the next hop show
+// as one, as ours do between the appending of the new and the removal of the old.
+func split(r netlink.Route) []netlink.Route {
+	if len(r.MultiPath) == 0 {
+		return []netlink.Route{r}
+	}
+	var all []netlink.Route
+	for _, hop := range r.MultiPath {
+		one := r
+		one.MultiPath = nil
+		one.LinkIndex, one.Gw, one.Via, one.Flags = hop.LinkIndex, hop.Gw, hop.Via, hop.Flags
+		all = append(all, one)
+	}
+	return all
+}
+
+// addresses returns the addresses on the overlay link: it is ours alone, so all of them.
+func (r *Router) addresses(f family, index int) ([]entry, error) {
+	list, err := whole("addresses", func() ([]netlink.Addr, error) { return r.handle.AddrList(nil, f.af) })
+	var es []entry
+	for _, l := range list {
+		if l.LinkIndex == index {
+			es = append(es, addressEntry(f, prefixOf(l.IPNet)))
+		}
+	}
+	return es, err
+}
+
+// neighbours returns the permanent neighbours on the overlay link. The kernel has others there, of its own.
+func (r *Router) neighbours(f family, index int) ([]entry, error) {
+	list, err := whole("neighbours", func() ([]netlink.Neigh, error) { return r.handle.NeighList(index, f.af) })
+	var es []entry
+	for _, l := range list {
+		if l.State&netlink.NUD_PERMANENT != 0 {
+			es = append(es, neighbourEntry(f, addrOf(l.IP), l.HardwareAddr, l.State))
+		}
+	}
+	return es, err
+}
+
+// fdb returns the forwarding database of the overlay link.
+func (r *Router) fdb(index int) ([]entry, error) {
+	list, err := whole("FDB entries", func() ([]netlink.Neigh, error) { return r.handle.NeighList(index, unix.AF_BRIDGE) })
+	var es []entry
+	for _, l := range list {
+		if l.IP != nil {
+			es = append(es, fdbEntry(l.HardwareAddr, addrOf(l.IP), l.State))
+		}
+	}
+	return es, err
+}

@@ -1,0 +1,197 @@
+package routing
+
+import (
+	"errors"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/egret-project/egret/internal/netns"
+)
+
+// TestWhatIsDamagedComesBack damages the kernel by hand, in every way that Diff has to see, and repairs it.
+func TestWhatIsDamagedComesBack(t *testing.T) {
+	for name, lines := range map[string]string{
+		"guard deleted":            "ip rule del pref 1000",
+		"IPv6 guard deleted":       "ip -6 rule del pref 1000",
+		"return rule deleted":      "ip rule del pref 1100",
+		"next hop's rule deleted":  "ip rule del pref 1200",
+		"rule with a selector":     "ip rule del pref 1100; ip rule add pref 1100 fwmark 0x2000/0x3fff iif lo lookup 7000 protocol 94",
+		"rule to another table":    "ip rule del pref 1100; ip rule add pref 1100 fwmark 0x2000/0x3fff lookup 7001 protocol 94",
+		"rule without a mask":      "ip rule add pref 1300 from 10.0.0.0/8 lookup 7000 protocol 94",
+		"rule too many":            "ip rule add pref 1200 fwmark 0x2009/0x3fff lookup 7009 protocol 94",
+		"next hop's route deleted": "ip route flush table 11095",
+		"IPv6 route deleted":       "ip -6 route flush table 11095",
+		"return routes deleted":    "ip route flush table 7000",
+		"route elsewhere":          "ip route replace default dev lo table 11095 protocol 94",
+		"route to another peer":    "ip route replace default via 10.10.0.102 dev egret.vx onlink table 11095 protocol 94",
+		"IPv6 route with a second": "ip -6 route append default via fe80::9 dev egret.vx table 11095 protocol 94",
+		"route with a metric":      "ip route del default table 11095; ip route add default via 10.10.0.103 dev egret.vx onlink table 11095 protocol 94 metric 5",
+		"route with an MTU":        "ip route replace default via 10.10.0.103 dev egret.vx onlink table 11095 protocol 94 mtu 1000",
+		"route too many":           "ip route add blackhole 192.0.2.0/24 table 7000 protocol 94; ip -6 route add unreachable 2001:db8::/32 table 7001 protocol 94",
+		"neighbour deleted":        "ip neigh del 10.10.0.103 dev egret.vx; ip -6 neigh flush dev egret.vx nud permanent",
+		"neighbour not permanent":  "ip neigh replace 10.10.0.103 lladdr 02:00:00:00:00:01 dev egret.vx nud reachable",
+		"neighbour's MAC":          "ip neigh replace 10.10.0.103 lladdr 02:00:00:00:00:01 dev egret.vx nud permanent",
+		"neighbour too many":       "ip neigh add 10.10.0.109 lladdr 02:00:00:00:00:01 dev egret.vx nud permanent",
+		"FDB entry deleted":        "bridge fdb del 02:e9:ae:f4:27:9f dev egret.vx dst 10.10.0.103",
+		"FDB entry elsewhere":      "bridge fdb replace 02:e9:ae:f4:27:9f dev egret.vx dst 10.10.0.109",
+		"FDB entries too many":     "bridge fdb add 02:00:00:00:00:09 dev egret.vx dst 10.10.0.109; bridge fdb append 00:00:00:00:00:00 dev egret.vx dst 10.10.0.109",
+		"FDB entry that ages":      "bridge fdb replace 02:e9:ae:f4:27:9f dev egret.vx dst 10.10.0.103 dynamic",
+		"addresses deleted":        "ip addr flush dev egret.vx",
+		"address too many":         "ip addr add 192.0.2.1/24 dev egret.vx",
+		"link down":                "ip link set egret.vx down",
+		"link deleted":             "ip link del egret.vx",
+		"link's MTU":               "ip link set egret.vx mtu 1400",
+		"link's MAC":               "ip link set egret.vx address 02:00:00:00:00:01",
+		"rp_filter":                "sysctl -qw net.ipv4.conf.egret/vx.rp_filter=1",
+		"addrgenmode":              "ip link set egret.vx addrgenmode eui64",
+		"link of another VNI":      "ip link del egret.vx; ip link add egret.vx type vxlan id 8 dstport 8479 local 10.10.0.101 nolearning gbp",
+		"link of another port":     "ip link del egret.vx; ip link add egret.vx type vxlan id 7 dstport 4789 local 10.10.0.101 nolearning gbp",
+		"link without gbp":         "ip link del egret.vx; ip link add egret.vx type vxlan id 7 dstport 8479 local 10.10.0.101 nolearning",
+		"link that learns":         "ip link del egret.vx; ip link add egret.vx type vxlan id 7 dstport 8479 local 10.10.0.101 gbp",
+		"link of another kind":     "ip link del egret.vx; ip link add egret.vx type bridge; ip link set egret.vx up; ip addr add 10.10.0.101/32 dev egret.vx",
+	} {
+		t.Run(name, func(t *testing.T) {
+			r := open(t)
+			s := sections(t, "testdata/moved.txtar")
+			want := parseState(t, s["state"])
+			reach(t, r, want)
+			for line := range strings.SplitSeq(lines, "; ") {
+				netns.Run(t, line)
+			}
+			c := reach(t, r, want)
+			if c.Empty() {
+				t.Error("not seen")
+			}
+			if diff := cmp.Diff(unordered(s["listing"]), unordered(listing(t))); diff != "" {
+				t.Errorf("after\n%s(-want +got):\n%s", c, diff)
+			}
+		})
+	}
+}
+
+// TestAChangedRouteIsNeverAway is about the half-way: what is sent has its old or its new next hop.
+func TestAChangedRouteIsNeverAway(t *testing.T) {
+	r := open(t)
+	reach(t, r, parseState(t, sections(t, "testdata/source.txtar")["state"]))
+	c := Diff(observe(t, r), parseState(t, sections(t, "testdata/renumbered.txtar")["state"]))
+	if err := r.Apply(c.Adds()); err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range families {
+		if got := netns.Run(t, "ip "+f.option+" route show table 7002"); !strings.Contains(got, "10.10.0.102") && !strings.Contains(got, "fe80::e9:60ff:fec3:bd7") {
+			t.Errorf("the old route went before the new one came:\n%s", got)
+		}
+	}
+	if err := r.Apply(c.Removes()); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// foreign is what others may have in a namespace, as close to ours as it gets.
+const foreign = `
+ip link add uplink type veth peer name other
+ip link set uplink addrgenmode none
+ip link set other addrgenmode none
+ip link set uplink up
+ip link set other up
+ip addr add 10.10.0.101/24 dev uplink
+ip -6 addr add fd10::101/64 dev uplink nodad
+ip link add egret type bridge
+ip link add vx type vxlan id 7 dstport 4789 local 10.10.0.101 nolearning
+ip rule add pref 1000 fwmark 0/0x2000 goto 32766
+ip rule add pref 1100 fwmark 0x2000/0x3fff lookup 7000 protocol 95
+ip rule add pref 1150 fwmark 0x2005/0x3fff lookup 7005 protocol static
+ip rule add pref 2000 fwmark 0x2000/0x3fff lookup 7000 protocol 94
+ip rule add pref 999 fwmark 0x2000/0x3fff lookup 7000 protocol 94
+ip -6 rule add pref 1150 fwmark 0x2005/0x3fff lookup 7005 protocol static
+ip route add 192.0.2.0/24 via 10.10.0.1 table 7000 protocol static
+ip route add 10.244.2.2/32 via 10.10.0.1 table 7000 metric 7
+ip route add default via 10.10.0.1 table 6999 protocol 94
+ip route add default via 10.10.0.1 table 15191 protocol 94
+ip route add default via 10.10.0.1 protocol 94
+ip -6 route add default via fd10::1 table 7001 protocol static
+ip neigh add 10.10.0.102 lladdr 02:00:00:00:00:02 dev uplink nud permanent
+bridge fdb append 02:e9:ae:f4:27:9f dev vx dst 10.10.0.103
+sysctl -qw net.ipv4.conf.uplink.rp_filter=1
+`
+
+// everything is all that ip prints of a namespace but what is ours, and what the kernel counts.
+func everything(t *testing.T) []string {
+	t.Helper()
+	var b strings.Builder
+	for _, line := range []string{
+		"ip -d -o link", "ip -d -o addr", "ip -d -4 rule", "ip -d -6 rule", "ip -d -4 route show table all", "ip -d -6 route show table all",
+		"ip -d neigh show nud permanent", "bridge -d fdb", "sysctl net.ipv4.conf.uplink", "sysctl net.ipv4.conf.all",
+		"sysctl net.ipv4.conf.default", "sysctl net.ipv6.conf.default.addr_gen_mode net.ipv6.conf.default.forwarding",
+	} {
+		for l := range strings.Lines(netns.Run(t, line)) {
+			b.WriteString(line + ": " + l)
+		}
+	}
+	return unordered(b.String())
+}
+
+// TestNothingOfOthersIsTouched is invariant 3 for links, rules, routes, neighbours and sysctls.
+func TestNothingOfOthersIsTouched(t *testing.T) {
+	r := open(t)
+	for line := range strings.Lines(strings.TrimSpace(foreign)) {
+		netns.Run(t, line)
+	}
+	before := everything(t)
+	for _, name := range []string{"moved", "source", "othernode", "gateway", "underlay6"} {
+		reach(t, r, parseState(t, sections(t, "testdata/"+name+".txtar")["state"]))
+		left := map[string]bool{}
+		for _, l := range everything(t) {
+			left[l] = true
+		}
+		for _, l := range before {
+			if !left[l] {
+				t.Errorf("%s took away or changed:\n%s", name, l)
+			}
+		}
+	}
+	if err := r.Delete(); err != nil {
+		t.Fatal(err)
+	}
+	if diff := cmp.Diff(before, everything(t)); diff != "" {
+		t.Errorf("Delete left something, or took too much (-before +after):\n%s", diff)
+	}
+	if err := r.Delete(); err != nil {
+		t.Errorf("nothing left to delete: %v", err)
+	}
+}
+
+func TestARouteOfOthersInOurPlaceIsSaidAndKept(t *testing.T) {
+	r := open(t)
+	netns.Run(t, "ip route add default dev lo table 7002 protocol static")
+	err := r.Apply(Diff(observe(t, r), parseState(t, sections(t, "testdata/source.txtar")["state"])))
+	if !errors.Is(err, errForeignRoute) || strings.Count(err.Error(), "\n") > 0 || !strings.Contains(err.Error(), "table 7002") {
+		t.Errorf("got %v, want one error that names table 7002", err)
+	}
+	if got := netns.Run(t, "ip route show table 7002"); !strings.HasPrefix(got, "default dev lo proto static") {
+		t.Errorf("the route of others is gone:\n%s", got)
+	}
+	if got := netns.Run(t, "ip route show table 7003"); !strings.HasPrefix(got, "default via 10.10.0.103") {
+		t.Errorf("the next one was held up:\n%s", got)
+	}
+}
+
+func TestANamespaceWithoutIPv6IsServedAllTheSame(t *testing.T) {
+	r := open(t)
+	netns.Run(t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1")
+	want := parseState(t, sections(t, "testdata/moved.txtar")["state"])
+	if c := reach(t, r, want); strings.Contains(c.String(), "ip -6") || strings.Contains(c.String(), "addrgenmode") {
+		t.Errorf("IPv6 without IPv6:\n%s", c)
+	}
+	netns.Run(t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=0")
+	if c := reach(t, r, want); !strings.Contains(c.String(), "ip -6 route add fd44:2::2/128") {
+		t.Errorf("IPv6 was turned on, and nothing came:\n%s", c)
+	}
+	netns.Run(t, "sysctl -qw net.ipv6.conf.all.disable_ipv6=1")
+	reach(t, r, want)
+	if got := netns.Run(t, "ip -6 rule"); strings.Contains(got, "94") {
+		t.Errorf("IPv6 was turned off, and this is left:\n%s", got)
+	}
+}

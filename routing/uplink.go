@@ -1,0 +1,111 @@
+package routing
+
+import (
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// Link is a link of the node, not one of ours.
+type Link struct {
+	Name  string
+	Index int
+	MTU   int
+	MAC   net.HardwareAddr // nil for a link that has none
+	Up    bool             // up, and with a carrier
+	Addrs []netip.Prefix   // in the kernel's order
+}
+
+// Uplink returns the link that carries ip, in the network namespace of the calling thread. Where several do, one that is up is
+// preferred, and then the one that came first. An error names ip when none does. Our own links are left out: the overlay link carries
+// the node's address, too.
+func Uplink(ip netip.Addr) (Link, error) {
+	links, err := links()
+	if err != nil {
+		return Link{}, err
+	}
+	var best Link
+	for _, l := range links {
+		for _, p := range l.Addrs {
+			if p.Addr() == ip && !ours(l.Name) && (best.Index == 0 || l.Up && !best.Up) {
+				best = l
+			}
+		}
+	}
+	if best.Index == 0 {
+		return Link{}, fmt.Errorf("no link carries the address %s", ip)
+	}
+	return best, nil
+}
+
+// Addresses returns the unicast addresses of the network namespace of the calling thread, with the name of the link that carries each;
+// loopback and link-local addresses and those that are not (or not yet) known to be unique are left out. An address that is on one of
+// our links and on another one is said to be on the other.
+func Addresses() (map[netip.Addr]string, error) {
+	links, err := links()
+	if err != nil {
+		return nil, err
+	}
+	all := map[netip.Addr]string{}
+	for _, l := range links {
+		for _, p := range l.Addrs {
+			ip := p.Addr()
+			if name, ok := all[ip]; (!ok || ours(name)) && ip.IsGlobalUnicast() {
+				all[ip] = l.Name
+			}
+		}
+	}
+	return all, nil
+}
+
+// ours reports whether a link of this name is Egret's.
+func ours(name string) bool { return name == egress.AddressLink || strings.HasPrefix(name, "egret.") }
+
+// errRenumbered says that an address is on a link that was not there when links were listed.
+var errRenumbered = errors.New("links changed while they were read")
+
+// links returns all links with their addresses, by index.
+func links() ([]Link, error) {
+	for n := 1; ; n++ {
+		all, err := readLinks()
+		if !errors.Is(err, errRenumbered) || n == dumps {
+			return all, err
+		}
+	}
+}
+
+func readLinks() ([]Link, error) {
+	list, err := whole("links", netlink.LinkList)
+	if err != nil {
+		return nil, err
+	}
+	all := make([]Link, len(list))
+	at := map[int]int{}
+	for i, l := range list {
+		a := l.Attrs()
+		const up = unix.IFF_UP | unix.IFF_RUNNING
+		all[i] = Link{Name: a.Name, Index: a.Index, MTU: a.MTU, MAC: a.HardwareAddr, Up: a.RawFlags&up == up}
+		at[a.Index] = i
+	}
+	addrs, err := whole("addresses", func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return nil, err
+	}
+	for _, a := range addrs {
+		i, ok := at[a.LinkIndex]
+		if !ok {
+			return nil, errRenumbered
+		}
+		if a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 {
+			all[i].Addrs = append(all[i].Addrs, prefixOf(a.IPNet))
+		}
+	}
+	return all, nil
+}

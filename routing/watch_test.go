@@ -1,0 +1,144 @@
+package routing
+
+import (
+	"context"
+	"runtime"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/internal/netns"
+)
+
+// watch runs Watch in the namespace of the calling goroutine until the test ends; what it returns gets a value for each change.
+func watch(t *testing.T) <-chan struct{} {
+	t.Helper()
+	ns, changes, done := current(t), make(chan struct{}, 1000), make(chan error, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+			done <- err
+			return
+		}
+		done <- Watch(ctx, func() { changes <- struct{}{} })
+	}()
+	t.Cleanup(func() {
+		stop()
+		if err := <-done; err != nil {
+			t.Errorf("Watch: %v", err)
+		}
+	})
+	await(t, changes, "the first call")
+	return changes
+}
+
+func await(t *testing.T, changes <-chan struct{}, what string) {
+	t.Helper()
+	select {
+	case <-changes:
+	case <-time.After(10 * time.Second):
+		t.Fatalf("not told of: %s", what)
+	}
+}
+
+// quiet takes what is still to come of an event that was awaited, as a link's several messages.
+func quiet(changes <-chan struct{}) {
+	for {
+		select {
+		case <-changes:
+		case <-time.After(50 * time.Millisecond):
+			return
+		}
+	}
+}
+
+func TestWatchTellsOfWhatOthersDoToOurs(t *testing.T) {
+	r := open(t)
+	netns.Run(t, "ip link add uplink type veth peer name other")
+	reach(t, r, parseState(t, sections(t, "testdata/moved.txtar")["state"]))
+	changes := watch(t)
+	for _, line := range []string{
+		"ip rule del pref 1200",
+		"ip -6 rule del pref 1100",
+		"ip route flush table 7000",
+		"ip -6 route flush table 11095",
+		"ip neigh del 10.10.0.103 dev egret.vx",
+		"bridge fdb del 02:e9:ae:f4:27:9f dev egret.vx dst 10.10.0.103",
+		"ip addr add 10.10.0.8/24 dev uplink",
+		"ip addr add fd10::8/64 dev uplink nodad",
+		"ip link set uplink up",
+		"ip link add egret0 type bridge",
+		"ip link del egret.vx",
+		"ip link add egret.vx type vxlan id 7 dstport 8479 local 10.10.0.101",
+		"ip neigh add 10.10.0.105 lladdr 02:00:00:00:00:05 dev egret.vx nud permanent", // of the new link
+	} {
+		quiet(changes)
+		netns.Run(t, line)
+		await(t, changes, line)
+	}
+}
+
+func TestWatchIsSilentAboutTheRoutesOfOthers(t *testing.T) {
+	r := open(t)
+	netns.Run(t, "ip link add uplink type veth peer name other")
+	netns.Run(t, "ip link set uplink up")
+	netns.Run(t, "ip link set other up")
+	netns.Run(t, "ip addr add 10.10.0.101/24 dev uplink")
+	reach(t, r, parseState(t, sections(t, "testdata/moved.txtar")["state"]))
+	changes := watch(t)
+	quiet(changes)
+	for range 100 {
+		netns.Run(t, "ip route add 192.0.2.0/24 via 10.10.0.1")
+		netns.Run(t, "ip route del 192.0.2.0/24")
+	}
+	netns.Run(t, "ip rule add pref 1300 fwmark 0x2000/0x3fff lookup 7000")
+	netns.Run(t, "ip neigh add 10.10.0.9 lladdr 02:00:00:00:00:09 dev uplink nud permanent")
+	netns.Run(t, "ip rule del pref 1200")
+	await(t, changes, "our rule") // events come in order
+	if n := len(changes); n > 0 {
+		t.Errorf("%d calls too many", n)
+	}
+}
+
+func TestWatchTakesLostEventsForAChange(t *testing.T) {
+	r := open(t)
+	release := make(chan struct{})
+	calls := 0
+	ns, done := current(t), make(chan error, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	lost := make(chan struct{}, 1)
+	go func() {
+		runtime.LockOSThread()
+		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+			done <- err
+			return
+		}
+		done <- Watch(ctx, func() {
+			if calls++; calls == 1 {
+				<-release // so that the socket's buffer overflows
+				return
+			}
+			select {
+			case lost <- struct{}{}:
+			default:
+			}
+		})
+	}()
+	// Routes of others, so that only the loss can make Watch call. Each message takes a kilobyte or so of the buffer's 200.
+	for i := range 2000 {
+		f := families[0]
+		route := newRoute(f, 100, f.any, f.any.Addr())
+		route.Gw, route.Flags, route.LinkIndex, route.Protocol, route.Priority = nil, 0, 1, 95, i+1
+		if err := r.handle.RouteAdd(&route); err != nil {
+			t.Fatal(err)
+		}
+	}
+	close(release)
+	await(t, lost, "the loss")
+	stop()
+	if err := <-done; err != nil {
+		t.Errorf("Watch: %v", err)
+	}
+}
