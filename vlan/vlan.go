@@ -1,0 +1,302 @@
+package vlan
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// State is what the kernel has to hold. The zero State wants egret0 without addresses; Delete removes the link.
+type State struct {
+	// Addresses are on egret0, each as a prefix of its full length. Order and duplicates are of no meaning.
+	Addresses []netip.Addr
+}
+
+// Observed is what the kernel holds of ours. The zero Observed is a kernel that holds nothing.
+type Observed struct {
+	exists, up bool
+	foreign    string // why the link is none of ours; "" when it is, or is not there
+	addresses  []netip.Prefix
+}
+
+// Config is what Links work with.
+type Config struct {
+	Log *slog.Logger // nil: silent
+}
+
+// Links reads and writes the kernel. Its methods may be called from any goroutine.
+type Links struct {
+	log    *slog.Logger
+	handle *netlink.Handle
+}
+
+// New returns the Links of the network namespace of the calling thread. It writes nothing.
+func New(cfg Config) (*Links, error) {
+	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
+	if err != nil {
+		return nil, fmt.Errorf("opening netlink: %w", err)
+	}
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Links{log: cfg.Log, handle: h}, nil
+}
+
+// Close closes the sockets. The kernel keeps what it has.
+func (l *Links) Close() { l.handle.Close() }
+
+// dumps is how often a dump that the kernel interrupted, because what it lists changed, is begun anew.
+const dumps = 20
+
+// whole returns what list returns once it was not interrupted.
+func whole[T any](what string, list func() (T, error)) (T, error) {
+	for n := 1; ; n++ {
+		all, err := list()
+		if err == nil {
+			return all, nil
+		}
+		if n == dumps || !errors.Is(err, netlink.ErrDumpInterrupted) {
+			var none T
+			return none, fmt.Errorf("listing %s: %w", what, err)
+		}
+	}
+}
+
+// Observe reads what the kernel holds of ours. An error means that nothing is known.
+func (l *Links) Observe() (Observed, error) {
+	dev, err := l.link()
+	if err != nil || dev == nil {
+		return Observed{}, err
+	}
+	o := Observed{exists: true, up: dev.Attrs().RawFlags&unix.IFF_UP != 0}
+	if o.foreign, err = l.foreign(dev); err != nil || o.foreign != "" {
+		return o, err
+	}
+	addrs, err := whole("addresses", func() ([]netlink.Addr, error) { return l.handle.AddrList(nil, netlink.FAMILY_ALL) })
+	if err != nil {
+		return Observed{}, err
+	}
+	for _, a := range addrs {
+		if a.LinkIndex != dev.Attrs().Index {
+			continue
+		}
+		ip, _ := netip.AddrFromSlice(a.IP)
+		bits, _ := a.Mask.Size()
+		o.addresses = append(o.addresses, netip.PrefixFrom(ip.Unmap(), bits))
+	}
+	return o, nil
+}
+
+// link returns egret0, or nil when it is not there.
+func (l *Links) link() (netlink.Link, error) {
+	dev, err := l.handle.LinkByName(egress.AddressLink)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return nil, nil
+	}
+	if err != nil {
+		return nil, fmt.Errorf("reading link %s: %w", egress.AddressLink, err)
+	}
+	return dev, nil
+}
+
+// foreign says why a link of the name is none of ours; "" when it is.
+func (l *Links) foreign(dev netlink.Link) (string, error) {
+	switch dev.Type() {
+	case "dummy":
+		return "", nil
+	case "bridge":
+	default:
+		return "a link of type " + dev.Type(), nil
+	}
+	all, err := whole("links", l.handle.LinkList)
+	if err != nil {
+		return "", err
+	}
+	for _, port := range all {
+		if port.Attrs().MasterIndex == dev.Attrs().Index {
+			return "a bridge with the port " + port.Attrs().Name, nil
+		}
+	}
+	return "", nil
+}
+
+// Changes are the difference between the kernel and a State. The zero Changes are empty.
+type Changes struct {
+	adds, removes []op
+}
+
+// op is one write, and what ip(8) would be told for it.
+type op struct {
+	line string
+	run  func(*Links) error
+}
+
+// Empty reports whether there is nothing to write.
+func (c Changes) Empty() bool { return len(c.adds)+len(c.removes) == 0 }
+
+// Adds returns the part that brings what is missing.
+func (c Changes) Adds() Changes { return Changes{adds: c.adds} }
+
+// Removes returns the part that takes away what is not wanted any more.
+func (c Changes) Removes() Changes { return Changes{removes: c.removes} }
+
+// String returns the changes in the order in which Apply makes them, as lines that a shell could run; "" when there are none.
+func (c Changes) String() string {
+	var b strings.Builder
+	for _, o := range slices.Concat(c.adds, c.removes) {
+		b.WriteString(o.line)
+		b.WriteByte('\n')
+	}
+	return b.String()
+}
+
+// errForeign says that a link of our name is not ours.
+var errForeign = errors.New("not ours: remove or rename it")
+
+// Diff returns what makes a kernel that was observed as have equal to want. It does no I/O; equal arguments give equal Changes.
+// Where egret0 is another program's, the Changes are one op, and applying it is an error that says so.
+func Diff(have Observed, want State) Changes {
+	var c Changes
+	add := func(line string, run func(*Links) error) { c.adds = append(c.adds, op{line, run}) }
+	switch {
+	case have.foreign != "":
+		add("ip link add "+egress.AddressLink+" type dummy", func(*Links) error {
+			return fmt.Errorf("%s is %s, %w", egress.AddressLink, have.foreign, errForeign)
+		})
+		return c
+	case !have.exists:
+		add("ip link add "+egress.AddressLink+" type dummy", (*Links).make)
+	case have.up:
+		add("ip link set "+egress.AddressLink+" down", (*Links).setDown)
+	}
+	var wanted []netip.Prefix
+	for _, ip := range want.Addresses {
+		wanted = append(wanted, netip.PrefixFrom(ip, ip.BitLen()))
+	}
+	for _, p := range sorted(wanted) {
+		// The kernel forgets IPv6 addresses when their link goes down: they may be there now, and not after the line above.
+		if lost := have.up && p.Addr().Is6(); lost || !slices.Contains(have.addresses, p) {
+			add("ip addr add "+words(p), func(l *Links) error { return present(l.address(p, l.handle.AddrAdd)) })
+		}
+	}
+	for _, p := range sorted(have.addresses) {
+		if !slices.Contains(wanted, p) {
+			c.removes = append(c.removes, op{fmt.Sprintf("ip addr del %s dev %s", p, egress.AddressLink),
+				func(l *Links) error { return absent(l.address(p, l.handle.AddrDel)) }})
+		}
+	}
+	return c
+}
+
+// words are what ip(8) wants to know of an address.
+func words(p netip.Prefix) string {
+	w := fmt.Sprintf("%s dev %s", p, egress.AddressLink)
+	if p.Addr().Is6() {
+		w += " nodad preferred_lft 0"
+	}
+	return w
+}
+
+func sorted(ps []netip.Prefix) []netip.Prefix {
+	ps = slices.SortedFunc(slices.Values(ps), netip.Prefix.Compare)
+	return slices.Compact(ps)
+}
+
+// Apply makes changes. It goes on after an error and returns all of them, joined. Making the same changes again is no error.
+func (l *Links) Apply(c Changes) error {
+	var errs []error
+	for _, o := range slices.Concat(c.adds, c.removes) {
+		if err := o.run(l); err != nil {
+			errs = append(errs, fmt.Errorf("applying %q: %w", o.line, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Delete removes egret0 with all its addresses. Nothing there is no error, a link of another program is.
+func (l *Links) Delete() error {
+	have, err := l.Observe()
+	if err != nil || !have.exists {
+		return err
+	}
+	if have.foreign != "" {
+		return fmt.Errorf("deleting %s: it is %s, %w", egress.AddressLink, have.foreign, errForeign)
+	}
+	dev, err := l.link()
+	if err == nil && dev != nil {
+		err = absent(l.handle.LinkDel(dev))
+	}
+	if err != nil {
+		return fmt.Errorf("deleting %s: %w", egress.AddressLink, err)
+	}
+	return nil
+}
+
+// make makes egret0. New links are down.
+func (l *Links) make() error {
+	attrs := netlink.NewLinkAttrs()
+	attrs.Name = egress.AddressLink
+	err := l.handle.LinkAdd(&netlink.Dummy{LinkAttrs: attrs})
+	if errors.Is(err, unix.EOPNOTSUPP) {
+		l.log.Debug("kernel without dummy links (CONFIG_DUMMY), taking a bridge", "iface", attrs.Name)
+		err = l.handle.LinkAdd(&netlink.Bridge{LinkAttrs: attrs})
+	}
+	return present(err)
+}
+
+func (l *Links) setDown() error {
+	dev, err := l.link()
+	if err != nil || dev == nil {
+		return err
+	}
+	return l.handle.LinkSetDown(dev)
+}
+
+// errNoLink says that egret0 is not there.
+var errNoLink = errors.New("no link " + egress.AddressLink)
+
+func (l *Links) address(p netip.Prefix, do func(netlink.Link, *netlink.Addr) error) error {
+	dev, err := l.link()
+	if err != nil {
+		return err
+	}
+	if dev == nil {
+		return errNoLink
+	}
+	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
+	if p.Addr().Is6() {
+		// Duplicate address detection cannot run on a link that is down, and who holds the address is etcd's to say. No preferred
+		// lifetime: for IPv6, the kernel takes the source of the node's own packets from the addresses of all links (RFC 6724).
+		a.Flags, a.ValidLft, a.PreferedLft = unix.IFA_F_NODAD, int(forever), 0
+	}
+	return do(dev, a)
+}
+
+// forever is INFINITY_LIFE_TIME of the kernel's include/net/addrconf.h. Where an int cannot hold it, the library leaves both lifetimes
+// out, and the address is preferred.
+var forever uint32 = 0xffffffff
+
+// present drops the error of adding what is there.
+func present(err error) error {
+	if errors.Is(err, unix.EEXIST) {
+		return nil
+	}
+	return err
+}
+
+// absent drops the errors of removing what is not there.
+func absent(err error) error {
+	if errors.Is(err, unix.EADDRNOTAVAIL) || errors.Is(err, unix.ENODEV) || errors.Is(err, errNoLink) {
+		return nil
+	}
+	return err
+}
