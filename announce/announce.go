@@ -1,0 +1,181 @@
+package announce
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+)
+
+// gaps are the times between the announcements of a new address: at 0, 1.1, 2.2 and 4.4 s. The first steps are longer than the second
+// for which a neighbour holds on to what it took over last.
+var gaps = []time.Duration{1100 * time.Millisecond, 1100 * time.Millisecond, 2200 * time.Millisecond}
+
+const (
+	// period is the time between the announcements that follow: a neighbour that missed all of the first ones is mended, and the load
+	// of many addresses does not count.
+	period = 5 * time.Minute
+	// retry is the time until the next attempt when a frame could not be sent.
+	retry = 1100 * time.Millisecond
+)
+
+// Config is what an Announcer works with.
+type Config struct {
+	Log *slog.Logger // nil: silent
+	// Permitted reports whether this node may speak for the address now. It is asked right before each frame, from the goroutine of
+	// Run; without a permit there is no frame.
+	Permitted func(netip.Addr) bool
+}
+
+// Announcer announces addresses. Its methods may be called from any goroutine.
+type Announcer struct {
+	log       *slog.Logger
+	permitted func(netip.Addr) bool
+	send      func(link string, ip netip.Addr, permitted func(netip.Addr) bool) error
+	wake      chan struct{} // capacity 1: the schedule has changed
+
+	mu       sync.Mutex
+	schedule map[netip.Addr]*entry // guarded by mu
+}
+
+// entry is one address that is announced.
+type entry struct {
+	link string
+	due  time.Time // of the next announcement
+	sent int       // announcements so far
+	err  string    // why the last one failed
+}
+
+// New returns an Announcer that has nothing to announce. It starts nothing.
+func New(cfg Config) *Announcer {
+	a := &Announcer{
+		log: cfg.Log, permitted: cfg.Permitted, send: sendGARP, wake: make(chan struct{}, 1), schedule: map[netip.Addr]*entry{},
+	}
+	if a.log == nil {
+		a.log = slog.New(slog.DiscardHandler)
+	}
+	return a
+}
+
+// Set says which addresses are announced, and on which link each: an address that is new, or has another link, is announced at once and
+// several times after; one that is not in want any more is withdrawn. Set does not block, and keeps no reference to want.
+func (a *Announcer) Set(want map[netip.Addr]string) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for ip := range a.schedule {
+		if _, ok := want[ip]; !ok {
+			delete(a.schedule, ip)
+		}
+	}
+	for ip, link := range want {
+		if old := a.schedule[ip]; old != nil && old.link == link {
+			continue
+		}
+		a.schedule[ip] = &entry{link: link, due: time.Now()}
+		if !ip.Is4() {
+			a.log.Debug("not announced: no IPv6 yet", "egress_ip", ip)
+		}
+	}
+	select {
+	case a.wake <- struct{}{}:
+	default:
+	}
+}
+
+// Run announces until ctx ends, on the links of the network namespace of its goroutine, and returns nil then. It starts no goroutine.
+func (a *Announcer) Run(ctx context.Context) error {
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.wake:
+		case <-timer.C:
+		}
+		a.announce(ctx)
+		if next := a.next(); next.IsZero() {
+			timer.Stop()
+		} else {
+			timer.Reset(time.Until(next))
+		}
+	}
+}
+
+// announce sends what is due.
+func (a *Announcer) announce(ctx context.Context) {
+	for _, d := range a.due(time.Now()) {
+		if ctx.Err() != nil {
+			return
+		}
+		// Withdrawn while the ones before it were sent: as good as without a permit.
+		permitted := func(ip netip.Addr) bool { return a.scheduled(ip, d.entry) && a.permitted(ip) }
+		a.sent(d.ip, d.entry, a.send(d.link, d.ip, permitted))
+	}
+}
+
+type due struct {
+	ip   netip.Addr
+	link string
+	*entry
+}
+
+// due returns what is due at now, by address.
+func (a *Announcer) due(now time.Time) []due {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	var list []due
+	for _, ip := range slices.SortedFunc(maps.Keys(a.schedule), netip.Addr.Compare) {
+		if e := a.schedule[ip]; ip.Is4() && !e.due.After(now) {
+			list = append(list, due{ip, e.link, e})
+		}
+	}
+	return list
+}
+
+func (a *Announcer) scheduled(ip netip.Addr, e *entry) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.schedule[ip] == e
+}
+
+// sent notes that an announcement was made, or why not.
+func (a *Announcer) sent(ip netip.Addr, e *entry, err error) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	if a.schedule[ip] != e {
+		return // withdrawn, or begun anew
+	}
+	if err != nil {
+		if e.err != err.Error() {
+			a.log.Warn("not announced, will retry", "egress_ip", ip, "iface", e.link, "err", err)
+		}
+		e.err, e.due = err.Error(), time.Now().Add(retry)
+		return
+	}
+	e.err = ""
+	gap := period
+	if e.sent < len(gaps) {
+		gap = gaps[e.sent]
+	}
+	e.sent++
+	e.due = e.due.Add(gap)
+	if now := time.Now(); e.due.Before(now) {
+		e.due = now.Add(gap) // woken up late, as after a suspend: never two at once
+	}
+}
+
+// next returns when the next announcement is due; zero: never.
+func (a *Announcer) next() (t time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for ip, e := range a.schedule {
+		if ip.Is4() && (t.IsZero() || e.due.Before(t)) {
+			t = e.due
+		}
+	}
+	return t
+}

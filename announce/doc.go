@@ -1,0 +1,21 @@
+// Package announce tells the neighbours of a node, in a subnet, that an egress IP is now here: gratuitous ARP.
+//
+// It owns nothing in the kernel; it opens a packet socket for as long as it sends.
+//
+// Each announcement is two broadcast frames, both with the address as sender and as target:
+//
+//   - an ARP request (RFC 5227, section 2.3, "ARP Announcement"), which every host that already knows the address takes over: RFC 826
+//     merges the sender's addresses into the table before it looks at the opcode;
+//   - an ARP reply (RFC 5944, section 4.6, has both forms), for those that learn from replies only.
+//
+// Hosts that do not know the address learn nothing from either; switches learn the port from any frame.
+//
+// A neighbour that took over another MAC address less than a second ago may ignore a frame (Linux: neigh/<link>/locktime), and frames
+// get lost, so a new address is announced several times, and then now and then.
+//
+// Invariants: no frame without a permit, which is asked for right before each frame, because a frame of a packet socket passes no nft
+// chain that would hold it back; nothing is sent for an address that was withdrawn.
+//
+// It does not answer requests (the kernel does, for addresses that are on a link), does not look for other holders of an address, and
+// does not announce IPv6 addresses.
+package announce
