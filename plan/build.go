@@ -1,0 +1,181 @@
+package plan
+
+import (
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/routing"
+	"github.com/egret-project/egret/vlan"
+)
+
+// Role is what a node does for an egress IP.
+type Role int
+
+const (
+	// None: nothing.
+	None Role = iota
+	// Pending does nothing yet, but learns who uses the IP.
+	Pending
+	// Relay sends packets with the IP but does not answer for it: the target of a planned move before the hand-over, and the
+	// former owner for a while after it.
+	Relay
+	// Hold is the owner's role: it answers for the IP and sends with it.
+	Hold
+)
+
+// Desired is what the kernel of a node has to hold.
+type Desired struct {
+	NFT     nft.State
+	Routing routing.State
+	VLAN    vlan.State
+	// Permits are the egress IPs that the node may use for as long as its lease is confirmed. By IP.
+	Permits []nft.Permit
+	// Announce maps an egress IP to the link on which it is announced.
+	Announce map[netip.Addr]string
+	// Follow are the egresses whose members on all nodes the node has to know, sorted.
+	Follow []string
+}
+
+// The bytes that the overlay puts before a packet: Ethernet, IP, UDP and VXLAN header (RFC 7348, section 5).
+const (
+	overhead4 = 14 + 20 + 8 + 8
+	overhead6 = 14 + 40 + 8 + 8
+)
+
+// Build returns what the kernel of the node has to hold when it has the given roles. An IP that is not in roles has the role None.
+func Build(s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) Desired {
+	d := Desired{
+		NFT: nft.State{
+			Pods:     map[netip.Addr]egress.ID{},
+			NextHops: map[egress.ID]egress.Mark{},
+			Hosted:   map[egress.ID]nft.Hosted{},
+			KeepPods: faulty(s, "members/by-node/") || faulty(s, "egresses/"),
+		},
+		Announce: map[netip.Addr]string{},
+	}
+	buildOverlay(&d, s, f)
+	buildPods(&d, s, f, roles)
+	buildHosted(&d, s, f, roles)
+	return d
+}
+
+// buildOverlay adds what depends on the nodes alone: the overlay, its peers, and the destinations that are never SNATed.
+func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
+	overhead := overhead4
+	if f.Underlay.Is6() {
+		overhead = overhead6
+	}
+	d.Routing.Overlay = routing.Overlay{Local: f.Underlay, MTU: f.UplinkMTU - overhead}
+	d.NFT.OverlayMTU = f.UplinkMTU - overhead
+	d.NFT.Except = slices.Clone(f.Except)
+	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
+		n := s.Nodes[name]
+		d.NFT.Except = append(d.NFT.Except, n.PodCIDRs...)
+		for _, a := range n.Addresses {
+			d.NFT.Except = append(d.NFT.Except, netip.PrefixFrom(a, a.BitLen()))
+		}
+		if a, ok := n.Primary(f.Underlay); ok && name != f.Node {
+			d.NFT.Nodes = append(d.NFT.Nodes, a)
+			d.Routing.Peers = append(d.Routing.Peers, routing.Peer{Node: name, Underlay: a})
+		}
+	}
+}
+
+// buildPods adds what this node's selected pods need: who they are, and where their egress IP lives.
+func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) {
+	gateways := map[string]bool{}
+	for name, members := range s.ByNode {
+		if name == egress.Unselected {
+			continue
+		}
+		policy := s.Egresses[name]
+		for _, pod := range members.Pods {
+			for _, ip := range pod.IPs {
+				a := addressFor(policy, ip)
+				d.NFT.Pods[ip] = a.ID
+				if a.ID == 0 {
+					continue
+				}
+				owner := s.Owners[a.IP].Node
+				switch n := s.Nodes[owner]; {
+				case roles[a.IP] == Hold, roles[a.IP] == Relay && owner == f.Node: // the latter is about to hand over
+					d.NFT.NextHops[a.ID] = egress.LocalMark
+				case n.Index > 0 && owner != f.Node:
+					d.NFT.NextHops[a.ID] = egress.NodeMark(n.Index)
+					gateways[owner] = true
+				}
+			}
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(gateways)) {
+		if via, ok := s.Nodes[name].Primary(f.Underlay); ok {
+			d.Routing.NextHops = append(d.Routing.NextHops, routing.NextHop{Mark: egress.NodeMark(s.Nodes[name].Index), Via: via})
+		}
+	}
+}
+
+// addressFor returns the address of the egress for a pod's IP. Without one of the IP's family it is the zero address: the members list
+// only IPs that the egress applies to, so this one's traffic waits.
+func addressFor(p egress.Policy, pod netip.Addr) egress.Address {
+	for _, a := range p.Addresses {
+		if a.IP.Is4() == pod.Is4() {
+			return a
+		}
+	}
+	return egress.Address{}
+}
+
+// buildHosted adds what the egress IPs need that the node holds or relays.
+func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) {
+	d.Routing.Returns = map[netip.Addr]netip.Addr{}
+	for _, t := range targets(s) {
+		role := roles[t.IP]
+		if role == None {
+			continue
+		}
+		for _, name := range t.egresses {
+			d.Follow = append(d.Follow, name)
+			d.Routing.KeepReturns = d.Routing.KeepReturns || !s.Followed[name]
+		}
+		if role == Pending {
+			continue
+		}
+		d.NFT.Hosted[t.ID] = nft.Hosted{IP: t.IP, Mark: egress.LocalMark}
+		answer := role == Hold && t.Pool != "" // a static IP is its link's: the kernel answers for it with or without Egret
+		d.Permits = append(d.Permits, nft.Permit{IP: t.IP, Answer: answer})
+		if answer {
+			d.NFT.Fenced = append(d.NFT.Fenced, t.IP)
+			d.VLAN.Addresses = append(d.VLAN.Addresses, t.IP)
+			d.Announce[t.IP] = f.Uplink
+		}
+		for _, name := range t.egresses {
+			for node, members := range s.ByEgress[name] {
+				via, ok := s.Nodes[node].Primary(f.Underlay)
+				if node == f.Node || !ok {
+					continue
+				}
+				for _, pod := range members.Pods {
+					for _, ip := range pod.IPs {
+						if ip.Is4() == t.IP.Is4() {
+							d.Routing.Returns[ip] = via
+						}
+					}
+				}
+			}
+		}
+	}
+	slices.Sort(d.Follow)
+	d.Follow = slices.Compact(d.Follow)
+	slices.SortFunc(d.NFT.Fenced, netip.Addr.Compare)
+	slices.SortFunc(d.VLAN.Addresses, netip.Addr.Compare)
+	slices.SortFunc(d.Permits, func(a, b nft.Permit) int { return a.IP.Compare(b.IP) })
+}
+
+// faulty reports whether a record under prefix cannot be read: what is missing from the snapshot may then be missing for that reason.
+func faulty(s *egress.Snapshot, prefix string) bool {
+	return slices.ContainsFunc(s.Faults, func(f egress.Fault) bool { return strings.HasPrefix(f.Key, prefix) })
+}

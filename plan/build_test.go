@@ -1,0 +1,143 @@
+package plan
+
+import (
+	"net/netip"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/routing"
+)
+
+var egressIP = ip("10.10.0.11")
+
+// guide returns three nodes, and one egress with id 1 that selects a pod on each of node-1 and node-2, held by owner ("": nobody).
+func guide(owner string) *egress.Snapshot {
+	s := cluster(3, 1)
+	pod := func(node, name, a string) egress.Members {
+		return egress.Members{Egress: "egress-0001", Node: node, Pods: []egress.Member{{Pod: name, IPs: []netip.Addr{ip(a), ip("fd44::1")}}}}
+	}
+	one, two := pod("node-1", "prod/a", "10.244.1.2"), pod("node-2", "prod/b", "10.244.2.2")
+	s.ByNode["egress-0001"] = one
+	s.ByNode[egress.Unselected] = egress.Members{Node: "node-1", Pods: []egress.Member{{Pod: "prod/db", IPs: []netip.Addr{ip("10.244.1.3")}}}}
+	s.ByEgress["egress-0001"] = map[string]egress.Members{"node-1": one, "node-2": two}
+	if owner != "" {
+		s.Owners[egressIP] = egress.Owner{IP: egressIP, Node: owner, Revision: 9}
+	}
+	return s
+}
+
+func TestBuildSteersSelectedPods(t *testing.T) {
+	type want struct {
+		pods  map[netip.Addr]egress.ID
+		next  map[egress.ID]egress.Mark
+		hosts map[egress.ID]nft.Hosted
+		hops  []routing.NextHop
+	}
+	known := map[netip.Addr]egress.ID{ip("10.244.1.2"): 1, ip("fd44::1"): 0} // the egress still waits for its IPv6 address
+	here := map[egress.ID]nft.Hosted{1: {IP: egressIP, Mark: egress.LocalMark}}
+	away := map[egress.ID]egress.Mark{1: egress.NodeMark(2)}
+	hops := []routing.NextHop{{Mark: egress.NodeMark(2), Via: ip("10.10.0.102")}}
+	tests := map[string]struct {
+		s    *egress.Snapshot
+		role Role
+		want want
+	}{
+		"to the gateway, over the overlay":                     {guide("node-2"), None, want{known, away, nil, hops}},
+		"out of this node, when it holds the IP":               {guide("node-1"), Hold, want{known, map[egress.ID]egress.Mark{1: egress.LocalMark}, here, nil}},
+		"nowhere, when nobody holds the IP":                    {guide(""), None, want{known, nil, nil, nil}},
+		"nowhere, while this node waits for an earlier permit": {guide("node-1"), None, want{known, nil, nil, nil}},
+		"to the owner still, while this node prepares a move":  {guide("node-2"), Relay, want{known, away, here, hops}},
+		"out of this node still, while it hands over":          {guide("node-1"), Relay, want{known, map[egress.ID]egress.Mark{1: egress.LocalMark}, here, nil}},
+		"nowhere, while the egress has no address": {func() *egress.Snapshot {
+			s := guide("")
+			s.Egresses["egress-0001"] = egress.Policy{Name: "egress-0001"}
+			return s
+		}(), None, want{map[netip.Addr]egress.ID{ip("10.244.1.2"): 0, ip("fd44::1"): 0}, nil, nil, nil}},
+		"nowhere, when the egress's record is not there": {func() *egress.Snapshot {
+			s := guide("")
+			delete(s.Egresses, "egress-0001")
+			return s
+		}(), None, want{map[netip.Addr]egress.ID{ip("10.244.1.2"): 0, ip("fd44::1"): 0}, nil, nil, nil}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			d := Build(tt.s, facts("node-1"), map[netip.Addr]Role{egressIP: tt.role})
+			got := want{d.NFT.Pods, d.NFT.NextHops, d.NFT.Hosted, d.Routing.NextHops}
+			if diff := cmp.Diff(tt.want, got, compare, cmp.AllowUnexported(want{})); diff != "" {
+				t.Errorf("desired (-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestBuildAnswersOnlyForWhatItHolds(t *testing.T) {
+	for role, answers := range map[Role]bool{None: false, Relay: false, Hold: true} {
+		d := Build(guide("node-1"), facts("node-1"), map[netip.Addr]Role{egressIP: role})
+		if got := len(d.VLAN.Addresses) + len(d.NFT.Fenced) + len(d.Announce); got != map[bool]int{false: 0, true: 3}[answers] {
+			t.Errorf("role %d: addresses %v, fenced %v, announced %v; answers: %t", role, d.VLAN.Addresses, d.NFT.Fenced, d.Announce, answers)
+		}
+		wantPermits := []nft.Permit{{IP: egressIP, Answer: answers}}
+		if role == None {
+			wantPermits = nil
+		}
+		if diff := cmp.Diff(wantPermits, d.Permits, compare); diff != "" {
+			t.Errorf("role %d: permits (-want +got):\n%s", role, diff)
+		}
+		// Only a gateway needs to know where replies go, and only to other nodes' pods.
+		wantReturns := map[netip.Addr]netip.Addr{ip("10.244.2.2"): ip("10.10.0.102")}
+		if role == None {
+			wantReturns = nil
+		}
+		if diff := cmp.Diff(wantReturns, d.Routing.Returns, compare); diff != "" {
+			t.Errorf("role %d: returns (-want +got):\n%s", role, diff)
+		}
+	}
+}
+
+func TestBuildNeverAnswersForAStaticIP(t *testing.T) {
+	s := guide("node-1")
+	p := s.Egresses["egress-0001"]
+	p.Addresses = []egress.Address{{IP: egressIP, ID: 1}}
+	s.Egresses["egress-0001"] = p
+	d := Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: Hold})
+	if len(d.VLAN.Addresses)+len(d.NFT.Fenced)+len(d.Announce) > 0 {
+		t.Errorf("addresses %v, fenced %v, announced %v: a static IP is its link's", d.VLAN.Addresses, d.NFT.Fenced, d.Announce)
+	}
+	if diff := cmp.Diff([]nft.Permit{{IP: egressIP}}, d.Permits, compare); diff != "" {
+		t.Errorf("permits (-want +got):\n%s", diff)
+	}
+}
+
+func TestBuildOverlay(t *testing.T) {
+	f := facts("node-1")
+	f.Except = []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")}
+	d := Build(guide(""), f, nil)
+	if diff := cmp.Diff(routing.Overlay{Local: ip("10.10.0.101"), MTU: 1450}, d.Routing.Overlay, compare); diff != "" {
+		t.Errorf("overlay (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff([]routing.Peer{{Node: "node-2", Underlay: ip("10.10.0.102")}, {Node: "node-3", Underlay: ip("10.10.0.103")}}, d.Routing.Peers, compare); diff != "" {
+		t.Errorf("peers (-want +got):\n%s", diff)
+	}
+	var except []string
+	for _, p := range d.NFT.Except {
+		except = append(except, p.String())
+	}
+	want := []string{"192.168.0.0/16", "10.244.1.0/24", "10.10.0.101/32", "10.244.2.0/24", "10.10.0.102/32", "10.244.3.0/24", "10.10.0.103/32"}
+	if diff := cmp.Diff(want, except); diff != "" {
+		t.Errorf("exceptions (-want +got):\n%s", diff)
+	}
+}
+
+func TestBuildKeepsPodsWhoseRecordCannotBeRead(t *testing.T) {
+	s := guide("")
+	if Build(s, facts("node-1"), nil).NFT.KeepPods {
+		t.Error("every record can be read, and nothing may be deleted")
+	}
+	s.Faults = []egress.Fault{{Key: "members/by-node/node-1/egress-0001"}}
+	if !Build(s, facts("node-1"), nil).NFT.KeepPods {
+		t.Error("a record of members cannot be read, and its pods are deleted")
+	}
+}

@@ -1,0 +1,226 @@
+package plan
+
+import (
+	"cmp"
+	"crypto/sha256"
+	"encoding/binary"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// Facts are what a node knows about itself.
+type Facts struct {
+	Node string
+	// Underlay is the node's overlay endpoint: one of its own addresses.
+	Underlay netip.Addr
+	// Uplink is the link that carries Underlay, UplinkMTU its MTU in bytes. UplinkUp says whether it has a carrier.
+	Uplink    string
+	UplinkMTU int
+	UplinkUp  bool
+	// Local are the unicast addresses on the node's links, those of Egret's own links left out.
+	Local map[netip.Addr]bool
+	// Except are destinations that are never SNATed, on top of those that the snapshot names.
+	Except []netip.Prefix
+	// MaxEgressIPs is how many egress IPs a node may hold whose record does not say; 0 means no limit.
+	MaxEgressIPs int
+}
+
+// Claim is an egress IP that a node tries for.
+type Claim struct {
+	IP  netip.Addr
+	Why egress.Reason
+	// Rank is 0 for the node that claims at once; each next one waits a step longer.
+	Rank int
+}
+
+// target is one egress IP, as the egresses that use it describe it.
+type target struct {
+	egress.Address
+	egresses []string // sorted
+	created  int64    // of the oldest, Unix nanoseconds
+}
+
+// targets returns the egress IPs of the snapshot, oldest egress first.
+func targets(s *egress.Snapshot) []target {
+	byIP := map[netip.Addr]*target{}
+	for _, name := range slices.Sorted(maps.Keys(s.Egresses)) {
+		p := s.Egresses[name]
+		for _, a := range p.Addresses {
+			t := byIP[a.IP]
+			if t == nil {
+				t = &target{Address: a, created: p.Created.UnixNano()}
+				byIP[a.IP] = t
+			}
+			t.egresses = append(t.egresses, name)
+			t.created = min(t.created, p.Created.UnixNano())
+		}
+	}
+	out := make([]target, 0, len(byIP))
+	for _, t := range byIP {
+		out = append(out, *t)
+	}
+	slices.SortFunc(out, func(a, b target) int {
+		return cmp.Or(cmp.Compare(a.created, b.created), a.IP.Compare(b.IP))
+	})
+	return out
+}
+
+// Claims returns the egress IPs that nobody holds and that the node may hold, by IP. Pool IPs are ranked among all candidates; a
+// static IP is claimed by whoever has it on a link.
+func Claims(s *egress.Snapshot, f Facts) []Claim {
+	if !f.UplinkUp {
+		return nil
+	}
+	var out []Claim
+	for ip, ranked := range rank(s, f.MaxEgressIPs) {
+		if i := slices.Index(ranked, f.Node); i >= 0 {
+			out = append(out, Claim{IP: ip, Why: egress.ReasonClaim, Rank: i})
+		}
+	}
+	for _, t := range targets(s) {
+		if _, owned := s.Owners[t.IP]; !owned && t.Pool == "" && f.Local[t.IP] {
+			out = append(out, Claim{IP: t.IP, Why: egress.ReasonStatic})
+		}
+	}
+	slices.SortFunc(out, func(a, b Claim) int { return a.IP.Compare(b.IP) })
+	return out
+}
+
+// rank returns, for every pool IP that nobody holds, its candidates, best first. A node's name is there at most once.
+//
+// The order is that of rendezvous hashing with bounded load: a node that has its share of the pool already comes after those that
+// have not, so that the IPs of a dead node spread over all survivors. The operator's wish (a pin, or a move under way) comes before
+// everything.
+func rank(s *egress.Snapshot, maxEgressIPs int) map[netip.Addr][]string {
+	all := targets(s)
+	size := map[string]int{} // pool -> egress IPs in use
+	held := map[string]int{} // node -> egress IPs held, or promised below
+	inPool := map[[2]string]int{}
+	for _, t := range all {
+		size[t.Pool]++
+		if o, owned := s.Owners[t.IP]; owned && t.Pool != "" {
+			held[o.Node]++
+			inPool[[2]string{t.Pool, o.Node}]++
+		}
+	}
+	out := map[netip.Addr][]string{}
+	for _, t := range all {
+		if _, owned := s.Owners[t.IP]; owned || t.Pool == "" {
+			continue
+		}
+		var nodes []string
+		for _, n := range Candidates(s, t.Pool) {
+			if limit := Capacity(s, n, maxEgressIPs); limit == 0 || held[n] < limit {
+				nodes = append(nodes, n)
+			}
+		}
+		if len(nodes) == 0 {
+			continue
+		}
+		// The mean rounded up, or the mean and a tenth rounded down: small pools are spread evenly, large ones move little.
+		share := max((size[t.Pool]+len(nodes)-1)/len(nodes), size[t.Pool]*11/(len(nodes)*10))
+		full := func(n string) int {
+			if inPool[[2]string{t.Pool, n}] >= share {
+				return 1
+			}
+			return 0
+		}
+		wish := wished(s, t.IP)
+		slices.SortFunc(nodes, func(a, b string) int {
+			return cmp.Or(
+				cmp.Compare(btoi(b == wish), btoi(a == wish)),
+				cmp.Compare(full(a), full(b)),
+				cmp.Compare(weight(t.IP, b), weight(t.IP, a)),
+				cmp.Compare(a, b))
+		})
+		out[t.IP] = nodes
+		held[nodes[0]]++
+		inPool[[2]string{t.Pool, nodes[0]}]++
+	}
+	return out
+}
+
+// Candidates returns the nodes that may hold the IPs of a pool, capacity left aside: those with a live agent that the pool selects
+// and that are not cordoned. Sorted. A pool that is not there has none.
+func Candidates(s *egress.Snapshot, pool string) []string {
+	p, ok := s.Pools[pool]
+	if !ok {
+		return nil
+	}
+	var out []string
+	for name := range s.Agents {
+		if mayHold(s, p, name) {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+func mayHold(s *egress.Snapshot, p egress.Pool, node string) bool {
+	n, known := s.Nodes[node]
+	_, cordoned := s.Cordons[node]
+	return known && !n.Cordoned && !cordoned && p.NodeSelector.Matches(n.Labels)
+}
+
+// Capacity returns how many egress IPs a node may hold; 0 means no limit.
+func Capacity(s *egress.Snapshot, node string, maxEgressIPs int) int {
+	if c := s.Nodes[node].Capacity; c > 0 {
+		return c
+	}
+	return maxEgressIPs
+}
+
+// wished returns the node that the operator wants to hold ip, or "".
+func wished(s *egress.Snapshot, ip netip.Addr) string {
+	if m, ok := s.Moves[ip]; ok {
+		return m.To
+	}
+	return s.Pins[ip].Node
+}
+
+// weight is the rendezvous hash: the node with the largest weight for an IP is its first choice.
+func weight(ip netip.Addr, node string) uint64 {
+	h := sha256.Sum256([]byte(ip.String() + "/" + node))
+	return binary.BigEndian.Uint64(h[:])
+}
+
+// Releases returns the locks of the node that it has to give back: of IPs that no egress uses any more, that their pool keeps from
+// this node, and of static IPs that left its links. While the record of some egress or pool cannot be read, nothing is given back
+// for want of it.
+func Releases(s *egress.Snapshot, f Facts) []egress.Owner {
+	byIP := map[netip.Addr]target{}
+	for _, t := range targets(s) {
+		byIP[t.IP] = t
+	}
+	var out []egress.Owner
+	for ip, o := range s.Owners {
+		if o.Node != f.Node {
+			continue
+		}
+		t, used := byIP[ip]
+		p, known := s.Pools[t.Pool]
+		switch {
+		case !used || t.Pool != "" && !known:
+			if !faulty(s, "egresses/") && !faulty(s, "pools/") {
+				out = append(out, o)
+			}
+		case t.Pool == "" && !f.Local[ip]:
+			out = append(out, o)
+		case t.Pool != "" && !faulty(s, "nodes/") && !mayHold(s, p, f.Node):
+			out = append(out, o)
+		}
+	}
+	slices.SortFunc(out, func(a, b egress.Owner) int { return a.IP.Compare(b.IP) })
+	return out
+}
+
+func btoi(b bool) int {
+	if b {
+		return 1
+	}
+	return 0
+}
