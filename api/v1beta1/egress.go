@@ -1,0 +1,132 @@
+package v1beta1
+
+import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+// Egress gives the traffic of selected Pods to the outside of the cluster a source IP of its own.
+//
+// +kubebuilder:object:root=true
+// +kubebuilder:resource:scope=Cluster,path=egresses,shortName=eg
+// +kubebuilder:subresource:status
+// +kubebuilder:printcolumn:name="EgressIP",type=string,JSONPath=`.status.egressIP`,description="The IP that the Pods' traffic leaves with."
+// +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.egressNode`,description="The Node that holds the IP."
+type Egress struct {
+	metav1.TypeMeta `json:",inline"`
+	// +optional
+	metav1.ObjectMeta `json:"metadata,omitempty"`
+
+	Spec EgressSpec `json:"spec"`
+	// +optional
+	Status EgressStatus `json:"status,omitzero"`
+}
+
+// EgressList is a list of Egresses.
+//
+// +kubebuilder:object:root=true
+type EgressList struct {
+	metav1.TypeMeta `json:",inline"`
+	// +optional
+	metav1.ListMeta `json:"metadata,omitempty"`
+
+	Items []Egress `json:"items"`
+}
+
+// EgressSpec says which Pods, which IP, and how much of the network.
+type EgressSpec struct {
+	// AppliedTo selects the Pods. An empty one selects nothing.
+	AppliedTo AppliedTo `json:"appliedTo"`
+	// EgressIP is the source IP. With a pool it has to be one of the pool's; without a pool it is static: it is already on an interface
+	// of one Node, which is then found. Empty: an IP of the pool is allocated.
+	// +optional
+	EgressIP string `json:"egressIP,omitempty"`
+	// EgressIPs are the source IPs, at most one of each IP family.
+	// +optional
+	// +kubebuilder:validation:MaxItems=2
+	// +listType=atomic
+	EgressIPs []string `json:"egressIPs,omitempty"`
+	// ExternalIPPool names the pool that the IP comes from, and whose Nodes may hold it.
+	// +optional
+	ExternalIPPool string `json:"externalIPPool,omitempty"`
+	// ExternalIPPools name the pools that the IPs come from, at most one of each IP family.
+	// +optional
+	// +kubebuilder:validation:MaxItems=2
+	// +listType=atomic
+	ExternalIPPools []string `json:"externalIPPools,omitempty"`
+	// Bandwidth limits the traffic that leaves with the IP.
+	// +optional
+	Bandwidth *Bandwidth `json:"bandwidth,omitempty"`
+}
+
+// AppliedTo selects Pods. Both selectors together select the Pods that match both; the podSelector alone selects in all Namespaces.
+type AppliedTo struct {
+	// PodSelector selects Pods by their labels. An empty selector, other than none, selects all.
+	// +optional
+	PodSelector *metav1.LabelSelector `json:"podSelector,omitempty"`
+	// NamespaceSelector selects the Pods of Namespaces by the Namespaces' labels. An empty selector, other than none, selects all.
+	// +optional
+	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
+}
+
+// Bandwidth is a limit that all Pods of an Egress share. The values are quantities, such as 300k, 100M or 2G.
+type Bandwidth struct {
+	// Rate is the largest rate, in bits per second.
+	// +kubebuilder:validation:MinLength=1
+	Rate string `json:"rate"`
+	// Burst is the largest burst above the rate, in bits.
+	// +kubebuilder:validation:MinLength=1
+	Burst string `json:"burst"`
+}
+
+// EgressStatus is what became of an Egress.
+type EgressStatus struct {
+	// EgressNode is the Node that holds the IP; empty while none does.
+	// +optional
+	EgressNode string `json:"egressNode,omitempty"`
+	// EgressIP is the source IP; empty while none is allocated.
+	// +optional
+	EgressIP string `json:"egressIP,omitempty"`
+	// Conditions are IPAllocated and IPAssigned, in this order.
+	// +optional
+	// +listType=map
+	// +listMapKey=type
+	Conditions []EgressCondition `json:"conditions,omitempty"`
+}
+
+// EgressConditionType names a condition of an Egress.
+type EgressConditionType string
+
+// The conditions.
+const (
+	// IPAllocated: an IP is set apart for the Egress.
+	IPAllocated EgressConditionType = "IPAllocated"
+	// IPAssigned: a Node holds the IP.
+	IPAssigned EgressConditionType = "IPAssigned"
+)
+
+// The reasons of the conditions.
+const (
+	ReasonAllocated       = "Allocated"
+	ReasonAllocationError = "AllocationError"
+	ReasonAssigned        = "Assigned"
+	ReasonAssignmentError = "AssignmentError"
+)
+
+// EgressCondition is one aspect of an Egress's state.
+type EgressCondition struct {
+	Type EgressConditionType `json:"type"`
+	// +kubebuilder:validation:Enum=True;False;Unknown
+	Status metav1.ConditionStatus `json:"status"`
+	// LastTransitionTime is when Status last changed.
+	// +optional
+	LastTransitionTime metav1.Time `json:"lastTransitionTime,omitzero"`
+	// Reason is a word for programs.
+	// +optional
+	Reason string `json:"reason,omitempty"`
+	// Message is a sentence for people. It names the cause.
+	// +optional
+	Message string `json:"message,omitempty"`
+	// ObservedGeneration is the metadata.generation that the condition is about.
+	// +optional
+	// +kubebuilder:validation:Minimum=0
+	ObservedGeneration int64 `json:"observedGeneration,omitempty"`
+}
