@@ -1,0 +1,283 @@
+package crdsync
+
+import (
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// want is one address that an egress asks for.
+type want struct {
+	pool string     // empty: a static address
+	ip   netip.Addr // the zero Addr: any of the pool
+	err  error      // why it cannot be had, whatever is free
+}
+
+// wants returns the addresses that an egress asks for, at most one of each family. unread says why a pool could not be read.
+func wants(d demand, pools map[string]egress.Pool, unread map[string]error) []want {
+	var out []want
+	covered, paired := map[family]bool{}, map[string]bool{}
+	astray := false // an address is not of any of the pools
+	for _, ip := range d.ips {
+		w := want{ip: ip}
+		if i := slices.IndexFunc(d.pools, func(name string) bool { return pools[name].Contains(ip) }); i >= 0 {
+			w.pool = d.pools[i]
+			paired[w.pool] = true
+		} else if len(d.pools) > 0 {
+			astray = true
+			w.err = fmt.Errorf("%s is not an address of pool %s", ip, strings.Join(d.pools, " or "))
+		}
+		covered[familyOf(ip)] = true
+		out = append(out, w)
+	}
+	for _, name := range d.pools {
+		if paired[name] {
+			continue
+		}
+		p, ok := pools[name]
+		w := want{pool: name}
+		fs := poolFamilies(p)
+		switch {
+		case !ok && unread[name] != nil:
+			w.err = fmt.Errorf("pool %s cannot be read: %w", name, unread[name])
+		case !ok:
+			w.err = fmt.Errorf("pool %s does not exist", name)
+		case len(fs) > 0 && !slices.ContainsFunc(fs, func(f family) bool { return !covered[f] }):
+			if astray {
+				continue // the address that was to be of this pool is refused already, and no other takes its place
+			}
+			w.err = fmt.Errorf("pool %s: another address of its IP family is asked for already", name)
+		}
+		for _, f := range fs {
+			covered[f] = true
+		}
+		out = append(out, w)
+	}
+	return out
+}
+
+// poolFamilies returns the IP families of a pool's ranges, in their order.
+func poolFamilies(p egress.Pool) []family {
+	var out []family
+	for _, r := range p.Ranges {
+		if f := familyOf(r.Start); !slices.Contains(out, f) {
+			out = append(out, f)
+		}
+	}
+	return out
+}
+
+// request is what an egress asks for when addresses are given out.
+type request struct {
+	name  string
+	wants []want
+	// keep: what the egress wants cannot be read, so it keeps what it has.
+	keep bool
+	// prefer are addresses that it had once. Their ids may be 0.
+	prefer []egress.Address
+}
+
+// outcome is what an egress gets.
+type outcome struct {
+	addresses []egress.Address // IPv4 first; id 0: not numbered yet
+	err       error            // why it does not get all that it wants
+}
+
+func (o outcome) has(f family) bool {
+	return slices.ContainsFunc(o.addresses, func(a egress.Address) bool { return familyOf(a.IP) == f })
+}
+
+// allocator gives out addresses. have is what etcd shows as taken; an address of it whose egress gives it up stays taken here, and is
+// free when etcd no longer has it.
+type allocator struct {
+	pools    map[string]egress.Pool
+	have     map[netip.Addr]egress.Allocation
+	granted  map[netip.Addr]want // that are not in have
+	reserved map[netip.Addr]bool // that somebody asks for by name
+	out      map[string]*outcome
+}
+
+// allocate decides who gets which address. The requests are in the order in which they are served. What an egress has it keeps, as
+// long as it still wants it; else it gets the address that it names; else one that it had once, if that is free; else the lowest free
+// one of the pool, leaving out those that others name as long as there is another.
+func allocate(requests []request, pools map[string]egress.Pool, have map[netip.Addr]egress.Allocation) map[string]*outcome {
+	a := allocator{pools, have, map[netip.Addr]want{}, map[netip.Addr]bool{}, map[string]*outcome{}}
+	byName := map[string][]egress.Allocation{}
+	for _, ip := range slices.SortedFunc(maps.Keys(have), netip.Addr.Compare) {
+		for _, name := range have[ip].Egresses {
+			byName[name] = append(byName[name], have[ip])
+		}
+	}
+	open := map[string][]want{}
+	for _, r := range requests {
+		open[r.name] = a.keep(r, byName[r.name])
+	}
+	for _, r := range requests {
+		for _, w := range open[r.name] {
+			a.give(r, w)
+		}
+		o := a.out[r.name]
+		slices.SortFunc(o.addresses, func(x, y egress.Address) int { return x.IP.Compare(y.IP) })
+	}
+	return a.out
+}
+
+// keep gives a request what it has and still wants, and returns what is left to be wanted.
+func (a *allocator) keep(r request, has []egress.Allocation) (left []want) {
+	o := &outcome{}
+	a.out[r.name] = o
+	for _, h := range has {
+		if r.keep && !o.has(familyOf(h.IP)) {
+			o.addresses = append(o.addresses, egress.Address{IP: h.IP, ID: h.ID, Pool: h.Pool})
+		}
+	}
+	for _, w := range r.wants {
+		i := slices.IndexFunc(has, func(h egress.Allocation) bool {
+			return w.err == nil && h.Pool == w.pool && (w.ip == h.IP || !w.ip.IsValid() && a.pools[w.pool].Contains(h.IP)) && !o.has(familyOf(h.IP))
+		})
+		if i >= 0 {
+			o.addresses = append(o.addresses, egress.Address{IP: has[i].IP, ID: has[i].ID, Pool: w.pool})
+			continue
+		}
+		left = append(left, w)
+		a.reserved[w.ip] = true
+		for _, p := range r.prefer {
+			a.reserved[p.IP] = true
+		}
+	}
+	return left
+}
+
+// give gives a request one address that it wants, or the reason why not.
+func (a *allocator) give(r request, w want) {
+	o := a.out[r.name]
+	refuse := func(err error) { o.err = errors.Join(o.err, err) }
+	taken := func(ip netip.Addr) bool {
+		_, granted := a.granted[ip]
+		return a.have[ip].IP.IsValid() || granted
+	}
+	got := egress.Address{IP: w.ip, Pool: w.pool}
+	h, g := a.have[w.ip], a.granted[w.ip]
+	switch {
+	case w.err != nil:
+		refuse(w.err)
+		return
+	case w.ip.IsValid() && w.pool == "" && (h.IP == w.ip && h.Pool == "" || g.ip == w.ip && g.pool == ""):
+		got.ID = h.ID // a static address may be shared
+	case w.ip.IsValid() && taken(w.ip):
+		refuse(inUse(w.ip, h))
+		return
+	case !w.ip.IsValid():
+		var ok bool
+		if got.IP, ok = a.choose(r, w, taken); !ok {
+			refuse(fmt.Errorf("pool %s has no free address: it has %d", w.pool, a.pools[w.pool].Total()))
+			return
+		}
+	}
+	if got.ID == 0 {
+		a.granted[got.IP] = want{pool: w.pool, ip: got.IP}
+		if i := slices.IndexFunc(r.prefer, func(p egress.Address) bool { return p.IP == got.IP }); i >= 0 {
+			got.ID = r.prefer[i].ID
+		}
+	}
+	o.addresses = append(o.addresses, got)
+}
+
+// choose returns a free address of the pool of w, of a family that the egress has no address of.
+func (a *allocator) choose(r request, w want, taken func(netip.Addr) bool) (netip.Addr, bool) {
+	pool := a.pools[w.pool]
+	pool.Ranges = slices.DeleteFunc(slices.Clone(pool.Ranges), func(g egress.Range) bool { return a.out[r.name].has(familyOf(g.Start)) })
+	for _, p := range r.prefer {
+		if pool.Contains(p.IP) && !taken(p.IP) {
+			return p.IP, true
+		}
+	}
+	if ip, ok := pool.Free(func(ip netip.Addr) bool { return taken(ip) || a.reserved[ip] }); ok {
+		return ip, true
+	}
+	return pool.Free(taken)
+}
+
+func inUse(ip netip.Addr, h egress.Allocation) error {
+	if len(h.Egresses) == 0 {
+		return fmt.Errorf("%s is in use by another egress", ip)
+	}
+	return fmt.Errorf("%s is in use by egress %s", ip, strings.Join(h.Egresses, ", "))
+}
+
+// number gives an id to every address of the outcomes that has none, the same to all who share the address; order is that of the
+// requests. inUse holds the ids that etcd shows, last is the one that was given out last. It returns the one that is last now. Where no
+// id is left, the address is taken back.
+func number(order []request, out map[string]*outcome, inUse map[egress.ID]netip.Addr, last egress.ID) egress.ID {
+	used, byIP := maps.Clone(inUse), map[netip.Addr]egress.ID{}
+	for _, r := range order {
+		for _, a := range out[r.name].addresses {
+			if ip, ok := used[a.ID]; a.ID != 0 && (!ok || ip == a.IP) {
+				used[a.ID], byIP[a.IP] = a.IP, a.ID
+			}
+		}
+	}
+	for _, r := range order {
+		o := out[r.name]
+		o.addresses = slices.DeleteFunc(o.addresses, func(a egress.Address) bool {
+			if byIP[a.IP] != 0 {
+				return false
+			}
+			id, ok := nextFree(int(last), int(egress.MaxID), func(n int) bool { _, ok := used[egress.ID(n)]; return ok })
+			if !ok {
+				o.err = errors.Join(o.err, fmt.Errorf("no id is left for %s: all %d are in use", a.IP, egress.MaxID))
+				return true
+			}
+			last = egress.ID(id)
+			used[last], byIP[a.IP] = a.IP, last
+			return false
+		})
+		for i, a := range o.addresses {
+			o.addresses[i].ID = byIP[a.IP]
+		}
+	}
+	return last
+}
+
+// indexNodes gives an index to the nodes that have none, or that of a node before them; nodes is sorted by name. Where none is left, the
+// index stays 0.
+func indexNodes(nodes []egress.Node) {
+	used := map[int]bool{}
+	last := 0
+	for i, n := range nodes {
+		if n.Index < 1 || n.Index > egress.MaxNodeIndex || used[n.Index] {
+			nodes[i].Index = 0
+		} else {
+			used[n.Index] = true
+			last = max(last, n.Index)
+		}
+	}
+	for i, n := range nodes {
+		if n.Index != 0 {
+			continue
+		}
+		if next, ok := nextFree(last, egress.MaxNodeIndex, func(n int) bool { return used[n] }); ok {
+			nodes[i].Index, used[next], last = next, true, next
+		}
+	}
+}
+
+// nextFree returns the first number after last that is not used, of 1 to limit; after limit comes 1. So a number that was given back
+// rests for as long as last goes on: packets on their way may still carry it. ok is false when all are used.
+func nextFree(last, limit int, used func(int) bool) (n int, ok bool) {
+	n = last
+	for range limit {
+		if n++; n > limit {
+			n = 1
+		}
+		if !used(n) {
+			return n, true
+		}
+	}
+	return 0, false
+}

@@ -1,0 +1,114 @@
+package crdsync
+
+import (
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/egress"
+)
+
+// scene is what etcd shows about who holds addresses, and who could.
+type scene struct {
+	owners  map[netip.Addr]egress.Owner
+	agents  map[string]egress.Agent
+	nodes   []egress.Node
+	cordons map[string]egress.Cordon
+	pools   map[string]egress.Pool
+}
+
+// egressStatus returns the status of an egress. old is what it was: a condition keeps its time while its status stays.
+func egressStatus(old v1beta1.EgressStatus, v verdict, s scene, now time.Time) v1beta1.EgressStatus {
+	var out v1beta1.EgressStatus
+	var from, held, missing []string
+	for _, a := range v.addresses {
+		if a.Pool == "" {
+			from = append(from, a.IP.String()+" is a static egress IP")
+		} else {
+			from = append(from, fmt.Sprintf("%s is of pool %s", a.IP, a.Pool))
+		}
+		if o, ok := s.owners[a.IP]; ok {
+			held = append(held, fmt.Sprintf("%s is on node %s", a.IP, o.Node))
+		} else {
+			missing = append(missing, s.unheld(a))
+		}
+	}
+	if len(v.addresses) > 0 {
+		out.EgressIP = v.addresses[0].IP.String()
+		out.EgressNode = s.owners[v.addresses[0].IP].Node
+	}
+	allocated := v1beta1.EgressCondition{
+		Type: v1beta1.IPAllocated, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonAllocated, Message: strings.Join(from, "; "),
+	}
+	if v.err != nil {
+		allocated.Status, allocated.Reason, allocated.Message = metav1.ConditionFalse, v1beta1.ReasonAllocationError, line(v.err)
+	}
+	assigned := v1beta1.EgressCondition{
+		Type: v1beta1.IPAssigned, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonAssigned, Message: strings.Join(held, "; "),
+	}
+	if len(v.addresses) == 0 {
+		missing = []string{"no egress IP is allocated"}
+	}
+	if len(missing) > 0 {
+		assigned.Status, assigned.Reason, assigned.Message = metav1.ConditionFalse, v1beta1.ReasonAssignmentError, strings.Join(missing, "; ")
+	}
+	for _, c := range []v1beta1.EgressCondition{allocated, assigned} {
+		c.ObservedGeneration = v.generation
+		c.LastTransitionTime = metav1.NewTime(now.Truncate(time.Second)) // as the API keeps it
+		for _, o := range old.Conditions {
+			if o.Type == c.Type && o.Status == c.Status && !o.LastTransitionTime.IsZero() {
+				c.LastTransitionTime = o.LastTransitionTime
+			}
+		}
+		out.Conditions = append(out.Conditions, c)
+	}
+	return out
+}
+
+// unheld says why no node holds an address, as far as etcd shows.
+func (s scene) unheld(a egress.Address) string {
+	if a.Pool == "" {
+		return fmt.Sprintf("no node with a live agent has %s on an interface", a.IP)
+	}
+	pool, ok := s.pools[a.Pool]
+	if !ok {
+		return fmt.Sprintf("no node holds %s: pool %s does not exist", a.IP, a.Pool)
+	}
+	selected, alive := 0, 0
+	for _, n := range s.nodes {
+		if !pool.NodeSelector.Matches(n.Labels) {
+			continue
+		}
+		selected++
+		_, running := s.agents[n.Name]
+		_, cordoned := s.cordons[n.Name]
+		if running && !cordoned && !n.Cordoned {
+			alive++
+		}
+	}
+	switch {
+	case selected == 0:
+		return fmt.Sprintf("no node holds %s: pool %s selects none", a.IP, a.Pool)
+	case alive == 0:
+		return fmt.Sprintf("no node holds %s: pool %s selects %d, of which none has a live agent and is not cordoned", a.IP, a.Pool, selected)
+	}
+	return fmt.Sprintf("no node holds %s yet: %d could", a.IP, alive)
+}
+
+// line returns an error's text on one line.
+func line(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ") }
+
+// equalStatus reports whether two statuses say the same.
+func equalStatus(a, b v1beta1.EgressStatus) bool {
+	return a.EgressIP == b.EgressIP && a.EgressNode == b.EgressNode &&
+		slices.EqualFunc(a.Conditions, b.Conditions, func(x, y v1beta1.EgressCondition) bool {
+			same := x.LastTransitionTime.Equal(&y.LastTransitionTime)
+			x.LastTransitionTime, y.LastTransitionTime = metav1.Time{}, metav1.Time{}
+			return same && x == y
+		})
+}

@@ -1,0 +1,89 @@
+package crdsync
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+
+	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/egress"
+)
+
+func TestConditionsNameTheCause(t *testing.T) {
+	pool := egress.Address{IP: ip("10.0.0.1"), ID: 1, Pool: "a"}
+	gateway := egress.Pool{Name: "a", NodeSelector: egress.Selector{MatchLabels: map[string]string{"gw": "1"}}}
+	nodes := []egress.Node{{Name: "n1", Labels: map[string]string{"gw": "1"}}, {Name: "n2"}}
+	held := scene{owners: map[netip.Addr]egress.Owner{pool.IP: {IP: pool.IP, Node: "n1"}}, pools: map[string]egress.Pool{"a": gateway}, nodes: nodes}
+	free := held
+	free.owners = nil
+	alive := free
+	alive.agents = map[string]egress.Agent{"n1": {}, "n2": {}}
+	cordoned := alive
+	cordoned.cordons = map[string]egress.Cordon{"n1": {}}
+	nobody := alive
+	nobody.nodes = nodes[1:]
+	const allocated = "True Allocated 10.0.0.1 is of pool a"
+	static := egress.Address{IP: ip("10.0.0.9"), ID: 2}
+	refused := errors.Join(errors.New("one"), errors.New("two"))
+	tests := map[string]struct {
+		address egress.Address
+		err     error
+		scene   scene
+		want    string // what IPAllocated says | what IPAssigned says
+	}{
+		"held":             {pool, nil, held, allocated + " | True Assigned 10.0.0.1 is on node n1"},
+		"in a moment":      {pool, nil, alive, allocated + " | False AssignmentError no node holds 10.0.0.1 yet: 1 could"},
+		"no node selected": {pool, nil, nobody, allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects none"},
+		"no agent": {pool, nil, free,
+			allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 1, of which none has a live agent and is not cordoned"},
+		"cordoned": {pool, nil, cordoned,
+			allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 1, of which none has a live agent and is not cordoned"},
+		"refused": {egress.Address{}, refused, held, "False AllocationError one; two | False AssignmentError no egress IP is allocated"},
+		"static": {static, nil, held,
+			"True Allocated 10.0.0.9 is a static egress IP | False AssignmentError no node with a live agent has 10.0.0.9 on an interface"},
+	}
+	for name, tt := range tests {
+		v := verdict{err: tt.err}
+		wantIP, wantNode := "", tt.scene.owners[tt.address.IP].Node
+		if tt.address.IP.IsValid() {
+			v.addresses, wantIP = []egress.Address{tt.address}, tt.address.IP.String()
+		}
+		got := egressStatus(v1beta1.EgressStatus{}, v, tt.scene, time.Unix(100, 0))
+		if got.EgressIP != wantIP || got.EgressNode != wantNode {
+			t.Errorf("%s: IP %q on node %q, want %q on %q", name, got.EgressIP, got.EgressNode, wantIP, wantNode)
+		}
+		var said []string
+		for _, c := range got.Conditions {
+			said = append(said, fmt.Sprintf("%s %s %s", c.Status, c.Reason, c.Message))
+		}
+		if d := cmp.Diff(tt.want, strings.Join(said, " | ")); d != "" {
+			t.Errorf("%s (-want +got):\n%s", name, d)
+		}
+	}
+}
+
+func TestTransitionTimesChangeOnlyWithTheStatus(t *testing.T) {
+	early, late := time.Unix(100, 5), time.Unix(200, 5)
+	v := verdict{addresses: []egress.Address{{IP: ip("10.0.0.1"), ID: 1}}}
+	first := egressStatus(v1beta1.EgressStatus{}, v, scene{}, early)
+	second := egressStatus(first, v, scene{}, late)
+	if !equalStatus(first, second) {
+		t.Errorf("nothing happened (-want +got):\n%s", cmp.Diff(first, second))
+	}
+	v.generation = 2
+	owned := scene{owners: map[netip.Addr]egress.Owner{ip("10.0.0.1"): {Node: "n1"}}}
+	third := egressStatus(second, v, owned, late)
+	if equalStatus(second, third) {
+		t.Error("the status is the same after the IP got an owner")
+	}
+	want := []metav1.Time{metav1.Unix(100, 0), metav1.Unix(200, 0)}
+	if got := []metav1.Time{third.Conditions[0].LastTransitionTime, third.Conditions[1].LastTransitionTime}; !cmp.Equal(want, got) {
+		t.Errorf("times (-want +got):\n%s", cmp.Diff(want, got))
+	}
+}

@@ -1,0 +1,188 @@
+package crdsync
+
+import (
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/store"
+)
+
+// objects are what the Kubernetes API shows, pods left out.
+type objects struct {
+	demands []demand // oldest first
+	pools   map[string]egress.Pool
+	unread  map[string]error // pools that cannot be read, and why
+	nodes   []egress.Node    // by name; their indexes are not set
+}
+
+// verdict is what came of an egress.
+type verdict struct {
+	generation int64
+	addresses  []egress.Address
+	err        error // what is wrong with it; nil: nothing
+}
+
+// control is what etcd has to hold, members left out, and what is to be said about it.
+type control struct {
+	values    map[string]any  // key -> record
+	keep      map[string]bool // keys that stand as they are
+	pools     map[string]egress.Pool
+	nodes     []egress.Node // by name
+	claimants []claimant    // in order of precedence
+	verdicts  map[string]verdict
+	usage     map[string]v1beta1.IPPoolUsage
+	faults    map[string]error // by "node <name>" and the like
+}
+
+// plan returns what etcd has to hold, given what it holds. frozen tells whether a pod is listed in etcd as one of an egress.
+func plan(o objects, have records, now time.Time, frozen func(egressName string, p pod) bool) control {
+	c := control{values: map[string]any{}, keep: map[string]bool{}, verdicts: map[string]verdict{}, faults: map[string]error{}}
+	pools := maps.Clone(o.pools)
+	c.pools, c.nodes = pools, o.nodes
+	for name, p := range pools {
+		c.values[store.PoolKey(name)] = p
+	}
+	for name, err := range o.unread {
+		c.faults["pool "+name] = err
+		c.keep[store.PoolKey(name)] = true
+		if p, ok := have.pools[name]; ok {
+			pools[name] = p
+		}
+	}
+	requests := make([]request, len(o.demands))
+	for i, d := range o.demands {
+		requests[i] = request{name: d.name, keep: d.addressErr != nil, prefer: slices.Clone(have.policies[d.name].Addresses)}
+		if d.statusIP.IsValid() {
+			requests[i].prefer = append(requests[i].prefer, egress.Address{IP: d.statusIP})
+		}
+		if d.addressErr == nil {
+			requests[i].wants = wants(d, pools, o.unread)
+		}
+	}
+	out := allocate(requests, pools, have.allocations)
+	last := number(requests, out, have.ids, have.lastID)
+	if last != 0 {
+		c.values[counterKey] = counter{last}
+	}
+	for i, d := range o.demands {
+		c.addEgress(d, requests[i].wants, *out[d.name], pools, have, frozen)
+	}
+	c.addAllocations(o.demands, out, have, now)
+	c.addNodes(o.nodes, have)
+	c.usage = map[string]v1beta1.IPPoolUsage{}
+	for name, p := range pools {
+		c.usage[name] = v1beta1.IPPoolUsage{Total: p.Total()}
+	}
+	for _, v := range c.values {
+		if a, ok := v.(egress.Allocation); ok && a.Pool != "" {
+			u := c.usage[a.Pool]
+			u.Used++
+			c.usage[a.Pool] = u
+		}
+	}
+	return c
+}
+
+func (c *control) addEgress(d demand, ws []want, o outcome, pools map[string]egress.Pool, have records, frozen func(string, pod) bool) {
+	p := egress.Policy{
+		Name: d.name, Addresses: append([]egress.Address{}, o.addresses...), Bandwidth: d.bandwidth, Created: d.created, Generation: d.generation,
+	}
+	if d.bandwidthErr != nil {
+		p.Bandwidth = have.policies[d.name].Bandwidth
+	}
+	c.values[store.EgressKey(d.name)] = p
+	v := verdict{generation: d.generation, addresses: p.Addresses, err: d.err()}
+	if v.err == nil {
+		v.err = o.err
+	} else {
+		c.faults["egress "+d.name] = v.err
+	}
+	c.verdicts[d.name] = v
+	claim := claimant{name: d.name, families: claimed(ws, o, pools)}
+	if d.selectorErr != nil { // the pods that it has stay its
+		claim.namespace = func(labels.Set) bool { return true }
+		claim.pod = func(p pod) bool { return frozen(d.name, p) }
+	} else {
+		claim.namespace = func(set labels.Set) bool { return d.applied.namespaces.Matches(set) }
+		claim.pod = func(p pod) bool { return d.applied.pods.Matches(labels.Set(p.labels)) }
+	}
+	c.claimants = append(c.claimants, claim)
+}
+
+// claimed returns the families of the pod IPs that an egress takes: those of the addresses that it has or waits for. Where they cannot
+// be told it takes both, so that no pod leaves with another address meanwhile.
+func claimed(ws []want, o outcome, pools map[string]egress.Pool) []family {
+	found := map[family]bool{}
+	for _, a := range o.addresses {
+		found[familyOf(a.IP)] = true
+	}
+	for _, w := range ws {
+		fs := poolFamilies(pools[w.pool])
+		switch {
+		case w.ip.IsValid():
+			fs = []family{familyOf(w.ip)}
+		case len(fs) == 0:
+			fs = families
+		case slices.ContainsFunc(fs, func(f family) bool { return found[f] }):
+			fs = nil // of a pool of both families, the egress has its one address
+		}
+		for _, f := range fs {
+			found[f] = true
+		}
+	}
+	if len(found) == 0 {
+		return families
+	}
+	return slices.DeleteFunc(slices.Clone(families), func(f family) bool { return !found[f] })
+}
+
+func (c *control) addAllocations(demands []demand, out map[string]*outcome, have records, now time.Time) {
+	wanted := map[netip.Addr]egress.Allocation{}
+	for _, d := range demands {
+		for _, a := range out[d.name].addresses {
+			w, ok := wanted[a.IP]
+			if !ok {
+				w = egress.Allocation{IP: a.IP, Pool: a.Pool, ID: a.ID, Since: now}
+				if h, ok := have.allocations[a.IP]; ok {
+					w.Since = h.Since
+				}
+			}
+			w.Egresses = append(w.Egresses, d.name)
+			wanted[a.IP] = w
+		}
+	}
+	for ip, w := range wanted {
+		slices.Sort(w.Egresses)
+		c.values[store.AllocationKey(ip)] = w
+		c.values[store.IDKey(w.ID)] = egress.IDRecord{ID: w.ID, IP: ip}
+	}
+	for key, err := range have.faults {
+		c.faults[key] = err
+		if _, ok := c.values[key]; !ok && strings.HasPrefix(key, store.AllocationPrefix) {
+			c.keep[key] = true // it is not known whose address it is
+		}
+	}
+}
+
+func (c *control) addNodes(nodes []egress.Node, have records) {
+	nodes = slices.Clone(nodes)
+	for i, n := range nodes {
+		nodes[i].Index = have.nodes[n.Name].Index
+	}
+	indexNodes(nodes)
+	for _, n := range nodes {
+		if n.Index == 0 {
+			c.faults["index of node "+n.Name] = fmt.Errorf("no index is left: %d nodes have one", egress.MaxNodeIndex)
+			continue
+		}
+		c.values[store.NodeKey(n.Name)] = n
+	}
+}

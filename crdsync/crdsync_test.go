@@ -1,0 +1,347 @@
+package crdsync
+
+import (
+	"encoding/json"
+	"fmt"
+	"maps"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/runtime/schema"
+	"k8s.io/client-go/rest"
+
+	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/internal/kubetest"
+	"github.com/egret-project/egret/store"
+)
+
+// TestAgainstARealAPI holds all tests that need an API server: it takes seconds to start, so they share one.
+func TestAgainstARealAPI(t *testing.T) {
+	kube := kubetest.New(t)
+	applyRBAC(t, kube)
+	for name, test := range map[string]func(*cluster){
+		"the guide's example reaches etcd and the status":  testExample,
+		"members follow their pods":                        testMembers,
+		"an object that cannot be read stops no other":     testMalformed,
+		"a restart changes nothing":                        testRestart,
+		"an empty etcd gets the addresses of the statuses": testWipedEtcd,
+		"a released address goes to whoever waits":         testRelease,
+		"an API server that is down deletes nothing":       testOutage,
+		"a replica takes over":                             testTakeOver,
+		"a leadership that is lost is won again":           testLostLeadership,
+		"records that were spoiled are mended":             testSpoiled,
+		"more changes than fit one transaction":            testMany,
+	} {
+		t.Run(name, func(t *testing.T) { test(newCluster(t, kube)) })
+	}
+}
+
+func testExample(c *cluster) {
+	c.node("node-4", "192.0.2.4")
+	c.node("node-6", "192.0.2.6")
+	c.pod("prod", "web", "node-4", "10.244.4.1", "web")
+	c.pod("prod", "db", "node-4", "10.244.4.2", "db")
+	c.pod("staging", "web", "node-6", "10.244.6.1", "web")
+	c.run(c.kube)
+	c.example()
+	c.wantRecords("members/*/*/*", map[string]string{
+		"members/by-node/node-4/egress-prod-web":      "prod/web=10.244.4.1",
+		"members/by-egress/egress-prod-web/node-4":    "prod/web=10.244.4.1",
+		"members/by-node/node-4/-":                    "prod/db=10.244.4.2",
+		"members/by-node/node-6/egress-staging-web":   "staging/web=10.244.6.1",
+		"members/by-egress/egress-staging-web/node-6": "staging/web=10.244.6.1",
+	})
+	c.wantRecords("egresses/*", map[string]string{"egresses/egress-prod-web": "10.10.0.11/1", "egresses/egress-staging-web": "10.10.0.12/2"})
+	c.wantRecords("allocations/*", map[string]string{
+		"allocations/10.10.0.11": "external-ip-pool/1 egress-prod-web", "allocations/10.10.0.12": "external-ip-pool/2 egress-staging-web",
+	})
+	c.wantRecords("ids/*", map[string]string{"ids/1": `{"id":1,"ip":"10.10.0.11"}`, "ids/2": `{"id":2,"ip":"10.10.0.12"}`})
+	c.wantRecords("nodes/*", map[string]string{"nodes/node-4": "1 192.0.2.4", "nodes/node-6": "2 192.0.2.6"})
+
+	c.wantStatus("egress-prod-web", "10.10.0.11  True Allocated False AssignmentError")
+	c.put("owners/10.10.0.11", egress.Owner{IP: ip("10.10.0.11"), Node: "node-4", Why: egress.ReasonClaim})
+	c.wantStatus("egress-prod-web", "10.10.0.11 node-4 True Allocated True Assigned")
+	c.wantUsage("external-ip-pool", 10, 2)
+	got := c.printed(v1beta1.EgressResource.Resource)
+	if want := "Name EgressIP Age Node | egress-prod-web 10.10.0.11 AGE node-4 | egress-staging-web 10.10.0.12 AGE "; got != want {
+		c.Errorf("kubectl get egress: got %q, want %q", got, want)
+	}
+}
+
+// printed returns the table that kubectl prints, ages left out.
+func (c *cluster) printed(resource string) string {
+	c.Helper()
+	b, err := c.core.RESTClient().Get().AbsPath("/apis/crd.antrea.io/v1beta1", resource).
+		SetHeader("Accept", "application/json;as=Table;v=v1;g=meta.k8s.io").Do(c.Context()).Raw()
+	if err != nil {
+		c.Fatal(err)
+	}
+	var table metav1.Table
+	if err := json.Unmarshal(b, &table); err != nil {
+		c.Fatal(err)
+	}
+	var head []string
+	for _, column := range table.ColumnDefinitions {
+		head = append(head, column.Name)
+	}
+	lines := []string{strings.Join(head, " ")}
+	for _, row := range table.Rows {
+		row.Cells[2] = "AGE"
+		lines = append(lines, strings.TrimSuffix(fmt.Sprintln(row.Cells...), "\n"))
+	}
+	return strings.ReplaceAll(strings.Join(lines, " | "), "<nil>", "")
+}
+
+func testMembers(c *cluster) {
+	c.run(c.kube)
+	c.example()
+	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
+	c.pod("prod", "b", "node-1", "10.244.1.2", "web")
+	member := func(pods string) {
+		c.Helper()
+		want := map[string]string{}
+		if pods != "" {
+			want["members/by-egress/egress-prod-web/node-1"] = pods
+		}
+		c.wantRecords("members/by-egress/*/*", want)
+	}
+	member("prod/a=10.244.1.1 prod/b=10.244.1.2")
+	c.patchPod("prod", "a", `{"metadata":{"labels":{"app":"db"}}}`)
+	member("prod/b=10.244.1.2")
+	c.wantRecords("members/by-node/node-1/*", map[string]string{
+		"members/by-node/node-1/egress-prod-web": "prod/b=10.244.1.2", "members/by-node/node-1/-": "prod/a=10.244.1.1",
+	})
+	c.patchPod("prod", "a", `{"metadata":{"labels":{"app":"web"}}}`)
+	member("prod/a=10.244.1.1 prod/b=10.244.1.2")
+
+	c.deletePod("prod", "a", 30) // no kubelet ends it: it may still send
+	c.pod("prod", "c", "node-1", "10.244.1.3", "web")
+	member("prod/a=10.244.1.1 prod/b=10.244.1.2 prod/c=10.244.1.3")
+	c.patchPod("prod", "a", `{"status":{"phase":"Failed"}}`, "status")
+	member("prod/b=10.244.1.2 prod/c=10.244.1.3")
+
+	c.deletePod("prod", "b", 30)
+	c.pod("prod", "z", "node-2", "10.244.1.2", "web") // the IP of b, which is on its way out
+	c.wantRecords("members/by-egress/*/*", map[string]string{
+		"members/by-egress/egress-prod-web/node-1": "prod/c=10.244.1.3", "members/by-egress/egress-prod-web/node-2": "prod/z=10.244.1.2",
+	})
+	c.deletePod("prod", "z", 0)
+	member("prod/b=10.244.1.2 prod/c=10.244.1.3")
+
+	c.patch("Egress", "egress-prod-web", `{"spec":{"appliedTo":{"podSelector":{"matchLabels":{"app":"none"}}}}}`)
+	member("")
+	c.remove("Egress", "egress-prod-web")
+	c.remove("Egress", "egress-staging-web")
+	c.remove("ExternalIPPool", "external-ip-pool")
+	c.wantRecords("[aeip]*/*", map[string]string{}) // allocations, egresses, ids, pools
+}
+
+func testMalformed(c *cluster) {
+	c.run(c.kube)
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: a-broken}, spec: {egressIP: here, externalIPPool: external-ip-pool,
+  appliedTo: {podSelector: {matchExpressions: [{key: app, operator: Near}]}}}}`)
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: a-broken}, spec: {ipRanges: [{cidr: here}]}}`)
+	c.example()
+	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
+	c.wantRecords("egresses/*", map[string]string{
+		"egresses/a-broken": "", "egresses/egress-prod-web": "10.10.0.11/1", "egresses/egress-staging-web": "10.10.0.12/2",
+	})
+	c.wantRecords("members/by-egress/*/*", map[string]string{"members/by-egress/egress-prod-web/node-1": "prod/a=10.244.1.1"})
+	c.wantStatus("a-broken", "  False AllocationError False AssignmentError")
+
+	// What is broken later keeps what it had.
+	c.patch("Egress", "egress-prod-web", `{"spec":{"egressIP":"here","appliedTo":{"podSelector":{"matchExpressions":[{"key":"app","operator":"Near"}]}}}}`)
+	c.patch("ExternalIPPool", "external-ip-pool", `{"spec":{"ipRanges":[{"cidr":"here"}]}}`)
+	c.wantStatus("egress-prod-web", "10.10.0.11  False AllocationError False AssignmentError")
+	c.wantRecords("allocations/*", map[string]string{
+		"allocations/10.10.0.11": "external-ip-pool/1 egress-prod-web", "allocations/10.10.0.12": "external-ip-pool/2 egress-staging-web",
+	})
+	c.wantRecords("members/by-egress/*/*", map[string]string{"members/by-egress/egress-prod-web/node-1": "prod/a=10.244.1.1"})
+}
+
+func testRestart(c *cluster) {
+	stop := c.run(c.kube)
+	c.node("node-1", "192.0.2.1")
+	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
+	c.pod("prod", "b", "node-1", "10.244.1.2", "db")
+	c.example()
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: static}, spec: {egressIP: 192.0.2.1, appliedTo: {}}}`)
+	c.wantStatus("static", "192.0.2.1  True Allocated False AssignmentError")
+	c.wantStatus("egress-prod-web", "10.10.0.11  True Allocated False AssignmentError")
+	c.wantStatus("egress-staging-web", "10.10.0.12  True Allocated False AssignmentError")
+	c.wantUsage("external-ip-pool", 10, 2)
+	c.wantRecords("members/by-node/node-1/*", map[string]string{
+		"members/by-node/node-1/egress-prod-web": "prod/a=10.244.1.1", "members/by-node/node-1/-": "prod/b=10.244.1.2",
+	})
+	stop()
+	_, before := c.records()
+	objects := c.versions()
+	// That the next crdsync has done its work shows by the members of a pod that changed meanwhile.
+	c.patchPod("prod", "b", `{"metadata":{"labels":{"app":"web"}}}`)
+	c.run(c.kube)
+	c.wantRecords("members/by-egress/*/*", map[string]string{"members/by-egress/egress-prod-web/node-1": "prod/a=10.244.1.1 prod/b=10.244.1.2"})
+	_, after := c.records()
+	for _, revisions := range []map[string]int64{before, after} {
+		maps.DeleteFunc(revisions, func(key string, _ int64) bool { return strings.HasPrefix(key, "members/") })
+	}
+	if d := cmp.Diff(before, after); d != "" {
+		c.Errorf("mod revisions (-before +after):\n%s", d)
+	}
+	if d := cmp.Diff(objects, c.versions()); d != "" {
+		c.Errorf("resource versions (-before +after):\n%s", d)
+	}
+}
+
+// versions returns the resource versions of all egresses and pools.
+func (c *cluster) versions() map[string]string {
+	c.Helper()
+	out := map[string]string{}
+	for _, r := range []schema.GroupVersionResource{v1beta1.EgressResource, v1beta1.PoolResource} {
+		l, err := c.dyn.Resource(r).List(c.Context(), metav1.ListOptions{})
+		if err != nil {
+			c.Fatal(err)
+		}
+		for _, u := range l.Items {
+			out[r.Resource+"/"+u.GetName()] = u.GetResourceVersion()
+		}
+	}
+	return out
+}
+
+func testWipedEtcd(c *cluster) {
+	stop := c.run(c.kube)
+	c.example()
+	c.wantStatus("egress-staging-web", "10.10.0.12  True Allocated False AssignmentError")
+	c.remove("Egress", "egress-prod-web")
+	c.wantRecords("allocations/*", map[string]string{"allocations/10.10.0.12": "external-ip-pool/2 egress-staging-web"})
+	stop()
+	wiped := newCluster(c.T, c.kube)
+	wiped.run(c.kube)
+	wiped.wantRecords("allocations/*", map[string]string{"allocations/10.10.0.12": "external-ip-pool/1 egress-staging-web"})
+}
+
+func testRelease(c *cluster) {
+	c.run(c.kube)
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: one},
+  spec: {ipRanges: [{start: 10.10.0.11, end: 10.10.0.11}]}}`)
+	egress := func(name string) {
+		c.create(fmt.Sprintf(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: %s},
+  spec: {externalIPPool: one, appliedTo: {podSelector: {}}}}`, name))
+	}
+	egress("first")
+	c.wantStatus("first", "10.10.0.11  True Allocated False AssignmentError")
+	egress("second")
+	c.wantStatus("second", "  False AllocationError False AssignmentError")
+	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
+	c.wantRecords("members/by-egress/*/*", map[string]string{"members/by-egress/first/node-1": "prod/a=10.244.1.1"})
+	c.remove("Egress", "first")
+	c.wantRecords("allocations/*", map[string]string{"allocations/10.10.0.11": "one/2 second"})
+	c.wantRecords("members/by-egress/*/*", map[string]string{"members/by-egress/second/node-1": "prod/a=10.244.1.1"})
+	c.wantStatus("second", "10.10.0.11  True Allocated False AssignmentError")
+}
+
+func testOutage(c *cluster) {
+	var o outage
+	kube := rest.CopyConfig(c.kube)
+	kube.Dial = o.dial
+	c.run(kube)
+	c.example()
+	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
+	c.wantStatus("egress-staging-web", "10.10.0.12  True Allocated False AssignmentError")
+	c.wantRecords("members/by-egress/*/*", map[string]string{"members/by-egress/egress-prod-web/node-1": "prod/a=10.244.1.1"})
+	o.set(true)
+	_, before := c.records()
+	c.put("owners/10.10.0.12", egress.Owner{IP: ip("10.10.0.12"), Node: "node-6"}) // for the status, which cannot be written now
+	if _, err := c.etcd.Client().Delete(c.Context(), store.DefaultPrefix+"ids/2"); err != nil {
+		c.Fatal(err)
+	}
+	c.wantRecords("ids/2", map[string]string{"ids/2": `{"id":2,"ip":"10.10.0.12"}`}) // put back: the mirror runs without the API server
+	_, after := c.records()
+	maps.DeleteFunc(after, func(key string, _ int64) bool { return key == "owners/10.10.0.12" })
+	after["ids/2"] = before["ids/2"]
+	if d := cmp.Diff(before, after); d != "" {
+		c.Errorf("mod revisions (-before +after):\n%s", d)
+	}
+	o.set(false)
+	c.wantStatus("egress-staging-web", "10.10.0.12 node-6 True Allocated True Assigned")
+}
+
+func testTakeOver(c *cluster) {
+	stop := c.run(c.kube)
+	c.example()
+	c.wantRecords("allocations/*", map[string]string{
+		"allocations/10.10.0.11": "external-ip-pool/1 egress-prod-web", "allocations/10.10.0.12": "external-ip-pool/2 egress-staging-web",
+	})
+	c.run(c.kube)
+	stop()
+	c.remove("Egress", "egress-prod-web")
+	c.wantRecords("allocations/*", map[string]string{"allocations/10.10.0.12": "external-ip-pool/2 egress-staging-web"})
+}
+
+func testLostLeadership(c *cluster) {
+	c.run(c.kube)
+	c.example()
+	c.wantRecords("egresses/*", map[string]string{"egresses/egress-prod-web": "10.10.0.11/1", "egresses/egress-staging-web": "10.10.0.12/2"})
+	if _, err := c.etcd.Client().Delete(c.Context(), store.DefaultPrefix+"elections/", clientv3.WithPrefix()); err != nil {
+		c.Fatal(err)
+	}
+	c.remove("Egress", "egress-prod-web")
+	c.wantRecords("egresses/*", map[string]string{"egresses/egress-staging-web": "10.10.0.12/2"})
+	c.etcd.Restart()
+	c.remove("Egress", "egress-staging-web")
+	c.wantRecords("egresses/*", map[string]string{})
+}
+
+func testMany(c *cluster) {
+	const n = 100 // each is three records
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {ipRanges: [{cidr: 10.10.0.0/24}]}}`)
+	want := map[string]string{}
+	for i := range n {
+		c.create(fmt.Sprintf(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: e-%03d},
+  spec: {externalIPPool: p, appliedTo: {}}}`, i))
+	}
+	c.run(c.kube)
+	for i := range n {
+		want[fmt.Sprintf("egresses/e-%03d", i)] = fmt.Sprintf("10.10.0.%d/%d", i+1, i+1)
+	}
+	c.wantRecords("egresses/*", want)
+	c.wantUsage("p", 254, n)
+	c.wantStatus("e-099", "10.10.0.100  True Allocated False AssignmentError")
+	if err := c.dyn.Resource(v1beta1.EgressResource).DeleteCollection(c.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		c.Fatal(err)
+	}
+	c.wantRecords("[aei]*/*", map[string]string{})
+}
+
+func testSpoiled(c *cluster) {
+	c.run(c.kube)
+	c.node("node-1", "192.0.2.1")
+	c.node("node-2", "192.0.2.2")
+	c.example()
+	allocations := map[string]string{
+		"allocations/10.10.0.11": "external-ip-pool/1 egress-prod-web", "allocations/10.10.0.12": "external-ip-pool/2 egress-staging-web",
+	}
+	egresses := map[string]string{"egresses/egress-prod-web": "10.10.0.11/1", "egresses/egress-staging-web": "10.10.0.12/2"}
+	nodes := map[string]string{"nodes/node-1": "1 192.0.2.1", "nodes/node-2": "2 192.0.2.2"}
+	whole := func() {
+		c.Helper()
+		c.wantRecords("allocations/*", allocations)
+		c.wantRecords("egresses/*", egresses)
+		c.wantRecords("nodes/*", nodes)
+	}
+	whole()
+	for _, key := range []string{"allocations/10.10.0.12", "egresses/egress-staging-web", "nodes/node-2", "ids/2", "pools/external-ip-pool"} {
+		if _, err := c.etcd.Client().Put(c.Context(), store.DefaultPrefix+key, "{spoiled"); err != nil {
+			c.Fatal(err)
+		}
+		whole()
+		if _, err := c.etcd.Client().Delete(c.Context(), store.DefaultPrefix+key); err != nil {
+			c.Fatal(err)
+		}
+		whole()
+	}
+}

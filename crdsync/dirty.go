@@ -1,0 +1,48 @@
+package crdsync
+
+import (
+	"maps"
+	"sync"
+)
+
+// work says what may have changed.
+type work struct {
+	objects bool            // an Egress, ExternalIPPool or Namespace: all that depends on them
+	nodes   bool            // a Node
+	pods    map[string]bool // the nodes whose pods changed
+}
+
+// dirty collects work. It is safe for concurrent use.
+type dirty struct {
+	wake chan struct{} // capacity 1
+
+	mu sync.Mutex // guards work
+	work
+}
+
+func newDirty() *dirty { return &dirty{wake: make(chan struct{}, 1)} }
+
+// add adds work, and wakes whoever waits for it.
+func (d *dirty) add(w work) {
+	d.mu.Lock()
+	d.objects = d.objects || w.objects
+	d.nodes = d.nodes || w.nodes
+	if d.pods == nil {
+		d.pods = map[string]bool{}
+	}
+	maps.Copy(d.pods, w.pods)
+	d.mu.Unlock()
+	select {
+	case d.wake <- struct{}{}:
+	default:
+	}
+}
+
+// take returns what was collected, and forgets it.
+func (d *dirty) take() work {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	w := d.work
+	d.work = work{}
+	return w
+}

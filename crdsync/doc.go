@@ -1,0 +1,22 @@
+// Package crdsync mirrors the Kubernetes API into etcd, and the outcome back into the status of the objects. It is the only part that
+// speaks to the Kubernetes API, so nothing in the traffic path notices when that is down.
+//
+// Into etcd go pools, egresses, nodes, and the pods that each egress selects, per node; it allocates the egress IPs, the ids that
+// stand for them on the wire, and the nodes' indexes. It owns these keys (docs/design.md has the schema), counters/ids besides, and
+// nothing in the kernel. Back go the status of Egress and ExternalIPPool.
+//
+// Any event only marks something dirty. One goroutine then compares what the objects ask for with what a cache of etcd shows, and
+// writes the difference. Several replicas run; an election in etcd picks the one that writes.
+//
+// Invariants:
+//   - etcd is the record: what was allocated is read there, never remembered. A new replica, or one that is restarted, takes over
+//     every allocation, and a steady state writes nothing.
+//   - Nothing is written before all objects and all of etcd were read once. An error never causes a delete: of an object that cannot
+//     be read, what etcd holds stands, and the others go on.
+//   - Every write is fenced twice: by the election, and by the revision of the record that it was decided upon.
+//   - The two records of an egress's pods on a node change in one transaction.
+//   - An address that is released is given out again only after etcd shows that it is free.
+//   - The status is written by a worker of its own: an API server that does not answer holds up no write to etcd.
+//
+// It does not choose the node of an egress IP (agents do), and it touches neither the spec of an object nor a Pod or Node.
+package crdsync

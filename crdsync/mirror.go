@@ -1,0 +1,173 @@
+package crdsync
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/store"
+)
+
+const (
+	// A write that was refused because the cache is behind works once it has caught up, milliseconds later; one that etcd does not
+	// answer is tried less and less often.
+	minBackoff = 20 * time.Millisecond
+	maxBackoff = 5 * time.Second
+	// resync is how often everything is compared, for the case that somebody else has changed members in etcd: nothing else makes
+	// crdsync look at them. It writes nothing when nothing is amiss.
+	resync = time.Minute
+)
+
+// mirror writes what the Kubernetes API shows into etcd. Its methods are for one goroutine.
+type mirror struct {
+	source  *source
+	cache   *store.Cache
+	lead    *store.Leadership
+	dirty   *dirty
+	publish func(control)
+	log     *slog.Logger
+
+	// What was derived from source last, to be derived again where it is dirty.
+	objects   objects
+	faults    map[string]error // of reading objects
+	selection *selection
+	reported  map[string]string // faults that were logged
+}
+
+// run mirrors until the leadership is over, or ctx ends.
+func (m *mirror) run(ctx context.Context) error {
+	m.reported = map[string]string{}
+	everything := time.NewTicker(resync)
+	defer everything.Stop()
+	w := work{objects: true}
+	for wait := minBackoff; ; {
+		err := m.pass(ctx, &w)
+		switch {
+		case ctx.Err() != nil:
+			return ctx.Err()
+		case errors.Is(err, store.ErrNotLeader):
+			return err
+		case err != nil:
+			m.dirty.add(w)
+			if !errors.Is(err, store.ErrConflict) || wait == maxBackoff {
+				m.log.Warn("writing to etcd failed, will retry", "err", err, "dur", wait)
+			}
+			select {
+			case <-time.After(wait):
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+			wait = min(2*wait, maxBackoff)
+		default:
+			wait = minBackoff
+			select {
+			case <-m.dirty.wake:
+			case <-m.cache.Changed():
+			case <-everything.C:
+				m.dirty.add(work{objects: true})
+			case <-m.lead.Lost():
+				return store.ErrNotLeader
+			case <-ctx.Done():
+				return ctx.Err()
+			}
+		}
+		w = m.dirty.take()
+	}
+}
+
+// pass compares what may have changed with what etcd shows, and writes the difference. It adds to w what it finds besides.
+func (m *mirror) pass(ctx context.Context, w *work) error {
+	if w.objects || w.nodes {
+		m.objects, m.faults = m.source.objects()
+	}
+	have := readRecords(m.cache)
+	c := plan(m.objects, have, time.Now().UTC().Truncate(time.Second), m.listed)
+	maps.Copy(c.faults, m.faults)
+	m.report(c.faults)
+	puts, deletes, err := controlDifference(m.cache, c)
+	if err != nil {
+		return err
+	}
+	members, err := m.members(w, c.claimants)
+	if err != nil {
+		return err
+	}
+	for _, b := range batches(slices.Concat(puts, members, deletes)) {
+		if err := m.lead.Commit(ctx, b...); err != nil {
+			return err
+		}
+		m.tell(b, c, have)
+	}
+	m.publish(c)
+	return nil
+}
+
+// members returns what has to change of the members: those of the nodes whose pods changed, or all when the egresses did.
+func (m *mirror) members(w *work, claimants []claimant) ([]unit, error) {
+	if m.selection == nil || !slices.EqualFunc(m.selection.claimants, claimants, sameClaim) {
+		w.objects = true // also when this pass fails
+	}
+	nodes := slices.Collect(maps.Keys(w.pods))
+	if !w.objects && len(nodes) == 0 {
+		return nil, nil
+	}
+	listed := listedMembers(m.cache)
+	if w.objects {
+		m.selection = newSelection(claimants, m.source.namespaceLabels)
+		nodes = slices.AppendSeq(m.source.nodesWithPods(), maps.Keys(listed))
+	}
+	slices.Sort(nodes)
+	var out []unit
+	var errs error
+	for _, node := range slices.Compact(nodes) {
+		groups := m.selection.group(node, m.source.podsBy(byNode, node), m.source.owns)
+		units, err := memberDifference(m.cache, node, groups, listed[node])
+		out, errs = append(out, units...), errors.Join(errs, err)
+	}
+	return out, errs
+}
+
+func sameClaim(a, b claimant) bool { return a.name == b.name && slices.Equal(a.families, b.families) }
+
+// listed reports whether etcd lists a pod as one of an egress.
+func (m *mirror) listed(egressName string, p pod) bool {
+	r, ok := m.cache.Get(store.MembersByNodeKey(p.node, egressName))
+	if !ok {
+		return false
+	}
+	members, err := store.Decode[egress.Members](r)
+	return err == nil && slices.ContainsFunc(members.Pods, func(o egress.Member) bool { return o.Pod == p.name })
+}
+
+// tell logs which addresses changed hands.
+func (m *mirror) tell(ops []store.Op, c control, have records) {
+	for _, op := range ops {
+		text, ok := strings.CutPrefix(op.Key, store.AllocationPrefix)
+		if !ok {
+			continue
+		}
+		if a, ok := c.values[op.Key].(egress.Allocation); ok {
+			m.log.Info("egress IP allocated", "egress_ip", text, "egress", a.Egresses, "pool", a.Pool)
+		} else if ip, err := netip.ParseAddr(text); err == nil {
+			m.log.Info("egress IP released", "egress_ip", text, "egress", have.allocations[ip].Egresses, "pool", have.allocations[ip].Pool)
+		}
+	}
+}
+
+// report logs what is wrong, once for as long as it stays the same.
+func (m *mirror) report(faults map[string]error) {
+	now := map[string]string{}
+	for _, what := range slices.Sorted(maps.Keys(faults)) {
+		now[what] = line(faults[what])
+		if m.reported[what] != now[what] {
+			m.log.Warn("object or record is faulty, all others go on", "err", what+": "+now[what])
+		}
+	}
+	m.reported = now
+}

@@ -1,0 +1,148 @@
+package crdsync
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+
+	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/egress"
+)
+
+func matching(kv ...string) *metav1.LabelSelector {
+	s := &metav1.LabelSelector{}
+	for i := 0; i < len(kv); i += 2 {
+		metav1.AddLabelToSelector(s, kv[i], kv[i+1])
+	}
+	return s
+}
+
+func TestAppliedToSelectsAsTheGuideSays(t *testing.T) {
+	tests := map[string]struct {
+		applied v1beta1.AppliedTo
+		want    []string
+	}{
+		"empty selects nothing":                      {v1beta1.AppliedTo{}, nil},
+		"a podSelector alone selects everywhere":     {v1beta1.AppliedTo{PodSelector: matching("role", "web")}, []string{"prod/web", "test/web"}},
+		"a namespaceSelector alone selects all pods": {v1beta1.AppliedTo{NamespaceSelector: matching("env", "prod")}, []string{"prod/db", "prod/web"}},
+		"both select what matches both": {
+			v1beta1.AppliedTo{NamespaceSelector: matching("env", "prod"), PodSelector: matching("role", "web")}, []string{"prod/web"},
+		},
+		"an empty podSelector selects all":       {v1beta1.AppliedTo{PodSelector: matching()}, []string{"prod/db", "prod/web", "test/web"}},
+		"an empty namespaceSelector selects all": {v1beta1.AppliedTo{NamespaceSelector: matching()}, []string{"prod/db", "prod/web", "test/web"}},
+	}
+	pods := []pod{
+		{name: "prod/db", namespace: "prod", labels: map[string]string{"role": "db"}},
+		{name: "prod/web", namespace: "prod", labels: map[string]string{"role": "web"}},
+		{name: "test/web", namespace: "test", labels: map[string]string{"role": "web"}},
+	}
+	for name, tt := range tests {
+		s, err := readAppliedTo(tt.applied)
+		if err != nil {
+			t.Fatalf("%s: %v", name, err)
+		}
+		var got []string
+		for _, p := range pods {
+			if s.namespaces.Matches(labels.Set{"env": p.namespace}) && s.pods.Matches(labels.Set(p.labels)) {
+				got = append(got, p.name)
+			}
+		}
+		if d := cmp.Diff(tt.want, got); d != "" {
+			t.Errorf("%s (-want +got):\n%s", name, d)
+		}
+	}
+}
+
+func TestPodsThatCount(t *testing.T) {
+	base := corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Namespace: "prod", Name: "web"},
+		Spec:       corev1.PodSpec{NodeName: "node-1"},
+		Status:     corev1.PodStatus{Phase: corev1.PodRunning, PodIP: "::ffff:10.0.0.1", PodIPs: []corev1.PodIP{{IP: "10.0.0.1"}, {IP: "fd00::1"}}},
+	}
+	tests := map[string]struct {
+		change func(*corev1.Pod)
+		want   bool
+	}{
+		"running":                  {func(p *corev1.Pod) {}, true},
+		"pending with an IP":       {func(p *corev1.Pod) { p.Status.Phase = corev1.PodPending }, true},
+		"being deleted":            {func(p *corev1.Pod) { p.DeletionTimestamp = &metav1.Time{Time: time.Unix(1, 0)} }, true},
+		"succeeded":                {func(p *corev1.Pod) { p.Status.Phase = corev1.PodSucceeded }, false},
+		"failed":                   {func(p *corev1.Pod) { p.Status.Phase = corev1.PodFailed }, false},
+		"in the network of a node": {func(p *corev1.Pod) { p.Spec.HostNetwork = true }, false},
+		"not scheduled":            {func(p *corev1.Pod) { p.Spec.NodeName = "" }, false},
+		"without an IP":            {func(p *corev1.Pod) { p.Status = corev1.PodStatus{} }, false},
+	}
+	for name, tt := range tests {
+		p := base.DeepCopy()
+		tt.change(p)
+		got, ok := readPod(p)
+		if ok != tt.want {
+			t.Errorf("%s: counts %t, want %t", name, ok, tt.want)
+		}
+		if d := cmp.Diff([]netip.Addr{ip("10.0.0.1"), ip("fd00::1")}, got.ips, compareIPs); ok && d != "" {
+			t.Errorf("%s: IPs (-want +got):\n%s", name, d)
+		}
+	}
+}
+
+func TestGroup(t *testing.T) {
+	both := []string{"10.0.0.1", "fd00::1"}
+	claim := func(name string, label string, fs ...family) claimant {
+		return claimant{name, fs, func(labels.Set) bool { return true }, func(p pod) bool { return p.labels[label] != "" }}
+	}
+	tests := map[string]struct {
+		claimants []claimant
+		labels    string
+		ips       []string
+		want      map[string][]string
+	}{
+		"one egress": {[]claimant{claim("a", "x", ipv4)}, "x", both[:1], map[string][]string{"a": {"10.0.0.1"}}},
+		"the first of two": {
+			[]claimant{claim("old", "x", ipv4), claim("a", "x", ipv4)}, "x", both[:1], map[string][]string{"old": {"10.0.0.1"}},
+		},
+		"each family has its egress": {
+			[]claimant{claim("six", "x", ipv6), claim("four", "x", ipv4)}, "x", both, map[string][]string{"four": {"10.0.0.1"}, "six": {"fd00::1"}},
+		},
+		"an egress of an unknown family takes both": {
+			[]claimant{claim("a", "x", ipv4, ipv6), claim("b", "x", ipv4)}, "x", both, map[string][]string{"a": both},
+		},
+		"a family that no egress takes is unselected": {
+			[]claimant{claim("a", "x", ipv4)}, "x", both, map[string][]string{"a": {"10.0.0.1"}, egress.Unselected: {"fd00::1"}},
+		},
+		"no egress": {[]claimant{claim("a", "y", ipv4)}, "x", both[:1], map[string][]string{egress.Unselected: {"10.0.0.1"}}},
+	}
+	for name, tt := range tests {
+		p := pod{name: "prod/web", namespace: "prod", node: "node-1", labels: map[string]string{tt.labels: "1"}}
+		for _, s := range tt.ips {
+			p.ips = append(p.ips, ip(s))
+		}
+		s := newSelection(tt.claimants, func(string) labels.Set { return nil })
+		got := map[string][]string{}
+		for name, m := range s.group("node-1", []pod{p}, func(pod, netip.Addr) bool { return true }) {
+			if m.Egress != name || m.Node != "node-1" || len(m.Pods) != 1 || m.Pods[0].Pod != "prod/web" {
+				t.Errorf("%s: members %v", name, m)
+			}
+			for _, ip := range m.Pods[0].IPs {
+				got[name] = append(got[name], ip.String())
+			}
+		}
+		if d := cmp.Diff(tt.want, got); d != "" {
+			t.Errorf("%s (-want +got):\n%s", name, d)
+		}
+	}
+}
+
+func TestAnIPBelongsToTheNewestPodThatListsIt(t *testing.T) {
+	old, young := pod{name: "a/z", created: time.Unix(1, 0)}, pod{name: "a/a", created: time.Unix(2, 0)}
+	if got := holder([]pod{old, young}).name; got != "a/a" {
+		t.Errorf("got %s", got)
+	}
+	if got := holder([]pod{young, old}).name; got != "a/a" {
+		t.Errorf("in another order: got %s", got)
+	}
+}

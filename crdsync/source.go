@@ -1,0 +1,253 @@
+package crdsync
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"reflect"
+	"slices"
+
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/dynamic/dynamicinformer"
+	"k8s.io/client-go/informers"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
+
+	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/egress"
+)
+
+// The indexes of the pods.
+const (
+	byNode = "node"
+	byIP   = "ip"
+)
+
+// source is what the Kubernetes API shows. Egresses and pools are taken as they come and converted one by one, so that one that cannot
+// be read does not stop the others.
+type source struct {
+	egresses, pools, namespaces, pods, nodes cache.SharedIndexInformer
+
+	start    func(context.Context)
+	shutdown func()
+	capacity int
+	dirty    *dirty
+	status   func(kind, name string) // an Egress or ExternalIPPool is to be looked at
+}
+
+func newSource(kube *rest.Config, dyn dynamic.Interface, capacity int, d *dirty, status func(kind, name string)) (*source, error) {
+	typed := rest.CopyConfig(kube)
+	typed.ContentConfig.ContentType = "application/vnd.kubernetes.protobuf" // all pods of a cluster: JSON costs several times more
+	client, err := kubernetes.NewForConfig(typed)
+	if err != nil {
+		return nil, fmt.Errorf("making a client of the Kubernetes API: %w", err)
+	}
+	objects := dynamicinformer.NewDynamicSharedInformerFactory(dyn, 0)
+	core := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(trim))
+	s := &source{
+		egresses:   objects.ForResource(v1beta1.EgressResource).Informer(),
+		pools:      objects.ForResource(v1beta1.PoolResource).Informer(),
+		namespaces: core.Core().V1().Namespaces().Informer(),
+		pods:       core.Core().V1().Pods().Informer(),
+		nodes:      core.Core().V1().Nodes().Informer(),
+		start:      func(ctx context.Context) { objects.Start(ctx.Done()); core.Start(ctx.Done()) },
+		shutdown:   func() { objects.Shutdown(); core.Shutdown() },
+		capacity:   capacity, dirty: d, status: status,
+	}
+	if err := s.pods.AddIndexers(cache.Indexers{byNode: nodeIndex, byIP: ipIndex}); err != nil {
+		return nil, fmt.Errorf("indexing pods: %w", err)
+	}
+	_, err1 := s.egresses.AddEventHandler(s.object(egressKind))
+	_, err2 := s.pools.AddEventHandler(s.object(poolKind))
+	_, err3 := s.namespaces.AddEventHandler(handler(s.namespaceChanged))
+	_, err4 := s.pods.AddEventHandler(handler(s.podChanged))
+	_, err5 := s.nodes.AddEventHandler(handler(func(_, _ *corev1.Node) { d.add(work{nodes: true}) }))
+	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
+		return nil, fmt.Errorf("watching the Kubernetes API: %w", err)
+	}
+	return s, nil
+}
+
+// run watches the API until ctx ends.
+func (s *source) run(ctx context.Context) {
+	s.start(ctx)
+	<-ctx.Done()
+	s.shutdown()
+}
+
+// synced waits until everything was listed once. false: ctx ended.
+func (s *source) synced(ctx context.Context) bool {
+	return cache.WaitForCacheSync(ctx.Done(), s.egresses.HasSynced, s.pools.HasSynced, s.namespaces.HasSynced, s.pods.HasSynced, s.nodes.HasSynced)
+}
+
+// handler calls changed with the old and the new object; old is nil for a new one, new for one that is gone.
+func handler[T any](changed func(from, to *T)) cache.ResourceEventHandler {
+	return cache.ResourceEventHandlerFuncs{
+		AddFunc:    func(o any) { changed(nil, object[T](o)) },
+		UpdateFunc: func(a, b any) { changed(object[T](a), object[T](b)) },
+		DeleteFunc: func(o any) { changed(object[T](o), nil) },
+	}
+}
+
+// object returns the object of an event; nil when there is none.
+func object[T any](o any) *T {
+	if gone, ok := o.(cache.DeletedFinalStateUnknown); ok {
+		o = gone.Obj
+	}
+	t, _ := o.(*T)
+	return t
+}
+
+// object handles the events of a kind. An update that leaves the generation is one of the status: there is nothing to mirror.
+func (s *source) object(kind string) cache.ResourceEventHandler {
+	return handler(func(from, to *unstructured.Unstructured) {
+		if to != nil {
+			s.status(kind, to.GetName())
+		}
+		if from == nil || to == nil || from.GetGeneration() != to.GetGeneration() || from.GetUID() != to.GetUID() {
+			s.dirty.add(work{objects: true})
+		}
+	})
+}
+
+func (s *source) namespaceChanged(from, to *corev1.Namespace) {
+	if from == nil || to == nil || !maps.Equal(from.Labels, to.Labels) {
+		s.dirty.add(work{objects: true})
+	}
+}
+
+// podChanged marks the node of the pod, and those of other pods that list the same IP: it may change hands.
+func (s *source) podChanged(from, to *corev1.Pod) {
+	w := work{pods: map[string]bool{}}
+	var seen []pod
+	for _, p := range []*corev1.Pod{from, to} {
+		if p == nil {
+			continue
+		}
+		if got, ok := readPod(p); ok {
+			seen = append(seen, got)
+		}
+	}
+	if len(seen) == 0 || len(seen) == 2 && reflect.DeepEqual(seen[0], seen[1]) {
+		return
+	}
+	for _, p := range seen {
+		w.pods[p.node] = true
+		for _, ip := range p.ips {
+			for _, other := range s.podsBy(byIP, ip.String()) {
+				w.pods[other.node] = true
+			}
+		}
+	}
+	s.dirty.add(w)
+}
+
+func nodeIndex(o any) ([]string, error) {
+	if p, ok := readPod(o.(*corev1.Pod)); ok {
+		return []string{p.node}, nil
+	}
+	return nil, nil
+}
+
+func ipIndex(o any) (out []string, err error) {
+	p, _ := readPod(o.(*corev1.Pod))
+	for _, ip := range p.ips {
+		out = append(out, ip.String())
+	}
+	return out, nil
+}
+
+// podsBy returns the pods that count, by one of the indexes.
+func (s *source) podsBy(index, value string) []pod {
+	objects, _ := s.pods.GetIndexer().ByIndex(index, value) // fails only for an index that does not exist
+	out := make([]pod, 0, len(objects))
+	for _, o := range objects {
+		if p, ok := readPod(o.(*corev1.Pod)); ok {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// owns reports whether an IP that a pod lists is the pod's own.
+func (s *source) owns(p pod, ip netip.Addr) bool {
+	all := s.podsBy(byIP, ip.String())
+	return len(all) < 2 || holder(all).name == p.name
+}
+
+// nodesWithPods returns the names of the nodes that have pods that count.
+func (s *source) nodesWithPods() []string { return s.pods.GetIndexer().ListIndexFuncValues(byNode) }
+
+// namespaceLabels returns the labels of a namespace. One that is not seen yet has the label that all have.
+func (s *source) namespaceLabels(name string) labels.Set {
+	if o, ok, _ := s.namespaces.GetIndexer().GetByKey(name); ok {
+		return o.(*corev1.Namespace).Labels
+	}
+	return labels.Set{corev1.LabelMetadataName: name}
+}
+
+// objects returns all objects but pods, read.
+func (s *source) objects() (o objects, faults map[string]error) {
+	o = objects{pools: map[string]egress.Pool{}, unread: map[string]error{}}
+	for _, e := range s.egresses.GetIndexer().List() {
+		o.demands = append(o.demands, readEgress(e.(*unstructured.Unstructured)))
+	}
+	slices.SortFunc(o.demands, byAge)
+	for _, e := range s.pools.GetIndexer().List() {
+		u := e.(*unstructured.Unstructured)
+		if p, err := readPool(u); err != nil {
+			o.unread[u.GetName()] = err
+		} else {
+			o.pools[p.Name] = p
+		}
+	}
+	faults = map[string]error{}
+	for _, e := range s.nodes.GetIndexer().List() {
+		n, err := readNode(e.(*corev1.Node), s.capacity)
+		if err != nil {
+			faults["node "+n.Name] = err
+		}
+		o.nodes = append(o.nodes, n)
+	}
+	slices.SortFunc(o.nodes, func(a, b egress.Node) int { return cmp.Compare(a.Name, b.Name) })
+	return o, faults
+}
+
+// trim drops what nobody here reads: most of a pod and a node.
+func trim(o any) (any, error) {
+	switch o := o.(type) {
+	case *corev1.Pod:
+		return &corev1.Pod{
+			ObjectMeta: trimMeta(o.ObjectMeta),
+			Spec:       corev1.PodSpec{NodeName: o.Spec.NodeName, HostNetwork: o.Spec.HostNetwork},
+			Status:     corev1.PodStatus{Phase: o.Status.Phase, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs},
+		}, nil
+	case *corev1.Node:
+		n := &corev1.Node{
+			ObjectMeta: trimMeta(o.ObjectMeta),
+			Spec:       corev1.NodeSpec{PodCIDR: o.Spec.PodCIDR, PodCIDRs: o.Spec.PodCIDRs, Unschedulable: o.Spec.Unschedulable},
+			Status:     corev1.NodeStatus{Addresses: o.Status.Addresses},
+		}
+		if limit, ok := o.Annotations[capacityAnnotation]; ok {
+			n.Annotations = map[string]string{capacityAnnotation: limit}
+		}
+		return n, nil
+	case *corev1.Namespace:
+		return &corev1.Namespace{ObjectMeta: trimMeta(o.ObjectMeta)}, nil
+	}
+	return o, nil
+}
+
+func trimMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
+	return metav1.ObjectMeta{
+		Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion, CreationTimestamp: m.CreationTimestamp, Labels: m.Labels,
+	}
+}

@@ -1,0 +1,150 @@
+package crdsync
+
+import (
+	"bytes"
+	"errors"
+	"maps"
+	"slices"
+	"strings"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/store"
+)
+
+const (
+	// maxOps is how many changes fit one transaction; see store.Op.
+	maxOps = 120
+	// maxBytes bounds the values of one transaction. etcd takes requests of 1.5 MiB.
+	maxBytes = 1 << 20
+)
+
+// unit is changes that belong into one transaction.
+type unit []store.Op
+
+// order is the order in which kinds of keys are written. An address is taken before the egress has it, and an egress is there before
+// its pods are; what goes, goes the other way round.
+var order = []string{counterKey, store.IDPrefix, store.AllocationPrefix, store.PoolPrefix, store.NodePrefix, store.EgressPrefix}
+
+// difference returns what makes the record of key that of value, nil: none. ok is false when there is nothing to do. Each change is
+// fenced by the record that is there now.
+func difference(cache *store.Cache, key string, value any) (op store.Op, ok bool, err error) {
+	r, there := cache.Get(key)
+	op = store.Op{Key: key, Absent: !there, Revision: r.Revision}
+	if value == nil {
+		return op, there, nil
+	}
+	if op.Value, err = store.Encode(value); err != nil {
+		return op, false, err
+	}
+	return op, !there || !bytes.Equal(r.Value, op.Value), nil
+}
+
+// controlDifference returns what makes the records of etcd those of c: what is put, and what is deleted.
+func controlDifference(cache *store.Cache, c control) (puts, deletes []unit, err error) {
+	for _, prefix := range order {
+		keys := map[string]bool{}
+		for key := range cache.List(prefix) {
+			keys[key] = true
+		}
+		for key := range c.values {
+			if strings.HasPrefix(key, prefix) {
+				keys[key] = true
+			}
+		}
+		for _, key := range slices.Sorted(maps.Keys(keys)) {
+			if c.keep[key] || prefix == counterKey && c.values[key] == nil {
+				continue
+			}
+			op, ok, e := difference(cache, key, c.values[key])
+			if err = errors.Join(err, e); !ok {
+				continue
+			}
+			if op.Value != nil {
+				puts = append(puts, unit{op})
+			} else {
+				deletes = append(deletes, unit{op})
+			}
+		}
+	}
+	slices.Reverse(deletes)
+	return puts, deletes, err
+}
+
+// memberDifference returns what makes the members of a node those of groups. All pairs of records of the node are in one unit, as long
+// as they fit one transaction: a pod that changes its egress leaves the one as it joins the other.
+func memberDifference(cache *store.Cache, node string, groups map[string]egress.Members, listed []string) ([]unit, error) {
+	names := map[string]bool{}
+	for _, name := range listed {
+		names[name] = true
+	}
+	for name := range groups {
+		names[name] = true
+	}
+	var pairs []unit
+	var errs error
+	for _, name := range slices.Sorted(maps.Keys(names)) {
+		var value any
+		if m, ok := groups[name]; ok {
+			value = m
+		}
+		var pair unit
+		for _, key := range memberKeys(node, name) {
+			op, ok, err := difference(cache, key, value)
+			if errs = errors.Join(errs, err); ok {
+				pair = append(pair, op)
+			}
+		}
+		if pair != nil {
+			pairs = append(pairs, pair)
+		}
+	}
+	if whole := slices.Concat(pairs...); len(whole) > 0 && len(whole) <= maxOps && size(whole) <= maxBytes {
+		return []unit{whole}, errs
+	}
+	return pairs, errs
+}
+
+// memberKeys returns the keys of the members of an egress on a node. No gateway asks for the pods that no egress selects.
+func memberKeys(node, name string) []string {
+	keys := []string{store.MembersByNodeKey(node, name)}
+	if name != egress.Unselected {
+		keys = append(keys, store.MembersByEgressKey(name, node))
+	}
+	return keys
+}
+
+// listedMembers returns the names of the egresses of which etcd lists members, by node, under either key.
+func listedMembers(cache *store.Cache) map[string][]string {
+	out := map[string][]string{}
+	for key := range cache.List(store.MembersByNode) {
+		if node, name, ok := strings.Cut(strings.TrimPrefix(key, store.MembersByNode), "/"); ok {
+			out[node] = append(out[node], name)
+		}
+	}
+	for key := range cache.List(store.MembersByEgress) {
+		if name, node, ok := strings.Cut(strings.TrimPrefix(key, store.MembersByEgress), "/"); ok {
+			out[node] = append(out[node], name)
+		}
+	}
+	return out
+}
+
+// batches packs units into transactions, in order.
+func batches(units []unit) []unit {
+	var out []unit
+	for _, u := range units {
+		if n := len(out); n > 0 && len(out[n-1])+len(u) <= maxOps && size(out[n-1])+size(u) <= maxBytes {
+			out[n-1] = append(out[n-1], u...)
+		} else {
+			out = append(out, slices.Clone(u))
+		}
+	}
+	return out
+}
+
+func size(u unit) (n int) {
+	for _, op := range u {
+		n += len(op.Key) + len(op.Value)
+	}
+	return n
+}
