@@ -1,0 +1,311 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"os"
+	"runtime"
+	"sync"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/egret-project/egret/announce"
+	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/routing"
+	"github.com/egret-project/egret/store"
+	"github.com/egret-project/egret/vlan"
+)
+
+// Config says what an agent works with. Every field without a default in its comment must be set.
+type Config struct {
+	Node    string        // name of the Kubernetes node
+	NodeIP  netip.Addr    // overlay endpoint; zero: the first address of the node's record in etcd
+	Store   *store.Client // stays the caller's to close
+	Log     *slog.Logger
+	Version string // published in agents/<node>
+
+	LeaseTTL   time.Duration // whole seconds; etcd raises it to its own floor
+	Permit     time.Duration // for how long the kernel keeps answering when nobody renews; the same on all nodes
+	ClaimDelay time.Duration // how much longer each next candidate of an IP waits
+	Linger     time.Duration // for how long a former owner relays after a planned move
+
+	Except       []netip.Prefix // destinations that are never SNATed, on top of nodes and pod CIDRs
+	MaxEgressIPs int            // of nodes whose record does not say; 0: no limit
+}
+
+// Agent is a running agent.
+type agent struct {
+	Config
+	view      *store.View
+	tables    *nft.Tables
+	router    *routing.Router
+	links     *vlan.Links
+	announcer *announce.Announcer
+	permits   *permits
+	dirty     chan struct{} // capacity 1
+
+	mu    sync.Mutex // guards lease
+	lease *store.Lease
+
+	// What follows belongs to the goroutine of loop.
+	since       time.Time                // when the agent of this node came alive
+	adopted     map[netip.Addr]bool      // permits found in the kernel at start: no waiting for those
+	seen        map[lock]time.Time       // since when a lock of this node is seen
+	unowned     map[netip.Addr]time.Time // since when an IP is seen without an owner
+	linger      map[netip.Addr]time.Time // until when this node relays for the IP's next owner
+	announced   map[netip.Addr]string
+	lastFault   string // what report said last
+	lastSkipped string
+}
+
+// lock is one tenure of an egress IP: the revision is the fencing token.
+type lock struct {
+	ip       netip.Addr
+	revision int64
+}
+
+// Run is the agent of a node: it works in the network namespace of the calling thread until ctx ends, and then leaves kernel and lease
+// as they are, the permits extended to the end of the lease, so that the next agent of the node carries on without a lost packet. An
+// error means that the agent cannot work at all: a kernel without what it needs, a second agent on the node.
+func Run(ctx context.Context, cfg Config) error {
+	lock, err := lockNode()
+	if err != nil {
+		return err
+	}
+	defer lock.Close()
+	if err := routing.Check(); err != nil {
+		return fmt.Errorf("checking the kernel: %w", err)
+	}
+	a, err := open(cfg)
+	if err != nil {
+		return err
+	}
+	defer a.tables.Close()
+	if err := a.start(ctx); err != nil {
+		return err
+	}
+	g, gctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return a.view.Run(gctx) })
+	g.Go(func() error { return a.keepLease(gctx) })
+	g.Go(func() error { return a.permits.run(gctx, a.Log) })
+	g.Go(func() error { return a.announcer.Run(gctx) })
+	watch := func(run func(context.Context, func()) error) {
+		// They may open sockets: in the namespace of the thread that they happen to run on, as every thread of the agent is in it.
+		g.Go(func() error { return run(gctx, a.wake) })
+	}
+	watch(a.tables.Watch)
+	watch(routing.Watch)
+	g.Go(func() error { return a.loop(gctx) })
+	err = g.Wait()
+	if ctx.Err() != nil {
+		a.lastWords(ctx)
+		return nil
+	}
+	return err
+}
+
+// lockNode keeps a second agent off the node: an abstract unix socket lives and dies with the process, and is private to the network
+// namespace.
+func lockNode() (net.Listener, error) {
+	l, err := net.Listen("unix", "@egret/agent")
+	if err != nil {
+		return nil, fmt.Errorf("another egret agent runs in this network namespace: %w", err)
+	}
+	return l, nil
+}
+
+func open(cfg Config) (*agent, error) {
+	a := &agent{
+		Config: cfg,
+		view:   cfg.Store.NewView(cfg.Node),
+		dirty:  make(chan struct{}, 1),
+		seen:   map[lock]time.Time{}, unowned: map[netip.Addr]time.Time{}, linger: map[netip.Addr]time.Time{},
+		adopted: map[netip.Addr]bool{},
+	}
+	var err error
+	if a.tables, err = nft.New(nft.Config{Log: cfg.Log}); err != nil {
+		return nil, err
+	}
+	if a.router, err = routing.New(routing.Config{Log: cfg.Log}); err != nil {
+		return nil, err
+	}
+	if a.links, err = vlan.New(vlan.Config{Log: cfg.Log}); err != nil {
+		return nil, err
+	}
+	a.permits = &permits{tables: a.tables, length: cfg.Permit}
+	a.announcer = announce.New(announce.Config{Log: cfg.Log, Permitted: a.permits.answers})
+	return a, nil
+}
+
+// start adopts the lease of the node's former agent, with the permits that the kernel still holds, or takes a new one.
+func (a *agent) start(ctx context.Context) error {
+	former, err := a.Store.Agent(ctx, a.Node)
+	if err != nil {
+		return fmt.Errorf("reading the node's former agent: %w", err)
+	}
+	if id, err := store.ParseLease(former.Lease); err == nil {
+		l, err := a.Store.Adopt(ctx, id)
+		if err == nil {
+			left, err := a.tables.Permits()
+			if err != nil && !errors.Is(err, nft.ErrNoTable) {
+				return fmt.Errorf("reading the permits of the former agent: %w", err)
+			}
+			for ip := range left {
+				a.adopted[ip] = true
+			}
+			a.setLease(l)
+			a.since = former.Since
+			a.Log.Info("lease adopted", "lease", former.Lease, "egress_ips", len(left))
+			return nil
+		}
+		if !errors.Is(err, store.ErrLeaseLost) {
+			return fmt.Errorf("adopting lease %s: %w", former.Lease, err)
+		}
+	}
+	return a.newLease(ctx)
+}
+
+func (a *agent) newLease(ctx context.Context) error {
+	l, err := a.Store.Grant(ctx, a.LeaseTTL)
+	if err != nil {
+		return fmt.Errorf("taking a lease: %w", err)
+	}
+	a.setLease(l)
+	a.Log.Info("lease taken", "lease", store.FormatLease(l.ID()), "dur", l.TTL())
+	return nil
+}
+
+func (a *agent) currentLease() *store.Lease {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	return a.lease
+}
+
+func (a *agent) setLease(l *store.Lease) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	a.lease = l
+}
+
+// keepLease renews the lease, and takes a new one when etcd has dropped it: every lock is gone then, and so are the permits.
+func (a *agent) keepLease(ctx context.Context) error {
+	for {
+		err := a.currentLease().Run(ctx, a.wake)
+		if ctx.Err() != nil {
+			return nil
+		}
+		if !errors.Is(err, store.ErrLeaseLost) {
+			return fmt.Errorf("keeping the lease: %w", err)
+		}
+		a.Log.Warn("lease lost", "lease", store.FormatLease(a.currentLease().ID()))
+		if err := a.permits.withdraw(nil); err != nil {
+			a.Log.Warn("permits not withdrawn; they end by themselves", "err", err)
+		}
+		for wait := 100 * time.Millisecond; ; wait = min(2*wait, time.Second) {
+			if err := a.newLease(ctx); err == nil {
+				break
+			}
+			if !sleep(ctx, wait) {
+				return nil
+			}
+		}
+		a.wake()
+	}
+}
+
+// wake marks the loop dirty. It never blocks.
+func (a *agent) wake() {
+	select {
+	case a.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// loop runs passes until ctx ends: one for each trigger, and one again, later and later, after a pass that failed.
+func (a *agent) loop(ctx context.Context) error {
+	// The lower bound keeps a fault that mends itself from being felt, the upper one a fault that stays from filling the log.
+	const minBackoff, maxBackoff = 50 * time.Millisecond, 5 * time.Second
+	backoff := minBackoff
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.dirty:
+		case <-a.view.Changed():
+		case <-timer.C:
+		}
+		next, err := a.pass(ctx)
+		a.report(ctx, err)
+		wait := time.Until(next)
+		if next.IsZero() {
+			wait = time.Hour
+		}
+		if err != nil {
+			wait = min(max(wait, 0), backoff)
+			backoff = min(2*backoff, maxBackoff)
+		} else {
+			backoff = minBackoff
+		}
+		timer.Reset(wait)
+	}
+}
+
+// report logs a fault when it comes, changes, and goes: not on every pass.
+func (a *agent) report(ctx context.Context, err error) {
+	fault := ""
+	if err != nil && ctx.Err() == nil {
+		fault = err.Error()
+	}
+	if fault == a.lastFault {
+		return
+	}
+	if a.lastFault = fault; fault != "" {
+		a.Log.Warn("pass incomplete, will retry", "err", err)
+	} else {
+		a.Log.Info("pass complete again")
+	}
+}
+
+// lastWords confirms the lease once more and extends the permits to its end: nobody can claim before that, so the kernel may serve on
+// alone until the next agent adopts both.
+func (a *agent) lastWords(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if err := a.currentLease().Renew(ctx); err != nil {
+		a.Log.Warn("lease not confirmed at the end", "err", err)
+	}
+	left, err := a.permits.extend()
+	if err != nil {
+		a.Log.Warn("permits not extended: traffic stops until the next agent runs", "err", err)
+		return
+	}
+	a.Log.Info("stopped; kernel and lease stay for the next agent", "dur", left)
+}
+
+// features names what the record of the agent says of its kernel.
+func features() []string {
+	out := []string{"nftables", "vxlan-gbp"}
+	if b, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
+		out = append(out, "linux-"+string(b[:max(len(b)-1, 0)]))
+	}
+	return append(out, runtime.GOARCH)
+}
+
+// sleep waits for d; false: ctx ended.
+func sleep(ctx context.Context, d time.Duration) bool {
+	t := time.NewTimer(d)
+	defer t.Stop()
+	select {
+	case <-ctx.Done():
+		return false
+	case <-t.C:
+		return true
+	}
+}

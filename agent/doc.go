@@ -1,0 +1,15 @@
+// Package agent is the loop of one node: a trigger (etcd, the kernel, a timer, the lease) marks it dirty, and a pass takes a snapshot
+// of etcd, plans, applies the difference between the plan and the kernel, and then does in etcd what the kernel is now ready for:
+// claims, releases and the two halves of a planned move.
+//
+// It owns order, back-off and shutdown. It owns nothing in the kernel itself (the kernel packages do) and, in etcd, the key
+// agents/<node>, the locks owners/<ip> that it claimed, and the readiness of moves toward its node.
+//
+// Invariants:
+//   - A permit is renewed only while etcd is known to keep the agent's lease, counted from when the confirmed request was sent.
+//   - A lock that was claimed is used only when the permit of a former owner has certainly ended.
+//   - Nothing is applied before etcd was read whole, and nothing is deleted because of an error.
+//   - A steady state writes nothing but lease and permit. Termination leaves kernel and lease to a successor.
+//
+// What it remembers is only time: since when a lock is seen, and until when a former owner relays. All else is read again.
+package agent

@@ -1,0 +1,327 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/egret-project/egret/conntrack"
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/plan"
+	"github.com/egret-project/egret/routing"
+	"github.com/egret-project/egret/store"
+	"github.com/egret-project/egret/vlan"
+)
+
+// pass brings kernel and etcd one step closer to what the snapshot asks for, and returns when the next pass is due by time alone (zero:
+// never). It can be repeated at will.
+func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
+	s := a.view.Snapshot()
+	if s == nil {
+		return time.Time{}, nil
+	}
+	f, err := a.facts(s)
+	if err != nil {
+		return time.Time{}, err
+	}
+	a.skipped(s)
+	t := turn{Snapshot: s, facts: f, lease: a.currentLease(), now: time.Now()}
+	next = a.roles(&t)
+	d := plan.Build(s, f, t.roles)
+	a.view.Follow(d.Follow)
+	next = earlier(next, a.settle(t, d))
+	if err := a.program(ctx, d, t.lease); err != nil {
+		return next, err
+	}
+	due, err := a.transact(ctx, t, d)
+	return earlier(next, due), err
+}
+
+// turn is what one pass works from.
+type turn struct {
+	*egress.Snapshot
+	facts plan.Facts
+	lease *store.Lease // one for the whole pass: another one means other locks
+	now   time.Time
+	roles map[netip.Addr]plan.Role // what this node may do for each egress IP
+}
+
+// facts reads what the node knows of itself.
+func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
+	ip := a.NodeIP
+	if !ip.IsValid() {
+		n, ok := s.Nodes[a.Node]
+		if !ok || len(n.Addresses) == 0 {
+			return plan.Facts{}, fmt.Errorf("node %s has no address in etcd yet: crdsync writes it, or set --node-ip", a.Node)
+		}
+		ip = n.Addresses[0]
+	}
+	link, err := routing.Uplink(ip)
+	if err != nil {
+		return plan.Facts{}, fmt.Errorf("finding the uplink: %w (--node-ip names another address)", err)
+	}
+	addrs, err := routing.Addresses()
+	if err != nil {
+		return plan.Facts{}, err
+	}
+	local := map[netip.Addr]bool{}
+	for addr, name := range addrs {
+		// kube-ipvs0 carries the Service IPs of kube-proxy on every node: an address there says nothing about where it lives.
+		if name != egress.AddressLink && !strings.HasPrefix(name, "egret.") && name != "kube-ipvs0" {
+			local[addr] = true
+		}
+	}
+	return plan.Facts{
+		Node: a.Node, Underlay: ip, Uplink: link.Name, UplinkMTU: link.MTU, UplinkUp: link.Up,
+		Local: local, Except: a.Except, MaxEgressIPs: a.MaxEgressIPs,
+	}, nil
+}
+
+// roles sets what this node may do for each egress IP, and returns when that changes by time alone.
+func (a *agent) roles(t *turn) (next time.Time) {
+	t.roles = map[netip.Addr]plan.Role{}
+	seen := map[lock]time.Time{}
+	for ip, o := range t.Owners {
+		if o.Node != a.Node || o.Lease != t.lease.ID() {
+			continue
+		}
+		k := lock{ip, o.Revision}
+		if seen[k] = a.seen[k]; seen[k].IsZero() {
+			seen[k] = t.now
+			if o.From != "" || a.adopted[ip] {
+				// The former owner fell silent before it wrote the record, or the kernel of this node was in service all along.
+				seen[k] = t.now.Add(-a.Permit)
+			}
+		}
+		if usable := seen[k].Add(a.Permit); t.now.Before(usable) {
+			t.roles[ip] = plan.Pending
+			next = earlier(next, usable)
+			continue
+		}
+		t.roles[ip] = plan.Hold
+	}
+	a.seen, a.adopted = seen, nil
+	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
+		t.roles[m.IP] = plan.Relay
+	}
+	for _, d := range plan.Departures(t.Snapshot, t.facts) {
+		if t.roles[d.Owner.IP] == plan.Hold {
+			t.roles[d.Owner.IP] = plan.Relay
+		}
+	}
+	for ip, until := range a.linger {
+		if !t.now.Before(until) {
+			delete(a.linger, ip)
+		} else if t.roles[ip] == plan.None {
+			t.roles[ip] = plan.Relay
+			next = earlier(next, until)
+		}
+	}
+	return next
+}
+
+// settling is how long the new owner of a planned move goes on without announcing the IP: the other nodes' pods come by the new way
+// within that time, while replies still go to the former owner, which knows the connections.
+const settling = 50 * time.Millisecond
+
+// settle takes the IPs that were handed over just now out of what is announced, and returns when they may be. Where pods of this node
+// use an IP it waits for nothing: their connections are of no use to the former owner any more.
+func (a *agent) settle(t turn, d plan.Desired) (next time.Time) {
+	for id, h := range d.NFT.Hosted {
+		o := t.Owners[h.IP]
+		due := a.seen[lock{h.IP, o.Revision}].Add(a.Permit + settling) // roles has set it back by that length
+		if _, local := d.NFT.NextHops[id]; !local && o.From != "" && t.now.Before(due) {
+			delete(d.Announce, h.IP)
+			next = earlier(next, due)
+		}
+	}
+	return next
+}
+
+// program makes the kernel equal to d. The order keeps two promises at every moment: an address is on a link only while its fence
+// stands, and nothing points at what is not there yet. So: permits that end, addresses that go; routes that come; the tables, in one
+// transaction; addresses that come, routes that go; and last the permits.
+func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease) error {
+	links, err := a.links.Observe()
+	if err != nil {
+		return err
+	}
+	routes, err := a.router.Observe()
+	if err != nil {
+		return err
+	}
+	tables, err := a.tables.Observe()
+	if err != nil {
+		return err
+	}
+	addrs, moves, rules := vlan.Diff(links, d.VLAN), routing.Diff(routes, d.Routing), nft.Diff(tables, d.NFT)
+
+	a.announcer.Set(both(a.announced, d.Announce))
+	if err := a.permits.withdraw(d.Permits); err != nil && !errors.Is(err, nft.ErrNoTable) {
+		return err
+	}
+	errs := []error{a.links.Apply(addrs.Removes()), a.router.Apply(moves.Adds())}
+	if err := a.tables.Apply(rules); err != nil {
+		// Without its fence no address may come, and without the new tables no route may go.
+		return errors.Join(append(errs, err)...)
+	}
+	// At once: until then the packets of rerouted connections are dropped.
+	errs = append(errs, reopen(rules, d.NFT), a.links.Apply(addrs.Adds()), a.router.Apply(moves.Removes()))
+	a.log(ctx, addrs, moves, rules)
+	if err := errors.Join(errs...); err != nil {
+		return err
+	}
+	if err := a.permits.grant(d.Permits, lease); err != nil {
+		return fmt.Errorf("renewing permits: %w", err)
+	}
+	a.announced = d.Announce
+	a.announcer.Set(d.Announce)
+	return nil
+}
+
+// reopen makes connections of local pods start afresh: those whose gateway came to this node, or left it, because what they are SNATed
+// to, or not, is written into their entries and would be wrong from now on; and those that a pod opened before it had its egress,
+// because none of its packets is to leave with another source from now on. TCP is picked up in mid-stream, with the same ports.
+// Connections within the cluster, and those that other nodes' pods have through this gateway, are left alone.
+func reopen(c nft.Changes, tables nft.State) error {
+	if len(c.Rerouted) == 0 && len(c.Reselected) == 0 {
+		return nil
+	}
+	return conntrack.Delete(func(f conntrack.Connection) bool {
+		id, selected := tables.Pods[f.Source]
+		if !selected {
+			return false
+		}
+		if f.Mark == id.ConnMark() {
+			return slices.Contains(c.Rerouted, id)
+		}
+		return slices.Contains(c.Reselected, f.Source) &&
+			!slices.ContainsFunc(tables.Except, func(p netip.Prefix) bool { return p.Contains(f.Destination) })
+	})
+}
+
+// log says what changed in the kernel: one line a change, and a steady state is silent. The lines of the ruleset itself, which is the
+// same on every node, are for debugging.
+func (a *agent) log(ctx context.Context, changes ...fmt.Stringer) {
+	for _, c := range changes {
+		for line := range strings.Lines(c.String()) {
+			level := slog.LevelInfo
+			if _, nft := c.(nft.Changes); nft && !strings.Contains(line, " element ") {
+				level = slog.LevelDebug
+			}
+			a.Log.Log(ctx, level, "kernel changed", "change", strings.TrimRight(line, "\n"))
+		}
+	}
+}
+
+// transact does in etcd what the kernel is ready for, and returns when the next claim is due.
+func (a *agent) transact(ctx context.Context, t turn, d plan.Desired) (time.Time, error) {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	errs := []error{a.publish(ctx, t)}
+	for _, o := range plan.Releases(t.Snapshot, t.facts) {
+		if o.Lease != t.lease.ID() {
+			continue // a former lease of this node: it ends by itself
+		}
+		ok, err := a.Store.Release(ctx, o)
+		if errs = append(errs, err); ok {
+			a.Log.Info("released", "egress_ip", o.IP)
+		}
+	}
+	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
+		if !m.Ready && t.roles[m.IP] == plan.Relay && !d.Routing.KeepReturns {
+			_, err := a.Store.Ready(ctx, m)
+			errs = append(errs, err)
+		}
+	}
+	for _, dep := range plan.Departures(t.Snapshot, t.facts) {
+		if t.roles[dep.Owner.IP] != plan.Relay {
+			continue
+		}
+		ok, err := a.Store.HandOver(ctx, dep.Owner, dep.Move, dep.To)
+		if errs = append(errs, err); ok {
+			a.linger[dep.Owner.IP] = time.Now().Add(a.Linger)
+			a.Log.Info("handed over", "egress_ip", dep.Owner.IP, "node", dep.To.Node)
+		}
+	}
+	next, err := a.claim(ctx, t)
+	return next, errors.Join(append(errs, err)...)
+}
+
+// publish keeps agents/<node> up to date.
+func (a *agent) publish(ctx context.Context, t turn) error {
+	if a.since.IsZero() {
+		a.since = time.Now().UTC().Truncate(time.Second)
+	}
+	r := egress.Agent{
+		Node: a.Node, Address: t.facts.Underlay, MAC: egress.OverlayMAC(t.facts.Underlay).String(), Lease: store.FormatLease(t.lease.ID()),
+		Version: a.Version, Features: features(), Since: a.since,
+	}
+	have := t.Agents[a.Node]
+	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) {
+		return nil
+	}
+	return a.Store.PutAgent(ctx, t.lease, r)
+}
+
+// claim tries for the egress IPs whose time has come: the first in rank at once, each next one a step later.
+func (a *agent) claim(ctx context.Context, t turn) (next time.Time, err error) {
+	unowned := map[netip.Addr]time.Time{}
+	var errs []error
+	for _, c := range plan.Claims(t.Snapshot, t.facts) {
+		if unowned[c.IP] = a.unowned[c.IP]; unowned[c.IP].IsZero() {
+			unowned[c.IP] = t.now
+		}
+		if due := unowned[c.IP].Add(time.Duration(c.Rank) * a.ClaimDelay); t.now.Before(due) {
+			next = earlier(next, due)
+			continue
+		}
+		ok, err := a.Store.Claim(ctx, t.lease, egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why})
+		if err != nil {
+			errs = append(errs, err)
+		}
+		if ok {
+			a.Log.Info("claimed", "egress_ip", c.IP, "why", c.Why)
+		}
+	}
+	a.unowned = unowned
+	return next, errors.Join(errs...)
+}
+
+// skipped logs the records that could not be read, when they change: they are served as they last were, the others as they are.
+func (a *agent) skipped(s *egress.Snapshot) {
+	var errs []error
+	for _, f := range s.Faults {
+		errs = append(errs, fmt.Errorf("%s: %w", f.Key, f.Err))
+	}
+	err := errors.Join(errs...)
+	if text := fmt.Sprint(err); text != a.lastSkipped && (err != nil || a.lastSkipped != "") {
+		a.lastSkipped = text
+		a.Log.Error("records skipped", "err", err)
+	}
+}
+
+// both returns the entries that a and b agree on.
+func both(a, b map[netip.Addr]string) map[netip.Addr]string {
+	out := map[netip.Addr]string{}
+	for ip, link := range a {
+		if b[ip] == link {
+			out[ip] = link
+		}
+	}
+	return out
+}
+
+// earlier returns the earlier of two times; the zero time is never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}

@@ -1,0 +1,139 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/store"
+)
+
+// permits keeps the kernel's copy of the lease alive, for as long as the lease is.
+type permits struct {
+	tables *nft.Tables
+	length time.Duration
+
+	mu   sync.Mutex // guards what follows, and keeps a renewal from overtaking a withdrawal
+	list []nft.Permit
+	// lease is the one that the locks of list are bound to. The validity of a later one says nothing about them.
+	lease *store.Lease
+	until time.Time // when the last renewal ends
+}
+
+// errUnconfirmed says that etcd may have dropped the lease: nothing is renewed.
+var errUnconfirmed = errors.New("lease not confirmed by etcd in time: egress IPs are let go")
+
+// withdraw ends at once every permit that is not in keep.
+func (p *permits) withdraw(keep []nft.Permit) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	kept := map[netip.Addr]nft.Permit{}
+	for _, k := range keep {
+		kept[k.IP] = k
+	}
+	var list []nft.Permit
+	var gone, silent []netip.Addr
+	for _, have := range p.list {
+		k, ok := kept[have.IP]
+		if !ok {
+			gone = append(gone, have.IP)
+			continue
+		}
+		if have.Answer && !k.Answer {
+			silent = append(silent, have.IP)
+			have.Answer = false
+		}
+		list = append(list, have)
+	}
+	p.list = list
+	var errs []error
+	if len(gone) > 0 {
+		errs = append(errs, p.tables.Revoke(gone...))
+	}
+	if len(silent) > 0 {
+		errs = append(errs, p.tables.RevokeAnswer(silent...))
+	}
+	return errors.Join(errs...)
+}
+
+// grant makes list the permits, of locks that are bound to the lease, and renews them.
+func (p *permits) grant(list []nft.Permit, lease *store.Lease) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.list, p.lease = list, lease
+	return p.renewLocked(p.length)
+}
+
+// extend renews the permits to the end of the lease and returns how long that is.
+func (p *permits) extend() (time.Duration, error) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if len(p.list) == 0 {
+		return 0, nil
+	}
+	left := max(time.Until(p.lease.Valid()), p.length) // a permit may outlive its lease by its length: a claimer waits for it
+	return left, p.renewLocked(left)
+}
+
+// answers reports whether the permit to answer for ip is alive.
+func (p *permits) answers(ip netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for _, have := range p.list {
+		if have.IP == ip {
+			return have.Answer && time.Now().Before(p.until)
+		}
+	}
+	return false
+}
+
+func (p *permits) renewLocked(d time.Duration) error {
+	if len(p.list) == 0 {
+		return nil
+	}
+	now, valid := time.Now(), p.lease.Valid()
+	if !now.Before(valid) {
+		return errUnconfirmed
+	}
+	if err := p.tables.Permit(p.list, d); err != nil {
+		return err
+	}
+	// The process may have been frozen between the look at the clock and the write. What was renewed too late is taken back.
+	if time.Now().After(valid) {
+		ips := make([]netip.Addr, len(p.list))
+		for i, have := range p.list {
+			ips[i] = have.IP
+		}
+		return errors.Join(errUnconfirmed, p.tables.Revoke(ips...))
+	}
+	p.until = now.Add(d)
+	return nil
+}
+
+// run renews the permits every quarter of their length until ctx ends.
+func (p *permits) run(ctx context.Context, log *slog.Logger) error {
+	tick := time.NewTicker(p.length / 4)
+	defer tick.Stop()
+	var last error
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+		p.mu.Lock()
+		err := p.renewLocked(p.length)
+		p.mu.Unlock()
+		switch {
+		case err != nil && last == nil:
+			log.Warn("permits not renewed", "err", err)
+		case err == nil && last != nil:
+			log.Info("permits renewed again")
+		}
+		last = err
+	}
+}
