@@ -1,0 +1,111 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"os"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/egret-project/egret/agent"
+	"github.com/egret-project/egret/egress"
+)
+
+// agentFlags is the configuration of `egret agent`.
+type agentFlags struct {
+	etcd                                 etcdFlags
+	config, node, nodeIP, logLevel       string
+	leaseTTL, permit, claimDelay, linger time.Duration
+	except                               []string
+	maxEgressIPs                         int
+}
+
+func agentCommand() *cobra.Command {
+	var f agentFlags
+	c := &cobra.Command{
+		Use:   "agent",
+		Short: "Hold egress IPs and program this node's kernel",
+		Long: "Runs on every node, in its network namespace, as root. It contends in etcd for the egress IPs that the node may hold, and\n" +
+			"programs nftables, policy routing, the overlay and ARP. SIGTERM leaves the kernel as it is, for the next agent to adopt.",
+		Args: cobra.NoArgs,
+	}
+	s := c.Flags()
+	f.etcd.add(s)
+	host, _ := os.Hostname() // without one, --node has to be given: Validate says so
+	s.StringVar(&f.config, "config", "", "YAML file of these options, without the dashes; the command line wins")
+	s.StringVar(&f.node, "node", host, "name of the Kubernetes node")
+	s.StringVar(&f.nodeIP, "node-ip", "", "address of this node that the overlay uses (default: the first of its Kubernetes InternalIPs)")
+	s.DurationVar(&f.leaseTTL, "lease-ttl", 10*time.Second, "how long etcd keeps the locks of an agent that it hears nothing of; whole seconds, at least 2s")
+	s.DurationVar(&f.permit, "permit", 500*time.Millisecond, "how long the kernel goes on answering for an egress IP when the agent is stuck; the same on all nodes")
+	s.DurationVar(&f.claimDelay, "claim-delay", time.Second, "how much longer each next candidate waits before it claims a free egress IP")
+	s.DurationVar(&f.linger, "linger", 5*time.Second, "how long the former owner forwards what is under way after a planned move")
+	s.StringSliceVar(&f.except, "egress.exceptCIDRs", nil, "destinations that are never SNATed, on top of node addresses and the nodes' pod CIDRs")
+	s.StringSliceVar(&f.except, "cluster-cidrs", nil, "pod and Service CIDRs of the cluster, where the nodes' records do not name them")
+	s.IntVar(&f.maxEgressIPs, "egress.maxEgressIPsPerNode", 255, "how many egress IPs a node may hold, 1 to 255; the node annotation node.antrea.io/max-egress-ips wins")
+	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	c.RunE = configured(&f.config, func(c *cobra.Command, _ []string) error { return f.run(c) })
+	return c
+}
+
+// validate returns the agent's Config, or every fault at once.
+func (f *agentFlags) validate() (agent.Config, error) {
+	var errs []error
+	fault := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
+	cfg := agent.Config{
+		Node: f.node, Version: version, LeaseTTL: f.leaseTTL, Permit: f.permit, ClaimDelay: f.claimDelay, Linger: f.linger,
+		MaxEgressIPs: f.maxEgressIPs,
+	}
+	if f.node == "" {
+		fault("--node: want the name of the Kubernetes node that this is")
+	}
+	if f.nodeIP != "" {
+		ip, err := netip.ParseAddr(f.nodeIP)
+		if err != nil {
+			fault("--node-ip %q: want an IPv4 or IPv6 address", f.nodeIP)
+		}
+		cfg.NodeIP = ip.Unmap()
+	}
+	if f.leaseTTL < 2*time.Second || f.leaseTTL%time.Second != 0 {
+		fault("--lease-ttl %v: want whole seconds, at least 2s", f.leaseTTL)
+	}
+	if f.permit < 100*time.Millisecond || f.permit > f.leaseTTL {
+		fault("--permit %v: want 100ms up to --lease-ttl", f.permit)
+	}
+	if f.claimDelay < 0 || f.linger < 0 {
+		fault("--claim-delay %v, --linger %v: want no negative duration", f.claimDelay, f.linger)
+	}
+	if f.maxEgressIPs < 1 || f.maxEgressIPs > 255 {
+		fault("--egress.maxEgressIPsPerNode %d: want 1 to 255", f.maxEgressIPs)
+	}
+	for _, text := range f.except {
+		p, err := netip.ParsePrefix(text)
+		if err != nil {
+			fault("--egress.exceptCIDRs, --cluster-cidrs %q: want an address and a prefix length, like 192.168.0.0/16", text)
+			continue
+		}
+		cfg.Except = append(cfg.Except, p.Masked())
+	}
+	return cfg, errors.Join(errs...)
+}
+
+func (f *agentFlags) run(c *cobra.Command) error {
+	cfg, err := f.validate()
+	log, lerr := logger(f.logLevel)
+	if err := errors.Join(err, lerr); err != nil {
+		return err
+	}
+	if os.Geteuid() != 0 {
+		return errors.New("the agent programs the kernel: run it as root")
+	}
+	cfg.Log = log
+	log.Info("egret agent", "version", version, "node", cfg.Node, "endpoints", f.etcd.endpoints, "lease_ttl", cfg.LeaseTTL, "permit", cfg.Permit,
+		"packet_mark_mask", egress.MarkMask, "conn_mark", egress.ConnTag, "overlay_port", egress.OverlayPort,
+		"rule_priorities", fmt.Sprintf("%d-%d", egress.MinPriority, egress.MaxPriority), "tables_from", egress.ReturnTable)
+	if cfg.Store, err = f.etcd.dial(c.Context(), log); err != nil {
+		return err
+	}
+	defer cfg.Store.Close()
+	return agent.Run(c.Context(), cfg)
+}

@@ -1,0 +1,62 @@
+package main
+
+import (
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"time"
+
+	"github.com/go-logr/logr"
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/tools/clientcmd"
+	"k8s.io/klog/v2"
+
+	"github.com/egret-project/egret/crdsync"
+)
+
+func crdsyncCommand() *cobra.Command {
+	var (
+		etcd                                  etcdFlags
+		config, kubeconfig, master, id, level string
+		ttl                                   time.Duration
+	)
+	c := &cobra.Command{
+		Use:   "crdsync",
+		Short: "Mirror Egress and ExternalIPPool objects into etcd, and their status back",
+		Long:  "Runs in one or more replicas, of which an election in etcd picks the one that writes. It is the only part that speaks to the\nKubernetes API.",
+		Args:  cobra.NoArgs,
+	}
+	s := c.Flags()
+	etcd.add(s)
+	host, _ := os.Hostname() // without one, the process id alone tells replicas apart
+	s.StringVar(&config, "config", "", "YAML file of these options, without the dashes; the command line wins")
+	s.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file (default: the pod's service account)")
+	s.StringVar(&master, "master", "", "URL of the Kubernetes API, in place of the kubeconfig's")
+	s.StringVar(&id, "id", fmt.Sprintf("%s/%d", host, os.Getpid()), "name of this replica in the election")
+	s.DurationVar(&ttl, "election-ttl", 10*time.Second, "how long a silent leader stays leader; whole seconds, at least 2s")
+	s.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	c.RunE = configured(&config, func(c *cobra.Command, _ []string) error {
+		log, err := logger(level)
+		if ttl < 2*time.Second || ttl%time.Second != 0 {
+			err = errors.Join(err, fmt.Errorf("--election-ttl %v: want whole seconds, at least 2s", ttl))
+		}
+		if err != nil {
+			return err
+		}
+		klog.SetLogger(logr.FromSlogHandler(log.Handler()))
+		slog.SetDefault(log)
+		kube, err := clientcmd.BuildConfigFromFlags(master, kubeconfig)
+		if err != nil {
+			return fmt.Errorf("reading the Kubernetes configuration (--kubeconfig %q): %w", kubeconfig, err)
+		}
+		client, err := etcd.dial(c.Context(), log)
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		log.Info("egret crdsync", "version", version, "id", id, "endpoints", etcd.endpoints, "api", kube.Host)
+		return crdsync.Run(c.Context(), crdsync.Config{Kube: kube, Store: client, ID: id, ElectionTTL: ttl, Log: log})
+	})
+	return c
+}

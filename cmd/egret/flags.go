@@ -1,0 +1,158 @@
+package main
+
+import (
+	"cmp"
+	"context"
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
+	"sigs.k8s.io/yaml"
+
+	"github.com/egret-project/egret/store"
+)
+
+// etcdFlags are the flags that every command shares. They are named as etcdctl names them, and take their values from its environment
+// variables, ETCDCTL_ENDPOINTS and so on, where they are not given.
+type etcdFlags struct {
+	endpoints          []string
+	prefix             string
+	cacert, cert, key  string
+	insecureSkipVerify bool
+	user, password     string
+	dialTimeout        time.Duration
+}
+
+func (f *etcdFlags) add(s *pflag.FlagSet) {
+	s.StringSliceVar(&f.endpoints, "endpoints", []string{"127.0.0.1:2379"}, "etcd endpoints, comma separated")
+	s.StringVar(&f.prefix, "etcd-prefix", "/egret/", "what every key in etcd begins with")
+	s.StringVar(&f.cacert, "cacert", "", "file of the CA certificates that etcd's certificate is checked against")
+	s.StringVar(&f.cert, "cert", "", "file of the client certificate shown to etcd")
+	s.StringVar(&f.key, "key", "", "file of the client certificate's key")
+	s.BoolVar(&f.insecureSkipVerify, "insecure-skip-tls-verify", false, "do not check etcd's certificate (tests only)")
+	s.StringVar(&f.user, "user", "", "etcd user, as name or name:password")
+	s.StringVar(&f.password, "password", "", "etcd password, when --user has none")
+	s.DurationVar(&f.dialTimeout, "dial-timeout", 5*time.Second, "how long to wait for etcd's first answer")
+}
+
+// fromEnvironment sets the flags that etcdctl reads from its environment and that were not given.
+func fromEnvironment(s *pflag.FlagSet) error {
+	var errs []error
+	for _, name := range []string{"endpoints", "cacert", "cert", "key", "insecure-skip-tls-verify", "user", "password", "dial-timeout"} {
+		v := "ETCDCTL_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+		if value, ok := os.LookupEnv(v); ok && !s.Changed(name) {
+			if err := s.Set(name, value); err != nil {
+				errs = append(errs, fmt.Errorf("environment variable %s: %w", v, err))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// fromFile sets the flags that a YAML file of flag names and values has and that were not given. Unknown names are errors.
+func fromFile(s *pflag.FlagSet, file string) error {
+	if file == "" {
+		return nil
+	}
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return fmt.Errorf("reading --config: %w", err)
+	}
+	var values map[string]any
+	if err := yaml.Unmarshal(b, &values); err != nil {
+		return fmt.Errorf("reading --config %s: %w", file, err)
+	}
+	var errs []error
+	for name, value := range values {
+		if s.Lookup(name) == nil || name == "config" {
+			errs = append(errs, fmt.Errorf("--config %s: there is no option %q", file, name))
+			continue
+		}
+		if s.Changed(name) {
+			continue
+		}
+		text := fmt.Sprint(value)
+		if list, ok := value.([]any); ok {
+			text = strings.Trim(strings.Join(strings.Fields(fmt.Sprint(list)), ","), "[]")
+		}
+		if err := s.Set(name, text); err != nil {
+			errs = append(errs, fmt.Errorf("--config %s: option %q: %w", file, name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// configured wraps the RunE of a command: environment and file are read first.
+func configured(file *string, run func(*cobra.Command, []string) error) func(*cobra.Command, []string) error {
+	return func(c *cobra.Command, args []string) error {
+		var err error
+		if file != nil {
+			err = fromFile(c.Flags(), *file)
+		}
+		if err := errors.Join(fromEnvironment(c.Flags()), err); err != nil {
+			return err
+		}
+		return run(c, args)
+	}
+}
+
+func (f *etcdFlags) dial(ctx context.Context, log *slog.Logger) (*store.Client, error) {
+	t, err := f.tls()
+	if err != nil {
+		return nil, err
+	}
+	user, password, _ := strings.Cut(f.user, ":")
+	return store.Dial(ctx, store.Config{
+		Endpoints: f.endpoints, Prefix: f.prefix, TLS: t, Username: user, Password: cmp.Or(password, f.password),
+		DialTimeout: f.dialTimeout, Log: log,
+	})
+}
+
+// tls returns nil when no flag and no endpoint asks for TLS.
+func (f *etcdFlags) tls() (*tls.Config, error) {
+	https := false
+	for _, e := range f.endpoints {
+		https = https || strings.HasPrefix(e, "https://")
+	}
+	if !https && f.cacert == "" && f.cert == "" && f.key == "" && !f.insecureSkipVerify {
+		return nil, nil
+	}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: f.insecureSkipVerify}
+	if f.cacert != "" {
+		pem, err := os.ReadFile(f.cacert)
+		if err != nil {
+			return nil, fmt.Errorf("reading --cacert: %w", err)
+		}
+		c.RootCAs = x509.NewCertPool()
+		if !c.RootCAs.AppendCertsFromPEM(pem) {
+			return nil, fmt.Errorf("reading --cacert %s: it holds no PEM certificate", f.cacert)
+		}
+	}
+	if (f.cert == "") != (f.key == "") {
+		return nil, fmt.Errorf("--cert and --key belong together: only one of them is given")
+	}
+	if f.cert != "" {
+		pair, err := tls.LoadX509KeyPair(f.cert, f.key)
+		if err != nil {
+			return nil, fmt.Errorf("reading --cert and --key: %w", err)
+		}
+		c.Certificates = []tls.Certificate{pair}
+	}
+	return c, nil
+}
+
+// logger returns the logger of the daemons.
+func logger(level string) (*slog.Logger, error) {
+	var l slog.Level
+	if err := l.UnmarshalText([]byte(level)); err != nil {
+		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
+	}
+	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+}

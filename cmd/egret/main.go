@@ -1,0 +1,43 @@
+// Command egret is the agent, crdsync, and the operator's commands, in one binary. Called as kubectl-egret it is a kubectl plugin.
+package main
+
+import (
+	"context"
+	"fmt"
+	"os"
+	"os/signal"
+	"path/filepath"
+	"syscall"
+
+	"github.com/spf13/cobra"
+)
+
+// version is set by the linker; see the Makefile.
+var version = "dev"
+
+func main() {
+	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
+	err := root().ExecuteContext(ctx)
+	stop()
+	if err != nil {
+		fmt.Fprintln(os.Stderr, "egret:", err)
+		os.Exit(1)
+	}
+}
+
+func root() *cobra.Command {
+	name := "egret"
+	if filepath.Base(os.Args[0]) == "kubectl-egret" {
+		name = "kubectl egret"
+	}
+	c := &cobra.Command{
+		Use:           "egret",
+		Annotations:   map[string]string{cobra.CommandDisplayNameAnnotation: name},
+		Short:         "Fixed, highly available source IPs for Kubernetes pods",
+		Version:       version,
+		SilenceUsage:  true,
+		SilenceErrors: true,
+	}
+	c.AddCommand(agentCommand(), crdsyncCommand(), getCommand(), moveCommand())
+	return c
+}

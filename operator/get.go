@@ -1,0 +1,197 @@
+package operator
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"slices"
+	"strconv"
+	"strings"
+	"text/tabwriter"
+	"time"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/egret-project/egret/store"
+)
+
+// Kinds are what Get can list.
+var Kinds = []string{"allocations", "egresses", "nodes", "owners", "pools"}
+
+// Formats are how Get can print, the empty one being a table.
+var Formats = []string{"", "json", "yaml"}
+
+// Get writes the records of a kind to w, sorted by key. Records that cannot be read are left out and returned as an error, after the
+// others were written.
+func Get(ctx context.Context, c *store.Client, kind, format string, w io.Writer) error {
+	if !slices.Contains(Formats, format) {
+		return fmt.Errorf("output format %q: want json or yaml", format)
+	}
+	if !slices.Contains(Kinds, kind) {
+		return fmt.Errorf("kind %q: want one of %s", kind, strings.Join(Kinds, ", "))
+	}
+	all, err := c.ReadAll(ctx)
+	if err != nil {
+		return err
+	}
+	l := list(kind, all)
+	switch format {
+	case "json":
+		err = writeJSON(w, l.records)
+	case "yaml":
+		err = writeYAML(w, l.records)
+	default:
+		err = writeTable(w, l.header, l.rows)
+	}
+	if err != nil {
+		return err
+	}
+	if n := len(all.Faults); n > 0 {
+		return fmt.Errorf("%d records could not be read, the first is %s: %w", n, all.Faults[0].Key, all.Faults[0].Err)
+	}
+	return nil
+}
+
+// listing is one kind's records, and the same as rows of a table.
+type listing struct {
+	records []any
+	header  string
+	rows    [][]string
+}
+
+func list(kind string, all store.Everything) listing {
+	var l listing
+	add := func(record any, row ...string) {
+		l.records = append(l.records, record)
+		l.rows = append(l.rows, row)
+	}
+	now := time.Now()
+	switch kind {
+	case "allocations":
+		l.header = "IP POOL ID EGRESSES AGE"
+		for _, a := range all.Allocations {
+			add(a, a.IP.String(), dash(a.Pool), a.ID.String(), strings.Join(a.Egresses, ","), age(now, a.Since))
+		}
+	case "owners":
+		l.header = "IP NODE AGE WHY LEASE REVISION"
+		for _, ip := range slices.SortedFunc(maps.Keys(all.Owners), netip.Addr.Compare) {
+			o := all.Owners[ip]
+			add(o, ip.String(), o.Node, age(now, o.Since), string(o.Why), store.FormatLease(o.Lease), strconv.FormatInt(o.Revision, 10))
+		}
+	case "nodes":
+		l.header = "NODE ADDRESSES INDEX AGENT HOLDS CAPACITY CORDONED"
+		for _, name := range slices.Sorted(maps.Keys(all.Nodes)) {
+			n := all.Nodes[name]
+			add(n, name, join(n.Addresses), strconv.Itoa(n.Index), agentState(all, name, now), strconv.Itoa(holds(all, name)),
+				limit(n.Capacity), strconv.FormatBool(n.Cordoned || all.Cordons[name].Node != ""))
+		}
+	case "egresses":
+		l.header = "NAME EGRESSIP POOL NODE AGE"
+		for _, name := range slices.Sorted(maps.Keys(all.Egresses)) {
+			p := all.Egresses[name]
+			var ips, pools, nodes []string
+			for _, a := range p.Addresses {
+				ips, pools = append(ips, a.IP.String()), append(pools, dash(a.Pool))
+				nodes = append(nodes, dash(all.Owners[a.IP].Node))
+			}
+			add(p, name, some(ips), some(pools), some(nodes), age(now, p.Created))
+		}
+	case "pools":
+		l.header = "NAME RANGES TOTAL USED"
+		for _, name := range slices.Sorted(maps.Keys(all.Pools)) {
+			p := all.Pools[name]
+			used := 0
+			for _, a := range all.Allocations {
+				if a.Pool == name {
+					used++
+				}
+			}
+			add(p, name, join(p.Ranges), strconv.FormatInt(p.Total(), 10), strconv.Itoa(used))
+		}
+	}
+	return l
+}
+
+func agentState(all store.Everything, node string, now time.Time) string {
+	a, ok := all.Agents[node]
+	if !ok {
+		return "down"
+	}
+	return cmp.Or(a.Version, "up") + " " + age(now, a.Since)
+}
+
+func holds(all store.Everything, node string) int {
+	n := 0
+	for _, o := range all.Owners {
+		if o.Node == node {
+			n++
+		}
+	}
+	return n
+}
+
+func writeTable(w io.Writer, header string, rows [][]string) error {
+	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
+	fmt.Fprintln(t, strings.ReplaceAll(header, " ", "\t"))
+	for _, row := range rows {
+		fmt.Fprintln(t, strings.Join(row, "\t"))
+	}
+	return t.Flush() // a tabwriter keeps what Fprintln could not write for Flush to report
+}
+
+func writeJSON(w io.Writer, records []any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	if records == nil {
+		records = []any{}
+	}
+	return e.Encode(records)
+}
+
+func writeYAML(w io.Writer, records []any) error {
+	b, err := yaml.Marshal(records)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(b)
+	return err
+}
+
+// age prints how long ago t was, as kubectl does: the largest unit that fits.
+func age(now, t time.Time) string {
+	d := now.Sub(t)
+	switch {
+	case t.IsZero():
+		return "-"
+	case d < 2*time.Minute:
+		return strconv.Itoa(int(max(d, 0).Seconds())) + "s"
+	case d < 2*time.Hour:
+		return strconv.Itoa(int(d.Minutes())) + "m"
+	case d < 48*time.Hour:
+		return strconv.Itoa(int(d.Hours())) + "h"
+	}
+	return strconv.Itoa(int(d.Hours()/24)) + "d"
+}
+
+func dash(s string) string { return cmp.Or(s, "-") }
+
+func some(s []string) string { return dash(strings.Join(s, ",")) }
+
+func limit(n int) string {
+	if n == 0 {
+		return "-"
+	}
+	return strconv.Itoa(n)
+}
+
+func join[T fmt.Stringer](s []T) string {
+	out := make([]string, len(s))
+	for i, x := range s {
+		out[i] = x.String()
+	}
+	return some(out)
+}
