@@ -1,0 +1,143 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/egret-project/egret/store"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+)
+
+// etcdPrefix is egret's default.
+const etcdPrefix = "/egret/"
+
+// component is one process of the lab.
+type component struct {
+	proc  string
+	netns string // "node-1"; empty for the machine's own
+	argv  []string
+}
+
+func (l *Lab) serve() component {
+	return component{serveProc, "", []string{l.cfg.Self, "serve", l.cfg.Name}}
+}
+
+func (l *Lab) etcdArgs(name, clientURL string, peerPort int) []string {
+	return []string{l.cfg.Self, "etcd", name, l.path(name + ".data"), clientURL, fmt.Sprintf("http://127.0.0.1:%d", peerPort)}
+}
+
+func (l *Lab) etcd() component {
+	url := "http://" + netip.AddrPortFrom(ControlIP, etcdPort).String()
+	return component{etcdProc, "control", l.etcdArgs(etcdProc, url, etcdPeerPort)}
+}
+
+func (l *Lab) kubeEtcd() component {
+	url := fmt.Sprintf("http://127.0.0.1:%d", kubeEtcdPort)
+	return component{kubeEtcdProc, "control", l.etcdArgs(kubeEtcdProc, url, kubeEtcdPeerPort)}
+}
+
+func (l *Lab) apiServer() component { return component{apiProc, "control", l.apiServerArgs()} }
+
+func (l *Lab) crdsync() component {
+	return component{crdsyncProc, "control", []string{
+		l.cfg.Egret, "crdsync", "--kubeconfig", l.path("kubeconfig.crdsync"), "--endpoints", netip.AddrPortFrom(ControlIP, etcdPort).String(),
+	}}
+}
+
+func (l *Lab) agent(node string) component {
+	return component{agentProc(node), node, append([]string{
+		l.cfg.Egret, "agent", "--node", node, "--endpoints", netip.AddrPortFrom(ControlIP, etcdPort).String(), "--lease-ttl", l.cfg.LeaseTTL.String(),
+	}, l.cfg.AgentFlags...)}
+}
+
+// component returns the one that a command names: "etcd" (egret's; that of the API server is left alone), "apiserver", "crdsync" or
+// "agent" with a node.
+func (l *Lab) component(what, node string) (component, error) {
+	if (what == "agent") != (node != "") {
+		return component{}, fmt.Errorf("%q with node %q: want etcd, apiserver, crdsync, or agent and a node", what, node)
+	}
+	switch what {
+	case "etcd":
+		return l.etcd(), nil
+	case "apiserver":
+		return l.apiServer(), nil
+	case "crdsync":
+		return l.crdsync(), nil
+	case "agent":
+		_, err := l.NodeNumber(node)
+		return l.agent(node), err
+	}
+	return component{}, fmt.Errorf("%q: want etcd, apiserver, crdsync or agent", what)
+}
+
+// Stop ends a process with SIGTERM and waits until it is gone; etcd and the API server keep their data. Which one is "etcd"
+// (Egret's), "apiserver", "crdsync", or "agent" with a node. Nil when it does not run. A process that takes longer than 10 s gets
+// SIGKILL.
+func (l *Lab) Stop(ctx context.Context, what, node string) error {
+	c, err := l.component(what, node)
+	if err != nil {
+		return err
+	}
+	return l.change(ctx, func(*state) error { return l.stop(ctx, c.proc, stopGrace) })
+}
+
+// Start starts what Stop stopped, and returns when etcd or the API server answers; crdsync and an agent only have to run, for they may
+// have nobody to talk to. Nil when it runs already.
+func (l *Lab) Start(ctx context.Context, what, node string) error {
+	c, err := l.component(what, node)
+	if err != nil {
+		return err
+	}
+	return l.change(ctx, func(s *state) error {
+		if s.Crashed[node] {
+			return fmt.Errorf("%s is powered off: recover it", node)
+		}
+		if err := l.start(s, c); err != nil {
+			return err
+		}
+		switch what {
+		case "etcd":
+			return l.waitEtcd(ctx)
+		case "apiserver":
+			return l.waitAPI(ctx)
+		}
+		return nil
+	})
+}
+
+// waitAgents returns when etcd has the records of the nodes and of their agents.
+func (l *Lab) waitAgents(ctx context.Context, nodes ...int) error {
+	procs := []string{serveProc, etcdProc}
+	for _, n := range nodes {
+		procs = append(procs, agentProc(NodeName(n)))
+	}
+	if _, ok := l.process(crdsyncProc); ok {
+		procs = append(procs, crdsyncProc)
+	}
+	client, err := clientv3.New(clientv3.Config{Endpoints: []string{l.EtcdEndpoint()}, Logger: zap.NewNop()})
+	if err != nil {
+		return fmt.Errorf("making a client of etcd: %w", err)
+	}
+	defer client.Close()
+	return l.wait(ctx, "the agents", readyTimeout, procs, func(ctx context.Context) error {
+		ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+		defer cancel()
+		var missing []error
+		for _, n := range nodes {
+			for _, key := range []string{store.NodeKey(NodeName(n)), store.AgentKey(NodeName(n))} {
+				resp, err := client.Get(ctx, etcdPrefix+key, clientv3.WithKeysOnly())
+				if err != nil {
+					return fmt.Errorf("reading %s: %w", etcdPrefix+key, err)
+				}
+				if resp.Count == 0 {
+					missing = append(missing, fmt.Errorf("no key %s", etcdPrefix+key))
+				}
+			}
+		}
+		return errors.Join(missing...)
+	})
+}

@@ -1,0 +1,142 @@
+package lab
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"regexp"
+	"time"
+)
+
+// KubeVersion is the version of the API server that a lab runs, as integration/kube/go.mod pins it.
+const KubeVersion = "1.36.3"
+
+// The defaults of a Config.
+const (
+	DefaultName     = "lab"
+	DefaultNodes    = 3
+	DefaultLeaseTTL = 3 * time.Second
+)
+
+// maxNodes keeps the nodes' addresses, 10.10.0.101 and up, below that of the outside host.
+const maxNodes = 98
+
+// Config says what Up builds. The zero value of each field means its default.
+type Config struct {
+	// Name tells several labs on one machine apart: lower-case letters, digits and dashes, at most 30.
+	Name string
+	// Nodes is their number, 1..98.
+	Nodes int
+	// LeaseTTL is passed to every agent.
+	LeaseTTL time.Duration
+	// AgentFlags are further flags of every agent.
+	AgentFlags []string
+	// Bare leaves crdsync and the agents out: the cluster as it is without Egret.
+	Bare bool
+
+	// Self is a program whose main calls Helper; the lab's own background processes are started from it. Default: the running one.
+	Self string
+	// Egret is the program egret. Default: beside Self's program, or in bin/ of the module around the working directory.
+	Egret string
+	// KubeBin is the folder of kube-apiserver, and of kubectl where the machine has none. Default: k8s-<KubeVersion> beside Egret.
+	KubeBin string
+
+	// Log says what is being built, a line a step. Default: nothing is logged.
+	Log *slog.Logger `json:"-"`
+}
+
+var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?$`)
+
+// withDefaults returns the configuration with every default put in.
+func (c Config) withDefaults() (Config, error) {
+	c.Name = cmp.Or(c.Name, DefaultName)
+	c.Nodes = cmp.Or(c.Nodes, DefaultNodes)
+	c.LeaseTTL = cmp.Or(c.LeaseTTL, DefaultLeaseTTL)
+	if c.Log == nil {
+		c.Log = slog.New(slog.DiscardHandler)
+	}
+	if c.Self == "" {
+		self, err := os.Executable()
+		if err != nil {
+			return c, fmt.Errorf("finding the running program: %w", err)
+		}
+		c.Self = self
+	}
+	c.Egret = cmp.Or(c.Egret, program("egret"))
+	c.KubeBin = cmp.Or(c.KubeBin, program("k8s-"+KubeVersion))
+	for _, path := range []*string{&c.Self, &c.Egret, &c.KubeBin} {
+		abs, err := filepath.Abs(*path)
+		if err != nil {
+			return c, err
+		}
+		*path = abs
+	}
+	return c, nil
+}
+
+// program returns where a built program is: beside the running one, or in bin/ of the module in which the working directory is.
+func program(name string) string {
+	var dirs []string
+	if self, err := os.Executable(); err == nil {
+		dirs = append(dirs, filepath.Dir(self))
+	}
+	if dir, err := os.Getwd(); err == nil {
+		for ; dir != "/"; dir = filepath.Dir(dir) {
+			if _, err := os.Stat(filepath.Join(dir, "go.mod")); err == nil {
+				dirs = append(dirs, filepath.Join(dir, "bin"))
+			}
+		}
+	}
+	for _, dir := range dirs {
+		if _, err := os.Stat(filepath.Join(dir, name)); err == nil {
+			return filepath.Join(dir, name)
+		}
+	}
+	return filepath.Join("bin", name)
+}
+
+// Validate reports every fault of a configuration at once. A zero field is not one.
+func (c Config) Validate() error {
+	var errs []error
+	if c.Name != "" {
+		errs = append(errs, checkName(c.Name))
+	}
+	if c.Nodes < 0 || c.Nodes > maxNodes {
+		errs = append(errs, fmt.Errorf("nodes %d: want 1 to %d", c.Nodes, maxNodes))
+	}
+	if c.LeaseTTL != 0 && (c.LeaseTTL < 2*time.Second || c.LeaseTTL%time.Second != 0) {
+		errs = append(errs, fmt.Errorf("lease TTL %v: want whole seconds, 2s or more, as etcd does", c.LeaseTTL))
+	}
+	return errors.Join(errs...)
+}
+
+// checkName refuses what must not become a part of paths.
+func checkName(name string) error {
+	if !validName.MatchString(name) {
+		return fmt.Errorf("name %q: want at most 30 lower-case letters, digits and dashes", name)
+	}
+	return nil
+}
+
+// prerequisites reports everything that the machine lacks for this lab.
+func (c Config) prerequisites() error {
+	var errs []error
+	if os.Geteuid() != 0 {
+		errs = append(errs, errors.New("root is needed, for network namespaces"))
+	}
+	want := map[string]string{filepath.Join(c.KubeBin, "kube-apiserver"): "build it with integration/kube/build"}
+	if !c.Bare {
+		want[c.Egret] = "build it with go build -o bin/ ./cmd/egret"
+	}
+	for path, how := range want {
+		if info, err := os.Stat(path); err != nil {
+			errs = append(errs, fmt.Errorf("%w: %s", err, how))
+		} else if info.IsDir() || info.Mode()&0o111 == 0 {
+			errs = append(errs, fmt.Errorf("%s is no program", path))
+		}
+	}
+	return errors.Join(errs...)
+}

@@ -1,0 +1,112 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"strings"
+	"syscall"
+)
+
+// Name returns the lab's name.
+func (l *Lab) Name() string { return l.cfg.Name }
+
+// Kubeconfig returns the path of the kubeconfig of a cluster admin, for programs on this machine.
+func (l *Lab) Kubeconfig() string { return l.path("kubeconfig") }
+
+// EtcdEndpoint returns Egret's etcd as host:port, for programs on this machine.
+func (l *Lab) EtcdEndpoint() string {
+	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(l.ports.Etcd)).String()
+}
+
+// LogFile returns the path of a process's log: etcd, kube-etcd, kube-apiserver, crdsync, serve, agent-<node>.
+func (l *Lab) LogFile(process string) string { return l.path("logs", process) }
+
+// Exec runs a command in a network namespace of the lab (see In) and returns its standard output. The error of a command that fails
+// is an *exec.ExitError, wrapped with what it wrote to standard error.
+func (l *Lab) Exec(ctx context.Context, kind, name string, argv ...string) ([]byte, error) {
+	cmd, err := l.execArgs(kind, name, argv)
+	if err != nil {
+		return nil, err
+	}
+	return run(exec.CommandContext(ctx, l.cfg.Self, cmd...), argv)
+}
+
+// ExecReplace makes the calling process the command, in a network namespace of the lab; it returns only when that fails. PATH is
+// searched here.
+func (l *Lab) ExecReplace(kind, name string, argv ...string) error {
+	cmd, err := l.execArgs(kind, name, argv)
+	if err != nil {
+		return err
+	}
+	return nsexec(cmd[1:])
+}
+
+func (l *Lab) execArgs(kind, name string, argv []string) ([]string, error) {
+	ns, err := l.target(kind, name)
+	if err != nil {
+		return nil, err
+	}
+	if len(argv) == 0 {
+		return nil, fmt.Errorf("no command to run in %s %s", kind, name)
+	}
+	return append([]string{"nsexec", "-", netnsPath(ns)}, argv...), nil
+}
+
+// Kubectl runs kubectl on this machine as the lab's cluster admin and returns its standard output; errors are as those of Exec.
+func (l *Lab) Kubectl(ctx context.Context, args ...string) ([]byte, error) {
+	kubectl, err := l.kubectl()
+	if err != nil {
+		return nil, err
+	}
+	cmd := exec.CommandContext(ctx, kubectl, args...)
+	cmd.Env = l.kubectlEnv()
+	return run(cmd, append([]string{"kubectl"}, args...))
+}
+
+// KubectlReplace makes the calling process kubectl; it returns only when that fails.
+func (l *Lab) KubectlReplace(args ...string) error {
+	kubectl, err := l.kubectl()
+	if err != nil {
+		return err
+	}
+	return fmt.Errorf("running %s: %w", kubectl, syscall.Exec(kubectl, append([]string{"kubectl"}, args...), l.kubectlEnv()))
+}
+
+func (l *Lab) kubectlEnv() []string { return append(environment(), "KUBECONFIG="+l.Kubeconfig()) }
+
+// kubectl returns the one that was built with the API server, else the machine's.
+func (l *Lab) kubectl() (string, error) {
+	built := filepath.Join(l.cfg.KubeBin, "kubectl")
+	if _, err := os.Stat(built); err == nil {
+		return built, nil
+	}
+	path, err := exec.LookPath("kubectl")
+	if err != nil {
+		return "", fmt.Errorf("looking for kubectl, in %s too: %w", l.cfg.KubeBin, err)
+	}
+	return path, nil
+}
+
+// Egret runs egret on this machine, with --endpoints of the lab's etcd after args, and returns its standard output; errors are as
+// those of Exec.
+func (l *Lab) Egret(ctx context.Context, args ...string) ([]byte, error) {
+	args = append(args[:len(args):len(args)], "--endpoints", l.EtcdEndpoint())
+	cmd := exec.CommandContext(ctx, l.cfg.Egret, args...)
+	cmd.Env = environment()
+	return run(cmd, append([]string{"egret"}, args...))
+}
+
+// run runs cmd and returns its standard output. argv is what an error calls it.
+func run(cmd *exec.Cmd, argv []string) ([]byte, error) {
+	var stdout, stderr bytes.Buffer
+	cmd.Stdout, cmd.Stderr = &stdout, &stderr
+	if err := cmd.Run(); err != nil {
+		return stdout.Bytes(), fmt.Errorf("%s: %w\n%s", strings.Join(argv, " "), err, bytes.TrimSpace(stderr.Bytes()))
+	}
+	return stdout.Bytes(), nil
+}

@@ -1,0 +1,191 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"syscall"
+)
+
+// Crash powers a node off: its agent is killed and its links go down. Its pods are cut off with it.
+func (l *Lab) Crash(ctx context.Context, node string) error {
+	if _, err := l.NodeNumber(node); err != nil {
+		return err
+	}
+	return l.change(ctx, func(s *state) error {
+		if s.Crashed[node] {
+			return fmt.Errorf("%s is powered off already", node)
+		}
+		s.Crashed[node] = true
+		if err := l.write(s); err != nil {
+			return err
+		}
+		// the agent first: it must not see its links go down, as it would not in a power cut
+		if err := l.stop(ctx, agentProc(node), 0); err != nil {
+			return err
+		}
+		lan, err := l.openHost("lan")
+		if err != nil {
+			return err
+		}
+		defer lan.close()
+		h, err := l.openHost(node)
+		if err != nil {
+			return err
+		}
+		defer h.close()
+		links, err := h.nl.LinkList()
+		if err != nil {
+			return fmt.Errorf("listing the links of %s: %w", node, err)
+		}
+		err = lan.down(portName(node))
+		for _, link := range links {
+			err = errors.Join(err, h.nl.LinkSetDown(link))
+		}
+		return err
+	})
+}
+
+// Recover boots a node that Crash powered off: its kernel is as new, its pods are connected to it again with the addresses they had,
+// its agent is started. It returns when etcd has the agent's record, which may still be that of before the crash; without waiting
+// when etcd is stopped.
+func (l *Lab) Recover(ctx context.Context, node string) error {
+	n, err := l.NodeNumber(node)
+	if err != nil {
+		return err
+	}
+	return l.change(ctx, func(s *state) error {
+		if !s.Crashed[node] {
+			return fmt.Errorf("%s is not powered off: crash it first", node)
+		}
+		if err := l.rebuildNode(n, s); err != nil {
+			return err
+		}
+		delete(s.Crashed, node)
+		if err := l.write(s); err != nil || l.cfg.Bare {
+			return err
+		}
+		if err := l.start(s, l.agent(node)); err != nil {
+			return err
+		}
+		if _, ok := l.process(etcdProc); !ok {
+			return nil
+		}
+		return l.waitAgents(ctx, n)
+	})
+}
+
+func (l *Lab) rebuildNode(n int, s *state) error {
+	lan, err := l.openHost("lan")
+	if err != nil {
+		return err
+	}
+	defer lan.close()
+	if err := errors.Join(lan.unplug(portName(NodeName(n))), l.removeHost(NodeName(n)), l.buildNode(n)); err != nil {
+		return err
+	}
+	for _, p := range s.Pods {
+		if p.Node == NodeName(n) {
+			err = errors.Join(err, l.attachPod(p))
+		}
+	}
+	return err
+}
+
+// Freeze stops the agent of a node where it is (SIGSTOP) and returns when it stands.
+func (l *Lab) Freeze(ctx context.Context, node string) error {
+	return l.signalAgent(ctx, node, syscall.SIGSTOP, true)
+}
+
+// Thaw lets the agent of a node go on (SIGCONT).
+func (l *Lab) Thaw(ctx context.Context, node string) error {
+	return l.signalAgent(ctx, node, syscall.SIGCONT, false)
+}
+
+func (l *Lab) signalAgent(ctx context.Context, node string, sig syscall.Signal, stopped bool) error {
+	if _, err := l.NodeNumber(node); err != nil {
+		return err
+	}
+	return l.change(ctx, func(*state) error {
+		name := agentProc(node)
+		p, ok := l.process(name)
+		if !ok {
+			return fmt.Errorf("%s does not run", name)
+		}
+		if err := p.signal(sig); err != nil {
+			return fmt.Errorf("sending %v to %s: %w", sig, name, err)
+		}
+		return l.wait(ctx, name+" to take "+sig.String(), readyTimeout, []string{name}, func(context.Context) error {
+			if status := p.status(); (status == 'T') != stopped {
+				return fmt.Errorf("its state is %c", status)
+			}
+			return nil
+		})
+	})
+}
+
+// The ways to cut a node off.
+var cuts = []string{"etcd", "peers", "uplink"}
+
+// Cut cuts a node off: from "etcd" (packets to and from the control host are dropped), from its "peers" (the other nodes; their pods
+// included only as far as packets pass between the nodes' own addresses, as an overlay's do), or from everything ("uplink": its
+// link to the LAN has no carrier).
+func (l *Lab) Cut(ctx context.Context, node, what string) error {
+	return l.changeCut(ctx, node, what, func(n int, h, lan *host) error {
+		var addrs []netip.Addr
+		for _, f := range families() {
+			switch what {
+			case "etcd":
+				addrs = append(addrs, f.host(controlHost))
+			case "peers":
+				for _, peer := range l.nodes() {
+					if peer != n {
+						addrs = append(addrs, f.node(peer))
+					}
+				}
+			}
+		}
+		if what == "uplink" {
+			return lan.down(portName(node))
+		}
+		return dropTraffic(h.ns, what, addrs)
+	})
+}
+
+// Heal undoes Cut. Nil when there is nothing to undo.
+func (l *Lab) Heal(ctx context.Context, node, what string) error {
+	return l.changeCut(ctx, node, what, func(_ int, h, lan *host) error {
+		if what == "uplink" {
+			return lan.up(portName(node))
+		}
+		return passTraffic(h.ns, what)
+	})
+}
+
+func (l *Lab) changeCut(ctx context.Context, node, what string, f func(n int, h, lan *host) error) error {
+	n, err := l.NodeNumber(node)
+	if err != nil {
+		return err
+	}
+	if !slices.Contains(cuts, what) {
+		return fmt.Errorf("%q: want one of %q", what, cuts)
+	}
+	return l.change(ctx, func(s *state) error {
+		if s.Crashed[node] {
+			return fmt.Errorf("%s is powered off", node)
+		}
+		lan, err := l.openHost("lan")
+		if err != nil {
+			return err
+		}
+		defer lan.close()
+		h, err := l.openHost(node)
+		if err != nil {
+			return err
+		}
+		defer h.close()
+		return f(n, h, lan)
+	})
+}

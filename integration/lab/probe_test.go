@@ -1,0 +1,46 @@
+package lab
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+)
+
+func TestEvaluate(t *testing.T) {
+	const ms = time.Millisecond
+	a, b := netip.MustParseAddr("10.10.0.8"), netip.MustParseAddr("10.10.0.101")
+	sent := []time.Duration{0, 10 * ms, 20 * ms, 30 * ms}
+	for _, test := range []struct {
+		name    string
+		answers map[uint64]netip.Addr
+		want    ProbeResult
+	}{
+		{"without loss the gap is the interval", map[uint64]netip.Addr{0: a, 1: a, 2: a, 3: b}, ProbeResult{4, 0, 10 * ms, map[netip.Addr]int{a: 3, b: 1}}},
+		{"a loss in the middle lasts from the one before to the one after", map[uint64]netip.Addr{0: a, 3: a}, ProbeResult{4, 2, 30 * ms, map[netip.Addr]int{a: 2}}},
+		{"a loss at the ends counts from the begin and to the end", map[uint64]netip.Addr{1: a}, ProbeResult{4, 3, 30 * ms, map[netip.Addr]int{a: 1}}},
+		{"without any answer the gap is the whole probe", nil, ProbeResult{4, 4, 40 * ms, map[netip.Addr]int{}}},
+	} {
+		t.Run(test.name, func(t *testing.T) {
+			if diff := cmp.Diff(test.want, evaluate(sent, 40*ms, test.answers)); diff != "" {
+				t.Errorf("(-want +got):\n%s", diff)
+			}
+		})
+	}
+}
+
+func TestParsersRefuseShortFrames(t *testing.T) {
+	for _, etherType := range [][]byte{{8, 0}, {8, 6}, {0x86, 0xdd}} {
+		frame := append(make([]byte, 12), etherType...)
+		for len(frame) < 40 {
+			if p, ok := parsePacket(frame); ok && len(frame) < ethernetHeader+20 {
+				t.Errorf("packet in %d bytes: %v", len(frame), p)
+			}
+			if a, ok := parseARP(frame); ok {
+				t.Errorf("ARP in %d bytes: %v", len(frame), a)
+			}
+			frame = append(frame, 0)
+		}
+	}
+}

@@ -1,0 +1,124 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os"
+	"time"
+
+	"golang.org/x/sync/errgroup"
+)
+
+// serve is the lab's own background process until ctx ends: it relays the two listening sockets that it was given to the API server and
+// to etcd, and is the echo servers of the outside host.
+func serve(ctx context.Context, name string) error {
+	l, _, err := load(name)
+	if err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	for i, port := range []int{apiPort, etcdPort} {
+		ln, err := net.FileListener(os.NewFile(uintptr(lockFD+1+i), "listener"))
+		if err != nil {
+			return fmt.Errorf("taking over a listener: %w", err)
+		}
+		to := netip.AddrPortFrom(ControlIP, uint16(port)).String()
+		g.Go(func() error { return accept(ctx, ln, func(c net.Conn) { l.relay(ctx, c, to) }) })
+	}
+	err = inNetns(l.netns("outside"), func() error { return echo(ctx, g) })
+	if err != nil {
+		return fmt.Errorf("starting the echo servers: %w", err)
+	}
+	if err := g.Wait(); !errors.Is(err, context.Canceled) {
+		return err
+	}
+	return nil
+}
+
+// accept serves every connection in a goroutine of its own until ctx ends.
+func accept(ctx context.Context, ln net.Listener, handle func(net.Conn)) error {
+	defer context.AfterFunc(ctx, func() { ln.Close() })()
+	for {
+		c, err := ln.Accept()
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		go handle(c)
+	}
+}
+
+// relay connects c with an address in the control namespace. When that refuses, c is closed: its client sees a connection that ends.
+func (l *Lab) relay(ctx context.Context, c net.Conn, to string) {
+	defer c.Close()
+	var up net.Conn
+	err := inNetns(l.netns("control"), func() (err error) {
+		up, err = (&net.Dialer{Timeout: 5 * time.Second}).DialContext(ctx, "tcp", to)
+		return err
+	})
+	if err != nil {
+		fmt.Fprintf(os.Stderr, "relaying to %s: %v\n", to, err)
+		return
+	}
+	defer up.Close()
+	defer context.AfterFunc(ctx, func() { c.Close(); up.Close() })()
+	ended := make(chan struct{}, 2)
+	pipe := func(dst, src net.Conn) {
+		io.Copy(dst, src) // either side's end or error ends this direction
+		dst.(*net.TCPConn).CloseWrite()
+		ended <- struct{}{}
+	}
+	go pipe(up, c)
+	go pipe(c, up)
+	<-ended
+	<-ended
+}
+
+// echo starts the echo servers in the namespace of the calling thread. TCP: one line with the client's address. UDP: the datagram
+// and, after it, the client's address; from a socket per address, for an answer must come from the address that was asked.
+func echo(ctx context.Context, g *errgroup.Group) error {
+	ln, err := net.Listen("tcp", fmt.Sprintf(":%d", EchoPort))
+	if err != nil {
+		return err
+	}
+	g.Go(func() error {
+		return accept(ctx, ln, func(c net.Conn) {
+			defer c.Close()
+			fmt.Fprintln(c, unmap(c.RemoteAddr().(*net.TCPAddr).AddrPort()))
+		})
+	})
+	for _, f := range families() {
+		for _, ip := range []netip.Addr{f.outside, f.host(outsideHost)} {
+			conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, EchoPort)))
+			if err != nil {
+				return err
+			}
+			context.AfterFunc(ctx, func() { conn.Close() })
+			g.Go(func() error { return echoUDP(ctx, conn) })
+		}
+	}
+	return nil
+}
+
+func echoUDP(ctx context.Context, conn *net.UDPConn) error {
+	buf := make([]byte, 65536)
+	for {
+		n, from, err := conn.ReadFromUDPAddrPort(buf[:1400])
+		if ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if err != nil {
+			return err
+		}
+		answer := unmap(from).AppendTo(buf[:n])
+		conn.WriteToUDPAddrPort(answer, from) // what cannot be sent is lost, as any datagram may be
+	}
+}
+
+func unmap(a netip.AddrPort) netip.AddrPort { return netip.AddrPortFrom(a.Addr().Unmap(), a.Port()) }

@@ -1,0 +1,163 @@
+package lab
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"sort"
+	"time"
+)
+
+const (
+	// sourceTimeout bounds Source, connection and answer.
+	sourceTimeout = 5 * time.Second
+	// stragglers is how long Probe waits for answers after its last datagram: far above the lab's round trip, which is below 1 ms.
+	stragglers = 500 * time.Millisecond
+)
+
+// Source opens a TCP connection from a pod (namespace/name) to the outside host and returns the source address that was seen there.
+// It fails after 5 s without an answer.
+func (l *Lab) Source(ctx context.Context, pod string) (netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, sourceTimeout)
+	defer cancel()
+	ns, err := l.target("pod", pod)
+	if err != nil {
+		return netip.Addr{}, err
+	}
+	var conn net.Conn
+	err = inNetns(ns, func() (err error) {
+		conn, err = (&net.Dialer{}).DialContext(ctx, "tcp", netip.AddrPortFrom(OutsideIP, EchoPort).String())
+		return err
+	})
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("connecting from pod %s: %w", pod, err)
+	}
+	defer conn.Close()
+	defer context.AfterFunc(ctx, func() { conn.Close() })()
+	line, err := io.ReadAll(conn)
+	if ctx.Err() != nil {
+		err = context.Cause(ctx)
+	}
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("reading the answer to pod %s: %w", pod, err)
+	}
+	seen, err := netip.ParseAddrPort(string(bytes.TrimSpace(line)))
+	if err != nil {
+		return netip.Addr{}, fmt.Errorf("reading the answer to pod %s: %w", pod, err)
+	}
+	return seen.Addr(), nil
+}
+
+// ProbeResult is what Probe measured.
+type ProbeResult struct {
+	Sent, Lost int
+	// LongestGap is the longest time in which no datagram was sent that was answered: between one that was and the next, or the ends of
+	// the probe. Without loss it is the interval.
+	LongestGap time.Duration
+	// Sources counts the answered datagrams by the source address seen outside.
+	Sources map[netip.Addr]int
+}
+
+// MarshalJSON writes the gap in milliseconds.
+func (r ProbeResult) MarshalJSON() ([]byte, error) {
+	return json.Marshal(map[string]any{
+		"sent": r.Sent, "lost": r.Lost, "longestGapMs": float64(r.LongestGap.Microseconds()) / 1000, "sources": r.Sources,
+	})
+}
+
+// String prints a line per number, as the command does.
+func (r ProbeResult) String() string {
+	var b bytes.Buffer
+	fmt.Fprintf(&b, "sent         %d\nlost         %d\nlongest gap  %v\n", r.Sent, r.Lost, r.LongestGap.Round(100*time.Microsecond))
+	var ips []netip.Addr
+	for ip := range r.Sources {
+		ips = append(ips, ip)
+	}
+	sort.Slice(ips, func(i, j int) bool { return ips[i].Less(ips[j]) })
+	for _, ip := range ips {
+		fmt.Fprintf(&b, "source       %v: %d\n", ip, r.Sources[ip])
+	}
+	return b.String()
+}
+
+// Probe sends a datagram every interval from a pod (namespace/name) to the outside host, all of one flow, and takes the answers. It
+// returns after duration, or with what it has measured until then when ctx ends.
+func (l *Lab) Probe(ctx context.Context, pod string, interval, duration time.Duration) (ProbeResult, error) {
+	if interval <= 0 || duration < interval {
+		return ProbeResult{}, fmt.Errorf("probe of %v every %v: want an interval above 0, and a duration no shorter", duration, interval)
+	}
+	ns, err := l.target("pod", pod)
+	if err != nil {
+		return ProbeResult{}, err
+	}
+	var conn *net.UDPConn
+	err = inNetns(ns, func() (err error) {
+		conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(OutsideIP, EchoPort)))
+		return err
+	})
+	if err != nil {
+		return ProbeResult{}, fmt.Errorf("opening a socket in pod %s: %w", pod, err)
+	}
+	defer conn.Close()
+	answers := make(chan map[uint64]netip.Addr)
+	go func() { answers <- receive(conn) }()
+
+	begin := time.Now()
+	sentAt := make([]time.Duration, 0, duration/interval)
+	for i := range uint64(duration / interval) {
+		// by the clock, not by the last one: what the scheduler delays is caught up with
+		if sleep(ctx, time.Until(begin.Add(time.Duration(i)*interval))) != nil {
+			break
+		}
+		sentAt = append(sentAt, time.Since(begin))
+		conn.Write(binary.BigEndian.AppendUint64(nil, i)) // an error is a datagram that is lost, as a refused one before it is
+	}
+	end := time.Since(begin)
+	if err := conn.SetReadDeadline(time.Now().Add(stragglers)); err != nil {
+		return ProbeResult{}, err
+	}
+	return evaluate(sentAt, end, <-answers), nil
+}
+
+// receive collects the answers, number to address, until the read deadline or the end of the socket.
+func receive(conn *net.UDPConn) map[uint64]netip.Addr {
+	got := map[uint64]netip.Addr{}
+	buf := make([]byte, 2048)
+	for {
+		n, err := conn.Read(buf)
+		var timeout net.Error
+		if errors.Is(err, net.ErrClosed) || errors.As(err, &timeout) && timeout.Timeout() {
+			return got
+		}
+		if err != nil || n < 8 {
+			continue // an ICMP error about an earlier datagram: that one is lost, no more
+		}
+		if from, err := netip.ParseAddrPort(string(buf[8:n])); err == nil {
+			got[binary.BigEndian.Uint64(buf)] = from.Addr()
+		}
+	}
+}
+
+// evaluate sums up a probe: when each datagram was sent, when the sending ended, and which were answered.
+func evaluate(sentAt []time.Duration, end time.Duration, answers map[uint64]netip.Addr) ProbeResult {
+	r := ProbeResult{Sent: len(sentAt), Sources: map[netip.Addr]int{}}
+	var last time.Duration
+	for i, at := range sentAt {
+		ip, ok := answers[uint64(i)]
+		if !ok {
+			r.Lost++
+			continue
+		}
+		r.Sources[ip]++
+		r.LongestGap = max(r.LongestGap, at-last)
+		last = at
+	}
+	r.LongestGap = max(r.LongestGap, end-last)
+	return r
+}
