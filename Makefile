@@ -1,0 +1,41 @@
+# Everything a developer runs. `make demo` and `make test` need root: they make network namespaces.
+SHELL   := /bin/bash
+VERSION := $(shell git describe --always --dirty 2>/dev/null || echo unknown)
+LDFLAGS := -s -w -X main.version=$(VERSION)
+# The race detector wants the data plane tests to have time; a package that hangs is killed by this bound.
+TIMEOUT := 15m
+
+.PHONY: build demo test test-unit test-integration lint generate kube tools clean
+
+build:
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-lab
+
+# What the demo and the tests need beside Go: system packages, and a kube-apiserver built from the Go module proxy.
+tools:
+	integration/tools
+
+kube: tools
+	integration/kube/build
+
+demo: build kube
+	bin/egret-lab demo
+
+test: test-unit test-integration
+
+# Without root, the tests that need network namespaces skip themselves here; as root they run.
+test-unit: tools kube
+	go test -race -shuffle=on -timeout $(TIMEOUT) $$(go list ./... | grep -v /integration)
+
+test-integration: build kube
+	go test -count=1 -shuffle=on -timeout 20m ./integration/...
+
+lint:
+	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
+	go vet ./...
+	go tool staticcheck ./...
+
+generate:
+	go generate ./...
+
+clean:
+	rm -rf bin

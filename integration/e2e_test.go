@@ -1,0 +1,525 @@
+// Package integration tests Egret end to end, by packets, in a lab: real etcd, real kube-apiserver, real kernel.
+package integration
+
+import (
+	"context"
+	"encoding/json"
+	"flag"
+	"fmt"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"os"
+	"regexp"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/integration/lab"
+)
+
+// The lab that the tests of this package share, and the sniffers that watch it from outside over the whole run.
+var (
+	cluster *lab.Lab
+	watch   *witness
+)
+
+const leaseTTL = 3 * time.Second
+
+func TestMain(m *testing.M) {
+	if status, ok := lab.Helper(os.Args); ok {
+		os.Exit(status)
+	}
+	flag.Parse()
+	if os.Geteuid() != 0 {
+		fmt.Fprintln(os.Stderr, "integration tests make network namespaces: run them as root")
+		os.Exit(1)
+	}
+	os.Exit(run(m))
+}
+
+func run(m *testing.M) (status int) {
+	ctx := context.Background()
+	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
+	var err error
+	if cluster, err = lab.Up(ctx, lab.Config{Name: "e2e", Nodes: 3, LeaseTTL: leaseTTL, Log: log}); err != nil {
+		fmt.Fprintln(os.Stderr, "starting the lab:", err)
+		return 1
+	}
+	defer func() {
+		if err := cluster.Down(ctx); err != nil {
+			fmt.Fprintln(os.Stderr, "removing the lab:", err)
+			status = 1
+		}
+	}()
+	if watch, err = startWitness(ctx, cluster); err != nil {
+		fmt.Fprintln(os.Stderr, "starting the sniffers:", err)
+		return 1
+	}
+	status = m.Run()
+	if err := watch.stop(); err != nil {
+		fmt.Fprintln(os.Stderr, "over the whole run:", err)
+		status = 1
+	}
+	return status
+}
+
+// namespace gives a test names of its own, and removes what it made.
+type namespace struct {
+	t    *testing.T
+	name string
+	pods []string
+}
+
+func newNamespace(t *testing.T) *namespace {
+	t.Helper()
+	n := &namespace{t: t, name: "t-" + strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name()))}
+	n.name = n.name[:min(len(n.name), 40)]
+	t.Cleanup(n.clean)
+	return n
+}
+
+func (n *namespace) clean() {
+	ctx, cancel := context.WithTimeout(context.Background(), 30*time.Second)
+	defer cancel()
+	if _, err := cluster.Kubectl(ctx, "delete", "egress,externalippool", "-l", "test="+n.name, "--ignore-not-found"); err != nil {
+		n.t.Errorf("removing the egresses of the test: %v", err)
+	}
+	for _, name := range n.pods {
+		if err := cluster.RemovePod(ctx, name); err != nil {
+			n.t.Errorf("removing pod %s: %v", name, err)
+		}
+	}
+}
+
+// pod makes a pod and returns its full name.
+func (n *namespace) pod(name, node, app string) string {
+	n.t.Helper()
+	full := n.name + "/" + name
+	if _, err := cluster.Pod(n.t.Context(), lab.PodConfig{Name: full, Node: node, Labels: map[string]string{"app": app}}); err != nil {
+		n.t.Fatal(err)
+	}
+	n.pods = append(n.pods, full)
+	return full
+}
+
+// remove removes a pod before the test's end.
+func (n *namespace) remove(pod string) {
+	n.t.Helper()
+	n.pods = slices.DeleteFunc(n.pods, func(p string) bool { return p == pod })
+	if err := cluster.RemovePod(n.t.Context(), pod); err != nil {
+		n.t.Fatal(err)
+	}
+}
+
+// pool makes a pool with the given first and last address.
+func (n *namespace) pool(name, start, end string) {
+	n.t.Helper()
+	n.apply(map[string]any{"kind": "ExternalIPPool", "metadata": n.meta(name), "spec": map[string]any{
+		"ipRanges": []any{map[string]any{"start": start, "end": end}}, "nodeSelector": map[string]any{}}})
+}
+
+// egress makes an egress for the test's pods with the label app=<app>.
+func (n *namespace) egress(name, pool, app string) {
+	n.t.Helper()
+	n.apply(map[string]any{"kind": "Egress", "metadata": n.meta(name), "spec": map[string]any{
+		"externalIPPool": pool, "appliedTo": map[string]any{
+			"namespaceSelector": map[string]any{"matchLabels": map[string]any{"kubernetes.io/metadata.name": n.name}},
+			"podSelector":       map[string]any{"matchLabels": map[string]any{"app": app}}}}})
+}
+
+func (n *namespace) meta(name string) map[string]any {
+	return map[string]any{"name": name, "labels": map[string]any{"test": n.name}}
+}
+
+func (n *namespace) apply(object map[string]any) {
+	n.t.Helper()
+	object["apiVersion"] = "crd.antrea.io/v1beta1"
+	b, err := json.Marshal(object)
+	if err != nil {
+		n.t.Fatal(err)
+	}
+	path := n.t.TempDir() + "/object.json"
+	if err := os.WriteFile(path, b, 0o600); err != nil {
+		n.t.Fatal(err)
+	}
+	kubectl(n.t, "apply", "-f", path)
+}
+
+func kubectl(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := cluster.Kubectl(t.Context(), args...)
+	if err != nil {
+		t.Fatalf("kubectl %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// egret runs the operator's command.
+func egret(t *testing.T, args ...string) string {
+	t.Helper()
+	out, err := cluster.Egret(t.Context(), args...)
+	if err != nil {
+		t.Fatalf("egret %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// records returns what etcd holds of a kind.
+func records[T any](t *testing.T, kind string) []T {
+	t.Helper()
+	var out []T
+	if err := json.Unmarshal([]byte(egret(t, "get", kind, "-o", "json")), &out); err != nil {
+		t.Fatalf("egret get %s: %v", kind, err)
+	}
+	return out
+}
+
+// held waits until the egress has an IP and an owner, and returns both.
+func held(t *testing.T, name string) (netip.Addr, string) {
+	t.Helper()
+	var ip netip.Addr
+	var node string
+	eventually(t, 15*time.Second, func() error {
+		ip, node = lookUp(t, name)
+		if node == "" {
+			return fmt.Errorf("egress %s: IP %v, no owner", name, ip)
+		}
+		return nil
+	})
+	return ip, node
+}
+
+func lookUp(t *testing.T, name string) (netip.Addr, string) {
+	t.Helper()
+	for _, p := range records[egress.Policy](t, "egresses") {
+		if p.Name == name && len(p.Addresses) > 0 {
+			ip := p.Addresses[0].IP
+			for _, o := range records[egress.Owner](t, "owners") {
+				if o.IP == ip {
+					return ip, o.Node
+				}
+			}
+			return ip, ""
+		}
+	}
+	return netip.Addr{}, ""
+}
+
+// eventually repeats f until it returns nil.
+func eventually(t *testing.T, limit time.Duration, f func() error) {
+	t.Helper()
+	deadline := time.Now().Add(limit)
+	for {
+		err := f()
+		if err == nil {
+			return
+		}
+		if time.Now().After(deadline) {
+			t.Fatalf("after %v: %v", limit, err)
+		}
+		time.Sleep(20 * time.Millisecond) // a poll from outside: what is awaited can be told by nobody
+	}
+}
+
+// leavesAs waits until the outside host sees the pod come from want.
+func leavesAs(t *testing.T, pod string, want netip.Addr) {
+	t.Helper()
+	eventually(t, 5*time.Second, func() error {
+		// A connection that the pod opened before its node knew it is cut off when it does: the next one tells.
+		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+		defer cancel()
+		got, err := cluster.Source(ctx, pod)
+		if err == nil && got != want {
+			err = fmt.Errorf("the outside host saw %s, want %s", got, want)
+		}
+		if err != nil {
+			return fmt.Errorf("pod %s: %w", pod, err)
+		}
+		return nil
+	})
+}
+
+func nodeIP(t *testing.T, node string) netip.Addr {
+	t.Helper()
+	n, err := cluster.NodeNumber(node)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return lab.NodeIP(n)
+}
+
+func nodes() []string { return []string{"node-1", "node-2", "node-3"} }
+
+// otherNode returns a node that is none of those.
+func otherNode(not ...string) string {
+	for _, n := range nodes() {
+		if !slices.Contains(not, n) {
+			return n
+		}
+	}
+	panic("no node is left")
+}
+
+func TestSelectedPodsLeaveWithTheirEgressIPAndOthersAsBefore(t *testing.T) {
+	n := newNamespace(t)
+	n.pool("sources", "10.10.0.11", "10.10.0.12")
+	n.egress("sources-web", "sources", "web")
+	n.egress("sources-api", "sources", "api")
+	webIP, webNode := held(t, "sources-web")
+	apiIP, _ := held(t, "sources-api")
+	if webIP == apiIP {
+		t.Fatalf("both egresses have %s", webIP)
+	}
+	for _, node := range nodes() {
+		web, api, none := n.pod("web-"+node, node, "web"), n.pod("api-"+node, node, "api"), n.pod("none-"+node, node, "db")
+		selected(t, web, webIP)
+		selected(t, api, apiIP)
+		leavesAs(t, none, nodeIP(t, node))
+	}
+	t.Logf("%s is held by %s; pods there and elsewhere leave with it", webIP, webNode)
+	out := strings.Fields(strings.SplitN(kubectl(t, "get", "egress"), "\n", 2)[0])
+	if want := []string{"NAME", "EGRESSIP", "AGE", "NODE"}; !slices.Equal(out, want) {
+		t.Errorf("kubectl get egress: columns %v, want %v", out, want)
+	}
+}
+
+func TestPodIsCreatedRelabelledDeletedAndItsIPGivenToAnother(t *testing.T) {
+	n := newNamespace(t)
+	n.pool("cycle", "10.10.0.13", "10.10.0.13")
+	n.egress("cycle", "cycle", "web")
+	ip, gateway := held(t, "cycle")
+	node := otherNode(gateway)
+	pod := n.pod("a", node, "db")
+	leavesAs(t, pod, nodeIP(t, node))
+	kubectl(t, "label", "--overwrite", "-n", n.name, "pod/a", "app=web")
+	leavesAs(t, pod, ip)
+	kubectl(t, "label", "--overwrite", "-n", n.name, "pod/a", "app=db")
+	leavesAs(t, pod, nodeIP(t, node))
+	kubectl(t, "label", "--overwrite", "-n", n.name, "pod/a", "app=web")
+	leavesAs(t, pod, ip)
+	n.remove(pod)
+	heir := n.pod("b", node, "db") // the lab gives out the lowest free address
+	leavesAs(t, heir, nodeIP(t, node))
+}
+
+func TestPowerOffOfTheGatewayGivesTheSameSourceAgain(t *testing.T) {
+	n := newNamespace(t)
+	n.pool("off", "10.10.0.14", "10.10.0.14")
+	n.egress("off", "off", "web")
+	ip, gateway := held(t, "off")
+	pod := n.pod("web", otherNode(gateway), "web")
+	selected(t, pod, ip)
+	result := probe(t, pod, leaseTTL+4*time.Second, func() {
+		if err := cluster.Crash(t.Context(), gateway); err != nil {
+			t.Fatal(err)
+		}
+	})
+	t.Cleanup(func() {
+		if err := cluster.Recover(context.Background(), gateway); err != nil {
+			t.Errorf("recovering %s: %v", gateway, err)
+		}
+	})
+	if _, owner := lookUp(t, "off"); owner == gateway || owner == "" {
+		t.Errorf("the owner is %q after %s went", owner, gateway)
+	}
+	only(t, result, ip)
+	if limit := leaseTTL + 1500*time.Millisecond; result.LongestGap > limit {
+		t.Errorf("%v without an answer, want at most %v", result.LongestGap, limit)
+	}
+	t.Logf("longest gap %v", result.LongestGap)
+}
+
+func TestFrozenOwnerStopsAnsweringAndAnotherTakesOver(t *testing.T) {
+	n := newNamespace(t)
+	n.pool("frozen", "10.10.0.15", "10.10.0.15")
+	n.egress("frozen", "frozen", "web")
+	ip, gateway := held(t, "frozen")
+	pod := n.pod("web", otherNode(gateway), "web")
+	selected(t, pod, ip)
+	stopAsking := askWhoHas(t, ip) // ARP requests from the outside host all the while; the witness counts who answers
+	if err := cluster.Freeze(t.Context(), gateway); err != nil {
+		t.Fatal(err)
+	}
+	frozen := time.Now()
+	t.Cleanup(func() { _ = cluster.Thaw(context.Background(), gateway) }) // thawed below, unless the test failed before
+	eventually(t, leaseTTL+5*time.Second, func() error {
+		if _, owner := lookUp(t, "frozen"); owner == gateway || owner == "" {
+			return fmt.Errorf("the owner is %q", owner)
+		}
+		return nil
+	})
+	leavesAs(t, pod, ip)
+	if err := cluster.Thaw(t.Context(), gateway); err != nil {
+		t.Fatal(err)
+	}
+	time.Sleep(2 * time.Second) // for the thawed agent to do what it must not: the witness watches
+	stopAsking()
+	leavesAs(t, pod, ip)
+	last := watch.lastAnswer(ip, gateway)
+	if silent := last.Sub(frozen); silent > time.Second {
+		t.Errorf("%s answered for %s for %v after its agent was frozen", gateway, ip, silent)
+	}
+}
+
+func TestWhatIsDeletedByHandComesBack(t *testing.T) {
+	n := newNamespace(t)
+	n.pool("repair", "10.10.0.16", "10.10.0.16")
+	n.egress("repair", "repair", "web")
+	ip, gateway := held(t, "repair")
+	node := otherNode(gateway)
+	pod := n.pod("web", node, "web")
+	selected(t, pod, ip)
+	tests := []struct{ name, node, breaks, shows string }{
+		{"a rule", node, "ip rule del pref 1200", "ip rule list pref 1200"},
+		{"the guard", node, "ip rule del pref 1000", "ip rule list pref 1000"},
+		{"a route", node, "ip route flush table " + fmt.Sprint(7000+int(gateway[len("node-")]-'0')), "ip route show table all proto 94"},
+		{"a return route", gateway, "ip route flush table 7000", "ip route show table 7000"},
+		{"the whole table", node, "nft delete table inet egret", "nft list map inet egret nexthop"},
+		{"the whole table of the gateway", gateway, "nft delete table inet egret", "nft list map inet egret snat4"},
+		{"the ARP table of the gateway", gateway, "nft delete table arp egret", "nft list set arp egret egressip4"},
+		{"a pod's element", node, "nft flush map inet egret pod4", "nft list map inet egret pod4"},
+		{"a rule of the table", node, "nft flush chain inet egret prerouting", "nft list chain inet egret prerouting"},
+		{"the overlay", node, "ip link del egret.vx", "ip -br link show egret.vx"},
+		{"the address", gateway, "ip addr del " + ip.String() + "/32 dev egret0", "ip -br addr show egret0"},
+	}
+	for _, tt := range tests {
+		t.Run(tt.name, func(t *testing.T) {
+			show := func() string {
+				out, _ := cluster.Exec(t.Context(), "node", tt.node, strings.Fields(tt.shows)...) // while it is gone, the command fails
+				return stable(string(out))
+			}
+			before := show()
+			if before == "" {
+				t.Fatalf("%s prints nothing before", tt.shows)
+			}
+			if out, err := cluster.Exec(t.Context(), "node", tt.node, strings.Fields(tt.breaks)...); err != nil {
+				t.Fatalf("%s: %v\n%s", tt.breaks, err, out)
+			}
+			broken := time.Now()
+			for show() != before {
+				if time.Since(broken) > 5*time.Second {
+					t.Fatalf("%s does not print the same again\nbefore:\n%s\nnow:\n%s", tt.shows, before, show())
+				}
+			}
+			if took := time.Since(broken); took > time.Second {
+				t.Errorf("back after %v, want a second at most", took)
+			}
+			leavesAs(t, pod, ip)
+		})
+	}
+}
+
+func TestRestartOfAgentsLosesNoPacket(t *testing.T) {
+	n := newNamespace(t)
+	n.pool("restart", "10.10.0.17", "10.10.0.17")
+	n.egress("restart", "restart", "web")
+	ip, gateway := held(t, "restart")
+	pod := n.pod("web", otherNode(gateway), "web")
+	selected(t, pod, ip)
+	owners := ownership(t)
+	result := probe(t, pod, 8*time.Second, func() {
+		for _, node := range nodes() {
+			if err := cluster.Stop(t.Context(), "agent", node); err != nil {
+				t.Fatal(err)
+			}
+			if err := cluster.Start(t.Context(), "agent", node); err != nil {
+				t.Fatal(err)
+			}
+		}
+	})
+	only(t, result, ip)
+	if result.Lost > 0 {
+		t.Errorf("%d of %d packets lost while every agent was restarted; longest gap %v", result.Lost, result.Sent, result.LongestGap)
+	}
+	if after := ownership(t); !maps.Equal(owners, after) {
+		t.Errorf("owners before %v, after %v", owners, after)
+	}
+}
+
+func TestPlannedMoveLosesNoPacket(t *testing.T) {
+	n := newNamespace(t)
+	n.pool("move", "10.10.0.18", "10.10.0.18")
+	n.egress("move", "move", "web")
+	ip, gateway := held(t, "move")
+	other := otherNode(gateway)
+	node := otherNode(gateway, other)
+	pod := n.pod("web", node, "web")
+	selected(t, pod, ip)
+	move := func(to string) lab.ProbeResult {
+		t.Helper()
+		result := probe(t, pod, 3*time.Second, func() {
+			t.Log(strings.TrimSpace(egret(t, "move", ip.String(), "--to", to)))
+			if _, owner := lookUp(t, "move"); owner != to {
+				t.Errorf("the owner is %s, want %s", owner, to)
+			}
+		})
+		only(t, result, ip)
+		t.Logf("sent %d, lost %d, longest gap %v", result.Sent, result.Lost, result.LongestGap)
+		return result
+	}
+	for _, to := range []string{other, gateway} {
+		if r := move(to); r.Lost > 0 {
+			t.Errorf("move to %s: %d of %d packets lost, longest gap %v", to, r.Lost, r.Sent, r.LongestGap)
+		}
+	}
+	// To the pod's own node and away again the connection is translated on another node than before, and so starts afresh there.
+	for _, to := range []string{node, gateway} {
+		if r := move(to); r.LongestGap > 500*time.Millisecond {
+			t.Errorf("move to %s: no answer for %v, want at most 500ms", to, r.LongestGap)
+		}
+	}
+}
+
+// probe runs a probe of the pod every 1 ms, and f after its first half second.
+func probe(t *testing.T, pod string, d time.Duration, f func()) lab.ProbeResult {
+	t.Helper()
+	type outcome struct {
+		lab.ProbeResult
+		err error
+	}
+	done := make(chan outcome, 1)
+	go func() {
+		r, err := cluster.Probe(t.Context(), pod, time.Millisecond, d)
+		done <- outcome{r, err}
+	}()
+	time.Sleep(500 * time.Millisecond) // the probe runs by then, with something to compare with
+	f()
+	o := <-done
+	if o.err != nil {
+		t.Fatalf("probing from %s: %v", pod, o.err)
+	}
+	return o.ProbeResult
+}
+
+// only fails the test when the probe was seen with another source than ip, or not at all.
+func only(t *testing.T, r lab.ProbeResult, ip netip.Addr) {
+	t.Helper()
+	if len(r.Sources) != 1 || r.Sources[ip] == 0 {
+		t.Errorf("sources %v, want only %s", r.Sources, ip)
+	}
+}
+
+// volatile is what nft prints that changes by itself.
+var volatile = regexp.MustCompile(`counter packets \d+ bytes \d+| ?expires \S+|# handle \d+`)
+
+// permits are the timed sets in what nft prints: their elements come and go with every renewal.
+var permits = regexp.MustCompile(`(?s)\tset (permit|answer)[46] \{.*?\n\t\}\n`)
+
+// renewal is what nft monitor prints of the renewal of a permit.
+var renewal = regexp.MustCompile(`^((add|delete) element (inet egret (permit|answer)[46]|arp egret permit4) |# new generation )`)
+
+// stable returns what a command printed without what changes by itself.
+func stable(s string) string { return strings.TrimSpace(volatile.ReplaceAllString(s, "")) }
+
+// ownership returns who holds what.
+func ownership(t *testing.T) map[netip.Addr]string {
+	t.Helper()
+	out := map[netip.Addr]string{}
+	for _, o := range records[egress.Owner](t, "owners") {
+		out[o.IP] = o.Node
+	}
+	return out
+}
