@@ -34,10 +34,11 @@ const (
 
 	// ReturnTable is the route table of ReturnMark. Table ReturnTable+n belongs to the routing mark RoutingBit+n.
 	ReturnTable = 7000
-	// GuardPriority is the priority of the ip rule that lets every packet without the routing bit go on after one comparison.
+	// GuardPriority is the priority of the ip rule that takes every packet without the routing bit past the others, to the last one.
 	GuardPriority = 1000
-	// ReturnPriority is the priority of the ip rule of ReturnMark.
-	ReturnPriority = 1100
+	// ReturnPriority is the priority of the ip rule of ReturnMark. It is the last of ours: the guard leads to it, and from there a packet
+	// that is not ours comes to the rules of others. (A guard that led to the main table would skip those.)
+	ReturnPriority = MaxPriority
 	// NextHopPriority is the priority that the ip rules of all next hops share: their marks differ, so their order is of no meaning.
 	NextHopPriority = 1200
 	// MinPriority and MaxPriority bound the ip rule priorities that are Egret's; what lies between the ones above is free for the

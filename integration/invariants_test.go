@@ -117,7 +117,7 @@ func TestInvariant3NothingThatIsNotOursIsWrittenOrRemoved(t *testing.T) {
 	}
 	t.Cleanup(func() {
 		for _, line := range []string{
-			"nft delete table inet egretta", "nft delete table ip egret", "ip rule del pref 1100 fwmark 0x1", "ip rule del pref 1999",
+			"nft delete table inet egretta", "nft delete table ip egret", "ip rule del pref 1100 fwmark 0x1", "ip rule del pref 1999 from 192.0.2.1",
 			"ip route del 192.0.2.0/24 table 7000", "ip route del 192.0.2.0/24 table 7999", "ip link del egret1",
 		} {
 			_, _ = cluster.Exec(context.Background(), "node", gateway, strings.Fields(line)...) // the test has failed, if this does

@@ -12,10 +12,6 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// mainPriority is the priority of the rule `lookup main`, which the kernel makes in every namespace: behind the guard, only what the
-// main table and its successors say counts.
-const mainPriority = 32766
-
 // kind orders entries: each needs only what is of a kind before its own.
 type kind int
 

@@ -15,10 +15,10 @@ func TestWhatIsDamagedComesBack(t *testing.T) {
 	for name, lines := range map[string]string{
 		"guard deleted":            "ip rule del pref 1000",
 		"IPv6 guard deleted":       "ip -6 rule del pref 1000",
-		"return rule deleted":      "ip rule del pref 1100",
+		"return rule deleted":      "ip rule del pref 1999",
 		"next hop's rule deleted":  "ip rule del pref 1200",
-		"rule with a selector":     "ip rule del pref 1100; ip rule add pref 1100 fwmark 0x2000/0x3fff iif lo lookup 7000 protocol 94",
-		"rule to another table":    "ip rule del pref 1100; ip rule add pref 1100 fwmark 0x2000/0x3fff lookup 7001 protocol 94",
+		"rule with a selector":     "ip rule del pref 1999; ip rule add pref 1999 fwmark 0x2000/0x3fff iif lo lookup 7000 protocol 94",
+		"rule to another table":    "ip rule del pref 1999; ip rule add pref 1999 fwmark 0x2000/0x3fff lookup 7001 protocol 94",
 		"rule without a mask":      "ip rule add pref 1300 from 10.0.0.0/8 lookup 7000 protocol 94",
 		"rule too many":            "ip rule add pref 1200 fwmark 0x2009/0x3fff lookup 7009 protocol 94",
 		"next hop's route deleted": "ip route flush table 11095",
@@ -100,8 +100,8 @@ ip addr add 10.10.0.101/24 dev uplink
 ip -6 addr add fd10::101/64 dev uplink nodad
 ip link add egret type bridge
 ip link add vx type vxlan id 7 dstport 4789 local 10.10.0.101 nolearning
-ip rule add pref 1000 fwmark 0/0x2000 goto 32766
-ip rule add pref 1100 fwmark 0x2000/0x3fff lookup 7000 protocol 95
+ip rule add pref 1000 fwmark 0/0x2000 goto 1999
+ip rule add pref 1999 fwmark 0x2000/0x3fff lookup 7000 protocol 95
 ip rule add pref 1150 fwmark 0x2005/0x3fff lookup 7005 protocol static
 ip rule add pref 2000 fwmark 0x2000/0x3fff lookup 7000 protocol 94
 ip rule add pref 999 fwmark 0x2000/0x3fff lookup 7000 protocol 94
@@ -160,6 +160,17 @@ func TestNothingOfOthersIsTouched(t *testing.T) {
 	}
 	if err := r.Delete(); err != nil {
 		t.Errorf("nothing left to delete: %v", err)
+	}
+}
+
+func TestRulesOfOthersApplyToPacketsThatAreNotOurs(t *testing.T) {
+	r := open(t)
+	netns.Run(t, "ip route add 192.0.2.0/24 dev lo table 500")
+	netns.Run(t, "ip rule add pref 5000 from 10.10.0.101 lookup 500")
+	s := sections(t, "testdata/moved.txtar")
+	reach(t, r, parseState(t, s["state"]))
+	if got := netns.Run(t, "ip route get 192.0.2.1 from 10.10.0.101"); !strings.Contains(got, "table 500") {
+		t.Errorf("a packet without mark: %s, want it to come to the rule behind ours", got)
 	}
 }
 

@@ -139,7 +139,7 @@ func (s State) entries(off map[int]bool) []entry {
 // familyEntries returns what every family has.
 func (s State) familyEntries(f family) []entry {
 	guard := newRule(f, egress.GuardPriority, 0, egress.RoutingBit)
-	guard.Goto = mainPriority
+	guard.Goto = egress.ReturnPriority
 	back := newRule(f, egress.ReturnPriority, egress.ReturnMark, egress.MarkMask)
 	back.Table = egress.ReturnTable
 	es := []entry{addressEntry(f, f.address(s.Overlay.Local)), ruleEntry(f, guard), ruleEntry(f, back)}

@@ -61,7 +61,7 @@ func TestWatchTellsOfWhatOthersDoToOurs(t *testing.T) {
 	changes := watch(t)
 	for _, line := range []string{
 		"ip rule del pref 1200",
-		"ip -6 rule del pref 1100",
+		"ip -6 rule del pref 1999",
 		"ip route flush table 7000",
 		"ip -6 route flush table 11095",
 		"ip neigh del 10.10.0.103 dev egret.vx",
