@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io/fs"
 	"log/slog"
 	"net"
 	"net/netip"
@@ -82,6 +83,9 @@ func Run(ctx context.Context, cfg Config) error {
 		return fmt.Errorf("checking the kernel: %w", err)
 	}
 	a, err := open(cfg)
+	if errors.Is(err, fs.ErrPermission) {
+		return fmt.Errorf("%w: the agent needs CAP_NET_ADMIN and CAP_NET_RAW", err)
+	}
 	if err != nil {
 		return err
 	}

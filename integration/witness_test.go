@@ -86,6 +86,7 @@ func selected(t *testing.T, pod string, ip netip.Addr) {
 	if out, err := cluster.Exec(t.Context(), "pod", pod, "sh", "-c", set); err != nil {
 		t.Fatalf("setting the source ports of %s: %v\n%s", pod, err, out)
 	}
+	leavesAs(t, pod, ip)
 }
 
 // stop ends the watch and returns what was seen that must never be.

@@ -22,17 +22,22 @@ import (
 // Kinds are what Get can list.
 var Kinds = []string{"allocations", "egresses", "nodes", "owners", "pools"}
 
-// Formats are how Get can print, the empty one being a table.
-var Formats = []string{"", "json", "yaml"}
-
-// Get writes the records of a kind to w, sorted by key. Records that cannot be read are left out and returned as an error, after the
-// others were written.
-func Get(ctx context.Context, c *store.Client, kind, format string, w io.Writer) error {
-	if !slices.Contains(Formats, format) {
-		return fmt.Errorf("output format %q: want json or yaml", format)
-	}
+// Check returns an error that says what is wrong with a kind or a format: "json", "yaml", or "" for a table.
+func Check(kind, format string) error {
 	if !slices.Contains(Kinds, kind) {
 		return fmt.Errorf("kind %q: want one of %s", kind, strings.Join(Kinds, ", "))
+	}
+	if !slices.Contains([]string{"", "json", "yaml"}, format) {
+		return fmt.Errorf("output format %q: want json or yaml", format)
+	}
+	return nil
+}
+
+// Get writes the records of a kind to w, sorted by key; see Check. Records that cannot be read are left out and returned as an error,
+// after the others were written.
+func Get(ctx context.Context, c *store.Client, kind, format string, w io.Writer) error {
+	if err := Check(kind, format); err != nil {
+		return err
 	}
 	all, err := c.ReadAll(ctx)
 	if err != nil {

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"slices"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -18,7 +19,7 @@ type agentFlags struct {
 	etcd                                 etcdFlags
 	config, node, nodeIP, logLevel       string
 	leaseTTL, permit, claimDelay, linger time.Duration
-	except                               []string
+	except, cluster                      []string
 	maxEgressIPs                         int
 }
 
@@ -42,7 +43,7 @@ func agentCommand() *cobra.Command {
 	s.DurationVar(&f.claimDelay, "claim-delay", time.Second, "how much longer each next candidate waits before it claims a free egress IP")
 	s.DurationVar(&f.linger, "linger", 5*time.Second, "how long the former owner forwards what is under way after a planned move")
 	s.StringSliceVar(&f.except, "egress.exceptCIDRs", nil, "destinations that are never SNATed, on top of node addresses and the nodes' pod CIDRs")
-	s.StringSliceVar(&f.except, "cluster-cidrs", nil, "pod and Service CIDRs of the cluster, where the nodes' records do not name them")
+	s.StringSliceVar(&f.cluster, "cluster-cidrs", nil, "pod and Service CIDRs of the cluster, where the nodes' records do not name them")
 	s.IntVar(&f.maxEgressIPs, "egress.maxEgressIPsPerNode", 255, "how many egress IPs a node may hold, 1 to 255; the node annotation node.antrea.io/max-egress-ips wins")
 	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	c.RunE = configured(&f.config, func(c *cobra.Command, _ []string) error { return f.run(c) })
@@ -79,7 +80,7 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	if f.maxEgressIPs < 1 || f.maxEgressIPs > 255 {
 		fault("--egress.maxEgressIPsPerNode %d: want 1 to 255", f.maxEgressIPs)
 	}
-	for _, text := range f.except {
+	for _, text := range slices.Concat(f.except, f.cluster) {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
 			fault("--egress.exceptCIDRs, --cluster-cidrs %q: want an address and a prefix length, like 192.168.0.0/16", text)

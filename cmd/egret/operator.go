@@ -22,12 +22,15 @@ func getCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:       "get " + strings.Join(operator.Kinds, "|"),
 		Short:     "Print what etcd holds",
-		Args:      cobra.MatchAll(cobra.ExactArgs(1), cobra.OnlyValidArgs),
+		Args:      cobra.ExactArgs(1),
 		ValidArgs: operator.Kinds,
 	}
 	etcd.add(c.Flags())
 	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: a table)")
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
+		if err := operator.Check(args[0], output); err != nil {
+			return err
+		}
 		client, err := etcd.dial(c.Context(), quiet)
 		if err != nil {
 			return err

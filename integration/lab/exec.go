@@ -15,6 +15,9 @@ import (
 // Name returns the lab's name.
 func (l *Lab) Name() string { return l.cfg.Name }
 
+// EgretPath returns the path of the program egret.
+func (l *Lab) EgretPath() string { return l.cfg.Egret }
+
 // Kubeconfig returns the path of the kubeconfig of a cluster admin, for programs on this machine.
 func (l *Lab) Kubeconfig() string { return l.path("kubeconfig") }
 

@@ -1,0 +1,114 @@
+package main
+
+import (
+	"bytes"
+	"os"
+	"path/filepath"
+	"strings"
+	"testing"
+)
+
+// run runs the command as main does and returns what it printed, and its error.
+func run(t *testing.T, args ...string) (string, error) {
+	t.Helper()
+	var out bytes.Buffer
+	c := root()
+	c.SetArgs(args)
+	c.SetOut(&out)
+	c.SetErr(&out)
+	err := c.ExecuteContext(t.Context())
+	return out.String(), err
+}
+
+func TestBadInputIsNamed(t *testing.T) {
+	dir := t.TempDir()
+	file := func(name, text string) string {
+		path := filepath.Join(dir, name)
+		if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		return path
+	}
+	tests := map[string]struct {
+		args []string
+		want []string // each has to be in the error
+	}{
+		"unknown command":         {[]string{"fly"}, []string{"fly"}},
+		"unknown flag":            {[]string{"agent", "--wings=2"}, []string{"wings"}},
+		"kind":                    {[]string{"get", "birds"}, []string{"birds"}},
+		"output format":           {[]string{"get", "owners", "-o", "xml", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms"}, []string{"xml", "json"}},
+		"no IP to move":           {[]string{"move", "--to", "node-1"}, []string{"arg"}},
+		"not an IP":               {[]string{"move", "ten.ten", "--to", "node-1"}, []string{"ten.ten", "IPv4"}},
+		"no target":               {[]string{"move", "10.0.0.1"}, []string{"to"}},
+		"timeout":                 {[]string{"move", "10.0.0.1", "--to", "a", "--timeout", "1ms"}, []string{"--timeout", "1ms", "2s"}},
+		"duration":                {[]string{"agent", "--lease-ttl", "soon"}, []string{"lease-ttl", "soon"}},
+		"lease too short":         {[]string{"agent", "--lease-ttl", "1s"}, []string{"--lease-ttl", "1s", "2s"}},
+		"every fault at once":     {[]string{"agent", "--lease-ttl", "1s", "--node-ip", "x", "--egress.maxEgressIPsPerNode", "256", "--egress.exceptCIDRs", "10.0.0.0", "--log-level", "loud"}, []string{"--lease-ttl", "--node-ip", "256", "10.0.0.0", "loud"}},
+		"no node":                 {[]string{"agent", "--node", ""}, []string{"--node"}},
+		"config file missing":     {[]string{"agent", "--config", filepath.Join(dir, "none")}, []string{"--config", "none"}},
+		"config file unreadable":  {[]string{"agent", "--config", file("broken", "a: [")}, []string{"broken"}},
+		"config option unknown":   {[]string{"agent", "--config", file("unknown", "wings: 2")}, []string{"wings"}},
+		"config value malformed":  {[]string{"agent", "--config", file("value", "lease-ttl: soon")}, []string{"lease-ttl", "soon"}},
+		"CA file missing":         {[]string{"get", "owners", "--cacert", filepath.Join(dir, "ca")}, []string{"--cacert", "ca"}},
+		"CA file without content": {[]string{"get", "owners", "--cacert", file("empty.crt", "")}, []string{"--cacert", "empty.crt", "PEM"}},
+		"certificate without key": {[]string{"get", "owners", "--cert", "x"}, []string{"--cert", "--key"}},
+		"election TTL":            {[]string{"crdsync", "--election-ttl", "1500ms"}, []string{"--election-ttl", "1.5s"}},
+		"kubeconfig missing":      {[]string{"crdsync", "--kubeconfig", filepath.Join(dir, "kube")}, []string{"--kubeconfig", "kube"}},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			out, err := run(t, tt.args...)
+			if err == nil {
+				t.Fatalf("no error; it printed %q", out)
+			}
+			for _, part := range tt.want {
+				if !strings.Contains(err.Error(), part) {
+					t.Errorf("%q does not say %q", err, part)
+				}
+			}
+		})
+	}
+}
+
+func TestUnreachableEtcdIsNamed(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Log("not root: the agent refuses before it comes to etcd")
+	}
+	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
+	if err := os.WriteFile(kubeconfig, []byte(`{"apiVersion": "v1", "kind": "Config", "current-context": "a",
+		"contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}], "users": [{"name": "a", "user": {}}],
+		"clusters": [{"name": "a", "cluster": {"server": "https://127.0.0.1:1"}}]}`), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for name, args := range map[string][]string{
+		"get":     {"get", "owners"},
+		"move":    {"move", "10.0.0.1", "--to", "node-1"},
+		"crdsync": {"crdsync", "--kubeconfig", kubeconfig},
+		"agent":   {"agent", "--node", "node-1"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			if name == "agent" && os.Geteuid() != 0 {
+				t.Skip("needs root")
+			}
+			_, err := run(t, append(args, "--endpoints", "127.0.0.1:1", "--dial-timeout", "300ms")...)
+			if err == nil || !strings.Contains(err.Error(), "127.0.0.1:1") || !strings.Contains(err.Error(), "--endpoints") {
+				t.Errorf("error %v: want one that names endpoint and flag", err)
+			}
+		})
+	}
+}
+
+func TestEnvironmentOfEtcdctlIsUnderstood(t *testing.T) {
+	t.Setenv("ETCDCTL_ENDPOINTS", "127.0.0.1:2")
+	t.Setenv("ETCDCTL_DIAL_TIMEOUT", "300ms")
+	if _, err := run(t, "get", "owners"); err == nil || !strings.Contains(err.Error(), "127.0.0.1:2") {
+		t.Errorf("error %v: want one that names the endpoint of the environment", err)
+	}
+	if _, err := run(t, "get", "owners", "--endpoints", "127.0.0.1:3"); err == nil || !strings.Contains(err.Error(), "127.0.0.1:3") {
+		t.Errorf("error %v: want one that names the endpoint of the flag", err)
+	}
+	t.Setenv("ETCDCTL_DIAL_TIMEOUT", "soon")
+	if _, err := run(t, "get", "owners"); err == nil || !strings.Contains(err.Error(), "ETCDCTL_DIAL_TIMEOUT") {
+		t.Errorf("error %v: want one that names the variable", err)
+	}
+}

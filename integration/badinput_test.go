@@ -1,0 +1,64 @@
+package integration
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/egret-project/egret/integration/lab"
+)
+
+func TestKernelThatLacksSomethingIsNamed(t *testing.T) {
+	// Without the capability the kernel refuses what it would refuse for want of the feature: the agent has to say which, and end.
+	egretPath, endpoint := cluster.EgretPath(), lab.ControlIP.String()+":2379"
+	if err := cluster.Stop(t.Context(), "agent", "node-3"); err != nil {
+		t.Fatal(err)
+	}
+	out, err := cluster.Exec(t.Context(), "node", "node-3", "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin",
+		egretPath, "agent", "--node", "node-3", "--endpoints", endpoint)
+	if err == nil || !strings.Contains(fmt.Sprint(err, string(out)), "CAP_NET_ADMIN") {
+		t.Errorf("an agent without CAP_NET_ADMIN: %v\n%s\nwant an error that names it", err, out)
+	}
+	if err := cluster.Start(t.Context(), "agent", "node-3"); err != nil {
+		t.Fatal(err)
+	}
+	out, err = cluster.Exec(t.Context(), "node", "node-3", egretPath, "agent", "--node", "node-3", "--endpoints", endpoint)
+	if err == nil || !strings.Contains(fmt.Sprint(err, string(out)), "another egret agent") {
+		t.Errorf("a second agent on the node: %v\n%s\nwant an error that says so", err, out)
+	}
+}
+
+func TestRecordThatDoesNotParseIsNamedAndTheOthersServed(t *testing.T) {
+	n := newNamespace(t)
+	n.pool("bad", "10.10.0.41", "10.10.0.41")
+	n.egress("bad", "bad", "web")
+	ip, gateway := held(t, "bad")
+	etcd := etcdClient(t)
+	const key = "/egret/owners/10.10.0.42"
+	if _, err := etcd.Put(t.Context(), key, "nobody"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if _, err := etcd.Delete(context.Background(), key); err != nil {
+			t.Error(err)
+		}
+	})
+	for _, node := range nodes() {
+		eventually(t, 5*time.Second, func() error {
+			log, err := os.ReadFile(cluster.LogFile("agent-" + node))
+			if err != nil || !bytes.Contains(log, []byte("owners/10.10.0.42")) {
+				return fmt.Errorf("the agent of %s does not name the record in its log (%v)", node, err)
+			}
+			return nil
+		})
+	}
+	selected(t, n.pod("web", otherNode(gateway), "web"), ip)
+	out, err := cluster.Egret(t.Context(), "get", "owners")
+	if err == nil || !strings.Contains(err.Error()+string(out), "owners/10.10.0.42") || !bytes.Contains(out, []byte(ip.String())) {
+		t.Errorf("egret get owners: %v\n%s\nwant the other owners, and an error that names the record", err, out)
+	}
+}
