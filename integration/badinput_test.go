@@ -34,9 +34,6 @@ func TestKernelThatLacksSomethingIsNamed(t *testing.T) {
 
 func TestRecordThatDoesNotParseIsNamedAndTheOthersServed(t *testing.T) {
 	n := newNamespace(t)
-	n.pool("bad", "10.10.0.41", "10.10.0.41")
-	n.egress("bad", "bad", "web")
-	ip, gateway := held(t, "bad")
 	etcd := etcdClient(t)
 	const key = "/egret/owners/10.10.0.42"
 	if _, err := etcd.Put(t.Context(), key, "nobody"); err != nil {
@@ -56,7 +53,7 @@ func TestRecordThatDoesNotParseIsNamedAndTheOthersServed(t *testing.T) {
 			return nil
 		})
 	}
-	selected(t, n.pod("web", otherNode(gateway), "web"), ip)
+	ip, _, _ := n.remote("bad", "10.10.0.41")
 	out, err := cluster.Egret(t.Context(), "get", "owners")
 	if err == nil || !strings.Contains(err.Error()+string(out), "owners/10.10.0.42") || !bytes.Contains(out, []byte(ip.String())) {
 		t.Errorf("egret get owners: %v\n%s\nwant the other owners, and an error that names the record", err, out)

@@ -149,6 +149,18 @@ func (n *namespace) egress(name, pool, app string) {
 			"podSelector":       map[string]any{"matchLabels": map[string]any{"app": app}}}}})
 }
 
+// remote makes a pool of one address with an egress for app=web, both of that name, and a pod that is selected, on another node than the
+// gateway's.
+func (n *namespace) remote(name, address string) (ip netip.Addr, gateway, pod string) {
+	n.t.Helper()
+	n.pool(name, address, address)
+	n.egress(name, name, "web")
+	ip, gateway = held(n.t, name)
+	pod = n.pod("web", otherNode(gateway), "web")
+	selected(n.t, pod, ip)
+	return ip, gateway, pod
+}
+
 func (n *namespace) meta(name string) map[string]any {
 	return map[string]any{"name": name, "labels": map[string]any{"test": n.name}}
 }
@@ -326,11 +338,7 @@ func TestPodIsCreatedRelabelledDeletedAndItsIPGivenToAnother(t *testing.T) {
 
 func TestPowerOffOfTheGatewayGivesTheSameSourceAgain(t *testing.T) {
 	n := newNamespace(t)
-	n.pool("off", "10.10.0.14", "10.10.0.14")
-	n.egress("off", "off", "web")
-	ip, gateway := held(t, "off")
-	pod := n.pod("web", otherNode(gateway), "web")
-	selected(t, pod, ip)
+	ip, gateway, pod := n.remote("off", "10.10.0.14")
 	result := probe(t, pod, leaseTTL+4*time.Second, func() {
 		if err := cluster.Crash(t.Context(), gateway); err != nil {
 			t.Fatal(err)
@@ -352,45 +360,59 @@ func TestPowerOffOfTheGatewayGivesTheSameSourceAgain(t *testing.T) {
 }
 
 func TestFrozenOwnerStopsAnsweringAndAnotherTakesOver(t *testing.T) {
+	ip, gateway, began := takeOver(t, "frozen", "10.10.0.15", cluster.Freeze, cluster.Thaw)
+	if silent := watch.lastAnswer(ip, gateway).Sub(began); silent > time.Second {
+		t.Errorf("%s answered for %s for %v after its agent was frozen", gateway, ip, silent)
+	}
+}
+
+func TestOwnerCutOffFromEtcdLetsGoAndAnotherTakesOver(t *testing.T) {
+	cut := func(ctx context.Context, node string) error { return cluster.Cut(ctx, node, "etcd") }
+	heal := func(ctx context.Context, node string) error { return cluster.Heal(ctx, node, "etcd") }
+	takeOver(t, "cut", "10.10.0.19", cut, heal)
+}
+
+// takeOver breaks the owner of an IP while the outside host asks for the IP all the time, waits until another node serves, and mends the
+// former owner, which must keep silent. The witness counts who answers when.
+func takeOver(t *testing.T, name, address string, breaks, mend func(context.Context, string) error) (ip netip.Addr, gateway string, began time.Time) {
+	t.Helper()
 	n := newNamespace(t)
-	n.pool("frozen", "10.10.0.15", "10.10.0.15")
-	n.egress("frozen", "frozen", "web")
-	ip, gateway := held(t, "frozen")
-	pod := n.pod("web", otherNode(gateway), "web")
-	selected(t, pod, ip)
-	stopAsking := askWhoHas(t, ip) // ARP requests from the outside host all the while; the witness counts who answers
-	if err := cluster.Freeze(t.Context(), gateway); err != nil {
+	ip, gateway, pod := n.remote(name, address)
+	stopAsking := askWhoHas(t, ip)
+	if err := breaks(t.Context(), gateway); err != nil {
 		t.Fatal(err)
 	}
-	frozen := time.Now()
-	t.Cleanup(func() { _ = cluster.Thaw(context.Background(), gateway) }) // thawed below, unless the test failed before
+	began = time.Now()
+	mended := false
+	t.Cleanup(func() {
+		if !mended {
+			_ = mend(context.Background(), gateway) // the test has failed already
+		}
+	})
 	eventually(t, leaseTTL+5*time.Second, func() error {
-		if _, owner := lookUp(t, "frozen"); owner == gateway || owner == "" {
+		if _, owner := lookUp(t, name); owner == gateway || owner == "" {
 			return fmt.Errorf("the owner is %q", owner)
 		}
 		return nil
 	})
 	leavesAs(t, pod, ip)
-	if err := cluster.Thaw(t.Context(), gateway); err != nil {
+	if err := mend(t.Context(), gateway); err != nil {
 		t.Fatal(err)
 	}
-	time.Sleep(2 * time.Second) // for the thawed agent to do what it must not: the witness watches
+	mended = true
+	time.Sleep(2 * time.Second) // for the former owner to do what it must not
 	stopAsking()
 	leavesAs(t, pod, ip)
-	last := watch.lastAnswer(ip, gateway)
-	if silent := last.Sub(frozen); silent > time.Second {
-		t.Errorf("%s answered for %s for %v after its agent was frozen", gateway, ip, silent)
+	if err := watch.doubles(); err != nil {
+		t.Error(err)
 	}
+	return ip, gateway, began
 }
 
 func TestWhatIsDeletedByHandComesBack(t *testing.T) {
 	n := newNamespace(t)
-	n.pool("repair", "10.10.0.16", "10.10.0.16")
-	n.egress("repair", "repair", "web")
-	ip, gateway := held(t, "repair")
+	ip, gateway, pod := n.remote("repair", "10.10.0.16")
 	node := otherNode(gateway)
-	pod := n.pod("web", node, "web")
-	selected(t, pod, ip)
 	tests := []struct{ name, node, breaks, shows string }{
 		{"a rule", node, "ip rule del pref 1200", "ip rule list pref 1200"},
 		{"the guard", node, "ip rule del pref 1000", "ip rule list pref 1000"},
@@ -433,11 +455,7 @@ func TestWhatIsDeletedByHandComesBack(t *testing.T) {
 
 func TestRestartOfAgentsLosesNoPacket(t *testing.T) {
 	n := newNamespace(t)
-	n.pool("restart", "10.10.0.17", "10.10.0.17")
-	n.egress("restart", "restart", "web")
-	ip, gateway := held(t, "restart")
-	pod := n.pod("web", otherNode(gateway), "web")
-	selected(t, pod, ip)
+	ip, _, pod := n.remote("restart", "10.10.0.17")
 	owners := ownership(t)
 	result := probe(t, pod, 8*time.Second, func() {
 		for _, node := range nodes() {
@@ -460,13 +478,9 @@ func TestRestartOfAgentsLosesNoPacket(t *testing.T) {
 
 func TestPlannedMoveLosesNoPacket(t *testing.T) {
 	n := newNamespace(t)
-	n.pool("move", "10.10.0.18", "10.10.0.18")
-	n.egress("move", "move", "web")
-	ip, gateway := held(t, "move")
-	other := otherNode(gateway)
-	node := otherNode(gateway, other)
-	pod := n.pod("web", node, "web")
-	selected(t, pod, ip)
+	ip, gateway, pod := n.remote("move", "10.10.0.18")
+	node := otherNode(gateway)
+	other := otherNode(gateway, node)
 	move := func(to string) lab.ProbeResult {
 		t.Helper()
 		result := probe(t, pod, 3*time.Second, func() {
