@@ -91,7 +91,7 @@ func TestViewHasEveryRecordThatANodeNeedsAndNoOther(t *testing.T) {
 		Owners: map[netip.Addr]egress.Owner{ip1: wantOwner}, Moves: map[netip.Addr]egress.Move{ip1: wantMove},
 		Pins: map[netip.Addr]egress.Pin{ip6: pin}, Cordons: map[string]egress.Cordon{"n2": cordon},
 		ByNode:   map[string]egress.Members{"e": mine, egress.Unselected: idle},
-		ByEgress: map[string]map[string]egress.Members{},
+		ByEgress: map[string]map[string]egress.Members{}, Followed: map[string]bool{},
 	}
 	if diff := cmp.Diff(want, got, compare); diff != "" {
 		t.Errorf("snapshot (-want +got):\n%s", diff)
@@ -101,7 +101,7 @@ func TestViewHasEveryRecordThatANodeNeedsAndNoOther(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	want.ByNode = nil
+	want.ByNode, want.Followed = nil, nil
 	if diff := cmp.Diff(Everything{want, []egress.Allocation{alloc}}, all, compare); diff != "" {
 		t.Errorf("everything (-want +got):\n%s", diff)
 	}
@@ -237,7 +237,15 @@ func TestFollowBringsMembersAndTakesThemAway(t *testing.T) {
 				t.Errorf("%s is seen", name)
 			}
 		}
+		if diff := cmp.Diff(want, v.Snapshot().Followed); diff != "" {
+			t.Errorf("followed (-want +got):\n%s", diff)
+		}
 	}
+	v.Follow([]string{"without"})
+	if v.Snapshot().Followed["without"] {
+		t.Error("members are said to be known that nobody has asked for")
+	}
+	until(t, "to be told that an egress has no members", v.Changed(), func() bool { return v.Snapshot().Followed["without"] })
 	v.Follow([]string{"e"})
 	put(t, c, MembersByEgressKey("e", "n3"), members("e", "n3", "10.244.3.1"))
 	until(t, "a new node's members", v.Changed(), func() bool { return len(v.Snapshot().ByEgress["e"]) == 2 })

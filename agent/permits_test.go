@@ -1,0 +1,99 @@
+package agent
+
+import (
+	"errors"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/egret-project/egret/internal/etcdtest"
+	"github.com/egret-project/egret/internal/netns"
+	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/store"
+)
+
+// world returns a new etcd's client and the tables of a new network namespace.
+func world(t *testing.T) (*store.Client, *nft.Tables) {
+	t.Helper()
+	client, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcdtest.New(t).Endpoint()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	netns.Enter(t) // last: etcd and its client live outside
+	tables, err := nft.New(nft.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { tables.Close() })
+	have, err := tables.Observe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := tables.Apply(nft.Diff(have, nft.State{})); err != nil {
+		t.Fatal(err)
+	}
+	return client, tables
+}
+
+// TestPermitsLiveByTheLeaseTheyWereGrantedUnder: an agent that lost its lease and has a new one must not renew what it held by the old.
+func TestPermitsLiveByTheLeaseTheyWereGrantedUnder(t *testing.T) {
+	client, tables := world(t)
+	first, err := client.Grant(t.Context(), 60*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip := netip.MustParseAddr("10.10.0.11")
+	p := &permits{tables: tables, length: 300 * time.Millisecond}
+	held := func() bool {
+		t.Helper()
+		left, err := tables.Permits()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return left[ip] > 0
+	}
+	if err := p.grant([]nft.Permit{{IP: ip, Answer: true}}, first); err != nil || !held() || !p.answers(ip) {
+		t.Fatalf("with a lease: %v, permit %t, answers %t", err, held(), p.answers(ip))
+	}
+	if err := first.Revoke(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := client.Grant(t.Context(), 60*time.Second); err != nil {
+		t.Fatal(err)
+	}
+	p.mu.Lock()
+	err = p.renewLocked(p.length)
+	p.mu.Unlock()
+	if !errors.Is(err, errUnconfirmed) {
+		t.Errorf("renewing without the lease: %v, want %v", err, errUnconfirmed)
+	}
+	for deadline := time.Now().Add(2 * time.Second); held() || p.answers(ip); {
+		if time.Now().After(deadline) {
+			t.Fatalf("the permit does not end by itself: in the kernel %t, answers %t", held(), p.answers(ip))
+		}
+	}
+}
+
+func TestWithdrawnPermitsAreGoneAtOnceAndOthersStay(t *testing.T) {
+	client, tables := world(t)
+	lease, err := client.Grant(t.Context(), 60*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a, b := netip.MustParseAddr("10.10.0.11"), netip.MustParseAddr("10.10.0.12")
+	p := &permits{tables: tables, length: time.Minute}
+	if err := p.grant([]nft.Permit{{IP: a, Answer: true}, {IP: b, Answer: true}}, lease); err != nil {
+		t.Fatal(err)
+	}
+	if err := p.withdraw([]nft.Permit{{IP: b}}); err != nil {
+		t.Fatal(err)
+	}
+	left, err := tables.Permits()
+	if err != nil || left[a] != 0 || left[b] == 0 {
+		t.Errorf("permits %v, %v: want only %s", left, err, b)
+	}
+	if p.answers(a) || p.answers(b) {
+		t.Error("a permit that was narrowed to sending still answers")
+	}
+}
