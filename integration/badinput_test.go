@@ -34,6 +34,7 @@ func TestKernelThatLacksSomethingIsNamed(t *testing.T) {
 
 func TestRecordThatDoesNotParseIsNamedAndTheOthersServed(t *testing.T) {
 	n := newNamespace(t)
+	ip, gateway, _ := n.remote("bad", "10.10.0.41")
 	etcd := etcdClient(t)
 	const key = "/egret/owners/10.10.0.42"
 	if _, err := etcd.Put(t.Context(), key, "nobody"); err != nil {
@@ -53,7 +54,7 @@ func TestRecordThatDoesNotParseIsNamedAndTheOthersServed(t *testing.T) {
 			return nil
 		})
 	}
-	ip, _, _ := n.remote("bad", "10.10.0.41")
+	selected(t, n.pod("late", gateway, "web"), ip)
 	out, err := cluster.Egret(t.Context(), "get", "owners")
 	if err == nil || !strings.Contains(err.Error()+string(out), "owners/10.10.0.42") || !bytes.Contains(out, []byte(ip.String())) {
 		t.Errorf("egret get owners: %v\n%s\nwant the other owners, and an error that names the record", err, out)

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -55,10 +56,13 @@ func Get(ctx context.Context, c *store.Client, kind, format string, w io.Writer)
 	if err != nil {
 		return err
 	}
-	if n := len(all.Faults); n > 0 {
-		return fmt.Errorf("%d records could not be read, the first is %s: %w", n, all.Faults[0].Key, all.Faults[0].Err)
+	var errs []error
+	for _, f := range all.Faults {
+		if strings.HasPrefix(f.Key, kind+"/") {
+			errs = append(errs, fmt.Errorf("record %s could not be read: %w", f.Key, f.Err))
+		}
 	}
-	return nil
+	return errors.Join(errs...)
 }
 
 // listing is one kind's records, and the same as rows of a table.
