@@ -357,17 +357,20 @@ func (d *demo) egresses(ctx context.Context) (map[string]egressStatus, error) {
 
 // until waits for ok to find nothing wrong, and returns what it found last when that takes too long.
 func (d *demo) until(ctx context.Context, limit time.Duration, ok func(map[string]egressStatus) error) error {
-	ctx, cancel := context.WithTimeout(ctx, limit)
+	bounded, cancel := context.WithTimeout(ctx, limit)
 	defer cancel()
 	for {
-		e, err := d.egresses(ctx)
+		e, err := d.egresses(bounded)
 		if err == nil {
 			err = ok(e)
 		}
 		if err == nil {
 			return nil
 		}
-		if !sleep(ctx, 100*time.Millisecond) {
+		if ctx.Err() != nil {
+			return context.Cause(ctx)
+		}
+		if !sleep(bounded, 100*time.Millisecond) {
 			return fmt.Errorf("after %v: %w", limit, err)
 		}
 	}
