@@ -1,6 +1,7 @@
 package crdsync
 
 import (
+	"errors"
 	"fmt"
 	"maps"
 	"net/netip"
@@ -63,11 +64,17 @@ func plan(o objects, have records, now time.Time, frozen func(egressName string,
 		if d.statusIP.IsValid() {
 			requests[i].prefer = append(requests[i].prefer, egress.Address{IP: d.statusIP})
 		}
-		if d.addressErr == nil {
+		switch lost := unreadable(d, pools, o.unread); {
+		case lost != nil:
+			requests[i].keep = true
+		case d.addressErr == nil:
 			requests[i].wants = wants(d, pools, o.unread)
 		}
 	}
 	out := allocate(requests, pools, have.allocations)
+	for _, d := range o.demands {
+		out[d.name].err = errors.Join(out[d.name].err, unreadable(d, pools, o.unread))
+	}
 	last := number(requests, out, have.ids, have.lastID)
 	if last != 0 {
 		c.values[counterKey] = counter{last}
@@ -89,6 +96,17 @@ func plan(o objects, have records, now time.Time, frozen func(egressName string,
 		}
 	}
 	return c
+}
+
+// unreadable returns an error when a pool that the egress names can be read neither in the API nor in etcd: nothing can be said of its
+// addresses then, so the egress keeps what it has.
+func unreadable(d demand, pools map[string]egress.Pool, unread map[string]error) error {
+	for _, name := range d.pools {
+		if _, ok := pools[name]; !ok && unread[name] != nil {
+			return fmt.Errorf("pool %s cannot be read: %w", name, unread[name])
+		}
+	}
+	return nil
 }
 
 func (c *control) addEgress(d demand, ws []want, o outcome, pools map[string]egress.Pool, have records, frozen func(string, pod) bool) {

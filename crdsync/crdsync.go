@@ -8,14 +8,23 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/rest"
 
+	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/store"
 )
 
 // resignTimeout bounds the last words to etcd when the process is told to stop; without them, another replica waits for the TTL.
 const resignTimeout = 2 * time.Second
+
+const (
+	// reachTimeout and reachInterval are for a replica that asks whether the Kubernetes API is there.
+	reachTimeout, reachInterval = 5 * time.Second, time.Second
+	// readTimeout is how long a new leader may take to read all objects: seconds for tens of thousands of pods. Another one may try then.
+	readTimeout = time.Minute
+)
 
 // Config says what to mirror, and where to.
 type Config struct {
@@ -36,9 +45,8 @@ var prefixes = []string{
 	store.MembersByEgress, counterKey, store.OwnerPrefix, store.AgentPrefix, store.CordonPrefix,
 }
 
-// Run mirrors the Kubernetes API into etcd whenever it is elected, until ctx ends, and then returns nil. All replicas follow both
-// sides all the time, so that a new leader begins at once; one that cannot read both does not stand for election. Neither side being
-// down ends it.
+// Run mirrors the Kubernetes API into etcd whenever it is elected, until ctx ends, and then returns nil. A replica that cannot read both
+// sides does not stand for election. Neither side being down ends it.
 func Run(ctx context.Context, cfg Config) error {
 	kube := rest.CopyConfig(cfg.Kube)
 	kube.Timeout = 0 // it would end every watch; what is not a watch has a deadline of its own
@@ -49,53 +57,113 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("making a client of the Kubernetes API: %w", err)
 	}
-	d := newDirty()
-	cache := cfg.Store.NewCache(prefixes...)
-	st := newStatus(dyn, cache, cfg.Log)
-	src, err := newSource(kube, dyn, cfg.NodeCapacityDefault, d, st.look)
-	if err != nil {
-		return err
-	}
-	st.source = src
+	r := &replica{Config: cfg, kube: kube, dynamic: dyn, cache: cfg.Store.NewCache(prefixes...)}
+	r.cache.Track()
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return cache.Run(ctx) })
-	g.Go(func() error { src.run(ctx); return nil })
-	g.Go(func() error { return stand(ctx, cfg, src, cache, d, st) })
+	g.Go(func() error { return r.cache.Run(ctx) })
+	g.Go(func() error { return r.stand(ctx) })
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
 	return nil
 }
 
+// replica is what one leadership after another has in common.
+type replica struct {
+	Config
+	kube    *rest.Config
+	dynamic dynamic.Interface
+	cache   *store.Cache
+}
+
 // stand stands for election and leads, again and again, until ctx ends.
-func stand(ctx context.Context, cfg Config, src *source, cache *store.Cache, d *dirty, st *status) error {
-	cfg.Log.Info("reading the Kubernetes API and etcd")
-	if !src.synced(ctx) {
-		return ctx.Err()
-	}
+func (r *replica) stand(ctx context.Context) error {
+	r.Log.Info("reading the Kubernetes API and etcd")
 	select {
-	case <-cache.Ready():
+	case <-r.cache.Ready():
 	case <-ctx.Done():
 		return ctx.Err()
 	}
 	for {
-		lead, err := cfg.Store.Campaign(ctx, cfg.ID, cfg.ElectionTTL)
+		if err := r.reach(ctx); err != nil {
+			return err
+		}
+		lead, err := r.Store.Campaign(ctx, r.ID, r.ElectionTTL)
 		if err != nil {
 			return err
 		}
-		cfg.Log.Info("leading")
-		st.begin()
-		m := &mirror{source: src, cache: cache, lead: lead, dirty: d, publish: st.publish, log: cfg.Log}
-		g, leading := errgroup.WithContext(ctx)
-		g.Go(func() error { return m.run(leading) })
-		g.Go(func() error { return st.run(leading) })
-		err = g.Wait()
+		err = r.lead(ctx, lead)
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), resignTimeout)
 		_ = lead.Resign(end) // the lease ends by itself
 		cancel()
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		cfg.Log.Warn("leadership is over, standing for election again", "err", err)
+		r.Log.Warn("leadership is over, standing for election again", "err", err)
 	}
+}
+
+// reach waits until the Kubernetes API answers: who cannot read it is of no use as a leader.
+func (r *replica) reach(ctx context.Context) error {
+	for said := false; ; said = true {
+		err := r.ask(ctx)
+		if err == nil || ctx.Err() != nil {
+			return ctx.Err()
+		}
+		if !said {
+			r.Log.Warn("the Kubernetes API cannot be read, not standing for election", "err", err)
+		}
+		select {
+		case <-time.After(reachInterval):
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// ask reads something of the Kubernetes API.
+func (r *replica) ask(ctx context.Context) error {
+	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+	defer cancel()
+	_, err := r.dynamic.Resource(v1beta1.EgressResource).List(ctx, metav1.ListOptions{Limit: 1})
+	return err
+}
+
+// lead mirrors until the leadership is over. It reads the API anew: what a replica saw while it only stood by may be hours old, and by
+// it, what others did meanwhile would be undone.
+func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
+	if err := r.ask(ctx); err != nil {
+		return fmt.Errorf("the Kubernetes API cannot be read: %w", err)
+	}
+	d := newDirty()
+	st := newStatus(r.dynamic, r.cache, r.Log)
+	src, err := newSource(r.kube, r.dynamic, r.NodeCapacityDefault, d, st.look)
+	if err != nil {
+		return err
+	}
+	st.source = src
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error {
+		// Whatever etcd and the API server answer or do not: nothing is written after this.
+		select {
+		case <-lead.Lost():
+			return store.ErrNotLeader
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	})
+	g.Go(func() error { src.run(ctx); return nil })
+	g.Go(func() error {
+		read, cancel := context.WithTimeout(ctx, readTimeout)
+		defer cancel()
+		if !src.synced(read) {
+			return fmt.Errorf("the Kubernetes API could not be read within %v", readTimeout)
+		}
+		r.Log.Info("leading")
+		st.begin()
+		g.Go(func() error { return st.run(ctx) })
+		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, log: r.Log}
+		return m.run(ctx)
+	})
+	return g.Wait()
 }

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -33,6 +34,8 @@ func TestAgainstARealAPI(t *testing.T) {
 		"an API server that is down deletes nothing":       testOutage,
 		"a replica takes over":                             testTakeOver,
 		"a leadership that is lost is won again":           testLostLeadership,
+		"a replica that saw no change undoes none":         testStaleReplica,
+		"a change that is taken back at once is mirrored":  testTakenBack,
 		"records that were spoiled are mended":             testSpoiled,
 		"more changes than fit one transaction":            testMany,
 	} {
@@ -280,6 +283,71 @@ func testTakeOver(c *cluster) {
 	stop()
 	c.remove("Egress", "egress-prod-web")
 	c.wantRecords("allocations/*", map[string]string{"allocations/10.10.0.12": "external-ip-pool/2 egress-staging-web"})
+}
+
+func testStaleReplica(c *cluster) {
+	stop := c.run(c.kube)
+	c.example()
+	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
+	members := map[string]string{"members/by-egress/egress-prod-web/node-1": "prod/a=10.244.1.1"}
+	c.wantRecords("members/by-egress/*/*", members)
+	var o outage
+	kube := rest.CopyConfig(c.kube)
+	kube.Dial = o.dial
+	c.run(kube)
+	c.wantCandidates(2)
+	o.set(true)
+	c.pod("prod", "b", "node-1", "10.244.1.2", "web")
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: late}, spec: {externalIPPool: external-ip-pool, appliedTo: {}}}`)
+	members["members/by-egress/egress-prod-web/node-1"] += " prod/b=10.244.1.2"
+	c.wantRecords("members/by-egress/*/*", members)
+	c.wantRecords("egresses/late", map[string]string{"egresses/late": "10.10.0.13/3"})
+	_, before := c.records()
+	stop()
+	c.wantCandidates(0) // the second replica has won, and given up
+	o.set(false)
+	c.remove("Egress", "egress-staging-web")
+	c.wantRecords("egresses/*", map[string]string{"egresses/egress-prod-web": "10.10.0.11/1", "egresses/late": "10.10.0.13/3"})
+	_, after := c.records()
+	for _, key := range []string{"egresses/late", "allocations/10.10.0.13", "members/by-egress/egress-prod-web/node-1"} {
+		if before[key] == 0 || after[key] != before[key] {
+			c.Errorf("%s was written at revision %d, now %d", key, before[key], after[key])
+		}
+	}
+}
+
+func testTakenBack(c *cluster) {
+	c.run(c.kube)
+	c.example()
+	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
+	c.wantRecords("members/by-egress/*/*", map[string]string{"members/by-egress/egress-prod-web/node-1": "prod/a=10.244.1.1"})
+	for i := range 20 {
+		c.patchPod("prod", "a", `{"metadata": {"labels": {"app": "none"}}}`)
+		time.Sleep(time.Duration(i) * time.Millisecond) // what the cache is behind is between 0 and some milliseconds
+		c.patchPod("prod", "a", `{"metadata": {"labels": {"app": "web"}}}`)
+		// A pod elsewhere, after which everything before it has been looked at.
+		c.pod("prod", fmt.Sprintf("b-%d", i), "node-2", fmt.Sprintf("10.244.2.%d", i+1), "web")
+		c.eventually(func() error {
+			values, _ := c.records()
+			if got := values["members/by-egress/egress-prod-web/node-2"]; !strings.Contains(got, fmt.Sprintf("b-%d", i)) {
+				return fmt.Errorf("the pod of try %d is not a member: %s", i, got)
+			}
+			return nil
+		})
+		c.wantRecords("members/by-egress/*/node-1", map[string]string{"members/by-egress/egress-prod-web/node-1": "prod/a=10.244.1.1"})
+	}
+}
+
+// wantCandidates waits until so many replicas stand for election, the leader included.
+func (c *cluster) wantCandidates(n int64) {
+	c.Helper()
+	c.eventually(func() error {
+		r, err := c.etcd.Client().Get(c.Context(), store.DefaultPrefix+"elections/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err == nil && r.Count != n {
+			err = fmt.Errorf("%d candidates, want %d", r.Count, n)
+		}
+		return err
+	})
 }
 
 func testLostLeadership(c *cluster) {

@@ -19,8 +19,7 @@ const (
 	// answer is tried less and less often.
 	minBackoff = 20 * time.Millisecond
 	maxBackoff = 5 * time.Second
-	// resync is how often everything is compared, for the case that somebody else has changed members in etcd: nothing else makes
-	// crdsync look at them. It writes nothing when nothing is amiss.
+	// resync is how often everything is compared all the same. It writes nothing when nothing is amiss.
 	resync = time.Minute
 )
 
@@ -71,8 +70,6 @@ func (m *mirror) run(ctx context.Context) error {
 			case <-m.cache.Changed():
 			case <-everything.C:
 				m.dirty.add(work{objects: true})
-			case <-m.lead.Lost():
-				return store.ErrNotLeader
 			case <-ctx.Done():
 				return ctx.Err()
 			}
@@ -94,6 +91,7 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 	if err != nil {
 		return err
 	}
+	m.membersChanged(w)
 	members, err := m.members(w, c.claimants)
 	if err != nil {
 		return err
@@ -108,6 +106,25 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 	return nil
 }
 
+// membersChanged adds the nodes whose members changed in etcd since the last pass. A pass may have compared with a cache that did not
+// show the last write yet, and somebody else may have written: either is looked at again.
+func (m *mirror) membersChanged(w *work) {
+	for _, key := range m.cache.TakeChanged() {
+		node := ""
+		if rest, ok := strings.CutPrefix(key, store.MembersByNode); ok {
+			node, _, _ = strings.Cut(rest, "/")
+		} else if rest, ok := strings.CutPrefix(key, store.MembersByEgress); ok {
+			_, node, _ = strings.Cut(rest, "/")
+		}
+		if node != "" {
+			if w.pods == nil {
+				w.pods = map[string]bool{}
+			}
+			w.pods[node] = true
+		}
+	}
+}
+
 // members returns what has to change of the members: those of the nodes whose pods changed, or all when the egresses did.
 func (m *mirror) members(w *work, claimants []claimant) ([]unit, error) {
 	if m.selection == nil || !slices.EqualFunc(m.selection.claimants, claimants, sameClaim) {
@@ -119,7 +136,7 @@ func (m *mirror) members(w *work, claimants []claimant) ([]unit, error) {
 	}
 	listed := listedMembers(m.cache)
 	if w.objects {
-		m.selection = newSelection(claimants, m.source.namespaceLabels)
+		m.selection = newSelection(claimants, m.source.namespaceLabels, m.listed)
 		nodes = slices.AppendSeq(m.source.nodesWithPods(), maps.Keys(listed))
 	}
 	slices.Sort(nodes)

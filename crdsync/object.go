@@ -11,7 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/api/resource"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 
@@ -136,8 +135,8 @@ func readPool(u *unstructured.Unstructured) (egress.Pool, error) {
 	var err error
 	p.Subnet, err = readSubnet(e.Spec.SubnetInfo)
 	errs = append(errs, err)
-	if _, err := metav1.LabelSelectorAsSelector(&e.Spec.NodeSelector); err != nil {
-		errs = append(errs, fmt.Errorf("nodeSelector: %w", err))
+	if _, err := readSelector("nodeSelector", &e.Spec.NodeSelector); err != nil {
+		errs = append(errs, err)
 	}
 	p.NodeSelector.MatchLabels = e.Spec.NodeSelector.MatchLabels
 	for _, m := range e.Spec.NodeSelector.MatchExpressions {

@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -11,6 +12,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
+	operator "k8s.io/apimachinery/pkg/selection"
 
 	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/egress"
@@ -34,6 +36,16 @@ func orEverything(field string, s *metav1.LabelSelector) (labels.Selector, error
 	if s == nil {
 		return labels.Everything(), nil
 	}
+	return readSelector(field, s)
+}
+
+// readSelector reads a label selector. Of several labels that are wrong, the error names the first by name: it is the same each time.
+func readSelector(field string, s *metav1.LabelSelector) (labels.Selector, error) {
+	for _, key := range slices.Sorted(maps.Keys(s.MatchLabels)) {
+		if _, err := labels.NewRequirement(key, operator.Equals, []string{s.MatchLabels[key]}); err != nil {
+			return nil, fmt.Errorf("%s: %w", field, err)
+		}
+	}
 	out, err := metav1.LabelSelectorAsSelector(s)
 	if err != nil {
 		return nil, fmt.Errorf("%s: %w", field, err)
@@ -49,6 +61,7 @@ type pod struct {
 	labels    map[string]string
 	ips       []netip.Addr // sorted
 	created   time.Time
+	ending    bool // it is being deleted
 }
 
 // readPod returns what matters of a pod. ok is false for one that no egress is about: it shares its node's network, has no IP or no
@@ -70,15 +83,21 @@ func readPod(p *corev1.Pod) (out pod, ok bool) {
 	slices.SortFunc(ips, netip.Addr.Compare)
 	out = pod{
 		name: p.Namespace + "/" + p.Name, namespace: p.Namespace, node: p.Spec.NodeName, labels: p.Labels,
-		ips: slices.Compact(ips), created: p.CreationTimestamp.UTC(),
+		ips: slices.Compact(ips), created: p.CreationTimestamp.UTC(), ending: p.DeletionTimestamp != nil,
 	}
 	return out, len(ips) > 0
 }
 
-// holder returns the pod that an IP belongs to among all that list it. The newer wins: the IP was given anew, and the older pod is on
-// its way out.
+// holder returns the pod that an IP belongs to among all that list it: the IP was given anew. One that is being deleted has lost it to
+// one that is not, and the older to the newer.
 func holder(pods []pod) pod {
 	return slices.MaxFunc(pods, func(a, b pod) int {
+		switch {
+		case a.ending && !b.ending:
+			return -1
+		case b.ending && !a.ending:
+			return 1
+		}
 		return cmp.Or(a.created.Compare(b.created), cmp.Compare(a.name, b.name))
 	})
 }
@@ -94,21 +113,25 @@ type claimant struct {
 
 // selection says which egress a pod belongs to.
 type selection struct {
-	claimants  []claimant              // in order of precedence
-	namespaces func(string) labels.Set // the labels of a namespace
-	candidates map[string][]claimant   // namespace -> those that may select pods of it; filled as needed
+	claimants  []claimant                          // in order of precedence
+	namespaces func(string) (labels.Set, bool)     // the labels of a namespace; false: it is not seen yet
+	listed     func(egressName string, p pod) bool // whether etcd lists a pod as one of an egress
+	candidates map[string][]claimant               // namespace -> those that may select pods of it; filled as needed
 }
 
-func newSelection(claimants []claimant, namespaces func(string) labels.Set) *selection {
-	return &selection{claimants, namespaces, map[string][]claimant{}}
+func newSelection(claimants []claimant, namespaces func(string) (labels.Set, bool), listed func(string, pod) bool) *selection {
+	return &selection{claimants, namespaces, listed, map[string][]claimant{}}
 }
 
 // owner returns the egress that an IP of a pod belongs to: the first that selects the pod and takes IPs of the family; else
-// egress.Unselected.
+// egress.Unselected. While the pod's namespace is not seen, it is what etcd has; "" when it has nothing.
 func (s *selection) owner(p pod, f family) string {
 	candidates, ok := s.candidates[p.namespace]
 	if !ok {
-		set := s.namespaces(p.namespace)
+		set, seen := s.namespaces(p.namespace)
+		if !seen {
+			return s.former(p, f)
+		}
 		for _, c := range s.claimants {
 			if c.namespace(set) {
 				candidates = append(candidates, c)
@@ -124,6 +147,18 @@ func (s *selection) owner(p pod, f family) string {
 	return egress.Unselected
 }
 
+func (s *selection) former(p pod, f family) string {
+	for _, c := range s.claimants {
+		if slices.Contains(c.families, f) && s.listed(c.name, p) {
+			return c.name
+		}
+	}
+	if s.listed(egress.Unselected, p) {
+		return egress.Unselected
+	}
+	return ""
+}
+
 // group divides the pods of one node among the egresses. owns reports whether an IP that a pod lists is the pod's.
 func (s *selection) group(node string, pods []pod, owns func(pod, netip.Addr) bool) map[string]egress.Members {
 	ips := map[string]map[string][]netip.Addr{} // egress -> pod -> IPs
@@ -133,6 +168,9 @@ func (s *selection) group(node string, pods []pod, owns func(pod, netip.Addr) bo
 				continue
 			}
 			name := s.owner(p, familyOf(ip))
+			if name == "" {
+				continue
+			}
 			if ips[name] == nil {
 				ips[name] = map[string][]netip.Addr{}
 			}

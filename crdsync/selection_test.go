@@ -121,7 +121,7 @@ func TestGroup(t *testing.T) {
 		for _, s := range tt.ips {
 			p.ips = append(p.ips, ip(s))
 		}
-		s := newSelection(tt.claimants, func(string) labels.Set { return nil })
+		s := newSelection(tt.claimants, func(string) (labels.Set, bool) { return nil, true }, nil)
 		got := map[string][]string{}
 		for name, m := range s.group("node-1", []pod{p}, func(pod, netip.Addr) bool { return true }) {
 			if m.Egress != name || m.Node != "node-1" || len(m.Pods) != 1 || m.Pods[0].Pod != "prod/web" {
@@ -137,7 +137,33 @@ func TestGroup(t *testing.T) {
 	}
 }
 
+func TestAPodWhoseNamespaceIsNotSeenStaysWhatItWas(t *testing.T) {
+	everything := claimant{"a", families, func(labels.Set) bool { return true }, func(pod) bool { return true }}
+	p := pod{name: "prod/web", namespace: "prod", node: "node-1", ips: []netip.Addr{ip("10.0.0.1")}}
+	for _, was := range []string{"a", egress.Unselected, ""} {
+		s := newSelection([]claimant{everything}, func(string) (labels.Set, bool) { return nil, false }, func(name string, _ pod) bool { return name == was })
+		got := s.group("node-1", []pod{p}, func(pod, netip.Addr) bool { return true })
+		if _, ok := got[was]; ok != (was != "") || len(got) > 1 {
+			t.Errorf("was %q: got %v", was, got)
+		}
+	}
+}
+
+func TestTheErrorOfASelectorIsTheSameEachTime(t *testing.T) {
+	s := &metav1.LabelSelector{MatchLabels: map[string]string{"a b": "x", "c d": "y", "e f": "z"}}
+	_, first := readSelector("podSelector", s)
+	for range 50 {
+		if _, err := readSelector("podSelector", s); err == nil || err.Error() != first.Error() {
+			t.Fatalf("first %v, then %v", first, err)
+		}
+	}
+}
+
 func TestAnIPBelongsToTheNewestPodThatListsIt(t *testing.T) {
+	dying, alive := pod{name: "a/z", created: time.Unix(2, 0), ending: true}, pod{name: "a/a", created: time.Unix(1, 0)}
+	if got := holder([]pod{dying, alive}).name; got != "a/a" {
+		t.Errorf("one is being deleted: got %s", got)
+	}
 	old, young := pod{name: "a/z", created: time.Unix(1, 0)}, pod{name: "a/a", created: time.Unix(2, 0)}
 	if got := holder([]pod{old, young}).name; got != "a/a" {
 		t.Errorf("got %s", got)

@@ -186,12 +186,12 @@ func (s *source) owns(p pod, ip netip.Addr) bool {
 // nodesWithPods returns the names of the nodes that have pods that count.
 func (s *source) nodesWithPods() []string { return s.pods.GetIndexer().ListIndexFuncValues(byNode) }
 
-// namespaceLabels returns the labels of a namespace. One that is not seen yet has the label that all have.
-func (s *source) namespaceLabels(name string) labels.Set {
+// namespaceLabels returns the labels of a namespace; false when it is not seen yet.
+func (s *source) namespaceLabels(name string) (labels.Set, bool) {
 	if o, ok, _ := s.namespaces.GetIndexer().GetByKey(name); ok {
-		return o.(*corev1.Namespace).Labels
+		return o.(*corev1.Namespace).Labels, true
 	}
-	return labels.Set{corev1.LabelMetadataName: name}
+	return nil, false
 }
 
 // objects returns all objects but pods, read.
@@ -248,6 +248,7 @@ func trim(o any) (any, error) {
 
 func trimMeta(m metav1.ObjectMeta) metav1.ObjectMeta {
 	return metav1.ObjectMeta{
-		Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion, CreationTimestamp: m.CreationTimestamp, Labels: m.Labels,
+		Name: m.Name, Namespace: m.Namespace, UID: m.UID, ResourceVersion: m.ResourceVersion, CreationTimestamp: m.CreationTimestamp,
+		DeletionTimestamp: m.DeletionTimestamp, Labels: m.Labels,
 	}
 }

@@ -176,3 +176,19 @@ func TestFlagsInManifestsExist(t *testing.T) {
 		}
 	}
 }
+
+func TestTheNamespaceComesFirst(t *testing.T) {
+	// kubectl apply -f deploy goes by the names of the files.
+	files, err := fs.Glob(FS, "deploy/*.yaml")
+	if err != nil || len(files) == 0 {
+		t.Fatal(files, err)
+	}
+	b, err := FS.ReadFile(files[0])
+	if err != nil {
+		t.Fatal(err)
+	}
+	first, _, _ := strings.Cut(string(b), "\n---\n")
+	if !strings.Contains(first, "kind: Namespace") {
+		t.Errorf("%s does not begin with the namespace of all others", files[0])
+	}
+}

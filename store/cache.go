@@ -174,6 +174,18 @@ func (k *Cache) take() (changed map[string]*Record, whole []string, revision int
 	return changed, k.whole, k.revision, true
 }
 
+// Track makes the cache remember which keys change, for TakeChanged. It is for before Run.
+func (k *Cache) Track() { k.changed = map[string]bool{} }
+
+// TakeChanged returns the keys whose records changed since the last call, in no order; all of them the first time.
+func (k *Cache) TakeChanged() []string {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	keys := slices.Collect(maps.Keys(k.changed))
+	clear(k.changed)
+	return keys
+}
+
 // replace makes records, which are those of the ranges, all that the cache holds.
 func (k *Cache) replace(records map[string]Record, ranges []string, revision int64) {
 	k.update(revision, ranges, func(put func(string, *Record)) {

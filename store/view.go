@@ -28,7 +28,7 @@ type View struct {
 func (c *Client) NewView(node string) *View {
 	fixed := append(slices.Clone(control), MembersByNodeKey(node, ""))
 	k := c.NewCache(fixed...)
-	k.changed = map[string]bool{}
+	k.Track()
 	return &View{cache: k, fixed: fixed, tables: newTables(node)}
 }
 
