@@ -321,9 +321,9 @@ func testTakenBack(c *cluster) {
 	c.example()
 	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
 	c.wantRecords("members/by-egress/*/*", map[string]string{"members/by-egress/egress-prod-web/node-1": "prod/a=10.244.1.1"})
-	for i := range 20 {
+	for i := range 40 {
 		c.patchPod("prod", "a", `{"metadata": {"labels": {"app": "none"}}}`)
-		time.Sleep(time.Duration(i) * time.Millisecond) // what the cache is behind is between 0 and some milliseconds
+		time.Sleep(time.Duration(i%8) * time.Millisecond) // what the cache is behind is between 0 and some milliseconds
 		c.patchPod("prod", "a", `{"metadata": {"labels": {"app": "web"}}}`)
 		// A pod elsewhere, after which everything before it has been looked at.
 		c.pod("prod", fmt.Sprintf("b-%d", i), "node-2", fmt.Sprintf("10.244.2.%d", i+1), "web")
