@@ -39,7 +39,7 @@ type Config struct {
 	MaxEgressIPs int            // of nodes whose record does not say; 0: no limit
 }
 
-// Agent is a running agent.
+// agent is a running agent.
 type agent struct {
 	Config
 	view      *store.View
@@ -59,9 +59,9 @@ type agent struct {
 	seen        map[lock]time.Time       // since when a lock of this node is seen
 	unowned     map[netip.Addr]time.Time // since when an IP is seen without an owner
 	linger      map[netip.Addr]time.Time // until when this node relays for the IP's next owner
-	announced   map[netip.Addr]string
-	lastFault   string // what report said last
-	lastSkipped string
+	announced   map[netip.Addr]string    // as of the last pass that was complete
+	lastFault   string                   // what report logged last
+	lastSkipped string                   // what skipped logged last
 }
 
 // lock is one tenure of an egress IP: the revision is the fencing token.
@@ -106,8 +106,8 @@ func Run(ctx context.Context, cfg Config) error {
 	watch(routing.Watch)
 	g.Go(func() error { return a.loop(gctx) })
 	err = g.Wait()
+	a.lastWords(ctx) // also after an error: the kernel serves on while the agent is started again
 	if ctx.Err() != nil {
-		a.lastWords(ctx)
 		return nil
 	}
 	return err
