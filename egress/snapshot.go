@@ -30,4 +30,6 @@ type Snapshot struct {
 type Fault struct {
 	Key string
 	Err error
+	// Blind: it was so from the first snapshot on. What is in the kernel from before may be of this record, and nobody can tell.
+	Blind bool
 }

@@ -35,20 +35,23 @@ func Move(ctx context.Context, c *store.Client, ip netip.Addr, to string, patien
 	owners := c.NewCache(store.OwnerKey(ip))
 	done := make(chan error, 1)
 	go func() { done <- owners.Run(watch) }()
-	if err := c.RequestMove(ctx, egress.Move{IP: ip, To: to, Since: start.UTC()}, patience); err != nil {
-		return fmt.Errorf("moving %s to %s: %w", ip, to, err)
+	request, err := c.RequestMove(ctx, egress.Move{IP: ip, To: to, Since: start.UTC()}, patience)
+	if err != nil {
+		return err
 	}
 	fmt.Fprintf(w, "%s: asked %s to prepare and %s to hand over\n", ip, to, nobody(owner.Node))
 	err = waitOwner(ctx, owners, ip, to, patience)
 	stop()
 	<-done
+	// Whatever is left of the request must not come true behind the operator's back: not after an error, nor when the target claimed the
+	// IP because its owner died.
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
+	defer cancel()
+	rerr := request.Revoke(end)
+	if err != nil && rerr != nil {
+		return fmt.Errorf("moving %s to %s: %w; the request stays for up to %v: %w", ip, to, err, patience, rerr)
+	}
 	if err != nil {
-		// The request must not come true behind the operator's back.
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
-		defer cancel()
-		if cerr := c.CancelMove(end, ip); cerr != nil {
-			return fmt.Errorf("moving %s to %s: %w; the request stays for up to %v: %w", ip, to, err, patience, cerr)
-		}
 		return fmt.Errorf("moving %s to %s: %w; the request is withdrawn", ip, to, err)
 	}
 	fmt.Fprintf(w, "%s: %s -> %s in %v\n", ip, nobody(owner.Node), to, time.Since(start).Round(time.Millisecond))

@@ -3,7 +3,6 @@ package store
 import (
 	"context"
 	"fmt"
-	"net/netip"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -11,16 +10,17 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// RequestMove asks for a planned move. The request goes away by itself after patience, rounded up to whole seconds. When there is one
-// for the IP already, the error names its target.
-func (c *Client) RequestMove(ctx context.Context, m egress.Move, patience time.Duration) error {
+// RequestMove asks for a planned move. The request goes away with the lease that it returns: when that is revoked, which whoever asked
+// has to do in the end, or by itself after patience, rounded up to whole seconds. When there is one for the IP already, the error names
+// its target.
+func (c *Client) RequestMove(ctx context.Context, m egress.Move, patience time.Duration) (*Lease, error) {
 	v, err := Encode(m)
 	if err != nil {
-		return err
+		return nil, err
 	}
 	l, err := c.Grant(ctx, patience)
 	if err != nil {
-		return fmt.Errorf("requesting a move of %s: %w", m.IP, err)
+		return nil, fmt.Errorf("requesting a move of %s: %w", m.IP, err)
 	}
 	key := c.key(MoveKey(m.IP))
 	resp, err := c.txn(ctx,
@@ -28,7 +28,7 @@ func (c *Client) RequestMove(ctx context.Context, m egress.Move, patience time.D
 		[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id))},
 		[]clientv3.Op{clientv3.OpGet(key)})
 	if err == nil && resp.Succeeded {
-		return nil
+		return l, nil
 	}
 	if err == nil {
 		to := "a node that cannot be read"
@@ -43,17 +43,7 @@ func (c *Client) RequestMove(ctx context.Context, m egress.Move, patience time.D
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	_ = l.Revoke(end) // it ends by itself
-	return fmt.Errorf("requesting a move of %s: %w", m.IP, err)
-}
-
-// CancelMove withdraws the request to move ip, whoever made it. No error when there is none.
-func (c *Client) CancelMove(ctx context.Context, ip netip.Addr) error {
-	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
-	defer cancel()
-	if _, err := c.etcd.Delete(ctx, c.key(MoveKey(ip))); err != nil {
-		return fmt.Errorf("cancelling the move of %s: %w", ip, err)
-	}
-	return nil
+	return nil, fmt.Errorf("requesting a move of %s: %w", m.IP, err)
 }
 
 // Ready notes that the target of a move is ready for the IP. The record keeps its lease. false: it is not the one of m.Revision any more.

@@ -108,11 +108,12 @@ func TestAgentIsWrittenOnlyWhenItDiffers(t *testing.T) {
 
 // handover is a move of ip1 from n1 to n2 that is ready.
 type handover struct {
-	c     *Client
-	lease *Lease // of n2
-	o     egress.Owner
-	m     egress.Move
-	to    egress.Agent
+	c       *Client
+	lease   *Lease // of n2
+	o       egress.Owner
+	m       egress.Move
+	to      egress.Agent
+	request *Lease // of the move
 }
 
 func prepare(t *testing.T, c *Client) handover {
@@ -123,7 +124,8 @@ func prepare(t *testing.T, c *Client) handover {
 	if err := c.PutAgent(t.Context(), h.lease, h.to); err != nil {
 		t.Fatal(err)
 	}
-	if err := c.RequestMove(t.Context(), move, time.Minute); err != nil {
+	var err error
+	if h.request, err = c.RequestMove(t.Context(), move, time.Minute); err != nil {
 		t.Fatal(err)
 	}
 	h.m = h.move(t)
@@ -186,7 +188,7 @@ func TestHandOverIsFenced(t *testing.T) {
 	for name, spoil := range map[string]func(*handover) error{
 		"the owner changed":      func(h *handover) error { h.o.Revision--; return nil },
 		"the move changed":       func(h *handover) error { _, err := c.Ready(ctx, h.m); return err },
-		"the move was cancelled": func(h *handover) error { return c.CancelMove(ctx, ip1) },
+		"the move was cancelled": func(h *handover) error { return h.request.Revoke(ctx) },
 		"the target is dead":     func(h *handover) error { return h.lease.Revoke(ctx) },
 		"the target has restarted": func(h *handover) error {
 			return c.PutAgent(ctx, grant(t, c, time.Minute), h.to)
@@ -225,24 +227,23 @@ func TestHandOverIsFenced(t *testing.T) {
 func TestASecondRequestNamesTheTargetOfTheFirst(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
-	if err := c.RequestMove(t.Context(), move, time.Minute); err != nil {
+	first, err := c.RequestMove(t.Context(), move, time.Minute)
+	if err != nil {
 		t.Fatal(err)
 	}
 	other := move
 	other.To = "n3"
-	err := c.RequestMove(t.Context(), other, time.Minute)
+	_, err = c.RequestMove(t.Context(), other, time.Minute)
 	if err == nil || err.Error() != "requesting a move of 10.0.0.1: a move to n2 is under way" {
 		t.Errorf("got %v", err)
 	}
 	if resp, err := s.Client().Leases(t.Context()); err != nil || len(resp.Leases) != 1 {
 		t.Errorf("leases: %v, %v, want that of the first request", resp, err)
 	}
-	for range 2 { // cancelling what is not there is no error
-		if err := c.CancelMove(t.Context(), ip1); err != nil {
-			t.Error(err)
-		}
+	if err := first.Revoke(t.Context()); err != nil {
+		t.Error(err)
 	}
-	if err := c.RequestMove(t.Context(), other, time.Minute); err != nil {
+	if _, err := c.RequestMove(t.Context(), other, time.Minute); err != nil {
 		t.Error(err)
 	}
 }
@@ -251,7 +252,7 @@ func TestARequestOutlivesItsReadinessNotItsPatience(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
 	end := gone(t, s.Client(), MoveKey(ip1))
-	if err := c.RequestMove(t.Context(), move, 2*time.Second); err != nil {
+	if _, err := c.RequestMove(t.Context(), move, 2*time.Second); err != nil {
 		t.Fatal(err)
 	}
 	m, err := Decode[egress.Move](get(t, s.Client(), MoveKey(ip1)))

@@ -84,7 +84,7 @@ type tables struct {
 	byEgress    table[membersKey, egress.Members]
 
 	nested map[string]map[string]egress.Members // byEgress as last handed out
-	faults map[string]error
+	faults map[string]egress.Fault
 }
 
 // newTables returns tables whose byNode is that of one node; empty: of none.
@@ -104,7 +104,7 @@ func newTables(node string) *tables {
 			check: func(name string, m egress.Members) error { return checkMembers(membersKey{name, node}, m) },
 		},
 		byEgress: table[membersKey, egress.Members]{below: MembersByEgress, parse: parseMembers, check: checkMembers},
-		faults:   map[string]error{},
+		faults:   map[string]egress.Fault{},
 	}
 }
 
@@ -114,8 +114,8 @@ func (t *tables) kinds() []kind {
 	}
 }
 
-// apply takes in one key's record, nil when it is gone.
-func (t *tables) apply(key string, r *Record) {
+// apply takes in one key's record, nil when it is gone; first says whether it is of the first snapshot.
+func (t *tables) apply(key string, r *Record, first bool) {
 	delete(t.faults, key)
 	for _, k := range t.kinds() {
 		name, ok := strings.CutPrefix(key, k.prefix())
@@ -125,7 +125,7 @@ func (t *tables) apply(key string, r *Record) {
 		if r == nil {
 			k.drop(name)
 		} else if err := k.put(name, *r); err != nil {
-			t.faults[key] = err
+			t.faults[key] = egress.Fault{Key: key, Err: err, Blind: first}
 		}
 		return
 	}
@@ -148,9 +148,7 @@ func (t *tables) snapshot(revision int64) *egress.Snapshot {
 		}
 	}
 	s.ByEgress = t.nested
-	for key, err := range t.faults {
-		s.Faults = append(s.Faults, egress.Fault{Key: key, Err: err})
-	}
+	s.Faults = slices.AppendSeq(s.Faults, maps.Values(t.faults))
 	slices.SortFunc(s.Faults, func(a, b egress.Fault) int { return cmp.Compare(a.Key, b.Key) })
 	return s
 }

@@ -20,6 +20,7 @@ type View struct {
 	mu       sync.Mutex // guards what follows
 	followed []string
 	whole    []string // the ranges of which last has everything
+	asked    []string // followed, when last was made
 	tables   *tables
 	last     *egress.Snapshot
 }
@@ -57,13 +58,13 @@ func (v *View) Snapshot() *egress.Snapshot {
 	if !ok {
 		return nil
 	}
-	if v.last != nil && len(changed) == 0 && slices.Equal(whole, v.whole) {
+	if v.last != nil && len(changed) == 0 && slices.Equal(whole, v.whole) && slices.Equal(v.asked, v.followed) {
 		return v.last
 	}
 	for key, r := range changed {
-		v.tables.apply(key, r)
+		v.tables.apply(key, r, v.last == nil)
 	}
-	v.last, v.whole = v.tables.snapshot(revision), whole
+	v.last, v.whole, v.asked = v.tables.snapshot(revision), whole, v.followed
 	v.last.Followed = map[string]bool{}
 	for _, name := range v.followed {
 		if slices.Contains(whole, MembersByEgressKey(name, "")) {
@@ -104,7 +105,7 @@ func (c *Client) ReadAll(ctx context.Context) (Everything, error) {
 	}
 	t := newTables("")
 	for key, r := range records {
-		t.apply(key, &r)
+		t.apply(key, &r, true)
 	}
 	all := Everything{Snapshot: *t.snapshot(revision)}
 	for _, ip := range slices.SortedFunc(maps.Keys(t.allocations.m), netip.Addr.Compare) {
