@@ -59,6 +59,7 @@ type agent struct {
 	seen        map[lock]time.Time       // since when a lock of this node is seen
 	unowned     map[netip.Addr]time.Time // since when an IP is seen without an owner
 	linger      map[netip.Addr]time.Time // until when this node relays for the IP's next owner
+	owed        owed                     // connections that are to be opened anew
 	announced   map[netip.Addr]string    // as of the last pass that was complete
 	lastFault   string                   // what report logged last
 	lastSkipped string                   // what skipped logged last
@@ -129,8 +130,9 @@ func open(cfg Config) (*agent, error) {
 		view:   cfg.Store.NewView(cfg.Node),
 		dirty:  make(chan struct{}, 1),
 		seen:   map[lock]time.Time{}, unowned: map[netip.Addr]time.Time{}, linger: map[netip.Addr]time.Time{},
-		adopted: map[netip.Addr]bool{},
+		adopted: map[netip.Addr]bool{}, owed: newOwed(),
 	}
+	a.owed.all = true // what the former agent left undone is not known
 	var err error
 	if a.tables, err = nft.New(nft.Config{Log: cfg.Log}); err != nil {
 		return nil, err
@@ -156,7 +158,7 @@ func (a *agent) start(ctx context.Context) error {
 		l, err := a.Store.Adopt(ctx, id)
 		if err == nil {
 			left, err := a.tables.Permits()
-			if err != nil && !errors.Is(err, nft.ErrNoTable) {
+			if err != nil {
 				return fmt.Errorf("reading the permits of the former agent: %w", err)
 			}
 			for ip := range left {

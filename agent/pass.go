@@ -26,21 +26,49 @@ func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
 	if s == nil {
 		return time.Time{}, nil
 	}
-	f, err := a.facts(s)
-	if err != nil {
+	a.skipped(s)
+	t := turn{Snapshot: s, lease: a.currentLease(), now: time.Now()}
+	// First, and by the snapshot alone: an IP that is not this node's any more is not answered for, whatever else fails below.
+	if err := a.permits.restrict(func(ip netip.Addr) (send, answer bool) {
+		held := a.holds(t, s.Owners[ip])
+		return held || s.Moves[ip].To == a.Node || t.now.Before(a.linger[ip]), held
+	}); err != nil {
 		return time.Time{}, err
 	}
-	a.skipped(s)
-	t := turn{Snapshot: s, facts: f, lease: a.currentLease(), now: time.Now()}
+	if t.facts, err = a.facts(s); err != nil {
+		if errors.Is(err, routing.ErrNoLink) {
+			err = errors.Join(err, a.letGo(ctx, t))
+		}
+		return time.Time{}, err
+	}
 	next = a.roles(&t)
-	d := plan.Build(s, f, t.roles)
+	d := plan.Build(s, t.facts, t.roles)
 	a.view.Follow(d.Follow)
 	next = earlier(next, a.settle(t, d))
-	if err := a.program(ctx, d, t.lease); err != nil {
-		return next, err
+	fenced, err := a.program(ctx, d, t.lease)
+	due, err2 := a.transact(ctx, t, d, fenced, err)
+	return earlier(next, due), errors.Join(err, err2)
+}
+
+// holds reports whether a lock is this agent's.
+func (a *agent) holds(t turn, o egress.Owner) bool {
+	return o.Node == a.Node && o.Lease == t.lease.ID()
+}
+
+// letGo gives every lock back: this node has lost the address that its overlay is made of, and can serve none.
+func (a *agent) letGo(ctx context.Context, t turn) error {
+	if err := a.permits.withdraw(nil); err != nil {
+		return err // not silent yet: the locks stay
 	}
-	due, err := a.transact(ctx, t, d)
-	return earlier(next, due), err
+	a.announcer.Set(nil)
+	var errs []error
+	for _, o := range t.Owners {
+		if a.holds(t, o) {
+			_, err := a.Store.Release(ctx, o)
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // turn is what one pass works from.
@@ -88,7 +116,7 @@ func (a *agent) roles(t *turn) (next time.Time) {
 	t.roles = map[netip.Addr]plan.Role{}
 	seen := map[lock]time.Time{}
 	for ip, o := range t.Owners {
-		if o.Node != a.Node || o.Lease != t.lease.ID() {
+		if !a.holds(*t, o) {
 			continue
 		}
 		k := lock{ip, o.Revision}
@@ -107,6 +135,9 @@ func (a *agent) roles(t *turn) (next time.Time) {
 		t.roles[ip] = plan.Hold
 	}
 	a.seen, a.adopted = seen, nil
+	for _, o := range plan.Releases(t.Snapshot, t.facts) {
+		delete(t.roles, o.IP) // silent first: the lock goes only when the kernel is done
+	}
 	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
 		t.roles[m.IP] = plan.Relay
 	}
@@ -144,67 +175,91 @@ func (a *agent) settle(t turn, d plan.Desired) (next time.Time) {
 	return next
 }
 
-// program makes the kernel equal to d. The order keeps two promises at every moment: an address is on a link only while its fence
-// stands, and nothing points at what is not there yet. So: permits that end, addresses that go; routes that come; the tables, in one
-// transaction; addresses that come, routes that go; and last the permits.
-func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease) error {
+// program makes the kernel equal to d, as far as it lets itself. fenced reports whether the tables hold what d asks; without that, nothing
+// is permitted. The order keeps two promises at every moment: an address is on a link only while its fence stands, and nothing points at
+// what is not there yet. So: permits that end, addresses that go; routes that come; the tables, in one transaction; addresses that
+// come, routes that go; and last the permits. What fails holds up nothing else.
+func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease) (fenced bool, err error) {
+	a.announcer.Set(both(a.announced, d.Announce))
+	if err := a.permits.withdraw(d.Permits); err != nil {
+		return false, err
+	}
 	links, err := a.links.Observe()
 	if err != nil {
-		return err
+		return false, err
 	}
 	routes, err := a.router.Observe()
 	if err != nil {
-		return err
+		return false, err
 	}
 	tables, err := a.tables.Observe()
 	if err != nil {
-		return err
+		return false, err
 	}
+	// The fence follows the address: it goes when the address was seen to be gone.
+	d.NFT.Fenced = append(d.NFT.Fenced, links.Addresses()...)
 	addrs, moves, rules := vlan.Diff(links, d.VLAN), routing.Diff(routes, d.Routing), nft.Diff(tables, d.NFT)
 
-	a.announcer.Set(both(a.announced, d.Announce))
-	if err := a.permits.withdraw(d.Permits); err != nil && !errors.Is(err, nft.ErrNoTable) {
-		return err
-	}
 	errs := []error{a.links.Apply(addrs.Removes()), a.router.Apply(moves.Adds())}
 	if err := a.tables.Apply(rules); err != nil {
 		// Without its fence no address may come, and without the new tables no route may go.
-		return errors.Join(append(errs, err)...)
+		return false, errors.Join(append(errs, err)...)
 	}
-	// At once: until then the packets of rerouted connections are dropped.
-	errs = append(errs, reopen(rules, d.NFT), a.links.Apply(addrs.Adds()), a.router.Apply(moves.Removes()))
 	a.log(ctx, addrs, moves, rules)
-	if err := errors.Join(errs...); err != nil {
-		return err
-	}
+	errs = append(errs,
+		a.reopen(rules, d.NFT), // at once: until then the packets of rerouted connections are dropped
+		a.links.Apply(addrs.Adds()), a.router.Apply(moves.Removes()))
 	if err := a.permits.grant(d.Permits, lease); err != nil {
-		return fmt.Errorf("renewing permits: %w", err)
+		return true, errors.Join(append(errs, fmt.Errorf("renewing permits: %w", err))...)
 	}
 	a.announced = d.Announce
 	a.announcer.Set(d.Announce)
-	return nil
+	return true, errors.Join(errs...)
+}
+
+// owed are connections that have to be opened anew, and that conntrack has not been told of yet.
+type owed struct {
+	all  bool                // those of all pods that are not marked as they should be: it is not known what happened before
+	ids  map[egress.ID]bool  // of local pods, with these ids
+	pods map[netip.Addr]bool // of these pods, where they are not marked as they should be
 }
 
 // reopen makes connections of local pods start afresh: those whose gateway came to this node, or left it, because what they are SNATed
 // to, or not, is written into their entries and would be wrong from now on; and those that a pod opened before it had its egress,
 // because none of its packets is to leave with another source from now on. TCP is picked up in mid-stream, with the same ports.
 // Connections within the cluster, and those that other nodes' pods have through this gateway, are left alone.
-func reopen(c nft.Changes, tables nft.State) error {
-	if len(c.Rerouted) == 0 && len(c.Reselected) == 0 {
+//
+// A debt stays until it is paid: after a start, and after a repair of the tables, it is that of all pods.
+func (a *agent) reopen(c nft.Changes, tables nft.State) error {
+	o := &a.owed
+	o.all = o.all || len(c.Repairs) > 0
+	for _, id := range c.Rerouted {
+		o.ids[id] = true
+	}
+	for _, ip := range c.Reselected {
+		o.pods[ip] = true
+	}
+	if !o.all && len(o.ids) == 0 && len(o.pods) == 0 {
 		return nil
 	}
-	return conntrack.Delete(func(f conntrack.Connection) bool {
+	err := conntrack.Delete(func(f conntrack.Connection) bool {
 		id, selected := tables.Pods[f.Source]
 		if !selected {
 			return false
 		}
 		if f.Mark == id.ConnMark() {
-			return slices.Contains(c.Rerouted, id)
+			return o.ids[id]
 		}
-		return slices.Contains(c.Reselected, f.Source) &&
+		return (o.all || o.pods[f.Source]) &&
 			!slices.ContainsFunc(tables.Except, func(p netip.Prefix) bool { return p.Contains(f.Destination) })
 	})
+	if err == nil {
+		*o = newOwed()
+	}
+	return err
 }
+
+func newOwed() owed { return owed{ids: map[egress.ID]bool{}, pods: map[netip.Addr]bool{}} }
 
 // log says what changed in the kernel: one line a change, and a steady state is silent. The lines of the ruleset itself, which is the
 // same on every node, are for debugging.
@@ -220,13 +275,18 @@ func (a *agent) log(ctx context.Context, changes ...fmt.Stringer) {
 	}
 }
 
-// transact does in etcd what the kernel is ready for, and returns when the next claim is due.
-func (a *agent) transact(ctx context.Context, t turn, d plan.Desired) (time.Time, error) {
-	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+// transact does in etcd what the kernel is ready for, and returns when the next claim is due. Without its tables a node
+// claims nothing, and releases nothing: it might still be answering. With anything else at fault only moves wait.
+func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced bool, faulty error) (time.Time, error) {
+	// Milliseconds are usual. While etcd does not answer, the kernel is looked after all the same.
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	errs := []error{a.publish(ctx, t)}
+	if !fenced {
+		return time.Time{}, errors.Join(errs...)
+	}
 	for _, o := range plan.Releases(t.Snapshot, t.facts) {
-		if o.Lease != t.lease.ID() {
+		if !a.holds(t, o) {
 			continue // a former lease of this node: it ends by itself
 		}
 		ok, err := a.Store.Release(ctx, o)
@@ -235,18 +295,20 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired) (time.Time
 		}
 	}
 	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
-		if !m.Ready && t.roles[m.IP] == plan.Relay && !d.Routing.KeepReturns {
+		if !m.Ready && t.roles[m.IP] == plan.Relay && !d.Routing.KeepReturns && faulty == nil {
 			_, err := a.Store.Ready(ctx, m)
 			errs = append(errs, err)
 		}
 	}
 	for _, dep := range plan.Departures(t.Snapshot, t.facts) {
-		if t.roles[dep.Owner.IP] != plan.Relay {
+		if t.roles[dep.Owner.IP] != plan.Relay || faulty != nil {
 			continue
 		}
 		ok, err := a.Store.HandOver(ctx, dep.Owner, dep.Move, dep.To)
-		if errs = append(errs, err); ok {
+		if errs = append(errs, err); ok || err != nil { // an answer may get lost
 			a.linger[dep.Owner.IP] = time.Now().Add(a.Linger)
+		}
+		if ok {
 			a.Log.Info("handed over", "egress_ip", dep.Owner.IP, "node", dep.To.Node)
 		}
 	}

@@ -22,6 +22,8 @@ type permits struct {
 	// lease is the one that the locks of list are bound to. The validity of a later one says nothing about them.
 	lease *store.Lease
 	until time.Time // when the last renewal ends
+
+	gone, silent []netip.Addr // withdrawn, wholly and to answer, and the kernel has not confirmed it
 }
 
 // errUnconfirmed says that etcd may have dropped the lease: nothing is renewed.
@@ -29,35 +31,39 @@ var errUnconfirmed = errors.New("lease not confirmed by etcd in time: egress IPs
 
 // withdraw ends at once every permit that is not in keep.
 func (p *permits) withdraw(keep []nft.Permit) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	kept := map[netip.Addr]nft.Permit{}
 	for _, k := range keep {
 		kept[k.IP] = k
 	}
+	return p.restrict(func(ip netip.Addr) (send, answer bool) {
+		k, ok := kept[ip]
+		return ok, k.Answer
+	})
+}
+
+// restrict asks of each permit what may stay of it, and ends the rest at once.
+func (p *permits) restrict(may func(netip.Addr) (send, answer bool)) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
 	var list []nft.Permit
-	var gone, silent []netip.Addr
 	for _, have := range p.list {
-		k, ok := kept[have.IP]
-		if !ok {
-			gone = append(gone, have.IP)
+		send, answer := may(have.IP)
+		if !send {
+			p.gone = append(p.gone, have.IP)
 			continue
 		}
-		if have.Answer && !k.Answer {
-			silent = append(silent, have.IP)
+		if have.Answer && !answer {
+			p.silent = append(p.silent, have.IP)
 			have.Answer = false
 		}
 		list = append(list, have)
 	}
 	p.list = list
-	var errs []error
-	if len(gone) > 0 {
-		errs = append(errs, p.tables.Revoke(gone...))
+	if err := errors.Join(p.tables.Revoke(p.gone...), p.tables.RevokeAnswer(p.silent...)); err != nil {
+		return err
 	}
-	if len(silent) > 0 {
-		errs = append(errs, p.tables.RevokeAnswer(silent...))
-	}
-	return errors.Join(errs...)
+	p.gone, p.silent = nil, nil
+	return nil
 }
 
 // grant makes list the permits, of locks that are bound to the lease, and renews them.
@@ -102,13 +108,19 @@ func (p *permits) renewLocked(d time.Duration) error {
 	if err := p.tables.Permit(p.list, d); err != nil {
 		return err
 	}
-	// The process may have been frozen between the look at the clock and the write. What was renewed too late is taken back.
-	if time.Now().After(valid) {
+	// The process may have been frozen between the look at the clock and the write: what was renewed too late is taken back, and what
+	// was renewed for too long is cut.
+	switch wrote := time.Now(); {
+	case wrote.After(valid):
 		ips := make([]netip.Addr, len(p.list))
 		for i, have := range p.list {
 			ips[i] = have.IP
 		}
 		return errors.Join(errUnconfirmed, p.tables.Revoke(ips...))
+	case wrote.Add(d).After(valid.Add(p.length)):
+		if err := p.tables.Permit(p.list, valid.Sub(wrote)); err != nil {
+			return err
+		}
 	}
 	p.until = now.Add(d)
 	return nil

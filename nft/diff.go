@@ -55,7 +55,7 @@ func Diff(have Observed, want State) Changes {
 				continue // permits: theirs is another clock
 			}
 			wanted := all[s.name]
-			if want.KeepPods && strings.HasPrefix(s.name, "pod") {
+			if want.Keep {
 				wanted = maps.Clone(old.elements[s.name])
 				if wanted == nil {
 					wanted = elements{}

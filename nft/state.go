@@ -29,8 +29,8 @@ type State struct {
 	// OverlayMTU is the MTU of the overlay link. The MSS of TCP connections that come from the overlay is clamped to it, for peers
 	// with a larger one; toward the overlay the kernel knows it. 0: no clamp of what comes.
 	OverlayMTU int
-	// KeepPods keeps the entries of pods that are not in Pods: a record could not be read, and an error never causes a delete.
-	KeepPods bool
+	// Keep keeps what is in the tables and not in the State: a record could not be read, and an error never causes a delete.
+	Keep bool
 }
 
 // Hosted is how connections leave this node: with which source address, and by which routing mark.

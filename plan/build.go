@@ -53,10 +53,11 @@ func Build(s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) Desired {
 			Pods:     map[netip.Addr]egress.ID{},
 			NextHops: map[egress.ID]egress.Mark{},
 			Hosted:   map[egress.ID]nft.Hosted{},
-			KeepPods: faulty(s, "members/by-node/") || faulty(s, "egresses/"),
 		},
 		Announce: map[netip.Addr]string{},
 	}
+	keep := blind(s, "")
+	d.NFT.Keep, d.Routing.Keep, d.VLAN.Keep = keep, keep, keep
 	buildOverlay(&d, s, f)
 	buildPods(&d, s, f, roles)
 	buildHosted(&d, s, f, roles)
@@ -88,11 +89,12 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 // buildPods adds what this node's selected pods need: who they are, and where their egress IP lives.
 func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) {
 	gateways := map[string]bool{}
-	for name, members := range s.ByNode {
-		if name == egress.Unselected {
-			continue
+	for _, name := range slices.Sorted(maps.Keys(s.ByNode)) { // in order: should two list one pod, all passes agree on which
+		members := s.ByNode[name]
+		policy, ok := s.Egresses[name]
+		if name == egress.Unselected || !ok && blind(s, "egresses/"+name) {
+			continue // of the latter, the kernel keeps what it has
 		}
-		policy := s.Egresses[name]
 		for _, pod := range members.Pods {
 			for _, ip := range pod.IPs {
 				a := addressFor(policy, ip)
@@ -168,11 +170,36 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 			}
 		}
 	}
+	buildUnread(d, s, f, roles)
 	slices.Sort(d.Follow)
 	d.Follow = slices.Compact(d.Follow)
 	slices.SortFunc(d.NFT.Fenced, netip.Addr.Compare)
 	slices.SortFunc(d.VLAN.Addresses, netip.Addr.Compare)
 	slices.SortFunc(d.Permits, func(a, b nft.Permit) int { return a.IP.Compare(b.IP) })
+}
+
+// buildUnread lets what is held go on although the record of its egress cannot be read: the kernel keeps what it has of it, and that is
+// permitted.
+func buildUnread(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) {
+	if !d.NFT.Keep {
+		return
+	}
+	known := map[netip.Addr]bool{}
+	for _, t := range targets(s) {
+		known[t.IP] = true
+	}
+	for ip, role := range roles {
+		if role == Hold && !known[ip] && !f.Local[ip] {
+			d.Permits = append(d.Permits, nft.Permit{IP: ip, Answer: true})
+			d.NFT.Fenced = append(d.NFT.Fenced, ip)
+			d.VLAN.Addresses = append(d.VLAN.Addresses, ip)
+		}
+	}
+}
+
+// blind reports whether a record under prefix could not be read since the agent began.
+func blind(s *egress.Snapshot, prefix string) bool {
+	return slices.ContainsFunc(s.Faults, func(f egress.Fault) bool { return f.Blind && strings.HasPrefix(f.Key, prefix) })
 }
 
 // faulty reports whether a record under prefix cannot be read: what is missing from the snapshot may then be missing for that reason.

@@ -131,13 +131,27 @@ func TestBuildOverlay(t *testing.T) {
 	}
 }
 
-func TestBuildKeepsPodsWhoseRecordCannotBeRead(t *testing.T) {
-	s := guide("")
-	if Build(s, facts("node-1"), nil).NFT.KeepPods {
-		t.Error("every record can be read, and nothing may be deleted")
+func TestBuildKeepsWhatMayBeOfARecordThatCouldNeverBeRead(t *testing.T) {
+	s := guide("node-1")
+	delete(s.Egresses, "egress-0001")
+	s.Faults = []egress.Fault{{Key: "egresses/egress-0001"}}
+	hold := map[netip.Addr]Role{egressIP: Hold}
+	d := Build(s, facts("node-1"), hold)
+	if d.NFT.Keep || d.Routing.Keep || d.VLAN.Keep || len(d.Permits) > 0 {
+		t.Errorf("it could be read before, or is new: keep %t %t %t, permits %v", d.NFT.Keep, d.Routing.Keep, d.VLAN.Keep, d.Permits)
 	}
-	s.Faults = []egress.Fault{{Key: "members/by-node/node-1/egress-0001"}}
-	if !Build(s, facts("node-1"), nil).NFT.KeepPods {
-		t.Error("a record of members cannot be read, and its pods are deleted")
+	s.Faults[0].Blind = true
+	d = Build(s, facts("node-1"), hold)
+	if !d.NFT.Keep || !d.Routing.Keep || !d.VLAN.Keep {
+		t.Errorf("keep %t %t %t", d.NFT.Keep, d.Routing.Keep, d.VLAN.Keep)
+	}
+	if diff := cmp.Diff([]nft.Permit{{IP: egressIP, Answer: true}}, d.Permits, compare); diff != "" {
+		t.Errorf("permits (-want +got):\n%s", diff)
+	}
+	if len(d.NFT.Pods) > 0 {
+		t.Errorf("its pods are set to %v, not left as they are", d.NFT.Pods)
+	}
+	if len(Build(s, facts("node-1"), nil).Permits) > 0 {
+		t.Error("what is not held is permitted")
 	}
 }

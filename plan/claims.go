@@ -189,8 +189,8 @@ func weight(ip netip.Addr, node string) uint64 {
 }
 
 // Releases returns the locks of the node that it has to give back: of IPs that no egress uses any more, that their pool keeps from
-// this node, and of static IPs that left its links. While the record of some egress or pool cannot be read, nothing is given back
-// for want of it.
+// this node, that it cannot serve because its uplink has no carrier, and of static IPs that left its links. While the record of some
+// egress or pool cannot be read, nothing is given back for want of it.
 func Releases(s *egress.Snapshot, f Facts) []egress.Owner {
 	byIP := map[netip.Addr]target{}
 	for _, t := range targets(s) {
@@ -211,6 +211,8 @@ func Releases(s *egress.Snapshot, f Facts) []egress.Owner {
 		case t.Pool == "" && !f.Local[ip]:
 			out = append(out, o)
 		case t.Pool != "" && !faulty(s, "nodes/") && !mayHold(s, p, f.Node):
+			out = append(out, o)
+		case t.Pool != "" && !f.UplinkUp:
 			out = append(out, o)
 		}
 	}

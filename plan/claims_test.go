@@ -251,6 +251,7 @@ func TestReleases(t *testing.T) {
 		"the pool is gone":                                   {func(s *egress.Snapshot) { clear(s.Pools) }, 1},
 		"the pool selects other nodes":                       {func(s *egress.Snapshot) { setSelector(s, map[string]string{"a": "b"}) }, 1},
 		"the node is cordoned":                               {func(s *egress.Snapshot) { s.Cordons["node-1"] = egress.Cordon{} }, 1},
+		"the uplink has no carrier":                          {func(*egress.Snapshot) {}, 1},
 		"an egress that cannot be read is not one that went": {func(s *egress.Snapshot) { clear(s.Egresses); s.Faults = []egress.Fault{{Key: "egresses/x"}} }, 0},
 		"a pool that cannot be read is not one that went":    {func(s *egress.Snapshot) { clear(s.Pools); s.Faults = []egress.Fault{{Key: "pools/pool"}} }, 0},
 		"a node that cannot be read is not one that changed": {func(s *egress.Snapshot) { clear(s.Nodes); s.Faults = []egress.Fault{{Key: "nodes/node-1"}} }, 0},
@@ -259,7 +260,9 @@ func TestReleases(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			s := held()
 			tt.prepare(s)
-			if got := Releases(s, facts("node-1")); len(got) != tt.want {
+			f := facts("node-1")
+			f.UplinkUp = name != "the uplink has no carrier"
+			if got := Releases(s, f); len(got) != tt.want {
 				t.Errorf("releases %v, want %d", got, tt.want)
 			}
 		})
@@ -289,6 +292,10 @@ func TestMoves(t *testing.T) {
 	if got := Arrivals(s, facts("node-2")); len(got) != 0 {
 		t.Errorf("cordoned target: arrivals %v, want none", got)
 	}
+	if got := Departures(s, facts("node-1")); len(got) != 0 {
+		t.Errorf("cordoned target: departures %v, want none", got)
+	}
+	delete(s.Cordons, "node-2")
 	delete(s.Agents, "node-2")
 	if got := Departures(s, facts("node-1")); len(got) != 0 {
 		t.Errorf("dead target: departures %v, want none", got)

@@ -35,7 +35,7 @@ func Departures(s *egress.Snapshot, f Facts) []Departure {
 	var out []Departure
 	for ip, m := range s.Moves {
 		o, to := s.Owners[ip], s.Agents[m.To]
-		if m.Ready && o.Node == f.Node && m.To != f.Node && to.Node == m.To {
+		if m.Ready && o.Node == f.Node && m.To != f.Node && slices.Contains(Candidates(s, poolOf(s, ip)), m.To) {
 			out = append(out, Departure{Owner: o, Move: m, To: to})
 		}
 	}

@@ -75,7 +75,7 @@ func Diff(have Observed, want State) Changes {
 		}
 	}
 	for _, e := range slices.Backward(sorted(old)) {
-		if want.KeepReturns && e.returns {
+		if want.Keep || want.KeepReturns && e.returns {
 			continue
 		}
 		if _, ok := wanted[e.key()]; !ok && !slots[e.command+" "+e.slot] {

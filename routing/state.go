@@ -25,6 +25,8 @@ type State struct {
 	// KeepReturns keeps the routes of Returns that are not in it: not all of them are known yet, and what is not known is never
 	// deleted.
 	KeepReturns bool
+	// Keep keeps everything that is not in the State: a record could not be read, and an error never causes a delete.
+	Keep bool
 }
 
 // Overlay is the overlay link of this node; all that is not here follows from Local or is the same on all nodes.

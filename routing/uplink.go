@@ -23,6 +23,9 @@ type Link struct {
 	Addrs []netip.Prefix   // in the kernel's order
 }
 
+// ErrNoLink says that an address is on none of the node's links.
+var ErrNoLink = errors.New("no link carries the address")
+
 // Uplink returns the link that carries ip, in the network namespace of the calling thread. Where several do, one that is up is
 // preferred, and then the one that came first. An error names ip when none does. Our own links are left out: the overlay link carries
 // the node's address, too.
@@ -40,7 +43,7 @@ func Uplink(ip netip.Addr) (Link, error) {
 		}
 	}
 	if best.Index == 0 {
-		return Link{}, fmt.Errorf("no link carries the address %s", ip)
+		return Link{}, fmt.Errorf("%w %s", ErrNoLink, ip)
 	}
 	return best, nil
 }

@@ -19,6 +19,8 @@ import (
 type State struct {
 	// Addresses are on egret0, each as a prefix of its full length. Order and duplicates are of no meaning.
 	Addresses []netip.Addr
+	// Keep keeps the addresses that are not in the State: a record could not be read, and an error never causes a delete.
+	Keep bool
 }
 
 // Observed is what the kernel holds of ours. The zero Observed is a kernel that holds nothing.
@@ -26,6 +28,15 @@ type Observed struct {
 	exists, up bool
 	foreign    string // why the link is none of ours; "" when it is, or is not there
 	addresses  []netip.Prefix
+}
+
+// Addresses returns the addresses on egret0.
+func (o Observed) Addresses() []netip.Addr {
+	var out []netip.Addr
+	for _, p := range o.addresses {
+		out = append(out, p.Addr())
+	}
+	return out
 }
 
 // Config is what Links work with.
@@ -189,7 +200,7 @@ func Diff(have Observed, want State) Changes {
 		}
 	}
 	for _, p := range sorted(have.addresses) {
-		if !slices.Contains(wanted, p) {
+		if !slices.Contains(wanted, p) && !want.Keep {
 			c.removes = append(c.removes, op{fmt.Sprintf("ip addr del %s dev %s", p, egress.AddressLink),
 				func(l *Links) error { return absent(l.address(p, l.handle.AddrDel)) }})
 		}
