@@ -160,6 +160,52 @@ func TestOwnerCutOffFromEtcdLetsGoAndAnotherTakesOver(t *testing.T) {
 	takeOver(t, "cut", "10.10.0.19", cut, heal)
 }
 
+func TestCordonedOwnerIsSilentBeforeAnotherAnswers(t *testing.T) {
+	etcd := etcdClient(t)
+	var cordoned string
+	cordon := func(ctx context.Context, node string) error {
+		cordoned = node
+		_, err := etcd.Put(ctx, "/egret/cordons/"+node, fmt.Sprintf(`{"node": %q, "why": "test"}`, node))
+		if err == nil {
+			// At the worst moment: the agent's last words must not extend what it gives away.
+			err = cluster.Stop(ctx, "agent", node)
+		}
+		return err
+	}
+	uncordon := func(ctx context.Context, node string) error {
+		_, err := etcd.Delete(ctx, "/egret/cordons/"+node)
+		return errors.Join(err, cluster.Start(ctx, "agent", node))
+	}
+	takeOver(t, "cordon", "10.10.0.20", cordon, uncordon)
+	if cordoned == "" {
+		t.Error("nobody was cordoned")
+	}
+}
+
+func TestNodeThatLosesItsAddressLetsGo(t *testing.T) {
+	on := func(ctx context.Context, node string, lines ...string) error {
+		n, err := cluster.NodeNumber(node)
+		if err != nil {
+			return err
+		}
+		for _, line := range lines {
+			line = strings.ReplaceAll(line, "ADDRESS", lab.NodeIP(n).String()+"/24")
+			if out, err := cluster.Exec(ctx, "node", node, strings.Fields(line)...); err != nil {
+				return fmt.Errorf("%s: %w\n%s", line, err, out)
+			}
+		}
+		return nil
+	}
+	lose := func(ctx context.Context, node string) error {
+		// Another address keeps the way to etcd open: the lease lives, the overlay does not.
+		return on(ctx, node, "sysctl -qw net.ipv4.conf.eth0.promote_secondaries=1", "ip addr add 10.10.0.199/24 dev eth0", "ip addr del ADDRESS dev eth0")
+	}
+	regain := func(ctx context.Context, node string) error {
+		return on(ctx, node, "ip addr add ADDRESS dev eth0", "ip addr del 10.10.0.199/24 dev eth0", "sysctl -qw net.ipv4.conf.eth0.promote_secondaries=0")
+	}
+	takeOver(t, "address", "10.10.0.27", lose, regain)
+}
+
 // takeOver breaks the owner of an IP while the outside host asks for the IP all the time, waits until another node serves, and mends the
 // former owner, which must keep silent. The witness counts who answers when.
 func takeOver(t *testing.T, name, address string, breaks, mend func(context.Context, string) error) (ip netip.Addr, gateway string, began time.Time) {

@@ -226,6 +226,12 @@ func TestInvariant4AnErrorOrAPartialReadNeverCausesADelete(t *testing.T) {
 		})
 		leavesAs(t, web, ipA)
 		leavesAs(t, api, ipB)
+		// An agent that has never seen a better record takes over what is in its kernel.
+		restart(t, gatewayA)
+		restart(t, otherNode(gatewayA))
+		time.Sleep(time.Second)
+		leavesAs(t, web, ipA)
+		leavesAs(t, api, ipB)
 		if out, err := cluster.Egret(t.Context(), "get", "egresses"); err == nil || !bytes.Contains(out, []byte("inv4-b")) || !strings.Contains(fmt.Sprint(string(out), err), "egresses/inv4-a") {
 			t.Errorf("egret get egresses: %v\n%s\nwant the other egresses, and an error that names the record", err, out)
 		}
