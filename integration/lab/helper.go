@@ -13,6 +13,10 @@ import (
 	"golang.org/x/sys/unix"
 )
 
+// The main goroutine stays on the main thread. An exec by any other would show the process as a zombie for a moment, which is how
+// the lab tells one that has ended.
+func init() { runtime.LockOSThread() }
+
 // Helper makes the calling program one of the lab's background processes when args, os.Args, ask for that, and returns its exit
 // status; ok is false, at once, in every other case. A program that calls Up calls it first thing in main (a test: in TestMain):
 //
@@ -54,7 +58,7 @@ func nsexec(args []string) error {
 	if err != nil {
 		return err
 	}
-	runtime.LockOSThread() // exec keeps the namespaces of the thread that calls it
+	runtime.LockOSThread() // where main did not call: exec keeps the namespaces of the thread that calls it
 	if netns != "-" {
 		if err := enterWithSysfs(netns); err != nil {
 			return err
