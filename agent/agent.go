@@ -8,7 +8,6 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"os"
 	"runtime"
 	"sync"
 	"time"
@@ -16,6 +15,7 @@ import (
 	"golang.org/x/sync/errgroup"
 
 	"github.com/egret-project/egret/announce"
+	"github.com/egret-project/egret/check"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/routing"
 	"github.com/egret-project/egret/store"
@@ -49,6 +49,7 @@ type agent struct {
 	announcer *announce.Announcer
 	permits   *permits
 	dirty     chan struct{} // capacity 1
+	features  []string      // what the record of the agent says of its kernel
 
 	mu    sync.Mutex // guards lease
 	lease *store.Lease
@@ -92,6 +93,9 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer a.tables.Close()
 	if err := a.start(ctx); err != nil {
+		return err
+	}
+	if a.features, err = a.look(); err != nil {
 		return err
 	}
 	g, gctx := errgroup.WithContext(ctx)
@@ -295,13 +299,18 @@ func (a *agent) lastWords(ctx context.Context) {
 	a.Log.Info("stopped; kernel and lease stay for the next agent", "dur", left)
 }
 
-// features names what the record of the agent says of its kernel.
-func features() []string {
-	out := []string{"nftables", "vxlan-gbp"}
-	if b, err := os.ReadFile("/proc/sys/kernel/osrelease"); err == nil {
-		out = append(out, "linux-"+string(b[:max(len(b)-1, 0)]))
+// look checks the node, logs what is amiss, and returns what the record of the agent says of its kernel.
+func (a *agent) look() ([]string, error) {
+	findings, err := check.Run(a.NodeIP)
+	if err != nil {
+		return nil, err
 	}
-	return append(out, runtime.GOARCH)
+	for _, f := range findings {
+		if f.Level != check.OK {
+			a.Log.Warn("check", "name", f.Check, "found", f.Found, "for", f.For, "consequence", f.Consequence)
+		}
+	}
+	return append([]string{"linux-" + findings[0].Found, runtime.GOARCH}, check.Names(findings)...), nil
 }
 
 // sleep waits for d; false: ctx ended.

@@ -323,7 +323,7 @@ func (a *agent) publish(ctx context.Context, t turn) error {
 	}
 	r := egress.Agent{
 		Node: a.Node, Address: t.facts.Underlay, MAC: egress.OverlayMAC(t.facts.Underlay).String(), Lease: store.FormatLease(t.lease.ID()),
-		Version: a.Version, Features: features(), Since: a.since,
+		Version: a.Version, Features: a.features, Since: a.since,
 	}
 	have := t.Agents[a.Node]
 	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) {

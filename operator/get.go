@@ -28,6 +28,10 @@ func Check(kind, format string) error {
 	if !slices.Contains(Kinds, kind) {
 		return fmt.Errorf("kind %q: want one of %s", kind, strings.Join(Kinds, ", "))
 	}
+	return checkFormat(format)
+}
+
+func checkFormat(format string) error {
 	if !slices.Contains([]string{"", "json", "yaml"}, format) {
 		return fmt.Errorf("output format %q: want json or yaml", format)
 	}
@@ -44,16 +48,7 @@ func Get(ctx context.Context, c *store.Client, kind, format string, w io.Writer)
 	if err != nil {
 		return err
 	}
-	l := list(kind, all)
-	switch format {
-	case "json":
-		err = writeJSON(w, l.records)
-	case "yaml":
-		err = writeYAML(w, l.records)
-	default:
-		err = writeTable(w, l.header, l.rows)
-	}
-	if err != nil {
+	if err := list(kind, all).write(format, w); err != nil {
 		return err
 	}
 	var errs []error
@@ -70,6 +65,16 @@ type listing struct {
 	records []any
 	header  string
 	rows    [][]string
+}
+
+func (l listing) write(format string, w io.Writer) error {
+	switch format {
+	case "json":
+		return writeJSON(w, l.records)
+	case "yaml":
+		return writeYAML(w, l.records)
+	}
+	return writeTable(w, l.header, l.rows)
 }
 
 func list(kind string, all store.Everything) listing {

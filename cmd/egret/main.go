@@ -38,6 +38,6 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	c.AddCommand(agentCommand(), crdsyncCommand(), getCommand(), moveCommand())
+	c.AddCommand(agentCommand(), checkCommand(), crdsyncCommand(), getCommand(), moveCommand())
 	return c
 }

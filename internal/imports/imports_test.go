@@ -36,7 +36,7 @@ func packages(t *testing.T) map[string][]string {
 }
 
 func TestImportRules(t *testing.T) {
-	kernel := []string{"nft", "routing", "vlan", "announce", "conntrack"}
+	kernel := []string{"nft", "routing", "vlan", "announce", "conntrack", "check"}
 	all := packages(t)
 	for _, name := range append([]string{"egress", "plan", "store", "agent", "crdsync", "operator"}, kernel...) {
 		if _, ok := all[name]; !ok {

@@ -1,0 +1,93 @@
+package check
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/egret-project/egret/internal/netns"
+)
+
+// run returns the finding of that name.
+func run(t *testing.T, name string) Finding {
+	t.Helper()
+	all, err := Run(netip.Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		if f.Check == name {
+			return f
+		}
+	}
+	t.Fatalf("no finding is called %s: %v", name, all)
+	return Finding{}
+}
+
+func TestEveryFindingSaysAllOfIt(t *testing.T) {
+	netns.Enter(t)
+	all, err := Run(netip.Addr{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, f := range all {
+		if f.Check == "" || f.Found == "" || f.For == "" || (f.Level == OK) != (f.Consequence == "") {
+			t.Errorf("finding %+v", f)
+		}
+		if f.Level == Missing {
+			t.Errorf("this kernel lacks %s: %s", f.Check, f.Found)
+		}
+	}
+	names := strings.Join(Names(all), " ")
+	if !strings.Contains(names, "vxlan-gbp") || strings.Contains(names, "kernel") {
+		t.Errorf("features %q", names)
+	}
+	if out := netns.Run(t, "ip -br link"); strings.Contains(out, "t-") {
+		t.Errorf("the check leaves links:\n%s", out)
+	}
+}
+
+func TestOthersInReservedPlacesAreFound(t *testing.T) {
+	tests := map[string]struct{ check, do, names string }{
+		"a rule":                       {"rule-priorities", "ip rule add pref 1500 table main", "rule 1500"},
+		"a rule of ours":               {"rule-priorities", "ip rule add pref 1500 table main protocol 94", ""},
+		"a rule elsewhere":             {"rule-priorities", "ip rule add pref 2000 table main", ""},
+		"a mark in a rule":             {"packet-mark", "ip rule add pref 2000 fwmark 0x10/0xff table main", "rule 2000 fwmark 0x10/0xff"},
+		"a mark beside ours in a rule": {"packet-mark", "ip rule add pref 2000 fwmark 0x80000/0xff0000 table main", ""},
+		"a bit in a chain":             {"packet-mark", "nft table ip o { chain c { meta mark set meta mark | 0x10; } ; }", "chain ip o c"},
+		"kube-proxy's bit in a chain":  {"packet-mark", "nft table ip o { chain c { meta mark set meta mark | 0x4000; } ; }", ""},
+		"a whole mark in a chain":      {"packet-mark", "nft table ip o { chain c { meta mark set 0x10000; } ; }", "chain ip o c"},
+		"reading the mark":             {"packet-mark", "nft table ip o { chain c { meta mark 0x10 accept; } ; }", ""},
+		"the ct mark is another":       {"packet-mark", "nft table ip o { chain c { ct mark set 0x10; } ; }", ""},
+		"a route":                      {"route-tables", "ip route add 10.0.0.0/8 dev lo table 7003", "table 7003"},
+		"a route of ours":              {"route-tables", "ip route add 10.0.0.0/8 dev lo table 7003 proto 94", ""},
+		"forwarding is off":            {"net.ipv4.ip_forward", "sysctl -qw net.ipv4.ip_forward=0", "0"},
+		"the overlay's port":           {"overlay-port", "ip link add o type vxlan id 9 dstport 8479 && ip link set o up", "another program"},
+		"another port":                 {"overlay-port", "ip link add o type vxlan id 9 dstport 8478 && ip link set o up", ""},
+		"no default route":             {"uplink", "ip route show", "there is no default route"},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			netns.Enter(t)
+			for line := range strings.SplitSeq(tt.do, " && ") {
+				netns.Run(t, line)
+			}
+			f := run(t, tt.check)
+			if (f.Level == OK) != (tt.names == "") || !strings.Contains(f.Found, tt.names) {
+				t.Errorf("%s: %+v, want it to name %q", tt.do, f, tt.names)
+			}
+		})
+	}
+}
+
+func TestUplinkIsThatOfTheNodeIP(t *testing.T) {
+	netns.Enter(t)
+	for _, line := range []string{"ip link add up0 type veth peer name peer0", "ip addr add 10.1.0.1/24 dev up0", "ip addr add 10.2.0.1/24 dev peer0", "ip link set up0 mtu 1400"} {
+		netns.Run(t, line)
+	}
+	for ip, want := range map[string]string{"10.1.0.1": "up0, MTU 1400, overlay MTU 1350", "10.2.0.1": "peer0, MTU 1500, overlay MTU 1450", "10.3.0.1": "none: no link carries 10.3.0.1"} {
+		if f := uplink(netip.MustParseAddr(ip)); f.Found != want {
+			t.Errorf("%s: found %q, want %q", ip, f.Found, want)
+		}
+	}
+}
