@@ -8,6 +8,7 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/egret-project/egret/crdsync/spec"
 	"github.com/egret-project/egret/egress"
 )
 
@@ -25,13 +26,9 @@ func wants(d demand, pools map[string]egress.Pool, unread map[string]error) []wa
 	astray := false // an address is not of any of the pools
 	for _, ip := range d.ips {
 		w := want{ip: ip}
-		if i := slices.IndexFunc(d.pools, func(name string) bool { return pools[name].Contains(ip) }); i >= 0 {
-			w.pool = d.pools[i]
-			paired[w.pool] = true
-		} else if len(d.pools) > 0 {
-			astray = true
-			w.err = fmt.Errorf("%s is not an address of pool %s", ip, strings.Join(d.pools, " or "))
-		}
+		w.pool, w.err = spec.PoolOf(ip, d.pools, pools)
+		paired[w.pool] = w.err == nil
+		astray = astray || w.err != nil
 		covered[familyOf(ip)] = true
 		out = append(out, w)
 	}

@@ -21,6 +21,7 @@ type objects struct {
 	demands []demand // oldest first
 	pools   map[string]egress.Pool
 	unread  map[string]error // pools that cannot be read, and why
+	overlap map[string]error // pools that have addresses of older ones
 	nodes   []egress.Node    // by name; their indexes are not set
 }
 
@@ -58,6 +59,9 @@ func plan(o objects, have records, now time.Time, frozen func(egressName string,
 			pools[name] = p
 		}
 	}
+	for name, err := range o.overlap {
+		c.faults["pool "+name] = err
+	}
 	requests := make([]request, len(o.demands))
 	for i, d := range o.demands {
 		requests[i] = request{name: d.name, keep: d.addressErr != nil, prefer: slices.Clone(have.policies[d.name].Addresses)}
@@ -73,7 +77,7 @@ func plan(o objects, have records, now time.Time, frozen func(egressName string,
 	}
 	out := allocate(requests, pools, have.allocations)
 	for _, d := range o.demands {
-		out[d.name].err = errors.Join(out[d.name].err, unreadable(d, pools, o.unread))
+		out[d.name].err = errors.Join(out[d.name].err, o.poolFaults(d))
 	}
 	last := number(requests, out, have.ids, have.lastID)
 	if last != 0 {
@@ -107,6 +111,20 @@ func unreadable(d demand, pools map[string]egress.Pool, unread map[string]error)
 		}
 	}
 	return nil
+}
+
+// poolFaults returns what is wrong with the pools that an egress names, for its status: a pool's own has no place for it.
+func (o objects) poolFaults(d demand) error {
+	var errs []error
+	for _, name := range d.pools {
+		if err := o.unread[name]; err != nil {
+			errs = append(errs, fmt.Errorf("pool %s cannot be read: %w", name, err))
+		}
+		if err := o.overlap[name]; err != nil {
+			errs = append(errs, fmt.Errorf("pool %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
 }
 
 func (c *control) addEgress(d demand, ws []want, o outcome, pools map[string]egress.Pool, have records, frozen func(string, pod) bool) {

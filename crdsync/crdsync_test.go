@@ -28,6 +28,7 @@ func TestAgainstARealAPI(t *testing.T) {
 		"the guide's example reaches etcd and the status":  testExample,
 		"members follow their pods":                        testMembers,
 		"an object that cannot be read stops no other":     testMalformed,
+		"what is wrong with a pool shows in its egresses":  testPoolFaults,
 		"a restart changes nothing":                        testRestart,
 		"an empty etcd gets the addresses of the statuses": testWipedEtcd,
 		"a released address goes to whoever waits":         testRelease,
@@ -144,6 +145,7 @@ func testMembers(c *cluster) {
 }
 
 func testMalformed(c *cluster) {
+	c.loosen()
 	c.run(c.kube)
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: a-broken}, spec: {egressIP: here, externalIPPool: external-ip-pool,
   appliedTo: {podSelector: {matchExpressions: [{key: app, operator: Near}]}}}}`)
@@ -230,7 +232,7 @@ func testWipedEtcd(c *cluster) {
 func testRelease(c *cluster) {
 	c.run(c.kube)
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: one},
-  spec: {ipRanges: [{start: 10.10.0.11, end: 10.10.0.11}]}}`)
+  spec: {ipRanges: [{start: 10.10.0.11, end: 10.10.0.11}], nodeSelector: {}}}`)
 	egress := func(name string) {
 		c.create(fmt.Sprintf(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: %s},
   spec: {externalIPPool: one, appliedTo: {podSelector: {}}}}`, name))
@@ -366,7 +368,7 @@ func testLostLeadership(c *cluster) {
 
 func testMany(c *cluster) {
 	const n = 100 // each is three records
-	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {ipRanges: [{cidr: 10.10.0.0/24}]}}`)
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {ipRanges: [{cidr: 10.10.0.0/24}], nodeSelector: {}}}`)
 	want := map[string]string{}
 	for i := range n {
 		c.create(fmt.Sprintf(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: e-%03d},

@@ -85,10 +85,10 @@ func TestReadPool(t *testing.T) {
 	}{
 		"the guide's": {
 			`spec: {ipRanges: [{start: 10.10.0.2, end: 10.10.0.10}, {cidr: 10.10.1.0/28}, {cidr: 10.10.2.0/32}],
-  subnetInfo: {gateway: 10.10.0.1, prefixLength: 24, vlan: 10}, nodeSelector: {matchLabels: {network-role: egress-gateway}}}`,
+  subnetInfo: {gateway: 10.10.0.1, prefixLength: 16, vlan: 10}, nodeSelector: {matchLabels: {network-role: egress-gateway}}}`,
 			egress.Pool{
 				Name: "x", Ranges: poolOf("", "10.10.0.2", "10.10.0.10", "10.10.1.1", "10.10.1.14").Ranges,
-				Subnet:       &egress.Subnet{Gateway: ip("10.10.0.1"), PrefixLength: 24, VLAN: 10},
+				Subnet:       &egress.Subnet{Gateway: ip("10.10.0.1"), PrefixLength: 16, VLAN: 10},
 				NodeSelector: egress.Selector{MatchLabels: map[string]string{"network-role": "egress-gateway"}},
 			}, "",
 		},
@@ -97,7 +97,7 @@ func TestReadPool(t *testing.T) {
   subnetInfo: {gateway: here, prefixLength: 24}, nodeSelector: {matchExpressions: [{key: a, operator: In}]}}`,
 			egress.Pool{}, `end ""|cidr "10.10.1.0"|not both|gateway "here"|nodeSelector`,
 		},
-		"a prefix that is too long": {"spec: {subnetInfo: {gateway: 10.0.0.1, prefixLength: 64}}", egress.Pool{}, "prefixLength 64: want 1 to 32"},
+		"a prefix that is too long": {"spec: {subnetInfo: {gateway: 10.0.0.1, prefixLength: 64}}", egress.Pool{}, "prefixLength 64: want 1 to 31"},
 	}
 	for name, tt := range tests {
 		got, err := readPool(yamlObject(t, tt.yaml))

@@ -2,55 +2,19 @@ package crdsync
 
 import (
 	"cmp"
-	"errors"
-	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	operator "k8s.io/apimachinery/pkg/selection"
 
-	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/egress"
 )
 
 // selector is an appliedTo: a pod is selected when both match.
 type selector struct {
 	namespaces, pods labels.Selector
-}
-
-func readAppliedTo(a v1beta1.AppliedTo) (selector, error) {
-	if a.PodSelector == nil && a.NamespaceSelector == nil {
-		return selector{labels.Nothing(), labels.Nothing()}, nil
-	}
-	namespaces, nsErr := orEverything("namespaceSelector", a.NamespaceSelector)
-	pods, podErr := orEverything("podSelector", a.PodSelector)
-	return selector{namespaces, pods}, errors.Join(nsErr, podErr)
-}
-
-func orEverything(field string, s *metav1.LabelSelector) (labels.Selector, error) {
-	if s == nil {
-		return labels.Everything(), nil
-	}
-	return readSelector(field, s)
-}
-
-// readSelector reads a label selector. Of several labels that are wrong, the error names the first by name: it is the same each time.
-func readSelector(field string, s *metav1.LabelSelector) (labels.Selector, error) {
-	for _, key := range slices.Sorted(maps.Keys(s.MatchLabels)) {
-		if _, err := labels.NewRequirement(key, operator.Equals, []string{s.MatchLabels[key]}); err != nil {
-			return nil, fmt.Errorf("%s: %w", field, err)
-		}
-	}
-	out, err := metav1.LabelSelectorAsSelector(s)
-	if err != nil {
-		return nil, fmt.Errorf("%s: %w", field, err)
-	}
-	return out, nil
 }
 
 // pod is what matters of a pod that counts.

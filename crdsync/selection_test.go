@@ -11,13 +11,14 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 
 	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/crdsync/spec"
 	"github.com/egret-project/egret/egress"
 )
 
-func matching(kv ...string) *metav1.LabelSelector {
-	s := &metav1.LabelSelector{}
+func matching(kv ...string) *v1beta1.LabelSelector {
+	s := &v1beta1.LabelSelector{MatchLabels: map[string]v1beta1.LabelValue{}}
 	for i := 0; i < len(kv); i += 2 {
-		metav1.AddLabelToSelector(s, kv[i], kv[i+1])
+		s.MatchLabels[kv[i]] = v1beta1.LabelValue(kv[i+1])
 	}
 	return s
 }
@@ -42,7 +43,9 @@ func TestAppliedToSelectsAsTheGuideSays(t *testing.T) {
 		{name: "test/web", namespace: "test", labels: map[string]string{"role": "web"}},
 	}
 	for name, tt := range tests {
-		s, err := readAppliedTo(tt.applied)
+		var s selector
+		var err error
+		s.namespaces, s.pods, err = spec.AppliedTo(tt.applied)
 		if err != nil {
 			t.Fatalf("%s: %v", name, err)
 		}
@@ -150,10 +153,10 @@ func TestAPodWhoseNamespaceIsNotSeenStaysWhatItWas(t *testing.T) {
 }
 
 func TestTheErrorOfASelectorIsTheSameEachTime(t *testing.T) {
-	s := &metav1.LabelSelector{MatchLabels: map[string]string{"a b": "x", "c d": "y", "e f": "z"}}
-	_, first := readSelector("podSelector", s)
+	s := &v1beta1.LabelSelector{MatchLabels: map[string]v1beta1.LabelValue{"a b": "x", "c d": "y", "e f": "z"}}
+	_, _, first := spec.AppliedTo(v1beta1.AppliedTo{PodSelector: s})
 	for range 50 {
-		if _, err := readSelector("podSelector", s); err == nil || err.Error() != first.Error() {
+		if _, _, err := spec.AppliedTo(v1beta1.AppliedTo{PodSelector: s}); err == nil || err.Error() != first.Error() {
 			t.Fatalf("first %v, then %v", first, err)
 		}
 	}

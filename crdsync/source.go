@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/crdsync/spec"
 	"github.com/egret-project/egret/egress"
 )
 
@@ -196,18 +197,29 @@ func (s *source) namespaceLabels(name string) (labels.Set, bool) {
 
 // objects returns all objects but pods, read.
 func (s *source) objects() (o objects, faults map[string]error) {
-	o = objects{pools: map[string]egress.Pool{}, unread: map[string]error{}}
+	o = objects{pools: map[string]egress.Pool{}, unread: map[string]error{}, overlap: map[string]error{}}
 	for _, e := range s.egresses.GetIndexer().List() {
 		o.demands = append(o.demands, readEgress(e.(*unstructured.Unstructured)))
 	}
 	slices.SortFunc(o.demands, byAge)
-	for _, e := range s.pools.GetIndexer().List() {
+	pools := s.pools.GetIndexer().List()
+	slices.SortFunc(pools, func(a, b any) int {
+		x, y := a.(*unstructured.Unstructured), b.(*unstructured.Unstructured)
+		return cmp.Or(x.GetCreationTimestamp().Compare(y.GetCreationTimestamp().Time), cmp.Compare(x.GetName(), y.GetName()))
+	})
+	var older []egress.Pool
+	for _, e := range pools {
 		u := e.(*unstructured.Unstructured)
-		if p, err := readPool(u); err != nil {
+		p, err := readPool(u)
+		if err != nil {
 			o.unread[u.GetName()] = err
-		} else {
-			o.pools[p.Name] = p
+			continue
 		}
+		if err := spec.Overlap(p, older); err != nil {
+			o.overlap[p.Name] = err
+		}
+		o.pools[p.Name] = p
+		older = append(older, p)
 	}
 	faults = map[string]error{}
 	for _, e := range s.nodes.GetIndexer().List() {

@@ -32,24 +32,32 @@ type EgressList struct {
 }
 
 // EgressSpec says which Pods, which IP, and how much of the network.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.egressIP) || has(self.externalIPPool) && size(self.externalIPPool) > 0 || has(self.egressIPs) && size(self.egressIPs) > 0 || has(self.externalIPPools) && size(self.externalIPPools) > 0",message="neither egressIP nor externalIPPool is set: want one of them, or both"
+// +kubebuilder:validation:XValidation:rule="!(has(self.egressIP) || has(self.externalIPPool) && size(self.externalIPPool) > 0) || !(has(self.egressIPs) && size(self.egressIPs) > 0 || has(self.externalIPPools) && size(self.externalIPPools) > 0)",message="want egressIP and externalIPPool, or egressIPs and externalIPPools, not a mixture"
 type EgressSpec struct {
 	// AppliedTo selects the Pods. An empty one selects nothing.
 	AppliedTo AppliedTo `json:"appliedTo"`
 	// EgressIP is the source IP. With a pool it has to be one of the pool's; without a pool it is static: it is already on an interface
-	// of one Node, which is then found. Empty: an IP of the pool is allocated.
+	// of one Node, which is then found. Left out: an IP of the pool is allocated.
 	// +optional
-	EgressIP string `json:"egressIP,omitempty"`
+	EgressIP IP `json:"egressIP,omitempty"`
 	// EgressIPs are the source IPs, at most one of each IP family.
 	// +optional
 	// +kubebuilder:validation:MaxItems=2
+	// +kubebuilder:validation:XValidation:rule="size(self) < 2 || !self.all(i, isIP(i)) || ip(self[0]).family() != ip(self[1]).family()",message="want at most one of each IP family"
 	// +listType=atomic
-	EgressIPs []string `json:"egressIPs,omitempty"`
+	EgressIPs []IP `json:"egressIPs,omitempty"`
 	// ExternalIPPool names the pool that the IP comes from, and whose Nodes may hold it.
 	// +optional
+	// +kubebuilder:validation:MaxLength=253
 	ExternalIPPool string `json:"externalIPPool,omitempty"`
 	// ExternalIPPools name the pools that the IPs come from, at most one of each IP family.
 	// +optional
 	// +kubebuilder:validation:MaxItems=2
+	// +kubebuilder:validation:items:MinLength=1
+	// +kubebuilder:validation:items:MaxLength=253
+	// +kubebuilder:validation:XValidation:rule="size(self) < 2 || self[0] != self[1]",message="want two different pools, one of each IP family"
 	// +listType=atomic
 	ExternalIPPools []string `json:"externalIPPools,omitempty"`
 	// Bandwidth limits the traffic that leaves with the IP.
@@ -61,21 +69,31 @@ type EgressSpec struct {
 type AppliedTo struct {
 	// PodSelector selects Pods by their labels. An empty selector, other than none, selects all.
 	// +optional
-	PodSelector *metav1.LabelSelector `json:"podSelector,omitempty"`
+	PodSelector *LabelSelector `json:"podSelector,omitempty"`
 	// NamespaceSelector selects the Pods of Namespaces by the Namespaces' labels. An empty selector, other than none, selects all.
 	// +optional
-	NamespaceSelector *metav1.LabelSelector `json:"namespaceSelector,omitempty"`
+	NamespaceSelector *LabelSelector `json:"namespaceSelector,omitempty"`
 }
 
 // Bandwidth is a limit that all Pods of an Egress share. The values are quantities, such as 300k, 100M or 2G.
 type Bandwidth struct {
 	// Rate is the largest rate, in bits per second.
-	// +kubebuilder:validation:MinLength=1
-	Rate string `json:"rate"`
+	Rate Quantity `json:"rate"`
 	// Burst is the largest burst above the rate, in bits.
-	// +kubebuilder:validation:MinLength=1
-	Burst string `json:"burst"`
+	Burst Quantity `json:"burst"`
 }
+
+// Quantity is a Kubernetes quantity above 0 that fits into 63 bits.
+//
+// +kubebuilder:validation:MaxLength=64
+// +kubebuilder:validation:XValidation:rule="isQuantity(self) && quantity(self).isGreaterThan(quantity('0')) && !quantity(self).isGreaterThan(quantity('9223372036854775807'))",message="want a quantity above 0 and at most 9223372036854775807, like 300k, 100M or 2G"
+type Quantity string
+
+// IP is an IPv4 or IPv6 address, in any spelling. It is compared as an address, not as text.
+//
+// +kubebuilder:validation:MaxLength=45
+// +kubebuilder:validation:XValidation:rule="isIP(self)",message="want an IPv4 or IPv6 address"
+type IP string
 
 // EgressStatus is what became of an Egress.
 type EgressStatus struct {

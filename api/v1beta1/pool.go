@@ -34,37 +34,42 @@ type ExternalIPPoolList struct {
 // ExternalIPPoolSpec says which IPs, of which subnet, on which Nodes.
 type ExternalIPPoolSpec struct {
 	// IPRanges are the IPs of the pool. They are given out in this order.
+	// +kubebuilder:validation:MaxItems=1000
 	// +listType=atomic
 	IPRanges []IPRange `json:"ipRanges"`
 	// SubnetInfo describes the subnet of the IPs, when it is not that of the Nodes.
 	// +optional
 	SubnetInfo *SubnetInfo `json:"subnetInfo,omitempty"`
 	// NodeSelector selects the Nodes that may hold the IPs. An empty one selects all.
-	// +optional
-	NodeSelector metav1.LabelSelector `json:"nodeSelector"`
+	NodeSelector LabelSelector `json:"nodeSelector"`
 }
 
 // IPRange is either a cidr, or a start and an end.
+//
+// +kubebuilder:validation:XValidation:rule="has(self.cidr) ? !has(self.start) && !has(self.end) : has(self.start) && has(self.end)",message="want a cidr, or a start and an end, not both"
 type IPRange struct {
 	// CIDR is the range without its first IP, and for IPv4 without its last one: 10.10.1.0/28 has 14 IPs, a /31 none.
 	// +optional
+	// +kubebuilder:validation:MaxLength=49
+	// +kubebuilder:validation:XValidation:rule="isCIDR(self)",message="want an address and a prefix length, like 10.10.1.0/28"
 	CIDR string `json:"cidr,omitempty"`
 	// Start is the first IP of the range.
 	// +optional
-	Start string `json:"start,omitempty"`
+	Start IP `json:"start,omitempty"`
 	// End is the last IP of the range.
 	// +optional
-	End string `json:"end,omitempty"`
+	End IP `json:"end,omitempty"`
 }
 
 // SubnetInfo describes a subnet.
+//
+// +kubebuilder:validation:XValidation:rule="!isIP(self.gateway) || ip(self.gateway).family() == 6 || self.prefixLength <= 31",message="want a prefixLength of 1 to 31 with an IPv4 gateway"
 type SubnetInfo struct {
 	// Gateway is the subnet's router. It is never given out.
-	// +kubebuilder:validation:MinLength=1
-	Gateway string `json:"gateway"`
+	Gateway IP `json:"gateway"`
 	// PrefixLength is the length of the subnet's prefix, in bits.
 	// +kubebuilder:validation:Minimum=1
-	// +kubebuilder:validation:Maximum=128
+	// +kubebuilder:validation:Maximum=127
 	PrefixLength int32 `json:"prefixLength"`
 	// VLAN is the id that the traffic of the IPs is tagged with. 0: untagged.
 	// +optional

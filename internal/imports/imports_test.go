@@ -38,7 +38,7 @@ func packages(t *testing.T) map[string][]string {
 func TestImportRules(t *testing.T) {
 	kernel := []string{"nft", "routing", "vlan", "announce", "conntrack", "check"}
 	all := packages(t)
-	for _, name := range append([]string{"egress", "plan", "store", "agent", "crdsync", "operator"}, kernel...) {
+	for _, name := range append([]string{"egress", "plan", "store", "agent", "crdsync", "crdsync/spec", "operator"}, kernel...) {
 		if _, ok := all[name]; !ok {
 			t.Errorf("package %s is not there: the rules below check nothing", name)
 		}
@@ -50,6 +50,8 @@ func TestImportRules(t *testing.T) {
 			switch {
 			case name == "egress" && (ours || strings.Contains(path, ".")):
 				t.Errorf("egress is a leaf of the standard library: it must not import %s", path)
+			case name == "crdsync/spec" && (strings.HasPrefix(path, "k8s.io/client-go") || path == "context"):
+				t.Errorf("crdsync/spec is pure: it must not import %s", path)
 			case name == "plan" && slices.Contains([]string{"os", "net", "log", "log/slog", "context"}, path):
 				t.Errorf("plan is pure: it must not import %s", path)
 			case slices.Contains(kernel, name) && ours && own != "egress":

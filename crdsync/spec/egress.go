@@ -1,0 +1,141 @@
+package spec
+
+import (
+	"cmp"
+	"errors"
+	"fmt"
+	"maps"
+	"math"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"k8s.io/apimachinery/pkg/api/resource"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/labels"
+	"k8s.io/apimachinery/pkg/selection"
+
+	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/egress"
+)
+
+// Addresses returns the addresses that an Egress names, at most one of each IP family, and the names of its pools.
+func Addresses(s v1beta1.EgressSpec) (ips []netip.Addr, pools []string, err error) {
+	var errs []error
+	for _, text := range named(s.EgressIP, s.EgressIPs) {
+		ip, err := address("egressIP", text)
+		if err != nil {
+			errs = append(errs, err)
+			continue
+		}
+		i := slices.IndexFunc(ips, func(o netip.Addr) bool { return o.Is4() == ip.Is4() })
+		if i < 0 {
+			ips = append(ips, ip)
+		} else if ips[i] != ip {
+			errs = append(errs, fmt.Errorf("egressIPs %s and %s: want at most one of each IP family", ips[i], ip))
+		}
+	}
+	pools = named(s.ExternalIPPool, s.ExternalIPPools)
+	if len(pools) == 0 && len(ips) == 0 && errs == nil {
+		errs = append(errs, errors.New("neither egressIP nor externalIPPool is set: want one of them, or both"))
+	}
+	return ips, pools, errors.Join(errs...)
+}
+
+// named returns the values of a singular field and of its plural, each once, without empty ones.
+func named[T ~string](one T, more []T) []T {
+	var out []T
+	for _, s := range append([]T{one}, more...) {
+		if s != "" && !slices.Contains(out, s) {
+			out = append(out, s)
+		}
+	}
+	return out
+}
+
+// address returns an address in the one form that it is compared in.
+func address(field string, text v1beta1.IP) (netip.Addr, error) {
+	ip, err := netip.ParseAddr(string(text))
+	if err != nil || ip.Zone() != "" {
+		return netip.Addr{}, fmt.Errorf("%s %q: want an IPv4 or IPv6 address", field, text)
+	}
+	return ip.Unmap(), nil
+}
+
+// PoolOf returns which of the named pools an address is of; the empty name when none are named: the address is static. A pool that is
+// not among pools has no address.
+func PoolOf(ip netip.Addr, names []string, pools map[string]egress.Pool) (string, error) {
+	if len(names) == 0 {
+		return "", nil
+	}
+	var missing, ranges []string
+	for _, name := range names {
+		p, ok := pools[name]
+		switch {
+		case !ok:
+			missing = append(missing, fmt.Sprintf("pool %s does not exist", name))
+		case p.Contains(ip):
+			return name, nil
+		case p.Subnet != nil && p.Subnet.Gateway == ip:
+			ranges = append(ranges, "any other, for this one is the gateway of its subnet")
+		default:
+			for _, r := range p.Ranges {
+				ranges = append(ranges, r.String())
+			}
+		}
+	}
+	want := append(missing, "want one of "+cmp.Or(strings.Join(ranges, ", "), "a pool's addresses"))
+	return "", fmt.Errorf("egressIP %s is not an address of pool %s: %s", ip, strings.Join(names, " or "), strings.Join(want, ", "))
+}
+
+// Bandwidth reads a bandwidth; nil of nil.
+func Bandwidth(b *v1beta1.Bandwidth) (*egress.Bandwidth, error) {
+	if b == nil {
+		return nil, nil
+	}
+	rate, rateErr := quantity("rate", b.Rate)
+	burst, burstErr := quantity("burst", b.Burst)
+	if err := errors.Join(rateErr, burstErr); err != nil {
+		return nil, err
+	}
+	return &egress.Bandwidth{Rate: rate, Burst: burst}, nil
+}
+
+func quantity(field string, text v1beta1.Quantity) (int64, error) {
+	q, err := resource.ParseQuantity(string(text))
+	if err != nil || q.Sign() <= 0 || q.CmpInt64(math.MaxInt64) > 0 {
+		return 0, fmt.Errorf("bandwidth %s %q: want a quantity above 0 and at most %d, like 300k, 100M or 2G", field, text, math.MaxInt64)
+	}
+	return q.Value(), nil
+}
+
+// AppliedTo returns the selectors of namespaces and of pods: a pod is selected when both match.
+func AppliedTo(a v1beta1.AppliedTo) (namespaces, pods labels.Selector, err error) {
+	if a.PodSelector == nil && a.NamespaceSelector == nil {
+		return labels.Nothing(), labels.Nothing(), nil
+	}
+	namespaces, nsErr := orEverything("namespaceSelector", a.NamespaceSelector)
+	pods, podErr := orEverything("podSelector", a.PodSelector)
+	return namespaces, pods, errors.Join(nsErr, podErr)
+}
+
+func orEverything(field string, s *v1beta1.LabelSelector) (labels.Selector, error) {
+	if s == nil {
+		return labels.Everything(), nil
+	}
+	return selector(field, s)
+}
+
+// selector reads a label selector. Of several labels that are wrong, the error names the first by name: it is the same each time.
+func selector(field string, s *v1beta1.LabelSelector) (labels.Selector, error) {
+	for _, key := range slices.Sorted(maps.Keys(s.MatchLabels)) {
+		if _, err := labels.NewRequirement(key, selection.Equals, []string{string(s.MatchLabels[key])}); err != nil {
+			return nil, fmt.Errorf("%s: %w", field, err)
+		}
+	}
+	out, err := metav1.LabelSelectorAsSelector(s.Kubernetes())
+	if err != nil {
+		return nil, fmt.Errorf("%s: %w", field, err)
+	}
+	return out, nil
+}

@@ -1,0 +1,139 @@
+package spec
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/egress"
+)
+
+// Pool reads an ExternalIPPool. The error names everything that is wrong with it by itself.
+func Pool(name string, s v1beta1.ExternalIPPoolSpec) (egress.Pool, error) {
+	p := egress.Pool{Name: name, Ranges: []egress.Range{}}
+	var errs []error
+	for i, r := range s.IPRanges {
+		got, ok, err := readRange(r)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("ipRanges[%d]: %w", i, err))
+		} else if ok {
+			p.Ranges = append(p.Ranges, got)
+		}
+	}
+	var err error
+	if p.Subnet, err = readSubnet(s.SubnetInfo); err != nil {
+		errs = append(errs, fmt.Errorf("subnetInfo: %w", err))
+	}
+	if _, err := selector("nodeSelector", &s.NodeSelector); err != nil {
+		errs = append(errs, err)
+	}
+	nodes := s.NodeSelector.Kubernetes()
+	p.NodeSelector.MatchLabels = nodes.MatchLabels
+	for _, m := range nodes.MatchExpressions {
+		p.NodeSelector.MatchExpressions = append(p.NodeSelector.MatchExpressions, egress.Requirement{
+			Key: m.Key, Operator: string(m.Operator), Values: m.Values,
+		})
+	}
+	return p, errors.Join(append(errs, within(p))...)
+}
+
+// readRange reads one range; ok is false when it has no address.
+func readRange(r v1beta1.IPRange) (got egress.Range, ok bool, err error) {
+	switch {
+	case r.CIDR != "" && (r.Start != "" || r.End != ""):
+		return got, false, fmt.Errorf("cidr %q, start %q and end %q: want a cidr, or a start and an end, not both", r.CIDR, r.Start, r.End)
+	case r.CIDR != "":
+		return egress.ParseCIDR(r.CIDR)
+	}
+	got, err = egress.ParseRange(string(r.Start), string(r.End))
+	return got, err == nil, err
+}
+
+func readSubnet(s *v1beta1.SubnetInfo) (*egress.Subnet, error) {
+	if s == nil {
+		return nil, nil
+	}
+	gateway, err := address("gateway", s.Gateway)
+	if err != nil {
+		return nil, err
+	}
+	if limit := gateway.BitLen() - 1; s.PrefixLength < 1 || int(s.PrefixLength) > limit {
+		return nil, fmt.Errorf("prefixLength %d: want 1 to %d, as the gateway is %s", s.PrefixLength, limit, gateway)
+	}
+	if s.VLAN < 0 || s.VLAN > 4094 {
+		return nil, fmt.Errorf("vlan %d: want 1 to 4094, or 0 for none", s.VLAN)
+	}
+	return &egress.Subnet{Gateway: gateway, PrefixLength: int(s.PrefixLength), VLAN: int(s.VLAN)}, nil
+}
+
+// within names the ranges that overlap with one before them, and those that leave the subnet.
+func within(p egress.Pool) error {
+	var errs []error
+	for i, r := range p.Ranges {
+		for _, o := range p.Ranges[:i] {
+			if overlap(r, o) {
+				errs = append(errs, fmt.Errorf("ipRanges: %s overlaps with %s of the same pool: want each address once", r, o))
+			}
+		}
+		if p.Subnet == nil {
+			continue
+		}
+		gateway := p.Subnet.Gateway
+		subnet := netip.PrefixFrom(gateway, p.Subnet.PrefixLength).Masked()
+		switch {
+		case gateway.Is4() != r.Start.Is4():
+			errs = append(errs, fmt.Errorf("subnetInfo: gateway %s is not of the IP family of the range %s: want a gateway and ranges of one", gateway, r))
+		case !subnet.Contains(r.Start) || !subnet.Contains(r.End):
+			errs = append(errs, fmt.Errorf("ipRanges: %s is not inside of the pool's subnet: want addresses of %s", r, subnet))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func overlap(a, b egress.Range) bool { return a.Contains(b.Start) || b.Contains(a.Start) }
+
+// Overlap names the ranges of a pool that overlap with those of other pools; the pool itself may be among these.
+func Overlap(p egress.Pool, others []egress.Pool) error {
+	var errs []error
+	for _, other := range others {
+		if other.Name == p.Name {
+			continue
+		}
+		for _, r := range p.Ranges {
+			for _, o := range other.Ranges {
+				if overlap(r, o) {
+					errs = append(errs, fmt.Errorf("ipRanges: %s overlaps with %s of pool %s: want each address in one pool", r, o, other.Name))
+				}
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// Added returns the pool with only those of its ranges that it did not have before.
+func Added(from, to egress.Pool) egress.Pool {
+	to.Ranges = slices.DeleteFunc(slices.Clone(to.Ranges), func(r egress.Range) bool { return slices.Contains(from.Ranges, r) })
+	return to
+}
+
+// TakenAway names the addresses in use that a pool had and no longer has. How its ranges are written and ordered does not matter.
+func TakenAway(from, to egress.Pool, inUse []egress.Allocation) error {
+	var errs []error
+	for _, a := range inUse {
+		if a.Pool != from.Name || !from.Contains(a.IP) || to.Contains(a.IP) {
+			continue
+		}
+		where := ""
+		for _, r := range from.Ranges {
+			if r.Contains(a.IP) {
+				where = r.String()
+			}
+		}
+		errs = append(errs, fmt.Errorf("ipRanges: %s is in use by egress %s: want its range %s kept, or the egress moved to another pool first",
+			a.IP, strings.Join(a.Egresses, ", "), where))
+	}
+	return errors.Join(errs...)
+}

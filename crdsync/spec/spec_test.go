@@ -1,0 +1,155 @@
+package spec
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"sigs.k8s.io/yaml"
+
+	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/egress"
+)
+
+func read[T any](t *testing.T, text string) (out T) {
+	t.Helper()
+	if err := yaml.UnmarshalStrict([]byte(text), &out); err != nil {
+		t.Fatal(err)
+	}
+	return out
+}
+
+// pool returns the pool of ranges in short: "10.0.0.1-10.0.0.9, 10.0.1.0/28".
+func pool(t *testing.T, name, ranges string) egress.Pool {
+	t.Helper()
+	var s v1beta1.ExternalIPPoolSpec
+	for _, r := range strings.Split(ranges, ", ") {
+		if start, end, ok := strings.Cut(r, "-"); ok {
+			s.IPRanges = append(s.IPRanges, v1beta1.IPRange{Start: v1beta1.IP(start), End: v1beta1.IP(end)})
+		} else if r != "" {
+			s.IPRanges = append(s.IPRanges, v1beta1.IPRange{CIDR: r})
+		}
+	}
+	p, err := Pool(name, s)
+	if err != nil {
+		t.Fatal(err)
+	}
+	return p
+}
+
+// wantError wants an error that has all the parts, separated by |, or none.
+func wantError(t *testing.T, err error, parts string) {
+	t.Helper()
+	if (err != nil) != (parts != "") {
+		t.Fatalf("error %v, want %q", err, parts)
+	}
+	for _, part := range strings.Split(parts, "|") {
+		if err != nil && !strings.Contains(err.Error(), part) {
+			t.Errorf("error %v does not say %q", err, part)
+		}
+	}
+}
+
+func TestPoolByItself(t *testing.T) {
+	for name, tt := range map[string]struct{ spec, err string }{
+		"in order":                     {"{ipRanges: [{start: 10.0.0.1, end: 10.0.0.9}, {cidr: 10.0.1.0/28}]}", ""},
+		"inverted":                     {"{ipRanges: [{cidr: 10.0.1.0/28}, {start: 10.0.0.9, end: 10.0.0.1}]}", "ipRanges[1]: start 10.0.0.9 is after end 10.0.0.1: want them the other way round"},
+		"of two families":              {"{ipRanges: [{start: 10.0.0.9, end: 'fd00::1'}]}", "ipRanges[0]: start 10.0.0.9 and end fd00::1: want addresses of one family"},
+		"overlapping by one address":   {"{ipRanges: [{start: 10.0.0.1, end: 10.0.0.5}, {start: 10.0.0.5, end: 10.0.0.9}]}", "ipRanges: 10.0.0.5-10.0.0.9 overlaps with 10.0.0.1-10.0.0.5 of the same pool"},
+		"next to each other":           {"{ipRanges: [{start: 10.0.0.1, end: 10.0.0.4}, {start: 10.0.0.5, end: 10.0.0.9}]}", ""},
+		"one inside of the other":      {"{ipRanges: [{start: 'fd00::5', end: 'fd00::5'}, {cidr: 'fd00::/64'}]}", "fd00::1-fd00::ffff:ffff:ffff:ffff overlaps with fd00::5-fd00::5"},
+		"inside of the subnet":         {"{ipRanges: [{cidr: 10.0.0.0/24}], subnetInfo: {gateway: 10.0.0.1, prefixLength: 24}}", ""},
+		"outside of the subnet":        {"{ipRanges: [{start: 10.0.0.250, end: 10.0.1.3}], subnetInfo: {gateway: 10.0.0.1, prefixLength: 24}}", "ipRanges: 10.0.0.250-10.0.1.3 is not inside of the pool's subnet: want addresses of 10.0.0.0/24"},
+		"a gateway of another family":  {"{ipRanges: [{cidr: 10.0.0.0/24}], subnetInfo: {gateway: 'fd00::1', prefixLength: 64}}", "gateway fd00::1 is not of the IP family of the range 10.0.0.1-10.0.0.254"},
+		"a prefix of another family":   {"{subnetInfo: {gateway: 10.0.0.1, prefixLength: 64}}", "subnetInfo: prefixLength 64: want 1 to 31, as the gateway is 10.0.0.1"},
+		"a prefix that is all of IPv6": {"{subnetInfo: {gateway: 'fd00::1', prefixLength: 128}}", "prefixLength 128: want 1 to 127"},
+		"several faults": {
+			"{ipRanges: [{cidr: here}], subnetInfo: {gateway: there, prefixLength: 24, vlan: 5000}, nodeSelector: {matchLabels: {'a b': c}}}",
+			`ipRanges[0]: cidr "here"|subnetInfo: gateway "there"|nodeSelector`,
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, err := Pool("p", read[v1beta1.ExternalIPPoolSpec](t, tt.spec))
+			wantError(t, err, tt.err)
+		})
+	}
+}
+
+func TestPoolBesideOthers(t *testing.T) {
+	others := []egress.Pool{
+		pool(t, "p", "10.0.0.1-10.0.0.255"), pool(t, "q", "10.0.1.1-10.0.1.9, 10.0.1.11-10.0.1.20"), pool(t, "r", "fd00::1-fd00::9"),
+	}
+	for name, tt := range map[string]struct{ ranges, err string }{
+		"itself":               {"10.0.0.1-10.0.0.255", ""},
+		"between two ranges":   {"10.0.1.10-10.0.1.10", ""},
+		"the last address":     {"10.0.1.20-10.0.1.30", "ipRanges: 10.0.1.20-10.0.1.30 overlaps with 10.0.1.11-10.0.1.20 of pool q: want each address in one pool"},
+		"all of them":          {"10.0.0.0/16", "10.0.0.1-10.0.255.254 overlaps with 10.0.1.1-10.0.1.9 of pool q|10.0.1.11-10.0.1.20 of pool q"},
+		"of the other family":  {"fd00::9-fd00::a", "of pool r"},
+		"the same by its bits": {"::a00:101-::a00:109", ""},
+	} {
+		t.Run(name, func(t *testing.T) { wantError(t, Overlap(pool(t, "p", tt.ranges), others), tt.err) })
+	}
+}
+
+func TestRangesInUseStay(t *testing.T) {
+	from := pool(t, "p", "10.0.0.1-10.0.0.9, 10.0.1.1-10.0.1.6")
+	inUse := []egress.Allocation{
+		{IP: netip.MustParseAddr("10.0.0.5"), Pool: "p", Egresses: []string{"web"}}, {IP: netip.MustParseAddr("10.0.1.3"), Pool: "q", Egresses: []string{"other"}},
+	}
+	for name, tt := range map[string]struct{ to, err string }{
+		"unchanged":                  {"10.0.0.1-10.0.0.9, 10.0.1.1-10.0.1.6", ""},
+		"in another order":           {"10.0.1.1-10.0.1.6, 10.0.0.1-10.0.0.9", ""},
+		"the same written otherwise": {"10.0.1.0/29, 10.0.0.1-10.0.0.4, 10.0.0.5-10.0.0.9", ""},
+		"without one in use":         {"10.0.1.1-10.0.1.6", "ipRanges: 10.0.0.5 is in use by egress web: want its range 10.0.0.1-10.0.0.9 kept"},
+		"without an unused one":      {"10.0.0.1-10.0.0.9", ""},
+		"shrunk around the address":  {"10.0.0.5-10.0.0.5", ""},
+		"nothing":                    {"", "10.0.0.5 is in use"},
+	} {
+		t.Run(name, func(t *testing.T) { wantError(t, TakenAway(from, pool(t, "p", tt.to), inUse), tt.err) })
+	}
+}
+
+func TestAddressOfAPool(t *testing.T) {
+	p, q := pool(t, "p", "10.0.0.1-10.0.0.9"), pool(t, "q", "fd00::1-fd00::9")
+	p.Subnet = &egress.Subnet{Gateway: netip.MustParseAddr("10.0.0.1"), PrefixLength: 24}
+	pools := map[string]egress.Pool{"p": p, "q": q}
+	for name, tt := range map[string]struct{ ip, pools, want, err string }{
+		"static":             {"192.0.2.1", "", "", ""},
+		"of the pool":        {"10.0.0.9", "p", "p", ""},
+		"of the second":      {"FD00:0::1", "p q", "q", ""},
+		"of none":            {"10.0.0.10", "p q", "", "egressIP 10.0.0.10 is not an address of pool p or q: want one of 10.0.0.1-10.0.0.9, fd00::1-fd00::9"},
+		"the gateway":        {"10.0.0.1", "p", "", "this one is the gateway"},
+		"of a pool to come":  {"10.0.0.1", "none", "", "pool none does not exist"},
+		"of one of them, so": {"10.0.0.9", "none p", "p", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := PoolOf(netip.MustParseAddr(tt.ip), strings.Fields(tt.pools), pools)
+			wantError(t, err, tt.err)
+			if got != tt.want {
+				t.Errorf("got pool %q, want %q", got, tt.want)
+			}
+		})
+	}
+}
+
+func TestBandwidth(t *testing.T) {
+	for name, tt := range map[string]struct {
+		rate, burst v1beta1.Quantity
+		want        egress.Bandwidth
+		err         string
+	}{
+		"decimal":       {"300k", "2G", egress.Bandwidth{Rate: 300e3, Burst: 2e9}, ""},
+		"binary":        {"1Ki", "9223372036854775807", egress.Bandwidth{Rate: 1024, Burst: 9223372036854775807}, ""},
+		"no quantities": {"fast", "", egress.Bandwidth{}, `bandwidth rate "fast": want a quantity above 0|bandwidth burst ""`},
+		"not positive":  {"0", "-1k", egress.Bandwidth{}, `rate "0"|burst "-1k"`},
+		"too large":     {"9223372036854775808", "100E", egress.Bandwidth{}, `rate "9223372036854775808"|burst "100E"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			got, err := Bandwidth(&v1beta1.Bandwidth{Rate: tt.rate, Burst: tt.burst})
+			wantError(t, err, tt.err)
+			if err == nil && *got != tt.want {
+				t.Errorf("got %v, want %v", *got, tt.want)
+			}
+		})
+	}
+}
