@@ -41,6 +41,8 @@ type cluster struct {
 	etcd  *etcdtest.Server
 	store *store.Client
 	log   *slog.Logger
+	// webhook is what run serves; nil: none
+	webhook *Webhook
 }
 
 // newCluster returns a cluster over an API server without objects, which it removes when the test ends.
@@ -91,7 +93,7 @@ func (c *cluster) run(kube *rest.Config) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- Run(ctx, Config{Kube: kube, Store: c.store, ID: "test", ElectionTTL: 10 * time.Second, Log: c.log})
+		done <- Run(ctx, Config{Kube: kube, Store: c.store, ID: "test", ElectionTTL: 10 * time.Second, Webhook: c.webhook, Log: c.log})
 	}()
 	stop = sync.OnceFunc(func() {
 		cancel()

@@ -5,6 +5,8 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
+	"slices"
 	"time"
 
 	"golang.org/x/sync/errgroup"
@@ -13,6 +15,8 @@ import (
 	"k8s.io/client-go/rest"
 
 	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/crdsync/admission"
+	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/store"
 )
 
@@ -36,7 +40,15 @@ type Config struct {
 	ElectionTTL time.Duration
 	// NodeCapacityDefault is how many egress IPs a node without the annotation may hold; 0: no limit of its own.
 	NodeCapacityDefault int
-	Log                 *slog.Logger
+	// Webhook is nil when the API server is not to ask us about objects.
+	Webhook *Webhook
+	Log     *slog.Logger
+}
+
+// Webhook says where the API server asks. Package admission has more.
+type Webhook struct {
+	Address   string // to listen at, host:port
+	Namespace string // of the Service, and of the Secret with the CA
 }
 
 // prefixes are what crdsync reads of etcd: what it writes, and what the status tells of.
@@ -62,6 +74,11 @@ func Run(ctx context.Context, cfg Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.cache.Run(ctx) })
 	g.Go(func() error { return r.stand(ctx) })
+	if w := cfg.Webhook; w != nil {
+		g.Go(func() error {
+			return admission.Run(ctx, admission.Config{Kube: kube, Address: w.Address, Namespace: w.Namespace, InUse: r.inUse, Log: cfg.Log})
+		})
+	}
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
 		return err
 	}
@@ -74,6 +91,16 @@ type replica struct {
 	kube    *rest.Config
 	dynamic dynamic.Interface
 	cache   *store.Cache
+}
+
+// inUse returns the addresses that etcd shows as allocated.
+func (r *replica) inUse() ([]egress.Allocation, error) {
+	select {
+	case <-r.cache.Ready():
+		return slices.Collect(maps.Values(readRecords(r.cache).allocations)), nil
+	default:
+		return nil, errors.New("etcd has not been read yet")
+	}
 }
 
 // stand stands for election and leads, again and again, until ctx ends.

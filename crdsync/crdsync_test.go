@@ -29,6 +29,7 @@ func TestAgainstARealAPI(t *testing.T) {
 		"members follow their pods":                        testMembers,
 		"an object that cannot be read stops no other":     testMalformed,
 		"what is wrong with a pool shows in its egresses":  testPoolFaults,
+		"the webhook refuses what is wrong":                testWebhook,
 		"a restart changes nothing":                        testRestart,
 		"an empty etcd gets the addresses of the statuses": testWipedEtcd,
 		"a released address goes to whoever waits":         testRelease,

@@ -207,19 +207,17 @@ func (s *source) objects() (o objects, faults map[string]error) {
 		x, y := a.(*unstructured.Unstructured), b.(*unstructured.Unstructured)
 		return cmp.Or(x.GetCreationTimestamp().Compare(y.GetCreationTimestamp().Time), cmp.Compare(x.GetName(), y.GetName()))
 	})
-	var older []egress.Pool
-	for _, e := range pools {
+	for _, e := range pools { // the oldest first: those before it are older
 		u := e.(*unstructured.Unstructured)
 		p, err := readPool(u)
 		if err != nil {
 			o.unread[u.GetName()] = err
 			continue
 		}
-		if err := spec.Overlap(p, older); err != nil {
+		if err := spec.Overlap(p, o.pools); err != nil {
 			o.overlap[p.Name] = err
 		}
 		o.pools[p.Name] = p
-		older = append(older, p)
 	}
 	faults = map[string]error{}
 	for _, e := range s.nodes.GetIndexer().List() {

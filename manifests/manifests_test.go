@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
@@ -33,7 +34,7 @@ func documents(t *testing.T) (out []document) {
 	t.Helper()
 	scheme := runtime.NewScheme()
 	for _, add := range []func(*runtime.Scheme) error{
-		appsv1.AddToScheme, corev1.AddToScheme, rbacv1.AddToScheme, apiextensionsv1.AddToScheme, v1beta1.AddToScheme,
+		admissionregistrationv1.AddToScheme, appsv1.AddToScheme, corev1.AddToScheme, rbacv1.AddToScheme, apiextensionsv1.AddToScheme, v1beta1.AddToScheme,
 	} {
 		if err := add(scheme); err != nil {
 			t.Fatal(err)
@@ -104,8 +105,9 @@ func TestManifestsHaveNoUnknownField(t *testing.T) {
 	}
 	slices.Sort(kinds)
 	want := []string{
-		"ClusterRole", "ClusterRoleBinding", "ConfigMap", "CustomResourceDefinition", "CustomResourceDefinition", "DaemonSet", "Deployment",
-		"Egress", "Egress", "ExternalIPPool", "Namespace", "ServiceAccount",
+		"ClusterRole", "ClusterRole", "ClusterRoleBinding", "ClusterRoleBinding", "ConfigMap", "CustomResourceDefinition",
+		"CustomResourceDefinition", "DaemonSet", "Deployment", "Egress", "Egress", "ExternalIPPool", "Namespace", "Role", "RoleBinding", "Service",
+		"ServiceAccount", "ValidatingWebhookConfiguration",
 	}
 	if d := cmp.Diff(want, kinds); d != "" {
 		t.Errorf("kinds (-want +got):\n%s", d)

@@ -20,6 +20,8 @@ func crdsyncCommand() *cobra.Command {
 		etcd                                  etcdFlags
 		config, kubeconfig, master, id, level string
 		ttl                                   time.Duration
+		serve                                 bool
+		webhook                               crdsync.Webhook
 	)
 	c := &cobra.Command{
 		Use:   "crdsync",
@@ -35,6 +37,9 @@ func crdsyncCommand() *cobra.Command {
 	s.StringVar(&master, "master", "", "URL of the Kubernetes API, in place of the kubeconfig's")
 	s.StringVar(&id, "id", fmt.Sprintf("%s/%d", host, os.Getpid()), "name of this replica in the election")
 	s.DurationVar(&ttl, "election-ttl", 10*time.Second, "how long a silent leader stays leader; whole seconds, at least 2s")
+	s.BoolVar(&serve, "webhook", false, "answer the API server's questions about objects (needs manifests/deploy/webhook.yaml)")
+	s.StringVar(&webhook.Address, "webhook-address", ":9443", "where --webhook listens, host:port")
+	s.StringVar(&webhook.Namespace, "namespace", "egret-system", "namespace of the webhook's Service, and of the Secret with its CA")
 	s.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	c.RunE = configured(&config, func(c *cobra.Command, _ []string) error {
 		log, err := logger(level)
@@ -56,7 +61,11 @@ func crdsyncCommand() *cobra.Command {
 		}
 		defer client.Close()
 		log.Info("egret crdsync", "version", version, "id", id, "endpoints", etcd.endpoints, "api", kube.Host)
-		return crdsync.Run(c.Context(), crdsync.Config{Kube: kube, Store: client, ID: id, ElectionTTL: ttl, Log: log})
+		cfg := crdsync.Config{Kube: kube, Store: client, ID: id, ElectionTTL: ttl, Log: log}
+		if serve {
+			cfg.Webhook = &webhook
+		}
+		return crdsync.Run(c.Context(), cfg)
 	})
 	return c
 }

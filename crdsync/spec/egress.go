@@ -1,7 +1,6 @@
 package spec
 
 import (
-	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -84,8 +83,32 @@ func PoolOf(ip netip.Addr, names []string, pools map[string]egress.Pool) (string
 			}
 		}
 	}
-	want := append(missing, "want one of "+cmp.Or(strings.Join(ranges, ", "), "a pool's addresses"))
+	want := append(missing, "want a pool that has it, or no egressIP")
+	if len(ranges) > maxFaults {
+		ranges = append(ranges[:maxFaults], "and more")
+	}
+	if len(ranges) > 0 {
+		want[len(want)-1] = "want one of " + strings.Join(ranges, ", ")
+	}
 	return "", fmt.Errorf("egressIP %s is not an address of pool %s: %s", ip, strings.Join(names, " or "), strings.Join(want, ", "))
+}
+
+// Families names two pools of which an Egress could have no more than one address: both have those of one IP family only. Pools that are
+// not among pools have either, and so has one without a range.
+func Families(names []string, pools map[string]egress.Pool) error {
+	seen := map[bool]string{}
+	for _, name := range names {
+		ranges := pools[name].Ranges
+		if len(ranges) == 0 || slices.ContainsFunc(ranges, func(r egress.Range) bool { return r.Start.Is4() != ranges[0].Start.Is4() }) {
+			continue
+		}
+		is4 := ranges[0].Start.Is4()
+		if other, ok := seen[is4]; ok {
+			return fmt.Errorf("externalIPPools %s and %s are of one IP family: want at most one of each", other, name)
+		}
+		seen[is4] = name
+	}
+	return nil
 }
 
 // Bandwidth reads a bandwidth; nil of nil.

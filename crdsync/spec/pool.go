@@ -3,6 +3,7 @@ package spec
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -10,6 +11,17 @@ import (
 	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/egress"
 )
+
+// maxFaults bounds how many faults of one kind an error names: of a thousand ranges, all may be wrong.
+const maxFaults = 10
+
+// join joins the first of the errors.
+func join(errs []error) error {
+	if len(errs) > maxFaults {
+		errs = append(errs[:maxFaults:maxFaults], errors.New("and more"))
+	}
+	return errors.Join(errs...)
+}
 
 // Pool reads an ExternalIPPool. The error names everything that is wrong with it by itself.
 func Pool(name string, s v1beta1.ExternalIPPoolSpec) (egress.Pool, error) {
@@ -37,7 +49,7 @@ func Pool(name string, s v1beta1.ExternalIPPoolSpec) (egress.Pool, error) {
 			Key: m.Key, Operator: string(m.Operator), Values: m.Values,
 		})
 	}
-	return p, errors.Join(append(errs, within(p))...)
+	return p, errors.Join(join(errs), within(p))
 }
 
 // readRange reads one range; ok is false when it has no address.
@@ -74,7 +86,7 @@ func within(p egress.Pool) error {
 	var errs []error
 	for i, r := range p.Ranges {
 		for _, o := range p.Ranges[:i] {
-			if overlap(r, o) {
+			if overlap(r, o) && len(errs) <= maxFaults {
 				errs = append(errs, fmt.Errorf("ipRanges: %s overlaps with %s of the same pool: want each address once", r, o))
 			}
 		}
@@ -90,27 +102,28 @@ func within(p egress.Pool) error {
 			errs = append(errs, fmt.Errorf("ipRanges: %s is not inside of the pool's subnet: want addresses of %s", r, subnet))
 		}
 	}
-	return errors.Join(errs...)
+	return join(errs)
 }
 
 func overlap(a, b egress.Range) bool { return a.Contains(b.Start) || b.Contains(a.Start) }
 
 // Overlap names the ranges of a pool that overlap with those of other pools; the pool itself may be among these.
-func Overlap(p egress.Pool, others []egress.Pool) error {
+func Overlap(p egress.Pool, others map[string]egress.Pool) error {
 	var errs []error
-	for _, other := range others {
-		if other.Name == p.Name {
+	for _, name := range slices.Sorted(maps.Keys(others)) {
+		other := others[name]
+		if name == p.Name {
 			continue
 		}
 		for _, r := range p.Ranges {
 			for _, o := range other.Ranges {
-				if overlap(r, o) {
+				if overlap(r, o) && len(errs) <= maxFaults {
 					errs = append(errs, fmt.Errorf("ipRanges: %s overlaps with %s of pool %s: want each address in one pool", r, o, other.Name))
 				}
 			}
 		}
 	}
-	return errors.Join(errs...)
+	return join(errs)
 }
 
 // Added returns the pool with only those of its ranges that it did not have before.
@@ -122,6 +135,7 @@ func Added(from, to egress.Pool) egress.Pool {
 // TakenAway names the addresses in use that a pool had and no longer has. How its ranges are written and ordered does not matter.
 func TakenAway(from, to egress.Pool, inUse []egress.Allocation) error {
 	var errs []error
+	inUse = slices.SortedFunc(slices.Values(inUse), func(a, b egress.Allocation) int { return a.IP.Compare(b.IP) })
 	for _, a := range inUse {
 		if a.Pool != from.Name || !from.Contains(a.IP) || to.Contains(a.IP) {
 			continue
@@ -135,5 +149,5 @@ func TakenAway(from, to egress.Pool, inUse []egress.Allocation) error {
 		errs = append(errs, fmt.Errorf("ipRanges: %s is in use by egress %s: want its range %s kept, or the egress moved to another pool first",
 			a.IP, strings.Join(a.Egresses, ", "), where))
 	}
-	return errors.Join(errs...)
+	return join(errs)
 }

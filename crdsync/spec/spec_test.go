@@ -76,8 +76,8 @@ func TestPoolByItself(t *testing.T) {
 }
 
 func TestPoolBesideOthers(t *testing.T) {
-	others := []egress.Pool{
-		pool(t, "p", "10.0.0.1-10.0.0.255"), pool(t, "q", "10.0.1.1-10.0.1.9, 10.0.1.11-10.0.1.20"), pool(t, "r", "fd00::1-fd00::9"),
+	others := map[string]egress.Pool{
+		"p": pool(t, "p", "10.0.0.1-10.0.0.255"), "q": pool(t, "q", "10.0.1.1-10.0.1.9, 10.0.1.11-10.0.1.20"), "r": pool(t, "r", "fd00::1-fd00::9"),
 	}
 	for name, tt := range map[string]struct{ ranges, err string }{
 		"itself":               {"10.0.0.1-10.0.0.255", ""},
@@ -129,6 +129,18 @@ func TestAddressOfAPool(t *testing.T) {
 				t.Errorf("got pool %q, want %q", got, tt.want)
 			}
 		})
+	}
+}
+
+func TestPoolsOfOneFamily(t *testing.T) {
+	pools := map[string]egress.Pool{
+		"p": pool(t, "p", "10.0.0.1-10.0.0.9"), "q": pool(t, "q", "10.0.1.0/28"), "six": pool(t, "six", "fd00::/64"),
+		"both": pool(t, "both", "fd01::/64, 10.0.2.0/28"), "empty": pool(t, "empty", ""),
+	}
+	for names, err := range map[string]string{
+		"p q": "externalIPPools p and q are of one IP family", "p six": "", "p both": "", "both q": "", "p none": "", "p empty": "", "p": "",
+	} {
+		t.Run(names, func(t *testing.T) { wantError(t, Families(strings.Fields(names), pools), err) })
 	}
 }
 
