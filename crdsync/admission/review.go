@@ -47,7 +47,8 @@ func (r *reviewer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		http.Error(w, err.Error(), http.StatusInternalServerError)
 		return
 	}
-	answer := admissionv1.AdmissionReview{TypeMeta: review.TypeMeta, Response: &admissionv1.AdmissionResponse{UID: review.Request.UID, Allowed: wrong == nil}}
+	answer := admissionv1.AdmissionReview{TypeMeta: review.TypeMeta}
+	answer.Response = &admissionv1.AdmissionResponse{UID: review.Request.UID, Allowed: wrong == nil}
 	if wrong != nil {
 		answer.Response.Result = &metav1.Status{
 			Status: metav1.StatusFailure, Code: http.StatusUnprocessableEntity, Reason: metav1.StatusReasonInvalid, Message: wrong.Error(),

@@ -52,8 +52,8 @@ type Config struct {
 	Log   *slog.Logger
 }
 
-// Run answers the API server's reviews until ctx ends, and then returns ctx's error. A port that is taken, or a cluster that does not let us keep a
-// CA, is reported and tried again.
+// Run answers the API server's reviews until ctx ends, and then returns ctx's error. A port that is taken, or a cluster that does not let
+// us keep a CA, is reported and tried again.
 func Run(ctx context.Context, cfg Config) error {
 	kube, err1 := kubernetes.NewForConfig(cfg.Kube)
 	dyn, err2 := dynamic.NewForConfig(cfg.Kube)

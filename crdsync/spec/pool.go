@@ -97,7 +97,7 @@ func within(p egress.Pool) error {
 		subnet := netip.PrefixFrom(gateway, p.Subnet.PrefixLength).Masked()
 		switch {
 		case gateway.Is4() != r.Start.Is4():
-			errs = append(errs, fmt.Errorf("subnetInfo: gateway %s is not of the IP family of the range %s: want a gateway and ranges of one", gateway, r))
+			errs = append(errs, fmt.Errorf("subnetInfo: gateway %s is not of the IP family of the range %s: want one family", gateway, r))
 		case !subnet.Contains(r.Start) || !subnet.Contains(r.End):
 			errs = append(errs, fmt.Errorf("ipRanges: %s is not inside of the pool's subnet: want addresses of %s", r, subnet))
 		}
