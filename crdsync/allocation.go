@@ -83,6 +83,7 @@ type request struct {
 type outcome struct {
 	addresses []egress.Address // IPv4 first; id 0: not numbered yet
 	err       error            // why it does not get all that it wants
+	duplicate error            // the part of err that is about addresses that others have
 }
 
 func (o outcome) has(f family) bool {
@@ -94,16 +95,19 @@ func (o outcome) has(f family) bool {
 type allocator struct {
 	pools    map[string]egress.Pool
 	have     map[netip.Addr]egress.Allocation
-	granted  map[netip.Addr]want // that are not in have
-	reserved map[netip.Addr]bool // that somebody asks for by name
+	granted  map[netip.Addr]grant // that are not in have
+	reserved map[netip.Addr]bool  // that somebody asks for by name
 	out      map[string]*outcome
 }
+
+// grant is an address that was given out just now.
+type grant struct{ pool, egress string }
 
 // allocate decides who gets which address. The requests are in the order in which they are served. What an egress has it keeps, as
 // long as it still wants it; else it gets the address that it names; else one that it had once, if that is free; else the lowest free
 // one of the pool, leaving out those that others name as long as there is another.
 func allocate(requests []request, pools map[string]egress.Pool, have map[netip.Addr]egress.Allocation) map[string]*outcome {
-	a := allocator{pools, have, map[netip.Addr]want{}, map[netip.Addr]bool{}, map[string]*outcome{}}
+	a := allocator{pools, have, map[netip.Addr]grant{}, map[netip.Addr]bool{}, map[string]*outcome{}}
 	byName := map[string][]egress.Allocation{}
 	for _, ip := range slices.SortedFunc(maps.Keys(have), netip.Addr.Compare) {
 		for _, name := range have[ip].Egresses {
@@ -159,15 +163,18 @@ func (a *allocator) give(r request, w want) {
 		return a.have[ip].IP.IsValid() || granted
 	}
 	got := egress.Address{IP: w.ip, Pool: w.pool}
-	h, g := a.have[w.ip], a.granted[w.ip]
+	h := a.have[w.ip]
+	g, granted := a.granted[w.ip]
 	switch {
 	case w.err != nil:
 		refuse(w.err)
 		return
-	case w.ip.IsValid() && w.pool == "" && (h.IP == w.ip && h.Pool == "" || g.ip == w.ip && g.pool == ""):
+	case w.ip.IsValid() && w.pool == "" && (h.IP == w.ip && h.Pool == "" || granted && g.pool == ""):
 		got.ID = h.ID // a static address may be shared
 	case w.ip.IsValid() && taken(w.ip):
-		refuse(inUse(w.ip, h))
+		err := inUse(w.ip, h, g)
+		refuse(err)
+		o.duplicate = errors.Join(o.duplicate, err)
 		return
 	case !w.ip.IsValid():
 		var ok bool
@@ -177,7 +184,7 @@ func (a *allocator) give(r request, w want) {
 		}
 	}
 	if got.ID == 0 {
-		a.granted[got.IP] = want{pool: w.pool, ip: got.IP}
+		a.granted[got.IP] = grant{w.pool, r.name}
 		if i := slices.IndexFunc(r.prefer, func(p egress.Address) bool { return p.IP == got.IP }); i >= 0 {
 			got.ID = r.prefer[i].ID
 		}
@@ -200,11 +207,14 @@ func (a *allocator) choose(r request, w want, taken func(netip.Addr) bool) (neti
 	return pool.Free(taken)
 }
 
-func inUse(ip netip.Addr, h egress.Allocation) error {
-	if len(h.Egresses) == 0 {
-		return fmt.Errorf("%s is in use by another egress", ip)
+func inUse(ip netip.Addr, h egress.Allocation, g grant) error {
+	switch {
+	case len(h.Egresses) > 0:
+		return fmt.Errorf("%s is in use by egress %s", ip, strings.Join(h.Egresses, ", "))
+	case g.egress != "":
+		return fmt.Errorf("%s is in use by egress %s", ip, g.egress)
 	}
-	return fmt.Errorf("%s is in use by egress %s", ip, strings.Join(h.Egresses, ", "))
+	return fmt.Errorf("%s is in use by another egress", ip) // the record does not say which
 }
 
 // number gives an id to every address of the outcomes that has none, the same to all who share the address; order is that of the

@@ -128,7 +128,7 @@ func TestAllocation(t *testing.T) {
 			have:   []string{"10.0.0.2 a 1 x", "10.0.0.3 a 2 y"},
 			asks:   []string{"x pool=a", "y pool=a", "z pool=a", "b pool=a ip=10.0.0.1"},
 			want:   map[string]string{"x": "10.0.0.2/1", "y": "10.0.0.3/2", "z": "10.0.0.1/3"},
-			refuse: map[string]string{"b": "in use by another egress"},
+			refuse: map[string]string{"b": "in use by egress z"},
 		},
 		"a second egress that names a pool address is refused": {
 			have: []string{"10.0.0.3 a 4 z"},

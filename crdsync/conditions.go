@@ -13,6 +13,9 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
+// maxNamed is how many of one kind a message names: a person reads it, and an event takes 1024 bytes.
+const maxNamed = 3
+
 // scene is what etcd shows about who holds addresses, and who could.
 type scene struct {
 	owners  map[netip.Addr]egress.Owner
@@ -57,7 +60,11 @@ func egressStatus(old v1beta1.EgressStatus, v verdict, s scene, now time.Time) v
 	if len(missing) > 0 {
 		assigned.Status, assigned.Reason, assigned.Message = metav1.ConditionFalse, v1beta1.ReasonAssignmentError, strings.Join(missing, "; ")
 	}
-	for _, c := range []v1beta1.EgressCondition{allocated, assigned} {
+	conditions := []v1beta1.EgressCondition{allocated, assigned}
+	if c, ok := conflict(v); ok {
+		conditions = append(conditions, c)
+	}
+	for _, c := range conditions {
 		c.ObservedGeneration = v.generation
 		c.LastTransitionTime = metav1.NewTime(now.Truncate(time.Second)) // as the API keeps it
 		for _, o := range old.Conditions {
@@ -68,6 +75,20 @@ func egressStatus(old v1beta1.EgressStatus, v verdict, s scene, now time.Time) v
 		out.Conditions = append(out.Conditions, c)
 	}
 	return out
+}
+
+// conflict returns the condition of an egress that is not the first to ask for something; ok is false for all others.
+func conflict(v verdict) (c v1beta1.EgressCondition, ok bool) {
+	c = v1beta1.EgressCondition{Type: v1beta1.Conflict, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonOverlappingSelection}
+	var said []string
+	if v.duplicate != nil {
+		c.Reason, said = v1beta1.ReasonDuplicateIP, append(said, line(v.duplicate))
+	}
+	if v.overlap != "" {
+		said = append(said, v.overlap)
+	}
+	c.Message = strings.Join(said, "; ")
+	return c, len(said) > 0
 }
 
 // unheld says why no node holds an address, as far as etcd shows.

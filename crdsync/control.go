@@ -29,7 +29,9 @@ type objects struct {
 type verdict struct {
 	generation int64
 	addresses  []egress.Address
-	err        error // what is wrong with it; nil: nothing
+	err        error  // what is wrong with it; nil: nothing
+	duplicate  error  // the addresses that it asks for and others have; nil: none
+	overlap    string // which of its pods are others'; empty: none
 }
 
 // control is what etcd has to hold, members left out, and what is to be said about it.
@@ -135,7 +137,7 @@ func (c *control) addEgress(d demand, ws []want, o outcome, pools map[string]egr
 		p.Bandwidth = have.policies[d.name].Bandwidth
 	}
 	c.values[store.EgressKey(d.name)] = p
-	v := verdict{generation: d.generation, addresses: p.Addresses, err: d.err()}
+	v := verdict{generation: d.generation, addresses: p.Addresses, err: d.err(), duplicate: o.duplicate}
 	if v.err == nil {
 		v.err = o.err
 	} else {

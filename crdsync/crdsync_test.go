@@ -40,6 +40,7 @@ func TestAgainstARealAPI(t *testing.T) {
 		"a change that is taken back at once is mirrored":  testTakenBack,
 		"records that were spoiled are mended":             testSpoiled,
 		"more changes than fit one transaction":            testMany,
+		"of two egresses that collide the loser says so":   testConflict,
 	} {
 		t.Run(name, func(t *testing.T) { test(newCluster(t, kube)) })
 	}

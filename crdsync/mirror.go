@@ -36,6 +36,7 @@ type mirror struct {
 	objects   objects
 	faults    map[string]error // of reading objects
 	selection *selection
+	overlaps  map[string]string // of selection
 	reported  map[string]string // faults that were logged
 }
 
@@ -102,6 +103,12 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 		}
 		m.tell(b, c, have)
 	}
+	for name, text := range m.overlaps {
+		if v, ok := c.verdicts[name]; ok {
+			v.overlap = text
+			c.verdicts[name] = v
+		}
+	}
 	m.publish(c)
 	return nil
 }
@@ -147,6 +154,7 @@ func (m *mirror) members(w *work, claimants []claimant) ([]unit, error) {
 		units, err := memberDifference(m.cache, node, groups, listed[node])
 		out, errs = append(out, units...), errors.Join(errs, err)
 	}
+	m.overlaps = m.selection.overlaps()
 	return out, errs
 }
 

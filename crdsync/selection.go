@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -81,20 +82,21 @@ type selection struct {
 	namespaces func(string) (labels.Set, bool)     // the labels of a namespace; false: it is not seen yet
 	listed     func(egressName string, p pod) bool // whether etcd lists a pod as one of an egress
 	candidates map[string][]claimant               // namespace -> those that may select pods of it; filled as needed
+	losses     map[string]map[pair]loss            // node -> what is lost there; filled by group
 }
 
 func newSelection(claimants []claimant, namespaces func(string) (labels.Set, bool), listed func(string, pod) bool) *selection {
-	return &selection{claimants, namespaces, listed, map[string][]claimant{}}
+	return &selection{claimants, namespaces, listed, map[string][]claimant{}, map[string]map[pair]loss{}}
 }
 
 // owner returns the egress that an IP of a pod belongs to: the first that selects the pod and takes IPs of the family; else
-// egress.Unselected. While the pod's namespace is not seen, it is what etcd has; "" when it has nothing.
-func (s *selection) owner(p pod, f family) string {
+// egress.Unselected. losers are the others that do so. While the pod's namespace is not seen, it is what etcd has; "" when it has nothing.
+func (s *selection) owner(p pod, f family) (name string, losers []string) {
 	candidates, ok := s.candidates[p.namespace]
 	if !ok {
 		set, seen := s.namespaces(p.namespace)
 		if !seen {
-			return s.former(p, f)
+			return s.former(p, f), nil
 		}
 		for _, c := range s.claimants {
 			if c.namespace(set) {
@@ -104,11 +106,15 @@ func (s *selection) owner(p pod, f family) string {
 		s.candidates[p.namespace] = candidates
 	}
 	for _, c := range candidates {
-		if slices.Contains(c.families, f) && c.pod(p) {
-			return c.name
+		switch {
+		case !slices.Contains(c.families, f) || !c.pod(p):
+		case name == "":
+			name = c.name
+		default:
+			losers = append(losers, c.name)
 		}
 	}
-	return egress.Unselected
+	return cmp.Or(name, egress.Unselected), losers
 }
 
 func (s *selection) former(p pod, f family) string {
@@ -123,23 +129,83 @@ func (s *selection) former(p pod, f family) string {
 	return ""
 }
 
+// pair is two egresses that select the same pods.
+type pair struct{ loser, winner string }
+
+// loss is how many pods a loser does not get, and the first of them by name.
+type loss struct {
+	pods    int
+	example string
+}
+
+func (l loss) plus(o loss) loss {
+	if l.example == "" || o.example < l.example {
+		l.example = o.example
+	}
+	l.pods += o.pods
+	return l
+}
+
+// overlaps says of each egress that loses pods which ones, and to whom.
+func (s *selection) overlaps() map[string]string {
+	total := map[pair]loss{}
+	for _, lost := range s.losses {
+		for between, l := range lost {
+			total[between] = total[between].plus(l)
+		}
+	}
+	byLoser := map[string][]pair{}
+	for between := range total {
+		byLoser[between.loser] = append(byLoser[between.loser], between)
+	}
+	out := map[string]string{}
+	for loser, pairs := range byLoser {
+		slices.SortFunc(pairs, func(a, b pair) int { return cmp.Compare(a.winner, b.winner) })
+		var said []string
+		for _, between := range pairs[:min(len(pairs), maxNamed)] {
+			what := "pod " + total[between].example + " is"
+			if n := total[between].pods; n > 1 {
+				what = fmt.Sprintf("%d pods, such as %s, are", n, total[between].example)
+			}
+			said = append(said, fmt.Sprintf("%s selected by egress %s too, which comes first", what, between.winner))
+		}
+		if more := len(pairs) - len(said); more > 0 {
+			said = append(said, fmt.Sprintf("and %d more egresses have pods of it", more))
+		}
+		out[loser] = strings.Join(said, "; ")
+	}
+	return out
+}
+
 // group divides the pods of one node among the egresses. owns reports whether an IP that a pod lists is the pod's.
 func (s *selection) group(node string, pods []pod, owns func(pod, netip.Addr) bool) map[string]egress.Members {
 	ips := map[string]map[string][]netip.Addr{} // egress -> pod -> IPs
+	lost := map[pair]loss{}
 	for _, p := range pods {
+		pairs := map[pair]bool{} // a pod is lost once, not once for each family
 		for _, ip := range p.ips {
 			if !owns(p, ip) {
 				continue
 			}
-			name := s.owner(p, familyOf(ip))
+			name, losers := s.owner(p, familyOf(ip))
 			if name == "" {
 				continue
+			}
+			for _, loser := range losers {
+				pairs[pair{loser, name}] = true
 			}
 			if ips[name] == nil {
 				ips[name] = map[string][]netip.Addr{}
 			}
 			ips[name][p.name] = append(ips[name][p.name], ip)
 		}
+		for between := range pairs {
+			lost[between] = lost[between].plus(loss{1, p.name})
+		}
+	}
+	s.losses[node] = lost
+	if len(lost) == 0 {
+		delete(s.losses, node)
 	}
 	out := map[string]egress.Members{}
 	for name, byPod := range ips {

@@ -2,6 +2,7 @@ package crdsync
 
 import (
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -117,6 +118,9 @@ func TestGroup(t *testing.T) {
 		"a family that no egress takes is unselected": {
 			[]claimant{claim("a", "x", ipv4)}, "x", both, map[string][]string{"a": {"10.0.0.1"}, egress.Unselected: {"fd00::1"}},
 		},
+		"one that loses all its pods": {
+			[]claimant{claim("a", "x", families...), claim("b", "x", families...)}, "x", both, map[string][]string{"a": both},
+		},
 		"no egress": {[]claimant{claim("a", "y", ipv4)}, "x", both[:1], map[string][]string{egress.Unselected: {"10.0.0.1"}}},
 	}
 	for name, tt := range tests {
@@ -137,6 +141,40 @@ func TestGroup(t *testing.T) {
 		if d := cmp.Diff(tt.want, got); d != "" {
 			t.Errorf("%s (-want +got):\n%s", name, d)
 		}
+	}
+}
+
+func TestLosersSayWhoHasTheirPods(t *testing.T) {
+	claim := func(name string, label string, fs ...family) claimant {
+		return claimant{name, fs, func(labels.Set) bool { return true }, func(p pod) bool { return p.labels[label] != "" }}
+	}
+	at := func(name, ips string, marks ...string) pod {
+		p := pod{name: "prod/" + name, namespace: "prod", labels: map[string]string{}}
+		for _, s := range strings.Fields(ips) {
+			p.ips = append(p.ips, ip(s))
+		}
+		for _, mark := range marks {
+			p.labels[mark] = "1"
+		}
+		return p
+	}
+	claimants := []claimant{claim("x4", "x", ipv4), claim("y", "y", families...), claim("z", "z", families...), claim("z6", "z", ipv6)}
+	s := newSelection(claimants, func(string) (labels.Set, bool) { return nil, true }, nil)
+	all := func(pod, netip.Addr) bool { return true }
+	s.group("n1", []pod{at("c", "10.0.0.3", "x", "y", "z"), at("b", "10.0.0.2 fd00::2", "y", "z")}, all)
+	s.group("n2", []pod{at("a", "10.0.0.1", "y", "z")}, all)
+	want := map[string]string{
+		"y":  "pod prod/c is selected by egress x4 too, which comes first",
+		"z":  "pod prod/c is selected by egress x4 too, which comes first; 2 pods, such as prod/a, are selected by egress y too, which comes first",
+		"z6": "pod prod/b is selected by egress y too, which comes first",
+	}
+	if d := cmp.Diff(want, s.overlaps()); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	s.group("n1", nil, all)
+	want = map[string]string{"z": "pod prod/a is selected by egress y too, which comes first"}
+	if d := cmp.Diff(want, s.overlaps()); d != "" {
+		t.Errorf("after a node lost its pods (-want +got):\n%s", d)
 	}
 }
 

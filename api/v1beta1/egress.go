@@ -103,7 +103,7 @@ type EgressStatus struct {
 	// EgressIP is the source IP; empty while none is allocated.
 	// +optional
 	EgressIP string `json:"egressIP,omitempty"`
-	// Conditions are IPAllocated and IPAssigned, in this order.
+	// Conditions are IPAllocated and IPAssigned, and Conflict where there is one, in this order.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -119,6 +119,9 @@ const (
 	IPAllocated EgressConditionType = "IPAllocated"
 	// IPAssigned: a Node holds the IP.
 	IPAssigned EgressConditionType = "IPAssigned"
+	// Conflict: an Egress that comes first has some of what this one asks for. Of two Egresses the older one comes first, by name at
+	// equal age. The condition is there while it is True only.
+	Conflict EgressConditionType = "Conflict"
 )
 
 // The reasons of the conditions.
@@ -127,6 +130,9 @@ const (
 	ReasonAllocationError = "AllocationError"
 	ReasonAssigned        = "Assigned"
 	ReasonAssignmentError = "AssignmentError"
+
+	ReasonOverlappingSelection = "OverlappingSelection" // some Pods are another Egress's
+	ReasonDuplicateIP          = "DuplicateIP"          // an IP is another Egress's
 )
 
 // EgressCondition is one aspect of an Egress's state.
