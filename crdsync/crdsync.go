@@ -12,6 +12,7 @@ import (
 	"golang.org/x/sync/errgroup"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
+	eventsclient "k8s.io/client-go/kubernetes/typed/events/v1"
 	"k8s.io/client-go/rest"
 
 	"github.com/egret-project/egret/api/v1beta1"
@@ -63,13 +64,17 @@ func Run(ctx context.Context, cfg Config) error {
 	kube := rest.CopyConfig(cfg.Kube)
 	kube.Timeout = 0 // it would end every watch; what is not a watch has a deadline of its own
 	if kube.QPS == 0 {
-		kube.QPS, kube.Burst = 50, 100 // client-go's 5 a second takes minutes for the status of a few hundred egresses
+		kube.QPS, kube.Burst = 200, 400 // client-go's 5 a second takes minutes for the status of a few hundred egresses, and their Events
 	}
 	dyn, err := dynamic.NewForConfig(kube)
 	if err != nil {
 		return fmt.Errorf("making a client of the Kubernetes API: %w", err)
 	}
-	r := &replica{Config: cfg, kube: kube, dynamic: dyn, cache: cfg.Store.NewCache(prefixes...)}
+	events, err := eventsclient.NewForConfig(kube)
+	if err != nil {
+		return fmt.Errorf("making a client of the Kubernetes API: %w", err)
+	}
+	r := &replica{Config: cfg, kube: kube, dynamic: dyn, events: events, cache: cfg.Store.NewCache(prefixes...)}
 	r.cache.Track()
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.cache.Run(ctx) })
@@ -90,6 +95,7 @@ type replica struct {
 	Config
 	kube    *rest.Config
 	dynamic dynamic.Interface
+	events  eventsclient.EventsGetter
 	cache   *store.Cache
 }
 
@@ -163,7 +169,7 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 		return fmt.Errorf("the Kubernetes API cannot be read: %w", err)
 	}
 	d := newDirty()
-	st := newStatus(r.dynamic, r.cache, r.Log)
+	st := &status{dynamic: r.dynamic, cache: r.cache, diary: &diary{client: r.events, instance: r.ID, log: r.Log}, log: r.Log}
 	src, err := newSource(r.kube, r.dynamic, r.NodeCapacityDefault, d, st.look)
 	if err != nil {
 		return err
@@ -171,7 +177,7 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 	st.source = src
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
-		// Whatever etcd and the API server answer or do not: nothing is written after this.
+		// Whatever etcd and the API server answer or do not: nothing more is written after this.
 		select {
 		case <-lead.Lost():
 			return store.ErrNotLeader

@@ -41,6 +41,10 @@ func TestAgainstARealAPI(t *testing.T) {
 		"records that were spoiled are mended":             testSpoiled,
 		"more changes than fit one transaction":            testMany,
 		"of two egresses that collide the loser says so":   testConflict,
+		"every change of a status is told once":            testEvents,
+		"a change is told once, whoever leads":             testEventsOfLeaders,
+		"a change whose answer is lost is told once":       testLostAnswers,
+		"what a person must mend is told":                  testWarnings,
 	} {
 		t.Run(name, func(t *testing.T) { test(newCluster(t, kube)) })
 	}

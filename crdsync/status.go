@@ -2,6 +2,7 @@ package crdsync
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"net/netip"
@@ -28,9 +29,11 @@ const (
 
 	// A status that the API server refuses, mostly because the object changed meanwhile, is tried again soon, then less and less often.
 	minStatusBackoff = 50 * time.Millisecond
-	maxStatusBackoff = 30 * time.Second
+	maxStatusBackoff = 5 * time.Second
 	statusTimeout    = 10 * time.Second
 	statusWorkers    = 4 // one slow answer does not hold up all others
+	// finishTimeout is how long a write that is under way goes on after the leadership: it may have been taken, and is to be told then.
+	finishTimeout = time.Second
 )
 
 // item names an object whose status is to be looked at.
@@ -41,41 +44,45 @@ type status struct {
 	dynamic dynamic.Interface
 	source  *source
 	cache   *store.Cache
+	diary   *diary
 	log     *slog.Logger
 
-	mu       sync.Mutex                                 // guards what follows
-	queue    workqueue.TypedRateLimitingInterface[item] // nil before begin, shut down after run
+	mu       sync.Mutex                                            // guards what follows
+	queues   map[string]workqueue.TypedRateLimitingInterface[item] // by kind; nil before begin, shut down after run
 	verdicts map[string]verdict
 	usage    map[string]v1beta1.IPPoolUsage
 	scene    scene
-}
-
-func newStatus(d dynamic.Interface, c *store.Cache, log *slog.Logger) *status {
-	return &status{dynamic: d, cache: c, log: log}
 }
 
 // begin makes the status ready to be looked at: a leadership begins.
 func (s *status) begin() {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	s.queue = workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[item](minStatusBackoff, maxStatusBackoff))
+	s.queues = map[string]workqueue.TypedRateLimitingInterface[item]{}
+	for _, kind := range []string{egressKind, poolKind} {
+		s.queues[kind] = workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[item](minStatusBackoff, maxStatusBackoff))
+	}
+	s.diary.begin()
 	s.verdicts, s.usage, s.scene = nil, nil, scene{}
 }
 
-// run writes statuses from begin until ctx ends.
+// run writes statuses from begin until ctx ends. Pools do not wait for egresses: there are few of them, and what they say is to be
+// right soon, however many egresses come at once.
 func (s *status) run(ctx context.Context) error {
-	defer context.AfterFunc(ctx, s.queue.ShutDown)()
 	var wg sync.WaitGroup
-	for range statusWorkers {
-		wg.Go(func() {
-			for {
-				it, stop := s.queue.Get()
-				if stop {
-					return
+	for _, queue := range s.queues {
+		defer context.AfterFunc(ctx, queue.ShutDown)()
+		for range statusWorkers {
+			wg.Go(func() {
+				for {
+					it, stop := queue.Get()
+					if stop {
+						return
+					}
+					s.work(ctx, queue, it)
 				}
-				s.work(ctx, it)
-			}
-		})
+			})
+		}
 	}
 	wg.Wait()
 	return ctx.Err()
@@ -85,8 +92,8 @@ func (s *status) run(ctx context.Context) error {
 func (s *status) look(kind, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	if s.queue != nil {
-		s.queue.Add(item{kind, name})
+	if s.queues != nil {
+		s.queues[kind].Add(item{kind, name})
 	}
 }
 
@@ -107,48 +114,66 @@ func (s *status) publish(c control) {
 	}
 }
 
-func (s *status) work(ctx context.Context, it item) {
-	defer s.queue.Done(it)
-	err := s.write(ctx, it)
+func (s *status) work(ctx context.Context, queue workqueue.TypedRateLimitingInterface[item], it item) {
+	defer queue.Done(it)
+	if ctx.Err() != nil {
+		return
+	}
+	finish, cancel := context.WithTimeout(context.WithoutCancel(ctx), statusTimeout)
+	defer cancel()
+	defer context.AfterFunc(ctx, func() { time.AfterFunc(finishTimeout, cancel) })()
+	err := s.write(finish, it)
 	switch {
-	case err == nil || apierrors.IsNotFound(err) || ctx.Err() != nil:
-		s.queue.Forget(it)
+	case err == nil || apierrors.IsNotFound(err) || ctx.Err() != nil: // it was deleted meanwhile
+		queue.Forget(it)
 		return
 	case !apierrors.IsConflict(err): // a conflict is the cache being behind
 		s.log.Warn("writing a status failed, will retry", it.kind, it.name, "err", err)
 	}
-	s.queue.AddRateLimited(it)
+	queue.AddRateLimited(it)
 }
 
-// write makes the status of an object what it has to be.
+// write makes the status of an object what it has to be, and tells what changed.
 func (s *status) write(ctx context.Context, it item) error {
-	resource, informer := v1beta1.EgressResource, s.source.egresses
 	if it.kind == poolKind {
-		resource, informer = v1beta1.PoolResource, s.source.pools
-	}
-	o, ok, err := informer.GetIndexer().GetByKey(it.name)
-	if err != nil || !ok {
-		return err
-	}
-	u := o.(*unstructured.Unstructured)
-	want, differs := s.desired(it.kind, u)
-	if !differs {
+		if u, ok := stored(s.source.pools, it.name); ok {
+			_, err := s.update(ctx, v1beta1.PoolResource, it.kind, u)
+			return err
+		}
 		return nil
 	}
-	return s.update(ctx, resource, u, want)
+	var err error
+	if u, ok := stored(s.source.egresses, it.name); !ok {
+		s.diary.forget(it.name)
+	} else if s.diary.current(u) {
+		var now *unstructured.Unstructured
+		if now, err = s.update(ctx, v1beta1.EgressResource, it.kind, u); now != nil || err != nil {
+			s.diary.wrote(u, now, err)
+		}
+	}
+	return errors.Join(err, s.diary.tell(ctx, it.name))
 }
 
-func (s *status) update(ctx context.Context, resource schema.GroupVersionResource, u *unstructured.Unstructured, want any) error {
+// stored returns an object of an informer.
+func stored(informer cache.SharedIndexInformer, name string) (u *unstructured.Unstructured, ok bool) {
+	o, ok, _ := informer.GetIndexer().GetByKey(name) // it never fails
+	u, _ = o.(*unstructured.Unstructured)
+	return u, ok
+}
+
+// update writes the status of an object where it has to be another, and returns the object as it is then; nil: it was not written.
+func (s *status) update(ctx context.Context, r schema.GroupVersionResource, kind string, u *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+	want, differs := s.desired(kind, u)
+	if !differs {
+		return nil, nil
+	}
 	m, err := runtime.DefaultUnstructuredConverter.ToUnstructured(want)
 	if err != nil {
-		return fmt.Errorf("converting a status: %w", err)
+		return nil, fmt.Errorf("converting a status: %w", err)
 	}
 	u = u.DeepCopy()
 	u.Object["status"] = m
-	ctx, cancel := context.WithTimeout(ctx, statusTimeout)
-	defer cancel()
-	_, err = s.dynamic.Resource(resource).UpdateStatus(ctx, u, metav1.UpdateOptions{})
-	return err
+	return s.dynamic.Resource(r).UpdateStatus(ctx, u, metav1.UpdateOptions{})
 }
 
 // desired returns what the status of an object has to be, and whether it is another. Before the object as it is now has been mirrored,
