@@ -64,6 +64,7 @@ type agent struct {
 	announced   map[netip.Addr]string    // as of the last pass that was complete
 	lastFault   string                   // what report logged last
 	lastSkipped string                   // what skipped logged last
+	faultySince time.Time                // since when passes cannot program everything; zero: they can
 }
 
 // lock is one tenure of an egress IP: the revision is the fencing token.
@@ -252,6 +253,7 @@ func (a *agent) loop(ctx context.Context) error {
 		case <-timer.C:
 		}
 		next, err := a.pass(ctx)
+		err = errors.Join(err, a.publishFaults(ctx, err))
 		a.report(ctx, err)
 		wait := time.Until(next)
 		if next.IsZero() {

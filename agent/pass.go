@@ -36,6 +36,7 @@ func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
 		return time.Time{}, err
 	}
 	if t.facts, err = a.facts(s); err != nil {
+		err = in("uplink", err)
 		if errors.Is(err, routing.ErrNoLink) {
 			err = errors.Join(err, a.letGo(ctx, t))
 		}
@@ -182,35 +183,35 @@ func (a *agent) settle(t turn, d plan.Desired) (next time.Time) {
 func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease) (fenced bool, err error) {
 	a.announcer.Set(both(a.announced, d.Announce))
 	if err := a.permits.withdraw(d.Permits); err != nil {
-		return false, err
+		return false, in("permits", err)
 	}
 	links, err := a.links.Observe()
 	if err != nil {
-		return false, err
+		return false, in("addresses", err)
 	}
 	routes, err := a.router.Observe()
 	if err != nil {
-		return false, err
+		return false, in("routes", err)
 	}
 	tables, err := a.tables.Observe()
 	if err != nil {
-		return false, err
+		return false, in("nftables", err)
 	}
 	// The fence follows the address: it goes when the address was seen to be gone.
 	d.NFT.Fenced = append(d.NFT.Fenced, links.Addresses()...)
 	addrs, moves, rules := vlan.Diff(links, d.VLAN), routing.Diff(routes, d.Routing), nft.Diff(tables, d.NFT)
 
-	errs := []error{a.links.Apply(addrs.Removes()), a.router.Apply(moves.Adds())}
+	errs := []error{in("addresses", a.links.Apply(addrs.Removes())), in("routes", a.router.Apply(moves.Adds()))}
 	if err := a.tables.Apply(rules); err != nil {
 		// Without its fence no address may come, and without the new tables no route may go.
-		return false, errors.Join(append(errs, err)...)
+		return false, errors.Join(append(errs, in("nftables", err))...)
 	}
 	a.log(ctx, addrs, moves, rules)
 	errs = append(errs,
-		a.reopen(rules, d.NFT), // at once: until then the packets of rerouted connections are dropped
-		a.links.Apply(addrs.Adds()), a.router.Apply(moves.Removes()))
+		in("conntrack", a.reopen(rules, d.NFT)), // at once: until then the packets of rerouted connections are dropped
+		in("addresses", a.links.Apply(addrs.Adds())), in("routes", a.router.Apply(moves.Removes())))
 	if err := a.permits.grant(d.Permits, lease); err != nil {
-		return true, errors.Join(append(errs, fmt.Errorf("renewing permits: %w", err))...)
+		return true, errors.Join(append(errs, in("permits", fmt.Errorf("renewing permits: %w", err)))...)
 	}
 	a.announced = d.Announce
 	a.announcer.Set(d.Announce)
@@ -326,6 +327,7 @@ func (a *agent) publish(ctx context.Context, t turn) error {
 		Version: a.Version, Features: a.features, Since: a.since,
 	}
 	have := t.Agents[a.Node]
+	r.Faults = have.Faults // publishFaults changes them
 	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) {
 		return nil
 	}

@@ -109,6 +109,8 @@ type Agent struct {
 	Version  string    `json:"version"`
 	Features []string  `json:"features,omitempty"` // what the kernel can do
 	Since    time.Time `json:"since"`
+	// Faults are what the node could not program for a while, by part: addresses, conntrack, nftables, permits, routes, uplink.
+	Faults map[string]string `json:"faults,omitempty"`
 	// Restarting is set by an agent that was told to stop and expects a successor.
 	Restarting bool `json:"restarting,omitempty"`
 }

@@ -1,0 +1,77 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"maps"
+	"strings"
+	"time"
+
+	"github.com/egret-project/egret/store"
+)
+
+const (
+	// faultAge is how long a node has to be at fault before it says so: most faults are others' changes in the middle of a pass, and are
+	// mended by the next one.
+	faultAge = time.Second
+	// maxFault bounds the text of one part's fault, in bytes: it goes into etcd, and from there into the status of every egress concerned.
+	maxFault = 200
+)
+
+// fault is an error about one part of what a node has to program.
+type fault struct {
+	part string
+	error
+}
+
+func (f fault) Unwrap() error { return f.error }
+
+// in says which part an error is about; nil stays nil.
+func in(part string, err error) error {
+	if err == nil {
+		return nil
+	}
+	return fault{part, err}
+}
+
+// faults returns what an error says of the parts, by part.
+func faults(err error) map[string]string {
+	out := map[string]string{}
+	var walk func(error)
+	walk = func(err error) {
+		var f fault
+		if many, ok := err.(interface{ Unwrap() []error }); ok {
+			for _, err := range many.Unwrap() {
+				walk(err)
+			}
+		} else if errors.As(err, &f) && out[f.part] == "" {
+			text := strings.ReplaceAll(f.error.Error(), "\n", "; ")
+			out[f.part] = strings.ToValidUTF8(text[:min(len(text), maxFault)], "")
+		}
+	}
+	walk(err)
+	return out
+}
+
+// publishFaults writes into agents/<node> what the last pass could not program, where it has been so for a while, and that it could
+// program everything, at once.
+func (a *agent) publishFaults(ctx context.Context, err error) error {
+	now := faults(err)
+	if len(now) == 0 {
+		a.faultySince = time.Time{}
+	} else if a.faultySince.IsZero() {
+		a.faultySince = time.Now()
+	}
+	s, lease := a.view.Snapshot(), a.currentLease()
+	if s == nil || len(now) > 0 && time.Since(a.faultySince) < faultAge {
+		return nil
+	}
+	r, ok := s.Agents[a.Node]
+	if !ok || maps.Equal(r.Faults, now) || r.Lease != store.FormatLease(lease.ID()) {
+		return nil // without a record of this agent there is nothing to add to: publish writes it first
+	}
+	r.Faults = now
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	return a.Store.PutAgent(ctx, lease, r)
+}
