@@ -2,6 +2,7 @@ package crdsync
 
 import (
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -23,6 +24,8 @@ type scene struct {
 	nodes   []egress.Node
 	cordons map[string]egress.Cordon
 	pools   map[string]egress.Pool
+	// faulty are the nodes that run pods of an egress and could not program everything, by egress, sorted.
+	faulty map[string][]string
 }
 
 // egressStatus returns the status of an egress. old is what it was: a condition keeps its time while its status stays.
@@ -64,6 +67,9 @@ func egressStatus(old v1beta1.EgressStatus, v verdict, s scene, now time.Time) v
 	if c, ok := conflict(v); ok {
 		conditions = append(conditions, c)
 	}
+	if c, ok := s.degraded(v); ok {
+		conditions = append(conditions, c)
+	}
 	for _, c := range conditions {
 		c.ObservedGeneration = v.generation
 		c.LastTransitionTime = metav1.NewTime(now.Truncate(time.Second)) // as the API keeps it
@@ -89,6 +95,35 @@ func conflict(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	}
 	c.Message = strings.Join(said, "; ")
 	return c, len(said) > 0
+}
+
+// degraded returns the condition of an egress for which a node could not program everything; ok is false for all others. The nodes that
+// hold its addresses come first: they serve all its pods.
+func (s scene) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
+	var nodes []string
+	for _, a := range v.addresses {
+		if n := s.owners[a.IP].Node; len(s.agents[n].Faults) > 0 && !slices.Contains(nodes, n) {
+			nodes = append(nodes, n)
+		}
+	}
+	for _, n := range s.faulty[v.name] {
+		if !slices.Contains(nodes, n) {
+			nodes = append(nodes, n)
+		}
+	}
+	var said []string
+	for _, n := range nodes[:min(len(nodes), maxNamed)] {
+		faults := s.agents[n].Faults
+		for _, part := range slices.Sorted(maps.Keys(faults)) {
+			said = append(said, fmt.Sprintf("node %s: %s: %s", n, part, faults[part]))
+		}
+	}
+	if more := len(nodes) - maxNamed; more > 0 {
+		said = append(said, fmt.Sprintf("and %d more nodes", more))
+	}
+	return v1beta1.EgressCondition{
+		Type: v1beta1.Degraded, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonProgrammingError, Message: strings.Join(said, "; "),
+	}, len(said) > 0
 }
 
 // unheld says why no node holds an address, as far as etcd shows.

@@ -27,6 +27,7 @@ type objects struct {
 
 // verdict is what came of an egress.
 type verdict struct {
+	name       string
 	generation int64
 	addresses  []egress.Address
 	err        error  // what is wrong with it; nil: nothing
@@ -137,7 +138,7 @@ func (c *control) addEgress(d demand, ws []want, o outcome, pools map[string]egr
 		p.Bandwidth = have.policies[d.name].Bandwidth
 	}
 	c.values[store.EgressKey(d.name)] = p
-	v := verdict{generation: d.generation, addresses: p.Addresses, err: d.err(), duplicate: o.duplicate}
+	v := verdict{name: d.name, generation: d.generation, addresses: p.Addresses, err: d.err(), duplicate: o.duplicate}
 	if v.err == nil {
 		v.err = o.err
 	} else {

@@ -45,6 +45,9 @@ func TestAgainstARealAPI(t *testing.T) {
 		"a change is told once, whoever leads":             testEventsOfLeaders,
 		"a change whose answer is lost is told once":       testLostAnswers,
 		"what a person must mend is told":                  testWarnings,
+		"a node that is at fault is named":                 testDegraded,
+		"what a person reads reads well":                   testReading,
+		"the usage of a pool is right within a second":     testUsage,
 	} {
 		t.Run(name, func(t *testing.T) { test(newCluster(t, kube)) })
 	}
@@ -94,14 +97,16 @@ func (c *cluster) printed(resource string) string {
 	if err := json.Unmarshal(b, &table); err != nil {
 		c.Fatal(err)
 	}
-	var head []string
+	var head []string // those of -o wide come after these
 	for _, column := range table.ColumnDefinitions {
-		head = append(head, column.Name)
+		if column.Priority == 0 {
+			head = append(head, column.Name)
+		}
 	}
 	lines := []string{strings.Join(head, " ")}
 	for _, row := range table.Rows {
 		row.Cells[2] = "AGE"
-		lines = append(lines, strings.TrimSuffix(fmt.Sprintln(row.Cells...), "\n"))
+		lines = append(lines, strings.TrimSuffix(fmt.Sprintln(row.Cells[:len(head)]...), "\n"))
 	}
 	return strings.ReplaceAll(strings.Join(lines, " | "), "<nil>", "")
 }

@@ -51,7 +51,7 @@ func newsOf(old, now v1beta1.EgressStatus) []news {
 		switch {
 		case c.Type == v1beta1.IPAllocated && c.Status == metav1.ConditionFalse:
 			out = append(out, news{corev1.EventTypeWarning, c.Reason, "Allocate", c.Message})
-		case c.Type == v1beta1.Conflict && c.Status == metav1.ConditionTrue:
+		case (c.Type == v1beta1.Conflict || c.Type == v1beta1.Degraded) && c.Status == metav1.ConditionTrue:
 			out = append(out, news{corev1.EventTypeWarning, string(c.Type), "Resolve", c.Message})
 		}
 	}

@@ -5,7 +5,10 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
+	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -210,6 +213,17 @@ func readScene(c *store.Cache) scene {
 	}
 	for _, o := range decodeAll[egress.Owner](c, store.OwnerPrefix, faults) {
 		s.owners[o.IP] = o
+	}
+	s.faulty = map[string][]string{}
+	for _, node := range slices.Sorted(maps.Keys(s.agents)) {
+		if len(s.agents[node].Faults) == 0 {
+			continue
+		}
+		prefix := store.MembersByNodeKey(node, "")
+		for key := range c.List(prefix) {
+			name := strings.TrimPrefix(key, prefix)
+			s.faulty[name] = append(s.faulty[name], node)
+		}
 	}
 	return s
 }

@@ -2,6 +2,8 @@ package crdsync
 
 import (
 	"fmt"
+	"os/exec"
+	"path"
 	"slices"
 	"strings"
 	"time"
@@ -11,6 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/internal/kubetest"
 )
 
 // egress returns an Egress.
@@ -118,4 +122,113 @@ func testConflict(c *cluster) {
 	c.remove("Egress", "b")
 	c.wantRecords("members/by-egress/*/*", map[string]string{"members/by-egress/twin/node-2": "prod/x=10.244.2.1"})
 	c.wantStatus("twin", "10.10.0.12  True Allocated False AssignmentError")
+}
+
+func testDegraded(c *cluster) {
+	c.run(c.kube)
+	c.example()
+	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
+	c.own("10.10.0.11", "node-4")
+	agent := func(node string, faults map[string]string) {
+		c.put("agents/"+node, egress.Agent{Node: node, Address: ip("192.0.2.1"), Faults: faults})
+	}
+	agent("node-1", nil)
+	agent("node-4", nil)
+	c.wantStatus("egress-prod-web", "10.10.0.11 node-4 True Allocated True Assigned")
+	agent("node-4", map[string]string{"routes": "no", "nftables": "refused"})
+	c.wantCondition("egress-prod-web", "Degraded ProgrammingError: node node-4: nftables: refused; node node-4: routes: no")
+	c.wantOrder("egress-prod-web", v1beta1.IPAllocated, v1beta1.IPAssigned, v1beta1.Degraded)
+	c.wantCondition("egress-staging-web", "Degraded") // neither its IP nor its pods are there
+	agent("node-1", map[string]string{"conntrack": "full"})
+	c.wantCondition("egress-prod-web",
+		"Degraded ProgrammingError: node node-4: nftables: refused; node node-4: routes: no; node node-1: conntrack: full")
+	agent("node-4", nil)
+	c.wantCondition("egress-prod-web", "Degraded ProgrammingError: node node-1: conntrack: full")
+	agent("node-1", nil)
+	c.wantCondition("egress-prod-web", "Degraded")
+	c.wantTold("egress-prod-web", on+"node-4", "Warning Degraded node node-4: nftables: refused; node node-4: routes: no")
+}
+
+// kubectl runs kubectl as the administrator.
+func (c *cluster) kubectl(args ...string) string {
+	c.Helper()
+	cmd := exec.CommandContext(c.Context(), kubetest.Kubectl(c), append([]string{
+		"--kubeconfig=/dev/null", "--cache-dir=" + c.TempDir(), "--server=" + c.kube.Host, "--token=" + c.kube.BearerToken,
+		"--certificate-authority=" + c.kube.CAFile,
+	}, args...)...)
+	out, err := cmd.Output()
+	if err != nil {
+		c.Fatalf("kubectl %q: %v\n%s", args, err, out)
+	}
+	return string(out)
+}
+
+func testReading(c *cluster) {
+	c.run(c.kube)
+	c.example()
+	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
+	c.wantStatus("egress-prod-web", "10.10.0.11  True Allocated False AssignmentError")
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: twin}, spec: {externalIPPool: external-ip-pool, egressIP: 10.10.0.11,
+  appliedTo: {podSelector: {}}}}`)
+	c.own("10.10.0.11", "node-4")
+	c.wantTold("egress-prod-web", on+"node-4")
+	c.wantTold("twin", "Warning AllocationError 10.10.0.11 is in use by egress egress-prod-web",
+		"Warning Conflict 10.10.0.11 is in use by egress egress-prod-web; pod prod/a is selected by egress egress-prod-web too, which comes first")
+	for _, tt := range []struct {
+		args string
+		want []string // fields in a row, of one line
+	}{
+		{"get egress", []string{"NAME EGRESSIP AGE NODE", "egress-prod-web 10.10.0.11 * node-4", "twin *"}},
+		{"get egress -o wide", []string{
+			"NAME EGRESSIP AGE NODE POOL ALLOCATED ASSIGNED CONFLICT DEGRADED CAUSE",
+			"egress-prod-web 10.10.0.11 * node-4 external-ip-pool Allocated Assigned",
+			"twin * external-ip-pool AllocationError AssignmentError DuplicateIP 10.10.0.11 is in use by egress egress-prod-web",
+		}},
+		{"get externalippool -o wide", []string{"NAME TOTAL USED AGE NODES", "external-ip-pool 10 2 * {}"}},
+		{"describe egress egress-prod-web", []string{"Egress IP: 10.10.0.11", "Egress Node: node-4", "Normal IPAssigned * egret-crdsync 10.10.0.11 is on node node-4"}},
+		{"describe egress twin", []string{"Reason: DuplicateIP", "Warning Conflict * egret-crdsync 10.10.0.11 is in use by egress egress-prod-web; *"}},
+	} {
+		out := c.kubectl(strings.Fields(tt.args)...)
+		c.Logf("kubectl %s\n%s", tt.args, out)
+		var lines []string
+		for line := range strings.Lines(out) {
+			lines = append(lines, strings.Join(strings.Fields(strings.ReplaceAll(line, "<none>", "")), " "))
+		}
+		for _, want := range tt.want {
+			if !slices.ContainsFunc(lines, func(line string) bool { ok, _ := path.Match(want, strings.ReplaceAll(line, "/", "|")); return ok }) {
+				c.Errorf("kubectl %s: no line %q", tt.args, want)
+			}
+		}
+	}
+}
+
+func testUsage(c *cluster) {
+	c.run(c.kube)
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {ipRanges: [{cidr: 10.10.0.0/24}]}}`)
+	c.wantUsage("p", 254, 0)
+	within := func(used int64, since time.Time) {
+		c.Helper()
+		c.wantUsage("p", 254, used)
+		if d := time.Since(since); d > time.Second {
+			c.Errorf("%d used: shown after %v", used, d)
+		}
+	}
+	const n = 200 // the statuses of all of them are to be written meanwhile
+	for i := range n {
+		c.create(fmt.Sprintf(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: e-%03d}, spec: {externalIPPool: p, appliedTo: {}}}`, i))
+	}
+	within(n, time.Now())
+	start := time.Now()
+	c.remove("Egress", "e-007")
+	within(n-1, start)
+	if err := c.dyn.Resource(v1beta1.EgressResource).DeleteCollection(c.Context(), metav1.DeleteOptions{}, metav1.ListOptions{}); err != nil {
+		c.Fatal(err)
+	}
+	within(0, time.Now())
+	start = time.Now()
+	c.patch("ExternalIPPool", "p", `{"spec":{"ipRanges":[{"start":"10.10.0.1","end":"10.10.0.10"}]}}`)
+	c.wantUsage("p", 10, 0)
+	if d := time.Since(start); d > time.Second {
+		c.Errorf("shown after %v", d)
+	}
 }

@@ -10,6 +10,12 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:printcolumn:name="EgressIP",type=string,JSONPath=`.status.egressIP`,description="The IP that the Pods' traffic leaves with."
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.egressNode`,description="The Node that holds the IP."
+// +kubebuilder:printcolumn:name="Pool",type=string,priority=1,JSONPath=`.spec.externalIPPool`
+// +kubebuilder:printcolumn:name="Allocated",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="IPAllocated")].reason`
+// +kubebuilder:printcolumn:name="Assigned",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="IPAssigned")].reason`
+// +kubebuilder:printcolumn:name="Conflict",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Conflict")].reason`
+// +kubebuilder:printcolumn:name="Degraded",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Degraded")].reason`
+// +kubebuilder:printcolumn:name="Cause",type=string,priority=1,JSONPath=`.status.conditions[?(@.status=="False")].message`
 type Egress struct {
 	metav1.TypeMeta `json:",inline"`
 	// +optional
@@ -103,7 +109,7 @@ type EgressStatus struct {
 	// EgressIP is the source IP; empty while none is allocated.
 	// +optional
 	EgressIP string `json:"egressIP,omitempty"`
-	// Conditions are IPAllocated and IPAssigned, and Conflict where there is one, in this order.
+	// Conditions are IPAllocated and IPAssigned, and Conflict and Degraded where they are True, in this order.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
@@ -122,6 +128,9 @@ const (
 	// Conflict: an Egress that comes first has some of what this one asks for. Of two Egresses the older one comes first, by name at
 	// equal age. The condition is there while it is True only.
 	Conflict EgressConditionType = "Conflict"
+	// Degraded: a Node that holds the IP, or runs selected Pods, could not program all that this takes. The condition is there while it
+	// is True only.
+	Degraded EgressConditionType = "Degraded"
 )
 
 // The reasons of the conditions.
@@ -133,6 +142,8 @@ const (
 
 	ReasonOverlappingSelection = "OverlappingSelection" // some Pods are another Egress's
 	ReasonDuplicateIP          = "DuplicateIP"          // an IP is another Egress's
+
+	ReasonProgrammingError = "ProgrammingError"
 )
 
 // EgressCondition is one aspect of an Egress's state.

@@ -10,6 +10,7 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:printcolumn:name="Total",type=integer,JSONPath=`.status.usage.total`,description="The number of IPs in the pool."
 // +kubebuilder:printcolumn:name="Used",type=integer,JSONPath=`.status.usage.used`,description="The number of IPs that are allocated."
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
+// +kubebuilder:printcolumn:name="Nodes",type=string,priority=1,JSONPath=`.spec.nodeSelector`,description="The selector of the Nodes that may hold the IPs."
 type ExternalIPPool struct {
 	metav1.TypeMeta `json:",inline"`
 	// +optional

@@ -40,7 +40,7 @@ const (
 // is skipped when no kube-apiserver was built (`make kube`), and fails instead where EGRET_CI is set.
 func New(t testing.TB) *rest.Config {
 	t.Helper()
-	bin := binary(t)
+	bin := binary(t, "kube-apiserver")
 	dir := t.TempDir()
 	etcd := etcdtest.New(t)
 	writeFile(t, filepath.Join(dir, "tokens.csv"), []byte(token+",admin,1,system:masters\n"))
@@ -87,8 +87,17 @@ func arguments(dir, etcd string, port int) []string {
 	}
 }
 
-// binary returns the path of kube-apiserver: in the folder that EGRET_KUBE_BIN names, or where `make kube` puts it.
-func binary(t testing.TB) string {
+// Kubectl returns the path of kubectl: the machine's, or the one that `make kube` built. The test is skipped, or fails, as by New.
+func Kubectl(t testing.TB) string {
+	t.Helper()
+	if path, err := exec.LookPath("kubectl"); err == nil {
+		return path
+	}
+	return binary(t, "kubectl")
+}
+
+// binary returns the path of a program: in the folder that EGRET_KUBE_BIN names, or where `make kube` puts it.
+func binary(t testing.TB, name string) string {
 	t.Helper()
 	dir := os.Getenv("EGRET_KUBE_BIN")
 	if dir == "" {
@@ -98,14 +107,14 @@ func binary(t testing.TB) string {
 			dir = filepath.Dir(found[len(found)-1])
 		}
 	}
-	bin := filepath.Join(dir, "kube-apiserver")
+	bin := filepath.Join(dir, name)
 	if _, err := os.Stat(bin); err == nil {
 		return bin
 	}
 	if os.Getenv("EGRET_CI") != "" {
-		t.Fatal("needs kube-apiserver: run `make kube`, or name its folder by EGRET_KUBE_BIN")
+		t.Fatalf("needs %s: run `make kube`, or name its folder by EGRET_KUBE_BIN", name)
 	}
-	t.Skip("needs kube-apiserver: run `make kube`, or name its folder by EGRET_KUBE_BIN")
+	t.Skipf("needs %s: run `make kube`, or name its folder by EGRET_KUBE_BIN", name)
 	return ""
 }
 
