@@ -152,6 +152,7 @@ func (c *control) addEgress(d demand, ws []want, o outcome, pools map[string]egr
 	} else {
 		claim.namespace = func(set labels.Set) bool { return d.applied.namespaces.Matches(set) }
 		claim.pod = func(p pod) bool { return d.applied.pods.Matches(labels.Set(p.labels)) }
+		claim.label = requiredLabel(d.applied.pods)
 	}
 	c.claimants = append(c.claimants, claim)
 }

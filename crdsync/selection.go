@@ -74,6 +74,20 @@ type claimant struct {
 	// namespace and pod say whether it selects pods of a namespace with these labels, and which.
 	namespace func(labels.Set) bool
 	pod       func(pod) bool
+	label     label // that every pod that it selects has; zero: not known
+}
+
+type label struct{ key, value string }
+
+// requiredLabel returns a label that everything has that a selector matches; the zero label when there is none.
+func requiredLabel(s labels.Selector) label {
+	requirements, _ := s.Requirements()
+	for _, r := range requirements {
+		if values := r.Values(); len(values) == 1 && (r.Operator() == operator.Equals || r.Operator() == operator.In) {
+			return label{r.Key(), values.UnsortedList()[0]}
+		}
+	}
+	return label{}
 }
 
 // selection says which egress a pod belongs to.
@@ -81,12 +95,12 @@ type selection struct {
 	claimants  []claimant                          // in order of precedence
 	namespaces func(string) (labels.Set, bool)     // the labels of a namespace; false: it is not seen yet
 	listed     func(egressName string, p pod) bool // whether etcd lists a pod as one of an egress
-	candidates map[string][]claimant               // namespace -> those that may select pods of it; filled as needed
+	candidates map[string]map[label][]int          // namespace -> label -> which claimants may select such pods; filled as needed
 	losses     map[string]map[pair]loss            // node -> what is lost there; filled by group
 }
 
 func newSelection(claimants []claimant, namespaces func(string) (labels.Set, bool), listed func(string, pod) bool) *selection {
-	return &selection{claimants, namespaces, listed, map[string][]claimant{}, map[string]map[pair]loss{}}
+	return &selection{claimants, namespaces, listed, map[string]map[label][]int{}, map[string]map[pair]loss{}}
 }
 
 // owner returns the egress that an IP of a pod belongs to: the first that selects the pod and takes IPs of the family; else
@@ -98,14 +112,21 @@ func (s *selection) owner(p pod, f family) (name string, losers []string) {
 		if !seen {
 			return s.former(p, f), nil
 		}
-		for _, c := range s.claimants {
+		candidates = map[label][]int{}
+		for i, c := range s.claimants {
 			if c.namespace(set) {
-				candidates = append(candidates, c)
+				candidates[c.label] = append(candidates[c.label], i)
 			}
 		}
 		s.candidates[p.namespace] = candidates
 	}
-	for _, c := range candidates {
+	possible := slices.Clone(candidates[label{}])
+	for key, value := range p.labels {
+		possible = append(possible, candidates[label{key, value}]...)
+	}
+	slices.Sort(possible)
+	for _, i := range possible {
+		c := s.claimants[i]
 		switch {
 		case !slices.Contains(c.families, f) || !c.pod(p):
 		case name == "":
