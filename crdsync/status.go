@@ -107,12 +107,15 @@ func (s *status) publish(c control) {
 	s.mu.Lock()
 	s.verdicts, s.usage, s.scene = c.verdicts, c.usage, now
 	s.mu.Unlock()
-	for kind, informer := range map[string]cache.SharedIndexInformer{egressKind: s.source.egresses, poolKind: s.source.pools} {
-		for _, o := range informer.GetIndexer().List() {
-			u := o.(*unstructured.Unstructured)
-			if _, differs := s.desired(kind, u); differs {
-				s.look(kind, u.GetName())
-			}
+	s.lookAll(poolKind, s.source.pools)
+	s.lookAll(egressKind, s.source.egresses)
+}
+
+func (s *status) lookAll(kind string, informer cache.SharedIndexInformer) {
+	for _, o := range informer.GetIndexer().List() {
+		u := o.(*unstructured.Unstructured)
+		if _, differs := s.desired(kind, u); differs {
+			s.look(kind, u.GetName())
 		}
 	}
 }

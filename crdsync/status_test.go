@@ -213,7 +213,7 @@ func testUsage(c *cluster) {
 			c.Errorf("%d used: shown after %v", used, d)
 		}
 	}
-	const n = 200 // the statuses of all of them are to be written meanwhile
+	const n = 50 // the statuses of all of them are to be written meanwhile
 	for i := range n {
 		c.create(fmt.Sprintf(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: e-%03d}, spec: {externalIPPool: p, appliedTo: {}}}`, i))
 	}
