@@ -3,7 +3,7 @@
 //
 // Into etcd go pools, egresses, nodes, and the pods that each egress selects, per node; it allocates the egress IPs, the ids that
 // stand for them on the wire, and the nodes' indexes. It owns these keys (docs/design.md has the schema), counters/ids besides, and
-// nothing in the kernel. Back go the status of Egress and ExternalIPPool.
+// nothing in the kernel. Back go the status of Egress and ExternalIPPool, and Events of what changed in an Egress's.
 //
 // Any event only marks something dirty. One goroutine then compares what the objects ask for with what a cache of etcd shows, and
 // writes the difference. Several replicas run; an election in etcd picks the one that writes. All of them serve the webhook (package
@@ -17,6 +17,7 @@
 //   - Every write is fenced twice: by the election, and by the revision of the record that it was decided upon.
 //   - The two records of an egress's pods on a node change in one transaction.
 //   - An address that is released is given out again only after etcd shows that it is free.
+//   - What is told by an Event follows from the status before and after a write, so a change is told once, however often crdsync restarts.
 //   - The status is written by a worker of its own: an API server that does not answer holds up no write to etcd.
 //
 // It does not choose the node of an egress IP (agents do), and it touches neither the spec of an object nor a Pod or Node.
