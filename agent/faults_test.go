@@ -5,9 +5,14 @@ import (
 	"fmt"
 	"strings"
 	"testing"
+	"time"
 	"unicode/utf8"
 
 	"github.com/google/go-cmp/cmp"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/internal/etcdtest"
+	"github.com/egret-project/egret/store"
 )
 
 func TestFaultsNameTheirPart(t *testing.T) {
@@ -35,4 +40,51 @@ func TestFaultsNameTheirPart(t *testing.T) {
 	if !errors.Is(in("a", boom), boom) {
 		t.Error("the cause is hidden")
 	}
+}
+
+func TestFaultsArePublishedOnceTheyStand(t *testing.T) {
+	client, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcdtest.New(t).Endpoint()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	lease, err := client.Grant(t.Context(), 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &agent{Config: Config{Node: "node-1", Store: client}, view: client.NewView("node-1"), lease: lease}
+	if err := client.PutAgent(t.Context(), lease, egress.Agent{Node: "node-1", Version: "v1"}); err != nil {
+		t.Fatal(err)
+	}
+	go func() { _ = a.view.Run(t.Context()) }() // it ends with the test
+	<-a.view.Ready()
+	report := func(err error) {
+		t.Helper()
+		if err := a.publishFaults(t.Context(), err); err != nil {
+			t.Fatal(err)
+		}
+	}
+	want := func(want map[string]string) {
+		t.Helper()
+		for a.view.Snapshot() == nil || !cmp.Equal(want, a.view.Snapshot().Agents["node-1"].Faults) {
+			select {
+			case <-a.view.Changed():
+			case <-time.After(5 * time.Second):
+				t.Fatalf("got %v, want %v", a.view.Snapshot().Agents, want)
+			}
+		}
+	}
+	want(nil)
+	boom := in("routes", errors.New("boom"))
+	report(boom)
+	if got, err := client.Agent(t.Context(), "node-1"); err != nil || got.Faults != nil || got.Version != "v1" {
+		t.Errorf("after a moment: %+v, %v, want no faults yet", got, err)
+	}
+	a.faultySince = a.faultySince.Add(-faultAge)
+	report(boom)
+	want(map[string]string{"routes": "boom"})
+	report(errors.Join(boom, in("nftables", errors.New("no"))))
+	want(map[string]string{"nftables": "no", "routes": "boom"})
+	report(errors.New("etcd does not answer")) // nothing that is programmed
+	want(nil)
 }
