@@ -146,8 +146,8 @@ func TestGroup(t *testing.T) {
 
 func TestAPodIsComparedOnlyWithEgressesThatItsLabelsCanMatch(t *testing.T) {
 	var asked []string
-	claim := func(name string, s *metav1.LabelSelector) claimant {
-		pods, err := readSelector("podSelector", s)
+	claim := func(name string, s *v1beta1.LabelSelector) claimant {
+		_, pods, err := spec.AppliedTo(v1beta1.AppliedTo{PodSelector: s})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -156,8 +156,8 @@ func TestAPodIsComparedOnlyWithEgressesThatItsLabelsCanMatch(t *testing.T) {
 			return pods.Matches(labels.Set(p.labels))
 		}}
 	}
-	expression := func(op metav1.LabelSelectorOperator, values ...string) *metav1.LabelSelector {
-		return &metav1.LabelSelector{MatchExpressions: []metav1.LabelSelectorRequirement{{Key: "app", Operator: op, Values: values}}}
+	expression := func(op metav1.LabelSelectorOperator, values ...v1beta1.LabelValue) *v1beta1.LabelSelector {
+		return &v1beta1.LabelSelector{MatchExpressions: []v1beta1.LabelSelectorRequirement{{Key: "app", Operator: op, Values: values}}}
 	}
 	s := newSelection([]claimant{
 		claim("db", matching("app", "db")), claim("web", matching("app", "web")), claim("not-db", expression(metav1.LabelSelectorOpNotIn, "db")),
