@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"net/netip"
 	"os"
 	"os/signal"
 	"strings"
@@ -204,14 +205,33 @@ func execCommand(name *string) *cobra.Command {
 	}
 }
 
+// familyFlag adds --family, and returns what gives the address of the outside host in that family.
+func familyFlag(cmd *cobra.Command) func() (netip.Addr, error) {
+	family := cmd.Flags().Int("family", 4, "4 or 6: the IP family")
+	return func() (netip.Addr, error) {
+		switch *family {
+		case 4:
+			return lab.OutsideIP, nil
+		case 6:
+			return lab.OutsideIP6, nil
+		}
+		return netip.Addr{}, fmt.Errorf("family %d: want 4 or 6", *family)
+	}
+}
+
 func sourceCommand(name *string) *cobra.Command {
-	return &cobra.Command{
+	var outside func() (netip.Addr, error)
+	cmd := &cobra.Command{
 		Use:   "source NAMESPACE/NAME",
 		Short: "Open a TCP connection from a pod to the outside host; print the source address seen there",
 		Args:  cobra.ExactArgs(1),
 		RunE: func(cmd *cobra.Command, args []string) error {
 			return inLab(name, func(ctx context.Context, l *lab.Lab) error {
-				ip, err := l.Source(ctx, args[0])
+				to, err := outside()
+				if err != nil {
+					return err
+				}
+				ip, err := l.SourceTo(ctx, args[0], to)
 				if err != nil {
 					return err
 				}
@@ -220,11 +240,14 @@ func sourceCommand(name *string) *cobra.Command {
 			})(cmd, args)
 		},
 	}
+	outside = familyFlag(cmd)
+	return cmd
 }
 
 func probeCommand(name *string) *cobra.Command {
 	var interval, duration time.Duration
 	var output string
+	var outside func() (netip.Addr, error)
 	cmd := &cobra.Command{
 		Use:   "probe NAMESPACE/NAME",
 		Short: "Send UDP datagrams from a pod to the outside host's echo server; print sent, lost, longest gap, sources seen",
@@ -234,7 +257,11 @@ func probeCommand(name *string) *cobra.Command {
 				return err
 			}
 			return inLab(name, func(ctx context.Context, l *lab.Lab) error {
-				r, err := l.Probe(ctx, args[0], interval, duration)
+				to, err := outside()
+				if err != nil {
+					return err
+				}
+				r, err := l.ProbeTo(ctx, args[0], to, interval, duration)
 				if err != nil {
 					return err
 				}
@@ -244,6 +271,7 @@ func probeCommand(name *string) *cobra.Command {
 	}
 	cmd.Flags().DurationVar(&interval, "interval", time.Millisecond, "time between two datagrams")
 	cmd.Flags().DurationVar(&duration, "duration", 10*time.Second, "time to send for; an interrupt ends it earlier")
+	outside = familyFlag(cmd)
 	outputFlag(cmd, &output)
 	return cmd
 }

@@ -58,6 +58,10 @@ func (l *Lab) newHost(what string, sysctls ...string) (*host, error) {
 	}
 	for _, link := range []string{"all", "default", "lo"} {
 		sysctls = append(sysctls, "net/ipv4/conf/"+link+"/rp_filter=1")
+		if link != "lo" && len(families()) > 1 {
+			// Duplicate address detection of the link-local addresses would hold up IPv6 for two seconds.
+			sysctls = append(sysctls, "net/ipv6/conf/"+link+"/accept_dad=0")
+		}
 	}
 	if err := errors.Join(inNetns(l.netns(what), func() error { return setSysctls(sysctls) }), h.up("lo")); err != nil {
 		h.close()

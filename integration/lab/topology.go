@@ -11,8 +11,9 @@ import (
 
 // Addresses that are the same in every lab.
 var (
-	// OutsideIP is the address behind the outside host that Source and Probe send to.
-	OutsideIP = netip.MustParseAddr("203.0.113.10")
+	// OutsideIP and OutsideIP6 are the addresses behind the outside host that pods send to.
+	OutsideIP  = netip.MustParseAddr("203.0.113.10")
+	OutsideIP6 = netip.MustParseAddr("2001:db8::10")
 	// OutsideLAN is the outside host's address on the LAN, the nodes' default gateway.
 	OutsideLAN = netip.MustParseAddr("10.10.0.200")
 	// ControlIP is the address of etcd and the API server on the LAN.
@@ -57,7 +58,7 @@ func families() []family {
 	if _, err := os.Stat("/proc/sys/net/ipv6"); err == nil {
 		fs = append(fs, family{
 			lan: "fd10::%d", lanBits: 64, pod: "fd44:%d::%d", podBits: 64, hostBits: 128,
-			cluster: netip.MustParsePrefix("fd44::/16"), outside: netip.MustParseAddr("2001:db8::10"), sysctl: "net/ipv6/conf/all/forwarding",
+			cluster: netip.MustParsePrefix("fd44::/16"), outside: OutsideIP6, sysctl: "net/ipv6/conf/all/forwarding",
 		})
 	}
 	return fs
@@ -75,6 +76,15 @@ func NodeName(n int) string { return "node-" + strconv.Itoa(n) }
 
 // NodeIP returns the IPv4 address of node n on the LAN.
 func NodeIP(n int) netip.Addr { return families()[0].node(n) }
+
+// NodeIPs returns the addresses of node n on the LAN, one for each family that the kernel has, IPv4 first.
+func NodeIPs(n int) []netip.Addr {
+	var ips []netip.Addr
+	for _, f := range families() {
+		ips = append(ips, f.node(n))
+	}
+	return ips
+}
 
 // NodeNumber returns n of the node name, or an error when the lab has no such node.
 func (l *Lab) NodeNumber(node string) (int, error) {

@@ -21,9 +21,14 @@ const (
 	stragglers = 500 * time.Millisecond
 )
 
-// Source opens a TCP connection from a pod (namespace/name) to the outside host and returns the source address that was seen there.
-// It fails after 5 s without an answer.
+// Source is SourceTo OutsideIP.
 func (l *Lab) Source(ctx context.Context, pod string) (netip.Addr, error) {
+	return l.SourceTo(ctx, pod, OutsideIP)
+}
+
+// SourceTo opens a TCP connection from a pod (namespace/name) to an address of the outside host, OutsideIP or OutsideIP6, and returns
+// the source address that was seen there. It fails after 5 s without an answer.
+func (l *Lab) SourceTo(ctx context.Context, pod string, to netip.Addr) (netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(ctx, sourceTimeout)
 	defer cancel()
 	ns, err := l.target("pod", pod)
@@ -32,7 +37,7 @@ func (l *Lab) Source(ctx context.Context, pod string) (netip.Addr, error) {
 	}
 	var conn net.Conn
 	err = inNetns(ns, func() (err error) {
-		conn, err = (&net.Dialer{}).DialContext(ctx, "tcp", netip.AddrPortFrom(OutsideIP, EchoPort).String())
+		conn, err = (&net.Dialer{}).DialContext(ctx, "tcp", netip.AddrPortFrom(to, EchoPort).String())
 		return err
 	})
 	if err != nil {
@@ -86,9 +91,14 @@ func (r ProbeResult) String() string {
 	return b.String()
 }
 
-// Probe sends a datagram every interval from a pod (namespace/name) to the outside host, all of one flow, and takes the answers. It
-// returns after duration, or with what it has measured until then when ctx ends.
+// Probe is ProbeTo OutsideIP.
 func (l *Lab) Probe(ctx context.Context, pod string, interval, duration time.Duration) (ProbeResult, error) {
+	return l.ProbeTo(ctx, pod, OutsideIP, interval, duration)
+}
+
+// ProbeTo sends a datagram every interval from a pod (namespace/name) to an address of the outside host, OutsideIP or OutsideIP6, all
+// of one flow, and takes the answers. It returns after duration, or with what it has measured until then when ctx ends.
+func (l *Lab) ProbeTo(ctx context.Context, pod string, to netip.Addr, interval, duration time.Duration) (ProbeResult, error) {
 	if interval <= 0 || duration < interval {
 		return ProbeResult{}, fmt.Errorf("probe of %v every %v: want an interval above 0, and a duration no shorter", duration, interval)
 	}
@@ -98,7 +108,7 @@ func (l *Lab) Probe(ctx context.Context, pod string, interval, duration time.Dur
 	}
 	var conn *net.UDPConn
 	err = inNetns(ns, func() (err error) {
-		conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(OutsideIP, EchoPort)))
+		conn, err = net.DialUDP("udp", nil, net.UDPAddrFromAddrPort(netip.AddrPortFrom(to, EchoPort)))
 		return err
 	})
 	if err != nil {
