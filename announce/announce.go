@@ -25,12 +25,12 @@ const (
 // Config is what an Announcer works with.
 type Config struct {
 	Log *slog.Logger // nil: silent
-	// Permitted reports whether this node may speak for the address now. It is asked right before each frame, from the goroutine of
+	// Permitted reports whether this node may speak for the address now. It is asked right before each frame, from the goroutines of
 	// Run; without a permit there is no frame.
 	Permitted func(netip.Addr) bool
 }
 
-// Announcer announces addresses. Its methods may be called from any goroutine.
+// Announcer announces addresses, and answers neighbor solicitations for those of IPv6. Its methods may be called from any goroutine.
 type Announcer struct {
 	log       *slog.Logger
 	permitted func(netip.Addr) bool
@@ -52,7 +52,7 @@ type entry struct {
 // New returns an Announcer that has nothing to announce. It starts nothing.
 func New(cfg Config) *Announcer {
 	a := &Announcer{
-		log: cfg.Log, permitted: cfg.Permitted, send: sendGARP, wake: make(chan struct{}, 1), schedule: map[netip.Addr]*entry{},
+		log: cfg.Log, permitted: cfg.Permitted, send: send, wake: make(chan struct{}, 1), schedule: map[netip.Addr]*entry{},
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
@@ -75,9 +75,6 @@ func (a *Announcer) Set(want map[netip.Addr]string) {
 			continue
 		}
 		a.schedule[ip] = &entry{link: link, due: time.Now()}
-		if !ip.Is4() {
-			a.log.Debug("not announced: no IPv6 yet", "egress_ip", ip)
-		}
 	}
 	select {
 	case a.wake <- struct{}{}:
@@ -85,8 +82,18 @@ func (a *Announcer) Set(want map[netip.Addr]string) {
 	}
 }
 
-// Run announces until ctx ends, on the links of the network namespace of its goroutine, and returns nil then. It starts no goroutine.
+// send announces ip once.
+func send(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
+	if ip.Is4() {
+		return sendGARP(link, ip, permitted)
+	}
+	return sendNA(link, ip, permitted)
+}
+
+// Run announces and answers until ctx ends, on the links of the network namespace of its goroutine, and returns nil then.
 func (a *Announcer) Run(ctx context.Context) error {
+	r := responder{log: a.log, permitted: a.speaks}
+	defer r.close()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -96,6 +103,7 @@ func (a *Announcer) Run(ctx context.Context) error {
 		case <-a.wake:
 		case <-timer.C:
 		}
+		r.follow(ctx, a.solicited()) // first, for whoever hears the announcement may ask back
 		a.announce(ctx)
 		if next := a.next(); next.IsZero() {
 			timer.Stop()
@@ -129,7 +137,7 @@ func (a *Announcer) due(now time.Time) []due {
 	defer a.mu.Unlock()
 	var list []due
 	for _, ip := range slices.SortedFunc(maps.Keys(a.schedule), netip.Addr.Compare) {
-		if e := a.schedule[ip]; ip.Is4() && !e.due.After(now) {
+		if e := a.schedule[ip]; !e.due.After(now) {
 			list = append(list, due{ip, e.link, e})
 		}
 	}
@@ -140,6 +148,27 @@ func (a *Announcer) scheduled(ip netip.Addr, e *entry) bool {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	return a.schedule[ip] == e
+}
+
+// solicited returns the addresses that neighbor solicitations may ask for, with the link of each.
+func (a *Announcer) solicited() map[netip.Addr]string {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	list := map[netip.Addr]string{}
+	for ip, e := range a.schedule {
+		if ip.Is6() {
+			list[ip] = e.link
+		}
+	}
+	return list
+}
+
+// speaks reports whether this node speaks for ip on the link.
+func (a *Announcer) speaks(link string, ip netip.Addr) bool {
+	a.mu.Lock()
+	e := a.schedule[ip]
+	a.mu.Unlock()
+	return e != nil && e.link == link && a.permitted(ip)
 }
 
 // sent notes that an announcement was made, or why not.
@@ -172,8 +201,8 @@ func (a *Announcer) sent(ip netip.Addr, e *entry, err error) {
 func (a *Announcer) next() (t time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	for ip, e := range a.schedule {
-		if ip.Is4() && (t.IsZero() || e.due.Before(t)) {
+	for _, e := range a.schedule {
+		if t.IsZero() || e.due.Before(t) {
 			t = e.due
 		}
 	}

@@ -169,17 +169,3 @@ func TestAFailureIsRetriedSaidOnceAndHoldsUpNoOther(t *testing.T) {
 		t.Errorf("%d warnings:\n%s", n, logged.String())
 	}
 }
-
-func TestIPv6IsSkippedAndSaidOnce(t *testing.T) {
-	var logged bytes.Buffer
-	a := New(Config{Permitted: always, Log: slog.New(slog.NewTextHandler(&logged, &slog.HandlerOptions{Level: slog.LevelDebug}))})
-	got := record(t, a, func() {
-		for range 3 {
-			a.Set(set("fd00::1", "eth0"))
-			time.Sleep(time.Hour)
-		}
-	}, never)
-	if n := strings.Count(logged.String(), "egress_ip=fd00::1"); got != "" || n != 1 {
-		t.Errorf("sent %q, logged %d times", got, n)
-	}
-}
