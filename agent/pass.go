@@ -107,7 +107,7 @@ func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 		}
 	}
 	return plan.Facts{
-		Node: a.Node, Underlay: ip, Uplink: link.Name, UplinkMTU: link.MTU, UplinkUp: link.Up,
+		Node: a.Node, Underlay: ip, Uplink: link.Name, UplinkMTU: link.MTU, UplinkUp: link.Up, NoIPv6: !link.HasIPv6(),
 		Local: local, Except: a.Except, MaxEgressIPs: a.MaxEgressIPs,
 	}, nil
 }

@@ -20,6 +20,8 @@ type Facts struct {
 	Uplink    string
 	UplinkMTU int
 	UplinkUp  bool
+	// NoIPv6 says that IPv6 is off on the uplink, or for new links: the node can serve no IPv6 egress IP.
+	NoIPv6 bool
 	// Local are the unicast addresses on the node's links, those of Egret's own links left out.
 	Local map[netip.Addr]bool
 	// Except are destinations that are never SNATed, on top of those that the snapshot names.
@@ -27,6 +29,9 @@ type Facts struct {
 	// MaxEgressIPs is how many egress IPs a node may hold whose record does not say; 0 means no limit.
 	MaxEgressIPs int
 }
+
+// serves reports whether the node's links are fit for the IP, a pool's.
+func (f Facts) serves(ip netip.Addr) bool { return f.UplinkUp && !(ip.Is6() && f.NoIPv6) }
 
 // Claim is an egress IP that a node tries for.
 type Claim struct {
@@ -76,7 +81,7 @@ func Claims(s *egress.Snapshot, f Facts) []Claim {
 	}
 	var out []Claim
 	for ip, ranked := range rank(s, f.MaxEgressIPs) {
-		if i := slices.Index(ranked, f.Node); i >= 0 {
+		if i := slices.Index(ranked, f.Node); i >= 0 && f.serves(ip) {
 			out = append(out, Claim{IP: ip, Why: egress.ReasonClaim, Rank: i})
 		}
 	}
@@ -189,7 +194,7 @@ func weight(ip netip.Addr, node string) uint64 {
 }
 
 // Releases returns the locks of the node that it has to give back: of IPs that no egress uses any more, that their pool keeps from
-// this node, that it cannot serve because its uplink has no carrier, and of static IPs that left its links. While the record of some
+// this node, that it cannot serve because its uplink has no carrier or no IPv6, and of static IPs that left its links. While the record of some
 // egress or pool cannot be read, nothing is given back for want of it.
 func Releases(s *egress.Snapshot, f Facts) []egress.Owner {
 	byIP := map[netip.Addr]target{}
@@ -212,7 +217,7 @@ func Releases(s *egress.Snapshot, f Facts) []egress.Owner {
 			out = append(out, o)
 		case t.Pool != "" && !faulty(s, "nodes/") && !mayHold(s, p, f.Node):
 			out = append(out, o)
-		case t.Pool != "" && !f.UplinkUp:
+		case t.Pool != "" && !f.serves(ip):
 			out = append(out, o)
 		}
 	}

@@ -269,6 +269,34 @@ func TestReleases(t *testing.T) {
 	}
 }
 
+func TestNodeWithoutIPv6HasNothingToDoWithIPv6EgressIPs(t *testing.T) {
+	a, v6 := ip("10.10.0.11"), ip("fd10::8")
+	s := cluster(2, 1)
+	p := s.Egresses["egress-0001"]
+	p.Addresses = append(p.Addresses, egress.Address{IP: v6, ID: 2, Pool: "pool"})
+	s.Egresses[p.Name] = p
+	f := facts("node-1")
+	f.NoIPv6 = true
+	if got := claimed(s, f); !maps.Equal(got, map[string]int{a.String(): claimed(s, facts("node-1"))[a.String()]}) {
+		t.Errorf("claims %v, want only %s", got, a)
+	}
+	if got := claimed(s, facts("node-1")); len(got) != 2 {
+		t.Errorf("with IPv6: claims %v, want both", got)
+	}
+	for _, held := range []netip.Addr{a, v6} {
+		s.Owners[held] = egress.Owner{IP: held, Node: "node-1"}
+	}
+	if got := Releases(s, f); len(got) != 1 || got[0].IP != v6 {
+		t.Errorf("releases %v, want only %s", got, v6)
+	}
+	for _, held := range []netip.Addr{a, v6} {
+		s.Owners[held], s.Moves[held] = egress.Owner{IP: held, Node: "node-2"}, egress.Move{IP: held, To: "node-1"}
+	}
+	if got := Arrivals(s, f); len(got) != 1 || got[0].IP != a {
+		t.Errorf("arrivals %v, want only %s", got, a)
+	}
+}
+
 func TestMoves(t *testing.T) {
 	a := ip("10.10.0.11")
 	s := cluster(3, 1)

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -21,6 +22,12 @@ type Link struct {
 	MAC   net.HardwareAddr // nil for a link that has none
 	Up    bool             // up, and with a carrier
 	Addrs []netip.Prefix   // in the kernel's order
+}
+
+// HasIPv6 reports whether the link has IPv6, which shows in an address, and whether a new link would: the overlay needs both.
+func (l Link) HasIPv6() bool {
+	_, on := familyOf(netip.IPv6Unspecified()).support()
+	return on && slices.ContainsFunc(l.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() })
 }
 
 // ErrNoLink says that an address is on none of the node's links.

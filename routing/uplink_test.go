@@ -38,6 +38,17 @@ func TestTheUplinkIsNeverALinkOfOurs(t *testing.T) {
 	if l.Name != "uplink" || l.MTU != 1400 || l.MAC.String() != "02:00:00:00:00:01" || !l.Up || l.Index == 0 {
 		t.Errorf("got %+v", l)
 	}
+	if !l.HasIPv6() {
+		t.Errorf("no IPv6: %+v", l)
+	}
+	for _, off := range []string{"uplink", "default"} {
+		netns.Run(t, "sysctl -qw net.ipv6.conf."+off+".disable_ipv6=1")
+		if l := awaitUplink(t, ip, func(Link) bool { return true }); l.HasIPv6() {
+			t.Errorf("IPv6 is off (%s): %+v", off, l)
+		}
+		netns.Run(t, "sysctl -qw net.ipv6.conf."+off+".disable_ipv6=0")
+		netns.Run(t, "ip addr replace fd10::101/64 dev uplink nodad")
+	}
 	all, err := Addresses()
 	if err != nil {
 		t.Fatal(err)
