@@ -125,9 +125,15 @@ func TestPodIsCreatedRelabelledDeletedAndItsIPGivenToAnother(t *testing.T) {
 }
 
 func TestPowerOffOfTheGatewayGivesTheSameSourceAgain(t *testing.T) {
+	powerOff(t, "off", "10.10.0.14")
+}
+
+// powerOff powers the gateway of an egress off, and wants another to take over in time.
+func powerOff(t *testing.T, name, address string) {
+	t.Helper()
 	n := newNamespace(t)
-	ip, gateway, pod := n.remote("off", "10.10.0.14")
-	result := probe(t, pod, leaseTTL+4*time.Second, func() {
+	ip, gateway, pod := n.remote(name, address)
+	result := probeTo(t, outsideOf(ip), pod, leaseTTL+4*time.Second, func() {
 		if err := cluster.Crash(t.Context(), gateway); err != nil {
 			t.Fatal(err)
 		}
@@ -137,7 +143,7 @@ func TestPowerOffOfTheGatewayGivesTheSameSourceAgain(t *testing.T) {
 			t.Errorf("recovering %s: %v", gateway, err)
 		}
 	})
-	if _, owner := lookUp(t, "off"); owner == gateway || owner == "" {
+	if _, owner := lookUp(t, name); owner == gateway || owner == "" {
 		t.Errorf("the owner is %q after %s went", owner, gateway)
 	}
 	only(t, result, ip)
@@ -311,15 +317,21 @@ func TestRestartOfAgentsLosesNoPacket(t *testing.T) {
 }
 
 func TestPlannedMoveLosesNoPacket(t *testing.T) {
+	plannedMove(t, "move", "10.10.0.18")
+}
+
+// plannedMove moves an IP to every kind of node, and wants nothing lost where nothing has to be.
+func plannedMove(t *testing.T, name, address string) {
+	t.Helper()
 	n := newNamespace(t)
-	ip, gateway, pod := n.remote("move", "10.10.0.18")
+	ip, gateway, pod := n.remote(name, address)
 	node := otherNode(gateway)
 	other := otherNode(gateway, node)
 	move := func(to string) lab.ProbeResult {
 		t.Helper()
-		result := probe(t, pod, 3*time.Second, func() {
+		result := probeTo(t, outsideOf(ip), pod, 3*time.Second, func() {
 			t.Log(strings.TrimSpace(egret(t, "move", ip.String(), "--to", to)))
-			if _, owner := lookUp(t, "move"); owner != to {
+			if _, owner := lookUp(t, name); owner != to {
 				t.Errorf("the owner is %s, want %s", owner, to)
 			}
 		})

@@ -193,7 +193,7 @@ func leavesAs(t *testing.T, pod string, want netip.Addr) {
 		// A connection that the pod opened before its node knew it is cut off when it does: the next one tells.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()
-		got, err := cluster.Source(ctx, pod)
+		got, err := cluster.SourceTo(ctx, pod, outsideOf(want))
 		if err == nil && got != want {
 			err = fmt.Errorf("the outside host saw %s, want %s", got, want)
 		}
@@ -225,8 +225,14 @@ func otherNode(not ...string) string {
 	panic("no node is left")
 }
 
-// probe runs a probe of the pod every 1 ms, and f after its first half second.
+// probe is probeTo lab.OutsideIP.
 func probe(t *testing.T, pod string, d time.Duration, f func()) lab.ProbeResult {
+	t.Helper()
+	return probeTo(t, lab.OutsideIP, pod, d, f)
+}
+
+// probeTo runs a probe from the pod to an address of the outside host every 1 ms, and f after its first half second.
+func probeTo(t *testing.T, to netip.Addr, pod string, d time.Duration, f func()) lab.ProbeResult {
 	t.Helper()
 	type outcome struct {
 		lab.ProbeResult
@@ -234,7 +240,7 @@ func probe(t *testing.T, pod string, d time.Duration, f func()) lab.ProbeResult 
 	}
 	done := make(chan outcome, 1)
 	go func() {
-		r, err := cluster.Probe(t.Context(), pod, time.Millisecond, d)
+		r, err := cluster.ProbeTo(t.Context(), pod, to, time.Millisecond, d)
 		done <- outcome{r, err}
 	}()
 	time.Sleep(500 * time.Millisecond) // the probe runs by then, with something to compare with

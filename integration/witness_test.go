@@ -17,17 +17,17 @@ import (
 	"github.com/egret-project/egret/integration/lab"
 )
 
-// witness watches the lab from outside over the whole run: every ARP packet on the LAN, every packet that reaches the outside host, and
+// witness watches the lab from outside over the whole run: every ARP packet and neighbor advertisement on the LAN, every packet that reaches the outside host, and
 // who holds what in etcd.
 type witness struct {
 	outside, lan *lab.Sniffer
 	etcd         *clientv3.Client
 	done         chan struct{}
 
-	mu      sync.Mutex              // guards what follows
-	bands   []netip.Addr            // expected source of the packets whose source port is in band i
-	tenures map[netip.Addr][]tenure // in order
-	names   []string                // pod of band i
+	mu      sync.Mutex                  // guards what follows
+	bands   []map[netip.Addr]netip.Addr // of the packets whose source port is in band i: destination -> expected source
+	tenures map[netip.Addr][]tenure     // in order
+	names   []string                    // pod of band i
 }
 
 // tenure is a time during which a node owned an IP; it ends with the next one.
@@ -74,19 +74,34 @@ func (w *witness) follow(ctx context.Context) {
 	}
 }
 
-// selected waits until the pod leaves as ip. From then on, until the end of the run, none of its packets may leave otherwise.
-func selected(t *testing.T, pod string, ip netip.Addr) {
+// selected waits until the pod leaves as each of ips, one of a family at most. From then on, until the end of the run, none of its packets
+// of these families may leave otherwise.
+func selected(t *testing.T, pod string, ips ...netip.Addr) {
 	t.Helper()
-	leavesAs(t, pod, ip)
+	sources := map[netip.Addr]netip.Addr{}
+	for _, ip := range ips {
+		leavesAs(t, pod, ip)
+		sources[outsideOf(ip)] = ip
+	}
 	watch.mu.Lock()
 	low := firstPort + bandSize*len(watch.bands)
-	watch.bands, watch.names = append(watch.bands, ip), append(watch.names, pod)
+	watch.bands, watch.names = append(watch.bands, sources), append(watch.names, pod)
 	watch.mu.Unlock()
 	set := fmt.Sprintf("echo %d %d >/proc/sys/net/ipv4/ip_local_port_range", low, low+bandSize-1)
 	if out, err := cluster.Exec(t.Context(), "pod", pod, "sh", "-c", set); err != nil {
 		t.Fatalf("setting the source ports of %s: %v\n%s", pod, err, out)
 	}
-	leavesAs(t, pod, ip)
+	for _, ip := range ips {
+		leavesAs(t, pod, ip)
+	}
+}
+
+// outsideOf returns the address of the outside host in the family of ip.
+func outsideOf(ip netip.Addr) netip.Addr {
+	if ip.Is6() {
+		return lab.OutsideIP6
+	}
+	return lab.OutsideIP
 }
 
 // stop ends the watch and returns what was seen that must never be.
@@ -104,12 +119,12 @@ func (w *witness) strangers() error {
 	seen := 0
 	for _, p := range w.outside.Packets() {
 		band := (int(p.SrcPort) - firstPort) / bandSize
-		if int(p.SrcPort) < firstPort || band >= len(w.bands) || p.Dst != lab.OutsideIP {
+		if int(p.SrcPort) < firstPort || band >= len(w.bands) || !w.bands[band][p.Dst].IsValid() {
 			continue
 		}
 		seen++
-		if p.Src != w.bands[band] && len(errs) < 10 {
-			errs = append(errs, fmt.Errorf("a packet of %s left with another source than %s: %s", w.names[band], w.bands[band], p))
+		if want := w.bands[band][p.Dst]; p.Src != want && len(errs) < 10 {
+			errs = append(errs, fmt.Errorf("a packet of %s left with another source than %s: %s", w.names[band], want, p))
 		}
 	}
 	if len(w.bands) > 0 && seen == 0 {
@@ -118,62 +133,87 @@ func (w *witness) strangers() error {
 	return errors.Join(errs...)
 }
 
-// doubles returns the ARP packets with which a node spoke for an egress IP after another, later owner had.
+// word is a packet in which a host told the link-layer address of an IP.
+type word struct {
+	time time.Time
+	port string
+	ip   netip.Addr
+	fmt.Stringer
+}
+
+// spoken returns what was said on the LAN so far, in ARP and NDP, in order.
+func (w *witness) spoken() []word {
+	var words []word
+	for _, a := range w.lan.ARPs() {
+		words = append(words, word{a.Time, a.Port, a.SenderIP, a})
+	}
+	for _, n := range w.lan.NDPs() {
+		words = append(words, word{n.Time, n.Port, n.IP, n})
+	}
+	slices.SortStableFunc(words, func(a, b word) int { return a.time.Compare(b.time) })
+	return words
+}
+
+// doubles returns the packets with which a node spoke for an egress IP after another, later owner had.
 func (w *witness) doubles() error {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var errs []error
 	latest := map[netip.Addr]int{}
 	seen := 0
-	for _, a := range w.lan.ARPs() {
-		tenures := w.tenures[a.SenderIP]
+	for _, a := range w.spoken() {
+		tenures := w.tenures[a.ip]
 		if len(tenures) == 0 {
 			continue // not an egress IP
 		}
 		seen++
-		node := a.Port[len("to-"):]
+		node := a.port[len("to-"):]
 		i := len(tenures) - 1
 		for ; i >= 0; i-- {
-			if t := tenures[i]; t.node == node && !t.since.After(a.Time) {
+			if t := tenures[i]; t.node == node && !t.since.After(a.time) {
 				break
 			}
 		}
 		switch {
 		case i < 0:
-			errs = append(errs, fmt.Errorf("%s spoke for %s and never owned it before: %s", node, a.SenderIP, a))
-		case i < latest[a.SenderIP]:
-			errs = append(errs, fmt.Errorf("%s spoke for %s after %s had: %s", node, a.SenderIP, tenures[latest[a.SenderIP]].node, a))
+			errs = append(errs, fmt.Errorf("%s spoke for %s and never owned it before: %s", node, a.ip, a))
+		case i < latest[a.ip]:
+			errs = append(errs, fmt.Errorf("%s spoke for %s after %s had: %s", node, a.ip, tenures[latest[a.ip]].node, a))
 		default:
-			latest[a.SenderIP] = i
+			latest[a.ip] = i
 		}
 	}
 	if len(w.tenures) > 0 && seen == 0 {
-		errs = append(errs, errors.New("no ARP packet for an egress IP was seen: the sniffer proves nothing"))
+		errs = append(errs, errors.New("no ARP packet or advertisement for an egress IP was seen: the sniffer proves nothing"))
 	}
 	return errors.Join(errs[:min(len(errs), 10)]...)
 }
 
 // lastAnswer returns when the node last spoke for ip.
 func (w *witness) lastAnswer(ip netip.Addr, node string) time.Time {
-	arps := w.lan.ARPs()
-	for _, a := range slices.Backward(arps) {
-		if a.SenderIP == ip && a.Port == "to-"+node {
-			return a.Time
+	for _, a := range slices.Backward(w.spoken()) {
+		if a.ip == ip && a.port == "to-"+node {
+			return a.time
 		}
 	}
 	return time.Time{}
 }
 
-// askWhoHas asks for ip from the outside host, by broadcast, again and again until the function that it returns is called.
+// askWhoHas asks for ip from the outside host, by broadcast or multicast, again and again until the function that it returns is called.
 func askWhoHas(t *testing.T, ip netip.Addr) (stop func()) {
 	t.Helper()
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
+	ask := []string{"arping", "-q", "-b", "-f", "-w", "1", "-I", "eth0", ip.String()}
+	if ip.Is6() {
+		// What is not known is asked for.
+		ask = []string{"sh", "-c", fmt.Sprintf("ip -6 neigh flush to %s dev eth0; ping -6 -q -c1 -W1 %[1]s", ip)}
+	}
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			// Without an answer arping ends after a second with an error; that silence is what the test is about.
-			_, _ = cluster.Exec(ctx, "outside", "", "arping", "-q", "-b", "-f", "-w", "1", "-I", "eth0", ip.String())
+			// Without an answer it ends after a second with an error; that silence is what the test is about.
+			_, _ = cluster.Exec(ctx, "outside", "", ask...)
 		}
 	}()
 	return func() { cancel(); <-done }

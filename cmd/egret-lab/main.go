@@ -73,6 +73,7 @@ func upCommand(name *string) *cobra.Command {
 	f.IntVar(&cfg.Nodes, "nodes", lab.DefaultNodes, "number of nodes")
 	f.DurationVar(&cfg.LeaseTTL, "lease-ttl", lab.DefaultLeaseTTL, "time to live of the agents' leases")
 	f.StringVar(&agentFlags, "agent-flags", "", `further flags of every agent, in one word, as "--a=1 --b=2"`)
+	f.BoolVar(&cfg.IPv6Nodes, "ipv6-nodes", false, "give the nodes IPv6 InternalIPs only, so that the overlay goes over IPv6")
 	f.BoolVar(&cfg.Bare, "bare", false, "leave crdsync and the agents out: the cluster without Egret")
 	f.StringVar(&cfg.Egret, "egret", "", "the program egret (default: beside this one)")
 	f.StringVar(&cfg.KubeBin, "kube-bin", "", "folder of kube-apiserver (default: k8s-"+lab.KubeVersion+" beside this program)")

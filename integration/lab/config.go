@@ -34,6 +34,8 @@ type Config struct {
 	LeaseTTL time.Duration
 	// AgentFlags are further flags of every agent.
 	AgentFlags []string
+	// IPv6Nodes makes the nodes' only InternalIP that of IPv6, so that the overlay goes over IPv6. Pods stay dual stack.
+	IPv6Nodes bool
 	// Bare leaves crdsync and the agents out: the cluster as it is without Egret.
 	Bare bool
 

@@ -26,6 +26,34 @@ func parseARP(frame []byte) (a ARP, ok bool) {
 	}, true
 }
 
+// parseNDP reads a neighbor solicitation or advertisement (RFC 4861, sections 4.3 and 4.4); ok is false for every other frame.
+func parseNDP(frame []byte) (n NDP, ok bool) {
+	const header = 40
+	if etherType(frame) != unix.ETH_P_IPV6 || len(frame) < ethernetHeader+header+24 {
+		return NDP{}, false
+	}
+	ip, icmp := frame[ethernetHeader:], frame[ethernetHeader+header:]
+	if ip[6] != unix.IPPROTO_ICMPV6 {
+		return NDP{}, false
+	}
+	n = NDP{Type: icmp[0], MAC: [6]byte(frame[6:])}
+	switch n.Type {
+	case neighborSolicitation:
+		n.IP = netip.AddrFrom16([16]byte(ip[8:]))
+	case neighborAdvertisement:
+		n.IP = netip.AddrFrom16([16]byte(icmp[8:]))
+	default:
+		return NDP{}, false
+	}
+	return n, true
+}
+
+// The types of ICMPv6 that tell a link-layer address (RFC 4861, section 4).
+const (
+	neighborSolicitation  = 135
+	neighborAdvertisement = 136
+)
+
 // parsePacket reads the headers of an IPv4 (RFC 791) or IPv6 (RFC 8200) packet; ok is false for every other frame.
 func parsePacket(frame []byte) (p Packet, ok bool) {
 	var transport []byte

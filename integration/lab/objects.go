@@ -37,6 +37,9 @@ func (l *Lab) createNodes(ctx context.Context) error {
 			}
 			for _, f := range families() {
 				node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, f.podCIDR(n).String())
+				if l.cfg.IPv6Nodes && f.node(n).Is4() {
+					continue
+				}
 				node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: f.node(n).String()})
 			}
 			node.Spec.PodCIDR = node.Spec.PodCIDRs[0]

@@ -40,6 +40,9 @@ func TestParsersRefuseShortFrames(t *testing.T) {
 			if a, ok := parseARP(frame); ok {
 				t.Errorf("ARP in %d bytes: %v", len(frame), a)
 			}
+			if n, ok := parseNDP(frame); ok {
+				t.Errorf("NDP in %d bytes: %v", len(frame), n)
+			}
 			frame = append(frame, 0)
 		}
 	}

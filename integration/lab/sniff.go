@@ -36,6 +36,17 @@ type ARP struct {
 	SenderMAC          [6]byte
 }
 
+// NDP is a neighbor solicitation or advertisement (RFC 4861) that came to a port of the LAN's bridge.
+type NDP struct {
+	Time time.Time // when the kernel got it
+	// Port is where it came from: to-<host>.
+	Port string
+	Type uint8 // of ICMPv6: 135 is a solicitation, 136 an advertisement
+	// IP is whose link-layer address it tells: the source of a solicitation, the target of an advertisement. MAC is that of the frame.
+	IP  netip.Addr
+	MAC [6]byte
+}
+
 // String prints the packet as tcpdump does, more or less.
 func (p Packet) String() string {
 	return fmt.Sprintf("%s %v > %v protocol %d from %v", p.Time.Format("15:04:05.000000"),
@@ -48,6 +59,11 @@ func (a ARP) String() string {
 		net.HardwareAddr(a.SenderMAC[:]), a.TargetIP)
 }
 
+// String prints who says what, and where.
+func (n NDP) String() string {
+	return fmt.Sprintf("%s %s: ICMPv6 type %d, %v is at %v", n.Time.Format("15:04:05.000000"), n.Port, n.Type, n.IP, net.HardwareAddr(n.MAC[:]))
+}
+
 // Sniffer captures into memory until it is stopped. Its methods may be called at any time, from several goroutines.
 type Sniffer struct {
 	fd   int
@@ -58,12 +74,13 @@ type Sniffer struct {
 	mu      sync.Mutex // guards what is below
 	packets []Packet
 	arps    []ARP
+	ndps    []NDP
 	ports   map[int]string // by interface index
 	err     error
 }
 
 // Sniff starts a capture of what arrives: "outside", every IPv4 and IPv6 packet that comes to the outside host from the LAN; "lan",
-// every ARP packet that comes to the LAN's bridge, whatever port, once. It captures from its return on, until Stop or the end of ctx.
+// every ARP packet, neighbor solicitation and advertisement that comes to the LAN's bridge, whatever port, once. It captures from its return on, until Stop or the end of ctx.
 func (l *Lab) Sniff(ctx context.Context, where string) (*Sniffer, error) {
 	if where != "outside" && where != "lan" {
 		return nil, fmt.Errorf("sniffing %q: want outside or lan", where)
@@ -92,7 +109,7 @@ func (s *Sniffer) open(where string) error {
 	if where == "lan" {
 		// All ports at once (ifindex 0), those of nodes that boot later too. ETH_P_ARP would not do: its taps come after the bridge
 		// has taken the packet.
-		err = attachFilter(fd, unix.ETH_P_ARP)
+		err = attachNeighborFilter(fd)
 	} else {
 		var link *net.Interface
 		if link, err = net.InterfaceByName(hostLink); err == nil {
@@ -117,11 +134,17 @@ func (s *Sniffer) open(where string) error {
 	return nil
 }
 
-// attachFilter lets only packets of one EtherType through.
-func attachFilter(fd int, etherType uint32) error {
+// attachNeighborFilter lets only ARP and what parseNDP reads through.
+func attachNeighborFilter(fd int) error {
 	raw, err := bpf.Assemble([]bpf.Instruction{
 		bpf.LoadAbsolute{Off: 12, Size: 2},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: etherType, SkipFalse: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_ARP, SkipTrue: 6},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IPV6, SkipFalse: 6},
+		bpf.LoadAbsolute{Off: ethernetHeader + 6, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ICMPV6, SkipFalse: 4},
+		bpf.LoadAbsolute{Off: ethernetHeader + 40, Size: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: neighborSolicitation, SkipTrue: 1},
+		bpf.JumpIf{Cond: bpf.JumpEqual, Val: neighborAdvertisement, SkipFalse: 1},
 		bpf.RetConstant{Val: 0xffff},
 		bpf.RetConstant{Val: 0},
 	})
@@ -187,6 +210,12 @@ func (s *Sniffer) take(frame []byte, at time.Time, ifindex int) {
 			s.arps = append(s.arps, a)
 		}
 	}
+	if n, ok := parseNDP(frame); ok {
+		n.Time, n.Port = at, s.port(ifindex)
+		if n.Port != bridgeLink {
+			s.ndps = append(s.ndps, n)
+		}
+	}
 	if p, ok := parsePacket(frame); ok {
 		p.Time = at
 		s.packets = append(s.packets, p)
@@ -218,6 +247,13 @@ func (s *Sniffer) ARPs() []ARP {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	return slices.Clone(s.arps)
+}
+
+// NDPs returns what was captured so far on the LAN, in order of arrival.
+func (s *Sniffer) NDPs() []NDP {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return slices.Clone(s.ndps)
 }
 
 // Stop ends the capture; what arrived before is still taken. An error means that the capture is not whole. It may be called once.
