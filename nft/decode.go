@@ -46,6 +46,8 @@ func decodeElement(b []byte) (e element, err error) {
 			return each(b, value(&e.key))
 		case unix.NFTA_SET_ELEM_DATA:
 			return each(b, value(&e.value))
+		case unix.NFTA_SET_ELEM_OBJREF:
+			e.object = attrs{n: b}.string(n)
 		case unix.NFTA_SET_ELEM_FLAGS:
 			e.end = attrs{n: b}.uint32(n)&unix.NFT_SET_ELEM_INTERVAL_END != 0
 		case unix.NFTA_SET_ELEM_EXPIRATION:
@@ -57,7 +59,9 @@ func decodeElement(b []byte) (e element, err error) {
 }
 
 // decode returns the elements of the set from the list that the kernel gave. Two elements of an interval set are one range.
-func (s set) decode(list []element) (elements, error) {
+//
+// The value of a map of limits is the limit itself, from the object that is meant for the key.
+func (s set) decode(list []element, limits map[string]string) (elements, error) {
 	out := elements{}
 	for _, e := range list {
 		if len(e.key) != int(s.key.Bytes) || s.flags&flagMap != 0 && len(e.value) != int(s.value.Bytes) {
@@ -68,6 +72,14 @@ func (s set) decode(list []element) (elements, error) {
 		return ranges(list), nil
 	}
 	for _, e := range list {
+		if s.flags&flagObject != 0 {
+			k := s.key.wire(e.key)
+			out[k] = ""
+			if e.object == limitName(k) {
+				out[k] = limits[e.object]
+			}
+			continue
+		}
 		// wire turns either way.
 		out[s.key.wire(e.key)] = s.value.wire(e.value)
 	}

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -62,7 +63,11 @@ func Diff(have Observed, want State) Changes {
 				}
 				maps.Copy(wanted, all[s.name])
 			}
-			c.ops = append(c.ops, t.change(s, old.elements[s.name], wanted)...)
+			if s.flags&flagObject != 0 {
+				c.ops = append(c.ops, t.changeLimits(s, old, wanted)...)
+			} else {
+				c.ops = append(c.ops, t.change(s, old.elements[s.name], wanted)...)
+			}
 		}
 	}
 	if len(have.tables) > 0 {
@@ -159,6 +164,8 @@ func (s set) element(k, v string) (string, []element) {
 			list = append(list, element{key: key(end), end: true})
 		}
 		return span{first, last}.String(), list
+	case s.flags&flagObject != 0:
+		return fmt.Sprintf("%s : %q", s.key.print(k), limitName(k)), []element{{key: s.key.wire(k), object: limitName(k)}}
 	case s.flags&flagMap != 0:
 		return s.key.print(k) + " : " + s.value.print(v), []element{{key: s.key.wire(k), value: s.value.wire(v)}}
 	default:

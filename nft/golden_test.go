@@ -75,7 +75,7 @@ func TestGoldens(t *testing.T) {
 func elementLines(lines string) string {
 	var b strings.Builder
 	for l := range strings.Lines(lines) {
-		if strings.HasPrefix(l, "add element ") {
+		if strings.HasPrefix(l, "add element ") || strings.HasPrefix(l, "add limit ") {
 			b.WriteString(l)
 		}
 	}
@@ -84,7 +84,7 @@ func elementLines(lines string) string {
 
 var (
 	header   = regexp.MustCompile(`(?m)^table .*\n`)
-	setBlock = regexp.MustCompile(`(?ms)^\t(set|map) .*?^\t}\n`)
+	setBlock = regexp.MustCompile(`(?ms)^\t(set|map|limit) .*?^\t}\n`)
 )
 
 // filled returns the sets and maps that hold something, by table.
@@ -98,7 +98,7 @@ func filled(listed string) string {
 		}
 		b.WriteString(listed[at[0]:at[1]])
 		for _, block := range setBlock.FindAllString(listed[at[1]:end], -1) {
-			if strings.Contains(block, "elements = ") {
+			if strings.Contains(block, "elements = ") || strings.HasPrefix(block, "\tlimit ") {
 				b.WriteString(block)
 			}
 		}

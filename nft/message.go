@@ -8,7 +8,6 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
-	"github.com/google/nftables/expr"
 	"github.com/google/nftables/userdata"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
@@ -121,6 +120,9 @@ func (t table) encodeSet(e *netlink.AttributeEncoder, s set, id uint32) {
 	e.Uint32(unix.NFTA_SET_KEY_TYPE, s.key.GetNFTMagic())
 	e.Uint32(unix.NFTA_SET_KEY_LEN, s.key.Bytes)
 	e.Uint32(unix.NFTA_SET_ID, id)
+	if s.flags&flagObject != 0 {
+		e.Uint32(unix.NFTA_SET_OBJ_TYPE, uint32(s.object))
+	}
 	if s.size > 0 {
 		e.Nested(unix.NFTA_SET_DESC, always(func(e *netlink.AttributeEncoder) { e.Uint32(unix.NFTA_SET_DESC_SIZE, s.size) }))
 	}
@@ -159,6 +161,7 @@ func (t table) flushSet(name string) op {
 // An element is one element of a set, as the kernel has it.
 type element struct {
 	key, value string
+	object     string        // the name of the object it refers to
 	end        bool          // of an interval set: the first address after a range
 	timeout    time.Duration // to be written; 0: none
 	left       time.Duration // as it was read
@@ -192,6 +195,9 @@ func (t table) encodeElements(e *netlink.AttributeEncoder, set string, id uint32
 				data(e, unix.NFTA_SET_ELEM_KEY, el.key)
 				if el.value != "" {
 					data(e, unix.NFTA_SET_ELEM_DATA, el.value)
+				}
+				if el.object != "" {
+					e.String(unix.NFTA_SET_ELEM_OBJREF, el.object)
 				}
 				if el.end {
 					e.Uint32(unix.NFTA_SET_ELEM_FLAGS, unix.NFT_SET_ELEM_INTERVAL_END)
@@ -228,7 +234,7 @@ func (t table) addRule(chain string, r rule, id uint32) op {
 		e.String(unix.NFTA_RULE_CHAIN, chain)
 		e.Nested(unix.NFTA_RULE_EXPRESSIONS, always(func(e *netlink.AttributeEncoder) {
 			for _, x := range r.expressions(id) {
-				e.Do(unix.NLA_F_NESTED|unix.NFTA_LIST_ELEM, func() ([]byte, error) { return expr.Marshal(byte(t.family), x) })
+				e.Do(unix.NLA_F_NESTED|unix.NFTA_LIST_ELEM, func() ([]byte, error) { return marshal(byte(t.family), x) })
 			}
 		}))
 		e.Bytes(unix.NFTA_RULE_USERDATA, append([]byte{tagType, byte(len(r.tag))}, r.tag...))

@@ -129,8 +129,12 @@ func parseState(t testing.TB, text string) State {
 			s.Pods[addr(f[1])] = egress.ID(number(f[2]))
 		case "nexthop": // id mark
 			s.NextHops[egress.ID(number(f[1]))] = egress.Mark(number(f[2]))
-		case "hosted": // id address mark
-			s.Hosted[egress.ID(number(f[1]))] = Hosted{addr(f[2]), egress.Mark(number(f[3]))}
+		case "hosted": // id address mark, and bytes per second and bytes of burst where there is a limit
+			h := Hosted{IP: addr(f[2]), Mark: egress.Mark(number(f[3]))}
+			if len(f) > 4 {
+				h.Limit = Limit{Rate: uint64(number(f[4])), Burst: uint32(number(f[5]))}
+			}
+			s.Hosted[egress.ID(number(f[1]))] = h
 		case "fenced": // address
 			s.Fenced = append(s.Fenced, addr(f[1]))
 		case "except": // prefix
@@ -152,7 +156,7 @@ func large(n int) State {
 	pod, ip := netip.MustParseAddr("10.244.0.1"), netip.MustParseAddr("10.10.0.1")
 	for i := range n {
 		id := egress.ID(i%int(egress.MaxID) + 1)
-		s.Pods[pod], s.NextHops[id], s.Hosted[id] = id, egress.LocalMark, Hosted{ip, egress.LocalMark}
+		s.Pods[pod], s.NextHops[id], s.Hosted[id] = id, egress.LocalMark, Hosted{IP: ip, Mark: egress.LocalMark}
 		s.Fenced = append(s.Fenced, ip)
 		// Every other address: ranges that cannot be merged.
 		s.Except = append(s.Except, netip.PrefixFrom(ip, 32))

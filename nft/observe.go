@@ -22,6 +22,7 @@ type observedTable struct {
 	sets     map[string]observedSet // without anonymous ones
 	objects  map[string]objectKind
 	packets  map[string]uint64   // of counters
+	limits   map[string]string   // objects too, where there is a map of them: their values
 	elements map[string]elements // of the sets that are as they must be, without the timed ones
 }
 
@@ -39,7 +40,7 @@ type observedHook struct {
 }
 
 // observedSet is comparable.
-type observedSet struct{ flags, key, keyLen, value, valueLen, size uint32 }
+type observedSet struct{ flags, key, keyLen, value, valueLen, object, size uint32 }
 
 // objectKind is NFT_OBJECT_* (linux/netfilter/nf_tables.h).
 type objectKind uint32
@@ -85,7 +86,7 @@ func (t *Tables) Observe() (Observed, error) {
 func (t *Tables) observe(want table) (observedTable, error) {
 	o := observedTable{
 		chains: map[string]observedChain{}, sets: map[string]observedSet{},
-		objects: map[string]objectKind{}, packets: map[string]uint64{}, elements: map[string]elements{},
+		objects: map[string]objectKind{}, packets: map[string]uint64{}, limits: map[string]string{}, elements: map[string]elements{},
 	}
 	m, err := t.read.get(unix.NFT_MSG_GETTABLE, want, attrName(unix.NFTA_TABLE_NAME, want.name))
 	if errors.Is(err, unix.ENOENT) {
@@ -108,7 +109,7 @@ func (t *Tables) observe(want table) (observedTable, error) {
 		if err != nil {
 			return o, fmt.Errorf("set %s: %w", s.name, err)
 		}
-		if o.elements[s.name], err = s.decode(list); err != nil {
+		if o.elements[s.name], err = s.decode(list, o.limits); err != nil {
 			return o, fmt.Errorf("set %s: %w", s.name, err)
 		}
 	}
@@ -166,7 +167,7 @@ func (t *Tables) observeSets(want table, o *observedTable) error {
 			return fmt.Errorf("sets: %w", err)
 		}
 		o.sets[a.string(unix.NFTA_SET_NAME)] = observedSet{flags, a.uint32(unix.NFTA_SET_KEY_TYPE), a.uint32(unix.NFTA_SET_KEY_LEN),
-			a.uint32(unix.NFTA_SET_DATA_TYPE), a.uint32(unix.NFTA_SET_DATA_LEN), desc.uint32(unix.NFTA_SET_DESC_SIZE)}
+			a.uint32(unix.NFTA_SET_DATA_TYPE), a.uint32(unix.NFTA_SET_DATA_LEN), a.uint32(unix.NFTA_SET_OBJ_TYPE), desc.uint32(unix.NFTA_SET_DESC_SIZE)}
 	}
 	return nil
 }
@@ -174,10 +175,17 @@ func (t *Tables) observeSets(want table, o *observedTable) error {
 func (t *Tables) observeObjects(want table, o *observedTable) error {
 	objects, err := t.read.dump(unix.NFT_MSG_GETOBJ, want, attrName(unix.NFTA_OBJ_TABLE, want.name))
 	if err != nil {
-		return fmt.Errorf("counters: %w", err)
+		return fmt.Errorf("objects: %w", err)
 	}
+	ours := slices.ContainsFunc(want.sets, func(s set) bool { return s.object == objectLimit })
 	for _, a := range objects {
 		name, kind := a.string(unix.NFTA_OBJ_NAME), objectKind(a.uint32(unix.NFTA_OBJ_TYPE))
+		if kind == objectLimit && ours {
+			if o.limits[name], err = decodeLimit(a[unix.NFTA_OBJ_DATA]); err != nil {
+				return fmt.Errorf("limit %s: %w", name, err)
+			}
+			continue
+		}
 		o.objects[name] = kind
 		if kind != objectCounter {
 			continue
@@ -198,7 +206,7 @@ func (t *Tables) Counters() (map[string]uint64, error) {
 	for _, want := range tables(0) {
 		var o observedTable
 		// Several dumps need not be of one moment here: each one of a counter stands for itself.
-		o.objects, o.packets = map[string]objectKind{}, map[string]uint64{}
+		o.objects, o.packets, o.limits = map[string]objectKind{}, map[string]uint64{}, map[string]string{}
 		if err := t.observeObjects(want, &o); err != nil && !errors.Is(err, unix.ENOENT) {
 			return nil, fmt.Errorf("reading table %s: %w", want.id(), err)
 		}
@@ -261,7 +269,7 @@ func (s set) fault(o observedTable) string {
 	if !ok {
 		return "absent"
 	}
-	want := observedSet{s.flags, s.key.GetNFTMagic(), s.key.Bytes, s.value.GetNFTMagic(), s.value.Bytes, s.size}
+	want := observedSet{s.flags, s.key.GetNFTMagic(), s.key.Bytes, s.value.GetNFTMagic(), s.value.Bytes, uint32(s.object), s.size}
 	if have != want {
 		return "of another type"
 	}

@@ -58,13 +58,16 @@ func TestDamageByHandIsMended(t *testing.T) {
 		{"permits are a set without time", "flush table arp egret; delete set arp egret permit4; add set arp egret permit4 { type ipv4_addr; }", false},
 		{"a counter is deleted", "flush table inet egret; delete counter inet egret no_nexthop", true},
 		{"a counter is a quota", "flush table inet egret; delete counter inet egret no_nexthop; add quota inet egret no_nexthop { over 10 mbytes; }", true},
+		{"a limit is of another rate", "delete element inet egret bandwidth { 0x0e9e0006 }; delete limit inet egret egress_6; add limit inet egret egress_6 { rate over 7 bytes/second; }; add element inet egret bandwidth { 0x0e9e0006 : \"egress_6\" }", true},
+		{"a limit is not referred to", "flush map inet egret bandwidth", true},
+		{"an element refers to another limit", "add limit inet egret other { rate over 7 bytes/second; }; delete element inet egret bandwidth { 0x0e9e0006 }; add element inet egret bandwidth { 0x0e9e0006 : \"other\" }", true},
 		{"one table is deleted", "delete table inet egret", false},
 		{"the other table is deleted", "delete table arp egret", false},
 		{"the ruleset is flushed", "flush ruleset;" + foreign, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tables := open(t)
-			want := parseState(t, "mtu 1450\npod 10.244.1.2 5\nnexthop 5 0x2002\nhosted 6 10.10.0.8 0x3fff\nfenced 10.10.0.8\nexcept 10.244.0.0/16\nnode 10.10.0.102")
+			want := parseState(t, "mtu 1450\npod 10.244.1.2 5\nnexthop 5 0x2002\nhosted 6 10.10.0.8 0x3fff 1250000 250000\nfenced 10.10.0.8\nexcept 10.244.0.0/16\nnode 10.10.0.102")
 			nft(t, foreign)
 			reach(t, tables, want)
 			permit := Permit{IP: netip.MustParseAddr("10.10.0.8"), Answer: true}
@@ -98,9 +101,9 @@ func TestDamageByHandIsMended(t *testing.T) {
 	}
 }
 
-var anyBlock = regexp.MustCompile(`(?ms)^\t(set|map|counter|chain) .*?^\t}\n`)
+var anyBlock = regexp.MustCompile(`(?ms)^\t(set|map|counter|limit|chain) .*?^\t}\n`)
 
-// blocks returns the sets, maps, counters and chains of a listing, sorted.
+// blocks returns the sets, maps, counters, limits and chains of a listing, sorted.
 func blocks(listed string) []string {
 	b := anyBlock.FindAllString(listed, -1)
 	slices.Sort(b)

@@ -12,14 +12,15 @@ import (
 
 // The counters. Each counts packets that were dropped, and why.
 const (
-	CounterInvalid   = "invalid_dropped"  // of a selected pod, or from the overlay, in no connection that conntrack can place
-	CounterNoNextHop = "no_nexthop"       // of a selected pod whose egress IP lives nowhere now
-	CounterUnhosted  = "overlay_unhosted" // from the overlay, for an egress IP that is not here
-	CounterGuard     = "guard_dropped"    // about to leave with a source that is no permitted egress IP
-	CounterService   = "service_dropped"  // for a service of the node, at an egress IP
-	CounterForeign   = "overlay_foreign"  // VXLAN from a host that is no node
-	CounterARP       = "arp_dropped"      // ARP for an egress IP without permit
-	CounterNDP       = "ndp_dropped"      // neighbor discovery for an egress IP without permit
+	CounterInvalid   = "invalid_dropped"   // of a selected pod, or from the overlay, in no connection that conntrack can place
+	CounterNoNextHop = "no_nexthop"        // of a selected pod whose egress IP lives nowhere now
+	CounterUnhosted  = "overlay_unhosted"  // from the overlay, for an egress IP that is not here
+	CounterGuard     = "guard_dropped"     // about to leave with a source that is no permitted egress IP
+	CounterBandwidth = "bandwidth_dropped" // above the limit of its egress IP
+	CounterService   = "service_dropped"   // for a service of the node, at an egress IP
+	CounterForeign   = "overlay_foreign"   // VXLAN from a host that is no node
+	CounterARP       = "arp_dropped"       // ARP for an egress IP without permit
+	CounterNDP       = "ndp_dropped"       // neighbor discovery for an egress IP without permit
 )
 
 // How many elements the sets may hold. The kernel keeps a set without such a bound in a table that it resizes in the background, and
@@ -37,7 +38,7 @@ func tables(overlayMTU int) []table { return []table{inetTable(overlayMTU), arpT
 func inetTable(overlayMTU int) table {
 	t := table{
 		family: nftables.TableFamilyINet, name: egress.TableName,
-		counters: []string{CounterForeign, CounterGuard, CounterInvalid, CounterNDP, CounterNoNextHop, CounterService,
+		counters: []string{CounterBandwidth, CounterForeign, CounterGuard, CounterInvalid, CounterNDP, CounterNoNextHop, CounterService,
 			CounterUnhosted},
 		chains: append(overlayChains(), steeringChains()...),
 	}
@@ -54,6 +55,7 @@ func inetTable(overlayMTU int) table {
 	}
 	t.sets = append(t.sets,
 		set{name: "answer6", key: address6, flags: flagTimeout},
+		set{name: "bandwidth", key: mark, object: objectLimit, flags: flagObject, size: maxIDs},
 		set{name: "nexthop", key: mark, value: mark, flags: flagMap, size: maxIDs},
 		set{name: "hosted", key: mark, value: mark, flags: flagMap, size: maxIDs})
 	return t
@@ -151,7 +153,7 @@ func leavingChains(overlayMTU int) []chain {
 		{"translate_egress", hook{}, append(own, newRule("translate_egress", count(CounterGuard), drop()))},
 		// After every SNAT: what still is no permitted egress IP never leaves.
 		{"guard", post(nftables.ChainTypeFilter, 300), []rule{newRule("guard", direction("original", 0), tagged(), enter("permitted"))}},
-		{"permitted", hook{}, append([]rule{newRule("permitted", toOverlay(), accept())},
+		{"permitted", hook{}, append([]rule{newRule("permitted", toOverlay(), accept()), newRule("permitted", overLimit("bandwidth"), count(CounterBandwidth), drop())},
 			append(permitted, newRule("permitted", count(CounterGuard), drop()))...)},
 	}
 }

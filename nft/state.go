@@ -33,10 +33,11 @@ type State struct {
 	Keep bool
 }
 
-// Hosted is how connections leave this node: with which source address, and by which routing mark.
+// Hosted is how connections leave this node: with which source address, by which routing mark, and how much of them.
 type Hosted struct {
-	IP   netip.Addr
-	Mark egress.Mark
+	IP    netip.Addr
+	Mark  egress.Mark
+	Limit Limit // of the request direction, all pods together
 }
 
 // elements are the contents of a set: key to value, both in network byte order, so that their order as strings is the order of what
@@ -64,6 +65,9 @@ func (s State) elements() map[string]elements {
 		if f, ip, ok := familyOf(h.IP); ok {
 			put("hosted", markKey(id.ConnMark()), markKey(h.Mark))
 			put("snat"+f.digit, markKey(id.ConnMark()), key(ip))
+			if h.Limit != (Limit{}) {
+				put("bandwidth", markKey(id.ConnMark()), h.Limit.value())
+			}
 		}
 	}
 	for set, ips := range map[string][]netip.Addr{"egressip": s.Fenced, "node": s.Nodes} {

@@ -18,16 +18,18 @@ type table struct {
 
 // set is a set or a map as it must be.
 type set struct {
-	name  string
-	key   kind
-	value kind // of a map
-	flags uint32
-	size  uint32 // how many elements it may hold; 0: as many as come
+	name   string
+	key    kind
+	value  kind       // of a map
+	object objectKind // of a map of objects
+	flags  uint32
+	size   uint32 // how many elements it may hold; 0: as many as come
 }
 
 // The flags of sets that are used here.
 const (
 	flagMap      = unix.NFT_SET_MAP
+	flagObject   = unix.NFT_SET_OBJECT
 	flagInterval = unix.NFT_SET_INTERVAL
 	flagTimeout  = unix.NFT_SET_TIMEOUT
 )
@@ -59,7 +61,7 @@ func (t table) id() string {
 }
 
 func (s set) noun() string {
-	if s.flags&flagMap != 0 {
+	if s.flags&(flagMap|flagObject) != 0 {
 		return "map"
 	}
 	return "set"
@@ -70,6 +72,9 @@ func (s set) definition() string {
 	out := "{ type " + s.key.Name
 	if s.flags&flagMap != 0 {
 		out += " : " + s.value.Name
+	}
+	if s.flags&flagObject != 0 {
+		out += " : " + s.object.String()
 	}
 	out += ";"
 	if s.size > 0 {

@@ -48,7 +48,7 @@ func newRule(chain string, terms ...term) rule {
 	h := sha256.New()
 	io.WriteString(h, chain+": "+r.words) // a Hash never fails
 	for _, e := range r.exprs {
-		b, err := expr.Marshal(unix.NFPROTO_INET, e)
+		b, err := marshal(unix.NFPROTO_INET, e)
 		fmt.Fprintf(h, "%T %x %v\n", e, b, err)
 	}
 	r.tag = hex.EncodeToString(h.Sum(nil)[:8])

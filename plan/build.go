@@ -2,6 +2,7 @@ package plan
 
 import (
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -146,7 +147,7 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 		if role == Pending {
 			continue
 		}
-		d.NFT.Hosted[t.ID] = nft.Hosted{IP: t.IP, Mark: egress.LocalMark}
+		d.NFT.Hosted[t.ID] = nft.Hosted{IP: t.IP, Mark: egress.LocalMark, Limit: limit(t.bandwidth)}
 		answer := role == Hold && t.Pool != "" // a static IP is its link's: the kernel answers for it with or without Egret
 		d.Permits = append(d.Permits, nft.Permit{IP: t.IP, Answer: answer})
 		if answer {
@@ -176,6 +177,15 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 	slices.SortFunc(d.NFT.Fenced, netip.Addr.Compare)
 	slices.SortFunc(d.VLAN.Addresses, netip.Addr.Compare)
 	slices.SortFunc(d.Permits, func(a, b nft.Permit) int { return a.IP.Compare(b.IP) })
+}
+
+// limit returns bits as bytes.
+func limit(b *egress.Bandwidth) nft.Limit {
+	if b == nil {
+		return nft.Limit{}
+	}
+	// A limit below a byte per second would be one of zero, which the kernel refuses.
+	return nft.Limit{Rate: max(uint64(b.Rate)/8, 1), Burst: uint32(min(b.Burst/8, math.MaxUint32))}
 }
 
 // buildUnread lets what is held go on although the record of its egress cannot be read: the kernel keeps what it has of it, and that is

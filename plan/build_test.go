@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"fmt"
 	"net/netip"
 	"testing"
 
@@ -27,6 +28,34 @@ func guide(owner string) *egress.Snapshot {
 		s.Owners[egressIP] = egress.Owner{IP: egressIP, Node: owner, Revision: 9}
 	}
 	return s
+}
+
+func TestBandwidthOfAnEgressIPIsInBytesAndTheLowestOfItsEgresses(t *testing.T) {
+	for _, tt := range []struct {
+		name   string
+		limits []*egress.Bandwidth
+		want   nft.Limit
+	}{
+		{"no limit", []*egress.Bandwidth{nil, nil}, nft.Limit{}},
+		{"one limit", []*egress.Bandwidth{nil, {Rate: 800e6, Burst: 2e9}}, nft.Limit{Rate: 100e6, Burst: 250e6}},
+		{"two limits", []*egress.Bandwidth{{Rate: 8e6, Burst: 8e9}, {Rate: 800e6, Burst: 2e9}}, nft.Limit{Rate: 1e6, Burst: 1e9}},
+		{"a limit at the kernel's ends", []*egress.Bandwidth{{Rate: 7, Burst: 1 << 60}}, nft.Limit{Rate: 1, Burst: 1<<32 - 1}},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			s := guide("node-1")
+			for i, b := range tt.limits {
+				p := s.Egresses["egress-0001"]
+				p.Name, p.Bandwidth = fmt.Sprint("egress-", i), b
+				s.Egresses[p.Name] = p
+			}
+			delete(s.Egresses, "egress-0001")
+			for role, want := range map[Role]nft.Limit{Hold: tt.want, Relay: tt.want, Pending: {}} {
+				if got := Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: role}).NFT.Hosted[1].Limit; got != want {
+					t.Errorf("role %d: %+v, want %+v", role, got, want)
+				}
+			}
+		})
+	}
 }
 
 func TestBuildSteersSelectedPods(t *testing.T) {

@@ -44,8 +44,9 @@ type Claim struct {
 // target is one egress IP, as the egresses that use it describe it.
 type target struct {
 	egress.Address
-	egresses []string // sorted
-	created  int64    // of the oldest, Unix nanoseconds
+	egresses  []string          // sorted
+	created   int64             // of the oldest, Unix nanoseconds
+	bandwidth *egress.Bandwidth // the one with the lowest rate; nil: none sets a limit
 }
 
 // targets returns the egress IPs of the snapshot, oldest egress first.
@@ -61,6 +62,9 @@ func targets(s *egress.Snapshot) []target {
 			}
 			t.egresses = append(t.egresses, name)
 			t.created = min(t.created, p.Created.UnixNano())
+			if b := p.Bandwidth; b != nil && (t.bandwidth == nil || b.Rate < t.bandwidth.Rate) {
+				t.bandwidth = b
+			}
 		}
 	}
 	out := make([]target, 0, len(byIP))

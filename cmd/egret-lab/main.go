@@ -42,7 +42,7 @@ func newRoot() *cobra.Command {
 	name := root.PersistentFlags().String("name", lab.DefaultName, "which of several labs on this machine")
 	root.AddCommand(
 		upCommand(name), downCommand(name), statusCommand(name),
-		podCommand(name), rmpodCommand(name), execCommand(name), sourceCommand(name), probeCommand(name), kubectlCommand(name),
+		podCommand(name), rmpodCommand(name), execCommand(name), sourceCommand(name), probeCommand(name), throughputCommand(name), kubectlCommand(name),
 	)
 	root.AddCommand(demoCommand(name))
 	root.AddCommand(nodeCommands(name)...)
@@ -274,6 +274,33 @@ func probeCommand(name *string) *cobra.Command {
 	cmd.Flags().DurationVar(&duration, "duration", 10*time.Second, "time to send for; an interrupt ends it earlier")
 	outside = familyFlag(cmd)
 	outputFlag(cmd, &output)
+	return cmd
+}
+
+func throughputCommand(name *string) *cobra.Command {
+	var duration time.Duration
+	var outside func() (netip.Addr, error)
+	cmd := &cobra.Command{
+		Use:   "throughput NAMESPACE/NAME",
+		Short: "Send over one TCP connection from a pod to the outside host; print how many Mbit/s arrived",
+		Args:  cobra.ExactArgs(1),
+		RunE: func(cmd *cobra.Command, args []string) error {
+			return inLab(name, func(ctx context.Context, l *lab.Lab) error {
+				to, err := outside()
+				if err != nil {
+					return err
+				}
+				bits, err := l.Throughput(ctx, args[0], to, duration)
+				if err != nil {
+					return err
+				}
+				_, err = fmt.Fprintf(cmd.OutOrStdout(), "%.1f\n", bits/1e6)
+				return err
+			})(cmd, args)
+		},
+	}
+	cmd.Flags().DurationVar(&duration, "duration", 10*time.Second, "time to send for")
+	outside = familyFlag(cmd)
 	return cmd
 }
 

@@ -10,6 +10,7 @@ import (
 	"io"
 	"net"
 	"net/netip"
+	"os"
 	"sort"
 	"time"
 )
@@ -133,6 +134,59 @@ func (l *Lab) ProbeTo(ctx context.Context, pod string, to netip.Addr, interval, 
 		return ProbeResult{}, err
 	}
 	return evaluate(sentAt, end, <-answers), nil
+}
+
+// Throughput sends as much as it can over one TCP connection from a pod (namespace/name) to an address of the outside host, OutsideIP or
+// OutsideIP6, for the duration, and returns how many bits per second arrived there.
+func (l *Lab) Throughput(ctx context.Context, pod string, to netip.Addr, duration time.Duration) (float64, error) {
+	ns, err := l.target("pod", pod)
+	if err != nil {
+		return 0, err
+	}
+	var ln net.Listener
+	err = inNetns(l.netns("outside"), func() (err error) {
+		ln, err = net.Listen("tcp", netip.AddrPortFrom(to, 0).String())
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("listening at the outside host: %w", err)
+	}
+	defer ln.Close()
+	var out net.Conn
+	err = inNetns(ns, func() (err error) {
+		out, err = (&net.Dialer{Timeout: sourceTimeout}).DialContext(ctx, "tcp", ln.Addr().String())
+		return err
+	})
+	if err != nil {
+		return 0, fmt.Errorf("connecting from pod %s: %w", pod, err)
+	}
+	defer out.Close()
+	in, err := ln.Accept()
+	if err != nil {
+		return 0, fmt.Errorf("accepting at the outside host: %w", err)
+	}
+	defer in.Close()
+	defer context.AfterFunc(ctx, func() { in.Close() })()
+	go func() {
+		b := make([]byte, 1<<20)
+		for {
+			if _, err := out.Write(b); err != nil {
+				return // closed at the end
+			}
+		}
+	}()
+	begin := time.Now()
+	if err := in.SetReadDeadline(begin.Add(duration)); err != nil {
+		return 0, err
+	}
+	n, err := io.Copy(struct{ io.Writer }{io.Discard}, in)
+	if ctx.Err() != nil {
+		return 0, context.Cause(ctx)
+	}
+	if !errors.Is(err, os.ErrDeadlineExceeded) {
+		return 0, fmt.Errorf("receiving from pod %s: the connection ended after %v: %w", pod, time.Since(begin), err)
+	}
+	return float64(n) * 8 / duration.Seconds(), nil
 }
 
 // receive collects the answers, number to address, until the read deadline or the end of the socket.

@@ -1,0 +1,135 @@
+package nft
+
+import (
+	"encoding/binary"
+	"fmt"
+	"maps"
+	"math"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// Limit is the most that may leave with an egress IP. The zero Limit: there is none.
+//
+// The kernel's token bucket holds what a second of Rate and Burst come to, and is full at first (linux: nft_limit_init).
+type Limit struct {
+	Rate  uint64 // bytes per second
+	Burst uint32 // bytes
+}
+
+// objectLimit is a limit (enum in linux/netfilter/nf_tables.h).
+const objectLimit = objectKind(nftables.ObjTypeLimit)
+
+// NFT_LIMIT_PKT_BYTES and NFT_LIMIT_F_INV of linux/netfilter/nf_tables.h: bytes are counted, and a rule goes on when there are too many.
+const (
+	limitBytes  = 1
+	limitInvert = 1
+)
+
+// maxRate keeps the kernel from an overflow: it multiplies rate and burst by the nanoseconds of a second.
+const maxRate = math.MaxUint64/1_000_000_000 - math.MaxUint32
+
+// value returns the limit as the value of an element.
+func (l Limit) value() string {
+	b := binary.BigEndian.AppendUint64(nil, min(l.Rate, maxRate))
+	return string(binary.BigEndian.AppendUint32(b, l.Burst))
+}
+
+// limitOf is the inverse of value.
+func limitOf(value string) Limit {
+	return Limit{binary.BigEndian.Uint64([]byte(value)), binary.BigEndian.Uint32([]byte(value[8:]))}
+}
+
+// limitName returns the name of the object that the element with that key, a connection mark, refers to.
+func limitName(key string) string {
+	return fmt.Sprint("egress_", uint32(markOf(key)&egress.Mark(egress.MaxID)))
+}
+
+// decodeLimit returns the limit that an object is, as a value; "" when it is of another form than ours.
+func decodeLimit(data []byte) (string, error) {
+	a, err := decode(data)
+	if err != nil {
+		return "", err
+	}
+	if a.uint32(unix.NFTA_LIMIT_TYPE) != limitBytes || a.uint32(unix.NFTA_LIMIT_FLAGS) != limitInvert || a.uint64(unix.NFTA_LIMIT_UNIT) != 1 {
+		return "", nil
+	}
+	return Limit{a.uint64(unix.NFTA_LIMIT_RATE), a.uint32(unix.NFTA_LIMIT_BURST)}.value(), nil
+}
+
+func (t table) addLimit(name, value string) op {
+	l := limitOf(value)
+	line := fmt.Sprintf("add limit %s %s { rate over %d bytes/second burst %d bytes; }", t.id(), name, l.Rate, l.Burst)
+	return t.newOp(line, unix.NFT_MSG_NEWOBJ, netlink.Create, func(e *netlink.AttributeEncoder) {
+		e.String(unix.NFTA_OBJ_TABLE, t.name)
+		e.String(unix.NFTA_OBJ_NAME, name)
+		e.Uint32(unix.NFTA_OBJ_TYPE, uint32(objectLimit))
+		e.Nested(unix.NFTA_OBJ_DATA, always(func(e *netlink.AttributeEncoder) {
+			e.Uint64(unix.NFTA_LIMIT_RATE, l.Rate)
+			e.Uint64(unix.NFTA_LIMIT_UNIT, 1)
+			e.Uint32(unix.NFTA_LIMIT_BURST, l.Burst)
+			e.Uint32(unix.NFTA_LIMIT_TYPE, limitBytes)
+			e.Uint32(unix.NFTA_LIMIT_FLAGS, limitInvert)
+		}))
+	})
+}
+
+// changeLimits returns what turns the elements of a map of limits from old into wanted. An object cannot be changed, nor removed while
+// an element refers to it: elements that go, objects that go, objects that come, elements that come.
+func (t table) changeLimits(s set, have observedTable, wanted elements) []op {
+	old := have.elements[s.name]
+	wanted = maps.Clone(wanted)
+	maps.DeleteFunc(wanted, func(_, v string) bool { return v == "" }) // kept, and none of ours
+	stay := elements{}
+	names := map[string]bool{}
+	for k, v := range wanted {
+		if v == old[k] {
+			stay[k], names[limitName(k)] = v, true
+		}
+	}
+	ops := t.change(s, old, stay)
+	for _, name := range slices.Sorted(maps.Keys(have.limits)) {
+		if !names[name] {
+			ops = append(ops, t.deleteObject(name, objectLimit))
+		}
+	}
+	for _, k := range slices.Sorted(maps.Keys(wanted)) {
+		if name := limitName(k); !names[name] {
+			ops = append(ops, t.addLimit(name, wanted[k]))
+		}
+	}
+	return append(ops, t.change(s, stay, wanted)...)
+}
+
+// objectMap looks an object up in a map and applies it; the rule ends there when there is none. Package expr has objects by name only.
+type objectMap struct {
+	expr.Any // none; for its unexported methods
+	set      string
+}
+
+// marshal encodes an expression.
+func marshal(family byte, x expr.Any) ([]byte, error) {
+	m, ok := x.(objectMap)
+	if !ok {
+		return expr.Marshal(family, x)
+	}
+	e := netlink.NewAttributeEncoder()
+	e.ByteOrder = binary.BigEndian
+	e.String(unix.NFTA_EXPR_NAME, "objref")
+	e.Nested(unix.NFTA_EXPR_DATA, always(func(e *netlink.AttributeEncoder) {
+		e.Uint32(unix.NFTA_OBJREF_SET_SREG, reg)
+		e.String(unix.NFTA_OBJREF_SET_NAME, m.set)
+	}))
+	return e.Encode()
+}
+
+// overLimit matches what is too much for the connection's egress IP.
+func overLimit(set string) term {
+	return words("limit name ct mark map @"+set, loadCt(expr.CtKeyMARK), objectMap{set: set})
+}
