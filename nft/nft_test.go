@@ -132,7 +132,7 @@ func parseState(t testing.TB, text string) State {
 		case "hosted": // id address mark, and bytes per second and bytes of burst where there is a limit
 			h := Hosted{IP: addr(f[2]), Mark: egress.Mark(number(f[3]))}
 			if len(f) > 4 {
-				h.Limit = Limit{Rate: uint64(number(f[4])), Burst: uint32(number(f[5]))}
+				h.Limit = Limit{Rate: uint64(number(f[4])), Burst: uint64(number(f[5]))}
 			}
 			s.Hosted[egress.ID(number(f[1]))] = h
 		case "fenced": // address

@@ -2,7 +2,6 @@ package plan
 
 import (
 	"maps"
-	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -184,8 +183,7 @@ func limit(b *egress.Bandwidth) nft.Limit {
 	if b == nil {
 		return nft.Limit{}
 	}
-	// A limit below a byte per second would be one of zero, which the kernel refuses.
-	return nft.Limit{Rate: max(uint64(b.Rate)/8, 1), Burst: uint32(min(b.Burst/8, math.MaxUint32))}
+	return nft.Limit{Rate: max(uint64(b.Rate)/8, 1), Burst: uint64(b.Burst) / 8} // a rate of 0 might pass for no limit
 }
 
 // buildUnread lets what is held go on although the record of its egress cannot be read: the kernel keeps what it has of it, and that is
