@@ -41,6 +41,8 @@ type Config struct {
 	ElectionTTL time.Duration
 	// NodeCapacityDefault is how many egress IPs a node without the annotation may hold; 0: no limit of its own.
 	NodeCapacityDefault int
+	// FollowCordon treats a node that is cordoned in Kubernetes, or shutting down, as cordoned.
+	FollowCordon bool
 	// Webhook is nil when the API server is not to ask us about objects.
 	Webhook *Webhook
 	Log     *slog.Logger
@@ -170,7 +172,7 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 	}
 	d := newDirty()
 	st := &status{dynamic: r.dynamic, cache: r.cache, diary: &diary{client: r.events, instance: r.ID, log: r.Log}, log: r.Log}
-	src, err := newSource(r.kube, r.dynamic, r.NodeCapacityDefault, d, st.look)
+	src, err := newSource(r.kube, r.dynamic, nodeDefaults{r.NodeCapacityDefault, r.FollowCordon}, d, st.look)
 	if err != nil {
 		return err
 	}

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"strconv"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -72,10 +73,29 @@ func readPool(u *unstructured.Unstructured) (egress.Pool, error) {
 	return spec.Pool(u.GetName(), e.Spec)
 }
 
-// readNode reads a Node; capacity is that of nodes without the annotation. The record has no index yet. What is wrong with the node is
+// nodeDefaults say how nodes are read: the capacity of one without the annotation, and whether Kubernetes' own cordon counts.
+type nodeDefaults struct {
+	capacity     int
+	followCordon bool
+}
+
+// shutdown returns the condition by which a kubelet says that its node is shutting down gracefully. It sets no taint of its own for that:
+// those that follow (node.kubernetes.io/not-ready and unreachable) say no more than that Kubernetes does not hear from the kubelet, which
+// is no reason for an IP to move.
+func shutdown(n *corev1.Node) []corev1.NodeCondition {
+	for _, c := range n.Status.Conditions {
+		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue && strings.Contains(c.Reason+" "+c.Message, "node is shutting down") {
+			return []corev1.NodeCondition{c}
+		}
+	}
+	return nil
+}
+
+// readNode reads a Node. The record has no index yet. What is wrong with the node is
 // left out of the record, and named by the error.
-func readNode(n *corev1.Node, capacity int) (egress.Node, error) {
-	out := egress.Node{Name: n.Name, Addresses: []netip.Addr{}, Labels: n.Labels, Capacity: capacity, Cordoned: n.Spec.Unschedulable}
+func readNode(n *corev1.Node, d nodeDefaults) (egress.Node, error) {
+	out := egress.Node{Name: n.Name, Addresses: []netip.Addr{}, Labels: n.Labels, Capacity: d.capacity}
+	out.Cordoned = d.followCordon && (n.Spec.Unschedulable || len(shutdown(n)) > 0)
 	var errs []error
 	for _, a := range n.Status.Addresses {
 		if a.Type != corev1.NodeInternalIP {

@@ -123,16 +123,22 @@ func TestReadNode(t *testing.T) {
 	tests := map[string]struct {
 		annotation    string
 		unschedulable bool
+		ready         string // message of the Ready condition, which is False; empty: it is True
+		ignore        bool   // --follow-kubernetes-cordon=false
 		capacity      int
 		cordoned      bool
 		err           string
 	}{
-		"without an annotation": {capacity: 5},
-		"with a capacity":       {annotation: "12", capacity: 12},
-		"nonsense":              {annotation: "many", capacity: 5, err: `max-egress-ips "many": want 0 to 255`},
-		"too many":              {annotation: "256", capacity: 5, err: "want 0 to 255"},
-		"none":                  {annotation: "0", capacity: 5, cordoned: true},
-		"cordoned":              {unschedulable: true, capacity: 5, cordoned: true},
+		"without an annotation":  {capacity: 5},
+		"with a capacity":        {annotation: "12", capacity: 12},
+		"nonsense":               {annotation: "many", capacity: 5, err: `max-egress-ips "many": want 0 to 255`},
+		"too many":               {annotation: "256", capacity: 5, err: "want 0 to 255"},
+		"none":                   {annotation: "0", capacity: 5, cordoned: true},
+		"cordoned":               {unschedulable: true, capacity: 5, cordoned: true},
+		"cordoned, not followed": {unschedulable: true, ignore: true, capacity: 5},
+		"none, not followed":     {annotation: "0", ignore: true, capacity: 5, cordoned: true},
+		"shutting down":          {ready: "[container runtime is down, node is shutting down]", capacity: 5, cordoned: true},
+		"not ready":              {ready: "Kubelet stopped posting node status.", capacity: 5},
 	}
 	for name, tt := range tests {
 		n := node.DeepCopy()
@@ -140,7 +146,15 @@ func TestReadNode(t *testing.T) {
 		if tt.annotation != "" {
 			n.Annotations = map[string]string{capacityAnnotation: tt.annotation}
 		}
-		got, err := readNode(n, 5)
+		n.Status.Conditions = []corev1.NodeCondition{{Type: corev1.NodeReady, Status: corev1.ConditionTrue}}
+		if tt.ready != "" {
+			n.Status.Conditions[0].Status, n.Status.Conditions[0].Message = corev1.ConditionFalse, tt.ready
+		}
+		trimmed, err := trim(n)
+		if err != nil {
+			t.Fatal(err)
+		}
+		got, err := readNode(trimmed.(*corev1.Node), nodeDefaults{5, !tt.ignore})
 		wantError(t, name, err, tt.err)
 		want.Capacity, want.Cordoned = tt.capacity, tt.cordoned
 		if d := cmp.Diff(want, got, compareIPs, cmpopts.EquateComparable(netip.Prefix{})); d != "" {

@@ -39,12 +39,12 @@ type source struct {
 
 	start    func(context.Context)
 	shutdown func()
-	capacity int
+	defaults nodeDefaults
 	dirty    *dirty
 	status   func(kind, name string) // an Egress or ExternalIPPool is to be looked at
 }
 
-func newSource(kube *rest.Config, dyn dynamic.Interface, capacity int, d *dirty, status func(kind, name string)) (*source, error) {
+func newSource(kube *rest.Config, dyn dynamic.Interface, defaults nodeDefaults, d *dirty, status func(kind, name string)) (*source, error) {
 	typed := rest.CopyConfig(kube)
 	typed.ContentConfig.ContentType = "application/vnd.kubernetes.protobuf" // all pods of a cluster: JSON costs several times more
 	client, err := kubernetes.NewForConfig(typed)
@@ -61,7 +61,7 @@ func newSource(kube *rest.Config, dyn dynamic.Interface, capacity int, d *dirty,
 		nodes:      core.Core().V1().Nodes().Informer(),
 		start:      func(ctx context.Context) { objects.Start(ctx.Done()); core.Start(ctx.Done()) },
 		shutdown:   func() { objects.Shutdown(); core.Shutdown() },
-		capacity:   capacity, dirty: d, status: status,
+		defaults:   defaults, dirty: d, status: status,
 	}
 	if err := s.pods.AddIndexers(cache.Indexers{byNode: nodeIndex, byIP: ipIndex}); err != nil {
 		return nil, fmt.Errorf("indexing pods: %w", err)
@@ -221,7 +221,7 @@ func (s *source) objects() (o objects, faults map[string]error) {
 	}
 	faults = map[string]error{}
 	for _, e := range s.nodes.GetIndexer().List() {
-		n, err := readNode(e.(*corev1.Node), s.capacity)
+		n, err := readNode(e.(*corev1.Node), s.defaults)
 		if err != nil {
 			faults["node "+n.Name] = err
 		}
@@ -244,7 +244,7 @@ func trim(o any) (any, error) {
 		n := &corev1.Node{
 			ObjectMeta: trimMeta(o.ObjectMeta),
 			Spec:       corev1.NodeSpec{PodCIDR: o.Spec.PodCIDR, PodCIDRs: o.Spec.PodCIDRs, Unschedulable: o.Spec.Unschedulable},
-			Status:     corev1.NodeStatus{Addresses: o.Status.Addresses},
+			Status:     corev1.NodeStatus{Addresses: o.Status.Addresses, Conditions: shutdown(o)},
 		}
 		if limit, ok := o.Annotations[capacityAnnotation]; ok {
 			n.Annotations = map[string]string{capacityAnnotation: limit}

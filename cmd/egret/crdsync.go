@@ -22,6 +22,8 @@ func crdsyncCommand() *cobra.Command {
 		ttl                                   time.Duration
 		serve                                 bool
 		webhook                               crdsync.Webhook
+		maxEgressIPs                          int
+		followCordon                          bool
 	)
 	c := &cobra.Command{
 		Use:   "crdsync",
@@ -40,11 +42,16 @@ func crdsyncCommand() *cobra.Command {
 	s.BoolVar(&serve, "webhook", false, "answer the API server's questions about objects (needs manifests/deploy/webhook.yaml)")
 	s.StringVar(&webhook.Address, "webhook-address", ":9443", "where --webhook listens, host:port")
 	s.StringVar(&webhook.Namespace, "namespace", "egret-system", "namespace of the webhook's Service, and of the Secret with its CA")
+	s.IntVar(&maxEgressIPs, "egress.maxEgressIPsPerNode", 255, "how many egress IPs a node may hold, 1 to 255; the node annotation node.antrea.io/max-egress-ips wins")
+	s.BoolVar(&followCordon, "follow-kubernetes-cordon", true, "a node that is cordoned in Kubernetes, or shutting down, gives its egress IPs away and takes none")
 	s.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	c.RunE = configured(&config, func(c *cobra.Command, _ []string) error {
 		log, err := logger(level)
 		if ttl < 2*time.Second || ttl%time.Second != 0 {
 			err = errors.Join(err, fmt.Errorf("--election-ttl %v: want whole seconds, at least 2s", ttl))
+		}
+		if maxEgressIPs < 1 || maxEgressIPs > 255 {
+			err = errors.Join(err, fmt.Errorf("--egress.maxEgressIPsPerNode %d: want 1 to 255", maxEgressIPs))
 		}
 		if err != nil {
 			return err
@@ -61,7 +68,9 @@ func crdsyncCommand() *cobra.Command {
 		}
 		defer client.Close()
 		log.Info("egret crdsync", "version", version, "id", id, "endpoints", etcd.endpoints, "api", kube.Host)
-		cfg := crdsync.Config{Kube: kube, Store: client, ID: id, ElectionTTL: ttl, Log: log}
+		cfg := crdsync.Config{
+			Kube: kube, Store: client, ID: id, ElectionTTL: ttl, Log: log, NodeCapacityDefault: maxEgressIPs, FollowCordon: followCordon,
+		}
 		if serve {
 			cfg.Webhook = &webhook
 		}
