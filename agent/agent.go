@@ -16,6 +16,7 @@ import (
 
 	"github.com/egret-project/egret/announce"
 	"github.com/egret-project/egret/check"
+	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/routing"
 	"github.com/egret-project/egret/store"
@@ -35,8 +36,9 @@ type Config struct {
 	ClaimDelay time.Duration // how much longer each next candidate of an IP waits
 	Linger     time.Duration // for how long a former owner relays after a planned move
 
-	Except       []netip.Prefix // destinations that are never SNATed, on top of nodes and pod CIDRs
-	MaxEgressIPs int            // of nodes whose record does not say; 0: no limit
+	Rebalance time.Duration // for how long an IP belongs elsewhere before it is moved there; 0: it stays
+
+	Except []netip.Prefix // destinations that are never SNATed, on top of nodes and pod CIDRs
 }
 
 // agent is a running agent.
@@ -48,6 +50,7 @@ type agent struct {
 	links     *vlan.Links
 	announcer *announce.Announcer
 	permits   *permits
+	history   *history
 	dirty     chan struct{} // capacity 1
 	features  []string      // what the record of the agent says of its kernel
 
@@ -65,6 +68,10 @@ type agent struct {
 	lastFault   string                   // what report logged last
 	lastSkipped string                   // what skipped logged last
 	faultySince time.Time                // since when passes cannot program everything; zero: they can
+
+	asked     map[netip.Addr]time.Time  // since when a planned move that this node asked for is seen
+	avoid     map[string]time.Time      // until when a node is asked for nothing, since it did not get ready
+	misplaced map[egress.Move]time.Time // since when an IP belongs to another node
 }
 
 // lock is one tenure of an egress IP: the revision is the fencing token.
@@ -104,6 +111,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return a.keepLease(gctx) })
 	g.Go(func() error { return a.permits.run(gctx, a.Log) })
 	g.Go(func() error { return a.announcer.Run(gctx) })
+	g.Go(func() error { return a.history.run(gctx, a.Store, a.Log) })
 	watch := func(run func(context.Context, func()) error) {
 		// They may open sockets: in the namespace of the thread that they happen to run on, as every thread of the agent is in it.
 		g.Go(func() error { return run(gctx, a.wake) })
@@ -135,7 +143,8 @@ func open(cfg Config) (*agent, error) {
 		view:   cfg.Store.NewView(cfg.Node),
 		dirty:  make(chan struct{}, 1),
 		seen:   map[lock]time.Time{}, unowned: map[netip.Addr]time.Time{}, linger: map[netip.Addr]time.Time{},
-		adopted: map[netip.Addr]bool{}, owed: newOwed(),
+		adopted: map[netip.Addr]bool{}, owed: newOwed(), history: newHistory(),
+		asked: map[netip.Addr]time.Time{}, avoid: map[string]time.Time{}, misplaced: map[egress.Move]time.Time{},
 	}
 	a.owed.all = true // what the former agent left undone is not known
 	var err error

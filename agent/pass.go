@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -108,7 +109,7 @@ func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 	}
 	return plan.Facts{
 		Node: a.Node, Underlay: ip, Uplink: link.Name, UplinkMTU: link.MTU, UplinkUp: link.Up, NoIPv6: !link.HasIPv6(),
-		Local: local, Except: a.Except, MaxEgressIPs: a.MaxEgressIPs,
+		Local: local, Except: a.Except,
 	}, nil
 }
 
@@ -310,11 +311,13 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 			a.linger[dep.Owner.IP] = time.Now().Add(a.Linger)
 		}
 		if ok {
-			a.Log.Info("handed over", "egress_ip", dep.Owner.IP, "node", dep.To.Node)
+			a.history.trim(dep.Owner.IP)
+			a.Log.Info("handed over", "egress_ip", dep.Owner.IP, "node", dep.To.Node, "why", cmp.Or(dep.Move.Why, egress.ReasonMove))
 		}
 	}
 	next, err := a.claim(ctx, t)
-	return next, errors.Join(append(errs, err)...)
+	due, err2 := a.giveAway(ctx, t)
+	return earlier(next, due), errors.Join(append(errs, err, err2)...)
 }
 
 // publish keeps agents/<node> up to date.
@@ -351,6 +354,7 @@ func (a *agent) claim(ctx context.Context, t turn) (next time.Time, err error) {
 			errs = append(errs, err)
 		}
 		if ok {
+			a.history.trim(c.IP)
 			a.Log.Info("claimed", "egress_ip", c.IP, "why", c.Why)
 		}
 	}

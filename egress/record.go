@@ -137,17 +137,38 @@ type Reason string
 const (
 	ReasonClaim  Reason = "claim"  // nobody held it
 	ReasonStatic Reason = "static" // the address is on one of the node's interfaces
-	ReasonMove   Reason = "move"   // handed over by its former owner
+	ReasonMove   Reason = "move"   // handed over by its former owner, as the operator asked
+	// ReasonDrain and ReasonRebalance: handed over too, because the former owner is cordoned, or because the IP belongs here.
+	ReasonDrain     Reason = "drain"
+	ReasonRebalance Reason = "rebalance"
+	// ReasonRelease is that of a Tenure of nobody: the former owner gave the IP back, since it might not or could not serve it.
+	ReasonRelease Reason = "release"
+	// ReasonCrash is what a history says for ReasonClaim when the former owner had not given the IP back: its lease ended.
+	ReasonCrash Reason = "crash"
 )
 
-// Move is moves/<ip>: the operator asked for a planned move. The record is bound to a lease of its writer, so that it does not
-// outlive the operator's patience.
+// Tenure is history/<ip>/<when>-<node>: from when on a node held an egress IP, or nobody did, and why. It is written in the transaction
+// that changes the owner.
+type Tenure struct {
+	IP    netip.Addr `json:"ip"`
+	Node  string     `json:"node,omitempty"` // empty: nobody
+	Since time.Time  `json:"since"`
+	Why   Reason     `json:"why"`
+	From  string     `json:"from,omitempty"` // who held it before, where the writer knew
+}
+
+// Move is moves/<ip>: a planned move was asked for, by the operator or by the owner. The record is bound to a lease of its writer, so
+// that it does not outlive the writer's patience.
 type Move struct {
 	IP    netip.Addr `json:"ip"`
 	To    string     `json:"to"`
 	Since time.Time  `json:"since"`
 	// Ready is set by the target once its kernel is programmed; the owner then hands over.
 	Ready bool `json:"ready,omitempty"`
+	// Why is what the next owner's record says; empty: ReasonMove.
+	Why Reason `json:"why,omitempty"`
+	// Force lets the target take more IPs than it may hold.
+	Force bool `json:"force,omitempty"`
 
 	Lease    int64 `json:"-"`
 	Revision int64 `json:"-"`

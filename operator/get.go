@@ -17,11 +17,12 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/store"
 )
 
 // Kinds are what Get can list.
-var Kinds = []string{"allocations", "egresses", "nodes", "owners", "pools"}
+var Kinds = []string{"allocations", "cordons", "egresses", "nodes", "owners", "pins", "pools"}
 
 // Check returns an error that says what is wrong with a kind or a format: "json", "yaml", or "" for a table.
 func Check(kind, format string) error {
@@ -101,7 +102,18 @@ func list(kind string, all store.Everything) listing {
 		for _, name := range slices.Sorted(maps.Keys(all.Nodes)) {
 			n := all.Nodes[name]
 			add(n, name, join(n.Addresses), strconv.Itoa(n.Index), agentState(all, name, now), strconv.Itoa(holds(all, name)),
-				limit(n.Capacity), strconv.FormatBool(n.Cordoned || all.Cordons[name].Node != ""))
+				limit(n.Capacity), strconv.FormatBool(plan.Cordoned(&all.Snapshot, name)))
+		}
+	case "cordons":
+		l.header = "NODE AGE WHY"
+		for _, name := range slices.Sorted(maps.Keys(all.Cordons)) {
+			r := all.Cordons[name]
+			add(r, name, age(now, r.Since), dash(r.Why))
+		}
+	case "pins":
+		l.header = "IP NODE"
+		for _, ip := range slices.SortedFunc(maps.Keys(all.Pins), netip.Addr.Compare) {
+			add(all.Pins[ip], ip.String(), all.Pins[ip].Node)
 		}
 	case "egresses":
 		l.header = "NAME EGRESSIP POOL NODE AGE"

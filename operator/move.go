@@ -14,32 +14,72 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// Move moves ip to the node in a planned move, in which no packet is lost, and reports its steps to w. It returns when the node holds
-// the IP, or with an error that says what kept it from doing so; a request that did not come true in time is withdrawn.
-func Move(ctx context.Context, c *store.Client, ip netip.Addr, to string, patience time.Duration, w io.Writer) error {
+// MoveConfig says what to move where.
+type MoveConfig struct {
+	IP       netip.Addr
+	To       string
+	Patience time.Duration // how long to wait before the request is withdrawn
+	Pin      bool          // the target is the IP's preferred node from then on
+	Force    bool          // also beyond the target's capacity, and away from the node that the IP is pinned to
+}
+
+// Move moves an IP in a planned move, in which no packet is lost, and reports its steps to w. It returns when the target holds the IP,
+// or with an error that says what kept it from doing so; a request that did not come true in time is withdrawn.
+func Move(ctx context.Context, c *store.Client, cfg MoveConfig, w io.Writer) error {
 	all, err := c.ReadAll(ctx)
 	if err != nil {
 		return err
 	}
-	owner, owned := all.Owners[ip]
-	if owned && owner.Node == to {
-		fmt.Fprintf(w, "%s is on %s already\n", ip, to)
-		return nil
+	ip, to := cfg.IP, cfg.To
+	err = refusal(&all.Snapshot, ip, to)
+	if err == nil && !cfg.Force {
+		err = objection(&all.Snapshot, cfg)
 	}
-	if err := refusal(&all.Snapshot, ip, to); err != nil {
+	if err != nil {
 		return fmt.Errorf("moving %s to %s: %w", ip, to, err)
 	}
+	if owner, owned := all.Owners[ip]; owned && owner.Node == to {
+		fmt.Fprintf(w, "%s is on %s already\n", ip, to)
+	} else if err := move(ctx, c, cfg, owner.Node, w); err != nil {
+		return fmt.Errorf("moving %s to %s: %w", ip, to, err)
+	}
+	if !cfg.Pin {
+		return nil
+	}
+	if err := c.Pin(ctx, egress.Pin{IP: ip, Node: to}); err != nil {
+		return err
+	}
+	fmt.Fprintf(w, "%s: pinned to %s\n", ip, to)
+	return nil
+}
+
+// Unpin drops the pin of an IP. The IP stays where it is.
+func Unpin(ctx context.Context, c *store.Client, ip netip.Addr, w io.Writer) error {
+	ok, err := c.Unpin(ctx, ip)
+	if err != nil {
+		return err
+	}
+	if ok {
+		fmt.Fprintf(w, "%s: unpinned\n", ip)
+	} else {
+		fmt.Fprintf(w, "%s is not pinned\n", ip)
+	}
+	return nil
+}
+
+func move(ctx context.Context, c *store.Client, cfg MoveConfig, owner string, w io.Writer) error {
+	ip, to, patience := cfg.IP, cfg.To, cfg.Patience
 	start := time.Now()
 	watch, stop := context.WithCancel(ctx)
 	defer stop()
 	owners := c.NewCache(store.OwnerKey(ip))
 	done := make(chan error, 1)
 	go func() { done <- owners.Run(watch) }()
-	request, err := c.RequestMove(ctx, egress.Move{IP: ip, To: to, Since: start.UTC()}, patience)
+	request, err := c.RequestMove(ctx, egress.Move{IP: ip, To: to, Since: start.UTC(), Force: cfg.Force}, patience)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "%s: asked %s to prepare and %s to hand over\n", ip, to, nobody(owner.Node))
+	fmt.Fprintf(w, "%s: asked %s to prepare and %s to hand over\n", ip, to, nobody(owner))
 	err = waitOwner(ctx, owners, ip, to, patience)
 	stop()
 	<-done
@@ -49,16 +89,16 @@ func Move(ctx context.Context, c *store.Client, ip netip.Addr, to string, patien
 	defer cancel()
 	rerr := request.Revoke(end)
 	if err != nil && rerr != nil {
-		return fmt.Errorf("moving %s to %s: %w; the request stays for up to %v: %w", ip, to, err, patience, rerr)
+		return fmt.Errorf("%w; the request stays for up to %v: %w", err, patience, rerr)
 	}
 	if err != nil {
-		return fmt.Errorf("moving %s to %s: %w; the request is withdrawn", ip, to, err)
+		return fmt.Errorf("%w; the request is withdrawn", err)
 	}
-	fmt.Fprintf(w, "%s: %s -> %s in %v\n", ip, nobody(owner.Node), to, time.Since(start).Round(time.Millisecond))
+	fmt.Fprintf(w, "%s: %s -> %s in %v\n", ip, nobody(owner), to, time.Since(start).Round(time.Millisecond))
 	return nil
 }
 
-// refusal says why a node may not hold an IP; nil: it may.
+// refusal says why a node may not hold an IP, whoever wants it; nil: it may.
 func refusal(s *egress.Snapshot, ip netip.Addr, to string) error {
 	var pool string
 	used := false
@@ -69,15 +109,9 @@ func refusal(s *egress.Snapshot, ip netip.Addr, to string) error {
 			}
 		}
 	}
-	n, known := s.Nodes[to]
+	_, known := s.Nodes[to]
 	_, alive := s.Agents[to]
-	held := 0
-	for _, o := range s.Owners {
-		if o.Node == to {
-			held++
-		}
-	}
-	switch capacity := plan.Capacity(s, to, 0); {
+	switch {
 	case !used:
 		return fmt.Errorf("no egress uses this IP: `egret get egresses` lists them")
 	case pool == "":
@@ -87,12 +121,22 @@ func refusal(s *egress.Snapshot, ip netip.Addr, to string) error {
 	case !alive:
 		return fmt.Errorf("the node's agent is down")
 	case !slices.Contains(plan.Candidates(s, pool), to):
-		if s.Pools[pool].NodeSelector.Matches(n.Labels) {
-			return fmt.Errorf("the node is cordoned")
+		if plan.Cordoned(s, to) {
+			return fmt.Errorf("the node is cordoned: `egret uncordon %s`, or kubectl uncordon", to)
 		}
 		return fmt.Errorf("pool %s does not select the node; it selects %s", pool, nobody(strings.Join(plan.Candidates(s, pool), ", ")))
-	case capacity > 0 && held >= capacity:
-		return fmt.Errorf("the node holds %d egress IPs, as many as it may", held)
+	}
+	return nil
+}
+
+// objection says what speaks against a move that the operator can make all the same, with --force; nil: nothing.
+func objection(s *egress.Snapshot, cfg MoveConfig) error {
+	pin, pinned := s.Pins[cfg.IP]
+	switch {
+	case s.Owners[cfg.IP].Node != cfg.To && plan.Room(s, cfg.To) == 0:
+		return fmt.Errorf("the node holds %d egress IPs, as many as it may; --force moves it all the same", plan.Held(s, cfg.To))
+	case pinned && pin.Node != cfg.To && !cfg.Pin:
+		return fmt.Errorf("it is pinned to %s: `egret unpin %s`, or --pin to pin it to %s; --force moves it all the same", pin.Node, cfg.IP, cfg.To)
 	}
 	return nil
 }

@@ -7,6 +7,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/store"
@@ -42,10 +44,7 @@ func TestRefusalSaysWhatIsInTheWay(t *testing.T) {
 		"pool selects other nodes": {func(s *egress.Snapshot) {
 			s.Pools["pool"] = egress.Pool{Name: "pool", NodeSelector: egress.Selector{MatchLabels: map[string]string{"role": "gateway"}}}
 		}, "pool pool does not select"},
-		"node is full": {func(s *egress.Snapshot) {
-			s.Nodes["node-2"] = egress.Node{Name: "node-2", Capacity: 1}
-			s.Owners[ip.Next()] = egress.Owner{IP: ip.Next(), Node: "node-2"}
-		}, "1 egress IPs"},
+		"node is cordoned in Kubernetes": {func(s *egress.Snapshot) { s.Nodes["node-2"] = egress.Node{Name: "node-2", Cordoned: true} }, "cordoned"},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -54,6 +53,44 @@ func TestRefusalSaysWhatIsInTheWay(t *testing.T) {
 			err := refusal(s, ip, "node-2")
 			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
 				t.Errorf("refusal: %v, want %q", err, tt.want)
+			}
+		})
+	}
+}
+
+func TestObjectionCanBeOverruled(t *testing.T) {
+	full := func(s *egress.Snapshot) {
+		s.Nodes["node-2"] = egress.Node{Name: "node-2", Capacity: 1}
+		s.Egresses["api"] = egress.Policy{Name: "api", Addresses: []egress.Address{{IP: ip.Next(), ID: 2, Pool: "pool"}}}
+		s.Owners[ip.Next()] = egress.Owner{IP: ip.Next(), Node: "node-2"}
+	}
+	pinned := func(s *egress.Snapshot) { s.Pins = map[netip.Addr]egress.Pin{ip: {IP: ip, Node: "node-1"}} }
+	tests := map[string]struct {
+		change func(*egress.Snapshot)
+		pin    bool
+		want   string // "": no objection
+	}{
+		"nothing is in the way": {func(*egress.Snapshot) {}, false, ""},
+		"the target is full":    {full, false, "1 egress IPs"},
+		"full, with the IP already": {func(s *egress.Snapshot) {
+			full(s)
+			delete(s.Owners, ip.Next())
+			s.Owners[ip] = egress.Owner{IP: ip, Node: "node-2"}
+		}, false, ""},
+		"a static IP takes no room": {func(s *egress.Snapshot) {
+			full(s)
+			s.Egresses["api"] = egress.Policy{Name: "api", Addresses: []egress.Address{{IP: ip.Next(), ID: 2}}}
+		}, false, ""},
+		"pinned elsewhere":              {pinned, false, "egret unpin 10.10.0.11"},
+		"pinned elsewhere, pinned anew": {pinned, true, ""},
+	}
+	for name, tt := range tests {
+		t.Run(name, func(t *testing.T) {
+			s := snapshot()
+			tt.change(s)
+			err := objection(s, MoveConfig{IP: ip, To: "node-2", Pin: tt.pin})
+			if (err == nil) != (tt.want == "") || err != nil && !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("objection: %v, want %q", err, tt.want)
 			}
 		})
 	}
@@ -91,10 +128,14 @@ func TestGetPrintsEveryKindInEveryFormat(t *testing.T) {
 	put(t, c, store.EgressKey("web"), egress.Policy{Name: "web", Created: time.Now(), Addresses: []egress.Address{{IP: ip, ID: 1, Pool: "pool"}}})
 	put(t, c, store.AllocationKey(ip), egress.Allocation{IP: ip, Pool: "pool", ID: 1, Egresses: []string{"web"}, Since: time.Now()})
 	put(t, c, store.OwnerKey(ip), egress.Owner{IP: ip, Node: "node-1", Why: egress.ReasonClaim, Since: time.Now()})
+	put(t, c, store.CordonKey("node-2"), egress.Cordon{Node: "node-2", Why: "fan"})
+	put(t, c, store.PinKey(ip), egress.Pin{IP: ip, Node: "node-1"})
 	for kind, want := range map[string][]string{
 		"allocations": {"10.10.0.11", "pool", "web"},
 		"owners":      {"10.10.0.11", "node-1", "claim"},
 		"nodes":       {"node-1", "10.10.0.101", "down"},
+		"cordons":     {"node-2", "fan"},
+		"pins":        {"10.10.0.11", "node-1"},
 		"egresses":    {"web", "10.10.0.11", "pool", "node-1"},
 		"pools":       {"pool", "10.10.0.11-10.10.0.12", "2", "1"},
 	} {
@@ -136,15 +177,133 @@ func TestMoveThatNobodyMakesIsWithdrawn(t *testing.T) {
 	put(t, c, store.EgressKey("web"), egress.Policy{Name: "web", Addresses: []egress.Address{{IP: ip, ID: 1, Pool: "pool"}}})
 	put(t, c, store.OwnerKey(ip), egress.Owner{IP: ip, Node: "node-1"})
 	var out bytes.Buffer
-	if err := Move(t.Context(), c, ip, "node-1", 2*time.Second, &out); err != nil || !strings.Contains(out.String(), "already") {
+	if err := Move(t.Context(), c, MoveConfig{IP: ip, To: "node-1", Patience: 2 * time.Second}, &out); err != nil || !strings.Contains(out.String(), "already") {
 		t.Errorf("to where it is: %v\n%s", err, out.String())
 	}
-	err := Move(t.Context(), c, ip, "node-2", 2*time.Second, &out)
+	err := Move(t.Context(), c, MoveConfig{IP: ip, To: "node-2", Patience: 2 * time.Second}, &out)
 	if err == nil || !strings.Contains(err.Error(), "withdrawn") {
 		t.Errorf("no agent runs: %v, want an error that says that the request is withdrawn", err)
 	}
 	all, err := c.ReadAll(t.Context())
 	if err != nil || len(all.Moves) > 0 {
 		t.Errorf("requests left: %v, %v", all.Moves, err)
+	}
+}
+
+// seeded puts two nodes, of which node-1 holds ip and a static IP, and agents that do nothing.
+func seeded(t *testing.T, c *store.Client) {
+	t.Helper()
+	for _, n := range []string{"node-1", "node-2"} {
+		put(t, c, store.NodeKey(n), egress.Node{Name: n, Index: 1, Addresses: []netip.Addr{netip.MustParseAddr("10.10.0.101")}})
+		put(t, c, store.AgentKey(n), egress.Agent{Node: n, Lease: "1"})
+	}
+	static := netip.MustParseAddr("10.10.0.101")
+	put(t, c, store.PoolKey("pool"), egress.Pool{Name: "pool", Ranges: []egress.Range{{Start: ip, End: ip}}})
+	put(t, c, store.EgressKey("web"), egress.Policy{Name: "web", Addresses: []egress.Address{{IP: ip, ID: 1, Pool: "pool"}}})
+	put(t, c, store.EgressKey("static"), egress.Policy{Name: "static", Addresses: []egress.Address{{IP: static, ID: 2}}})
+	put(t, c, store.OwnerKey(ip), egress.Owner{IP: ip, Node: "node-1"})
+	put(t, c, store.OwnerKey(static), egress.Owner{IP: static, Node: "node-1"})
+}
+
+func TestDrainSaysWhatLeavesAndWhatIsLeft(t *testing.T) {
+	c := client(t)
+	seeded(t, c)
+	var out bytes.Buffer
+	if err := Drain(t.Context(), c, "node-9", 0, &out); err == nil || !strings.Contains(err.Error(), "no such node") {
+		t.Errorf("unknown node: %v", err)
+	}
+	if err := Drain(t.Context(), c, "node-1", 0, &out); err != nil || out.String() != "node-1: cordoned\nnode-1: 1 egress IPs to give away\n" {
+		t.Errorf("without waiting: %v\n%s", err, out.String())
+	}
+	err := Drain(t.Context(), c, "node-1", 300*time.Millisecond, &out)
+	if err == nil || !strings.Contains(err.Error(), "draining node-1: 1 egress IPs left") || !strings.Contains(err.Error(), "10.10.0.11: it waits for its turn") {
+		t.Errorf("nobody moves it: %v", err)
+	}
+	if err := Cordon(t.Context(), c, "node-2", &out); err != nil {
+		t.Fatal(err)
+	}
+	err = Drain(t.Context(), c, "node-1", 300*time.Millisecond, &out)
+	if err == nil || !strings.Contains(err.Error(), "10.10.0.11: no other node that pool pool selects") {
+		t.Errorf("nobody can take it: %v", err)
+	}
+	out.Reset()
+	done := make(chan error, 1)
+	go func() { done <- Drain(t.Context(), c, "node-1", 20*time.Second, &out) }()
+	put(t, c, store.OwnerKey(ip), egress.Owner{IP: ip, Node: "node-2"})
+	if err := <-done; err != nil || !strings.HasSuffix(out.String(), "node-1: drained\n") && !strings.HasSuffix(out.String(), "0 egress IPs to give away\n") {
+		t.Errorf("when it has left: %v\n%s", err, out.String())
+	}
+	out.Reset()
+	for _, want := range []string{"node-1: uncordoned\n", "node-1 is not cordoned\n"} {
+		if err := Uncordon(t.Context(), c, "node-1", &out); err != nil || out.String() != want {
+			t.Errorf("uncordon: %v, %q, want %q", err, out.String(), want)
+		}
+		out.Reset()
+	}
+	put(t, c, store.NodeKey("node-1"), egress.Node{Name: "node-1", Index: 1, Cordoned: true})
+	if err := Uncordon(t.Context(), c, "node-1", &out); err == nil || !strings.Contains(err.Error(), "kubectl uncordon node-1") {
+		t.Errorf("cordoned in Kubernetes: %v, want an error that says so", err)
+	}
+}
+
+func TestPinOutlivesTheMoveUntilItIsDropped(t *testing.T) {
+	c := client(t)
+	seeded(t, c)
+	var out bytes.Buffer
+	if err := Move(t.Context(), c, MoveConfig{IP: ip, To: "node-1", Pin: true, Patience: 2 * time.Second}, &out); err != nil {
+		t.Fatal(err)
+	}
+	if err := Get(t.Context(), c, "pins", "", &out); err != nil || !strings.Contains(out.String(), "10.10.0.11   node-1") {
+		t.Errorf("get pins: %v\n%s", err, out.String())
+	}
+	err := Move(t.Context(), c, MoveConfig{IP: ip, To: "node-2", Patience: 2 * time.Second}, &out)
+	if err == nil || !strings.Contains(err.Error(), "pinned to node-1") {
+		t.Errorf("away from its pin: %v, want a refusal that names the pin", err)
+	}
+	out.Reset()
+	for _, want := range []string{"10.10.0.11: unpinned\n", "10.10.0.11 is not pinned\n"} {
+		if err := Unpin(t.Context(), c, ip, &out); err != nil || out.String() != want {
+			t.Errorf("unpin: %v, %q, want %q", err, out.String(), want)
+		}
+		out.Reset()
+	}
+}
+
+func TestHistorySaysWhoHeldItWhenAndWhy(t *testing.T) {
+	c := client(t)
+	at := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
+	for i, h := range []egress.Tenure{
+		{Node: "node-1", Why: egress.ReasonClaim},
+		{Node: "node-2", Why: egress.ReasonDrain, From: "node-1"},
+		{Node: "node-1", Why: egress.ReasonClaim}, // node-2 had not given it back
+		{Why: egress.ReasonRelease, From: "node-1"},
+		{Node: "node-3", Why: egress.ReasonClaim},
+	} {
+		h.IP, h.Since = ip, at.Add(time.Duration(i)*time.Minute)
+		put(t, c, store.HistoryKey(h), h)
+	}
+	var out bytes.Buffer
+	if err := History(t.Context(), c, ip, "", &out); err != nil {
+		t.Fatal(err)
+	}
+	var got []string
+	for _, line := range strings.Split(strings.TrimSpace(out.String()), "\n") {
+		fields := strings.Fields(line)
+		got = append(got, strings.Join(append(fields[1:2], fields[3:]...), " ")) // not when, and for how long
+	}
+	want := []string{"NODE WHY FROM", "node-1 claim -", "node-2 drain node-1", "node-1 crash node-2", "- release node-1", "node-3 claim -"}
+	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("history (-want +got):\n%s", diff)
+	}
+	for _, format := range []string{"json", "yaml"} {
+		out.Reset()
+		if err := History(t.Context(), c, ip, format, &out); err != nil || !strings.Contains(out.String(), "crash") {
+			t.Errorf("as %s: %v\n%s", format, err, out.String())
+		}
+	}
+	put(t, c, store.HistoryPrefix+ip.String()+"/x", "no JSON")
+	out.Reset()
+	if err := History(t.Context(), c, ip, "", &out); err == nil || !strings.Contains(err.Error(), "/x") || !strings.Contains(out.String(), "drain") {
+		t.Errorf("with a broken record: %v\n%s\nwant the others, and an error that names it", err, out.String())
 	}
 }

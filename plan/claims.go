@@ -5,6 +5,7 @@ import (
 	"crypto/sha256"
 	"encoding/binary"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 
@@ -26,8 +27,6 @@ type Facts struct {
 	Local map[netip.Addr]bool
 	// Except are destinations that are never SNATed, on top of those that the snapshot names.
 	Except []netip.Prefix
-	// MaxEgressIPs is how many egress IPs a node may hold whose record does not say; 0 means no limit.
-	MaxEgressIPs int
 }
 
 // serves reports whether the node's links are fit for the IP, a pool's.
@@ -78,18 +77,22 @@ func targets(s *egress.Snapshot) []target {
 }
 
 // Claims returns the egress IPs that nobody holds and that the node may hold, by IP. Pool IPs are ranked among all candidates; a
-// static IP is claimed by whoever has it on a link.
+// static IP is claimed by whoever has it on a link. There are never more pool IPs than the node has room for: what it is first for
+// goes before what it would take in another's place, and older egresses before younger.
 func Claims(s *egress.Snapshot, f Facts) []Claim {
 	if !f.UplinkUp {
 		return nil
 	}
 	var out []Claim
-	for ip, ranked := range rank(s, f.MaxEgressIPs) {
-		if i := slices.Index(ranked, f.Node); i >= 0 && f.serves(ip) {
-			out = append(out, Claim{IP: ip, Why: egress.ReasonClaim, Rank: i})
+	all, ranked := targets(s), rank(s)
+	for _, t := range all {
+		if i := slices.Index(ranked[t.IP], f.Node); i >= 0 && f.serves(t.IP) {
+			out = append(out, Claim{IP: t.IP, Why: egress.ReasonClaim, Rank: i})
 		}
 	}
-	for _, t := range targets(s) {
+	slices.SortStableFunc(out, func(a, b Claim) int { return cmp.Compare(a.Rank, b.Rank) })
+	out = out[:min(len(out), Room(s, f.Node))]
+	for _, t := range all {
 		if _, owned := s.Owners[t.IP]; !owned && t.Pool == "" && f.Local[t.IP] {
 			out = append(out, Claim{IP: t.IP, Why: egress.ReasonStatic})
 		}
@@ -100,10 +103,10 @@ func Claims(s *egress.Snapshot, f Facts) []Claim {
 
 // rank returns, for every pool IP that nobody holds, its candidates, best first. A node's name is there at most once.
 //
-// The order is that of rendezvous hashing with bounded load: a node that has its share of the pool already comes after those that
-// have not, so that the IPs of a dead node spread over all survivors. The operator's wish (a pin, or a move under way) comes before
+// The order is that of rendezvous hashing with bounded load: a node that has its share of the pool already, the mean rounded down, comes
+// after those that have not, by how far it is above, so that the IPs of a dead node spread over all survivors. The operator's wish (a pin, or a move under way) comes before
 // everything.
-func rank(s *egress.Snapshot, maxEgressIPs int) map[netip.Addr][]string {
+func rank(s *egress.Snapshot) map[netip.Addr][]string {
 	all := targets(s)
 	size := map[string]int{} // pool -> egress IPs in use
 	held := map[string]int{} // node -> egress IPs held, or promised below
@@ -113,6 +116,10 @@ func rank(s *egress.Snapshot, maxEgressIPs int) map[netip.Addr][]string {
 		if o, owned := s.Owners[t.IP]; owned && t.Pool != "" {
 			held[o.Node]++
 			inPool[[2]string{t.Pool, o.Node}]++
+			if m, moving := s.Moves[t.IP]; moving && m.To != o.Node { // both have it for a moment
+				held[m.To]++
+				inPool[[2]string{t.Pool, m.To}]++
+			}
 		}
 	}
 	out := map[netip.Addr][]string{}
@@ -122,21 +129,15 @@ func rank(s *egress.Snapshot, maxEgressIPs int) map[netip.Addr][]string {
 		}
 		var nodes []string
 		for _, n := range Candidates(s, t.Pool) {
-			if limit := Capacity(s, n, maxEgressIPs); limit == 0 || held[n] < limit {
+			if limit := s.Nodes[n].Capacity; limit == 0 || held[n] < limit {
 				nodes = append(nodes, n)
 			}
 		}
 		if len(nodes) == 0 {
 			continue
 		}
-		// The mean rounded up, or the mean and a tenth rounded down: small pools are spread evenly, large ones move little.
-		share := max((size[t.Pool]+len(nodes)-1)/len(nodes), size[t.Pool]*11/(len(nodes)*10))
-		full := func(n string) int {
-			if inPool[[2]string{t.Pool, n}] >= share {
-				return 1
-			}
-			return 0
-		}
+		share := size[t.Pool] / len(nodes)
+		full := func(n string) int { return max(inPool[[2]string{t.Pool, n}]+1-share, 0) }
 		wish := wished(s, t.IP)
 		slices.SortFunc(nodes, func(a, b string) int {
 			return cmp.Or(
@@ -170,17 +171,39 @@ func Candidates(s *egress.Snapshot, pool string) []string {
 }
 
 func mayHold(s *egress.Snapshot, p egress.Pool, node string) bool {
-	n, known := s.Nodes[node]
-	_, cordoned := s.Cordons[node]
-	return known && !n.Cordoned && !cordoned && p.NodeSelector.Matches(n.Labels)
+	return selects(s, p, node) && !Cordoned(s, node)
 }
 
-// Capacity returns how many egress IPs a node may hold; 0 means no limit.
-func Capacity(s *egress.Snapshot, node string, maxEgressIPs int) int {
-	if c := s.Nodes[node].Capacity; c > 0 {
-		return c
+func selects(s *egress.Snapshot, p egress.Pool, node string) bool {
+	n, known := s.Nodes[node]
+	return known && p.NodeSelector.Matches(n.Labels)
+}
+
+// Cordoned reports whether a node gives its IPs away and takes none.
+func Cordoned(s *egress.Snapshot, node string) bool {
+	_, cordoned := s.Cordons[node]
+	return cordoned || s.Nodes[node].Cordoned
+}
+
+// Held returns how many pool IPs a node holds, or is about to by a planned move.
+func Held(s *egress.Snapshot, node string) int {
+	n := 0
+	for _, t := range targets(s) {
+		o, owned := s.Owners[t.IP]
+		if owned && t.Pool != "" && (o.Node == node || s.Moves[t.IP].To == node) {
+			n++
+		}
 	}
-	return maxEgressIPs
+	return n
+}
+
+// Room returns how many more pool IPs a node may take; math.MaxInt: it has no limit.
+func Room(s *egress.Snapshot, node string) int {
+	limit := s.Nodes[node].Capacity
+	if limit == 0 {
+		return math.MaxInt
+	}
+	return max(limit-Held(s, node), 0)
 }
 
 // wished returns the node that the operator wants to hold ip, or "".
@@ -198,8 +221,9 @@ func weight(ip netip.Addr, node string) uint64 {
 }
 
 // Releases returns the locks of the node that it has to give back: of IPs that no egress uses any more, that their pool keeps from
-// this node, that it cannot serve because its uplink has no carrier or no IPv6, and of static IPs that left its links. While the record of some
-// egress or pool cannot be read, nothing is given back for want of it.
+// this node, that it cannot serve because its uplink has no carrier or no IPv6, and of static IPs that left its links. While the record
+// of some egress or pool cannot be read, nothing is given back for want of it. What a cordoned node holds leaves by planned moves: see
+// Leaving.
 func Releases(s *egress.Snapshot, f Facts) []egress.Owner {
 	byIP := map[netip.Addr]target{}
 	for _, t := range targets(s) {
@@ -219,7 +243,7 @@ func Releases(s *egress.Snapshot, f Facts) []egress.Owner {
 			}
 		case t.Pool == "" && !f.Local[ip]:
 			out = append(out, o)
-		case t.Pool != "" && !faulty(s, "nodes/") && !mayHold(s, p, f.Node):
+		case t.Pool != "" && !faulty(s, "nodes/") && !selects(s, p, f.Node):
 			out = append(out, o)
 		case t.Pool != "" && !f.serves(ip):
 			out = append(out, o)

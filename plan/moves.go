@@ -1,6 +1,8 @@
 package plan
 
 import (
+	"cmp"
+	"maps"
 	"net/netip"
 	"slices"
 
@@ -8,6 +10,7 @@ import (
 )
 
 // Arrivals returns the planned moves toward the node of IPs that another node holds: the node prepares itself and says so. By IP.
+// There are never more than it has room for, but for what the operator forces on it: whoever asked does not know what others ask.
 func Arrivals(s *egress.Snapshot, f Facts) []egress.Move {
 	var out []egress.Move
 	for ip, m := range s.Moves {
@@ -19,8 +22,29 @@ func Arrivals(s *egress.Snapshot, f Facts) []egress.Move {
 			out = append(out, m)
 		}
 	}
+	if limit := s.Nodes[f.Node].Capacity; limit > 0 {
+		slices.SortFunc(out, func(a, b egress.Move) int {
+			return cmp.Or(cmp.Compare(btoi(b.Ready), btoi(a.Ready)), a.Since.Compare(b.Since), a.IP.Compare(b.IP))
+		})
+		room := limit - (Held(s, f.Node) - promised(s, f.Node))
+		out = slices.DeleteFunc(out, func(m egress.Move) bool {
+			room--
+			return room < 0 && !m.Force
+		})
+	}
 	slices.SortFunc(out, func(a, b egress.Move) int { return a.IP.Compare(b.IP) })
 	return out
+}
+
+// promised returns how many of what Held counts the node does not hold yet.
+func promised(s *egress.Snapshot, node string) int {
+	n := 0
+	for ip, m := range s.Moves {
+		if o, owned := s.Owners[ip]; owned && m.To == node && o.Node != node && poolOf(s, ip) != "" {
+			n++
+		}
+	}
+	return n
 }
 
 // Departure is a planned move whose target is ready: the owner stops answering for the IP and hands it over.
@@ -41,6 +65,70 @@ func Departures(s *egress.Snapshot, f Facts) []Departure {
 	}
 	slices.SortFunc(out, func(a, b Departure) int { return a.Owner.IP.Compare(b.Owner.IP) })
 	return out
+}
+
+// Leaving returns the IP that a cordoned node gives away next, that of the oldest egress first, and who may take it, best first. None
+// while one is on its way: one at a time. An IP that nobody can take stays where it is, in service, until somebody can.
+func Leaving(s *egress.Snapshot, f Facts) (next egress.Owner, to []string) {
+	if !Cordoned(s, f.Node) {
+		return next, nil
+	}
+	for ip := range s.Moves {
+		if s.Owners[ip].Node == f.Node {
+			return next, nil
+		}
+	}
+	for _, t := range targets(s) {
+		if o := s.Owners[t.IP]; o.Node == f.Node && t.Pool != "" {
+			if to := rank(without(s, t.IP))[t.IP]; len(to) > 0 {
+				return o, to
+			}
+		}
+	}
+	return next, nil
+}
+
+// Misplaced is an IP whose owner is not the node that it would have if all were placed anew.
+type Misplaced struct {
+	Owner egress.Owner
+	To    string
+}
+
+// Misplacements returns the IPs that are not where they would be if all were placed anew, oldest egress first. Those of cordoned and
+// dead nodes are left out: they move for other reasons.
+func Misplacements(s *egress.Snapshot) []Misplaced {
+	anew := *s
+	anew.Owners, anew.Moves = nil, nil
+	first := rank(&anew)
+	var out []Misplaced
+	for _, t := range targets(s) {
+		o, owned := s.Owners[t.IP]
+		if nodes := first[t.IP]; owned && len(nodes) > 0 && nodes[0] != o.Node && slices.Contains(nodes, o.Node) {
+			out = append(out, Misplaced{Owner: o, To: nodes[0]})
+		}
+	}
+	return out
+}
+
+// Rebalance returns which of the misplaced IPs is the next to move; ok is false while the cluster is not at rest (an IP is on the move,
+// or without an owner although somebody could take it), or none has room where it belongs. All nodes agree, so the owner can ask for it.
+func Rebalance(s *egress.Snapshot, misplaced []Misplaced) (next Misplaced, ok bool) {
+	if len(s.Moves) > 0 || len(misplaced) == 0 || len(rank(s)) > 0 {
+		return next, false
+	}
+	i := slices.IndexFunc(misplaced, func(m Misplaced) bool { return Room(s, m.To) > 0 })
+	if i < 0 {
+		return next, false
+	}
+	return misplaced[i], true
+}
+
+// without returns the snapshot as it were if nobody held ip.
+func without(s *egress.Snapshot, ip netip.Addr) *egress.Snapshot {
+	out := *s
+	out.Owners = maps.Clone(s.Owners)
+	delete(out.Owners, ip)
+	return &out
 }
 
 func poolOf(s *egress.Snapshot, ip netip.Addr) string {

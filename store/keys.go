@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"net/netip"
 
 	"github.com/egret-project/egret/egress"
@@ -20,6 +21,7 @@ const (
 	MovePrefix          = "moves/"
 	PinPrefix           = "pins/"
 	CordonPrefix        = "cordons/"
+	HistoryPrefix       = "history/"
 	crdsyncElectionName = "elections/crdsync"
 )
 
@@ -62,3 +64,9 @@ func PinKey(ip netip.Addr) string { return PinPrefix + ip.String() }
 
 // CordonKey is the key of an egress.Cordon.
 func CordonKey(node string) string { return CordonPrefix + node }
+
+// HistoryKey is the key of an egress.Tenure. Time and node make it unique; the order of tenures is that of the keys' revisions, since the
+// nodes' clocks differ.
+func HistoryKey(t egress.Tenure) string {
+	return HistoryPrefix + t.IP.String() + "/" + t.Since.UTC().Format("20060102T150405.000000000") + "-" + cmp.Or(t.Node, t.From)
+}

@@ -46,6 +46,33 @@ func (c *Client) RequestMove(ctx context.Context, m egress.Move, patience time.D
 	return nil, fmt.Errorf("requesting a move of %s: %w", m.IP, err)
 }
 
+// AskMove asks for a planned move of an IP by its owner, under the owner's own lease. false: the IP is not the owner's any more, or a move
+// of it is under way.
+func (c *Client) AskMove(ctx context.Context, l *Lease, o egress.Owner, m egress.Move) (bool, error) {
+	v, err := Encode(m)
+	if err != nil {
+		return false, err
+	}
+	key := c.key(MoveKey(m.IP))
+	resp, err := c.txn(ctx,
+		[]clientv3.Cmp{absent(key), unchanged(c.key(OwnerKey(o.IP)), o.Revision)},
+		[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id))}, nil)
+	if err != nil {
+		return false, fmt.Errorf("asking for a move of %s: %w", m.IP, l.known(err))
+	}
+	return resp.Succeeded, nil
+}
+
+// WithdrawMove takes a request back. false: it is not the one of m.Revision any more.
+func (c *Client) WithdrawMove(ctx context.Context, m egress.Move) (bool, error) {
+	key := c.key(MoveKey(m.IP))
+	resp, err := c.txn(ctx, []clientv3.Cmp{unchanged(key, m.Revision)}, []clientv3.Op{clientv3.OpDelete(key)}, nil)
+	if err != nil {
+		return false, fmt.Errorf("withdrawing the move of %s: %w", m.IP, err)
+	}
+	return resp.Succeeded, nil
+}
+
 // Ready notes that the target of a move is ready for the IP. The record keeps its lease. false: it is not the one of m.Revision any more.
 func (c *Client) Ready(ctx context.Context, m egress.Move) (bool, error) {
 	if m.Revision == 0 {

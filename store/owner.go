@@ -1,6 +1,7 @@
 package store
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"time"
@@ -58,10 +59,14 @@ func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner) (bool, err
 	if err != nil {
 		return false, err
 	}
+	h, err := c.putTenure(egress.Tenure{IP: o.IP, Node: o.Node, Why: o.Why})
+	if err != nil {
+		return false, err
+	}
 	key := c.key(OwnerKey(o.IP))
 	resp, err := c.txn(ctx,
 		[]clientv3.Cmp{absent(key)},
-		[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id))},
+		[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id)), h},
 		[]clientv3.Op{clientv3.OpGet(key)})
 	if err != nil {
 		return false, fmt.Errorf("claiming %s: %w", o.IP, l.known(err))
@@ -78,8 +83,12 @@ func (c *Client) Release(ctx context.Context, o egress.Owner) (bool, error) {
 	if o.Revision == 0 {
 		return false, fmt.Errorf("releasing %s: the record has no revision", o.IP)
 	}
+	h, err := c.putTenure(egress.Tenure{IP: o.IP, Why: egress.ReasonRelease, From: o.Node})
+	if err != nil {
+		return false, err
+	}
 	key := c.key(OwnerKey(o.IP))
-	resp, err := c.txn(ctx, []clientv3.Cmp{unchanged(key, o.Revision)}, []clientv3.Op{clientv3.OpDelete(key)}, nil)
+	resp, err := c.txn(ctx, []clientv3.Cmp{unchanged(key, o.Revision)}, []clientv3.Op{clientv3.OpDelete(key), h}, nil)
 	if err != nil {
 		return false, fmt.Errorf("releasing %s: %w", o.IP, err)
 	}
@@ -100,9 +109,12 @@ func (c *Client) HandOver(ctx context.Context, o egress.Owner, m egress.Move, to
 	if err != nil {
 		return fail(err)
 	}
-	v, err := Encode(egress.Owner{
-		IP: o.IP, Node: to.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: egress.ReasonMove, From: o.Node,
-	})
+	why := cmp.Or(m.Why, egress.ReasonMove)
+	v, err := Encode(egress.Owner{IP: o.IP, Node: to.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: why, From: o.Node})
+	if err != nil {
+		return fail(err)
+	}
+	h, err := c.putTenure(egress.Tenure{IP: o.IP, Node: to.Node, Why: why, From: o.Node})
 	if err != nil {
 		return fail(err)
 	}
@@ -112,7 +124,7 @@ func (c *Client) HandOver(ctx context.Context, o egress.Owner, m egress.Move, to
 			unchanged(owner, o.Revision), unchanged(move, m.Revision),
 			clientv3.Compare(clientv3.LeaseValue(c.key(AgentKey(to.Node))), "=", lease), // of an absent key it is 0, which ParseLease refuses
 		},
-		[]clientv3.Op{clientv3.OpPut(owner, string(v), clientv3.WithLease(lease)), clientv3.OpDelete(move)}, nil)
+		[]clientv3.Op{clientv3.OpPut(owner, string(v), clientv3.WithLease(lease)), clientv3.OpDelete(move), h}, nil)
 	if err != nil {
 		return fail(err)
 	}

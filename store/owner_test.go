@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/egret-project/egret/egress"
 )
@@ -271,4 +272,152 @@ func TestARequestOutlivesItsReadinessNotItsPatience(t *testing.T) {
 		t.Errorf("lease %x, want %x", r.Lease, m.Lease)
 	}
 	recv(t, "the end of the request", end)
+}
+
+// told returns the history of ip1, as "node why from".
+func told(t *testing.T, c *Client) []string {
+	t.Helper()
+	tenures, err := c.History(t.Context(), ip1)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out []string
+	for _, h := range tenures {
+		out = append(out, strings.TrimSpace(strings.Join([]string{h.Node, string(h.Why), h.From}, " ")))
+		if h.IP != ip1 || time.Since(h.Since) > deadline {
+			t.Errorf("%+v: want ip and time", h)
+		}
+	}
+	return out
+}
+
+func TestEveryChangeOfOwnerIsInTheHistoryAndNothingElse(t *testing.T) {
+	c := dial(t, start(t))
+	h := prepare(t, c) // n1 claims
+	if ok, err := c.Claim(t.Context(), h.lease, egress.Owner{IP: ip1, Node: "n3"}); ok || err != nil {
+		t.Fatal("claiming what n1 has:", ok, err)
+	}
+	stale := h.o
+	stale.Revision--
+	if ok, err := c.Release(t.Context(), stale); ok || err != nil {
+		t.Fatal("releasing another tenure:", ok, err)
+	}
+	h.m.Why = egress.ReasonDrain
+	if ok, err := c.HandOver(t.Context(), h.o, h.m, h.to); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	if o := h.owner(t); o.Why != egress.ReasonDrain {
+		t.Errorf("owner %+v, want one that says why", o)
+	}
+	if ok, err := c.Release(t.Context(), h.owner(t)); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	want := []string{"n1 claim", "n2 drain n1", "release n2"}
+	if diff := cmp.Diff(want, told(t, c)); diff != "" {
+		t.Errorf("history (-want +got):\n%s", diff)
+	}
+}
+
+func TestHistoryIsBounded(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	l := grant(t, c, time.Minute)
+	for range 20 {
+		claim(t, c, l, owner)
+		o, err := DecodeOwner(get(t, s.Client(), OwnerKey(ip1)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ok, err := c.Release(t.Context(), o); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	other := owner
+	other.IP = addr("10.0.0.10") // whose key begins like ip1's
+	claim(t, c, l, other)
+	revision := func() int64 { return get(t, s.Client(), OwnerKey(other.IP)).Revision }
+	before := told(t, c)
+	for range 2 {
+		if err := c.TrimHistory(t.Context(), ip1); err != nil {
+			t.Fatal(err)
+		}
+		resp, err := s.Client().Get(t.Context(), c.key(HistoryPrefix+ip1.String()+"/"), clientv3.WithPrefix(), clientv3.WithCountOnly())
+		if err != nil || resp.Count != maxHistory {
+			t.Fatalf("%d records, %v, want %d", resp.Count, err, maxHistory)
+		}
+		if resp.Header.Revision != revision()+1 {
+			t.Errorf("revision %d, want one write after %d", resp.Header.Revision, revision())
+		}
+	}
+	if diff := cmp.Diff(before, told(t, c)); diff != "" || len(before) != maxHistory {
+		t.Errorf("%d tenures; (-before +after trimming):\n%s", len(before), diff)
+	}
+	if rest, err := c.History(t.Context(), other.IP); err != nil || len(rest) != 1 {
+		t.Errorf("history of another IP: %v, %v", rest, err)
+	}
+}
+
+func TestAnOwnerAsksForOneMoveOfWhatIsItsOwn(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	l := grant(t, c, time.Minute)
+	claim(t, c, l, owner)
+	o, err := DecodeOwner(get(t, s.Client(), OwnerKey(ip1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	stale := o
+	stale.Revision--
+	if ok, err := c.AskMove(t.Context(), l, stale, move); ok || err != nil {
+		t.Errorf("of another tenure: %t, %v", ok, err)
+	}
+	for _, want := range []bool{true, false} {
+		if ok, err := c.AskMove(t.Context(), l, o, move); ok != want || err != nil {
+			t.Errorf("asking: %t, %v, want %t", ok, err, want)
+		}
+	}
+	m, err := Decode[egress.Move](get(t, s.Client(), MoveKey(ip1)))
+	if err != nil || m.Lease != l.ID() {
+		t.Fatalf("move %+v, %v, want one under the owner's lease", m, err)
+	}
+	old := m
+	old.Revision--
+	if ok, err := c.WithdrawMove(t.Context(), old); ok || err != nil {
+		t.Errorf("withdrawing another request: %t, %v", ok, err)
+	}
+	if ok, err := c.WithdrawMove(t.Context(), m); !ok || err != nil {
+		t.Errorf("withdrawing: %t, %v", ok, err)
+	}
+}
+
+func TestPinsAndCordonsComeAndGo(t *testing.T) {
+	ctx := t.Context()
+	c := dial(t, start(t))
+	if err := c.Pin(ctx, pin); err != nil {
+		t.Fatal(err)
+	}
+	other := pin
+	other.Node = "n9"
+	if err := c.Pin(ctx, other); err != nil {
+		t.Fatal(err)
+	}
+	later := cordon
+	later.Since = noon.Add(time.Hour)
+	for _, r := range []egress.Cordon{cordon, later} {
+		if err := c.Cordon(ctx, r); err != nil {
+			t.Fatal(err)
+		}
+	}
+	all, err := c.ReadAll(ctx)
+	if err != nil || all.Pins[pin.IP].Node != "n9" || !all.Cordons[cordon.Node].Since.Equal(noon) {
+		t.Errorf("pins %v, cordons %v, %v: want the later pin, the earlier cordon", all.Pins, all.Cordons, err)
+	}
+	for _, want := range []bool{true, false} {
+		if ok, err := c.Unpin(ctx, pin.IP); ok != want || err != nil {
+			t.Errorf("unpin: %t, %v, want %t", ok, err, want)
+		}
+		if ok, err := c.Uncordon(ctx, cordon.Node); ok != want || err != nil {
+			t.Errorf("uncordon: %t, %v, want %t", ok, err, want)
+		}
+	}
 }

@@ -20,7 +20,8 @@ type agentFlags struct {
 	config, node, nodeIP, logLevel       string
 	leaseTTL, permit, claimDelay, linger time.Duration
 	except, cluster                      []string
-	maxEgressIPs                         int
+	rebalance                            string
+	holdDown                             time.Duration
 }
 
 func agentCommand() *cobra.Command {
@@ -44,7 +45,8 @@ func agentCommand() *cobra.Command {
 	s.DurationVar(&f.linger, "linger", 5*time.Second, "how long the former owner forwards what is under way after a planned move")
 	s.StringSliceVar(&f.except, "egress.exceptCIDRs", nil, "destinations that are never SNATed, on top of node addresses and the nodes' pod CIDRs")
 	s.StringSliceVar(&f.cluster, "cluster-cidrs", nil, "pod and Service CIDRs of the cluster, where the nodes' records do not name them")
-	s.IntVar(&f.maxEgressIPs, "egress.maxEgressIPsPerNode", 255, "how many egress IPs a node may hold, 1 to 255; the node annotation node.antrea.io/max-egress-ips wins")
+	s.StringVar(&f.rebalance, "rebalance", "off", "auto: IPs go back to the node that they belong to, one at a time; off: they stay where they are; the same on all nodes")
+	s.DurationVar(&f.holdDown, "rebalance-hold-down", 5*time.Minute, "for how long an IP has to belong elsewhere before --rebalance=auto moves it")
 	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	c.RunE = configured(&f.config, func(c *cobra.Command, _ []string) error { return f.run(c) })
 	return c
@@ -56,7 +58,6 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	fault := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
 	cfg := agent.Config{
 		Node: f.node, Version: version, LeaseTTL: f.leaseTTL, Permit: f.permit, ClaimDelay: f.claimDelay, Linger: f.linger,
-		MaxEgressIPs: f.maxEgressIPs,
 	}
 	if f.node == "" {
 		fault("--node: want the name of the Kubernetes node that this is")
@@ -77,8 +78,13 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	if f.claimDelay < 0 || f.linger < 0 {
 		fault("--claim-delay %v, --linger %v: want no negative duration", f.claimDelay, f.linger)
 	}
-	if f.maxEgressIPs < 1 || f.maxEgressIPs > 255 {
-		fault("--egress.maxEgressIPsPerNode %d: want 1 to 255", f.maxEgressIPs)
+	switch {
+	case f.rebalance != "off" && f.rebalance != "auto":
+		fault("--rebalance %q: want off or auto", f.rebalance)
+	case f.holdDown <= 0:
+		fault("--rebalance-hold-down %v: want more than 0s", f.holdDown)
+	case f.rebalance == "auto":
+		cfg.Rebalance = f.holdDown
 	}
 	for _, text := range slices.Concat(f.except, f.cluster) {
 		p, err := netip.ParsePrefix(text)

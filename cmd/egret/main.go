@@ -38,6 +38,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	c.AddCommand(agentCommand(), checkCommand(), crdsyncCommand(), getCommand(), moveCommand())
+	c.AddCommand(agentCommand(), checkCommand(), crdsyncCommand(), getCommand(), historyCommand(),
+		moveCommand(), unpinCommand(), cordonCommand(), uncordonCommand(), drainCommand())
 	return c
 }

@@ -43,7 +43,7 @@ func TestBadInputIsNamed(t *testing.T) {
 		"timeout":                 {[]string{"move", "10.0.0.1", "--to", "a", "--timeout", "1ms"}, []string{"--timeout", "1ms", "2s"}},
 		"duration":                {[]string{"agent", "--lease-ttl", "soon"}, []string{"lease-ttl", "soon"}},
 		"lease too short":         {[]string{"agent", "--lease-ttl", "1s"}, []string{"--lease-ttl", "1s", "2s"}},
-		"every fault at once":     {[]string{"agent", "--lease-ttl", "1s", "--node-ip", "x", "--egress.maxEgressIPsPerNode", "256", "--egress.exceptCIDRs", "10.0.0.0", "--log-level", "loud"}, []string{"--lease-ttl", "--node-ip", "256", "10.0.0.0", "loud"}},
+		"every fault at once":     {[]string{"agent", "--lease-ttl", "1s", "--node-ip", "x", "--rebalance", "always", "--egress.exceptCIDRs", "10.0.0.0", "--log-level", "loud"}, []string{"--lease-ttl", "--node-ip", "always", "10.0.0.0", "loud"}},
 		"no node":                 {[]string{"agent", "--node", ""}, []string{"--node"}},
 		"config file missing":     {[]string{"agent", "--config", filepath.Join(dir, "none")}, []string{"--config", "none"}},
 		"config file unreadable":  {[]string{"agent", "--config", file("broken", "a: [")}, []string{"broken"}},

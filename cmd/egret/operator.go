@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"fmt"
 	"io"
 	"log/slog"
@@ -11,6 +12,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/egret-project/egret/operator"
+	"github.com/egret-project/egret/store"
 )
 
 // quiet is the logger of commands that answer and end: what they have to say is their output and their error.
@@ -43,31 +45,105 @@ func getCommand() *cobra.Command {
 
 func moveCommand() *cobra.Command {
 	var etcd etcdFlags
-	var to string
-	var patience time.Duration
+	var cfg operator.MoveConfig
 	c := &cobra.Command{
 		Use:   "move IP --to NODE",
 		Short: "Move an egress IP to another node, without losing a packet",
 		Args:  cobra.ExactArgs(1),
 	}
 	etcd.add(c.Flags())
-	c.Flags().StringVar(&to, "to", "", "the node that shall hold the IP")
-	c.Flags().DurationVar(&patience, "timeout", 15*time.Second, "how long to wait before the request is withdrawn; whole seconds, at least 2s")
+	c.Flags().StringVar(&cfg.To, "to", "", "the node that shall hold the IP")
+	c.Flags().BoolVar(&cfg.Pin, "pin", false, "prefer that node for the IP from then on")
+	c.Flags().BoolVar(&cfg.Force, "force", false, "also beyond the node's capacity, and away from the node that the IP is pinned to")
+	c.Flags().DurationVar(&cfg.Patience, "timeout", 15*time.Second, "how long to wait before the request is withdrawn; whole seconds, at least 2s")
 	_ = c.MarkFlagRequired("to") // fails only for a flag that does not exist
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
-		ip, err := netip.ParseAddr(args[0])
-		if err != nil {
-			return fmt.Errorf("%q: want the egress IP to move, an IPv4 or IPv6 address", args[0])
+		var err error
+		if cfg.IP, err = egressIP(args[0]); err != nil {
+			return err
 		}
-		if patience < 2*time.Second || patience%time.Second != 0 {
-			return fmt.Errorf("--timeout %v: want whole seconds, at least 2s", patience)
+		if cfg.Patience < 2*time.Second || cfg.Patience%time.Second != 0 {
+			return fmt.Errorf("--timeout %v: want whole seconds, at least 2s", cfg.Patience)
 		}
 		client, err := etcd.dial(c.Context(), quiet)
 		if err != nil {
 			return err
 		}
 		defer client.Close()
-		return operator.Move(c.Context(), client, ip.Unmap(), to, patience, c.OutOrStdout())
+		return operator.Move(c.Context(), client, cfg, c.OutOrStdout())
 	})
+	return c
+}
+
+func egressIP(text string) (netip.Addr, error) {
+	ip, err := netip.ParseAddr(text)
+	if err != nil {
+		return ip, fmt.Errorf("%q: want an egress IP, an IPv4 or IPv6 address", text)
+	}
+	return ip.Unmap(), nil
+}
+
+// on makes a command of one argument that works with a client of etcd.
+func on(use, short string, run func(context.Context, *store.Client, string, io.Writer) error) *cobra.Command {
+	var etcd etcdFlags
+	c := &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1)}
+	etcd.add(c.Flags())
+	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
+		client, err := etcd.dial(c.Context(), quiet)
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		return run(c.Context(), client, args[0], c.OutOrStdout())
+	})
+	return c
+}
+
+func unpinCommand() *cobra.Command {
+	return on("unpin IP", "Drop the pin of an egress IP; it stays where it is", func(ctx context.Context, c *store.Client, arg string, w io.Writer) error {
+		ip, err := egressIP(arg)
+		if err != nil {
+			return err
+		}
+		return operator.Unpin(ctx, c, ip, w)
+	})
+}
+
+func cordonCommand() *cobra.Command {
+	return on("cordon NODE", "Make a node take no egress IPs, and give away those that it holds", operator.Cordon)
+}
+
+func uncordonCommand() *cobra.Command {
+	return on("uncordon NODE", "Let a node take egress IPs again", operator.Uncordon)
+}
+
+func drainCommand() *cobra.Command {
+	var wait bool
+	var patience time.Duration
+	c := on("drain NODE", "Move all egress IPs away from a node, one at a time, without losing a packet, and let it take none",
+		func(ctx context.Context, c *store.Client, node string, w io.Writer) error {
+			if !wait {
+				return operator.Drain(ctx, c, node, 0, w)
+			}
+			if patience <= 0 {
+				return fmt.Errorf("--timeout %v: want more than 0s", patience)
+			}
+			return operator.Drain(ctx, c, node, patience, w)
+		})
+	c.Flags().BoolVar(&wait, "wait", false, "report each IP that leaves, and return when all have left")
+	c.Flags().DurationVar(&patience, "timeout", 5*time.Minute, "how long to wait")
+	return c
+}
+
+func historyCommand() *cobra.Command {
+	var output string
+	c := on("history IP", "Print who held an egress IP, since when, and why", func(ctx context.Context, c *store.Client, arg string, w io.Writer) error {
+		ip, err := egressIP(arg)
+		if err != nil {
+			return err
+		}
+		return operator.History(ctx, c, ip, output, w)
+	})
+	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: a table)")
 	return c
 }

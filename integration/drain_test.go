@@ -1,0 +1,130 @@
+package integration
+
+import (
+	"context"
+	"encoding/json"
+	"fmt"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// history returns the tenures of an IP, as "node why from".
+func history(t *testing.T, ip netip.Addr) []string {
+	t.Helper()
+	var tenures []egress.Tenure
+	if err := json.Unmarshal([]byte(egret(t, "history", ip.String(), "-o", "json")), &tenures); err != nil {
+		t.Fatalf("egret history %s: %v", ip, err)
+	}
+	var out []string
+	for _, h := range tenures {
+		out = append(out, strings.TrimSpace(fmt.Sprint(h.Node, " ", h.Why, " ", h.From)))
+	}
+	return out
+}
+
+func TestDrainLosesNoPacketAndTheHistoryShowsIt(t *testing.T) {
+	n := newNamespace(t)
+	ip, gateway, pod := n.remote("drain", "10.10.0.43")
+	other := otherNode(gateway, otherNode(gateway)) // the pod is on the third
+	podNode := otherNode(gateway)
+	pinned := egret(t, "move", ip.String(), "--to", gateway, "--pin")
+	if !strings.Contains(pinned, "already") || !strings.Contains(pinned, "pinned to "+gateway) {
+		t.Errorf("egret move --pin to where it is: %s", pinned)
+	}
+	// Kubernetes' own cordon keeps the IP away from the pod's node: a move to it is not free for its pods.
+	kubectl(t, "cordon", podNode)
+	uncordon := func() {
+		for _, args := range [][]string{{"kubectl", podNode}, {"egret", gateway}, {"egret", other}} {
+			run := cluster.Kubectl
+			if args[0] == "egret" {
+				run = cluster.Egret
+			}
+			if out, err := run(context.Background(), "uncordon", args[1]); err != nil {
+				t.Errorf("%s uncordon %s: %v\n%s", args[0], args[1], err, out)
+			}
+		}
+	}
+	t.Cleanup(uncordon)
+	eventually(t, 5*time.Second, func() error {
+		for _, node := range records[egress.Node](t, "nodes") {
+			if node.Name == podNode && !node.Cordoned {
+				return fmt.Errorf("%s is not cordoned in etcd", podNode)
+			}
+		}
+		return nil
+	})
+	result := probe(t, pod, 3*time.Second, func() {
+		t.Log(strings.TrimSpace(egret(t, "drain", gateway, "--wait", "--timeout", "20s")))
+	})
+	only(t, result, ip)
+	if result.Lost > 0 {
+		t.Errorf("%d of %d packets lost, longest gap %v", result.Lost, result.Sent, result.LongestGap)
+	}
+	if owner := ownership(t)[ip]; owner != other {
+		t.Errorf("the owner is %s, want %s: %s is drained, %s cordoned in Kubernetes", owner, other, gateway, podNode)
+	}
+	got := history(t, ip)
+	if want := other + " drain " + gateway; len(got) != 2 || got[1] != want {
+		t.Errorf("history %q, want a claim, and %q", got, want)
+	}
+	t.Log("\n" + egret(t, "history", ip.String()))
+
+	// Nobody is left who could take it: it is served all the same.
+	out, err := cluster.Egret(t.Context(), "drain", other, "--wait", "--timeout", "2s")
+	if err == nil || !strings.Contains(fmt.Sprint(err, string(out)), "no other node that pool drain selects") {
+		t.Errorf("draining the last node: %v\n%s\nwant an error that says who is missing", err, out)
+	}
+	leavesAs(t, pod, ip)
+	// As soon as somebody can, it moves.
+	result = probe(t, pod, 3*time.Second, func() {
+		egret(t, "uncordon", gateway)
+		eventually(t, 2*time.Second, func() error {
+			if owner := ownership(t)[ip]; owner != gateway {
+				return fmt.Errorf("the owner is %s, want %s", owner, gateway)
+			}
+			return nil
+		})
+	})
+	only(t, result, ip)
+	if result.Lost > 0 {
+		t.Errorf("when room appeared: %d of %d packets lost, longest gap %v", result.Lost, result.Sent, result.LongestGap)
+	}
+	if out := egret(t, "unpin", ip.String()); !strings.Contains(out, "unpinned") {
+		t.Errorf("egret unpin: %s", out)
+	}
+}
+
+func TestIPLeavesANodeThatStopsMatchingWithinASecond(t *testing.T) {
+	n := newNamespace(t)
+	for _, node := range nodes() {
+		kubectl(t, "label", "node", node, "gateway=yes")
+	}
+	t.Cleanup(func() {
+		for _, node := range nodes() {
+			_, _ = cluster.Kubectl(context.Background(), "label", "node", node, "gateway-") // the lab ends anyway
+		}
+	})
+	n.apply(map[string]any{"kind": "ExternalIPPool", "metadata": n.meta("labels"), "spec": map[string]any{
+		"ipRanges":     []any{map[string]any{"start": "10.10.0.44", "end": "10.10.0.44"}},
+		"nodeSelector": map[string]any{"matchLabels": map[string]any{"gateway": "yes"}}}})
+	n.egress("labels", "labels", "web")
+	ip, gateway := held(t, "labels")
+	pod := n.pod("web", otherNode(gateway), "web")
+	selected(t, pod, ip)
+	result := probe(t, pod, 3*time.Second, func() { kubectl(t, "label", "node", gateway, "gateway-") })
+	only(t, result, ip)
+	if result.LongestGap > time.Second {
+		t.Errorf("%v without an answer, want a second at most", result.LongestGap)
+	}
+	if owner := ownership(t)[ip]; owner == gateway || owner == "" {
+		t.Errorf("the owner is %q, and the pool does not select %s any more", owner, gateway)
+	}
+	if got := history(t, ip); len(got) != 3 || got[1] != "release "+gateway {
+		t.Errorf("history %q, want that %s gave it back", got, gateway)
+	}
+	t.Logf("longest gap %v", result.LongestGap)
+}
