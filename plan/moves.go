@@ -94,17 +94,28 @@ type Misplaced struct {
 	To    string
 }
 
-// Misplacements returns the IPs that are not where they would be if all were placed anew, oldest egress first. Those of cordoned and
-// dead nodes are left out: they move for other reasons.
+// Misplacements returns the IPs that are not where they would be if all were placed anew, oldest egress first: those that are pinned
+// there, and those whose owner holds more IPs of the pool than that node by two or more. Without that bound one more egress, by which
+// the share of each node grows, would move a fifth of the others. Those of cordoned and dead nodes are left out: they move for other
+// reasons.
 func Misplacements(s *egress.Snapshot) []Misplaced {
 	anew := *s
 	anew.Owners, anew.Moves = nil, nil
-	first := rank(&anew)
+	first, all := rank(&anew), targets(s)
+	load := map[[2]string]int{} // pool, node
+	for _, t := range all {
+		load[[2]string{t.Pool, s.Owners[t.IP].Node}]++
+	}
 	var out []Misplaced
-	for _, t := range targets(s) {
+	for _, t := range all {
 		o, owned := s.Owners[t.IP]
-		if nodes := first[t.IP]; owned && len(nodes) > 0 && nodes[0] != o.Node && slices.Contains(nodes, o.Node) {
-			out = append(out, Misplaced{Owner: o, To: nodes[0]})
+		nodes := first[t.IP]
+		if !owned || len(nodes) == 0 || nodes[0] == o.Node || !mayHold(s, s.Pools[t.Pool], o.Node) {
+			continue
+		}
+		to := nodes[0]
+		if s.Pins[t.IP].Node == to || load[[2]string{t.Pool, o.Node}] > load[[2]string{t.Pool, to}]+1 {
+			out = append(out, Misplaced{Owner: o, To: to})
 		}
 	}
 	return out

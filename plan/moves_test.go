@@ -241,6 +241,18 @@ func TestRebalancingBringsIPsBackOneAtATime(t *testing.T) {
 	}
 }
 
+func TestOneMoreEgressMovesNoOther(t *testing.T) {
+	for _, n := range []int{9, 19, 99, 109, 199, 200, 999} {
+		s := cluster(10, n)
+		own(s)
+		s.Egresses = cluster(10, n+1).Egresses
+		own(s)
+		if got := Misplacements(s); len(got) != 0 {
+			t.Errorf("%d IPs on 10 nodes, and one more: %d are misplaced, want none", n, len(got))
+		}
+	}
+}
+
 func TestRebalancingRespectsPinsCordonsAndRoom(t *testing.T) {
 	s := cluster(2, 1)
 	hold(s, "node-1", 1)
