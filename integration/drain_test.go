@@ -5,11 +5,14 @@ import (
 	"encoding/json"
 	"fmt"
 	"net/netip"
+	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/integration/lab"
 )
 
 // history returns the tenures of an IP, as "node why from".
@@ -127,4 +130,82 @@ func TestIPLeavesANodeThatStopsMatchingWithinASecond(t *testing.T) {
 		t.Errorf("history %q, want that %s gave it back", got, gateway)
 	}
 	t.Logf("longest gap %v", result.LongestGap)
+}
+
+func TestIPsComeBackToTheirNodeOneAtATimeAfterTheHoldDown(t *testing.T) {
+	const holdDown = 3 * time.Second
+	l, err := lab.Up(t.Context(), lab.Config{
+		Name: "rebalance", Nodes: 2, LeaseTTL: leaseTTL, AgentFlags: []string{"--rebalance=auto", "--rebalance-hold-down=" + holdDown.String()},
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Down(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	run := func(what string, run func(context.Context, ...string) ([]byte, error), args ...string) []byte {
+		t.Helper()
+		out, err := run(t.Context(), args...)
+		if err != nil {
+			t.Fatalf("%s %v: %v\n%s", what, args, err, out)
+		}
+		return out
+	}
+	objects := []string{`{"apiVersion": "crd.antrea.io/v1beta1", "kind": "ExternalIPPool", "metadata": {"name": "pool"},
+		"spec": {"ipRanges": [{"start": "10.10.0.11", "end": "10.10.0.14"}], "nodeSelector": {}}}`}
+	for i := range 4 {
+		objects = append(objects, fmt.Sprintf(`{"apiVersion": "crd.antrea.io/v1beta1", "kind": "Egress", "metadata": {"name": "e%d"},
+			"spec": {"externalIPPool": "pool", "appliedTo": {"podSelector": {"matchLabels": {"app": "e%d"}}}}}`, i, i))
+	}
+	for i, object := range objects {
+		file := fmt.Sprintf("%s/%d.json", t.TempDir(), i)
+		if err := os.WriteFile(file, []byte(object), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		run("kubectl", l.Kubectl, "apply", "-f", file)
+	}
+	spread := func(want ...int) (owners []egress.Owner) {
+		t.Helper()
+		eventually(t, 20*time.Second, func() error {
+			owners = nil
+			if err := json.Unmarshal(run("egret", l.Egret, "get", "owners", "-o", "json"), &owners); err != nil {
+				return err
+			}
+			got := []int{0, 0}
+			for _, o := range owners {
+				got[o.Node[len("node-")]-'1']++
+			}
+			if !slices.Equal(got, want) {
+				return fmt.Errorf("the nodes hold %v, want %v", got, want)
+			}
+			return nil
+		})
+		return owners
+	}
+	first := spread(2, 2)
+	if err := l.Crash(t.Context(), "node-1"); err != nil {
+		t.Fatal(err)
+	}
+	spread(0, 4)
+	if err := l.Recover(t.Context(), "node-1"); err != nil {
+		t.Fatal(err)
+	}
+	back := time.Now()
+	last := spread(2, 2)
+	if took := time.Since(back); took < holdDown {
+		t.Errorf("back after %v, want %v at least", took, holdDown)
+	}
+	for i, o := range last {
+		if o.Node != first[i].Node {
+			t.Errorf("%s is on %s, and was on %s", o.IP, o.Node, first[i].Node)
+		}
+		if o.Node == "node-1" && o.Why != egress.ReasonRebalance {
+			t.Errorf("%s came back by %q, want %q", o.IP, o.Why, egress.ReasonRebalance)
+		}
+		if o.Node == "node-1" {
+			t.Log("\n" + string(run("egret", l.Egret, "history", o.IP.String())))
+		}
+	}
 }
