@@ -29,10 +29,11 @@ func Check(kind, format string) error {
 	if !slices.Contains(Kinds, kind) {
 		return fmt.Errorf("kind %q: want one of %s", kind, strings.Join(Kinds, ", "))
 	}
-	return checkFormat(format)
+	return CheckFormat(format)
 }
 
-func checkFormat(format string) error {
+// CheckFormat is Check for a format alone.
+func CheckFormat(format string) error {
 	if !slices.Contains([]string{"", "json", "yaml"}, format) {
 		return fmt.Errorf("output format %q: want json or yaml", format)
 	}

@@ -13,7 +13,7 @@ import (
 
 // History writes who held an IP, since when, and why, the oldest first, as Get writes records.
 func History(ctx context.Context, c *store.Client, ip netip.Addr, format string, w io.Writer) error {
-	if err := checkFormat(format); err != nil {
+	if err := CheckFormat(format); err != nil {
 		return err
 	}
 	tenures, faulty := c.History(ctx, ip)

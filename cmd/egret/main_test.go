@@ -39,6 +39,12 @@ func TestBadInputIsNamed(t *testing.T) {
 		"output format":           {[]string{"get", "owners", "-o", "xml", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms"}, []string{"xml", "json"}},
 		"no IP to move":           {[]string{"move", "--to", "node-1"}, []string{"arg"}},
 		"not an IP":               {[]string{"move", "ten.ten", "--to", "node-1"}, []string{"ten.ten", "IPv4"}},
+		"not an IP to unpin":      {[]string{"unpin", "ten.ten"}, []string{"ten.ten", "IPv4"}},
+		"history of no IP":        {[]string{"history", "ten.ten"}, []string{"ten.ten", "IPv4"}},
+		"history's format":        {[]string{"history", "10.0.0.1", "-o", "xml"}, []string{"xml", "json"}},
+		"no node to drain":        {[]string{"drain"}, []string{"arg"}},
+		"drain timeout":           {[]string{"drain", "node-1", "--wait", "--timeout", "0s"}, []string{"--timeout"}},
+		"capacity":                {[]string{"crdsync", "--egress.maxEgressIPsPerNode", "256"}, []string{"256", "1 to 255"}},
 		"no target":               {[]string{"move", "10.0.0.1"}, []string{"to"}},
 		"timeout":                 {[]string{"move", "10.0.0.1", "--to", "a", "--timeout", "1ms"}, []string{"--timeout", "1ms", "2s"}},
 		"duration":                {[]string{"agent", "--lease-ttl", "soon"}, []string{"lease-ttl", "soon"}},
@@ -83,6 +89,8 @@ func TestUnreachableEtcdIsNamed(t *testing.T) {
 	for name, args := range map[string][]string{
 		"get":     {"get", "owners"},
 		"move":    {"move", "10.0.0.1", "--to", "node-1"},
+		"drain":   {"drain", "node-1"},
+		"history": {"history", "10.0.0.1"},
 		"crdsync": {"crdsync", "--kubeconfig", kubeconfig},
 		"agent":   {"agent", "--node", "node-1"},
 	} {

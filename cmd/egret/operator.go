@@ -83,6 +83,15 @@ func egressIP(text string) (netip.Addr, error) {
 	return ip.Unmap(), nil
 }
 
+// isIP refuses arguments other than one egress IP.
+func isIP(c *cobra.Command, args []string) error {
+	if err := cobra.ExactArgs(1)(c, args); err != nil {
+		return err
+	}
+	_, err := egressIP(args[0])
+	return err
+}
+
 // on makes a command of one argument that works with a client of etcd.
 func on(use, short string, run func(context.Context, *store.Client, string, io.Writer) error) *cobra.Command {
 	var etcd etcdFlags
@@ -100,13 +109,15 @@ func on(use, short string, run func(context.Context, *store.Client, string, io.W
 }
 
 func unpinCommand() *cobra.Command {
-	return on("unpin IP", "Drop the pin of an egress IP; it stays where it is", func(ctx context.Context, c *store.Client, arg string, w io.Writer) error {
+	c := on("unpin IP", "Drop the pin of an egress IP; it stays where it is", func(ctx context.Context, c *store.Client, arg string, w io.Writer) error {
 		ip, err := egressIP(arg)
 		if err != nil {
 			return err
 		}
 		return operator.Unpin(ctx, c, ip, w)
 	})
+	c.Args = isIP
+	return c
 }
 
 func cordonCommand() *cobra.Command {
@@ -125,13 +136,16 @@ func drainCommand() *cobra.Command {
 			if !wait {
 				return operator.Drain(ctx, c, node, 0, w)
 			}
-			if patience <= 0 {
-				return fmt.Errorf("--timeout %v: want more than 0s", patience)
-			}
 			return operator.Drain(ctx, c, node, patience, w)
 		})
 	c.Flags().BoolVar(&wait, "wait", false, "report each IP that leaves, and return when all have left")
 	c.Flags().DurationVar(&patience, "timeout", 5*time.Minute, "how long to wait")
+	c.PreRunE = func(*cobra.Command, []string) error {
+		if patience <= 0 {
+			return fmt.Errorf("--timeout %v: want more than 0s", patience)
+		}
+		return nil
+	}
 	return c
 }
 
@@ -145,5 +159,7 @@ func historyCommand() *cobra.Command {
 		return operator.History(ctx, c, ip, output, w)
 	})
 	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: a table)")
+	c.Args = isIP
+	c.PreRunE = func(*cobra.Command, []string) error { return operator.CheckFormat(output) }
 	return c
 }
