@@ -37,9 +37,9 @@ func (a *agent) giveAway(ctx context.Context, t turn) (next time.Time, err error
 			next = earlier(next, due)
 			continue
 		}
-		a.avoid[m.To] = t.now.Add(avoidance)
 		ok, err := a.Store.WithdrawMove(ctx, m)
-		if errs = append(errs, err); ok {
+		if errs = append(errs, err); ok { // else it has come true, or will be tried again
+			a.avoid[m.To] = t.now.Add(avoidance)
 			a.Log.Warn("planned move withdrawn: the target did not get ready", "egress_ip", ip, "node", m.To)
 		}
 	}
