@@ -23,6 +23,9 @@ func checkCommand() *cobra.Command {
 	c.Flags().StringVar(&nodeIP, "node-ip", "", "address of this node that the overlay uses (default: look at the default route's link)")
 	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: a table)")
 	c.RunE = func(c *cobra.Command, _ []string) error {
+		if err := operator.CheckFormat(output); err != nil {
+			return err
+		}
 		var ip netip.Addr
 		if nodeIP != "" {
 			var err error
