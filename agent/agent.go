@@ -17,6 +17,7 @@ import (
 	"github.com/egret-project/egret/announce"
 	"github.com/egret-project/egret/check"
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/gossip"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/routing"
 	"github.com/egret-project/egret/store"
@@ -36,6 +37,12 @@ type Config struct {
 	ClaimDelay time.Duration // how much longer each next candidate of an IP waits
 	Linger     time.Duration // for how long a former owner relays after a planned move
 
+	// GossipKey is what the agents' gossip is encrypted with; nil: no gossip, and whoever dies is found dead when its lease ends. GossipPort
+	// is its TCP and UDP port. Freeze keeps the IPs while all agents have lost etcd.
+	GossipKey  []byte
+	GossipPort int
+	Freeze     bool
+
 	Rebalance time.Duration // for how long an IP belongs elsewhere before it is moved there; 0: it stays
 
 	Except []netip.Prefix // destinations that are never SNATed, on top of nodes and pod CIDRs
@@ -51,8 +58,10 @@ type agent struct {
 	announcer *announce.Announcer
 	permits   *permits
 	history   *history
-	dirty     chan struct{} // capacity 1
-	features  []string      // what the record of the agent says of its kernel
+	features  []string       // what the record of the agent says of its kernel
+	gossip    *gossip.Gossip // nil: off
+	freeze    *freeze        // nil: no gossip
+	dirty     chan struct{}  // capacity 1
 
 	mu    sync.Mutex // guards lease
 	lease *store.Lease
@@ -62,6 +71,9 @@ type agent struct {
 	adopted     map[netip.Addr]bool      // permits found in the kernel at start: no waiting for those
 	seen        map[lock]time.Time       // since when a lock of this node is seen
 	unowned     map[netip.Addr]time.Time // since when an IP is seen without an owner
+	inUse       map[lock]bool            // locks of this node that it acts upon
+	met         map[string]time.Time     // since when the lease of an agent is seen
+	dead        map[string]time.Time     // since when the agent of a lease is seen to be dead
 	linger      map[netip.Addr]time.Time // until when this node relays for the IP's next owner
 	owed        owed                     // connections that are to be opened anew
 	announced   map[netip.Addr]string    // as of the last pass that was complete
@@ -106,10 +118,24 @@ func Run(ctx context.Context, cfg Config) error {
 	if a.features, err = a.look(); err != nil {
 		return err
 	}
+	// These go on until the last words are said: the permits must not end meanwhile, nor the peers think that the agent is dead.
+	var last errgroup.Group
+	after, stop := context.WithCancel(context.WithoutCancel(ctx))
+	defer func() {
+		stop()
+		_ = last.Wait() // they end without error
+	}()
+	last.Go(func() error { return a.permits.run(after, a.Log) })
+	if a.permits.bounded {
+		last.Go(func() error { return a.confirm(after) })
+	}
+	if a.gossip != nil {
+		last.Go(func() error { return a.gossip.Run(after) })
+		last.Go(func() error { return a.freeze.run(after) })
+	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.view.Run(gctx) })
 	g.Go(func() error { return a.keepLease(gctx) })
-	g.Go(func() error { return a.permits.run(gctx, a.Log) })
 	g.Go(func() error { return a.announcer.Run(gctx) })
 	g.Go(func() error { return a.history.run(gctx, a.Store, a.Log) })
 	watch := func(run func(context.Context, func()) error) {
@@ -145,6 +171,7 @@ func open(cfg Config) (*agent, error) {
 		seen:   map[lock]time.Time{}, unowned: map[netip.Addr]time.Time{}, linger: map[netip.Addr]time.Time{},
 		adopted: map[netip.Addr]bool{}, owed: newOwed(), history: newHistory(),
 		asked: map[netip.Addr]time.Time{}, avoid: map[string]time.Time{}, misplaced: map[egress.Move]time.Time{},
+		inUse: map[lock]bool{}, met: map[string]time.Time{}, dead: map[string]time.Time{},
 	}
 	a.owed.all = true // what the former agent left undone is not known
 	var err error
@@ -157,7 +184,19 @@ func open(cfg Config) (*agent, error) {
 	if a.links, err = vlan.New(vlan.Config{Log: cfg.Log}); err != nil {
 		return nil, err
 	}
-	a.permits = &permits{tables: a.tables, length: cfg.Permit}
+	a.permits = &permits{tables: a.tables, length: cfg.Permit, bounded: cfg.GossipKey != nil, kick: make(chan struct{}, 1)}
+	if cfg.GossipKey != nil {
+		a.freeze = newFreeze(&freeze{
+			length: cfg.Permit, keep: cfg.Freeze, peers: a.peers,
+			send:      func(node string, m []byte) { a.gossip.Send(node, m) },
+			renew:     a.permits.soon,
+			confirmed: func() time.Time { return a.currentLease().Confirmed() },
+		})
+		a.permits.frozen = a.freeze.frozen
+		a.gossip = gossip.New(gossip.Config{
+			Node: cfg.Node, Port: cfg.GossipPort, Key: cfg.GossipKey, Log: cfg.Log, Changed: a.wake, Receive: a.freeze.receive,
+		})
+	}
 	a.announcer = announce.New(announce.Config{Log: cfg.Log, Permitted: a.permits.answers})
 	return a, nil
 }
@@ -180,6 +219,10 @@ func (a *agent) start(ctx context.Context) error {
 			}
 			a.setLease(l)
 			a.since = former.Since
+			a.permits.bounded = a.permits.bounded || former.Revocable
+			if err := l.Confirm(ctx, a.Node); err != nil {
+				return err
+			}
 			a.Log.Info("lease adopted", "lease", former.Lease, "egress_ips", len(left))
 			return nil
 		}
@@ -236,6 +279,35 @@ func (a *agent) keepLease(ctx context.Context) error {
 		}
 		a.wake()
 	}
+}
+
+// confirm asks etcd again and again whether the lease is still there, for permits that are bounded by the answer.
+func (a *agent) confirm(ctx context.Context) error {
+	tick := time.NewTicker(a.Permit / 5)
+	defer tick.Stop()
+	for {
+		try, cancel := context.WithTimeout(ctx, a.Permit/2)
+		_ = a.currentLease().Confirm(try, a.Node) // the permits say when they are not renewed, keepLease when the lease is lost
+		cancel()
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+		}
+	}
+}
+
+// peers returns the other agents, as etcd last had them.
+func (a *agent) peers() []string {
+	var out []string
+	if s := a.view.Snapshot(); s != nil {
+		for name := range s.Agents {
+			if name != a.Node {
+				out = append(out, name)
+			}
+		}
+	}
+	return out
 }
 
 // wake marks the loop dirty. It never blocks.
@@ -295,19 +367,36 @@ func (a *agent) report(ctx context.Context, err error) {
 }
 
 // lastWords confirms the lease once more and extends the permits to its end: nobody can claim before that, so the kernel may serve on
-// alone until the next agent adopts both.
+// alone until the next agent adopts both. Where peers may revoke the lease, the locks move to another first, which they may not.
 func (a *agent) lastWords(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	if err := a.currentLease().Renew(ctx); err != nil {
+	lease := a.currentLease()
+	if a.permits.bounded {
+		next, err := a.reissue(ctx, lease)
+		if err != nil {
+			a.Log.Warn("locks not kept for the next agent: traffic stops until it runs", "err", err)
+			return
+		}
+		lease = next
+	} else if err := lease.Renew(ctx); err != nil {
 		a.Log.Warn("lease not confirmed at the end", "err", err)
 	}
-	left, err := a.permits.extend()
+	left, err := a.permits.extend(lease)
 	if err != nil {
 		a.Log.Warn("permits not extended: traffic stops until the next agent runs", "err", err)
 		return
 	}
 	a.Log.Info("stopped; kernel and lease stay for the next agent", "dur", left)
+}
+
+func (a *agent) reissue(ctx context.Context, lease *store.Lease) (*store.Lease, error) {
+	r, err := a.Store.Agent(ctx, a.Node)
+	if err != nil {
+		return nil, err
+	}
+	r.Node, r.Restarting, r.Revocable = a.Node, true, false
+	return lease.Reissue(ctx, r)
 }
 
 // look checks the node, logs what is amiss, and returns what the record of the agent says of its kernel.

@@ -13,6 +13,7 @@ import (
 
 	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/gossip"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/routing"
@@ -42,6 +43,9 @@ func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
 			err = errors.Join(err, a.letGo(ctx, t))
 		}
 		return time.Time{}, err
+	}
+	if a.gossip != nil {
+		a.meet(t)
 	}
 	next = a.roles(&t)
 	d := plan.Build(s, t.facts, t.roles)
@@ -116,7 +120,7 @@ func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 // roles sets what this node may do for each egress IP, and returns when that changes by time alone.
 func (a *agent) roles(t *turn) (next time.Time) {
 	t.roles = map[netip.Addr]plan.Role{}
-	seen := map[lock]time.Time{}
+	seen, inUse := map[lock]time.Time{}, map[lock]bool{}
 	for ip, o := range t.Owners {
 		if !a.holds(*t, o) {
 			continue
@@ -129,14 +133,18 @@ func (a *agent) roles(t *turn) (next time.Time) {
 				seen[k] = t.now.Add(-a.Permit)
 			}
 		}
-		if usable := seen[k].Add(a.Permit); t.now.Before(usable) {
+		usable := seen[k].Add(a.Permit)
+		if a.freeze != nil && o.From == "" && !a.adopted[ip] {
+			usable = later(usable, a.freeze.bound())
+		}
+		if !a.inUse[k] && t.now.Before(usable) {
 			t.roles[ip] = plan.Pending
 			next = earlier(next, usable)
 			continue
 		}
-		t.roles[ip] = plan.Hold
+		t.roles[ip], inUse[k] = plan.Hold, true
 	}
-	a.seen, a.adopted = seen, nil
+	a.seen, a.inUse, a.adopted = seen, inUse, nil
 	for _, o := range plan.Releases(t.Snapshot, t.facts) {
 		delete(t.roles, o.IP) // silent first: the lock goes only when the kernel is done
 	}
@@ -283,7 +291,7 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 	// Milliseconds are usual. While etcd does not answer, the kernel is looked after all the same.
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	errs := []error{a.publish(ctx, t)}
+	errs := []error{a.publish(ctx, t, fenced)}
 	if !fenced {
 		return time.Time{}, errors.Join(errs...)
 	}
@@ -315,13 +323,21 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 			a.Log.Info("handed over", "egress_ip", dep.Owner.IP, "node", dep.To.Node, "why", cmp.Or(dep.Move.Why, egress.ReasonMove))
 		}
 	}
-	next, err := a.claim(ctx, t)
+	if a.freeze != nil {
+		if bound := a.freeze.bound(); time.Now().Before(bound) {
+			return bound, errors.Join(errs...) // promised
+		}
+	}
+	next, err := a.revoke(ctx, t)
+	errs = append(errs, err)
+	due, err := a.claim(ctx, t)
+	errs, next = append(errs, err), earlier(next, due)
 	due, err2 := a.giveAway(ctx, t)
 	return earlier(next, due), errors.Join(append(errs, err, err2)...)
 }
 
 // publish keeps agents/<node> up to date.
-func (a *agent) publish(ctx context.Context, t turn) error {
+func (a *agent) publish(ctx context.Context, t turn, fenced bool) error {
 	if a.since.IsZero() {
 		a.since = time.Now().UTC().Truncate(time.Second)
 	}
@@ -331,7 +347,10 @@ func (a *agent) publish(ctx context.Context, t turn) error {
 	}
 	have := t.Agents[a.Node]
 	r.Faults = have.Faults // publishFaults changes them
-	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) {
+	// What a former agent extended is cut by now.
+	r.Revocable = a.gossip != nil && (fenced || have.Revocable)
+	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) &&
+		have.Revocable == r.Revocable && have.Restarting == r.Restarting {
 		return nil
 	}
 	return a.Store.PutAgent(ctx, t.lease, r)
@@ -341,11 +360,19 @@ func (a *agent) publish(ctx context.Context, t turn) error {
 func (a *agent) claim(ctx context.Context, t turn) (next time.Time, err error) {
 	unowned := map[netip.Addr]time.Time{}
 	var errs []error
-	for _, c := range plan.Claims(t.Snapshot, t.facts) {
+	s, lag := t.Snapshot, 0
+	if a.gossip != nil {
+		living := *s
+		living.Agents = plan.Living(s, a.Node, a.isDead)
+		if s = &living; len(living.Agents) == 0 {
+			s, lag = t.Snapshot, 1 // cut off from its peers: they go first
+		}
+	}
+	for _, c := range plan.Claims(s, t.facts) {
 		if unowned[c.IP] = a.unowned[c.IP]; unowned[c.IP].IsZero() {
 			unowned[c.IP] = t.now
 		}
-		if due := unowned[c.IP].Add(time.Duration(c.Rank) * a.ClaimDelay); t.now.Before(due) {
+		if due := unowned[c.IP].Add(time.Duration(c.Rank+lag) * a.ClaimDelay); t.now.Before(due) {
 			next = earlier(next, due)
 			continue
 		}
@@ -359,6 +386,56 @@ func (a *agent) claim(ctx context.Context, t turn) (next time.Time, err error) {
 		}
 	}
 	a.unowned = unowned
+	return next, errors.Join(errs...)
+}
+
+// acquaintance is how long a lease must have been seen before its agent counts as dead: a new one may not have joined the gossip yet.
+const acquaintance = 2 * time.Second
+
+// meet tells the gossip of the other agents, and notes since when their leases are seen.
+func (a *agent) meet(t turn) {
+	peers, met := map[string]netip.Addr{}, map[string]time.Time{}
+	for name, r := range t.Agents {
+		if name == a.Node {
+			continue
+		}
+		peers[name] = r.Address
+		if met[r.Lease] = a.met[r.Lease]; met[r.Lease].IsZero() {
+			met[r.Lease] = t.now
+		}
+	}
+	a.met = met
+	a.gossip.Set(t.facts.Underlay, peers)
+}
+
+func (a *agent) isDead(node string) bool { return a.gossip.State(node) == gossip.Dead }
+
+// revoke ends the leases of dead agents, which frees their IPs: the first in rank at once, each next one a step later.
+func (a *agent) revoke(ctx context.Context, t turn) (next time.Time, err error) {
+	if a.gossip == nil {
+		return time.Time{}, nil
+	}
+	dead := map[string]time.Time{}
+	var errs []error
+	for _, r := range plan.Revocations(t.Snapshot, a.Node, a.isDead) {
+		lease := r.Agent.Lease
+		if dead[lease] = a.dead[lease]; dead[lease].IsZero() {
+			dead[lease] = t.now
+		}
+		due := later(dead[lease].Add(time.Duration(r.Rank)*a.ClaimDelay), a.met[lease].Add(acquaintance))
+		if t.now.Before(due) {
+			next = earlier(next, due)
+			continue
+		}
+		id, err := store.ParseLease(lease)
+		if err == nil {
+			err = a.Store.Revoke(ctx, id)
+		}
+		if errs = append(errs, err); err == nil {
+			a.Log.Warn("lease of a dead agent revoked", "node", r.Agent.Node, "lease", lease)
+		}
+	}
+	a.dead = dead
 	return next, errors.Join(errs...)
 }
 
@@ -392,4 +469,12 @@ func earlier(a, b time.Time) time.Time {
 		return b
 	}
 	return a
+}
+
+// later returns the later of two times.
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
 }

@@ -16,12 +16,19 @@ import (
 type permits struct {
 	tables *nft.Tables
 	length time.Duration
+	// bounded: the permits end within length of a moment at which nobody had revoked the lease, so that peers may revoke it.
+	bounded bool
+	// frozen returns a moment at which every agent that could claim had lost etcd too; nil: there is no such rule.
+	frozen func() time.Time
+	kick   chan struct{} // capacity 1: renew now
 
 	mu   sync.Mutex // guards what follows, and keeps a renewal from overtaking a withdrawal
 	list []nft.Permit
 	// lease is the one that the locks of list are bound to. The validity of a later one says nothing about them.
 	lease *store.Lease
 	until time.Time // when the last renewal ends
+	limit time.Time // when the permits must have ended, if they are bounded
+	last  bool      // extended: never renewed again
 
 	gone, silent []netip.Addr // withdrawn, wholly and to answer, and the kernel has not confirmed it
 }
@@ -70,14 +77,18 @@ func (p *permits) restrict(may func(netip.Addr) (send, answer bool)) error {
 func (p *permits) grant(list []nft.Permit, lease *store.Lease) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	if p.lease != lease {
+		p.limit = time.Time{}
+	}
 	p.list, p.lease = list, lease
 	return p.renewLocked(p.length)
 }
 
-// extend renews the permits to the end of the lease and returns how long that is.
-func (p *permits) extend() (time.Duration, error) {
+// extend renews the permits to the end of the lease, under which their locks are and which nobody revokes, and returns how long that is.
+func (p *permits) extend(lease *store.Lease) (time.Duration, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.lease, p.bounded, p.last = lease, false, true
 	if len(p.list) == 0 {
 		return 0, nil
 	}
@@ -100,6 +111,9 @@ func (p *permits) answers(ip netip.Addr) bool {
 func (p *permits) renewLocked(d time.Duration) error {
 	if len(p.list) == 0 {
 		return nil
+	}
+	if p.bounded {
+		return p.renewBoundedLocked()
 	}
 	now, valid := time.Now(), p.lease.Valid()
 	if !now.Before(valid) {
@@ -126,7 +140,50 @@ func (p *permits) renewLocked(d time.Duration) error {
 	return nil
 }
 
-// run renews the permits every quarter of their length until ctx ends.
+// renewBoundedLocked renews the permits to their limit: their length after the lease was confirmed, or after every peer promised to use
+// no IP that it claims. A promise carries on what a confirmation began, and never begins anew: a peer may have been free in between. A
+// tenth is left for the time that the write takes.
+func (p *permits) renewBoundedLocked() error {
+	now, since := time.Now(), p.lease.Confirmed()
+	if since.IsZero() { // lost, or never confirmed
+		return errUnconfirmed
+	}
+	if p.frozen != nil && now.Before(p.limit) {
+		if f := p.frozen(); f.After(since) {
+			since = f
+		}
+	}
+	limit, margin := since.Add(p.length), p.length/10
+	if p.limit.After(limit) {
+		limit = p.limit
+	}
+	left := limit.Sub(now) - margin
+	if left < time.Millisecond {
+		return errUnconfirmed
+	}
+	if err := p.tables.Permit(p.list, left); err != nil {
+		return err
+	}
+	if wrote := time.Now(); wrote.Sub(now) > margin {
+		// The process may have been frozen in between: cut what lasts too long. Less than a millisecond revokes.
+		left = max(limit.Sub(wrote)-margin, 0)
+		if err := p.tables.Permit(p.list, left); err != nil {
+			return err
+		}
+	}
+	p.limit, p.until = limit, limit.Add(-margin)
+	return nil
+}
+
+// soon asks run for a renewal. It never blocks.
+func (p *permits) soon() {
+	select {
+	case p.kick <- struct{}{}:
+	default:
+	}
+}
+
+// run renews the permits every quarter of their length, and when it is asked to, until ctx ends.
 func (p *permits) run(ctx context.Context, log *slog.Logger) error {
 	tick := time.NewTicker(p.length / 4)
 	defer tick.Stop()
@@ -136,8 +193,13 @@ func (p *permits) run(ctx context.Context, log *slog.Logger) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
+		case <-p.kick:
 		}
 		p.mu.Lock()
+		if p.last {
+			p.mu.Unlock()
+			return nil
+		}
 		err := p.renewLocked(p.length)
 		p.mu.Unlock()
 		switch {

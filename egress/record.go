@@ -113,6 +113,9 @@ type Agent struct {
 	Faults map[string]string `json:"faults,omitempty"`
 	// Restarting is set by an agent that was told to stop and expects a successor.
 	Restarting bool `json:"restarting,omitempty"`
+	// Revocable says that the agent's permits end within one permit length of its last look at this record, whoever revokes its lease:
+	// peers may do that when the gossip reports it dead. An agent that is told to stop moves its keys to a lease that is not.
+	Revocable bool `json:"revocable,omitempty"`
 }
 
 // Owner is owners/<ip>, under the owner's lease: the lock of one egress IP.

@@ -215,8 +215,10 @@ func wished(s *egress.Snapshot, ip netip.Addr) string {
 }
 
 // weight is the rendezvous hash: the node with the largest weight for an IP is its first choice.
-func weight(ip netip.Addr, node string) uint64 {
-	h := sha256.Sum256([]byte(ip.String() + "/" + node))
+func weight(ip netip.Addr, node string) uint64 { return weightOf(ip.String(), node) }
+
+func weightOf(what, node string) uint64 {
+	h := sha256.Sum256([]byte(what + "/" + node))
 	return binary.BigEndian.Uint64(h[:])
 }
 

@@ -4,11 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"sync"
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+
+	"github.com/egret-project/egret/egress"
 )
 
 // ErrLeaseLost says that etcd does not know the lease: it ended, or was revoked, and every key under it is gone.
@@ -23,6 +26,7 @@ type Lease struct {
 	mu    sync.Mutex // guards what follows
 	valid time.Time
 	lost  bool
+	seen  time.Time // see Confirmed
 }
 
 // Grant takes a new lease. etcd counts in whole seconds, so a fraction of one is rounded up, and it raises what is below its floor
@@ -92,6 +96,83 @@ func (l *Lease) Valid() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	return l.valid
+}
+
+// Confirm asks etcd whether agents/<node> is there under the lease. It is a linearizable read, unlike a renewal, which a leader that was
+// cut off and does not know it yet still grants: so nobody had revoked the lease when the request was sent. An error says that this is
+// not known.
+func (l *Lease) Confirm(ctx context.Context, node string) error {
+	sent := time.Now()
+	resp, err := l.client.etcd.Get(ctx, l.client.key(AgentKey(node)))
+	if err != nil {
+		return fmt.Errorf("confirming lease %s: %w", FormatLease(l.ID()), err)
+	}
+	if len(resp.Kvs) == 0 || resp.Kvs[0].Lease != l.ID() {
+		return fmt.Errorf("confirming lease %s: %s is not under it", FormatLease(l.ID()), AgentKey(node))
+	}
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	if !l.lost && sent.After(l.seen) {
+		l.seen = sent
+	}
+	return nil
+}
+
+// Confirmed returns when the last successful Confirm was sent, on the monotonic clock: the lease was not revoked before. It is the zero
+// time before the first and once the lease is lost.
+func (l *Lease) Confirmed() time.Time {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.seen
+}
+
+// Reissue moves every key of the lease to a new one of the same TTL, with the agent's record as given, and returns the new lease. Whoever
+// revokes the old one then, on what he read before, ends nothing. The old lease is left to end by itself. An error: it is not known
+// what holds; keys may be under either.
+func (l *Lease) Reissue(ctx context.Context, a egress.Agent) (*Lease, error) {
+	next, err := l.client.Grant(ctx, l.TTL())
+	if err != nil {
+		return nil, err
+	}
+	fail := func(err error) (*Lease, error) {
+		return nil, fmt.Errorf("moving the keys of lease %s to %s: %w", FormatLease(l.ID()), FormatLease(next.ID()), err)
+	}
+	resp, err := l.client.etcd.TimeToLive(ctx, l.id, clientv3.WithAttachedKeys())
+	if err != nil {
+		return fail(err)
+	}
+	a.Lease = FormatLease(next.ID())
+	v, err := Encode(a)
+	if err != nil {
+		return fail(err)
+	}
+	record := l.client.key(AgentKey(a.Node))
+	ops := map[string]clientv3.Op{}
+	var keys []string
+	for _, k := range resp.Keys {
+		if key := string(k); key != record {
+			keys = append(keys, key)
+			ops[key] = clientv3.OpPut(key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(next.id))
+		}
+	}
+	keys = append(keys, record) // last: the next agent goes by it
+	ops[record] = clientv3.OpPut(record, string(v), clientv3.WithLease(next.id))
+	for batch := range slices.Chunk(keys, maxTxnOps/2) {
+		var ifs []clientv3.Cmp
+		var then []clientv3.Op
+		for _, key := range batch {
+			ifs = append(ifs, clientv3.Compare(clientv3.LeaseValue(key), "=", l.id))
+			then = append(then, ops[key])
+		}
+		done, err := l.client.txn(ctx, ifs, then, nil)
+		if err != nil {
+			return fail(err)
+		}
+		if !done.Succeeded {
+			return fail(errors.New("a key has changed meanwhile"))
+		}
+	}
+	return next, nil
 }
 
 // condition is how a lease is doing.
@@ -164,6 +245,11 @@ func (l *Lease) Revoke(ctx context.Context) error {
 	return l.client.revoke(ctx, l.id)
 }
 
+// Revoke ends the lease of a dead agent, which deletes its keys. Nil when it is gone already.
+func (c *Client) Revoke(ctx context.Context, id int64) error {
+	return c.revoke(ctx, clientv3.LeaseID(id))
+}
+
 func (c *Client) revoke(ctx context.Context, id clientv3.LeaseID) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -185,7 +271,7 @@ func (l *Lease) known(err error) error {
 func (l *Lease) lose() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.lost, l.valid = true, time.Time{}
+	l.lost, l.valid, l.seen = true, time.Time{}, time.Time{}
 }
 
 func (l *Lease) isLost() bool {

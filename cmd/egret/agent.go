@@ -1,17 +1,20 @@
 package main
 
 import (
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/egret-project/egret/agent"
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/gossip"
 )
 
 // agentFlags is the configuration of `egret agent`.
@@ -22,6 +25,8 @@ type agentFlags struct {
 	except, cluster                      []string
 	rebalance                            string
 	holdDown                             time.Duration
+	gossipPort                           int
+	gossipKeyFile, onStoreLoss           string
 }
 
 func agentCommand() *cobra.Command {
@@ -47,6 +52,9 @@ func agentCommand() *cobra.Command {
 	s.StringSliceVar(&f.cluster, "cluster-cidrs", nil, "pod and Service CIDRs of the cluster, where the nodes' records do not name them")
 	s.StringVar(&f.rebalance, "rebalance", "off", "auto: IPs go back to the node that they belong to, one at a time; off: they stay where they are; the same on all nodes")
 	s.DurationVar(&f.holdDown, "rebalance-hold-down", 5*time.Minute, "for how long an IP has to belong elsewhere before --rebalance=auto moves it")
+	s.IntVar(&f.gossipPort, "gossip-port", gossip.DefaultPort, "TCP and UDP port on which the agents find out within a second who is dead; 0: off")
+	s.StringVar(&f.gossipKeyFile, "gossip-key-file", "", "file of the gossip's key, 16, 24 or 32 bytes in base64, the same on all nodes; without it there is no gossip")
+	s.StringVar(&f.onStoreLoss, "on-store-loss", "freeze", "freeze: keep the egress IPs while all agents have lost etcd (needs the gossip); release: let them go")
 	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	c.RunE = configured(&f.config, func(c *cobra.Command, _ []string) error { return f.run(c) })
 	return c
@@ -86,6 +94,19 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	case f.rebalance == "auto":
 		cfg.Rebalance = f.holdDown
 	}
+	if f.gossipPort < 0 || f.gossipPort > 65535 {
+		fault("--gossip-port %d: want a port, or 0", f.gossipPort)
+	}
+	if f.gossipKeyFile != "" && f.gossipPort != 0 {
+		key, err := gossipKey(f.gossipKeyFile)
+		if err != nil {
+			fault("--gossip-key-file: %w", err)
+		}
+		cfg.GossipKey, cfg.GossipPort = key, f.gossipPort
+	}
+	if cfg.Freeze = f.onStoreLoss == "freeze"; !cfg.Freeze && f.onStoreLoss != "release" {
+		fault("--on-store-loss %q: want freeze or release", f.onStoreLoss)
+	}
 	for _, text := range slices.Concat(f.except, f.cluster) {
 		p, err := netip.ParsePrefix(text)
 		if err != nil {
@@ -95,6 +116,19 @@ func (f *agentFlags) validate() (agent.Config, error) {
 		cfg.Except = append(cfg.Except, p.Masked())
 	}
 	return cfg, errors.Join(errs...)
+}
+
+// gossipKey reads the key that `openssl rand -base64 32` makes.
+func gossipKey(file string) ([]byte, error) {
+	b, err := os.ReadFile(file)
+	if err != nil {
+		return nil, err
+	}
+	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(b)))
+	if err != nil || len(key) != 16 && len(key) != 24 && len(key) != 32 {
+		return nil, fmt.Errorf("%s: want 16, 24 or 32 bytes in base64, as `openssl rand -base64 32` makes them", file)
+	}
+	return key, nil
 }
 
 func (f *agentFlags) run(c *cobra.Command) error {
@@ -110,6 +144,10 @@ func (f *agentFlags) run(c *cobra.Command) error {
 	log.Info("egret agent", "version", version, "node", cfg.Node, "endpoints", f.etcd.endpoints, "lease_ttl", cfg.LeaseTTL, "permit", cfg.Permit,
 		"packet_mark_mask", egress.MarkMask, "conn_mark", egress.ConnTag, "overlay_port", egress.OverlayPort,
 		"rule_priorities", fmt.Sprintf("%d-%d", egress.MinPriority, egress.MaxPriority), "tables_from", egress.ReturnTable)
+	if cfg.GossipKey == nil {
+		log.Warn("no gossip: a dead agent is found when its lease ends, and no IP outlives the loss of etcd by more than that; " +
+			"it takes --gossip-port and --gossip-key-file")
+	}
 	if cfg.Store, err = f.etcd.dial(c.Context(), log); err != nil {
 		return err
 	}

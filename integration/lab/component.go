@@ -51,6 +51,7 @@ func (l *Lab) crdsync() component {
 func (l *Lab) agent(node string) component {
 	return component{agentProc(node), node, append([]string{
 		l.cfg.Egret, "agent", "--node", node, "--endpoints", netip.AddrPortFrom(ControlIP, etcdPort).String(), "--lease-ttl", l.cfg.LeaseTTL.String(),
+		"--gossip-key-file", l.path(gossipKey),
 	}, l.cfg.AgentFlags...)}
 }
 

@@ -3,6 +3,7 @@ package lab
 import (
 	"context"
 	"crypto/rand"
+	"encoding/base64"
 	"errors"
 	"fmt"
 	"io"
@@ -78,7 +79,7 @@ func (l *Lab) up(ctx context.Context, held *os.File) error {
 	defer etcdListener.Close()
 	s.Ports = ports{API: apiRelay, Etcd: etcdRelay}
 	l.ports, l.cluster = s.Ports, &kubeConfig{port: s.Ports.API, token: s.Token, ca: l.path("ca.crt")}
-	if err := errors.Join(l.write(s), l.writeKubeFiles(), l.buildLAN()); err != nil {
+	if err := errors.Join(l.write(s), l.writeKubeFiles(), l.writeGossipKey(), l.buildLAN()); err != nil {
 		return err
 	}
 	l.cfg.Log.Info("starting etcd and the API server")
@@ -104,6 +105,17 @@ func (l *Lab) up(ctx context.Context, held *os.File) error {
 	}
 	s.Ready = true
 	return l.write(s)
+}
+
+// gossipKey is the file of the key that all agents gossip with.
+const gossipKey = "gossip.key"
+
+func (l *Lab) writeGossipKey() error {
+	key := make([]byte, 32)
+	if _, err := rand.Read(key); err != nil {
+		return err
+	}
+	return writeFile(l.path(gossipKey), []byte(base64.StdEncoding.EncodeToString(key)))
 }
 
 // listen takes a free port of the machine for a relay. The socket goes to `serve` as it is: no other program can take the port.

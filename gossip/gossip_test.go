@@ -1,0 +1,182 @@
+package gossip
+
+import (
+	"bytes"
+	"context"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+)
+
+// limit is generous: the tests share the machine. What is measured is logged.
+const limit = 5 * time.Second
+
+// members starts n members on addresses of the loopback, and returns when each sees all others.
+func members(t *testing.T, n int) ([]*Gossip, []context.CancelFunc) {
+	t.Helper()
+	port := freePort(t)
+	peers := map[string]netip.Addr{}
+	for i := range n {
+		peers[name(i)] = addr(i)
+	}
+	all, stops := make([]*Gossip, n), make([]context.CancelFunc, n)
+	for i := range n {
+		all[i], stops[i] = start(t, i, port, bytes.Repeat([]byte{7}, 32), peers)
+	}
+	for _, g := range all {
+		for i := range n {
+			if g.cfg.Node != name(i) {
+				await(t, g, name(i), Alive)
+			}
+		}
+	}
+	return all, stops
+}
+
+// inbox takes the messages that members get.
+var inbox = make(chan string, 100)
+
+func name(i int) string     { return fmt.Sprintf("node-%d", i) }
+func addr(i int) netip.Addr { return netip.AddrFrom4([4]byte{127, 0, 0, byte(10 + i)}) }
+
+func start(t *testing.T, i, port int, key []byte, peers map[string]netip.Addr) (*Gossip, context.CancelFunc) {
+	t.Helper()
+	g := New(Config{Node: name(i), Port: port, Key: key, Log: slog.New(slog.DiscardHandler), Changed: func() {},
+		Receive: func(from string, m []byte) { inbox <- from + " to " + name(i) + ": " + string(m) }})
+	g.Set(addr(i), peers)
+	ctx, cancel := context.WithCancel(context.Background())
+	done := make(chan struct{})
+	go func() { defer close(done); g.Run(ctx) }()
+	stop := func() { cancel(); <-done }
+	t.Cleanup(stop)
+	return g, stop
+}
+
+func freePort(t *testing.T) int {
+	t.Helper()
+	l, err := net.Listen("tcp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	return l.Addr().(*net.TCPAddr).Port
+}
+
+func await(t *testing.T, g *Gossip, node string, want State) {
+	t.Helper()
+	for deadline := time.Now().Add(limit); g.State(node) != want; time.Sleep(2 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatalf("%s sees %s %v, want %v", g.cfg.Node, node, g.State(node), want)
+		}
+	}
+}
+
+// kill stops a member without a goodbye.
+func kill(t *testing.T, g *Gossip) {
+	t.Helper()
+	g.mu.Lock()
+	list := g.list
+	g.list = nil
+	g.self = netip.Addr{} // it must not come up again
+	g.mu.Unlock()
+	if err := list.Shutdown(); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func TestDeathIsSeenByAllWithinASecondOrSo(t *testing.T) {
+	for _, n := range []int{3, 10} {
+		t.Run(fmt.Sprintf("%d members", n), func(t *testing.T) {
+			all, _ := members(t, n)
+			time.Sleep(500 * time.Millisecond) // the probes run
+			began := time.Now()
+			kill(t, all[0])
+			var first time.Duration
+			for _, g := range all[1:] {
+				await(t, g, name(0), Dead)
+				if first == 0 {
+					first = time.Since(began)
+				}
+			}
+			took := time.Since(began)
+			t.Logf("%d members: seen by one after %v, by all after %v", n, first, took)
+			if took > 3*time.Second {
+				t.Errorf("all know after %v, want 1.2s, 3s on a busy machine", took)
+			}
+			for _, g := range all[2:] {
+				if s := g.State(name(1)); s != Alive {
+					t.Errorf("%s sees %s %v, want alive", g.cfg.Node, name(1), s)
+				}
+			}
+		})
+	}
+}
+
+func TestMemberThatIsToldToStopHasLeftAndComesBack(t *testing.T) {
+	all, stops := members(t, 3)
+	stops[0]()
+	for _, g := range all[1:] {
+		await(t, g, name(0), Left)
+	}
+	time.Sleep(1500 * time.Millisecond) // for the probes to find it dead
+	for _, g := range all[1:] {
+		if s := g.State(name(0)); s != Left {
+			t.Errorf("%s sees %v, want left", g.cfg.Node, s)
+		}
+	}
+	again, _ := start(t, 0, all[0].cfg.Port, all[0].cfg.Key, all[0].peers)
+	for _, g := range all[1:] {
+		await(t, g, name(0), Alive)
+		await(t, again, g.cfg.Node, Alive)
+	}
+	kill(t, again)
+	for _, g := range all[1:] {
+		await(t, g, name(0), Dead)
+	}
+}
+
+func TestMemberWithAnotherKeyIsNoMember(t *testing.T) {
+	all, _ := members(t, 2)
+	stranger, _ := start(t, 5, all[0].cfg.Port, bytes.Repeat([]byte{8}, 32), all[0].peers)
+	time.Sleep(time.Second)
+	for _, g := range all {
+		if s := g.State(name(5)); s != Unknown {
+			t.Errorf("%s sees the stranger %v", g.cfg.Node, s)
+		}
+		if s := stranger.State(g.cfg.Node); s != Unknown {
+			t.Errorf("the stranger sees %s %v", g.cfg.Node, s)
+		}
+	}
+}
+
+func TestMessagesComeFromTheirSender(t *testing.T) {
+	all, _ := members(t, 2)
+	for range 10 { // any may be lost
+		all[0].Send(name(1), []byte("hello"))
+		select {
+		case m := <-inbox:
+			if m != "node-0 to node-1: hello" {
+				t.Errorf("got %q", m)
+			}
+			return
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
+	t.Error("no message came")
+}
+
+func TestNewPeersAreJoined(t *testing.T) {
+	port := freePort(t)
+	key := bytes.Repeat([]byte{7}, 16)
+	a, _ := start(t, 0, port, key, nil)
+	b, _ := start(t, 1, port, key, nil)
+	a.Set(addr(0), map[string]netip.Addr{name(1): addr(1)})
+	await(t, a, name(1), Alive)
+	await(t, b, name(0), Alive)
+	if a.State(name(9)) != Unknown {
+		t.Error("somebody unknown is known")
+	}
+}

@@ -1,0 +1,94 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"slices"
+	"testing"
+	"time"
+)
+
+func TestPowerOffOfTheOwnerIsNoticedByTheGossip(t *testing.T) {
+	n := newNamespace(t)
+	ip, gateway, pod := n.remote("gossip", "10.10.0.40")
+	home := otherNode(gateway) // of the pod
+	var gaps []time.Duration
+	for range 3 {
+		time.Sleep(3 * time.Second) // the agents know each other, and probe
+		result := probe(t, pod, 4*time.Second, func() {
+			if err := cluster.Crash(t.Context(), gateway); err != nil {
+				t.Fatal(err)
+			}
+		})
+		_, heir := held(t, "gossip")
+		if err := cluster.Recover(t.Context(), gateway); err != nil {
+			t.Fatalf("recovering %s: %v", gateway, err)
+		}
+		if only(t, result, ip); heir == gateway {
+			t.Fatalf("%s still holds %s", gateway, ip)
+		}
+		gaps = append(gaps, result.LongestGap)
+		if heir == home { // the next one to go must not take the pod along
+			time.Sleep(2 * time.Second)
+			egret(t, "move", ip.String(), "--to", gateway)
+		} else {
+			gateway = heir
+		}
+	}
+	slices.Sort(gaps)
+	t.Logf("power-off to the first packet: %v", gaps)
+	if gaps[len(gaps)-1] > 2500*time.Millisecond {
+		t.Errorf("gaps of %v, want 1.5s, 2.5s on a busy machine", gaps)
+	}
+}
+
+func TestOwnerCutOffFromEtcdAndPeersIsOvertakenAndSilent(t *testing.T) {
+	each := func(f func(ctx context.Context, node, what string) error) func(context.Context, string) error {
+		return func(ctx context.Context, node string) error {
+			return errors.Join(f(ctx, node, "peers"), f(ctx, node, "etcd"))
+		}
+	}
+	ip, gateway, began := takeOver(t, "island", "10.10.0.41", each(cluster.Cut), each(cluster.Heal))
+	if silent := watch.lastAnswer(ip, gateway).Sub(began); silent > time.Second {
+		t.Errorf("%s answered for %s for %v after it was cut off", gateway, ip, silent)
+	}
+}
+
+func TestOwnerCutOffFromItsPeersHandsOverAndIsSilent(t *testing.T) {
+	cut := func(ctx context.Context, node string) error { return cluster.Cut(ctx, node, "peers") }
+	heal := func(ctx context.Context, node string) error { return cluster.Heal(ctx, node, "peers") }
+	takeOver(t, "hermit", "10.10.0.42", cut, heal)
+}
+
+func TestLossOfEtcdLosesNoPacketAndMovesNothing(t *testing.T) {
+	const outage = 30 * time.Second
+	n := newNamespace(t)
+	ip, _, pod := n.remote("loss", "10.10.0.43")
+	time.Sleep(2 * time.Second)
+	owners := ownership(t)
+	result := probe(t, pod, outage+8*time.Second, func() {
+		if err := cluster.Stop(t.Context(), "etcd", ""); err != nil {
+			t.Fatal(err)
+		}
+		time.Sleep(outage) // it is what is tested
+		if err := cluster.Start(t.Context(), "etcd", ""); err != nil {
+			t.Fatal(err)
+		}
+	})
+	only(t, result, ip)
+	t.Logf("sent %d, lost %d, longest gap %v", result.Sent, result.Lost, result.LongestGap)
+	if result.Lost > 0 {
+		t.Errorf("%d of %d packets lost; longest gap %v", result.Lost, result.Sent, result.LongestGap)
+	}
+	eventually(t, 5*time.Second, func() error {
+		if after := ownership(t); !maps.Equal(owners, after) {
+			return fmt.Errorf("owners before %v, after %v", owners, after)
+		}
+		return nil
+	})
+	if err := watch.doubles(); err != nil {
+		t.Error(err)
+	}
+}

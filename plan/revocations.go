@@ -1,0 +1,59 @@
+package plan
+
+import (
+	"cmp"
+	"maps"
+	"slices"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// Revocation is a dead agent whose lease is to be revoked.
+type Revocation struct {
+	Agent egress.Agent
+	// Rank is 0 for the node that revokes at once; each next one waits a step longer.
+	Rank int
+}
+
+// Living returns the agents that are not dead by the gossip. There are none while the node does not see most of them alive, itself
+// included: it may be the one that is cut off. Of two halves the one with the first name counts as most.
+func Living(s *egress.Snapshot, node string, dead func(node string) bool) map[string]egress.Agent {
+	out := map[string]egress.Agent{}
+	first := node
+	for name, a := range s.Agents {
+		if first = min(first, name); name == node || !dead(name) {
+			out[name] = a
+		}
+	}
+	_, half := out[first]
+	if n := 2 * len(out); n < len(s.Agents) || n == len(s.Agents) && !half {
+		return nil
+	}
+	return out
+}
+
+// Revocations returns the agents whose leases the node is to revoke, by name: those that are dead by the gossip, hold egress IPs, and
+// bound their permits. There are none where Living knows none.
+func Revocations(s *egress.Snapshot, node string, dead func(node string) bool) []Revocation {
+	living := Living(s, node, dead)
+	if _, ok := living[node]; !ok {
+		return nil
+	}
+	holds := map[string]bool{}
+	for _, o := range s.Owners {
+		holds[o.Node] = true
+	}
+	var out []Revocation
+	for _, name := range slices.Sorted(maps.Keys(s.Agents)) {
+		a := s.Agents[name]
+		if _, ok := living[name]; ok || !holds[name] || !a.Revocable || a.Restarting {
+			continue
+		}
+		// Ranked anew for each of the dead, so that one that cannot do it does not hold up all.
+		ranked := slices.SortedFunc(maps.Keys(living), func(a, b string) int {
+			return cmp.Or(cmp.Compare(weightOf(name, b), weightOf(name, a)), cmp.Compare(a, b))
+		})
+		out = append(out, Revocation{Agent: a, Rank: slices.Index(ranked, node)})
+	}
+	return out
+}
