@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/labels"
-
 	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/store"
@@ -124,13 +122,9 @@ func (c *control) addEgress(d demand, ws []want, o outcome, pools map[string]egr
 		c.faults["egress "+d.name] = v.err
 	}
 	c.verdicts[d.name] = v
-	claim := claimant{name: d.name, families: claimed(ws, o, pools)}
+	claim := claimant{name: d.name, families: claimed(ws, o, pools), applied: d.applied}
 	if d.selectorErr != nil { // the pods that it has stay its
-		claim.namespace = func(labels.Set) bool { return true }
-		claim.pod = func(p pod) bool { return frozen(d.name, p) }
-	} else {
-		claim.namespace = func(set labels.Set) bool { return d.applied.namespaces.Matches(set) }
-		claim.pod = func(p pod) bool { return d.applied.pods.Matches(labels.Set(p.labels)) }
+		claim.frozen = func(p pod) bool { return frozen(d.name, p) }
 	}
 	c.claimants = append(c.claimants, claim)
 }

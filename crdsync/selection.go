@@ -106,9 +106,9 @@ func holder(pods []pod) pod {
 type claimant struct {
 	name     string
 	families []family // of the pod IPs that it takes
-	// namespace and pod say whether it selects pods of a namespace with these labels, and which.
-	namespace func(labels.Set) bool
-	pod       func(pod) bool
+	applied  selector
+	// frozen takes the place of a selector that cannot be read: whether the pod is one that the egress has.
+	frozen func(pod) bool
 }
 
 // selection says which egress a pod belongs to.
@@ -116,35 +116,86 @@ type selection struct {
 	claimants  []claimant                          // in order of precedence
 	namespaces func(string) (labels.Set, bool)     // the labels of a namespace; false: it is not seen yet
 	listed     func(egressName string, p pod) bool // whether etcd lists a pod as one of an egress
-	candidates map[string][]claimant               // namespace -> those that may select pods of it; filled as needed
+	index      index                               // of the claimants, by their namespaceSelectors
+	candidates map[string]index                    // namespace -> those that may select pods of it, by their podSelectors; filled as needed
+	known      map[podFamily]known                 // what owner said, so that one pod's event looks at no other pod's egresses
+}
+
+type podFamily struct {
+	pod    string
+	family family
+}
+
+// known is what owner said of a pod while it had these labels.
+type known struct {
+	labels map[string]string
+	owner  string
 }
 
 func newSelection(claimants []claimant, namespaces func(string) (labels.Set, bool), listed func(string, pod) bool) *selection {
-	return &selection{claimants, namespaces, listed, map[string][]claimant{}}
+	s := &selection{
+		claimants: claimants, namespaces: namespaces, listed: listed, candidates: map[string]index{}, known: map[podFamily]known{},
+	}
+	all := map[int]labels.Selector{}
+	for i, c := range claimants {
+		all[i] = c.applied.namespaces
+		if c.frozen != nil {
+			all[i] = labels.Everything()
+		}
+	}
+	s.index = newIndex(all)
+	return s
 }
 
 // owner returns the egress that an IP of a pod belongs to: the first that selects the pod and takes IPs of the family; else
 // egress.Unselected. While the pod's namespace is not seen, it is what etcd has; "" when it has nothing.
 func (s *selection) owner(p pod, f family) string {
-	candidates, ok := s.candidates[p.namespace]
-	if !ok {
-		set, seen := s.namespaces(p.namespace)
-		if !seen {
-			return s.former(p, f)
-		}
-		for _, c := range s.claimants {
-			if c.namespace(set) {
-				candidates = append(candidates, c)
-			}
-		}
-		s.candidates[p.namespace] = candidates
+	if k, ok := s.known[podFamily{p.name, f}]; ok && maps.Equal(k.labels, p.labels) {
+		return k.owner
 	}
-	for _, c := range candidates {
-		if slices.Contains(c.families, f) && c.pod(p) {
-			return c.name
+	candidates, seen := s.candidatesOf(p.namespace)
+	if !seen {
+		return s.former(p, f)
+	}
+	owner, certain := egress.Unselected, true
+	for _, i := range candidates.mayMatch(p.labels) {
+		c := s.claimants[i]
+		if !slices.Contains(c.families, f) {
+			continue
+		}
+		certain = certain && c.frozen == nil // what etcd has may be another thing the next time
+		if c.frozen != nil && c.frozen(p) || c.frozen == nil && c.applied.pods.Matches(labels.Set(p.labels)) {
+			owner = c.name
+			break
 		}
 	}
-	return egress.Unselected
+	if certain {
+		s.known[podFamily{p.name, f}] = known{p.labels, owner}
+	}
+	return owner
+}
+
+// candidatesOf returns those that may select pods of a namespace; false while it is not seen.
+func (s *selection) candidatesOf(namespace string) (index, bool) {
+	if x, ok := s.candidates[namespace]; ok {
+		return x, true
+	}
+	set, seen := s.namespaces(namespace)
+	if !seen {
+		return index{}, false
+	}
+	found := map[int]labels.Selector{}
+	for _, i := range s.index.mayMatch(set) {
+		switch c := s.claimants[i]; {
+		case c.frozen != nil:
+			found[i] = labels.Everything()
+		case c.applied.namespaces.Matches(set):
+			found[i] = c.applied.pods
+		}
+	}
+	x := newIndex(found)
+	s.candidates[namespace] = x
+	return x, true
 }
 
 func (s *selection) former(p pod, f family) string {

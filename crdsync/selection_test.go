@@ -93,7 +93,7 @@ func TestPodsThatCount(t *testing.T) {
 func TestGroup(t *testing.T) {
 	both := []string{"10.0.0.1", "fd00::1"}
 	claim := func(name string, label string, fs ...family) claimant {
-		return claimant{name, fs, func(labels.Set) bool { return true }, func(p pod) bool { return p.labels[label] != "" }}
+		return claimant{name: name, families: fs, applied: selector{labels.Everything(), labels.SelectorFromSet(labels.Set{label: "1"})}}
 	}
 	tests := map[string]struct {
 		claimants []claimant
@@ -138,7 +138,7 @@ func TestGroup(t *testing.T) {
 }
 
 func TestAPodWhoseNamespaceIsNotSeenStaysWhatItWas(t *testing.T) {
-	everything := claimant{"a", families, func(labels.Set) bool { return true }, func(pod) bool { return true }}
+	everything := claimant{name: "a", families: families, applied: selector{labels.Everything(), labels.Everything()}}
 	p := pod{name: "prod/web", namespace: "prod", node: "node-1", ips: []netip.Addr{ip("10.0.0.1")}}
 	for _, was := range []string{"a", egress.Unselected, ""} {
 		s := newSelection([]claimant{everything}, func(string) (labels.Set, bool) { return nil, false }, func(name string, _ pod) bool { return name == was })

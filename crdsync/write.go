@@ -72,11 +72,9 @@ func controlDifference(cache *store.Cache, c control) (puts, deletes []unit, err
 
 // memberDifference returns what makes the members of a node those of groups. All pairs of records of the node are in one unit, as long
 // as they fit one transaction: a pod that changes its egress leaves the one as it joins the other.
-func memberDifference(cache *store.Cache, node string, groups map[string]egress.Members, listed []string) ([]unit, error) {
+func memberDifference(cache *store.Cache, node string, groups map[string]egress.Members, listed map[string]bool) ([]unit, error) {
 	names := map[string]bool{}
-	for _, name := range listed {
-		names[name] = true
-	}
+	maps.Copy(names, listed)
 	for name := range groups {
 		names[name] = true
 	}
@@ -114,16 +112,22 @@ func memberKeys(node, name string) []string {
 }
 
 // listedMembers returns the names of the egresses of which etcd lists members, by node, under either key.
-func listedMembers(cache *store.Cache) map[string][]string {
-	out := map[string][]string{}
+func listedMembers(cache *store.Cache) map[string]map[string]bool {
+	out := map[string]map[string]bool{}
+	add := func(node, name string) {
+		if out[node] == nil {
+			out[node] = map[string]bool{}
+		}
+		out[node][name] = true
+	}
 	for key := range cache.List(store.MembersByNode) {
 		if node, name, ok := strings.Cut(strings.TrimPrefix(key, store.MembersByNode), "/"); ok {
-			out[node] = append(out[node], name)
+			add(node, name)
 		}
 	}
 	for key := range cache.List(store.MembersByEgress) {
 		if name, node, ok := strings.Cut(strings.TrimPrefix(key, store.MembersByEgress), "/"); ok {
-			out[node] = append(out[node], name)
+			add(node, name)
 		}
 	}
 	return out
