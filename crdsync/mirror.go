@@ -41,11 +41,16 @@ type mirror struct {
 	reported  map[string]string          // faults that were logged
 }
 
-// run mirrors until the leadership is over, or ctx ends.
-func (m *mirror) run(ctx context.Context) error {
+// begin makes the mirror ready for its first pass, which has to be one of all objects.
+func (m *mirror) begin() {
 	m.reported = map[string]string{}
 	m.cache.TakeChanged() // of what changes from here on there is word; what is there now is listed
 	m.listed = listedMembers(m.cache)
+}
+
+// run mirrors until the leadership is over, or ctx ends.
+func (m *mirror) run(ctx context.Context) error {
+	m.begin()
 	everything := time.NewTicker(resync)
 	defer everything.Stop()
 	w := work{objects: true}
@@ -163,7 +168,7 @@ func (m *mirror) list(node, name string) {
 
 // members returns what has to change of the members: those of the nodes whose pods changed, or all when the egresses did.
 func (m *mirror) members(w *work, claimants []claimant) ([]unit, error) {
-	if m.selection == nil || !slices.EqualFunc(m.selection.claimants, claimants, sameClaim) {
+	if w.records && (m.selection == nil || !slices.EqualFunc(m.selection.claimants, claimants, sameClaim)) {
 		w.objects = true // also when this pass fails
 	}
 	nodes := slices.Collect(maps.Keys(w.pods))
