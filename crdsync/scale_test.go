@@ -258,8 +258,7 @@ func BenchmarkScale(b *testing.B) {
 	if err := l.create(ctx, core, dyn); err != nil {
 		b.Fatal(err)
 	}
-	b.ReportMetric(since(start), "load-s")
-	b.ReportMetric(0, "ns/op")
+	loaded := since(start)
 	for b.Loop() {
 		etcd := etcdtest.New(b)
 		client, err := store.Dial(ctx, store.Config{Endpoints: []string{etcd.Endpoint()}})
@@ -310,6 +309,8 @@ func BenchmarkScale(b *testing.B) {
 		b.ReportMetric(float64(one.Microseconds())/1000, "ms/pass")
 		b.ReportMetric(float64(all.Microseconds())/1000, "ms/pass-of-all")
 	}
+	b.ReportMetric(loaded, "load-s")
+	b.ReportMetric(0, "ns/op") // it says nothing that the others do not
 }
 
 func runScale(b *testing.B, kube *rest.Config, client *store.Client) (stop func()) {
