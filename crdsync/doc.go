@@ -6,7 +6,7 @@
 // nothing in the kernel. Back go the status of Egress and ExternalIPPool.
 //
 // Any event only marks something dirty. One goroutine then compares what the objects ask for with what a cache of etcd shows, and
-// writes the difference. Several replicas run; an election in etcd picks the one that writes.
+// writes the difference: of a pod, that of its node; of an object or a record, that of everything. Several replicas run; an election in etcd picks the one that writes.
 //
 // Invariants:
 //   - etcd is the record: what was allocated is read there, never remembered. A new replica, or one that is restarted, takes over

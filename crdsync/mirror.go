@@ -91,6 +91,7 @@ func (m *mirror) run(ctx context.Context) error {
 // event costs does not depend on how many egresses and pods there are: only its node is looked at.
 func (m *mirror) pass(ctx context.Context, w *work) error {
 	m.recordsChanged(w)
+	now := view{m.cache, m.cache.Revision()}
 	c, have := m.control, records{}
 	var puts, deletes []unit
 	if w.objects || w.nodes || w.records {
@@ -103,11 +104,11 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 		maps.Copy(c.faults, m.faults)
 		m.report(c.faults)
 		var err error
-		if puts, deletes, err = controlDifference(m.cache, c); err != nil {
+		if puts, deletes, err = controlDifference(now, c); err != nil {
 			return err
 		}
 	}
-	members, err := m.members(w, c.claimants)
+	members, err := m.members(now, w, c.claimants)
 	if err != nil {
 		return err
 	}
@@ -167,7 +168,7 @@ func (m *mirror) list(node, name string) {
 }
 
 // members returns what has to change of the members: those of the nodes whose pods changed, or all when the egresses did.
-func (m *mirror) members(w *work, claimants []claimant) ([]unit, error) {
+func (m *mirror) members(now view, w *work, claimants []claimant) ([]unit, error) {
 	if w.records && (m.selection == nil || !slices.EqualFunc(m.selection.claimants, claimants, sameClaim)) {
 		w.objects = true // also when this pass fails
 	}
@@ -184,7 +185,7 @@ func (m *mirror) members(w *work, claimants []claimant) ([]unit, error) {
 	var errs error
 	for _, node := range slices.Compact(nodes) {
 		groups := m.selection.group(node, m.source.podsBy(byNode, node), m.source.owns)
-		units, err := memberDifference(m.cache, node, groups, m.listed[node])
+		units, err := memberDifference(now, node, groups, m.listed[node])
 		out, errs = append(out, units...), errors.Join(errs, err)
 	}
 	return out, errs
