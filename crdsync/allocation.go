@@ -162,8 +162,8 @@ func (a *allocator) keep(r request, has []egress.Allocation) (left []want) {
 	for _, w := range r.wants {
 		i := slices.IndexFunc(has, func(h egress.Allocation) bool {
 			same := w.ip == h.IP && (h.Pool == w.pool || len(h.Egresses) == 1)
-			any := !w.ip.IsValid() && h.Pool == w.pool && a.pools[w.pool].Contains(h.IP)
-			return w.err == nil && (same || any) && !o.has(familyOf(h.IP))
+			filled := !w.ip.IsValid() && h.Pool == w.pool && a.pools[w.pool].Contains(h.IP)
+			return w.err == nil && (same || filled) && !o.has(familyOf(h.IP))
 		})
 		if i >= 0 {
 			has[i].Pool = w.pool

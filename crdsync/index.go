@@ -30,24 +30,24 @@ func newIndex(selectors map[int]labels.Selector) index {
 			if op := r.Operator(); op != operator.In && op != operator.Equals && op != operator.DoubleEquals {
 				continue
 			}
-			var any [][2]string
-			for _, v := range r.ValuesUnsorted() {
-				any = append(any, [2]string{r.Key(), v})
+			var alternatives [][2]string
+			for _, v := range r.Values().UnsortedList() {
+				alternatives = append(alternatives, [2]string{r.Key(), v})
 				count[[2]string{r.Key(), v}]++
 			}
-			wanted[n] = append(wanted[n], any)
+			wanted[n] = append(wanted[n], alternatives)
 		}
 	}
 	for _, n := range slices.Sorted(maps.Keys(wanted)) {
 		var rarest [][2]string
 		least := math.MaxInt
-		for _, any := range wanted[n] {
+		for _, alternatives := range wanted[n] {
 			sum := 0
-			for _, label := range any {
+			for _, label := range alternatives {
 				sum += count[label]
 			}
 			if sum < least {
-				rarest, least = any, sum
+				rarest, least = alternatives, sum
 			}
 		}
 		for _, label := range rarest {
