@@ -106,8 +106,7 @@ func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 	}
 	local := map[netip.Addr]bool{}
 	for addr, name := range addrs {
-		// kube-ipvs0 carries the Service IPs of kube-proxy on every node: an address there says nothing about where it lives.
-		if name != egress.AddressLink && !strings.HasPrefix(name, "egret.") && name != "kube-ipvs0" {
+		if name != egress.AddressLink && !strings.HasPrefix(name, "egret.") {
 			local[addr] = true
 		}
 	}

@@ -28,7 +28,12 @@ func wants(d demand, pools map[string]egress.Pool, unread map[string]error) []wa
 		w := want{ip: ip}
 		w.pool, w.err = spec.PoolOf(ip, d.pools, pools)
 		paired[w.pool] = w.err == nil
-		astray = astray || w.err != nil
+		if w.err != nil {
+			astray = true
+			if err := missing(d.pools, pools, unread); err != nil {
+				w.err = err
+			}
+		}
 		covered[familyOf(ip)] = true
 		out = append(out, w)
 	}
@@ -40,10 +45,10 @@ func wants(d demand, pools map[string]egress.Pool, unread map[string]error) []wa
 		w := want{pool: name}
 		fs := poolFamilies(p)
 		switch {
-		case !ok && unread[name] != nil:
-			w.err = fmt.Errorf("pool %s cannot be read: %w", name, unread[name])
+		case !ok && astray:
+			continue // the address that was to be of this pool says so
 		case !ok:
-			w.err = fmt.Errorf("pool %s does not exist", name)
+			w.err = missing([]string{name}, pools, unread)
 		case len(fs) > 0 && !slices.ContainsFunc(fs, func(f family) bool { return !covered[f] }):
 			if astray {
 				continue // the address that was to be of this pool is refused already, and no other takes its place
@@ -56,6 +61,21 @@ func wants(d demand, pools map[string]egress.Pool, unread map[string]error) []wa
 		out = append(out, w)
 	}
 	return out
+}
+
+// missing says that pools are not there, or cannot be read.
+func missing(names []string, pools map[string]egress.Pool, unread map[string]error) (err error) {
+	for _, name := range names {
+		if _, ok := pools[name]; ok {
+			continue
+		}
+		if unread[name] != nil {
+			err = errors.Join(err, fmt.Errorf("pool %s cannot be read: %w", name, unread[name]))
+		} else {
+			err = errors.Join(err, fmt.Errorf("pool %s does not exist", name))
+		}
+	}
+	return err
 }
 
 // poolFamilies returns the IP families of a pool's ranges, in their order.
@@ -96,6 +116,7 @@ type allocator struct {
 	pools    map[string]egress.Pool
 	have     map[netip.Addr]egress.Allocation
 	granted  map[netip.Addr]grant // that are not in have
+	kept     map[netip.Addr]bool  // of have, that stay with their egresses
 	reserved map[netip.Addr]bool  // that somebody asks for by name
 	out      map[string]*outcome
 }
@@ -104,10 +125,14 @@ type allocator struct {
 type grant struct{ pool, egress string }
 
 // allocate decides who gets which address. The requests are in the order in which they are served. What an egress has it keeps, as
-// long as it still wants it; else it gets the address that it names; else one that it had once, if that is free; else the lowest free
+// long as it still wants it, also when it is no longer a pool's, or has become one; else it gets the address that it names; else one that it had once, if that is free; else the lowest free
 // one of the pool, leaving out those that others name as long as there is another.
 func allocate(requests []request, pools map[string]egress.Pool, have map[netip.Addr]egress.Allocation) map[string]*outcome {
-	a := allocator{pools, have, map[netip.Addr]grant{}, map[netip.Addr]bool{}, map[string]*outcome{}}
+	have = maps.Clone(have)
+	if have == nil {
+		have = map[netip.Addr]egress.Allocation{}
+	}
+	a := allocator{pools, have, map[netip.Addr]grant{}, map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[string]*outcome{}}
 	byName := map[string][]egress.Allocation{}
 	for _, ip := range slices.SortedFunc(maps.Keys(have), netip.Addr.Compare) {
 		for _, name := range have[ip].Egresses {
@@ -134,14 +159,19 @@ func (a *allocator) keep(r request, has []egress.Allocation) (left []want) {
 	a.out[r.name] = o
 	for _, h := range has {
 		if r.keep && !o.has(familyOf(h.IP)) {
+			a.kept[h.IP] = true
 			o.addresses = append(o.addresses, egress.Address{IP: h.IP, ID: h.ID, Pool: h.Pool})
 		}
 	}
 	for _, w := range r.wants {
 		i := slices.IndexFunc(has, func(h egress.Allocation) bool {
-			return w.err == nil && h.Pool == w.pool && (w.ip == h.IP || !w.ip.IsValid() && a.pools[w.pool].Contains(h.IP)) && !o.has(familyOf(h.IP))
+			same := w.ip == h.IP && (h.Pool == w.pool || len(h.Egresses) == 1)
+			filled := !w.ip.IsValid() && h.Pool == w.pool && a.pools[w.pool].Contains(h.IP)
+			return w.err == nil && (same || filled) && !o.has(familyOf(h.IP))
 		})
 		if i >= 0 {
+			has[i].Pool = w.pool
+			a.have[has[i].IP], a.kept[has[i].IP] = has[i], true
 			o.addresses = append(o.addresses, egress.Address{IP: has[i].IP, ID: has[i].ID, Pool: w.pool})
 			continue
 		}
@@ -177,9 +207,9 @@ func (a *allocator) give(r request, w want) {
 		o.duplicate = errors.Join(o.duplicate, err)
 		return
 	case !w.ip.IsValid():
-		var ok bool
-		if got.IP, ok = a.choose(r, w, taken); !ok {
-			refuse(fmt.Errorf("pool %s has no free address: it has %d", w.pool, a.pools[w.pool].Total()))
+		var err error
+		if got.IP, err = a.choose(r, w, taken); err != nil {
+			refuse(err)
 			return
 		}
 	}
@@ -192,19 +222,27 @@ func (a *allocator) give(r request, w want) {
 	o.addresses = append(o.addresses, got)
 }
 
-// choose returns a free address of the pool of w, of a family that the egress has no address of.
-func (a *allocator) choose(r request, w want, taken func(netip.Addr) bool) (netip.Addr, bool) {
+// choose returns a free address of the pool of w, of a family that the egress has no address of. One that it had, and that etcd shows
+// as that of egresses which gave it up, it waits for: so it is after a restore of etcd.
+func (a *allocator) choose(r request, w want, taken func(netip.Addr) bool) (netip.Addr, error) {
 	pool := a.pools[w.pool]
 	pool.Ranges = slices.DeleteFunc(slices.Clone(pool.Ranges), func(g egress.Range) bool { return a.out[r.name].has(familyOf(g.Start)) })
 	for _, p := range r.prefer {
-		if pool.Contains(p.IP) && !taken(p.IP) {
-			return p.IP, true
+		switch _, granted := a.granted[p.IP]; {
+		case !pool.Contains(p.IP):
+		case !taken(p.IP):
+			return p.IP, nil
+		case !granted && !a.kept[p.IP] && len(a.have[p.IP].Egresses) > 0:
+			return netip.Addr{}, fmt.Errorf("%s is being released", p.IP)
 		}
 	}
 	if ip, ok := pool.Free(func(ip netip.Addr) bool { return taken(ip) || a.reserved[ip] }); ok {
-		return ip, true
+		return ip, nil
 	}
-	return pool.Free(taken)
+	if ip, ok := pool.Free(taken); ok {
+		return ip, nil
+	}
+	return netip.Addr{}, fmt.Errorf("pool %s has no free address: it has %d", w.pool, a.pools[w.pool].Total())
 }
 
 func inUse(ip netip.Addr, h egress.Allocation, g grant) error {

@@ -187,6 +187,9 @@ func (c *cluster) pod(namespace, name, node, ip, app string) {
 	if err != nil {
 		c.Fatal(err)
 	}
+	if ip == "" { // it was not started yet
+		return
+	}
 	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}}}
 	if _, err := pods.UpdateStatus(c.Context(), p, metav1.UpdateOptions{}); err != nil {
 		c.Fatal(err)

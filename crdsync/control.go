@@ -9,8 +9,6 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/labels"
-
 	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/store"
@@ -67,7 +65,7 @@ func plan(o objects, have records, now time.Time, frozen func(egressName string,
 	}
 	requests := make([]request, len(o.demands))
 	for i, d := range o.demands {
-		requests[i] = request{name: d.name, keep: d.addressErr != nil, prefer: slices.Clone(have.policies[d.name].Addresses)}
+		requests[i] = request{name: d.name, keep: d.addressErr != nil, prefer: remembered(have.policies[d.name])}
 		if d.statusIP.IsValid() {
 			requests[i].prefer = append(requests[i].prefer, egress.Address{IP: d.statusIP})
 		}
@@ -132,7 +130,7 @@ func (o objects) poolFaults(d demand) error {
 
 func (c *control) addEgress(d demand, ws []want, o outcome, pools map[string]egress.Pool, have records, frozen func(string, pod) bool) {
 	p := egress.Policy{
-		Name: d.name, Addresses: append([]egress.Address{}, o.addresses...), Bandwidth: d.bandwidth, Created: d.created, Generation: d.generation,
+		Name: d.name, Addresses: append([]egress.Address{}, o.addresses...), Former: former(d, o, have.policies[d.name]), Bandwidth: d.bandwidth, Created: d.created, Generation: d.generation,
 	}
 	if d.bandwidthErr != nil {
 		p.Bandwidth = have.policies[d.name].Bandwidth
@@ -145,16 +143,25 @@ func (c *control) addEgress(d demand, ws []want, o outcome, pools map[string]egr
 		c.faults["egress "+d.name] = v.err
 	}
 	c.verdicts[d.name] = v
-	claim := claimant{name: d.name, families: claimed(ws, o, pools)}
+	claim := claimant{name: d.name, families: claimed(ws, o, pools), applied: d.applied}
 	if d.selectorErr != nil { // the pods that it has stay its
-		claim.namespace = func(labels.Set) bool { return true }
-		claim.pod = func(p pod) bool { return frozen(d.name, p) }
-	} else {
-		claim.namespace = func(set labels.Set) bool { return d.applied.namespaces.Matches(set) }
-		claim.pod = func(p pod) bool { return d.applied.pods.Matches(labels.Set(p.labels)) }
-		claim.label = requiredLabel(d.applied.pods)
+		claim.frozen = func(p pod) bool { return frozen(d.name, p) }
 	}
 	c.claimants = append(c.claimants, claim)
+}
+
+// remembered returns the addresses that an egress has, and those that it had.
+func remembered(p egress.Policy) []egress.Address { return slices.Concat(p.Addresses, p.Former) }
+
+// former returns the addresses that an egress has to get again once their pool has them: the last one of each family in which it has
+// none now.
+func former(d demand, o outcome, was egress.Policy) (out []egress.Address) {
+	for _, a := range remembered(was) {
+		if slices.Contains(d.pools, a.Pool) && !o.has(familyOf(a.IP)) && !(outcome{addresses: out}).has(familyOf(a.IP)) {
+			out = append(out, a)
+		}
+	}
+	return out
 }
 
 // claimed returns the families of the pod IPs that an egress takes: those of the addresses that it has or waits for. Where they cannot

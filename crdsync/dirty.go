@@ -9,7 +9,9 @@ import (
 type work struct {
 	objects bool            // an Egress, ExternalIPPool or Namespace: all that depends on them
 	nodes   bool            // a Node
-	pods    map[string]bool // the nodes whose pods changed
+	records bool            // crdsync's own records in etcd, members left out
+	scene   bool            // what agents and operators write into etcd: the status tells of it
+	pods    map[string]bool // the nodes whose pods, or members in etcd, changed
 }
 
 // dirty collects work. It is safe for concurrent use.
@@ -27,6 +29,8 @@ func (d *dirty) add(w work) {
 	d.mu.Lock()
 	d.objects = d.objects || w.objects
 	d.nodes = d.nodes || w.nodes
+	d.records = d.records || w.records
+	d.scene = d.scene || w.scene
 	if d.pods == nil {
 		d.pods = map[string]bool{}
 	}

@@ -6,8 +6,8 @@
 // nothing in the kernel. Back go the status of Egress and ExternalIPPool, and Events of what changed in an Egress's.
 //
 // Any event only marks something dirty. One goroutine then compares what the objects ask for with what a cache of etcd shows, and
-// writes the difference. Several replicas run; an election in etcd picks the one that writes. All of them serve the webhook (package
-// admission); package spec says what is wrong with an object.
+// writes the difference: of a pod, that of its node; of an object or a record, that of everything. Several replicas run; an election in
+// etcd picks the one that writes. All of them serve the webhook (package admission); package spec says what is wrong with an object.
 //
 // Invariants:
 //   - etcd is the record: what was allocated is read there, never remembered. A new replica, or one that is restarted, takes over

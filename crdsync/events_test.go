@@ -29,7 +29,7 @@ import (
 // told returns the Events of an egress in their order, as "type reason note".
 func (c *cluster) told(name string) []string {
 	c.Helper()
-	uid := c.egress(name).UID
+	uid := c.getEgress(name).UID
 	l, err := c.core.EventsV1().Events(metav1.NamespaceDefault).List(c.Context(), metav1.ListOptions{FieldSelector: "regarding.uid=" + string(uid)})
 	if err != nil {
 		c.Fatal(err)
@@ -224,7 +224,7 @@ func testWarnings(c *cluster) {
 	c.run(c.kube)
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: a}, spec: {externalIPPool: p, appliedTo: {podSelector: {}}}}`)
 	c.wantTold("a", "Warning AllocationError pool p does not exist")
-	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {ipRanges: [{start: 10.10.0.11, end: 10.10.0.11}]}}`)
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {ipRanges: [{start: 10.10.0.11, end: 10.10.0.11}], nodeSelector: {}}}`)
 	c.wantStatus("a", "10.10.0.11  True Allocated False AssignmentError")
 	c.pod("prod", "x", "node-1", "10.244.1.1", "web")
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: b},

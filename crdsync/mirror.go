@@ -35,14 +35,24 @@ type mirror struct {
 	// What was derived from source last, to be derived again where it is dirty.
 	objects   objects
 	faults    map[string]error // of reading objects
+	control   control          // as it is in etcd since the last pass that planned
 	selection *selection
-	overlaps  map[string]string // of selection
-	reported  map[string]string // faults that were logged
+	overlaps  map[string]string          // of selection
+	told      map[string]string          // the overlaps that were published last
+	listed    map[string]map[string]bool // node -> the egresses of which the cache lists members there, under either key
+	reported  map[string]string          // faults that were logged
+}
+
+// begin makes the mirror ready for its first pass, which has to be one of all objects.
+func (m *mirror) begin() {
+	m.reported = map[string]string{}
+	m.cache.TakeChanged() // of what changes from here on there is word; what is there now is listed
+	m.listed = listedMembers(m.cache)
 }
 
 // run mirrors until the leadership is over, or ctx ends.
 func (m *mirror) run(ctx context.Context) error {
-	m.reported = map[string]string{}
+	m.begin()
 	everything := time.NewTicker(resync)
 	defer everything.Stop()
 	w := work{objects: true}
@@ -79,21 +89,28 @@ func (m *mirror) run(ctx context.Context) error {
 	}
 }
 
-// pass compares what may have changed with what etcd shows, and writes the difference. It adds to w what it finds besides.
+// pass compares what may have changed with what etcd shows, and writes the difference. It adds to w what it finds besides. What a pod's
+// event costs does not depend on how many egresses and pods there are: only its node is looked at.
 func (m *mirror) pass(ctx context.Context, w *work) error {
-	if w.objects || w.nodes {
-		m.objects, m.faults = m.source.objects()
+	m.recordsChanged(w)
+	now := view{m.cache, m.cache.Revision()}
+	c, have := m.control, records{}
+	var puts, deletes []unit
+	if w.objects || w.nodes || w.records {
+		w.records = true // also when this pass fails
+		if w.objects || w.nodes {
+			m.objects, m.faults = m.source.objects()
+		}
+		have = readRecords(m.cache)
+		c = plan(m.objects, have, time.Now().UTC().Truncate(time.Second), m.isListed)
+		maps.Copy(c.faults, m.faults)
+		m.report(c.faults)
+		var err error
+		if puts, deletes, err = controlDifference(now, c); err != nil {
+			return err
+		}
 	}
-	have := readRecords(m.cache)
-	c := plan(m.objects, have, time.Now().UTC().Truncate(time.Second), m.listed)
-	maps.Copy(c.faults, m.faults)
-	m.report(c.faults)
-	puts, deletes, err := controlDifference(m.cache, c)
-	if err != nil {
-		return err
-	}
-	m.membersChanged(w)
-	members, err := m.members(w, c.claimants)
+	members, err := m.members(now, w, c.claimants)
 	if err != nil {
 		return err
 	}
@@ -103,55 +120,83 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 		}
 		m.tell(b, c, have)
 	}
-	for name, text := range m.overlaps {
-		if v, ok := c.verdicts[name]; ok {
-			v.overlap = text
+	told := maps.Equal(m.told, m.overlaps)
+	if w.records || !told {
+		c.verdicts = maps.Clone(c.verdicts) // the status may be reading what was published
+		for name, v := range c.verdicts {
+			v.overlap = m.overlaps[name]
 			c.verdicts[name] = v
 		}
 	}
-	m.publish(c)
+	m.control = c
+	if w.records || w.scene || !told {
+		m.told = m.overlaps
+		m.publish(c)
+	}
 	return nil
 }
 
-// membersChanged adds the nodes whose members changed in etcd since the last pass. A pass may have compared with a cache that did not
-// show the last write yet, and somebody else may have written: either is looked at again.
-func (m *mirror) membersChanged(w *work) {
+// recordsChanged adds what changed in etcd since the last pass. A pass may have compared with a cache that did not show the last write
+// yet, and somebody else may have written: either is looked at again.
+func (m *mirror) recordsChanged(w *work) {
 	for _, key := range m.cache.TakeChanged() {
-		node := ""
+		node, name := "", ""
 		if rest, ok := strings.CutPrefix(key, store.MembersByNode); ok {
-			node, _, _ = strings.Cut(rest, "/")
+			node, name, _ = strings.Cut(rest, "/")
 		} else if rest, ok := strings.CutPrefix(key, store.MembersByEgress); ok {
-			_, node, _ = strings.Cut(rest, "/")
+			name, node, _ = strings.Cut(rest, "/")
 		}
-		if node != "" {
+		switch {
+		case node != "" && name != "":
 			if w.pods == nil {
 				w.pods = map[string]bool{}
 			}
 			w.pods[node] = true
+			m.list(node, name)
+		case strings.HasPrefix(key, store.OwnerPrefix), strings.HasPrefix(key, store.AgentPrefix), strings.HasPrefix(key, store.CordonPrefix):
+			w.scene = true
+		default:
+			w.records = true
 		}
 	}
 }
 
+// list notes whether the cache lists members of an egress on a node.
+func (m *mirror) list(node, name string) {
+	for _, key := range []string{store.MembersByNodeKey(node, name), store.MembersByEgressKey(name, node)} {
+		if _, ok := m.cache.Get(key); ok {
+			if m.listed[node] == nil {
+				m.listed[node] = map[string]bool{}
+			}
+			m.listed[node][name] = true
+			return
+		}
+	}
+	delete(m.listed[node], name)
+	if len(m.listed[node]) == 0 {
+		delete(m.listed, node)
+	}
+}
+
 // members returns what has to change of the members: those of the nodes whose pods changed, or all when the egresses did.
-func (m *mirror) members(w *work, claimants []claimant) ([]unit, error) {
-	if m.selection == nil || !slices.EqualFunc(m.selection.claimants, claimants, sameClaim) {
+func (m *mirror) members(now view, w *work, claimants []claimant) ([]unit, error) {
+	if w.records && (m.selection == nil || !slices.EqualFunc(m.selection.claimants, claimants, sameClaim)) {
 		w.objects = true // also when this pass fails
 	}
 	nodes := slices.Collect(maps.Keys(w.pods))
 	if !w.objects && len(nodes) == 0 {
 		return nil, nil
 	}
-	listed := listedMembers(m.cache)
 	if w.objects {
-		m.selection = newSelection(claimants, m.source.namespaceLabels, m.listed)
-		nodes = slices.AppendSeq(m.source.nodesWithPods(), maps.Keys(listed))
+		m.selection = newSelection(claimants, m.source.namespaceLabels, m.isListed)
+		nodes = slices.AppendSeq(m.source.nodesWithPods(), maps.Keys(m.listed))
 	}
 	slices.Sort(nodes)
 	var out []unit
 	var errs error
 	for _, node := range slices.Compact(nodes) {
 		groups := m.selection.group(node, m.source.podsBy(byNode, node), m.source.owns)
-		units, err := memberDifference(m.cache, node, groups, listed[node])
+		units, err := memberDifference(now, node, groups, m.listed[node])
 		out, errs = append(out, units...), errors.Join(errs, err)
 	}
 	m.overlaps = m.selection.overlaps()
@@ -160,8 +205,8 @@ func (m *mirror) members(w *work, claimants []claimant) ([]unit, error) {
 
 func sameClaim(a, b claimant) bool { return a.name == b.name && slices.Equal(a.families, b.families) }
 
-// listed reports whether etcd lists a pod as one of an egress.
-func (m *mirror) listed(egressName string, p pod) bool {
+// isListed reports whether etcd lists a pod as one of an egress.
+func (m *mirror) isListed(egressName string, p pod) bool {
 	r, ok := m.cache.Get(store.MembersByNodeKey(p.node, egressName))
 	if !ok {
 		return false

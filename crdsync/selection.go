@@ -3,6 +3,7 @@ package crdsync
 import (
 	"cmp"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -10,7 +11,6 @@ import (
 
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	operator "k8s.io/apimachinery/pkg/selection"
 
 	"github.com/egret-project/egret/egress"
 )
@@ -73,23 +73,9 @@ func holder(pods []pod) pod {
 type claimant struct {
 	name     string
 	families []family // of the pod IPs that it takes
-	// namespace and pod say whether it selects pods of a namespace with these labels, and which.
-	namespace func(labels.Set) bool
-	pod       func(pod) bool
-	label     label // that every pod that it selects has; zero: not known
-}
-
-type label struct{ key, value string }
-
-// requiredLabel returns a label that everything has that a selector matches; the zero label when there is none.
-func requiredLabel(s labels.Selector) label {
-	requirements, _ := s.Requirements()
-	for _, r := range requirements {
-		if values := r.Values(); len(values) == 1 && (r.Operator() == operator.Equals || r.Operator() == operator.In) {
-			return label{r.Key(), values.UnsortedList()[0]}
-		}
-	}
-	return label{}
+	applied  selector
+	// frozen takes the place of a selector that cannot be read: whether the pod is one that the egress has.
+	frozen func(pod) bool
 }
 
 // selection says which egress a pod belongs to.
@@ -97,47 +83,93 @@ type selection struct {
 	claimants  []claimant                          // in order of precedence
 	namespaces func(string) (labels.Set, bool)     // the labels of a namespace; false: it is not seen yet
 	listed     func(egressName string, p pod) bool // whether etcd lists a pod as one of an egress
-	candidates map[string]map[label][]int          // namespace -> label -> which claimants may select such pods; filled as needed
+	index      index                               // of the claimants, by their namespaceSelectors
+	candidates map[string]index                    // namespace -> those that may select pods of it, by their podSelectors; filled as needed
+	known      map[podFamily]known                 // what owner said, so that one pod's event looks at no other pod's egresses
 	losses     map[string]map[pair]loss            // node -> what is lost there; filled by group
 }
 
+type podFamily struct {
+	pod    string
+	family family
+}
+
+// known is what owner said of a pod while it had these labels.
+type known struct {
+	labels map[string]string
+	owner  string
+	losers []string
+}
+
 func newSelection(claimants []claimant, namespaces func(string) (labels.Set, bool), listed func(string, pod) bool) *selection {
-	return &selection{claimants, namespaces, listed, map[string]map[label][]int{}, map[string]map[pair]loss{}}
+	s := &selection{
+		claimants: claimants, namespaces: namespaces, listed: listed, candidates: map[string]index{}, known: map[podFamily]known{},
+		losses: map[string]map[pair]loss{},
+	}
+	all := map[int]labels.Selector{}
+	for i, c := range claimants {
+		all[i] = c.applied.namespaces
+		if c.frozen != nil {
+			all[i] = labels.Everything()
+		}
+	}
+	s.index = newIndex(all)
+	return s
 }
 
 // owner returns the egress that an IP of a pod belongs to: the first that selects the pod and takes IPs of the family; else
 // egress.Unselected. losers are the others that do so. While the pod's namespace is not seen, it is what etcd has; "" when it has nothing.
 func (s *selection) owner(p pod, f family) (name string, losers []string) {
-	candidates, ok := s.candidates[p.namespace]
-	if !ok {
-		set, seen := s.namespaces(p.namespace)
-		if !seen {
-			return s.former(p, f), nil
-		}
-		candidates = map[label][]int{}
-		for i, c := range s.claimants {
-			if c.namespace(set) {
-				candidates[c.label] = append(candidates[c.label], i)
-			}
-		}
-		s.candidates[p.namespace] = candidates
+	if k, ok := s.known[podFamily{p.name, f}]; ok && maps.Equal(k.labels, p.labels) {
+		return k.owner, k.losers
 	}
-	possible := slices.Clone(candidates[label{}])
-	for key, value := range p.labels {
-		possible = append(possible, candidates[label{key, value}]...)
+	candidates, seen := s.candidatesOf(p.namespace)
+	if !seen {
+		return s.former(p, f), nil
 	}
-	slices.Sort(possible)
-	for _, i := range possible {
+	certain := true
+	for _, i := range candidates.mayMatch(p.labels) {
 		c := s.claimants[i]
-		switch {
-		case !slices.Contains(c.families, f) || !c.pod(p):
+		if !slices.Contains(c.families, f) {
+			continue
+		}
+		certain = certain && c.frozen == nil // what etcd has may be another thing the next time
+		switch selected := c.frozen != nil && c.frozen(p) || c.frozen == nil && c.applied.pods.Matches(labels.Set(p.labels)); {
+		case !selected:
 		case name == "":
 			name = c.name
 		default:
 			losers = append(losers, c.name)
 		}
 	}
-	return cmp.Or(name, egress.Unselected), losers
+	name = cmp.Or(name, egress.Unselected)
+	if certain {
+		s.known[podFamily{p.name, f}] = known{p.labels, name, losers}
+	}
+	return name, losers
+}
+
+// candidatesOf returns those that may select pods of a namespace; false while it is not seen.
+func (s *selection) candidatesOf(namespace string) (index, bool) {
+	if x, ok := s.candidates[namespace]; ok {
+		return x, true
+	}
+	set, seen := s.namespaces(namespace)
+	if !seen {
+		return index{}, false
+	}
+	found := map[int]labels.Selector{}
+	for _, i := range s.index.mayMatch(set) {
+		switch c := s.claimants[i]; {
+		case c.frozen != nil:
+			found[i] = labels.Everything()
+		case c.applied.namespaces.Matches(set):
+			found[i] = c.applied.pods
+		}
+	}
+	x := newIndex(found)
+	s.candidates[namespace] = x
+	return x, true
 }
 
 func (s *selection) former(p pod, f family) string {

@@ -17,8 +17,8 @@ import (
 	"github.com/egret-project/egret/internal/kubetest"
 )
 
-// egress returns an Egress.
-func (c *cluster) egress(name string) v1beta1.Egress {
+// getEgress returns an Egress.
+func (c *cluster) getEgress(name string) v1beta1.Egress {
 	c.Helper()
 	u, err := c.dyn.Resource(v1beta1.EgressResource).Get(c.Context(), name, metav1.GetOptions{})
 	var e v1beta1.Egress
@@ -37,7 +37,7 @@ func (c *cluster) wantCondition(name, want string) {
 	kind, _, present := strings.Cut(want, " ")
 	c.eventually(func() error {
 		got := kind
-		e := c.egress(name)
+		e := c.getEgress(name)
 		for _, o := range e.Status.Conditions {
 			if string(o.Type) != kind {
 				continue
@@ -57,7 +57,7 @@ func (c *cluster) wantCondition(name, want string) {
 func (c *cluster) wantOrder(name string, want ...v1beta1.EgressConditionType) {
 	c.Helper()
 	var got []v1beta1.EgressConditionType
-	for _, o := range c.egress(name).Status.Conditions {
+	for _, o := range c.getEgress(name).Status.Conditions {
 		got = append(got, o.Type)
 	}
 	if d := cmp.Diff(want, got); d != "" {
@@ -67,15 +67,18 @@ func (c *cluster) wantOrder(name string, want ...v1beta1.EgressConditionType) {
 
 func testConflict(c *cluster) {
 	c.run(c.kube)
-	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {ipRanges: [{start: 10.10.0.11, end: 10.10.0.19}]}}`)
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {ipRanges: [{start: 10.10.0.11, end: 10.10.0.19}], nodeSelector: {}}}`)
 	egress := func(name, ip string) {
+		if ip != "" {
+			ip = "egressIP: " + ip + ", "
+		}
 		c.create(fmt.Sprintf(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: %s},
-  spec: {externalIPPool: p, egressIP: %q, appliedTo: {podSelector: {matchLabels: {app: web}}}}}`, name, ip))
+  spec: {externalIPPool: p, %sappliedTo: {podSelector: {matchLabels: {app: web}}}}}`, name, ip))
 	}
 	egress("b", "10.10.0.12")
 	egress("a", "") // in the same second: the first by name, so that b loses
 	c.eventually(func() error {
-		if a, b := c.egress("a"), c.egress("b"); !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
+		if a, b := c.getEgress("a"), c.getEgress("b"); !a.CreationTimestamp.Equal(&b.CreationTimestamp) {
 			c.remove("Egress", "a")
 			c.remove("Egress", "b")
 			egress("b", "10.10.0.12")
@@ -96,7 +99,7 @@ func testConflict(c *cluster) {
 		"members/by-egress/a/node-1": "prod/y=10.244.1.1", "members/by-egress/a/node-2": "prod/x=10.244.2.1",
 	})
 	since := func(name string, kind v1beta1.EgressConditionType) time.Time {
-		conditions := c.egress(name).Status.Conditions
+		conditions := c.getEgress(name).Status.Conditions
 		return conditions[slices.IndexFunc(conditions, func(o v1beta1.EgressCondition) bool { return o.Type == kind })].LastTransitionTime.Time
 	}
 	before := since("b", v1beta1.Conflict)
@@ -204,7 +207,7 @@ func testReading(c *cluster) {
 
 func testUsage(c *cluster) {
 	c.run(c.kube)
-	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {ipRanges: [{cidr: 10.10.0.0/24}]}}`)
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {ipRanges: [{cidr: 10.10.0.0/24}], nodeSelector: {}}}`)
 	c.wantUsage("p", 254, 0)
 	within := func(used int64, since time.Time) {
 		c.Helper()

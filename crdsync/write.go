@@ -3,6 +3,7 @@ package crdsync
 import (
 	"bytes"
 	"errors"
+	"fmt"
 	"maps"
 	"slices"
 	"strings"
@@ -25,22 +26,33 @@ type unit []store.Op
 // its pods are; what goes, goes the other way round.
 var order = []string{counterKey, store.IDPrefix, store.AllocationPrefix, store.PoolPrefix, store.NodePrefix, store.EgressPrefix}
 
+// view is the cache, and its revision when a pass began to read it. What was decided by what the cache showed then must not be written over
+// a record that came later.
+type view struct {
+	*store.Cache
+	revision int64
+}
+
 // difference returns what makes the record of key that of value, nil: none. ok is false when there is nothing to do. Each change is
-// fenced by the record that is there now.
-func difference(cache *store.Cache, key string, value any) (op store.Op, ok bool, err error) {
+// fenced by the record that the pass has seen: the error is store.ErrConflict when there is a later one already.
+func difference(cache view, key string, value any) (op store.Op, ok bool, err error) {
 	r, there := cache.Get(key)
 	op = store.Op{Key: key, Absent: !there, Revision: r.Revision}
-	if value == nil {
-		return op, there, nil
+	ok = there
+	if value != nil {
+		if op.Value, err = store.Encode(value); err != nil {
+			return op, false, err
+		}
+		ok = !there || !bytes.Equal(r.Value, op.Value)
 	}
-	if op.Value, err = store.Encode(value); err != nil {
-		return op, false, err
+	if ok && r.Revision > cache.revision {
+		return op, false, fmt.Errorf("comparing %s: %w", key, store.ErrConflict)
 	}
-	return op, !there || !bytes.Equal(r.Value, op.Value), nil
+	return op, ok, nil
 }
 
 // controlDifference returns what makes the records of etcd those of c: what is put, and what is deleted.
-func controlDifference(cache *store.Cache, c control) (puts, deletes []unit, err error) {
+func controlDifference(cache view, c control) (puts, deletes []unit, err error) {
 	for _, prefix := range order {
 		keys := map[string]bool{}
 		for key := range cache.List(prefix) {
@@ -72,11 +84,9 @@ func controlDifference(cache *store.Cache, c control) (puts, deletes []unit, err
 
 // memberDifference returns what makes the members of a node those of groups. All pairs of records of the node are in one unit, as long
 // as they fit one transaction: a pod that changes its egress leaves the one as it joins the other.
-func memberDifference(cache *store.Cache, node string, groups map[string]egress.Members, listed []string) ([]unit, error) {
+func memberDifference(cache view, node string, groups map[string]egress.Members, listed map[string]bool) ([]unit, error) {
 	names := map[string]bool{}
-	for _, name := range listed {
-		names[name] = true
-	}
+	maps.Copy(names, listed)
 	for name := range groups {
 		names[name] = true
 	}
@@ -114,16 +124,22 @@ func memberKeys(node, name string) []string {
 }
 
 // listedMembers returns the names of the egresses of which etcd lists members, by node, under either key.
-func listedMembers(cache *store.Cache) map[string][]string {
-	out := map[string][]string{}
+func listedMembers(cache *store.Cache) map[string]map[string]bool {
+	out := map[string]map[string]bool{}
+	add := func(node, name string) {
+		if out[node] == nil {
+			out[node] = map[string]bool{}
+		}
+		out[node][name] = true
+	}
 	for key := range cache.List(store.MembersByNode) {
 		if node, name, ok := strings.Cut(strings.TrimPrefix(key, store.MembersByNode), "/"); ok {
-			out[node] = append(out[node], name)
+			add(node, name)
 		}
 	}
 	for key := range cache.List(store.MembersByEgress) {
 		if name, node, ok := strings.Cut(strings.TrimPrefix(key, store.MembersByEgress), "/"); ok {
-			out[node] = append(out[node], name)
+			add(node, name)
 		}
 	}
 	return out

@@ -1,9 +1,12 @@
 package crdsync
 
 import (
+	"context"
+	"errors"
 	"fmt"
 	"testing"
 
+	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/store"
 )
 
@@ -33,5 +36,47 @@ func TestBatchesKeepUnitsWholeAndInOrder(t *testing.T) {
 	}
 	if want := "[120 61 62 118 1 1]"; fmt.Sprint(got) != want {
 		t.Errorf("changes per transaction: got %v, want %s", got, want)
+	}
+}
+
+// TestARecordThatCameAfterTheLookIsNotWrittenOver has a record change between the look at the cache and the comparison with it.
+func TestARecordThatCameAfterTheLookIsNotWrittenOver(t *testing.T) {
+	etcd := etcdtest.New(t)
+	client, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcd.Endpoint()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer client.Close()
+	cache := client.NewCache("")
+	ctx, cancel := context.WithTimeout(t.Context(), deadline)
+	done := make(chan error, 1)
+	go func() { done <- cache.Run(ctx) }()
+	defer func() { cancel(); <-done }()
+	put := func(value string) {
+		t.Helper()
+		if _, err := etcd.Client().Put(ctx, store.DefaultPrefix+"pools/p", value); err != nil {
+			t.Fatal(err)
+		}
+		for r, _ := cache.Get("pools/p"); string(r.Value) != value; r, _ = cache.Get("pools/p") {
+			select {
+			case <-cache.Changed():
+			case <-ctx.Done():
+				t.Fatal("the cache does not follow")
+			}
+		}
+	}
+	put("1")
+	then := view{cache, cache.Revision()}
+	if _, ok, err := difference(then, "pools/p", 2); err != nil || !ok {
+		t.Errorf("nothing came: got %t, %v", ok, err)
+	}
+	put("3")
+	for _, value := range []any{2, nil} {
+		if _, ok, err := difference(then, "pools/p", value); !errors.Is(err, store.ErrConflict) || ok {
+			t.Errorf("writing %v over what came: got %t, %v, want a conflict", value, ok, err)
+		}
+	}
+	if _, ok, err := difference(then, "pools/p", 3); ok || err != nil {
+		t.Errorf("what came is what is wanted: got %t, %v", ok, err)
 	}
 }

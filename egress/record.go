@@ -30,7 +30,10 @@ type Subnet struct {
 type Policy struct {
 	Name string `json:"name"`
 	// Addresses holds at most one address per family. Empty: none is allocated (yet), and the traffic of the pods is dropped.
-	Addresses  []Address  `json:"addresses"`
+	Addresses []Address `json:"addresses"`
+	// Former are addresses that it had of a pool that it still names, and lost with the pool: it gets them again when they are back.
+	// They are for crdsync alone.
+	Former     []Address  `json:"former,omitempty"`
 	Bandwidth  *Bandwidth `json:"bandwidth,omitempty"`
 	Created    time.Time  `json:"created"`
 	Generation int64      `json:"generation"`

@@ -46,7 +46,12 @@ type target struct {
 	egresses  []string          // sorted
 	created   int64             // of the oldest, Unix nanoseconds
 	bandwidth *egress.Bandwidth // the one with the lowest rate; nil: none sets a limit
+	// partner is the other address of the egress that a pool IP belongs to: both live on one node. The zero Address: there is none.
+	partner egress.Address
 }
+
+// leads reports whether the partner follows the target, rather than the other way round. A static IP is where it is.
+func (t target) leads() bool { return t.partner.Pool != "" && t.IP.Less(t.partner.IP) }
 
 // targets returns the egress IPs of the snapshot, oldest egress first.
 func targets(s *egress.Snapshot) []target {
@@ -58,6 +63,9 @@ func targets(s *egress.Snapshot) []target {
 			if t == nil {
 				t = &target{Address: a, created: p.Created.UnixNano()}
 				byIP[a.IP] = t
+				if i := slices.IndexFunc(p.Addresses, func(o egress.Address) bool { return o.IP != a.IP }); a.Pool != "" && i >= 0 {
+					t.partner = p.Addresses[i]
+				}
 			}
 			t.egresses = append(t.egresses, name)
 			t.created = min(t.created, p.Created.UnixNano())
@@ -104,8 +112,9 @@ func Claims(s *egress.Snapshot, f Facts) []Claim {
 // rank returns, for every pool IP that nobody holds, its candidates, best first. A node's name is there at most once.
 //
 // The order is that of rendezvous hashing with bounded load: a node that has its share of the pool already, the mean rounded down, comes
-// after those that have not, by how far it is above, so that the IPs of a dead node spread over all survivors. The operator's wish (a pin, or a move under way) comes before
-// everything.
+// after those that have not, by how far it is above, so that the IPs of a dead node spread over all survivors. The operator's wish (a pin,
+// or a move under way) comes before everything. Of the two IPs of an egress, the second goes where the first is, or is to go, and the
+// first where the second is already.
 func rank(s *egress.Snapshot) map[netip.Addr][]string {
 	all := targets(s)
 	size := map[string]int{} // pool -> egress IPs in use
@@ -127,9 +136,18 @@ func rank(s *egress.Snapshot) map[netip.Addr][]string {
 		if _, owned := s.Owners[t.IP]; owned || t.Pool == "" {
 			continue
 		}
+		if first := out[t.partner.IP]; len(first) > 0 {
+			out[t.IP] = first
+			inPool[[2]string{t.Pool, first[0]}]++ // held has it already
+			continue
+		}
+		room := 1
+		if _, owned := s.Owners[t.partner.IP]; t.leads() && !owned {
+			room = 2
+		}
 		var nodes []string
-		for _, n := range Candidates(s, t.Pool) {
-			if limit := s.Nodes[n].Capacity; limit == 0 || held[n] < limit {
+		for _, n := range candidates(s, t) {
+			if limit := s.Nodes[n].Capacity; limit == 0 || held[n]+room <= limit {
 				nodes = append(nodes, n)
 			}
 		}
@@ -138,7 +156,7 @@ func rank(s *egress.Snapshot) map[netip.Addr][]string {
 		}
 		share := size[t.Pool] / len(nodes)
 		full := func(n string) int { return max(inPool[[2]string{t.Pool, n}]+1-share, 0) }
-		wish := wished(s, t.IP)
+		wish := cmp.Or(wished(s, t.IP), wished(s, t.partner.IP))
 		slices.SortFunc(nodes, func(a, b string) int {
 			return cmp.Or(
 				cmp.Compare(btoi(b == wish), btoi(a == wish)),
@@ -147,10 +165,42 @@ func rank(s *egress.Snapshot) map[netip.Addr][]string {
 				cmp.Compare(a, b))
 		})
 		out[t.IP] = nodes
-		held[nodes[0]]++
+		held[nodes[0]] += room
 		inPool[[2]string{t.Pool, nodes[0]}]++
 	}
 	return out
+}
+
+// candidates returns the nodes that may hold a pool IP beside its partner, capacity left aside.
+func candidates(s *egress.Snapshot, t target) []string {
+	nodes := Candidates(s, t.Pool)
+	if !t.partner.IP.IsValid() {
+		return nodes
+	}
+	both := nodes
+	if t.partner.Pool != "" {
+		both = Candidates(s, t.partner.Pool)
+	}
+	o, owned := s.Owners[t.partner.IP]
+	return slices.DeleteFunc(nodes, func(n string) bool {
+		switch {
+		case owned:
+			return n != o.Node || !slices.Contains(both, n)
+		case t.partner.Pool == "" || !t.leads():
+			return true // it waits for the one that it follows
+		}
+		return !slices.Contains(both, n)
+	})
+}
+
+// apart reports whether the IP, which the node holds, has to follow its partner to where that may be or is held. While a planned move
+// brings them together, neither goes.
+func apart(s *egress.Snapshot, t target, node string) bool {
+	if p, known := s.Pools[t.partner.Pool]; known && !selects(s, p, node) {
+		return true
+	}
+	o, owned := s.Owners[t.partner.IP]
+	return owned && o.Node != node && !t.leads() && s.Moves[t.IP].To != o.Node && s.Moves[t.partner.IP].To != node
 }
 
 // Candidates returns the nodes that may hold the IPs of a pool, capacity left aside: those with a live agent that the pool selects
@@ -223,9 +273,9 @@ func weightOf(what, node string) uint64 {
 }
 
 // Releases returns the locks of the node that it has to give back: of IPs that no egress uses any more, that their pool keeps from
-// this node, that it cannot serve because its uplink has no carrier or no IPv6, and of static IPs that left its links. While the record
-// of some egress or pool cannot be read, nothing is given back for want of it. What a cordoned node holds leaves by planned moves: see
-// Leaving.
+// this node, that it cannot serve because its uplink has no carrier or no IPv6, whose egress has its other IP elsewhere, and of static IPs
+// that left its links. While the record of some egress or pool cannot be read, nothing is given back for want of it. What a cordoned node
+// holds leaves by planned moves: see Leaving.
 func Releases(s *egress.Snapshot, f Facts) []egress.Owner {
 	byIP := map[netip.Addr]target{}
 	for _, t := range targets(s) {
@@ -248,6 +298,8 @@ func Releases(s *egress.Snapshot, f Facts) []egress.Owner {
 		case t.Pool != "" && !faulty(s, "nodes/") && !selects(s, p, f.Node):
 			out = append(out, o)
 		case t.Pool != "" && !f.serves(ip):
+			out = append(out, o)
+		case t.Pool != "" && !faulty(s, "nodes/") && !faulty(s, "egresses/") && apart(s, t, f.Node):
 			out = append(out, o)
 		}
 	}

@@ -331,3 +331,34 @@ func TestMoves(t *testing.T) {
 		t.Errorf("dead target: departures %v, want none", got)
 	}
 }
+
+// TestAStaticIPOnTwoNodesIsHeldByOne follows a static IP that an administrator moves by hand, the new node first.
+func TestAStaticIPOnTwoNodesIsHeldByOne(t *testing.T) {
+	a := ip("10.10.0.102")
+	s := cluster(2, 0)
+	s.Egresses["static"] = egress.Policy{Name: "static", Addresses: []egress.Address{{IP: a, ID: 7}}}
+	on := func(node string, local bool) Facts {
+		f := facts(node)
+		f.Local = map[netip.Addr]bool{a: local}
+		return f
+	}
+	for _, node := range []string{"node-1", "node-2"} { // the lock goes to the first that asks
+		if got := Claims(s, on(node, true)); len(got) != 1 {
+			t.Errorf("%s, free: claims %v, want one", node, got)
+		}
+	}
+	s.Owners[a] = egress.Owner{IP: a, Node: "node-1"}
+	if got := Claims(s, on("node-2", true)); len(got) != 0 {
+		t.Errorf("held elsewhere: claims %v, want none", got)
+	}
+	if got := Releases(s, on("node-1", true)); len(got) != 0 {
+		t.Errorf("on both: releases %v, want none", got)
+	}
+	if got := Releases(s, on("node-1", false)); len(got) != 1 {
+		t.Errorf("gone from its holder: releases %v, want it", got)
+	}
+	delete(s.Owners, a)
+	if got := append(Claims(s, on("node-1", false)), Claims(s, on("node-2", true))...); len(got) != 1 {
+		t.Errorf("on the other node alone: claims %v, want one", got)
+	}
+}

@@ -57,7 +57,8 @@ func Uplink(ip netip.Addr) (Link, error) {
 
 // Addresses returns the unicast addresses of the network namespace of the calling thread, with the name of the link that carries each;
 // loopback and link-local addresses and those that are not (or not yet) known to be unique are left out. An address that is on one of
-// our links and on another one is said to be on the other.
+// our links and on another one is said to be on the other. kube-ipvs0, which carries the Service IPs of kube-proxy on every node, is
+// left out: an address there says nothing about where it lives.
 func Addresses() (map[netip.Addr]string, error) {
 	links, err := links()
 	if err != nil {
@@ -65,6 +66,9 @@ func Addresses() (map[netip.Addr]string, error) {
 	}
 	all := map[netip.Addr]string{}
 	for _, l := range links {
+		if l.Name == "kube-ipvs0" {
+			continue
+		}
 		for _, p := range l.Addrs {
 			ip := p.Addr()
 			if name, ok := all[ip]; (!ok || ours(name)) && ip.IsGlobalUnicast() {

@@ -1,0 +1,377 @@
+package crdsync
+
+import (
+	"context"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
+	corev1 "k8s.io/api/core/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
+	"k8s.io/apimachinery/pkg/types"
+	"k8s.io/client-go/dynamic"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
+
+	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/internal/etcdtest"
+	"github.com/egret-project/egret/internal/kubetest"
+	"github.com/egret-project/egret/store"
+)
+
+// load is so many objects: each egress selects one app in one namespace, and a sixth of the apps has none.
+type load struct{ namespaces, apps, nodes, pods int }
+
+func (l load) egresses() int { return l.namespaces * l.apps }
+
+func (l load) namespace(pod int) string { return fmt.Sprintf("scale-%03d", pod%l.namespaces) }
+
+func (l load) app(pod int) int { return pod / l.namespaces % (l.apps + max(1, l.apps/5)) }
+
+func (l load) node(pod int) string { return fmt.Sprintf("node-%03d", pod*7919%l.nodes) }
+
+// members returns how many records of members the load comes to.
+func (l load) members() int {
+	keys := map[string]bool{}
+	for i := range l.pods {
+		name := egress.Unselected
+		if l.app(i) < l.apps {
+			name = fmt.Sprintf("e-%s-%02d", l.namespace(i), l.app(i))
+		}
+		for _, key := range memberKeys(l.node(i), name) {
+			keys[key] = true
+		}
+	}
+	return len(keys)
+}
+
+// create creates all objects, many at a time.
+func (l load) create(ctx context.Context, core *kubernetes.Clientset, dyn dynamic.Interface) error {
+	pool := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "crd.antrea.io/v1beta1", "kind": "ExternalIPPool", "metadata": map[string]any{"name": "scale"},
+		"spec": map[string]any{"ipRanges": []any{map[string]any{"cidr": "10.0.0.0/16"}}, "nodeSelector": map[string]any{}},
+	}}
+	if _, err := dyn.Resource(v1beta1.PoolResource).Create(ctx, pool, metav1.CreateOptions{}); err != nil {
+		return err
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.SetLimit(32)
+	for i := range l.namespaces {
+		g.Go(func() error {
+			n := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: l.namespace(i)}}
+			if _, err := core.CoreV1().Namespaces().Create(ctx, n, metav1.CreateOptions{}); err != nil && !apierrors.IsAlreadyExists(err) {
+				return err
+			}
+			for app := range l.apps {
+				if err := l.createEgress(ctx, dyn, l.namespace(i), app); err != nil {
+					return err
+				}
+			}
+			return nil
+		})
+	}
+	for i := range l.nodes {
+		g.Go(func() error {
+			n := &corev1.Node{ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("node-%03d", i)}}
+			n.Status.Addresses = []corev1.NodeAddress{{Type: corev1.NodeInternalIP, Address: fmt.Sprintf("192.0.2.%d", i)}}
+			_, err := core.CoreV1().Nodes().Create(ctx, n, metav1.CreateOptions{})
+			return err
+		})
+	}
+	if err := g.Wait(); err != nil {
+		return err
+	}
+	g, ctx = errgroup.WithContext(context.WithoutCancel(ctx))
+	g.SetLimit(32)
+	for i := range l.pods {
+		g.Go(func() error { return l.createPod(ctx, core, i) })
+	}
+	return g.Wait()
+}
+
+func (l load) createEgress(ctx context.Context, dyn dynamic.Interface, namespace string, app int) error {
+	match := func(k, v string) map[string]any { return map[string]any{"matchLabels": map[string]any{k: v}} }
+	e := &unstructured.Unstructured{Object: map[string]any{
+		"apiVersion": "crd.antrea.io/v1beta1", "kind": "Egress", "metadata": map[string]any{"name": fmt.Sprintf("e-%s-%02d", namespace, app)},
+		"spec": map[string]any{"externalIPPool": "scale", "appliedTo": map[string]any{
+			"namespaceSelector": match(corev1.LabelMetadataName, namespace), "podSelector": match("app", fmt.Sprint(app)),
+		}},
+	}}
+	_, err := dyn.Resource(v1beta1.EgressResource).Create(ctx, e, metav1.CreateOptions{})
+	return err
+}
+
+func (l load) createPod(ctx context.Context, core *kubernetes.Clientset, i int) error {
+	p := &corev1.Pod{
+		ObjectMeta: metav1.ObjectMeta{Name: fmt.Sprintf("p-%05d", i), Labels: map[string]string{"app": fmt.Sprint(l.app(i))}},
+		Spec:       corev1.PodSpec{NodeName: l.node(i), Containers: []corev1.Container{{Name: "main", Image: "none.invalid"}}},
+	}
+	pods := core.CoreV1().Pods(l.namespace(i))
+	p, err := pods.Create(ctx, p, metav1.CreateOptions{})
+	if err != nil {
+		return err
+	}
+	ip := netip.AddrFrom4([4]byte{10, 244, byte(i >> 8), byte(i)}).String()
+	p.Status = corev1.PodStatus{Phase: corev1.PodRunning, PodIP: ip, PodIPs: []corev1.PodIP{{IP: ip}}}
+	_, err = pods.UpdateStatus(ctx, p, metav1.UpdateOptions{})
+	return err
+}
+
+// relabel gives a pod another app.
+func (l load) relabel(ctx context.Context, core *kubernetes.Clientset, i, app int) error {
+	patch := fmt.Appendf(nil, `{"metadata": {"labels": {"app": "%d"}}}`, app)
+	_, err := core.CoreV1().Pods(l.namespace(i)).Patch(ctx, fmt.Sprintf("p-%05d", i), types.MergePatchType, patch, metav1.PatchOptions{})
+	return err
+}
+
+// written waits until etcd holds all that the load comes to.
+func (l load) written(ctx context.Context, etcd *clientv3.Client) error {
+	for prefix, want := range map[string]int{
+		"members/": l.members(), store.EgressPrefix: l.egresses(), store.AllocationPrefix: l.egresses(),
+	} {
+		for {
+			r, err := etcd.Get(ctx, store.DefaultPrefix+prefix, clientv3.WithPrefix(), clientv3.WithCountOnly())
+			if err != nil {
+				return fmt.Errorf("waiting for %d records %s: %w", want, prefix, err)
+			}
+			if r.Count == int64(want) {
+				break
+			}
+			time.Sleep(20 * time.Millisecond)
+		}
+	}
+	return nil
+}
+
+// writes are the transactions that somebody makes below the prefix of Egret, elections left out.
+type writes struct {
+	watch clientv3.WatchChan
+	txns  map[int64]bool // by revision
+}
+
+func watchWrites(ctx context.Context, etcd *clientv3.Client) *writes {
+	return &writes{etcd.Watch(ctx, store.DefaultPrefix, clientv3.WithPrefix()), map[int64]bool{}}
+}
+
+// until waits for a record of members below key that names the pod.
+func (w *writes) until(ctx context.Context, key, pod string) error {
+	for {
+		select {
+		case r := <-w.watch:
+			if err := r.Err(); err != nil {
+				return err
+			}
+			done := false
+			for _, e := range r.Events {
+				k := strings.TrimPrefix(string(e.Kv.Key), store.DefaultPrefix)
+				if !strings.HasPrefix(k, "elections/") {
+					w.txns[e.Kv.ModRevision] = true
+				}
+				done = done || strings.HasPrefix(k, key) && strings.Contains(string(e.Kv.Value), pod)
+			}
+			if done {
+				return nil
+			}
+		case <-ctx.Done():
+			return fmt.Errorf("waiting for pod %s in %s: %w", pod, key, ctx.Err())
+		}
+	}
+}
+
+func testTransactions(c *cluster) {
+	l := load{namespaces: 10, apps: 5, nodes: 5, pods: 500}
+	if err := l.create(c.Context(), c.core, c.dyn); err != nil {
+		c.Fatal(err)
+	}
+	stop := c.run(c.kube)
+	ctx, cancel := context.WithTimeout(c.Context(), deadline)
+	defer cancel()
+	if err := l.written(ctx, c.etcd.Client()); err != nil {
+		c.Fatal(err)
+	}
+	c.wantUsage("scale", 1<<16-2, 50)
+	w := watchWrites(ctx, c.etcd.Client())
+	event := func(i, app int) {
+		c.Helper()
+		before := len(w.txns)
+		if err := l.relabel(ctx, c.core, i, app); err != nil {
+			c.Fatal(err)
+		}
+		key := fmt.Sprintf("members/by-node/%s/e-%s-%02d", l.node(i), l.namespace(i), app)
+		if err := w.until(ctx, key, fmt.Sprintf("p-%05d", i)); err != nil {
+			c.Fatal(err)
+		}
+		if n := len(w.txns) - before; n != 1 {
+			c.Errorf("pod %d: %d transactions since the last event, want 1", i, n)
+		}
+	}
+	for i := range 20 {
+		event(i, (l.app(i)+1)%l.apps)
+	}
+	// What says nothing new writes nothing: the next event's transaction is the only one.
+	c.patchPod(l.namespace(0), "p-00000", `{"metadata": {"annotations": {"a": "b"}}}`)
+	c.patch("Egress", "e-scale-000-00", `{"metadata": {"labels": {"a": "b"}}}`)
+	c.patch("ExternalIPPool", "scale", `{"metadata": {"labels": {"a": "b"}}}`)
+	event(0, l.app(0))
+	stop()
+	if err := l.relabel(ctx, c.core, 1, l.app(1)); err != nil {
+		c.Fatal(err)
+	}
+	c.run(c.kube) // to write all else anew would be more than one
+	key := fmt.Sprintf("members/by-node/%s/e-%s-%02d", l.node(1), l.namespace(1), l.app(1))
+	before := len(w.txns)
+	if err := w.until(ctx, key, "p-00001"); err != nil {
+		c.Fatal(err)
+	}
+	event(2, l.app(2))
+	if n := len(w.txns) - before; n != 2 {
+		c.Errorf("restart: %d transactions, want those of 2 events", n)
+	}
+}
+
+// BenchmarkScale loads 1,000 egresses and 20,000 pods into an API server, and says how long crdsync takes: from its start beside an empty
+// etcd until that is complete; for one pod's event, from the request to the API server to the record in etcd; and for the pass of such
+// an event alone, beside one that evaluates all egresses. restart-txns are the transactions of a start beside a complete etcd.
+func BenchmarkScale(b *testing.B) {
+	l := load{namespaces: 100, apps: 10, nodes: 200, pods: 20000}
+	kube := kubetest.New(b)
+	kube.Timeout = time.Minute
+	core, err := kubernetes.NewForConfig(kube)
+	if err != nil {
+		b.Fatal(err)
+	}
+	dyn, err := dynamic.NewForConfig(kube)
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx := b.Context()
+	since := func(start time.Time) float64 { return time.Since(start).Seconds() }
+	start := time.Now()
+	if err := l.create(ctx, core, dyn); err != nil {
+		b.Fatal(err)
+	}
+	loaded := since(start)
+	for b.Loop() {
+		etcd := etcdtest.New(b)
+		client, err := store.Dial(ctx, store.Config{Endpoints: []string{etcd.Endpoint()}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer client.Close()
+		start := time.Now()
+		stop := runScale(b, kube, client)
+		if err := l.written(ctx, etcd.Client()); err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(since(start), "resync-s")
+		w := watchWrites(ctx, etcd.Client())
+		event := func(i, app int) {
+			if err := l.relabel(ctx, core, i, app); err != nil {
+				b.Fatal(err)
+			}
+			key := fmt.Sprintf("members/by-node/%s/e-%s-%02d", l.node(i), l.namespace(i), app)
+			if err := w.until(ctx, key, fmt.Sprintf("p-%05d", i)); err != nil {
+				b.Fatal(err)
+			}
+		}
+		event(0, 1) // all passes of the resync are over, and most statuses written
+		start = time.Now()
+		before := len(w.txns)
+		const events = 100
+		for i := range events {
+			event(1+i, (l.app(1+i)+1)%l.apps)
+		}
+		b.ReportMetric(since(start)/events*1000, "ms/pod-event")
+		b.ReportMetric(float64(len(w.txns)-before)/events, "txns/pod-event")
+		stop()
+		before = len(w.txns)
+		if err := l.relabel(ctx, core, 0, 2); err != nil {
+			b.Fatal(err)
+		}
+		start = time.Now()
+		stop = runScale(b, kube, client)
+		if err := w.until(ctx, fmt.Sprintf("members/by-node/%s/e-%s-02", l.node(0), l.namespace(0)), "p-00000"); err != nil {
+			b.Fatal(err)
+		}
+		b.ReportMetric(since(start), "restart-s")
+		event(1, l.app(1))
+		b.ReportMetric(float64(len(w.txns)-before-2), "restart-txns") // those of the two pods left out
+		stop()
+		one, all := passes(b, kube, client, l)
+		b.ReportMetric(float64(one.Microseconds())/1000, "ms/pass")
+		b.ReportMetric(float64(all.Microseconds())/1000, "ms/pass-of-all")
+	}
+	b.ReportMetric(loaded, "load-s")
+	b.ReportMetric(0, "ns/op") // it says nothing that the others do not
+}
+
+func runScale(b *testing.B, kube *rest.Config, client *store.Client) (stop func()) {
+	ctx, cancel := context.WithCancel(b.Context())
+	done := make(chan error, 1)
+	go func() {
+		done <- Run(ctx, Config{Kube: kube, Store: client, ID: "test", ElectionTTL: 10 * time.Second, Log: slog.New(slog.DiscardHandler)})
+	}()
+	return func() {
+		cancel()
+		if err := <-done; err != nil {
+			b.Fatal(err)
+		}
+	}
+}
+
+// passes returns what a pass for one pod costs, and one for everything.
+func passes(b *testing.B, kube *rest.Config, client *store.Client, l load) (one, all time.Duration) {
+	ctx, cancel := context.WithCancel(b.Context())
+	defer cancel()
+	kube = rest.CopyConfig(kube)
+	kube.Timeout = 0
+	dyn, err := dynamic.NewForConfig(kube)
+	if err != nil {
+		b.Fatal(err)
+	}
+	cache := client.NewCache(prefixes...)
+	cache.Track()
+	lead, err := client.Campaign(ctx, "test", 10*time.Second)
+	if err != nil {
+		b.Fatal(err)
+	}
+	src, err := newSource(kube, dyn, nodeDefaults{}, newDirty(), func(string, string) {})
+	if err != nil {
+		b.Fatal(err)
+	}
+	g, ctx := errgroup.WithContext(ctx)
+	g.Go(func() error { return cache.Run(ctx) })
+	g.Go(func() error { src.run(ctx); return nil })
+	src.synced(ctx)
+	<-cache.Ready()
+	m := &mirror{source: src, cache: cache, lead: lead, publish: func(control) {}, log: slog.New(slog.DiscardHandler)}
+	m.begin()
+	timed := func(n int, w func(int) work) time.Duration {
+		start := time.Now()
+		for i := range n {
+			w := w(i)
+			if err := m.pass(ctx, &w); err != nil {
+				b.Fatal(err)
+			}
+		}
+		return time.Since(start) / time.Duration(n)
+	}
+	everything := func(int) work { return work{objects: true} }
+	timed(1, everything)
+	all = timed(5, everything)
+	one = timed(1000, func(i int) work {
+		delete(m.selection.known, podFamily{fmt.Sprintf("%s/p-%05d", l.namespace(i), i), ipv4})
+		return work{pods: map[string]bool{l.node(i): true}}
+	})
+	cancel()
+	_ = g.Wait() // says that ctx ended
+	return one, all
+}
