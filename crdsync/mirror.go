@@ -152,6 +152,7 @@ func (m *mirror) recordsChanged(w *work) {
 				w.pods = map[string]bool{}
 			}
 			w.pods[node] = true
+			w.scene = w.scene || m.atFault(node) // the status names the egresses that have pods there
 			m.list(node, name)
 		case strings.HasPrefix(key, store.OwnerPrefix), strings.HasPrefix(key, store.AgentPrefix), strings.HasPrefix(key, store.CordonPrefix):
 			w.scene = true
@@ -159,6 +160,16 @@ func (m *mirror) recordsChanged(w *work) {
 			w.records = true
 		}
 	}
+}
+
+// atFault reports whether the agent of a node says that it could not program everything.
+func (m *mirror) atFault(node string) bool {
+	r, ok := m.cache.Get(store.AgentKey(node))
+	if !ok {
+		return false
+	}
+	a, err := store.Decode[egress.Agent](r)
+	return err == nil && len(a.Faults) > 0
 }
 
 // list notes whether the cache lists members of an egress on a node.
@@ -194,12 +205,17 @@ func (m *mirror) members(now view, w *work, claimants []claimant) ([]unit, error
 	slices.Sort(nodes)
 	var out []unit
 	var errs error
+	stale := w.objects
 	for _, node := range slices.Compact(nodes) {
+		lost := m.selection.losses[node]
 		groups := m.selection.group(node, m.source.podsBy(byNode, node), m.source.owns)
+		stale = stale || !maps.Equal(lost, m.selection.losses[node])
 		units, err := memberDifference(now, node, groups, m.listed[node])
 		out, errs = append(out, units...), errors.Join(errs, err)
 	}
-	m.overlaps = m.selection.overlaps()
+	if stale { // they are those of all nodes
+		m.overlaps = m.selection.overlaps()
+	}
 	return out, errs
 }
 

@@ -145,6 +145,8 @@ func testDegraded(c *cluster) {
 	agent("node-1", map[string]string{"conntrack": "full"})
 	c.wantCondition("egress-prod-web",
 		"Degraded ProgrammingError: node node-4: nftables: refused; node node-4: routes: no; node node-1: conntrack: full")
+	c.pod("staging", "b", "node-1", "10.244.1.2", "web")
+	c.wantCondition("egress-staging-web", "Degraded ProgrammingError: node node-1: conntrack: full")
 	agent("node-4", nil)
 	c.wantCondition("egress-prod-web", "Degraded ProgrammingError: node node-1: conntrack: full")
 	agent("node-1", nil)
