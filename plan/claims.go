@@ -194,13 +194,13 @@ func candidates(s *egress.Snapshot, t target) []string {
 }
 
 // apart reports whether the IP, which the node holds, has to follow its partner to where that may be or is held. While a planned move
-// brings them together, neither goes.
+// brings them together, neither goes; from a cordoned node, the IP follows by a planned move.
 func apart(s *egress.Snapshot, t target, node string) bool {
 	if p, known := s.Pools[t.partner.Pool]; known && !selects(s, p, node) {
 		return true
 	}
 	o, owned := s.Owners[t.partner.IP]
-	return owned && o.Node != node && !t.leads() && s.Moves[t.IP].To != o.Node && s.Moves[t.partner.IP].To != node
+	return owned && o.Node != node && !t.leads() && s.Moves[t.IP].To != o.Node && s.Moves[t.partner.IP].To != node && !Cordoned(s, node)
 }
 
 // Candidates returns the nodes that may hold the IPs of a pool, capacity left aside: those with a live agent that the pool selects

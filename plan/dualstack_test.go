@@ -203,3 +203,46 @@ func TestInvariant6HoldsForBothFamilies(t *testing.T) {
 		}
 	}
 }
+
+// TestBothIPsLeaveACordonedNode has a cordoned node give away both IPs of an egress, one after the other, each in service all the time.
+func TestBothIPsLeaveACordonedNode(t *testing.T) {
+	s := dual(3, 2)
+	hold := func(nodes ...string) {
+		for i, a := range []netip.Addr{ip("10.10.0.11"), ip("fd00::1"), ip("10.10.0.12"), ip("fd00::2")} {
+			s.Owners[a] = egress.Owner{IP: a, Node: nodes[i]}
+		}
+	}
+	hold("node-1", "node-1", "node-2", "node-2")
+	s.Cordons["node-1"] = egress.Cordon{}
+	withCapacity(3)(s)
+	if got, to := leaving(s, "node-1"); got != "10.10.0.11" || !slices.Equal(to, []string{"node-3"}) {
+		t.Errorf("%q leaves to %v, want 10.10.0.11, to the node with room for both", got, to)
+	}
+	hold("node-3", "node-1", "node-2", "node-2")
+	if got := Releases(s, facts("node-1")); len(got) != 0 {
+		t.Errorf("the second is given back: %v, want a planned move", got)
+	}
+	if got, to := leaving(s, "node-1"); got != "fd00::1" || !slices.Equal(to, []string{"node-3"}) {
+		t.Errorf("%q leaves to %v, want fd00::1 to follow to node-3", got, to)
+	}
+}
+
+// TestRebalancingMovesTheFirstIPForBoth: the second would go back to the first.
+func TestRebalancingMovesTheFirstIPForBoth(t *testing.T) {
+	four, six := ip("10.10.0.11"), ip("fd00::1")
+	for _, pinned := range []netip.Addr{four, six} {
+		s := dual(2, 1)
+		for _, a := range []netip.Addr{four, six} {
+			s.Owners[a] = egress.Owner{IP: a, Node: "node-1"}
+		}
+		s.Pins[pinned] = egress.Pin{IP: pinned, Node: "node-2"}
+		misplaced := Misplacements(s)
+		if len(misplaced) != 1 || misplaced[0].Owner.IP != four || misplaced[0].To != "node-2" {
+			t.Errorf("%s is pinned: misplaced %v, want %s to go to node-2", pinned, misplaced, four)
+		}
+		withCapacity(1)(s)
+		if m, ok := Rebalance(s, misplaced); ok {
+			t.Errorf("%s is pinned: %v moves to a node with room for one", pinned, m)
+		}
+	}
+}

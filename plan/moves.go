@@ -68,7 +68,8 @@ func Departures(s *egress.Snapshot, f Facts) []Departure {
 }
 
 // Leaving returns the IP that a cordoned node gives away next, that of the oldest egress first, and who may take it, best first. None
-// while one is on its way: one at a time. An IP that nobody can take stays where it is, in service, until somebody can.
+// while one is on its way: one at a time. An IP that nobody can take stays where it is, in service, until somebody can. Of the two IPs of
+// an egress the first goes where there is room for both, and then the second.
 func Leaving(s *egress.Snapshot, f Facts) (next egress.Owner, to []string) {
 	if !Cordoned(s, f.Node) {
 		return next, nil
@@ -80,7 +81,11 @@ func Leaving(s *egress.Snapshot, f Facts) (next egress.Owner, to []string) {
 	}
 	for _, t := range targets(s) {
 		if o := s.Owners[t.IP]; o.Node == f.Node && t.Pool != "" {
-			if to := rank(without(s, t.IP))[t.IP]; len(to) > 0 {
+			gone := []netip.Addr{t.IP}
+			if s.Owners[t.partner.IP].Node == f.Node {
+				gone = append(gone, t.partner.IP)
+			}
+			if to := rank(without(s, gone...))[t.IP]; len(to) > 0 {
 				return o, to
 			}
 		}
@@ -92,12 +97,13 @@ func Leaving(s *egress.Snapshot, f Facts) (next egress.Owner, to []string) {
 type Misplaced struct {
 	Owner egress.Owner
 	To    string
+	Both  bool // the other IP of its egress will follow
 }
 
 // Misplacements returns the IPs that are not where they would be if all were placed anew, oldest egress first: those that are pinned
 // there, and those whose owner holds more IPs of the pool than that node by two or more. Without that bound one more egress, by which
 // the share of each node grows, would move a fifth of the others. Those of cordoned and dead nodes are left out: they move for other
-// reasons.
+// reasons. So is an IP that follows the other one of its egress: it goes where that goes.
 func Misplacements(s *egress.Snapshot) []Misplaced {
 	anew := *s
 	anew.Owners, anew.Moves = nil, nil
@@ -110,12 +116,14 @@ func Misplacements(s *egress.Snapshot) []Misplaced {
 	for _, t := range all {
 		o, owned := s.Owners[t.IP]
 		nodes := first[t.IP]
-		if !owned || len(nodes) == 0 || nodes[0] == o.Node || !mayHold(s, s.Pools[t.Pool], o.Node) {
+		paired := t.partner.IP.IsValid()
+		if !owned || len(nodes) == 0 || nodes[0] == o.Node || !mayHold(s, s.Pools[t.Pool], o.Node) || paired && !t.leads() {
 			continue
 		}
 		to := nodes[0]
-		if s.Pins[t.IP].Node == to || load[[2]string{t.Pool, o.Node}] > load[[2]string{t.Pool, to}]+1 {
-			out = append(out, Misplaced{Owner: o, To: to})
+		pinned := s.Pins[t.IP].Node == to || s.Pins[t.partner.IP].Node == to
+		if pinned || load[[2]string{t.Pool, o.Node}] > load[[2]string{t.Pool, to}]+1 {
+			out = append(out, Misplaced{Owner: o, To: to, Both: paired && s.Owners[t.partner.IP].Node != to})
 		}
 	}
 	return out
@@ -127,18 +135,20 @@ func Rebalance(s *egress.Snapshot, misplaced []Misplaced) (next Misplaced, ok bo
 	if len(s.Moves) > 0 || len(misplaced) == 0 || len(rank(s)) > 0 {
 		return next, false
 	}
-	i := slices.IndexFunc(misplaced, func(m Misplaced) bool { return Room(s, m.To) > 0 })
+	i := slices.IndexFunc(misplaced, func(m Misplaced) bool { return Room(s, m.To) > btoi(m.Both) })
 	if i < 0 {
 		return next, false
 	}
 	return misplaced[i], true
 }
 
-// without returns the snapshot as it were if nobody held ip.
-func without(s *egress.Snapshot, ip netip.Addr) *egress.Snapshot {
+// without returns the snapshot as it were if nobody held the IPs.
+func without(s *egress.Snapshot, ips ...netip.Addr) *egress.Snapshot {
 	out := *s
 	out.Owners = maps.Clone(s.Owners)
-	delete(out.Owners, ip)
+	for _, ip := range ips {
+		delete(out.Owners, ip)
+	}
 	return &out
 }
 
