@@ -11,6 +11,7 @@ import (
 	"strings"
 	"time"
 
+	"github.com/egret-project/egret/check"
 	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/gossip"
@@ -110,9 +111,13 @@ func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 			local[addr] = true
 		}
 	}
+	var mac [6]byte
+	if len(link.MAC) == len(mac) { // an address of another length is not Ethernet's
+		mac = [6]byte(link.MAC)
+	}
 	return plan.Facts{
-		Node: a.Node, Underlay: ip, Uplink: link.Name, UplinkMTU: link.MTU, UplinkUp: link.Up, NoIPv6: !link.HasIPv6(),
-		Local: local, Except: a.Except,
+		Node: a.Node, Underlay: ip, Uplink: link.Name, UplinkMTU: link.MTU, UplinkMAC: mac, UplinkUp: link.Up, NoIPv6: !link.HasIPv6(),
+		AnswersARP: slices.Contains(a.features, check.ARPAnswers), Local: local, Except: a.Except,
 	}, nil
 }
 

@@ -28,7 +28,6 @@ func found(check, use, what, wrong string) Finding {
 var settings = []struct{ key, want, use, consequence string }{
 	{"net/ipv4/ip_forward", "1", "gateways", "a gateway drops other nodes' IPv4 egress traffic: sysctl -w net.ipv4.ip_forward=1"},
 	{"net/ipv6/conf/all/forwarding", "1", "gateways", "a gateway drops other nodes' IPv6 egress traffic: sysctl -w net.ipv6.conf.all.forwarding=1"},
-	{"net/ipv4/conf/all/arp_ignore", "0", "the kernel answers ARP for egress IPs", "no neighbour finds this node's egress IPs: sysctl -w net.ipv4.conf.all.arp_ignore=0"},
 }
 
 func sysctls() []Finding {

@@ -6,6 +6,7 @@ import (
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	netfilter "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -59,10 +60,66 @@ var probes = []probe{
 			Name: "arp", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
 		})
 	}},
+	{"nft-netdev", "silence and answers about egress IPs", Missing, noTables, func() error {
+		return tryTable(nftables.TableFamilyNetdev, "egret", func(*nftables.Conn, *nftables.Table) error { return nil })
+	}},
+	{ARPAnswers, "answering ARP where arp_ignore keeps the kernel from it", Warning,
+		"where net.ipv4.conf.all.arp_ignore is not 0, no neighbour finds this node's egress IPs", tryForward},
 	{"conntrack-netlink", "moves that open connections notice", Missing, noTables, func() error {
 		_, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
 		return err
 	}},
+}
+
+// ARPAnswers is the name of the check for what it takes to answer ARP in nftables.
+const ARPAnswers = "nft-fwd"
+
+// tryForward makes the rule that sends a packet back. The library has no such expression.
+func tryForward() error {
+	const name = "fwd"
+	if err := tryChain(nftables.TableFamilyNetdev, &nftables.Chain{Name: name}); err != nil {
+		return err
+	}
+	c, err := netfilter.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	// Register 1, into which nothing is loaded: nothing calls the chain.
+	forward := expressionOf("fwd", netfilter.Attribute{Type: unix.NFTA_FWD_SREG_DEV, Data: []byte{0, 0, 0, unix.NFT_REG_1}})
+	load := expressionOf("meta", netfilter.Attribute{Type: unix.NFTA_META_KEY, Data: []byte{0, 0, 0, unix.NFT_META_IIF}},
+		netfilter.Attribute{Type: unix.NFTA_META_DREG, Data: []byte{0, 0, 0, unix.NFT_REG_1}})
+	rule := attributes(
+		netfilter.Attribute{Type: unix.NFTA_RULE_TABLE, Data: []byte(name + "\x00")},
+		netfilter.Attribute{Type: unix.NFTA_RULE_CHAIN, Data: []byte(name + "\x00")},
+		netfilter.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_RULE_EXPRESSIONS, Data: attributes(load, forward)})
+	message := func(typ int, flags netfilter.HeaderFlags, data ...byte) netfilter.Message {
+		return netfilter.Message{Header: netfilter.Header{Type: netfilter.HeaderType(typ), Flags: netfilter.Request | flags}, Data: data}
+	}
+	_, err = c.SendMessages([]netfilter.Message{
+		message(unix.NFNL_MSG_BATCH_BEGIN, 0, 0, 0, 0, unix.NFNL_SUBSYS_NFTABLES),
+		message(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE, netfilter.Create|netfilter.Acknowledge, append([]byte{unix.NFPROTO_NETDEV, 0, 0, 0}, rule...)...),
+		message(unix.NFNL_MSG_BATCH_END, 0, 0, 0, 0, unix.NFNL_SUBSYS_NFTABLES),
+	})
+	if err == nil {
+		_, err = c.Receive()
+	}
+	return err
+}
+
+func expressionOf(name string, data ...netfilter.Attribute) netfilter.Attribute {
+	return netfilter.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_LIST_ELEM, Data: attributes(
+		netfilter.Attribute{Type: unix.NFTA_EXPR_NAME, Data: []byte(name + "\x00")},
+		netfilter.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_EXPR_DATA, Data: attributes(data...)})}
+}
+
+// attributes encodes what is known to fit.
+func attributes(list ...netfilter.Attribute) []byte {
+	b, err := netfilter.MarshalAttributes(list)
+	if err != nil {
+		panic(err) // only for attributes of 64 KiB
+	}
+	return b
 }
 
 func named(name string) netlink.LinkAttrs {

@@ -55,7 +55,7 @@ const (
 	OverlayLink = "egret.vx"
 	// AddressLink names the link, always down, that carries the addresses of the egress IPs hosted in the default subnet.
 	AddressLink = "egret0"
-	// TableName names the nftables tables: `table inet egret`, `table arp egret`.
+	// TableName names the nftables tables: `table inet egret`, `table arp egret`, `table netdev egret`.
 	TableName = "egret"
 	// StatusPort is the TCP port of metrics and health.
 	StatusPort = 8481

@@ -160,6 +160,32 @@ func TestFrozenOwnerStopsAnsweringAndAnotherTakesOver(t *testing.T) {
 	}
 }
 
+// The kernel is silent about an address of another link there, as kube-proxy wants it for IPVS.
+func TestStrictARP(t *testing.T) {
+	set := func(ignore, announce string) {
+		for _, node := range nodes() {
+			if out, err := cluster.Exec(context.Background(), "node", node, "sysctl", "-qw", "net.ipv4.conf.all.arp_ignore="+ignore,
+				"net.ipv4.conf.all.arp_announce="+announce); err != nil {
+				t.Errorf("%s: %v\n%s", node, err, out)
+			}
+		}
+	}
+	set("1", "2")
+	t.Cleanup(func() { set("0", "0") })
+	t.Run("frozen", func(t *testing.T) {
+		ip, gateway, began := takeOver(t, "strict", "10.10.0.33", cluster.Freeze, cluster.Thaw)
+		last := watch.lastAnswer(ip, gateway)
+		if silent := last.Sub(began); last.IsZero() || silent > time.Second {
+			t.Errorf("%s answered for %s last %v after its agent was frozen", gateway, ip, silent)
+		}
+		out, err := cluster.Exec(t.Context(), "outside", "", "arping", "-b", "-c1", "-w1", "-I", "eth0", ip.String())
+		if err != nil || !strings.Contains(string(out), "Received 1 response") {
+			t.Errorf("asked once: %v\n%s", err, out)
+		}
+	})
+	t.Run("off", func(t *testing.T) { powerOff(t, "strict-off", "10.10.0.34") })
+}
+
 func TestOwnerCutOffFromEtcdLetsGoAndAnotherTakesOver(t *testing.T) {
 	cut := func(ctx context.Context, node string) error { return cluster.Cut(ctx, node, "etcd") }
 	heal := func(ctx context.Context, node string) error { return cluster.Heal(ctx, node, "etcd") }
@@ -261,6 +287,7 @@ func TestWhatIsDeletedByHandComesBack(t *testing.T) {
 		{"the whole table", node, "nft delete table inet egret", "nft list map inet egret nexthop"},
 		{"the whole table of the gateway", gateway, "nft delete table inet egret", "nft list map inet egret snat4"},
 		{"the ARP table of the gateway", gateway, "nft delete table arp egret", "nft list set arp egret egressip4"},
+		{"the ARP answers of the gateway", gateway, "nft delete table netdev egret", "nft list set netdev egret carried4"},
 		{"a pod's element", node, "nft flush map inet egret pod4", "nft list map inet egret pod4"},
 		{"a rule of the table", node, "nft flush chain inet egret prerouting", "nft list chain inet egret prerouting"},
 		{"the overlay", node, "ip link del egret.vx", "ip -br link show egret.vx"},

@@ -126,7 +126,7 @@ func TestInvariant3NothingThatIsNotOursIsWrittenOrRemoved(t *testing.T) {
 	foreign := func() string {
 		var b strings.Builder
 		for _, line := range strings.Split(strings.TrimSpace(on("nft list tables")), "\n") {
-			if line != "table inet egret" && line != "table arp egret" {
+			if line != "table inet egret" && line != "table arp egret" && line != "table netdev egret" {
 				b.WriteString(stable(on("nft list " + line)))
 			}
 		}
@@ -149,7 +149,7 @@ func TestInvariant3NothingThatIsNotOursIsWrittenOrRemoved(t *testing.T) {
 	}
 	before := foreign()
 	// Everything that the agent does: its state made from nothing, an IP that goes and comes, a restart.
-	for _, line := range []string{"nft delete table inet egret", "nft delete table arp egret", "ip link del egret.vx", "ip link del egret0"} {
+	for _, line := range []string{"nft delete table inet egret", "nft delete table arp egret", "nft delete table netdev egret", "ip link del egret.vx", "ip link del egret0"} {
 		on(line)
 	}
 	eventually(t, 3*time.Second, func() error {
@@ -181,7 +181,7 @@ func restart(t *testing.T, node string) {
 func kernel(t *testing.T, node string) string {
 	t.Helper()
 	var b strings.Builder
-	for _, line := range []string{"nft list table inet egret", "nft list table arp egret", "ip rule", "ip route show table all proto 94", "ip addr show egret0", "bridge fdb show dev egret.vx"} {
+	for _, line := range []string{"nft list table inet egret", "nft list table arp egret", "nft list table netdev egret", "ip rule", "ip route show table all proto 94", "ip addr show egret0", "bridge fdb show dev egret.vx"} {
 		out, err := cluster.Exec(t.Context(), "node", node, strings.Fields(line)...)
 		if err != nil {
 			t.Fatalf("%s: %v\n%s", line, err, out)

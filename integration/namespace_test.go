@@ -267,7 +267,7 @@ var volatile = regexp.MustCompile(`counter packets \d+ bytes \d+| ?expires \S+|#
 var permits = regexp.MustCompile(`(?s)\tset (permit|answer)[46] \{.*?\n\t\}\n`)
 
 // renewal is what nft monitor prints of the renewal of a permit.
-var renewal = regexp.MustCompile(`^((add|delete) element (inet egret (permit|answer)[46]|arp egret permit4) |# new generation )`)
+var renewal = regexp.MustCompile(`^((add|delete) element (inet egret (permit|answer)[46]|(arp|netdev) egret permit4) |# new generation )`)
 
 // stable returns what a command printed without what changes by itself.
 func stable(s string) string { return strings.TrimSpace(volatile.ReplaceAllString(s, "")) }

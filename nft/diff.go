@@ -43,7 +43,7 @@ func (c Changes) String() string {
 func Diff(have Observed, want State) Changes {
 	var c Changes
 	all := want.elements()
-	for i, t := range tables(want.OverlayMTU) {
+	for i, t := range tables(want) {
 		var old observedTable
 		if i < len(have.tables) {
 			old = have.tables[i]

@@ -1,10 +1,10 @@
-// Package nft keeps the two nftables tables of a node, `table inet egret` and `table arp egret`, equal to a State, and holds in them
-// the permits: the kernel's copy of the lease, which ends by itself.
+// Package nft keeps the nftables tables of a node, `table inet egret`, `table arp egret` and `table netdev egret`, equal to a State, and
+// holds in them the permits: the kernel's copy of the lease, which ends by itself.
 //
-// It owns these two tables whole, whatever is in them, and nothing else in the kernel. A chain, set, counter or rule that someone
+// It owns these tables whole, whatever is in them, and nothing else in the kernel. A chain, set, counter or rule that someone
 // else puts into them is removed; other tables are never read nor written.
 //
-// Rules and chains are constants (ruleset.go); what changes is set elements. Every rule carries a tag in its user data, a hash of its
+// Rules and chains are constants (ruleset.go), but for the links' names and MAC addresses in those that answer ARP; what changes is set elements. Every rule carries a tag in its user data, a hash of its
 // definition, and the kernel cannot change a rule in place. So tags in the right order mean the right rules, and one map element per
 // pod, or per moved IP, is all that a change costs.
 //

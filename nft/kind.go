@@ -4,9 +4,11 @@ import (
 	"encoding/binary"
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
+	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/egress"
 )
@@ -20,7 +22,9 @@ type kind struct {
 var (
 	address4 = kind{nftables.TypeIPAddr, binaryutil.BigEndian}
 	address6 = kind{nftables.TypeIP6Addr, binaryutil.BigEndian}
-	mark     = kind{nftables.TypeMark, binaryutil.NativeEndian}
+	// linkAddress4 is the name of a link, padded with zeros, and an address.
+	linkAddress4 = kind{nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr), binaryutil.BigEndian}
+	mark         = kind{nftables.TypeMark, binaryutil.NativeEndian}
 )
 
 // wire turns a key or value from network byte order into that of the kernel, and back.
@@ -35,6 +39,9 @@ func (k kind) wire(s string) string {
 func (k kind) print(s string) string {
 	if k.order == binaryutil.NativeEndian {
 		return fmt.Sprintf("0x%08x", uint32(markOf(s)))
+	}
+	if len(s) > unix.IFNAMSIZ {
+		return fmt.Sprintf("%q . %s", strings.TrimRight(s[:unix.IFNAMSIZ], "\x00"), address4.print(s[unix.IFNAMSIZ:]))
 	}
 	a, _ := netip.AddrFromSlice([]byte(s))
 	return a.String()

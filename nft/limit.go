@@ -115,20 +115,30 @@ type objectMap struct {
 	set      string
 }
 
+// forward sends the packet out of the link whose index is in the register. Package expr has no such expression.
+type forward struct {
+	expr.Any // none; for its unexported methods
+}
+
 // marshal encodes an expression.
 func marshal(family byte, x expr.Any) ([]byte, error) {
-	m, ok := x.(objectMap)
-	if !ok {
-		return expr.Marshal(family, x)
-	}
 	e := netlink.NewAttributeEncoder()
 	e.ByteOrder = binary.BigEndian
-	e.String(unix.NFTA_EXPR_NAME, "objref")
-	e.Nested(unix.NFTA_EXPR_DATA, always(func(e *netlink.AttributeEncoder) {
-		e.Uint32(unix.NFTA_OBJREF_SET_SREG, reg)
-		e.String(unix.NFTA_OBJREF_SET_NAME, m.set)
-	}))
-	return e.Encode()
+	data := func(name string, fill func(*netlink.AttributeEncoder)) ([]byte, error) {
+		e.String(unix.NFTA_EXPR_NAME, name)
+		e.Nested(unix.NFTA_EXPR_DATA, always(fill))
+		return e.Encode()
+	}
+	switch x := x.(type) {
+	case objectMap:
+		return data("objref", func(e *netlink.AttributeEncoder) {
+			e.Uint32(unix.NFTA_OBJREF_SET_SREG, reg)
+			e.String(unix.NFTA_OBJREF_SET_NAME, x.set)
+		})
+	case forward:
+		return data("fwd", func(e *netlink.AttributeEncoder) { e.Uint32(unix.NFTA_FWD_SREG_DEV, reg) })
+	}
+	return expr.Marshal(family, x)
 }
 
 // overLimit matches what is too much for the connection's egress IP.

@@ -77,6 +77,9 @@ func (t table) addChain(c chain) op {
 		e.Nested(unix.NFTA_CHAIN_HOOK, always(func(e *netlink.AttributeEncoder) {
 			e.Uint32(unix.NFTA_HOOK_HOOKNUM, uint32(c.hook.num))
 			e.Uint32(unix.NFTA_HOOK_PRIORITY, uint32(c.hook.prio))
+			if c.hook.device != "" {
+				e.String(unix.NFTA_HOOK_DEV, c.hook.device)
+			}
 		}))
 		e.Uint32(unix.NFTA_CHAIN_POLICY, uint32(nftables.ChainPolicyAccept))
 		e.String(unix.NFTA_CHAIN_TYPE, string(c.hook.kind))

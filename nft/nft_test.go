@@ -3,6 +3,7 @@ package nft
 import (
 	"bufio"
 	"fmt"
+	"net"
 	"net/netip"
 	"os"
 	"os/exec"
@@ -66,10 +67,10 @@ func reach(t testing.TB, tables *Tables, want State) Changes {
 // volatile is what nft prints and no State decides.
 var volatile = regexp.MustCompile(`packets \d+ bytes \d+| expires \w+|\s+# handle \d+`)
 
-// list prints both tables as nft has them, in the namespace of the calling thread.
+// list prints our tables as nft has them, in the namespace of the calling thread.
 func list(t testing.TB) string {
 	t.Helper()
-	return listTable(t, "inet egret") + listTable(t, "arp egret")
+	return listTable(t, "inet egret") + listTable(t, "arp egret") + listTable(t, "netdev egret")
 }
 
 func listTable(t testing.TB, id string) string {
@@ -141,6 +142,19 @@ func parseState(t testing.TB, text string) State {
 			s.Except = append(s.Except, netip.MustParsePrefix(f[1]))
 		case "node": // address
 			s.Nodes = append(s.Nodes, addr(f[1]))
+		case "carrier": // link MAC address...
+			mac, err := net.ParseMAC(f[2])
+			if err != nil {
+				t.Fatalf("state: %v", err)
+			}
+			c := Carrier{MAC: [6]byte(mac)}
+			for _, ip := range f[3:] {
+				c.IPs = append(c.IPs, addr(ip))
+			}
+			if s.Carriers == nil {
+				s.Carriers = map[string]Carrier{}
+			}
+			s.Carriers[f[1]] = c
 		case "mtu": // bytes
 			s.OverlayMTU = number(f[1])
 		default:

@@ -10,7 +10,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Observed is what the kernel holds of our two tables, read at one moment. The zero Observed is a kernel without them.
+// Observed is what the kernel holds of our tables, read at one moment. The zero Observed is a kernel without them.
 type Observed struct {
 	tables []observedTable // as tables() has them, or empty
 }
@@ -37,6 +37,7 @@ type observedHook struct {
 	num    uint32
 	prio   int32
 	policy uint32
+	device string
 }
 
 // observedSet is comparable.
@@ -62,13 +63,13 @@ const reads = 20
 // errChanged says that a read was not of one moment.
 var errChanged = errors.New("the ruleset changed while it was read")
 
-// Observe reads both tables. That one is absent is no error. What it returns is whole and of one moment: a dump that was interrupted,
+// Observe reads all our tables. That one is absent is no error. What it returns is whole and of one moment: a dump that was interrupted,
 // or during which anything of the ruleset changed, is read again, and an error after the last attempt.
 func (t *Tables) Observe() (Observed, error) {
 	var o Observed
 	err := t.read.whole(func() error {
 		o.tables = nil
-		for _, want := range tables(0) {
+		for _, want := range tables(State{}) {
 			have, err := t.observe(want)
 			if err != nil {
 				return fmt.Errorf("reading table %s: %w", want.id(), err)
@@ -132,7 +133,7 @@ func (t *Tables) observeChains(want table, o *observedTable) error {
 				return fmt.Errorf("chains: %w", err)
 			}
 			c.hook = observedHook{a.string(unix.NFTA_CHAIN_TYPE), h.uint32(unix.NFTA_HOOK_HOOKNUM),
-				int32(h.uint32(unix.NFTA_HOOK_PRIORITY)), a.uint32(unix.NFTA_CHAIN_POLICY)}
+				int32(h.uint32(unix.NFTA_HOOK_PRIORITY)), a.uint32(unix.NFTA_CHAIN_POLICY), h.string(unix.NFTA_HOOK_DEV)}
 		}
 		o.chains[a.string(unix.NFTA_CHAIN_NAME)] = c
 	}
@@ -203,7 +204,7 @@ func (t *Tables) observeObjects(want table, o *observedTable) error {
 // again at 0 when they are made anew.
 func (t *Tables) Counters() (map[string]uint64, error) {
 	all := map[string]uint64{}
-	for _, want := range tables(0) {
+	for _, want := range tables(State{}) {
 		var o observedTable
 		// Several dumps need not be of one moment here: each one of a counter stands for itself.
 		o.objects, o.packets, o.limits = map[string]objectKind{}, map[string]uint64{}, map[string]string{}
@@ -300,7 +301,7 @@ func (h hook) observed() observedHook {
 	if h == (hook{}) {
 		return observedHook{}
 	}
-	return observedHook{string(h.kind), uint32(h.num), int32(h.prio), uint32(nftables.ChainPolicyAccept)}
+	return observedHook{string(h.kind), uint32(h.num), int32(h.prio), uint32(nftables.ChainPolicyAccept), h.device}
 }
 
 // tagOf returns our tag in the user data of a rule, or "": a list of type, length and value, one byte each for the first two.

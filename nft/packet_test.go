@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -11,6 +12,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mdlayher/arp"
+	"github.com/mdlayher/packet"
 	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/egress"
@@ -116,6 +119,50 @@ func (s space) seen(ip string) string {
 		return nil
 	})
 	return answer
+}
+
+// whoHas asks for ip once, by broadcast on eth0 and in the name of asker, and returns the replies that come within a while.
+func (s space) whoHas(ip, asker string) string {
+	s.t.Helper()
+	var replies []string
+	s.do(func() error {
+		ifi, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		c, err := packet.Listen(ifi, packet.Datagram, unix.ETH_P_ARP, nil)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		q, err := arp.NewPacket(arp.OperationRequest, ifi.HardwareAddr, netip.MustParseAddr(asker), make(net.HardwareAddr, 6), netip.MustParseAddr(ip))
+		if err != nil {
+			return err
+		}
+		b, err := q.MarshalBinary()
+		if err != nil {
+			return err
+		}
+		if _, err := c.WriteTo(b, &packet.Addr{HardwareAddr: net.HardwareAddr{255, 255, 255, 255, 255, 255}}); err != nil {
+			return err
+		}
+		for b := make([]byte, 100); ; {
+			if err := c.SetReadDeadline(time.Now().Add(150 * time.Millisecond)); err != nil {
+				return err
+			}
+			n, _, err := c.ReadFrom(b)
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				return nil
+			} else if err != nil {
+				return err
+			}
+			var p arp.Packet
+			if err := p.UnmarshalBinary(b[:n]); err == nil && p.Operation == arp.OperationReply {
+				replies = append(replies, fmt.Sprintf("%s is at %s", p.SenderIP, p.SenderHardwareAddr))
+			}
+		}
+	})
+	return strings.Join(replies, ", ")
 }
 
 func counter(t testing.TB, tables *Tables, name string) uint64 {
@@ -225,6 +272,56 @@ func TestWithoutPermitNobodyAnswersForTheIP(t *testing.T) {
 	silent("expired")
 	if !ext.ok("arping -q -c1 -w1 -I eth0 10.10.0.101") || !ext.ok("ping -6 -c1 -W0.3 fd10::101") {
 		t.Error("the node does not answer for its own address")
+	}
+}
+
+// The tables answer before the kernel: one answer with a permit and none without, whatever arp_ignore makes the kernel do.
+func TestARPIsAnsweredOnceWhateverTheSysctls(t *testing.T) {
+	tables := open(t)
+	ext := outside(t)
+	netns.Run(t, "ip link set eth0 address 02:00:00:00:00:01")
+	netns.Run(t, "ip addr add 10.10.0.8/32 dev lo")
+	netns.Run(t, "ip addr add 10.10.0.9/32 dev lo")
+	state := parseState(t, "fenced 10.10.0.8\nfenced 10.10.0.9\ncarrier eth0 02:00:00:00:00:01 10.10.0.8")
+	reach(t, tables, state)
+	grant := func(ip string, answer bool, d time.Duration) {
+		t.Helper()
+		if err := tables.Permit([]Permit{{netip.MustParseAddr(ip), answer}}, d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	const here, nobody, asker = "10.10.0.8 is at 02:00:00:00:00:01", "0.0.0.0", "10.10.0.200"
+	for _, ignore := range []string{"0", "1", "2", "8"} {
+		if err := tables.Revoke(netip.MustParseAddr("10.10.0.9")); err != nil {
+			t.Fatal(err)
+		}
+		netns.Run(t, "sysctl -qw net.ipv4.conf.all.arp_ignore="+ignore)
+		netns.Run(t, "sysctl -qw net.ipv4.conf.all.arp_announce=2")
+		want := func(want, when, asker, ip string) {
+			t.Helper()
+			if got := ext.whoHas(ip, asker); got != want {
+				t.Errorf("arp_ignore=%s, %s: answers %q, want %q", ignore, when, got, want)
+			}
+		}
+		want("", "without a permit", asker, "10.10.0.8")
+		grant("10.10.0.8", true, time.Hour)
+		want(here, "with a permit", asker, "10.10.0.8")
+		want(here, "to a probe of RFC 5227", nobody, "10.10.0.8")
+		if err := tables.RevokeAnswer(ip4); err != nil {
+			t.Fatal(err)
+		}
+		want("", "revoked", asker, "10.10.0.8")
+		grant("10.10.0.8", true, 100*time.Millisecond)
+		eventually(t, "the permit is still there", func() bool { return len(permits(t, tables)) == 0 })
+		want("", "expired, as when the agent is frozen", asker, "10.10.0.8")
+		grant("10.10.0.9", true, time.Hour)
+		if got := ext.whoHas("10.10.0.9", asker); ignore != "0" && got != "" {
+			t.Errorf("arp_ignore=%s: an address that the link does not carry is answered for: %q", ignore, got)
+		}
+	}
+	netns.Run(t, "sysctl -qw net.ipv4.conf.all.arp_ignore=1")
+	if !ext.ok("ping -c1 -W1 10.10.0.101") {
+		t.Error("the node is not reached at its own address")
 	}
 }
 

@@ -30,7 +30,7 @@ type permitSet struct {
 func (p permitSet) table() table { return table{family: p.family, name: egress.TableName} }
 
 // permitSets returns the sets that the permits for ip are in. ok is false for the zero Addr.
-func permitSets(ip netip.Addr) (answer, send permitSet, plain netip.Addr, ok bool) {
+func permitSets(ip netip.Addr) (answer []permitSet, send permitSet, plain netip.Addr, ok bool) {
 	f, plain, ok := familyOf(ip)
 	return f.answer, permitSet{nftables.TableFamilyINet, "permit" + f.digit}, plain, ok
 }
@@ -53,9 +53,9 @@ func (t *Tables) Permit(list []Permit, d time.Duration) error {
 		if !ok {
 			continue
 		}
-		w.add(send, ip)
+		w.add(ip, send)
 		if p.Answer {
-			w.add(answer, ip)
+			w.add(ip, answer...)
 		}
 	}
 	if len(w.order) == 0 {
@@ -76,26 +76,24 @@ func (t *Tables) Permit(list []Permit, d time.Duration) error {
 
 // Revoke ends the permits of ips at once. Permits that are not there are no error.
 func (t *Tables) Revoke(ips ...netip.Addr) error {
-	return t.revoke(ips, func(answer, send permitSet) []permitSet { return []permitSet{answer, send} })
+	return t.revoke(ips, func(answer []permitSet, send permitSet) []permitSet { return append(slices.Clone(answer), send) })
 }
 
 // RevokeAnswer ends at once the permission to answer for ips; this node may send with them for as long as it might. Permits that are
 // not there are no error.
 func (t *Tables) RevokeAnswer(ips ...netip.Addr) error {
-	return t.revoke(ips, func(answer, _ permitSet) []permitSet { return []permitSet{answer} })
+	return t.revoke(ips, func(answer []permitSet, _ permitSet) []permitSet { return answer })
 }
 
 // revoke takes ips out of the sets that of chooses: set by set, so that one that is not there does not save the others, and in order.
-func (t *Tables) revoke(ips []netip.Addr, of func(answer, send permitSet) []permitSet) error {
+func (t *Tables) revoke(ips []netip.Addr, of func(answer []permitSet, send permitSet) []permitSet) error {
 	var w permitWrites
 	for _, ip := range ips {
 		answer, send, plain, ok := permitSets(ip)
 		if !ok {
 			continue
 		}
-		for _, s := range of(answer, send) {
-			w.add(s, plain)
-		}
+		w.add(plain, of(answer, send)...)
 	}
 	var errs []error
 	for _, s := range w.order {
@@ -147,14 +145,16 @@ type permitWrites struct {
 	ips   map[permitSet][]netip.Addr
 }
 
-func (w *permitWrites) add(s permitSet, ip netip.Addr) {
+func (w *permitWrites) add(ip netip.Addr, sets ...permitSet) {
 	if w.ips == nil {
 		w.ips = map[permitSet][]netip.Addr{}
 	}
-	if _, ok := w.ips[s]; !ok {
-		w.order = append(w.order, s)
+	for _, s := range sets {
+		if _, ok := w.ips[s]; !ok {
+			w.order = append(w.order, s)
+		}
+		w.ips[s] = append(w.ips[s], ip)
 	}
-	w.ips[s] = append(w.ips[s], ip)
 }
 
 // renew gives ips a new end. Adding a timed element that is there does not extend it on every kernel, and deleting one that is not

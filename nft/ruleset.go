@@ -2,6 +2,8 @@ package nft
 
 import (
 	"fmt"
+	"maps"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -32,8 +34,10 @@ const (
 	maxPods  = 16384 // of one family; a hundred times what a kubelet runs by default
 )
 
-// tables returns both tables as they must be. Nothing but the MSS depends on an argument.
-func tables(overlayMTU int) []table { return []table{inetTable(overlayMTU), arpTable()} }
+// tables returns the tables as they must be, elements apart. Only the MSS and the chains of the carriers depend on the State.
+func tables(s State) []table {
+	return []table{inetTable(s.OverlayMTU), arpTable(), netdevTable(s.Carriers)}
+}
 
 func inetTable(overlayMTU int) table {
 	t := table{
@@ -79,10 +83,10 @@ func overlayChains() []chain {
 	})
 	return []chain{
 		// UDP to this port that is only forwarded is none of ours: pods may use it among themselves.
-		{"overlay_in", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -300},
+		{"overlay_in", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -300, ""},
 			[]rule{newRule("overlay_in", udpTo(egress.OverlayPort), localDestination(), enter("overlay"))}},
 		{"overlay", hook{}, append(known, r(count(CounterForeign), drop()))},
-		{"overlay_out", hook{nftables.ChainTypeFilter, "output", *nftables.ChainHookOutput, -300}, sent},
+		{"overlay_out", hook{nftables.ChainTypeFilter, "output", *nftables.ChainHookOutput, -300, ""}, sent},
 	}
 }
 
@@ -92,7 +96,7 @@ func steeringChains() []chain {
 	lost := ctState("invalid,untracked", expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED)
 	fresh := ctState("new", expr.CtStateBitNEW)
 	return []chain{
-		{"prerouting", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -90}, []rule{
+		{"prerouting", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -90, ""}, []rule{
 			pre(direction("reply", 1), tagged(), setMark(egress.ReturnMark), accept()),
 			pre(fromOverlay(), enter("steer_overlay")),
 			pre(fresh, jump("classify")),
@@ -132,7 +136,7 @@ func notEgress(chain string) []rule {
 func leavingChains(overlayMTU int) []chain {
 	id := egress.Mark(egress.MaxID)
 	post := func(kind nftables.ChainType, prio nftables.ChainPriority) hook {
-		return hook{kind, "postrouting", *nftables.ChainHookPostrouting, prio}
+		return hook{kind, "postrouting", *nftables.ChainHookPostrouting, prio, ""}
 	}
 	fwd := []rule{newRule("forward", toOverlay(), tcpSYN(), mssOfRoute())}
 	if overlayMTU > ipv6.headers {
@@ -144,7 +148,7 @@ func leavingChains(overlayMTU int) []chain {
 	own = append(own, perFamily(func(f family) rule { return newRule("translate_egress", snatFrom(f, "snat"+f.digit)) })...)
 	permitted := perFamily(func(f family) rule { return newRule("permitted", saddrIn(f, "permit"+f.digit), accept()) })
 	return []chain{
-		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0}, fwd},
+		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0, ""}, fwd},
 		// The packet mark becomes the id, which VXLAN carries as its group policy.
 		{"identity", post(nftables.ChainTypeFilter, 0), []rule{newRule("identity", toOverlay(),
 			words(fmt.Sprintf("meta mark set ct mark & 0x%08x", uint32(id)), loadCt(expr.CtKeyMARK), mask(id, 0), setMeta(expr.MetaKeyMARK)))}},
@@ -172,11 +176,11 @@ func hostChains() []chain {
 		append(nd[:len(nd):len(nd)], equals(135), source, in("egressip6"), source, notIn("answer6"))...)
 	return []chain{
 		// No service, and no reset of a connection that the kernel does not know: it may be another node's.
-		{"input", hook{nftables.ChainTypeFilter, "input", *nftables.ChainHookInput, 0}, perFamily(func(f family) rule {
+		{"input", hook{nftables.ChainTypeFilter, "input", *nftables.ChainHookInput, 0, ""}, perFamily(func(f family) rule {
 			return newRule("input", daddrIn(f, "egressip"+f.digit),
 				words("meta l4proto != "+f.icmp, loadMeta(expr.MetaKeyL4PROTO), differs(f.icmpNum)), count(CounterService), drop())
 		})},
-		{"neighbor", hook{nftables.ChainTypeFilter, "output", *nftables.ChainHookOutput, 0}, []rule{
+		{"neighbor", hook{nftables.ChainTypeFilter, "output", *nftables.ChainHookOutput, 0, ""}, []rule{
 			newRule("neighbor", advert, count(CounterNDP), drop()),
 			newRule("neighbor", solicit, count(CounterNDP), drop()),
 		}},
@@ -190,9 +194,24 @@ func arpTable() table {
 		family: nftables.TableFamilyARP, name: egress.TableName,
 		sets:     []set{{name: "egressip4", key: address4, size: maxIDs}, {name: "permit4", key: address4, flags: flagTimeout}},
 		counters: []string{CounterARP},
-		chains: []chain{{"out", hook{nftables.ChainTypeFilter, "output", 1 /* NF_ARP_OUT, linux/netfilter_arp.h */, 0}, []rule{
+		chains: []chain{{"out", hook{nftables.ChainTypeFilter, "output", 1 /* NF_ARP_OUT, linux/netfilter_arp.h */, 0, ""}, []rule{
 			newRule("out", words("arp saddr ip @egressip4 arp saddr ip != @permit4", sender, in("egressip4"), sender, notIn("permit4")),
 				count(CounterARP), drop()),
 		}}},
 	}
+}
+
+// netdevTable answers ARP requests where they come in, before the kernel sees them: it would answer for an address of another link only
+// where arp_ignore lets it. So there is one answer whatever the sysctls say, and none once the permit is over.
+func netdevTable(carriers map[string]Carrier) table {
+	t := table{
+		family: nftables.TableFamilyNetdev, name: egress.TableName,
+		sets: []set{{name: "carried4", key: linkAddress4, size: maxIDs}, {name: "permit4", key: address4, flags: flagTimeout}},
+	}
+	for _, link := range slices.Sorted(maps.Keys(carriers)) {
+		name := "answer_" + link
+		t.chains = append(t.chains, chain{name, hook{nftables.ChainTypeFilter, "ingress", *nftables.ChainHookIngress, 0, link},
+			[]rule{newRule(name, arpRequest("carried4", "permit4"), arpReply(carriers[link].MAC), sendBack())}})
+	}
+	return t
 }

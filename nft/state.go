@@ -5,6 +5,9 @@ import (
 	"encoding/binary"
 	"net/netip"
 	"slices"
+	"strings"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/egress"
 )
@@ -26,6 +29,8 @@ type State struct {
 	Except []netip.Prefix
 	// Nodes are the overlay endpoints of the peers: VXLAN from anywhere else is dropped.
 	Nodes []netip.Addr
+	// Carriers are the links on which neighbours ask for egress IPs that are on another link, by name.
+	Carriers map[string]Carrier
 	// OverlayMTU is the MTU of the overlay link. The MSS of TCP connections that come from the overlay is clamped to it, for peers
 	// with a larger one; toward the overlay the kernel knows it. 0: no clamp of what comes.
 	OverlayMTU int
@@ -38,6 +43,12 @@ type Hosted struct {
 	IP    netip.Addr
 	Mark  egress.Mark
 	Limit Limit // of the request direction, all pods together
+}
+
+// Carrier is a link on which ARP requests for egress IPs are answered, with a permit, before the kernel sees them.
+type Carrier struct {
+	MAC [6]byte      // of the link: where the IPs are
+	IPs []netip.Addr // those of IPv6 are left out
 }
 
 // elements are the contents of a set: key to value, both in network byte order, so that their order as strings is the order of what
@@ -77,6 +88,13 @@ func (s State) elements() map[string]elements {
 			}
 		}
 	}
+	for link, c := range s.Carriers {
+		for _, ip := range c.IPs {
+			if ip = ip.Unmap(); ip.Is4() {
+				put("carried4", linkKey(link)+key(ip), "")
+			}
+		}
+	}
 	for _, r := range merge(s.Except) {
 		f, _, _ := familyOf(r.first)
 		put("except"+f.digit, key(r.first), key(r.last))
@@ -89,6 +107,11 @@ func key(ip netip.Addr) string { return string(ip.AsSlice()) }
 
 // markKey returns a mark in network byte order.
 func markKey(m egress.Mark) string { return string(binary.BigEndian.AppendUint32(nil, uint32(m))) }
+
+// linkKey returns the name of a link as the kernel compares it.
+func linkKey(name string) string {
+	return name + strings.Repeat("\x00", max(unix.IFNAMSIZ-len(name), 0))
+}
 
 // span is a range of addresses of one family, both ends included.
 type span struct{ first, last netip.Addr }

@@ -50,12 +50,17 @@ type hook struct {
 	name string
 	num  nftables.ChainHook
 	prio nftables.ChainPriority
+	// device is the link whose packets a chain of the netdev family sees.
+	device string
 }
 
 // id prints family and name of the table.
 func (t table) id() string {
-	if t.family == nftables.TableFamilyARP {
+	switch t.family {
+	case nftables.TableFamilyARP:
 		return "arp " + t.name
+	case nftables.TableFamilyNetdev:
+		return "netdev " + t.name
 	}
 	return "inet " + t.name
 }
@@ -94,5 +99,9 @@ func (h hook) definition() string {
 	if h == (hook{}) {
 		return ""
 	}
-	return fmt.Sprintf(" { type %s hook %s priority %d; policy accept; }", h.kind, h.name, h.prio)
+	device := ""
+	if h.device != "" {
+		device = fmt.Sprintf(" device %q", h.device)
+	}
+	return fmt.Sprintf(" { type %s hook %s%s priority %d; policy accept; }", h.kind, h.name, device, h.prio)
 }

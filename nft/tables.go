@@ -22,7 +22,7 @@ type Config struct {
 	Log *slog.Logger // default: none
 }
 
-// Tables are our two tables in one network namespace. All methods are safe for concurrent use.
+// Tables are our tables in one network namespace. All methods are safe for concurrent use.
 type Tables struct {
 	log   *slog.Logger
 	read  reader
@@ -113,10 +113,10 @@ func (t *Tables) Apply(c Changes) error {
 	return nil
 }
 
-// Delete removes both tables, with all that is in them. That one is absent is no error.
+// Delete removes all our tables, with all that is in them. That one is absent is no error.
 func (t *Tables) Delete() error {
 	var ops []op
-	for _, t := range tables(0) {
+	for _, t := range tables(State{}) {
 		ops = append(ops, t.addTable(), t.deleteTable()) // the first makes an absent one deletable
 	}
 	if err := t.write.commit(ops); err != nil {

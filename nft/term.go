@@ -6,7 +6,9 @@ import (
 	"encoding/hex"
 	"fmt"
 	"io"
+	"net"
 	"net/netip"
+	"slices"
 	"strings"
 
 	"github.com/google/nftables"
@@ -66,14 +68,14 @@ type family struct {
 	icmpNum  byte
 	headers  int // bytes of an IP and a TCP header without options: an MTU without them is the MSS
 	address  kind
-	answer   permitSet // of the permits to answer ARP or NDP
+	answer   []permitSet // of the permits to answer ARP or NDP
 }
 
 var (
 	ipv4 = family{"ip", "4", "ipv4", unix.NFPROTO_IPV4, 12, "icmp", unix.IPPROTO_ICMP, 20 + 20, address4,
-		permitSet{nftables.TableFamilyARP, "permit4"}}
+		[]permitSet{{nftables.TableFamilyARP, "permit4"}, {nftables.TableFamilyNetdev, "permit4"}}}
 	ipv6 = family{"ip6", "6", "ipv6", unix.NFPROTO_IPV6, 8, "ipv6-icmp", unix.IPPROTO_ICMPV6, 40 + 20, address6,
-		permitSet{nftables.TableFamilyINet, "answer6"}}
+		[]permitSet{{nftables.TableFamilyINet, "answer6"}}}
 	families = []family{ipv4, ipv6}
 )
 
@@ -134,9 +136,7 @@ func words(w string, exprs ...expr.Any) term { return term{words: w, exprs: expr
 
 // link matches iifname or oifname against the overlay.
 func link(name string, k expr.MetaKey) term {
-	padded := make([]byte, unix.IFNAMSIZ)
-	copy(padded, egress.OverlayLink)
-	return words(fmt.Sprintf("%s %q", name, egress.OverlayLink), loadMeta(k), equals(padded...))
+	return words(fmt.Sprintf("%s %q", name, egress.OverlayLink), loadMeta(k), equals([]byte(linkKey(egress.OverlayLink))...))
 }
 
 func fromOverlay() term { return link("iifname", expr.MetaKeyIIFNAME) }
@@ -252,6 +252,58 @@ func snatFrom(f family, set string) term {
 	return words(fmt.Sprintf("meta nfproto %s snat %s to ct mark map @%s", f.protocol, f.name, set),
 		append(f.is(), loadCt(expr.CtKeyMARK), mapped(set), f.snat())...)
 }
+
+// The fields of an ARP packet for IPv4 over Ethernet (RFC 826), and of the frame around it: offset and length in bytes.
+var (
+	arpOperation = field{expr.PayloadBaseNetworkHeader, 6, 2}
+	arpSenderMAC = field{expr.PayloadBaseNetworkHeader, 8, 6}
+	arpSenderIP  = field{expr.PayloadBaseNetworkHeader, 14, 4}
+	arpTargetMAC = field{expr.PayloadBaseNetworkHeader, 18, 6}
+	arpTargetIP  = field{expr.PayloadBaseNetworkHeader, 24, 4}
+	etherTo      = field{expr.PayloadBaseLLHeader, 0, 6}
+	etherFrom    = field{expr.PayloadBaseLLHeader, 6, 6}
+	etherType    = field{expr.PayloadBaseLLHeader, 12, 2}
+	scratch      = field{expr.PayloadBaseLLHeader, 0, 4} // part of etherTo, which is written last
+)
+
+type field struct {
+	base           expr.PayloadBase
+	offset, length uint32
+}
+
+func (f field) load() expr.Any { return load(f.base, f.offset, f.length) }
+func (f field) store() expr.Any {
+	return &expr.Payload{OperationType: expr.PayloadWrite, SourceRegister: reg, Base: f.base, Offset: f.offset, Len: f.length}
+}
+
+// set writes a constant into the field.
+func (f field) set(data ...byte) []expr.Any {
+	return []expr.Any{&expr.Immediate{Register: reg, Data: data}, f.store()}
+}
+
+// arpRequest matches an untagged request for an address that the link carries and that is permitted. Who asks in the name of such an
+// address is not answered: it thinks that the address is its own, and what there is to say is said by announcements.
+func arpRequest(carried, permit string) term {
+	return words(fmt.Sprintf("ether type arp arp operation request iifname . arp daddr ip @%s arp daddr ip @%s arp saddr ip != @%[2]s", carried, permit),
+		loadMeta(expr.MetaKeyIIFTYPE), equals(binaryutil.NativeEndian.PutUint16(unix.ARPHRD_ETHER)...),
+		etherType.load(), equals(binary.BigEndian.AppendUint16(nil, unix.ETH_P_ARP)...),
+		arpOperation.load(), equals(0, 1),
+		loadMeta(expr.MetaKeyIIFNAME), &expr.Payload{DestRegister: unix.NFT_REG_2, Base: arpTargetIP.base, Offset: arpTargetIP.offset, Len: arpTargetIP.length}, in(carried),
+		arpTargetIP.load(), in(permit), arpSenderIP.load(), notIn(permit))
+}
+
+// arpReply turns a request into the reply that the target is at mac, to who asked.
+func arpReply(mac [6]byte) term {
+	copies := func(from, to field) []expr.Any { return []expr.Any{from.load(), to.store()} }
+	return words(fmt.Sprintf("arp operation set reply arp daddr ether set arp saddr ether arp saddr ether set %s "+
+		"@ll,0,32 set @nh,192,32 @nh,192,32 set @nh,112,32 @nh,112,32 set @ll,0,32 ether daddr set ether saddr ether saddr set %[1]s", net.HardwareAddr(mac[:])),
+		slices.Concat(arpOperation.set(0, 2), copies(arpSenderMAC, arpTargetMAC), arpSenderMAC.set(mac[:]...),
+			copies(arpTargetIP, scratch), copies(arpSenderIP, arpTargetIP), copies(scratch, arpSenderIP),
+			copies(etherFrom, etherTo), etherFrom.set(mac[:]...))...)
+}
+
+// sendBack sends the packet out where it came in.
+func sendBack() term { return words("fwd to iif", loadMeta(expr.MetaKeyIIF), forward{}) }
 
 // expressions returns the rule's expressions for a transaction in which its anonymous set has the id.
 func (r rule) expressions(id uint32) []expr.Any {

@@ -56,7 +56,7 @@ func (t *Tables) concerned(m netlink.Message) bool {
 		return false
 	}
 	switch nftables.TableFamily(m.Data[0]) {
-	case nftables.TableFamilyINet, nftables.TableFamilyARP:
+	case nftables.TableFamilyINet, nftables.TableFamilyARP, nftables.TableFamilyNetdev:
 	default:
 		return false
 	}

@@ -72,6 +72,9 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 	}
 	d.Routing.Overlay = routing.Overlay{Local: f.Underlay, MTU: f.UplinkMTU - overhead}
 	d.NFT.OverlayMTU = f.UplinkMTU - overhead
+	if f.AnswersARP && f.UplinkMAC != [6]byte{} { // with or without IPs, so that the rules stay when these come and go
+		d.NFT.Carriers = map[string]nft.Carrier{f.Uplink: {MAC: f.UplinkMAC}}
+	}
 	d.NFT.Except = slices.Clone(f.Except)
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
 		n := s.Nodes[name]
@@ -153,6 +156,10 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 			d.NFT.Fenced = append(d.NFT.Fenced, t.IP)
 			d.VLAN.Addresses = append(d.VLAN.Addresses, t.IP)
 			d.Announce[t.IP] = f.Uplink
+			if c, ok := d.NFT.Carriers[f.Uplink]; ok {
+				c.IPs = append(c.IPs, t.IP)
+				d.NFT.Carriers[f.Uplink] = c
+			}
 		}
 		for _, name := range t.egresses {
 			for node, members := range s.ByEgress[name] {

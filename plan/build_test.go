@@ -105,8 +105,9 @@ func TestBuildSteersSelectedPods(t *testing.T) {
 func TestBuildAnswersOnlyForWhatItHolds(t *testing.T) {
 	for role, answers := range map[Role]bool{None: false, Relay: false, Hold: true} {
 		d := Build(guide("node-1"), facts("node-1"), map[netip.Addr]Role{egressIP: role})
-		if got := len(d.VLAN.Addresses) + len(d.NFT.Fenced) + len(d.Announce); got != map[bool]int{false: 0, true: 3}[answers] {
-			t.Errorf("role %d: addresses %v, fenced %v, announced %v; answers: %t", role, d.VLAN.Addresses, d.NFT.Fenced, d.Announce, answers)
+		carried := d.NFT.Carriers["eth0"].IPs
+		if got := len(d.VLAN.Addresses) + len(d.NFT.Fenced) + len(d.Announce) + len(carried); got != map[bool]int{false: 0, true: 4}[answers] {
+			t.Errorf("role %d: addresses %v, fenced %v, announced %v, carried %v; answers: %t", role, d.VLAN.Addresses, d.NFT.Fenced, d.Announce, carried, answers)
 		}
 		wantPermits := []nft.Permit{{IP: egressIP, Answer: answers}}
 		if role == None {
@@ -123,6 +124,22 @@ func TestBuildAnswersOnlyForWhatItHolds(t *testing.T) {
 		if diff := cmp.Diff(wantReturns, d.Routing.Returns, compare); diff != "" {
 			t.Errorf("role %d: returns (-want +got):\n%s", role, diff)
 		}
+	}
+}
+
+func TestBuildLeavesARPToTheKernelWhereTheTablesOrTheLinkAreNotUpToIt(t *testing.T) {
+	for name, change := range map[string]func(*Facts){
+		"the tables cannot answer": func(f *Facts) { f.AnswersARP = false },
+		"a link without MAC":       func(f *Facts) { f.UplinkMAC = [6]byte{} },
+	} {
+		f := facts("node-1")
+		if change(&f); Build(guide("node-1"), f, map[netip.Addr]Role{egressIP: Hold}).NFT.Carriers != nil {
+			t.Errorf("%s: the uplink is a carrier all the same", name)
+		}
+	}
+	want := map[string]nft.Carrier{"eth0": {MAC: facts("node-1").UplinkMAC}}
+	if diff := cmp.Diff(want, Build(guide(""), facts("node-1"), nil).NFT.Carriers); diff != "" {
+		t.Errorf("a node that holds nothing: carriers (-want +got):\n%s", diff)
 	}
 }
 

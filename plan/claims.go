@@ -20,7 +20,10 @@ type Facts struct {
 	// Uplink is the link that carries Underlay, UplinkMTU its MTU in bytes. UplinkUp says whether it has a carrier.
 	Uplink    string
 	UplinkMTU int
+	UplinkMAC [6]byte // zero: it has none
 	UplinkUp  bool
+	// AnswersARP says that the tables can answer ARP requests, whether the kernel would or not.
+	AnswersARP bool
 	// NoIPv6 says that IPv6 is off on the uplink, or for new links: the node can serve no IPv6 egress IP.
 	NoIPv6 bool
 	// Local are the unicast addresses on the node's links, those of Egret's own links left out.

@@ -43,7 +43,7 @@ func cluster(n, ips int) *egress.Snapshot {
 }
 
 func facts(node string) Facts {
-	return Facts{Node: node, Underlay: ip("10.10.0.101"), Uplink: "eth0", UplinkMTU: 1500, UplinkUp: true}
+	return Facts{Node: node, Underlay: ip("10.10.0.101"), Uplink: "eth0", UplinkMTU: 1500, UplinkMAC: [6]byte{2, 0, 10, 10, 0, 101}, UplinkUp: true, AnswersARP: true}
 }
 
 func claimed(s *egress.Snapshot, f Facts) map[string]int {
