@@ -251,7 +251,7 @@ func (c *cluster) example() {
 	if err != nil || len(files) != 3 {
 		c.Fatalf("examples: %v, %v", files, err)
 	}
-	for _, file := range append(files[2:], files[:2]...) { // the pool first: an egress whose pool does not exist is warned of
+	for _, file := range files { // in the order of kubectl apply: the pool first, since an egress without one is warned of
 		b, err := fs.ReadFile(manifests.FS, file)
 		if err != nil {
 			c.Fatal(err)

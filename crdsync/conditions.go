@@ -38,6 +38,7 @@ func egressStatus(old v1beta1.EgressStatus, v verdict, s scene, now time.Time) v
 		} else {
 			from = append(from, fmt.Sprintf("%s is of pool %s", a.IP, a.Pool))
 		}
+		out.Addresses = append(out.Addresses, v1beta1.EgressAddress{IP: a.IP.String(), Node: s.owners[a.IP].Node})
 		if o, ok := s.owners[a.IP]; ok {
 			held = append(held, fmt.Sprintf("%s is on node %s", a.IP, o.Node))
 		} else {
@@ -45,8 +46,7 @@ func egressStatus(old v1beta1.EgressStatus, v verdict, s scene, now time.Time) v
 		}
 	}
 	if len(v.addresses) > 0 {
-		out.EgressIP = v.addresses[0].IP.String()
-		out.EgressNode = s.owners[v.addresses[0].IP].Node
+		out.EgressIP, out.EgressNode = out.Addresses[0].IP, out.Addresses[0].Node
 	}
 	allocated := v1beta1.EgressCondition{
 		Type: v1beta1.IPAllocated, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonAllocated, Message: strings.Join(from, "; "),
@@ -135,7 +135,7 @@ func (s scene) unheld(a egress.Address) string {
 	if !ok {
 		return fmt.Sprintf("no node holds %s: pool %s does not exist", a.IP, a.Pool)
 	}
-	selected, alive := 0, 0
+	selected, alive, full := 0, 0, 0
 	for _, n := range s.nodes {
 		if !pool.NodeSelector.Matches(n.Labels) {
 			continue
@@ -145,6 +145,9 @@ func (s scene) unheld(a egress.Address) string {
 		_, cordoned := s.cordons[n.Name]
 		if running && !cordoned && !n.Cordoned {
 			alive++
+			if n.Capacity > 0 && s.load(n.Name) >= n.Capacity {
+				full++
+			}
 		}
 	}
 	switch {
@@ -153,7 +156,20 @@ func (s scene) unheld(a egress.Address) string {
 	case alive == 0:
 		return fmt.Sprintf("no node holds %s: pool %s selects %d, of which none has a live agent and is not cordoned", a.IP, a.Pool, selected)
 	}
+	if full == alive {
+		return fmt.Sprintf("no node holds %s: the %d that could have no room, see egret get nodes", a.IP, alive)
+	}
 	return fmt.Sprintf("no node holds %s yet: %d could", a.IP, alive)
+}
+
+// load returns how many egress IPs a node holds.
+func (s scene) load(node string) (n int) {
+	for _, o := range s.owners {
+		if o.Node == node {
+			n++
+		}
+	}
+	return n
 }
 
 // line returns an error's text on one line.
@@ -161,7 +177,7 @@ func line(err error) string { return strings.ReplaceAll(err.Error(), "\n", "; ")
 
 // equalStatus reports whether two statuses say the same.
 func equalStatus(a, b v1beta1.EgressStatus) bool {
-	return a.EgressIP == b.EgressIP && a.EgressNode == b.EgressNode &&
+	return a.EgressIP == b.EgressIP && a.EgressNode == b.EgressNode && slices.Equal(a.Addresses, b.Addresses) &&
 		slices.EqualFunc(a.Conditions, b.Conditions, func(x, y v1beta1.EgressCondition) bool {
 			same := x.LastTransitionTime.Equal(&y.LastTransitionTime)
 			x.LastTransitionTime, y.LastTransitionTime = metav1.Time{}, metav1.Time{}

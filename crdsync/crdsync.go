@@ -171,7 +171,7 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 		return fmt.Errorf("the Kubernetes API cannot be read: %w", err)
 	}
 	d := newDirty()
-	st := &status{dynamic: r.dynamic, cache: r.cache, diary: &diary{client: r.events, instance: r.ID, log: r.Log}, log: r.Log}
+	st := &status{dynamic: r.dynamic, cache: r.cache, diary: &diary{client: r.events, instance: r.ID, store: r.Store, lead: lead, log: r.Log}, log: r.Log}
 	src, err := newSource(r.kube, r.dynamic, nodeDefaults{r.NodeCapacityDefault, r.FollowCordon}, d, st.look)
 	if err != nil {
 		return err
@@ -195,7 +195,9 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 			return fmt.Errorf("the Kubernetes API could not be read within %v", readTimeout)
 		}
 		r.Log.Info("leading")
-		st.begin()
+		if err := st.begin(read); err != nil {
+			return err
+		}
 		g.Go(func() error { return st.run(ctx) })
 		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, log: r.Log}
 		return m.run(ctx)

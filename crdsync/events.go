@@ -1,12 +1,17 @@
 package crdsync
 
 import (
+	"cmp"
 	"context"
 	"fmt"
+	"hash/fnv"
 	"log/slog"
+	"maps"
+	"reflect"
 	"slices"
 	"strings"
 	"sync"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
@@ -14,9 +19,11 @@ import (
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 	eventsclient "k8s.io/client-go/kubernetes/typed/events/v1"
 
 	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/store"
 )
 
 const (
@@ -25,57 +32,71 @@ const (
 	maxNote, maxInstance = 1024, 128
 	// maxNamePart leaves room in an Event's name of 253 bytes for what makes it unique.
 	maxNamePart = 220
+	// patience is how long an IP may be without a node before a person is told: take-overs are over by then, those of leases too.
+	patience = 15 * time.Second
 )
 
-// news is one thing to be said of an egress.
+// account is told/<kind>/<name>: what was told of an object. The next change is told by its difference from that, whoever leads then.
+type account struct {
+	UID      string            `json:"uid"`
+	Changes  int               `json:"changes"`            // how many were told: the names of their Events follow from it
+	Nodes    map[string]string `json:"nodes,omitempty"`    // IP -> the node that holds it
+	Warnings []string          `json:"warnings,omitempty"` // what a person was told to mend and has not, sorted
+}
+
+// news is one thing to be said of an object.
 type news struct{ kind, reason, action, note string }
 
-// newsOf returns what an egress's change of status is to be told as: where its IP went, and what a person must mend from now on.
-func newsOf(old, now v1beta1.EgressStatus) []news {
+// since returns what is to be told when an object's account was old: where its IPs went, and what a person must mend from now on.
+// warnings has the words for those of a.
+func (a account) since(old account, warnings map[string]news) []news {
 	var out []news
-	if old.EgressIP != now.EgressIP || old.EgressNode != now.EgressNode {
-		if old.EgressNode != "" {
-			out = append(out, news{corev1.EventTypeNormal, "IPUnassigned", "Unassign", fmt.Sprintf("%s is no longer on node %s", old.EgressIP, old.EgressNode)})
-		}
-		if now.EgressNode != "" {
-			out = append(out, news{corev1.EventTypeNormal, "IPAssigned", "Assign", fmt.Sprintf("%s is on node %s", now.EgressIP, now.EgressNode)})
+	for _, ip := range slices.Sorted(maps.Keys(old.Nodes)) {
+		if node := old.Nodes[ip]; a.Nodes[ip] != node {
+			out = append(out, news{corev1.EventTypeNormal, "IPUnassigned", "Unassign", fmt.Sprintf("%s is no longer on node %s", ip, node)})
 		}
 	}
-	for _, c := range now.Conditions {
-		same := func(o v1beta1.EgressCondition) bool {
-			return o.Type == c.Type && o.Status == c.Status && o.Reason == c.Reason
+	for _, ip := range slices.Sorted(maps.Keys(a.Nodes)) {
+		if node := a.Nodes[ip]; old.Nodes[ip] != node {
+			out = append(out, news{corev1.EventTypeNormal, "IPAssigned", "Assign", fmt.Sprintf("%s is on node %s", ip, node)})
 		}
-		if slices.ContainsFunc(old.Conditions, same) {
-			continue
-		}
-		switch {
-		case c.Type == v1beta1.IPAllocated && c.Status == metav1.ConditionFalse:
-			out = append(out, news{corev1.EventTypeWarning, c.Reason, "Allocate", c.Message})
-		case (c.Type == v1beta1.Conflict || c.Type == v1beta1.Degraded) && c.Status == metav1.ConditionTrue:
-			out = append(out, news{corev1.EventTypeWarning, string(c.Type), "Resolve", c.Message})
+	}
+	for _, w := range a.Warnings {
+		if !slices.Contains(old.Warnings, w) {
+			out = append(out, warnings[w])
 		}
 	}
 	return out
 }
 
-// eventsOf returns the Events of an Egress whose status went from that of one version to that of another. Their names follow from the
-// later version: whoever makes them again makes none.
-func eventsOf(from, to *unstructured.Unstructured, instance string) []*eventsv1.Event {
-	var out []*eventsv1.Event
-	for i, n := range newsOf(readStatus(from), readStatus(to)) {
-		out = append(out, &eventsv1.Event{
-			ObjectMeta: metav1.ObjectMeta{
-				Namespace: metav1.NamespaceDefault, // where those of objects without a namespace are
-				Name:      fmt.Sprintf("%s.%s.%d", strings.TrimRight(cut(to.GetName(), maxNamePart), "-."), to.GetResourceVersion(), i),
-			},
-			EventTime: metav1.NowMicro(), ReportingController: eventSource, ReportingInstance: cut(instance, maxInstance),
-			Type: n.kind, Reason: n.reason, Action: n.action, Note: cut(n.note, maxNote),
-			Regarding: corev1.ObjectReference{
-				APIVersion: to.GetAPIVersion(), Kind: to.GetKind(), Name: to.GetName(), UID: to.GetUID(), ResourceVersion: to.GetResourceVersion(),
-			},
-		})
+// accountOf returns what the status of an Egress says, and the words for its warnings. An IP without a node is one after patience;
+// later is when it becomes one, 0: never.
+func accountOf(s v1beta1.EgressStatus, now time.Time) (a account, warnings map[string]news, later time.Duration) {
+	warnings = map[string]news{}
+	for _, held := range s.Addresses {
+		if held.Node != "" {
+			if a.Nodes == nil {
+				a.Nodes = map[string]string{}
+			}
+			a.Nodes[held.IP] = held.Node
+		}
 	}
-	return out
+	allocated := true
+	for _, c := range s.Conditions {
+		switch {
+		case c.Type == v1beta1.IPAllocated && c.Status == metav1.ConditionFalse:
+			allocated = false
+			warnings[c.Reason] = news{corev1.EventTypeWarning, c.Reason, "Allocate", c.Message}
+		case c.Type == v1beta1.IPAssigned && c.Status == metav1.ConditionFalse && allocated:
+			if later = patience - now.Sub(c.LastTransitionTime.Time); later <= 0 {
+				warnings[c.Reason] = news{corev1.EventTypeWarning, c.Reason, "Assign", c.Message}
+			}
+		case (c.Type == v1beta1.Conflict || c.Type == v1beta1.Degraded) && c.Status == metav1.ConditionTrue:
+			warnings[string(c.Type)+c.Reason] = news{corev1.EventTypeWarning, string(c.Type), "Resolve", c.Message}
+		}
+	}
+	a.Warnings = slices.Sorted(maps.Keys(warnings))
+	return a, warnings, max(later, 0)
 }
 
 // readStatus returns the status of an Egress; the zero status when it cannot be read.
@@ -95,100 +116,144 @@ func cut(text string, n int) string {
 	return text
 }
 
-// diary sees to it that every change of a status is told once: when the API server says that it took the status, or, where its answer
-// got lost, when the object shows it. What could not be told yet is kept. It belongs to one leadership; what a leader that is killed
-// has written and not told stays untold.
+// diary sees to it that every change is told once, whoever leads and whatever dies on the way. An account in etcd says what was told.
+// An Event is made first and the account is written then; it is named by the account that it follows, so that whoever makes it again,
+// because an answer got lost or a leader was killed in between, makes none. It belongs to one leadership.
 type diary struct {
 	client   eventsclient.EventsGetter
 	instance string
+	store    *store.Client
+	lead     *store.Leadership
 	log      *slog.Logger
 
-	mu       sync.Mutex                   // guards what follows
-	attempts map[string]attempt           // the last write of each egress's status that was not refused
-	untold   map[string][]*eventsv1.Event // by egress, in their order
+	mu       sync.Mutex // guards what follows; that of one object is for one goroutine
+	accounts map[item]account
 }
 
-// attempt is a write of an egress's status.
-type attempt struct {
-	from     *unstructured.Unstructured // the object as it was before
-	answered bool                       // it was taken, and its events are in the diary
-}
-
-func (d *diary) begin() {
+// begin reads the accounts as the leader before left them.
+func (d *diary) begin(ctx context.Context) error {
+	records, err := d.store.List(ctx, store.ToldPrefix)
+	if err != nil {
+		return err
+	}
+	accounts := map[item]account{}
+	for key, r := range records {
+		a, err := store.Decode[account](r)
+		if err != nil {
+			d.log.Warn("record is faulty, what it says was told is told again", "err", fmt.Errorf("%s: %w", key, err))
+		}
+		kind, name, _ := strings.Cut(strings.TrimPrefix(key, store.ToldPrefix), "/")
+		accounts[item{kind, name}] = a
+	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.attempts, d.untold = map[string]attempt{}, map[string][]*eventsv1.Event{}
+	d.accounts = accounts
+	return nil
 }
 
-// wrote notes what the API server said when the status of an object was written: the object as it is now, or an error.
-func (d *diary) wrote(from, to *unstructured.Unstructured, err error) {
+// items returns the objects that something was told of.
+func (d *diary) items() []item {
 	d.mu.Lock()
 	defer d.mu.Unlock()
+	return slices.Collect(maps.Keys(d.accounts))
+}
+
+// warned reports whether something was told of an object that a person has to mend.
+func (d *diary) warned(it item) bool {
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	return len(d.accounts[it].Warnings) > 0
+}
+
+// tell makes the Events of what changed since the last time. With an error, it has to be called again.
+func (d *diary) tell(ctx context.Context, u *unstructured.Unstructured, it item, now account, warnings map[string]news) error {
+	d.mu.Lock()
+	old := d.accounts[it]
+	d.mu.Unlock()
+	now.UID = string(u.GetUID())
+	if old.UID != "" && old.UID != now.UID {
+		if err := d.close(ctx, it); err != nil {
+			return err
+		}
+		old = account{}
+	}
+	about := corev1.ObjectReference{
+		APIVersion: v1beta1.GroupVersion.String(), Kind: kinds[it.kind], Name: it.name, UID: u.GetUID(), ResourceVersion: u.GetResourceVersion(),
+	}
+	return d.write(ctx, it, old, now, about, warnings)
+}
+
+// close tells that an object which is gone holds nothing any more.
+func (d *diary) close(ctx context.Context, it item) error {
+	d.mu.Lock()
+	old, ok := d.accounts[it]
+	d.mu.Unlock()
+	if !ok {
+		return nil
+	}
+	about := corev1.ObjectReference{APIVersion: v1beta1.GroupVersion.String(), Kind: kinds[it.kind], Name: it.name, UID: types.UID(old.UID)}
+	return d.write(ctx, it, old, account{}, about, nil)
+}
+
+// write makes the Events and then writes the account; the zero account is deleted.
+func (d *diary) write(ctx context.Context, it item, old, now account, about corev1.ObjectReference, warnings map[string]news) error {
+	said := now.since(old, warnings)
+	for i, n := range said {
+		if err := d.make(ctx, d.event(about, n, fmt.Sprint(old.Changes, i), i)); err != nil {
+			return err
+		}
+	}
+	gone := now.UID == ""
+	if now.Changes = old.Changes; len(said) > 0 {
+		now.Changes++
+	}
+	if !gone && old.UID == "" && len(said) == 0 || reflect.DeepEqual(now, old) { // nothing to be remembered
+		return nil
+	}
+	op := store.Op{Key: store.ToldKey(it.kind, it.name)}
+	if !gone {
+		var err error
+		if op.Value, err = store.Encode(now); err != nil {
+			return err
+		}
+	}
+	if err := d.lead.Commit(ctx, op); err != nil {
+		return fmt.Errorf("remembering what was told: %w", err)
+	}
+	d.mu.Lock()
+	defer d.mu.Unlock()
+	if gone {
+		delete(d.accounts, it)
+	} else {
+		d.accounts[it] = now
+	}
+	return nil
+}
+
+// event returns an Event. Its name follows from the object, from what it says, and from which change it is.
+func (d *diary) event(about corev1.ObjectReference, n news, change string, i int) *eventsv1.Event {
+	h := fnv.New64a()
+	fmt.Fprintln(h, about.UID, change, n)
+	return &eventsv1.Event{
+		ObjectMeta: metav1.ObjectMeta{
+			Namespace: metav1.NamespaceDefault, // where those of objects without a namespace are
+			Name:      fmt.Sprintf("%s.%016x", strings.TrimRight(cut(about.Name, maxNamePart), "-."), h.Sum64()),
+		},
+		EventTime:           metav1.NewMicroTime(time.Now().Add(time.Duration(i) * time.Microsecond)), // what is said first comes first
+		ReportingController: eventSource, ReportingInstance: cut(d.instance, maxInstance),
+		Type: n.kind, Reason: n.reason, Action: n.action, Note: cut(cmp.Or(n.note, n.reason), maxNote), Regarding: about,
+	}
+}
+
+// make makes an Event that may be there already. One that is refused is not made.
+func (d *diary) make(ctx context.Context, e *eventsv1.Event) error {
+	_, err := d.client.Events(e.Namespace).Create(ctx, e, metav1.CreateOptions{})
 	switch {
-	case err == nil:
-		d.attempts[from.GetName()] = attempt{from, true}
-		d.addLocked(from, to)
-	case apierrors.IsConflict(err) || refused(err): // an earlier try, the answer to which got lost, may be why
+	case err == nil || apierrors.IsAlreadyExists(err):
+	case apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsNotFound(err):
+		d.log.Warn("an Event was refused, it is not made", "err", err)
 	default:
-		d.attempts[from.GetName()] = attempt{from, false}
+		return fmt.Errorf("making an Event: %w", err)
 	}
-}
-
-// refused reports whether an error says that the API server did not do what it was asked, and never will.
-func refused(err error) bool {
-	return apierrors.IsInvalid(err) || apierrors.IsForbidden(err) || apierrors.IsNotFound(err)
-}
-
-// current reports whether an object can be written: it is not the one that was written already. Where it is not known what became of
-// the last write, a newer object says so: nobody else writes statuses.
-func (d *diary) current(u *unstructured.Unstructured) bool {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	a, ok := d.attempts[u.GetName()]
-	if ok && a.from.GetUID() == u.GetUID() && a.from.GetResourceVersion() == u.GetResourceVersion() {
-		return !a.answered
-	}
-	if ok && a.from.GetUID() == u.GetUID() && !a.answered {
-		d.addLocked(a.from, u)
-	}
-	delete(d.attempts, u.GetName())
-	return true
-}
-
-// forget is for an egress that is gone. Its events are told all the same.
-func (d *diary) forget(name string) {
-	d.mu.Lock()
-	defer d.mu.Unlock()
-	delete(d.attempts, name)
-}
-
-func (d *diary) addLocked(from, to *unstructured.Unstructured) {
-	if events := eventsOf(from, to, d.instance); len(events) > 0 {
-		d.untold[to.GetName()] = append(d.untold[to.GetName()], events...)
-	}
-}
-
-// tell makes the Events of an egress that are not made yet. It is for one goroutine per egress.
-func (d *diary) tell(ctx context.Context, name string) error {
-	for {
-		d.mu.Lock()
-		events := d.untold[name]
-		if len(events) == 0 {
-			delete(d.untold, name)
-			d.mu.Unlock()
-			return nil
-		}
-		d.mu.Unlock()
-		_, err := d.client.Events(events[0].Namespace).Create(ctx, events[0], metav1.CreateOptions{})
-		switch {
-		case err == nil || apierrors.IsAlreadyExists(err): // an answer got lost
-		case refused(err):
-			d.log.Warn("an Event was refused, it is not made", "egress", name, "err", err)
-		default:
-			return fmt.Errorf("making an Event: %w", err)
-		}
-		d.mu.Lock()
-		d.untold[name] = events[1:]
-		d.mu.Unlock()
-	}
+	return nil
 }

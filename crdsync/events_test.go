@@ -1,13 +1,11 @@
 package crdsync
 
 import (
-	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"net/http"
 	"slices"
-	"strconv"
 	"strings"
 	"sync/atomic"
 	"testing"
@@ -16,6 +14,7 @@ import (
 
 	gocmp "github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	corev1 "k8s.io/api/core/v1"
 	eventsv1 "k8s.io/api/events/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
@@ -29,20 +28,20 @@ import (
 // told returns the Events of an egress in their order, as "type reason note".
 func (c *cluster) told(name string) []string {
 	c.Helper()
-	uid := c.getEgress(name).UID
-	l, err := c.core.EventsV1().Events(metav1.NamespaceDefault).List(c.Context(), metav1.ListOptions{FieldSelector: "regarding.uid=" + string(uid)})
+	return c.toldOf(string(c.getEgress(name).UID), "Egress", name)
+}
+
+func (c *cluster) toldOf(uid, kind, name string) []string {
+	c.Helper()
+	l, err := c.core.EventsV1().Events(metav1.NamespaceDefault).List(c.Context(), metav1.ListOptions{FieldSelector: "regarding.uid=" + uid})
 	if err != nil {
 		c.Fatal(err)
 	}
-	slices.SortFunc(l.Items, func(a, b eventsv1.Event) int {
-		x, _ := strconv.ParseInt(a.Regarding.ResourceVersion, 10, 64) // 0 fails the test below
-		y, _ := strconv.ParseInt(b.Regarding.ResourceVersion, 10, 64)
-		return cmp.Or(cmp.Compare(x, y), cmp.Compare(a.Name, b.Name))
-	})
+	slices.SortFunc(l.Items, func(a, b eventsv1.Event) int { return a.EventTime.Compare(b.EventTime.Time) })
 	var out []string
 	for _, e := range l.Items {
-		if e.Regarding.Kind != "Egress" || e.Regarding.APIVersion != "crd.antrea.io/v1beta1" || e.Regarding.Name != name || e.Series != nil {
-			c.Errorf("Event %+v: want one of an Egress, and no series", e)
+		if e.Regarding.Kind != kind || e.Regarding.APIVersion != "crd.antrea.io/v1beta1" || e.Regarding.Name != name || e.Series != nil {
+			c.Errorf("Event %+v: want one of an %s, and no series", e, kind)
 		}
 		out = append(out, e.Type+" "+e.Reason+" "+e.Note)
 	}
@@ -68,7 +67,7 @@ func (c *cluster) history(name string) (due func() []string) {
 	if err != nil {
 		c.Fatal(err)
 	}
-	var status v1beta1.EgressStatus
+	var old account
 	var out []string
 	return func() []string {
 		for idle := time.After(100 * time.Millisecond); ; {
@@ -78,11 +77,11 @@ func (c *cluster) history(name string) (due func() []string) {
 				if !ok {
 					c.Fatalf("watching: %+v", e)
 				}
-				now := readStatus(u)
-				for _, n := range newsOf(status, now) {
+				now, warnings, _ := accountOf(readStatus(u), time.Unix(0, 0)) // nobody's patience has ended
+				for _, n := range now.since(old, warnings) {
 					out = append(out, n.kind+" "+n.reason+" "+n.note)
 				}
-				status = now
+				old = now
 			case <-idle:
 				return out
 			}
@@ -239,27 +238,160 @@ func testWarnings(c *cluster) {
 	c.wantTold("b", want...)
 }
 
-func TestEventsOfLongNamesAreWithinBounds(t *testing.T) {
-	object := func(version string, status v1beta1.EgressStatus) *unstructured.Unstructured {
-		u := &unstructured.Unstructured{Object: map[string]any{}}
-		u.SetName(strings.Repeat("a.", 126) + "a")
-		u.SetResourceVersion(version)
-		conditions := []any{}
-		for _, c := range status.Conditions {
-			conditions = append(conditions, map[string]any{"type": string(c.Type), "status": string(c.Status), "message": c.Message})
+// testBothFamilies: each IP of an egress comes and goes by itself.
+func testBothFamilies(c *cluster) {
+	c.run(c.kube)
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: four}, spec: {ipRanges: [{start: 10.10.0.11, end: 10.10.0.11}], nodeSelector: {}}}`)
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: six}, spec: {ipRanges: [{start: "fd00::11", end: "fd00::11"}], nodeSelector: {}}}`)
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: dual}, spec: {externalIPPools: [four, six], appliedTo: {podSelector: {}}}}`)
+	const on6, off6 = "Normal IPAssigned fd00::11 is on node ", "Normal IPUnassigned fd00::11 is no longer on node "
+	addresses := func(want ...v1beta1.EgressAddress) {
+		c.Helper()
+		c.eventually(func() error {
+			if d := gocmp.Diff(want, c.getEgress("dual").Status.Addresses); d != "" {
+				return fmt.Errorf("addresses (-want +got):\n%s", d)
+			}
+			return nil
+		})
+	}
+	c.own("fd00::11", "node-1")
+	c.wantTold("dual", on6+"node-1")
+	addresses(v1beta1.EgressAddress{IP: "10.10.0.11"}, v1beta1.EgressAddress{IP: "fd00::11", Node: "node-1"})
+	c.own("10.10.0.11", "node-1")
+	c.wantTold("dual", on6+"node-1", on+"node-1")
+	c.own("fd00::11", "node-2")
+	want := []string{on6 + "node-1", on + "node-1", off6 + "node-1", on6 + "node-2"}
+	c.wantTold("dual", want...)
+	addresses(v1beta1.EgressAddress{IP: "10.10.0.11", Node: "node-1"}, v1beta1.EgressAddress{IP: "fd00::11", Node: "node-2"})
+	uid := string(c.getEgress("dual").UID)
+	c.remove("Egress", "dual")
+	want = append(want, off+"node-1", off6+"node-2")
+	c.eventually(func() error {
+		if d := gocmp.Diff(want, c.toldOf(uid, "Egress", "dual")); d != "" {
+			return fmt.Errorf("events (-want +got):\n%s", d)
 		}
-		u.Object["status"] = map[string]any{"conditions": conditions}
-		return u
+		return nil
+	})
+}
+
+// testEventsOfTheDead: an egress is deleted, and made anew, while nobody leads.
+func testEventsOfTheDead(c *cluster) {
+	stop := c.run(c.kube)
+	c.example()
+	c.own("10.10.0.11", "node-4")
+	c.own("10.10.0.12", "node-4")
+	c.wantTold("egress-prod-web", on+"node-4")
+	c.wantTold("egress-staging-web", "Normal IPAssigned 10.10.0.12 is on node node-4")
+	stop()
+	old := map[string]string{}
+	for _, name := range []string{"egress-prod-web", "egress-staging-web"} {
+		old[name] = string(c.getEgress(name).UID)
+		c.remove("Egress", name)
 	}
-	failed := v1beta1.EgressStatus{Conditions: []v1beta1.EgressCondition{
-		{Type: v1beta1.IPAllocated, Status: metav1.ConditionFalse, Message: "x" + strings.Repeat("é", 1000)},
-	}}
-	events := eventsOf(object("1", v1beta1.EgressStatus{}), object("18446744073709551615", failed), strings.Repeat("i", 200))
-	if len(events) != 1 {
-		t.Fatalf("%d events", len(events))
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: egress-prod-web}, spec: {externalIPPool: external-ip-pool, appliedTo: {podSelector: {}}}}`)
+	for range 2 { // the second time it has been told
+		stop = c.run(c.kube)
+		c.wantTold("egress-prod-web", on+"node-4")
+		c.eventually(func() error {
+			got := [][]string{c.toldOf(old["egress-prod-web"], "Egress", "egress-prod-web"), c.toldOf(old["egress-staging-web"], "Egress", "egress-staging-web")}
+			want := [][]string{{on + "node-4", off + "node-4"},
+				{"Normal IPAssigned 10.10.0.12 is on node node-4", "Normal IPUnassigned 10.10.0.12 is no longer on node node-4"}}
+			if d := gocmp.Diff(want, got); d != "" {
+				return fmt.Errorf("events (-want +got):\n%s", d)
+			}
+			return nil
+		})
+		stop()
 	}
-	e := events[0]
+}
+
+// mute takes a status and lets nothing be said: as if the leader were killed between the two.
+type mute struct{ http.RoundTripper }
+
+func (m mute) RoundTrip(r *http.Request) (*http.Response, error) {
+	if r.Method == http.MethodPost && strings.HasSuffix(r.URL.Path, "/events") {
+		return nil, errors.New("the leader is dead")
+	}
+	return m.RoundTripper.RoundTrip(r)
+}
+
+func testKilledLeader(c *cluster) {
+	kube := rest.CopyConfig(c.kube)
+	kube.Wrap(func(next http.RoundTripper) http.RoundTripper { return mute{next} })
+	c.example()
+	stop := c.run(kube)
+	c.own("10.10.0.11", "node-4")
+	c.wantStatus("egress-prod-web", "10.10.0.11 node-4 True Allocated True Assigned")
+	stop()
+	c.wantTold("egress-prod-web")
+	c.own("10.10.0.11", "node-6") // is not what the status says when the next one comes
+	c.run(c.kube)
+	c.wantTold("egress-prod-web", on+"node-4", off+"node-4", on+"node-6")
+}
+
+// testPoolWarning: a pool has no conditions.
+func testPoolWarning(c *cluster) {
+	stop := c.run(c.kube)
+	pool := func(name, ranges string) string {
+		c.create(fmt.Sprintf(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: %s}, spec: {ipRanges: [%s], nodeSelector: {}}}`, name, ranges))
+		u, err := c.dyn.Resource(v1beta1.PoolResource).Get(c.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			c.Fatal(err)
+		}
+		return string(u.GetUID())
+	}
+	want := func(uid, name string, want ...string) {
+		c.Helper()
+		c.eventually(func() error {
+			if d := gocmp.Diff(want, c.toldOf(uid, "ExternalIPPool", name)); d != "" {
+				return fmt.Errorf("events of pool %s (-want +got):\n%s", name, d)
+			}
+			return nil
+		})
+	}
+	elder := pool("a", "{start: 10.10.0.1, end: 10.10.0.3}")
+	younger := pool("b", "{start: 10.10.0.2, end: 10.10.0.4}")
+	const overlaps = "Warning InvalidPool ipRanges: 10.10.0.2-10.10.0.4 overlaps with 10.10.0.1-10.10.0.3 of pool a: want each address in one pool"
+	want(younger, "b", overlaps)
+	want(elder, "a")
+	stop()
+	c.run(c.kube)
+	c.patch("ExternalIPPool", "b", `{"spec":{"ipRanges":[{"start":"10.10.0.4","end":"10.10.0.4"}]}}`)
+	c.wantUsage("b", 1, 0)
+	want(younger, "b", overlaps)
+	c.patch("ExternalIPPool", "b", `{"spec":{"ipRanges":[{"start":"10.10.0.3","end":"10.10.0.4"}]}}`)
+	want(younger, "b", overlaps, "Warning InvalidPool ipRanges: 10.10.0.3-10.10.0.4 overlaps with 10.10.0.1-10.10.0.3 of pool a: want each address in one pool")
+}
+
+func TestAnIPWithoutANodeIsAWarningAfterAWhile(t *testing.T) {
+	start := time.Unix(100, 0)
+	status := egressStatus(v1beta1.EgressStatus{}, verdict{addresses: []egress.Address{{IP: ip("10.0.0.9"), ID: 2}}}, scene{}, start)
+	for after, want := range map[time.Duration][]string{0: nil, patience - time.Second: nil, patience: {"AssignmentError"}} {
+		a, warnings, later := accountOf(status, start.Add(after))
+		if d := gocmp.Diff(want, a.Warnings); d != "" || later != max(patience-after, 0) {
+			t.Errorf("after %v, to look again after %v (-want +got):\n%s", after, later, d)
+		}
+		for _, n := range a.since(account{}, warnings) {
+			if n.note != "no node with a live agent has 10.0.0.9 on an interface" {
+				t.Errorf("note %q", n.note)
+			}
+		}
+	}
+	failed := egressStatus(v1beta1.EgressStatus{}, verdict{err: errors.New("no pool")}, scene{}, start)
+	if a, _, _ := accountOf(failed, start.Add(patience)); !slices.Equal(a.Warnings, []string{"AllocationError"}) {
+		t.Errorf("an egress without an IP is warned of for %q", a.Warnings)
+	}
+}
+
+func TestEventsOfLongNamesAreWithinBounds(t *testing.T) {
+	d := diary{instance: strings.Repeat("i", 200)}
+	about := corev1.ObjectReference{Name: strings.Repeat("a.", 126) + "a", UID: "0"}
+	n := news{corev1.EventTypeWarning, "AllocationError", "Allocate", "x" + strings.Repeat("é", 1000)}
+	e := d.event(about, n, "1", 0)
 	if len(e.Name) > 253 || strings.Contains(e.Name, "..") || len(e.Note) > 1024 || !utf8.ValidString(e.Note) || len(e.ReportingInstance) != 128 {
 		t.Errorf("Event %+v", e)
+	}
+	if o := d.event(about, n, "2", 0); o.Name == e.Name {
+		t.Errorf("two changes have Events of one name, %s", o.Name)
 	}
 }

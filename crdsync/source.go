@@ -110,8 +110,10 @@ func object[T any](o any) *T {
 // object handles the events of a kind. An update that leaves the generation is one of the status: there is nothing to mirror.
 func (s *source) object(kind string) cache.ResourceEventHandler {
 	return handler(func(from, to *unstructured.Unstructured) {
-		if to != nil {
-			s.status(kind, to.GetName())
+		for _, u := range []*unstructured.Unstructured{to, from} { // of one that is gone, it is told where its IPs were
+			if u != nil {
+				s.status(kind, u.GetName())
+			}
 		}
 		if from == nil || to == nil || from.GetGeneration() != to.GetGeneration() || from.GetUID() != to.GetUID() {
 			s.dirty.add(work{objects: true})

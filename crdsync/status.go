@@ -2,7 +2,6 @@ package crdsync
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -12,11 +11,11 @@ import (
 	"sync"
 	"time"
 
+	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
-	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/tools/cache"
 	"k8s.io/client-go/util/workqueue"
@@ -29,6 +28,7 @@ import (
 const (
 	egressKind = "egress"
 	poolKind   = "pool"
+	poolFault  = "InvalidPool" // the reason of the Event
 
 	// A status that the API server refuses, mostly because the object changed meanwhile, is tried again soon, then less and less often.
 	minStatusBackoff = 50 * time.Millisecond
@@ -38,6 +38,9 @@ const (
 	// finishTimeout is how long a write that is under way goes on after the leadership: it may have been taken, and is to be told then.
 	finishTimeout = time.Second
 )
+
+// kinds are what the API calls them.
+var kinds = map[string]string{egressKind: "Egress", poolKind: "ExternalIPPool"}
 
 // item names an object whose status is to be looked at.
 type item struct{ kind, name string }
@@ -50,23 +53,27 @@ type status struct {
 	diary   *diary
 	log     *slog.Logger
 
-	mu       sync.Mutex                                            // guards what follows
-	queues   map[string]workqueue.TypedRateLimitingInterface[item] // by kind; nil before begin, shut down after run
-	verdicts map[string]verdict
+	mu     sync.Mutex                                            // guards what follows
+	queues map[string]workqueue.TypedRateLimitingInterface[item] // by kind; nil before begin, shut down after run
+	// written are the versions of objects of which the status was written: an informer that still shows one is behind.
+	written  map[item]string
+	verdicts map[string]verdict // nil until publish was called
 	usage    map[string]v1beta1.IPPoolUsage
+	faults   map[string]error // as those of control
 	scene    scene
 }
 
 // begin makes the status ready to be looked at: a leadership begins.
-func (s *status) begin() {
+func (s *status) begin(ctx context.Context) error {
 	s.mu.Lock()
 	defer s.mu.Unlock()
 	s.queues = map[string]workqueue.TypedRateLimitingInterface[item]{}
 	for _, kind := range []string{egressKind, poolKind} {
 		s.queues[kind] = workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[item](minStatusBackoff, maxStatusBackoff))
 	}
-	s.diary.begin()
-	s.verdicts, s.usage, s.scene = nil, nil, scene{}
+	s.written = map[item]string{}
+	s.verdicts, s.usage, s.faults, s.scene = nil, nil, nil, scene{}
+	return s.diary.begin(ctx)
 }
 
 // run writes statuses from begin until ctx ends. Pools do not wait for egresses: there are few of them, and what they say is to be
@@ -105,16 +112,22 @@ func (s *status) publish(c control) {
 	now := readScene(s.cache)
 	now.pools, now.nodes = c.pools, c.nodes // the cache may be behind
 	s.mu.Lock()
-	s.verdicts, s.usage, s.scene = c.verdicts, c.usage, now
+	first := s.verdicts == nil
+	s.verdicts, s.usage, s.faults, s.scene = c.verdicts, c.usage, c.faults, now
 	s.mu.Unlock()
-	s.lookAll(poolKind, s.source.pools)
-	s.lookAll(egressKind, s.source.egresses)
+	s.lookAll(poolKind, s.source.pools, first)
+	s.lookAll(egressKind, s.source.egresses, first)
+	if first { // what became of those that the leader before told of
+		for _, it := range s.diary.items() {
+			s.look(it.kind, it.name)
+		}
+	}
 }
 
-func (s *status) lookAll(kind string, informer cache.SharedIndexInformer) {
+func (s *status) lookAll(kind string, informer cache.SharedIndexInformer, always bool) {
 	for _, o := range informer.GetIndexer().List() {
 		u := o.(*unstructured.Unstructured)
-		if _, differs := s.desired(kind, u); differs {
+		if _, differs := s.desired(kind, u); always || differs || kind == poolKind && s.poolWarns(u.GetName()) {
 			s.look(kind, u.GetName())
 		}
 	}
@@ -128,9 +141,15 @@ func (s *status) work(ctx context.Context, queue workqueue.TypedRateLimitingInte
 	finish, cancel := context.WithTimeout(context.WithoutCancel(ctx), statusTimeout)
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(finishTimeout, cancel) })()
-	err := s.write(finish, it)
+	later, err := s.write(finish, it)
 	switch {
-	case err == nil || apierrors.IsNotFound(err) || ctx.Err() != nil: // it was deleted meanwhile
+	case err == nil || ctx.Err() != nil:
+		queue.Forget(it)
+		if later > 0 {
+			queue.AddAfter(it, later)
+		}
+		return
+	case apierrors.IsNotFound(err): // it was deleted meanwhile, of which there will be word
 		queue.Forget(it)
 		return
 	case !apierrors.IsConflict(err): // a conflict is the cache being behind
@@ -139,25 +158,65 @@ func (s *status) work(ctx context.Context, queue workqueue.TypedRateLimitingInte
 	queue.AddRateLimited(it)
 }
 
-// write makes the status of an object what it has to be, and tells what changed.
-func (s *status) write(ctx context.Context, it item) error {
-	if it.kind == poolKind {
-		if u, ok := stored(s.source.pools, it.name); ok {
-			_, err := s.update(ctx, v1beta1.PoolResource, it.kind, u)
-			return err
-		}
-		return nil
+// write tells what changed of an object and makes its status what it has to be. later is when to look again, 0: when something changed.
+func (s *status) write(ctx context.Context, it item) (later time.Duration, err error) {
+	u, ok := stored(s.informer(it.kind), it.name)
+	if !ok {
+		return 0, s.diary.close(ctx, it)
 	}
-	var err error
-	if u, ok := stored(s.source.egresses, it.name); !ok {
-		s.diary.forget(it.name)
-	} else if s.diary.current(u) {
-		var now *unstructured.Unstructured
-		if now, err = s.update(ctx, v1beta1.EgressResource, it.kind, u); now != nil || err != nil {
-			s.diary.wrote(u, now, err)
-		}
+	s.mu.Lock()
+	behind := s.written[it] == u.GetResourceVersion()
+	s.mu.Unlock()
+	if behind { // there will be word of the newer one
+		return 0, nil
 	}
-	return errors.Join(err, s.diary.tell(ctx, it.name))
+	// A status that was written by a leader which died then, or the answer to which got lost, is told before the next is written.
+	if later, err = s.tell(ctx, it, u); err != nil {
+		return 0, err
+	}
+	now, err := s.update(ctx, it.kind, u)
+	if now == nil || err != nil {
+		return later, err
+	}
+	s.mu.Lock()
+	s.written[it] = u.GetResourceVersion()
+	s.mu.Unlock()
+	return s.tell(ctx, it, now)
+}
+
+// tell tells what an object says that was not told yet.
+func (s *status) tell(ctx context.Context, it item, u *unstructured.Unstructured) (later time.Duration, err error) {
+	var now account
+	var warnings map[string]news
+	if it.kind == egressKind {
+		now, warnings, later = accountOf(readStatus(u), time.Now())
+	} else if err, known := s.poolFaultOf(it.name); !known {
+		return 0, nil
+	} else if err != nil {
+		now.Warnings = []string{poolFault}
+		warnings = map[string]news{poolFault: {corev1.EventTypeWarning, poolFault, "Allocate", line(err)}}
+	}
+	return later, s.diary.tell(ctx, u, it, now, warnings)
+}
+
+// poolFaultOf returns what is wrong with a pool, which has no conditions that could say so. known is false before the first pass.
+func (s *status) poolFaultOf(name string) (err error, known bool) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	return s.faults["pool "+name], s.verdicts != nil
+}
+
+// poolWarns reports whether what was told of a pool is another thing than is to be told.
+func (s *status) poolWarns(name string) bool {
+	err, known := s.poolFaultOf(name)
+	return known && (err != nil) != s.diary.warned(item{poolKind, name})
+}
+
+func (s *status) informer(kind string) cache.SharedIndexInformer {
+	if kind == poolKind {
+		return s.source.pools
+	}
+	return s.source.egresses
 }
 
 // stored returns an object of an informer.
@@ -168,7 +227,7 @@ func stored(informer cache.SharedIndexInformer, name string) (u *unstructured.Un
 }
 
 // update writes the status of an object where it has to be another, and returns the object as it is then; nil: it was not written.
-func (s *status) update(ctx context.Context, r schema.GroupVersionResource, kind string, u *unstructured.Unstructured) (*unstructured.Unstructured, error) {
+func (s *status) update(ctx context.Context, kind string, u *unstructured.Unstructured) (*unstructured.Unstructured, error) {
 	want, differs := s.desired(kind, u)
 	if !differs {
 		return nil, nil
@@ -179,7 +238,11 @@ func (s *status) update(ctx context.Context, r schema.GroupVersionResource, kind
 	}
 	u = u.DeepCopy()
 	u.Object["status"] = m
-	return s.dynamic.Resource(r).UpdateStatus(ctx, u, metav1.UpdateOptions{})
+	resource := v1beta1.EgressResource
+	if kind == poolKind {
+		resource = v1beta1.PoolResource
+	}
+	return s.dynamic.Resource(resource).UpdateStatus(ctx, u, metav1.UpdateOptions{})
 }
 
 // desired returns what the status of an object has to be, and whether it is another. Before the object as it is now has been mirrored,

@@ -22,6 +22,7 @@ const (
 	PinPrefix           = "pins/"
 	CordonPrefix        = "cordons/"
 	HistoryPrefix       = "history/"
+	ToldPrefix          = "told/"
 	crdsyncElectionName = "elections/crdsync"
 )
 
@@ -64,6 +65,9 @@ func PinKey(ip netip.Addr) string { return PinPrefix + ip.String() }
 
 // CordonKey is the key of an egress.Cordon.
 func CordonKey(node string) string { return CordonPrefix + node }
+
+// ToldKey is the key under which crdsync remembers what it told of an object.
+func ToldKey(kind, name string) string { return ToldPrefix + kind + "/" + name }
 
 // HistoryKey is the key of an egress.Tenure. Time and node make it unique; the order of tenures is that of the keys' revisions, since the
 // nodes' clocks differ.

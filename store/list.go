@@ -26,6 +26,12 @@ func recordOf(kv *mvccpb.KeyValue) Record {
 	return Record{Value: kv.Value, Revision: kv.ModRevision, Lease: kv.Lease}
 }
 
+// List returns the records below a prefix, by their keys, as etcd has them now.
+func (c *Client) List(ctx context.Context, prefix string) (map[string]Record, error) {
+	records, _, err := c.list(ctx, []string{prefix}, 0)
+	return records, err
+}
+
 // list returns the records below the prefixes, all of one revision, and that revision; 0 asks for the present one. It is one Txn, or
 // several of the same revision when there are more prefixes than a Txn takes.
 func (c *Client) list(ctx context.Context, prefixes []string, revision int64) (map[string]Record, int64, error) {

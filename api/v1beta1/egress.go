@@ -109,11 +109,24 @@ type EgressStatus struct {
 	// EgressIP is the source IP; empty while none is allocated.
 	// +optional
 	EgressIP string `json:"egressIP,omitempty"`
+	// Addresses are the source IPs, at most one of each IP family, and their Nodes. The first is EgressIP.
+	// +optional
+	// +listType=map
+	// +listMapKey=ip
+	Addresses []EgressAddress `json:"addresses,omitempty"`
 	// Conditions are IPAllocated and IPAssigned, and Conflict and Degraded where they are True, in this order.
 	// +optional
 	// +listType=map
 	// +listMapKey=type
 	Conditions []EgressCondition `json:"conditions,omitempty"`
+}
+
+// EgressAddress is one source IP of an Egress.
+type EgressAddress struct {
+	IP string `json:"ip"`
+	// Node is the Node that holds the IP; empty while none does.
+	// +optional
+	Node string `json:"node,omitempty"`
 }
 
 // EgressConditionType names a condition of an Egress.

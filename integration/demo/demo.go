@@ -21,7 +21,7 @@ import (
 )
 
 // example is the guide's high-availability example, verbatim.
-var example = []string{"external-ip-pool.yaml", "egress-prod-web.yaml", "egress-staging-web.yaml"}
+var example = []string{"00-external-ip-pool.yaml", "egress-prod-web.yaml", "egress-staging-web.yaml"}
 
 // pods are the demo's, by name; the guide's egresses select those with the label app=web in prod and staging.
 var pods = []struct{ name, node, app, egress string }{
