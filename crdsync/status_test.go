@@ -170,7 +170,7 @@ func (c *cluster) kubectl(args ...string) string {
 
 func testReading(c *cluster) {
 	c.run(c.kube)
-	c.example()
+	c.kubectl("apply", "-f", "../manifests/examples")
 	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
 	c.wantStatus("egress-prod-web", "10.10.0.11  True Allocated False AssignmentError")
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: twin}, spec: {externalIPPool: external-ip-pool, egressIP: 10.10.0.11,

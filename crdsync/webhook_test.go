@@ -118,7 +118,7 @@ func testWebhook(c *cluster) {
 		"an IP of none":          {"Egress", "{appliedTo: {}, externalIPPool: none, egressIP: 10.10.0.20}", "pool none does not exist"},
 		"static":                 {"Egress", "{appliedTo: {}, egressIP: 192.0.2.7}", ""},
 		"dual stack of one":      {"Egress", "{appliedTo: {}, externalIPPools: [p, q]}", "externalIPPools p and q are of one IP family: want at most one of each"},
-		"a key of a label":       {"Egress", "{appliedTo: {podSelector: {matchLabels: {'a b': c}}}, egressIP: 192.0.2.7}", "podSelector"},
+		"a key of a label":       {"Egress", "{appliedTo: {podSelector: {matchLabels: {'a b': c}}}, egressIP: 192.0.2.7}", `appliedTo.podSelector.matchLabels: key "a b": want the name of a label, like app or example.com/app`},
 		"a pool apart":           {"ExternalIPPool", "{ipRanges: [{start: 10.10.0.21, end: 10.10.0.30}], nodeSelector: {}}", ""},
 		"a pool that overlaps":   {"ExternalIPPool", "{ipRanges: [{start: 10.10.0.20, end: 10.10.0.30}], nodeSelector: {}}", "ipRanges: 10.10.0.20-10.10.0.30 overlaps with 10.10.0.11-10.10.0.20 of pool p: want each address in one pool"},
 		"an inverted range":      {"ExternalIPPool", "{ipRanges: [{start: 10.10.5.9, end: 10.10.5.1}], nodeSelector: {}}", "ipRanges[0]: start 10.10.5.9 is after end 10.10.5.1: want them the other way round"},

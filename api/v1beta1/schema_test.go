@@ -117,6 +117,8 @@ var egresses = map[string]struct{ spec, err string }{
 	"a label's value":                  {"{appliedTo: {podSelector: {matchLabels: {a: 'b c'}}}, egressIP: 10.10.0.8}", "should match"},
 	"a label's value that is too long": {"{appliedTo: {podSelector: {matchLabels: {a: '" + strings.Repeat("b", 64) + "'}}}, egressIP: 10.10.0.8}", "Too long"},
 	"an empty label value":             {"{appliedTo: {podSelector: {matchLabels: {a: ''}}}, egressIP: 10.10.0.8}", ""},
+	"an expression's key":              {"{appliedTo: {podSelector: {matchExpressions: [{key: -a, operator: Exists}]}}, egressIP: 10.10.0.8}", `matchExpressions[0].key: Invalid value: "-a": want the name of a label`},
+	"an expression's empty key":        {"{appliedTo: {podSelector: {matchExpressions: [{key: '', operator: Exists}]}}, egressIP: 10.10.0.8}", "want the name of a label"},
 	"all operators": {`{appliedTo: {podSelector: {matchExpressions: [{key: a, operator: In, values: [b]}, {key: a, operator: NotIn, values: [c, '']},
   {key: a, operator: Exists}, {key: d, operator: DoesNotExist, values: []}]}}, egressIP: 10.10.0.8}`, ""},
 	"another operator":        {"{appliedTo: {podSelector: {matchExpressions: [{key: a, operator: Near}]}}, egressIP: 10.10.0.8}", `supported values: "In"`},

@@ -6,6 +6,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 //
 // +structType=atomic
 type LabelSelector struct {
+	// The webhook checks the keys: a rule of the schema could not say which one is wrong.
+
 	// MatchLabels are labels that all have to be there.
 	// +optional
 	MatchLabels map[string]LabelValue `json:"matchLabels,omitempty"`
@@ -27,8 +29,8 @@ type LabelValue string
 // +kubebuilder:validation:XValidation:rule="(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",message="want values with the operators In and NotIn, and none with Exists and DoesNotExist"
 type LabelSelectorRequirement struct {
 	// Key is the label's name.
-	// +kubebuilder:validation:MinLength=1
 	// +kubebuilder:validation:MaxLength=317
+	// +kubebuilder:validation:XValidation:rule="self.matches('^([a-z0-9]([-a-z0-9.]{0,251}[a-z0-9])?/)?[A-Za-z0-9]([-A-Za-z0-9_.]{0,61}[A-Za-z0-9])?$')",message="want the name of a label, like app or example.com/app"
 	Key string `json:"key"`
 	// Operator relates the label to the values.
 	// +kubebuilder:validation:Enum=In;NotIn;Exists;DoesNotExist

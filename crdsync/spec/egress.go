@@ -10,9 +10,9 @@ import (
 	"strings"
 
 	"k8s.io/apimachinery/pkg/api/resource"
+	"k8s.io/apimachinery/pkg/api/validate/content"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/labels"
-	"k8s.io/apimachinery/pkg/selection"
 
 	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/egress"
@@ -137,8 +137,8 @@ func AppliedTo(a v1beta1.AppliedTo) (namespaces, pods labels.Selector, err error
 	if a.PodSelector == nil && a.NamespaceSelector == nil {
 		return labels.Nothing(), labels.Nothing(), nil
 	}
-	namespaces, nsErr := orEverything("namespaceSelector", a.NamespaceSelector)
-	pods, podErr := orEverything("podSelector", a.PodSelector)
+	namespaces, nsErr := orEverything("appliedTo.namespaceSelector", a.NamespaceSelector)
+	pods, podErr := orEverything("appliedTo.podSelector", a.PodSelector)
 	return namespaces, pods, errors.Join(nsErr, podErr)
 }
 
@@ -149,16 +149,51 @@ func orEverything(field string, s *v1beta1.LabelSelector) (labels.Selector, erro
 	return selector(field, s)
 }
 
-// selector reads a label selector. Of several labels that are wrong, the error names the first by name: it is the same each time.
+// selector reads a label selector. Where several labels are wrong, they are named in one order each time.
 func selector(field string, s *v1beta1.LabelSelector) (labels.Selector, error) {
+	var errs []error
 	for _, key := range slices.Sorted(maps.Keys(s.MatchLabels)) {
-		if _, err := labels.NewRequirement(key, selection.Equals, []string{string(s.MatchLabels[key])}); err != nil {
-			return nil, fmt.Errorf("%s: %w", field, err)
+		at := field + ".matchLabels"
+		errs = append(errs, labelKey(at, key), labelValues(fmt.Sprintf("%s[%s]", at, key), s.MatchLabels[key]))
+	}
+	for i, e := range s.MatchExpressions {
+		at := fmt.Sprintf("%s.matchExpressions[%d]", field, i)
+		errs = append(errs, labelKey(at, e.Key), labelValues(at, e.Values...))
+		switch e.Operator {
+		case metav1.LabelSelectorOpIn, metav1.LabelSelectorOpNotIn:
+			if len(e.Values) == 0 {
+				errs = append(errs, fmt.Errorf("%s: operator %s without values: want one at least", at, e.Operator))
+			}
+		case metav1.LabelSelectorOpExists, metav1.LabelSelectorOpDoesNotExist:
+			if len(e.Values) > 0 {
+				errs = append(errs, fmt.Errorf("%s: operator %s with values %q: want none", at, e.Operator, e.Values))
+			}
+		default:
+			errs = append(errs, fmt.Errorf("%s: operator %q: want In, NotIn, Exists or DoesNotExist", at, e.Operator))
 		}
 	}
+	if err := join(slices.DeleteFunc(errs, func(err error) bool { return err == nil })); err != nil {
+		return nil, err
+	}
 	out, err := metav1.LabelSelectorAsSelector(s.Kubernetes())
-	if err != nil {
+	if err != nil { // nothing that is known
 		return nil, fmt.Errorf("%s: %w", field, err)
 	}
 	return out, nil
+}
+
+func labelKey(field, key string) error {
+	if len(content.IsLabelKey(key)) == 0 {
+		return nil
+	}
+	return fmt.Errorf("%s: key %q: want the name of a label, like app or example.com/app", field, key)
+}
+
+func labelValues(field string, values ...v1beta1.LabelValue) error {
+	for _, v := range values {
+		if len(content.IsLabelValue(string(v))) > 0 {
+			return fmt.Errorf("%s: value %q: want at most 63 letters, digits, - _ and ., the first and the last a letter or digit", field, v)
+		}
+	}
+	return nil
 }

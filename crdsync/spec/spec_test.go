@@ -65,7 +65,7 @@ func TestPoolByItself(t *testing.T) {
 		"a prefix that is all of IPv6": {"{subnetInfo: {gateway: 'fd00::1', prefixLength: 128}}", "prefixLength 128: want 1 to 127"},
 		"several faults": {
 			"{ipRanges: [{cidr: here}], subnetInfo: {gateway: there, prefixLength: 24, vlan: 5000}, nodeSelector: {matchLabels: {'a b': c}}}",
-			`ipRanges[0]: cidr "here"|subnetInfo: gateway "there"|nodeSelector`,
+			`ipRanges[0]: cidr "here"|subnetInfo: gateway "there"|nodeSelector.matchLabels: key "a b": want the name of a label`,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -141,6 +141,28 @@ func TestPoolsOfOneFamily(t *testing.T) {
 		"p q": "externalIPPools p and q are of one IP family", "p six": "", "p both": "", "both q": "", "p none": "", "p empty": "", "p": "",
 	} {
 		t.Run(names, func(t *testing.T) { wantError(t, Families(strings.Fields(names), pools), err) })
+	}
+}
+
+func TestSelectors(t *testing.T) {
+	for name, tt := range map[string]struct{ applied, err string }{
+		"of both kinds": {"{podSelector: {matchLabels: {app.kubernetes.io/name: '', a: B-c_d.e}}, namespaceSelector: {matchExpressions: [{key: a, operator: NotIn, values: [b, '']}]}}", ""},
+		"a key":         {"{podSelector: {matchLabels: {ok: b, 'a b': c}}}", `appliedTo.podSelector.matchLabels: key "a b": want the name of a label, like app or example.com/app`},
+		"two prefixes":  {"{namespaceSelector: {matchLabels: {a/b/c: d}}}", `appliedTo.namespaceSelector.matchLabels: key "a/b/c": want`},
+		"a value":       {"{podSelector: {matchLabels: {a: 'b c'}}}", `appliedTo.podSelector.matchLabels[a]: value "b c": want at most 63 letters, digits, - _ and .`},
+		"an expression": {
+			"{podSelector: {matchExpressions: [{key: ok, operator: Exists}, {key: -a, operator: In, values: [b, -c]}]}}",
+			`appliedTo.podSelector.matchExpressions[1]: key "-a": want the name|matchExpressions[1]: value "-c": want at most 63`,
+		},
+		"its operator": {"{podSelector: {matchExpressions: [{key: a, operator: Near}]}}", `matchExpressions[0]: operator "Near": want In, NotIn, Exists or DoesNotExist`},
+		"no values":    {"{podSelector: {matchExpressions: [{key: a, operator: In}]}}", "matchExpressions[0]: operator In without values: want one at least"},
+		"values":       {"{podSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}}", `matchExpressions[0]: operator Exists with values ["b"]: want none`},
+		"all of them":  {"{podSelector: {matchLabels: {'a b': c}}, namespaceSelector: {matchLabels: {'d e': f}}}", `podSelector.matchLabels: key "a b"|namespaceSelector.matchLabels: key "d e"`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := AppliedTo(read[v1beta1.AppliedTo](t, tt.applied))
+			wantError(t, err, tt.err)
+		})
 	}
 }
 
