@@ -7,11 +7,19 @@ import (
 
 // work says what may have changed.
 type work struct {
-	objects bool            // an Egress, ExternalIPPool or Namespace: all that depends on them
-	nodes   bool            // a Node
-	records bool            // crdsync's own records in etcd, members left out
-	scene   bool            // what agents and operators write into etcd: the status tells of it
-	pods    map[string]bool // the nodes whose pods, or members in etcd, changed
+	objects    bool            // an Egress or ExternalIPPool: all that depends on them
+	nodes      bool            // a Node
+	records    bool            // crdsync's own records in etcd, members left out
+	scene      bool            // what agents and operators write into etcd: the status tells of it
+	namespaces map[string]bool // those whose labels changed
+	pods       map[string]bool // the nodes whose pods, or members in etcd, changed
+}
+
+func (w *work) addPods(node string) {
+	if w.pods == nil {
+		w.pods = map[string]bool{}
+	}
+	w.pods[node] = true
 }
 
 // dirty collects work. It is safe for concurrent use.
@@ -32,8 +40,9 @@ func (d *dirty) add(w work) {
 	d.records = d.records || w.records
 	d.scene = d.scene || w.scene
 	if d.pods == nil {
-		d.pods = map[string]bool{}
+		d.namespaces, d.pods = map[string]bool{}, map[string]bool{}
 	}
+	maps.Copy(d.namespaces, w.namespaces)
 	maps.Copy(d.pods, w.pods)
 	d.mu.Unlock()
 	select {

@@ -148,10 +148,7 @@ func (m *mirror) recordsChanged(w *work) {
 		}
 		switch {
 		case node != "" && name != "":
-			if w.pods == nil {
-				w.pods = map[string]bool{}
-			}
-			w.pods[node] = true
+			w.addPods(node)
 			w.scene = w.scene || m.atFault(node) // the status names the egresses that have pods there
 			m.list(node, name)
 		case strings.HasPrefix(key, store.OwnerPrefix), strings.HasPrefix(key, store.AgentPrefix), strings.HasPrefix(key, store.CordonPrefix):
@@ -189,18 +186,26 @@ func (m *mirror) list(node, name string) {
 	}
 }
 
-// members returns what has to change of the members: those of the nodes whose pods changed, or all when the egresses did.
+// members returns what has to change of the members: those of the nodes whose pods changed, by themselves or by the labels of their
+// namespace, or all when the egresses did.
 func (m *mirror) members(now view, w *work, claimants []claimant) ([]unit, error) {
 	if w.records && (m.selection == nil || !slices.EqualFunc(m.selection.claimants, claimants, sameClaim)) {
 		w.objects = true // also when this pass fails
 	}
-	nodes := slices.Collect(maps.Keys(w.pods))
-	if !w.objects && len(nodes) == 0 {
-		return nil, nil
-	}
+	var nodes []string
 	if w.objects {
 		m.selection = newSelection(claimants, m.source.namespaceLabels, m.isListed)
 		nodes = slices.AppendSeq(m.source.nodesWithPods(), maps.Keys(m.listed))
+	} else {
+		for namespace := range w.namespaces {
+			for _, node := range m.selection.relabelled(namespace, m.source.podsBy(byNamespace, namespace)) {
+				w.addPods(node)
+			}
+		}
+		nodes = slices.Collect(maps.Keys(w.pods))
+	}
+	if len(nodes) == 0 && !w.objects {
+		return nil, nil
 	}
 	slices.Sort(nodes)
 	var out []unit

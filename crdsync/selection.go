@@ -85,7 +85,7 @@ type selection struct {
 	listed     func(egressName string, p pod) bool // whether etcd lists a pod as one of an egress
 	index      index                               // of the claimants, by their namespaceSelectors
 	candidates map[string]index                    // namespace -> those that may select pods of it, by their podSelectors; filled as needed
-	known      map[podFamily]known                 // what owner said, so that one pod's event looks at no other pod's egresses
+	known      map[string]map[podFamily]known      // namespace -> what owner said, so that one pod's event looks at no other pod's egresses
 	losses     map[string]map[pair]loss            // node -> what is lost there; filled by group
 }
 
@@ -103,7 +103,7 @@ type known struct {
 
 func newSelection(claimants []claimant, namespaces func(string) (labels.Set, bool), listed func(string, pod) bool) *selection {
 	s := &selection{
-		claimants: claimants, namespaces: namespaces, listed: listed, candidates: map[string]index{}, known: map[podFamily]known{},
+		claimants: claimants, namespaces: namespaces, listed: listed, candidates: map[string]index{}, known: map[string]map[podFamily]known{},
 		losses: map[string]map[pair]loss{},
 	}
 	all := map[int]labels.Selector{}
@@ -120,7 +120,7 @@ func newSelection(claimants []claimant, namespaces func(string) (labels.Set, boo
 // owner returns the egress that an IP of a pod belongs to: the first that selects the pod and takes IPs of the family; else
 // egress.Unselected. losers are the others that do so. While the pod's namespace is not seen, it is what etcd has; "" when it has nothing.
 func (s *selection) owner(p pod, f family) (name string, losers []string) {
-	if k, ok := s.known[podFamily{p.name, f}]; ok && maps.Equal(k.labels, p.labels) {
+	if k, ok := s.known[p.namespace][podFamily{p.name, f}]; ok && maps.Equal(k.labels, p.labels) {
 		return k.owner, k.losers
 	}
 	candidates, seen := s.candidatesOf(p.namespace)
@@ -144,9 +144,28 @@ func (s *selection) owner(p pod, f family) (name string, losers []string) {
 	}
 	name = cmp.Or(name, egress.Unselected)
 	if certain {
-		s.known[podFamily{p.name, f}] = known{p.labels, name, losers}
+		if s.known[p.namespace] == nil {
+			s.known[p.namespace] = map[podFamily]known{}
+		}
+		s.known[p.namespace][podFamily{p.name, f}] = known{p.labels, name, losers}
 	}
 	return name, losers
+}
+
+// relabelled takes in the labels that a namespace has now, and returns the nodes of those of its pods that are another egress's by them.
+func (s *selection) relabelled(namespace string, pods []pod) (nodes []string) {
+	before := s.known[namespace]
+	delete(s.known, namespace)
+	delete(s.candidates, namespace)
+	for _, p := range pods {
+		for _, ip := range p.ips {
+			k, ok := before[podFamily{p.name, familyOf(ip)}]
+			if name, losers := s.owner(p, familyOf(ip)); !ok || name != k.owner || !slices.Equal(losers, k.losers) {
+				nodes = append(nodes, p.node)
+			}
+		}
+	}
+	return nodes
 }
 
 // candidatesOf returns those that may select pods of a namespace; false while it is not seen.

@@ -214,6 +214,52 @@ func TestAPodWhoseNamespaceIsNotSeenStaysWhatItWas(t *testing.T) {
 	}
 }
 
+func TestANamespaceThatIsRelabelledCostsThePodsThatChangeHands(t *testing.T) {
+	in := func(env string) labels.Selector { return labels.SelectorFromSet(labels.Set{"env": env}) }
+	web := labels.SelectorFromSet(labels.Set{"app": "web"})
+	namespaces := map[string]labels.Set{"a": {"env": "prod"}, "b": {"env": "prod"}}
+	s := newSelection([]claimant{
+		{name: "prod", families: []family{ipv4}, applied: selector{in("prod"), web}}, {name: "test", families: families, applied: selector{in("test"), web}},
+	}, func(name string) (labels.Set, bool) { set, ok := namespaces[name]; return set, ok }, func(string, pod) bool { return false })
+	at := func(namespace, name, node, app string, ips ...string) pod {
+		p := pod{name: namespace + "/" + name, namespace: namespace, node: node, labels: map[string]string{"app": app}}
+		for _, text := range ips {
+			p.ips = append(p.ips, ip(text))
+		}
+		return p
+	}
+	pods := []pod{at("a", "web", "n1", "web", "10.0.0.1"), at("a", "db", "n2", "db", "10.0.0.2"), at("a", "six", "n3", "web", "fd00::3")}
+	gone := at("a", "gone", "n4", "web", "10.0.0.4")
+	other := at("b", "web", "n5", "web", "10.0.0.5")
+	for _, p := range append(pods, gone, other) {
+		s.owner(p, familyOf(p.ips[0]))
+	}
+	for _, step := range []struct {
+		labels labels.Set
+		want   []string
+		owner  string
+	}{
+		{labels.Set{"env": "prod", "more": "x"}, nil, "prod"},
+		{labels.Set{"env": "test"}, []string{"n1", "n3"}, "test"},
+		{labels.Set{"env": "none"}, []string{"n1", "n3"}, egress.Unselected},
+	} {
+		namespaces["a"] = step.labels
+		if d := cmp.Diff(step.want, s.relabelled("a", pods)); d != "" {
+			t.Errorf("labels %v: nodes (-want +got):\n%s", step.labels, d)
+		}
+		if got, _ := s.owner(gone, ipv4); got != step.owner { // it was gone then, and came back as it was
+			t.Errorf("labels %v: a pod that came back is one of %s, want %s", step.labels, got, step.owner)
+		}
+		if got := s.known["b"][podFamily{"b/web", ipv4}].owner; got != "prod" {
+			t.Errorf("labels %v: the pod of another namespace is known as one of %q", step.labels, got)
+		}
+	}
+	delete(namespaces, "a")
+	if got := s.relabelled("a", pods); len(got) != 3 {
+		t.Errorf("nodes %v: want all of the pods, whose namespace is not seen", got)
+	}
+}
+
 func TestTheErrorOfASelectorIsTheSameEachTime(t *testing.T) {
 	s := &v1beta1.LabelSelector{MatchLabels: map[string]v1beta1.LabelValue{"a b": "x", "c d": "y", "e f": "z"}}
 	_, _, first := spec.AppliedTo(v1beta1.AppliedTo{PodSelector: s})

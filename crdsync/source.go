@@ -28,8 +28,9 @@ import (
 
 // The indexes of the pods.
 const (
-	byNode = "node"
-	byIP   = "ip"
+	byNode      = "node"
+	byIP        = "ip"
+	byNamespace = cache.NamespaceIndex // the informer's own
 )
 
 // source is what the Kubernetes API shows. Egresses and pools are taken as they come and converted one by one, so that one that cannot
@@ -123,7 +124,7 @@ func (s *source) object(kind string) cache.ResourceEventHandler {
 
 func (s *source) namespaceChanged(from, to *corev1.Namespace) {
 	if from == nil || to == nil || !maps.Equal(from.Labels, to.Labels) {
-		s.dirty.add(work{objects: true})
+		s.dirty.add(work{namespaces: map[string]bool{cmp.Or(to, from).Name: true}})
 	}
 }
 
