@@ -58,6 +58,7 @@ type agent struct {
 	announcer *announce.Announcer
 	permits   *permits
 	history   *history
+	probes    *probes
 	features  []string       // what the record of the agent says of its kernel
 	gossip    *gossip.Gossip // nil: off
 	freeze    *freeze        // nil: no gossip
@@ -137,6 +138,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return a.view.Run(gctx) })
 	g.Go(func() error { return a.keepLease(gctx) })
 	g.Go(func() error { return a.announcer.Run(gctx) })
+	g.Go(func() error { return a.probes.run(gctx) })
 	g.Go(func() error { return a.history.run(gctx, a.Store, a.Log) })
 	watch := func(run func(context.Context, func()) error) {
 		// They may open sockets: in the namespace of the thread that they happen to run on, as every thread of the agent is in it.
@@ -197,7 +199,11 @@ func open(cfg Config) (*agent, error) {
 			Node: cfg.Node, Port: cfg.GossipPort, Key: cfg.GossipKey, Log: cfg.Log, Changed: a.wake, Receive: a.freeze.receive,
 		})
 	}
-	a.announcer = announce.New(announce.Config{Log: cfg.Log, Permitted: a.permits.answers})
+	a.announcer = announce.New(announce.Config{Log: cfg.Log, Permitted: a.permits.answers, Changed: a.wake})
+	a.probes = newProbes(&probes{log: cfg.Log, unused: cfg.Store.Unused, wake: a.wake,
+		probe: func(ctx context.Context, want map[netip.Addr]string) (map[netip.Addr]announce.Conflict, error) {
+			return announce.Probe(ctx, want, announce.ProbeGap)
+		}})
 	return a, nil
 }
 

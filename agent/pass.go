@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -48,7 +49,9 @@ func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
 	if a.gossip != nil {
 		a.meet(t)
 	}
-	next = a.roles(&t)
+	var again time.Time
+	t.facts.Taken, again = a.probes.follow(s, t.now)
+	next = earlier(a.roles(&t), again)
 	d := plan.Build(s, t.facts, t.roles)
 	a.view.Follow(d.Follow)
 	next = earlier(next, a.settle(t, d))
@@ -351,10 +354,18 @@ func (a *agent) publish(ctx context.Context, t turn, fenced bool) error {
 	}
 	have := t.Agents[a.Node]
 	r.Faults = have.Faults // publishFaults changes them
+	conflicts := a.announcer.Conflicts()
+	maps.Copy(conflicts, a.probes.conflicts())
+	for ip, c := range conflicts {
+		if r.Conflicts == nil {
+			r.Conflicts = map[netip.Addr]string{}
+		}
+		r.Conflicts[ip] = c.String()
+	}
 	// What a former agent extended is cut by now.
 	r.Revocable = a.gossip != nil && (fenced || have.Revocable)
 	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) &&
-		have.Revocable == r.Revocable && have.Restarting == r.Restarting {
+		maps.Equal(have.Conflicts, r.Conflicts) && have.Revocable == r.Revocable && have.Restarting == r.Restarting {
 		return nil
 	}
 	return a.Store.PutAgent(ctx, t.lease, r)
@@ -378,6 +389,9 @@ func (a *agent) claim(ctx context.Context, t turn) (next time.Time, err error) {
 		}
 		if due := unowned[c.IP].Add(time.Duration(c.Rank+lag) * a.ClaimDelay); t.now.Before(due) {
 			next = earlier(next, due)
+			continue
+		}
+		if c.Why != egress.ReasonStatic && !a.probes.clear(c, t.now) {
 			continue
 		}
 		ok, err := a.Store.Claim(ctx, t.lease, egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why})

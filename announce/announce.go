@@ -8,6 +8,8 @@ import (
 	"slices"
 	"sync"
 	"time"
+
+	"github.com/mdlayher/packet"
 )
 
 // gaps are the times between the announcements of a new address: at 0, 1.1, 2.2 and 4.4 s. The first steps are longer than the second
@@ -28,14 +30,19 @@ type Config struct {
 	// Permitted reports whether this node may speak for the address now. It is asked right before each frame, from the goroutines of
 	// Run; without a permit there is no frame.
 	Permitted func(netip.Addr) bool
+	// Changed is called when there is something new in Conflicts. It must not block. nil: nobody is told.
+	Changed func()
 }
 
 // Announcer announces addresses, and answers neighbor solicitations for those of IPv6. Its methods may be called from any goroutine.
 type Announcer struct {
 	log       *slog.Logger
 	permitted func(netip.Addr) bool
+	changed   func()
 	send      func(link string, ip netip.Addr, permitted func(netip.Addr) bool) error
-	wake      chan struct{} // capacity 1: the schedule has changed
+	// listen begins to hear what others say and ask; follow says of which addresses, and on which links.
+	listen func(ctx context.Context) (follow func(list4, list6 map[netip.Addr]string), stop func())
+	wake   chan struct{} // capacity 1: the schedule has changed
 
 	mu       sync.Mutex
 	schedule map[netip.Addr]*entry // guarded by mu
@@ -43,20 +50,30 @@ type Announcer struct {
 
 // entry is one address that is announced.
 type entry struct {
-	link string
-	due  time.Time // of the next announcement
-	sent int       // announcements so far
-	err  string    // why the last one failed
+	link  string
+	since time.Time
+	due   time.Time // of the next announcement
+	sent  int       // announcements so far
+	err   string    // why the last one failed
+
+	conflict Conflict      // another host that uses the address
+	heard    time.Time     // when it was last heard
+	defended time.Time     // when the address was last announced for that
+	pause    time.Duration // from then to the next time at least
 }
 
 // New returns an Announcer that has nothing to announce. It starts nothing.
 func New(cfg Config) *Announcer {
 	a := &Announcer{
-		log: cfg.Log, permitted: cfg.Permitted, send: send, wake: make(chan struct{}, 1), schedule: map[netip.Addr]*entry{},
+		log: cfg.Log, permitted: cfg.Permitted, changed: cfg.Changed, send: send, wake: make(chan struct{}, 1), schedule: map[netip.Addr]*entry{},
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
 	}
+	if a.changed == nil {
+		a.changed = func() {}
+	}
+	a.listen = a.open
 	return a
 }
 
@@ -74,8 +91,14 @@ func (a *Announcer) Set(want map[netip.Addr]string) {
 		if old := a.schedule[ip]; old != nil && old.link == link {
 			continue
 		}
-		a.schedule[ip] = &entry{link: link, due: time.Now()}
+		now := time.Now()
+		a.schedule[ip] = &entry{link: link, since: now, due: now}
 	}
+	a.poke()
+}
+
+// poke wakes Run. It never blocks.
+func (a *Announcer) poke() {
 	select {
 	case a.wake <- struct{}{}:
 	default:
@@ -90,10 +113,21 @@ func send(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
 	return sendNA(link, ip, permitted)
 }
 
+// open opens the sockets of listen.
+func (a *Announcer) open(ctx context.Context) (follow func(list4, list6 map[netip.Addr]string), stop func()) {
+	r := responder{log: a.log, permitted: a.speaks, heard: a.saw}
+	l := listener{log: a.log, heard: a.saw, conns: map[int]*packet.Conn{}}
+	follow = func(list4, list6 map[netip.Addr]string) {
+		r.follow(ctx, list6)
+		l.follow(ctx, list4)
+	}
+	return follow, func() { r.close(); l.close() }
+}
+
 // Run announces and answers until ctx ends, on the links of the network namespace of its goroutine, and returns nil then.
 func (a *Announcer) Run(ctx context.Context) error {
-	r := responder{log: a.log, permitted: a.speaks}
-	defer r.close()
+	follow, stop := a.listen(ctx)
+	defer stop()
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	for {
@@ -103,8 +137,9 @@ func (a *Announcer) Run(ctx context.Context) error {
 		case <-a.wake:
 		case <-timer.C:
 		}
-		r.follow(ctx, a.solicited()) // first, for whoever hears the announcement may ask back
+		follow(a.links()) // first, for whoever hears the announcement may ask back
 		a.announce(ctx)
+		a.forgive()
 		if next := a.next(); next.IsZero() {
 			timer.Stop()
 		} else {
@@ -150,17 +185,19 @@ func (a *Announcer) scheduled(ip netip.Addr, e *entry) bool {
 	return a.schedule[ip] == e
 }
 
-// solicited returns the addresses that neighbor solicitations may ask for, with the link of each.
-func (a *Announcer) solicited() map[netip.Addr]string {
+// links returns the addresses of either family, with the link of each.
+func (a *Announcer) links() (list4, list6 map[netip.Addr]string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	list := map[netip.Addr]string{}
+	list4, list6 = map[netip.Addr]string{}, map[netip.Addr]string{}
 	for ip, e := range a.schedule {
-		if ip.Is6() {
-			list[ip] = e.link
+		if ip.Is4() {
+			list4[ip] = e.link
+		} else {
+			list6[ip] = e.link
 		}
 	}
-	return list
+	return list4, list6
 }
 
 // speaks reports whether this node speaks for ip on the link.
@@ -197,13 +234,16 @@ func (a *Announcer) sent(ip netip.Addr, e *entry, err error) {
 	}
 }
 
-// next returns when the next announcement is due; zero: never.
+// next returns when there is something to do by time alone; zero: never.
 func (a *Announcer) next() (t time.Time) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for _, e := range a.schedule {
 		if t.IsZero() || e.due.Before(t) {
 			t = e.due
+		}
+		if end := e.heard.Add(forget); e.conflict != (Conflict{}) && end.Before(t) {
+			t = end
 		}
 	}
 	return t

@@ -22,6 +22,6 @@
 // Invariants: no frame without a permit, which is asked for right before each frame, because a frame of a packet socket passes no nft
 // chain that would hold it back (an advertisement does); nothing is sent for an address that was withdrawn.
 //
-// It does not answer ARP requests (package nft does, in the kernel), and does not look for other holders of an
-// address.
+// It does not answer ARP requests (package nft does, in the kernel), and does not decide what a conflict
+// means: Probe and Conflicts only tell of it.
 package announce

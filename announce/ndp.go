@@ -89,6 +89,7 @@ func sendNA(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
 type responder struct {
 	log       *slog.Logger
 	permitted func(link string, ip netip.Addr) bool
+	heard     func(link string, ip netip.Addr, mac net.HardwareAddr) // another host says that it has ip
 	conn      ndpConn
 	done      chan struct{} // closed at the end of the goroutine that answers; nil: nothing was ever to be answered for
 	joined    map[membership]bool
@@ -137,7 +138,7 @@ func (r *responder) follow(ctx context.Context, want map[netip.Addr]string) {
 }
 
 func (r *responder) start(ctx context.Context) (err error) {
-	if r.conn, err = listenNDP(ipv6.ICMPTypeNeighborSolicitation); err != nil {
+	if r.conn, err = listenNDP(ipv6.ICMPTypeNeighborSolicitation, ipv6.ICMPTypeNeighborAdvertisement); err != nil {
 		return err
 	}
 	r.done, r.joined = make(chan struct{}), map[membership]bool{}
@@ -185,15 +186,18 @@ func (r *responder) answer(ctx context.Context) {
 			continue
 		}
 		m, err := ndp.ParseMessage(b[:n])
-		ns, ok := m.(*ndp.NeighborSolicitation)
-		if err != nil || !ok {
-			continue
-		}
 		r.mu.Lock()
 		ifi := r.links[cm.IfIndex]
 		r.mu.Unlock()
+		if err != nil || ifi == nil {
+			continue
+		}
+		if ip, mac := advertised(m); ip.IsValid() && mac.String() != ifi.HardwareAddr.String() { // ours come back
+			r.heard(ifi.Name, ip, mac)
+		}
+		ns, ok := m.(*ndp.NeighborSolicitation)
 		asker, _ := netip.AddrFromSlice(from.(*net.IPAddr).IP)
-		if ifi == nil || !r.permitted(ifi.Name, ns.TargetAddress) {
+		if !ok || !r.permitted(ifi.Name, ns.TargetAddress) {
 			continue
 		}
 		if err := r.conn.advertise(ifi, ns.TargetAddress, asker); err != nil {

@@ -27,12 +27,13 @@ func neighbor(t *testing.T) func(line string) (string, error) {
 	}
 	for line := range strings.Lines(`ip link add eth0 address 02:00:00:00:00:01 type veth peer name eth0 netns ` + name + `
 		ip addr add fd10::101/64 dev eth0 nodad
+		ip addr add 10.0.0.101/24 dev eth0
 		ip link set eth0 up
 		ip link add egret0 type bridge
 		ip addr add fd10::8/128 dev egret0 nodad preferred_lft 0`) {
 		netns.Run(t, strings.TrimSpace(line))
 	}
-	for line := range strings.Lines("ip addr add fd10::200/64 dev eth0 nodad\nip link set eth0 up") {
+	for line := range strings.Lines("ip addr add fd10::200/64 dev eth0 nodad\nip addr add 10.0.0.200/24 dev eth0\nip link set eth0 up") {
 		if out, err := there(line); err != nil {
 			t.Fatalf("%s: %v\n%s", line, err, out)
 		}

@@ -43,6 +43,9 @@ func egressStatus(old v1beta1.EgressStatus, v verdict, s scene, now time.Time) v
 			held = append(held, fmt.Sprintf("%s is on node %s", a.IP, o.Node))
 		} else {
 			missing = append(missing, s.unheld(a))
+			if c := s.conflict(a.IP); c != "" {
+				missing[len(missing)-1] = fmt.Sprintf("no node holds %s: %s", a.IP, c)
+			}
 		}
 	}
 	if len(v.addresses) > 0 {
@@ -97,7 +100,18 @@ func conflict(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	return c, len(said) > 0
 }
 
-// degraded returns the condition of an egress for which a node could not program everything; ok is false for all others. The nodes that
+// conflict says which host outside the cluster uses an address, by the first node that heard of it; "": none does.
+func (s scene) conflict(ip netip.Addr) string {
+	for _, n := range slices.Sorted(maps.Keys(s.agents)) {
+		if who, ok := s.agents[n].Conflicts[ip]; ok {
+			return fmt.Sprintf("another host uses it, %s of node %s", who, n)
+		}
+	}
+	return ""
+}
+
+// degraded returns the condition of an egress for which a node could not program everything, or whose address a host outside the cluster
+// uses as well; ok is false for all others. The nodes that
 // hold its addresses come first: they serve all its pods.
 func (s scene) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	var nodes []string
@@ -121,9 +135,16 @@ func (s scene) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	if more := len(nodes) - maxNamed; more > 0 {
 		said = append(said, fmt.Sprintf("and %d more nodes", more))
 	}
-	return v1beta1.EgressCondition{
-		Type: v1beta1.Degraded, Status: metav1.ConditionTrue, Reason: v1beta1.ReasonProgrammingError, Message: strings.Join(said, "; "),
-	}, len(said) > 0
+	reason := v1beta1.ReasonProgrammingError
+	for _, a := range v.addresses {
+		if o, held := s.owners[a.IP]; held && s.agents[o.Node].Conflicts[a.IP] != "" {
+			if len(said) == 0 {
+				reason = v1beta1.ReasonAddressInUse
+			}
+			said = append(said, fmt.Sprintf("node %s: %s: another host uses it too, %s", o.Node, a.IP, s.agents[o.Node].Conflicts[a.IP]))
+		}
+	}
+	return v1beta1.EgressCondition{Type: v1beta1.Degraded, Status: metav1.ConditionTrue, Reason: reason, Message: strings.Join(said, "; ")}, len(said) > 0
 }
 
 // unheld says why no node holds an address, as far as etcd shows.

@@ -2,6 +2,7 @@ package crdsync
 
 import (
 	"fmt"
+	"net/netip"
 	"os/exec"
 	"path"
 	"slices"
@@ -15,6 +16,7 @@ import (
 	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/kubetest"
+	"github.com/egret-project/egret/store"
 )
 
 // getEgress returns an Egress.
@@ -152,6 +154,16 @@ func testDegraded(c *cluster) {
 	agent("node-1", nil)
 	c.wantCondition("egress-prod-web", "Degraded")
 	c.wantTold("egress-prod-web", on+"node-4", "Warning Degraded node node-4: nftables: refused; node node-4: routes: no")
+
+	used := map[netip.Addr]string{ip("10.10.0.11"): "02:00:00:00:00:09 on link eth0"}
+	c.put("agents/node-4", egress.Agent{Node: "node-4", Address: ip("192.0.2.1"), Conflicts: used})
+	c.wantCondition("egress-prod-web", "Degraded AddressInUse: node node-4: 10.10.0.11: another host uses it too, 02:00:00:00:00:09 on link eth0")
+	if _, err := c.etcd.Client().Delete(c.Context(), store.DefaultPrefix+"owners/10.10.0.11"); err != nil {
+		c.Fatal(err)
+	}
+	c.wantCondition("egress-prod-web",
+		"IPAssigned AssignmentError: no node holds 10.10.0.11: another host uses it, 02:00:00:00:00:09 on link eth0 of node node-4")
+	c.wantCondition("egress-prod-web", "Degraded")
 }
 
 // kubectl runs kubectl as the administrator.

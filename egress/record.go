@@ -114,6 +114,9 @@ type Agent struct {
 	Since    time.Time `json:"since"`
 	// Faults are what the node could not program for a while, by part: addresses, conntrack, nftables, permits, routes, uplink.
 	Faults map[string]string `json:"faults,omitempty"`
+	// Conflicts are the egress IPs that a host outside the cluster uses, as far as this node heard, and which: those that the node has not
+	// claimed for that reason, and those that it holds.
+	Conflicts map[netip.Addr]string `json:"conflicts,omitempty"`
 	// Restarting is set by an agent that was told to stop and expects a successor.
 	Restarting bool `json:"restarting,omitempty"`
 	// Revocable says that the agent's permits end within one permit length of its last look at this record, whoever revokes its lease:

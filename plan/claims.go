@@ -28,6 +28,8 @@ type Facts struct {
 	NoIPv6 bool
 	// Local are the unicast addresses on the node's links, those of Egret's own links left out.
 	Local map[netip.Addr]bool
+	// Taken are the egress IPs that the node does not try for at present, since a host outside the cluster uses them.
+	Taken map[netip.Addr]bool
 	// Except are destinations that are never SNATed, on top of those that the snapshot names.
 	Except []netip.Prefix
 }
@@ -35,12 +37,22 @@ type Facts struct {
 // serves reports whether the node's links are fit for the IP, a pool's.
 func (f Facts) serves(ip netip.Addr) bool { return f.UplinkUp && !(ip.Is6() && f.NoIPv6) }
 
+// link returns the link on which the IPs of a pool are asked for, where it is there already.
+func (f Facts) link(p egress.Pool) string {
+	if p.Subnet != nil && p.Subnet.VLAN != 0 {
+		return ""
+	}
+	return f.Uplink
+}
+
 // Claim is an egress IP that a node tries for.
 type Claim struct {
 	IP  netip.Addr
 	Why egress.Reason
 	// Rank is 0 for the node that claims at once; each next one waits a step longer.
 	Rank int
+	// Link is where neighbours will ask for the IP; empty: not known before the node holds it.
+	Link string
 }
 
 // target is one egress IP, as the egresses that use it describe it.
@@ -97,8 +109,8 @@ func Claims(s *egress.Snapshot, f Facts) []Claim {
 	var out []Claim
 	all, ranked := targets(s), rank(s)
 	for _, t := range all {
-		if i := slices.Index(ranked[t.IP], f.Node); i >= 0 && f.serves(t.IP) {
-			out = append(out, Claim{IP: t.IP, Why: egress.ReasonClaim, Rank: i})
+		if i := slices.Index(ranked[t.IP], f.Node); i >= 0 && f.serves(t.IP) && !f.Taken[t.IP] {
+			out = append(out, Claim{IP: t.IP, Why: egress.ReasonClaim, Rank: i, Link: f.link(s.Pools[t.Pool])})
 		}
 	}
 	slices.SortStableFunc(out, func(a, b Claim) int { return cmp.Compare(a.Rank, b.Rank) })

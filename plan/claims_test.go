@@ -75,6 +75,7 @@ func TestEveryCandidateHasARankOfItsOwn(t *testing.T) {
 
 func TestClaimsLeaveOutWhoMayNotHold(t *testing.T) {
 	tests := map[string]func(*egress.Snapshot, *Facts){
+		"another host uses it":           func(_ *egress.Snapshot, f *Facts) { f.Taken = map[netip.Addr]bool{ip("10.10.0.11"): true} },
 		"its agent is down":              func(s *egress.Snapshot, _ *Facts) { delete(s.Agents, "node-1") },
 		"the pool does not select it":    func(s *egress.Snapshot, _ *Facts) { setSelector(s, map[string]string{"role": "gateway"}) },
 		"the pool is not there":          func(s *egress.Snapshot, _ *Facts) { delete(s.Pools, "pool") },

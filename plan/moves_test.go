@@ -191,7 +191,7 @@ func TestANodeThatStepsInForAnotherClaimsNoMoreThanItHasRoomFor(t *testing.T) {
 		s.Pins[a] = egress.Pin{IP: a, Node: "node-2"} // node-2 is first for all, lives, and does not claim
 	}
 	capacity(s, "node-1", 2)
-	want := []Claim{{IP: ip("10.10.0.11"), Why: egress.ReasonClaim, Rank: 1}, {IP: ip("10.10.0.12"), Why: egress.ReasonClaim, Rank: 1}}
+	want := []Claim{{IP: ip("10.10.0.11"), Why: egress.ReasonClaim, Rank: 1, Link: "eth0"}, {IP: ip("10.10.0.12"), Why: egress.ReasonClaim, Rank: 1, Link: "eth0"}}
 	if diff := cmp.Diff(want, Claims(s, facts("node-1")), compare); diff != "" {
 		t.Errorf("claims (-want +got):\n%s", diff)
 	}

@@ -44,6 +44,22 @@ func (c *Client) History(ctx context.Context, ip netip.Addr) ([]egress.Tenure, e
 	return out, faulty
 }
 
+// Unused reports whether an IP is allocated and had no owner since, not even one that gave it back: by the order in which etcd took the
+// keys, whatever the clocks say.
+func (c *Client) Unused(ctx context.Context, ip netip.Addr) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	resp, err := c.etcd.Txn(ctx).Then(
+		clientv3.OpGet(c.key(AllocationKey(ip)), clientv3.WithKeysOnly()),
+		clientv3.OpGet(c.key(HistoryPrefix+ip.String()+"/"), append(clientv3.WithLastCreate(), clientv3.WithKeysOnly())...),
+	).Commit()
+	if err != nil {
+		return false, fmt.Errorf("looking for former owners of %s: %w", ip, err)
+	}
+	allocated, last := resp.Responses[0].GetResponseRange().Kvs, resp.Responses[1].GetResponseRange().Kvs
+	return len(allocated) > 0 && (len(last) == 0 || last[0].CreateRevision < allocated[0].CreateRevision), nil
+}
+
 // TrimHistory deletes all but the last tenures of an IP. Without any to delete it writes nothing.
 func (c *Client) TrimHistory(ctx context.Context, ip netip.Addr) error {
 	kvs, err := c.history(ctx, ip, maxHistory+maxTxnOps, clientv3.WithKeysOnly())

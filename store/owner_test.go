@@ -318,6 +318,41 @@ func TestEveryChangeOfOwnerIsInTheHistoryAndNothingElse(t *testing.T) {
 	}
 }
 
+func TestAnIPIsUnusedFromItsAllocationToItsFirstOwner(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	l := grant(t, c, time.Minute)
+	want := func(want bool, when string) {
+		t.Helper()
+		if got, err := c.Unused(t.Context(), ip1); err != nil || got != want {
+			t.Errorf("%s: unused %t, %v", when, got, err)
+		}
+	}
+	allocate := func() {
+		t.Helper()
+		put(t, c, AllocationKey(ip1), egress.Allocation{IP: ip1, ID: 1})
+	}
+	want(false, "not allocated")
+	allocate()
+	want(true, "allocated")
+	allocate() // its record changes
+	want(true, "still allocated")
+	claim(t, c, l, owner)
+	want(false, "claimed")
+	o, err := DecodeOwner(get(t, s.Client(), OwnerKey(ip1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := c.Release(t.Context(), o); !ok || err != nil {
+		t.Fatal(ok, err)
+	}
+	allocate()
+	want(false, "given back")
+	del(t, c, AllocationKey(ip1))
+	allocate()
+	want(true, "allocated anew")
+}
+
 func TestHistoryIsBounded(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)

@@ -141,8 +141,8 @@ const (
 	// Conflict: an Egress that comes first has some of what this one asks for. Of two Egresses the older one comes first, by name at
 	// equal age. The condition is there while it is True only.
 	Conflict EgressConditionType = "Conflict"
-	// Degraded: a Node that holds the IP, or runs selected Pods, could not program all that this takes. The condition is there while it
-	// is True only.
+	// Degraded: a Node that holds the IP, or runs selected Pods, could not program all that this takes, or a host outside the
+	// cluster uses the IP as well. The condition is there while it is True only.
 	Degraded EgressConditionType = "Degraded"
 )
 
@@ -157,6 +157,7 @@ const (
 	ReasonDuplicateIP          = "DuplicateIP"          // an IP is another Egress's
 
 	ReasonProgrammingError = "ProgrammingError"
+	ReasonAddressInUse     = "AddressInUse" // a host outside the cluster uses the IP, too
 )
 
 // EgressCondition is one aspect of an Egress's state.

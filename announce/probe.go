@@ -1,0 +1,209 @@
+package announce
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net"
+	"net/netip"
+	"os"
+	"slices"
+	"time"
+
+	"github.com/mdlayher/arp"
+	"github.com/mdlayher/ethernet"
+	"github.com/mdlayher/ndp"
+	"github.com/mdlayher/packet"
+	"golang.org/x/net/ipv6"
+	"golang.org/x/sync/errgroup"
+)
+
+// Conflict is another host that uses an address.
+type Conflict struct {
+	Link string
+	MAC  string // its MAC address
+}
+
+// String prints who it is, and where.
+func (c Conflict) String() string { return c.MAC + " on link " + c.Link }
+
+const (
+	// probes is how often an address is asked for (PROBE_NUM of RFC 5227, section 1.1): frames get lost.
+	probes = 3
+	// ProbeGap is the time after each of them. RFC 5227 takes a second or two and RFC 4862 one, for hosts and switch ports that come up just
+	// now; those of a node have been up for a while, and whoever has an address says so within a millisecond.
+	ProbeGap = 150 * time.Millisecond
+)
+
+// Probe asks on its link for each address that nobody here has, in nobody's name (RFC 5227, section 2.1.1; a solicitation of RFC 4861 does
+// for IPv6 what that of RFC 4862 does), and returns who answered. It takes three times gap. After an error nothing is known of the
+// addresses that are not in the answer.
+func Probe(ctx context.Context, want map[netip.Addr]string, gap time.Duration) (map[netip.Addr]Conflict, error) {
+	type part struct {
+		link string
+		is4  bool
+	}
+	parts := map[part][]netip.Addr{}
+	for _, ip := range slices.SortedFunc(maps.Keys(want), netip.Addr.Compare) {
+		k := part{want[ip], ip.Is4()}
+		parts[k] = append(parts[k], ip)
+	}
+	// All sockets first, by this goroutine: they are of its network namespace.
+	var askers []*asker
+	var errs []error
+	for k, ips := range parts {
+		open := openNDP
+		if k.is4 {
+			open = openARP
+		}
+		a, err := open(k.link)
+		if err != nil {
+			errs = append(errs, fmt.Errorf("opening a socket on %s: %w", k.link, err))
+			continue
+		}
+		defer a.close()
+		a.ips, askers = ips, append(askers, a)
+	}
+	var g errgroup.Group
+	for _, a := range askers {
+		g.Go(func() error { return a.run(ctx, gap) })
+	}
+	errs = append(errs, g.Wait())
+	all := map[netip.Addr]Conflict{}
+	for _, a := range askers {
+		maps.Copy(all, a.found)
+	}
+	return all, errors.Join(errs...)
+}
+
+// asker asks for addresses of one family on one link.
+type asker struct {
+	link  *net.Interface
+	ips   []netip.Addr
+	found map[netip.Addr]Conflict
+
+	ask func(netip.Addr) error
+	// listen returns who has which address, by the next message: the zero Addr, where it says nothing of that.
+	listen   func() (netip.Addr, net.HardwareAddr, error)
+	deadline func(time.Time) error // of listen
+	close    func() error
+}
+
+// run asks for each of the addresses that has no answer yet, listens for gap, and does so again.
+func (a *asker) run(ctx context.Context, gap time.Duration) error {
+	a.found = map[netip.Addr]Conflict{}
+	for range probes {
+		for _, ip := range a.ips {
+			if _, ok := a.found[ip]; ok {
+				continue
+			}
+			if err := errors.Join(ctx.Err(), a.ask(ip)); err != nil {
+				return fmt.Errorf("asking for %s on %s: %w", ip, a.link.Name, err)
+			}
+		}
+		if err := a.deadline(time.Now().Add(gap)); err != nil {
+			return err
+		}
+		for {
+			ip, mac, err := a.listen()
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				break
+			}
+			if err != nil {
+				return fmt.Errorf("listening on %s: %w", a.link.Name, err)
+			}
+			if slices.Contains(a.ips, ip) && mac.String() != a.link.HardwareAddr.String() {
+				a.found[ip] = Conflict{a.link.Name, mac.String()}
+			}
+		}
+	}
+	return nil
+}
+
+func openARP(name string) (*asker, error) {
+	link, err := net.InterfaceByName(name)
+	if err != nil {
+		return nil, err
+	}
+	c, err := packet.Listen(link, packet.Datagram, int(ethernet.EtherTypeARP), nil)
+	if err != nil {
+		return nil, err
+	}
+	ask := func(ip netip.Addr) error {
+		p, err := arp.NewPacket(arp.OperationRequest, link.HardwareAddr, netip.IPv4Unspecified(), make(net.HardwareAddr, len(link.HardwareAddr)), ip)
+		if err != nil {
+			return err
+		}
+		b, err := p.MarshalBinary()
+		if err == nil {
+			_, err = c.WriteTo(b, &packet.Addr{HardwareAddr: ethernet.Broadcast})
+		}
+		return err
+	}
+	listen := func() (netip.Addr, net.HardwareAddr, error) { return readARP(c) }
+	return &asker{link: link, ask: ask, listen: listen, deadline: c.SetReadDeadline, close: c.Close}, nil
+}
+
+// readARP returns who says that an IPv4 address is at which MAC address, by a request or a reply.
+func readARP(c *packet.Conn) (netip.Addr, net.HardwareAddr, error) {
+	b := make([]byte, 64) // of an ARP packet, the rest is padding
+	n, _, err := c.ReadFrom(b)
+	if err != nil {
+		return netip.Addr{}, nil, err
+	}
+	var p arp.Packet
+	if p.UnmarshalBinary(b[:n]) != nil {
+		return netip.Addr{}, nil, nil // not for IPv4 over Ethernet, or cut off
+	}
+	return p.SenderIP, p.SenderHardwareAddr, nil
+}
+
+func openNDP(name string) (*asker, error) {
+	link, err := net.InterfaceByName(name)
+	if err != nil {
+		return nil, err
+	}
+	c, err := listenNDP(ipv6.ICMPTypeNeighborAdvertisement)
+	if err != nil {
+		return nil, err
+	}
+	ask := func(ip netip.Addr) error {
+		to, err := ndp.SolicitedNodeMulticast(ip)
+		if err != nil {
+			return err
+		}
+		b, err := ndp.MarshalMessage(&ndp.NeighborSolicitation{
+			TargetAddress: ip, Options: []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Source, Addr: link.HardwareAddr}},
+		})
+		if err == nil {
+			_, err = c.WriteTo(b, &ipv6.ControlMessage{HopLimit: ndp.HopLimit, IfIndex: link.Index}, &net.IPAddr{IP: to.AsSlice()})
+		}
+		return err
+	}
+	b := make([]byte, 1500)
+	listen := func() (netip.Addr, net.HardwareAddr, error) {
+		n, cm, _, err := c.ReadFrom(b)
+		if err != nil || cm == nil || cm.IfIndex != link.Index || cm.HopLimit != ndp.HopLimit {
+			return netip.Addr{}, nil, err
+		}
+		m, _ := ndp.ParseMessage(b[:n]) // what is no message says nothing
+		ip, mac := advertised(m)
+		return ip, mac, nil
+	}
+	return &asker{link: link, ask: ask, listen: listen, deadline: c.SetReadDeadline, close: c.Close}, nil
+}
+
+// advertised returns what a neighbor advertisement says; the zero Addr for other messages, and for one that names no MAC address.
+func advertised(m ndp.Message) (netip.Addr, net.HardwareAddr) {
+	na, ok := m.(*ndp.NeighborAdvertisement)
+	if !ok {
+		return netip.Addr{}, nil
+	}
+	for _, o := range na.Options {
+		if l, ok := o.(*ndp.LinkLayerAddress); ok && l.Direction == ndp.Target {
+			return na.TargetAddress, l.Addr
+		}
+	}
+	return netip.Addr{}, nil
+}
