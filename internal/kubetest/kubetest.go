@@ -82,6 +82,8 @@ func arguments(dir, etcd string, port int) []string {
 		"--advertise-address=127.0.0.1", "--endpoint-reconciler-type=none", "--service-cluster-ip-range=10.0.0.0/24",
 		"--authorization-mode=RBAC", "--token-auth-file=" + filepath.Join(dir, "tokens.csv"), "--service-account-issuer=https://127.0.0.1",
 		"--service-account-key-file=" + sa, "--service-account-signing-key-file=" + sa, "--enable-priority-and-fairness=false",
+		// No kube-proxy leads from a Service to its endpoints: the server looks them up.
+		"--enable-aggregator-routing=true",
 		// No controller makes service accounts, and none takes the taint of a new node away.
 		"--disable-admission-plugins=ServiceAccount,TaintNodesByCondition",
 	}
