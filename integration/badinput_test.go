@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"strings"
@@ -59,4 +60,53 @@ func TestRecordThatDoesNotParseIsNamedAndTheOthersServed(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error()+string(out), "owners/10.10.0.42") || !bytes.Contains(out, []byte(ip.String())) {
 		t.Errorf("egret get owners: %v\n%s\nwant the other owners, and an error that names the record", err, out)
 	}
+}
+
+// TestANodeThatCannotProgramIsNamedUntilItCan takes the name of the agent's link on a gateway: somebody else's link is never touched.
+func TestANodeThatCannotProgramIsNamedUntilItCan(t *testing.T) {
+	n := newNamespace(t)
+	ip, gateway, _ := n.remote("faulty", "10.10.0.43")
+	describe := func() (string, error) {
+		out, err := cluster.Kubectl(t.Context(), "describe", "egress", "faulty")
+		return string(out), err
+	}
+	run := func(line string) error {
+		_, err := cluster.Exec(t.Context(), "node", gateway, "sh", "-c", line)
+		return err
+	}
+	t.Cleanup(func() { // fails when the test has done it
+		_, _ = cluster.Exec(context.Background(), "node", gateway, "ip", "link", "del", "theirs")
+	})
+	if err := cluster.Freeze(t.Context(), gateway); err != nil { // it makes its link anew faster than anybody could
+		t.Fatal(err)
+	}
+	err := run("ip link del egret0 && ip link add egret0 type veth peer name theirs")
+	if err := errors.Join(err, cluster.Thaw(t.Context(), gateway)); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, func() error {
+		out, err := describe()
+		for _, part := range []string{"Degraded", "ProgrammingError", "node " + gateway + ": addresses: ", "egret0 is a link of type veth, not ours: remove or rename it", "Warning"} {
+			if err == nil && !strings.Contains(out, part) {
+				err = fmt.Errorf("kubectl describe does not say %q:\n%s", part, out)
+			}
+		}
+		return err
+	})
+	if err := run("ip -d link show egret0 | grep -q veth"); err != nil {
+		t.Errorf("somebody else's link: %v", err)
+	}
+	if err := run("ip link del theirs"); err != nil {
+		t.Fatal(err)
+	}
+	eventually(t, 10*time.Second, func() error {
+		out, err := describe()
+		conditions, _, _ := strings.Cut(out, "Events:")
+		if err == nil && strings.Contains(conditions, "Degraded") {
+			err = fmt.Errorf("it is mended, and kubectl describe says:\n%s", out)
+		}
+		return err
+	})
+	eventually(t, 5*time.Second, func() error { return run("ip address show dev egret0 | grep -q " + ip.String() + "/") })
+	selected(t, n.pod("late", gateway, "web"), ip)
 }

@@ -174,7 +174,7 @@ func TestAPortThatIsTakenIsTriedAgain(t *testing.T) {
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()
-	if err := s.every(ctx, "test", s.serve); err != context.Canceled {
+	if err := s.every(ctx, "test", s.serve, nil); err != context.Canceled {
 		t.Errorf("got %v, want the context's end", err)
 	}
 }

@@ -12,11 +12,14 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/fields"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/client-go/dynamic"
 	"k8s.io/client-go/kubernetes"
 	"k8s.io/client-go/rest"
+	"k8s.io/client-go/tools/cache"
 
 	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/crdsync/spec"
@@ -62,8 +65,10 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	s := &server{Config: cfg, kube: kube, dynamic: dyn}
 	g, ctx := errgroup.WithContext(ctx)
-	g.Go(func() error { return s.every(ctx, "the webhook's certificate", s.certify) })
-	g.Go(func() error { return s.every(ctx, "the webhook's server", s.serve) })
+	changed := make(chan struct{}, 1)
+	g.Go(func() error { s.watch(ctx, changed); return nil })
+	g.Go(func() error { return s.every(ctx, "the webhook's certificate", s.certify, changed) })
+	g.Go(func() error { return s.every(ctx, "the webhook's server", s.serve, nil) })
 	return g.Wait()
 }
 
@@ -75,8 +80,27 @@ type server struct {
 	issuer  string // the CA that current is of; for certify alone
 }
 
-// every does something again and again until ctx ends. What goes wrong is logged once, for as long as it stays the same.
-func (s *server) every(ctx context.Context, what string, do func(context.Context) error) error {
+// watch sends to changed when the configuration that makes the API server ask us is made, changed or deleted, until ctx ends: applied
+// anew, it trusts nobody; and another replica may have made a new CA.
+func (s *server) watch(ctx context.Context, changed chan<- struct{}) {
+	tell := func(any) {
+		select {
+		case changed <- struct{}{}:
+		default:
+		}
+	}
+	_, informer := cache.NewInformerWithOptions(cache.InformerOptions{
+		ListerWatcher: cache.NewListWatchFromClient(s.kube.AdmissionregistrationV1().RESTClient(), "validatingwebhookconfigurations",
+			metav1.NamespaceAll, fields.OneTermEqualSelector("metadata.name", Name)),
+		ObjectType: &admissionregistrationv1.ValidatingWebhookConfiguration{},
+		Handler:    cache.ResourceEventHandlerFuncs{AddFunc: tell, UpdateFunc: func(_, o any) { tell(o) }, DeleteFunc: tell},
+	})
+	informer.RunWithContext(ctx)
+}
+
+// every does something again and again until ctx ends, sooner when it is told. What goes wrong is logged once, for as long as it stays the
+// same.
+func (s *server) every(ctx context.Context, what string, do func(context.Context) error, told <-chan struct{}) error {
 	said := ""
 	for {
 		err := do(ctx)
@@ -95,6 +119,7 @@ func (s *server) every(ctx context.Context, what string, do func(context.Context
 		}
 		select {
 		case <-time.After(wait):
+		case <-told:
 		case <-ctx.Done():
 			return ctx.Err()
 		}
