@@ -204,6 +204,13 @@ func (c *cluster) patchPod(namespace, name, patch string, subresources ...string
 	}
 }
 
+func (c *cluster) patchNamespace(name, patch string) {
+	c.Helper()
+	if _, err := c.core.CoreV1().Namespaces().Patch(c.Context(), name, types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+		c.Fatal(err)
+	}
+}
+
 func (c *cluster) deletePod(namespace, name string, grace int64) {
 	c.Helper()
 	if err := c.core.CoreV1().Pods(namespace).Delete(c.Context(), name, metav1.DeleteOptions{GracePeriodSeconds: &grace}); err != nil {

@@ -20,6 +20,7 @@ const maxNamed = 3
 // scene is what etcd shows about who holds addresses, and who could.
 type scene struct {
 	owners  map[netip.Addr]egress.Owner
+	load    map[string]int // how many of them each node is
 	agents  map[string]egress.Agent
 	nodes   []egress.Node
 	cordons map[string]egress.Cordon
@@ -111,8 +112,7 @@ func (s scene) conflict(ip netip.Addr) string {
 }
 
 // degraded returns the condition of an egress for which a node could not program everything, or whose address a host outside the cluster
-// uses as well; ok is false for all others. The nodes that
-// hold its addresses come first: they serve all its pods.
+// uses as well; ok is false for all others. The nodes that hold its addresses come first: they serve all its pods.
 func (s scene) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	var nodes []string
 	for _, a := range v.addresses {
@@ -166,7 +166,7 @@ func (s scene) unheld(a egress.Address) string {
 		_, cordoned := s.cordons[n.Name]
 		if running && !cordoned && !n.Cordoned {
 			alive++
-			if n.Capacity > 0 && s.load(n.Name) >= n.Capacity {
+			if n.Capacity > 0 && s.load[n.Name] >= n.Capacity {
 				full++
 			}
 		}
@@ -176,21 +176,10 @@ func (s scene) unheld(a egress.Address) string {
 		return fmt.Sprintf("no node holds %s: pool %s selects none", a.IP, a.Pool)
 	case alive == 0:
 		return fmt.Sprintf("no node holds %s: pool %s selects %d, of which none has a live agent and is not cordoned", a.IP, a.Pool, selected)
-	}
-	if full == alive {
+	case full == alive:
 		return fmt.Sprintf("no node holds %s: the %d that could have no room, see egret get nodes", a.IP, alive)
 	}
 	return fmt.Sprintf("no node holds %s yet: %d could", a.IP, alive)
-}
-
-// load returns how many egress IPs a node holds.
-func (s scene) load(node string) (n int) {
-	for _, o := range s.owners {
-		if o.Node == node {
-			n++
-		}
-	}
-	return n
 }
 
 // line returns an error's text on one line.

@@ -26,6 +26,8 @@ func TestConditionsNameTheCause(t *testing.T) {
 	alive.agents = map[string]egress.Agent{"n1": {}, "n2": {}}
 	cordoned := alive
 	cordoned.cordons = map[string]egress.Cordon{"n1": {}}
+	full := alive
+	full.nodes, full.load = []egress.Node{{Name: "n1", Labels: map[string]string{"gw": "1"}, Capacity: 3}}, map[string]int{"n1": 3}
 	nobody := alive
 	nobody.nodes = nodes[1:]
 	const allocated = "True Allocated 10.0.0.1 is of pool a"
@@ -44,6 +46,7 @@ func TestConditionsNameTheCause(t *testing.T) {
 			allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 1, of which none has a live agent and is not cordoned"},
 		"cordoned": {pool, nil, cordoned,
 			allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 1, of which none has a live agent and is not cordoned"},
+		"no room": {pool, nil, full, allocated + " | False AssignmentError no node holds 10.0.0.1: the 1 that could have no room, see egret get nodes"},
 		"refused": {egress.Address{}, refused, held, "False AllocationError one; two | False AssignmentError no egress IP is allocated"},
 		"static": {static, nil, held,
 			"True Allocated 10.0.0.9 is a static egress IP | False AssignmentError no node with a live agent has 10.0.0.9 on an interface"},

@@ -9,6 +9,8 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/types"
+
 	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/store"
@@ -26,6 +28,7 @@ type objects struct {
 // verdict is what came of an egress.
 type verdict struct {
 	name       string
+	uid        types.UID // of the object, of which there may be another by this name now
 	generation int64
 	addresses  []egress.Address
 	err        error  // what is wrong with it; nil: nothing
@@ -136,7 +139,7 @@ func (c *control) addEgress(d demand, ws []want, o outcome, pools map[string]egr
 		p.Bandwidth = have.policies[d.name].Bandwidth
 	}
 	c.values[store.EgressKey(d.name)] = p
-	v := verdict{name: d.name, generation: d.generation, addresses: p.Addresses, err: d.err(), duplicate: o.duplicate}
+	v := verdict{name: d.name, uid: d.uid, generation: d.generation, addresses: p.Addresses, err: d.err(), duplicate: o.duplicate}
 	if v.err == nil {
 		v.err = o.err
 	} else {

@@ -50,6 +50,7 @@ func TestAgainstARealAPI(t *testing.T) {
 		"a deleted egress is told of":                      testEventsOfTheDead,
 		"a leader that was killed left nothing untold":     testKilledLeader,
 		"a node that is at fault is named":                 testDegraded,
+		"whatever a status tells of is told at once":       testCauses,
 		"what a person reads reads well":                   testReading,
 		"the usage of a pool is right within a second":     testUsage,
 	} {

@@ -9,7 +9,6 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/types"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -263,10 +262,7 @@ func testLabels(c *cluster) {
 	c.wantEgresses("a", "10.0.0.1/1")
 	label := func(env string) {
 		c.Helper()
-		patch := fmt.Appendf(nil, `{"metadata": {"labels": {"env": %s}}}`, env)
-		if _, err := c.core.CoreV1().Namespaces().Patch(c.Context(), "blue", types.MergePatchType, patch, metav1.PatchOptions{}); err != nil {
-			c.Fatal(err)
-		}
+		c.patchNamespace("blue", fmt.Sprintf(`{"metadata": {"labels": {"env": %s}}}`, env))
 	}
 	defer label("null")
 	const x = "blue/x=10.244.1.1"

@@ -13,6 +13,7 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/crdsync/spec"
@@ -28,6 +29,7 @@ const (
 // demand is what an Egress asks for, as far as its object can be read.
 type demand struct {
 	name       string
+	uid        types.UID
 	created    time.Time
 	generation int64
 	ips        []netip.Addr // that the spec names, at most one of each family
@@ -48,7 +50,7 @@ func (d demand) err() error {
 
 // readEgress reads an Egress. It always returns a demand with the object's name and age.
 func readEgress(u *unstructured.Unstructured) demand {
-	d := demand{name: u.GetName(), created: u.GetCreationTimestamp().UTC(), generation: u.GetGeneration()}
+	d := demand{name: u.GetName(), uid: u.GetUID(), created: u.GetCreationTimestamp().UTC(), generation: u.GetGeneration()}
 	var e v1beta1.Egress
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &e); err != nil {
 		err = fmt.Errorf("reading the object: %w", err)

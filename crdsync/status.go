@@ -161,10 +161,12 @@ func (s *status) work(ctx context.Context, queue workqueue.TypedRateLimitingInte
 // write tells what changed of an object and makes its status what it has to be. later is when to look again, 0: when something changed.
 func (s *status) write(ctx context.Context, it item) (later time.Duration, err error) {
 	u, ok := stored(s.informer(it.kind), it.name)
+	s.mu.Lock()
 	if !ok {
+		delete(s.written, it)
+		s.mu.Unlock()
 		return 0, s.diary.close(ctx, it)
 	}
-	s.mu.Lock()
 	behind := s.written[it] == u.GetResourceVersion()
 	s.mu.Unlock()
 	if behind { // there will be word of the newer one
@@ -258,7 +260,7 @@ func (s *status) desired(kind string, u *unstructured.Unstructured) (want any, d
 		return &v1beta1.ExternalIPPoolStatus{Usage: usage}, ok && (err != nil || raw == nil || old.Usage != usage)
 	}
 	v, ok := s.verdicts[u.GetName()]
-	if !ok || v.generation != u.GetGeneration() {
+	if !ok || v.uid != u.GetUID() || v.generation != u.GetGeneration() {
 		return nil, false
 	}
 	var old v1beta1.EgressStatus
@@ -274,11 +276,13 @@ func readScene(c *store.Cache) scene {
 	faults := map[string]error{} // their writers, and the agents, report them
 	s := scene{
 		owners:  map[netip.Addr]egress.Owner{},
+		load:    map[string]int{},
 		agents:  decodeAll[egress.Agent](c, store.AgentPrefix, faults),
 		cordons: decodeAll[egress.Cordon](c, store.CordonPrefix, faults),
 	}
 	for _, o := range decodeAll[egress.Owner](c, store.OwnerPrefix, faults) {
 		s.owners[o.IP] = o
+		s.load[o.Node]++
 	}
 	s.faulty = map[string][]string{}
 	for _, node := range slices.Sorted(maps.Keys(s.agents)) {

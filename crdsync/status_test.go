@@ -7,11 +7,14 @@ import (
 	"path"
 	"slices"
 	"strings"
+	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
+	"k8s.io/apimachinery/pkg/types"
 
 	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/egress"
@@ -242,10 +245,128 @@ func testUsage(c *cluster) {
 		c.Fatal(err)
 	}
 	within(0, time.Now())
-	start = time.Now()
-	c.patch("ExternalIPPool", "p", `{"spec":{"ipRanges":[{"start":"10.10.0.1","end":"10.10.0.10"}]}}`)
-	c.wantUsage("p", 10, 0)
-	if d := time.Since(start); d > time.Second {
-		c.Errorf("shown after %v", d)
+	create := func(ranges string) {
+		c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {ipRanges: [` + ranges + `], nodeSelector: {}}}`)
+	}
+	for _, step := range []struct {
+		do          func()
+		total, used int64
+	}{
+		{func() {
+			c.patch("ExternalIPPool", "p", `{"spec":{"ipRanges":[{"start":"10.10.0.1","end":"10.10.0.10"}]}}`)
+		}, 10, 0},
+		{func() { c.egress("a", "externalIPPool: p"); c.egress("b", "externalIPPool: p") }, 10, 2},
+		{func() { c.remove("ExternalIPPool", "p"); create("{cidr: 10.10.0.0/24}") }, 254, 2},
+		{func() { c.remove("ExternalIPPool", "p"); create("{start: 10.10.0.2, end: 10.10.0.2}") }, 1, 1},
+		{func() { c.remove("Egress", "a"); c.remove("Egress", "b"); c.egress("a", "egressIP: 192.0.2.7") }, 1, 0},
+		{func() { c.patch("Egress", "a", `{"spec": {"egressIP": "10.10.0.2", "externalIPPool": "p"}}`) }, 1, 1},
+	} {
+		start := time.Now()
+		step.do()
+		c.wantUsage("p", step.total, step.used)
+		if d := time.Since(start); d > time.Second {
+			c.Errorf("%d of %d: shown after %v", step.used, step.total, d)
+		}
+	}
+}
+
+// testCauses: whatever the status tells of, it tells at once when it changes.
+func testCauses(c *cluster) {
+	c.run(c.kube)
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {
+  ipRanges: [{start: 10.10.0.11, end: 10.10.0.19}], nodeSelector: {matchLabels: {gateway: a}}}}`)
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: elder}, spec: {externalIPPool: p, appliedTo: {
+  namespaceSelector: {matchLabels: {env: prod}}}}}`)
+	c.wantStatus("elder", "10.10.0.11  True Allocated False AssignmentError")
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: web}, spec: {externalIPPool: p, appliedTo: {podSelector: {}}}}`)
+	c.pod("causes", "x", "node-1", "10.244.1.1", "web")
+	label := func(patch string) { c.patchNamespace("causes", patch) }
+	defer label(`{"metadata": {"labels": {"env": null}}}`)
+	node := func(patch string) {
+		if _, err := c.core.CoreV1().Nodes().Patch(c.Context(), "node-1", types.MergePatchType, []byte(patch), metav1.PatchOptions{}); err != nil {
+			c.Fatal(err)
+		}
+	}
+	gone := func(key string) {
+		if _, err := c.etcd.Client().Delete(c.Context(), store.DefaultPrefix+key); err != nil {
+			c.Fatal(err)
+		}
+	}
+	agent := func(faults map[string]string) {
+		c.put("agents/node-1", egress.Agent{Node: "node-1", Address: ip("192.0.2.1"), Faults: faults})
+	}
+	const (
+		unheld   = "IPAssigned AssignmentError: no node holds 10.10.0.12"
+		none     = unheld + ": pool p selects none"
+		dead     = unheld + ": pool p selects 1, of which none has a live agent and is not cordoned"
+		one      = unheld + " yet: 1 could"
+		full     = unheld + ": the 1 that could have no room, see egret get nodes"
+		assigned = "IPAssigned Assigned: 10.10.0.12 is on node node-1"
+	)
+	c.wantCondition("web", none)
+	for _, step := range []struct {
+		what string
+		do   func()
+		want string
+	}{
+		{"a node comes", func() { c.node("node-1", "192.0.2.1"); node(`{"metadata": {"labels": {"gateway": "a"}}}`) }, dead},
+		{"its label goes", func() { node(`{"metadata": {"labels": {"gateway": null}}}`) }, none},
+		{"the pool selects all", func() { c.patch("ExternalIPPool", "p", `{"spec": {"nodeSelector": {"matchLabels": null}}}`) }, dead},
+		{"its agent comes", func() { agent(nil) }, one},
+		{"it is cordoned", func() { c.put("cordons/node-1", egress.Cordon{}) }, dead},
+		{"it is uncordoned", func() { gone("cordons/node-1") }, one},
+		{"the annotation takes its room", func() { node(`{"metadata": {"annotations": {"node.antrea.io/max-egress-ips": "0"}}}`) }, dead},
+		{"it has room for one", func() { node(`{"metadata": {"annotations": {"node.antrea.io/max-egress-ips": "1"}}}`) }, one},
+		{"another IP takes that", func() { c.own("10.10.0.11", "node-1") }, full},
+		{"the IP leaves", func() { gone("owners/10.10.0.11") }, one},
+		{"it takes the IP", func() { c.own("10.10.0.12", "node-1") }, assigned},
+		{"it is at fault", func() { agent(map[string]string{"routes": "no"}) }, "Degraded ProgrammingError: node node-1: routes: no"},
+		{"with another part", func() { agent(map[string]string{"nftables": "no"}) }, "Degraded ProgrammingError: node node-1: nftables: no"},
+		{"it loses the IP, and has the pod still", func() { gone("owners/10.10.0.12") }, "Degraded ProgrammingError: node node-1: nftables: no"},
+		{"the pod becomes another's by its namespace", func() { label(`{"metadata": {"labels": {"env": "prod"}}}`) },
+			"Conflict OverlappingSelection: pod causes/x is selected by egress elder too, which comes first"},
+		{"so the fault is no longer its own", func() {}, "Degraded"},
+		{"the namespace is its own again", func() { label(`{"metadata": {"labels": {"env": "test"}}}`) }, "Conflict"},
+		{"so the fault is, too", func() {}, "Degraded ProgrammingError: node node-1: nftables: no"},
+		{"the pod goes", func() { c.deletePod("causes", "x", 0) }, "Degraded"},
+		{"the agent is dead", func() { gone("agents/node-1") }, dead},
+		{"the node goes", func() {
+			if err := c.core.CoreV1().Nodes().Delete(c.Context(), "node-1", metav1.DeleteOptions{}); err != nil {
+				c.Fatal(err)
+			}
+		}, none},
+		{"the pool goes", func() { c.remove("ExternalIPPool", "p") }, "IPAllocated AllocationError: pool p does not exist"},
+		{"the pool comes back", func() {
+			c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {
+  ipRanges: [{start: 10.10.0.11, end: 10.10.0.19}], nodeSelector: {}}}`)
+		}, "IPAllocated Allocated: 10.10.0.12 is of pool p"},
+	} {
+		start := time.Now()
+		step.do()
+		c.wantCondition("web", step.want)
+		if d := time.Since(start); d > 2*time.Second { // milliseconds, where nobody else computes
+			c.Errorf("%s: shown after %v", step.what, d)
+		}
+	}
+}
+
+func TestWhatWasMirroredOfOneObjectIsNotSaidOfAnother(t *testing.T) {
+	s := &status{verdicts: map[string]verdict{"web": {name: "web", uid: "1", generation: 2, addresses: []egress.Address{{IP: ip("10.0.0.1"), ID: 1}}}}}
+	for name, tt := range map[string]struct {
+		uid        types.UID
+		generation int64
+		want       bool
+	}{
+		"the one that was mirrored":     {"1", 2, true},
+		"a change that is not mirrored": {"1", 3, false},
+		"deleted, and created anew":     {"2", 2, false},
+	} {
+		u := &unstructured.Unstructured{Object: map[string]any{}}
+		u.SetName("web")
+		u.SetUID(tt.uid)
+		u.SetGeneration(tt.generation)
+		if _, differs := s.desired(egressKind, u); differs != tt.want {
+			t.Errorf("%s: to be written %t, want %t", name, differs, tt.want)
+		}
 	}
 }
