@@ -6,6 +6,8 @@ import (
 	"path/filepath"
 	"strings"
 	"testing"
+
+	"github.com/egret-project/egret/internal/need"
 )
 
 // run runs the command as main does and returns what it printed, and its error.
@@ -77,9 +79,6 @@ func TestBadInputIsNamed(t *testing.T) {
 }
 
 func TestUnreachableEtcdIsNamed(t *testing.T) {
-	if os.Geteuid() != 0 {
-		t.Log("not root: the agent refuses before it comes to etcd")
-	}
 	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
 	if err := os.WriteFile(kubeconfig, []byte(`{"apiVersion": "v1", "kind": "Config", "current-context": "a",
 		"contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}], "users": [{"name": "a", "user": {}}],
@@ -95,8 +94,8 @@ func TestUnreachableEtcdIsNamed(t *testing.T) {
 		"agent":   {"agent", "--node", "node-1"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if name == "agent" && os.Geteuid() != 0 {
-				t.Skip("needs root")
+			if name == "agent" {
+				need.Root(t) // without root it refuses before it comes to etcd
 			}
 			_, err := run(t, append(args, "--endpoints", "127.0.0.1:1", "--dial-timeout", "300ms")...)
 			if err == nil || !strings.Contains(err.Error(), "127.0.0.1:1") || !strings.Contains(err.Error(), "--endpoints") {

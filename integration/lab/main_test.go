@@ -14,6 +14,7 @@ import (
 	"time"
 
 	"github.com/egret-project/egret/integration/lab"
+	"github.com/egret-project/egret/internal/need"
 	"github.com/egret-project/egret/store"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
@@ -70,12 +71,8 @@ func standIn(args []string) error {
 // needLab skips a test where no lab can be built.
 func needLab(t *testing.T) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		t.Skip("needs root: network namespaces")
-	}
-	if _, err := os.Stat(filepath.Join("..", "..", "bin", "k8s-"+lab.KubeVersion, "kube-apiserver")); err != nil {
-		t.Skipf("needs kube-apiserver, from integration/kube/build: %v", err)
-	}
+	need.Root(t)
+	need.KubeProgram(t, "kube-apiserver")
 }
 
 // uniqueName returns a lab name that no other run has, and checks at the end that nothing of the lab is left.

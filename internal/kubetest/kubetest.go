@@ -14,7 +14,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"syscall"
 	"testing"
 	"time"
@@ -27,6 +26,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/egret-project/egret/internal/etcdtest"
+	"github.com/egret-project/egret/internal/need"
 	"github.com/egret-project/egret/manifests"
 )
 
@@ -36,11 +36,11 @@ const (
 	startTimeout = 60 * time.Second
 )
 
-// New starts an API server that runs until the test ends, with Egret's CRDs, and returns how to reach it as an administrator. The test
-// is skipped when no kube-apiserver was built (`make kube`), and fails instead where EGRET_CI is set.
+// New starts an API server that runs until the test ends, with Egret's CRDs, and returns how to reach it as an administrator. It
+// needs a kube-apiserver (need.KubeProgram).
 func New(t testing.TB) *rest.Config {
 	t.Helper()
-	bin := binary(t, "kube-apiserver")
+	bin := need.KubeProgram(t, "kube-apiserver")
 	dir := t.TempDir()
 	etcd := etcdtest.New(t)
 	writeFile(t, filepath.Join(dir, "tokens.csv"), []byte(token+",admin,1,system:masters\n"))
@@ -89,35 +89,13 @@ func arguments(dir, etcd string, port int) []string {
 	}
 }
 
-// Kubectl returns the path of kubectl: the machine's, or the one that `make kube` built. The test is skipped, or fails, as by New.
+// Kubectl returns the path of kubectl: the machine's, or the one that `make kube` built.
 func Kubectl(t testing.TB) string {
 	t.Helper()
 	if path, err := exec.LookPath("kubectl"); err == nil {
 		return path
 	}
-	return binary(t, "kubectl")
-}
-
-// binary returns the path of a program: in the folder that EGRET_KUBE_BIN names, or where `make kube` puts it.
-func binary(t testing.TB, name string) string {
-	t.Helper()
-	dir := os.Getenv("EGRET_KUBE_BIN")
-	if dir == "" {
-		_, here, _, _ := runtime.Caller(0)
-		found, _ := filepath.Glob(filepath.Join(filepath.Dir(here), "../../bin/k8s-*/kube-apiserver")) // fails for a bad pattern only
-		if len(found) > 0 {
-			dir = filepath.Dir(found[len(found)-1])
-		}
-	}
-	bin := filepath.Join(dir, name)
-	if _, err := os.Stat(bin); err == nil {
-		return bin
-	}
-	if os.Getenv("EGRET_CI") != "" {
-		t.Fatalf("needs %s: run `make kube`, or name its folder by EGRET_KUBE_BIN", name)
-	}
-	t.Skipf("needs %s: run `make kube`, or name its folder by EGRET_KUBE_BIN", name)
-	return ""
+	return need.KubeProgram(t, "kubectl")
 }
 
 func waitReady(t testing.TB, cfg *rest.Config, ended <-chan struct{}) {

@@ -2,27 +2,22 @@
 package netns
 
 import (
-	"os"
 	"os/exec"
 	"runtime"
 	"strings"
 	"testing"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/internal/need"
 )
 
-// Enter moves the calling goroutine into a new network namespace in which lo is up. Without root the test is skipped; with EGRET_CI set,
-// which is to have root, it fails. The goroutine stays locked to its thread, and the thread ends with the goroutine, so the namespace goes away
+// Enter moves the calling goroutine into a new network namespace in which lo is up. It needs root (need.Root). The goroutine stays locked to its thread, and the thread ends with the goroutine, so the namespace goes away
 // with the test. Commands started by the goroutine, and sockets opened by it, are in the namespace; those of other goroutines,
 // subtests included, are not.
 func Enter(t testing.TB) {
 	t.Helper()
-	if os.Geteuid() != 0 {
-		if os.Getenv("EGRET_CI") != "" {
-			t.Fatal("needs root: network namespaces")
-		}
-		t.Skip("needs root: network namespaces")
-	}
+	need.Root(t)
 	runtime.LockOSThread()
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatalf("making a network namespace: %v", err)

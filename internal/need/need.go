@@ -1,0 +1,133 @@
+package need
+
+import (
+	"bytes"
+	"errors"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"runtime"
+	"runtime/debug"
+	"strings"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// Root is for a test that makes network namespaces, or needs root otherwise.
+func Root(t testing.TB) {
+	t.Helper()
+	if os.Geteuid() != 0 {
+		missing(t, "needs root")
+	}
+	present(t)
+}
+
+// KubeProgram returns the path of a program of Kubernetes: in the folder that EGRET_KUBE_BIN names, or where `make kube` puts it.
+func KubeProgram(t testing.TB, name string) string {
+	t.Helper()
+	dir := os.Getenv("EGRET_KUBE_BIN")
+	if dir == "" {
+		_, here, _, _ := runtime.Caller(0)
+		found, _ := filepath.Glob(filepath.Join(filepath.Dir(here), "../../bin/k8s-*/kube-apiserver")) // fails for a bad pattern only
+		if len(found) > 0 {
+			dir = filepath.Dir(found[len(found)-1])
+		}
+	}
+	path := filepath.Join(dir, name)
+	if _, err := os.Stat(path); err != nil {
+		missing(t, fmt.Sprintf("needs %s: run `make kube`, or name its folder by EGRET_KUBE_BIN", name))
+	}
+	present(t)
+	return path
+}
+
+// Dummy is for a test of dummy links.
+func Dummy(t testing.TB) {
+	t.Helper()
+	kernel(t, "dummy links (CONFIG_DUMMY)", "ip link add dev d0 type dummy")
+}
+
+// VLAN is for a test of VLAN links.
+func VLAN(t testing.TB) {
+	t.Helper()
+	kernel(t, "VLAN links (CONFIG_VLAN_8021Q)", "ip link add dev v0 type veth peer name v1", "ip link add link v0 name v0.1 type vlan id 1")
+}
+
+// VXLANGBP is for a test of an overlay with group policies.
+func VXLANGBP(t testing.TB) {
+	t.Helper()
+	kernel(t, "VXLAN links with group policies (CONFIG_VXLAN)", "ip link add dev x0 type vxlan id 1 dstport 8479 gbp")
+}
+
+// kernel looks for a feature by commands in a namespace of its own, so that it neither finds nor leaves anything in the test's.
+func kernel(t testing.TB, feature string, lines ...string) {
+	t.Helper()
+	Root(t)
+	result := make(chan error)
+	go func() {
+		runtime.LockOSThread() // for good: the namespace ends with the thread
+		err := unix.Unshare(unix.CLONE_NEWNET)
+		for _, line := range lines {
+			if err == nil {
+				err = command(line)
+			}
+		}
+		result <- err
+	}()
+	if err := <-result; err != nil {
+		skip(t, fmt.Sprintf("needs a kernel with %s: %v", feature, err))
+	}
+}
+
+func command(line string) error {
+	f := strings.Fields(line)
+	if out, err := exec.Command(f[0], f[1:]...).CombinedOutput(); err != nil {
+		return fmt.Errorf("%s: %w: %s", line, err, bytes.TrimSpace(out))
+	}
+	return nil
+}
+
+// missing ends a test that needs what every machine can have.
+func missing(t testing.TB, what string) {
+	t.Helper()
+	if os.Getenv("EGRET_CI") != "" {
+		t.Fatal(what)
+	}
+	skip(t, what)
+}
+
+func skip(t testing.TB, why string) {
+	t.Helper()
+	record(t, "skipped", ": "+strings.ReplaceAll(why, "\n", " "))
+	t.Skip(why)
+}
+
+// present records at the test's end that it ran: what it needs next may be missing.
+func present(t testing.TB) {
+	t.Helper()
+	t.Cleanup(func() {
+		if !t.Skipped() {
+			record(t, "ran", "")
+		}
+	})
+}
+
+// record appends a line in one write: tests of several processes do so at the same time.
+func record(t testing.TB, what, why string) {
+	t.Helper()
+	path := os.Getenv("EGRET_NEEDS")
+	if path == "" {
+		return
+	}
+	f, err := os.OpenFile(path, os.O_APPEND|os.O_CREATE|os.O_WRONLY, 0o644)
+	if err == nil {
+		info, _ := debug.ReadBuildInfo() // a test binary has it: its path is that of the package
+		_, err = fmt.Fprintf(f, "%s %s %s%s\n", what, strings.TrimSuffix(info.Path, ".test"), t.Name(), why)
+		err = errors.Join(err, f.Close())
+	}
+	if err != nil {
+		t.Errorf("recording what ran where: %v", err)
+	}
+}
