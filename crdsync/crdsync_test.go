@@ -28,6 +28,7 @@ func TestAgainstARealAPI(t *testing.T) {
 		"the guide's example reaches etcd and the status":  testExample,
 		"members follow their pods":                        testMembers,
 		"an object that cannot be read stops no other":     testMalformed,
+		"objects that are older than the schema":           testSlipped,
 		"what is wrong with a pool shows in its egresses":  testPoolFaults,
 		"the webhook refuses what is wrong":                testWebhook,
 		"a restart changes nothing":                        testRestart,

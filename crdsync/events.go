@@ -177,10 +177,20 @@ func (d *diary) tell(ctx context.Context, u *unstructured.Unstructured, it item,
 		}
 		old = account{}
 	}
-	about := corev1.ObjectReference{
-		APIVersion: v1beta1.GroupVersion.String(), Kind: kinds[it.kind], Name: it.name, UID: u.GetUID(), ResourceVersion: u.GetResourceVersion(),
-	}
+	about := reference(it, u.GetUID())
+	about.ResourceVersion = u.GetResourceVersion()
 	return d.write(ctx, it, old, now, about, warnings)
+}
+
+// refused tells, once for each spec, that the status of an object cannot say what is wrong: the API server does not take it, as a field of
+// the spec is not even of the schema's type.
+func (d *diary) refused(ctx context.Context, u *unstructured.Unstructured, it item, err error) error {
+	n := news{corev1.EventTypeWarning, "StatusRefused", "Update", "its status cannot be written: " + line(err)}
+	return d.make(ctx, d.event(reference(it, u.GetUID()), n, fmt.Sprint("refused ", u.GetGeneration()), 0))
+}
+
+func reference(it item, uid types.UID) corev1.ObjectReference {
+	return corev1.ObjectReference{APIVersion: v1beta1.GroupVersion.String(), Kind: kinds[it.kind], Name: it.name, UID: uid}
 }
 
 // close tells that an object which is gone holds nothing any more.
@@ -191,8 +201,7 @@ func (d *diary) close(ctx context.Context, it item) error {
 	if !ok {
 		return nil
 	}
-	about := corev1.ObjectReference{APIVersion: v1beta1.GroupVersion.String(), Kind: kinds[it.kind], Name: it.name, UID: types.UID(old.UID)}
-	return d.write(ctx, it, old, account{}, about, nil)
+	return d.write(ctx, it, old, account{}, reference(it, types.UID(old.UID)), nil)
 }
 
 // write makes the Events and then writes the account; the zero account is deleted.

@@ -3,19 +3,21 @@ package crdsync
 import (
 	"context"
 	"fmt"
+	"maps"
 	"strings"
+	"sync"
 
+	"github.com/google/go-cmp/cmp"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	apiextensions "k8s.io/apiextensions-apiserver/pkg/client/clientset/clientset"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
-	"k8s.io/apimachinery/pkg/runtime"
 
 	"github.com/egret-project/egret/api/v1beta1"
 )
 
-// loosen makes the API server take any spec until the test ends: as if the objects were older than the schema.
-func (c *cluster) loosen() {
+// loosen makes the API server take any spec until tighten is called, or the test ends: as if the objects were older than the schema.
+func (c *cluster) loosen() (tighten func()) {
 	c.Helper()
 	client, err := apiextensions.NewForConfig(c.kube)
 	if err != nil {
@@ -37,6 +39,7 @@ func (c *cluster) loosen() {
 		})
 	}
 	yes := true
+	var restore []func()
 	for _, resource := range []string{"egresses", "externalippools"} {
 		name := resource + ".crd.antrea.io"
 		var strict apiextensionsv1.JSONSchemaProps
@@ -44,18 +47,36 @@ func (c *cluster) loosen() {
 			strict = old
 			return apiextensionsv1.JSONSchemaProps{Type: "object", XPreserveUnknownFields: &yes}
 		})
-		c.Cleanup(func() {
+		restore = append(restore, func() {
 			set(name, func(apiextensionsv1.JSONSchemaProps) apiextensionsv1.JSONSchemaProps { return strict })
 		})
 	}
-	for _, kind := range []string{"Egress", "ExternalIPPool"} {
+	once := sync.OnceFunc(func() {
+		for _, f := range restore {
+			f()
+		}
+	})
+	c.Cleanup(once)
+	takes := func(kind string) error {
 		u := &unstructured.Unstructured{Object: map[string]any{"spec": map[string]any{}}}
 		u.SetGroupVersionKind(v1beta1.GroupVersion.WithKind(kind))
 		u.SetName("loose")
-		c.eventually(func() error { // the API server takes a moment to see its own CRDs
-			_, err := c.dyn.Resource(resourceOf(kind)).Create(c.Context(), u, metav1.CreateOptions{DryRun: []string{"All"}})
-			return err
-		})
+		_, err := c.dyn.Resource(resourceOf(kind)).Create(c.Context(), u, metav1.CreateOptions{DryRun: []string{"All"}})
+		return err
+	}
+	for _, kind := range []string{"Egress", "ExternalIPPool"} { // the API server takes a moment to see its own CRDs
+		c.eventually(func() error { return takes(kind) })
+	}
+	return func() {
+		once()
+		for _, kind := range []string{"Egress", "ExternalIPPool"} {
+			c.eventually(func() error {
+				if takes(kind) == nil {
+					return fmt.Errorf("any %s is taken still", kind)
+				}
+				return nil
+			})
+		}
 	}
 }
 
@@ -67,11 +88,7 @@ func (c *cluster) wantAllocated(name string, status metav1.ConditionStatus, part
 		if err != nil {
 			return err
 		}
-		var e v1beta1.Egress
-		if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &e); err != nil {
-			return err
-		}
-		for _, condition := range e.Status.Conditions {
+		for _, condition := range readStatus(u).Conditions {
 			if condition.Type != v1beta1.IPAllocated {
 				continue
 			}
@@ -124,4 +141,78 @@ func testPoolFaults(c *cluster) {
 		"allocations/10.10.0.1": "a-elder/4 good", "allocations/10.10.0.2": "b-younger/1 young-1", "allocations/10.10.0.3": "b-younger/2 young-2",
 		"allocations/2001:db8::1": "later/3 early",
 	})
+}
+
+// testSlipped: objects that are older than the schema are reported, each by itself, and hold up no other.
+func testSlipped(c *cluster) {
+	c.example()
+	tighten := c.loosen()
+	egresses := map[string]struct{ spec, says string }{
+		"no-address":   {"{egressIP: here, appliedTo: {}}", `egressIP "here": want an IPv4 or IPv6 address`},
+		"nothing":      {"{}", "neither egressIP nor externalIPPool is set"},
+		"a-list":       {"{egressIP: 192.0.2.7, appliedTo: [all]}", "reading the object"},
+		"a-key":        {"{egressIP: 192.0.2.7, appliedTo: {podSelector: {matchLabels: {'a b': c}}}}", `appliedTo.podSelector.matchLabels: key "a b": want the name of a label`},
+		"an-operator":  {"{egressIP: 192.0.2.7, appliedTo: {namespaceSelector: {matchExpressions: [{key: a, operator: Near}]}}}", `operator "Near": want In, NotIn, Exists or DoesNotExist`},
+		"a-rate":       {"{egressIP: 192.0.2.7, appliedTo: {}, bandwidth: {rate: fast, burst: 2G}}", `bandwidth rate "fast": want a quantity above 0`},
+		"two-of-one":   {"{egressIPs: [192.0.2.7, 192.0.2.8], appliedTo: {}}", "want at most one of each IP family"},
+		"a-bad-pool":   {"{externalIPPool: no-cidr, appliedTo: {}}", `pool no-cidr cannot be read: ipRanges[0]: cidr "here"`},
+		"outside":      {"{externalIPPool: external-ip-pool, egressIP: 10.10.9.9, appliedTo: {}}", "egressIP 10.10.9.9 is not an address of pool external-ip-pool"},
+		"of-no-family": {"{externalIPPool: a-gateway, appliedTo: {}}", "gateway fd00::1 is not of the IP family of the range"},
+	}
+	pools := map[string]struct{ spec, says string }{
+		"no-cidr":    {"{ipRanges: [{cidr: here}], nodeSelector: {}}", `ipRanges[0]: cidr "here"`},
+		"no-ranges":  {"{ipRanges: all, nodeSelector: {}}", "reading the object"},
+		"no-node":    {"{ipRanges: [], nodeSelector: {matchLabels: {'a b': c}}}", `nodeSelector.matchLabels: key "a b"`},
+		"a-gateway":  {"{ipRanges: [{cidr: 10.1.0.0/28}], nodeSelector: {}, subnetInfo: {gateway: 'fd00::1', prefixLength: 64}}", "gateway fd00::1"},
+		"a-vlan":     {"{ipRanges: [], nodeSelector: {}, subnetInfo: {gateway: 10.2.0.1, prefixLength: 24, vlan: 5000}}", "vlan 5000: want 1 to 4094"},
+		"a-prefix":   {"{ipRanges: [], nodeSelector: {}, subnetInfo: {gateway: 10.2.0.1, prefixLength: 32}}", "prefixLength 32: want 1 to 31"},
+		"z-overlaps": {"{ipRanges: [{start: 10.10.0.20, end: 10.10.0.21}], nodeSelector: {}}", "of pool external-ip-pool"},
+	}
+	for name, tt := range egresses {
+		c.create(fmt.Sprintf("{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: %s}, spec: %s}", name, tt.spec))
+	}
+	for name, tt := range pools {
+		c.create(fmt.Sprintf("{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: %s}, spec: %s}", name, tt.spec))
+	}
+	const refused = "a-number" // its status cannot be written either
+	c.create("{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: " + refused + "}, spec: {egressIP: 10, appliedTo: {}}}")
+	tighten()
+	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
+	stop := c.run(c.kube)
+	c.wantAllocated("egress-prod-web", metav1.ConditionTrue, "is of pool external-ip-pool")
+	c.wantMembers("egress-prod-web", "prod/a=10.244.1.1")
+	for name, tt := range egresses {
+		c.wantAllocated(name, metav1.ConditionFalse, tt.says)
+	}
+	warned := func(kind, name, reason, says string) {
+		u, err := c.dyn.Resource(resourceOf(kind)).Get(c.Context(), name, metav1.GetOptions{})
+		if err != nil {
+			c.Fatal(err)
+		}
+		c.eventually(func() error {
+			told := c.toldOf(string(u.GetUID()), kind, name)
+			if len(told) != 1 || !strings.HasPrefix(told[0], "Warning "+reason) || !strings.Contains(told[0], says) {
+				return fmt.Errorf("%s %s: Events %q, want a Warning %s that says %q", kind, name, told, reason, says)
+			}
+			return nil
+		})
+	}
+	for name, tt := range pools {
+		warned("ExternalIPPool", name, "InvalidPool", tt.says)
+	}
+	warned("Egress", refused, "StatusRefused", "spec.egressIP: Invalid value")
+	stop()
+	said := func() map[string]int64 {
+		_, revisions := c.records()
+		maps.DeleteFunc(revisions, func(key string, _ int64) bool { return strings.HasPrefix(key, "members/") })
+		return revisions
+	}
+	before := said()
+	c.run(c.kube) // finds all that again, which is nothing new
+	c.pod("prod", "b", "node-1", "10.244.1.2", "web")
+	c.wantMembers("egress-prod-web", "prod/a=10.244.1.1 prod/b=10.244.1.2")
+	if d := cmp.Diff(before, said()); d != "" {
+		c.Errorf("revisions after a restart (-before +after):\n%s", d)
+	}
+	warned("Egress", refused, "StatusRefused", "spec.egressIP: Invalid value")
 }

@@ -2,6 +2,7 @@ package crdsync
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
@@ -149,6 +150,10 @@ func (s *status) work(ctx context.Context, queue workqueue.TypedRateLimitingInte
 			queue.AddAfter(it, later)
 		}
 		return
+	case apierrors.IsInvalid(err): // the object is older than the schema, and it was said; a change of it is looked at at once
+		queue.Forget(it)
+		queue.AddAfter(it, resync)
+		return
 	case apierrors.IsNotFound(err): // it was deleted meanwhile, of which there will be word
 		queue.Forget(it)
 		return
@@ -177,6 +182,9 @@ func (s *status) write(ctx context.Context, it item) (later time.Duration, err e
 		return 0, err
 	}
 	now, err := s.update(ctx, it.kind, u)
+	if apierrors.IsInvalid(err) {
+		err = errors.Join(err, s.diary.refused(ctx, u, it, err))
+	}
 	if now == nil || err != nil {
 		return later, err
 	}
