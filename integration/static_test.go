@@ -1,0 +1,113 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"net/netip"
+	"slices"
+	"strings"
+	"testing"
+	"time"
+)
+
+// TestAStaticIPIsServedWhereItIs follows an IP that an administrator puts on nodes by hand. The second of two nodes that have it, and the
+// one that has it for kube-proxy alone, keep silent about it in ARP, as those of such a cluster do.
+func TestAStaticIPIsServedWhereItIs(t *testing.T) {
+	const name, address = "static", "10.10.0.60"
+	ip := netip.MustParseAddr(address)
+	n := newNamespace(t)
+	on := func(node string, lines ...string) {
+		t.Helper()
+		for _, line := range lines {
+			if out, err := cluster.Exec(context.Background(), "node", node, strings.Fields(line)...); err != nil {
+				t.Fatalf("%s: %s: %v\n%s", node, line, err, out)
+			}
+		}
+	}
+	has := map[string]bool{}
+	put := func(node string) {
+		t.Helper()
+		on(node, "ip addr add "+address+"/32 dev eth0")
+		has[node] = true
+		if _, err := cluster.Exec(t.Context(), "outside", "", "ip", "neigh", "flush", "to", address); err != nil { // as an announcement does
+			t.Fatal(err)
+		}
+	}
+	take := func(node string) {
+		t.Helper()
+		on(node, "ip addr del "+address+"/32 dev eth0")
+		delete(has, node)
+	}
+	wantAssigned := func(want string) {
+		t.Helper()
+		eventually(t, 10*time.Second, func() error {
+			if got := condition(t, name, "IPAssigned"); got != want {
+				return fmt.Errorf("condition %q, want %q", got, want)
+			}
+			return nil
+		})
+	}
+	const nowhere = "False AssignmentError no node with a live agent has " + address + " on an interface"
+	t.Cleanup(func() {
+		for node := range has {
+			take(node)
+		}
+	})
+
+	n.apply(map[string]any{"kind": "Egress", "metadata": n.meta(name), "spec": map[string]any{
+		"egressIP": address, "appliedTo": map[string]any{
+			"namespaceSelector": map[string]any{"matchLabels": map[string]any{"kubernetes.io/metadata.name": n.name}},
+			"podSelector":       map[string]any{"matchLabels": map[string]any{"app": "web"}}}}})
+	wantAssigned(nowhere)
+	on("node-1", "sysctl -qw net.ipv4.conf.all.arp_ignore=1", "ip link add kube-ipvs0 type bridge", "ip addr add "+address+"/32 dev kube-ipvs0")
+	t.Cleanup(func() { on("node-1", "ip link del kube-ipvs0", "sysctl -qw net.ipv4.conf.all.arp_ignore=0") })
+	pods := []string{n.pod("one", "node-1", "web"), n.pod("two", "node-2", "web"), n.pod("three", "node-3", "web")}
+	dropped := func() {
+		t.Helper()
+		eventually(t, 10*time.Second, func() error { // the node has to know the pod first
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			if got, err := cluster.SourceTo(ctx, pods[2], outsideOf(ip)); err == nil {
+				return fmt.Errorf("no node has %s, and the outside host saw the pod come from %s", ip, got)
+			}
+			return nil
+		})
+	}
+	dropped()
+	wantAssigned(nowhere) // on kube-ipvs0 it does not count
+
+	put("node-2")
+	wantAssigned("True Assigned " + address + " is on node node-2")
+	for _, pod := range pods {
+		selected(t, pod, ip)
+	}
+	on("node-3", "sysctl -qw net.ipv4.conf.all.arp_ignore=1", "ip addr add "+address+"/32 dev lo")
+	t.Cleanup(func() { on("node-3", "sysctl -qw net.ipv4.conf.all.arp_ignore=0") })
+	for _, pod := range pods {
+		leavesAs(t, pod, ip)
+	}
+	wantAssigned("True Assigned " + address + " is on node node-2")
+	take("node-2")
+	wantAssigned("True Assigned " + address + " is on node node-3")
+	put("node-3")
+	on("node-3", "ip addr del "+address+"/32 dev lo")
+	wantAssigned("True Assigned " + address + " is on node node-3")
+	for _, pod := range pods {
+		leavesAs(t, pod, ip)
+	}
+	take("node-3")
+	wantAssigned(nowhere)
+	dropped()
+
+	var moves []string
+	for line := range strings.Lines(kubectl(t, "get", "events.v1.events.k8s.io", "-n", "default", "--sort-by=.eventTime",
+		`-o=jsonpath={range .items[?(@.regarding.name=="static")]}{.reason} {.note}{"\n"}{end}`)) {
+		if strings.HasPrefix(line, "IP") {
+			moves = append(moves, strings.Fields(line)[0]+" "+strings.Fields(line)[len(strings.Fields(line))-1])
+		}
+	}
+	want := []string{"IPAssigned node-2", "IPUnassigned node-2", "IPAssigned node-3", "IPUnassigned node-3"}
+	if !slices.Equal(moves, want) {
+		t.Errorf("Events %q, want %q", moves, want)
+	}
+}
