@@ -88,7 +88,7 @@ func TestAnIPThatAnotherHostUsesIsNotClaimed(t *testing.T) {
 				}
 				return nil
 			})
-			for _, a := range watch.lan.ARPs() {
+			for _, a := range watch.LAN().ARPs() {
 				if a.Time.After(before) && a.TargetIP == ip && a.SenderIP.IsUnspecified() {
 					t.Errorf("it was asked for at a take-over: %s", a)
 				}

@@ -17,12 +17,13 @@ import (
 	"time"
 
 	"github.com/egret-project/egret/integration/lab"
+	"github.com/egret-project/egret/integration/witness"
 )
 
 // The lab that the tests of this package share, and the sniffers that watch it from outside over the whole run.
 var (
 	cluster *lab.Lab
-	watch   *witness
+	watch   *witness.Witness
 )
 
 const leaseTTL = 3 * time.Second
@@ -53,12 +54,12 @@ func run(m *testing.M) (status int) {
 			status = 1
 		}
 	}()
-	if watch, err = startWitness(ctx, cluster); err != nil {
+	if watch, err = witness.Start(ctx, cluster); err != nil {
 		fmt.Fprintln(os.Stderr, "starting the sniffers:", err)
 		return 1
 	}
 	status = m.Run()
-	if err := errors.Join(watch.stop(), crashes()); err != nil {
+	if err := errors.Join(watch.Stop(), crashes()); err != nil {
 		fmt.Fprintln(os.Stderr, "over the whole run:", err)
 		status = 1
 	}
@@ -155,7 +156,7 @@ func powerOff(t *testing.T, name, address string) {
 
 func TestFrozenOwnerStopsAnsweringAndAnotherTakesOver(t *testing.T) {
 	ip, gateway, began := takeOver(t, "frozen", "10.10.0.15", cluster.Freeze, cluster.Thaw)
-	if silent := watch.lastAnswer(ip, gateway).Sub(began); silent > time.Second {
+	if silent := watch.LastAnswer(ip, gateway).Sub(began); silent > time.Second {
 		t.Errorf("%s answered for %s for %v after its agent was frozen", gateway, ip, silent)
 	}
 }
@@ -174,7 +175,7 @@ func TestStrictARP(t *testing.T) {
 	t.Cleanup(func() { set("0", "0") })
 	t.Run("frozen", func(t *testing.T) {
 		ip, gateway, began := takeOver(t, "strict", "10.10.0.33", cluster.Freeze, cluster.Thaw)
-		last := watch.lastAnswer(ip, gateway)
+		last := watch.LastAnswer(ip, gateway)
 		if silent := last.Sub(began); last.IsZero() || silent > time.Second {
 			t.Errorf("%s answered for %s last %v after its agent was frozen", gateway, ip, silent)
 		}
@@ -269,7 +270,7 @@ func takeOver(t *testing.T, name, address string, breaks, mend func(context.Cont
 	time.Sleep(2 * time.Second) // for the former owner to do what it must not
 	stopAsking()
 	leavesAs(t, pod, ip)
-	if err := watch.doubles(); err != nil {
+	if err := watch.Doubles(); err != nil {
 		t.Error(err)
 	}
 	return ip, gateway, began

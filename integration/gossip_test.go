@@ -53,7 +53,7 @@ func TestOwnerCutOffFromEtcdAndPeersIsOvertakenAndSilent(t *testing.T) {
 		}
 	}
 	ip, gateway, began := takeOver(t, "island", "10.10.0.41", each(cluster.Cut), each(cluster.Heal))
-	if silent := watch.lastAnswer(ip, gateway).Sub(began); silent > time.Second {
+	if silent := watch.LastAnswer(ip, gateway).Sub(began); silent > time.Second {
 		t.Errorf("%s answered for %s for %v after it was cut off", gateway, ip, silent)
 	}
 }
@@ -98,7 +98,7 @@ func TestLossOfEtcdLosesNoPacketAndMovesNothing(t *testing.T) {
 		}
 		return nil
 	})
-	if err := watch.doubles(); err != nil {
+	if err := watch.Doubles(); err != nil {
 		t.Error(err)
 	}
 }

@@ -46,7 +46,7 @@ func TestInvariant1NoTwoNodesAnswerForOneIP(t *testing.T) {
 	}
 	time.Sleep(time.Second) // the thawed agent wakes up believing that it is the owner
 	stop()
-	if err := watch.doubles(); err != nil {
+	if err := watch.Doubles(); err != nil {
 		t.Error(err)
 	}
 }
@@ -86,7 +86,7 @@ func TestInvariant2NoPacketOfASelectedPodLeavesWithAnotherSource(t *testing.T) {
 	if got, err := cluster.Source(t.Context(), remote); err == nil {
 		t.Errorf("without an owner the outside host saw %s", got)
 	}
-	if err := watch.strangers(); err != nil {
+	if err := watch.Strangers(); err != nil {
 		t.Error(err)
 	}
 }

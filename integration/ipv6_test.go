@@ -39,7 +39,7 @@ func TestIPv6PlannedMoveLosesNoPacket(t *testing.T) {
 
 func TestIPv6FrozenOwnerStopsAnsweringAndAnotherTakesOver(t *testing.T) {
 	ip, gateway, began := takeOver(t, "frozen-six", "fd10::15", cluster.Freeze, cluster.Thaw)
-	last := watch.lastAnswer(ip, gateway)
+	last := watch.LastAnswer(ip, gateway)
 	if last.IsZero() {
 		t.Errorf("%s never answered for %s: the test proves nothing", gateway, ip)
 	}

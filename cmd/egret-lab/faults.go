@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"strings"
 
 	"github.com/egret-project/egret/integration/lab"
 	"github.com/spf13/cobra"
@@ -17,6 +18,7 @@ func nodeCommands(name *string) []*cobra.Command {
 		{"crash", "Power a node off: its agent is killed, its links go down", (*lab.Lab).Crash},
 		{"recover", "Boot a node that was powered off, with its pods", (*lab.Lab).Recover},
 		{"freeze", "Stop a node's agent where it is (SIGSTOP)", (*lab.Lab).Freeze},
+		{"kill", "Kill a node's agent (SIGKILL); start starts it again", (*lab.Lab).Kill},
 		{"thaw", "Let a frozen agent go on (SIGCONT)", (*lab.Lab).Thaw},
 	} {
 		cmds = append(cmds, &cobra.Command{
@@ -42,7 +44,7 @@ func cutCommands(name *string) []*cobra.Command {
 		{"heal", "Undo cut", (*lab.Lab).Heal},
 	} {
 		cmds = append(cmds, &cobra.Command{
-			Use:   c.verb + " NODE etcd|peers|uplink",
+			Use:   c.verb + " NODE " + strings.Join(lab.Cuts, "|"),
 			Short: c.short,
 			Args:  cobra.ExactArgs(2),
 			RunE: func(cmd *cobra.Command, args []string) error {

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"syscall"
 )
 
@@ -126,17 +127,25 @@ func (l *Lab) signalAgent(ctx context.Context, node string, sig syscall.Signal, 
 	})
 }
 
-// The ways to cut a node off.
-var cuts = []string{"etcd", "peers", "uplink"}
+// Kill ends the agent of a node with SIGKILL; Start starts it again. Nil when it does not run.
+func (l *Lab) Kill(ctx context.Context, node string) error {
+	if _, err := l.NodeNumber(node); err != nil {
+		return err
+	}
+	return l.change(ctx, func(*state) error { return l.stop(ctx, agentProc(node), 0) })
+}
+
+// Cuts are the ways to cut a node off.
+var Cuts = []string{"etcd", "etcd-in", "etcd-out", "peers", "peers-in", "peers-out", "uplink"}
 
 // Cut cuts a node off: from "etcd" (packets to and from the control host are dropped), from its "peers" (the other nodes; their pods
 // included only as far as packets pass between the nodes' own addresses, as an overlay's do), or from everything ("uplink": its
-// link to the LAN has no carrier).
+// link to the LAN has no carrier). With -in only what comes to the node is dropped, with -out only what it sends.
 func (l *Lab) Cut(ctx context.Context, node, what string) error {
 	return l.changeCut(ctx, node, what, func(n int, h, lan *host) error {
 		var addrs []netip.Addr
 		for _, f := range families() {
-			switch what {
+			switch from, _, _ := strings.Cut(what, "-"); from {
 			case "etcd":
 				addrs = append(addrs, f.host(controlHost))
 			case "peers":
@@ -154,7 +163,7 @@ func (l *Lab) Cut(ctx context.Context, node, what string) error {
 	})
 }
 
-// Heal undoes Cut. Nil when there is nothing to undo.
+// Heal undoes Cut; "etcd" and "peers" both directions, whichever were cut. Nil when there is nothing to undo.
 func (l *Lab) Heal(ctx context.Context, node, what string) error {
 	return l.changeCut(ctx, node, what, func(_ int, h, lan *host) error {
 		if what == "uplink" {
@@ -169,8 +178,8 @@ func (l *Lab) changeCut(ctx context.Context, node, what string, f func(n int, h,
 	if err != nil {
 		return err
 	}
-	if !slices.Contains(cuts, what) {
-		return fmt.Errorf("%q: want one of %q", what, cuts)
+	if !slices.Contains(Cuts, what) {
+		return fmt.Errorf("%q: want one of %q", what, Cuts)
 	}
 	return l.change(ctx, func(s *state) error {
 		if s.Crashed[node] {

@@ -3,6 +3,7 @@ package lab
 import (
 	"fmt"
 	"net/netip"
+	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -54,7 +55,8 @@ func addMasquerade(ns netns.NsHandle) error {
 	return nil
 }
 
-// dropTraffic drops, in a namespace, everything to and from some addresses. The name tells one such set from another.
+// dropTraffic drops, in a namespace, everything to and from some addresses; a name with -in or -out at its end, one of the two. The name
+// tells one such set from another.
 func dropTraffic(ns netns.NsHandle, name string, addrs []netip.Addr) error {
 	c, err := nftables.New(nftables.WithNetNSFd(int(ns)))
 	if err != nil {
@@ -66,8 +68,12 @@ func dropTraffic(ns netns.NsHandle, name string, addrs []netip.Addr) error {
 		hook   *nftables.ChainHook
 		field  addressField
 	}{{"-in", nftables.ChainHookPrerouting, sourceField}, {"-out", nftables.ChainHookOutput, destinationField}} {
+		base, direction, one := strings.Cut(name, "-")
+		if one && d.suffix != "-"+direction {
+			continue
+		}
 		chain := c.AddChain(&nftables.Chain{
-			Table: table, Name: name + d.suffix, Type: nftables.ChainTypeFilter, Hooknum: d.hook, Priority: nftables.ChainPriorityRaw,
+			Table: table, Name: base + d.suffix, Type: nftables.ChainTypeFilter, Hooknum: d.hook, Priority: nftables.ChainPriorityRaw,
 		})
 		c.FlushChain(chain) // a second cut changes nothing
 		for _, a := range addrs {
@@ -92,7 +98,7 @@ func passTraffic(ns netns.NsHandle, name string) error {
 		return fmt.Errorf("listing chains: %w", err)
 	}
 	for _, chain := range chains {
-		if chain.Table.Name == "lab" && (chain.Name == name+"-in" || chain.Name == name+"-out") {
+		if chain.Table.Name == "lab" && (chain.Name == name || chain.Name == name+"-in" || chain.Name == name+"-out") {
 			c.FlushChain(chain)
 			c.DelChain(chain)
 		}

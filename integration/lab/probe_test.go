@@ -17,10 +17,10 @@ func TestEvaluate(t *testing.T) {
 		answers map[uint64]netip.Addr
 		want    ProbeResult
 	}{
-		{"without loss the gap is the interval", map[uint64]netip.Addr{0: a, 1: a, 2: a, 3: b}, ProbeResult{4, 0, 10 * ms, map[netip.Addr]int{a: 3, b: 1}}},
-		{"a loss in the middle lasts from the one before to the one after", map[uint64]netip.Addr{0: a, 3: a}, ProbeResult{4, 2, 30 * ms, map[netip.Addr]int{a: 2}}},
-		{"a loss at the ends counts from the begin and to the end", map[uint64]netip.Addr{1: a}, ProbeResult{4, 3, 30 * ms, map[netip.Addr]int{a: 1}}},
-		{"without any answer the gap is the whole probe", nil, ProbeResult{4, 4, 40 * ms, map[netip.Addr]int{}}},
+		{"without loss the gap is the interval", map[uint64]netip.Addr{0: a, 1: a, 2: a, 3: b}, ProbeResult{4, 0, 10 * ms, 10 * ms, map[netip.Addr]int{a: 3, b: 1}}},
+		{"a loss in the middle lasts from the one before to the one after", map[uint64]netip.Addr{0: a, 3: a}, ProbeResult{4, 2, 30 * ms, 10 * ms, map[netip.Addr]int{a: 2}}},
+		{"a loss at the ends counts from the begin and to the end", map[uint64]netip.Addr{1: a}, ProbeResult{4, 3, 30 * ms, 30 * ms, map[netip.Addr]int{a: 1}}},
+		{"without any answer the gap is the whole probe", nil, ProbeResult{4, 4, 40 * ms, 40 * ms, map[netip.Addr]int{}}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if diff := cmp.Diff(test.want, evaluate(sent, 40*ms, test.answers)); diff != "" {

@@ -242,6 +242,15 @@ func (s *Sniffer) Packets() []Packet {
 	return slices.Clone(s.packets)
 }
 
+// TakePackets returns what was captured outside since it was last called, in order of arrival, and forgets it.
+func (s *Sniffer) TakePackets() []Packet {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	packets := s.packets
+	s.packets = nil
+	return packets
+}
+
 // ARPs returns what was captured so far on the LAN, in order of arrival.
 func (s *Sniffer) ARPs() []ARP {
 	s.mu.Lock()

@@ -111,9 +111,17 @@ func (l *Lab) cuts(node string) ([]string, error) {
 	if err != nil {
 		return nil, fmt.Errorf("listing chains: %w", err)
 	}
-	var found []string
+	dropped := map[string]bool{}
 	for _, chain := range chains {
-		if what, in := strings.CutSuffix(chain.Name, "-in"); in && chain.Table.Name == "lab" {
+		if chain.Table.Name == "lab" {
+			dropped[chain.Name] = true
+		}
+	}
+	var found []string
+	for _, what := range Cuts {
+		base, _, one := strings.Cut(what, "-")
+		both := dropped[base+"-in"] && dropped[base+"-out"]
+		if one && dropped[what] && !both || !one && both {
 			found = append(found, what)
 		}
 	}

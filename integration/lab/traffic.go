@@ -66,6 +66,8 @@ type ProbeResult struct {
 	// LongestGap is the longest time in which no datagram was sent that was answered: between one that was and the next, or the ends of
 	// the probe. Without loss it is the interval.
 	LongestGap time.Duration
+	// Tail is how long before the end of the probe the last datagram was sent that was answered: the whole probe when none was.
+	Tail time.Duration
 	// Sources counts the answered datagrams by the source address seen outside.
 	Sources map[netip.Addr]int
 }
@@ -222,6 +224,7 @@ func evaluate(sentAt []time.Duration, end time.Duration, answers map[uint64]neti
 		r.LongestGap = max(r.LongestGap, at-last)
 		last = at
 	}
-	r.LongestGap = max(r.LongestGap, end-last)
+	r.Tail = end - last
+	r.LongestGap = max(r.LongestGap, r.Tail)
 	return r
 }

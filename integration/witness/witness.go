@@ -1,0 +1,257 @@
+package witness
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/integration/lab"
+)
+
+// Witness watches a lab. Its methods may be called from several goroutines.
+type Witness struct {
+	lab          *lab.Lab
+	outside, lan *lab.Sniffer
+	etcd         *clientv3.Client
+	done         chan struct{}
+
+	mu      sync.Mutex // guards what follows
+	bands   []*band
+	tenures map[netip.Addr][]tenure // in order
+	seen    int                     // packets of selected pods
+	strange []error
+	usurped []error
+}
+
+// band is the source ports of a selected pod: SNAT keeps them, so a packet seen outside tells whose it is even when its source address is
+// wrong.
+type band struct {
+	pod     string
+	sources map[netip.Addr]netip.Addr // destination -> expected source
+	// unknown are the destinations to which the pod's node does not know the pod yet, since when. Nothing is judged from then on until the
+	// first packet with the right source.
+	unknown map[netip.Addr]time.Time
+}
+
+// tenure is a time during which a node owned an IP; it ends with the next one.
+type tenure struct {
+	node  string
+	since time.Time
+	why   egress.Reason
+}
+
+const (
+	firstPort = 20000
+	bandSize  = 100
+)
+
+// Start begins to watch; Stop ends it. The owners' records are those below /egret/.
+func Start(ctx context.Context, l *lab.Lab) (*Witness, error) {
+	w := &Witness{lab: l, done: make(chan struct{}), tenures: map[netip.Addr][]tenure{}}
+	var err error
+	if w.outside, err = l.Sniff(ctx, "outside"); err != nil {
+		return nil, err
+	}
+	if w.lan, err = l.Sniff(ctx, "lan"); err != nil {
+		return nil, err
+	}
+	w.etcd, err = clientv3.New(clientv3.Config{Endpoints: []string{l.EtcdEndpoint()}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+	if err != nil {
+		return nil, err
+	}
+	go w.follow(ctx)
+	return w, nil
+}
+
+// follow records the tenures. An interrupted watch goes on by itself, at the revision where it was.
+func (w *Witness) follow(ctx context.Context) {
+	defer close(w.done)
+	for r := range w.etcd.Watch(ctx, "/egret/owners/", clientv3.WithPrefix(), clientv3.WithPrevKV()) {
+		for _, e := range r.Events {
+			var o, former egress.Owner
+			if e.Type != clientv3.EventTypePut || json.Unmarshal(e.Kv.Value, &o) != nil {
+				continue
+			}
+			w.mu.Lock()
+			w.tenures[o.IP] = append(w.tenures[o.IP], tenure{o.Node, o.Since, o.Why})
+			if e.PrevKv != nil && json.Unmarshal(e.PrevKv.Value, &former) == nil && former.Node != o.Node && o.From != former.Node {
+				w.usurped = append(w.usurped, fmt.Errorf("revision %d: %s took %s from %s, which had not let go", e.Kv.ModRevision, o.Node, o.IP, former.Node))
+			}
+			w.mu.Unlock()
+		}
+	}
+}
+
+// Select says that from now on, until the end of the run, a pod (namespace/name) leaves as each of ips, one of a family at most. The pod's
+// source ports are set for that. The pod opens no connection before Select returns.
+func (w *Witness) Select(ctx context.Context, pod string, ips ...netip.Addr) error {
+	b := &band{pod: pod, sources: map[netip.Addr]netip.Addr{}, unknown: map[netip.Addr]time.Time{}}
+	for _, ip := range ips {
+		b.sources[OutsideOf(ip)] = ip
+	}
+	w.mu.Lock()
+	low := firstPort + bandSize*len(w.bands)
+	w.bands = append(w.bands, b)
+	w.mu.Unlock()
+	set := fmt.Sprintf("echo %d %d >/proc/sys/net/ipv4/ip_local_port_range", low, low+bandSize-1)
+	if out, err := w.lab.Exec(ctx, "pod", pod, "sh", "-c", set); err != nil {
+		return fmt.Errorf("setting the source ports of %s: %w\n%s", pod, err, out)
+	}
+	return nil
+}
+
+// Booting says that the node of a selected pod boots now: until it knows the pod, the pod leaves as the CNI has it.
+func (w *Witness) Booting(pod string) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, b := range w.bands {
+		for to := range b.sources {
+			if b.pod == pod {
+				b.unknown[to] = time.Now()
+			}
+		}
+	}
+}
+
+// LAN returns the sniffer on the LAN.
+func (w *Witness) LAN() *lab.Sniffer { return w.lan }
+
+// OutsideOf returns the address of the outside host in the family of ip.
+func OutsideOf(ip netip.Addr) netip.Addr {
+	if ip.Is6() {
+		return lab.OutsideIP6
+	}
+	return lab.OutsideIP
+}
+
+// Stop ends the watch and returns what was seen that must never be.
+func (w *Witness) Stop() error {
+	errs := []error{w.outside.Stop(), w.lan.Stop(), w.etcd.Close()}
+	<-w.done
+	return errors.Join(append(errs, w.Strangers(), w.Doubles(), w.Usurped())...)
+}
+
+// Usurped returns the owners that had not let go when another became the owner.
+func (w *Witness) Usurped() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return errors.Join(w.usurped...)
+}
+
+// Strangers returns the packets of selected pods that left with another source than their egress IP, the first ten.
+func (w *Witness) Strangers() error {
+	packets := w.outside.TakePackets()
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	for _, p := range packets {
+		i := (int(p.SrcPort) - firstPort) / bandSize
+		if int(p.SrcPort) < firstPort || i >= len(w.bands) || !w.bands[i].sources[p.Dst].IsValid() {
+			continue
+		}
+		w.seen++
+		b := w.bands[i]
+		want, since := b.sources[p.Dst], b.unknown[p.Dst]
+		switch {
+		case !since.IsZero() && !p.Time.Before(since):
+			if p.Src == want {
+				delete(b.unknown, p.Dst)
+			}
+		case p.Src != want && len(w.strange) < 10:
+			w.strange = append(w.strange, fmt.Errorf("a packet of %s left with another source than %s: %s", b.pod, want, p))
+		}
+	}
+	if len(w.bands) > 0 && w.seen == 0 {
+		return errors.New("no packet of a selected pod was seen outside: the sniffer proves nothing")
+	}
+	return errors.Join(w.strange...)
+}
+
+// word is a packet in which a host told the link-layer address of an IP.
+type word struct {
+	time time.Time
+	port string
+	ip   netip.Addr
+	fmt.Stringer
+}
+
+// spoken returns what was said on the LAN so far, in ARP and NDP, in order.
+func (w *Witness) spoken() []word {
+	var words []word
+	for _, a := range w.lan.ARPs() {
+		words = append(words, word{a.Time, a.Port, a.SenderIP, a})
+	}
+	for _, n := range w.lan.NDPs() {
+		words = append(words, word{n.Time, n.Port, n.IP, n})
+	}
+	slices.SortStableFunc(words, func(a, b word) int { return a.time.Compare(b.time) })
+	return words
+}
+
+// Doubles returns the packets with which a node spoke for an egress IP after another, later owner had, the first ten.
+func (w *Witness) Doubles() error {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	var errs []error
+	latest := map[netip.Addr]int{}
+	seen := 0
+	for _, a := range w.spoken() {
+		tenures := w.tenures[a.ip]
+		if len(tenures) == 0 || a.port == "to-outside" {
+			continue // not an egress IP, or a test's stranger
+		}
+		seen++
+		node := a.port[len("to-"):]
+		i := len(tenures) - 1
+		for ; i >= 0; i-- {
+			if t := tenures[i]; t.node == node && !t.since.After(a.time) {
+				break
+			}
+		}
+		switch {
+		case i < 0:
+			errs = append(errs, fmt.Errorf("%s spoke for %s and never owned it before: %s", node, a.ip, a))
+		case i < latest[a.ip]:
+			errs = append(errs, fmt.Errorf("%s spoke for %s after %s had: %s", node, a.ip, tenures[latest[a.ip]].node, a))
+		default:
+			latest[a.ip] = i
+		}
+	}
+	if len(w.tenures) > 0 && seen == 0 {
+		errs = append(errs, errors.New("no ARP packet or advertisement for an egress IP was seen: the sniffer proves nothing"))
+	}
+	return errors.Join(errs[:min(len(errs), 10)]...)
+}
+
+// LastAnswer returns when the node last spoke for ip; zero: never.
+func (w *Witness) LastAnswer(ip netip.Addr, node string) time.Time {
+	for _, a := range slices.Backward(w.spoken()) {
+		if a.ip == ip && a.port == "to-"+node {
+			return a.time
+		}
+	}
+	return time.Time{}
+}
+
+// Tenures counts the changes of owners seen so far, by their reasons.
+func (w *Witness) Tenures() map[egress.Reason]int {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	count := map[egress.Reason]int{}
+	for _, tenures := range w.tenures {
+		for i, t := range tenures {
+			if i == 0 || tenures[i-1].node != t.node || !tenures[i-1].since.Equal(t.since) { // else its lock moved to another lease
+				count[t.why]++
+			}
+		}
+	}
+	return count
+}
