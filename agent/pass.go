@@ -217,10 +217,20 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 	d.NFT.Fenced = append(d.NFT.Fenced, links.Addresses()...)
 	addrs, moves, rules := vlan.Diff(links, d.VLAN), routing.Diff(routes, d.Routing), nft.Diff(tables, d.NFT)
 
-	errs := []error{in("addresses", a.links.Apply(addrs.Removes())), in("routes", a.router.Apply(moves.Adds()))}
+	errs := []error{in("addresses", a.links.Apply(addrs.Removes()))}
+	arrive := func() { errs = append(errs, in("routes", a.router.Apply(moves.Adds()))) }
+	// Where the tables are not whole, as after a boot, they come before the overlay: what it brings would pass without them, and leave
+	// with this node's own address.
+	whole := len(rules.Repairs) == 0
+	if whole {
+		arrive()
+	}
 	if err := a.tables.Apply(rules); err != nil {
 		// Without its fence no address may come, and without the new tables no route may go.
 		return false, errors.Join(append(errs, in("nftables", err))...)
+	}
+	if !whole {
+		arrive()
 	}
 	a.log(ctx, addrs, moves, rules)
 	errs = append(errs,
