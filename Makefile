@@ -5,7 +5,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # The race detector wants the data plane tests to have time; a package that hangs is killed by this bound.
 TIMEOUT := 15m
 
-.PHONY: build demo test test-unit test-integration lint generate kube tools clean
+.PHONY: build demo test test-unit test-integration test-faults lint generate kube tools clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-lab
@@ -20,14 +20,23 @@ kube: tools
 demo: build kube
 	bin/egret-lab demo
 
-test: test-unit test-integration
+test: test-unit test-integration test-faults
 
 # Without root, the tests that need network namespaces skip themselves here; as root they run.
 test-unit: tools kube
 	go test -race -shuffle=on -timeout $(TIMEOUT) $$(go list ./... | grep -v /integration)
 
 test-integration: build kube
-	go test -count=1 -shuffle=on -timeout 20m ./integration/...
+	go test -count=1 -shuffle=on -timeout 20m $$(go list ./integration/... | grep -v /faults)
+
+# Random faults for DURATION, under a probe every INTERVAL. A seed that failed: make test-faults SEED=<seed> ROUND=<round>.
+DURATION ?= 2m
+INTERVAL ?= 5ms
+SEED     ?= 0
+ROUND    ?= -1
+
+test-faults: build kube
+	go test -count=1 -v -timeout 0 ./integration/faults -seed $(SEED) -round $(ROUND) -time $(DURATION) -interval $(INTERVAL)
 
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
