@@ -75,6 +75,7 @@ type agent struct {
 	inUse       map[lock]bool            // locks of this node that it acts upon
 	met         map[string]time.Time     // since when the lease of an agent is seen
 	dead        map[string]time.Time     // since when the agent of a lease is seen to be dead
+	missed      map[string]bool          // nodes that were lost to this one while it was cut off, and are not seen again yet
 	linger      map[netip.Addr]time.Time // until when this node relays for the IP's next owner
 	owed        owed                     // connections that are to be opened anew
 	announced   map[netip.Addr]string    // as of the last pass that was complete

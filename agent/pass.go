@@ -420,7 +420,7 @@ func (a *agent) claim(ctx context.Context, t turn) (next time.Time, err error) {
 // acquaintance is how long a lease must have been seen before its agent counts as dead: a new one may not have joined the gossip yet.
 const acquaintance = 2 * time.Second
 
-// meet tells the gossip of the other agents, and notes since when their leases are seen.
+// meet tells the gossip of the other agents, and notes since when their leases are seen, and who is missed.
 func (a *agent) meet(t turn) {
 	peers, met := map[string]netip.Addr{}, map[string]time.Time{}
 	for name, r := range t.Agents {
@@ -433,6 +433,7 @@ func (a *agent) meet(t turn) {
 		}
 	}
 	a.met = met
+	a.missed = plan.Missed(t.Snapshot, a.Node, a.isDead, a.missed)
 	a.gossip.Set(t.facts.Underlay, peers)
 }
 
@@ -446,6 +447,9 @@ func (a *agent) revoke(ctx context.Context, t turn) (next time.Time, err error) 
 	dead := map[string]time.Time{}
 	var errs []error
 	for _, r := range plan.Revocations(t.Snapshot, a.Node, a.isDead) {
+		if a.missed[r.Agent.Node] {
+			continue
+		}
 		lease := r.Agent.Lease
 		if dead[lease] = a.dead[lease]; dead[lease].IsZero() {
 			dead[lease] = t.now

@@ -57,3 +57,17 @@ func Revocations(s *egress.Snapshot, node string, dead func(node string) bool) [
 	}
 	return out
 }
+
+// Missed returns the nodes that died by the gossip while the node itself may have been cut off, and have not been seen since: missed
+// are those so far. Their deaths say nothing. When the gossip comes back it finds them one by one, and the first ones found may make
+// most before the others are.
+func Missed(s *egress.Snapshot, node string, dead func(node string) bool, missed map[string]bool) map[string]bool {
+	alone := Living(s, node, dead) == nil
+	out := map[string]bool{}
+	for name := range s.Agents {
+		if name != node && dead(name) && (alone || missed[name]) {
+			out[name] = true
+		}
+	}
+	return out
+}

@@ -1,6 +1,7 @@
 package plan
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -52,6 +53,24 @@ func TestRevocations(t *testing.T) {
 				t.Error(d)
 			}
 		})
+	}
+}
+
+func TestDeathsSeenWhileCutOffSayNothing(t *testing.T) {
+	s := &egress.Snapshot{Agents: map[string]egress.Agent{"a": {Node: "a"}, "b": {Node: "b"}, "c": {Node: "c"}}}
+	var missed map[string]bool
+	steps := []struct{ dead, want []string }{
+		{[]string{"b"}, nil}, // the node sees two of three
+		{[]string{"b", "c"}, []string{"b", "c"}},
+		{[]string{"c"}, []string{"c"}}, // the gossip is coming back
+		{nil, nil},
+		{[]string{"c"}, nil},
+	}
+	for i, step := range steps {
+		missed = Missed(s, "a", func(n string) bool { return slices.Contains(step.dead, n) }, missed)
+		if got := slices.Sorted(maps.Keys(missed)); !slices.Equal(got, step.want) {
+			t.Errorf("step %d: missed %v, want %v", i, got, step.want)
+		}
 	}
 }
 

@@ -217,7 +217,9 @@ func TestALinkOfOthersByOurNameIsSaidAndKept(t *testing.T) {
 			for line := range strings.SplitSeq(lines+"; ip addr add 10.10.0.9/32 dev egret0; ip link set egret0 up", "; ") {
 				netns.Run(t, line)
 			}
-			everything := func() string { return carrier.ReplaceAllString(netns.Run(t, "ip -o addr")+netns.Run(t, "ip -o link"), "") }
+			everything := func() string {
+				return carrier.ReplaceAllString(netns.Run(t, "ip -o addr")+netns.Run(t, "ip -o link"), "")
+			}
 			before := everything()
 			want, _ := sections(t, "testdata/dual.txtar")
 			for _, err := range []error{l.Apply(Diff(observe(t, l), want)), l.Delete()} {
