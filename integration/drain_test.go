@@ -64,9 +64,7 @@ func TestDrainLosesNoPacketAndTheHistoryShowsIt(t *testing.T) {
 		t.Log(strings.TrimSpace(egret(t, "drain", gateway, "--wait", "--timeout", "20s")))
 	})
 	only(t, result, ip)
-	if result.Lost > 0 {
-		t.Errorf("%d of %d packets lost, longest gap %v", result.Lost, result.Sent, result.LongestGap)
-	}
+	lossless(t, "drain", result)
 	if owner := ownership(t)[ip]; owner != other {
 		t.Errorf("the owner is %s, want %s: %s is drained, %s cordoned in Kubernetes", owner, other, gateway, podNode)
 	}
@@ -93,9 +91,7 @@ func TestDrainLosesNoPacketAndTheHistoryShowsIt(t *testing.T) {
 		})
 	})
 	only(t, result, ip)
-	if result.Lost > 0 {
-		t.Errorf("when room appeared: %d of %d packets lost, longest gap %v", result.Lost, result.Sent, result.LongestGap)
-	}
+	lossless(t, "when room appeared", result)
 	if out := egret(t, "unpin", ip.String()); !strings.Contains(out, "unpinned") {
 		t.Errorf("egret unpin: %s", out)
 	}

@@ -336,9 +336,7 @@ func TestRestartOfAgentsLosesNoPacket(t *testing.T) {
 		}
 	})
 	only(t, result, ip)
-	if result.Lost > 0 {
-		t.Errorf("%d of %d packets lost while every agent was restarted; longest gap %v", result.Lost, result.Sent, result.LongestGap)
-	}
+	lossless(t, "while every agent was restarted", result)
 	if after := ownership(t); !maps.Equal(owners, after) {
 		t.Errorf("owners before %v, after %v", owners, after)
 	}
@@ -368,13 +366,11 @@ func plannedMove(t *testing.T, name, address string) {
 		return result
 	}
 	for _, to := range []string{other, gateway} {
-		if r := move(to); r.Lost > 0 {
-			t.Errorf("move to %s: %d of %d packets lost, longest gap %v", to, r.Lost, r.Sent, r.LongestGap)
-		}
+		lossless(t, "move to "+to, move(to))
 	}
 	// To the pod's own node and away again the connection is translated on another node than before, and so starts afresh there.
 	for _, to := range []string{node, gateway} {
-		if r := move(to); r.LongestGap > 500*time.Millisecond {
+		if r := move(to); r.LongestGap-r.Stalled > 500*time.Millisecond {
 			t.Errorf("move to %s: no answer for %v, want at most 500ms", to, r.LongestGap)
 		}
 	}

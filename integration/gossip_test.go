@@ -5,9 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"maps"
-	"os"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 )
@@ -80,18 +78,7 @@ func TestLossOfEtcdLosesNoPacketAndMovesNothing(t *testing.T) {
 		}
 	})
 	only(t, result, ip)
-	t.Logf("sent %d, lost %d, longest gap %v", result.Sent, result.Lost, result.LongestGap)
-	if result.Lost > 0 {
-		for _, node := range nodes() {
-			log, _ := os.ReadFile(cluster.LogFile("agent-" + node)) // explains only
-			for line := range strings.Lines(string(log)) {
-				if strings.Contains(line, "permits") {
-					t.Logf("%s: %s", node, line)
-				}
-			}
-		}
-		t.Errorf("%d of %d packets lost; longest gap %v", result.Lost, result.Sent, result.LongestGap)
-	}
+	lossless(t, "without etcd", result)
 	eventually(t, 5*time.Second, func() error {
 		if after := ownership(t); !maps.Equal(owners, after) {
 			return fmt.Errorf("owners before %v, after %v", owners, after)

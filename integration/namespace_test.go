@@ -260,6 +260,18 @@ func only(t *testing.T, r lab.ProbeResult, ip netip.Addr) {
 	}
 }
 
+// lossless fails the test when a probe of an interval of 1 ms lost packets. Where the machine stalled, the agents had no time to renew
+// their permits either: as long as it stalled, packets may be lost.
+func lossless(t *testing.T, what string, r lab.ProbeResult) {
+	t.Helper()
+	if r.Lost > 0 {
+		t.Logf("%s: %d of %d packets lost, longest gap %v; the machine stalled for %v", what, r.Lost, r.Sent, r.LongestGap, r.Stalled)
+	}
+	if time.Duration(r.Lost)*time.Millisecond > r.Stalled {
+		t.Errorf("%s: %d of %d packets lost, want none", what, r.Lost, r.Sent)
+	}
+}
+
 // volatile is what nft prints that changes by itself.
 var volatile = regexp.MustCompile(`counter packets \d+ bytes \d+| ?expires \S+|# handle \d+`)
 

@@ -17,16 +17,24 @@ func TestEvaluate(t *testing.T) {
 		answers map[uint64]netip.Addr
 		want    ProbeResult
 	}{
-		{"without loss the gap is the interval", map[uint64]netip.Addr{0: a, 1: a, 2: a, 3: b}, ProbeResult{4, 0, 10 * ms, 10 * ms, map[netip.Addr]int{a: 3, b: 1}}},
-		{"a loss in the middle lasts from the one before to the one after", map[uint64]netip.Addr{0: a, 3: a}, ProbeResult{4, 2, 30 * ms, 10 * ms, map[netip.Addr]int{a: 2}}},
-		{"a loss at the ends counts from the begin and to the end", map[uint64]netip.Addr{1: a}, ProbeResult{4, 3, 30 * ms, 30 * ms, map[netip.Addr]int{a: 1}}},
-		{"without any answer the gap is the whole probe", nil, ProbeResult{4, 4, 40 * ms, 40 * ms, map[netip.Addr]int{}}},
+		{"without loss the gap is the interval", map[uint64]netip.Addr{0: a, 1: a, 2: a, 3: b}, ProbeResult{4, 0, 10 * ms, 10 * ms, map[netip.Addr]int{a: 3, b: 1}, 0}},
+		{"a loss in the middle lasts from the one before to the one after", map[uint64]netip.Addr{0: a, 3: a}, ProbeResult{4, 2, 30 * ms, 10 * ms, map[netip.Addr]int{a: 2}, 0}},
+		{"a loss at the ends counts from the begin and to the end", map[uint64]netip.Addr{1: a}, ProbeResult{4, 3, 30 * ms, 30 * ms, map[netip.Addr]int{a: 1}, 0}},
+		{"without any answer the gap is the whole probe", nil, ProbeResult{4, 4, 40 * ms, 40 * ms, map[netip.Addr]int{}, 0}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if diff := cmp.Diff(test.want, evaluate(sent, 40*ms, test.answers)); diff != "" {
 				t.Errorf("(-want +got):\n%s", diff)
 			}
 		})
+	}
+}
+
+func TestEvaluateCountsStalls(t *testing.T) {
+	const ms = time.Millisecond
+	r := evaluate([]time.Duration{0, 20 * ms, 70 * ms, 71 * ms, 101 * ms}, 102*ms, nil)
+	if r.Stalled != 40*ms {
+		t.Errorf("stalled for %v, want 40ms: pauses of 50ms and 30ms, each less 20ms", r.Stalled)
 	}
 }
 

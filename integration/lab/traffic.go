@@ -70,6 +70,8 @@ type ProbeResult struct {
 	Tail time.Duration
 	// Sources counts the answered datagrams by the source address seen outside.
 	Sources map[netip.Addr]int
+	// Stalled is the time in which the machine did not let the probe send: what each pause between two datagrams has over 20 ms.
+	Stalled time.Duration
 }
 
 // MarshalJSON writes the gap in milliseconds.
@@ -215,6 +217,9 @@ func evaluate(sentAt []time.Duration, end time.Duration, answers map[uint64]neti
 	r := ProbeResult{Sent: len(sentAt), Sources: map[netip.Addr]int{}}
 	var last time.Duration
 	for i, at := range sentAt {
+		if i > 0 {
+			r.Stalled += max(0, at-sentAt[i-1]-20*time.Millisecond)
+		}
 		ip, ok := answers[uint64(i)]
 		if !ok {
 			r.Lost++
