@@ -38,7 +38,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	c.AddCommand(agentCommand(), checkCommand(), crdsyncCommand(), getCommand(), historyCommand(),
+	c.AddCommand(agentCommand(), checkCommand(), cleanupCommand(), crdsyncCommand(), getCommand(), historyCommand(),
 		moveCommand(), unpinCommand(), cordonCommand(), uncordonCommand(), drainCommand())
 	return c
 }
