@@ -5,7 +5,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # The race detector wants the data plane tests to have time; a package that hangs is killed by this bound.
 TIMEOUT := 15m
 
-.PHONY: build demo test test-unit test-integration test-faults lint generate kube tools clean
+.PHONY: build demo test test-unit test-integration test-vm test-faults lint generate kube tools clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-lab
@@ -20,7 +20,15 @@ kube: tools
 demo: build kube
 	bin/egret-lab demo
 
-test: test-unit test-integration test-faults
+# What a test needs and did not find here, it must have found in test-vm.
+test: export EGRET_NEEDS := $(CURDIR)/bin/needs
+test:
+	mkdir -p bin && rm -f $(EGRET_NEEDS)
+	$(MAKE) test-unit
+	$(MAKE) test-vm
+	$(MAKE) test-integration
+	$(MAKE) test-faults
+	go run ./internal/need/needcheck $(EGRET_NEEDS)
 
 # Without root, the tests that need network namespaces skip themselves here; as root they run.
 test-unit: tools kube
@@ -28,6 +36,10 @@ test-unit: tools kube
 
 test-integration: build kube
 	go test -count=1 -shuffle=on -timeout 20m $$(go list ./integration/... | grep -v /faults)
+
+# The tests of the packages that program the kernel, on Debian's kernel in a virtual machine: integration/vm/test.
+test-vm: tools
+	integration/vm/test
 
 # Random faults for DURATION, under a probe every INTERVAL. A seed that failed: make test-faults SEED=<seed> ROUND=<round>.
 DURATION ?= 2m
