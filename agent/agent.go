@@ -45,6 +45,8 @@ type Config struct {
 
 	Rebalance time.Duration // for how long an IP belongs elsewhere before it is moved there; 0: it stays
 
+	Uplink string // link that all egress IPs leave by; "": the one whose subnet holds the IP, else that of NodeIP
+
 	Except []netip.Prefix // destinations that are never SNATed, on top of nodes and pod CIDRs
 }
 
@@ -75,6 +77,7 @@ type agent struct {
 	inUse       map[lock]bool            // locks of this node that it acts upon
 	met         map[string]time.Time     // since when the lease of an agent is seen
 	dead        map[string]time.Time     // since when the agent of a lease is seen to be dead
+	resets      map[string]int           // how often somebody reset rp_filter of a VLAN link
 	missed      map[string]bool          // nodes that were lost to this one while it was cut off, and are not seen again yet
 	linger      map[netip.Addr]time.Time // until when this node relays for the IP's next owner
 	owed        owed                     // connections that are to be opened anew
@@ -174,7 +177,7 @@ func open(cfg Config) (*agent, error) {
 		seen:   map[lock]time.Time{}, unowned: map[netip.Addr]time.Time{}, linger: map[netip.Addr]time.Time{},
 		adopted: map[netip.Addr]bool{}, owed: newOwed(), history: newHistory(),
 		asked: map[netip.Addr]time.Time{}, avoid: map[string]time.Time{}, misplaced: map[egress.Move]time.Time{},
-		inUse: map[lock]bool{}, met: map[string]time.Time{}, dead: map[string]time.Time{},
+		inUse: map[lock]bool{}, resets: map[string]int{}, met: map[string]time.Time{}, dead: map[string]time.Time{},
 	}
 	a.owed.all = true // what the former agent left undone is not known
 	var err error

@@ -114,14 +114,29 @@ func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 			local[addr] = true
 		}
 	}
-	var mac [6]byte
-	if len(link.MAC) == len(mac) { // an address of another length is not Ethernet's
-		mac = [6]byte(link.MAC)
+	links, err := routing.Links()
+	if err != nil {
+		return plan.Facts{}, err
 	}
-	return plan.Facts{
-		Node: a.Node, Underlay: ip, Uplink: link.Name, UplinkMTU: link.MTU, UplinkMAC: mac, UplinkUp: link.Up, NoIPv6: !link.HasIPv6(),
+	f := plan.Facts{
+		Node: a.Node, Underlay: ip, Uplink: link.Name, UplinkMTU: link.MTU, UplinkMAC: mac(link), UplinkUp: link.Up, NoIPv6: !link.HasIPv6(),
+		PoolUplink: a.Uplink, NoVLAN: !slices.Contains(a.features, check.VLAN),
 		AnswersARP: slices.Contains(a.features, check.ARPAnswers), Local: local, Except: a.Except,
-	}, nil
+	}
+	for _, l := range links {
+		f.Links = append(f.Links, plan.Link{
+			Name: l.Name, MTU: l.MTU, MAC: mac(l), Up: l.Up, IPv6: l.HasIPv6(), Prefixes: l.Addrs, VLAN: l.VLAN, Parent: l.Parent,
+		})
+	}
+	return f, nil
+}
+
+// mac returns the MAC address of a link; zero for one whose addresses are not Ethernet's.
+func mac(l routing.Link) (out [6]byte) {
+	if len(l.MAC) == len(out) {
+		out = [6]byte(l.MAC)
+	}
+	return out
 }
 
 // roles sets what this node may do for each egress IP, and returns when that changes by time alone.
@@ -205,6 +220,9 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 	if err != nil {
 		return false, in("addresses", err)
 	}
+	// Routes lead to them.
+	vlans := vlan.Diff(links, d.VLAN).Links()
+	made := in("VLAN links", a.links.Apply(vlans))
 	routes, err := a.router.Observe()
 	if err != nil {
 		return false, in("routes", err)
@@ -217,7 +235,7 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 	d.NFT.Fenced = append(d.NFT.Fenced, links.Addresses()...)
 	addrs, moves, rules := vlan.Diff(links, d.VLAN), routing.Diff(routes, d.Routing), nft.Diff(tables, d.NFT)
 
-	errs := []error{in("addresses", a.links.Apply(addrs.Removes()))}
+	errs := []error{made, in("addresses", a.links.Apply(addrs.Removes()))}
 	arrive := func() { errs = append(errs, in("routes", a.router.Apply(moves.Adds()))) }
 	// Where the tables are not whole, as after a boot, they come before the overlay: what it brings would pass without them, and leave
 	// with this node's own address.
@@ -233,6 +251,7 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 		arrive()
 	}
 	a.log(ctx, addrs, moves, rules)
+	a.countResets(moves.Loosened, d)
 	errs = append(errs,
 		in("conntrack", a.reopen(rules, d.NFT)), // at once: until then the packets of rerouted connections are dropped
 		in("addresses", a.links.Apply(addrs.Adds())), in("routes", a.router.Apply(moves.Removes())))
@@ -287,6 +306,22 @@ func (a *agent) reopen(c nft.Changes, tables nft.State) error {
 }
 
 func newOwed() owed { return owed{ids: map[egress.ID]bool{}, pods: map[netip.Addr]bool{}} }
+
+// countResets counts how often somebody else set rp_filter of a VLAN link, and says so.
+func (a *agent) countResets(loosened []string, d plan.Desired) {
+	for _, link := range loosened {
+		n, known := a.resets[link]
+		if a.resets[link] = 0; known { // else the link is new
+			a.resets[link] = n + 1
+			a.Log.Warn("rp_filter was reset, and is loose again", "link", link, "times", n+1)
+		}
+	}
+	for link := range a.resets {
+		if !slices.ContainsFunc(d.Routing.Subnets, func(s routing.Subnet) bool { return s.Link == link }) {
+			delete(a.resets, link)
+		}
+	}
+}
 
 // log says what changed in the kernel: one line a change, and a steady state is silent. The lines of the ruleset itself, which is the
 // same on every node, are for debugging.
@@ -360,7 +395,7 @@ func (a *agent) publish(ctx context.Context, t turn, fenced bool) error {
 	}
 	r := egress.Agent{
 		Node: a.Node, Address: t.facts.Underlay, MAC: egress.OverlayMAC(t.facts.Underlay).String(), Lease: store.FormatLease(t.lease.ID()),
-		Version: a.Version, Features: a.features, Since: a.since,
+		Version: a.Version, Features: a.features, Since: a.since, Refused: plan.Refused(t.Snapshot, t.facts),
 	}
 	have := t.Agents[a.Node]
 	r.Faults = have.Faults // publishFaults changes them
@@ -375,7 +410,7 @@ func (a *agent) publish(ctx context.Context, t turn, fenced bool) error {
 	// What a former agent extended is cut by now.
 	r.Revocable = a.gossip != nil && (fenced || have.Revocable)
 	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) &&
-		maps.Equal(have.Conflicts, r.Conflicts) && have.Revocable == r.Revocable && have.Restarting == r.Restarting {
+		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Refused, r.Refused) && have.Revocable == r.Revocable && have.Restarting == r.Restarting {
 		return nil
 	}
 	return a.Store.PutAgent(ctx, t.lease, r)

@@ -6,10 +6,13 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/mdlayher/packet"
+
+	"github.com/egret-project/egret/egress"
 )
 
 // gaps are the times between the announcements of a new address: at 0, 1.1, 2.2 and 4.4 s. The first steps are longer than the second
@@ -193,7 +196,7 @@ func (a *Announcer) links() (list4, list6 map[netip.Addr]string) {
 	for ip, e := range a.schedule {
 		if ip.Is4() {
 			list4[ip] = e.link
-		} else {
+		} else if !strings.HasPrefix(e.link, egress.VLANLinkPrefix) { // on such a link the address is there, and the kernel answers
 			list6[ip] = e.link
 		}
 	}

@@ -38,7 +38,7 @@ var probes = []probe{
 	{"bridge", "the link of the egress IPs, where there is no dummy", Warning, "without it and without dummy, no egress IP can be held", func() error {
 		return addLink(&netlink.Bridge{LinkAttrs: named("t-bridge")})
 	}},
-	{"vlan", "pools with a VLAN", Warning, "this node cannot hold the IPs of pools with a VLAN", tryVLAN},
+	{VLAN, "pools with a VLAN", Warning, "this node cannot hold the IPs of pools with a VLAN", tryVLAN},
 	{"nft-inet-nat", "SNAT", Missing, noTables, func() error {
 		return tryChain(nftables.TableFamilyINet, &nftables.Chain{
 			Name: "nat", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
@@ -70,6 +70,9 @@ var probes = []probe{
 		return err
 	}},
 }
+
+// VLAN is the name of the check for links of VLANs.
+const VLAN = "vlan"
 
 // ARPAnswers is the name of the check for what it takes to answer ARP in nftables.
 const ARPAnswers = "nft-fwd"

@@ -157,6 +157,7 @@ func (s scene) unheld(a egress.Address) string {
 		return fmt.Sprintf("no node holds %s: pool %s does not exist", a.IP, a.Pool)
 	}
 	selected, alive, full := 0, 0, 0
+	var refused []string
 	for _, n := range s.nodes {
 		if !pool.NodeSelector.Matches(n.Labels) {
 			continue
@@ -164,6 +165,10 @@ func (s scene) unheld(a egress.Address) string {
 		selected++
 		_, running := s.agents[n.Name]
 		_, cordoned := s.cordons[n.Name]
+		if why := s.agents[n.Name].Refused[a.Pool]; why != "" {
+			refused = append(refused, fmt.Sprintf("node %s: %s", n.Name, why))
+			continue
+		}
 		if running && !cordoned && !n.Cordoned {
 			alive++
 			if n.Capacity > 0 && s.load[n.Name] >= n.Capacity {
@@ -174,6 +179,12 @@ func (s scene) unheld(a egress.Address) string {
 	switch {
 	case selected == 0:
 		return fmt.Sprintf("no node holds %s: pool %s selects none", a.IP, a.Pool)
+	case alive == 0 && len(refused) > 0:
+		more := ""
+		if n := len(refused) - maxNamed; n > 0 {
+			more = fmt.Sprintf("; and %d more nodes", n)
+		}
+		return fmt.Sprintf("no node holds %s: %s%s", a.IP, strings.Join(refused[:min(len(refused), maxNamed)], "; "), more)
 	case alive == 0:
 		return fmt.Sprintf("no node holds %s: pool %s selects %d, of which none has a live agent and is not cordoned", a.IP, a.Pool, selected)
 	case full == alive:

@@ -313,6 +313,10 @@ func testCauses(c *cluster) {
 		{"its label goes", func() { node(`{"metadata": {"labels": {"gateway": null}}}`) }, none},
 		{"the pool selects all", func() { c.patch("ExternalIPPool", "p", `{"spec": {"nodeSelector": {"matchLabels": null}}}`) }, dead},
 		{"its agent comes", func() { agent(nil) }, one},
+		{"it has another link with the pool's VLAN", func() {
+			c.put("agents/node-1", egress.Agent{Node: "node-1", Address: ip("192.0.2.1"), Refused: map[string]string{"p": "link x has VLAN 7"}})
+		}, unheld + ": node node-1: link x has VLAN 7"},
+		{"the link goes", func() { agent(nil) }, one},
 		{"it is cordoned", func() { c.put("cordons/node-1", egress.Cordon{}) }, dead},
 		{"it is uncordoned", func() { gone("cordons/node-1") }, one},
 		{"the annotation takes its room", func() { node(`{"metadata": {"annotations": {"node.antrea.io/max-egress-ips": "0"}}}`) }, dead},

@@ -55,6 +55,8 @@ const (
 	OverlayLink = "egret.vx"
 	// AddressLink names the link, always down, that carries the addresses of the egress IPs hosted in the default subnet.
 	AddressLink = "egret0"
+	// VLANLinkPrefix begins the names of the VLAN links; the VLAN id follows.
+	VLANLinkPrefix = "egret."
 	// TableName names the nftables tables: `table inet egret`, `table arp egret`, `table netdev egret`.
 	TableName = "egret"
 	// StatusPort is the TCP port of metrics and health.
@@ -63,6 +65,12 @@ const (
 
 // MaxNodeIndex is the largest Node.Index; the routing marks above it, up to LocalMark, are for subnets.
 const MaxNodeIndex = 0xfff
+
+// SubnetMarks is how many routing marks there are for subnets.
+const SubnetMarks = int(LocalMark-RoutingBit) - MaxNodeIndex - 1
+
+// SubnetMark returns the n-th routing mark for subnets, n from 0 to SubnetMarks-1.
+func SubnetMark(n int) Mark { return NodeMark(MaxNodeIndex + 1 + n) }
 
 // ConnMark returns the connection mark of the connections of id.
 func (id ID) ConnMark() Mark { return ConnTag | Mark(id) }

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"net"
 	"net/netip"
+	"strconv"
 )
 
 // Primary returns the first of the node's addresses of the family of like, its overlay endpoint. ok is false when it has none.
@@ -22,6 +23,17 @@ func OverlayMAC(ip netip.Addr) net.HardwareAddr {
 	b := ip.As16()
 	h := sha256.Sum256(b[:])
 	return net.HardwareAddr{0x02, 0xe9, h[0], h[1], h[2], h[3]}
+}
+
+// VLANLink returns the name of the link of a VLAN id.
+func VLANLink(id int) string { return VLANLinkPrefix + strconv.Itoa(id) }
+
+// VLANMAC returns the MAC address of the link of a VLAN id on the node whose overlay endpoint is ip: locally administered, and another
+// on every node and link.
+func VLANMAC(ip netip.Addr, id int) net.HardwareAddr {
+	b := ip.As16()
+	h := sha256.Sum256(append(b[:], VLANLink(id)...))
+	return net.HardwareAddr{0x02, 0xea, h[0], h[1], h[2], h[3]}
 }
 
 // OverlayLinkLocal returns the IPv6 link-local address of the overlay link of the node whose overlay endpoint is ip (RFC 4291,

@@ -26,6 +26,15 @@ type Subnet struct {
 	VLAN int `json:"vlan,omitempty"`
 }
 
+// Prefix returns the addresses of the subnet; the zero Prefix where the record makes no sense.
+func (s Subnet) Prefix() netip.Prefix {
+	p, err := s.Gateway.Prefix(s.PrefixLength)
+	if err != nil {
+		return netip.Prefix{}
+	}
+	return p
+}
+
 // Policy is egresses/<egress>: an Egress and the addresses that were allocated to it.
 type Policy struct {
 	Name string `json:"name"`
@@ -117,6 +126,8 @@ type Agent struct {
 	// Conflicts are the egress IPs that a host outside the cluster uses, as far as this node heard, and which: those that the node has not
 	// claimed for that reason, and those that it holds.
 	Conflicts map[netip.Addr]string `json:"conflicts,omitempty"`
+	// Refused are the pools whose IPs the node cannot hold, and why: a VLAN id that another link has, a kernel without VLANs.
+	Refused map[string]string `json:"refused,omitempty"`
 	// Restarting is set by an agent that was told to stop and expects a successor.
 	Restarting bool `json:"restarting,omitempty"`
 	// Revocable says that the agent's permits end within one permit length of its last look at this record, whoever revokes its lease:

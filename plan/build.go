@@ -59,8 +59,9 @@ func Build(s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) Desired {
 	keep := blind(s, "")
 	d.NFT.Keep, d.Routing.Keep, d.VLAN.Keep = keep, keep, keep
 	buildOverlay(&d, s, f)
-	buildPods(&d, s, f, roles)
-	buildHosted(&d, s, f, roles)
+	exits := exits{s, f, subnetMarks(s)}
+	buildPods(&d, s, f, roles, exits)
+	buildHosted(&d, s, f, roles, exits)
 	return d
 }
 
@@ -90,7 +91,7 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 }
 
 // buildPods adds what this node's selected pods need: who they are, and where their egress IP lives.
-func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) {
+func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role, exits exits) {
 	gateways := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(s.ByNode)) { // in order: should two list one pod, all passes agree on which
 		members := s.ByNode[name]
@@ -108,7 +109,7 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 				owner := s.Owners[a.IP].Node
 				switch n := s.Nodes[owner]; {
 				case roles[a.IP] == Hold, roles[a.IP] == Relay && owner == f.Node: // the latter is about to hand over
-					d.NFT.NextHops[a.ID] = egress.LocalMark
+					d.NFT.NextHops[a.ID] = exits.mark(a.Pool)
 				case n.Index > 0 && owner != f.Node:
 					d.NFT.NextHops[a.ID] = egress.NodeMark(n.Index)
 					gateways[owner] = true
@@ -135,7 +136,7 @@ func addressFor(p egress.Policy, pod netip.Addr) egress.Address {
 }
 
 // buildHosted adds what the egress IPs need that the node holds or relays.
-func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) {
+func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role, exits exits) {
 	d.Routing.Returns = map[netip.Addr]netip.Addr{}
 	for _, t := range targets(s) {
 		role := roles[t.IP]
@@ -149,17 +150,13 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 		if role == Pending {
 			continue
 		}
-		d.NFT.Hosted[t.ID] = nft.Hosted{IP: t.IP, Mark: egress.LocalMark, Limit: limit(t.bandwidth)}
+		exits.prepare(d, t.Address)
+		d.NFT.Hosted[t.ID] = nft.Hosted{IP: t.IP, Mark: exits.mark(t.Pool), Limit: limit(t.bandwidth)}
 		answer := role == Hold && t.Pool != "" // a static IP is its link's: the kernel answers for it with or without Egret
 		d.Permits = append(d.Permits, nft.Permit{IP: t.IP, Answer: answer})
 		if answer {
 			d.NFT.Fenced = append(d.NFT.Fenced, t.IP)
-			d.VLAN.Addresses = append(d.VLAN.Addresses, t.IP)
-			d.Announce[t.IP] = f.Uplink
-			if c, ok := d.NFT.Carriers[f.Uplink]; ok {
-				c.IPs = append(c.IPs, t.IP)
-				d.NFT.Carriers[f.Uplink] = c
-			}
+			exits.answer(d, t.Address)
 		}
 		for _, name := range t.egresses {
 			for node, members := range s.ByEgress[name] {

@@ -22,6 +22,11 @@ type Facts struct {
 	UplinkMTU int
 	UplinkMAC [6]byte // zero: it has none
 	UplinkUp  bool
+	// Links are the links of the node, and PoolUplink the one that all egress IPs leave by; empty: that follows from the IP. NoVLAN says that
+	// the kernel has no VLAN links.
+	Links      []Link
+	PoolUplink string
+	NoVLAN     bool
 	// AnswersARP says that the tables can answer ARP requests, whether the kernel would or not.
 	AnswersARP bool
 	// NoIPv6 says that IPv6 is off on the uplink, or for new links: the node can serve no IPv6 egress IP.
@@ -32,17 +37,6 @@ type Facts struct {
 	Taken map[netip.Addr]bool
 	// Except are destinations that are never SNATed, on top of those that the snapshot names.
 	Except []netip.Prefix
-}
-
-// serves reports whether the node's links are fit for the IP, a pool's.
-func (f Facts) serves(ip netip.Addr) bool { return f.UplinkUp && !(ip.Is6() && f.NoIPv6) }
-
-// link returns the link on which the IPs of a pool are asked for, where it is there already.
-func (f Facts) link(p egress.Pool) string {
-	if p.Subnet != nil && p.Subnet.VLAN != 0 {
-		return ""
-	}
-	return f.Uplink
 }
 
 // Claim is an egress IP that a node tries for.
@@ -109,8 +103,8 @@ func Claims(s *egress.Snapshot, f Facts) []Claim {
 	var out []Claim
 	all, ranked := targets(s), rank(s)
 	for _, t := range all {
-		if i := slices.Index(ranked[t.IP], f.Node); i >= 0 && f.serves(t.IP) && !f.Taken[t.IP] {
-			out = append(out, Claim{IP: t.IP, Why: egress.ReasonClaim, Rank: i, Link: f.link(s.Pools[t.Pool])})
+		if i := slices.Index(ranked[t.IP], f.Node); i >= 0 && f.serves(s.Pools[t.Pool], t.IP) && !f.Taken[t.IP] {
+			out = append(out, Claim{IP: t.IP, Why: egress.ReasonClaim, Rank: i, Link: f.link(s.Pools[t.Pool], t.IP)})
 		}
 	}
 	slices.SortStableFunc(out, func(a, b Claim) int { return cmp.Compare(a.Rank, b.Rank) })
@@ -219,7 +213,7 @@ func apart(s *egress.Snapshot, t target, node string) bool {
 }
 
 // Candidates returns the nodes that may hold the IPs of a pool, capacity left aside: those with a live agent that the pool selects
-// and that are not cordoned. Sorted. A pool that is not there has none.
+// and can serve, and that are not cordoned. Sorted. A pool that is not there has none.
 func Candidates(s *egress.Snapshot, pool string) []string {
 	p, ok := s.Pools[pool]
 	if !ok {
@@ -227,7 +221,7 @@ func Candidates(s *egress.Snapshot, pool string) []string {
 	}
 	var out []string
 	for name := range s.Agents {
-		if mayHold(s, p, name) {
+		if mayHold(s, p, name) && s.Agents[name].Refused[pool] == "" {
 			out = append(out, name)
 		}
 	}
@@ -312,7 +306,7 @@ func Releases(s *egress.Snapshot, f Facts) []egress.Owner {
 			out = append(out, o)
 		case t.Pool != "" && !faulty(s, "nodes/") && !selects(s, p, f.Node):
 			out = append(out, o)
-		case t.Pool != "" && !f.serves(ip):
+		case t.Pool != "" && !f.serves(p, ip):
 			out = append(out, o)
 		case t.Pool != "" && !faulty(s, "nodes/") && !faulty(s, "egresses/") && apart(s, t, f.Node):
 			out = append(out, o)

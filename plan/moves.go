@@ -15,7 +15,7 @@ func Arrivals(s *egress.Snapshot, f Facts) []egress.Move {
 	var out []egress.Move
 	for ip, m := range s.Moves {
 		o, owned := s.Owners[ip]
-		if m.To != f.Node || !owned || o.Node == f.Node || !f.serves(ip) {
+		if m.To != f.Node || !owned || o.Node == f.Node || !f.serves(s.Pools[poolOf(s, ip)], ip) {
 			continue
 		}
 		if slices.Contains(Candidates(s, poolOf(s, ip)), f.Node) {

@@ -10,6 +10,8 @@ import (
 // Changes are the difference between the kernel and a State. The zero Changes are empty.
 type Changes struct {
 	adds, removes []op
+	// Loosened are the VLAN links whose rp_filter is not what it has to be: they are new, or somebody set it.
+	Loosened []string
 }
 
 // op is one write, and what ip(8), bridge(8) or sysctl(8) would be told for it.
@@ -56,6 +58,14 @@ func Diff(have Observed, want State) Changes {
 		maps.DeleteFunc(old, func(_ string, e entry) bool { return e.bound })
 	}
 
+	loose := map[string]bool{}
+	for _, s := range want.Subnets {
+		if f, ok := have.filters[s.Link]; ok && f != looseFilter && !loose[s.Link] {
+			loose[s.Link] = true
+			c.adds = append(c.adds, loosenVLAN(s.Link))
+			c.Loosened = append(c.Loosened, s.Link)
+		}
+	}
 	slots, places := map[string]bool{}, map[string]bool{}
 	for _, e := range wanted {
 		if e.slot != "" {

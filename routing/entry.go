@@ -2,6 +2,7 @@ package routing
 
 import (
 	"fmt"
+	"math"
 	"net"
 	"net/netip"
 	"reflect"
@@ -93,16 +94,51 @@ func newRoute(f family, table int, dst netip.Prefix, via netip.Addr) netlink.Rou
 	return r
 }
 
-// routeEntry returns the entry of any route; overlay says whether it goes over the overlay link. See ruleEntry.
-func routeEntry(f family, r netlink.Route, overlay bool) entry {
+// onLink returns the route to the addresses of a subnet.
+func onLink(f family, table int, dst netip.Prefix) netlink.Route {
+	r := netlink.Route{
+		Family: f.af, Table: table, Dst: ipNet(dst), Type: unix.RTN_UNICAST, Protocol: egress.RouteProtocol, Priority: f.metric,
+	}
+	if f.af == unix.AF_INET { // as without a gateway it has to be
+		r.Scope = netlink.SCOPE_LINK
+	}
+	return r
+}
+
+// viaGateway returns the route to everywhere by a gateway that no other route need lead to.
+func viaGateway(f family, table int, gateway netip.Addr) netlink.Route {
+	return netlink.Route{
+		Family: f.af, Table: table, Dst: ipNet(f.any), Type: unix.RTN_UNICAST, Protocol: egress.RouteProtocol, Priority: f.metric,
+		Gw: gateway.AsSlice(), Flags: int(netlink.FLAG_ONLINK),
+	}
+}
+
+// lastMetric is the largest there is: the route counts when no other does.
+const lastMetric = math.MaxUint32
+
+// nowhere returns the route that is left when the link of the others is gone: without it, the packets would leave by the main table.
+func nowhere(f family, table int) netlink.Route {
+	return netlink.Route{
+		Family: f.af, Table: table, Dst: ipNet(f.any), Type: unix.RTN_UNREACHABLE, Protocol: egress.RouteProtocol, Priority: lastMetric,
+	}
+}
+
+// routeEntry returns the entry of any route; dev is the name of its link. See ruleEntry.
+func routeEntry(f family, r netlink.Route, dev string) entry {
 	dst := prefixOf(r.Dst)
+	overlay := dev == egress.OverlayLink
 	e := entry{kind: route, command: "ip " + f.option + " route", bound: overlay, returns: r.Table == egress.ReturnTable}
 	e.place = fmt.Sprintf("%s %s table %d", f.option, dst, r.Table)
 	e.words = dst.String()
 	if dst == f.any {
 		e.words = "default"
 	}
-	plain := netlink.Route{Family: r.Family, Table: r.Table, Dst: r.Dst, Type: unix.RTN_UNICAST, Protocol: r.Protocol, Priority: r.Priority}
+	if r.Type == unix.RTN_UNREACHABLE {
+		e.words = "unreachable " + e.words
+		r.LinkIndex, dev = 0, ""  // IPv6 says lo
+		e.place += " unreachable" // it takes no other's place
+	}
+	plain := netlink.Route{Family: r.Family, Table: r.Table, Dst: r.Dst, Type: r.Type, Protocol: r.Protocol, Priority: r.Priority, Scope: r.Scope}
 	// The kernel adds flags of its own, as for a link without carrier.
 	r.Flags &= int(netlink.FLAG_ONLINK)
 	plain.Flags, plain.Gw, plain.Via, plain.LinkIndex = r.Flags, r.Gw, r.Via, r.LinkIndex
@@ -111,10 +147,11 @@ func routeEntry(f family, r netlink.Route, overlay bool) entry {
 	} else if via, ok := r.Via.(*netlink.Via); ok {
 		e.words += " via inet6 " + addrOf(via.Addr).String()
 	}
-	if overlay {
-		e.words += " dev " + egress.OverlayLink
-	} else {
-		e.words += fmt.Sprintf(" dev if%d", r.LinkIndex)
+	if dev != "" {
+		e.words += " dev " + dev
+	}
+	if r.Scope == netlink.SCOPE_LINK {
+		e.words += " scope link"
 	}
 	if r.Flags != 0 {
 		e.words += " onlink"
@@ -126,7 +163,7 @@ func routeEntry(f family, r netlink.Route, overlay bool) entry {
 	if !reflect.DeepEqual(plain, r) {
 		e.words += " # with more attributes: " + r.String()
 	}
-	e.add = func(w *writer, verb string) error { return w.addRoute(e, r, verb) }
+	e.add = func(w *writer, verb string) error { return w.addRoute(e, r, dev, verb) }
 	e.del = func(w *writer) error { return w.handle.RouteDel(&r) }
 	return e
 }

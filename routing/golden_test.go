@@ -27,6 +27,9 @@ var (
 func open(t *testing.T) *Router {
 	t.Helper()
 	netns.Enter(t)
+	for _, line := range []string{"ip link add up0 type veth peer name up1", "ip link set up0 up", "ip link set up1 up"} { // for subnets
+		netns.Run(t, line)
+	}
 	r, err := New(Config{})
 	if err != nil {
 		t.Fatal(err)

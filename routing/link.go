@@ -99,7 +99,7 @@ func (l link) change(o Overlay, off map[int]bool) (ops []op, gone bool) {
 		set(fmt.Sprintf("mtu %d", o.MTU), func(w *writer, dev netlink.Link) error { return w.handle.LinkSetMTU(dev, o.MTU) })
 	}
 	if l.rpFilter != looseFilter {
-		ops = append(ops, op{fmt.Sprintf("sysctl -w net/ipv4/conf/%s/rp_filter=%d", egress.OverlayLink, looseFilter), (*writer).setRPFilter})
+		ops = append(ops, loosen(egress.OverlayLink, (*writer).index))
 	}
 	// Before up: that is when the kernel would make an address.
 	if l.genMode[unix.AF_INET6] != genNone && !off[unix.AF_INET6] {
@@ -140,12 +140,30 @@ func removeLink() op {
 	}}
 }
 
+// loosen sets rp_filter of a link.
+func loosen(name string, index func(*writer) (int, error)) op {
+	return op{fmt.Sprintf("sysctl -w net/ipv4/conf/%s/rp_filter=%d", name, looseFilter), func(w *writer) error {
+		i, err := index(w)
+		if err != nil {
+			return err
+		}
+		return w.setRPFilter(i)
+	}}
+}
+
+// loosenVLAN sets rp_filter of a VLAN link.
+func loosenVLAN(name string) op {
+	return loosen(name, func(w *writer) (int, error) {
+		dev, err := w.handle.LinkByName(name)
+		if err != nil {
+			return 0, err
+		}
+		return dev.Attrs().Index, nil
+	})
+}
+
 // setRPFilter does what writing the sysctl would, in the namespace of the socket and where /proc is read-only, too.
-func (w *writer) setRPFilter() error {
-	index, err := w.index()
-	if err != nil {
-		return err
-	}
+func (w *writer) setRPFilter(index int) error {
 	req := w.request(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Index = int32(index)
@@ -154,8 +172,36 @@ func (w *writer) setRPFilter() error {
 	conf := spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(iflaInetConf, nil)
 	conf.AddRtAttr(devconfRPFilter, nl.Uint32Attr(looseFilter))
 	req.AddData(spec)
-	_, err = req.Execute(unix.NETLINK_ROUTE, 0)
+	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return err
+}
+
+// filters returns rp_filter of the links that package vlan makes, by name.
+func (r *Router) filters() (map[string]int, error) {
+	req := r.request(unix.RTM_GETLINK, unix.NLM_F_DUMP)
+	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
+	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
+	info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated("vlan")) // the kernel leaves out all others, where it knows VLANs
+	req.AddData(info)
+	answers, err := whole("VLAN links", func() ([][]byte, error) { return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK) })
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]int{}
+	for _, a := range answers {
+		dev, err := netlink.LinkDeserialize(nil, a)
+		if err != nil {
+			return nil, err
+		}
+		if name := dev.Attrs().Name; dev.Type() == "vlan" && strings.HasPrefix(name, egress.VLANLinkPrefix) {
+			l := link{rpFilter: -1, genMode: map[int]int{}}
+			if err := l.readConf(a); err != nil {
+				return nil, err
+			}
+			out[name] = l.rpFilter
+		}
+	}
+	return out, nil
 }
 
 // overlayLink reads the overlay link. No link is no error.

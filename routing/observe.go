@@ -18,6 +18,8 @@ type Observed struct {
 	off     map[int]bool // families that this namespace does without
 	link    link
 	entries map[string]entry
+	// filters are the rp_filter of the VLAN links, by name.
+	filters map[string]int
 }
 
 // Observe reads what the kernel holds of ours. An error means that nothing is known.
@@ -32,12 +34,13 @@ func (r *Router) Observe() (Observed, error) {
 		if o.off[f.af] = !on; !known {
 			continue
 		}
-		reads := []func(family, int) ([]entry, error){r.rules, r.routes}
-		if o.link.exists() {
-			reads = append(reads, r.addresses, r.neighbours)
+		reads := []func(family) ([]entry, error){r.rules, r.routes}
+		if i := o.link.index; o.link.exists() {
+			reads = append(reads, func(f family) ([]entry, error) { return r.addresses(f, i) },
+				func(f family) ([]entry, error) { return r.neighbours(f, i) })
 		}
 		for _, read := range reads {
-			if err := o.add(read(f, o.link.index)); err != nil {
+			if err := o.add(read(f)); err != nil {
 				return Observed{}, err
 			}
 		}
@@ -46,6 +49,9 @@ func (r *Router) Observe() (Observed, error) {
 		if err := o.add(r.fdb(o.link.index)); err != nil {
 			return Observed{}, err
 		}
+	}
+	if o.filters, err = r.filters(); err != nil {
+		return Observed{}, fmt.Errorf("reading rp_filter of VLAN links: %w", err)
 	}
 	return o, nil
 }
@@ -76,7 +82,7 @@ func whole[T any](what string, list func() (T, error)) (T, error) {
 }
 
 // rules returns our rules.
-func (r *Router) rules(f family, _ int) ([]entry, error) {
+func (r *Router) rules(f family) ([]entry, error) {
 	list, err := whole("rules", func() ([]netlink.Rule, error) { return r.handle.RuleList(f.af) })
 	var es []entry
 	for _, l := range list {
@@ -88,19 +94,29 @@ func (r *Router) rules(f family, _ int) ([]entry, error) {
 	return es, err
 }
 
-// routes returns our routes; overlay is the index of the overlay link, 0 if there is none.
-func (r *Router) routes(f family, overlay int) ([]entry, error) {
+// routes returns our routes.
+func (r *Router) routes(f family) ([]entry, error) {
 	// Table 0 with its filter set means every table.
 	filter := &netlink.Route{Protocol: egress.RouteProtocol}
 	mask := netlink.RT_FILTER_PROTOCOL | netlink.RT_FILTER_TABLE
 	list, err := whole("routes", func() ([]netlink.Route, error) { return r.filtered.RouteListFiltered(f.af, filter, mask) })
 	var es []entry
+	names := map[int]string{0: ""}
+	name := func(index int) string {
+		if _, ok := names[index]; !ok {
+			names[index] = fmt.Sprintf("if%d", index)
+			if dev, err := r.handle.LinkByIndex(index); err == nil { // else it is going, and so is the route
+				names[index] = dev.Attrs().Name
+			}
+		}
+		return names[index]
+	}
 	for _, l := range list {
 		if l.Table < egress.ReturnTable || l.Table > maxTable {
 			continue
 		}
 		for _, one := range split(l) {
-			es = append(es, routeEntry(f, one, overlay != 0 && one.LinkIndex == overlay))
+			es = append(es, routeEntry(f, one, name(one.LinkIndex)))
 		}
 	}
 	return es, err

@@ -137,11 +137,21 @@ func (w *writer) index() (int, error) {
 // forget makes the next call of link look again.
 func (w *writer) forget() { w.dev = nil }
 
-// addRoute adds or appends a route over the overlay link. The kernel answers EEXIST both when the route itself is there and when
+// addRoute adds or appends a route over the link dev, "" for none. The kernel answers EEXIST both when the route itself is there and when
 // another program's has its place: only the first is as good as done.
-func (w *writer) addRoute(e entry, r netlink.Route, verb string) error {
+func (w *writer) addRoute(e entry, r netlink.Route, dev, verb string) error {
 	var err error
-	if r.LinkIndex, err = w.index(); err != nil {
+	switch dev {
+	case "":
+	case egress.OverlayLink:
+		r.LinkIndex, err = w.index()
+	default:
+		var link netlink.Link
+		if link, err = w.handle.LinkByName(dev); err == nil {
+			r.LinkIndex = link.Attrs().Index
+		}
+	}
+	if err != nil {
 		return err
 	}
 	do := w.handle.RouteAdd
@@ -151,7 +161,7 @@ func (w *writer) addRoute(e entry, r netlink.Route, verb string) error {
 	if err = do(&r); !errors.Is(err, unix.EEXIST) {
 		return err
 	}
-	there, err := w.routes(familyOf(prefixOf(r.Dst).Addr()), r.LinkIndex)
+	there, err := w.routes(familyOf(prefixOf(r.Dst).Addr()))
 	if err != nil || slices.ContainsFunc(there, func(t entry) bool { return t.key() == e.key() }) {
 		return err
 	}

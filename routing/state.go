@@ -20,6 +20,8 @@ type State struct {
 	Peers []Peer
 	// NextHops are the gateways in use: each has a rule and a table per family. Every Via has to be the underlay address of a peer.
 	NextHops []NextHop
+	// Subnets are the ways out of this node other than by the main table. Their marks differ.
+	Subnets []Subnet
 	// Returns maps the IP of a pod on another node to the underlay address of that node, which has to be a peer.
 	Returns map[netip.Addr]netip.Addr
 	// KeepReturns keeps the routes of Returns that are not in it: not all of them are known yet, and what is not known is never
@@ -47,6 +49,15 @@ type Peer struct {
 type NextHop struct {
 	Mark egress.Mark
 	Via  netip.Addr
+}
+
+// Subnet sends the packets of one family that carry Mark out by a link that is there, or is about to be: to addresses of Prefix directly, to
+// all others by Gateway. What cannot go that way goes nowhere.
+type Subnet struct {
+	Mark    egress.Mark
+	Link    string
+	Prefix  netip.Prefix
+	Gateway netip.Addr
 }
 
 // family is an IP family, as this package needs it.
@@ -127,7 +138,7 @@ func (s State) entries(off map[int]bool) []entry {
 	}
 	for pod, via := range s.Returns {
 		if f := familyOf(pod); f.af != 0 && !off[f.af] {
-			es = append(es, routeEntry(f, newRoute(f, egress.ReturnTable, netip.PrefixFrom(pod, pod.BitLen()), via), true))
+			es = append(es, routeEntry(f, newRoute(f, egress.ReturnTable, netip.PrefixFrom(pod, pod.BitLen()), via), egress.OverlayLink))
 		}
 	}
 	for _, p := range s.Peers {
@@ -148,7 +159,16 @@ func (s State) familyEntries(f family) []entry {
 	for _, h := range s.NextHops {
 		r := newRule(f, egress.NextHopPriority, h.Mark, egress.MarkMask)
 		r.Table = h.Mark.Table()
-		es = append(es, ruleEntry(f, r), routeEntry(f, newRoute(f, r.Table, f.any, h.Via), true))
+		es = append(es, ruleEntry(f, r), routeEntry(f, newRoute(f, r.Table, f.any, h.Via), egress.OverlayLink))
+	}
+	for _, s := range s.Subnets {
+		if !f.has(s.Gateway) {
+			continue
+		}
+		r := newRule(f, egress.NextHopPriority, s.Mark, egress.MarkMask)
+		r.Table = s.Mark.Table()
+		es = append(es, ruleEntry(f, r), routeEntry(f, onLink(f, r.Table, s.Prefix), s.Link),
+			routeEntry(f, viaGateway(f, r.Table, s.Gateway), s.Link), routeEntry(f, nowhere(f, r.Table), ""))
 	}
 	for _, p := range s.Peers {
 		// With an IPv6 underlay, IPv4 packets need the link-local neighbours only.

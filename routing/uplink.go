@@ -22,6 +22,9 @@ type Link struct {
 	MAC   net.HardwareAddr // nil for a link that has none
 	Up    bool             // up, and with a carrier
 	Addrs []netip.Prefix   // in the kernel's order
+	// VLAN is the VLAN id of a link that has one, and Parent the link that it is on.
+	VLAN   int
+	Parent string
 }
 
 // HasIPv6 reports whether the link has IPv6, which shows in an address, and whether a new link would: the overlay needs both.
@@ -53,6 +56,12 @@ func Uplink(ip netip.Addr) (Link, error) {
 		return Link{}, fmt.Errorf("%w %s", ErrNoLink, ip)
 	}
 	return best, nil
+}
+
+// Links returns the links of the network namespace of the calling thread, ours left out.
+func Links() ([]Link, error) {
+	all, err := links()
+	return slices.DeleteFunc(all, func(l Link) bool { return ours(l.Name) }), err
 }
 
 // Addresses returns the unicast addresses of the network namespace of the calling thread, with the name of the link that carries each;
@@ -107,6 +116,13 @@ func readLinks() ([]Link, error) {
 		const up = unix.IFF_UP | unix.IFF_RUNNING
 		all[i] = Link{Name: a.Name, Index: a.Index, MTU: a.MTU, MAC: a.HardwareAddr, Up: a.RawFlags&up == up}
 		at[a.Index] = i
+	}
+	for i, l := range list {
+		if v, ok := l.(*netlink.Vlan); ok && v.VlanProtocol != netlink.VLAN_PROTOCOL_8021AD {
+			if parent, ok := at[v.ParentIndex]; ok { // else it is in another namespace
+				all[i].VLAN, all[i].Parent = v.VlanId, all[parent].Name
+			}
+		}
 	}
 	addrs, err := whole("addresses", func() ([]netlink.Addr, error) { return netlink.AddrList(nil, netlink.FAMILY_ALL) })
 	if err != nil {

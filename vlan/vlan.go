@@ -15,12 +15,23 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// State is what the kernel has to hold. The zero State wants egret0 without addresses; Delete removes the link.
+// State is what the kernel has to hold. The zero State wants egret0 without addresses; Delete removes the links.
 type State struct {
 	// Addresses are on egret0, each as a prefix of its full length. Order and duplicates are of no meaning.
 	Addresses []netip.Addr
-	// Keep keeps the addresses that are not in the State: a record could not be read, and an error never causes a delete.
+	// VLANs are the links of VLANs, by their ids.
+	VLANs map[int]VLAN
+	// Keep keeps the addresses and links that are not in the State: a record could not be read, and an error never causes a delete.
 	Keep bool
+}
+
+// VLAN is a link of a VLAN.
+type VLAN struct {
+	Parent string // the link that it is on
+	MTU    int    // the parent's; 0 leaves it to the kernel
+	MAC    string // locally administered, in the usual form
+	// Addresses are on the link, each with the prefix of its subnet. Order and duplicates are of no meaning.
+	Addresses []netip.Prefix
 }
 
 // Observed is what the kernel holds of ours. The zero Observed is a kernel that holds nothing.
@@ -28,13 +39,21 @@ type Observed struct {
 	exists, up bool
 	foreign    string // why the link is none of ours; "" when it is, or is not there
 	addresses  []netip.Prefix
+	vlans      map[int]observedVLAN
 }
 
-// Addresses returns the addresses on egret0.
+// Addresses returns the addresses on our links.
 func (o Observed) Addresses() []netip.Addr {
 	var out []netip.Addr
 	for _, p := range o.addresses {
 		out = append(out, p.Addr())
+	}
+	for _, v := range o.vlans {
+		for _, p := range v.addresses {
+			if p != placeholder {
+				out = append(out, p.Addr())
+			}
+		}
 	}
 	return out
 }
@@ -84,27 +103,36 @@ func whole[T any](what string, list func() (T, error)) (T, error) {
 
 // Observe reads what the kernel holds of ours. An error means that nothing is known.
 func (l *Links) Observe() (Observed, error) {
-	dev, err := l.link()
-	if err != nil || dev == nil {
-		return Observed{}, err
-	}
-	o := Observed{exists: true, up: dev.Attrs().RawFlags&unix.IFF_UP != 0}
-	if o.foreign, err = l.foreign(dev); err != nil || o.foreign != "" {
-		return o, err
-	}
-	addrs, err := whole("addresses", func() ([]netlink.Addr, error) { return l.handle.AddrList(nil, netlink.FAMILY_ALL) })
+	addresses, err := l.addresses()
 	if err != nil {
 		return Observed{}, err
 	}
+	vlans, err := l.vlans(addresses)
+	if err != nil {
+		return Observed{}, err
+	}
+	dev, err := l.link()
+	if err != nil || dev == nil {
+		return Observed{vlans: vlans}, err
+	}
+	o := Observed{exists: true, up: dev.Attrs().RawFlags&unix.IFF_UP != 0, vlans: vlans}
+	if o.foreign, err = l.foreign(dev); err != nil || o.foreign != "" {
+		return o, err
+	}
+	o.addresses = addresses[dev.Attrs().Index]
+	return o, nil
+}
+
+// addresses returns the addresses on all links, by the index of the link.
+func (l *Links) addresses() (map[int][]netip.Prefix, error) {
+	addrs, err := whole("addresses", func() ([]netlink.Addr, error) { return l.handle.AddrList(nil, netlink.FAMILY_ALL) })
+	out := map[int][]netip.Prefix{}
 	for _, a := range addrs {
-		if a.LinkIndex != dev.Attrs().Index {
-			continue
-		}
 		ip, _ := netip.AddrFromSlice(a.IP)
 		bits, _ := a.Mask.Size()
-		o.addresses = append(o.addresses, netip.PrefixFrom(ip.Unmap(), bits))
+		out[a.LinkIndex] = append(out[a.LinkIndex], netip.PrefixFrom(ip.Unmap(), bits))
 	}
-	return o, nil
+	return out, err
 }
 
 // link returns egret0, or nil when it is not there.
@@ -142,7 +170,7 @@ func (l *Links) foreign(dev netlink.Link) (string, error) {
 
 // Changes are the difference between the kernel and a State. The zero Changes are empty.
 type Changes struct {
-	adds, removes []op
+	links, adds, removes []op
 }
 
 // op is one write, and what ip(8) would be told for it.
@@ -152,9 +180,12 @@ type op struct {
 }
 
 // Empty reports whether there is nothing to write.
-func (c Changes) Empty() bool { return len(c.adds)+len(c.removes) == 0 }
+func (c Changes) Empty() bool { return len(c.links)+len(c.adds)+len(c.removes) == 0 }
 
-// Adds returns the part that brings what is missing.
+// Links returns the part that makes and sets links of VLANs, which routes need.
+func (c Changes) Links() Changes { return Changes{links: c.links} }
+
+// Adds returns the part that brings what is missing besides.
 func (c Changes) Adds() Changes { return Changes{adds: c.adds} }
 
 // Removes returns the part that takes away what is not wanted any more.
@@ -163,7 +194,7 @@ func (c Changes) Removes() Changes { return Changes{removes: c.removes} }
 // String returns the changes in the order in which Apply makes them, as lines that a shell could run; "" when there are none.
 func (c Changes) String() string {
 	var b strings.Builder
-	for _, o := range slices.Concat(c.adds, c.removes) {
+	for _, o := range slices.Concat(c.links, c.adds, c.removes) {
 		b.WriteString(o.line)
 		b.WriteByte('\n')
 	}
@@ -174,9 +205,10 @@ func (c Changes) String() string {
 var errForeign = errors.New("not ours: remove or rename it")
 
 // Diff returns what makes a kernel that was observed as have equal to want. It does no I/O; equal arguments give equal Changes.
-// Where egret0 is another program's, the Changes are one op, and applying it is an error that says so.
+// Where a link of ours is another program's, the Changes have one op for it, and applying it is an error that says so.
 func Diff(have Observed, want State) Changes {
 	var c Changes
+	c.diffVLANs(have.vlans, want)
 	add := func(line string, run func(*Links) error) { c.adds = append(c.adds, op{line, run}) }
 	switch {
 	case have.foreign != "":
@@ -196,23 +228,26 @@ func Diff(have Observed, want State) Changes {
 	for _, p := range sorted(wanted) {
 		// The kernel forgets IPv6 addresses when their link goes down: they may be there now, and not after the line above.
 		if lost := have.up && p.Addr().Is6(); lost || !slices.Contains(have.addresses, p) {
-			add("ip addr add "+words(p), func(l *Links) error { return present(l.address(p, l.handle.AddrAdd)) })
+			add("ip addr add "+words(p, egress.AddressLink), func(l *Links) error { return present(l.address(egress.AddressLink, p, l.handle.AddrAdd)) })
 		}
 	}
 	for _, p := range sorted(have.addresses) {
 		if !slices.Contains(wanted, p) && !want.Keep {
 			c.removes = append(c.removes, op{fmt.Sprintf("ip addr del %s dev %s", p, egress.AddressLink),
-				func(l *Links) error { return absent(l.address(p, l.handle.AddrDel)) }})
+				func(l *Links) error { return absent(l.address(egress.AddressLink, p, l.handle.AddrDel)) }})
 		}
 	}
 	return c
 }
 
 // words are what ip(8) wants to know of an address.
-func words(p netip.Prefix) string {
-	w := fmt.Sprintf("%s dev %s", p, egress.AddressLink)
+func words(p netip.Prefix, link string) string {
+	w := fmt.Sprintf("%s dev %s", p, link)
 	if p.Addr().Is6() {
 		w += " nodad preferred_lft 0"
+	}
+	if !p.IsSingleIP() {
+		w += " noprefixroute"
 	}
 	return w
 }
@@ -225,7 +260,7 @@ func sorted(ps []netip.Prefix) []netip.Prefix {
 // Apply makes changes. It goes on after an error and returns all of them, joined. Making the same changes again is no error.
 func (l *Links) Apply(c Changes) error {
 	var errs []error
-	for _, o := range slices.Concat(c.adds, c.removes) {
+	for _, o := range slices.Concat(c.links, c.adds, c.removes) {
 		if err := o.run(l); err != nil {
 			errs = append(errs, fmt.Errorf("applying %q: %w", o.line, err))
 		}
@@ -233,10 +268,15 @@ func (l *Links) Apply(c Changes) error {
 	return errors.Join(errs...)
 }
 
-// Delete removes egret0 with all its addresses. Nothing there is no error, a link of another program is.
+// Delete removes our links with all their addresses. Nothing there is no error, a link of another program is.
 func (l *Links) Delete() error {
 	have, err := l.Observe()
-	if err != nil || !have.exists {
+	if err != nil {
+		return err
+	}
+	var vlans Changes
+	vlans.diffVLANs(have.vlans, State{})
+	if err := l.Apply(vlans); err != nil || !have.exists {
 		return err
 	}
 	if have.foreign != "" {
@@ -272,22 +312,28 @@ func (l *Links) setDown() error {
 	return l.handle.LinkSetDown(dev)
 }
 
-// errNoLink says that egret0 is not there.
-var errNoLink = errors.New("no link " + egress.AddressLink)
+// errNoLink says that a link is not there.
+var errNoLink = errors.New("no link")
 
-func (l *Links) address(p netip.Prefix, do func(netlink.Link, *netlink.Addr) error) error {
-	dev, err := l.link()
+func (l *Links) address(link string, p netip.Prefix, do func(netlink.Link, *netlink.Addr) error) error {
+	dev, err := l.handle.LinkByName(link)
+	if errors.As(err, new(netlink.LinkNotFoundError)) {
+		return fmt.Errorf("%w %s", errNoLink, link)
+	}
 	if err != nil {
 		return err
-	}
-	if dev == nil {
-		return errNoLink
 	}
 	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
 	if p.Addr().Is6() {
 		// Duplicate address detection cannot run on a link that is down, and who holds the address is etcd's to say. No preferred
 		// lifetime: for IPv6, the kernel takes the source of the node's own packets from the addresses of all links (RFC 6724).
 		a.Flags, a.ValidLft, a.PreferedLft = unix.IFA_F_NODAD, int(forever), 0
+	}
+	if !p.IsSingleIP() { // the way to the subnet is in its own table: the main one may have another
+		a.Flags |= unix.IFA_F_NOPREFIXROUTE
+	}
+	if p == placeholder {
+		a.Scope = int(netlink.SCOPE_LINK)
 	}
 	return do(dev, a)
 }

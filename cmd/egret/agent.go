@@ -21,6 +21,7 @@ import (
 type agentFlags struct {
 	etcd                                 etcdFlags
 	config, node, nodeIP, logLevel       string
+	uplink                               string
 	leaseTTL, permit, claimDelay, linger time.Duration
 	except, cluster                      []string
 	rebalance                            string
@@ -44,6 +45,7 @@ func agentCommand() *cobra.Command {
 	s.StringVar(&f.config, "config", "", "YAML file of these options, without the dashes; the command line wins")
 	s.StringVar(&f.node, "node", host, "name of the Kubernetes node")
 	s.StringVar(&f.nodeIP, "node-ip", "", "address of this node that the overlay uses (default: the first of its Kubernetes InternalIPs)")
+	s.StringVar(&f.uplink, "uplink", "", "link that all egress IPs leave by (default: the one whose subnet holds the IP, else that of the node's address)")
 	s.DurationVar(&f.leaseTTL, "lease-ttl", 10*time.Second, "how long etcd keeps the locks of an agent that it hears nothing of; whole seconds, at least 2s")
 	s.DurationVar(&f.permit, "permit", 500*time.Millisecond, "how long the kernel goes on answering for an egress IP when the agent is stuck; the same on all nodes")
 	s.DurationVar(&f.claimDelay, "claim-delay", time.Second, "how much longer each next candidate waits before it claims a free egress IP")
@@ -65,7 +67,7 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	var errs []error
 	fault := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
 	cfg := agent.Config{
-		Node: f.node, Version: version, LeaseTTL: f.leaseTTL, Permit: f.permit, ClaimDelay: f.claimDelay, Linger: f.linger,
+		Node: f.node, Version: version, LeaseTTL: f.leaseTTL, Permit: f.permit, ClaimDelay: f.claimDelay, Linger: f.linger, Uplink: f.uplink,
 	}
 	if f.node == "" {
 		fault("--node: want the name of the Kubernetes node that this is")
