@@ -2,6 +2,7 @@
 package netns
 
 import (
+	"os"
 	"os/exec"
 	"runtime"
 	"strings"
@@ -12,9 +13,10 @@ import (
 	"github.com/egret-project/egret/internal/need"
 )
 
-// Enter moves the calling goroutine into a new network namespace in which lo is up. It needs root (need.Root). The goroutine stays locked to its thread, and the thread ends with the goroutine, so the namespace goes away
-// with the test. Commands started by the goroutine, and sockets opened by it, are in the namespace; those of other goroutines,
-// subtests included, are not.
+// Enter moves the calling goroutine into a new network namespace in which lo is up, and IPv6 addresses are there at once, without
+// duplicate address detection. It needs root (need.Root). The goroutine stays locked to its thread, and the thread ends with the goroutine,
+// so the namespace goes away with the test. Commands started by the goroutine, and sockets opened by it, are in the namespace; those of
+// other goroutines, subtests included, are not.
 func Enter(t testing.TB) {
 	t.Helper()
 	need.Root(t)
@@ -22,6 +24,7 @@ func Enter(t testing.TB) {
 	if err := unix.Unshare(unix.CLONE_NEWNET); err != nil {
 		t.Fatalf("making a network namespace: %v", err)
 	}
+	_ = os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0) // not there without IPv6
 	Run(t, "ip link set lo up")
 }
 
