@@ -95,6 +95,28 @@ func (l *Lab) rebuildNode(n int, s *state) error {
 	return err
 }
 
+// Replug takes a node's link to the LAN out and plugs a new one in, of the same name, MAC address, addresses and routes, as when a driver
+// is loaded anew.
+func (l *Lab) Replug(ctx context.Context, node string) error {
+	n, err := l.NodeNumber(node)
+	if err != nil {
+		return err
+	}
+	return l.change(ctx, func(*state) error {
+		lan, err := l.openHost("lan")
+		if err != nil {
+			return err
+		}
+		defer lan.close()
+		h, err := l.openHost(node)
+		if err != nil {
+			return err
+		}
+		defer h.close()
+		return errors.Join(lan.unplug(portName(node)), l.join(lan, h, nodeHost+n), l.routes(h, n))
+	})
+}
+
 // Freeze stops the agent of a node where it is (SIGSTOP) and returns when it stands.
 func (l *Lab) Freeze(ctx context.Context, node string) error {
 	return l.signalAgent(ctx, node, syscall.SIGSTOP, true)

@@ -244,6 +244,16 @@ func (l *Lab) buildNode(n int) error {
 		if err := h.address(cniLink, f.onCNI(n, 1)); err != nil {
 			return err
 		}
+	}
+	if err := l.routes(h, n); err != nil {
+		return err
+	}
+	return addMasquerade(h.ns)
+}
+
+// routes adds the routes of node n through the LAN: to the outside host, and to the other nodes' pods.
+func (l *Lab) routes(h *host, n int) error {
+	for _, f := range families() {
 		if err := h.route(defaultRoute(f.outside), f.host(outsideHost)); err != nil {
 			return err
 		}
@@ -256,7 +266,7 @@ func (l *Lab) buildNode(n int) error {
 			}
 		}
 	}
-	return addMasquerade(h.ns)
+	return nil
 }
 
 func podPort(p Pod) string { return fmt.Sprintf("pod%d", p.Number) }
