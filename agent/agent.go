@@ -47,6 +47,10 @@ type Config struct {
 
 	Uplink string // link that all egress IPs leave by; "": the one whose subnet holds the IP, else that of NodeIP
 
+	// HoldUnknown is for how long a pod of which the agent does not know yet whether it is selected waits with its first connection to the
+	// outside; 0: not at all. It has the precision of a millisecond.
+	HoldUnknown time.Duration
+
 	Except []netip.Prefix // destinations that are never SNATed, on top of nodes and pod CIDRs
 }
 

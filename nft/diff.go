@@ -7,6 +7,8 @@ import (
 	"slices"
 	"strings"
 
+	"github.com/google/nftables"
+
 	"github.com/egret-project/egret/egress"
 )
 
@@ -29,10 +31,13 @@ type Changes struct {
 func (c Changes) Empty() bool { return len(c.ops) == 0 }
 
 // String returns the transaction as the lines of a script for nft -f, in order; "" when it is empty. One rule, that on the target of
-// neighbor advertisements, nft prints like that but does not take.
+// neighbor advertisements, nft prints like that but does not take. That sources are held no more is left out.
 func (c Changes) String() string {
 	var b strings.Builder
 	for _, o := range c.ops {
+		if o.quiet {
+			continue
+		}
 		b.WriteString(o.line)
 		b.WriteByte('\n')
 	}
@@ -53,7 +58,7 @@ func Diff(have Observed, want State) Changes {
 		}
 		for _, s := range t.sets {
 			if s.flags&flagTimeout != 0 {
-				continue // permits: theirs is another clock
+				continue // theirs is another clock
 			}
 			wanted := all[s.name]
 			if want.Keep {
@@ -69,6 +74,9 @@ func Diff(have Observed, want State) Changes {
 				c.ops = append(c.ops, t.change(s, old.elements[s.name], wanted)...)
 			}
 		}
+		if t.family == nftables.TableFamilyINet && old.exists && want.Hold > 0 {
+			c.ops = append(c.ops, t.forget(old.elements, all)...)
+		}
 	}
 	if len(have.tables) > 0 {
 		c.compare(have.tables[0].elements, all)
@@ -76,6 +84,31 @@ func Diff(have Observed, want State) Changes {
 		c.compare(nil, all)
 	}
 	return c
+}
+
+// forget returns what takes the pods that are known from now on out of the sets of sources that were held: the next pod that gets the
+// address of one of them is to be held anew.
+func (t table) forget(have, want map[string]elements) []op {
+	var ops []op
+	for _, f := range families {
+		known := []string{"pod" + f.digit, "known" + f.digit}
+		var come []netip.Addr
+		for _, set := range known {
+			for k := range want[set] {
+				if !slices.ContainsFunc(known, func(s string) bool { _, ok := have[s][k]; return ok }) {
+					ip, _ := netip.AddrFromSlice([]byte(k))
+					come = append(come, ip)
+				}
+			}
+		}
+		for _, name := range []string{"seen", "held"} {
+			ops = append(ops, permitSet{t.family, name + f.digit}.revoke(come)...)
+		}
+	}
+	for i := range ops {
+		ops[i].quiet = true // most of them were not there
+	}
+	return ops
 }
 
 // compare fills Rerouted and Reselected.

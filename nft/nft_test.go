@@ -13,6 +13,7 @@ import (
 	"strconv"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 
@@ -142,6 +143,16 @@ func parseState(t testing.TB, text string) State {
 			s.Except = append(s.Except, netip.MustParsePrefix(f[1]))
 		case "node": // address
 			s.Nodes = append(s.Nodes, addr(f[1]))
+		case "known": // address
+			s.Unselected = append(s.Unselected, addr(f[1]))
+		case "podcidr": // prefix
+			s.PodCIDRs = append(s.PodCIDRs, netip.MustParsePrefix(f[1]))
+		case "hold": // duration
+			d, err := time.ParseDuration(f[1])
+			if err != nil {
+				t.Fatalf("state: %v", err)
+			}
+			s.Hold = d
 		case "carrier": // link MAC address...
 			mac, err := net.ParseMAC(f[2])
 			if err != nil {

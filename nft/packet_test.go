@@ -86,7 +86,7 @@ func (s space) serve(ips ...string) {
 	s.t.Helper()
 	for _, ip := range ips {
 		var c net.PacketConn
-		s.do(func() (err error) { c, err = net.ListenPacket("udp", ip+":7000"); return err })
+		s.do(func() (err error) { c, err = net.ListenPacket("udp", net.JoinHostPort(ip, "7000")); return err })
 		s.t.Cleanup(func() { c.Close() })
 		go func() {
 			b := make([]byte, 100)
@@ -198,13 +198,16 @@ func outside(t testing.TB) space {
 		ip addr add 10.10.0.101/24 dev eth0
 		ip addr add fd10::101/64 dev eth0 nodad
 		ip route add default via 10.10.0.200
-		sysctl -qw net.ipv4.ip_forward=1`) {
+		ip -6 route add default via fd10::200
+		sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1`) {
 		netns.Run(t, line)
 	}
-	ext.run(`ip link set eth0 up
+	ext.run(`sysctl -qw net.ipv6.conf.eth0.accept_dad=0
+		ip link set eth0 up
 		ip addr add 10.10.0.200/24 dev eth0
 		ip addr add fd10::200/64 dev eth0 nodad
-		ip addr add 203.0.113.10/32 dev lo`)
+		ip addr add 203.0.113.10/32 dev lo
+		ip addr add 2001:db8::10/128 dev lo nodad`)
 	return ext
 }
 
@@ -215,14 +218,26 @@ func pod(t testing.TB) space {
 	netns.Run(t, "ip link add cni0 type veth peer name eth0 netns "+p.name)
 	netns.Run(t, "ip link set cni0 up")
 	netns.Run(t, "ip addr add 10.244.1.1/24 dev cni0")
-	nft(t, `table inet cni { chain post { type nat hook postrouting priority 100; ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade; }; }`)
+	netns.Run(t, "ip addr add fd44:1::1/64 dev cni0 nodad")
+	nft(t, `table inet cni { chain post { type nat hook postrouting priority 100;
+		ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade; ip6 saddr fd44::/16 ip6 daddr != fd44::/16 masquerade; }; }`)
 	p.run(`ip link set eth0 up
 		ip addr add 10.244.1.2/24 dev eth0
-		ip route add default via 10.244.1.1`)
+		ip addr add fd44:1::2/64 dev eth0 nodad
+		ip route add default via 10.244.1.1
+		ip -6 route add default via fd44:1::1`)
 	return p
 }
 
 const server = "203.0.113.10"
+
+// sides are the addresses of the hosts above in one family.
+type sides struct{ server, lan, egress, node, pod, gateway, pods, other string }
+
+var bothSides = []sides{
+	{server, "10.10.0.200", "10.10.0.8", "10.10.0.101", "10.244.1.2", "10.244.1.1", "10.244.0.0/16", "10.244.1.9"},
+	{"2001:db8::10", "fd10::200", "fd10::8", "fd10::101", "fd44:1::2", "fd44:1::1", "fd44::/16", "fd44:1::9"},
+}
 
 // The permit is the lock that also binds a frozen agent: without it, the node is silent about the address.
 func TestWithoutPermitNobodyAnswersForTheIP(t *testing.T) {
@@ -387,6 +402,62 @@ func TestLocalGateway(t *testing.T) {
 		})
 		eventually(t, "an invalid segment was not counted", func() bool { return counter(t, tables, CounterInvalid) > 0 })
 	})
+}
+
+// A pod whose first act is to connect out waits until it is known whether an egress selects it, but not for ever, and only once.
+func TestTheFirstConnectionOfAnUnknownPodIsHeld(t *testing.T) {
+	const hold = 700 * time.Millisecond
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			tables := open(t)
+			ext, p := outside(t), pod(t)
+			ext.serve(f.server, f.lan)
+			// The kernel answers neighbor solicitations for addresses of the link alone.
+			netns.Run(t, "ip addr add "+f.egress+" dev eth0 preferred_lft 0")
+			base := fmt.Sprintf("except %s\nexcept %s/32\npodcidr %s\nhosted 5 %s 0x3fff\nnexthop 5 0x3fff\n", f.pods, f.lan, f.pods, f.egress)
+			if strings.Contains(f.lan, ":") {
+				base = strings.Replace(base, "/32", "/128", 1)
+			}
+			with := func(lines string) {
+				t.Helper()
+				reach(t, tables, parseState(t, base+lines))
+				if err := tables.Permit([]Permit{{IP: netip.MustParseAddr(f.egress)}}, time.Hour); err != nil {
+					t.Fatal(err)
+				}
+			}
+			source := func(to, want, when string) {
+				t.Helper()
+				if got := p.seen(to); got != want {
+					t.Errorf("%s: source %q, want %q", when, got, want)
+				}
+			}
+			with("hold 700ms\n")
+			began := time.Now()
+			counts(t, tables, CounterUnknown, func() { source(f.server, "", "unknown") })
+			source(f.lan, f.node, "unknown, to an excepted destination")
+			if !p.ok("ping -c1 -W0.5 " + f.gateway) {
+				t.Error("an unknown pod does not reach its node")
+			}
+			eventually(t, "an unknown pod is held for good", func() bool { return p.seen(f.server) == f.node })
+			if took := time.Since(began); took < hold {
+				t.Errorf("held for %v, want %v", took, hold)
+			}
+			source(f.server, f.node, "once more")
+
+			with("hold 700ms\npod " + f.pod + " 5\n")
+			source(f.server, f.egress, "selected")
+			with("hold 700ms\n") // it goes, and another pod gets its address
+			source(f.server, "", "the next pod of the address")
+			with("hold 700ms\nknown " + f.pod + "\n")
+			source(f.server, f.node, "not selected")
+			with("hold 700ms\npod " + f.pod + " 5\n")
+			source(f.server, f.egress, "selected after all")
+			with("hold 700ms\n")
+			source(f.server, "", "the third pod of the address")
+			with("")
+			source(f.server, f.node, "holding is off")
+		})
+	}
 }
 
 // The egress IP is no way to the node's services, but says that it is alive.

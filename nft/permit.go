@@ -21,7 +21,7 @@ type Permit struct {
 	Answer bool
 }
 
-// permitSet names a set that holds permits.
+// permitSet names a set whose elements end by themselves, as those that hold permits.
 type permitSet struct {
 	family nftables.TableFamily
 	name   string

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -19,6 +20,7 @@ const (
 	CounterUnhosted  = "overlay_unhosted"  // from the overlay, for an egress IP that is not here
 	CounterGuard     = "guard_dropped"     // about to leave with a source that is no permitted egress IP
 	CounterBandwidth = "bandwidth_dropped" // above the limit of its egress IP
+	CounterUnknown   = "unknown_held"      // the first of a source in the pod CIDRs of which it is not known yet whether it is selected
 	CounterService   = "service_dropped"   // for a service of the node, at an egress IP
 	CounterForeign   = "overlay_foreign"   // VXLAN from a host that is no node
 	CounterARP       = "arp_dropped"       // ARP for an egress IP without permit
@@ -36,15 +38,15 @@ const (
 
 // tables returns the tables as they must be, elements apart. Only the MSS and the chains of the carriers depend on the State.
 func tables(s State) []table {
-	return []table{inetTable(s.OverlayMTU), arpTable(), netdevTable(s.Carriers)}
+	return []table{inetTable(s.OverlayMTU, s.Hold), arpTable(), netdevTable(s.Carriers)}
 }
 
-func inetTable(overlayMTU int) table {
+func inetTable(overlayMTU int, hold time.Duration) table {
 	t := table{
 		family: nftables.TableFamilyINet, name: egress.TableName,
 		counters: []string{CounterBandwidth, CounterForeign, CounterGuard, CounterInvalid, CounterNDP, CounterNoNextHop, CounterService,
-			CounterUnhosted},
-		chains: append(overlayChains(), steeringChains()...),
+			CounterUnhosted, CounterUnknown},
+		chains: append(overlayChains(), steeringChains(hold)...),
 	}
 	t.chains = append(t.chains, leavingChains(overlayMTU)...)
 	t.chains = append(t.chains, hostChains()...)
@@ -52,6 +54,10 @@ func inetTable(overlayMTU int) table {
 		t.sets = append(t.sets,
 			set{name: "pod" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxPods},
 			set{name: "snat" + f.digit, key: mark, value: f.address, flags: flagMap, size: maxIDs},
+			set{name: "known" + f.digit, key: f.address, size: maxPods},
+			set{name: "podcidr" + f.digit, key: f.address, flags: flagInterval},
+			set{name: "seen" + f.digit, key: f.address, flags: flagDynamic | flagTimeout, size: maxPods},
+			set{name: "held" + f.digit, key: f.address, flags: flagDynamic | flagTimeout, size: maxPods},
 			set{name: "except" + f.digit, key: f.address, flags: flagInterval},
 			set{name: "egressip" + f.digit, key: f.address, size: maxIDs},
 			set{name: "node" + f.digit, key: f.address, size: maxNodes},
@@ -91,7 +97,7 @@ func overlayChains() []chain {
 }
 
 // steeringChains decide, after the Service DNAT (-100) and before the route lookup, whose a packet is and where it goes.
-func steeringChains() []chain {
+func steeringChains(hold time.Duration) []chain {
 	pre := func(terms ...term) rule { return newRule("prerouting", terms...) }
 	lost := ctState("invalid,untracked", expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED)
 	fresh := ctState("new", expr.CtStateBitNEW)
@@ -103,9 +109,10 @@ func steeringChains() []chain {
 			pre(lost, jump("invalid")),
 			pre(tagged(), enter("steer")),
 		}},
-		{"classify", hook{}, append(notEgress("classify"), perFamily(func(f family) rule {
+		{"classify", hook{}, slices.Concat(notEgress("classify"), perFamily(func(f family) rule {
 			return newRule("classify", podMark(f, "ct mark", setCtMark()))
-		})...)},
+		}), unknown(hold))},
+		{"hold", hook{}, holdRules(hold)},
 		// A packet that conntrack cannot place, or is told not to, would leave without SNAT. The mark that is set is of no use: it
 		// is how a rule matches the keys of a map.
 		{"invalid", hook{}, append(notEgress("invalid"), perFamily(func(f family) rule {
@@ -123,6 +130,36 @@ func steeringChains() []chain {
 			newRule("steer_overlay", count(CounterUnhosted), drop()),
 		}},
 	}
+}
+
+// seenFor is for how long a source that was held is not held again, from its last new connection on. It is let go at once when the
+// source becomes known, so that the next pod of the address is held anew.
+const seenFor = 10 * time.Minute
+
+// unknown are the last rules of classify: where a source goes that might be a selected pod and is not known yet.
+func unknown(hold time.Duration) []rule {
+	if hold == 0 {
+		return nil
+	}
+	return append([]rule{newRule("classify", tagged(), back())}, perFamily(func(f family) rule {
+		return newRule("classify", saddrIn(f, "podcidr"+f.digit), words(fmt.Sprintf("%s saddr != @known%s", f.name, f.digit), f.saddr(), notIn("known"+f.digit)), enter("hold"))
+	})...)
+}
+
+// holdRules drop the packets of a source until hold after the first of them.
+func holdRules(hold time.Duration) []rule {
+	if hold == 0 {
+		return nil
+	}
+	var rules []rule
+	for _, f := range families {
+		seen, held := "seen"+f.digit, "held"+f.digit
+		rules = append(rules,
+			newRule("hold", words(fmt.Sprintf("%s saddr != @%s", f.name, seen), append(f.is(), f.saddr(), notIn(seen))...), f.remember("add", held, hold)),
+			newRule("hold", words("meta nfproto "+f.protocol, f.is()...), f.remember("update", seen, seenFor)),
+			newRule("hold", saddrIn(f, held), count(CounterUnknown), drop()))
+	}
+	return rules
 }
 
 // notEgress are the first rules of a chain that returns for packets to which no egress applies, by their destination.

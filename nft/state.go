@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -18,6 +19,12 @@ type State struct {
 	// Pods are the local selected pods and the id of their egress IP. ID 0: an egress without address; the new connections of the
 	// pod are dropped.
 	Pods map[netip.Addr]egress.ID
+	// Unselected are the local pods that no egress selects.
+	Unselected []netip.Addr
+	// PodCIDRs are what the local pods have their addresses of. A source in them that is neither in Pods nor in Unselected is held: its new
+	// connections to the outside are dropped until Hold after the first of them. 0: none is.
+	PodCIDRs []netip.Prefix
+	Hold     time.Duration
 	// NextHops say where the connections of local pods go, by id. The packets of an id without entry are dropped and counted.
 	NextHops map[egress.ID]egress.Mark
 	// Hosted are the ids that this node may send with: for its own pods, and for what comes over the overlay.
@@ -81,7 +88,7 @@ func (s State) elements() map[string]elements {
 			}
 		}
 	}
-	for set, ips := range map[string][]netip.Addr{"egressip": s.Fenced, "node": s.Nodes} {
+	for set, ips := range map[string][]netip.Addr{"egressip": s.Fenced, "node": s.Nodes, "known": s.Unselected} {
 		for _, ip := range ips {
 			if f, ip, ok := familyOf(ip); ok {
 				put(set+f.digit, key(ip), "")
@@ -95,9 +102,11 @@ func (s State) elements() map[string]elements {
 			}
 		}
 	}
-	for _, r := range merge(s.Except) {
-		f, _, _ := familyOf(r.first)
-		put("except"+f.digit, key(r.first), key(r.last))
+	for set, prefixes := range map[string][]netip.Prefix{"except": s.Except, "podcidr": s.PodCIDRs} {
+		for _, r := range merge(prefixes) {
+			f, _, _ := familyOf(r.first)
+			put(set+f.digit, key(r.first), key(r.last))
+		}
 	}
 	return all
 }

@@ -32,6 +32,7 @@ const (
 	flagObject   = unix.NFT_SET_OBJECT
 	flagInterval = unix.NFT_SET_INTERVAL
 	flagTimeout  = unix.NFT_SET_TIMEOUT
+	flagDynamic  = unix.NFT_SET_EVAL // rules put elements in
 )
 
 // anonymous is what the kernel makes the name of an anonymous set from (linux: nf_tables_set_alloc_name).
@@ -88,8 +89,11 @@ func (s set) definition() string {
 	if s.flags&flagInterval != 0 {
 		out += " flags interval;"
 	}
-	if s.flags&flagTimeout != 0 {
+	switch s.flags & (flagDynamic | flagTimeout) {
+	case flagTimeout:
 		out += " flags timeout;"
+	case flagDynamic | flagTimeout:
+		out += " flags dynamic,timeout;"
 	}
 	return out + " }"
 }

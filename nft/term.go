@@ -10,6 +10,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -159,6 +160,13 @@ func tagged() term {
 
 func saddrIn(f family, set string) term {
 	return words(fmt.Sprintf("%s saddr @%s", f.name, set), append(f.is(), f.saddr(), in(set))...)
+}
+
+// remember puts the source into a set for d, or, by an update, for d from now.
+func (f family) remember(verb, set string, d time.Duration) term {
+	op := map[string]uint32{"add": unix.NFT_DYNSET_OP_ADD, "update": unix.NFT_DYNSET_OP_UPDATE}[verb]
+	return words(fmt.Sprintf("%s @%s { %s saddr timeout %dms }", verb, set, f.name, d.Milliseconds()),
+		f.saddr(), &expr.Dynset{SrcRegKey: reg, SetName: set, Operation: op, Timeout: d})
 }
 
 func daddrIn(f family, set string) term {

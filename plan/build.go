@@ -92,6 +92,10 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 
 // buildPods adds what this node's selected pods need: who they are, and where their egress IP lives.
 func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role, exits exits) {
+	d.NFT.Hold, d.NFT.PodCIDRs = f.Hold, s.Nodes[f.Node].PodCIDRs
+	for _, pod := range s.ByNode[egress.Unselected].Pods {
+		d.NFT.Unselected = append(d.NFT.Unselected, pod.IPs...)
+	}
 	gateways := map[string]bool{}
 	for _, name := range slices.Sorted(maps.Keys(s.ByNode)) { // in order: should two list one pod, all passes agree on which
 		members := s.ByNode[name]

@@ -8,6 +8,7 @@ import (
 	"math"
 	"net/netip"
 	"slices"
+	"time"
 
 	"github.com/egret-project/egret/egress"
 )
@@ -33,6 +34,8 @@ type Facts struct {
 	NoIPv6 bool
 	// Local are the unicast addresses on the node's links, those of Egret's own links left out.
 	Local map[netip.Addr]bool
+	// Hold is for how long a pod that is not known yet waits with its first connection to the outside; 0: not at all.
+	Hold time.Duration
 	// Taken are the egress IPs that the node does not try for at present, since a host outside the cluster uses them.
 	Taken map[netip.Addr]bool
 	// Except are destinations that are never SNATed, on top of those that the snapshot names.

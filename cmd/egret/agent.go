@@ -25,7 +25,7 @@ type agentFlags struct {
 	leaseTTL, permit, claimDelay, linger time.Duration
 	except, cluster                      []string
 	rebalance                            string
-	holdDown                             time.Duration
+	holdDown, holdUnknown                time.Duration
 	gossipPort                           int
 	gossipKeyFile, onStoreLoss           string
 }
@@ -54,6 +54,7 @@ func agentCommand() *cobra.Command {
 	s.StringSliceVar(&f.cluster, "cluster-cidrs", nil, "pod and Service CIDRs of the cluster, where the nodes' records do not name them")
 	s.StringVar(&f.rebalance, "rebalance", "off", "auto: IPs go back to the node that they belong to, one at a time; off: they stay where they are; the same on all nodes")
 	s.DurationVar(&f.holdDown, "rebalance-hold-down", 5*time.Minute, "for how long an IP has to belong elsewhere before --rebalance=auto moves it")
+	s.DurationVar(&f.holdUnknown, "hold-unknown", 2*time.Second, "how long a new pod waits with its first connection out of the cluster, until it is known whether an egress selects it; 0: not at all")
 	s.IntVar(&f.gossipPort, "gossip-port", gossip.DefaultPort, "TCP and UDP port on which the agents find out within a second who is dead; 0: off")
 	s.StringVar(&f.gossipKeyFile, "gossip-key-file", "", "file of the gossip's key, 16, 24 or 32 bytes in base64, the same on all nodes; without it there is no gossip")
 	s.StringVar(&f.onStoreLoss, "on-store-loss", "freeze", "freeze: keep the egress IPs while all agents have lost etcd (needs the gossip); release: let them go")
@@ -68,6 +69,7 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	fault := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
 	cfg := agent.Config{
 		Node: f.node, Version: version, LeaseTTL: f.leaseTTL, Permit: f.permit, ClaimDelay: f.claimDelay, Linger: f.linger, Uplink: f.uplink,
+		HoldUnknown: f.holdUnknown,
 	}
 	if f.node == "" {
 		fault("--node: want the name of the Kubernetes node that this is")
@@ -84,6 +86,9 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	}
 	if f.permit < 100*time.Millisecond || f.permit > f.leaseTTL {
 		fault("--permit %v: want 100ms up to --lease-ttl", f.permit)
+	}
+	if f.holdUnknown < 0 || f.holdUnknown%time.Millisecond != 0 {
+		fault("--hold-unknown %v: want whole milliseconds, or 0", f.holdUnknown)
 	}
 	if f.claimDelay < 0 || f.linger < 0 {
 		fault("--claim-delay %v, --linger %v: want no negative duration", f.claimDelay, f.linger)
