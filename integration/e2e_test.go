@@ -276,51 +276,6 @@ func takeOver(t *testing.T, name, address string, breaks, mend func(context.Cont
 	return ip, gateway, began
 }
 
-func TestWhatIsDeletedByHandComesBack(t *testing.T) {
-	n := newNamespace(t)
-	ip, gateway, pod := n.remote("repair", "10.10.0.16")
-	node := otherNode(gateway)
-	tests := []struct{ name, node, breaks, shows string }{
-		{"a rule", node, "ip rule del pref 1200", "ip rule list pref 1200"},
-		{"the guard", node, "ip rule del pref 1000", "ip rule list pref 1000"},
-		{"a route", node, "ip route flush table " + fmt.Sprint(7000+int(gateway[len("node-")]-'0')), "ip route show table all proto 94"},
-		{"a return route", gateway, "ip route flush table 7000", "ip route show table 7000"},
-		{"the whole table", node, "nft delete table inet egret", "nft list map inet egret nexthop"},
-		{"the whole table of the gateway", gateway, "nft delete table inet egret", "nft list map inet egret snat4"},
-		{"the ARP table of the gateway", gateway, "nft delete table arp egret", "nft list set arp egret egressip4"},
-		{"the ARP answers of the gateway", gateway, "nft delete table netdev egret", "nft list set netdev egret carried4"},
-		{"a pod's element", node, "nft flush map inet egret pod4", "nft list map inet egret pod4"},
-		{"a rule of the table", node, "nft flush chain inet egret prerouting", "nft list chain inet egret prerouting"},
-		{"the overlay", node, "ip link del egret.vx", "ip -br link show egret.vx"},
-		{"the address", gateway, "ip addr del " + ip.String() + "/32 dev egret0", "ip -br addr show egret0"},
-	}
-	for _, tt := range tests {
-		t.Run(tt.name, func(t *testing.T) {
-			show := func() string {
-				out, _ := cluster.Exec(t.Context(), "node", tt.node, strings.Fields(tt.shows)...) // while it is gone, the command fails
-				return stable(string(out))
-			}
-			before := show()
-			if before == "" {
-				t.Fatalf("%s prints nothing before", tt.shows)
-			}
-			if out, err := cluster.Exec(t.Context(), "node", tt.node, strings.Fields(tt.breaks)...); err != nil {
-				t.Fatalf("%s: %v\n%s", tt.breaks, err, out)
-			}
-			broken := time.Now()
-			for show() != before {
-				if time.Since(broken) > 5*time.Second {
-					t.Fatalf("%s does not print the same again\nbefore:\n%s\nnow:\n%s", tt.shows, before, show())
-				}
-			}
-			if took := time.Since(broken); took > time.Second {
-				t.Errorf("back after %v, want a second at most", took)
-			}
-			leavesAs(t, pod, ip)
-		})
-	}
-}
-
 func TestRestartOfAgentsLosesNoPacket(t *testing.T) {
 	n := newNamespace(t)
 	ip, _, pod := n.remote("restart", "10.10.0.17")

@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"regexp"
 	"slices"
 	"strings"
 	"testing"
@@ -106,21 +107,14 @@ func TestInvariant3NothingThatIsNotOursIsWrittenOrRemoved(t *testing.T) {
 		}
 		return string(out)
 	}
-	// What could be taken for ours: same priorities, tables, names beginning alike.
-	for _, line := range []string{
-		"nft add table inet egretta", "nft add table ip egret", "nft add chain ip egret prerouting",
-		"ip rule add pref 1100 fwmark 0x1 lookup 7000", "ip rule add pref 1999 from 192.0.2.1 lookup 7001",
-		"ip route add 192.0.2.0/24 via 10.10.0.200 table 7000", "ip route add 192.0.2.0/24 via 10.10.0.200 table 7999",
-		"ip link add egret1 type bridge", "ip addr add 192.0.2.9/32 dev egret1",
-	} {
+	for _, line := range alike {
 		on(line)
 	}
 	t.Cleanup(func() {
-		for _, line := range []string{
-			"nft delete table inet egretta", "nft delete table ip egret", "ip rule del pref 1100 fwmark 0x1", "ip rule del pref 1999 from 192.0.2.1",
-			"ip route del 192.0.2.0/24 table 7000", "ip route del 192.0.2.0/24 table 7999", "ip link del egret1",
-		} {
-			_, _ = cluster.Exec(context.Background(), "node", gateway, strings.Fields(line)...) // the test has failed, if this does
+		for _, line := range slices.Backward(alike) {
+			undo := strings.NewReplacer(" add ", " del ", "nft add", "nft delete").Replace(line)
+			undo, _, _ = strings.Cut(undo, " {")
+			_, _ = cluster.Exec(context.Background(), "node", gateway, strings.Fields(undo)...) // the test has failed, if this does
 		}
 	})
 	foreign := func() string {
@@ -133,7 +127,7 @@ func TestInvariant3NothingThatIsNotOursIsWrittenOrRemoved(t *testing.T) {
 		for _, command := range []string{"ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all", "ip -o addr", "ip -o link"} {
 			for _, line := range strings.Split(on(command), "\n") {
 				// The kernel's own: the local route of an address on egret0, and the guard's mark that it leads somewhere.
-				if !strings.Contains(line, "proto 94") && !strings.Contains(line, "egret0") && !strings.Contains(line, "egret.vx") &&
+				if !ours.MatchString(line) && !strings.Contains(line, "egret0") && !strings.Contains(line, "egret.vx") &&
 					// The pod's link is some moments old: its link-local address is still on its way.
 					!strings.Contains(line, "fe80:") {
 					b.WriteString(strings.Join(strings.Fields(line), " ") + "\n")
@@ -148,6 +142,9 @@ func TestInvariant3NothingThatIsNotOursIsWrittenOrRemoved(t *testing.T) {
 		return b.String()
 	}
 	before := foreign()
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	writes := capture(ctx, t, gateway, "nft monitor")
 	// Everything that the agent does: its state made from nothing, an IP that goes and comes, a restart.
 	for _, line := range []string{"nft delete table inet egret", "nft delete table arp egret", "nft delete table netdev egret", "ip link del egret.vx", "ip link del egret0"} {
 		on(line)
@@ -165,7 +162,19 @@ func TestInvariant3NothingThatIsNotOursIsWrittenOrRemoved(t *testing.T) {
 	if diff := cmp.Diff(before, foreign()); diff != "" {
 		t.Errorf("what is not ours (-before +after):\n%s", diff)
 	}
+	stop()
+	for write := range strings.Lines(writes()) {
+		if !ownTable.MatchString(strings.TrimSpace(write)) {
+			t.Errorf("written: %s", write)
+		}
+	}
 }
+
+// ours is what ip prints of rules and routes that are Egret's: table 6999 and priority 2000 are not, whatever the protocol.
+var ours = regexp.MustCompile(`^1[0-9]{3}:.* proto 94| table 7[0-9]{3} .*proto 94`)
+
+// ownTable is what nft monitor prints of a change of Egret's tables.
+var ownTable = regexp.MustCompile(`^(add|delete|replace|insert|destroy) \w+ (inet|arp|netdev) egret( |$)|^# new generation |^$`)
 
 func restart(t *testing.T, node string) {
 	t.Helper()
@@ -272,12 +281,18 @@ func TestInvariant4AnErrorOrAPartialReadNeverCausesADelete(t *testing.T) {
 	})
 }
 
+// steady is how long the steady state is looked at; permit is how long a permit lasts in the lab.
+const (
+	steady = time.Minute
+	permit = 500 * time.Millisecond
+)
+
 func TestInvariant5ASteadyStateAndARestartWriteNothing(t *testing.T) {
 	n := newNamespace(t)
 	_, gateway, _ := n.remote("inv5", "10.10.0.26")
 	time.Sleep(2 * time.Second) // what the pod set going comes to rest: status in the API, burst of announcements
 	for name, during := range map[string]func(){
-		"a steady state": func() { time.Sleep(3 * time.Second) },
+		"a steady state": func() { time.Sleep(steady) },
 		"a restart":      func() { restart(t, gateway); time.Sleep(2 * time.Second) },
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -285,10 +300,10 @@ func TestInvariant5ASteadyStateAndARestartWriteNothing(t *testing.T) {
 			ctx, stop := context.WithCancel(t.Context())
 			defer stop()
 			writes := map[string]func() string{}
-			for _, line := range []string{"nft monitor", "ip monitor link address route rule"} {
+			for _, line := range []string{"nft monitor", "ip monitor link address route rule netconf", "bridge monitor fdb"} {
 				writes[line] = capture(ctx, t, gateway, line)
 			}
-			before := revision(t, etcd)
+			before, begin := revision(t, etcd), time.Now()
 			during()
 			want := before
 			if name == "a restart" {
@@ -297,13 +312,23 @@ func TestInvariant5ASteadyStateAndARestartWriteNothing(t *testing.T) {
 			if after := revision(t, etcd); after != want {
 				t.Errorf("etcd went from revision %d to %d, want %d", before, after, want)
 			}
+			took := time.Since(begin)
 			stop()
+			renewals := 0
 			for line, output := range writes {
 				for _, change := range strings.Split(strings.TrimSpace(output()), "\n") {
+					if strings.HasPrefix(change, "# new generation ") {
+						renewals++
+					}
 					if change != "" && !renewal.MatchString(change) {
 						t.Errorf("%s: %s", line, change)
 					}
 				}
+			}
+			// One transaction every quarter of a permit, and one with each pass, of which a neighbour's entry may cause one.
+			t.Logf("%d transactions of permits in %v", renewals, took)
+			if most := int(took/(permit/4))*11/10 + 10; renewals > most {
+				t.Errorf("permits were renewed %d times in %v, want %d at most", renewals, took, most)
 			}
 		})
 	}

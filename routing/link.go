@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"os"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -19,8 +20,11 @@ const (
 	looseFilter = 2
 	// genNone keeps the kernel from making a link-local address of its own (IN6_ADDR_GEN_MODE_NONE, uapi/linux/if_link.h).
 	genNone = 1
-	// devconfRPFilter is IPV4_DEVCONF_RP_FILTER of uapi/linux/ip.h.
-	devconfRPFilter = 8
+	// devconfForwarding and devconfRPFilter are IPV4_DEVCONF_FORWARDING and IPV4_DEVCONF_RP_FILTER of uapi/linux/ip.h.
+	devconfForwarding, devconfRPFilter = 1, 8
+	// devconfDisableIPv6 is DEVCONF_DISABLE_IPV6 of uapi/linux/ipv6.h, in the attribute IFLA_INET6_CONF of uapi/linux/if_link.h: that
+	// array begins with number 0.
+	devconfDisableIPv6, iflaInet6Conf = 26, 2
 	// iflaInetConf is IFLA_INET_CONF of uapi/linux/if_link.h: in requests one attribute for each number of the enum
 	// IPV4_DEVCONF_*, in answers all of them as one array that begins with number 1.
 	iflaInetConf = 1
@@ -58,6 +62,7 @@ func describe(l netlink.Link) string {
 	}{
 		{"nolearning", !v.Learning}, {"gbp", v.GBP}, {"external", v.FlowBased}, {"proxy", v.Proxy}, {"rsc", v.RSC}, {"l2miss", v.L2miss},
 		{"l3miss", v.L3miss}, {"group", v.Group != nil}, {"dev", v.VtepDevIndex != 0},
+		{"master", v.MasterIndex != 0}, {"noarp", v.RawFlags&unix.IFF_NOARP != 0},
 	} {
 		if flag.set {
 			b.WriteString(" " + flag.word)
@@ -124,6 +129,11 @@ func addLink(o Overlay) op {
 		err := w.handle.LinkAdd(&netlink.Vxlan{
 			LinkAttrs: attrs, VxlanId: egress.OverlayVNI, Port: egress.OverlayPort, SrcAddr: o.Local.AsSlice(), GBP: true,
 		})
+		if errors.Is(err, unix.EEXIST) {
+			if _, err := w.link(); errors.Is(err, errNoLink) {
+				return fmt.Errorf("another link has VNI %d on UDP port %d: remove it", egress.OverlayVNI, egress.OverlayPort)
+			}
+		}
 		return present(err)
 	}}
 }
@@ -231,7 +241,11 @@ func (r *Router) overlayLink() (link, error) {
 	return l, l.readConf(answers[0])
 }
 
-// readConf reads rp_filter and addr_gen_mode from the answer to RTM_GETLINK. They are absent when the link does not have the family.
+// defaultForwarding says whether new links forward IPv4. It follows net.ipv4.ip_forward.
+const defaultForwarding = "/proc/sys/net/ipv4/conf/default/forwarding"
+
+// readConf reads rp_filter and addr_gen_mode from the answer to RTM_GETLINK. They are absent when the link does not have the family. A
+// link that does not pass what a new one would is said to be made otherwise: a new one takes its place.
 func (l *link) readConf(answer []byte) error {
 	attrs, err := nl.ParseRouteAttrAsMap(answer[unix.SizeofIfInfomsg:])
 	if err != nil {
@@ -247,6 +261,9 @@ func (l *link) readConf(answer []byte) error {
 	}
 	if conf := inet[iflaInetConf].Value; len(conf) >= devconfRPFilter*4 {
 		l.rpFilter = int(nl.NativeEndian().Uint32(conf[(devconfRPFilter-1)*4:]))
+		if b, err := os.ReadFile(defaultForwarding); err == nil && string(b) == "1\n" && nl.NativeEndian().Uint32(conf[(devconfForwarding-1)*4:]) == 0 {
+			l.made += " forwarding off"
+		}
 	}
 	inet6, err := nl.ParseRouteAttrAsMap(spec[unix.AF_INET6].Value)
 	if err != nil {
@@ -254,6 +271,11 @@ func (l *link) readConf(answer []byte) error {
 	}
 	if mode := inet6[unix.IFLA_INET6_ADDR_GEN_MODE].Value; len(mode) == 1 {
 		l.genMode[unix.AF_INET6] = int(mode[0])
+	}
+	if conf := inet6[iflaInet6Conf].Value; len(conf) > devconfDisableIPv6*4 && nl.NativeEndian().Uint32(conf[devconfDisableIPv6*4:]) != 0 {
+		if _, on := familyOf(netip.IPv6Unspecified()).support(); on {
+			l.made += " disable_ipv6"
+		}
 	}
 	return nil
 }

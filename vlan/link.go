@@ -30,10 +30,11 @@ type observedVLAN struct {
 	mtu       int
 	up        bool
 	addresses []netip.Prefix // link-local ones left out: they are the kernel's
+	altered   []netip.Prefix // as in Observed
 }
 
 // vlans returns the links that have the name of one of ours, by VLAN id.
-func (l *Links) vlans(addresses map[int][]netip.Prefix) (map[int]observedVLAN, error) {
+func (l *Links) vlans(addresses, altered map[int][]netip.Prefix) (map[int]observedVLAN, error) {
 	all, err := whole("links", l.handle.LinkList)
 	if err != nil {
 		return nil, err
@@ -51,7 +52,7 @@ func (l *Links) vlans(addresses map[int][]netip.Prefix) (map[int]observedVLAN, e
 			continue
 		}
 		v, ok := dev.(*netlink.Vlan)
-		o := observedVLAN{mac: a.HardwareAddr.String(), mtu: a.MTU, up: a.RawFlags&unix.IFF_UP != 0}
+		o := observedVLAN{mac: a.HardwareAddr.String(), mtu: a.MTU, up: a.RawFlags&unix.IFF_UP != 0, altered: altered[a.Index]}
 		switch {
 		case !ok:
 			o.foreign = "a link of type " + dev.Type()
@@ -120,10 +121,12 @@ func (c *Changes) diffVLAN(id int, have observedVLAN, want VLAN, keep bool) {
 	}
 	wanted := append([]netip.Prefix{placeholder}, want.Addresses...)
 	for _, p := range sorted(wanted) {
-		if slices.Contains(have.addresses, p) {
+		o := op{"ip addr add " + words(p, name), func(l *Links) error { return present(l.address(name, p, l.handle.AddrAdd)) }}
+		if slices.Contains(have.altered, p) {
+			o = op{"ip addr change " + words(p, name), func(l *Links) error { return l.address(name, p, l.handle.AddrReplace) }}
+		} else if slices.Contains(have.addresses, p) {
 			continue
 		}
-		o := op{"ip addr add " + words(p, name), func(l *Links) error { return present(l.address(name, p, l.handle.AddrAdd)) }}
 		if p == placeholder {
 			o.line += " scope link"
 			c.links = append(c.links, o)

@@ -39,6 +39,7 @@ type Observed struct {
 	exists, up bool
 	foreign    string // why the link is none of ours; "" when it is, or is not there
 	addresses  []netip.Prefix
+	altered    []netip.Prefix // those of the addresses that end, or are preferred, and should not
 	vlans      map[int]observedVLAN
 }
 
@@ -103,11 +104,11 @@ func whole[T any](what string, list func() (T, error)) (T, error) {
 
 // Observe reads what the kernel holds of ours. An error means that nothing is known.
 func (l *Links) Observe() (Observed, error) {
-	addresses, err := l.addresses()
+	addresses, altered, err := l.addresses()
 	if err != nil {
 		return Observed{}, err
 	}
-	vlans, err := l.vlans(addresses)
+	vlans, err := l.vlans(addresses, altered)
 	if err != nil {
 		return Observed{}, err
 	}
@@ -119,20 +120,24 @@ func (l *Links) Observe() (Observed, error) {
 	if o.foreign, err = l.foreign(dev); err != nil || o.foreign != "" {
 		return o, err
 	}
-	o.addresses = addresses[dev.Attrs().Index]
+	o.addresses, o.altered = addresses[dev.Attrs().Index], altered[dev.Attrs().Index]
 	return o, nil
 }
 
-// addresses returns the addresses on all links, by the index of the link.
-func (l *Links) addresses() (map[int][]netip.Prefix, error) {
+// addresses returns the addresses on all links, by the index of the link, and those of them that are not as ours are made.
+func (l *Links) addresses() (all, altered map[int][]netip.Prefix, err error) {
 	addrs, err := whole("addresses", func() ([]netlink.Addr, error) { return l.handle.AddrList(nil, netlink.FAMILY_ALL) })
-	out := map[int][]netip.Prefix{}
+	all, altered = map[int][]netip.Prefix{}, map[int][]netip.Prefix{}
 	for _, a := range addrs {
 		ip, _ := netip.AddrFromSlice(a.IP)
 		bits, _ := a.Mask.Size()
-		out[a.LinkIndex] = append(out[a.LinkIndex], netip.PrefixFrom(ip.Unmap(), bits))
+		p := netip.PrefixFrom(ip.Unmap(), bits)
+		all[a.LinkIndex] = append(all[a.LinkIndex], p)
+		if uint32(a.ValidLft) != forever || p.Addr().Is6() && a.PreferedLft != 0 {
+			altered[a.LinkIndex] = append(altered[a.LinkIndex], p)
+		}
 	}
-	return out, err
+	return all, altered, err
 }
 
 // link returns egret0, or nil when it is not there.
@@ -229,6 +234,8 @@ func Diff(have Observed, want State) Changes {
 		// The kernel forgets IPv6 addresses when their link goes down: they may be there now, and not after the line above.
 		if lost := have.up && p.Addr().Is6(); lost || !slices.Contains(have.addresses, p) {
 			add("ip addr add "+words(p, egress.AddressLink), func(l *Links) error { return present(l.address(egress.AddressLink, p, l.handle.AddrAdd)) })
+		} else if slices.Contains(have.altered, p) {
+			add("ip addr change "+words(p, egress.AddressLink), func(l *Links) error { return l.address(egress.AddressLink, p, l.handle.AddrReplace) })
 		}
 	}
 	for _, p := range sorted(have.addresses) {

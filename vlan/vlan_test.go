@@ -158,6 +158,8 @@ func TestWhatIsDamagedComesBack(t *testing.T) {
 		"address too many":     "ip addr add 10.10.0.9/32 dev egret0; ip addr add fd10::10/128 dev egret0",
 		"address of a subnet":  "ip addr del 10.10.0.8/32 dev egret0; ip addr add 10.10.0.8/24 dev egret0",
 		"all deleted":          "ip addr flush dev egret0",
+		"address that ends":    "ip addr change 10.10.0.8/32 dev egret0 valid_lft 100 preferred_lft 100",
+		"address preferred":    "ip -6 addr change fd10::8/128 dev egret0 preferred_lft forever",
 		"link up":              "ip link set egret0 up",
 		"link up and down":     "ip link set egret0 up; ip link set egret0 down",
 		"link deleted":         "ip link del egret0",

@@ -1,0 +1,134 @@
+package integration
+
+import (
+	"fmt"
+	"net/netip"
+	"regexp"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/integration/lab"
+)
+
+// passing is what is printed that another has in its place: the number of a link, its queue once it was up, and how long a permit is.
+var passing = regexp.MustCompile(`(?m)^\d+: |qdisc \S+|timeout \S+`)
+
+// TestWhatIsDeletedOrChangedByHandComesBack harms every kind of object that is Egret's. In the commands, MARK is the routing mark toward the
+// gateway and TABLE its table, NUMBER the gateway's and OWN the pod's node's, IP4 and IP6 are the egress IPs, POD4 and POD6 the pod's.
+func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
+	n := newNamespace(t)
+	n.dual("repair", "10.10.0.16", "fd10::16")
+	ips := bothIPs(t, "repair")
+	_, gateway := held(t, "repair")
+	node := otherNode(gateway)
+	pod, err := cluster.Pod(t.Context(), lab.PodConfig{Name: n.name + "/web", Node: node, Labels: map[string]string{"app": "web"}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	n.pods = append(n.pods, pod.Name)
+	selected(t, pod.Name, ips...)
+	number, own := gateway[len("node-"):], node[len("node-"):]
+	g, err := cluster.NodeNumber(gateway)
+	if err != nil {
+		t.Fatal(err)
+	}
+	words := strings.NewReplacer("MARK", fmt.Sprint(egress.NodeMark(g)), "TABLE", fmt.Sprint(egress.NodeMark(g).Table()),
+		"NUMBER", number, "OWN", own, "IP4", ips[0].String(), "IP6", ips[1].String(), "POD4", pod.IPs[0].String(), "POD6", pod.IPs[1].String(),
+		"MAC", egress.OverlayMAC(netip.MustParseAddr("10.10.0.10"+number)).String())
+
+	// Of a command that begins with "ip FAMILY" there is one for each.
+	tests := []struct{ name, node, breaks, shows string }{
+		{"a next hop's rule", node, "ip FAMILY rule del pref 1200", "ip FAMILY rule"},
+		{"a next hop's rule is another", node, "ip FAMILY rule del pref 1200; ip FAMILY rule add pref 1200 fwmark MARK/0x3fff lookup main protocol 94", "ip FAMILY rule"},
+		{"a rule too many", node, "ip FAMILY rule add pref 1100 lookup main protocol 94", "ip FAMILY rule"},
+		{"the guard", node, "ip FAMILY rule del pref 1000", "ip FAMILY rule"},
+		{"the guard leads elsewhere", node, "ip FAMILY rule del pref 1000; ip FAMILY rule add pref 1000 lookup main protocol 94", "ip FAMILY rule"},
+		{"the return rule", gateway, "ip FAMILY rule del pref 1999", "ip FAMILY rule"},
+		{"all rules", node, "ip FAMILY rule flush; ip FAMILY rule add pref 32766 lookup main", "ip FAMILY rule show pref 1200"},
+		{"a next hop's route", node, "ip FAMILY route flush table TABLE", "ip FAMILY route show table TABLE"},
+		{"a next hop's route leads elsewhere", node, "ip FAMILY route replace default dev eth0 table TABLE proto 94", "ip FAMILY route show table TABLE"},
+		{"a return route", gateway, "ip FAMILY route flush table 7000", "ip FAMILY route show table 7000"},
+		{"a route too many", gateway, "ip FAMILY route add default dev egret.vx table 7000 proto 94", "ip FAMILY route show table 7000"},
+
+		{"the overlay", node, "ip link del egret.vx", "ip -d link show egret.vx"},
+		{"the overlay of the gateway", gateway, "ip link del egret.vx", "ip -d link show egret.vx"},
+		{"the overlay is another", node, "ip link set egret.vx type vxlan learning", "ip -d link show egret.vx"},
+		{"the overlay is down", node, "ip link set egret.vx down", "ip -d link show egret.vx"},
+		{"the overlay is a bridge's port", node, "ip link set egret.vx master cni0", "ip -d link show egret.vx"},
+		{"the overlay's MTU", node, "ip link set egret.vx mtu 1300", "ip -d link show egret.vx"},
+		{"the overlay's MAC", node, "ip link set egret.vx address 02:00:00:00:00:01", "ip -d link show egret.vx"},
+		{"the overlay's flags", node, "ip link set egret.vx arp off", "ip -d link show egret.vx"},
+		{"the overlay's address", node, "ip FAMILY addr flush dev egret.vx", "ip FAMILY addr show egret.vx"},
+		{"an address too many", node, "ip addr add 192.0.2.1/32 dev egret.vx", "ip addr show egret.vx"},
+		{"the overlay's reverse path filter", gateway, "sysctl -qw net.ipv4.conf.egret/vx.rp_filter=1", "sysctl net.ipv4.conf.egret/vx.rp_filter"},
+		{"a neighbour", node, "ip FAMILY neigh flush nud permanent dev egret.vx", "ip FAMILY neigh show nud permanent dev egret.vx"},
+		{"a neighbour's MAC", node, "ip neigh replace 10.10.0.10NUMBER lladdr 02:00:00:00:00:01 nud permanent dev egret.vx", "ip neigh show nud permanent dev egret.vx"},
+		{"a neighbour is not permanent", node, "ip neigh replace 10.10.0.10NUMBER lladdr MAC nud reachable dev egret.vx", "ip neigh show nud permanent dev egret.vx"},
+		{"an FDB entry", node, "bridge fdb del MAC dev egret.vx dst 10.10.0.10NUMBER", "bridge fdb show dev egret.vx"},
+		{"an FDB entry leads elsewhere", node, "bridge fdb replace MAC dev egret.vx dst 10.10.0.199", "bridge fdb show dev egret.vx"},
+
+		{"the link of the addresses", gateway, "ip link del egret0", "ip -br addr show egret0"},
+		{"the link of the addresses is up", gateway, "ip link set egret0 up", "ip -br addr show egret0"},
+		{"an address", gateway, "ip FAMILY addr flush dev egret0", "ip FAMILY addr show egret0"},
+		{"an address is preferred", gateway, "ip -6 addr change IP6/128 dev egret0 preferred_lft forever", "ip -6 addr show egret0"},
+		{"an address ends", gateway, "ip addr change IP4/32 dev egret0 valid_lft 2 preferred_lft 2", "ip addr show egret0"},
+		{"an address that is none of the node's", gateway, "ip addr add 10.10.0.77/32 dev egret0", "ip addr show egret0"},
+
+		{"the tables", node, "nft delete table inet egret; nft delete table arp egret; nft delete table netdev egret", "nft list tables"},
+		{"the whole table", node, "nft delete table inet egret", "nft list map inet egret nexthop"},
+		{"the whole table of the gateway", gateway, "nft delete table inet egret", "nft list map inet egret snat4"},
+		{"the ARP table of the gateway", gateway, "nft delete table arp egret", "nft list set arp egret egressip4"},
+		{"the ARP answers of the gateway", gateway, "nft delete table netdev egret", "nft list table netdev egret"},
+		{"a table sleeps", gateway, "nft 'add table inet egret { flags dormant ; }'", "nft list table inet egret"},
+		{"a pod's element", node, "nft delete element inet egret pod4 { POD4 } ; nft delete element inet egret pod6 { POD6 }", "nft list map inet egret pod4"},
+		{"a pod has another's", node, "nft 'delete element inet egret pod4 { POD4 } ; add element inet egret pod4 { POD4 : 0x0e9e1fff }'", "nft list map inet egret pod4"},
+		{"a source is another", gateway, "nft flush map inet egret snat6", "nft list map inet egret snat6"},
+		{"exceptions", node, "nft flush set inet egret except4", "nft list set inet egret except4"},
+		{"an exception too many", node, "nft add element inet egret except4 { 203.0.113.0/24 }", "nft list set inet egret except4"},
+		{"known nodes", node, "nft flush set inet egret node4", "nft list set inet egret node4"},
+		{"the rules of a chain", node, "nft flush chain inet egret prerouting", "nft list chain inet egret prerouting"},
+		{"a rule that accepts everything", gateway, "nft insert rule inet egret permitted accept", "nft list chain inet egret permitted"},
+		{"a chain's policy", gateway, "nft 'add chain inet egret forward { policy drop ; }'", "nft list chain inet egret forward"},
+		{"the overlay's forwarding", gateway, "sysctl -qw net.ipv4.conf.egret/vx.forwarding=0", "sysctl net.ipv4.conf.egret/vx.forwarding"},
+		{"the overlay's IPv6 is off", gateway, "sysctl -qw net.ipv6.conf.egret/vx.disable_ipv6=1", "ip -6 addr show egret.vx"},
+		{"permits", gateway, "nft 'flush set inet egret permit4 ; flush set inet egret permit6 ; flush set arp egret permit4'", "nft list set arp egret permit4"},
+	}
+	for _, tt := range tests {
+		forms := []string{""}
+		if strings.Contains(tt.breaks, "FAMILY") {
+			forms = []string{"-4", "-6"}
+		}
+		for _, family := range forms {
+			breaks, shows := words.Replace(strings.ReplaceAll(tt.breaks, "FAMILY", family)), words.Replace(strings.ReplaceAll(tt.shows, "FAMILY", family))
+			if !t.Run(strings.TrimSpace(tt.name+" "+family), func(t *testing.T) {
+				show := func() string {
+					out, _ := cluster.Exec(t.Context(), "node", tt.node, strings.Fields(shows)...) // while it is gone, the command fails
+					return passing.ReplaceAllString(stable(string(out)), "")
+				}
+				before := show()
+				if before == "" {
+					t.Fatalf("%s prints nothing before", shows)
+				}
+				if out, err := cluster.Exec(t.Context(), "node", tt.node, "sh", "-ec", breaks); err != nil {
+					t.Fatalf("%s: %v\n%s", breaks, err, out)
+				}
+				broken := time.Now()
+				for show() != before {
+					if time.Since(broken) > 5*time.Second {
+						t.Fatalf("%s does not print the same again\nbefore:\n%s\nnow:\n%s", shows, before, show())
+					}
+				}
+				if took := time.Since(broken); took > time.Second {
+					t.Errorf("back after %v, want a second at most", took)
+				}
+				for _, ip := range ips {
+					leavesAs(t, pod.Name, ip)
+				}
+			}) {
+				return // what is still broken breaks the others
+			}
+		}
+	}
+}
