@@ -31,7 +31,8 @@ func newSpace(t testing.TB, name string) space {
 	s := space{t, fmt.Sprintf("egnft-%d-%s", os.Getpid(), name)}
 	netns.Run(t, "ip netns add "+s.name)
 	t.Cleanup(func() { netns.Run(t, "ip netns del "+s.name) })
-	s.run("ip link set lo up")
+	s.run(`sysctl -qw net.ipv6.conf.default.accept_dad=0
+		ip link set lo up`)
 	return s
 }
 
@@ -202,8 +203,7 @@ func outside(t testing.TB) space {
 		sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1`) {
 		netns.Run(t, line)
 	}
-	ext.run(`sysctl -qw net.ipv6.conf.eth0.accept_dad=0
-		ip link set eth0 up
+	ext.run(`ip link set eth0 up
 		ip addr add 10.10.0.200/24 dev eth0
 		ip addr add fd10::200/64 dev eth0 nodad
 		ip addr add 203.0.113.10/32 dev lo
@@ -232,12 +232,23 @@ func pod(t testing.TB) space {
 const server = "203.0.113.10"
 
 // sides are the addresses of the hosts above in one family.
-type sides struct{ server, lan, egress, node, pod, gateway, pods, other string }
+type sides struct{ server, lan, egress, node, pod, gateway, pods string }
 
 var bothSides = []sides{
-	{server, "10.10.0.200", "10.10.0.8", "10.10.0.101", "10.244.1.2", "10.244.1.1", "10.244.0.0/16", "10.244.1.9"},
-	{"2001:db8::10", "fd10::200", "fd10::8", "fd10::101", "fd44:1::2", "fd44:1::1", "fd44::/16", "fd44:1::9"},
+	{server, "10.10.0.200", "10.10.0.8", "10.10.0.101", "10.244.1.2", "10.244.1.1", "10.244.0.0/16"},
+	{"2001:db8::10", "fd10::200", "fd10::8", "fd10::101", "fd44:1::2", "fd44:1::1", "fd44::/16"},
 }
+
+func (f sides) egressIP() netip.Addr { return netip.MustParseAddr(f.egress) }
+
+// base are the lines of a State in which the hosts outside are reached with the egress IP, but for lan.
+func (f sides) base() string {
+	lan := netip.MustParseAddr(f.lan)
+	return fmt.Sprintf("except %s\nexcept %s\nfenced %s\n", f.pods, netip.PrefixFrom(lan, lan.BitLen()), f.egress)
+}
+
+// hold puts the egress IP on a link. The kernel answers neighbor solicitations for addresses of that link alone.
+func (f sides) hold(t testing.TB) { netns.Run(t, "ip addr add "+f.egress+" dev eth0 preferred_lft 0") }
 
 // The permit is the lock that also binds a frozen agent: without it, the node is silent about the address.
 func TestWithoutPermitNobodyAnswersForTheIP(t *testing.T) {
@@ -342,63 +353,74 @@ func TestARPIsAnsweredOnceWhateverTheSysctls(t *testing.T) {
 
 // What leaves a node with an egress IP of its own, and what does not.
 func TestLocalGateway(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) { testLocalGateway(t, f) })
+	}
+}
+
+func testLocalGateway(t *testing.T, f sides) {
 	tables := open(t)
 	ext, p := outside(t), pod(t)
-	ext.serve(server, "10.10.0.200")
-	netns.Run(t, "ip addr add 10.10.0.8/32 dev lo")
-	const base = "except 10.244.0.0/16\nexcept 10.10.0.200/32\nfenced 10.10.0.8\n"
-	hosted := base + "pod 10.244.1.2 5\nnexthop 5 0x3fff\nhosted 5 10.10.0.8 0x3fff\n"
+	ext.serve(f.server, f.lan)
+	f.hold(t)
+	selected := f.base() + "pod " + f.pod + " 5\n"
+	hosted := selected + "nexthop 5 0x3fff\nhosted 5 " + f.egress + " 0x3fff\n"
 	grant := func() {
 		t.Helper()
-		if err := tables.Permit([]Permit{{ip4, true}}, time.Hour); err != nil {
+		if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
 			t.Fatal(err)
 		}
 	}
-	reach(t, tables, parseState(t, base))
+	reach(t, tables, parseState(t, f.base()))
 	grant()
-	if got := p.seen(server); got != "10.10.0.101" {
+	if got := p.seen(f.server); got != f.node {
 		t.Errorf("not selected: source %q, want the CNI's", got)
 	}
 	reach(t, tables, parseState(t, hosted))
-	if got := p.seen(server); got != "10.10.0.8" {
+	if got := p.seen(f.server); got != f.egress {
 		t.Errorf("selected: source %q, want the egress IP", got)
 	}
-	if got := p.seen("10.10.0.200"); got != "10.10.0.101" {
+	if got := p.seen(f.lan); got != f.node {
 		t.Errorf("excepted destination: source %q, want the CNI's", got)
 	}
-	if !p.ok("ping -c1 -W0.5 10.244.1.1") {
+	if !p.ok("ping -c1 -W0.5 " + f.gateway) {
 		t.Error("the pod does not reach its node")
 	}
 	dropped := func(counter, state, why string) {
 		t.Helper()
 		reach(t, tables, parseState(t, state))
 		counts(t, tables, counter, func() {
-			if got := p.seen(server); got != "" {
+			if got := p.seen(f.server); got != "" {
 				t.Errorf("%s: source %q, want nothing", why, got)
 			}
 		})
 	}
-	dropped(CounterNoNextHop, base+"pod 10.244.1.2 5\n", "no gateway")
-	dropped(CounterNoNextHop, base+"pod 10.244.1.2 0\n", "no address")
-	dropped(CounterGuard, base+"pod 10.244.1.2 5\nnexthop 5 0x3fff\n", "steered here but not hosted")
-	if err := tables.Revoke(ip4); err != nil {
+	dropped(CounterNoNextHop, selected, "no gateway")
+	dropped(CounterNoNextHop, f.base()+"pod "+f.pod+" 0\n", "no address")
+	dropped(CounterGuard, selected+"nexthop 5 0x3fff\n", "steered here but not hosted")
+	if err := tables.Revoke(f.egressIP()); err != nil {
 		t.Fatal(err)
 	}
 	dropped(CounterGuard, hosted, "no permit")
 	grant()
-	if got := p.seen(server); got != "10.10.0.8" {
+	if got := p.seen(f.server); got != f.egress {
 		t.Errorf("permitted again: source %q, want the egress IP", got)
 	}
 
 	// A segment with a wrong checksum is in no connection.
 	counts(t, tables, CounterInvalid, func() {
 		p.do(func() error {
-			fd, err := unix.Socket(unix.AF_INET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
+			to := netip.MustParseAddr(f.server)
+			family, addr := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: to.As16()})
+			if to.Is4() {
+				family, addr = unix.AF_INET, &unix.SockaddrInet4{Addr: to.As4()}
+			}
+			fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_TCP)
 			if err != nil {
 				return err
 			}
 			defer unix.Close(fd)
-			return unix.Sendto(fd, []byte{0: 1, 2: 1, 12: 5 << 4, 13: 4, 19: 0}, 0, &unix.SockaddrInet4{Addr: [4]byte{203, 0, 113, 10}})
+			return unix.Sendto(fd, []byte{0: 1, 2: 1, 12: 5 << 4, 13: 4, 19: 0}, 0, addr)
 		})
 		eventually(t, "an invalid segment was not counted", func() bool { return counter(t, tables, CounterInvalid) > 0 })
 	})
@@ -412,16 +434,12 @@ func TestTheFirstConnectionOfAnUnknownPodIsHeld(t *testing.T) {
 			tables := open(t)
 			ext, p := outside(t), pod(t)
 			ext.serve(f.server, f.lan)
-			// The kernel answers neighbor solicitations for addresses of the link alone.
-			netns.Run(t, "ip addr add "+f.egress+" dev eth0 preferred_lft 0")
-			base := fmt.Sprintf("except %s\nexcept %s/32\npodcidr %s\nhosted 5 %s 0x3fff\nnexthop 5 0x3fff\n", f.pods, f.lan, f.pods, f.egress)
-			if strings.Contains(f.lan, ":") {
-				base = strings.Replace(base, "/32", "/128", 1)
-			}
+			f.hold(t)
+			base := f.base() + fmt.Sprintf("podcidr %s\nhosted 5 %s 0x3fff\nnexthop 5 0x3fff\n", f.pods, f.egress)
 			with := func(lines string) {
 				t.Helper()
 				reach(t, tables, parseState(t, base+lines))
-				if err := tables.Permit([]Permit{{IP: netip.MustParseAddr(f.egress)}}, time.Hour); err != nil {
+				if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
 					t.Fatal(err)
 				}
 			}
@@ -462,31 +480,74 @@ func TestTheFirstConnectionOfAnUnknownPodIsHeld(t *testing.T) {
 
 // The egress IP is no way to the node's services, but says that it is alive.
 func TestTheEgressIPOffersNoService(t *testing.T) {
-	tables := open(t)
-	ext := outside(t)
-	l, err := net.Listen("tcp", ":7000")
-	if err != nil {
-		t.Fatal(err)
+	for _, f := range bothSides {
+		t.Run(f.egress, func(t *testing.T) {
+			tables := open(t)
+			ext := outside(t)
+			l, err := net.Listen("tcp", ":7000")
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer l.Close()
+			f.hold(t)
+			reach(t, tables, parseState(t, "fenced "+f.egress))
+			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			connects := func(ip string) bool {
+				return ext.ok("timeout 2 socat -u OPEN:/dev/null TCP:" + net.JoinHostPort(ip, "7000") + ",connect-timeout=0.3")
+			}
+			if !connects(f.node) {
+				t.Error("the node's own address offers nothing either")
+			}
+			counts(t, tables, CounterService, func() {
+				if connects(f.egress) {
+					t.Error("connected to the egress IP")
+				}
+			})
+			if !ext.ok("ping -c1 -W0.5 " + f.egress) {
+				t.Error("the egress IP answers no echo request")
+			}
+		})
 	}
-	defer l.Close()
-	netns.Run(t, "ip addr add 10.10.0.8/32 dev lo")
-	reach(t, tables, parseState(t, "fenced 10.10.0.8"))
-	if err := tables.Permit([]Permit{{ip4, true}}, time.Hour); err != nil {
-		t.Fatal(err)
-	}
-	connects := func(ip string) bool {
-		return ext.ok("timeout 2 socat -u OPEN:/dev/null TCP:" + ip + ":7000,connect-timeout=0.3")
-	}
-	if !connects("10.10.0.101") {
-		t.Error("the node's own address offers nothing either")
-	}
-	counts(t, tables, CounterService, func() {
-		if connects("10.10.0.8") {
-			t.Error("connected to the egress IP")
-		}
-	})
-	if !ext.ok("ping -c1 -W0.5 10.10.0.8") {
-		t.Error("the egress IP answers no echo request")
+}
+
+// What comes to the port of the overlay from a host that is no node goes nowhere.
+func TestOnlyNodesAreHeardInTheOverlay(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.node, func(t *testing.T) {
+			tables := open(t)
+			ext := outside(t)
+			var heard net.PacketConn // in the place of the overlay
+			heard, err := net.ListenPacket("udp", net.JoinHostPort("", fmt.Sprint(egress.OverlayPort)))
+			if err != nil {
+				t.Fatal(err)
+			}
+			defer heard.Close()
+			says := func() bool {
+				ext.do(func() error {
+					c, err := net.Dial("udp", net.JoinHostPort(f.node, fmt.Sprint(egress.OverlayPort)))
+					if err == nil {
+						defer c.Close()
+						_, err = c.Write([]byte("?"))
+					}
+					return err
+				})
+				heard.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+				_, _, err := heard.ReadFrom(make([]byte, 10))
+				return err == nil
+			}
+			reach(t, tables, parseState(t, "node "+f.lan))
+			if !says() {
+				t.Error("a node is not heard")
+			}
+			reach(t, tables, parseState(t, "node "+f.gateway))
+			counts(t, tables, CounterForeign, func() {
+				if says() {
+					t.Error("a host that is no node is heard")
+				}
+			})
+		})
 	}
 }
 
@@ -494,7 +555,9 @@ func TestTheEgressIPOffersNoService(t *testing.T) {
 func TestRemoteGateway(t *testing.T) {
 	tables := open(t)
 	ext, p := outside(t), pod(t)
-	ext.serve(server, "10.10.0.200")
+	for _, f := range bothSides {
+		ext.serve(f.server)
+	}
 	gw := newSpace(t, "gw")
 	// The second node has a link to the first one and one to the outside, which knows the egress IP by a route.
 	netns.Run(t, "ip link add eth1 type veth peer name eth0 netns "+gw.name)
@@ -502,56 +565,77 @@ func TestRemoteGateway(t *testing.T) {
 	netns.Run(t, "ip addr add 10.11.0.101/24 dev eth1")
 	gw.run(`ip link set eth0 up
 		ip addr add 10.11.0.102/24 dev eth0
-		sysctl -qw net.ipv4.ip_forward=1
+		sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
 		ip link add eth1 type veth peer name eth1 netns ` + ext.name + `
 		ip link set eth1 up
 		ip addr add 10.12.0.102/24 dev eth1
-		ip route add default via 10.12.0.200`)
+		ip addr add fd12::102/64 dev eth1 nodad
+		ip route add default via 10.12.0.200
+		ip -6 route add default via fd12::200`)
 	ext.run(`ip link set eth1 up
 		ip addr add 10.12.0.200/24 dev eth1
-		ip route add 10.10.0.8/32 via 10.12.0.102`)
+		ip addr add fd12::200/64 dev eth1 nodad
+		ip route add 10.10.0.8/32 via 10.12.0.102
+		ip route add fd10::8/128 via fd12::102`)
 
-	overlay := func(run func(string), self, peer, selfMAC, peerMAC string) {
+	// The next hop of IPv6 is the other side's link-local address on the overlay.
+	overlay := func(run func(string), self, peer netip.Addr) {
+		selfMAC, peerMAC := egress.OverlayMAC(self), egress.OverlayMAC(peer)
+		local := func(mac net.HardwareAddr) string {
+			return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]}).String()
+		}
 		for line := range strings.Lines(fmt.Sprintf(`ip link add egret.vx address %s mtu 1450 type vxlan id 7 dstport %d local %s nolearning gbp
-			sysctl -qw net/ipv4/conf/egret.vx/rp_filter=0
-			sysctl -qw net/ipv4/conf/all/rp_filter=0
+			sysctl -qw net/ipv4/conf/egret.vx/rp_filter=0 net/ipv4/conf/all/rp_filter=0
 			ip link set egret.vx up
 			ip addr add %[3]s/32 dev egret.vx scope link noprefixroute
 			ip neigh add %[4]s lladdr %[5]s dev egret.vx nud permanent
+			ip neigh add %[6]s lladdr %[5]s dev egret.vx nud permanent
 			bridge fdb append %[5]s dev egret.vx dst %[4]s
-			ip rule add pref 1000 fwmark 0/0x2000 goto 32766
-			ip rule add pref 1100 fwmark 0x2000/0x3fff lookup 7000
-			ip rule add pref 1200 fwmark 0x2002/0x3fff lookup 7002
-			ip route add default via %[4]s dev egret.vx onlink table 7002`, selfMAC, egress.OverlayPort, self, peer, peerMAC)) {
+			ip -4 rule add pref 1000 fwmark 0/0x2000 goto 32766
+			ip -4 rule add pref 1100 fwmark 0x2000/0x3fff lookup 7000
+			ip -4 rule add pref 1200 fwmark 0x2002/0x3fff lookup 7002
+			ip -6 rule add pref 1000 fwmark 0/0x2000 goto 32766
+			ip -6 rule add pref 1100 fwmark 0x2000/0x3fff lookup 7000
+			ip -6 rule add pref 1200 fwmark 0x2002/0x3fff lookup 7002
+			ip -4 route add default via %[4]s dev egret.vx onlink table 7002
+			ip -6 route add default via %[6]s dev egret.vx table 7002`, selfMAC, egress.OverlayPort, self, peer, peerMAC, local(peerMAC))) {
 			run(strings.TrimSpace(line))
 		}
 	}
-	overlay(func(l string) { netns.Run(t, l) }, "10.11.0.101", "10.11.0.102", "02:e9:00:00:00:01", "02:e9:00:00:00:02")
-	overlay(gw.run, "10.11.0.102", "10.11.0.101", "02:e9:00:00:00:02", "02:e9:00:00:00:01")
+	here, there := netip.MustParseAddr("10.11.0.101"), netip.MustParseAddr("10.11.0.102")
+	overlay(func(l string) { netns.Run(t, l) }, here, there)
+	overlay(gw.run, there, here)
 	gw.run("ip route add 10.244.1.2/32 via 10.11.0.101 dev egret.vx onlink table 7000")
+	gw.run("ip -6 route add fd44:1::2/128 dev egret.vx table 7000")
+	gw.run("ip neigh add fd44:1::2 lladdr " + egress.OverlayMAC(here).String() + " dev egret.vx nud permanent")
 
 	far := gw.tables()
-	hosts := parseState(t, "mtu 1450\nnode 10.11.0.101\nhosted 5 10.10.0.8 0x3fff")
-	reach(t, tables, parseState(t, "mtu 1450\nnode 10.11.0.102\npod 10.244.1.2 5\nnexthop 5 0x2002"))
-	reach(t, far, hosts)
-	if err := far.Permit([]Permit{{IP: ip4}}, time.Hour); err != nil {
+	hosts := "mtu 1450\nnode 10.11.0.101\n"
+	pods := "mtu 1450\nnode 10.11.0.102\n"
+	var permits []Permit
+	for i, f := range bothSides {
+		hosts += fmt.Sprintf("hosted %d %s 0x3fff\n", 5+i, f.egress)
+		pods += fmt.Sprintf("pod %s %d\nnexthop %[2]d 0x2002\n", f.pod, 5+i)
+		permits = append(permits, Permit{IP: f.egressIP()})
+	}
+	reach(t, tables, parseState(t, pods))
+	reach(t, far, parseState(t, hosts))
+	if err := far.Permit(permits, time.Hour); err != nil {
 		t.Fatal(err)
 	}
-	if got := p.seen(server); got != "10.10.0.8" {
-		t.Errorf("source %q, want the egress IP; counters %v", got, fmt.Sprint(far.Counters()))
+	for _, f := range bothSides {
+		if got := p.seen(f.server); got != f.egress {
+			t.Errorf("source %q, want %s; counters %v", got, f.egress, fmt.Sprint(far.Counters()))
+		}
 	}
 
-	reach(t, far, parseState(t, "mtu 1450\nnode 10.11.0.101\npod 10.244.9.9 5\nnexthop 5 0x2002"))
-	counts(t, far, CounterUnhosted, func() {
-		if got := p.seen(server); got != "" {
-			t.Errorf("not hosted there: source %q, want nothing", got)
-		}
-	})
-	hosts.Nodes = []netip.Addr{netip.MustParseAddr("10.11.0.99")}
-	reach(t, far, hosts)
-	counts(t, far, CounterForeign, func() {
-		if got := p.seen(server); got != "" {
-			t.Errorf("from no node: source %q, want nothing", got)
-		}
-	})
+	// It is not sent into the overlay again.
+	reach(t, far, parseState(t, "mtu 1450\nnode 10.11.0.101\npod 10.244.9.9 5\nnexthop 5 0x2002\npod fd44:9::9 6\nnexthop 6 0x2002"))
+	for _, f := range bothSides {
+		counts(t, far, CounterUnhosted, func() {
+			if got := p.seen(f.server); got != "" {
+				t.Errorf("not hosted there: source %q, want nothing", got)
+			}
+		})
+	}
 }
