@@ -139,6 +139,19 @@ func (r *reader) generation() (uint32, error) {
 	return m[0].uint32(unix.NFTA_GEN_ID), nil
 }
 
+// settle waits for a commit that is under way. The number of the generation is counted up before the commit takes out what was deleted,
+// element by element, and a dump that goes on where it was, by count, misses others meanwhile. An empty batch waits for the lock that
+// commits hold, and changes nothing. The kernel does all of it within the call that sends.
+func (r *reader) settle() error {
+	r.mu.Lock()
+	defer r.mu.Unlock()
+	_, err := r.nl.SendMessages([]netlink.Message{bracket(unix.NFNL_MSG_BATCH_BEGIN), bracket(unix.NFNL_MSG_BATCH_END)})
+	if err != nil {
+		return fmt.Errorf("waiting for changes of the ruleset that are under way: %w", err)
+	}
+	return nil
+}
+
 // whole runs what, which reads, until nothing changed from its begin to its end. That a table or a set vanished in between shows as
 // an error of the read, so a failed read is repeated too when the ruleset has changed.
 func (r *reader) whole(what func() error) error {
@@ -147,6 +160,9 @@ func (r *reader) whole(what func() error) error {
 		before, gerr := r.generation()
 		if gerr != nil {
 			return gerr
+		}
+		if err := r.settle(); err != nil {
+			return err
 		}
 		err = what()
 		after, gerr := r.generation()
