@@ -1,6 +1,7 @@
 package crdsync
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"io/fs"
@@ -89,7 +90,7 @@ func (c *cluster) removeObjects() {
 func (c *cluster) run(kube *rest.Config) (stop func()) {
 	c.Helper()
 	kube = rest.CopyConfig(kube)
-	kube.Impersonate.UserName = "system:serviceaccount:egret-system:egret-crdsync"
+	kube.Impersonate.UserName = cmp.Or(kube.Impersonate.UserName, "system:serviceaccount:egret-system:egret-crdsync")
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {

@@ -23,6 +23,8 @@ type objects struct {
 	unread  map[string]error // pools that cannot be read, and why
 	overlap map[string]error // pools that have addresses of older ones
 	nodes   []egress.Node    // by name; their indexes are not set
+	// services are the Service CIDRs; nil: they cannot be read, and what etcd holds stands.
+	services []egress.ServiceCIDR
 }
 
 // verdict is what came of an egress.
@@ -92,6 +94,7 @@ func plan(o objects, have records, now time.Time, frozen func(egressName string,
 	}
 	c.addAllocations(o.demands, out, have, now)
 	c.addNodes(o.nodes, have)
+	c.addServices(o.services, have)
 	c.usage = map[string]v1beta1.IPPoolUsage{}
 	for name, p := range pools {
 		c.usage[name] = v1beta1.IPPoolUsage{Total: p.Total()}
@@ -218,6 +221,17 @@ func (c *control) addAllocations(demands []demand, out map[string]*outcome, have
 		c.faults[key] = err
 		if _, ok := c.values[key]; !ok && strings.HasPrefix(key, store.AllocationPrefix) {
 			c.keep[key] = true // it is not known whose address it is
+		}
+	}
+}
+
+func (c *control) addServices(services []egress.ServiceCIDR, have records) {
+	for _, s := range services {
+		c.values[store.ServiceKey(s.Name)] = s
+	}
+	if services == nil {
+		for name := range have.services {
+			c.keep[store.ServiceKey(name)] = true
 		}
 	}
 }

@@ -56,7 +56,7 @@ type Webhook struct {
 
 // prefixes are what crdsync reads of etcd: what it writes, and what the status tells of.
 var prefixes = []string{
-	store.PoolPrefix, store.EgressPrefix, store.AllocationPrefix, store.IDPrefix, store.NodePrefix, store.MembersByNode,
+	store.PoolPrefix, store.EgressPrefix, store.AllocationPrefix, store.IDPrefix, store.NodePrefix, store.ServicePrefix, store.MembersByNode,
 	store.MembersByEgress, counterKey, store.OwnerPrefix, store.AgentPrefix, store.CordonPrefix,
 }
 
@@ -172,11 +172,14 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 	}
 	d := newDirty()
 	st := &status{dynamic: r.dynamic, cache: r.cache, diary: &diary{client: r.events, instance: r.ID, store: r.Store, lead: lead, log: r.Log}, log: r.Log}
-	src, err := newSource(r.kube, r.dynamic, nodeDefaults{r.NodeCapacityDefault, r.FollowCordon}, d, st.look)
+	src, err := newSource(ctx, r.kube, r.dynamic, nodeDefaults{r.NodeCapacityDefault, r.FollowCordon}, d, st.look)
 	if err != nil {
 		return err
 	}
 	st.source = src
+	if src.services == nil {
+		r.Log.Warn("this API server shows no ServiceCIDRs (Kubernetes has them since 1.33): --cluster-cidrs of the agents has to name them")
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error {
 		// Whatever etcd and the API server answer or do not: nothing more is written after this.

@@ -2,6 +2,7 @@ package crdsync
 
 import (
 	"encoding/json"
+	"errors"
 	"fmt"
 	"maps"
 	"strings"
@@ -10,6 +11,8 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	networkingv1 "k8s.io/api/networking/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/runtime/schema"
 	"k8s.io/client-go/rest"
@@ -26,6 +29,7 @@ func TestAgainstARealAPI(t *testing.T) {
 	applyRBAC(t, kube)
 	for name, test := range map[string]func(*cluster){
 		"the guide's example reaches etcd and the status":  testExample,
+		"Service CIDRs reach etcd":                         testServiceCIDRs,
 		"members follow their pods":                        testMembers,
 		"an object that cannot be read stops no other":     testMalformed,
 		"objects that are older than the schema":           testSlipped,
@@ -88,6 +92,55 @@ func testExample(c *cluster) {
 	got := c.printed(v1beta1.EgressResource.Resource)
 	if want := "Name EgressIP Age Node | egress-prod-web 10.10.0.11 AGE node-4 | egress-staging-web 10.10.0.12 AGE "; got != want {
 		c.Errorf("kubectl get egress: got %q, want %q", got, want)
+	}
+}
+
+func testServiceCIDRs(c *cluster) {
+	const standard = `{"name":"kubernetes","cidrs":["10.0.0.0/24"]}` // as the API server was started
+	stop := c.run(c.kube)
+	c.wantRecords("services/*", map[string]string{"services/kubernetes": standard})
+	api := c.core.NetworkingV1().ServiceCIDRs()
+	more := &networkingv1.ServiceCIDR{ObjectMeta: metav1.ObjectMeta{Name: "more"}, Spec: networkingv1.ServiceCIDRSpec{CIDRs: []string{"10.1.0.0/16", "fd01::/112"}}}
+	if _, err := api.Create(c.Context(), more, metav1.CreateOptions{}); err != nil {
+		c.Fatal(err)
+	}
+	want := map[string]string{"services/kubernetes": standard, "services/more": `{"name":"more","cidrs":["10.1.0.0/16","fd01::/112"]}`}
+	c.wantRecords("services/*", want)
+
+	// Where they must not be read any more, what is known of them stands, and all else goes on.
+	stop()
+	as := rest.CopyConfig(c.kube)
+	as.Impersonate.UserName = "crdsync-without-services"
+	allow(c, as.Impersonate.UserName)
+	stop = c.run(as)
+	c.node("node-7", "192.0.2.7")
+	c.wantRecords("nodes/*", map[string]string{"nodes/node-7": "1 192.0.2.7"})
+	c.wantRecords("services/*", want)
+	stop()
+
+	c.run(c.kube)
+	if err := api.Delete(c.Context(), "more", metav1.DeleteOptions{}); err != nil {
+		c.Fatal(err)
+	}
+	c.wantRecords("services/*", map[string]string{"services/kubernetes": standard})
+}
+
+// allow lets a user read all that crdsync reads but ServiceCIDRs.
+func allow(c *cluster, user string) {
+	c.Helper()
+	rules := []rbacv1.PolicyRule{
+		{APIGroups: []string{"crd.antrea.io"}, Resources: []string{"*"}, Verbs: []string{"*"}},
+		{APIGroups: []string{""}, Resources: []string{"namespaces", "nodes", "pods"}, Verbs: []string{"get", "list", "watch"}},
+		{APIGroups: []string{"events.k8s.io"}, Resources: []string{"events"}, Verbs: []string{"create"}},
+	}
+	role := &rbacv1.ClusterRole{ObjectMeta: metav1.ObjectMeta{Name: user}, Rules: rules}
+	binding := &rbacv1.ClusterRoleBinding{ObjectMeta: metav1.ObjectMeta{Name: user},
+		RoleRef:  rbacv1.RoleRef{APIGroup: rbacv1.GroupName, Kind: "ClusterRole", Name: user},
+		Subjects: []rbacv1.Subject{{APIGroup: rbacv1.GroupName, Kind: rbacv1.UserKind, Name: user}}}
+	_, err1 := c.core.RbacV1().ClusterRoles().Create(c.Context(), role, metav1.CreateOptions{})
+	_, err2 := c.core.RbacV1().ClusterRoleBindings().Create(c.Context(), binding, metav1.CreateOptions{})
+	if err := errors.Join(err1, err2); err != nil {
+		c.Fatal(err)
 	}
 }
 

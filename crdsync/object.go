@@ -11,6 +11,7 @@ import (
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/runtime"
 	"k8s.io/apimachinery/pkg/types"
@@ -129,6 +130,20 @@ func readNode(n *corev1.Node, d nodeDefaults) (egress.Node, error) {
 			out.Cordoned = true
 		default:
 			out.Capacity = limit
+		}
+	}
+	return out, errors.Join(errs...)
+}
+
+// readServiceCIDR reads a ServiceCIDR. What is wrong with it is left out of the record, and named by the error.
+func readServiceCIDR(s *networkingv1.ServiceCIDR) (egress.ServiceCIDR, error) {
+	out := egress.ServiceCIDR{Name: s.Name, CIDRs: []netip.Prefix{}}
+	var errs []error
+	for _, text := range s.Spec.CIDRs {
+		if p, err := netip.ParsePrefix(text); err != nil {
+			errs = append(errs, fmt.Errorf("CIDR %q: want an address and a prefix length", text))
+		} else {
+			out.CIDRs = append(out.CIDRs, p.Masked())
 		}
 	}
 	return out, errors.Join(errs...)

@@ -26,6 +26,7 @@ type records struct {
 	ids         map[egress.ID]netip.Addr // of the allocations too
 	lastID      egress.ID
 	nodes       map[string]egress.Node
+	services    map[string]egress.ServiceCIDR
 	// faults are the records that cannot be read, by key. Those of allocations are in allocations all the same, without an egress when
 	// none is known to use the address.
 	faults map[string]error
@@ -37,6 +38,7 @@ func readRecords(cache *store.Cache) records {
 	r.pools = decodeAll[egress.Pool](cache, store.PoolPrefix, r.faults)
 	r.policies = decodeAll[egress.Policy](cache, store.EgressPrefix, r.faults)
 	r.nodes = decodeAll[egress.Node](cache, store.NodePrefix, r.faults)
+	r.services = decodeAll[egress.ServiceCIDR](cache, store.ServicePrefix, r.faults)
 	for _, c := range decodeAll[counter](cache, counterKey, r.faults) {
 		r.lastID = c.Last
 	}

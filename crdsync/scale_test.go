@@ -345,7 +345,7 @@ func passes(b *testing.B, kube *rest.Config, client *store.Client, l load) (one,
 	if err != nil {
 		b.Fatal(err)
 	}
-	src, err := newSource(kube, dyn, nodeDefaults{}, newDirty(), func(string, string) {})
+	src, err := newSource(ctx, kube, dyn, nodeDefaults{}, newDirty(), func(string, string) {})
 	if err != nil {
 		b.Fatal(err)
 	}

@@ -11,6 +11,8 @@ import (
 	"slices"
 
 	corev1 "k8s.io/api/core/v1"
+	networkingv1 "k8s.io/api/networking/v1"
+	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/apimachinery/pkg/apis/meta/v1/unstructured"
 	"k8s.io/apimachinery/pkg/labels"
@@ -37,6 +39,8 @@ const (
 // be read does not stop the others.
 type source struct {
 	egresses, pools, namespaces, pods, nodes cache.SharedIndexInformer
+	// services are the ServiceCIDRs; nil: this API server has none, or does not show them.
+	services cache.SharedIndexInformer
 
 	start    func(context.Context)
 	shutdown func()
@@ -45,7 +49,7 @@ type source struct {
 	status   func(kind, name string) // an Egress or ExternalIPPool is to be looked at
 }
 
-func newSource(kube *rest.Config, dyn dynamic.Interface, defaults nodeDefaults, d *dirty, status func(kind, name string)) (*source, error) {
+func newSource(ctx context.Context, kube *rest.Config, dyn dynamic.Interface, defaults nodeDefaults, d *dirty, status func(kind, name string)) (*source, error) {
 	typed := rest.CopyConfig(kube)
 	typed.ContentConfig.ContentType = "application/vnd.kubernetes.protobuf" // all pods of a cluster: JSON costs several times more
 	client, err := kubernetes.NewForConfig(typed)
@@ -63,6 +67,16 @@ func newSource(kube *rest.Config, dyn dynamic.Interface, defaults nodeDefaults, 
 		start:      func(ctx context.Context) { objects.Start(ctx.Done()); core.Start(ctx.Done()) },
 		shutdown:   func() { objects.Shutdown(); core.Shutdown() },
 		defaults:   defaults, dirty: d, status: status,
+	}
+	// Kubernetes has them since 1.33.
+	switch _, err := client.NetworkingV1().ServiceCIDRs().List(ctx, metav1.ListOptions{Limit: 1}); {
+	case err == nil:
+		s.services = core.Networking().V1().ServiceCIDRs().Informer()
+		if _, err := s.services.AddEventHandler(handler(func(_, _ *networkingv1.ServiceCIDR) { d.add(work{nodes: true}) })); err != nil {
+			return nil, fmt.Errorf("watching the Kubernetes API: %w", err)
+		}
+	case !apierrors.IsNotFound(err) && !apierrors.IsForbidden(err):
+		return nil, fmt.Errorf("reading ServiceCIDRs: %w", err)
 	}
 	if err := s.pods.AddIndexers(cache.Indexers{byNode: nodeIndex, byIP: ipIndex}); err != nil {
 		return nil, fmt.Errorf("indexing pods: %w", err)
@@ -87,7 +101,11 @@ func (s *source) run(ctx context.Context) {
 
 // synced waits until everything was listed once. false: ctx ended.
 func (s *source) synced(ctx context.Context) bool {
-	return cache.WaitForCacheSync(ctx.Done(), s.egresses.HasSynced, s.pools.HasSynced, s.namespaces.HasSynced, s.pods.HasSynced, s.nodes.HasSynced)
+	all := []cache.InformerSynced{s.egresses.HasSynced, s.pools.HasSynced, s.namespaces.HasSynced, s.pods.HasSynced, s.nodes.HasSynced}
+	if s.services != nil {
+		all = append(all, s.services.HasSynced)
+	}
+	return cache.WaitForCacheSync(ctx.Done(), all...)
 }
 
 // handler calls changed with the old and the new object; old is nil for a new one, new for one that is gone.
@@ -231,6 +249,17 @@ func (s *source) objects() (o objects, faults map[string]error) {
 		o.nodes = append(o.nodes, n)
 	}
 	slices.SortFunc(o.nodes, func(a, b egress.Node) int { return cmp.Compare(a.Name, b.Name) })
+	if s.services == nil {
+		return o, faults
+	}
+	o.services = []egress.ServiceCIDR{}
+	for _, e := range s.services.GetIndexer().List() {
+		c, err := readServiceCIDR(e.(*networkingv1.ServiceCIDR))
+		if err != nil {
+			faults["ServiceCIDR "+c.Name] = err
+		}
+		o.services = append(o.services, c)
+	}
 	return o, faults
 }
 

@@ -110,6 +110,12 @@ type Node struct {
 	Cordoned bool `json:"cordoned,omitempty"`
 }
 
+// ServiceCIDR is services/<name>: a Kubernetes ServiceCIDR. Destinations in it are never SNATed.
+type ServiceCIDR struct {
+	Name  string         `json:"name"`
+	CIDRs []netip.Prefix `json:"cidrs"`
+}
+
 // Agent is agents/<node>, under the agent's lease: the node's agent is alive.
 type Agent struct {
 	Node string `json:"node"`

@@ -10,6 +10,7 @@ type Snapshot struct {
 	Pools    map[string]Pool
 	Egresses map[string]Policy
 	Nodes    map[string]Node
+	Services map[string]ServiceCIDR
 	Agents   map[string]Agent
 	Owners   map[netip.Addr]Owner
 	Moves    map[netip.Addr]Move

@@ -77,6 +77,9 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 		d.NFT.Carriers = map[string]nft.Carrier{f.Uplink: {MAC: f.UplinkMAC}}
 	}
 	d.NFT.Except = slices.Clone(f.Except)
+	for _, name := range slices.Sorted(maps.Keys(s.Services)) {
+		d.NFT.Except = append(d.NFT.Except, s.Services[name].CIDRs...)
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
 		n := s.Nodes[name]
 		d.NFT.Except = append(d.NFT.Except, n.PodCIDRs...)

@@ -160,7 +160,9 @@ func TestBuildNeverAnswersForAStaticIP(t *testing.T) {
 func TestBuildOverlay(t *testing.T) {
 	f := facts("node-1")
 	f.Except = []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")}
-	d := Build(guide(""), f, nil)
+	s := guide("")
+	s.Services = map[string]egress.ServiceCIDR{"kubernetes": {Name: "kubernetes", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd96::/112")}}}
+	d := Build(s, f, nil)
 	if diff := cmp.Diff(routing.Overlay{Local: ip("10.10.0.101"), MTU: 1450}, d.Routing.Overlay, compare); diff != "" {
 		t.Errorf("overlay (-want +got):\n%s", diff)
 	}
@@ -171,7 +173,7 @@ func TestBuildOverlay(t *testing.T) {
 	for _, p := range d.NFT.Except {
 		except = append(except, p.String())
 	}
-	want := []string{"192.168.0.0/16", "10.244.1.0/24", "10.10.0.101/32", "10.244.2.0/24", "10.10.0.102/32", "10.244.3.0/24", "10.10.0.103/32"}
+	want := []string{"192.168.0.0/16", "10.96.0.0/16", "fd96::/112", "10.244.1.0/24", "10.10.0.101/32", "10.244.2.0/24", "10.10.0.102/32", "10.244.3.0/24", "10.10.0.103/32"}
 	if diff := cmp.Diff(want, except); diff != "" {
 		t.Errorf("exceptions (-want +got):\n%s", diff)
 	}

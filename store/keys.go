@@ -16,6 +16,7 @@ const (
 	MembersByNode       = "members/by-node/"
 	MembersByEgress     = "members/by-egress/"
 	NodePrefix          = "nodes/"
+	ServicePrefix       = "services/"
 	AgentPrefix         = "agents/"
 	OwnerPrefix         = "owners/"
 	MovePrefix          = "moves/"
@@ -50,6 +51,9 @@ func MembersByEgressKey(egressName, node string) string {
 
 // NodeKey is the key of an egress.Node.
 func NodeKey(node string) string { return NodePrefix + node }
+
+// ServiceKey is the key of an egress.ServiceCIDR.
+func ServiceKey(name string) string { return ServicePrefix + name }
 
 // AgentKey is the key of an egress.Agent.
 func AgentKey(node string) string { return AgentPrefix + node }

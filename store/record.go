@@ -84,6 +84,16 @@ func validIP(field string, ip netip.Addr) error {
 	return nil
 }
 
+func validCIDRs(what string, ps []netip.Prefix) error {
+	var errs []error
+	for _, p := range ps {
+		if !p.IsValid() {
+			errs = append(errs, fmt.Errorf("%s %q: want an address and a prefix length", what, p))
+		}
+	}
+	return errors.Join(errs...)
+}
+
 func validID(id egress.ID) error {
 	if id == 0 || id > egress.MaxID {
 		return fmt.Errorf("id %d: want 1 to %d", id, egress.MaxID)
@@ -135,12 +145,11 @@ func checkNode(name string, n egress.Node) error {
 	for _, ip := range n.Addresses {
 		errs = append(errs, validIP("address", ip))
 	}
-	for _, p := range n.PodCIDRs {
-		if !p.IsValid() {
-			errs = append(errs, fmt.Errorf("pod CIDR %q: want an address and a prefix length", p))
-		}
-	}
-	return errors.Join(errs...)
+	return errors.Join(append(errs, validCIDRs("pod CIDR", n.PodCIDRs))...)
+}
+
+func checkService(name string, s egress.ServiceCIDR) error {
+	return errors.Join(same("name", s.Name, name), validCIDRs("Service CIDR", s.CIDRs))
 }
 
 func checkAgent(name string, a egress.Agent) error { return same("node", a.Node, name) }
