@@ -92,7 +92,7 @@ func (l *Lab) apiServerArgs() []string {
 		"--service-account-issuer=https://" + netip.AddrPortFrom(ControlIP, apiPort).String(),
 		"--service-account-key-file=" + l.path("sa.key"), "--service-account-signing-key-file=" + l.path("sa.key"),
 		"--token-auth-file=" + l.path("tokens.csv"), "--authorization-mode=RBAC",
-		"--service-cluster-ip-range=10.96.0.0/16", "--endpoint-reconciler-type=none", "--allow-privileged=true",
+		"--service-cluster-ip-range=10.96.0.0/16,fd96::/112", "--endpoint-reconciler-type=none", "--allow-privileged=true",
 		// No controller makes service accounts, and none takes the taint of a new node away.
 		"--disable-admission-plugins=ServiceAccount,TaintNodesByCondition", "--enable-priority-and-fairness=false",
 	}
