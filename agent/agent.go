@@ -51,6 +51,8 @@ type Config struct {
 	// outside; 0: not at all. It has the precision of a millisecond.
 	HoldUnknown time.Duration
 
+	RandomPorts bool // choose the source ports of SNATed connections at random
+
 	Except []netip.Prefix // destinations that are never SNATed, on top of nodes and pod CIDRs
 }
 

@@ -121,7 +121,7 @@ func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 	f := plan.Facts{
 		Node: a.Node, Underlay: ip, Uplink: link.Name, UplinkMTU: link.MTU, UplinkMAC: mac(link), UplinkUp: link.Up, NoIPv6: !link.HasIPv6(),
 		PoolUplink: a.Uplink, NoVLAN: !slices.Contains(a.features, check.VLAN),
-		AnswersARP: slices.Contains(a.features, check.ARPAnswers), Hold: a.HoldUnknown, Local: local, Except: a.Except,
+		AnswersARP: slices.Contains(a.features, check.ARPAnswers), Hold: a.HoldUnknown, Local: local, Except: a.Except, RandomPorts: a.RandomPorts,
 	}
 	for _, l := range links {
 		f.Links = append(f.Links, plan.Link{

@@ -147,6 +147,8 @@ func parseState(t testing.TB, text string) State {
 			s.Unselected = append(s.Unselected, addr(f[1]))
 		case "podcidr": // prefix
 			s.PodCIDRs = append(s.PodCIDRs, netip.MustParsePrefix(f[1]))
+		case "random": // ports
+			s.RandomPorts = true
 		case "hold": // duration
 			d, err := time.ParseDuration(f[1])
 			if err != nil {

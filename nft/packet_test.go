@@ -427,6 +427,65 @@ func testLocalGateway(t *testing.T, f sides) {
 }
 
 // A pod whose first act is to connect out waits until it is known whether an egress selects it, but not for ever, and only once.
+func TestSourcePortsStayOrAreRandom(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			tables := open(t)
+			ext, p := outside(t), pod(t)
+			var c net.PacketConn
+			ext.do(func() (err error) { c, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "7001")); return err })
+			defer c.Close()
+			go func() {
+				b := make([]byte, 100)
+				for {
+					_, from, err := c.ReadFrom(b)
+					if err != nil {
+						return // closed
+					}
+					c.WriteTo([]byte(from.String()), from) // what is lost shows as no answer
+				}
+			}()
+			f.hold(t)
+			const connections = 20
+			// What is taken at random may be what it was.
+			for lines, most := range map[string]int{"": connections, "random\n": connections / 4} {
+				reach(t, tables, parseState(t, f.base()+lines+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
+				if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
+					t.Fatal(err)
+				}
+				same := 0
+				for range connections {
+					p.do(func() error {
+						d, err := net.Dial("udp", net.JoinHostPort(f.server, "7001"))
+						if err != nil {
+							return err
+						}
+						defer d.Close()
+						b := make([]byte, 100)
+						d.SetDeadline(time.Now().Add(time.Second))
+						d.Write([]byte("?"))
+						n, err := d.Read(b)
+						if err != nil {
+							return err
+						}
+						own, seen := netip.MustParseAddrPort(d.LocalAddr().String()), netip.MustParseAddrPort(string(b[:n]))
+						if seen.Addr().Unmap() != f.egressIP() {
+							t.Errorf("%q: source %s, want %s", lines, seen, f.egress)
+						}
+						if seen.Port() == own.Port() {
+							same++
+						}
+						return nil
+					})
+				}
+				if same > most || lines == "" && same < connections {
+					t.Errorf("%q: %d of %d connections kept their port", lines, same, connections)
+				}
+			}
+		})
+	}
+}
+
 func TestTheFirstConnectionOfAnUnknownPodIsHeld(t *testing.T) {
 	const hold = 700 * time.Millisecond
 	for _, f := range bothSides {

@@ -36,19 +36,19 @@ const (
 	maxPods  = 16384 // of one family; a hundred times what a kubelet runs by default
 )
 
-// tables returns the tables as they must be, elements apart. Only the MSS and the chains of the carriers depend on the State.
+// tables returns the tables as they must be, elements apart. Only the MSS, the ports and the chains of the carriers depend on the State.
 func tables(s State) []table {
-	return []table{inetTable(s.OverlayMTU, s.Hold), arpTable(), netdevTable(s.Carriers)}
+	return []table{inetTable(s), arpTable(), netdevTable(s.Carriers)}
 }
 
-func inetTable(overlayMTU int, hold time.Duration) table {
+func inetTable(s State) table {
 	t := table{
 		family: nftables.TableFamilyINet, name: egress.TableName,
 		counters: []string{CounterBandwidth, CounterForeign, CounterGuard, CounterInvalid, CounterNDP, CounterNoNextHop, CounterService,
 			CounterUnhosted, CounterUnknown},
-		chains: append(overlayChains(), steeringChains(hold)...),
+		chains: append(overlayChains(), steeringChains(s.Hold)...),
 	}
-	t.chains = append(t.chains, leavingChains(overlayMTU)...)
+	t.chains = append(t.chains, leavingChains(s)...)
 	t.chains = append(t.chains, hostChains()...)
 	for _, f := range families {
 		t.sets = append(t.sets,
@@ -170,19 +170,23 @@ func notEgress(chain string) []rule {
 }
 
 // leavingChains see egress connections on their way out: forward, then three times postrouting.
-func leavingChains(overlayMTU int) []chain {
+func leavingChains(s State) []chain {
 	id := egress.Mark(egress.MaxID)
 	post := func(kind nftables.ChainType, prio nftables.ChainPriority) hook {
 		return hook{kind, "postrouting", *nftables.ChainHookPostrouting, prio, ""}
 	}
 	fwd := []rule{newRule("forward", toOverlay(), tcpSYN(), mssOfRoute())}
-	if overlayMTU > ipv6.headers {
+	if s.OverlayMTU > ipv6.headers {
 		fwd = append(fwd, perFamily(func(f family) rule {
-			return newRule("forward", fromOverlay(), words("meta nfproto "+f.protocol, f.is()...), tcpSYN(), mss(overlayMTU-f.headers))
+			return newRule("forward", fromOverlay(), words("meta nfproto "+f.protocol, f.is()...), tcpSYN(), mss(s.OverlayMTU-f.headers))
 		})...)
 	}
+	ports := samePort
+	if s.RandomPorts {
+		ports = randomPort
+	}
 	own := perFamily(func(f family) rule { return newRule("translate_egress", toOverlay(), snatToSelf(f)) })
-	own = append(own, perFamily(func(f family) rule { return newRule("translate_egress", snatFrom(f, "snat"+f.digit)) })...)
+	own = append(own, perFamily(func(f family) rule { return newRule("translate_egress", snatFrom(f, "snat"+f.digit, ports)) })...)
 	permitted := perFamily(func(f family) rule { return newRule("permitted", saddrIn(f, "permit"+f.digit), accept()) })
 	return []chain{
 		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0, ""}, fwd},

@@ -41,6 +41,9 @@ type State struct {
 	// OverlayMTU is the MTU of the overlay link. The MSS of TCP connections that come from the overlay is clamped to it, for peers
 	// with a larger one; toward the overlay the kernel knows it. 0: no clamp of what comes.
 	OverlayMTU int
+	// RandomPorts takes the source port of every SNATed connection at random; else it stays the pod's where that is free, as it has to for
+	// a connection that is to survive a move of its IP.
+	RandomPorts bool
 	// Keep keeps what is in the tables and not in the State: a record could not be read, and an error never causes a delete.
 	Keep bool
 }

@@ -247,7 +247,7 @@ func mss(bytes int) term {
 		&expr.Immediate{Register: reg, Data: binary.BigEndian.AppendUint16(nil, uint16(bytes))}, setMSS())
 }
 
-func (f family) snat() expr.Any {
+func (f family) snat() *expr.NAT {
 	return &expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.number), RegAddrMin: reg}
 }
 
@@ -256,10 +256,22 @@ func snatToSelf(f family) term {
 	return words(fmt.Sprintf("snat %s to %[1]s saddr", f.name), append(f.is(), f.saddr(), f.snat())...)
 }
 
-func snatFrom(f family, set string) term {
-	return words(fmt.Sprintf("meta nfproto %s snat %s to ct mark map @%s", f.protocol, f.name, set),
-		append(f.is(), loadCt(expr.CtKeyMARK), mapped(set), f.snat())...)
+// snatFrom translates to what the map has for the connection; ports are how the source port is chosen.
+func snatFrom(f family, set string, ports portChoice) term {
+	line, nat := fmt.Sprintf("meta nfproto %s snat %s to ct mark map @%s", f.protocol, f.name, set), f.snat()
+	if ports == randomPort {
+		line, nat.FullyRandom = line+" fully-random", true
+	}
+	return words(line, append(f.is(), loadCt(expr.CtKeyMARK), mapped(set), nat)...)
 }
+
+// portChoice is how SNAT takes the source port.
+type portChoice int
+
+const (
+	samePort portChoice = iota // the one that it was, where that is free
+	randomPort
+)
 
 // The fields of an ARP packet for IPv4 over Ethernet (RFC 826), and of the frame around it: offset and length in bytes.
 var (

@@ -72,7 +72,7 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 		overhead = overhead6
 	}
 	d.Routing.Overlay = routing.Overlay{Local: f.Underlay, MTU: f.UplinkMTU - overhead}
-	d.NFT.OverlayMTU = f.UplinkMTU - overhead
+	d.NFT.OverlayMTU, d.NFT.RandomPorts = f.UplinkMTU-overhead, f.RandomPorts
 	if f.AnswersARP && f.UplinkMAC != [6]byte{} { // with or without IPs, so that the rules stay when these come and go
 		d.NFT.Carriers = map[string]nft.Carrier{f.Uplink: {MAC: f.UplinkMAC}}
 	}

@@ -38,6 +38,8 @@ type Facts struct {
 	Hold time.Duration
 	// Taken are the egress IPs that the node does not try for at present, since a host outside the cluster uses them.
 	Taken map[netip.Addr]bool
+	// RandomPorts is nft.State's.
+	RandomPorts bool
 	// Except are destinations that are never SNATed, on top of those that the snapshot names.
 	Except []netip.Prefix
 }
