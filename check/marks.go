@@ -3,6 +3,7 @@ package check
 import (
 	"encoding/binary"
 	"fmt"
+	"slices"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
@@ -27,13 +28,30 @@ func marksOfOthers() (out []string, err error) {
 			out = append(out, fmt.Sprintf("rule %d fwmark 0x%x/0x%x", r.Priority, r.Mark, mask))
 		}
 	}
+	chains, err := chainsThat(func(r *nftables.Rule) bool {
+		packet, _ := marked(r.Exprs)
+		return packet&uint32(egress.MarkMask) != 0
+	})
+	return append(out, chains...), err
+}
+
+// connMarksOfOthers returns who writes connection marks: Egret's are of all 32 bits.
+func connMarksOfOthers() ([]string, error) {
+	return chainsThat(func(r *nftables.Rule) bool {
+		_, conn := marked(r.Exprs)
+		return conn != 0
+	})
+}
+
+// chainsThat returns the chains of others that have such a rule.
+func chainsThat(have func(*nftables.Rule) bool) (out []string, err error) {
 	c, err := nftables.New()
 	if err != nil {
-		return out, err
+		return nil, err
 	}
 	chains, err := c.ListChains()
 	if err != nil {
-		return out, fmt.Errorf("listing chains: %w", err)
+		return nil, fmt.Errorf("listing chains: %w", err)
 	}
 	for _, chain := range chains {
 		if chain.Table.Name == egress.TableName {
@@ -43,10 +61,8 @@ func marksOfOthers() (out []string, err error) {
 		if err != nil {
 			return out, fmt.Errorf("listing the rules of %s: %w", nameOf(chain), err)
 		}
-		for _, r := range rules {
-			if marked(r.Exprs)&uint32(egress.MarkMask) != 0 {
-				out = append(out, "chain "+nameOf(chain))
-			}
+		if slices.ContainsFunc(rules, have) {
+			out = append(out, "chain "+nameOf(chain))
 		}
 	}
 	return out, nil
@@ -59,39 +75,58 @@ func nameOf(c *nftables.Chain) string {
 	return family + " " + c.Table.Name + " " + c.Name
 }
 
-// marked returns the bits of the packet mark that a rule writes.
-func marked(exprs []expr.Any) (bits uint32) {
-	written := map[uint32]uint32{} // by register: the bits of the mark that are not as they were
+// marked returns the bits of the packet mark, and of the connection mark, that a rule writes.
+func marked(exprs []expr.Any) (packet, conn uint32) {
+	const all = 0xffffffff
+	// By register: the bits that are not those of the packet mark, and not those of the connection mark.
+	notPacket, notConn := map[uint32]uint32{}, map[uint32]uint32{}
+	var last uint32 // the register that was written last
 	for _, e := range exprs {
 		switch e := e.(type) {
 		case *expr.Meta:
-			if e.Key == expr.MetaKeyMARK && e.SourceRegister {
-				bits |= written[e.Register]
-			} else if !e.SourceRegister {
-				written[e.Register] = 0xffffffff
+			switch {
+			case !e.SourceRegister:
+				last, notPacket[e.Register], notConn[e.Register] = e.Register, all, all
 				if e.Key == expr.MetaKeyMARK {
-					written[e.Register] = 0
+					notPacket[e.Register] = 0
 				}
+			case e.Key == expr.MetaKeyMARK:
+				packet |= notPacket[e.Register]
+			}
+		case *expr.Ct:
+			switch {
+			case e.Register != 0:
+				last, notPacket[e.Register], notConn[e.Register] = e.Register, all, all
+				if e.Key == expr.CtKeyMARK {
+					notConn[e.Register] = 0
+				}
+			case e.Key == expr.CtKeyMARK: // a write, of which the library does not say from which register
+				conn |= notConn[last]
 			}
 		case *expr.Bitwise:
 			if len(e.Mask) == 4 && len(e.Xor) == 4 {
-				written[e.DestRegister] = written[e.SourceRegister] | ^binary.NativeEndian.Uint32(e.Mask) | binary.NativeEndian.Uint32(e.Xor)
+				changed := ^binary.NativeEndian.Uint32(e.Mask) | binary.NativeEndian.Uint32(e.Xor)
+				last, notPacket[e.DestRegister], notConn[e.DestRegister] = e.DestRegister, notPacket[e.SourceRegister]|changed, notConn[e.SourceRegister]|changed
 			}
 		case *expr.Immediate:
-			written[e.Register] = 0xffffffff
-		case *expr.Ct:
-			written[e.Register] = 0xffffffff
+			last, notPacket[e.Register], notConn[e.Register] = e.Register, all, all
 		case *expr.Target:
-			bits |= targetMark(e)
+			packet |= targetMark(e, "MARK")
+			conn |= targetMark(e, "CONNMARK")
 		}
 	}
-	return bits
+	return packet, conn
 }
 
-// targetMark returns the bits that the MARK target of iptables-nft writes: revision 2 has a mark and a mask (xt_mark_tginfo2).
-func targetMark(t *expr.Target) uint32 {
+// targetMark returns the bits that such a target of iptables-nft writes: revision 2 of MARK has a mark and a mask (xt_mark_tginfo2), and so
+// begin those of CONNMARK, whose mode says whether it writes them, or restores the packet mark from them (xt_connmark_tginfo1 and 2).
+func targetMark(t *expr.Target, name string) uint32 {
+	const restore = 2 // XT_CONNMARK_RESTORE
 	info, ok := t.Info.(*xt.Unknown)
-	if t.Name != "MARK" || !ok || len(*info) < 8 {
+	if t.Name != name || !ok || len(*info) < 8 {
+		return 0
+	}
+	if mode := map[uint32]int{1: 12, 2: 14}[t.Rev]; name == "CONNMARK" && (mode == 0 || len(*info) <= mode || (*info)[mode] == restore) {
 		return 0
 	}
 	return binary.NativeEndian.Uint32(*info) | binary.NativeEndian.Uint32((*info)[4:])

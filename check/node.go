@@ -53,6 +53,8 @@ func collisions() []Finding {
 			"packets may take a way that is not Egret's: give these rules other priorities", rulesAt),
 		foreign("packet-mark", fmt.Sprintf("mask 0x%x", uint32(egress.MarkMask)), "steering to gateways",
 			"egress traffic and theirs may be taken for each other: move their marks out of this mask", marksOfOthers),
+		foreign("conn-mark", fmt.Sprintf("0x%x/0x%x", uint32(egress.ConnTag), uint32(egress.ConnTagMask)), "knowing egress connections",
+			"where they mark a connection of a selected pod, it is dropped or leaves with another source: keep them off those", connMarksOfOthers),
 		foreign("route-tables", fmt.Sprintf("%d-%d", egress.ReturnTable, egress.LocalMark.Table()), "steering to gateways",
 			"egress packets may take these routes: move them to another table", routesOfOthers),
 		foreign("overlay-port", fmt.Sprintf("UDP %d", egress.OverlayPort), "the overlay between nodes",

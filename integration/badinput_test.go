@@ -110,3 +110,35 @@ func TestANodeThatCannotProgramIsNamedUntilItCan(t *testing.T) {
 	eventually(t, 5*time.Second, func() error { return run("ip address show dev egret0 | grep -q " + ip.String() + "/") })
 	selected(t, n.pod("late", gateway, "web"), ip)
 }
+
+func TestWhatOthersHaveInReservedPlacesIsReportedAtStart(t *testing.T) {
+	const node = "node-2"
+	on := func(lines ...string) {
+		t.Helper()
+		for _, line := range lines {
+			if out, err := cluster.Exec(context.Background(), "node", node, strings.Fields(line)...); err != nil {
+				t.Errorf("%s: %v\n%s", line, err, out)
+			}
+		}
+	}
+	on("ip rule add pref 1500 fwmark 0x10/0xff lookup main", "nft add table ip theirs", "nft add chain ip theirs marks",
+		"nft add rule ip theirs marks meta mark set 0x10", "nft add rule ip theirs marks ct mark set 0x10")
+	t.Cleanup(func() { on("ip rule del pref 1500", "nft delete table ip theirs") })
+	before, err := os.ReadFile(cluster.LogFile("agent-" + node))
+	if err != nil {
+		t.Fatal(err)
+	}
+	restart(t, node)
+	for _, want := range []string{
+		`name=rule-priorities found="also used by rule 1500"`, `name=packet-mark found="also used by chain ip theirs marks; rule 1500 fwmark 0x10/0xff"`,
+		`name=conn-mark found="also used by chain ip theirs marks"`,
+	} {
+		eventually(t, 5*time.Second, func() error {
+			log, err := os.ReadFile(cluster.LogFile("agent-" + node))
+			if err == nil && !bytes.Contains(log[min(len(before), len(log)):], []byte(want)) {
+				err = fmt.Errorf("the agent does not log %s", want)
+			}
+			return err
+		})
+	}
+}
