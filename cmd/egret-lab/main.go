@@ -44,7 +44,7 @@ func newRoot() *cobra.Command {
 		upCommand(name), downCommand(name), statusCommand(name),
 		podCommand(name), rmpodCommand(name), execCommand(name), sourceCommand(name), probeCommand(name), throughputCommand(name), kubectlCommand(name),
 	)
-	root.AddCommand(demoCommand(name))
+	root.AddCommand(demoCommand(name), benchCommand(name))
 	root.AddCommand(nodeCommands(name)...)
 	root.AddCommand(cutCommands(name)...)
 	root.AddCommand(processCommands(name)...)

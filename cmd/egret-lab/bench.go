@@ -1,0 +1,74 @@
+package main
+
+import (
+	"cmp"
+	"fmt"
+	"io"
+	"os"
+	"path/filepath"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+
+	"github.com/egret-project/egret/integration/failover"
+)
+
+func benchCommand(name *string) *cobra.Command {
+	cmd := &cobra.Command{Use: "bench", Short: "Measure, in a lab of its own"}
+	cmd.AddCommand(failoverCommand(name))
+	return cmd
+}
+
+func failoverCommand(name *string) *cobra.Command {
+	var cfg failover.Config
+	var gossip bool
+	var out, agentFlags string
+	cmd := &cobra.Command{
+		Use:   "failover",
+		Short: "Let the owner of an egress IP fail, many times; print how long its pod was without it, write CSV and SVG",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg.Lab.Name = *name
+			if !cmd.Flags().Changed("name") {
+				cfg.Lab.Name = "bench" // beside a lab that somebody works with
+			}
+			cfg.Lab.AgentFlags = strings.Fields(agentFlags)
+			file := fmt.Sprintf("failover-%s-%d", cfg.Fault, cfg.Lab.Nodes)
+			if !gossip {
+				cfg.Lab.AgentFlags = append(cfg.Lab.AgentFlags, "--gossip-key-file=")
+				file += "-lease"
+			}
+			if err := os.MkdirAll(out, 0o755); err != nil {
+				return err
+			}
+			gaps, err := failover.Run(cmd.Context(), cfg, func(run int, gap time.Duration) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "run %d: %v\n", run, gap.Round(time.Millisecond))
+			})
+			if len(gaps) == 0 {
+				return err
+			}
+			for ext, write := range map[string]func(io.Writer, failover.Config, []time.Duration) error{"csv": failover.WriteCSV, "svg": failover.WriteSVG} {
+				var text strings.Builder
+				if err := write(&text, cfg, gaps); err != nil {
+					return err
+				}
+				if err := os.WriteFile(filepath.Join(out, file+"."+ext), []byte(text.String()), 0o644); err != nil {
+					return err
+				}
+			}
+			q := func(q float64) time.Duration { return failover.Quantile(gaps, q).Round(100 * time.Microsecond) }
+			_, err2 := fmt.Fprintf(cmd.OutOrStdout(), "%s, %d nodes, %d runs: p50 %v, p90 %v, p99 %v, max %v\n",
+				cfg.Fault, cfg.Lab.Nodes, len(gaps), q(0.5), q(0.9), q(0.99), q(1))
+			return cmp.Or(err, err2)
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&cfg.Runs, "runs", 50, "how many times")
+	f.IntVar(&cfg.Lab.Nodes, "nodes", 3, "number of nodes")
+	f.StringVar(&cfg.Fault, "fault", failover.Faults[0], "what happens: "+strings.Join(failover.Faults, ", "))
+	f.BoolVar(&gossip, "gossip", true, "let the agents gossip; without it a dead owner is found when its lease ends")
+	f.StringVar(&agentFlags, "agent-flags", "", `further flags of every agent, in one word, as "--a=1 --b=2"`)
+	f.StringVar(&out, "out", ".", "folder for failover-FAULT-NODES.csv and .svg, with -lease after it for --gossip=false")
+	return cmd
+}

@@ -1,0 +1,106 @@
+package failover
+
+import (
+	"encoding/xml"
+	"errors"
+	"fmt"
+	"io"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/egret-project/egret/integration/lab"
+)
+
+func TestMain(m *testing.M) {
+	if status, ok := lab.Helper(os.Args); ok {
+		os.Exit(status)
+	}
+	os.Exit(m.Run())
+}
+
+func TestPowerOffIsMeasuredAndTheNextOwnerIsPoweredOffToo(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a lab makes network namespaces: run as root")
+	}
+	cfg := Config{Lab: lab.Config{Name: "failover", Nodes: 3}, Fault: "power-off", Runs: 2}
+	runs := 0
+	gaps, err := Run(t.Context(), cfg, func(run int, gap time.Duration) {
+		runs++
+		t.Logf("run %d: %v", run, gap)
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if len(gaps) != cfg.Runs || runs != cfg.Runs {
+		t.Errorf("%d gaps, told of %d: want %d of both", len(gaps), runs, cfg.Runs)
+	}
+	for _, gap := range gaps {
+		// Below half a second the new owner would not have waited for the old one's permit.
+		if gap < 500*time.Millisecond || gap > 2500*time.Millisecond {
+			t.Errorf("%v without an answer, want 0.5s to 1.5s, 2.5s on a busy machine", gap)
+		}
+	}
+}
+
+func TestValidateReportsEveryFault(t *testing.T) {
+	err := Config{Lab: lab.Config{Nodes: 2}, Fault: "flood"}.Validate()
+	for _, want := range []string{`"flood"`, "0 runs", "2 nodes"} {
+		if !strings.Contains(fmt.Sprint(err), want) {
+			t.Errorf("error %v, want it to say %s", err, want)
+		}
+	}
+	for _, fault := range Faults {
+		if err := (Config{Lab: lab.Config{Nodes: 3}, Fault: fault, Runs: 1}).Validate(); err != nil {
+			t.Errorf("%s: %v", fault, err)
+		}
+	}
+}
+
+func TestQuantileIsOneOfTheGaps(t *testing.T) {
+	var gaps []time.Duration
+	for i := range 100 {
+		gaps = append(gaps, time.Duration(100-i))
+	}
+	for _, test := range []struct {
+		gaps []time.Duration
+		q    float64
+		want time.Duration
+	}{
+		{nil, 0.5, 0},
+		{gaps[:1], 0.01, 100},
+		{gaps[:1], 1, 100},
+		{gaps[:2], 0.5, 99},
+		{gaps, 0.5, 50},
+		{gaps, 0.9, 90},
+		{gaps, 0.99, 99},
+		{gaps, 1, 100},
+	} {
+		if got := Quantile(test.gaps, test.q); got != test.want {
+			t.Errorf("quantile %v of %d gaps: %d, want %d", test.q, len(test.gaps), got, test.want)
+		}
+	}
+}
+
+func TestFilesHoldEveryRun(t *testing.T) {
+	cfg := Config{Lab: lab.Config{Nodes: 10}, Fault: "move", Runs: 3}
+	gaps := []time.Duration{12 * time.Millisecond, 1500 * time.Microsecond, 7 * time.Millisecond}
+	var csv, svg strings.Builder
+	if err := errors.Join(WriteCSV(&csv, cfg, gaps), WriteSVG(&svg, cfg, gaps)); err != nil {
+		t.Fatal(err)
+	}
+	if want := "fault,nodes,gap_ms\nmove,10,12.0\nmove,10,1.5\nmove,10,7.0\n"; csv.String() != want {
+		t.Errorf("CSV:\n%swant:\n%s", &csv, want)
+	}
+	if n := strings.Count(svg.String(), "H"); n != len(gaps) {
+		t.Errorf("the curve has %d steps, want %d:\n%s", n, len(gaps), &svg)
+	}
+	for d := xml.NewDecoder(strings.NewReader(svg.String())); ; {
+		if _, err := d.Token(); err == io.EOF {
+			break
+		} else if err != nil {
+			t.Fatalf("the plot is no XML: %v\n%s", err, &svg)
+		}
+	}
+}
