@@ -52,7 +52,7 @@ func agentCommand() *cobra.Command {
 	s.DurationVar(&f.claimDelay, "claim-delay", time.Second, "how much longer each next candidate waits before it claims a free egress IP")
 	s.DurationVar(&f.linger, "linger", 5*time.Second, "how long the former owner forwards what is under way after a planned move")
 	s.StringSliceVar(&f.except, "egress.exceptCIDRs", nil, "destinations that are never SNATed, on top of node addresses, the nodes' pod CIDRs and the ServiceCIDRs")
-	s.BoolVar(&f.randomPorts, "egress.snatFullyRandomPorts", false, "choose the source ports of SNATed connections at random, against port guessing; open connections then end when their IP moves")
+	s.BoolVar(&f.randomPorts, "egress.snatFullyRandomPorts", false, "choose the source ports of SNATed connections at random, against port guessing; after a move of their IP, open connections have other ports")
 	s.StringSliceVar(&f.cluster, "cluster-cidrs", nil, "pod and Service CIDRs of the cluster, where neither the nodes nor ServiceCIDR objects name them")
 	s.StringVar(&f.rebalance, "rebalance", "off", "auto: IPs go back to the node that they belong to, one at a time; off: they stay where they are; the same on all nodes")
 	s.DurationVar(&f.holdDown, "rebalance-hold-down", 5*time.Minute, "for how long an IP has to belong elsewhere before --rebalance=auto moves it")
