@@ -111,23 +111,31 @@ func marked(exprs []expr.Any) (packet, conn uint32) {
 		case *expr.Immediate:
 			last, notPacket[e.Register], notConn[e.Register] = e.Register, all, all
 		case *expr.Target:
-			packet |= targetMark(e, "MARK")
-			conn |= targetMark(e, "CONNMARK")
+			p, c := targetMarks(e)
+			packet, conn = packet|p, conn|c
 		}
 	}
 	return packet, conn
 }
 
-// targetMark returns the bits that such a target of iptables-nft writes: revision 2 of MARK has a mark and a mask (xt_mark_tginfo2), and so
-// begin those of CONNMARK, whose mode says whether it writes them, or restores the packet mark from them (xt_connmark_tginfo1 and 2).
-func targetMark(t *expr.Target, name string) uint32 {
-	const restore = 2 // XT_CONNMARK_RESTORE
+// targetMarks returns what marked does, of a target of iptables-nft. Revision 2 of MARK has a mark and a mask (xt_mark_tginfo2); CONNMARK has
+// both, a mask of the packet mark, and the mode, which says whether it writes the connection mark, or restores the packet mark from it
+// (xt_connmark_tginfo1 and 2).
+func targetMarks(t *expr.Target) (packet, conn uint32) {
 	info, ok := t.Info.(*xt.Unknown)
-	if t.Name != name || !ok || len(*info) < 8 {
-		return 0
+	if !ok || len(*info) < 8 {
+		return 0, 0
 	}
-	if mode := map[uint32]int{1: 12, 2: 14}[t.Rev]; name == "CONNMARK" && (mode == 0 || len(*info) <= mode || (*info)[mode] == restore) {
-		return 0
+	word := func(i int) uint32 { return binary.NativeEndian.Uint32((*info)[4*i:]) }
+	const restore = 2 // XT_CONNMARK_RESTORE
+	mode := map[uint32]int{1: 12, 2: 14}[t.Rev]
+	switch {
+	case t.Name == "MARK":
+		return word(0) | word(1), 0
+	case t.Name != "CONNMARK" || mode == 0 || len(*info) <= mode:
+		return 0, 0
+	case (*info)[mode] == restore:
+		return word(2), 0
 	}
-	return binary.NativeEndian.Uint32(*info) | binary.NativeEndian.Uint32((*info)[4:])
+	return 0, word(0) | word(1)
 }
