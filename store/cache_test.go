@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
@@ -128,6 +129,52 @@ func TestAfterCompactionOnlyWhatDiffersIsReported(t *testing.T) {
 	until(t, "a change after it", k.Changed(), func() bool { return value(k, "moves/1") == "new" })
 	if diff := cmp.Diff([]string{"moves/1"}, took(k)); diff != "" {
 		t.Errorf("changed keys (-want +got):\n%s", diff)
+	}
+}
+
+// The etcd client goes on with its watches where they were. An etcd that was restored is behind that, and they would say nothing of what
+// changes until it has come as far.
+func TestARestoredEtcdIsListedAnew(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	put(t, c, "owners/kept", "old")
+	put(t, c, "owners/changed", "old")
+	restore := s.Backup()
+	k := tracked(t, c, OwnerPrefix)
+	for range 20 {
+		put(t, c, "owners/changed", "new")
+	}
+	put(t, c, "owners/added", "new")
+	until(t, "the changes", k.Changed(), func() bool { return value(k, "owners/added") == "new" })
+	took(k)
+	restore()
+	until(t, "what was restored", k.Changed(), func() bool { return value(k, "owners/changed") == "old" && value(k, "owners/added") == "" })
+	if diff := cmp.Diff([]string{"owners/added", "owners/changed"}, took(k)); diff != "" {
+		t.Errorf("changed keys (-want +got):\n%s", diff)
+	}
+	put(t, c, "owners/later", "new")
+	until(t, "a change after it", k.Changed(), func() bool { return value(k, "owners/later") == "new" })
+}
+
+func TestAnotherEtcdIsKnownByItsHeaders(t *testing.T) {
+	head := func(cluster, term uint64, revision int64) *pb.ResponseHeader {
+		return &pb.ResponseHeader{ClusterId: cluster, RaftTerm: term, Revision: revision}
+	}
+	for _, tt := range []struct {
+		name     string
+		was, now *pb.ResponseHeader
+		another  bool
+	}{
+		{"the first", nil, head(1, 2, 10), false},
+		{"the first, behind what was listed", nil, head(1, 2, 9), true},
+		{"the same, with another leader", head(1, 2, 10), head(1, 3, 12), false},
+		{"restored, and ahead by now", head(1, 5, 10), head(1, 2, 20), true},
+		{"another cluster", head(1, 2, 10), head(7, 2, 20), true},
+	} {
+		s := &session{upTo: 10, head: tt.was}
+		if err := s.compare(tt.now); (err != nil) != tt.another {
+			t.Errorf("%s: %v", tt.name, err)
+		}
 	}
 }
 

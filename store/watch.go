@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/connectivity"
 )
@@ -24,6 +25,7 @@ var (
 	errWatchClosed  = errors.New("watch ended without a reason")
 	errUnconfirmed  = fmt.Errorf("etcd did not confirm a change of several ranges within %v", confirmTimeout)
 	errDisconnected = errors.New("connection lost")
+	errRestored     = errors.New("etcd is not the one that was listed: it was restored, or replaced")
 )
 
 // session is one list and the watches that follow it, until one of them breaks.
@@ -35,12 +37,14 @@ type session struct {
 	cache  *Cache
 	wg     sync.WaitGroup
 	msgs   chan message
-	states chan bool     // the connection is up
+	states chan bool // the connection is up
+	heads  chan *pb.ResponseHeader
 	ask    chan struct{} // capacity 1: ask etcd how far it is
 
 	ranges  map[string]*watched
 	upTo    int64 // the cache shows this revision
 	pending []event
+	head    *pb.ResponseHeader // the last of heads
 }
 
 // watched is one range.
@@ -74,7 +78,7 @@ func (k *Cache) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &session{
 		cache: k, upTo: revision, ranges: map[string]*watched{},
-		msgs: make(chan message), states: make(chan bool), ask: make(chan struct{}, 1),
+		msgs: make(chan message), states: make(chan bool), heads: make(chan *pb.ResponseHeader), ask: make(chan struct{}, 1),
 	}
 	defer s.wg.Wait()
 	defer cancel()
@@ -108,6 +112,10 @@ func (s *session) run(ctx context.Context) error {
 				s.cache.contact(nil)
 			} else {
 				s.cache.contact(errDisconnected)
+			}
+		case h := <-s.heads:
+			if err := s.compare(h); err != nil {
+				return err
 			}
 		case <-again:
 			if time.Since(since) > confirmTimeout {
@@ -284,8 +292,44 @@ func (s *session) connection(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
+		if state == connectivity.Ready && !s.identify(ctx) {
+			return
+		}
 		if !conn.WaitForStateChange(ctx, state) {
 			return
 		}
 	}
+}
+
+// identify asks etcd who it is, on each new connection: the etcd client goes on with its watches from where they were, and of an etcd
+// that was restored to a lower revision they would say nothing until it has come that far again. false: ctx ended.
+func (s *session) identify(ctx context.Context) bool {
+	c := s.cache.client
+	for {
+		try, cancel := context.WithTimeout(ctx, requestTimeout)
+		resp, err := c.etcd.Get(try, c.prefix, clientv3.WithCountOnly()) // linearizable: not older than what anybody has seen
+		cancel()
+		if err == nil {
+			select {
+			case s.heads <- resp.Header:
+				return true
+			case <-ctx.Done():
+				return false
+			}
+		}
+		if !sleep(ctx, minBackoff) {
+			return false
+		}
+	}
+}
+
+// compare returns an error when etcd is not the one that the session began with. Whoever restores a snapshot begins a new cluster, mostly
+// of the same id, but at an older revision or an older term of raft.
+func (s *session) compare(h *pb.ResponseHeader) error {
+	was := s.head
+	s.head = h
+	if h.Revision < s.upTo || was != nil && (h.ClusterId != was.ClusterId || h.RaftTerm < was.RaftTerm) {
+		return errRestored
+	}
+	return nil
 }
