@@ -1,0 +1,63 @@
+package integration
+
+import (
+	"context"
+	"fmt"
+	"testing"
+	"time"
+)
+
+func TestWithoutTheAPIServerIPsMoveAndTheStatusCatchesUp(t *testing.T) {
+	n := newNamespace(t)
+	ip, gateway, pod := n.remote("outage", "10.10.0.61")
+	assigned := func(node string) string { return fmt.Sprintf("True Assigned %s is on node %s", ip, node) }
+	wantAssigned := func(node string) {
+		t.Helper()
+		eventually(t, 20*time.Second, func() error {
+			if got := condition(t, "outage", "IPAssigned"); got != assigned(node) {
+				return fmt.Errorf("condition %q, want %q", got, assigned(node))
+			}
+			return nil
+		})
+	}
+	wantAssigned(gateway)
+	started := false
+	start := func() {
+		if !started {
+			if err := cluster.Start(context.Background(), "apiserver", ""); err != nil {
+				t.Error(err)
+			}
+		}
+		started = true
+	}
+	t.Cleanup(start)
+	if err := cluster.Stop(t.Context(), "apiserver", ""); err != nil {
+		t.Fatal(err)
+	}
+	target := otherNode(gateway)
+	r := probe(t, pod, 3*time.Second, func() { egret(t, "move", ip.String(), "--to", target) })
+	only(t, r, ip)
+	if _, owner := lookUp(t, "outage"); owner != target {
+		t.Errorf("the owner is %s, want %s", owner, target)
+	}
+	if err := cluster.Crash(t.Context(), target); err != nil { // and by itself
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cluster.Recover(context.Background(), target); err != nil {
+			t.Error(err)
+		}
+	})
+	var heir string
+	eventually(t, leaseTTL+5*time.Second, func() error {
+		if _, heir = lookUp(t, "outage"); heir == target || heir == "" {
+			return fmt.Errorf("the owner is %q after %s went", heir, target)
+		}
+		return nil
+	})
+	if target != otherNode(gateway) { // the pod is there, and went with it
+		leavesAs(t, pod, ip)
+	}
+	start()
+	wantAssigned(heir)
+}
