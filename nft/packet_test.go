@@ -9,6 +9,7 @@ import (
 	"os/exec"
 	"runtime"
 	"strings"
+	"syscall"
 	"testing"
 	"time"
 
@@ -688,6 +689,59 @@ func TestRemoteGateway(t *testing.T) {
 		}
 	}
 
+	// Two connections from one port to one server, one of them by a Service: the second gets another port, and passes.
+	const service = "203.0.113.9"
+	netns.Run(t, "nft add table ip service")
+	netns.Run(t, "nft add chain ip service prerouting { type nat hook prerouting priority -100; }")
+	netns.Run(t, "nft add rule ip service prerouting ip daddr "+service+" dnat to "+bothSides[0].server)
+	p.do(func() error {
+		from := &net.UDPAddr{Port: 7001}
+		for _, to := range []string{bothSides[0].server, service} {
+			c, err := (&net.Dialer{LocalAddr: from, Control: reusePort}).Dial("udp", net.JoinHostPort(to, "7000"))
+			if err != nil {
+				return err
+			}
+			defer c.Close()
+			c.SetDeadline(time.Now().Add(time.Second))
+			c.Write([]byte("?"))
+			b := make([]byte, 100)
+			if n, err := c.Read(b); err != nil || string(b[:n]) != bothSides[0].egress {
+				t.Errorf("to %s: answer %q, error %v", to, b[:n], err)
+			}
+		}
+		return nil
+	})
+
+	// What was SNATed here before its IP moved does not come to the other node with that source.
+	local := pods
+	for i, f := range bothSides {
+		local += fmt.Sprintf("hosted %d %s 0x3fff\n", 5+i, f.egress)
+	}
+	reach(t, tables, parseState(t, strings.ReplaceAll(local, "0x2002", "0x3fff")))
+	if err := tables.Permit(permits, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	var open []net.Conn
+	for _, f := range bothSides {
+		p.do(func() error {
+			c, err := net.Dial("udp", net.JoinHostPort(f.server, "7000"))
+			open = append(open, c)
+			return err
+		})
+		defer open[len(open)-1].Close()
+		open[len(open)-1].Write([]byte("?")) // the answer goes to the other node
+	}
+	reach(t, tables, parseState(t, pods))
+	for _, c := range open {
+		counts(t, tables, CounterGuard, func() {
+			c.Write([]byte("?"))
+			c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+			if n, err := c.Read(make([]byte, 100)); err == nil {
+				t.Errorf("%d bytes come back to %s", n, c.LocalAddr())
+			}
+		})
+	}
+
 	// It is not sent into the overlay again.
 	reach(t, far, parseState(t, "mtu 1450\nnode 10.11.0.101\npod 10.244.9.9 5\nnexthop 5 0x2002\npod fd44:9::9 6\nnexthop 6 0x2002"))
 	for _, f := range bothSides {
@@ -697,4 +751,11 @@ func TestRemoteGateway(t *testing.T) {
 			}
 		})
 	}
+}
+
+// reusePort lets several sockets have one port.
+func reusePort(_, _ string, c syscall.RawConn) error {
+	var set error
+	err := c.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
+	return errors.Join(err, set)
 }

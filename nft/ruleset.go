@@ -187,19 +187,29 @@ func leavingChains(s State) []chain {
 	}
 	own := perFamily(func(f family) rule { return newRule("translate_egress", toOverlay(), snatToSelf(f)) })
 	own = append(own, perFamily(func(f family) rule { return newRule("translate_egress", snatFrom(f, "snat"+f.digit, ports)) })...)
+	identity := words(fmt.Sprintf("meta mark set ct mark & 0x%08x", uint32(id)), loadCt(expr.CtKeyMARK), mask(id, 0), setMeta(expr.MetaKeyMARK))
+	// That the port changes is in order: two connections of a pod may be the same after a Service's DNAT. The first mark is of no use, as above.
+	changed := perFamily(func(f family) rule {
+		return newRule("changed", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), identity, accept())
+	})
 	permitted := perFamily(func(f family) rule { return newRule("permitted", saddrIn(f, "permit"+f.digit), accept()) })
 	return []chain{
 		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0, ""}, fwd},
 		// The packet mark becomes the id, which VXLAN carries as its group policy.
-		{"identity", post(nftables.ChainTypeFilter, 0), []rule{newRule("identity", toOverlay(),
-			words(fmt.Sprintf("meta mark set ct mark & 0x%08x", uint32(id)), loadCt(expr.CtKeyMARK), mask(id, 0), setMeta(expr.MetaKeyMARK)))}},
+		{"identity", post(nftables.ChainTypeFilter, 0), []rule{newRule("identity", toOverlay(), identity)}},
 		// Before every other SNAT (100): what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
 		{"translate", post(nftables.ChainTypeNAT, 99), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
 		{"translate_egress", hook{}, append(own, newRule("translate_egress", count(CounterGuard), drop()))},
 		// After every SNAT: what still is no permitted egress IP never leaves.
 		{"guard", post(nftables.ChainTypeFilter, 300), []rule{newRule("guard", direction("original", 0), tagged(), enter("permitted"))}},
-		{"permitted", hook{}, append([]rule{newRule("permitted", toOverlay(), accept()), newRule("permitted", overLimit("bandwidth"), count(CounterBandwidth), drop())},
-			append(permitted, newRule("permitted", count(CounterGuard), drop()))...)},
+		{"permitted", hook{}, slices.Concat([]rule{
+			newRule("permitted", toOverlay(), ctStatus("snat", ctStatusSNAT), enter("changed")),
+			newRule("permitted", toOverlay(), accept()),
+			newRule("permitted", overLimit("bandwidth"), count(CounterBandwidth), drop()),
+		}, permitted, []rule{newRule("permitted", count(CounterGuard), drop())})},
+		// A connection that was SNATed here, and whose egress IP is elsewhere now: the gateway is not to know it by that source, for it
+		// would have no room left for the same port when the pod's own packets come.
+		{"changed", hook{}, append(changed, newRule("changed", count(CounterGuard), drop()))},
 	}
 }
 

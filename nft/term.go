@@ -151,6 +151,13 @@ func ctState(names string, bits uint32) term {
 	return words("ct state "+names, loadCt(expr.CtKeySTATE), mask(egress.Mark(bits), 0), differs(native(0)...))
 }
 
+// ctStatusSNAT is IPS_SRC_NAT (linux/netfilter/nf_conntrack_common.h): the translation changed something.
+const ctStatusSNAT = 1 << 4
+
+func ctStatus(names string, bits uint32) term {
+	return words("ct status "+names, loadCt(expr.CtKeySTATUS), mask(egress.Mark(bits), 0), differs(native(0)...))
+}
+
 // tagged matches the packets of egress connections, by what the kernel has on the connection. A packet without connection never
 // matches.
 func tagged() term {
