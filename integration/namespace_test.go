@@ -252,11 +252,14 @@ func probeTo(t *testing.T, to netip.Addr, pod string, d time.Duration, f func())
 	return o.ProbeResult
 }
 
-// only fails the test when the probe was seen with another source than ip, or not at all.
+// only fails the test when the probe was seen with another source than ip, or with several source ports, or not at all.
 func only(t *testing.T, r lab.ProbeResult, ip netip.Addr) {
 	t.Helper()
 	if len(r.Sources) != 1 || r.Sources[ip] == 0 {
 		t.Errorf("sources %v, want only %s", r.Sources, ip)
+	}
+	if len(r.Ports) > 1 {
+		t.Errorf("source ports %v: SNAT did not keep the port", r.Ports)
 	}
 }
 

@@ -10,17 +10,17 @@ import (
 
 func TestEvaluate(t *testing.T) {
 	const ms = time.Millisecond
-	a, b := netip.MustParseAddr("10.10.0.8"), netip.MustParseAddr("10.10.0.101")
+	a, b := netip.MustParseAddrPort("10.10.0.8:40000"), netip.MustParseAddrPort("10.10.0.101:1024")
 	sent := []time.Duration{0, 10 * ms, 20 * ms, 30 * ms}
 	for _, test := range []struct {
 		name    string
-		answers map[uint64]netip.Addr
+		answers map[uint64]netip.AddrPort
 		want    ProbeResult
 	}{
-		{"without loss the gap is the interval", map[uint64]netip.Addr{0: a, 1: a, 2: a, 3: b}, ProbeResult{4, 0, 10 * ms, 10 * ms, map[netip.Addr]int{a: 3, b: 1}, 0}},
-		{"a loss in the middle lasts from the one before to the one after", map[uint64]netip.Addr{0: a, 3: a}, ProbeResult{4, 2, 30 * ms, 10 * ms, map[netip.Addr]int{a: 2}, 0}},
-		{"a loss at the ends counts from the begin and to the end", map[uint64]netip.Addr{1: a}, ProbeResult{4, 3, 30 * ms, 30 * ms, map[netip.Addr]int{a: 1}, 0}},
-		{"without any answer the gap is the whole probe", nil, ProbeResult{4, 4, 40 * ms, 40 * ms, map[netip.Addr]int{}, 0}},
+		{"without loss the gap is the interval", map[uint64]netip.AddrPort{0: a, 1: a, 2: a, 3: b}, ProbeResult{4, 0, 10 * ms, 10 * ms, map[netip.Addr]int{a.Addr(): 3, b.Addr(): 1}, map[uint16]int{40000: 3, 1024: 1}, 0}},
+		{"a loss in the middle lasts from the one before to the one after", map[uint64]netip.AddrPort{0: a, 3: a}, ProbeResult{4, 2, 30 * ms, 10 * ms, map[netip.Addr]int{a.Addr(): 2}, map[uint16]int{40000: 2}, 0}},
+		{"a loss at the ends counts from the begin and to the end", map[uint64]netip.AddrPort{1: a}, ProbeResult{4, 3, 30 * ms, 30 * ms, map[netip.Addr]int{a.Addr(): 1}, map[uint16]int{40000: 1}, 0}},
+		{"without any answer the gap is the whole probe", nil, ProbeResult{4, 4, 40 * ms, 40 * ms, map[netip.Addr]int{}, map[uint16]int{}, 0}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if diff := cmp.Diff(test.want, evaluate(sent, 40*ms, test.answers)); diff != "" {

@@ -70,6 +70,8 @@ type ProbeResult struct {
 	Tail time.Duration
 	// Sources counts the answered datagrams by the source address seen outside.
 	Sources map[netip.Addr]int
+	// Ports counts them by the source port seen outside. They are all of one flow: more than one means that it was translated anew.
+	Ports map[uint16]int
 	// Stalled is the time in which the machine did not let the probe send: what each pause between two datagrams has over 20 ms.
 	Stalled time.Duration
 }
@@ -120,7 +122,7 @@ func (l *Lab) ProbeTo(ctx context.Context, pod string, to netip.Addr, interval, 
 		return ProbeResult{}, fmt.Errorf("opening a socket in pod %s: %w", pod, err)
 	}
 	defer conn.Close()
-	answers := make(chan map[uint64]netip.Addr)
+	answers := make(chan map[uint64]netip.AddrPort)
 	go func() { answers <- receive(conn) }()
 
 	begin := time.Now()
@@ -140,12 +142,20 @@ func (l *Lab) ProbeTo(ctx context.Context, pod string, to netip.Addr, interval, 
 	return evaluate(sentAt, end, <-answers), nil
 }
 
-// Throughput sends as much as it can over one TCP connection from a pod (namespace/name) to an address of the outside host, OutsideIP or
-// OutsideIP6, for the duration, and returns how many bits per second arrived there.
-func (l *Lab) Throughput(ctx context.Context, pod string, to netip.Addr, duration time.Duration) (float64, error) {
+// Conversation is an open TCP connection from a pod to the outside host.
+type Conversation struct {
+	pod     string
+	in, out net.Conn
+}
+
+// Converse opens a TCP connection from a pod (namespace/name) to an address of the outside host, OutsideIP or OutsideIP6. Who calls it
+// calls Close.
+func (l *Lab) Converse(ctx context.Context, pod string, to netip.Addr) (*Conversation, error) {
+	ctx, cancel := context.WithTimeout(ctx, sourceTimeout)
+	defer cancel()
 	ns, err := l.target("pod", pod)
 	if err != nil {
-		return 0, err
+		return nil, err
 	}
 	var ln net.Listener
 	err = inNetns(l.netns("outside"), func() (err error) {
@@ -153,37 +163,71 @@ func (l *Lab) Throughput(ctx context.Context, pod string, to netip.Addr, duratio
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("listening at the outside host: %w", err)
+		return nil, fmt.Errorf("listening at the outside host: %w", err)
 	}
 	defer ln.Close()
-	var out net.Conn
+	c := &Conversation{pod: pod}
 	err = inNetns(ns, func() (err error) {
-		out, err = (&net.Dialer{Timeout: sourceTimeout}).DialContext(ctx, "tcp", ln.Addr().String())
+		c.out, err = (&net.Dialer{}).DialContext(ctx, "tcp", ln.Addr().String())
 		return err
 	})
 	if err != nil {
-		return 0, fmt.Errorf("connecting from pod %s: %w", pod, err)
+		return nil, fmt.Errorf("connecting from pod %s: %w", pod, err)
 	}
-	defer out.Close()
-	in, err := ln.Accept()
+	if c.in, err = ln.Accept(); err != nil {
+		c.out.Close()
+		return nil, fmt.Errorf("accepting pod %s: %w", pod, err)
+	}
+	return c, nil
+}
+
+// Close ends the connection.
+func (c *Conversation) Close() error { return errors.Join(c.out.Close(), c.in.Close()) }
+
+// Exchange sends something each way, and fails when it has not arrived at the timeout.
+func (c *Conversation) Exchange(timeout time.Duration) error {
+	deadline := time.Now().Add(timeout)
+	for _, way := range []struct {
+		name     string
+		from, to net.Conn
+	}{{"to the outside host", c.out, c.in}, {"from the outside host", c.in, c.out}} {
+		b := []byte("hello")
+		_, err := way.from.Write(b)
+		if err == nil {
+			err = way.to.SetReadDeadline(deadline)
+		}
+		if err == nil {
+			_, err = io.ReadFull(way.to, b)
+		}
+		if err != nil {
+			return fmt.Errorf("the open connection of pod %s, %s: %w", c.pod, way.name, err)
+		}
+	}
+	return nil
+}
+
+// Throughput sends as much as it can over one TCP connection from a pod (namespace/name) to an address of the outside host, OutsideIP or
+// OutsideIP6, for the duration, and returns how many bits per second arrived there.
+func (l *Lab) Throughput(ctx context.Context, pod string, to netip.Addr, duration time.Duration) (float64, error) {
+	c, err := l.Converse(ctx, pod, to)
 	if err != nil {
-		return 0, fmt.Errorf("accepting at the outside host: %w", err)
+		return 0, err
 	}
-	defer in.Close()
-	defer context.AfterFunc(ctx, func() { in.Close() })()
+	defer c.Close()
+	defer context.AfterFunc(ctx, func() { c.in.Close() })()
 	go func() {
 		b := make([]byte, 1<<20)
 		for {
-			if _, err := out.Write(b); err != nil {
+			if _, err := c.out.Write(b); err != nil {
 				return // closed at the end
 			}
 		}
 	}()
 	begin := time.Now()
-	if err := in.SetReadDeadline(begin.Add(duration)); err != nil {
+	if err := c.in.SetReadDeadline(begin.Add(duration)); err != nil {
 		return 0, err
 	}
-	n, err := io.Copy(struct{ io.Writer }{io.Discard}, in)
+	n, err := io.Copy(struct{ io.Writer }{io.Discard}, c.in)
 	if ctx.Err() != nil {
 		return 0, context.Cause(ctx)
 	}
@@ -194,8 +238,8 @@ func (l *Lab) Throughput(ctx context.Context, pod string, to netip.Addr, duratio
 }
 
 // receive collects the answers, number to address, until the read deadline or the end of the socket.
-func receive(conn *net.UDPConn) map[uint64]netip.Addr {
-	got := map[uint64]netip.Addr{}
+func receive(conn *net.UDPConn) map[uint64]netip.AddrPort {
+	got := map[uint64]netip.AddrPort{}
 	buf := make([]byte, 2048)
 	for {
 		n, err := conn.Read(buf)
@@ -207,25 +251,26 @@ func receive(conn *net.UDPConn) map[uint64]netip.Addr {
 			continue // an ICMP error about an earlier datagram: that one is lost, no more
 		}
 		if from, err := netip.ParseAddrPort(string(buf[8:n])); err == nil {
-			got[binary.BigEndian.Uint64(buf)] = from.Addr()
+			got[binary.BigEndian.Uint64(buf)] = from
 		}
 	}
 }
 
 // evaluate sums up a probe: when each datagram was sent, when the sending ended, and which were answered.
-func evaluate(sentAt []time.Duration, end time.Duration, answers map[uint64]netip.Addr) ProbeResult {
-	r := ProbeResult{Sent: len(sentAt), Sources: map[netip.Addr]int{}}
+func evaluate(sentAt []time.Duration, end time.Duration, answers map[uint64]netip.AddrPort) ProbeResult {
+	r := ProbeResult{Sent: len(sentAt), Sources: map[netip.Addr]int{}, Ports: map[uint16]int{}}
 	var last time.Duration
 	for i, at := range sentAt {
 		if i > 0 {
 			r.Stalled += max(0, at-sentAt[i-1]-20*time.Millisecond)
 		}
-		ip, ok := answers[uint64(i)]
+		from, ok := answers[uint64(i)]
 		if !ok {
 			r.Lost++
 			continue
 		}
-		r.Sources[ip]++
+		r.Sources[from.Addr()]++
+		r.Ports[from.Port()]++
 		r.LongestGap = max(r.LongestGap, at-last)
 		last = at
 	}
