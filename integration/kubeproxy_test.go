@@ -11,12 +11,9 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/vishvananda/netns"
 
 	"github.com/egret-project/egret/integration/lab"
 )
@@ -73,12 +70,12 @@ func TestBesideKubeProxy(t *testing.T) {
 			t.Fatal(err)
 		}
 		server[p.Name] = p
-		serve(t, "pod."+strings.Replace(p.Name, "/", ".", 1))
+		serve(t, "pod", p.Name)
 		return p.Name
 	}
 	web := []string{pod("web", elsewhere, "web"), pod("web-local", gateway, "web")} // all are selected
 	db := pod("db", gateway, "db")
-	serve(t, gateway)
+	serve(t, "node", gateway)
 
 	direct := func(t *testing.T) {
 		t.Helper()
@@ -140,28 +137,11 @@ func TestBesideKubeProxy(t *testing.T) {
 // servePort is where serve listens.
 const servePort = 8000
 
-// inNamespace runs f in a network namespace of the lab's; what is the end of its name.
-func inNamespace(what string, f func() error) error {
-	done := make(chan error, 1)
-	go func() {
-		runtime.LockOSThread() // for good: the thread ends with the goroutine
-		ns, err := netns.GetFromName("egret-" + cluster.Name() + "-" + what)
-		if err == nil {
-			defer ns.Close()
-			if err = netns.Set(ns); err == nil {
-				err = f()
-			}
-		}
-		done <- err
-	}()
-	return <-done
-}
-
-// serve answers TCP connections in a namespace with the address that they come from.
-func serve(t *testing.T, what string) {
+// serve answers TCP connections in a namespace of the lab (lab.In) with the address that they come from.
+func serve(t *testing.T, kind, name string) {
 	t.Helper()
 	var ln net.Listener
-	err := inNamespace(what, func() (err error) {
+	err := cluster.In(kind, name, func() (err error) {
 		ln, err = net.Listen("tcp", fmt.Sprint(":", servePort))
 		return err
 	})
@@ -182,9 +162,9 @@ func serve(t *testing.T, what string) {
 }
 
 // ask connects from a namespace and returns the address that the other side sees.
-func ask(what string, to netip.Addr, port int) (netip.Addr, error) {
+func ask(kind, name string, to netip.Addr, port int) (netip.Addr, error) {
 	var c net.Conn
-	err := inNamespace(what, func() (err error) {
+	err := cluster.In(kind, name, func() (err error) {
 		c, err = net.DialTimeout("tcp", netip.AddrPortFrom(to, uint16(port)).String(), time.Second)
 		return err
 	})
@@ -202,7 +182,7 @@ func ask(what string, to netip.Addr, port int) (netip.Addr, error) {
 func sees(t *testing.T, what, pod string, to netip.Addr, port int, want netip.Addr) {
 	t.Helper()
 	eventually(t, 15*time.Second, func() error {
-		if got, err := ask("pod."+strings.Replace(pod, "/", ".", 1), to, port); err != nil || got != want {
+		if got, err := ask("pod", pod, to, port); err != nil || got != want {
 			return fmt.Errorf("%s, %s port %d, from pod %s: seen as %v (%v), want %s", what, to, port, pod, got, err, want)
 		}
 		return nil
@@ -213,7 +193,7 @@ func sees(t *testing.T, what, pod string, to netip.Addr, port int, want netip.Ad
 func reaches(t *testing.T, what string, to netip.Addr, port int, want netip.Addr) {
 	t.Helper()
 	eventually(t, 15*time.Second, func() error {
-		if got, err := ask("outside", to, port); err != nil || want.IsValid() && got != want {
+		if got, err := ask("outside", "", to, port); err != nil || want.IsValid() && got != want {
 			return fmt.Errorf("%s, %s port %d, from outside: seen as %v (%v), want %v", what, to, port, got, err, want)
 		}
 		return nil

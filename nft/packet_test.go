@@ -7,7 +7,6 @@ import (
 	"net/netip"
 	"os"
 	"os/exec"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
@@ -52,25 +51,10 @@ func (s space) ok(line string) bool {
 	return exec.Command("ip", append([]string{"netns", "exec", s.name}, strings.Fields(line)...)...).Run() == nil
 }
 
-// do runs f in the namespace, on a thread that ends with it.
+// do runs f in the namespace, as netns.Do.
 func (s space) do(f func() error) {
 	s.t.Helper()
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked
-		done <- func() error {
-			fd, err := unix.Open("/run/netns/"+s.name, unix.O_RDONLY|unix.O_CLOEXEC, 0)
-			if err != nil {
-				return err
-			}
-			defer unix.Close(fd)
-			if err := unix.Setns(fd, unix.CLONE_NEWNET); err != nil {
-				return err
-			}
-			return f()
-		}()
-	}()
-	if err := <-done; err != nil {
+	if err := netns.Do(s.name, f); err != nil {
 		s.t.Fatal(err)
 	}
 }

@@ -7,7 +7,6 @@ import (
 	"testing"
 
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/netns"
@@ -30,21 +29,21 @@ func TestPacketsGoThereAndBack(t *testing.T) {
 				mtu = 1430
 			}
 			node := open(t)
-			first := current(t)
+			first := netns.Current(t)
 			netns.Run(t, "ip link add eth0 type veth peer name peer")
 			gateway := open(t)
-			second := current(t)
+			second := netns.Current(t)
 
-			enter(t, first)
+			netns.Switch(t, first)
 			move(t, "peer", second)
 			prepare(t, "eth0", a, []string{"10.244.1.2/32", "fd44:1::2/128"})
 			reach(t, node, State{Overlay: Overlay{Local: a, MTU: mtu}, Peers: []Peer{{"b", b}}, NextHops: []NextHop{{egress.NodeMark(2), b}}})
-			enter(t, second)
+			netns.Switch(t, second)
 			prepare(t, "peer", b, []string{"203.0.113.10/32", "2001:db8::10/128"})
 			reach(t, gateway, State{Overlay: Overlay{Local: b, MTU: mtu}, Peers: []Peer{{"a", a}}, Returns: map[netip.Addr]netip.Addr{
 				netip.MustParseAddr("10.244.1.2"): a, netip.MustParseAddr("fd44:1::2"): a,
 			}})
-			enter(t, first)
+			netns.Switch(t, first)
 			for _, ping := range [][2]string{{"10.244.1.2", "203.0.113.10"}, {"fd44:1::2", "2001:db8::10"}} {
 				// As large as fits, not to be fragmented.
 				size := mtu - 28
@@ -54,24 +53,6 @@ func TestPacketsGoThereAndBack(t *testing.T) {
 				netns.Run(t, fmt.Sprintf("ping -q -c 2 -w 10 -i 0.1 -M do -s %d -m %d -I %s %s", size, egress.NodeMark(2), ping[0], ping[1]))
 			}
 		})
-	}
-}
-
-// current returns the namespace that the calling thread is in.
-func current(t *testing.T) int {
-	t.Helper()
-	f, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	return int(f.Fd())
-}
-
-func enter(t *testing.T, ns int) {
-	t.Helper()
-	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-		t.Fatal(err)
 	}
 }
 

@@ -14,7 +14,7 @@ import (
 // watch runs Watch in the namespace of the calling goroutine until the test ends; what it returns gets a value for each change.
 func watch(t *testing.T) <-chan struct{} {
 	t.Helper()
-	ns, changes, done := current(t), make(chan struct{}, 1000), make(chan error, 1)
+	ns, changes, done := netns.Current(t), make(chan struct{}, 1000), make(chan error, 1)
 	ctx, stop := context.WithCancel(t.Context())
 	go func() {
 		runtime.LockOSThread() // for good: the thread ends with the goroutine
@@ -106,7 +106,7 @@ func TestWatchTakesLostEventsForAChange(t *testing.T) {
 	r := open(t)
 	release := make(chan struct{})
 	calls := 0
-	ns, done := current(t), make(chan error, 1)
+	ns, done := netns.Current(t), make(chan error, 1)
 	ctx, stop := context.WithCancel(t.Context())
 	lost := make(chan struct{}, 1)
 	go func() {

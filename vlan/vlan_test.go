@@ -16,7 +16,6 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/vishvananda/netlink"
-	"golang.org/x/sys/unix"
 	"golang.org/x/tools/txtar"
 
 	"github.com/egret-project/egret/internal/need"
@@ -245,7 +244,7 @@ func TestAddressesOnALinkThatIsDownAreServed(t *testing.T) {
 				need.Dummy(t)
 			}
 			netns.Enter(t)
-			neighbour := current(t)
+			neighbour := netns.Current(t)
 			l := open(t)
 			attrs := netlink.NewLinkAttrs()
 			attrs.Name = "egret0"
@@ -263,10 +262,10 @@ func TestAddressesOnALinkThatIsDownAreServed(t *testing.T) {
 			if err != nil {
 				t.Fatal(err)
 			}
-			node := current(t)
+			node := netns.Current(t)
 			macs := map[int]string{}
 			for n, ns := range []int{node, neighbour} {
-				enter(t, ns)
+				netns.Switch(t, ns)
 				netns.Run(t, "ip link set eth0 up")
 				netns.Run(t, fmt.Sprintf("ip addr add 10.10.0.%d/24 dev eth0", 101+n))
 				netns.Run(t, fmt.Sprintf("ip addr add fd10::%d/64 dev eth0 nodad", 101+n))
@@ -278,9 +277,9 @@ func TestAddressesOnALinkThatIsDownAreServed(t *testing.T) {
 			}
 			// Neighbour discovery for an address on another link needs a responder, which is not what this is about.
 			netns.Run(t, "ip neigh replace fd10::8 lladdr "+macs[node]+" dev eth0")
-			enter(t, node)
+			netns.Switch(t, node)
 			netns.Run(t, "ip neigh replace fd10::102 lladdr "+macs[neighbour]+" dev eth0")
-			enter(t, neighbour)
+			netns.Switch(t, neighbour)
 			if got := netns.Run(t, "arping -f -w 10 -I eth0 10.10.0.8"); !strings.Contains(strings.ToLower(got), macs[node]) {
 				t.Errorf("not answered by %s:\n%s", macs[node], got)
 			}
@@ -288,23 +287,5 @@ func TestAddressesOnALinkThatIsDownAreServed(t *testing.T) {
 				netns.Run(t, "ping -q -c 1 -w 10 "+ip)
 			}
 		})
-	}
-}
-
-// current returns the namespace that the calling thread is in.
-func current(t *testing.T) int {
-	t.Helper()
-	f, err := os.Open("/proc/thread-self/ns/net")
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { f.Close() })
-	return int(f.Fd())
-}
-
-func enter(t *testing.T, ns int) {
-	t.Helper()
-	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
-		t.Fatal(err)
 	}
 }

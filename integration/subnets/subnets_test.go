@@ -14,18 +14,16 @@ import (
 	"os/exec"
 	"os/signal"
 	"path/filepath"
-	"runtime"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
 
-	"golang.org/x/sys/unix"
-
 	"github.com/egret-project/egret/agent"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/internal/need"
+	"github.com/egret-project/egret/internal/netns"
 	"github.com/egret-project/egret/store"
 )
 
@@ -170,32 +168,12 @@ func (w *world) sysctl(name string, settings ...string) {
 	}
 }
 
-// inside runs f on a thread in a namespace. A socket stays in the namespace where it was made.
-func (w *world) inside(name string, f func() error) error {
-	done := make(chan error)
-	go func() {
-		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
-		done <- func() error {
-			ns, err := os.Open("/run/netns/" + w.netns(name))
-			if err != nil {
-				return err
-			}
-			defer ns.Close()
-			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
-				return err
-			}
-			return f()
-		}()
-	}()
-	return <-done
-}
-
 // tells makes whoever sends a datagram to addresses of a host know its name, and by which source it came.
 func (w *world) tells(name string, addrs ...string) {
 	w.Helper()
 	for _, addr := range addrs {
 		var conn net.PacketConn
-		err := w.inside(name, func() (err error) {
+		err := netns.Do(w.netns(name), func() (err error) {
 			conn, err = net.ListenPacket("udp", net.JoinHostPort(addr, "7"))
 			return err
 		})
@@ -219,7 +197,7 @@ func (w *world) tells(name string, addrs ...string) {
 // ask returns who answers a pod that sends to an address, and by which source it came to it.
 func (w *world) ask(pod, to string) (string, error) {
 	var conn net.Conn
-	err := w.inside(pod, func() (err error) {
+	err := netns.Do(w.netns(pod), func() (err error) {
 		conn, err = net.Dial("udp", net.JoinHostPort(to, "7"))
 		return err
 	})

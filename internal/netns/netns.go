@@ -2,6 +2,7 @@
 package netns
 
 import (
+	"fmt"
 	"os"
 	"os/exec"
 	"runtime"
@@ -26,6 +27,46 @@ func Enter(t testing.TB) {
 	}
 	_ = os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0) // not there without IPv6
 	Run(t, "ip link set lo up")
+}
+
+// Current returns the namespace of the calling goroutine, to come back to with Switch.
+func Current(t testing.TB) int {
+	t.Helper()
+	f, err := os.Open("/proc/thread-self/ns/net")
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { f.Close() })
+	return int(f.Fd())
+}
+
+// Switch moves the calling goroutine, which Enter has locked to its thread, into a namespace that Current returned.
+func Switch(t testing.TB, ns int) {
+	t.Helper()
+	if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+		t.Fatal(err)
+	}
+}
+
+// Do runs f on a thread of its own in a named namespace (ip-netns(8)). Sockets that f opens, and commands that it starts, are in it;
+// goroutines that it starts are not.
+func Do(name string, f func() error) error {
+	done := make(chan error)
+	go func() {
+		runtime.LockOSThread() // and never unlocked: the thread ends with the goroutine
+		done <- func() error {
+			ns, err := os.Open("/run/netns/" + name)
+			if err != nil {
+				return err
+			}
+			defer ns.Close()
+			if err := unix.Setns(int(ns.Fd()), unix.CLONE_NEWNET); err != nil {
+				return fmt.Errorf("entering network namespace %s: %w", name, err)
+			}
+			return f()
+		}()
+	}()
+	return <-done
 }
 
 // Run runs a command line, split at white space, in the namespace of the calling goroutine and returns what it printed. The test
