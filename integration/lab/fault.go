@@ -27,25 +27,17 @@ func (l *Lab) Crash(ctx context.Context, node string) error {
 		if err := l.stop(ctx, agentProc(node), 0); err != nil {
 			return err
 		}
-		lan, err := l.openHost("lan")
-		if err != nil {
+		return l.atLAN(node, func(h, lan *host) error {
+			links, err := h.nl.LinkList()
+			if err != nil {
+				return fmt.Errorf("listing the links of %s: %w", node, err)
+			}
+			err = lan.down(portName(node))
+			for _, link := range links {
+				err = errors.Join(err, h.nl.LinkSetDown(link))
+			}
 			return err
-		}
-		defer lan.close()
-		h, err := l.openHost(node)
-		if err != nil {
-			return err
-		}
-		defer h.close()
-		links, err := h.nl.LinkList()
-		if err != nil {
-			return fmt.Errorf("listing the links of %s: %w", node, err)
-		}
-		err = lan.down(portName(node))
-		for _, link := range links {
-			err = errors.Join(err, h.nl.LinkSetDown(link))
-		}
-		return err
+		})
 	})
 }
 
@@ -103,17 +95,9 @@ func (l *Lab) Replug(ctx context.Context, node string) error {
 		return err
 	}
 	return l.change(ctx, func(*state) error {
-		lan, err := l.openHost("lan")
-		if err != nil {
-			return err
-		}
-		defer lan.close()
-		h, err := l.openHost(node)
-		if err != nil {
-			return err
-		}
-		defer h.close()
-		return errors.Join(lan.unplug(portName(node)), l.join(lan, h, nodeHost+n), l.routes(h, n))
+		return l.atLAN(node, func(h, lan *host) error {
+			return errors.Join(lan.unplug(portName(node)), l.join(lan, h, nodeHost+n), l.routes(h, n))
+		})
 	})
 }
 
@@ -207,16 +191,21 @@ func (l *Lab) changeCut(ctx context.Context, node, what string, f func(n int, h,
 		if s.Crashed[node] {
 			return fmt.Errorf("%s is powered off", node)
 		}
-		lan, err := l.openHost("lan")
-		if err != nil {
-			return err
-		}
-		defer lan.close()
-		h, err := l.openHost(node)
-		if err != nil {
-			return err
-		}
-		defer h.close()
-		return f(n, h, lan)
+		return l.atLAN(node, func(h, lan *host) error { return f(n, h, lan) })
 	})
+}
+
+// atLAN calls f with a node and the LAN that it is on.
+func (l *Lab) atLAN(node string, f func(h, lan *host) error) error {
+	lan, err := l.openHost("lan")
+	if err != nil {
+		return err
+	}
+	defer lan.close()
+	h, err := l.openHost(node)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	return f(h, lan)
 }
