@@ -2,7 +2,6 @@
 package integration
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"flag"
@@ -59,28 +58,11 @@ func run(m *testing.M) (status int) {
 		return 1
 	}
 	status = m.Run()
-	if err := errors.Join(watch.Stop(), crashes()); err != nil {
+	if err := errors.Join(watch.Stop(), cluster.Panics()); err != nil {
 		fmt.Fprintln(os.Stderr, "over the whole run:", err)
 		status = 1
 	}
 	return status
-}
-
-// crashes returns what the logs of crdsync and the agents say that they must never say.
-func crashes() error {
-	var errs []error
-	for _, process := range []string{"crdsync", "agent-node-1", "agent-node-2", "agent-node-3"} {
-		log, err := os.ReadFile(cluster.LogFile(process))
-		if err != nil {
-			errs = append(errs, err)
-		}
-		for _, word := range []string{"panic: ", "fatal error: ", "WARNING: DATA RACE"} {
-			if i := bytes.Index(log, []byte(word)); i >= 0 {
-				errs = append(errs, fmt.Errorf("%s: %s", process, log[i:min(i+4000, len(log))]))
-			}
-		}
-	}
-	return errors.Join(errs...)
 }
 
 func TestSelectedPodsLeaveWithTheirEgressIPAndOthersAsBefore(t *testing.T) {

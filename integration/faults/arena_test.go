@@ -1,7 +1,6 @@
 package faults
 
 import (
-	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -187,7 +186,7 @@ func (a *arena) close() error {
 	var errs []error
 	if a.asking != nil {
 		a.stopAsking()
-		errs = append(errs, a.asking.Wait(), a.panics(), a.Witness.Stop(), a.etcd.Close())
+		errs = append(errs, a.asking.Wait(), a.Panics(), a.Witness.Stop(), a.etcd.Close())
 		fmt.Printf("changes of owners, by reason: %v\n", a.Tenures())
 	}
 	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
@@ -309,28 +308,7 @@ func (a *arena) judge(ctx context.Context) error {
 	if err == nil && !maps.Equal(now, a.allocations) {
 		err = fmt.Errorf("allocations were %v and are %v", a.allocations, now)
 	}
-	return errors.Join(err, a.Doubles(), a.Strangers(), a.Usurped(), a.panics())
-}
-
-// panics returns what the logs of crdsync and the agents say that they must never say.
-func (a *arena) panics() error {
-	logs := []string{crdsync}
-	for n := range nodes {
-		logs = append(logs, "agent-"+lab.NodeName(n+1))
-	}
-	var errs []error
-	for _, process := range logs {
-		log, err := os.ReadFile(a.LogFile(process))
-		if err != nil {
-			errs = append(errs, err)
-		}
-		for _, word := range []string{"panic: ", "fatal error: ", "WARNING: DATA RACE"} {
-			if i := bytes.Index(log, []byte(word)); i >= 0 {
-				errs = append(errs, fmt.Errorf("%s: %s", process, log[i:min(i+4000, len(log))]))
-			}
-		}
-	}
-	return errors.Join(errs...)
+	return errors.Join(err, a.Doubles(), a.Strangers(), a.Usurped(), a.Panics())
 }
 
 // keepLogs copies the logs of the lab to where artifacts of the test are kept (go test -artifacts).

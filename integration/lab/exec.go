@@ -3,6 +3,7 @@ package lab
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"os"
@@ -28,6 +29,27 @@ func (l *Lab) EtcdEndpoint() string {
 
 // LogFile returns the path of a process's log: etcd, kube-etcd, kube-apiserver, crdsync, serve, agent-<node>.
 func (l *Lab) LogFile(process string) string { return l.path("logs", process) }
+
+// Panics returns what the logs of crdsync and the agents say that they must never say: panics, and what the race detector found.
+func (l *Lab) Panics() error {
+	logs := []string{crdsyncProc}
+	for _, n := range l.nodes() {
+		logs = append(logs, agentProc(NodeName(n)))
+	}
+	var errs []error
+	for _, process := range logs {
+		log, err := os.ReadFile(l.LogFile(process))
+		if err != nil {
+			errs = append(errs, err)
+		}
+		for _, word := range []string{"panic: ", "fatal error: ", "WARNING: DATA RACE"} {
+			if i := bytes.Index(log, []byte(word)); i >= 0 {
+				errs = append(errs, fmt.Errorf("%s: %s", process, log[i:min(i+4000, len(log))]))
+			}
+		}
+	}
+	return errors.Join(errs...)
+}
 
 // Exec runs a command in a network namespace of the lab (see In) and returns its standard output. The error of a command that fails
 // is an *exec.ExitError, wrapped with what it wrote to standard error.
