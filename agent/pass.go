@@ -171,7 +171,12 @@ func (a *agent) roles(t *turn) (next time.Time) {
 		delete(t.roles, o.IP) // silent first: the lock goes only when the kernel is done
 	}
 	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
-		t.roles[m.IP] = plan.Relay
+		if _, lingers := a.linger[m.IP]; lingers { // first what is left of its last time here has to go
+			delete(a.linger, m.IP)
+			next = t.now
+			continue
+		}
+		t.roles[m.IP] = plan.Arrive
 	}
 	for _, d := range plan.Departures(t.Snapshot, t.facts) {
 		if t.roles[d.Owner.IP] == plan.Hold {
@@ -231,11 +236,17 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 	if err != nil {
 		return false, in("nftables", err)
 	}
+	addrs := vlan.Diff(links, d.VLAN)
+	errs := []error{made, in("addresses", a.links.Apply(addrs.Removes()))}
+	if !addrs.Removes().Empty() {
+		if links, err = a.links.Observe(); err != nil {
+			return false, in("addresses", err)
+		}
+	}
 	// The fence follows the address: it goes when the address was seen to be gone.
 	d.NFT.Fenced = append(d.NFT.Fenced, links.Addresses()...)
-	addrs, moves, rules := vlan.Diff(links, d.VLAN), routing.Diff(routes, d.Routing), nft.Diff(tables, d.NFT)
+	moves, rules := routing.Diff(routes, d.Routing), nft.Diff(tables, d.NFT)
 
-	errs := []error{made, in("addresses", a.links.Apply(addrs.Removes()))}
 	arrive := func() { errs = append(errs, in("routes", a.router.Apply(moves.Adds()))) }
 	// Where the tables are not whole, as after a boot, they come before the overlay: what it brings would pass without them, and leave
 	// with this node's own address.
@@ -265,15 +276,18 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 
 // owed are connections that have to be opened anew, and that conntrack has not been told of yet.
 type owed struct {
-	all  bool                // those of all pods that are not marked as they should be: it is not known what happened before
-	ids  map[egress.ID]bool  // of local pods, with these ids
-	pods map[netip.Addr]bool // of these pods, where they are not marked as they should be
+	all      bool                     // those of all pods that are not marked as they should be: it is not known what happened before
+	ids      map[egress.ID]bool       // of local pods, with these ids
+	pods     map[netip.Addr]bool      // of these pods, where they are not marked as they should be
+	unhosted map[egress.ID]netip.Addr // of other nodes' pods by these egress IPs, and to these
 }
 
 // reopen makes connections of local pods start afresh: those whose gateway came to this node, or left it, because what they are SNATed
 // to, or not, is written into their entries and would be wrong from now on; and those that a pod opened before it had its egress,
 // because none of its packets is to leave with another source from now on. TCP is picked up in mid-stream, with the same ports.
-// Connections within the cluster, and those that other nodes' pods have through this gateway, are left alone.
+// Connections within the cluster are left alone, and so are those that other nodes' pods have through this gateway, until their IP has
+// left: should it come back, TCP has gone on without this node, and is out of any window that it knows. Answers that came here for
+// the next owner's connections were passed on, and look like connections to the IP: they would keep its ports.
 //
 // A debt stays until it is paid: after a start, and after a repair of the tables, it is that of all pods.
 func (a *agent) reopen(c nft.Changes, tables nft.State) error {
@@ -285,12 +299,18 @@ func (a *agent) reopen(c nft.Changes, tables nft.State) error {
 	for _, ip := range c.Reselected {
 		o.pods[ip] = true
 	}
-	if !o.all && len(o.ids) == 0 && len(o.pods) == 0 {
+	maps.Copy(o.unhosted, c.Unhosted)
+	if !o.all && len(o.ids) == 0 && len(o.pods) == 0 && len(o.unhosted) == 0 {
 		return nil
 	}
 	err := conntrack.Delete(func(f conntrack.Connection) bool {
 		id, selected := tables.Pods[f.Source]
 		if !selected {
+			for id, ip := range o.unhosted {
+				if f.Mark == id.ConnMark() || f.Destination == ip {
+					return true
+				}
+			}
 			return false
 		}
 		if f.Mark == id.ConnMark() {
@@ -305,7 +325,9 @@ func (a *agent) reopen(c nft.Changes, tables nft.State) error {
 	return err
 }
 
-func newOwed() owed { return owed{ids: map[egress.ID]bool{}, pods: map[netip.Addr]bool{}} }
+func newOwed() owed {
+	return owed{ids: map[egress.ID]bool{}, pods: map[netip.Addr]bool{}, unhosted: map[egress.ID]netip.Addr{}}
+}
 
 // countResets counts how often somebody else set rp_filter of a VLAN link, and says so.
 func (a *agent) countResets(loosened []string, d plan.Desired) {
@@ -357,7 +379,7 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 		}
 	}
 	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
-		if !m.Ready && t.roles[m.IP] == plan.Relay && !d.Routing.KeepReturns && faulty == nil {
+		if !m.Ready && t.roles[m.IP] == plan.Arrive && !d.Routing.KeepReturns && faulty == nil {
 			_, err := a.Store.Ready(ctx, m)
 			errs = append(errs, err)
 		}

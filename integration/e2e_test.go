@@ -290,6 +290,11 @@ func plannedMove(t *testing.T, name, address string) {
 	ip, gateway, pod := n.remote(name, address)
 	node := otherNode(gateway)
 	other := otherNode(gateway, node)
+	connection, err := cluster.Converse(t.Context(), pod, outsideOf(ip))
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer connection.Close()
 	move := func(to string) lab.ProbeResult {
 		t.Helper()
 		result := probeTo(t, outsideOf(ip), pod, 3*time.Second, func() {
@@ -300,6 +305,9 @@ func plannedMove(t *testing.T, name, address string) {
 		})
 		only(t, result, ip)
 		t.Logf("sent %d, lost %d, longest gap %v", result.Sent, result.Lost, result.LongestGap)
+		if err := connection.Exchange(2 * time.Second); err != nil {
+			t.Error(err)
+		}
 		return result
 	}
 	for _, to := range []string{other, gateway} {
@@ -311,4 +319,43 @@ func plannedMove(t *testing.T, name, address string) {
 			t.Errorf("move to %s: no answer for %v, want at most 500ms", to, r.LongestGap)
 		}
 	}
+}
+
+// TestAnswersThatCameToTheFormerOwnerTakeNoPort has the outside host learn late where an IP went. The former owner passes its answers on.
+// When the IP comes back, the connections are as they were.
+func TestAnswersThatCameToTheFormerOwnerTakeNoPort(t *testing.T) {
+	n := newNamespace(t)
+	ip, gateway, pod := n.remote("late", "10.10.0.37")
+	next := otherNode(gateway, otherNode(gateway))
+	outside := func(args ...string) string {
+		t.Helper()
+		out, err := cluster.Exec(t.Context(), "outside", "", args...)
+		if err != nil {
+			t.Fatalf("%v: %v\n%s", args, err, out)
+		}
+		return string(out)
+	}
+	mac, err := cluster.Exec(t.Context(), "node", gateway, "cat", "/sys/class/net/eth0/address")
+	if err != nil {
+		t.Fatal(err)
+	}
+	outside("ip", "neigh", "replace", ip.String(), "lladdr", strings.TrimSpace(string(mac)), "dev", "eth0", "nud", "permanent")
+	t.Cleanup(func() {
+		// The test may have done so.
+		_, _ = cluster.Exec(context.Background(), "outside", "", "ip", "neigh", "del", ip.String(), "dev", "eth0")
+	})
+	egret(t, "move", ip.String(), "--to", next)
+	time.Sleep(time.Second) // until the pod's node has it, too: the former owner is not to know the connection
+	result := probe(t, pod, 12*time.Second, func() {
+		time.Sleep(time.Second)
+		out, err := cluster.Exec(t.Context(), "node", gateway, "conntrack", "-L", "--orig-dst", ip.String())
+		if err != nil || !strings.Contains(string(out), "udp") {
+			t.Errorf("no answer came to %s: the test proves nothing\n%s%v", gateway, out, err)
+		}
+		outside("ip", "neigh", "del", ip.String(), "dev", "eth0")
+		time.Sleep(6 * time.Second) // until the former owner forwards no more
+		egret(t, "move", ip.String(), "--to", gateway)
+	})
+	only(t, result, ip)
+	lossless(t, "from "+gateway+" to "+next+" and back", result)
 }

@@ -20,6 +20,9 @@ type Changes struct {
 	// Reselected are the pods that got an egress IP, or another one, sorted. Connections that they opened before go on as they were
 	// for as long as conntrack knows them.
 	Reselected []netip.Addr
+	// Unhosted are the egress IPs that this node steered and SNATed, and does no more. What conntrack has of their connections stands
+	// still from now on, and would be wrong should the IP come back.
+	Unhosted map[egress.ID]netip.Addr
 	// Repairs say what of the tables, chains, rules, sets and counters was not as it must be, as after a first start or someone
 	// else's hand. Missing elements are not in it.
 	Repairs []string
@@ -78,10 +81,13 @@ func Diff(have Observed, want State) Changes {
 			c.ops = append(c.ops, t.forget(old.elements, all)...)
 		}
 	}
+	var inet map[string]elements
 	if len(have.tables) > 0 {
-		c.compare(have.tables[0].elements, all)
-	} else {
-		c.compare(nil, all)
+		inet = have.tables[0].elements
+	}
+	c.compare(inet, all)
+	if !want.Keep {
+		c.Unhosted = unhosted(inet, all)
 	}
 	return c
 }
@@ -121,7 +127,7 @@ func (c *Changes) compare(have, want map[string]elements) {
 	maps.Copy(ids, next)
 	for _, k := range slices.Sorted(maps.Keys(ids)) {
 		if leavesHere(old[k]) != leavesHere(next[k]) {
-			c.Rerouted = append(c.Rerouted, egress.ID(markOf(k)&egress.Mark(egress.MaxID)))
+			c.Rerouted = append(c.Rerouted, idOf(k))
 		}
 	}
 	for _, f := range families {
@@ -134,6 +140,20 @@ func (c *Changes) compare(have, want map[string]elements) {
 		}
 	}
 }
+
+func unhosted(have, want map[string]elements) map[egress.ID]netip.Addr {
+	out := map[egress.ID]netip.Addr{}
+	for _, f := range families {
+		for k, v := range have["snat"+f.digit] {
+			if want["snat"+f.digit][k] != v {
+				out[idOf(k)], _ = netip.AddrFromSlice([]byte(v))
+			}
+		}
+	}
+	return out
+}
+
+func idOf(k string) egress.ID { return egress.ID(markOf(k) & egress.Mark(egress.MaxID)) }
 
 // leavesHere reports whether a routing mark, as a value of nexthop, sends packets out of this node itself: it is LocalMark or that of a
 // subnet. An absent entry ("") does not.

@@ -552,6 +552,17 @@ func TestTheEgressIPOffersNoService(t *testing.T) {
 			if !ext.ok("ping -c1 -W0.5 " + f.egress) {
 				t.Error("the egress IP answers no echo request")
 			}
+			// Nor is anything passed on while the address is yet to come.
+			eth0, err := net.InterfaceByName("eth0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			ext.run("ip neigh replace " + f.egress + " dev eth0 nud permanent lladdr " + eth0.HardwareAddr.String())
+			netns.Run(t, "ip addr del "+f.egress+" dev eth0")
+			counts(t, tables, CounterService, func() { connects(f.egress) })
+			if got := netns.Run(t, "conntrack -L --orig-dst "+f.egress); strings.Contains(got, "tcp ") {
+				t.Errorf("conntrack has a connection to the egress IP:\n%s", got)
+			}
 		})
 	}
 }

@@ -210,6 +210,19 @@ func TestReroutedAreThoseWhoseTranslationChangesPlace(t *testing.T) {
 	}
 }
 
+func TestUnhostedAreTheIPsThatGo(t *testing.T) {
+	tables := open(t)
+	reach(t, tables, parseState(t, "hosted 5 10.10.0.5 0x3fff\nhosted 6 fd10::6 0x3fff\nhosted 7 10.10.0.7 0x3fff"))
+	next := parseState(t, "hosted 5 10.10.0.5 0x3ffe\nhosted 8 10.10.0.8 0x3fff")
+	want := map[egress.ID]netip.Addr{6: netip.MustParseAddr("fd10::6"), 7: netip.MustParseAddr("10.10.0.7")}
+	if diff := cmp.Diff(want, Diff(observe(t, tables), next).Unhosted, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if next.Keep = true; len(Diff(observe(t, tables), next).Unhosted) > 0 {
+		t.Error("what is kept counts as gone")
+	}
+}
+
 func TestReselectedAreThePodsWithAnotherID(t *testing.T) {
 	tables := open(t)
 	reach(t, tables, parseState(t, "pod 10.244.1.2 5\npod 10.244.1.3 5\npod 10.244.1.4 5"))

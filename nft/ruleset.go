@@ -181,6 +181,10 @@ func leavingChains(s State) []chain {
 			return newRule("forward", fromOverlay(), words("meta nfproto "+f.protocol, f.is()...), tcpSYN(), mss(s.OverlayMTU-f.headers))
 		})...)
 	}
+	// An answer to a connection of which this node does not know yet.
+	fwd = append(fwd, perFamily(func(f family) rule {
+		return newRule("forward", ctState("new", expr.CtStateBitNEW), daddrIn(f, "egressip"+f.digit), count(CounterService), drop())
+	})...)
 	ports := samePort
 	if s.RandomPorts {
 		ports = randomPort

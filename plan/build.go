@@ -20,9 +20,11 @@ const (
 	None Role = iota
 	// Pending does nothing yet, but learns who uses the IP.
 	Pending
-	// Relay sends packets with the IP but does not answer for it: the target of a planned move before the hand-over, and the
-	// former owner for a while after it.
+	// Relay sends packets with the IP but does not answer for it: the owner that is about to hand it over, and for a while after that.
 	Relay
+	// Arrive is the role of a planned move's target before the hand-over: as Relay, but what comes for the IP too early ends here. Passed
+	// on, it would be a connection to the IP, and keep its port from the connection that it belongs to.
+	Arrive
 	// Hold is the owner's role: it answers for the IP and sends with it.
 	Hold
 )
@@ -159,10 +161,12 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 		}
 		exits.prepare(d, t.Address)
 		d.NFT.Hosted[t.ID] = nft.Hosted{IP: t.IP, Mark: exits.mark(t.Pool), Limit: limit(t.bandwidth)}
-		answer := role == Hold && t.Pool != "" // a static IP is its link's: the kernel answers for it with or without Egret
-		d.Permits = append(d.Permits, nft.Permit{IP: t.IP, Answer: answer})
-		if answer {
+		own := t.Pool != "" // a static IP is its link's: the kernel answers for it with or without Egret
+		d.Permits = append(d.Permits, nft.Permit{IP: t.IP, Answer: own && role == Hold})
+		if own && role != Relay {
 			d.NFT.Fenced = append(d.NFT.Fenced, t.IP)
+		}
+		if own && role == Hold {
 			exits.answer(d, t.Address)
 		}
 		for _, name := range t.egresses {

@@ -78,7 +78,7 @@ func TestBuildSteersSelectedPods(t *testing.T) {
 		"out of this node, when it holds the IP":               {guide("node-1"), Hold, want{known, map[egress.ID]egress.Mark{1: egress.LocalMark}, here, nil}},
 		"nowhere, when nobody holds the IP":                    {guide(""), None, want{known, nil, nil, nil}},
 		"nowhere, while this node waits for an earlier permit": {guide("node-1"), None, want{known, nil, nil, nil}},
-		"to the owner still, while this node prepares a move":  {guide("node-2"), Relay, want{known, away, here, hops}},
+		"to the owner still, while this node prepares a move":  {guide("node-2"), Arrive, want{known, away, here, hops}},
 		"out of this node still, while it hands over":          {guide("node-1"), Relay, want{known, map[egress.ID]egress.Mark{1: egress.LocalMark}, here, nil}},
 		"nowhere, while the egress has no address": {func() *egress.Snapshot {
 			s := guide("")
@@ -103,13 +103,18 @@ func TestBuildSteersSelectedPods(t *testing.T) {
 }
 
 func TestBuildAnswersOnlyForWhatItHolds(t *testing.T) {
-	for role, answers := range map[Role]bool{None: false, Relay: false, Hold: true} {
+	for role, want := range map[Role]struct{ fenced, answers bool }{None: {}, Relay: {}, Arrive: {fenced: true}, Hold: {true, true}} {
 		d := Build(guide("node-1"), facts("node-1"), map[netip.Addr]Role{egressIP: role})
 		carried := d.NFT.Carriers["eth0"].IPs
-		if got := len(d.VLAN.Addresses) + len(d.NFT.Fenced) + len(d.Announce) + len(carried); got != map[bool]int{false: 0, true: 4}[answers] {
-			t.Errorf("role %d: addresses %v, fenced %v, announced %v, carried %v; answers: %t", role, d.VLAN.Addresses, d.NFT.Fenced, d.Announce, carried, answers)
+		if got := len(d.NFT.Fenced); (got == 1) != want.fenced {
+			t.Errorf("role %d: %d fenced", role, got)
 		}
-		wantPermits := []nft.Permit{{IP: egressIP, Answer: answers}}
+		for what, got := range map[string]int{"addresses": len(d.VLAN.Addresses), "announced": len(d.Announce), "carried": len(carried)} {
+			if (got == 1) != want.answers {
+				t.Errorf("role %d: %d %s", role, got, what)
+			}
+		}
+		wantPermits := []nft.Permit{{IP: egressIP, Answer: want.answers}}
 		if role == None {
 			wantPermits = nil
 		}

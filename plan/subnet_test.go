@@ -95,10 +95,12 @@ func TestPoolsOfOneVLANShareItsLinkAndItsRoutes(t *testing.T) {
 	if diff := cmp.Diff(want, d.VLAN.VLANs, compare); diff != "" || len(d.Routing.Subnets) != 1 {
 		t.Errorf("VLANs (-want +got):\n%s\nsubnets %+v, want one", diff, d.Routing.Subnets)
 	}
-	// While a move is prepared the link is there already, and nothing answers.
-	d = Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: Relay})
-	if v := d.VLAN.VLANs[10]; v.Parent != "eth0" || len(v.Addresses) > 0 || len(d.Routing.Subnets) != 1 {
-		t.Errorf("a relay has VLANs %+v, subnets %+v", d.VLAN.VLANs, d.Routing.Subnets)
+	// Before and after a hand-over the link is there as well, and nothing answers.
+	for _, role := range []Role{Relay, Arrive} {
+		d = Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: role})
+		if v := d.VLAN.VLANs[10]; v.Parent != "eth0" || len(v.Addresses) > 0 || len(d.Routing.Subnets) != 1 || len(d.Announce) > 0 {
+			t.Errorf("role %d: VLANs %+v, subnets %+v, announced %v", role, d.VLAN.VLANs, d.Routing.Subnets, d.Announce)
+		}
 	}
 }
 
