@@ -2,7 +2,9 @@ package integration
 
 import (
 	"context"
+	"fmt"
 	"net/netip"
+	"slices"
 	"sync"
 	"testing"
 	"time"
@@ -25,17 +27,15 @@ func TestTheFirstConnectionsOfANewPodLeaveWithItsEgressIP(t *testing.T) {
 		}
 		for _, ip := range ips {
 			eventually(t, 5*time.Second, func() error {
-				_, err := cluster.SourceTo(t.Context(), name, outsideOf(ip))
-				return err
+				if len(seen(outsideOf(ip))) == 0 {
+					return fmt.Errorf("nothing of %s was seen at %s: the test proves nothing", name, outsideOf(ip))
+				}
+				return nil
 			})
 		}
 		stop()
 		for _, ip := range ips {
-			sources := seen(outsideOf(ip))
-			if len(sources) == 0 {
-				t.Errorf("nothing of %s was seen at %s: the test proves nothing", name, outsideOf(ip))
-			}
-			for _, source := range sources {
+			for _, source := range seen(outsideOf(ip)) {
 				if (source == ip) != (app == "web") {
 					t.Errorf("%s was seen as %s; its egress has %s", name, source, ip)
 				}
@@ -75,5 +75,10 @@ func (n *namespace) asksFromItsFirstMoment(pod string) (seen func(to netip.Addr)
 	}
 	stop = func() { cancel(); all.Wait() }
 	n.t.Cleanup(stop)
-	return func(to netip.Addr) []netip.Addr { return sources[to] }, func() time.Time { return first }, stop
+	seen = func(to netip.Addr) []netip.Addr {
+		mu.Lock()
+		defer mu.Unlock()
+		return slices.Clone(sources[to])
+	}
+	return seen, func() time.Time { return first }, stop
 }
