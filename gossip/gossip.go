@@ -186,15 +186,19 @@ func (g *Gossip) leave() {
 	g.mu.Lock()
 	list := g.list
 	g.list = nil
+	var alive []memberlist.Node // memberlist's own change under its hands
+	for _, m := range g.known {
+		if m.state == Alive {
+			alive = append(alive, m.node)
+		}
+	}
 	g.mu.Unlock()
 	if list == nil {
 		return
 	}
 	var said sync.WaitGroup
-	for _, n := range list.Members() {
-		if n.Name != g.cfg.Node {
-			said.Go(func() { _ = list.SendReliable(n, g.frame(nil)) }) // one that does not hear it takes us for dead
-		}
+	for _, n := range alive {
+		said.Go(func() { _ = list.SendReliable(&n, g.frame(nil)) }) // one that does not hear it takes us for dead
 	}
 	said.Wait()
 	if err := list.Leave(500 * time.Millisecond); err != nil {
