@@ -100,41 +100,34 @@ func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 		}
 		ip = n.Addresses[0]
 	}
-	link, err := routing.Uplink(ip)
-	if err != nil {
-		return plan.Facts{}, fmt.Errorf("finding the uplink: %w (--node-ip names another address)", err)
-	}
-	addrs, err := routing.Addresses()
+	links, err := routing.ReadLinks()
 	if err != nil {
 		return plan.Facts{}, err
 	}
+	uplink, err := links.Uplink(ip)
+	if err != nil {
+		return plan.Facts{}, fmt.Errorf("finding the uplink: %w (--node-ip names another address)", err)
+	}
 	local := map[netip.Addr]bool{}
-	for addr, name := range addrs {
+	for addr, name := range links.Addresses() {
 		if name != egress.AddressLink && !strings.HasPrefix(name, "egret.") {
 			local[addr] = true
 		}
 	}
-	links, err := routing.Links()
-	if err != nil {
-		return plan.Facts{}, err
-	}
 	f := plan.Facts{
-		Node: a.Node, Underlay: ip, Uplink: link.Name, UplinkMTU: link.MTU, UplinkMAC: mac(link), UplinkUp: link.Up, NoIPv6: !link.HasIPv6(),
-		PoolUplink: a.Uplink, NoVLAN: !slices.Contains(a.features, check.VLAN),
+		Node: a.Node, Underlay: ip, Uplink: linkOf(uplink), PoolUplink: a.Uplink, NoVLAN: !slices.Contains(a.features, check.VLAN),
 		AnswersARP: slices.Contains(a.features, check.ARPAnswers), Hold: a.HoldUnknown, Local: local, Except: a.Except, RandomPorts: a.RandomPorts,
 	}
-	for _, l := range links {
-		f.Links = append(f.Links, plan.Link{
-			Name: l.Name, MTU: l.MTU, MAC: mac(l), Up: l.Up, IPv6: l.HasIPv6(), Prefixes: l.Addrs, VLAN: l.VLAN, Parent: l.Parent,
-		})
+	for _, l := range links.Others() {
+		f.Links = append(f.Links, linkOf(l))
 	}
 	return f, nil
 }
 
-// mac returns the MAC address of a link; zero for one whose addresses are not Ethernet's.
-func mac(l routing.Link) (out [6]byte) {
-	if len(l.MAC) == len(out) {
-		out = [6]byte(l.MAC)
+func linkOf(l routing.Link) plan.Link {
+	out := plan.Link{Name: l.Name, MTU: l.MTU, Up: l.Up, IPv6: l.HasIPv6(), Prefixes: l.Addrs, VLAN: l.VLAN, Parent: l.Parent}
+	if len(l.MAC) == len(out.MAC) { // else it is not Ethernet's
+		out.MAC = [6]byte(l.MAC)
 	}
 	return out
 }

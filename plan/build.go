@@ -73,10 +73,10 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 	if f.Underlay.Is6() {
 		overhead = overhead6
 	}
-	d.Routing.Overlay = routing.Overlay{Local: f.Underlay, MTU: f.UplinkMTU - overhead}
-	d.NFT.OverlayMTU, d.NFT.RandomPorts = f.UplinkMTU-overhead, f.RandomPorts
-	if f.AnswersARP && f.UplinkMAC != [6]byte{} { // with or without IPs, so that the rules stay when these come and go
-		d.NFT.Carriers = map[string]nft.Carrier{f.Uplink: {MAC: f.UplinkMAC}}
+	d.Routing.Overlay = routing.Overlay{Local: f.Underlay, MTU: f.Uplink.MTU - overhead}
+	d.NFT.OverlayMTU, d.NFT.RandomPorts = f.Uplink.MTU-overhead, f.RandomPorts
+	if f.AnswersARP && f.Uplink.MAC != [6]byte{} { // with or without IPs, so that the rules stay when these come and go
+		d.NFT.Carriers = map[string]nft.Carrier{f.Uplink.Name: {MAC: f.Uplink.MAC}}
 	}
 	d.NFT.Except = slices.Clone(f.Except)
 	for _, name := range slices.Sorted(maps.Keys(s.Services)) {

@@ -135,14 +135,14 @@ func TestBuildAnswersOnlyForWhatItHolds(t *testing.T) {
 func TestBuildLeavesARPToTheKernelWhereTheTablesOrTheLinkAreNotUpToIt(t *testing.T) {
 	for name, change := range map[string]func(*Facts){
 		"the tables cannot answer": func(f *Facts) { f.AnswersARP = false },
-		"a link without MAC":       func(f *Facts) { f.UplinkMAC = [6]byte{} },
+		"a link without MAC":       func(f *Facts) { f.Uplink.MAC = [6]byte{} },
 	} {
 		f := facts("node-1")
 		if change(&f); Build(guide("node-1"), f, map[netip.Addr]Role{egressIP: Hold}).NFT.Carriers != nil {
 			t.Errorf("%s: the uplink is a carrier all the same", name)
 		}
 	}
-	want := map[string]nft.Carrier{"eth0": {MAC: facts("node-1").UplinkMAC}}
+	want := map[string]nft.Carrier{"eth0": {MAC: facts("node-1").Uplink.MAC}}
 	if diff := cmp.Diff(want, Build(guide(""), facts("node-1"), nil).NFT.Carriers); diff != "" {
 		t.Errorf("a node that holds nothing: carriers (-want +got):\n%s", diff)
 	}

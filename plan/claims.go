@@ -18,11 +18,8 @@ type Facts struct {
 	Node string
 	// Underlay is the node's overlay endpoint: one of its own addresses.
 	Underlay netip.Addr
-	// Uplink is the link that carries Underlay, UplinkMTU its MTU in bytes. UplinkUp says whether it has a carrier.
-	Uplink    string
-	UplinkMTU int
-	UplinkMAC [6]byte // zero: it has none
-	UplinkUp  bool
+	// Uplink is the link that carries Underlay.
+	Uplink Link
 	// Links are the links of the node, and PoolUplink the one that all egress IPs leave by; empty: that follows from the IP. NoVLAN says that
 	// the kernel has no VLAN links.
 	Links      []Link
@@ -30,8 +27,6 @@ type Facts struct {
 	NoVLAN     bool
 	// AnswersARP says that the tables can answer ARP requests, whether the kernel would or not.
 	AnswersARP bool
-	// NoIPv6 says that IPv6 is off on the uplink, or for new links: the node can serve no IPv6 egress IP.
-	NoIPv6 bool
 	// Local are the unicast addresses on the node's links, those of Egret's own links left out.
 	Local map[netip.Addr]bool
 	// Hold is for how long a pod that is not known yet waits with its first connection to the outside; 0: not at all.
@@ -102,7 +97,7 @@ func targets(s *egress.Snapshot) []target {
 // static IP is claimed by whoever has it on a link. There are never more pool IPs than the node has room for: what it is first for
 // goes before what it would take in another's place, and older egresses before younger.
 func Claims(s *egress.Snapshot, f Facts) []Claim {
-	if !f.UplinkUp {
+	if !f.Uplink.Up {
 		return nil
 	}
 	var out []Claim

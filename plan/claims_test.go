@@ -42,8 +42,12 @@ func cluster(n, ips int) *egress.Snapshot {
 	return s
 }
 
+var eth0 = Link{
+	Name: "eth0", MTU: 1500, MAC: [6]byte{2, 0, 10, 10, 0, 101}, Up: true, IPv6: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.10.0.101/24")},
+}
+
 func facts(node string) Facts {
-	return Facts{Node: node, Underlay: ip("10.10.0.101"), Uplink: "eth0", UplinkMTU: 1500, UplinkMAC: [6]byte{2, 0, 10, 10, 0, 101}, UplinkUp: true, AnswersARP: true}
+	return Facts{Node: node, Underlay: ip("10.10.0.101"), Uplink: eth0, AnswersARP: true}
 }
 
 func claimed(s *egress.Snapshot, f Facts) map[string]int {
@@ -82,7 +86,7 @@ func TestClaimsLeaveOutWhoMayNotHold(t *testing.T) {
 		"it is cordoned in Kubernetes":   func(s *egress.Snapshot, _ *Facts) { change(s, func(n *egress.Node) { n.Cordoned = true }) },
 		"it is cordoned by the operator": func(s *egress.Snapshot, _ *Facts) { s.Cordons["node-1"] = egress.Cordon{Node: "node-1"} },
 		"its record is gone":             func(s *egress.Snapshot, _ *Facts) { delete(s.Nodes, "node-1") },
-		"its uplink is down":             func(_ *egress.Snapshot, f *Facts) { f.UplinkUp = false },
+		"its uplink is down":             func(_ *egress.Snapshot, f *Facts) { f.Uplink.Up = false },
 		"somebody holds the IP": func(s *egress.Snapshot, _ *Facts) {
 			s.Owners[ip("10.10.0.11")] = egress.Owner{IP: ip("10.10.0.11"), Node: "node-2"}
 		},
@@ -264,7 +268,7 @@ func TestReleases(t *testing.T) {
 			s := held()
 			tt.prepare(s)
 			f := facts("node-1")
-			f.UplinkUp = name != "the uplink has no carrier"
+			f.Uplink.Up = name != "the uplink has no carrier"
 			if got := Releases(s, f); len(got) != tt.want {
 				t.Errorf("releases %v, want %d", got, tt.want)
 			}
@@ -279,7 +283,7 @@ func TestNodeWithoutIPv6HasNothingToDoWithIPv6EgressIPs(t *testing.T) {
 	p.Addresses = append(p.Addresses, egress.Address{IP: v6, ID: 2, Pool: "pool"})
 	s.Egresses[p.Name] = p
 	f := facts("node-1")
-	f.NoIPv6 = true
+	f.Uplink.IPv6 = false
 	if got := claimed(s, f); !maps.Equal(got, map[string]int{a.String(): claimed(s, facts("node-1"))[a.String()]}) {
 		t.Errorf("claims %v, want only %s", got, a)
 	}

@@ -16,25 +16,20 @@ import (
 // Link is a link of the node, not one of Egret's.
 type Link struct {
 	Name     string
-	MTU      int
+	MTU      int     // bytes
 	MAC      [6]byte // zero: it has none
 	Up       bool    // and has a carrier
-	IPv6     bool    // it has IPv6, and so would a new link
+	IPv6     bool    // it has IPv6, and so would a new link: it can serve IPv6 egress IPs
 	Prefixes []netip.Prefix
 	// VLAN is the VLAN id of a link that has one, Parent the link that it is on.
 	VLAN   int
 	Parent string
 }
 
-// uplink returns the link of the node's own address.
-func (f Facts) uplink() Link {
-	return Link{Name: f.Uplink, MTU: f.UplinkMTU, MAC: f.UplinkMAC, Up: f.UplinkUp, IPv6: !f.NoIPv6}
-}
-
 // carrier returns the link by which an IP of the pool leaves the node, or that its VLAN is on: what the operator says, else the one whose
 // subnet holds the IP, else the uplink. refused says why the node cannot hold IPs of the pool; empty: it can.
 func (f Facts) carrier(p egress.Pool, ip netip.Addr) (l Link, refused string) {
-	l = f.uplink()
+	l = f.Uplink
 	tagged := p.Subnet != nil && p.Subnet.VLAN != 0
 	i := slices.IndexFunc(f.Links, func(l Link) bool {
 		if f.PoolUplink != "" {
@@ -69,7 +64,7 @@ func (f Facts) carrier(p egress.Pool, ip netip.Addr) (l Link, refused string) {
 // serves reports whether the node's links are fit for an IP of a pool.
 func (f Facts) serves(p egress.Pool, ip netip.Addr) bool {
 	l, refused := f.carrier(p, ip)
-	return f.UplinkUp && l.Up && (l.IPv6 || !ip.Is6()) && refused == ""
+	return f.Uplink.Up && l.Up && (l.IPv6 || !ip.Is6()) && refused == ""
 }
 
 // link returns the link on which an IP of a pool is asked for, where it is there already.

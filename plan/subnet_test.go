@@ -14,7 +14,7 @@ import (
 
 // links are those of a node with two uplinks.
 var links = []Link{
-	{Name: "eth0", MTU: 1500, MAC: [6]byte{2, 0, 10, 10, 0, 101}, Up: true, IPv6: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.10.0.101/24")}},
+	eth0,
 	{Name: "eth1", MTU: 9000, MAC: [6]byte{2, 1, 1, 1, 1, 1}, Up: true, Prefixes: []netip.Prefix{netip.MustParsePrefix("10.20.0.101/24")}},
 	{Name: "storage", MTU: 9000, Up: true, VLAN: 50, Parent: "eth0"},
 	{Name: "egret.60", MTU: 1500, Up: true},

@@ -14,7 +14,10 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// Link is a link of the node, not one of ours.
+// Links are the links of a network namespace at one time, by index.
+type Links []Link
+
+// Link is a link of the node.
 type Link struct {
 	Name  string
 	Index int
@@ -36,14 +39,9 @@ func (l Link) HasIPv6() bool {
 // ErrNoLink says that an address is on none of the node's links.
 var ErrNoLink = errors.New("no link carries the address")
 
-// Uplink returns the link that carries ip, in the network namespace of the calling thread. Where several do, one that is up is
-// preferred, and then the one that came first. An error names ip when none does. Our own links are left out: the overlay link carries
-// the node's address, too.
-func Uplink(ip netip.Addr) (Link, error) {
-	links, err := links()
-	if err != nil {
-		return Link{}, err
-	}
+// Uplink returns the link that carries ip. Where several do, one that is up is preferred, and then the one that came first. An error
+// names ip when none does. Our own links are left out: the overlay link carries the node's address, too.
+func (links Links) Uplink(ip netip.Addr) (Link, error) {
 	var best Link
 	for _, l := range links {
 		for _, p := range l.Addrs {
@@ -58,21 +56,15 @@ func Uplink(ip netip.Addr) (Link, error) {
 	return best, nil
 }
 
-// Links returns the links of the network namespace of the calling thread, ours left out.
-func Links() ([]Link, error) {
-	all, err := links()
-	return slices.DeleteFunc(all, func(l Link) bool { return ours(l.Name) }), err
+// Others returns the links that are not ours.
+func (links Links) Others() []Link {
+	return slices.DeleteFunc(slices.Clone(links), func(l Link) bool { return ours(l.Name) })
 }
 
-// Addresses returns the unicast addresses of the network namespace of the calling thread, with the name of the link that carries each;
-// loopback and link-local addresses and those that are not (or not yet) known to be unique are left out. An address that is on one of
+// Addresses returns the unicast addresses of the links, with the name of the link that carries each; loopback and link-local addresses and those that are not (or not yet) known to be unique are left out. An address that is on one of
 // our links and on another one is said to be on the other. kube-ipvs0, which carries the Service IPs of kube-proxy on every node, is
 // left out: an address there says nothing about where it lives.
-func Addresses() (map[netip.Addr]string, error) {
-	links, err := links()
-	if err != nil {
-		return nil, err
-	}
+func (links Links) Addresses() map[netip.Addr]string {
 	all := map[netip.Addr]string{}
 	for _, l := range links {
 		if l.Name == "kube-ipvs0" {
@@ -85,7 +77,7 @@ func Addresses() (map[netip.Addr]string, error) {
 			}
 		}
 	}
-	return all, nil
+	return all
 }
 
 // ours reports whether a link of this name is Egret's.
@@ -94,8 +86,8 @@ func ours(name string) bool { return name == egress.AddressLink || strings.HasPr
 // errRenumbered says that an address is on a link that was not there when links were listed.
 var errRenumbered = errors.New("links changed while they were read")
 
-// links returns all links with their addresses, by index.
-func links() ([]Link, error) {
+// ReadLinks returns the links of the network namespace of the calling thread, with their addresses.
+func ReadLinks() (Links, error) {
 	for n := 1; ; n++ {
 		all, err := readLinks()
 		if !errors.Is(err, errRenumbered) || n == dumps {
@@ -104,12 +96,12 @@ func links() ([]Link, error) {
 	}
 }
 
-func readLinks() ([]Link, error) {
+func readLinks() (Links, error) {
 	list, err := whole("links", netlink.LinkList)
 	if err != nil {
 		return nil, err
 	}
-	all := make([]Link, len(list))
+	all := make(Links, len(list))
 	at := map[int]int{}
 	for i, l := range list {
 		a := l.Attrs()

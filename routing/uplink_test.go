@@ -16,11 +16,11 @@ import (
 func TestTheUplinkIsNeverALinkOfOurs(t *testing.T) {
 	r := open(t)
 	ip := netip.MustParseAddr("10.10.0.101")
-	if _, err := Uplink(ip); err == nil || !strings.Contains(err.Error(), "10.10.0.101") {
+	if _, err := uplink(t, ip); err == nil || !strings.Contains(err.Error(), "10.10.0.101") {
 		t.Errorf("no link carries it: %v", err)
 	}
 	reach(t, r, parseState(t, sections(t, "testdata/moved.txtar")["state"]))
-	if l, err := Uplink(ip); err == nil {
+	if l, err := uplink(t, ip); err == nil {
 		t.Errorf("only the overlay carries it: got %s", l.Name)
 	}
 	for _, line := range []string{
@@ -49,12 +49,12 @@ func TestTheUplinkIsNeverALinkOfOurs(t *testing.T) {
 		netns.Run(t, "sysctl -qw net.ipv6.conf."+off+".disable_ipv6=0")
 		netns.Run(t, "ip addr replace fd10::101/64 dev uplink nodad")
 	}
-	all, err := Addresses()
+	all, err := ReadLinks()
 	if err != nil {
 		t.Fatal(err)
 	}
 	got := map[string]string{}
-	for ip, name := range all {
+	for ip, name := range all.Addresses() {
 		got[ip.String()] = name
 	}
 	want := map[string]string{"10.10.0.101": "uplink", "fd10::101": "uplink", "10.10.0.8": "egret0", "192.0.2.1": "dup"}
@@ -71,7 +71,7 @@ func TestTheUplinkIsNeverALinkOfOurs(t *testing.T) {
 func awaitUplink(t *testing.T, ip netip.Addr, wanted func(Link) bool) Link {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; time.Sleep(time.Millisecond) {
-		l, err := Uplink(ip)
+		l, err := uplink(t, ip)
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -87,10 +87,11 @@ func awaitUplink(t *testing.T, ip netip.Addr, wanted func(Link) bool) Link {
 func TestAddressesOfTheOverlayAloneAreSaidToBeThere(t *testing.T) {
 	r := open(t)
 	reach(t, r, parseState(t, sections(t, "testdata/alone.txtar")["state"]))
-	all, err := Addresses()
+	links, err := ReadLinks()
 	if err != nil {
 		t.Fatal(err)
 	}
+	all := links.Addresses()
 	if got := all[netip.MustParseAddr("10.10.0.101")]; got != "egret.vx" || len(all) != 1 {
 		t.Errorf("got %v", all)
 	}
@@ -132,4 +133,14 @@ func TestAnInterruptedDumpIsNeverTakenForWhole(t *testing.T) {
 	if got != 0 || !errors.Is(err, netlink.ErrDumpInterrupted) {
 		t.Errorf("got %d, %v, want nothing but the error", got, err)
 	}
+}
+
+// uplink returns the link that carries ip now.
+func uplink(t *testing.T, ip netip.Addr) (Link, error) {
+	t.Helper()
+	links, err := ReadLinks()
+	if err != nil {
+		t.Fatal(err)
+	}
+	return links.Uplink(ip)
 }
