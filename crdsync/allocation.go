@@ -114,6 +114,7 @@ func (o outcome) has(f family) bool {
 // free when etcd no longer has it.
 type allocator struct {
 	pools    map[string]egress.Pool
+	nodes    map[netip.Addr]string // the nodes' own addresses, which no pool gives out
 	have     map[netip.Addr]egress.Allocation
 	granted  map[netip.Addr]grant // that are not in have
 	kept     map[netip.Addr]bool  // of have, that stay with their egresses
@@ -125,14 +126,17 @@ type allocator struct {
 type grant struct{ pool, egress string }
 
 // allocate decides who gets which address. The requests are in the order in which they are served. What an egress has it keeps, as
-// long as it still wants it, also when it is no longer a pool's, or has become one; else it gets the address that it names; else one that it had once, if that is free; else the lowest free
-// one of the pool, leaving out those that others name as long as there is another.
-func allocate(requests []request, pools map[string]egress.Pool, have map[netip.Addr]egress.Allocation) map[string]*outcome {
+// long as it still wants it, also when it is no longer a pool's, or has become one; else it gets the address that it names; else one
+// that it had once, if that is free; else the lowest free one of the pool, leaving out those that others name as long as there is
+// another. A pool gives out no address of a node: what comes to the node at it would be dropped where the egress is.
+func allocate(
+	requests []request, pools map[string]egress.Pool, nodes map[netip.Addr]string, have map[netip.Addr]egress.Allocation,
+) map[string]*outcome {
 	have = maps.Clone(have)
 	if have == nil {
 		have = map[netip.Addr]egress.Allocation{}
 	}
-	a := allocator{pools, have, map[netip.Addr]grant{}, map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[string]*outcome{}}
+	a := allocator{pools, nodes, have, map[netip.Addr]grant{}, map[netip.Addr]bool{}, map[netip.Addr]bool{}, map[string]*outcome{}}
 	byName := map[string][]egress.Allocation{}
 	for _, ip := range slices.SortedFunc(maps.Keys(have), netip.Addr.Compare) {
 		for _, name := range have[ip].Egresses {
@@ -201,6 +205,9 @@ func (a *allocator) give(r request, w want) {
 		return
 	case w.ip.IsValid() && w.pool == "" && (h.IP == w.ip && h.Pool == "" || granted && g.pool == ""):
 		got.ID = h.ID // a static address may be shared
+	case w.pool != "" && a.nodes[w.ip] != "":
+		refuse(fmt.Errorf("%s is the address of node %s: want another one of pool %s, or no pool", w.ip, a.nodes[w.ip], w.pool))
+		return
 	case w.ip.IsValid() && taken(w.ip):
 		err := inUse(w.ip, h, g)
 		refuse(err)
@@ -229,20 +236,28 @@ func (a *allocator) choose(r request, w want, taken func(netip.Addr) bool) (neti
 	pool.Ranges = slices.DeleteFunc(slices.Clone(pool.Ranges), func(g egress.Range) bool { return a.out[r.name].has(familyOf(g.Start)) })
 	for _, p := range r.prefer {
 		switch _, granted := a.granted[p.IP]; {
-		case !pool.Contains(p.IP):
+		case !pool.Contains(p.IP) || a.nodes[p.IP] != "":
 		case !taken(p.IP):
 			return p.IP, nil
 		case !granted && !a.kept[p.IP] && len(a.have[p.IP].Egresses) > 0:
 			return netip.Addr{}, fmt.Errorf("%s is being released", p.IP)
 		}
 	}
-	if ip, ok := pool.Free(func(ip netip.Addr) bool { return taken(ip) || a.reserved[ip] }); ok {
+	unfit := func(ip netip.Addr) bool { return taken(ip) || a.nodes[ip] != "" }
+	if ip, ok := pool.Free(func(ip netip.Addr) bool { return unfit(ip) || a.reserved[ip] }); ok {
 		return ip, nil
 	}
-	if ip, ok := pool.Free(taken); ok {
+	if ip, ok := pool.Free(unfit); ok {
 		return ip, nil
 	}
-	return netip.Addr{}, fmt.Errorf("pool %s has no free address: it has %d", w.pool, a.pools[w.pool].Total())
+	own, nodes := 0, ""
+	for ip := range a.nodes {
+		if a.pools[w.pool].Contains(ip) {
+			own++
+			nodes = fmt.Sprintf(", of which %d are the nodes' own", own)
+		}
+	}
+	return netip.Addr{}, fmt.Errorf("pool %s has no free address: it has %d%s", w.pool, a.pools[w.pool].Total(), nodes)
 }
 
 func inUse(ip netip.Addr, h egress.Allocation, g grant) error {

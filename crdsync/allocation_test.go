@@ -73,7 +73,7 @@ func give(pools map[string]egress.Pool, allocations, asks []string) (got, refuse
 		}
 		requests = append(requests, r)
 	}
-	out := allocate(requests, pools, have)
+	out := allocate(requests, pools, map[netip.Addr]string{ip("10.3.0.1"): "n1", ip("10.3.0.3"): "n2"}, have)
 	number(requests, out, ids, last)
 	got, refused = map[string]string{}, map[string]string{}
 	for name, o := range out {
@@ -173,6 +173,17 @@ func TestAllocation(t *testing.T) {
 			asks: []string{"z pool=six pool=a", "b pool=both", "c pool=six pool=both", "d ip=10.0.0.3 pool=a pool=six"},
 			want: map[string]string{"z": "10.0.0.1/1 fd00::1/2", "b": "fd01::1/3", "c": "10.2.0.1/4 fd00::2/5", "d": "10.0.0.3/6 fd00::3/7"},
 		},
+		"an address of a node is not given out": {
+			asks: []string{"y pool=nodes status=10.3.0.3", "z pool=nodes", "b pool=nodes ip=10.3.0.1", "c ip=10.3.0.3"},
+			want: map[string]string{"y": "10.3.0.2/1", "c": "10.3.0.3/2"},
+			refuse: map[string]string{
+				"z": "pool nodes has no free address: it has 3, of which 2 are the nodes' own",
+				"b": "10.3.0.1 is the address of node n1: want another one of pool nodes, or no pool",
+			},
+		},
+		"an address that became a node's stays": {
+			have: []string{"10.3.0.1 nodes 7 z"}, asks: []string{"z pool=nodes"}, want: map[string]string{"z": "10.3.0.1/7"},
+		},
 		"two pools of one family": {
 			asks: []string{"z pool=a pool=big"}, want: map[string]string{"z": "10.0.0.1/1"},
 			refuse: map[string]string{"z": "pool big: another address of its IP family is asked for already"},
@@ -180,7 +191,8 @@ func TestAllocation(t *testing.T) {
 	}
 	pools := map[string]egress.Pool{
 		"a": poolOf("a", "10.0.0.1", "10.0.0.3"), "big": poolOf("big", "10.1.0.1", "10.1.0.200"), "six": poolOf("six", "fd00::1", "fd00::ffff:ffff"),
-		"both": poolOf("both", "fd01::1", "fd01::ffff:ffff:ffff", "10.2.0.1", "10.2.0.2"),
+		"both":  poolOf("both", "fd01::1", "fd01::ffff:ffff:ffff", "10.2.0.1", "10.2.0.2"),
+		"nodes": poolOf("nodes", "10.3.0.1", "10.3.0.3"),
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -203,7 +215,7 @@ func TestAllocation(t *testing.T) {
 func TestAnEgressPrefersTheAddressAndIDThatItHad(t *testing.T) {
 	pools := map[string]egress.Pool{"a": poolOf("a", "10.0.0.1", "10.0.0.9")}
 	r := []request{{name: "z", wants: []want{{pool: "a"}}, prefer: []egress.Address{{IP: ip("10.0.0.5"), ID: 17, Pool: "a"}, {IP: ip("10.0.0.6")}}}}
-	out := allocate(r, pools, nil)
+	out := allocate(r, pools, nil, nil)
 	number(r, out, map[egress.ID]netip.Addr{17: ip("10.0.0.5")}, 20)
 	want := []egress.Address{{IP: ip("10.0.0.5"), ID: 17, Pool: "a"}}
 	if d := cmp.Diff(want, out["z"].addresses, compareIPs); d != "" {

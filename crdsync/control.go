@@ -81,7 +81,7 @@ func plan(o objects, have records, now time.Time, frozen func(egressName string,
 			requests[i].wants = wants(d, pools, o.unread)
 		}
 	}
-	out := allocate(requests, pools, have.allocations)
+	out := allocate(requests, pools, o.nodeAddresses(), have.allocations)
 	for _, d := range o.demands {
 		out[d.name].err = errors.Join(out[d.name].err, o.poolFaults(d))
 	}
@@ -118,6 +118,17 @@ func unreadable(d demand, pools map[string]egress.Pool, unread map[string]error)
 		}
 	}
 	return nil
+}
+
+// nodeAddresses returns the nodes' own addresses, and whose they are.
+func (o objects) nodeAddresses() map[netip.Addr]string {
+	out := map[netip.Addr]string{}
+	for _, n := range o.nodes {
+		for _, ip := range n.Addresses {
+			out[ip] = n.Name
+		}
+	}
+	return out
 }
 
 // poolFaults returns what is wrong with the pools that an egress names, for its status: a pool's own has no place for it.

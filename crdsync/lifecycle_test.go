@@ -33,6 +33,7 @@ func TestLifeCycle(t *testing.T) {
 		"pods begin to count, and cease to":                        testPodStates,
 		"of two egresses that select a pod the elder wins":         testPrecedence,
 		"a pool IP in use is refused to another":                   testRefused,
+		"no pool gives out a node's address":                       testNodeAddresses,
 		"static egresses share an IP":                              testShared,
 		"both families":                                            testDualStack,
 		"a pool larger than any memory":                            testLargePools,
@@ -380,6 +381,31 @@ func testRefused(c *cluster) {
 	c.wantRecords("egresses/*", map[string]string{"egresses/b": "10.0.0.3/2", "egresses/c": ""})
 	c.wantStatus("b", "10.0.0.3  True Allocated False AssignmentError")
 	c.wantRefused("c", "10.0.0.3 is in use by egress b")
+}
+
+// testNodeAddresses: the pool is the whole subnet, as is easily typed, and the nodes are in it.
+func testNodeAddresses(c *cluster) {
+	c.node("node-1", "10.0.0.1")
+	c.run(c.kube)
+	c.pool("p", "10.0.0.0/29")
+	c.node("node-3", "10.0.0.3")
+	c.wantRecords("nodes/*", map[string]string{"nodes/node-1": "1 10.0.0.1", "nodes/node-3": "2 10.0.0.3"})
+	for _, name := range []string{"a", "b"} {
+		c.egress(name, "externalIPPool: p")
+		c.wantRecords("egresses/"+name, map[string]string{"egresses/" + name: map[string]string{"a": "10.0.0.2/1", "b": "10.0.0.4/2"}[name]})
+	}
+	c.egress("typed", "externalIPPool: p, egressIP: 10.0.0.3")
+	c.wantRefused("typed", "10.0.0.3 is the address of node node-3: want another one of pool p, or no pool")
+	c.egress("static", "egressIP: 10.0.0.3") // as the guide has it
+	c.wantRecords("egresses/static", map[string]string{"egresses/static": "10.0.0.3/3"})
+	c.remove("Egress", "static")
+	c.node("node-4", "10.0.0.4")
+	c.wantRecords("nodes/node-4", map[string]string{"nodes/node-4": "3 10.0.0.4"})
+	c.wantEgresses("a", "10.0.0.2/1", "b", "10.0.0.4/2", "typed", "") // what is allocated stays
+	if err := c.core.CoreV1().Nodes().Delete(c.Context(), "node-3", metav1.DeleteOptions{}); err != nil {
+		c.Fatal(err)
+	}
+	c.wantEgresses("a", "10.0.0.2/1", "b", "10.0.0.4/2", "typed", "10.0.0.3/4")
 }
 
 func testShared(c *cluster) {
