@@ -134,6 +134,8 @@ func testWebhook(c *cluster) {
 		{"a range in use", "ExternalIPPool", "p", `{"spec":{"ipRanges":[{"cidr":"10.10.1.0/28"}]}}`,
 			"ipRanges: 10.10.0.11 is in use by egress web: want its range 10.10.0.11-10.10.0.20 kept"},
 		{"an address in use", "ExternalIPPool", "p", `{"spec":{"ipRanges":[{"start":"10.10.0.12","end":"10.10.0.20"}]}}`, "10.10.0.11 is in use"},
+		{"the gateway is in use", "ExternalIPPool", "p", `{"spec":{"subnetInfo":{"gateway":"10.10.0.11","prefixLength":16}}}`,
+			"subnetInfo: gateway 10.10.0.11 is in use by egress web: want another gateway"},
 		{"the same in other words", "ExternalIPPool", "p",
 			`{"spec":{"ipRanges":[{"start":"10.10.1.1","end":"10.10.1.14"},{"start":"10.10.0.11","end":"10.10.0.15"},{"start":"10.10.0.16","end":"10.10.0.20"}]}}`, ""},
 		{"an unused range", "ExternalIPPool", "p", `{"spec":{"ipRanges":[{"start":"10.10.0.11","end":"10.10.0.20"}]}}`, ""},

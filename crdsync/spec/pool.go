@@ -140,6 +140,11 @@ func TakenAway(from, to egress.Pool, inUse []egress.Allocation) error {
 		if a.Pool != from.Name || !from.Contains(a.IP) || to.Contains(a.IP) {
 			continue
 		}
+		if to.Subnet != nil && to.Subnet.Gateway == a.IP {
+			errs = append(errs, fmt.Errorf("subnetInfo: gateway %s is in use by egress %s: want another gateway, or the egress moved to another pool first",
+				a.IP, strings.Join(a.Egresses, ", ")))
+			continue
+		}
 		where := ""
 		for _, r := range from.Ranges {
 			if r.Contains(a.IP) {

@@ -107,6 +107,11 @@ func TestRangesInUseStay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { wantError(t, TakenAway(from, pool(t, "p", tt.to), inUse), tt.err) })
 	}
+	t.Run("the address becomes the gateway", func(t *testing.T) {
+		to := from
+		to.Subnet = &egress.Subnet{Gateway: inUse[0].IP, PrefixLength: 16}
+		wantError(t, TakenAway(from, to, inUse), "subnetInfo: gateway 10.0.0.5 is in use by egress web: want another gateway")
+	})
 }
 
 func TestAddressOfAPool(t *testing.T) {
