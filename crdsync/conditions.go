@@ -156,41 +156,54 @@ func (s scene) unheld(a egress.Address) string {
 	if !ok {
 		return fmt.Sprintf("no node holds %s: pool %s does not exist", a.IP, a.Pool)
 	}
-	selected, alive, full := 0, 0, 0
-	var refused []string
+	selected, could := 0, 0
+	var refused, dead, cordoned, full []string
 	for _, n := range s.nodes {
 		if !pool.NodeSelector.Matches(n.Labels) {
 			continue
 		}
 		selected++
 		_, running := s.agents[n.Name]
-		_, cordoned := s.cordons[n.Name]
-		if why := s.agents[n.Name].Refused[a.Pool]; why != "" {
-			refused = append(refused, fmt.Sprintf("node %s: %s", n.Name, why))
-			continue
-		}
-		if running && !cordoned && !n.Cordoned {
-			alive++
-			if n.Capacity > 0 && s.load[n.Name] >= n.Capacity {
-				full++
-			}
+		_, byHand := s.cordons[n.Name]
+		switch why := s.agents[n.Name].Refused[a.Pool]; {
+		case why != "":
+			refused = append(refused, n.Name+": "+why)
+		case !running:
+			dead = append(dead, n.Name)
+		case byHand || n.Cordoned:
+			cordoned = append(cordoned, n.Name)
+		case n.Capacity > 0 && s.load[n.Name] >= n.Capacity:
+			full = append(full, n.Name)
+		default:
+			could++
 		}
 	}
 	switch {
 	case selected == 0:
-		return fmt.Sprintf("no node holds %s: pool %s selects none", a.IP, a.Pool)
-	case alive == 0 && len(refused) > 0:
-		more := ""
-		if n := len(refused) - maxNamed; n > 0 {
-			more = fmt.Sprintf("; and %d more nodes", n)
-		}
-		return fmt.Sprintf("no node holds %s: %s%s", a.IP, strings.Join(refused[:min(len(refused), maxNamed)], "; "), more)
-	case alive == 0:
-		return fmt.Sprintf("no node holds %s: pool %s selects %d, of which none has a live agent and is not cordoned", a.IP, a.Pool, selected)
-	case full == alive:
-		return fmt.Sprintf("no node holds %s: the %d that could have no room, see egret get nodes", a.IP, alive)
+		return fmt.Sprintf("no node holds %s: pool %s selects no node", a.IP, a.Pool)
+	case could > 0:
+		return fmt.Sprintf("no node holds %s yet: %s could", a.IP, count(could, "node"))
 	}
-	return fmt.Sprintf("no node holds %s yet: %d could", a.IP, alive)
+	why := fmt.Sprintf("no node holds %s: pool %s selects %s", a.IP, a.Pool, count(selected, "node"))
+	for _, state := range []struct {
+		what  string
+		nodes []string
+	}{{"refused by ", refused}, {"without a live agent: ", dead}, {"cordoned: ", cordoned}, {"without room, see egret get nodes: ", full}} {
+		if n := len(state.nodes) - maxNamed; n > 0 {
+			state.nodes = append(state.nodes[:maxNamed], fmt.Sprintf("and %d more", n))
+		}
+		if len(state.nodes) > 0 {
+			why += "; " + state.what + strings.Join(state.nodes, ", ")
+		}
+	}
+	return why
+}
+
+func count(n int, noun string) string {
+	if n == 1 {
+		return "1 " + noun
+	}
+	return fmt.Sprintf("%d %ss", n, noun)
 }
 
 // line returns an error's text on one line.

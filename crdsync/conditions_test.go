@@ -30,6 +30,13 @@ func TestConditionsNameTheCause(t *testing.T) {
 	full.nodes, full.load = []egress.Node{{Name: "n1", Labels: map[string]string{"gw": "1"}, Capacity: 3}}, map[string]int{"n1": 3}
 	nobody := alive
 	nobody.nodes = nodes[1:]
+	each := scene{
+		pools: map[string]egress.Pool{"a": {Name: "a"}}, load: map[string]int{"n6": 3}, cordons: map[string]egress.Cordon{"n5": {}},
+		agents: map[string]egress.Agent{"n5": {}, "n6": {}, "n7": {Refused: map[string]string{"a": "link x has VLAN 7"}}, "n8": {}},
+		nodes: []egress.Node{
+			{Name: "n1"}, {Name: "n2"}, {Name: "n3"}, {Name: "n4"}, {Name: "n5"}, {Name: "n6", Capacity: 3}, {Name: "n7"}, {Name: "n8", Cordoned: true},
+		},
+	}
 	const allocated = "True Allocated 10.0.0.1 is of pool a"
 	static := egress.Address{IP: ip("10.0.0.9"), ID: 2}
 	refused := errors.Join(errors.New("one"), errors.New("two"))
@@ -40,13 +47,13 @@ func TestConditionsNameTheCause(t *testing.T) {
 		want    string // what IPAllocated says | what IPAssigned says
 	}{
 		"held":             {pool, nil, held, allocated + " | True Assigned 10.0.0.1 is on node n1"},
-		"in a moment":      {pool, nil, alive, allocated + " | False AssignmentError no node holds 10.0.0.1 yet: 1 could"},
-		"no node selected": {pool, nil, nobody, allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects none"},
-		"no agent": {pool, nil, free,
-			allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 1, of which none has a live agent and is not cordoned"},
-		"cordoned": {pool, nil, cordoned,
-			allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 1, of which none has a live agent and is not cordoned"},
-		"no room": {pool, nil, full, allocated + " | False AssignmentError no node holds 10.0.0.1: the 1 that could have no room, see egret get nodes"},
+		"in a moment":      {pool, nil, alive, allocated + " | False AssignmentError no node holds 10.0.0.1 yet: 1 node could"},
+		"no node selected": {pool, nil, nobody, allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects no node"},
+		"no agent":         {pool, nil, free, allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 1 node; without a live agent: n1"},
+		"cordoned":         {pool, nil, cordoned, allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 1 node; cordoned: n1"},
+		"each for a reason of its own": {pool, nil, each, allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 8 nodes; " +
+			"refused by n7: link x has VLAN 7; without a live agent: n1, n2, n3, and 1 more; cordoned: n5, n8; without room, see egret get nodes: n6"},
+		"no room": {pool, nil, full, allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 1 node; without room, see egret get nodes: n1"},
 		"refused": {egress.Address{}, refused, held, "False AllocationError one; two | False AssignmentError no egress IP is allocated"},
 		"static": {static, nil, held,
 			"True Allocated 10.0.0.9 is a static egress IP | False AssignmentError no node with a live agent has 10.0.0.9 on an interface"},

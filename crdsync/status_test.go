@@ -297,10 +297,11 @@ func testCauses(c *cluster) {
 	}
 	const (
 		unheld   = "IPAssigned AssignmentError: no node holds 10.10.0.12"
-		none     = unheld + ": pool p selects none"
-		dead     = unheld + ": pool p selects 1, of which none has a live agent and is not cordoned"
-		one      = unheld + " yet: 1 could"
-		full     = unheld + ": the 1 that could have no room, see egret get nodes"
+		none     = unheld + ": pool p selects no node"
+		dead     = unheld + ": pool p selects 1 node; without a live agent: node-1"
+		cordoned = unheld + ": pool p selects 1 node; cordoned: node-1"
+		one      = unheld + " yet: 1 node could"
+		full     = unheld + ": pool p selects 1 node; without room, see egret get nodes: node-1"
 		assigned = "IPAssigned Assigned: 10.10.0.12 is on node node-1"
 	)
 	c.wantCondition("web", none)
@@ -315,11 +316,11 @@ func testCauses(c *cluster) {
 		{"its agent comes", func() { agent(nil) }, one},
 		{"it has another link with the pool's VLAN", func() {
 			c.put("agents/node-1", egress.Agent{Node: "node-1", Address: ip("192.0.2.1"), Refused: map[string]string{"p": "link x has VLAN 7"}})
-		}, unheld + ": node node-1: link x has VLAN 7"},
+		}, unheld + ": pool p selects 1 node; refused by node-1: link x has VLAN 7"},
 		{"the link goes", func() { agent(nil) }, one},
-		{"it is cordoned", func() { c.put("cordons/node-1", egress.Cordon{}) }, dead},
+		{"it is cordoned", func() { c.put("cordons/node-1", egress.Cordon{}) }, cordoned},
 		{"it is uncordoned", func() { gone("cordons/node-1") }, one},
-		{"the annotation takes its room", func() { node(`{"metadata": {"annotations": {"node.antrea.io/max-egress-ips": "0"}}}`) }, dead},
+		{"the annotation takes its room", func() { node(`{"metadata": {"annotations": {"node.antrea.io/max-egress-ips": "0"}}}`) }, cordoned},
 		{"it has room for one", func() { node(`{"metadata": {"annotations": {"node.antrea.io/max-egress-ips": "1"}}}`) }, one},
 		{"another IP takes that", func() { c.own("10.10.0.11", "node-1") }, full},
 		{"the IP leaves", func() { gone("owners/10.10.0.11") }, one},
