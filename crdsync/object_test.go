@@ -41,6 +41,7 @@ func TestReadEgress(t *testing.T) {
 			[]string{"10.10.0.8", "fd00::8"}, []string{"p", "q"}, nil, "",
 		},
 		"an IPv4 address in IPv6 form": {"spec: {egressIP: '::ffff:10.10.0.8'}", []string{"10.10.0.8"}, nil, nil, ""},
+		"an address of loopback":       {"spec: {egressIP: '::ffff:127.0.0.1', externalIPPool: p}", nil, []string{"p"}, nil, "egressIP 127.0.0.1: want a unicast address, neither loopback nor link-local"},
 		"two addresses of one family":  {"spec: {egressIPs: [10.10.0.8, 10.10.0.9]}", []string{"10.10.0.8"}, nil, nil, "10.10.0.8 and 10.10.0.9: want at most one"},
 		"several faults": {
 			"spec: {egressIP: 10.10.0, bandwidth: {rate: fast, burst: '-1'}, appliedTo: {podSelector: {matchExpressions: [{key: a, operator: Near}]}}}",

@@ -95,10 +95,11 @@ type Bandwidth struct {
 // +kubebuilder:validation:XValidation:rule="isQuantity(self) && quantity(self).isGreaterThan(quantity('0')) && !quantity(self).isGreaterThan(quantity('9223372036854775807'))",message="want a quantity above 0 and at most 9223372036854775807, like 300k, 100M or 2G"
 type Quantity string
 
-// IP is an IPv4 or IPv6 address, in any spelling. It is compared as an address, not as text.
+// IP is an IPv4 or IPv6 address of one host that routers forward, in any spelling. It is compared as an address, not as text.
 //
 // +kubebuilder:validation:MaxLength=45
 // +kubebuilder:validation:XValidation:rule="isIP(self)",message="want an IPv4 or IPv6 address"
+// +kubebuilder:validation:XValidation:rule="!isIP(self) || ip(self).isGlobalUnicast()",message="want a unicast address, neither loopback nor link-local"
 type IP string
 
 // EgressStatus is what became of an Egress.

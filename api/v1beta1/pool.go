@@ -53,6 +53,7 @@ type IPRange struct {
 	// +optional
 	// +kubebuilder:validation:MaxLength=49
 	// +kubebuilder:validation:XValidation:rule="isCIDR(self)",message="want an address and a prefix length, like 10.10.1.0/28"
+	// +kubebuilder:validation:XValidation:rule="!isCIDR(self) || cidr(self).ip().isGlobalUnicast()",message="want unicast addresses, neither loopback nor link-local"
 	CIDR string `json:"cidr,omitempty"`
 	// Start is the first IP of the range.
 	// +optional

@@ -58,7 +58,16 @@ func address(field string, text v1beta1.IP) (netip.Addr, error) {
 	if err != nil || ip.Zone() != "" {
 		return netip.Addr{}, fmt.Errorf("%s %q: want an IPv4 or IPv6 address", field, text)
 	}
-	return ip.Unmap(), nil
+	ip = ip.Unmap()
+	return ip, unicast(field, ip)
+}
+
+// unicast refuses addresses that no packet can leave with: a loopback or link-local one, a group's, none.
+func unicast(field string, ip netip.Addr) error {
+	if ip.IsGlobalUnicast() {
+		return nil
+	}
+	return fmt.Errorf("%s %s: want a unicast address, neither loopback nor link-local", field, ip)
 }
 
 // PoolOf returns which of the named pools an address is of; the empty name when none are named: the address is static. A pool that is

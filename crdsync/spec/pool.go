@@ -1,6 +1,7 @@
 package spec
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"maps"
@@ -58,10 +59,15 @@ func readRange(r v1beta1.IPRange) (got egress.Range, ok bool, err error) {
 	case r.CIDR != "" && (r.Start != "" || r.End != ""):
 		return got, false, fmt.Errorf("cidr %q, start %q and end %q: want a cidr, or a start and an end, not both", r.CIDR, r.Start, r.End)
 	case r.CIDR != "":
-		return egress.ParseCIDR(r.CIDR)
+		got, ok, err = egress.ParseCIDR(r.CIDR)
+	default:
+		got, err = egress.ParseRange(string(r.Start), string(r.End))
+		ok = err == nil
 	}
-	got, err = egress.ParseRange(string(r.Start), string(r.End))
-	return got, err == nil, err
+	if ok {
+		err = cmp.Or(unicast("start", got.Start), unicast("end", got.End))
+	}
+	return got, ok && err == nil, err
 }
 
 func readSubnet(s *v1beta1.SubnetInfo) (*egress.Subnet, error) {

@@ -63,6 +63,9 @@ func TestPoolByItself(t *testing.T) {
 		"a gateway of another family":  {"{ipRanges: [{cidr: 10.0.0.0/24}], subnetInfo: {gateway: 'fd00::1', prefixLength: 64}}", "gateway fd00::1 is not of the IP family of the range 10.0.0.1-10.0.0.254"},
 		"a prefix of another family":   {"{subnetInfo: {gateway: 10.0.0.1, prefixLength: 64}}", "subnetInfo: prefixLength 64: want 1 to 31, as the gateway is 10.0.0.1"},
 		"a prefix that is all of IPv6": {"{subnetInfo: {gateway: 'fd00::1', prefixLength: 128}}", "prefixLength 128: want 1 to 127"},
+		"loopback":                     {"{ipRanges: [{cidr: 127.0.0.0/8}]}", "ipRanges[0]: start 127.0.0.1: want a unicast address, neither loopback nor link-local"},
+		"link-local":                   {"{ipRanges: [{start: 'fe80::1', end: 'fe80::9'}]}", "ipRanges[0]: start fe80::1: want a unicast address"},
+		"up to the broadcast address":  {"{ipRanges: [{start: 223.0.0.1, end: 255.255.255.255}]}", "ipRanges[0]: end 255.255.255.255: want a unicast address"},
 		"several faults": {
 			"{ipRanges: [{cidr: here}], subnetInfo: {gateway: there, prefixLength: 24, vlan: 5000}, nodeSelector: {matchLabels: {'a b': c}}}",
 			`ipRanges[0]: cidr "here"|subnetInfo: gateway "there"|nodeSelector.matchLabels: key "a b": want the name of a label`,
