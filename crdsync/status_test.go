@@ -191,6 +191,9 @@ func testReading(c *cluster) {
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: twin}, spec: {externalIPPool: external-ip-pool, egressIP: 10.10.0.11,
   appliedTo: {podSelector: {}}}}`)
 	c.own("10.10.0.11", "node-4")
+	c.pool("six", "fd00::/112")
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: dual}, spec: {externalIPPools: [external-ip-pool, six], appliedTo: {}}}`)
+	c.wantStatus("dual", "10.10.0.13  True Allocated False AssignmentError")
 	c.wantTold("egress-prod-web", on+"node-4")
 	c.wantTold("twin", "Warning AllocationError 10.10.0.11 is in use by egress egress-prod-web",
 		"Warning Conflict 10.10.0.11 is in use by egress egress-prod-web; pod prod/a is selected by egress egress-prod-web too, which comes first")
@@ -200,11 +203,12 @@ func testReading(c *cluster) {
 	}{
 		{"get egress", []string{"NAME EGRESSIP AGE NODE", "egress-prod-web 10.10.0.11 * node-4", "twin *"}},
 		{"get egress -o wide", []string{
-			"NAME EGRESSIP AGE NODE POOL ALLOCATED ASSIGNED CONFLICT DEGRADED CAUSE",
+			"NAME EGRESSIP AGE NODE SECONDIP POOL ALLOCATED ASSIGNED CONFLICT DEGRADED CAUSE",
 			"egress-prod-web 10.10.0.11 * node-4 external-ip-pool Allocated Assigned",
+			`dual 10.10.0.13 * fd00::1 \["external-ip-pool","six"\] Allocated AssignmentError no node holds 10.10.0.13: *`,
 			"twin * external-ip-pool AllocationError AssignmentError DuplicateIP 10.10.0.11 is in use by egress egress-prod-web",
 		}},
-		{"get externalippool -o wide", []string{"NAME TOTAL USED AGE NODES", "external-ip-pool 10 2 * {}"}},
+		{"get externalippool -o wide", []string{"NAME TOTAL USED AGE NODES", "external-ip-pool 10 3 * {}"}},
 		{"describe egress egress-prod-web", []string{"Egress IP: 10.10.0.11", "Egress Node: node-4", "Normal IPAssigned * egret-crdsync 10.10.0.11 is on node node-4"}},
 		{"describe egress twin", []string{"Reason: DuplicateIP", "Warning Conflict * egret-crdsync 10.10.0.11 is in use by egress egress-prod-web; *"}},
 	} {

@@ -10,7 +10,8 @@ import metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 // +kubebuilder:printcolumn:name="EgressIP",type=string,JSONPath=`.status.egressIP`,description="The IP that the Pods' traffic leaves with."
 // +kubebuilder:printcolumn:name="Age",type=date,JSONPath=`.metadata.creationTimestamp`
 // +kubebuilder:printcolumn:name="Node",type=string,JSONPath=`.status.egressNode`,description="The Node that holds the IP."
-// +kubebuilder:printcolumn:name="Pool",type=string,priority=1,JSONPath=`.spec.externalIPPool`
+// +kubebuilder:printcolumn:name="SecondIP",type=string,priority=1,JSONPath=`.status.addresses[1].ip`,description="The IP of the other IP family."
+// +kubebuilder:printcolumn:name="Pool",type=string,priority=1,JSONPath=`.spec['externalIPPool','externalIPPools']`
 // +kubebuilder:printcolumn:name="Allocated",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="IPAllocated")].reason`
 // +kubebuilder:printcolumn:name="Assigned",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="IPAssigned")].reason`
 // +kubebuilder:printcolumn:name="Conflict",type=string,priority=1,JSONPath=`.status.conditions[?(@.type=="Conflict")].reason`
