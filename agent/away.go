@@ -65,10 +65,18 @@ func (a *agent) giveAway(ctx context.Context, t turn) (next time.Time, err error
 	if i < 0 || !a.holds(t, o) {
 		return next, errors.Join(errs...)
 	}
-	m := egress.Move{IP: o.IP, To: to[i], Since: t.now.UTC().Truncate(time.Millisecond), Why: why}
-	ok, err := a.Store.AskMove(ctx, t.lease, o, m)
-	if errs = append(errs, err); ok {
-		a.Log.Info("planned move asked for", "egress_ip", o.IP, "node", m.To, "why", why)
+	ips := []netip.Addr{o.IP}
+	if why == egress.ReasonRebalance { // a cordoned node gives away one at a time
+		ips = plan.Together(t.Snapshot, o.IP)
+	}
+	for _, ip := range ips {
+		m := egress.Move{IP: ip, To: to[i], Since: t.now.UTC().Truncate(time.Millisecond), Why: why}
+		if o := t.Owners[ip]; o.Node == a.Node {
+			ok, err := a.Store.AskMove(ctx, t.lease, o, m)
+			if errs = append(errs, err); ok {
+				a.Log.Info("planned move asked for", "egress_ip", ip, "node", m.To, "why", why)
+			}
+		}
 	}
 	return next, errors.Join(errs...)
 }

@@ -122,7 +122,7 @@ func TestMovesOfOthersAreWaitedForAndLeftAlone(t *testing.T) {
 	if err := g.Store.Cordon(t.Context(), egress.Cordon{Node: "node-1"}); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := g.Store.RequestMove(t.Context(), egress.Move{IP: given[1], To: "node-3"}, time.Minute); err != nil {
+	if _, err := g.Store.RequestMoves(t.Context(), time.Minute, egress.Move{IP: given[1], To: "node-3"}); err != nil {
 		t.Fatal(err)
 	}
 	for _, when := range []time.Time{now, now.Add(patience)} {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"strings"
 	"testing"
 	"time"
 
@@ -55,6 +56,22 @@ func TestDualStackEgressServesBothFamilies(t *testing.T) {
 	for _, node := range nodes() {
 		selected(t, n.pod("web-"+node, node, "web"), ips...)
 	}
+	// A move of one takes both, and loses nothing of either.
+	from := ownership(t)[ips[0]]
+	node := otherNode(from)
+	to := otherNode(from, node)
+	four := make(chan lab.ProbeResult, 1)
+	go func() { four <- probeTo(t, lab.OutsideIP, n.name+"/web-"+node, 3*time.Second, func() {}) }()
+	six := probeTo(t, lab.OutsideIP6, n.name+"/web-"+node, 3*time.Second, func() {
+		t.Log(strings.TrimSpace(egret(t, "move", "fd10::30", "--to", to)))
+		for _, ip := range ips {
+			if owner := ownership(t)[ip]; owner != to {
+				t.Errorf("%s is on %s, want %s", ip, owner, to)
+			}
+		}
+	})
+	lossless(t, "IPv6", six)
+	lossless(t, "IPv4", <-four)
 }
 
 // Overlay and agents speak IPv6 alone to each other there.

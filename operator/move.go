@@ -23,7 +23,7 @@ type MoveConfig struct {
 	Force    bool          // also beyond the target's capacity, and away from the node that the IP is pinned to
 }
 
-// Move moves an IP in a planned move, in which no packet is lost, and reports its steps to w. It returns when the target holds the IP,
+// Move moves an IP, and the other IP of its egress, in a planned move, in which no packet is lost, and reports its steps to w. It returns when the target holds them,
 // or with an error that says what kept it from doing so; a request that did not come true in time is withdrawn.
 func Move(ctx context.Context, c *store.Client, cfg MoveConfig, w io.Writer) error {
 	all, err := c.ReadAll(ctx)
@@ -31,16 +31,20 @@ func Move(ctx context.Context, c *store.Client, cfg MoveConfig, w io.Writer) err
 		return err
 	}
 	ip, to := cfg.IP, cfg.To
-	err = refusal(&all.Snapshot, ip, to)
+	for _, ip := range plan.Together(&all.Snapshot, ip) {
+		if err == nil {
+			err = refusal(&all.Snapshot, ip, to)
+		}
+	}
 	if err == nil && !cfg.Force {
 		err = objection(&all.Snapshot, cfg)
 	}
 	if err != nil {
 		return fmt.Errorf("moving %s to %s: %w", ip, to, err)
 	}
-	if owner, owned := all.Owners[ip]; owned && owner.Node == to {
+	if moving := elsewhere(&all.Snapshot, ip, to); len(moving) == 0 {
 		fmt.Fprintf(w, "%s is on %s already\n", ip, to)
-	} else if err := move(ctx, c, cfg, owner.Node, w); err != nil {
+	} else if err := move(ctx, c, cfg, moving, all.Owners, w); err != nil {
 		return fmt.Errorf("moving %s to %s: %w", ip, to, err)
 	}
 	if !cfg.Pin {
@@ -67,20 +71,32 @@ func Unpin(ctx context.Context, c *store.Client, ip netip.Addr, w io.Writer) err
 	return nil
 }
 
-func move(ctx context.Context, c *store.Client, cfg MoveConfig, owner string, w io.Writer) error {
-	ip, to, patience := cfg.IP, cfg.To, cfg.Patience
+func move(ctx context.Context, c *store.Client, cfg MoveConfig, ips []netip.Addr, owners map[netip.Addr]egress.Owner, w io.Writer) error {
+	to, patience := cfg.To, cfg.Patience
 	start := time.Now()
 	watch, stop := context.WithCancel(ctx)
 	defer stop()
-	owners := c.NewCache(store.OwnerKey(ip))
+	cache := c.NewCache(store.OwnerPrefix)
 	done := make(chan error, 1)
-	go func() { done <- owners.Run(watch) }()
-	request, err := c.RequestMove(ctx, egress.Move{IP: ip, To: to, Since: start.UTC(), Force: cfg.Force}, patience)
+	go func() { done <- cache.Run(watch) }()
+	var moves []egress.Move
+	for _, ip := range ips {
+		moves = append(moves, egress.Move{IP: ip, To: to, Since: start.UTC(), Force: cfg.Force})
+	}
+	request, err := c.RequestMoves(ctx, patience, moves...)
 	if err != nil {
 		return err
 	}
-	fmt.Fprintf(w, "%s: asked %s to prepare and %s to hand over\n", ip, to, nobody(owner))
-	err = waitOwner(ctx, owners, ip, to, patience)
+	for _, ip := range ips {
+		fmt.Fprintf(w, "%s: asked %s to prepare and %s to hand over\n", ip, to, nobody(owners[ip].Node))
+	}
+	for _, ip := range ips {
+		if err = waitOwner(ctx, cache, ip, to, patience-time.Since(start)); err != nil {
+			err = fmt.Errorf("%s: not done within %v (`egret get owners`, and the logs of both agents, say more)", ip, patience)
+			break
+		}
+		fmt.Fprintf(w, "%s: %s -> %s in %v\n", ip, nobody(owners[ip].Node), to, time.Since(start).Round(time.Millisecond))
+	}
 	stop()
 	<-done
 	// Whatever is left of the request must not come true behind the operator's back: not after an error, nor when the target claimed the
@@ -94,7 +110,6 @@ func move(ctx context.Context, c *store.Client, cfg MoveConfig, owner string, w 
 	if err != nil {
 		return fmt.Errorf("%w; the request is withdrawn", err)
 	}
-	fmt.Fprintf(w, "%s: %s -> %s in %v\n", ip, nobody(owner), to, time.Since(start).Round(time.Millisecond))
 	return nil
 }
 
@@ -129,12 +144,17 @@ func refusal(s *egress.Snapshot, ip netip.Addr, to string) error {
 	return nil
 }
 
+// elsewhere returns what there is to move: of ip and the other IP of its egress those that the node does not hold.
+func elsewhere(s *egress.Snapshot, ip netip.Addr, to string) []netip.Addr {
+	return slices.DeleteFunc(plan.Together(s, ip), func(ip netip.Addr) bool { return s.Owners[ip].Node == to })
+}
+
 // objection says what speaks against a move that the operator can make all the same, with --force; nil: nothing.
 func objection(s *egress.Snapshot, cfg MoveConfig) error {
 	pin, pinned := s.Pins[cfg.IP]
 	switch {
-	case s.Owners[cfg.IP].Node != cfg.To && plan.Room(s, cfg.To) == 0:
-		return fmt.Errorf("the node holds %d egress IPs, as many as it may; --force moves it all the same", plan.Held(s, cfg.To))
+	case len(elsewhere(s, cfg.IP, cfg.To)) > plan.Room(s, cfg.To):
+		return fmt.Errorf("the node holds %d egress IPs and may hold %d; --force moves it all the same", plan.Held(s, cfg.To), s.Nodes[cfg.To].Capacity)
 	case pinned && pin.Node != cfg.To && !cfg.Pin:
 		return fmt.Errorf("it is pinned to %s: `egret unpin %s`, or --pin to pin it to %s; --force moves it all the same", pin.Node, cfg.IP, cfg.To)
 	}
@@ -154,7 +174,7 @@ func waitOwner(ctx context.Context, c *store.Cache, ip netip.Addr, node string, 
 		select {
 		case <-c.Changed():
 		case <-ctx.Done():
-			return fmt.Errorf("not done within %v (`egret get owners`, and the logs of both agents, say more)", patience)
+			return ctx.Err()
 		}
 	}
 }

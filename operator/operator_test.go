@@ -77,6 +77,12 @@ func TestObjectionCanBeOverruled(t *testing.T) {
 			delete(s.Owners, ip.Next())
 			s.Owners[ip] = egress.Owner{IP: ip, Node: "node-2"}
 		}, false, ""},
+		"room for one of two": {func(s *egress.Snapshot) {
+			s.Nodes["node-2"] = egress.Node{Name: "node-2", Capacity: 1}
+			p := s.Egresses["web"]
+			p.Addresses = append(p.Addresses, egress.Address{IP: netip.MustParseAddr("fd10::11"), ID: 3, Pool: "pool"})
+			s.Egresses["web"] = p
+		}, false, "0 egress IPs and may hold 1"},
 		"a static IP takes no room": {func(s *egress.Snapshot) {
 			full(s)
 			s.Egresses["api"] = egress.Policy{Name: "api", Addresses: []egress.Address{{IP: ip.Next(), ID: 2}}}

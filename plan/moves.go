@@ -97,7 +97,7 @@ func Leaving(s *egress.Snapshot, f Facts) (next egress.Owner, to []string) {
 type Misplaced struct {
 	Owner egress.Owner
 	To    string
-	Both  bool // the other IP of its egress will follow
+	Both  bool // the other IP of its egress goes with it
 }
 
 // Misplacements returns the IPs that are not where they would be if all were placed anew, oldest egress first: those that are pinned
@@ -150,6 +150,17 @@ func without(s *egress.Snapshot, ips ...netip.Addr) *egress.Snapshot {
 		delete(out.Owners, ip)
 	}
 	return &out
+}
+
+// Together returns ip and, if there is one, the other pool IP of its egress: they live on one node.
+func Together(s *egress.Snapshot, ip netip.Addr) []netip.Addr {
+	out := []netip.Addr{ip}
+	for _, t := range targets(s) {
+		if t.IP == ip && t.partner.Pool != "" {
+			out = append(out, t.partner.IP)
+		}
+	}
+	return out
 }
 
 func poolOf(s *egress.Snapshot, ip netip.Addr) string {

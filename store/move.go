@@ -10,40 +10,49 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// RequestMove asks for a planned move. The request goes away with the lease that it returns: when that is revoked, which whoever asked
-// has to do in the end, or by itself after patience, rounded up to whole seconds. When there is one for the IP already, the error names
-// its target.
-func (c *Client) RequestMove(ctx context.Context, m egress.Move, patience time.Duration) (*Lease, error) {
-	v, err := Encode(m)
-	if err != nil {
-		return nil, err
+// RequestMoves asks for planned moves, of all or none. The request goes away with the lease that it returns: when that is revoked, which
+// whoever asked has to do in the end, or by itself after patience, rounded up to whole seconds. When there is one for an IP already, the
+// error names its target.
+func (c *Client) RequestMoves(ctx context.Context, patience time.Duration, moves ...egress.Move) (*Lease, error) {
+	values := make([][]byte, len(moves))
+	for i, m := range moves {
+		var err error
+		if values[i], err = Encode(m); err != nil {
+			return nil, err
+		}
 	}
 	l, err := c.Grant(ctx, patience)
 	if err != nil {
-		return nil, fmt.Errorf("requesting a move of %s: %w", m.IP, err)
+		return nil, fmt.Errorf("requesting a move: %w", err)
 	}
-	key := c.key(MoveKey(m.IP))
-	resp, err := c.txn(ctx,
-		[]clientv3.Cmp{absent(key)},
-		[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id))},
-		[]clientv3.Op{clientv3.OpGet(key)})
+	var none []clientv3.Cmp
+	var puts, gets []clientv3.Op
+	for i, m := range moves {
+		key := c.key(MoveKey(m.IP))
+		none = append(none, absent(key))
+		puts = append(puts, clientv3.OpPut(key, string(values[i]), clientv3.WithLease(l.id)))
+		gets = append(gets, clientv3.OpGet(key))
+	}
+	resp, err := c.txn(ctx, none, puts, gets)
 	if err == nil && resp.Succeeded {
 		return l, nil
 	}
 	if err == nil {
-		to := "a node that cannot be read"
-		if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) == 1 {
-			if other, err := Decode[egress.Move](recordOf(kvs[0])); err == nil {
-				to = other.To
+		for i, r := range resp.Responses {
+			for _, kv := range r.GetResponseRange().Kvs {
+				to := "a node that cannot be read"
+				if other, err := Decode[egress.Move](recordOf(kv)); err == nil {
+					to = other.To
+				}
+				err = fmt.Errorf("a move of %s to %s is under way", moves[i].IP, to)
 			}
 		}
-		err = fmt.Errorf("a move to %s is under way", to)
 	}
 	// Also when it is not known whether the request was written: it must not come true after this error.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	_ = l.Revoke(end) // it ends by itself
-	return nil, fmt.Errorf("requesting a move of %s: %w", m.IP, err)
+	return nil, fmt.Errorf("requesting a move: %w", err)
 }
 
 // AskMove asks for a planned move of an IP by its owner, under the owner's own lease. false: the IP is not the owner's any more, or a move

@@ -126,7 +126,7 @@ func prepare(t *testing.T, c *Client) handover {
 		t.Fatal(err)
 	}
 	var err error
-	if h.request, err = c.RequestMove(t.Context(), move, time.Minute); err != nil {
+	if h.request, err = c.RequestMoves(t.Context(), time.Minute, move); err != nil {
 		t.Fatal(err)
 	}
 	h.m = h.move(t)
@@ -228,13 +228,13 @@ func TestHandOverIsFenced(t *testing.T) {
 func TestASecondRequestNamesTheTargetOfTheFirst(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
-	first, err := c.RequestMove(t.Context(), move, time.Minute)
+	first, err := c.RequestMoves(t.Context(), time.Minute, move)
 	if err != nil {
 		t.Fatal(err)
 	}
 	other := move
 	other.To = "n3"
-	_, err = c.RequestMove(t.Context(), other, time.Minute)
+	_, err = c.RequestMoves(t.Context(), time.Minute, other)
 	if err == nil || err.Error() != "requesting a move of 10.0.0.1: a move to n2 is under way" {
 		t.Errorf("got %v", err)
 	}
@@ -244,7 +244,7 @@ func TestASecondRequestNamesTheTargetOfTheFirst(t *testing.T) {
 	if err := first.Revoke(t.Context()); err != nil {
 		t.Error(err)
 	}
-	if _, err := c.RequestMove(t.Context(), other, time.Minute); err != nil {
+	if _, err := c.RequestMoves(t.Context(), time.Minute, other); err != nil {
 		t.Error(err)
 	}
 }
@@ -253,7 +253,7 @@ func TestARequestOutlivesItsReadinessNotItsPatience(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
 	end := gone(t, s.Client(), MoveKey(ip1))
-	if _, err := c.RequestMove(t.Context(), move, 2*time.Second); err != nil {
+	if _, err := c.RequestMoves(t.Context(), 2*time.Second, move); err != nil {
 		t.Fatal(err)
 	}
 	m, err := Decode[egress.Move](get(t, s.Client(), MoveKey(ip1)))

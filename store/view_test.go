@@ -72,7 +72,7 @@ func TestViewHasEveryRecordThatANodeNeedsAndNoOther(t *testing.T) {
 	if ok, err := c.Claim(t.Context(), l, owner); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
-	if _, err := c.RequestMove(t.Context(), move, time.Minute); err != nil {
+	if _, err := c.RequestMoves(t.Context(), time.Minute, move); err != nil {
 		t.Fatal(err)
 	}
 	got := *viewed(t, c).Snapshot()
