@@ -95,6 +95,8 @@ type request struct {
 	wants []want
 	// keep: what the egress wants cannot be read, so it keeps what it has.
 	keep bool
+	// lost are addresses that it has and keeps, although their pools no longer have them, and what is to be said about that.
+	lost map[netip.Addr]error
 	// prefer are addresses that it had once. Their ids may be 0.
 	prefer []egress.Address
 }
@@ -126,7 +128,7 @@ type allocator struct {
 type grant struct{ pool, egress string }
 
 // allocate decides who gets which address. The requests are in the order in which they are served. What an egress has it keeps, as
-// long as it still wants it, also when it is no longer a pool's, or has become one; else it gets the address that it names; else one
+// long as it still wants it, also when it is no longer a pool's, or has become one, or was taken out of its pool; else it gets the address that it names; else one
 // that it had once, if that is free; else the lowest free one of the pool, leaving out those that others name as long as there is
 // another. A pool gives out no address of a node: what comes to the node at it would be dropped where the egress is.
 func allocate(
@@ -171,12 +173,18 @@ func (a *allocator) keep(r request, has []egress.Allocation) (left []want) {
 		i := slices.IndexFunc(has, func(h egress.Allocation) bool {
 			same := w.ip == h.IP && (h.Pool == w.pool || len(h.Egresses) == 1)
 			filled := !w.ip.IsValid() && h.Pool == w.pool && a.pools[w.pool].Contains(h.IP)
-			return w.err == nil && (same || filled) && !o.has(familyOf(h.IP))
+			lost := r.lost[h.IP] != nil && (w.ip == h.IP || !w.ip.IsValid() && h.Pool == w.pool)
+			return (w.err == nil && (same || filled) || lost) && !o.has(familyOf(h.IP))
 		})
 		if i >= 0 {
-			has[i].Pool = w.pool
-			a.have[has[i].IP], a.kept[has[i].IP] = has[i], true
-			o.addresses = append(o.addresses, egress.Address{IP: has[i].IP, ID: has[i].ID, Pool: w.pool})
+			h := &has[i]
+			if err := r.lost[h.IP]; err != nil {
+				o.err = errors.Join(o.err, err)
+			} else {
+				h.Pool = w.pool
+			}
+			a.have[h.IP], a.kept[h.IP] = *h, true
+			o.addresses = append(o.addresses, egress.Address{IP: h.IP, ID: h.ID, Pool: h.Pool})
 			continue
 		}
 		left = append(left, w)

@@ -151,7 +151,7 @@ func TestAllocation(t *testing.T) {
 			asks: []string{"z pool=big", "b pool=a"},
 			want: map[string]string{"z": "10.1.0.1/3", "b": "10.0.0.3/4"},
 		},
-		"an address that the pool no longer has is given up": {
+		"an address that a pool of that name no longer has is given up": {
 			have: []string{"10.0.0.9 a 1 z"}, asks: []string{"z pool=a"}, want: map[string]string{"z": "10.0.0.1/2"},
 		},
 		"a static address is shared, with one id": {

@@ -79,6 +79,7 @@ func plan(o objects, have records, now time.Time, frozen func(egressName string,
 			requests[i].keep = true
 		case d.addressErr == nil:
 			requests[i].wants = wants(d, pools, o.unread)
+			requests[i].lost = takenAway(d, pools, have)
 		}
 	}
 	out := allocate(requests, pools, o.nodeAddresses(), have.allocations)
@@ -107,6 +108,21 @@ func plan(o objects, have records, now time.Time, frozen func(egressName string,
 		}
 	}
 	return c
+}
+
+// takenAway returns the addresses that an egress has of a pool which is still there and no longer has them: the range was taken away past the
+// webhook. A pool that was deleted and made anew is another one.
+func takenAway(d demand, pools map[string]egress.Pool, have records) map[netip.Addr]error {
+	out := map[netip.Addr]error{}
+	for _, a := range have.policies[d.name].Addresses {
+		p, ok := pools[a.Pool]
+		if ok && have.allocations[a.IP].PoolUID == p.UID && slices.Contains(d.pools, a.Pool) && !p.Contains(a.IP) {
+			out[a.IP] = fmt.Errorf(
+				"%s was taken out of pool %s while in use, and is kept: want its range back, or egressIP set to another address", a.IP, a.Pool,
+			)
+		}
+	}
+	return out
 }
 
 // unreadable returns an error when a pool that the egress names can be read neither in the API nor in etcd: nothing can be said of its
@@ -214,7 +230,7 @@ func (c *control) addAllocations(demands []demand, out map[string]*outcome, have
 		for _, a := range out[d.name].addresses {
 			w, ok := wanted[a.IP]
 			if !ok {
-				w = egress.Allocation{IP: a.IP, Pool: a.Pool, ID: a.ID, Since: now}
+				w = egress.Allocation{IP: a.IP, Pool: a.Pool, PoolUID: c.pools[a.Pool].UID, ID: a.ID, Since: now}
 				if h, ok := have.allocations[a.IP]; ok {
 					w.Since = h.Since
 				}

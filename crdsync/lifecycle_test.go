@@ -28,6 +28,7 @@ func TestLifeCycle(t *testing.T) {
 		"the pool is dropped and set again":                        testPoolDropped,
 		"the pool is extended":                                     testPoolExtended,
 		"the pool is deleted while in use, and comes back":         testPoolDeleted,
+		"a range in use is taken away past the webhook":            testRangeTakenAway,
 		"an egress is deleted":                                     testEgressDeleted,
 		"labels and appliedTo change":                              testLabels,
 		"pods begin to count, and cease to":                        testPodStates,
@@ -237,6 +238,45 @@ func testPoolDeleted(c *cluster) {
 	c.wantRecords("egresses/[bd]", map[string]string{"egresses/b": "10.0.5.1/6", "egresses/d": "10.0.5.2/7"})
 	c.wantRefused("typed", "10.0.0.7 is not an address of pool p")
 	c.wantSpec("typed", "egressIP", "10.0.0.7")
+}
+
+func testRangeTakenAway(c *cluster) {
+	stop := c.run(c.kube)
+	c.pool("p", "10.0.0.1-10.0.0.2", "10.0.5.1-10.0.5.9")
+	c.pool("q", "10.0.9.1-10.0.9.9")
+	c.egress("a", "externalIPPool: p")
+	c.wantEgresses("a", "10.0.0.1/1")
+	c.egress("typed", "externalIPPool: p, egressIP: 10.0.0.2")
+	before := []string{"a", "10.0.0.1/1", "typed", "10.0.0.2/2"}
+	c.wantEgresses(before...)
+	c.patchPool("p", "10.0.5.1-10.0.5.9")
+	taken := func() {
+		c.Helper()
+		for name, ip := range map[string]string{"a": "10.0.0.1", "typed": "10.0.0.2"} {
+			c.wantRefused(name, ip+" was taken out of pool p while in use, and is kept: want its range back, or egressIP set to another address")
+			c.wantStatus(name, ip+"  False AllocationError False AssignmentError")
+		}
+		c.wantEgresses(before...)
+		c.wantUsage("p", 9, 2)
+	}
+	taken()
+	stop()
+	c.patchPool("p", "10.0.5.1-10.0.5.8", "10.0.5.9-10.0.5.9")
+	c.run(c.kube)
+	taken()
+	c.wantTold("a", "Warning AllocationError 10.0.0.1 was taken out of pool p while in use, and is kept: want its range back, or egressIP set to another address")
+
+	c.patchPool("p", "10.0.5.1-10.0.5.9", "10.0.0.1-10.0.0.2")
+	c.wantStatus("a", "10.0.0.1  True Allocated False AssignmentError")
+	c.wantStatus("typed", "10.0.0.2  True Allocated False AssignmentError")
+	c.wantEgresses(before...)
+	c.patchPool("p", "10.0.5.1-10.0.5.9")
+	taken()
+	c.patch("Egress", "typed", `{"spec": {"egressIP": "10.0.5.5"}}`)
+	c.wantStatus("typed", "10.0.5.5  True Allocated False AssignmentError")
+	c.patch("Egress", "a", `{"spec": {"externalIPPool": "q"}}`)
+	c.wantStatus("a", "10.0.9.1  True Allocated False AssignmentError")
+	c.wantUsage("p", 9, 1)
 }
 
 func testEgressDeleted(c *cluster) {

@@ -73,7 +73,9 @@ func readPool(u *unstructured.Unstructured) (egress.Pool, error) {
 	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &e); err != nil {
 		return egress.Pool{}, fmt.Errorf("reading the object: %w", err)
 	}
-	return spec.Pool(u.GetName(), e.Spec)
+	p, err := spec.Pool(u.GetName(), e.Spec)
+	p.UID = string(u.GetUID())
+	return p, err
 }
 
 // nodeDefaults say how nodes are read: the capacity of one without the annotation, and whether Kubernetes' own cordon counts.

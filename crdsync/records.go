@@ -71,7 +71,7 @@ func (r records) restore(ip netip.Addr) egress.Allocation {
 	for name, p := range r.policies {
 		for _, address := range p.Addresses {
 			if address.IP == ip {
-				a.ID, a.Pool, a.Since = address.ID, address.Pool, p.Created
+				a.ID, a.Pool, a.PoolUID, a.Since = address.ID, address.Pool, r.pools[address.Pool].UID, p.Created
 				a.Egresses = append(a.Egresses, name)
 			}
 		}

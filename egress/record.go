@@ -10,7 +10,9 @@ import (
 
 // Pool is pools/<pool>: an ExternalIPPool.
 type Pool struct {
-	Name   string  `json:"name"`
+	Name string `json:"name"`
+	// UID is that of the object: one that was deleted and made anew has another.
+	UID    string  `json:"uid,omitempty"`
 	Ranges []Range `json:"ranges"`
 	// Subnet is nil when the pool's addresses are in the subnet of the nodes.
 	Subnet *Subnet `json:"subnet,omitempty"`
@@ -66,7 +68,9 @@ type Bandwidth struct {
 type Allocation struct {
 	IP   netip.Addr `json:"ip"`
 	Pool string     `json:"pool,omitempty"`
-	ID   ID         `json:"id"`
+	// PoolUID is that of the pool that the IP was given out from, or that has it since.
+	PoolUID string `json:"poolUID,omitempty"`
+	ID      ID     `json:"id"`
 	// Egresses are the names of those that use the IP, sorted. More than one only for static IPs.
 	Egresses []string  `json:"egresses"`
 	Since    time.Time `json:"since"`
