@@ -258,6 +258,10 @@ func (a *allocator) choose(r request, w want, taken func(netip.Addr) bool) (neti
 	if ip, ok := pool.Free(unfit); ok {
 		return ip, nil
 	}
+	total := a.pools[w.pool].Total()
+	if total == 0 {
+		return netip.Addr{}, fmt.Errorf("pool %s has no address: of a cidr, neither the first one nor, for IPv4, the last one is given out", w.pool)
+	}
 	own, nodes := 0, ""
 	for ip := range a.nodes {
 		if a.pools[w.pool].Contains(ip) {
@@ -265,7 +269,7 @@ func (a *allocator) choose(r request, w want, taken func(netip.Addr) bool) (neti
 			nodes = fmt.Sprintf(", of which %d are the nodes' own", own)
 		}
 	}
-	return netip.Addr{}, fmt.Errorf("pool %s has no free address: it has %d%s", w.pool, a.pools[w.pool].Total(), nodes)
+	return netip.Addr{}, fmt.Errorf("pool %s has no free address: it has %d%s", w.pool, total, nodes)
 }
 
 func inUse(ip netip.Addr, h egress.Allocation, g grant) error {

@@ -143,6 +143,9 @@ func TestAllocation(t *testing.T) {
 			want:   map[string]string{"v": "10.0.0.1/1", "w": "10.0.0.2/2", "x": "10.0.0.3/3", "c": "10.1.0.1/4"},
 			refuse: map[string]string{"b": "pool a has no free address: it has 3"},
 		},
+		"the pool has no address at all": {
+			asks: []string{"b pool=empty"}, refuse: map[string]string{"b": "pool empty has no address: of a cidr, neither the first one nor"},
+		},
 		"the pool does not exist": {
 			asks: []string{"b pool=none", "c pool=a"}, want: map[string]string{"c": "10.0.0.1/1"}, refuse: map[string]string{"b": "pool none does not exist"},
 		},
@@ -192,7 +195,7 @@ func TestAllocation(t *testing.T) {
 	pools := map[string]egress.Pool{
 		"a": poolOf("a", "10.0.0.1", "10.0.0.3"), "big": poolOf("big", "10.1.0.1", "10.1.0.200"), "six": poolOf("six", "fd00::1", "fd00::ffff:ffff"),
 		"both":  poolOf("both", "fd01::1", "fd01::ffff:ffff:ffff", "10.2.0.1", "10.2.0.2"),
-		"nodes": poolOf("nodes", "10.3.0.1", "10.3.0.3"),
+		"empty": {Name: "empty"}, "nodes": poolOf("nodes", "10.3.0.1", "10.3.0.3"),
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

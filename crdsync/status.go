@@ -265,7 +265,7 @@ func (s *status) desired(kind string, u *unstructured.Unstructured) (want any, d
 		usage, ok := s.usage[u.GetName()]
 		var old v1beta1.ExternalIPPoolStatus
 		err := runtime.DefaultUnstructuredConverter.FromUnstructured(raw, &old)
-		return &v1beta1.ExternalIPPoolStatus{Usage: usage}, ok && (err != nil || raw == nil || old.Usage != usage)
+		return &v1beta1.ExternalIPPoolStatus{Usage: usage}, ok && (err != nil || raw["usage"] == nil || old.Usage != usage)
 	}
 	v, ok := s.verdicts[u.GetName()]
 	if !ok || v.uid != u.GetUID() || v.generation != u.GetGeneration() {

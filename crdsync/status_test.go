@@ -186,6 +186,8 @@ func (c *cluster) kubectl(args ...string) string {
 func testReading(c *cluster) {
 	c.run(c.kube)
 	c.kubectl("apply", "-f", "../manifests/examples")
+	c.pool("host", "10.10.7.5/32")
+	c.wantUsage("host", 0, 0)
 	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
 	c.wantStatus("egress-prod-web", "10.10.0.11  True Allocated False AssignmentError")
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: twin}, spec: {externalIPPool: external-ip-pool, egressIP: 10.10.0.11,
@@ -208,7 +210,7 @@ func testReading(c *cluster) {
 			`dual 10.10.0.13 * fd00::1 \["external-ip-pool","six"\] Allocated AssignmentError no node holds 10.10.0.13: *`,
 			"twin * external-ip-pool AllocationError AssignmentError DuplicateIP 10.10.0.11 is in use by egress egress-prod-web",
 		}},
-		{"get externalippool -o wide", []string{"NAME TOTAL USED AGE NODES", "external-ip-pool 10 3 * {}"}},
+		{"get externalippool -o wide", []string{"NAME TOTAL USED AGE NODES", "external-ip-pool 10 3 * {}", "host 0 0 * {}"}},
 		{"describe egress egress-prod-web", []string{"Egress IP: 10.10.0.11", "Egress Node: node-4", "Normal IPAssigned * egret-crdsync 10.10.0.11 is on node node-4"}},
 		{"describe egress twin", []string{"Reason: DuplicateIP", "Warning Conflict * egret-crdsync 10.10.0.11 is in use by egress egress-prod-web; *"}},
 	} {

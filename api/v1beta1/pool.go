@@ -83,7 +83,7 @@ type SubnetInfo struct {
 // ExternalIPPoolStatus is the state of a pool.
 type ExternalIPPoolStatus struct {
 	// +optional
-	Usage IPPoolUsage `json:"usage,omitzero"`
+	Usage IPPoolUsage `json:"usage"`
 }
 
 // IPPoolUsage counts IPs.
