@@ -90,10 +90,11 @@ type Bandwidth struct {
 	Burst Quantity `json:"burst"`
 }
 
-// Quantity is a Kubernetes quantity above 0 that fits into 63 bits.
+// Quantity is a Kubernetes quantity above 0, not in thousandths or less, that fits into 63 bits.
 //
 // +kubebuilder:validation:MaxLength=64
 // +kubebuilder:validation:XValidation:rule="isQuantity(self) && quantity(self).isGreaterThan(quantity('0')) && !quantity(self).isGreaterThan(quantity('9223372036854775807'))",message="want a quantity above 0 and at most 9223372036854775807, like 300k, 100M or 2G"
+// +kubebuilder:validation:XValidation:rule="!self.matches('[num]$')",message="want no thousandths: 100m is a tenth, 100M a hundred million"
 type Quantity string
 
 // IP is an IPv4 or IPv6 address of one host that routers forward, in any spelling. It is compared as an address, not as text.

@@ -136,6 +136,8 @@ var egresses = map[string]struct{ spec, err string }{
 	"no rate":                 {"{appliedTo: {}, egressIP: 10.10.0.8, bandwidth: {burst: 800M}}", "spec.bandwidth.rate: Required value"},
 	"a rate of no quantity":   {"{appliedTo: {}, egressIP: 10.10.0.8, bandwidth: {rate: fast, burst: 2G}}", "want a quantity above 0"},
 	"a rate of 0":             {"{appliedTo: {}, egressIP: 10.10.0.8, bandwidth: {rate: '0', burst: 2G}}", "want a quantity above 0"},
+	"a rate in thousandths":   {"{appliedTo: {}, egressIP: 10.10.0.8, bandwidth: {rate: 100m, burst: 2G}}", "spec.bandwidth.rate: Invalid value: \"100m\": want no thousandths: 100m is a tenth, 100M a hundred million"},
+	"a part of a unit":        {"{appliedTo: {}, egressIP: 10.10.0.8, bandwidth: {rate: '0.5G', burst: '1.5Gi'}}", ""},
 	"a negative burst":        {"{appliedTo: {}, egressIP: 10.10.0.8, bandwidth: {rate: 1M, burst: '-1'}}", "want a quantity above 0"},
 	"a rate that is too much": {"{appliedTo: {}, egressIP: 10.10.0.8, bandwidth: {rate: 10E, burst: 2G}}", "want a quantity above 0"},
 	"dual stack":              {"{appliedTo: {}, egressIPs: [10.10.0.8, 'fd00::8'], externalIPPools: [p, q]}", ""},

@@ -138,6 +138,9 @@ func quantity(field string, text v1beta1.Quantity) (int64, error) {
 	if err != nil || q.Sign() <= 0 || q.CmpInt64(math.MaxInt64) > 0 {
 		return 0, fmt.Errorf("bandwidth %s %q: want a quantity above 0 and at most %d, like 300k, 100M or 2G", field, text, math.MaxInt64)
 	}
+	if strings.TrimRight(string(text), "num") != string(text) { // 100m is easily typed for 100M
+		return 0, fmt.Errorf("bandwidth %s %q: want no thousandths: 100m is a tenth, 100M a hundred million", field, text)
+	}
 	return q.Value(), nil
 }
 

@@ -180,11 +180,13 @@ func TestBandwidth(t *testing.T) {
 		want        egress.Bandwidth
 		err         string
 	}{
-		"decimal":       {"300k", "2G", egress.Bandwidth{Rate: 300e3, Burst: 2e9}, ""},
-		"binary":        {"1Ki", "9223372036854775807", egress.Bandwidth{Rate: 1024, Burst: 9223372036854775807}, ""},
-		"no quantities": {"fast", "", egress.Bandwidth{}, `bandwidth rate "fast": want a quantity above 0|bandwidth burst ""`},
-		"not positive":  {"0", "-1k", egress.Bandwidth{}, `rate "0"|burst "-1k"`},
-		"too large":     {"9223372036854775808", "100E", egress.Bandwidth{}, `rate "9223372036854775808"|burst "100E"`},
+		"decimal":                  {"300k", "2G", egress.Bandwidth{Rate: 300e3, Burst: 2e9}, ""},
+		"binary":                   {"1Ki", "9223372036854775807", egress.Bandwidth{Rate: 1024, Burst: 9223372036854775807}, ""},
+		"fractions that are whole": {"0.5G", "1.5e3", egress.Bandwidth{Rate: 500e6, Burst: 1500}, ""},
+		"thousandths":              {"100m", "1500m", egress.Bandwidth{}, `bandwidth rate "100m": want no thousandths: 100m is a tenth, 100M a hundred million|burst "1500m"`},
+		"no quantities":            {"fast", "", egress.Bandwidth{}, `bandwidth rate "fast": want a quantity above 0|bandwidth burst ""`},
+		"not positive":             {"0", "-1k", egress.Bandwidth{}, `rate "0"|burst "-1k"`},
+		"too large":                {"9223372036854775808", "100E", egress.Bandwidth{}, `rate "9223372036854775808"|burst "100E"`},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := Bandwidth(&v1beta1.Bandwidth{Rate: tt.rate, Burst: tt.burst})
