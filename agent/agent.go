@@ -80,6 +80,7 @@ type agent struct {
 	adopted     map[netip.Addr]bool      // permits found in the kernel at start: no waiting for those
 	seen        map[lock]time.Time       // since when a lock of this node is seen
 	unowned     map[netip.Addr]time.Time // since when an IP is seen without an owner
+	former      map[netip.Addr]string    // who held an IP last
 	inUse       map[lock]bool            // locks of this node that it acts upon
 	met         map[string]time.Time     // since when the lease of an agent is seen
 	dead        map[string]time.Time     // since when the agent of a lease is seen to be dead

@@ -433,7 +433,10 @@ func (a *agent) publish(ctx context.Context, t turn, fenced bool) error {
 
 // claim tries for the egress IPs whose time has come: the first in rank at once, each next one a step later.
 func (a *agent) claim(ctx context.Context, t turn) (next time.Time, err error) {
-	unowned := map[netip.Addr]time.Time{}
+	unowned, former := map[netip.Addr]time.Time{}, map[netip.Addr]string{}
+	for ip, o := range t.Owners {
+		former[ip] = o.Node
+	}
 	var errs []error
 	s, lag := t.Snapshot, 0
 	if a.gossip != nil {
@@ -447,6 +450,7 @@ func (a *agent) claim(ctx context.Context, t turn) (next time.Time, err error) {
 		if unowned[c.IP] = a.unowned[c.IP]; unowned[c.IP].IsZero() {
 			unowned[c.IP] = t.now
 		}
+		former[c.IP] = a.former[c.IP]
 		if due := unowned[c.IP].Add(time.Duration(c.Rank+lag) * a.ClaimDelay); t.now.Before(due) {
 			next = earlier(next, due)
 			continue
@@ -454,7 +458,8 @@ func (a *agent) claim(ctx context.Context, t turn) (next time.Time, err error) {
 		if c.Why != egress.ReasonStatic && !a.probes.clear(c, t.now) {
 			continue
 		}
-		ok, err := a.Store.Claim(ctx, t.lease, egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why})
+		ok, err := a.Store.Claim(ctx, t.lease, egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why,
+			From: former[c.IP]})
 		if err != nil {
 			errs = append(errs, err)
 		}
@@ -463,7 +468,7 @@ func (a *agent) claim(ctx context.Context, t turn) (next time.Time, err error) {
 			a.Log.Info("claimed", "egress_ip", c.IP, "why", c.Why)
 		}
 	}
-	a.unowned = unowned
+	a.unowned, a.former = unowned, former
 	return next, errors.Join(errs...)
 }
 

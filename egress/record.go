@@ -151,8 +151,8 @@ type Owner struct {
 	Node  string     `json:"node"`
 	Since time.Time  `json:"since"`
 	Why   Reason     `json:"why"`
-	// From is the node that handed the IP over, in a planned move: it stopped answering for the IP before the record was written,
-	// so the new owner has nothing to wait for.
+	// From is the node that handed the IP over, in a planned move, or gave it up: it stopped answering for the IP before the record was
+	// written, so the new owner has nothing to wait for.
 	From string `json:"from,omitempty"`
 
 	// Lease and Revision come with the key, not with its value. Revision is the key's mod revision: the fencing token.

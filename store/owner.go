@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"net/netip"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -52,9 +53,14 @@ func (c *Client) PutAgent(ctx context.Context, l *Lease, a egress.Agent) error {
 	return nil
 }
 
-// Claim takes the lock of an egress IP for the lease. false: somebody else has it. It is true as well when the lock is the lease's
-// already, as after a claim whose answer was lost. errors.Is(err, ErrLeaseLost): the lease is gone.
+// Claim takes the lock of an egress IP for the lease. false: somebody else has it, or had it a moment ago. It is true as well when the
+// lock is the lease's already, as after a claim whose answer was lost. o.From is the last owner that the caller saw; the record has it
+// only if that gave the IP up, and nothing happened to the lock since. errors.Is(err, ErrLeaseLost): the lease is gone.
 func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner) (bool, error) {
+	var still []clientv3.Cmp
+	if o.From != "" {
+		o.From, still = c.released(ctx, o.IP, o.From)
+	}
 	v, err := Encode(o)
 	if err != nil {
 		return false, err
@@ -65,7 +71,7 @@ func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner) (bool, err
 	}
 	key := c.key(OwnerKey(o.IP))
 	resp, err := c.txn(ctx,
-		[]clientv3.Cmp{absent(key)},
+		append(still, absent(key)),
 		[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id)), h},
 		[]clientv3.Op{clientv3.OpGet(key)})
 	if err != nil {
@@ -76,6 +82,22 @@ func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner) (bool, err
 	}
 	kvs := resp.Responses[0].GetResponseRange().Kvs
 	return len(kvs) == 1 && kvs[0].Lease == l.ID(), nil
+}
+
+// released returns by, if that node gave the IP up and nothing else happened to its lock since, and what holds as long as that is so. By
+// history alone it would not do: that of an etcd which was restored says nothing of an owner that came later.
+func (c *Client) released(ctx context.Context, ip netip.Addr, by string) (from string, still []clientv3.Cmp) {
+	resp, err := c.history(ctx, ip, 1)
+	if err != nil || len(resp.Kvs) == 0 {
+		return "", nil // the claimer waits, as for an owner that is dead
+	}
+	last := resp.Kvs[0]
+	t, err := Decode[egress.Tenure](recordOf(last))
+	if err != nil || t.Node != "" || t.Why != egress.ReasonRelease || t.From != by {
+		return "", nil
+	}
+	since := clientv3.Compare(clientv3.CreateRevision(c.key(HistoryPrefix+ip.String()+"/")), "<", last.CreateRevision+1)
+	return by, []clientv3.Cmp{since.WithPrefix()}
 }
 
 // Release gives up the lock of an egress IP. false: it is not the one of o.Revision any more, and stays.

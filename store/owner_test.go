@@ -67,6 +67,58 @@ func TestReleaseIsFenced(t *testing.T) {
 	}
 }
 
+// Who follows an owner that gave the IP up has nothing to wait for; who follows one that died, or of which it does not know, has.
+func TestClaimSaysWhoGaveTheIPUp(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	next := func(saw string) egress.Owner {
+		t.Helper()
+		o := owner
+		o.Node, o.From = "n2", saw
+		claim(t, c, grant(t, c, time.Minute), o)
+		got, err := DecodeOwner(get(t, s.Client(), OwnerKey(ip1)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return got
+	}
+	release := func() {
+		t.Helper()
+		o, err := DecodeOwner(get(t, s.Client(), OwnerKey(ip1)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		if ok, err := c.Release(t.Context(), o); !ok || err != nil {
+			t.Fatal(ok, err)
+		}
+	}
+	if o := next("n1"); o.From != "" {
+		t.Errorf("the first owner has it from %q", o.From)
+	}
+	release()
+	if o := next("n2"); o.From != "n2" {
+		t.Errorf("n2 gave it up, the next owner has it from %q", o.From)
+	}
+	release()
+	if o := next("n9"); o.From != "" {
+		t.Errorf("the last owner seen had died, says the claimer: from %q", o.From)
+	}
+	release()
+	if o := next(""); o.From != "" {
+		t.Errorf("no owner was seen: from %q", o.From)
+	}
+	o, err := DecodeOwner(get(t, s.Client(), OwnerKey(ip1)))
+	if err != nil {
+		t.Fatal(err)
+	}
+	if _, err := s.Client().Revoke(t.Context(), clientv3.LeaseID(o.Lease)); err != nil {
+		t.Fatal(err)
+	}
+	if o := next("n2"); o.From != "" {
+		t.Errorf("n2 died, the next owner has it from %q", o.From)
+	}
+}
+
 func TestAgentIsWrittenOnlyWhenItDiffers(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)

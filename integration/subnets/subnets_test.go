@@ -5,6 +5,7 @@ package subnets
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -104,11 +105,7 @@ func newWorld(t *testing.T) *world {
 		w.addresses(node, "pod0", fmt.Sprintf("10.244.%d.1/24 fd44:%d::1/64", i+1, i+1))
 		w.addresses(pod, "eth0", fmt.Sprintf("10.244.%d.2/24 fd44:%d::2/64", i+1, i+1))
 		w.ip(pod, fmt.Sprintf("route add default via 10.244.%d.1", i+1), fmt.Sprintf("-6 route add default via fd44:%d::1", i+1))
-		w.put("nodes/"+node, egress.Node{
-			Name: node, Index: i + 1, Labels: map[string]string{"gateway": fmt.Sprint(i == 0)},
-			Addresses: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("10.10.0.10%d", i+1))},
-			PodCIDRs:  []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", i+1)), netip.MustParsePrefix(fmt.Sprintf("fd44:%d::/64", i+1))},
-		})
+		w.node(i+1, i == 0)
 	}
 	for _, name := range []string{"router-1", "router-2"} {
 		w.tells(name, outside[true], outside[false])
@@ -300,6 +297,57 @@ func (w *world) put(key string, record any) {
 	}
 }
 
+// node puts the record of a node, which may hold egress IPs or not.
+func (w *world) node(n int, gateway bool) {
+	w.Helper()
+	node := fmt.Sprintf("node-%d", n)
+	w.put("nodes/"+node, egress.Node{
+		Name: node, Index: n, Labels: map[string]string{"gateway": fmt.Sprint(gateway)},
+		Addresses: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("10.10.0.10%d", n))},
+		PodCIDRs:  []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", n)), netip.MustParsePrefix(fmt.Sprintf("fd44:%d::/64", n))},
+	})
+}
+
+// gap returns the longest time in which a pod that sends to an address every 2 ms, for 3 s in all, got no answer. f runs meanwhile.
+func (w *world) gap(pod, to string, f func()) time.Duration {
+	w.Helper()
+	var conn net.Conn
+	err := netns.Do(w.netns(pod), func() (err error) {
+		conn, err = net.Dial("udp", net.JoinHostPort(to, "7"))
+		return err
+	})
+	if err != nil {
+		w.Fatal(err)
+	}
+	defer conn.Close()
+	longest := make(chan time.Duration)
+	go func() {
+		var gap time.Duration
+		buf := make([]byte, 100)
+		for last := time.Now(); ; {
+			_, err := conn.Read(buf)
+			gap = max(gap, time.Since(last))
+			if errors.Is(err, os.ErrDeadlineExceeded) {
+				longest <- gap
+				return
+			}
+			if err == nil {
+				last = time.Now()
+			}
+		}
+	}()
+	begin := time.Now()
+	time.AfterFunc(500*time.Millisecond, f)
+	for time.Since(begin) < 3*time.Second {
+		_, _ = conn.Write([]byte("?")) // lost where nobody is
+		time.Sleep(2 * time.Millisecond)
+	}
+	if err := conn.SetReadDeadline(time.Now()); err != nil {
+		w.Fatal(err)
+	}
+	return <-longest
+}
+
 func (w *world) drop(keys ...string) {
 	w.Helper()
 	for _, key := range keys {
@@ -337,6 +385,26 @@ func (w *world) egress(name string, pod int, id int, ips ...string) {
 	w.put("egresses/"+name, p)
 	w.put("members/by-node/"+node+"/"+name, m)
 	w.put("members/by-egress/"+name+"/"+node, m)
+}
+
+// An owner whose uplink is down gives its IPs up, as far as it reaches etcd. It is silent then: nobody waits for its permit to end.
+func TestUplinkWithoutCarrierIsLeftAtOnce(t *testing.T) {
+	w := newWorld(t)
+	w.pool("lan", "10.10.0.1/24", 0)
+	w.egress("far", 2, 1, "lan 10.10.0.50")
+	w.wantAnswer("pod-2", outside[true], "router-1 10.10.0.50")
+	w.node(2, true)
+	time.Sleep(time.Second) // for node-2 to know that it may
+	gap := w.gap("pod-2", outside[true], func() { w.ip("lan", "link set port-node-1 down") })
+	t.Logf("without an answer for %v", gap)
+	bound := 300 * time.Millisecond
+	if testing.Short() { // in a virtual machine without hardware support
+		bound = permit / 2
+	}
+	if gap > bound {
+		t.Errorf("without an answer for %v, want at most %v", gap, bound)
+	}
+	w.wantAnswer("pod-2", outside[true], "router-1 10.10.0.50")
 }
 
 func TestPoolInASecondSubnet(t *testing.T) {
