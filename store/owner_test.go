@@ -286,9 +286,13 @@ func TestASecondRequestNamesTheTargetOfTheFirst(t *testing.T) {
 	}
 	other := move
 	other.To = "n3"
-	_, err = c.RequestMoves(t.Context(), time.Minute, other)
-	if err == nil || err.Error() != "requesting a move of 10.0.0.1: a move to n2 is under way" {
+	second := egress.Move{IP: ip2, To: "n3"}
+	_, err = c.RequestMoves(t.Context(), time.Minute, second, other)
+	if err == nil || err.Error() != "requesting a move: a move of 10.0.0.1 to n2 is under way" {
 		t.Errorf("got %v", err)
+	}
+	if resp, err := s.Client().Get(t.Context(), "/egret/"+MoveKey(ip2)); err != nil || resp.Count != 0 {
+		t.Errorf("half of the request was written: %v, %v", resp, err)
 	}
 	if resp, err := s.Client().Leases(t.Context()); err != nil || len(resp.Leases) != 1 {
 		t.Errorf("leases: %v, %v, want that of the first request", resp, err)
