@@ -86,7 +86,7 @@ func accountOf(s v1beta1.EgressStatus, now time.Time) (a account, warnings map[s
 		switch {
 		case c.Type == v1beta1.IPAllocated && c.Status == metav1.ConditionFalse:
 			allocated = false
-			warnings[c.Reason] = news{corev1.EventTypeWarning, c.Reason, "Allocate", c.Message}
+			warnings[c.Reason+": "+c.Message] = news{corev1.EventTypeWarning, c.Reason, "Allocate", c.Message} // another cause is news
 		case c.Type == v1beta1.IPAssigned && c.Status == metav1.ConditionFalse && allocated:
 			if later = patience - now.Sub(c.LastTransitionTime.Time); later <= 0 {
 				warnings[c.Reason] = news{corev1.EventTypeWarning, c.Reason, "Assign", c.Message}
@@ -158,11 +158,11 @@ func (d *diary) items() []item {
 	return slices.Collect(maps.Keys(d.accounts))
 }
 
-// warned reports whether something was told of an object that a person has to mend.
-func (d *diary) warned(it item) bool {
+// warned returns what was told of an object that a person has to mend.
+func (d *diary) warned(it item) []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return len(d.accounts[it].Warnings) > 0
+	return d.accounts[it].Warnings
 }
 
 // tell makes the Events of what changed since the last time. With an error, it has to be called again.

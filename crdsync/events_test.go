@@ -236,6 +236,17 @@ func testWarnings(c *cluster) {
 	c.own("10.10.0.11", "node-1")
 	c.wantTold("a", "Warning AllocationError pool p does not exist", on+"node-1") // "a" has it, and the conflict is not its own
 	c.wantTold("b", want...)
+
+	// Another cause is told, too, and the same one is not told again.
+	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: c}, spec: {externalIPPool: late, egressIP: 10.10.9.9, appliedTo: {}}}`)
+	want = []string{"Warning AllocationError pool late does not exist"}
+	c.wantTold("c", want...)
+	c.pool("late", "10.10.8.1-10.10.8.9")
+	want = append(want, "Warning AllocationError egressIP 10.10.9.9 is not an address of pool late: want one of 10.10.8.1-10.10.8.9")
+	c.wantTold("c", want...)
+	c.patch("Egress", "c", `{"spec":{"bandwidth":{"rate":"1M","burst":"1M"}}}`)
+	c.wantCondition("c", "IPAllocated AllocationError: egressIP 10.10.9.9 is not an address of pool late: want one of 10.10.8.1-10.10.8.9")
+	c.wantTold("c", want...)
 }
 
 // testBothFamilies: each IP of an egress comes and goes by itself.
@@ -360,7 +371,10 @@ func testPoolWarning(c *cluster) {
 	c.wantUsage("b", 1, 0)
 	want(younger, "b", overlaps)
 	c.patch("ExternalIPPool", "b", `{"spec":{"ipRanges":[{"start":"10.10.0.3","end":"10.10.0.4"}]}}`)
-	want(younger, "b", overlaps, "Warning InvalidPool ipRanges: 10.10.0.3-10.10.0.4 overlaps with 10.10.0.1-10.10.0.3 of pool a: want each address in one pool")
+	const again = "Warning InvalidPool ipRanges: 10.10.0.3-10.10.0.4 overlaps with 10.10.0.1-10.10.0.3 of pool a: want each address in one pool"
+	want(younger, "b", overlaps, again)
+	c.patch("ExternalIPPool", "b", `{"spec":{"ipRanges":[{"start":"10.10.0.1","end":"10.10.0.4"}]}}`) // at fault in another way
+	want(younger, "b", overlaps, again, strings.Replace(again, "10.10.0.3-10.10.0.4", "10.10.0.1-10.10.0.4", 1))
 }
 
 func TestAnIPWithoutANodeIsAWarningAfterAWhile(t *testing.T) {
@@ -378,7 +392,7 @@ func TestAnIPWithoutANodeIsAWarningAfterAWhile(t *testing.T) {
 		}
 	}
 	failed := egressStatus(v1beta1.EgressStatus{}, verdict{err: errors.New("no pool")}, scene{}, start)
-	if a, _, _ := accountOf(failed, start.Add(patience)); !slices.Equal(a.Warnings, []string{"AllocationError"}) {
+	if a, _, _ := accountOf(failed, start.Add(patience)); !slices.Equal(a.Warnings, []string{"AllocationError: no pool"}) {
 		t.Errorf("an egress without an IP is warned of for %q", a.Warnings)
 	}
 }

@@ -203,8 +203,8 @@ func (s *status) tell(ctx context.Context, it item, u *unstructured.Unstructured
 	} else if err, known := s.poolFaultOf(it.name); !known {
 		return 0, nil
 	} else if err != nil {
-		now.Warnings = []string{poolFault}
-		warnings = map[string]news{poolFault: {corev1.EventTypeWarning, poolFault, "Allocate", line(err)}}
+		now.Warnings = []string{line(err)}
+		warnings = map[string]news{line(err): {corev1.EventTypeWarning, poolFault, "Allocate", line(err)}}
 	}
 	return later, s.diary.tell(ctx, u, it, now, warnings)
 }
@@ -219,7 +219,11 @@ func (s *status) poolFaultOf(name string) (err error, known bool) {
 // poolWarns reports whether what was told of a pool is another thing than is to be told.
 func (s *status) poolWarns(name string) bool {
 	err, known := s.poolFaultOf(name)
-	return known && (err != nil) != s.diary.warned(item{poolKind, name})
+	var now []string
+	if err != nil {
+		now = []string{line(err)}
+	}
+	return known && !slices.Equal(now, s.diary.warned(item{poolKind, name}))
 }
 
 func (s *status) informer(kind string) cache.SharedIndexInformer {
