@@ -72,6 +72,26 @@ func TestFreeIsTheLowestAddressOfTheFirstRangeThatHasOne(t *testing.T) {
 	}
 }
 
+func TestAPoolCostsWhatIsUsedOfItWhateverItsSize(t *testing.T) {
+	for _, cidr := range []string{"10.0.0.0/8", "10.0.0.0/16", "fd00::/8"} {
+		r, _, err := ParseCIDR(cidr)
+		if err != nil {
+			t.Fatal(err)
+		}
+		p := Pool{Ranges: []Range{r}}
+		asked := 0
+		if n := testing.AllocsPerRun(1, func() {
+			asked = 0
+			p.Free(func(netip.Addr) bool { asked++; return asked <= 3 })
+		}); n != 0 || asked != 4 {
+			t.Errorf("%s with 3 taken: %v allocations, asked about %d addresses, want 0 and 4", cidr, n, asked)
+		}
+		if n := testing.AllocsPerRun(1, func() { p.Contains(r.End); p.Total() }); n > 10 {
+			t.Errorf("%s: %v allocations to look at it", cidr, n)
+		}
+	}
+}
+
 func TestSelectorMatchesAsKubernetesDefinesIt(t *testing.T) {
 	labels := map[string]string{"role": "gateway", "zone": "a"}
 	tests := map[string]struct {
