@@ -684,6 +684,33 @@ func TestRemoteGateway(t *testing.T) {
 		}
 	}
 
+	// An answer to a connection that the pod's node does not know any more goes nowhere.
+	for _, f := range bothSides {
+		var s net.PacketConn
+		ext.do(func() (err error) { s, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "7002")); return err })
+		defer s.Close()
+		var c net.Conn
+		p.do(func() (err error) { c, err = net.Dial("udp", net.JoinHostPort(f.server, "7002")); return err })
+		defer c.Close()
+		c.Write([]byte("?"))
+		s.SetReadDeadline(time.Now().Add(time.Second))
+		_, from, err := s.ReadFrom(make([]byte, 100))
+		if err != nil {
+			t.Fatal(err)
+		}
+		netns.Run(t, "conntrack -D --orig-dst "+f.server)
+		counts(t, tables, CounterInvalid, func() {
+			s.WriteTo([]byte("!"), from)
+			c.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+			if n, err := c.Read(make([]byte, 100)); err == nil {
+				t.Errorf("%d bytes come to %s", n, c.LocalAddr())
+			}
+		})
+		if got := netns.Run(t, "conntrack -L --orig-src "+f.server); strings.Contains(got, "udp ") {
+			t.Errorf("conntrack has a connection to the pod:\n%s", got)
+		}
+	}
+
 	// Two connections from one port to one server, one of them by a Service: the second gets another port, and passes.
 	const service = "203.0.113.9"
 	netns.Run(t, "nft add table ip service")

@@ -122,13 +122,16 @@ func steeringChains(hold time.Duration) []chain {
 			newRule("steer", markFrom("nexthop"), accept()),
 			newRule("steer", count(CounterNoNextHop), drop()),
 		}},
-		// What came over the overlay is never sent on over the overlay, and nothing else than egress connections comes over it.
-		{"steer_overlay", hook{}, []rule{
-			newRule("steer_overlay", lost, count(CounterInvalid), drop()),
-			newRule("steer_overlay", fresh, connMarkFromID()),
-			newRule("steer_overlay", markFrom("hosted"), accept()),
-			newRule("steer_overlay", count(CounterUnhosted), drop()),
-		}},
+		// What came over the overlay is never sent on over the overlay, and nothing else than egress connections comes over it. An answer
+		// to a connection that this node does not know, or not any more, would be in conntrack as one to the pod, and take its port.
+		{"steer_overlay", hook{}, slices.Concat(
+			[]rule{newRule("steer_overlay", lost, count(CounterInvalid), drop())},
+			perFamily(func(f family) rule { return newRule("steer_overlay", fresh, toPod(f), count(CounterInvalid), drop()) }),
+			[]rule{
+				newRule("steer_overlay", fresh, connMarkFromID()),
+				newRule("steer_overlay", markFrom("hosted"), accept()),
+				newRule("steer_overlay", count(CounterUnhosted), drop()),
+			})},
 	}
 }
 

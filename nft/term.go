@@ -237,6 +237,12 @@ func podMark(f family, what string, store expr.Any) term {
 	return words(fmt.Sprintf("%s set %s saddr map @%s", what, f.name, set), append(f.is(), f.saddr(), mapped(set), store)...)
 }
 
+// toPod matches what is for a selected pod. The mark that is set is of no use: it is how a rule matches the keys of a map.
+func toPod(f family) term {
+	set := "pod" + f.digit
+	return words(fmt.Sprintf("meta mark set %s daddr map @%s", f.name, set), append(f.is(), f.daddr(), mapped(set), setMeta(expr.MetaKeyMARK))...)
+}
+
 // connMarkFromID tags a connection with the id that VXLAN brought as the packet mark.
 func connMarkFromID() term {
 	id := egress.Mark(egress.MaxID)
