@@ -110,6 +110,22 @@ func (l *Lab) Start(ctx context.Context, what, node string) error {
 	})
 }
 
+// Upgrade ends a node's agent as Stop does, and starts the program egret, a path, as its agent: one of another version. Start starts the
+// lab's own again.
+func (l *Lab) Upgrade(ctx context.Context, node, egret string) error {
+	c, err := l.component("agent", node)
+	if err != nil {
+		return err
+	}
+	c.argv[0] = egret
+	return l.change(ctx, func(s *state) error {
+		if err := l.stop(ctx, c.proc, stopGrace); err != nil {
+			return err
+		}
+		return l.start(s, c)
+	})
+}
+
 // waitAgents returns when etcd has the records of the nodes and of their agents.
 func (l *Lab) waitAgents(ctx context.Context, nodes ...int) error {
 	procs := []string{serveProc, etcdProc}

@@ -20,6 +20,8 @@ import (
 	"testing"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/egret-project/egret/agent"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/etcdtest"
@@ -403,6 +405,42 @@ func TestUplinkWithoutCarrierIsLeftAtOnce(t *testing.T) {
 	}
 	if gap > bound {
 		t.Errorf("without an answer for %v, want at most %v", gap, bound)
+	}
+	w.wantAnswer("pod-2", outside[true], "router-1 10.10.0.50")
+}
+
+// A clock that is set ends no lease, no permit and no wait.
+func TestAClockThatIsSetMovesNothing(t *testing.T) {
+	need.Clock(t)
+	w := newWorld(t)
+	w.node(2, true)
+	w.pool("lan", "10.10.0.1/24", 0)
+	w.egress("far", 2, 1, "lan 10.10.0.50")
+	w.wantAnswer("pod-2", outside[true], "router-1 10.10.0.50")
+	owner := func() string {
+		t.Helper()
+		resp, err := w.client.Etcd().Get(t.Context(), w.client.Prefix()+"owners/10.10.0.50")
+		if err != nil || len(resp.Kvs) != 1 {
+			t.Fatal(resp, err)
+		}
+		return fmt.Sprintf("%s, revision %d", resp.Kvs[0].Value, resp.Kvs[0].ModRevision)
+	}
+	before := owner()
+	gap := w.gap("pod-2", outside[true], func() {
+		for _, by := range []time.Duration{time.Hour, -2 * time.Hour, time.Hour} {
+			now := unix.NsecToTimeval(time.Now().Add(by).UnixNano())
+			if err := unix.Settimeofday(&now); err != nil {
+				t.Errorf("setting the clock: %v", err)
+			}
+			time.Sleep(700 * time.Millisecond)
+		}
+	})
+	if gap > permit/2 { // the machine is slow: what a clock could end, an hour would
+		t.Errorf("without an answer for %v", gap)
+	}
+	time.Sleep(permit) // for whoever counts from then on
+	if after := owner(); after != before {
+		t.Errorf("the owner was %s, and is %s", before, after)
 	}
 	w.wantAnswer("pod-2", outside[true], "router-1 10.10.0.50")
 }

@@ -61,6 +61,15 @@ func VXLANGBP(t testing.TB) {
 	kernel(t, "VXLAN links with group policies (CONFIG_VXLAN)", "ip link add dev x0 type vxlan id 1 dstport 8479 gbp")
 }
 
+// Clock is for a test that sets the machine's clock.
+func Clock(t testing.TB) {
+	t.Helper()
+	Root(t)
+	if os.Getenv("EGRET_VM") == "" {
+		skip(t, "needs a machine whose clock nobody else reads: integration/vm/run")
+	}
+}
+
 // kernel looks for a feature by commands in a namespace of its own, so that it neither finds nor leaves anything in the test's.
 func kernel(t testing.TB, feature string, lines ...string) {
 	t.Helper()
