@@ -203,6 +203,7 @@ func open(cfg Config) (*agent, error) {
 			length: cfg.Permit, keep: cfg.Freeze, peers: a.peers,
 			send:      func(node string, m []byte) { a.gossip.Send(node, m) },
 			renew:     a.permits.soon,
+			wake:      a.wake,
 			confirmed: func() time.Time { return a.currentLease().Confirmed() },
 		})
 		a.permits.frozen = a.freeze.frozen

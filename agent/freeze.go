@@ -12,6 +12,8 @@ import (
 // every other. One that has lost etcd too, or has only just got it back, promises: for one permit length from now it claims nothing,
 // revokes nothing, and uses no IP that it has claimed and does not use yet. With the promise of all that could claim the agent goes on as
 // if etcd had confirmed its lease when it asked. All, not most: of the rest any could claim once the lease has ended.
+//
+// Who asks and gets no promise is astray: cut off from an etcd that others have. It has no permit any more, and need not be waited for.
 type freeze struct {
 	length    time.Duration // of a permit
 	keep      bool          // ask; without it the agent only promises
@@ -19,6 +21,7 @@ type freeze struct {
 	renew     func()           // the permits, now; must not block
 	confirmed func() time.Time // when the lease was last confirmed
 	peers     func() []string  // all other agents, as etcd last had them
+	wake      func()           // the agent: somebody is astray; must not block
 
 	process uint64 // tells the answers to a former process of the node apart
 	start   time.Time
@@ -27,7 +30,14 @@ type freeze struct {
 	asked    map[string]time.Time // when what a peer last promised to was sent
 	promised time.Time            // when this agent last promised; at its start it does not know
 	lost     time.Time            // when etcd was last missed
+	refused  map[string]refusal   // by who asked for a promise and got none
 }
+
+// refusal is a time in which an agent asked again and again, while this one had etcd.
+type refusal struct{ first, last time.Time }
+
+// straying is for how many permits an agent has to ask before it is astray: it may be on its way to another member of etcd.
+const straying = 2
 
 // message is what agents say to each other.
 type message struct {
@@ -41,7 +51,7 @@ type message struct {
 const returning = 3 * time.Second
 
 func newFreeze(f *freeze) *freeze {
-	f.process, f.start, f.asked = rand.Uint64(), time.Now(), map[string]time.Time{}
+	f.process, f.start, f.asked, f.refused = rand.Uint64(), time.Now(), map[string]time.Time{}, map[string]refusal{}
 	f.promised = f.start
 	return f
 }
@@ -101,17 +111,34 @@ func (f *freeze) receive(from string, b []byte) {
 		}
 		return
 	}
-	missing := f.missing()
+	missing, was := f.missing(), f.astray(from)
 	f.mu.Lock()
 	promise := missing || time.Since(f.lost) < returning
 	if promise {
 		f.promised = time.Now()
+		delete(f.refused, from)
+	} else {
+		r := refusal{f.refused[from].first, time.Now()}
+		if r.last.Sub(f.refused[from].last) > f.length {
+			r.first = r.last
+		}
+		f.refused[from] = r
 	}
 	f.mu.Unlock()
 	if promise {
 		m.Promise = true
 		f.say(from, m)
+	} else if !was && f.astray(from) {
+		f.wake()
 	}
+}
+
+// astray reports whether an agent has been cut off from etcd for some time, and still is.
+func (f *freeze) astray(node string) bool {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	r := f.refused[node]
+	return r.last.Sub(r.first) >= straying*f.length && time.Since(r.last) < f.length
 }
 
 // frozen returns the latest moment since which every other agent has promised; zero: not all have.

@@ -6,6 +6,7 @@ import (
 	"slices"
 	"sync"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"github.com/egret-project/egret/egress"
@@ -85,7 +86,7 @@ func newWire(length time.Duration, names ...string) *wire {
 	w := &wire{confirmed: map[string]time.Time{}, cut: map[string]bool{}, all: map[string]*freeze{}}
 	for _, me := range names {
 		w.all[me] = newFreeze(&freeze{
-			length: length, keep: true, renew: func() {},
+			length: length, keep: true, renew: func() {}, wake: func() {},
 			peers: func() []string { return slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == me }) },
 			send: func(to string, b []byte) {
 				w.mu.Lock()
@@ -168,6 +169,44 @@ func TestPromiseBindsAndOutlastsTheReturnOfEtcd(t *testing.T) {
 	if w.ask("a") {
 		t.Error("b has had etcd for long and still promises")
 	}
+}
+
+// TestWhoAsksInVainIsAstray: it is cut off from an etcd that others have. While nobody has it, or for a moment, it is not.
+func TestWhoAsksInVainIsAstray(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const length = time.Second
+		w := newWire(length, "a", "b")
+		woken := 0
+		w.all["b"].wake = func() { woken++ }
+		b := w.all["b"]
+		b.lost = time.Now().Add(-returning)
+		ask := func(d time.Duration, etcd ...string) {
+			for end := time.Now().Add(d); time.Now().Before(end); time.Sleep(length / 10) {
+				w.etcd(etcd...)
+				w.ask("a")
+			}
+		}
+		for _, step := range []struct {
+			name string
+			do   func()
+			want bool
+		}{
+			{"a asks for a moment", func() { ask(straying*length-length/10, "b") }, false},
+			{"a goes on asking", func() { ask(length, "b") }, true},
+			{"a asks no more", func() { time.Sleep(length) }, false},
+			{"a asks anew", func() { ask(length, "b") }, false},
+			{"nobody has etcd", func() { ask(5 * length) }, false},
+			{"b has it again", func() { ask(returning+length, "b") }, false},
+			{"and a has not", func() { ask(straying*length, "b") }, true},
+		} {
+			if step.do(); b.astray("a") != step.want {
+				t.Errorf("%s: astray is %t", step.name, !step.want)
+			}
+		}
+		if woken != 2 {
+			t.Errorf("b was woken %d times, want 2", woken)
+		}
+	})
 }
 
 func TestAnswersToAFormerProcessCountForNothing(t *testing.T) {

@@ -492,7 +492,9 @@ func (a *agent) meet(t turn) {
 	a.gossip.Set(t.facts.Underlay, peers)
 }
 
-func (a *agent) isDead(node string) bool { return a.gossip.State(node) == gossip.Dead }
+func (a *agent) isDead(node string) bool {
+	return a.gossip.State(node) == gossip.Dead || a.freeze.astray(node)
+}
 
 // revoke ends the leases of dead agents, which frees their IPs: the first in rank at once, each next one a step later.
 func (a *agent) revoke(ctx context.Context, t turn) (next time.Time, err error) {

@@ -1,8 +1,6 @@
 package integration
 
 import (
-	"context"
-	"errors"
 	"fmt"
 	"maps"
 	"slices"
@@ -42,24 +40,6 @@ func TestPowerOffOfTheOwnerIsNoticedByTheGossip(t *testing.T) {
 	if gaps[len(gaps)-1] > 2500*time.Millisecond {
 		t.Errorf("gaps of %v, want 1.5s, 2.5s on a busy machine", gaps)
 	}
-}
-
-func TestOwnerCutOffFromEtcdAndPeersIsOvertakenAndSilent(t *testing.T) {
-	each := func(f func(ctx context.Context, node, what string) error) func(context.Context, string) error {
-		return func(ctx context.Context, node string) error {
-			return errors.Join(f(ctx, node, "peers"), f(ctx, node, "etcd"))
-		}
-	}
-	ip, gateway, began := takeOver(t, "island", "10.10.0.41", each(cluster.Cut), each(cluster.Heal))
-	if silent := watch.LastAnswer(ip, gateway).Sub(began); silent > time.Second {
-		t.Errorf("%s answered for %s for %v after it was cut off", gateway, ip, silent)
-	}
-}
-
-func TestOwnerCutOffFromItsPeersHandsOverAndIsSilent(t *testing.T) {
-	cut := func(ctx context.Context, node string) error { return cluster.Cut(ctx, node, "peers") }
-	heal := func(ctx context.Context, node string) error { return cluster.Heal(ctx, node, "peers") }
-	takeOver(t, "hermit", "10.10.0.42", cut, heal)
 }
 
 func TestLossOfEtcdLosesNoPacketAndMovesNothing(t *testing.T) {

@@ -1,0 +1,45 @@
+package integration
+
+import (
+	"context"
+	"errors"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// TestOwnerCutOff cuts the owner of an IP off, and leaves it on the LAN, where it could answer: another node takes over, and the owner is
+// silent before that one speaks. One that has lost etcd tells its peers so, as long as they hear it: nobody waits for the end of its lease.
+func TestOwnerCutOff(t *testing.T) {
+	for _, tt := range []struct{ name, address, from string }{
+		{"from etcd", "10.10.0.19", "etcd"},
+		{"from what etcd sends", "10.10.0.45", "etcd-in"},
+		{"from etcd as its hearer", "10.10.0.46", "etcd-out"},
+		{"from its peers", "10.10.0.42", "peers"},
+		{"from what its peers send", "10.10.0.47", "peers-in"},
+		{"from its peers as their hearers", "10.10.0.49", "peers-out"},
+		{"from etcd and its peers", "10.10.0.41", "etcd peers"},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			each := func(f func(ctx context.Context, node, what string) error) func(context.Context, string) error {
+				return func(ctx context.Context, node string) (err error) {
+					for _, what := range strings.Fields(tt.from) {
+						err = errors.Join(err, f(ctx, node, what))
+					}
+					return err
+				}
+			}
+			ip, gateway, began := takeOver(t, "cut-"+strings.ReplaceAll(tt.from, " ", "-"), tt.address, each(cluster.Cut), each(cluster.Heal))
+			if silent := watch.LastAnswer(ip, gateway).Sub(began); strings.Contains(tt.from, "etcd") && silent > time.Second {
+				t.Errorf("%s answered for %s for %v after it was cut off", gateway, ip, silent)
+			}
+			for _, o := range records[egress.Owner](t, "owners") {
+				if after := o.Since.Sub(began); o.IP == ip && after > leaseTTL-500*time.Millisecond {
+					t.Errorf("claimed after %v: that is when the lease ends", after)
+				}
+			}
+		})
+	}
+}
