@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
@@ -50,7 +51,22 @@ func BenchmarkOneMorePod(b *testing.B) {
 			b.Fatal(err)
 		}
 	}
+	one := b.Elapsed() / time.Duration(b.N)
 	b.ReportMetric(float64(messages(c)), "messages/op")
+
+	// The alternative: all anew, without a look at what is there.
+	const reloads = 10
+	begin := time.Now()
+	for range reloads {
+		c = Diff(Observed{}, want)
+		if err := errors.Join(tables.Delete(), tables.Apply(c)); err != nil {
+			b.Fatal(err)
+		}
+	}
+	reload := time.Since(begin) / reloads
+	b.ReportMetric(float64(messages(c)), "messages/reload")
+	b.ReportMetric(float64(reload), "ns/reload")
+	b.ReportMetric(float64(reload)/float64(one), "reload/op")
 }
 
 func BenchmarkRenew10Permits(b *testing.B) {
