@@ -2,10 +2,12 @@ package main
 
 import (
 	"bytes"
+	"fmt"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/egret-project/egret/internal/need"
 )
@@ -75,6 +77,18 @@ func TestBadInputIsNamed(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+func TestDestinationsOfBothFlagsAreExcepted(t *testing.T) {
+	f := agentFlags{
+		node: "node-1", leaseTTL: 10 * time.Second, permit: time.Second, rebalance: "off", holdDown: time.Minute, onStoreLoss: "freeze",
+		except: []string{"192.168.0.0/16"}, cluster: []string{"10.244.7.9/16", "fd44::/16"},
+	}
+	cfg, err := f.validate()
+	want := "[192.168.0.0/16 10.244.0.0/16 fd44::/16]"
+	if got := fmt.Sprint(cfg.Except); err != nil || got != want {
+		t.Errorf("excepted are %s, %v; want %s", got, err, want)
 	}
 }
 

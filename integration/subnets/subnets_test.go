@@ -16,6 +16,7 @@ import (
 	"os/signal"
 	"path/filepath"
 	"strings"
+	"sync"
 	"syscall"
 	"testing"
 	"time"
@@ -67,6 +68,7 @@ type world struct {
 	*testing.T
 	id     int
 	client *store.Client
+	stop   map[string]func() // the agents, by node
 }
 
 // The destinations behind both routers.
@@ -75,7 +77,7 @@ var outside = map[bool]string{true: "203.0.113.1", false: "2001:db8:1::1"}
 func newWorld(t *testing.T) *world {
 	need.Root(t)
 	need.VXLANGBP(t)
-	w := &world{T: t, id: os.Getpid()}
+	w := &world{T: t, id: os.Getpid(), stop: map[string]func(){}}
 	server := etcdtest.New(t)
 	client, err := store.Dial(t.Context(), store.Config{Endpoints: []string{server.Endpoint()}})
 	if err != nil {
@@ -277,11 +279,14 @@ func (w *world) agent(node, address, endpoint string) {
 	if err := cmd.Start(); err != nil {
 		w.Fatal(err)
 	}
-	w.Cleanup(func() {
+	w.stop[node] = sync.OnceFunc(func() {
 		_ = cmd.Process.Signal(syscall.SIGTERM)
 		if err := cmd.Wait(); err != nil {
 			w.Errorf("the agent of %s: %v", node, err)
 		}
+	})
+	w.Cleanup(func() {
+		w.stop[node]()
 		if out, _ := os.ReadFile(log.Name()); w.Failed() {
 			w.Logf("%s:\n%s", node, out)
 		}
@@ -549,4 +554,18 @@ func TestPoolsOnVLANs(t *testing.T) {
 		}
 		return nil
 	})
+
+	// Nothing stays on a node that Egret leaves.
+	w.egress("near", 1, 1, "four 10.30.0.10", "six fd30::10")
+	w.wantAnswer("pod-1", outside[true], "router-2 10.30.0.10")
+	w.stop["node-1"]()
+	if links := w.in("node-1", "ip", "-br", "link"); !strings.Contains(links, "egret.20") {
+		t.Errorf("links of a stopped agent\n%s\nwant egret.20 still", links)
+	}
+	if err := netns.Do(w.netns("node-1"), func() error { return agent.Cleanup(slog.New(slog.DiscardHandler)) }); err != nil {
+		t.Error(err)
+	}
+	if links := w.in("node-1", "ip", "-br", "link"); strings.Contains(links, "egret") || !strings.Contains(links, "theirs") {
+		t.Errorf("links\n%s\nwant theirs, and none of ours", links)
+	}
 }
