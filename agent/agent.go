@@ -213,6 +213,7 @@ func open(cfg Config) (*agent, error) {
 	}
 	a.announcer = announce.New(announce.Config{Log: cfg.Log, Permitted: a.permits.answers, Changed: a.wake})
 	a.probes = newProbes(&probes{log: cfg.Log, unused: cfg.Store.Unused, wake: a.wake,
+		there: func(link string) bool { _, err := net.InterfaceByName(link); return err == nil },
 		probe: func(ctx context.Context, want map[netip.Addr]string) (map[netip.Addr]announce.Conflict, error) {
 			return announce.Probe(ctx, want, announce.ProbeGap)
 		}})

@@ -160,6 +160,11 @@ func (a *agent) roles(t *turn) (next time.Time) {
 		t.roles[ip], inUse[k] = plan.Hold, true
 	}
 	a.seen, a.inUse, a.adopted = seen, inUse, nil
+	for _, ip := range a.probes.asking(t.now) {
+		if t.roles[ip] == plan.None {
+			t.roles[ip] = plan.Ask
+		}
+	}
 	for _, o := range plan.Releases(t.Snapshot, t.facts) {
 		delete(t.roles, o.IP) // silent first: the lock goes only when the kernel is done
 	}

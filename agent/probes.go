@@ -19,6 +19,8 @@ const (
 	minRecheck, maxRecheck = 2 * time.Second, 30 * time.Second
 	// clearance is for how long it holds that nobody answered.
 	clearance = 5 * time.Second
+	// making is how long it takes to make a link, and more.
+	making = 50 * time.Millisecond
 )
 
 // probes keeps the node from taking an egress IP that a host outside the cluster uses. It asks on the link before the first claim of an
@@ -27,6 +29,7 @@ type probes struct {
 	log    *slog.Logger
 	unused func(context.Context, netip.Addr) (bool, error) // by the IP's history, whether nobody ever held it
 	probe  func(context.Context, map[netip.Addr]string) (map[netip.Addr]announce.Conflict, error)
+	there  func(link string) bool // whether it is there: the one of a VLAN is made for the question
 	wake   func()
 	kick   chan struct{} // capacity 1: there is something to ask
 
@@ -84,7 +87,7 @@ func (p *probes) clear(c plan.Claim, now time.Time) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	f := p.found[c.IP]
-	if c.Link == "" || f.used || now.Before(f.until) {
+	if f.used || now.Before(f.until) {
 		return true
 	}
 	if now.Before(f.again) {
@@ -96,6 +99,18 @@ func (p *probes) clear(c plan.Claim, now time.Time) bool {
 	default:
 	}
 	return false
+}
+
+// asking returns the IPs that are asked for, are about to be, or are about to be claimed for that.
+func (p *probes) asking(now time.Time) (ips []netip.Addr) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for ip, f := range p.found {
+		if !f.used && (p.ask[ip] != "" || !f.again.IsZero() || now.Before(f.until)) {
+			ips = append(ips, ip)
+		}
+	}
+	return ips
 }
 
 // conflicts returns the IPs that were not claimed, and who has them.
@@ -138,7 +153,13 @@ func (p *probes) run(ctx context.Context) error {
 				})
 			}
 		}
-		p.wake() // what had an owner does not wait for the others
+		for ip, link := range ask {
+			if !p.there(link) {
+				delete(ask, ip)
+				p.note(ip, ids[ip], func(f *finding) { f.again = time.Now().Add(making) })
+			}
+		}
+		p.wake() // what had an owner does not wait for the others, and links are made
 		if len(ask) == 0 {
 			p.report(ctx, errors.Join(errs...))
 			continue
@@ -175,7 +196,7 @@ func (f *finding) learn(taken announce.Conflict, err error, now time.Time) {
 	case err != nil: // nothing is known
 		f.again = now.Add(time.Second)
 	default:
-		f.taken, f.wait, f.until = announce.Conflict{}, 0, now.Add(clearance)
+		f.taken, f.wait, f.again, f.until = announce.Conflict{}, 0, time.Time{}, now.Add(clearance)
 	}
 }
 

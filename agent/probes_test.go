@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -23,14 +24,14 @@ func TestOnlyTheFirstClaimOfAnAllocationWaitsForAProbe(t *testing.T) {
 		owned, held bool          // an owner is seen before; the history knows one
 		taken       time.Duration // until when another host has the IP
 		broken      time.Duration // until when nothing can be asked
-		noLink      bool
+		noLink      bool          // it is made by the pass after the question
 		want        time.Duration // when it may be claimed
 		asked       []time.Duration
 	}{
 		"never held":                            {want: 450 * time.Millisecond, asked: []time.Duration{0}},
 		"the owner was seen":                    {owned: true},
 		"only the history knows an owner":       {held: true},
-		"the link is not there before the IP":   {noLink: true},
+		"the link is made for the question":     {noLink: true, want: 500 * time.Millisecond, asked: []time.Duration{50 * time.Millisecond}},
 		"another host has it for a while":       {taken: 5 * time.Second, want: 7350 * time.Millisecond, asked: []time.Duration{0, 2450 * time.Millisecond, 6900 * time.Millisecond}},
 		"the link cannot be asked for a moment": {broken: time.Second, want: 1900 * time.Millisecond, asked: []time.Duration{0, 1450 * time.Millisecond}},
 	} {
@@ -39,8 +40,11 @@ func TestOnlyTheFirstClaimOfAnAllocationWaitsForAProbe(t *testing.T) {
 				start := time.Now()
 				var asked []time.Duration
 				dirty := make(chan struct{}, 1)
+				var made atomic.Bool
+				made.Store(!tt.noLink)
 				p := newProbes(&probes{
 					log:    slog.New(slog.DiscardHandler),
+					there:  func(string) bool { return made.Load() },
 					unused: func(context.Context, netip.Addr) (bool, error) { return !tt.held, nil },
 					probe: func(_ context.Context, want map[netip.Addr]string) (map[netip.Addr]announce.Conflict, error) {
 						asked = append(asked, time.Since(start))
@@ -74,13 +78,13 @@ func TestOnlyTheFirstClaimOfAnAllocationWaitsForAProbe(t *testing.T) {
 					delete(s.Owners, ip)
 				}
 				c := plan.Claim{IP: ip, Link: "eth0"}
-				if tt.noLink {
-					c.Link = ""
-				}
 				reported := false
 				for {
 					reported = reported || p.conflicts()[ip] == foreign
 					taken, next := p.follow(s, time.Now())
+					if slices.Contains(p.asking(time.Now()), ip) {
+						made.Store(true)
+					}
 					if !taken[ip] && p.clear(c, time.Now()) {
 						break
 					}
@@ -107,7 +111,7 @@ func TestOnlyTheFirstClaimOfAnAllocationWaitsForAProbe(t *testing.T) {
 				// Another allocation of the address begins anew.
 				s.Egresses["e"] = egress.Policy{Addresses: []egress.Address{{IP: ip, ID: 8, Pool: "p"}}}
 				p.follow(s, time.Now())
-				if !tt.noLink && p.clear(c, time.Now()) {
+				if p.clear(c, time.Now()) {
 					t.Error("another allocation: claimed at once")
 				}
 				stop()

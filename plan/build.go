@@ -18,6 +18,8 @@ type Role int
 const (
 	// None: nothing.
 	None Role = iota
+	// Ask asks whether another host has the IP, before it is used for the first time: what it takes is the link of its VLAN.
+	Ask
 	// Pending does nothing yet, but learns who uses the IP.
 	Pending
 	// Relay sends packets with the IP but does not answer for it: the owner that is about to hand it over, and for a while after that.
@@ -149,7 +151,11 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 	d.Routing.Returns = map[netip.Addr]netip.Addr{}
 	for _, t := range targets(s) {
 		role := roles[t.IP]
-		if role == None {
+		switch {
+		case role == Ask && exits.vlan(t.Pool):
+			exits.prepare(d, t.Address)
+			continue
+		case role == None || role == Ask:
 			continue
 		}
 		for _, name := range t.egresses {

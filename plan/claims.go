@@ -45,7 +45,7 @@ type Claim struct {
 	Why egress.Reason
 	// Rank is 0 for the node that claims at once; each next one waits a step longer.
 	Rank int
-	// Link is where neighbours will ask for the IP; empty: not known before the node holds it.
+	// Link is where neighbours will ask for the IP. That of a VLAN may have to be made: see Ask.
 	Link string
 }
 

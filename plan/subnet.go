@@ -67,10 +67,10 @@ func (f Facts) serves(p egress.Pool, ip netip.Addr) bool {
 	return f.Uplink.Up && l.Up && (l.IPv6 || !ip.Is6()) && refused == ""
 }
 
-// link returns the link on which an IP of a pool is asked for, where it is there already.
+// link returns the link on which an IP of a pool is asked for. That of a VLAN may not be there yet.
 func (f Facts) link(p egress.Pool, ip netip.Addr) string {
 	if p.Subnet != nil && p.Subnet.VLAN != 0 {
-		return ""
+		return egress.VLANLink(p.Subnet.VLAN)
 	}
 	l, _ := f.carrier(p, ip)
 	return l.Name
@@ -126,6 +126,12 @@ type exits struct {
 	marks    map[egress.Subnet]egress.Mark
 }
 
+// vlan reports whether the IPs of a pool are on a VLAN.
+func (e exits) vlan(pool string) bool {
+	p := e.snapshot.Pools[pool]
+	return p.Subnet != nil && p.Subnet.VLAN != 0
+}
+
 // mark returns the routing mark of the packets that leave from here with an IP of a pool.
 func (e exits) mark(pool string) egress.Mark {
 	if p := e.snapshot.Pools[pool]; p.Subnet != nil {
@@ -161,7 +167,7 @@ func (e exits) prepare(d *Desired, a egress.Address) {
 func (e exits) answer(d *Desired, a egress.Address) {
 	p := e.snapshot.Pools[a.Pool]
 	parent, _ := e.facts.carrier(p, a.IP)
-	if p.Subnet != nil && p.Subnet.VLAN != 0 { // the address is where it is asked for, so the kernel answers
+	if e.vlan(a.Pool) { // the address is where it is asked for, so the kernel answers
 		v := d.VLAN.VLANs[p.Subnet.VLAN]
 		v.Addresses = append(v.Addresses, netip.PrefixFrom(a.IP, p.Subnet.PrefixLength))
 		d.VLAN.VLANs[p.Subnet.VLAN] = v

@@ -95,6 +95,11 @@ func TestPoolsOfOneVLANShareItsLinkAndItsRoutes(t *testing.T) {
 	if diff := cmp.Diff(want, d.VLAN.VLANs, compare); diff != "" || len(d.Routing.Subnets) != 1 {
 		t.Errorf("VLANs (-want +got):\n%s\nsubnets %+v, want one", diff, d.Routing.Subnets)
 	}
+	// While somebody is asked for, that has the IP perhaps, there is the link, and nothing else.
+	d = Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: Ask})
+	if v := d.VLAN.VLANs[10]; v.Parent != "eth0" || len(v.Addresses) > 0 || len(d.Permits) > 0 || len(d.NFT.Hosted) > 0 || len(d.Announce) > 0 {
+		t.Errorf("asking: VLANs %+v, permits %+v, hosted %+v, announced %v", d.VLAN.VLANs, d.Permits, d.NFT.Hosted, d.Announce)
+	}
 	// Before and after a hand-over the link is there as well, and nothing answers.
 	for _, role := range []Role{Relay, Arrive} {
 		d = Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: role})

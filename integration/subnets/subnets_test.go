@@ -518,6 +518,29 @@ func TestPoolsOnVLANs(t *testing.T) {
 		}
 	}
 
+	// What a host of the VLAN has is not taken from it.
+	w.ip("host", "link add link eth0 name eth0.10 type vlan id 10")
+	w.addresses("host", "eth0.10", "10.30.0.13/24 fd30::13/64")
+	w.egress("taken", 1, 5, "four 10.30.0.13", "six fd30::13")
+	w.eventually(func() error {
+		a, err := w.client.Agent(w.Context(), "node-1")
+		if len(a.Conflicts) != 2 || err != nil {
+			return fmt.Errorf("conflicts %v, %v; want both addresses of the host", a.Conflicts, err)
+		}
+		for ip, who := range a.Conflicts {
+			if !strings.HasSuffix(who, " on link egret.10") {
+				return fmt.Errorf("%s: %s", ip, who)
+			}
+		}
+		return nil
+	})
+	if resp, err := w.client.Etcd().Get(t.Context(), w.client.Prefix()+"owners/10.30.0.13"); err != nil || resp.Count > 0 {
+		t.Errorf("10.30.0.13 has an owner: %v, %v", resp, err)
+	}
+	w.ip("host", "link del eth0.10")
+	w.drop("egresses/taken", "members/by-node/node-1/taken", "members/by-egress/taken/node-1")
+	all("router-1")
+
 	// As a network operator of the node resets it.
 	before := w.in("node-1", "cat", "/proc/sys/net/ipv4/conf/egret.10/rp_filter")
 	w.in("node-1", "sh", "-c", "echo 1 >/proc/sys/net/ipv4/conf/egret.10/rp_filter")
