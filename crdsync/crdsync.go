@@ -172,7 +172,7 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 	}
 	d := newDirty()
 	st := &status{dynamic: r.dynamic, cache: r.cache, diary: &diary{client: r.events, instance: r.ID, store: r.Store, lead: lead, log: r.Log}, log: r.Log}
-	src, err := newSource(ctx, r.kube, r.dynamic, nodeDefaults{r.NodeCapacityDefault, r.FollowCordon}, d, st.look)
+	src, err := newSource(ctx, r.kube, nodeDefaults{r.NodeCapacityDefault, r.FollowCordon}, d, st.look)
 	if err != nil {
 		return err
 	}

@@ -335,17 +335,13 @@ func passes(b *testing.B, kube *rest.Config, client *store.Client, l load) (one,
 	defer cancel()
 	kube = rest.CopyConfig(kube)
 	kube.Timeout = 0
-	dyn, err := dynamic.NewForConfig(kube)
-	if err != nil {
-		b.Fatal(err)
-	}
 	cache := client.NewCache(prefixes...)
 	cache.Track()
 	lead, err := client.Campaign(ctx, "test", 10*time.Second)
 	if err != nil {
 		b.Fatal(err)
 	}
-	src, err := newSource(ctx, kube, dyn, nodeDefaults{}, newDirty(), func(string, string) {})
+	src, err := newSource(ctx, kube, nodeDefaults{}, newDirty(), func(string, string) {})
 	if err != nil {
 		b.Fatal(err)
 	}

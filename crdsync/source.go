@@ -6,9 +6,11 @@ import (
 	"errors"
 	"fmt"
 	"maps"
+	"net"
 	"net/netip"
 	"reflect"
 	"slices"
+	"time"
 
 	corev1 "k8s.io/api/core/v1"
 	networkingv1 "k8s.io/api/networking/v1"
@@ -49,8 +51,16 @@ type source struct {
 	status   func(kind, name string) // an Egress or ExternalIPPool is to be looked at
 }
 
-func newSource(ctx context.Context, kube *rest.Config, dyn dynamic.Interface, defaults nodeDefaults, d *dirty, status func(kind, name string)) (*source, error) {
-	typed := rest.CopyConfig(kube)
+func newSource(ctx context.Context, kube *rest.Config, defaults nodeDefaults, d *dirty, status func(kind, name string)) (*source, error) {
+	patient := rest.CopyConfig(kube)
+	patient.Dial = func(dial context.Context, network, address string) (net.Conn, error) {
+		return reach(ctx, dial, network, address)
+	}
+	dyn, err := dynamic.NewForConfig(patient)
+	if err != nil {
+		return nil, fmt.Errorf("making a client of the Kubernetes API: %w", err)
+	}
+	typed := rest.CopyConfig(patient)
 	typed.ContentConfig.ContentType = "application/vnd.kubernetes.protobuf" // all pods of a cluster: JSON costs several times more
 	client, err := kubernetes.NewForConfig(typed)
 	if err != nil {
@@ -90,6 +100,24 @@ func newSource(ctx context.Context, kube *rest.Config, dyn dynamic.Interface, de
 		return nil, fmt.Errorf("watching the Kubernetes API: %w", err)
 	}
 	return s, nil
+}
+
+// reach connects with a server, and waits for one that is not there. The informers, left to themselves, wait twice as long after each
+// attempt, half a minute in the end, and each for itself: an API server that is back would go unnoticed for as long.
+func reach(ctx, dial context.Context, network, address string) (net.Conn, error) {
+	for {
+		c, err := (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext(dial, network, address)
+		if err == nil {
+			return c, nil
+		}
+		select {
+		case <-ctx.Done():
+			return nil, err
+		case <-dial.Done():
+			return nil, err
+		case <-time.After(500 * time.Millisecond):
+		}
+	}
 }
 
 // run watches the API until ctx ends.

@@ -60,4 +60,5 @@ func TestWithoutTheAPIServerIPsMoveAndTheStatusCatchesUp(t *testing.T) {
 	}
 	start()
 	wantAssigned(heir)
+	selected(t, n.pod("late", heir, "web"), ip) // at once, however long the API server was away
 }
