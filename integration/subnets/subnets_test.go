@@ -385,6 +385,7 @@ func (w *world) egress(name string, pod int, id int, ips ...string) {
 	for i, ip := range ips {
 		pool, addr, _ := strings.Cut(ip, " ")
 		p.Addresses = append(p.Addresses, egress.Address{IP: netip.MustParseAddr(addr), ID: egress.ID(id + i), Pool: pool})
+		w.put("allocations/"+addr, egress.Allocation{IP: netip.MustParseAddr(addr), Pool: pool, ID: egress.ID(id + i), Egresses: []string{name}})
 	}
 	node := fmt.Sprintf("node-%d", pod)
 	m := egress.Members{Egress: name, Node: node, Pods: []egress.Member{{Pod: fmt.Sprintf("default/pod-%d", pod), IPs: []netip.Addr{
