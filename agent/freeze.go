@@ -13,7 +13,7 @@ import (
 // revokes nothing, and uses no IP that it has claimed and does not use yet. With the promise of all that could claim the agent goes on as
 // if etcd had confirmed its lease when it asked. All, not most: of the rest any could claim once the lease has ended.
 //
-// Who asks and gets no promise is astray: cut off from an etcd that others have. It has no permit any more, and need not be waited for.
+// Who asks without a permit left, and gets no promise, is astray: cut off from an etcd that others have. It need not be waited for.
 type freeze struct {
 	length    time.Duration // of a permit
 	keep      bool          // ask; without it the agent only promises
@@ -33,17 +33,16 @@ type freeze struct {
 	refused  map[string]refusal   // by who asked for a promise and got none
 }
 
-// refusal is a time in which an agent asked again and again, while this one had etcd.
+// refusal is a time in which an agent without permits asked again and again, while this one had etcd. After a permit's length it is astray:
+// until then it may be on its way to another member of etcd.
 type refusal struct{ first, last time.Time }
-
-// straying is for how many permits an agent has to ask before it is astray: it may be on its way to another member of etcd.
-const straying = 2
 
 // message is what agents say to each other.
 type message struct {
 	Process uint64        `json:"process"` // of the agent that asks
 	Sent    time.Duration `json:"sent"`    // when it asked, by its own clock
 	Promise bool          `json:"promise,omitempty"`
+	Silent  bool          `json:"silent,omitempty"` // who asks has no permit any more
 }
 
 // returning is for how long an agent goes on promising when etcd is back: the others' connections may come back later, for they wait
@@ -70,7 +69,7 @@ func (f *freeze) run(ctx context.Context) error {
 			continue
 		}
 		for _, peer := range f.peers() {
-			f.say(peer, message{Process: f.process, Sent: time.Since(f.start)})
+			f.say(peer, message{Process: f.process, Sent: time.Since(f.start), Silent: time.Since(f.confirmed()) > f.length})
 		}
 	}
 }
@@ -116,6 +115,8 @@ func (f *freeze) receive(from string, b []byte) {
 	promise := missing || time.Since(f.lost) < returning
 	if promise {
 		f.promised = time.Now()
+	}
+	if promise || !m.Silent {
 		delete(f.refused, from)
 	} else {
 		r := refusal{f.refused[from].first, time.Now()}
@@ -138,7 +139,7 @@ func (f *freeze) astray(node string) bool {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	r := f.refused[node]
-	return r.last.Sub(r.first) >= straying*f.length && time.Since(r.last) < f.length
+	return r.last.Sub(r.first) >= f.length && time.Since(r.last) < f.length
 }
 
 // frozen returns the latest moment since which every other agent has promised; zero: not all have.

@@ -79,6 +79,7 @@ type wire struct {
 	mu        sync.Mutex // guards what follows
 	confirmed map[string]time.Time
 	cut       map[string]bool
+	silent    bool // who asks has no permits
 	all       map[string]*freeze
 }
 
@@ -110,7 +111,7 @@ func newWire(length time.Duration, names ...string) *wire {
 func (w *wire) ask(who string) bool {
 	f, now := w.all[who], time.Now()
 	for _, peer := range f.peers() {
-		f.say(peer, message{Process: f.process, Sent: time.Since(f.start)})
+		f.say(peer, message{Process: f.process, Sent: time.Since(f.start), Silent: w.silent})
 	}
 	return !f.frozen().Before(now)
 }
@@ -176,6 +177,7 @@ func TestWhoAsksInVainIsAstray(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		const length = time.Second
 		w := newWire(length, "a", "b")
+		w.silent = true
 		woken := 0
 		w.all["b"].wake = func() { woken++ }
 		b := w.all["b"]
@@ -191,13 +193,14 @@ func TestWhoAsksInVainIsAstray(t *testing.T) {
 			do   func()
 			want bool
 		}{
-			{"a asks for a moment", func() { ask(straying*length-length/10, "b") }, false},
+			{"a asks for a moment", func() { ask(length, "b") }, false},
 			{"a goes on asking", func() { ask(length, "b") }, true},
 			{"a asks no more", func() { time.Sleep(length) }, false},
 			{"a asks anew", func() { ask(length, "b") }, false},
+			{"a has permits: its etcd is slow", func() { w.silent = false; ask(5*length, "b"); w.silent = true }, false},
 			{"nobody has etcd", func() { ask(5 * length) }, false},
-			{"b has it again", func() { ask(returning+length, "b") }, false},
-			{"and a has not", func() { ask(straying*length, "b") }, true},
+			{"b has it again", func() { ask(returning+length/2, "b") }, false},
+			{"and a has not", func() { ask(length, "b") }, true},
 		} {
 			if step.do(); b.astray("a") != step.want {
 				t.Errorf("%s: astray is %t", step.name, !step.want)
