@@ -15,27 +15,45 @@ import (
 // startTimeout is how long a server may take to start: 0.3 s is usual, the rest is for a busy machine.
 const startTimeout = 30 * time.Second
 
-// Server is one etcd server, a cluster of its own. Its methods are for the goroutine of the test.
+// Server is one etcd server, a cluster of its own or a member of a Cluster. Its methods are for the goroutine of the test.
 type Server struct {
-	t      testing.TB
-	dir    string
-	etcd   *embed.Etcd // nil while stopped
-	relay  *relay
-	client *clientv3.Client
+	t       testing.TB
+	name    string
+	cluster string // the members that it starts with, name=URL
+	state   string // embed.ClusterStateFlagNew, or Existing
+	dir     string
+	etcd    *embed.Etcd // nil while stopped
+	relay   *relay      // of its clients
+	peers   *relay      // of the other members
+	client  *clientv3.Client
 }
 
 // New starts a server that runs until the test ends. The test fails when it cannot start.
 func New(t testing.TB) *Server {
 	t.Helper()
-	s := &Server{t: t, dir: t.TempDir()}
-	var err error
-	if s.relay, err = newRelay(); err != nil {
-		t.Fatalf("listening for clients of etcd: %v", err)
-	}
-	t.Cleanup(s.close)
+	s := newServer(t, "default")
+	s.cluster = s.member()
 	s.Start()
 	return s
 }
+
+// newServer returns a server that is not started.
+func newServer(t testing.TB, name string) *Server {
+	t.Helper()
+	s := &Server{t: t, name: name, state: embed.ClusterStateFlagNew, dir: t.TempDir()}
+	for _, r := range []**relay{&s.relay, &s.peers} {
+		var err error
+		if *r, err = newRelay(); err != nil {
+			t.Fatalf("listening for etcd: %v", err)
+		}
+		t.Cleanup((*r).close)
+	}
+	t.Cleanup(s.Stop)
+	return s
+}
+
+// member returns the server as the configuration of a cluster names it.
+func (s *Server) member() string { return s.name + "=http://" + s.peers.addr() }
 
 // Endpoint returns the address that clients dial, 127.0.0.1:port.
 func (s *Server) Endpoint() string { return s.relay.addr() }
@@ -46,38 +64,52 @@ func (s *Server) URL() string { return "http://" + s.Endpoint() }
 // Start starts the server with the data that it had when it was stopped, and returns when it serves.
 func (s *Server) Start() {
 	s.t.Helper()
+	s.launch()
+	s.await()
+}
+
+// launch starts the server. One of a cluster serves once there are enough others.
+func (s *Server) launch() {
+	s.t.Helper()
+	local := func(host string) []url.URL { return []url.URL{{Scheme: "http", Host: host}} }
 	cfg := embed.NewConfig()
-	cfg.Dir = s.dir
-	local := url.URL{Scheme: "http", Host: "127.0.0.1:0"} // nobody but the relay has to know the port
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = []url.URL{local}, []url.URL{local}
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = []url.URL{local}, []url.URL{local}
-	cfg.InitialCluster = cfg.InitialClusterFromName(cfg.Name)
+	cfg.Name, cfg.Dir, cfg.InitialCluster, cfg.ClusterState = s.name, s.dir, s.cluster, s.state
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = local("127.0.0.1:0"), local(s.relay.addr()) // nobody but the relay knows the port
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = local("127.0.0.1:0"), local(s.peers.addr())
+	cfg.StrictReconfigCheck = false // it refuses new members for 5 s after another came
 	cfg.UnsafeNoFsync = true
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
 		s.t.Fatalf("starting etcd: %v", err)
 	}
-	select {
-	case <-e.Server.ReadyNotify():
-	case err := <-e.Err():
-		s.t.Fatalf("starting etcd: %v", err)
-	case <-time.After(startTimeout):
-		e.Close()
-		s.t.Fatalf("etcd did not start within %v", startTimeout)
-	}
 	s.etcd = e
+	s.peers.target(e.Peers[0].Addr().String())
 	s.relay.target(e.Clients[0].Addr().String())
 }
 
-// Stop stops the server; its data stays. Clients lose their connections and get no new ones.
+// await returns when the server serves.
+func (s *Server) await() {
+	s.t.Helper()
+	select {
+	case <-s.etcd.Server.ReadyNotify():
+	case err := <-s.etcd.Err():
+		s.t.Fatalf("starting etcd: %v", err)
+	case <-time.After(startTimeout):
+		s.t.Fatalf("etcd did not start within %v", startTimeout)
+	}
+}
+
+// Stop kills the server; its data stays. Clients lose their connections and get no new ones. A leader leaves no successor.
 func (s *Server) Stop() {
 	if s.etcd == nil {
 		return
 	}
 	// Close waits for every open stream, seven seconds for a watch. Without connections there are no streams.
 	s.relay.target("")
+	s.peers.target("")
 	s.closeClient()
+	s.etcd.Server.HardStop() // Close alone hands the lead over
 	s.etcd.Close()
 	s.etcd = nil
 }
@@ -148,10 +180,4 @@ func (s *Server) closeClient() {
 		s.client.Close() // it says no more than that it was closed
 		s.client = nil
 	}
-}
-
-func (s *Server) close() {
-	s.Stop()
-	s.closeClient()
-	s.relay.close()
 }

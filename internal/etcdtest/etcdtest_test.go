@@ -58,3 +58,28 @@ func TestCompactForgetsHistory(t *testing.T) {
 		t.Errorf("a watch from revision 2 got %v, want that it is compacted", resp.Err())
 	}
 }
+
+func TestAClusterOutlivesItsLeaderAndItsMembers(t *testing.T) {
+	c := NewCluster(t, 3)
+	lead := c.Leader()
+	c.Stop(lead)
+	if next := c.Leader(); next == lead {
+		t.Fatalf("member %d, which is stopped, leads", lead)
+	}
+	c.Start(lead)
+	before := c.Endpoints()
+	if _, err := c.Member(0).Client().Put(t.Context(), "k", "v"); err != nil {
+		t.Fatal(err)
+	}
+	for i := range before {
+		c.Replace(i)
+	}
+	for i, endpoint := range c.Endpoints() {
+		if endpoint == before[i] {
+			t.Errorf("member %d has the address of the one that it replaces, %s", i, endpoint)
+		}
+		if resp, err := c.Member(i).Client().Get(t.Context(), "k"); err != nil || len(resp.Kvs) != 1 {
+			t.Errorf("member %d: got %v, %v", i, resp, err)
+		}
+	}
+}
