@@ -168,11 +168,12 @@ func TestAnotherEtcdIsKnownByItsHeaders(t *testing.T) {
 		{"the first", nil, head(1, 2, 10), false},
 		{"the first, behind what was listed", nil, head(1, 2, 9), true},
 		{"the same, with another leader", head(1, 2, 10), head(1, 3, 12), false},
+		{"the same, that answered before the last events", head(1, 2, 10), head(1, 2, 10), false},
 		{"restored, and ahead by now", head(1, 5, 10), head(1, 2, 20), true},
 		{"another cluster", head(1, 2, 10), head(7, 2, 20), true},
 	} {
-		s := &session{upTo: 10, head: tt.was}
-		if err := s.compare(tt.now); (err != nil) != tt.another {
+		s := &session{upTo: 12, head: tt.was}
+		if err := s.compare(answer{tt.now, 10}); (err != nil) != tt.another {
 			t.Errorf("%s: %v", tt.name, err)
 		}
 	}

@@ -38,7 +38,7 @@ type session struct {
 	wg     sync.WaitGroup
 	msgs   chan message
 	states chan bool // the connection is up
-	heads  chan *pb.ResponseHeader
+	heads  chan answer
 	ask    chan struct{} // capacity 1: ask etcd how far it is
 
 	ranges  map[string]*watched
@@ -52,6 +52,12 @@ type watched struct {
 	prefix string
 	upTo   int64 // all events up to this revision have come
 	cancel context.CancelFunc
+}
+
+// answer is etcd's to the question who it is.
+type answer struct {
+	head  *pb.ResponseHeader
+	asked int64 // the revision that the cache showed before the question
 }
 
 type message struct {
@@ -78,7 +84,7 @@ func (k *Cache) follow(ctx context.Context) error {
 	ctx, cancel := context.WithCancel(ctx)
 	s := &session{
 		cache: k, upTo: revision, ranges: map[string]*watched{},
-		msgs: make(chan message), states: make(chan bool), heads: make(chan *pb.ResponseHeader), ask: make(chan struct{}, 1),
+		msgs: make(chan message), states: make(chan bool), heads: make(chan answer), ask: make(chan struct{}, 1),
 	}
 	defer s.wg.Wait()
 	defer cancel()
@@ -307,11 +313,12 @@ func (s *session) identify(ctx context.Context) bool {
 	c := s.cache.client
 	for {
 		try, cancel := context.WithTimeout(ctx, requestTimeout)
+		asked := s.cache.Revision()
 		resp, err := c.etcd.Get(try, c.prefix, clientv3.WithCountOnly()) // linearizable: not older than what anybody has seen
 		cancel()
 		if err == nil {
 			select {
-			case s.heads <- resp.Header:
+			case s.heads <- answer{resp.Header, asked}:
 				return true
 			case <-ctx.Done():
 				return false
@@ -324,11 +331,13 @@ func (s *session) identify(ctx context.Context) bool {
 }
 
 // compare returns an error when etcd is not the one that the session began with. Whoever restores a snapshot begins a new cluster, mostly
-// of the same id, but at an older revision or an older term of raft.
-func (s *session) compare(h *pb.ResponseHeader) error {
-	was := s.head
+// of the same id, but at an older revision or an older term of raft. Neither goes back by a change of member or leader, not even to a
+// follower that is behind: it answers the question with what the leader had committed, which includes an entry of the leader's term. But
+// events may come while the answer is on its way, so it is measured by what was known when it was asked for.
+func (s *session) compare(a answer) error {
+	was, h := s.head, a.head
 	s.head = h
-	if h.Revision < s.upTo || was != nil && (h.ClusterId != was.ClusterId || h.RaftTerm < was.RaftTerm) {
+	if h.Revision < a.asked || was != nil && (h.ClusterId != was.ClusterId || h.RaftTerm < was.RaftTerm) {
 		return errRestored
 	}
 	return nil
