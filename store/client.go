@@ -8,6 +8,7 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -26,6 +27,8 @@ const (
 	DefaultPrefix = "/egret/"
 	// DefaultDialTimeout is how long Dial tries unless Config says otherwise.
 	DefaultDialTimeout = 5 * time.Second
+	// DefaultMemberInterval is how often etcd's members are asked for unless Config says otherwise.
+	DefaultMemberInterval = time.Minute
 
 	// requestTimeout bounds each request but lists, whose answers may be large: without it the etcd client waits for a connection for
 	// as long as its caller does.
@@ -47,6 +50,7 @@ type Config struct {
 	// client certificates.
 	Username, Password string
 	DialTimeout        time.Duration // how long Dial tries; 0: DefaultDialTimeout
+	MemberInterval     time.Duration // how often etcd's members are asked for, to reach them too; 0: DefaultMemberInterval
 	Log                *slog.Logger  // nil: nothing is logged
 }
 
@@ -56,6 +60,7 @@ type Client struct {
 	prefix string
 	log    *slog.Logger
 	caches atomic.Int64 // how many were made: each has a watch stream of its own
+	wg     sync.WaitGroup
 }
 
 // Dial connects to etcd and returns when etcd has answered. It tries for Config.DialTimeout, since etcd may be on its way up; an error
@@ -94,6 +99,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("connecting to etcd at %s: %w: check %s", strings.Join(cfg.Endpoints, ","), err, culprit(err))
 	}
+	c.wg.Go(func() { c.followMembers(cfg) })
 	return c, nil
 }
 
@@ -141,6 +147,7 @@ func cause(err error) error {
 
 // Close ends all connections. Watches, caches and leaderships of the Client end with it; leases stay until their time is up.
 func (c *Client) Close() error {
+	defer c.wg.Wait()
 	if err := c.etcd.Close(); err != nil && !errors.Is(err, context.Canceled) {
 		return fmt.Errorf("closing the connection to etcd: %w", err)
 	}

@@ -30,6 +30,12 @@ var (
 // start gives the test an etcd server, and checks at the end that no goroutine is left.
 func start(t *testing.T) *etcdtest.Server {
 	t.Helper()
+	leavesNothing(t)
+	return etcdtest.New(t)
+}
+
+func leavesNothing(t *testing.T) {
+	t.Helper()
 	before := runtime.NumGoroutine()
 	t.Cleanup(func() {
 		tick := time.NewTicker(10 * time.Millisecond)
@@ -43,7 +49,6 @@ func start(t *testing.T) *etcdtest.Server {
 			}
 		}
 	})
-	return etcdtest.New(t)
 }
 
 // dial connects a client that is closed when the test ends.
@@ -52,7 +57,12 @@ func dial(t *testing.T, s *etcdtest.Server) *Client { return dialLogging(t, s, n
 func dialLogging(t *testing.T, s *etcdtest.Server, log *slog.Logger) *Client {
 	t.Helper()
 	// With a DialTimeout near deadline, a lease that is cut off before its first renewal would be taken for lost later than the tests wait.
-	c, err := Dial(t.Context(), Config{Endpoints: []string{s.Endpoint()}, Log: log})
+	return dialConfig(t, Config{Endpoints: []string{s.Endpoint()}, Log: log})
+}
+
+func dialConfig(t *testing.T, cfg Config) *Client {
+	t.Helper()
+	c, err := Dial(t.Context(), cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
