@@ -13,7 +13,7 @@ import (
 
 func TestCleanupLeavesANodeAsItWasBeforeTheAgent(t *testing.T) {
 	ctx := t.Context()
-	l, err := lab.Up(ctx, lab.Config{Name: "e2e-cleanup", Nodes: 2, LeaseTTL: leaseTTL, Bare: true})
+	l, err := lab.Up(ctx, lab.Config{Name: lab.OwnName("e2e-cleanup"), Nodes: 2, LeaseTTL: leaseTTL, Bare: true})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -131,7 +131,7 @@ func TestIPLeavesANodeThatStopsMatchingWithinASecond(t *testing.T) {
 func TestIPsComeBackToTheirNodeOneAtATimeAfterTheHoldDown(t *testing.T) {
 	const holdDown = 3 * time.Second
 	l, err := lab.Up(t.Context(), lab.Config{
-		Name: "rebalance", Nodes: 2, LeaseTTL: leaseTTL, AgentFlags: []string{"--rebalance=auto", "--rebalance-hold-down=" + holdDown.String()},
+		Name: lab.OwnName("rebalance"), Nodes: 2, LeaseTTL: leaseTTL, AgentFlags: []string{"--rebalance=auto", "--rebalance-hold-down=" + holdDown.String()},
 	})
 	if err != nil {
 		t.Fatal(err)

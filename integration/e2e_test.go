@@ -43,7 +43,7 @@ func run(m *testing.M) (status int) {
 	ctx := context.Background()
 	log := slog.New(slog.NewTextHandler(os.Stderr, nil))
 	var err error
-	if cluster, err = lab.Up(ctx, lab.Config{Name: "e2e", Nodes: 3, LeaseTTL: leaseTTL, Log: log}); err != nil {
+	if cluster, err = lab.Up(ctx, lab.Config{Name: lab.OwnName("e2e"), Nodes: 3, LeaseTTL: leaseTTL, Log: log}); err != nil {
 		fmt.Fprintln(os.Stderr, "starting the lab:", err)
 		return 1
 	}

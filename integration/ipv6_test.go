@@ -77,7 +77,7 @@ func TestDualStackEgressServesBothFamilies(t *testing.T) {
 // Overlay and agents speak IPv6 alone to each other there.
 func TestOverlayOverIPv6CarriesBothFamilies(t *testing.T) {
 	ctx := t.Context()
-	l, err := lab.Up(ctx, lab.Config{Name: "e2e-six", Nodes: 2, LeaseTTL: leaseTTL, IPv6Nodes: true})
+	l, err := lab.Up(ctx, lab.Config{Name: lab.OwnName("e2e-six"), Nodes: 2, LeaseTTL: leaseTTL, IPv6Nodes: true})
 	if err != nil {
 		t.Fatal(err)
 	}

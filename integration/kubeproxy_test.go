@@ -29,7 +29,7 @@ var (
 // TestBesideKubeProxy runs kube-proxy on every node, where rp_filter is strict, ARP is as for IPVS, and a CNI masquerades.
 func TestBesideKubeProxy(t *testing.T) {
 	ctx := t.Context()
-	l, err := lab.Up(ctx, lab.Config{Name: "e2e-proxy", Nodes: 2, LeaseTTL: leaseTTL, AgentFlags: []string{"--egress.exceptCIDRs", strings.Join(exceptCIDRs, ",")}})
+	l, err := lab.Up(ctx, lab.Config{Name: lab.OwnName("e2e-proxy"), Nodes: 2, LeaseTTL: leaseTTL, AgentFlags: []string{"--egress.exceptCIDRs", strings.Join(exceptCIDRs, ",")}})
 	if err != nil {
 		t.Fatal(err)
 	}

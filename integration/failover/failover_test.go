@@ -24,7 +24,7 @@ func TestPowerOffIsMeasuredAndTheNextOwnerIsPoweredOffToo(t *testing.T) {
 	if os.Geteuid() != 0 {
 		t.Skip("a lab makes network namespaces: run as root")
 	}
-	cfg := Config{Lab: lab.Config{Name: "failover", Nodes: 3}, Fault: "power-off", Runs: 2}
+	cfg := Config{Lab: lab.Config{Name: lab.OwnName("failover"), Nodes: 3}, Fault: "power-off", Runs: 2}
 	runs := 0
 	gaps, err := Run(t.Context(), cfg, func(run int, gap time.Duration) {
 		runs++

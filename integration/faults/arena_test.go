@@ -87,7 +87,7 @@ func open(t *testing.T) *arena {
 	}
 	if shared == nil {
 		log := slog.New(slog.NewTextHandler(os.Stderr, nil))
-		l, err := lab.Up(t.Context(), lab.Config{Name: "faults", Nodes: nodes, Log: log})
+		l, err := lab.Up(t.Context(), lab.Config{Name: lab.OwnName("faults"), Nodes: nodes, Log: log})
 		if err != nil {
 			t.Fatal(err)
 		}

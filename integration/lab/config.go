@@ -116,6 +116,10 @@ func (c Config) Validate() error {
 }
 
 // checkName refuses what must not become a part of paths.
+// OwnName returns a name for a lab that only this process has: what, and the process's number. A lab of the name that a killed process
+// left behind is in nobody's way.
+func OwnName(what string) string { return fmt.Sprintf("%s-%d", what, os.Getpid()) }
+
 func checkName(name string) error {
 	if !validName.MatchString(name) {
 		return fmt.Errorf("name %q: want at most 30 lower-case letters, digits and dashes", name)

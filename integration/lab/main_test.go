@@ -78,7 +78,7 @@ func needLab(t *testing.T) {
 // uniqueName returns a lab name that no other run has, and checks at the end that nothing of the lab is left.
 func uniqueName(t *testing.T, what string) string {
 	t.Helper()
-	name := fmt.Sprintf("test-%s-%d", what, os.Getpid())
+	name := lab.OwnName("test-" + what)
 	t.Cleanup(func() {
 		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
 		defer cancel()
