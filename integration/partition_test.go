@@ -13,6 +13,7 @@ import (
 // TestOwnerCutOff cuts the owner of an IP off, and leaves it on the LAN, where it could answer: another node takes over, and the owner is
 // silent before that one speaks. One that has lost etcd tells its peers so, as long as they hear it: nobody waits for the end of its lease.
 func TestOwnerCutOff(t *testing.T) {
+	time.Sleep(4 * time.Second) // an agent that has had etcd for less than 3 s, as at its start, promises as if it had none
 	for _, tt := range []struct{ name, address, from string }{
 		{"from etcd", "10.10.0.19", "etcd"},
 		{"from what etcd sends", "10.10.0.45", "etcd-in"},
@@ -32,7 +33,10 @@ func TestOwnerCutOff(t *testing.T) {
 				}
 			}
 			ip, gateway, began := takeOver(t, "cut-"+strings.ReplaceAll(tt.from, " ", "-"), tt.address, each(cluster.Cut), each(cluster.Heal))
-			if silent := watch.LastAnswer(ip, gateway).Sub(began); strings.Contains(tt.from, "etcd") && silent > time.Second {
+			if !strings.Contains(tt.from, "etcd") {
+				return // it may speak until the gossip holds it for dead, and its lease has no end
+			}
+			if silent := watch.LastAnswer(ip, gateway).Sub(began); silent > time.Second {
 				t.Errorf("%s answered for %s for %v after it was cut off", gateway, ip, silent)
 			}
 			for _, o := range records[egress.Owner](t, "owners") {
