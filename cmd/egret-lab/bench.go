@@ -42,24 +42,26 @@ func failoverCommand(name *string) *cobra.Command {
 			if err := os.MkdirAll(out, 0o755); err != nil {
 				return err
 			}
-			gaps, err := failover.Run(cmd.Context(), cfg, func(run int, gap time.Duration) {
-				fmt.Fprintf(cmd.ErrOrStderr(), "run %d: %v\n", run, gap.Round(time.Millisecond))
+			lost := 0
+			results, err := failover.Run(cmd.Context(), cfg, func(run int, r failover.Result) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "run %d: %v, %d lost\n", run, r.Gap.Round(time.Millisecond), r.Lost)
+				lost += r.Lost
 			})
-			if len(gaps) == 0 {
+			if len(results) == 0 {
 				return err
 			}
-			for ext, write := range map[string]func(io.Writer, failover.Config, []time.Duration) error{"csv": failover.WriteCSV, "svg": failover.WriteSVG} {
+			for ext, write := range map[string]func(io.Writer, failover.Config, []failover.Result) error{"csv": failover.WriteCSV, "svg": failover.WriteSVG} {
 				var text strings.Builder
-				if err := write(&text, cfg, gaps); err != nil {
+				if err := write(&text, cfg, results); err != nil {
 					return err
 				}
 				if err := os.WriteFile(filepath.Join(out, file+"."+ext), []byte(text.String()), 0o644); err != nil {
 					return err
 				}
 			}
-			q := func(q float64) time.Duration { return failover.Quantile(gaps, q).Round(100 * time.Microsecond) }
-			_, err2 := fmt.Fprintf(cmd.OutOrStdout(), "%s, %d nodes, %d runs: p50 %v, p90 %v, p99 %v, max %v\n",
-				cfg.Fault, cfg.Lab.Nodes, len(gaps), q(0.5), q(0.9), q(0.99), q(1))
+			q := func(q float64) time.Duration { return failover.Quantile(results, q).Round(100 * time.Microsecond) }
+			_, err2 := fmt.Fprintf(cmd.OutOrStdout(), "%s, %d nodes, %d runs: p50 %v, p90 %v, p99 %v, max %v, %d lost in all\n",
+				cfg.Fault, cfg.Lab.Nodes, len(results), q(0.5), q(0.9), q(0.99), q(1), lost)
 			return cmp.Or(err, err2)
 		},
 	}

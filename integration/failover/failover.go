@@ -22,7 +22,7 @@ import (
 // Faults are what can happen to the owner of the egress IP: it is powered off, its uplink loses its carrier, it is drained, its IP is moved.
 var Faults = []string{"power-off", "uplink", "drain", "move"}
 
-// Config says what to measure. Lab.Nodes must be 3 at least: the pod's node is no candidate.
+// Config says what to measure. Lab.Nodes must be 3 at least: the pod's node is no candidate, but for moves, which go around all nodes.
 type Config struct {
 	Lab   lab.Config
 	Fault string // one of Faults
@@ -66,15 +66,21 @@ const pod = "failover/pod"
 
 var ip = netip.MustParseAddr("10.10.0.11")
 
+// Result is what one run cost.
+type Result struct {
+	Gap  time.Duration // the longest time in which no datagram was sent that was answered
+	Lost int           // datagrams without an answer
+}
+
 type bench struct {
 	Config
 	lab  *lab.Lab
 	etcd *clientv3.Client
 }
 
-// Run makes a lab, lets the fault happen, and removes the lab, also when ctx ends before. It returns the gap of each run, and calls told
-// after each; an error ends it, with the gaps until then. A packet with another source than the egress IP is an error.
-func Run(ctx context.Context, cfg Config, told func(run int, gap time.Duration)) (gaps []time.Duration, err error) {
+// Run makes a lab, lets the fault happen, and removes the lab, also when ctx ends before. It returns the result of each run, and calls told
+// after each; an error ends it, with the results until then. A packet with another source than the egress IP is an error.
+func Run(ctx context.Context, cfg Config, told func(run int, r Result)) (results []Result, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -95,14 +101,14 @@ func Run(ctx context.Context, cfg Config, told func(run int, gap time.Duration))
 		return nil, err
 	}
 	for run := range cfg.Runs {
-		gap, err := b.once(ctx)
+		r, err := b.once(ctx)
 		if err != nil {
-			return gaps, fmt.Errorf("run %d: %w", run+1, err)
+			return results, fmt.Errorf("run %d: %w", run+1, err)
 		}
-		gaps = append(gaps, gap)
-		told(run+1, gap)
+		results = append(results, r)
+		told(run+1, r)
 	}
-	return gaps, nil
+	return results, nil
 }
 
 // prepare makes egress and pod, and waits until the pod leaves with the egress IP.
@@ -114,7 +120,11 @@ func (b *bench) prepare(ctx context.Context) error {
 	}
 	defer os.RemoveAll(dir)
 	path := filepath.Join(dir, "objects.json")
-	if err := os.WriteFile(path, fmt.Appendf(nil, objects, home), 0o644); err != nil {
+	left := home
+	if b.Fault == "move" {
+		left = "" // no node
+	}
+	if err := os.WriteFile(path, fmt.Appendf(nil, objects, left), 0o644); err != nil {
 		return err
 	}
 	if out, err := b.lab.Kubectl(ctx, "apply", "-f", path); err != nil {
@@ -164,11 +174,11 @@ func (b *bench) owner(ctx context.Context, not string) (string, error) {
 	}
 }
 
-// once lets the fault happen under a probe, mends it, and returns the longest time without an answer.
-func (b *bench) once(ctx context.Context) (time.Duration, error) {
+// once lets the fault happen under a probe, and mends it.
+func (b *bench) once(ctx context.Context) (Result, error) {
 	gateway, err := b.owner(ctx, "")
 	if err != nil {
-		return 0, err
+		return Result{}, err
 	}
 	inject, mend, settle := b.fault(gateway)
 	probing, end := context.WithCancel(ctx)
@@ -192,15 +202,15 @@ func (b *bench) once(ctx context.Context) (time.Duration, error) {
 	}
 	end()
 	if err := errors.Join(err, <-done, mend(context.WithoutCancel(ctx)), sleep(ctx, settle)); err != nil {
-		return 0, err
+		return Result{}, err
 	}
 	if len(result.Sources) != 1 || result.Sources[ip] == 0 {
-		return 0, fmt.Errorf("the outside host saw the sources %v, want %s only", result.Sources, ip)
+		return Result{}, fmt.Errorf("the outside host saw the sources %v, want %s only", result.Sources, ip)
 	}
 	if result.Tail > after/3 {
-		return 0, fmt.Errorf("no answer for %v, %v after there was a new owner", result.Tail, after)
+		return Result{}, fmt.Errorf("no answer for %v, %v after there was a new owner", result.Tail, after)
 	}
-	return result.LongestGap, nil
+	return Result{result.LongestGap, result.Lost}, nil
 }
 
 // fault returns what makes the fault and mends it, and how long the lab takes until all is as before.
@@ -224,19 +234,20 @@ func (b *bench) fault(node string) (inject, mend func(context.Context) error, se
 	case "drain":
 		return egret("drain", node, "--wait"), egret("uncordon", node), 0
 	default:
-		to := lab.NodeName(1)
-		if to == node {
-			to = lab.NodeName(2)
+		nodes := make([]string, b.Lab.Nodes)
+		for i := range nodes {
+			nodes[i] = lab.NodeName(i + 1)
 		}
+		to := nodes[(slices.Index(nodes, node)+1)%len(nodes)]
 		return egret("move", ip.String(), "--to", to), func(context.Context) error { return nil }, 0
 	}
 }
 
-// WriteCSV writes a header and a line per run: fault, number of nodes, gap in milliseconds.
-func WriteCSV(w io.Writer, cfg Config, gaps []time.Duration) error {
-	text := []byte("fault,nodes,gap_ms\n")
-	for _, g := range gaps {
-		text = fmt.Appendf(text, "%s,%d,%.1f\n", cfg.Fault, cfg.Lab.Nodes, ms(g))
+// WriteCSV writes a header and a line per run: fault, number of nodes, gap in milliseconds, datagrams lost.
+func WriteCSV(w io.Writer, cfg Config, results []Result) error {
+	text := []byte("fault,nodes,gap_ms,lost\n")
+	for _, r := range results {
+		text = fmt.Appendf(text, "%s,%d,%.1f,%d\n", cfg.Fault, cfg.Lab.Nodes, ms(r.Gap), r.Lost)
 	}
 	_, err := w.Write(text)
 	return err
@@ -244,17 +255,27 @@ func WriteCSV(w io.Writer, cfg Config, gaps []time.Duration) error {
 
 func ms(d time.Duration) float64 { return float64(d.Microseconds()) / 1000 }
 
-// Quantile returns the smallest gap that a share of q of the gaps does not exceed (nearest rank), q above 0 and up to 1; 0 without gaps.
-func Quantile(gaps []time.Duration, q float64) time.Duration {
-	if len(gaps) == 0 {
+// Quantile returns the smallest gap that a share of q of the gaps does not exceed (nearest rank), q above 0 and up to 1; 0 without results.
+func Quantile(results []Result, q float64) time.Duration {
+	if len(results) == 0 {
 		return 0
 	}
-	sorted := slices.Sorted(slices.Values(gaps))
+	sorted := sortedGaps(results)
 	rank := int(q * float64(len(sorted)))
 	if float64(rank) < q*float64(len(sorted)) {
 		rank++
 	}
 	return sorted[min(max(rank, 1), len(sorted))-1]
+}
+
+// sortedGaps returns the gaps, the shortest first.
+func sortedGaps(results []Result) []time.Duration {
+	gaps := make([]time.Duration, len(results))
+	for i, r := range results {
+		gaps[i] = r.Gap
+	}
+	slices.Sort(gaps)
+	return gaps
 }
 
 // sleep waits for d, or returns why ctx ended.

@@ -26,17 +26,18 @@ func TestPowerOffIsMeasuredAndTheNextOwnerIsPoweredOffToo(t *testing.T) {
 	}
 	cfg := Config{Lab: lab.Config{Name: lab.OwnName("failover"), Nodes: 3}, Fault: "power-off", Runs: 2}
 	runs := 0
-	gaps, err := Run(t.Context(), cfg, func(run int, gap time.Duration) {
+	results, err := Run(t.Context(), cfg, func(run int, r Result) {
 		runs++
-		t.Logf("run %d: %v", run, gap)
+		t.Logf("run %d: %v, %d lost", run, r.Gap, r.Lost)
 	})
 	if err != nil {
 		t.Fatal(err)
 	}
-	if len(gaps) != cfg.Runs || runs != cfg.Runs {
-		t.Errorf("%d gaps, told of %d: want %d of both", len(gaps), runs, cfg.Runs)
+	if len(results) != cfg.Runs || runs != cfg.Runs {
+		t.Errorf("%d results, told of %d: want %d of both", len(results), runs, cfg.Runs)
 	}
-	for _, gap := range gaps {
+	for _, r := range results {
+		gap := r.Gap
 		// Below half a second the new owner would not have waited for the old one's permit.
 		if gap < 500*time.Millisecond || gap > 2500*time.Millisecond {
 			t.Errorf("%v without an answer, want 0.5s to 1.5s, 2.5s on a busy machine", gap)
@@ -59,12 +60,12 @@ func TestValidateReportsEveryFault(t *testing.T) {
 }
 
 func TestQuantileIsOneOfTheGaps(t *testing.T) {
-	var gaps []time.Duration
+	var gaps []Result
 	for i := range 100 {
-		gaps = append(gaps, time.Duration(100-i))
+		gaps = append(gaps, Result{Gap: time.Duration(100 - i)})
 	}
 	for _, test := range []struct {
-		gaps []time.Duration
+		gaps []Result
 		q    float64
 		want time.Duration
 	}{
@@ -85,12 +86,12 @@ func TestQuantileIsOneOfTheGaps(t *testing.T) {
 
 func TestFilesHoldEveryRun(t *testing.T) {
 	cfg := Config{Lab: lab.Config{Nodes: 10}, Fault: "move", Runs: 3}
-	gaps := []time.Duration{12 * time.Millisecond, 1500 * time.Microsecond, 7 * time.Millisecond}
+	gaps := []Result{{12 * time.Millisecond, 11}, {1500 * time.Microsecond, 0}, {7 * time.Millisecond, 6}}
 	var csv, svg strings.Builder
 	if err := errors.Join(WriteCSV(&csv, cfg, gaps), WriteSVG(&svg, cfg, gaps)); err != nil {
 		t.Fatal(err)
 	}
-	if want := "fault,nodes,gap_ms\nmove,10,12.0\nmove,10,1.5\nmove,10,7.0\n"; csv.String() != want {
+	if want := "fault,nodes,gap_ms,lost\nmove,10,12.0,11\nmove,10,1.5,0\nmove,10,7.0,6\n"; csv.String() != want {
 		t.Errorf("CSV:\n%swant:\n%s", &csv, want)
 	}
 	if n := strings.Count(svg.String(), "H"); n != len(gaps) {

@@ -4,10 +4,8 @@ import (
 	"fmt"
 	"io"
 	"math"
-	"slices"
 	"strings"
 	"text/template"
-	"time"
 )
 
 // The plot's area, in pixels: the curve is drawn from left to right over the gaps, from bottom to top over the share of runs.
@@ -28,8 +26,8 @@ type gridLine struct {
 }
 
 // WriteSVG draws the share of the runs whose gap is not above x, from 0 to the longest gap. There must be one gap at least.
-func WriteSVG(w io.Writer, cfg Config, gaps []time.Duration) error {
-	sorted := slices.Sorted(slices.Values(gaps))
+func WriteSVG(w io.Writer, cfg Config, results []Result) error {
+	sorted := sortedGaps(results)
 	most := ms(sorted[len(sorted)-1])
 	// The largest of 1, 2, 5, 10 ... that makes 5 lines at least.
 	step := math.Pow(10, math.Floor(math.Log10(max(most, 1))))
@@ -54,6 +52,6 @@ func WriteSVG(w io.Writer, cfg Config, gaps []time.Duration) error {
 	for i, gap := range sorted {
 		fmt.Fprintf(&curve, "H%dV%d", x(ms(gap)), y(float64(i+1)/float64(len(sorted))))
 	}
-	title := fmt.Sprintf("%s, %d nodes, %d runs: p50 %.0f ms, p99 %.0f ms", cfg.Fault, cfg.Lab.Nodes, len(gaps), ms(Quantile(gaps, 0.5)), ms(Quantile(gaps, 0.99)))
+	title := fmt.Sprintf("%s, %d nodes, %d runs: p50 %.0f ms, p99 %.0f ms", cfg.Fault, cfg.Lab.Nodes, len(results), ms(Quantile(results, 0.5)), ms(Quantile(results, 0.99)))
 	return plot.Execute(w, map[string]any{"Title": title, "Lines": lines, "Curve": curve.String()})
 }
