@@ -169,10 +169,9 @@ func (a *agent) roles(t *turn) (next time.Time) {
 		delete(t.roles, o.IP) // silent first: the lock goes only when the kernel is done
 	}
 	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
-		if _, lingers := a.linger[m.IP]; lingers { // first what is left of its last time here has to go
+		if _, lingers := a.linger[m.IP]; lingers { // what is left of its last time here has to go
 			delete(a.linger, m.IP)
-			next = t.now
-			continue
+			a.owed.unhosted[m.IP] = true
 		}
 		t.roles[m.IP] = plan.Arrive
 	}
@@ -192,17 +191,16 @@ func (a *agent) roles(t *turn) (next time.Time) {
 	return next
 }
 
-// settling is how long the new owner of a planned move goes on without announcing the IP: the other nodes' pods come by the new way
-// within that time, while replies still go to the former owner, which knows the connections.
-const settling = 50 * time.Millisecond
+// settling is how long the new owner of a planned move goes on without announcing the IP: the pods come by the new way within that time,
+// while replies still go to the former owner, which knows the connections. On 2 cores for a whole cluster a node was 45 ms late.
+const settling = 100 * time.Millisecond
 
-// settle takes the IPs that were handed over just now out of what is announced, and returns when they may be. Where pods of this node
-// use an IP it waits for nothing: their connections are of no use to the former owner any more.
+// settle takes the IPs that were handed over just now out of what is announced, and returns when they may be.
 func (a *agent) settle(t turn, d plan.Desired) (next time.Time) {
-	for id, h := range d.NFT.Hosted {
+	for _, h := range d.NFT.Hosted {
 		o := t.Owners[h.IP]
 		due := a.seen[lock{h.IP, o.Revision}].Add(a.Permit + settling) // roles has set it back by that length
-		if _, local := d.NFT.NextHops[id]; !local && o.From != "" && t.now.Before(due) {
+		if o.From != "" && t.now.Before(due) {
 			delete(d.Announce, h.IP)
 			next = earlier(next, due)
 		}
@@ -262,7 +260,7 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 	a.log(ctx, addrs, moves, rules)
 	a.countResets(moves.Loosened, d)
 	errs = append(errs,
-		in("conntrack", a.reopen(rules, d.NFT)), // at once: until then the packets of rerouted connections are dropped
+		in("conntrack", a.reopen(rules, d.NFT)),
 		in("addresses", a.links.Apply(addrs.Adds())), in("routes", a.router.Apply(moves.Removes())))
 	if err := a.permits.grant(d.Permits, lease); err != nil {
 		return true, errors.Join(append(errs, in("permits", fmt.Errorf("renewing permits: %w", err)))...)
@@ -274,48 +272,47 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 
 // owed are connections that have to be opened anew, and that conntrack has not been told of yet.
 type owed struct {
-	all      bool                     // those of all pods that are not marked as they should be: it is not known what happened before
-	ids      map[egress.ID]bool       // of local pods, with these ids
-	pods     map[netip.Addr]bool      // of these pods, where they are not marked as they should be
-	unhosted map[egress.ID]netip.Addr // of other nodes' pods by these egress IPs, and to these
+	all      bool                // those of all pods that are not marked as they should be: it is not known what happened before
+	repaired bool                // those of all pods that are SNATed: it is not known to what
+	pods     map[netip.Addr]bool // of these pods, where they are not marked as they should be
+	unhosted map[netip.Addr]bool // those that are SNATed to these egress IPs, which left, or return; and those that others opened to them
 }
 
-// reopen makes connections of local pods start afresh: those whose gateway came to this node, or left it, because what they are SNATed
-// to, or not, is written into their entries and would be wrong from now on; and those that a pod opened before it had its egress,
-// because none of its packets is to leave with another source from now on. TCP is picked up in mid-stream, with the same ports.
-// Connections within the cluster are left alone, and so are those that other nodes' pods have through this gateway, until their IP has
-// left: should it come back, TCP has gone on without this node, and is out of any window that it knows. Answers that came here for
-// the next owner's connections were passed on, and look like connections to the IP: they would keep its ports.
+// reopen makes connections start afresh. Those that a local pod opened before it had its egress, because none of its packets is to leave
+// with another source from now on; TCP is picked up in mid-stream, with the same ports, and connections within the cluster are left
+// alone. And those by egress IPs that this node steered and does no more: should such an IP come back, TCP has gone on without
+// this node, and is out of any window that it knows. Answers that came here for the next owner's connections were passed on, and look
+// like connections to the IP: they would keep its ports.
 //
 // A debt stays until it is paid: after a start, and after a repair of the tables, it is that of all pods.
 func (a *agent) reopen(c nft.Changes, tables nft.State) error {
 	o := &a.owed
-	o.all = o.all || len(c.Repairs) > 0
-	for _, id := range c.Rerouted {
-		o.ids[id] = true
+	if len(c.Repairs) > 0 {
+		o.all, o.repaired = true, true
 	}
 	for _, ip := range c.Reselected {
 		o.pods[ip] = true
 	}
-	maps.Copy(o.unhosted, c.Unhosted)
-	if !o.all && len(o.ids) == 0 && len(o.pods) == 0 && len(o.unhosted) == 0 {
+	for _, ip := range c.Unhosted {
+		o.unhosted[ip] = true
+	}
+	if !o.all && len(o.pods) == 0 && len(o.unhosted) == 0 {
 		return nil
 	}
 	err := conntrack.Delete(func(f conntrack.Connection) bool {
+		if f.Mark&egress.ConnTagMask == egress.ConnTag && o.unhosted[f.Translated] || o.unhosted[f.Destination] {
+			return true
+		}
 		id, selected := tables.Pods[f.Source]
-		if !selected {
-			for id, ip := range o.unhosted {
-				if f.Mark == id.ConnMark() || f.Destination == ip {
-					return true
-				}
-			}
+		switch {
+		case !selected:
 			return false
+		case f.Mark == id.ConnMark():
+			return o.repaired && f.Translated != f.Source
+		default:
+			return (o.all || o.pods[f.Source]) &&
+				!slices.ContainsFunc(tables.Except, func(p netip.Prefix) bool { return p.Contains(f.Destination) })
 		}
-		if f.Mark == id.ConnMark() {
-			return o.ids[id]
-		}
-		return (o.all || o.pods[f.Source]) &&
-			!slices.ContainsFunc(tables.Except, func(p netip.Prefix) bool { return p.Contains(f.Destination) })
 	})
 	if err == nil {
 		*o = newOwed()
@@ -324,7 +321,7 @@ func (a *agent) reopen(c nft.Changes, tables nft.State) error {
 }
 
 func newOwed() owed {
-	return owed{ids: map[egress.ID]bool{}, pods: map[netip.Addr]bool{}, unhosted: map[egress.ID]netip.Addr{}}
+	return owed{pods: map[netip.Addr]bool{}, unhosted: map[netip.Addr]bool{}}
 }
 
 // countResets counts how often somebody else set rp_filter of a VLAN link, and says so.

@@ -32,6 +32,9 @@ var probes = []probe{
 		return err
 	}},
 	{"vxlan-gbp", "the overlay between nodes", Missing, noAgent, tryVXLAN},
+	{"veth", "pods whose own node holds their egress IP", Missing, noAgent, func() error {
+		return addLink(&netlink.Veth{LinkAttrs: named("t-loop"), PeerName: "t-pool"})
+	}},
 	{"dummy", "the link of the egress IPs", Warning, "a bridge without ports takes its place", func() error {
 		return addLink(&netlink.Dummy{LinkAttrs: named("t-dummy")})
 	}},
@@ -54,6 +57,11 @@ var probes = []probe{
 		return tryChain(nftables.TableFamilyINet, &nftables.Chain{
 			Name: "ct", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
 		}, &expr.Ct{Key: expr.CtKeyMARK, Register: 1})
+	}},
+	{"nft-ct-zone", "pods whose own node holds their egress IP", Missing, noTables, func() error {
+		return tryChain(nftables.TableFamilyINet, &nftables.Chain{
+			Name: "zone", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
+		}, &expr.Immediate{Register: 1, Data: []byte{1, 0}}, &expr.Ct{Key: expr.CtKeyZONE, Register: 1, SourceRegister: true})
 	}},
 	{"nft-arp", "being silent about egress IPs of other nodes", Missing, noTables, func() error {
 		return tryChain(nftables.TableFamilyARP, &nftables.Chain{

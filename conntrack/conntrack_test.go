@@ -22,15 +22,15 @@ func TestDeleteIsAskedAboutEveryConnectionOfBothFamilies(t *testing.T) {
 	netns.Enter(t)
 	mark := egress.ID(5).ConnMark()
 	connect(t, "10.0.0.1", "10.0.0.2", mark, "")
-	connect(t, "10.0.0.3", "10.0.0.2", 0, "")
+	connect(t, "10.0.0.3", "10.0.0.2", 0, "--src-nat 192.0.2.9")
 	connect(t, "10.0.0.1", "10.96.0.1", 0, "--dst-nat 192.0.2.7") // a Service whose endpoint is outside
 	connect(t, "fd00::1", "fd00::2", mark, "")
 	a := netip.MustParseAddr
 	want := map[Connection]bool{
-		{a("10.0.0.1"), a("10.0.0.2"), mark}: true,
-		{a("10.0.0.3"), a("10.0.0.2"), 0}:    true,
-		{a("10.0.0.1"), a("192.0.2.7"), 0}:   true,
-		{a("fd00::1"), a("fd00::2"), mark}:   true,
+		{a("10.0.0.1"), a("10.0.0.2"), a("10.0.0.1"), mark}: true,
+		{a("10.0.0.3"), a("10.0.0.2"), a("192.0.2.9"), 0}:   true,
+		{a("10.0.0.1"), a("192.0.2.7"), a("10.0.0.1"), 0}:   true,
+		{a("fd00::1"), a("fd00::2"), a("fd00::1"), mark}:    true,
 	}
 	got := map[Connection]bool{}
 	if err := Delete(func(c Connection) bool {

@@ -15,8 +15,9 @@ import (
 // Connection is what an entry says.
 type Connection struct {
 	// Source is who opened the connection, before any translation. Destination is who answers it: after the DNAT of a Service.
-	Source, Destination netip.Addr
-	Mark                egress.Mark
+	// Translated is whom that one answers: after any SNAT.
+	Source, Destination, Translated netip.Addr
+	Mark                            egress.Mark
 }
 
 // dumps is how often a listing that was interrupted, because the table changed, is begun anew.
@@ -48,7 +49,7 @@ type filter func(Connection) bool
 
 // MatchConntrackFlow reports whether the entry is to be deleted.
 func (f filter) MatchConntrackFlow(flow *netlink.ConntrackFlow) bool {
-	return f(Connection{addrOf(flow.Forward.SrcIP), addrOf(flow.Reverse.SrcIP), egress.Mark(flow.Mark)})
+	return f(Connection{addrOf(flow.Forward.SrcIP), addrOf(flow.Reverse.SrcIP), addrOf(flow.Reverse.DstIP), egress.Mark(flow.Mark)})
 }
 
 func addrOf(ip net.IP) netip.Addr {

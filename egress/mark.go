@@ -51,8 +51,15 @@ const (
 	OverlayPort = 8479
 	// OverlayVNI is the VXLAN network identifier of the overlay.
 	OverlayVNI = 7
-	// OverlayLink names the VXLAN link.
-	OverlayLink = "egret.vx"
+	// PassPrefix begins the names of the links between a pod's node and the gateway, and of no others.
+	PassPrefix = "egret.v"
+	// OverlayLink names the VXLAN link: the gateway is another node.
+	OverlayLink = PassPrefix + "x"
+	// LoopOut and LoopIn name the two ends of the loop: the gateway is the pod's own node. What is sent into LoopOut comes in by LoopIn.
+	LoopOut, LoopIn = PassPrefix + "o", PassPrefix + "i"
+	// LoopZone is the conntrack zone of what comes in by the loop: the node sees each packet of such a connection twice, and the
+	// second time it is another connection.
+	LoopZone = uint16(ConnTag >> 16)
 	// AddressLink names the link, always down, that carries the addresses of the egress IPs hosted in the default subnet.
 	AddressLink = "egret0"
 	// VLANLinkPrefix begins the names of the VLAN links; the VLAN id follows.

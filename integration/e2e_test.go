@@ -279,7 +279,7 @@ func TestPlannedMoveLosesNoPacket(t *testing.T) {
 	plannedMove(t, "move", "10.10.0.18")
 }
 
-// plannedMove moves an IP to every kind of node, and wants nothing lost where nothing has to be.
+// plannedMove moves an IP to every kind of node, the pod's own among them, and wants nothing lost.
 func plannedMove(t *testing.T, name, address string) {
 	t.Helper()
 	n := newNamespace(t)
@@ -306,14 +306,8 @@ func plannedMove(t *testing.T, name, address string) {
 		}
 		return result
 	}
-	for _, to := range []string{other, gateway} {
+	for _, to := range []string{other, gateway, node, gateway} {
 		lossless(t, "move to "+to, move(to))
-	}
-	// To the pod's own node and away again the connection is translated on another node than before, and so starts afresh there.
-	for _, to := range []string{node, gateway} {
-		if r := move(to); r.LongestGap-r.Stalled > 500*time.Millisecond {
-			t.Errorf("move to %s: no answer for %v, want at most 500ms", to, r.LongestGap)
-		}
 	}
 }
 

@@ -127,7 +127,7 @@ func TestInvariant3NothingThatIsNotOursIsWrittenOrRemoved(t *testing.T) {
 		for _, command := range []string{"ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all", "ip -o addr", "ip -o link"} {
 			for _, line := range strings.Split(on(command), "\n") {
 				// The kernel's own: the local route of an address on egret0, and the guard's mark that it leads somewhere.
-				if !ours.MatchString(line) && !strings.Contains(line, "egret0") && !strings.Contains(line, "egret.vx") &&
+				if !ours.MatchString(line) && !strings.Contains(line, "egret0") && !strings.Contains(line, "egret.v") &&
 					// The pod's link is some moments old: its link-local address is still on its way.
 					!strings.Contains(line, "fe80:") {
 					b.WriteString(strings.Join(strings.Fields(line), " ") + "\n")
@@ -146,7 +146,7 @@ func TestInvariant3NothingThatIsNotOursIsWrittenOrRemoved(t *testing.T) {
 	defer stop()
 	writes := capture(ctx, t, gateway, "nft monitor")
 	// Everything that the agent does: its state made from nothing, an IP that goes and comes, a restart.
-	for _, line := range []string{"nft delete table inet egret", "nft delete table arp egret", "nft delete table netdev egret", "ip link del egret.vx", "ip link del egret0"} {
+	for _, line := range []string{"nft delete table inet egret", "nft delete table arp egret", "nft delete table netdev egret", "ip link del egret.vx", "ip link del egret.vo", "ip link del egret0"} {
 		on(line)
 	}
 	eventually(t, 3*time.Second, func() error {

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"regexp"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -63,6 +64,11 @@ func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
 		{"the overlay's address", node, "ip FAMILY addr flush dev egret.vx", "ip FAMILY addr show egret.vx"},
 		{"an address too many", node, "ip addr add 192.0.2.1/32 dev egret.vx", "ip addr show egret.vx"},
 		{"the overlay's reverse path filter", gateway, "sysctl -qw net.ipv4.conf.egret/vx.rp_filter=1", "sysctl net.ipv4.conf.egret/vx.rp_filter"},
+		{"the loop", gateway, "ip link del egret.vi", "ip -d link show egret.vo"},
+		{"the loop is down", gateway, "ip link set egret.vi down", "ip -d link show egret.vi"},
+		{"the loop's MTU", gateway, "ip link set egret.vo mtu 1300", "ip -d link show egret.vo"},
+		{"the loop's address", gateway, "ip addr flush dev egret.vi", "ip addr show egret.vi"},
+		{"the loop's reverse path filter", gateway, "sysctl -qw net.ipv4.conf.egret/vi.rp_filter=1", "sysctl net.ipv4.conf.egret/vi.rp_filter"},
 		{"a neighbour", node, "ip FAMILY neigh flush nud permanent dev egret.vx", "ip FAMILY neigh show nud permanent dev egret.vx"},
 		{"a neighbour's MAC", node, "ip neigh replace 10.10.0.10NUMBER lladdr 02:00:00:00:00:01 nud permanent dev egret.vx", "ip neigh show nud permanent dev egret.vx"},
 		{"a neighbour is not permanent", node, "ip neigh replace 10.10.0.10NUMBER lladdr MAC nud reachable dev egret.vx", "ip neigh show nud permanent dev egret.vx"},
@@ -105,7 +111,9 @@ func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
 			if !t.Run(strings.TrimSpace(tt.name+" "+family), func(t *testing.T) {
 				show := func() string {
 					out, _ := cluster.Exec(t.Context(), "node", tt.node, strings.Fields(shows)...) // while it is gone, the command fails
-					return passing.ReplaceAllString(stable(string(out)), "")
+					lines := strings.Split(passing.ReplaceAllString(stable(string(out)), ""), "\n")
+					slices.Sort(lines) // rules of one priority are in the order in which they came
+					return strings.Join(lines, "\n")
 				}
 				before := show()
 				if before == "" {

@@ -8,21 +8,16 @@ import (
 	"strings"
 
 	"github.com/google/nftables"
-
-	"github.com/egret-project/egret/egress"
 )
 
 // Changes are the difference between the kernel and a State: one transaction. The zero Changes are empty.
 type Changes struct {
-	// Rerouted are the ids whose connections from local pods leave this node itself now and did not before, or the other way round,
-	// sorted. Conntrack still has the old translation for connections that exist: their entries have to go.
-	Rerouted []egress.ID
 	// Reselected are the pods that got an egress IP, or another one, sorted. Connections that they opened before go on as they were
 	// for as long as conntrack knows them.
 	Reselected []netip.Addr
-	// Unhosted are the egress IPs that this node steered and SNATed, and does no more. What conntrack has of their connections stands
-	// still from now on, and would be wrong should the IP come back.
-	Unhosted map[egress.ID]netip.Addr
+	// Unhosted are the egress IPs that this node steered and SNATed to, and does no more. What conntrack has of their connections
+	// stands still from now on, and would be wrong should the IP come back.
+	Unhosted []netip.Addr
 	// Repairs say what of the tables, chains, rules, sets and counters was not as it must be, as after a first start or someone
 	// else's hand. Missing elements are not in it.
 	Repairs []string
@@ -85,7 +80,7 @@ func Diff(have Observed, want State) Changes {
 	if len(have.tables) > 0 {
 		inet = have.tables[0].elements
 	}
-	c.compare(inet, all)
+	c.Reselected = reselected(inet, all)
 	if !want.Keep {
 		c.Unhosted = unhosted(inet, all)
 	}
@@ -117,48 +112,32 @@ func (t table) forget(have, want map[string]elements) []op {
 	return ops
 }
 
-// compare fills Rerouted and Reselected.
-func (c *Changes) compare(have, want map[string]elements) {
-	old, next := have["nexthop"], want["nexthop"]
-	ids := maps.Clone(old)
-	if ids == nil {
-		ids = elements{}
-	}
-	maps.Copy(ids, next)
-	for _, k := range slices.Sorted(maps.Keys(ids)) {
-		if leavesHere(old[k]) != leavesHere(next[k]) {
-			c.Rerouted = append(c.Rerouted, idOf(k))
-		}
-	}
+// reselected returns the pods that have another egress IP than before.
+func reselected(have, want map[string]elements) (out []netip.Addr) {
 	for _, f := range families {
 		pods := want["pod"+f.digit]
 		for _, k := range slices.Sorted(maps.Keys(pods)) {
 			if have["pod"+f.digit][k] != pods[k] {
 				ip, _ := netip.AddrFromSlice([]byte(k))
-				c.Reselected = append(c.Reselected, ip)
-			}
-		}
-	}
-}
-
-func unhosted(have, want map[string]elements) map[egress.ID]netip.Addr {
-	out := map[egress.ID]netip.Addr{}
-	for _, f := range families {
-		for k, v := range have["snat"+f.digit] {
-			if want["snat"+f.digit][k] != v {
-				out[idOf(k)], _ = netip.AddrFromSlice([]byte(v))
+				out = append(out, ip)
 			}
 		}
 	}
 	return out
 }
 
-func idOf(k string) egress.ID { return egress.ID(markOf(k) & egress.Mark(egress.MaxID)) }
-
-// leavesHere reports whether a routing mark, as a value of nexthop, sends packets out of this node itself: it is LocalMark or that of a
-// subnet. An absent entry ("") does not.
-func leavesHere(value string) bool {
-	return value != "" && markOf(value)&egress.MarkMask > egress.NodeMark(egress.MaxNodeIndex)
+// unhosted returns the egress IPs that are no more what an id is translated to.
+func unhosted(have, want map[string]elements) (out []netip.Addr) {
+	for _, f := range families {
+		set := "snat" + f.digit
+		for _, k := range slices.Sorted(maps.Keys(have[set])) {
+			if have[set][k] != want[set][k] {
+				ip, _ := netip.AddrFromSlice([]byte(have[set][k]))
+				out = append(out, ip)
+			}
+		}
+	}
+	return out
 }
 
 // batch is how many elements one message holds: a message's attributes end at 64 KiB, and an element takes up to 80 bytes.

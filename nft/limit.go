@@ -120,6 +120,11 @@ type forward struct {
 	expr.Any // none; for its unexported methods
 }
 
+// originalZone sets the zone of the original direction to what is in the register. Package expr sets that of both only.
+type originalZone struct {
+	expr.Any // as above
+}
+
 // marshal encodes an expression.
 func marshal(family byte, x expr.Any) ([]byte, error) {
 	e := netlink.NewAttributeEncoder()
@@ -137,6 +142,12 @@ func marshal(family byte, x expr.Any) ([]byte, error) {
 		})
 	case forward:
 		return data("fwd", func(e *netlink.AttributeEncoder) { e.Uint32(unix.NFTA_FWD_SREG_DEV, reg) })
+	case originalZone:
+		return data("ct", func(e *netlink.AttributeEncoder) {
+			e.Uint32(unix.NFTA_CT_KEY, unix.NFT_CT_ZONE)
+			e.Uint32(unix.NFTA_CT_SREG, reg)
+			e.Uint8(unix.NFTA_CT_DIRECTION, 0) // original
+		})
 	}
 	return expr.Marshal(family, x)
 }

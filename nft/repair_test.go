@@ -186,35 +186,11 @@ func TestKeepPodsDeletesNoPod(t *testing.T) {
 	}
 }
 
-func TestReroutedAreThoseWhoseTranslationChangesPlace(t *testing.T) {
-	tables := open(t)
-	const subnet = egress.RoutingBit + egress.MaxNodeIndex + 1
-	for _, tt := range []struct {
-		name       string
-		have, want map[egress.ID]egress.Mark
-		rerouted   []egress.ID
-	}{
-		{"it comes here", map[egress.ID]egress.Mark{5: 0x2002}, map[egress.ID]egress.Mark{5: egress.LocalMark}, []egress.ID{5}},
-		{"it leaves", map[egress.ID]egress.Mark{5: subnet}, map[egress.ID]egress.Mark{5: 0x2fff}, []egress.ID{5}},
-		{"it moves between two others", map[egress.ID]egress.Mark{5: 0x2002}, map[egress.ID]egress.Mark{5: 0x2003}, nil},
-		{"another subnet of this node", map[egress.ID]egress.Mark{5: subnet}, map[egress.ID]egress.Mark{5: egress.LocalMark}, nil},
-		{"it is new here", nil, map[egress.ID]egress.Mark{5: egress.LocalMark, 6: subnet}, []egress.ID{5, 6}},
-		{"it is new elsewhere", nil, map[egress.ID]egress.Mark{5: 0x2002}, nil},
-		{"its owner here is gone", map[egress.ID]egress.Mark{5: egress.LocalMark}, nil, []egress.ID{5}},
-		{"its owner elsewhere is gone", map[egress.ID]egress.Mark{5: 0x2002}, nil, nil},
-	} {
-		reach(t, tables, State{NextHops: tt.have})
-		if diff := cmp.Diff(tt.rerouted, Diff(observe(t, tables), State{NextHops: tt.want}).Rerouted); diff != "" {
-			t.Errorf("%s (-want +got):\n%s", tt.name, diff)
-		}
-	}
-}
-
 func TestUnhostedAreTheIPsThatGo(t *testing.T) {
 	tables := open(t)
 	reach(t, tables, parseState(t, "hosted 5 10.10.0.5 0x3fff\nhosted 6 fd10::6 0x3fff\nhosted 7 10.10.0.7 0x3fff"))
 	next := parseState(t, "hosted 5 10.10.0.5 0x3ffe\nhosted 8 10.10.0.8 0x3fff")
-	want := map[egress.ID]netip.Addr{6: netip.MustParseAddr("fd10::6"), 7: netip.MustParseAddr("10.10.0.7")}
+	want := []netip.Addr{netip.MustParseAddr("10.10.0.7"), netip.MustParseAddr("fd10::6")}
 	if diff := cmp.Diff(want, Diff(observe(t, tables), next).Unhosted, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

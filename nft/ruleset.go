@@ -80,7 +80,7 @@ func perFamily(make func(f family) rule) []rule {
 	return rules
 }
 
-// overlayChains see the overlay's own packets: VXLAN, before and instead of conntrack.
+// overlayChains see the overlay's own packets, VXLAN, before and instead of conntrack; and what comes in by the loop.
 func overlayChains() []chain {
 	r := func(terms ...term) rule { return newRule("overlay", terms...) }
 	known := perFamily(func(f family) rule { return r(saddrIn(f, "node"+f.digit), notrack(), accept()) })
@@ -90,7 +90,10 @@ func overlayChains() []chain {
 	return []chain{
 		// UDP to this port that is only forwarded is none of ours: pods may use it among themselves.
 		{"overlay_in", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -300, ""},
-			[]rule{newRule("overlay_in", udpTo(egress.OverlayPort), localDestination(), enter("overlay"))}},
+			[]rule{
+				newRule("overlay_in", udpTo(egress.OverlayPort), localDestination(), enter("overlay")),
+				newRule("overlay_in", fromLoop(), setZone(egress.LoopZone)),
+			}},
 		{"overlay", hook{}, append(known, r(count(CounterForeign), drop()))},
 		{"overlay_out", hook{nftables.ChainTypeFilter, "output", *nftables.ChainHookOutput, -300, ""}, sent},
 	}
@@ -103,8 +106,8 @@ func steeringChains(hold time.Duration) []chain {
 	fresh := ctState("new", expr.CtStateBitNEW)
 	return []chain{
 		{"prerouting", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -90, ""}, []rule{
+			pre(fromPass(), enter("steer_passed")),
 			pre(direction("reply", 1), tagged(), setMark(egress.ReturnMark), accept()),
-			pre(fromOverlay(), enter("steer_overlay")),
 			pre(fresh, jump("classify")),
 			pre(lost, jump("invalid")),
 			pre(tagged(), enter("steer")),
@@ -122,15 +125,18 @@ func steeringChains(hold time.Duration) []chain {
 			newRule("steer", markFrom("nexthop"), accept()),
 			newRule("steer", count(CounterNoNextHop), drop()),
 		}},
-		// What came over the overlay is never sent on over the overlay, and nothing else than egress connections comes over it. An answer
-		// to a connection that this node does not know, or not any more, would be in conntrack as one to the pod, and take its port.
-		{"steer_overlay", hook{}, slices.Concat(
-			[]rule{newRule("steer_overlay", lost, count(CounterInvalid), drop())},
-			perFamily(func(f family) rule { return newRule("steer_overlay", fresh, toPod(f), count(CounterInvalid), drop()) }),
+		// What has passed once is never sent on that way again, and nothing else than egress connections passes. An answer to a connection
+		// that this node does not know, or not any more, would be in conntrack as one to the pod, and take its port.
+		{"steer_passed", hook{}, slices.Concat(
 			[]rule{
-				newRule("steer_overlay", fresh, connMarkFromID()),
-				newRule("steer_overlay", markFrom("hosted"), accept()),
-				newRule("steer_overlay", count(CounterUnhosted), drop()),
+				newRule("steer_passed", direction("reply", 1), tagged(), setMark(0), accept()),
+				newRule("steer_passed", lost, count(CounterInvalid), drop()),
+			},
+			perFamily(func(f family) rule { return newRule("steer_passed", fresh, toPod(f), count(CounterInvalid), drop()) }),
+			[]rule{
+				newRule("steer_passed", fresh, connMarkFromID()),
+				newRule("steer_passed", markFrom("hosted"), accept()),
+				newRule("steer_passed", count(CounterUnhosted), drop()),
 			})},
 	}
 }
@@ -178,10 +184,10 @@ func leavingChains(s State) []chain {
 	post := func(kind nftables.ChainType, prio nftables.ChainPriority) hook {
 		return hook{kind, "postrouting", *nftables.ChainHookPostrouting, prio, ""}
 	}
-	fwd := []rule{newRule("forward", toOverlay(), tcpSYN(), mssOfRoute())}
+	fwd := []rule{newRule("forward", toPass(), tcpSYN(), mssOfRoute())}
 	if s.OverlayMTU > ipv6.headers {
 		fwd = append(fwd, perFamily(func(f family) rule {
-			return newRule("forward", fromOverlay(), words("meta nfproto "+f.protocol, f.is()...), tcpSYN(), mss(s.OverlayMTU-f.headers))
+			return newRule("forward", fromPass(), words("meta nfproto "+f.protocol, f.is()...), tcpSYN(), mss(s.OverlayMTU-f.headers))
 		})...)
 	}
 	// An answer to a connection of which this node does not know yet.
@@ -192,31 +198,23 @@ func leavingChains(s State) []chain {
 	if s.RandomPorts {
 		ports = randomPort
 	}
-	own := perFamily(func(f family) rule { return newRule("translate_egress", toOverlay(), snatToSelf(f)) })
+	own := perFamily(func(f family) rule { return newRule("translate_egress", toPass(), snatToSelf(f)) })
 	own = append(own, perFamily(func(f family) rule { return newRule("translate_egress", snatFrom(f, "snat"+f.digit, ports)) })...)
 	identity := words(fmt.Sprintf("meta mark set ct mark & 0x%08x", uint32(id)), loadCt(expr.CtKeyMARK), mask(id, 0), setMeta(expr.MetaKeyMARK))
-	// That the port changes is in order: two connections of a pod may be the same after a Service's DNAT. The first mark is of no use, as above.
-	changed := perFamily(func(f family) rule {
-		return newRule("changed", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), identity, accept())
-	})
 	permitted := perFamily(func(f family) rule { return newRule("permitted", saddrIn(f, "permit"+f.digit), accept()) })
 	return []chain{
 		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0, ""}, fwd},
-		// The packet mark becomes the id, which VXLAN carries as its group policy.
-		{"identity", post(nftables.ChainTypeFilter, 0), []rule{newRule("identity", toOverlay(), identity)}},
+		// The packet mark becomes the id, which VXLAN carries as its group policy. The loop leaves the mark alone.
+		{"identity", post(nftables.ChainTypeFilter, 0), []rule{newRule("identity", toPass(), identity)}},
 		// Before every other SNAT (100): what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
 		{"translate", post(nftables.ChainTypeNAT, 99), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
 		{"translate_egress", hook{}, append(own, newRule("translate_egress", count(CounterGuard), drop()))},
 		// After every SNAT: what still is no permitted egress IP never leaves.
 		{"guard", post(nftables.ChainTypeFilter, 300), []rule{newRule("guard", direction("original", 0), tagged(), enter("permitted"))}},
 		{"permitted", hook{}, slices.Concat([]rule{
-			newRule("permitted", toOverlay(), ctStatus("snat", ctStatusSNAT), enter("changed")),
-			newRule("permitted", toOverlay(), accept()),
+			newRule("permitted", toPass(), accept()),
 			newRule("permitted", overLimit("bandwidth"), count(CounterBandwidth), drop()),
 		}, permitted, []rule{newRule("permitted", count(CounterGuard), drop())})},
-		// A connection that was SNATed here, and whose egress IP is elsewhere now: the gateway is not to know it by that source, for it
-		// would have no room left for the same port when the pod's own packets come.
-		{"changed", hook{}, append(changed, newRule("changed", count(CounterGuard), drop()))},
 	}
 }
 

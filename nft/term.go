@@ -135,13 +135,24 @@ func (f family) daddr() expr.Any {
 
 func words(w string, exprs ...expr.Any) term { return term{words: w, exprs: exprs} }
 
-// link matches iifname or oifname against the overlay.
-func link(name string, k expr.MetaKey) term {
-	return words(fmt.Sprintf("%s %q", name, egress.OverlayLink), loadMeta(k), equals([]byte(linkKey(egress.OverlayLink))...))
+// passed matches what came from the pod's node or goes to the gateway, or back: over the overlay, or through the loop.
+func passed(name string, k expr.MetaKey) term {
+	return words(fmt.Sprintf(`%s "%s*"`, name, egress.PassPrefix), loadMeta(k), equals([]byte(egress.PassPrefix)...))
 }
 
-func fromOverlay() term { return link("iifname", expr.MetaKeyIIFNAME) }
-func toOverlay() term   { return link("oifname", expr.MetaKeyOIFNAME) }
+func fromPass() term { return passed("iifname", expr.MetaKeyIIFNAME) }
+func toPass() term   { return passed("oifname", expr.MetaKeyOIFNAME) }
+
+func fromLoop() term {
+	return words(fmt.Sprintf("iifname %q", egress.LoopIn), loadMeta(expr.MetaKeyIIFNAME), equals([]byte(linkKey(egress.LoopIn))...))
+}
+
+// setZone puts the connection of a packet that conntrack has not seen yet into a zone, by the packets of who opened it. The others are
+// found in the default zone: there, no two connections have the same.
+func setZone(zone uint16) term {
+	return words(fmt.Sprintf("ct original zone set %d", zone),
+		&expr.Immediate{Register: reg, Data: binaryutil.NativeEndian.PutUint16(zone)}, originalZone{})
+}
 
 func direction(name string, value byte) term {
 	return words("ct direction "+name, loadCt(expr.CtKeyDIRECTION), equals(value))
@@ -149,13 +160,6 @@ func direction(name string, value byte) term {
 
 func ctState(names string, bits uint32) term {
 	return words("ct state "+names, loadCt(expr.CtKeySTATE), mask(egress.Mark(bits), 0), differs(native(0)...))
-}
-
-// ctStatusSNAT is IPS_SRC_NAT (linux/netfilter/nf_conntrack_common.h): the translation changed something.
-const ctStatusSNAT = 1 << 4
-
-func ctStatus(names string, bits uint32) term {
-	return words("ct status "+names, loadCt(expr.CtKeySTATUS), mask(egress.Mark(bits), 0), differs(native(0)...))
 }
 
 // tagged matches the packets of egress connections, by what the kernel has on the connection. A packet without connection never

@@ -64,7 +64,7 @@ func Build(s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) Desired {
 	d.NFT.Keep, d.Routing.Keep, d.VLAN.Keep = keep, keep, keep
 	buildOverlay(&d, s, f)
 	exits := exits{s, f, subnetMarks(s)}
-	buildPods(&d, s, f, roles, exits)
+	buildPods(&d, s, f, roles)
 	buildHosted(&d, s, f, roles, exits)
 	return d
 }
@@ -98,12 +98,12 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 }
 
 // buildPods adds what this node's selected pods need: who they are, and where their egress IP lives.
-func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role, exits exits) {
+func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) {
 	d.NFT.Hold, d.NFT.PodCIDRs = f.Hold, s.Nodes[f.Node].PodCIDRs
 	for _, pod := range s.ByNode[egress.Unselected].Pods {
 		d.NFT.Unselected = append(d.NFT.Unselected, pod.IPs...)
 	}
-	gateways := map[string]bool{}
+	gateways := map[string]bool{f.Node: true}                 // itself always: there is one rule and one route less to change in a move
 	for _, name := range slices.Sorted(maps.Keys(s.ByNode)) { // in order: should two list one pod, all passes agree on which
 		members := s.ByNode[name]
 		policy, ok := s.Egresses[name]
@@ -118,10 +118,10 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 					continue
 				}
 				owner := s.Owners[a.IP].Node
-				switch n := s.Nodes[owner]; {
-				case roles[a.IP] == Hold, roles[a.IP] == Relay && owner == f.Node: // the latter is about to hand over
-					d.NFT.NextHops[a.ID] = exits.mark(a.Pool)
-				case n.Index > 0 && owner != f.Node:
+				if roles[a.IP] == Hold {
+					owner = f.Node
+				}
+				if n := s.Nodes[owner]; n.Index > 0 {
 					d.NFT.NextHops[a.ID] = egress.NodeMark(n.Index)
 					gateways[owner] = true
 				}
@@ -129,10 +129,18 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 		}
 	}
 	for _, name := range slices.Sorted(maps.Keys(gateways)) {
-		if via, ok := s.Nodes[name].Primary(f.Underlay); ok {
+		if via, ok := underlay(s, f, name); ok && s.Nodes[name].Index > 0 {
 			d.Routing.NextHops = append(d.Routing.NextHops, routing.NextHop{Mark: egress.NodeMark(s.Nodes[name].Index), Via: via})
 		}
 	}
+}
+
+// underlay returns the address of a node that this one reaches it by, and its own.
+func underlay(s *egress.Snapshot, f Facts, node string) (netip.Addr, bool) {
+	if node == f.Node {
+		return f.Underlay, true
+	}
+	return s.Nodes[node].Primary(f.Underlay)
 }
 
 // addressFor returns the address of the egress for a pod's IP. Without one of the IP's family it is the zero address: the members list
@@ -177,8 +185,8 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 		}
 		for _, name := range t.egresses {
 			for node, members := range s.ByEgress[name] {
-				via, ok := s.Nodes[node].Primary(f.Underlay)
-				if node == f.Node || !ok {
+				via, ok := underlay(s, f, node)
+				if !ok {
 					continue
 				}
 				for _, pod := range members.Pods {

@@ -67,29 +67,30 @@ func TestBuildSteersSelectedPods(t *testing.T) {
 	}
 	known := map[netip.Addr]egress.ID{ip("10.244.1.2"): 1, ip("fd44::1"): 0} // the egress still waits for its IPv6 address
 	here := map[egress.ID]nft.Hosted{1: {IP: egressIP, Mark: egress.LocalMark}}
-	away := map[egress.ID]egress.Mark{1: egress.NodeMark(2)}
-	hops := []routing.NextHop{{Mark: egress.NodeMark(2), Via: ip("10.10.0.102")}}
+	local, away := map[egress.ID]egress.Mark{1: egress.NodeMark(1)}, map[egress.ID]egress.Mark{1: egress.NodeMark(2)}
+	loop := []routing.NextHop{{Mark: egress.NodeMark(1), Via: ip("10.10.0.101")}}
+	hops := append(loop[:1:1], routing.NextHop{Mark: egress.NodeMark(2), Via: ip("10.10.0.102")})
 	tests := map[string]struct {
 		s    *egress.Snapshot
 		role Role
 		want want
 	}{
-		"to the gateway, over the overlay":                     {guide("node-2"), None, want{known, away, nil, hops}},
-		"out of this node, when it holds the IP":               {guide("node-1"), Hold, want{known, map[egress.ID]egress.Mark{1: egress.LocalMark}, here, nil}},
-		"nowhere, when nobody holds the IP":                    {guide(""), None, want{known, nil, nil, nil}},
-		"nowhere, while this node waits for an earlier permit": {guide("node-1"), None, want{known, nil, nil, nil}},
-		"to the owner still, while this node prepares a move":  {guide("node-2"), Arrive, want{known, away, here, hops}},
-		"out of this node still, while it hands over":          {guide("node-1"), Relay, want{known, map[egress.ID]egress.Mark{1: egress.LocalMark}, here, nil}},
+		"to the gateway, over the overlay":                    {guide("node-2"), None, want{known, away, nil, hops}},
+		"through the loop, when this node holds the IP":       {guide("node-1"), Hold, want{known, local, here, loop}},
+		"nowhere, when nobody holds the IP":                   {guide(""), None, want{known, nil, nil, loop}},
+		"no further, while it waits for an earlier permit":    {guide("node-1"), None, want{known, local, nil, loop}},
+		"to the owner still, while this node prepares a move": {guide("node-2"), Arrive, want{known, away, here, hops}},
+		"through the loop still, while it hands over":         {guide("node-1"), Relay, want{known, local, here, loop}},
 		"nowhere, while the egress has no address": {func() *egress.Snapshot {
 			s := guide("")
 			s.Egresses["egress-0001"] = egress.Policy{Name: "egress-0001"}
 			return s
-		}(), None, want{map[netip.Addr]egress.ID{ip("10.244.1.2"): 0, ip("fd44::1"): 0}, nil, nil, nil}},
+		}(), None, want{map[netip.Addr]egress.ID{ip("10.244.1.2"): 0, ip("fd44::1"): 0}, nil, nil, loop}},
 		"nowhere, when the egress's record is not there": {func() *egress.Snapshot {
 			s := guide("")
 			delete(s.Egresses, "egress-0001")
 			return s
-		}(), None, want{map[netip.Addr]egress.ID{ip("10.244.1.2"): 0, ip("fd44::1"): 0}, nil, nil, nil}},
+		}(), None, want{map[netip.Addr]egress.ID{ip("10.244.1.2"): 0, ip("fd44::1"): 0}, nil, nil, loop}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -121,8 +122,8 @@ func TestBuildAnswersOnlyForWhatItHolds(t *testing.T) {
 		if diff := cmp.Diff(wantPermits, d.Permits, compare); diff != "" {
 			t.Errorf("role %d: permits (-want +got):\n%s", role, diff)
 		}
-		// Only a gateway needs to know where replies go, and only to other nodes' pods.
-		wantReturns := map[netip.Addr]netip.Addr{ip("10.244.2.2"): ip("10.10.0.102")}
+		// Only a gateway needs to know where replies go.
+		wantReturns := map[netip.Addr]netip.Addr{ip("10.244.1.2"): ip("10.10.0.101"), ip("10.244.2.2"): ip("10.10.0.102")}
 		if role == None {
 			wantReturns = nil
 		}

@@ -23,7 +23,7 @@ type op struct {
 // Empty reports whether there is nothing to write.
 func (c Changes) Empty() bool { return len(c.adds)+len(c.removes) == 0 }
 
-// Adds returns the part that brings what is missing, and nothing that takes away; the exception is an overlay link that has to be made
+// Adds returns the part that brings what is missing, and nothing that takes away; the exception is a link of ours that has to be made
 // anew, which goes and comes here, with all that is on it.
 func (c Changes) Adds() Changes { return Changes{adds: c.adds} }
 
@@ -47,22 +47,17 @@ func Diff(have Observed, want State) Changes {
 	for _, e := range want.entries(have.off) {
 		wanted[e.key()] = e
 	}
-	var gone bool
-	c.adds, gone = have.link.change(want.Overlay, have.off)
-	if !want.Overlay.Local.IsValid() {
-		gone = true
-	}
-	if gone {
-		// What is on the link goes with it.
-		old = maps.Clone(old)
-		maps.DeleteFunc(old, func(_ string, e entry) bool { return e.bound })
-	}
+	var gone map[string]bool
+	c.adds, gone = have.changeLinks(want.Overlay)
+	// What is on a link goes with it.
+	old = maps.Clone(old)
+	maps.DeleteFunc(old, func(_ string, e entry) bool { return gone[e.bound] })
 
 	loose := map[string]bool{}
 	for _, s := range want.Subnets {
 		if f, ok := have.filters[s.Link]; ok && f != looseFilter && !loose[s.Link] {
 			loose[s.Link] = true
-			c.adds = append(c.adds, loosenVLAN(s.Link))
+			c.adds = append(c.adds, loosen(s.Link))
 			c.Loosened = append(c.Loosened, s.Link)
 		}
 	}
@@ -92,8 +87,12 @@ func Diff(have Observed, want State) Changes {
 			c.removes = append(c.removes, op{e.command + " del " + e.words, func(w *writer) error { return absent(e.del(w)) }})
 		}
 	}
-	if !want.Overlay.Local.IsValid() && have.link.exists() {
-		c.removes = append(c.removes, removeLink())
+	if !want.Overlay.Local.IsValid() {
+		for _, name := range ourLinks[:len(ourLinks)-1] { // LoopIn goes with the other end
+			if have.links[name].exists() {
+				c.removes = append(c.removes, removeLink(name))
+			}
+		}
 	}
 	return c
 }

@@ -34,8 +34,8 @@ type entry struct {
 	slot string
 	// place is shared by routes that take each other's place: same table and destination.
 	place   string
-	bound   bool // goes with the overlay link
-	returns bool // a route of State.Returns
+	bound   string // the link of ours that it goes with
+	returns bool   // a route of State.Returns
 	add     func(w *writer, verb string) error
 	del     func(w *writer) error
 }
@@ -94,6 +94,27 @@ func newRoute(f family, table int, dst netip.Prefix, via netip.Addr) netlink.Rou
 	return r
 }
 
+// loopGateway is the next hop on the loop: for IPv4 another end of tunnels that is no node (RFC 6333, section 5.7), for IPv6 any. The link
+// asks nobody for it.
+func (f family) loopGateway() netip.Addr {
+	if f.af == unix.AF_INET {
+		return netip.AddrFrom4([4]byte{192, 0, 0, 1})
+	}
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 1})
+}
+
+// loopRoute returns a route of ours into the loop.
+func loopRoute(f family, table int, dst netip.Prefix) netlink.Route {
+	r := netlink.Route{
+		Family: f.af, Table: table, Dst: ipNet(dst), Type: unix.RTN_UNICAST, Protocol: egress.RouteProtocol, Priority: f.metric,
+		Gw: f.loopGateway().AsSlice(),
+	}
+	if f.af == unix.AF_INET {
+		r.Flags = int(netlink.FLAG_ONLINK)
+	}
+	return r
+}
+
 // onLink returns the route to the addresses of a subnet.
 func onLink(f family, table int, dst netip.Prefix) netlink.Route {
 	r := netlink.Route{
@@ -126,8 +147,7 @@ func nowhere(f family, table int) netlink.Route {
 // routeEntry returns the entry of any route; dev is the name of its link. See ruleEntry.
 func routeEntry(f family, r netlink.Route, dev string) entry {
 	dst := prefixOf(r.Dst)
-	overlay := dev == egress.OverlayLink
-	e := entry{kind: route, command: "ip " + f.option + " route", bound: overlay, returns: r.Table == egress.ReturnTable}
+	e := entry{kind: route, command: "ip " + f.option + " route", bound: dev, returns: r.Table == egress.ReturnTable}
 	e.place = fmt.Sprintf("%s %s table %d", f.option, dst, r.Table)
 	e.words = dst.String()
 	if dst == f.any {
@@ -170,7 +190,7 @@ func routeEntry(f family, r netlink.Route, dev string) entry {
 
 // neighbourEntry returns the entry of a neighbour on the overlay link.
 func neighbourEntry(f family, ip netip.Addr, mac net.HardwareAddr, state int) entry {
-	e := entry{kind: neighbour, command: "ip " + f.option + " neigh", slot: ip.String(), bound: true}
+	e := entry{kind: neighbour, command: "ip " + f.option + " neigh", slot: ip.String(), bound: egress.OverlayLink}
 	e.words = fmt.Sprintf("%s lladdr %s dev %s nud %s", ip, mac, egress.OverlayLink, nud(state))
 	n := netlink.Neigh{Family: f.af, IP: ip.AsSlice(), HardwareAddr: mac, State: state}
 	return e.onLink(n)
@@ -179,7 +199,7 @@ func neighbourEntry(f family, ip netip.Addr, mac net.HardwareAddr, state int) en
 // fdbEntry returns an entry of the overlay link's forwarding database: frames to mac go to the node with the underlay address dst.
 func fdbEntry(mac net.HardwareAddr, dst netip.Addr, state int) entry {
 	// One place for each MAC: "append" does nothing, and says nothing, when a unicast MAC has another destination already.
-	e := entry{kind: fdb, command: "bridge fdb", slot: mac.String(), bound: true}
+	e := entry{kind: fdb, command: "bridge fdb", slot: mac.String(), bound: egress.OverlayLink}
 	e.words = fmt.Sprintf("%s dev %s dst %s", mac, egress.OverlayLink, dst)
 	if state := nud(state); state != "permanent" {
 		e.words += " " + state
@@ -192,14 +212,14 @@ func fdbEntry(mac net.HardwareAddr, dst netip.Addr, state int) entry {
 func (e entry) onLink(n netlink.Neigh) entry {
 	e.add = func(w *writer, _ string) error {
 		var err error
-		if n.LinkIndex, err = w.index(); err != nil {
+		if n.LinkIndex, err = w.index(egress.OverlayLink); err != nil {
 			return err
 		}
 		return w.handle.NeighSet(&n)
 	}
 	e.del = func(w *writer) error {
 		var err error
-		if n.LinkIndex, err = w.index(); err != nil {
+		if n.LinkIndex, err = w.index(egress.OverlayLink); err != nil {
 			return err
 		}
 		return w.handle.NeighDel(&n)
@@ -207,10 +227,10 @@ func (e entry) onLink(n netlink.Neigh) entry {
 	return e
 }
 
-// addressEntry returns the entry of an address on the overlay link.
-func addressEntry(f family, p netip.Prefix) entry {
-	e := entry{kind: address, command: "ip " + f.option + " addr", slot: p.String(), bound: true}
-	e.words = fmt.Sprintf("%s dev %s", p, egress.OverlayLink)
+// addressEntry returns the entry of an address on a link of ours.
+func addressEntry(f family, p netip.Prefix, dev string) entry {
+	e := entry{kind: address, command: "ip " + f.option + " addr", slot: p.String() + " " + dev, bound: dev}
+	e.words = fmt.Sprintf("%s dev %s", p, dev)
 	// Of link scope, so that no packet to elsewhere takes it for its source. Nobody else has an address made from our own.
 	a := netlink.Addr{IPNet: ipNet(p), Scope: int(netlink.SCOPE_LINK), Flags: unix.IFA_F_NODAD}
 	if f.af == unix.AF_INET {
@@ -221,7 +241,7 @@ func addressEntry(f family, p netip.Prefix) entry {
 	}
 	write := func(w *writer, do func(netlink.Link, *netlink.Addr) error) error {
 		var err error
-		if a.LinkIndex, err = w.index(); err != nil {
+		if a.LinkIndex, err = w.index(dev); err != nil {
 			return err
 		}
 		return do(nil, &a)

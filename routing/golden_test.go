@@ -87,8 +87,8 @@ func sections(t *testing.T, file string) map[string]string {
 	return m
 }
 
-// made finds how the overlay link was made in the output of ip -d.
-var made = regexp.MustCompile(`> mtu \d+|link/ether \S+|vxlan id .* gbp|addrgenmode \w+|<[^>]+`)
+// made finds how a link was made in the output of ip -d.
+var made = regexp.MustCompile(`> mtu \d+|link/ether \S+|vxlan id .* gbp| veth |addrgenmode \w+|<[^>]+`)
 
 // listing is what the real ip and bridge print of the namespace, rules of others included. Only rules come in an order that counts.
 func listing(t *testing.T) string {
@@ -99,13 +99,18 @@ func listing(t *testing.T) string {
 		b.WriteString("# ip " + f.option + " rule\n" + netns.Run(t, "ip "+f.option+" rule"))
 		show("ip " + f.option + " route show table all proto 94")
 	}
-	if _, err := net.InterfaceByName("egret.vx"); err == nil {
-		show("ip neigh show dev egret.vx nud permanent")
-		show("bridge fdb show dev egret.vx")
-		show("ip -br addr show dev egret.vx")
-		b.WriteString("# ip -d link show egret.vx\n")
-		b.WriteString(strings.Join(made.FindAllString(netns.Run(t, "ip -d link show egret.vx"), -1), "\n") + "\n")
-		b.WriteString("# sysctl net/ipv4/conf/egret.vx/rp_filter\n" + netns.Run(t, "sysctl -n net/ipv4/conf/egret.vx/rp_filter"))
+	for _, dev := range ourLinks {
+		if _, err := net.InterfaceByName(dev); err != nil {
+			continue
+		}
+		show("ip neigh show dev " + dev + " nud permanent")
+		if dev == "egret.vx" {
+			show("bridge fdb show dev " + dev)
+		}
+		show("ip -br addr show dev " + dev)
+		b.WriteString("# ip -d link show " + dev + "\n")
+		b.WriteString(strings.Join(made.FindAllString(netns.Run(t, "ip -d link show "+dev), -1), "\n") + "\n")
+		b.WriteString("# sysctl net/ipv4/conf/" + dev + "/rp_filter\n" + netns.Run(t, "sysctl -n net/ipv4/conf/"+dev+"/rp_filter"))
 	}
 	return trailing.ReplaceAllString(b.String(), "\n")
 }

@@ -3,6 +3,7 @@ package routing
 import (
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"os"
 	"strings"
@@ -30,18 +31,22 @@ const (
 	iflaInetConf = 1
 )
 
-// link is what the kernel says of the overlay link. The zero link: there is none.
+// link is what the kernel says of one of our links. The zero link: there is none.
 type link struct {
 	index    int
+	peer     int    // of a veth link: the index of the other end
 	made     string // what cannot be changed, in the words of ip(8)
 	mtu      int
 	mac      string
-	up       bool
+	up, arp  bool
 	rpFilter int
 	genMode  map[int]int // by family: only IPv6 has it
 }
 
 func (l link) exists() bool { return l.index != 0 }
+
+// ourLinks are the links that this package makes.
+var ourLinks = []string{egress.OverlayLink, egress.LoopOut, egress.LoopIn}
 
 // madeAs returns the words with which the overlay link is made.
 func madeAs(local netip.Addr) string {
@@ -71,40 +76,63 @@ func describe(l netlink.Link) string {
 	return b.String()
 }
 
-// change returns what makes the link as o wants it; the zero Overlay wants no change. gone says that the link that is there, if any,
-// is removed in the course.
-func (l link) change(o Overlay, off map[int]bool) (ops []op, gone bool) {
-	if !o.Local.IsValid() {
-		return nil, false
-	}
-	mac := egress.OverlayMAC(o.Local).String()
-	if l.made != madeAs(o.Local) {
-		if l.exists() {
-			ops = append(ops, removeLink())
+// changeLinks returns what makes our links as want has them. gone are those that are not there, or are removed in the course.
+func (o Observed) changeLinks(want Overlay) (ops []op, gone map[string]bool) {
+	gone = map[string]bool{}
+	if !want.Local.IsValid() {
+		for _, name := range ourLinks {
+			gone[name] = true
 		}
-		ops = append(ops, addLink(o))
-		l = link{mtu: o.MTU, mac: mac}
-		gone = true
+		return nil, gone
 	}
+	now := maps.Clone(o.links)
+	if now == nil {
+		now = map[string]link{}
+	}
+	fresh := link{mtu: want.MTU, mac: egress.OverlayMAC(want.Local).String(), arp: true}
+	replace := func(add op, names ...string) {
+		for _, name := range names {
+			if now[name].exists() {
+				ops = append(ops, removeLink(name))
+			}
+			now[name], gone[name] = fresh, true
+		}
+		ops = append(ops, add)
+	}
+	if now[egress.OverlayLink].made != madeAs(want.Local) {
+		replace(addOverlay(want), egress.OverlayLink)
+	}
+	if out, in := now[egress.LoopOut], now[egress.LoopIn]; out.made != loopMade || in.made != loopMade || out.peer != in.index || in.peer != out.index {
+		replace(addLoop(want), egress.LoopOut, egress.LoopIn)
+	}
+	for _, name := range ourLinks {
+		ops = append(ops, now[name].change(name, want, o.off)...)
+	}
+	return ops, gone
+}
+
+// change returns what makes the link as o wants it.
+func (l link) change(name string, o Overlay, off map[int]bool) (ops []op) {
 	set := func(words string, run func(*writer, netlink.Link) error) {
-		ops = append(ops, op{"ip link set " + egress.OverlayLink + " " + words, func(w *writer) error {
-			dev, err := w.link()
+		ops = append(ops, op{"ip link set " + name + " " + words, func(w *writer) error {
+			dev, err := w.link(name)
 			if err != nil {
 				return err
 			}
 			return run(w, dev)
 		}})
 	}
-	if l.mac != mac {
-		set("address "+mac, func(w *writer, dev netlink.Link) error {
-			return w.handle.LinkSetHardwareAddr(dev, egress.OverlayMAC(o.Local))
-		})
+	if mac := egress.OverlayMAC(o.Local); l.mac != mac.String() {
+		set("address "+mac.String(), func(w *writer, dev netlink.Link) error { return w.handle.LinkSetHardwareAddr(dev, mac) })
 	}
 	if l.mtu != o.MTU && o.MTU != 0 {
 		set(fmt.Sprintf("mtu %d", o.MTU), func(w *writer, dev netlink.Link) error { return w.handle.LinkSetMTU(dev, o.MTU) })
 	}
-	if l.rpFilter != looseFilter {
-		ops = append(ops, loosen(egress.OverlayLink, (*writer).index))
+	if name != egress.OverlayLink && l.arp { // both ends have one MAC: there is nobody to ask
+		set("arp off", func(w *writer, dev netlink.Link) error { return w.handle.LinkSetARPOff(dev) })
+	}
+	if name != egress.LoopOut && l.rpFilter != looseFilter {
+		ops = append(ops, loosen(name))
 	}
 	// Before up: that is when the kernel would make an address.
 	if l.genMode[unix.AF_INET6] != genNone && !off[unix.AF_INET6] {
@@ -113,24 +141,43 @@ func (l link) change(o Overlay, off map[int]bool) (ops []op, gone bool) {
 	if !l.up {
 		set("up", func(w *writer, dev netlink.Link) error { return w.handle.LinkSetUp(dev) })
 	}
-	return ops, gone
+	return ops
 }
 
-func addLink(o Overlay) op {
+// attributes returns those that our links are made with, and the words for them.
+func (o Overlay) attributes(name string) (netlink.LinkAttrs, string) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = egress.OverlayLink, o.MTU, egress.OverlayMAC(o.Local)
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = name, o.MTU, egress.OverlayMAC(o.Local)
 	mtu := ""
 	if o.MTU != 0 {
 		mtu = fmt.Sprintf(" mtu %d", o.MTU)
 	}
-	line := fmt.Sprintf("ip link add %s%s address %s %s", attrs.Name, mtu, attrs.HardwareAddr, madeAs(o.Local))
-	return op{line, func(w *writer) error {
+	return attrs, fmt.Sprintf("%s%s address %s", name, mtu, attrs.HardwareAddr)
+}
+
+// loopMade is how the ends of the loop are made.
+const loopMade = "type veth"
+
+func addLoop(o Overlay) op {
+	attrs, out := o.attributes(egress.LoopOut)
+	_, in := o.attributes(egress.LoopIn)
+	return op{fmt.Sprintf("ip link add %s %s peer name %s", out, loopMade, in), func(w *writer) error {
+		w.forget()
+		return present(w.handle.LinkAdd(&netlink.Veth{
+			LinkAttrs: attrs, PeerName: egress.LoopIn, PeerHardwareAddr: attrs.HardwareAddr, PeerMTU: uint32(o.MTU),
+		}))
+	}}
+}
+
+func addOverlay(o Overlay) op {
+	attrs, words := o.attributes(egress.OverlayLink)
+	return op{"ip link add " + words + " " + madeAs(o.Local), func(w *writer) error {
 		w.forget()
 		err := w.handle.LinkAdd(&netlink.Vxlan{
 			LinkAttrs: attrs, VxlanId: egress.OverlayVNI, Port: egress.OverlayPort, SrcAddr: o.Local.AsSlice(), GBP: true,
 		})
 		if errors.Is(err, unix.EEXIST) {
-			if _, err := w.link(); errors.Is(err, errNoLink) {
+			if _, err := w.link(egress.OverlayLink); errors.Is(err, errNoLink) {
 				return fmt.Errorf("another link has VNI %d on UDP port %d: remove it", egress.OverlayVNI, egress.OverlayPort)
 			}
 		}
@@ -138,10 +185,10 @@ func addLink(o Overlay) op {
 	}}
 }
 
-func removeLink() op {
-	return op{"ip link del " + egress.OverlayLink, func(w *writer) error {
+func removeLink(name string) op {
+	return op{"ip link del " + name, func(w *writer) error {
 		w.forget()
-		dev, err := w.link()
+		dev, err := w.link(name)
 		if err != nil {
 			return absent(err)
 		}
@@ -151,25 +198,14 @@ func removeLink() op {
 }
 
 // loosen sets rp_filter of a link.
-func loosen(name string, index func(*writer) (int, error)) op {
+func loosen(name string) op {
 	return op{fmt.Sprintf("sysctl -w net/ipv4/conf/%s/rp_filter=%d", name, looseFilter), func(w *writer) error {
-		i, err := index(w)
+		i, err := w.index(name)
 		if err != nil {
 			return err
 		}
 		return w.setRPFilter(i)
 	}}
-}
-
-// loosenVLAN sets rp_filter of a VLAN link.
-func loosenVLAN(name string) op {
-	return loosen(name, func(w *writer) (int, error) {
-		dev, err := w.handle.LinkByName(name)
-		if err != nil {
-			return 0, err
-		}
-		return dev.Attrs().Index, nil
-	})
 }
 
 // setRPFilter does what writing the sysctl would, in the namespace of the socket and where /proc is read-only, too.
@@ -214,11 +250,11 @@ func (r *Router) filters() (map[string]int, error) {
 	return out, nil
 }
 
-// overlayLink reads the overlay link. No link is no error.
-func (r *Router) overlayLink() (link, error) {
+// link reads one of our links. No link is no error.
+func (r *Router) link(name string) (link, error) {
 	req := r.request(unix.RTM_GETLINK, unix.NLM_F_ACK)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
-	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(egress.OverlayLink)))
+	req.AddData(nl.NewRtAttr(unix.IFLA_IFNAME, nl.ZeroTerminated(name)))
 	answers, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	if errors.Is(err, unix.ENODEV) {
 		return link{}, nil
@@ -235,8 +271,8 @@ func (r *Router) overlayLink() (link, error) {
 	}
 	a := dev.Attrs()
 	l := link{
-		index: a.Index, made: describe(dev), mtu: a.MTU, mac: a.HardwareAddr.String(), up: a.RawFlags&unix.IFF_UP != 0,
-		rpFilter: -1, genMode: map[int]int{},
+		index: a.Index, peer: a.ParentIndex, made: describe(dev), mtu: a.MTU, mac: a.HardwareAddr.String(),
+		up: a.RawFlags&unix.IFF_UP != 0, arp: a.RawFlags&unix.IFF_NOARP == 0, rpFilter: -1, genMode: map[int]int{},
 	}
 	return l, l.readConf(answers[0])
 }

@@ -15,8 +15,8 @@ const maxTable = egress.ReturnTable + int(egress.LocalMark&^egress.RoutingBit) -
 
 // Observed is what the kernel holds of ours. The zero Observed is a kernel that holds nothing.
 type Observed struct {
-	off     map[int]bool // families that this namespace does without
-	link    link
+	off     map[int]bool    // families that this namespace does without
+	links   map[string]link // ours, by name
 	entries map[string]entry
 	// filters are the rp_filter of the VLAN links, by name.
 	filters map[string]int
@@ -24,20 +24,22 @@ type Observed struct {
 
 // Observe reads what the kernel holds of ours. An error means that nothing is known.
 func (r *Router) Observe() (Observed, error) {
-	o := Observed{off: map[int]bool{}, entries: map[string]entry{}}
-	var err error
-	if o.link, err = r.overlayLink(); err != nil {
-		return Observed{}, fmt.Errorf("reading link %s: %w", egress.OverlayLink, err)
+	o := Observed{off: map[int]bool{}, links: map[string]link{}, entries: map[string]entry{}}
+	for _, name := range ourLinks {
+		l, err := r.link(name)
+		if err != nil {
+			return Observed{}, fmt.Errorf("reading link %s: %w", name, err)
+		}
+		o.links[name] = l
 	}
 	for _, f := range families {
 		known, on := f.support()
 		if o.off[f.af] = !on; !known {
 			continue
 		}
-		reads := []func(family) ([]entry, error){r.rules, r.routes}
-		if i := o.link.index; o.link.exists() {
-			reads = append(reads, func(f family) ([]entry, error) { return r.addresses(f, i) },
-				func(f family) ([]entry, error) { return r.neighbours(f, i) })
+		reads := []func(family) ([]entry, error){r.rules, r.routes, func(f family) ([]entry, error) { return r.addresses(f, o.links) }}
+		if l := o.links[egress.OverlayLink]; l.exists() {
+			reads = append(reads, func(f family) ([]entry, error) { return r.neighbours(f, l.index) })
 		}
 		for _, read := range reads {
 			if err := o.add(read(f)); err != nil {
@@ -45,11 +47,12 @@ func (r *Router) Observe() (Observed, error) {
 			}
 		}
 	}
-	if o.link.exists() {
-		if err := o.add(r.fdb(o.link.index)); err != nil {
+	if l := o.links[egress.OverlayLink]; l.exists() {
+		if err := o.add(r.fdb(l.index)); err != nil {
 			return Observed{}, err
 		}
 	}
+	var err error
 	if o.filters, err = r.filters(); err != nil {
 		return Observed{}, fmt.Errorf("reading rp_filter of VLAN links: %w", err)
 	}
@@ -138,13 +141,15 @@ func split(r netlink.Route) []netlink.Route {
 	return all
 }
 
-// addresses returns the addresses on the overlay link: it is ours alone, so all of them.
-func (r *Router) addresses(f family, index int) ([]entry, error) {
+// addresses returns the addresses on our links: they are ours alone, so all of them.
+func (r *Router) addresses(f family, ours map[string]link) ([]entry, error) {
 	list, err := whole("addresses", func() ([]netlink.Addr, error) { return r.handle.AddrList(nil, f.af) })
 	var es []entry
 	for _, l := range list {
-		if l.LinkIndex == index {
-			es = append(es, addressEntry(f, prefixOf(l.IPNet)))
+		for name, dev := range ours {
+			if l.LinkIndex == dev.index {
+				es = append(es, addressEntry(f, prefixOf(l.IPNet), name))
+			}
 		}
 	}
 	return es, err

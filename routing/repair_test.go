@@ -55,10 +55,26 @@ func TestWhatIsDamagedComesBack(t *testing.T) {
 		"link without gbp":         "ip link del egret.vx; ip link add egret.vx type vxlan id 7 dstport 8479 local 10.10.0.101 nolearning",
 		"link that learns":         "ip link del egret.vx; ip link add egret.vx type vxlan id 7 dstport 8479 local 10.10.0.101 gbp",
 		"link of another kind":     "ip link del egret.vx; ip link add egret.vx type bridge; ip link set egret.vx up; ip addr add 10.10.0.101/32 dev egret.vx",
+		"loop deleted":             "ip link del egret.vi",
+		"loop down":                "ip link set egret.vi down",
+		"loop's way in down":       "ip link set egret.vo down",
+		"loop's MTU":               "ip link set egret.vo mtu 1400",
+		"loop's MAC":               "ip link set egret.vi address 02:00:00:00:00:01",
+		"loop with ARP":            "ip link set egret.vo arp on",
+		"loop without IPv6":        "sysctl -qw net.ipv6.conf.egret/vi.disable_ipv6=1",
+		"loop with a strict end":   "sysctl -qw net.ipv4.conf.egret/vi.rp_filter=1",
+		"loop without its address": "ip addr flush dev egret.vi",
+		"loop with an address":     "ip addr add 192.0.2.1/24 dev egret.vi",
+		"loop to elsewhere":        "ip link del egret.vi; ip link add egret.vo type veth peer name other; ip link add egret.vi type veth peer name another",
+		"loop of another kind":     "ip link del egret.vi; ip link add egret.vi type bridge",
+		"loop's route deleted":     "ip route flush table 7009; ip route del 10.244.1.2 table 7000",
 	} {
 		t.Run(name, func(t *testing.T) {
 			r := open(t)
 			s := sections(t, "testdata/moved.txtar")
+			if strings.HasPrefix(name, "loop") {
+				s = sections(t, "testdata/loop.txtar")
+			}
 			want := parseState(t, s["state"])
 			reach(t, r, want)
 			for line := range strings.SplitSeq(lines, "; ") {
@@ -144,7 +160,7 @@ func TestNothingOfOthersIsTouched(t *testing.T) {
 		netns.Run(t, line)
 	}
 	before := everything(t)
-	for _, name := range []string{"moved", "source", "othernode", "gateway", "underlay6"} {
+	for _, name := range []string{"moved", "source", "othernode", "gateway", "loop", "underlay6"} {
 		reach(t, r, parseState(t, sections(t, "testdata/"+name+".txtar")["state"]))
 		left := map[string]bool{}
 		for _, l := range everything(t) {

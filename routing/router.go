@@ -10,8 +10,6 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
-
-	"github.com/egret-project/egret/egress"
 )
 
 // Config is what a Router works with.
@@ -77,14 +75,14 @@ func (r *Router) request(kind, flags int) *nl.NetlinkRequest {
 // Apply makes changes: first all that add, in an order in which each finds what it needs, then those that remove, the other way round.
 // It goes on after an error and returns all of them, joined. Making the same changes again is no error.
 func (r *Router) Apply(c Changes) error {
-	w := &writer{Router: r}
+	w := &writer{Router: r, devs: map[string]netlink.Link{}, reported: map[string]bool{}}
 	var errs []error
 	for _, o := range slices.Concat(c.adds, c.removes) {
 		err := o.run(w)
-		if err == nil || errors.Is(err, errNoLink) && w.reported {
+		if err == nil || errors.Is(err, errNoLink) && w.reported[err.Error()] {
 			continue // without the link, one error is as good as a thousand
 		}
-		w.reported = w.reported || errors.Is(err, errNoLink)
+		w.reported[err.Error()] = true
 		errs = append(errs, fmt.Errorf("applying %q: %w", o.line, err))
 	}
 	return errors.Join(errs...)
@@ -99,8 +97,8 @@ func (r *Router) Delete() error {
 	return r.Apply(Diff(have, State{}))
 }
 
-// errNoLink says that the overlay link is not there.
-var errNoLink = errors.New("no link " + egress.OverlayLink)
+// errNoLink says that a link of ours is not there.
+var errNoLink = errors.New("no link")
 
 // errForeignRoute says that a route of another protocol has the place of one of ours.
 var errForeignRoute = errors.New("another program's route is in its place")
@@ -108,26 +106,26 @@ var errForeignRoute = errors.New("another program's route is in its place")
 // writer is one run of Apply.
 type writer struct {
 	*Router
-	dev      netlink.Link // once known
-	reported bool         // that there is no link
+	devs     map[string]netlink.Link // those that are known
+	reported map[string]bool         // errors
 }
 
-// link returns the overlay link as it is now.
-func (w *writer) link() (netlink.Link, error) {
-	if w.dev == nil {
-		dev, err := w.handle.LinkByName(egress.OverlayLink)
+// link returns the link of the name as it is now.
+func (w *writer) link(name string) (netlink.Link, error) {
+	if w.devs[name] == nil {
+		dev, err := w.handle.LinkByName(name)
 		if errors.As(err, new(netlink.LinkNotFoundError)) {
-			return nil, errNoLink
+			return nil, fmt.Errorf("%w %s", errNoLink, name)
 		} else if err != nil {
 			return nil, err
 		}
-		w.dev = dev
+		w.devs[name] = dev
 	}
-	return w.dev, nil
+	return w.devs[name], nil
 }
 
-func (w *writer) index() (int, error) {
-	dev, err := w.link()
+func (w *writer) index(name string) (int, error) {
+	dev, err := w.link(name)
 	if err != nil {
 		return 0, err
 	}
@@ -135,24 +133,16 @@ func (w *writer) index() (int, error) {
 }
 
 // forget makes the next call of link look again.
-func (w *writer) forget() { w.dev = nil }
+func (w *writer) forget() { clear(w.devs) }
 
 // addRoute adds or appends a route over the link dev, "" for none. The kernel answers EEXIST both when the route itself is there and when
 // another program's has its place: only the first is as good as done.
 func (w *writer) addRoute(e entry, r netlink.Route, dev, verb string) error {
 	var err error
-	switch dev {
-	case "":
-	case egress.OverlayLink:
-		r.LinkIndex, err = w.index()
-	default:
-		var link netlink.Link
-		if link, err = w.handle.LinkByName(dev); err == nil {
-			r.LinkIndex = link.Attrs().Index
+	if dev != "" {
+		if r.LinkIndex, err = w.index(dev); err != nil {
+			return err
 		}
-	}
-	if err != nil {
-		return err
 	}
 	do := w.handle.RouteAdd
 	if verb == "append" {

@@ -18,11 +18,12 @@ type State struct {
 	// Peers are the other nodes: each has a permanent neighbour entry per family, and an FDB entry. Order and duplicates are of no
 	// meaning. A peer whose underlay address is of another family than Overlay.Local cannot be reached, and is left out.
 	Peers []Peer
-	// NextHops are the gateways in use: each has a rule and a table per family. Every Via has to be the underlay address of a peer.
+	// NextHops are the gateways in use: each has a rule and a table per family. Every Via has to be the underlay address of a peer, or this
+	// node's own: through the loop.
 	NextHops []NextHop
 	// Subnets are the ways out of this node other than by the main table. Their marks differ.
 	Subnets []Subnet
-	// Returns maps the IP of a pod on another node to the underlay address of that node, which has to be a peer.
+	// Returns maps the IP of a pod to the underlay address of its node, which has to be a peer, or this node.
 	Returns map[netip.Addr]netip.Addr
 	// KeepReturns keeps the routes of Returns that are not in it: not all of them are known yet, and what is not known is never
 	// deleted.
@@ -31,11 +32,12 @@ type State struct {
 	Keep bool
 }
 
-// Overlay is the overlay link of this node; all that is not here follows from Local or is the same on all nodes.
+// Overlay is the overlay link and the loop of this node; all that is not here follows from Local or is the same on all nodes.
 type Overlay struct {
 	// Local is the node's underlay address: the source of what is sent to peers.
 	Local netip.Addr
-	// MTU is the uplink's without the bytes of the encapsulation: 50 over IPv4, 70 over IPv6. 0 leaves it to the kernel.
+	// MTU is the uplink's without the bytes of the encapsulation: 50 over IPv4, 70 over IPv6. The loop has the same, so that a connection
+	// finds no smaller one when its gateway moves. 0 leaves it to the kernel.
 	MTU int
 }
 
@@ -109,7 +111,7 @@ func (f family) gateway(underlay netip.Addr) netip.Addr {
 	return egress.OverlayLinkLocal(underlay)
 }
 
-// noIPv4 is the address of an overlay link whose underlay is IPv6: a link without any IPv4 address drops every IPv4 packet as soon as
+// noIPv4 is the address of an overlay link whose underlay is IPv6, and of the loop: a link without any IPv4 address drops every IPv4 packet as soon as
 // rp_filter is not 0. It is the dummy address of nodes that have no other (RFC 7600, section 4.8).
 var noIPv4 = netip.AddrFrom4([4]byte{192, 0, 0, 8})
 
@@ -138,7 +140,7 @@ func (s State) entries(off map[int]bool) []entry {
 	}
 	for pod, via := range s.Returns {
 		if f := familyOf(pod); f.af != 0 && !off[f.af] {
-			es = append(es, routeEntry(f, newRoute(f, egress.ReturnTable, netip.PrefixFrom(pod, pod.BitLen()), via), egress.OverlayLink))
+			es = append(es, s.toNode(f, egress.ReturnTable, netip.PrefixFrom(pod, pod.BitLen()), via))
 		}
 	}
 	for _, p := range s.Peers {
@@ -155,11 +157,14 @@ func (s State) familyEntries(f family) []entry {
 	guard.Goto = egress.ReturnPriority
 	back := newRule(f, egress.ReturnPriority, egress.ReturnMark, egress.MarkMask)
 	back.Table = egress.ReturnTable
-	es := []entry{addressEntry(f, f.address(s.Overlay.Local)), ruleEntry(f, guard), ruleEntry(f, back)}
+	es := []entry{addressEntry(f, f.address(s.Overlay.Local), egress.OverlayLink), ruleEntry(f, guard), ruleEntry(f, back)}
+	if f.af == unix.AF_INET {
+		es = append(es, addressEntry(f, netip.PrefixFrom(noIPv4, 32), egress.LoopIn))
+	}
 	for _, h := range s.NextHops {
 		r := newRule(f, egress.NextHopPriority, h.Mark, egress.MarkMask)
 		r.Table = h.Mark.Table()
-		es = append(es, ruleEntry(f, r), routeEntry(f, newRoute(f, r.Table, f.any, h.Via), egress.OverlayLink))
+		es = append(es, ruleEntry(f, r), s.toNode(f, r.Table, f.any, h.Via))
 	}
 	for _, s := range s.Subnets {
 		if !f.has(s.Gateway) {
@@ -177,6 +182,14 @@ func (s State) familyEntries(f family) []entry {
 		}
 	}
 	return es
+}
+
+// toNode returns the route to the node with the given underlay address: over the overlay, or through the loop when it is this node.
+func (s State) toNode(f family, table int, dst netip.Prefix, underlay netip.Addr) entry {
+	if underlay == s.Overlay.Local {
+		return routeEntry(f, loopRoute(f, table, dst), egress.LoopOut)
+	}
+	return routeEntry(f, newRoute(f, table, dst, underlay), egress.OverlayLink)
 }
 
 // reaches reports whether the overlay can carry packets to the peer.

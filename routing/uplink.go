@@ -61,9 +61,10 @@ func (links Links) Others() []Link {
 	return slices.DeleteFunc(slices.Clone(links), func(l Link) bool { return ours(l.Name) })
 }
 
-// Addresses returns the unicast addresses of the links, with the name of the link that carries each; loopback and link-local addresses and those that are not (or not yet) known to be unique are left out. An address that is on one of
-// our links and on another one is said to be on the other. kube-ipvs0, which carries the Service IPs of kube-proxy on every node, is
-// left out: an address there says nothing about where it lives.
+// Addresses returns the unicast addresses of the links, with the name of the link that carries each. Loopback and link-local addresses, those
+// that are not (or not yet) known to be unique, and the dummy address of our links are left out. An address that is on one of our links and
+// on another one is said to be on the other. kube-ipvs0, which carries the Service IPs of kube-proxy on every node, is left out: an address
+// there says nothing about where it lives.
 func (links Links) Addresses() map[netip.Addr]string {
 	all := map[netip.Addr]string{}
 	for _, l := range links {
@@ -72,7 +73,7 @@ func (links Links) Addresses() map[netip.Addr]string {
 		}
 		for _, p := range l.Addrs {
 			ip := p.Addr()
-			if name, ok := all[ip]; (!ok || ours(name)) && ip.IsGlobalUnicast() {
+			if name, ok := all[ip]; (!ok || ours(name)) && ip.IsGlobalUnicast() && ip != noIPv4 {
 				all[ip] = l.Name
 			}
 		}
