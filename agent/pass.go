@@ -176,9 +176,14 @@ func (a *agent) roles(t *turn) (next time.Time) {
 		t.roles[m.IP] = plan.Arrive
 	}
 	for _, d := range plan.Departures(t.Snapshot, t.facts) {
-		if t.roles[d.Owner.IP] == plan.Hold {
-			t.roles[d.Owner.IP] = plan.Relay
+		if t.roles[d.Owner.IP] != plan.Hold {
+			continue
 		}
+		if due := a.usable(d.Owner).Add(rest); t.now.Before(due) {
+			next = earlier(next, due)
+			continue
+		}
+		t.roles[d.Owner.IP] = plan.Relay
 	}
 	for ip, until := range a.linger {
 		if !t.now.Before(until) {
@@ -191,6 +196,16 @@ func (a *agent) roles(t *turn) (next time.Time) {
 	return next
 }
 
+// rest is how long an IP stays with an owner at least, before it is handed over once more: the pods come by the new way by then, and replies,
+// too. A node that is two owners behind sends by a relay that has its connections' replies from elsewhere, as connections of their own,
+// and no room left for their ports.
+const rest = 500 * time.Millisecond
+
+// usable returns since when this node uses an IP that it holds.
+func (a *agent) usable(o egress.Owner) time.Time {
+	return a.seen[lock{o.IP, o.Revision}].Add(a.Permit) // roles has set it back by that length, where there was nothing to wait for
+}
+
 // settling is how long the new owner of a planned move goes on without announcing the IP: the pods come by the new way within that time,
 // while replies still go to the former owner, which knows the connections. On 2 cores for a whole cluster a node was 45 ms late.
 const settling = 100 * time.Millisecond
@@ -199,7 +214,7 @@ const settling = 100 * time.Millisecond
 func (a *agent) settle(t turn, d plan.Desired) (next time.Time) {
 	for _, h := range d.NFT.Hosted {
 		o := t.Owners[h.IP]
-		due := a.seen[lock{h.IP, o.Revision}].Add(a.Permit + settling) // roles has set it back by that length
+		due := a.usable(o).Add(settling)
 		if o.From != "" && t.now.Before(due) {
 			delete(d.Announce, h.IP)
 			next = earlier(next, due)

@@ -79,7 +79,8 @@ type bench struct {
 }
 
 // Run makes a lab, lets the fault happen, and removes the lab, also when ctx ends before. It returns the result of each run, and calls told
-// after each; an error ends it, with the results until then. A packet with another source than the egress IP is an error.
+// after each; an error ends it, with the results until then. A packet with another source than the egress IP, or with
+// another source port than those before, is an error.
 func Run(ctx context.Context, cfg Config, told func(run int, r Result)) (results []Result, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -206,6 +207,9 @@ func (b *bench) once(ctx context.Context) (Result, error) {
 	}
 	if len(result.Sources) != 1 || result.Sources[ip] == 0 {
 		return Result{}, fmt.Errorf("the outside host saw the sources %v, want %s only", result.Sources, ip)
+	}
+	if len(result.Ports) != 1 {
+		return Result{}, fmt.Errorf("the outside host saw the source ports %v, want one: the connection would have broken", result.Ports)
 	}
 	if result.Tail > after/3 {
 		return Result{}, fmt.Errorf("no answer for %v, %v after there was a new owner", result.Tail, after)
