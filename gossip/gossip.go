@@ -169,7 +169,7 @@ func (g *Gossip) config(self netip.Addr) *memberlist.Config {
 	c.Name, c.BindAddr, c.BindPort = g.cfg.Node, self.String(), g.cfg.Port
 	c.AdvertiseAddr, c.AdvertisePort = self.String(), g.cfg.Port
 	c.SecretKey = g.cfg.Key
-	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = 100*time.Millisecond, 40*time.Millisecond, 4
+	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = 100*time.Millisecond, 40*time.Millisecond, 3
 	c.SuspicionMaxTimeoutMult = 1 // as long with few confirmations as with many
 	c.AwarenessMaxMultiplier = 2  // an agent that is slow itself may wait twice as long, not eight times
 	c.GossipInterval = 50 * time.Millisecond
