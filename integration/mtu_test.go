@@ -39,29 +39,9 @@ func TestMTUFollowsTheUplink(t *testing.T) {
 			}
 			return err
 		})
-		for i, ip := range ips {
-			leavesAs(t, pod, ip)
-			headers := 28 + 20*i
-			// The first packet too large tells the pod; what it has learnt is forgotten each time.
-			for _, size := range []int{overlay, overlay + 1, 1400} {
-				want := " 0% packet loss"
-				if size > overlay {
-					want = fmt.Sprintf("mtu ?= ?%d", overlay)
-				}
-				out, _ := cluster.Exec(t.Context(), "pod", pod, "sh", "-c", fmt.Sprintf( // it fails when nothing comes back
-					"ip -4 route flush cache; ip -6 route flush cache; ping -n -c1 -W2 -M do -s %d %s 2>&1", size-headers, outsideOf(ip)))
-				if !regexp.MustCompile(want).Match(out) {
-					t.Errorf("uplink %d: a packet of %d bytes, not to be fragmented, to %s:\n%s\nwant %q", uplink, size, outsideOf(ip), out, want)
-				}
-			}
-			headers = 40 + 20*i
-			for where, name := range map[string]string{"outside": "", "pod": pod} {
-				if got, want := offered(t, where, name, pod, outsideOf(ip)), overlay-headers; got != want {
-					t.Errorf("uplink %d: an MSS of %d arrives at %s, want %d", uplink, got, where, want)
-				}
-			}
-		}
+		fits(t, pod, overlay, ips)
 	}
+	fits(t, n.pod("local", gateway, "web"), 1450, ips) // a move makes no difference to anybody
 
 	for _, ip := range ips {
 		before := fragments(t, node, gateway, pod)
@@ -75,6 +55,34 @@ func TestMTUFollowsTheUplink(t *testing.T) {
 		}
 		if after := fragments(t, node, gateway, pod); before != after {
 			t.Errorf("%.1f GB to %s: fragments before\n%s\nafter\n%s", sent/1e9, outsideOf(ip), before, after)
+		}
+	}
+}
+
+// fits checks that the packets of a pod may be as large as the overlay's MTU: what is larger and not to be fragmented is answered with that, and
+// the MSS of TCP follows from it, both ways.
+func fits(t *testing.T, pod string, overlay int, ips []netip.Addr) {
+	t.Helper()
+	for i, ip := range ips {
+		leavesAs(t, pod, ip)
+		headers := 28 + 20*i
+		// The first packet too large tells the pod; what it has learnt is forgotten each time.
+		for _, size := range []int{overlay, overlay + 1, 1400} {
+			want := " 0% packet loss"
+			if size > overlay {
+				want = fmt.Sprintf("mtu ?= ?%d", overlay)
+			}
+			out, _ := cluster.Exec(t.Context(), "pod", pod, "sh", "-c", fmt.Sprintf( // it fails when nothing comes back
+				"ip -4 route flush cache; ip -6 route flush cache; ping -n -c1 -W2 -M do -s %d %s 2>&1", size-headers, outsideOf(ip)))
+			if !regexp.MustCompile(want).Match(out) {
+				t.Errorf("overlay %d: a packet of %d bytes, not to be fragmented, from %s to %s:\n%s\nwant %q", overlay, size, pod, outsideOf(ip), out, want)
+			}
+		}
+		headers = 40 + 20*i
+		for where, name := range map[string]string{"outside": "", "pod": pod} {
+			if got, want := offered(t, where, name, pod, outsideOf(ip)), overlay-headers; got != want {
+				t.Errorf("overlay %d: an MSS of %d arrives at %s, want %d", overlay, got, where, want)
+			}
 		}
 	}
 }

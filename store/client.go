@@ -60,11 +60,22 @@ type Client struct {
 	prefix string
 	log    *slog.Logger
 	caches atomic.Int64 // how many were made: each has a watch stream of its own
+	missed atomic.Bool  // the last that a cache said of etcd is that it was lost
 	wg     sync.WaitGroup
 }
 
+// ErrNoAnswer says that etcd has not answered in time.
+var ErrNoAnswer = errors.New("no answer of etcd")
+
+// noAnswer is ErrNoAnswer with what was the matter.
+type noAnswer struct{ error }
+
+func (noAnswer) Is(target error) bool { return target == ErrNoAnswer }
+func (e noAnswer) Unwrap() error      { return e.error }
+
 // Dial connects to etcd and returns when etcd has answered. It tries for Config.DialTimeout, since etcd may be on its way up; an error
-// names the endpoints and the last reason. The Client lives until Close, not until ctx ends.
+// names the endpoints and the last reason, and is ErrNoAnswer unless etcd refused user or password. The Client lives until Close, not until
+// ctx ends.
 func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	prefix := cmp.Or(cfg.Prefix, DefaultPrefix)
 	if !strings.HasSuffix(prefix, "/") {
@@ -93,6 +104,9 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	})
 	if err == nil {
 		if err = c.probe(ctx, timeout); err != nil {
+			if culprit(err) == "--endpoints" {
+				err = noAnswer{err}
+			}
 			_ = c.etcd.Close() // it says no more than that it was closed
 		}
 	}

@@ -22,6 +22,7 @@ type Lease struct {
 	client *Client
 	id     clientv3.LeaseID
 	ttl    time.Duration
+	said   bool // that it is not renewed; report's own
 
 	mu    sync.Mutex // guards what follows
 	valid time.Time
@@ -229,12 +230,15 @@ func (l *Lease) condition(err error) condition {
 	return expired
 }
 
-// report logs when renewals begin to fail and when they succeed again; that a lease is lost is the caller's to log.
+// report logs when renewals begin to fail and when they succeed again, unless a watch has said that etcd is lost; that a lease is lost is
+// the caller's to log.
 func (l *Lease) report(was, is condition, err error) {
 	switch {
-	case is == confirmed:
+	case is == confirmed && l.said:
+		l.said = false
 		l.client.log.Info("lease renewed again", "lease", FormatLease(l.ID()))
-	case was == confirmed && !errors.Is(err, ErrLeaseLost):
+	case was == confirmed && !errors.Is(err, ErrLeaseLost) && !l.client.missed.Load():
+		l.said = true
 		l.client.log.Warn("lease not renewed, will retry", "lease", FormatLease(l.ID()), "err", err)
 	}
 }

@@ -2,6 +2,7 @@ package store
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net/netip"
 	"runtime"
@@ -172,6 +173,9 @@ func TestDialNamesTheEndpointsThatDoNotAnswer(t *testing.T) {
 	_, err := Dial(t.Context(), Config{Endpoints: []string{"127.0.0.1:1"}, DialTimeout: 300 * time.Millisecond})
 	if err == nil {
 		t.Fatal("connected to nobody")
+	}
+	if !errors.Is(err, ErrNoAnswer) {
+		t.Errorf("%v is not ErrNoAnswer", err)
 	}
 	for _, want := range []string{"connecting to etcd at 127.0.0.1:1: ", "connection refused", ": check --endpoints"} {
 		if !strings.Contains(err.Error(), want) {

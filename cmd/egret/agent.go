@@ -157,7 +157,7 @@ func (f *agentFlags) run(c *cobra.Command) error {
 		log.Warn("no gossip: a dead agent is found when its lease ends, and no IP outlives the loss of etcd by more than that; " +
 			"it takes --gossip-port and --gossip-key-file")
 	}
-	if cfg.Store, err = f.etcd.dial(c.Context(), log); err != nil {
+	if cfg.Store, err = f.etcd.await(c.Context(), log); err != nil {
 		return err
 	}
 	defer cfg.Store.Close()

@@ -62,7 +62,7 @@ func crdsyncCommand() *cobra.Command {
 		if err != nil {
 			return fmt.Errorf("reading the Kubernetes configuration (--kubeconfig %q): %w", kubeconfig, err)
 		}
-		client, err := etcd.dial(c.Context(), log)
+		client, err := etcd.await(c.Context(), log)
 		if err != nil {
 			return err
 		}

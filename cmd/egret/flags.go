@@ -115,6 +115,20 @@ func (f *etcdFlags) dial(ctx context.Context, log *slog.Logger) (*store.Client, 
 	})
 }
 
+// await is dial for what runs for good: it goes on until etcd answers, or refuses.
+func (f *etcdFlags) await(ctx context.Context, log *slog.Logger) (*store.Client, error) {
+	for said := (time.Time{}); ; {
+		c, err := f.dial(ctx, log)
+		if ctx.Err() != nil || !errors.Is(err, store.ErrNoAnswer) {
+			return c, err
+		}
+		if time.Since(said) > time.Minute {
+			said = time.Now()
+			log.Error("cannot begin without etcd, will retry", "err", err)
+		}
+	}
+}
+
 // tls returns nil when no flag and no endpoint asks for TLS.
 func (f *etcdFlags) tls() (*tls.Config, error) {
 	https := false

@@ -2,14 +2,16 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"fmt"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
-	"github.com/egret-project/egret/internal/need"
+	"github.com/egret-project/egret/internal/etcdtest"
 )
 
 // run runs the command as main does and returns what it printed, and its error.
@@ -93,30 +95,59 @@ func TestDestinationsOfBothFlagsAreExcepted(t *testing.T) {
 }
 
 func TestUnreachableEtcdIsNamed(t *testing.T) {
-	kubeconfig := filepath.Join(t.TempDir(), "kubeconfig")
-	if err := os.WriteFile(kubeconfig, []byte(`{"apiVersion": "v1", "kind": "Config", "current-context": "a",
-		"contexts": [{"name": "a", "context": {"cluster": "a", "user": "a"}}], "users": [{"name": "a", "user": {}}],
-		"clusters": [{"name": "a", "cluster": {"server": "https://127.0.0.1:1"}}]}`), 0o600); err != nil {
-		t.Fatal(err)
-	}
 	for name, args := range map[string][]string{
 		"get":     {"get", "owners"},
 		"move":    {"move", "10.0.0.1", "--to", "node-1"},
 		"drain":   {"drain", "node-1"},
 		"history": {"history", "10.0.0.1"},
-		"crdsync": {"crdsync", "--kubeconfig", kubeconfig},
-		"agent":   {"agent", "--node", "node-1"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			if name == "agent" {
-				need.Root(t) // without root it refuses before it comes to etcd
-			}
 			_, err := run(t, append(args, "--endpoints", "127.0.0.1:1", "--dial-timeout", "300ms")...)
 			if err == nil || !strings.Contains(err.Error(), "127.0.0.1:1") || !strings.Contains(err.Error(), "--endpoints") {
 				t.Errorf("error %v: want one that names endpoint and flag", err)
 			}
 		})
 	}
+}
+
+// Agent and crdsync may start before etcd does.
+func TestWhatRunsForGoodWaitsForEtcd(t *testing.T) {
+	server := etcdtest.New(t)
+	server.Stop()
+	said := make(chan string, 100)
+	log := slog.New(slog.NewTextHandler(writer(func(line string) { said <- line }), nil))
+	flags := etcdFlags{endpoints: []string{server.Endpoint()}, dialTimeout: 200 * time.Millisecond}
+	connected := make(chan error, 1)
+	go func() {
+		client, err := flags.await(t.Context(), log)
+		if err == nil {
+			err = client.Close()
+		}
+		connected <- err
+	}()
+	if line := <-said; !strings.Contains(line, server.Endpoint()) || !strings.Contains(line, "--endpoints") {
+		t.Errorf("log %q: want endpoint and flag in it", line)
+	}
+	time.Sleep(time.Second)
+	server.Start()
+	if err := <-connected; err != nil {
+		t.Error(err)
+	}
+	if n := len(said); n > 0 {
+		t.Errorf("said %d times more", n)
+	}
+	ended, end := context.WithCancel(t.Context())
+	end()
+	if _, err := flags.await(ended, log); err == nil {
+		t.Error("went on when it was over")
+	}
+}
+
+type writer func(line string)
+
+func (w writer) Write(b []byte) (int, error) {
+	w(string(b))
+	return len(b), nil
 }
 
 func TestEnvironmentOfEtcdctlIsUnderstood(t *testing.T) {

@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
 
@@ -24,12 +25,13 @@ type Witness struct {
 	etcd         *clientv3.Client
 	done         chan struct{}
 
-	mu      sync.Mutex // guards what follows
-	bands   []*band
-	tenures map[netip.Addr][]tenure // in order
-	seen    int                     // packets of selected pods
-	strange []error
-	usurped []error
+	mu       sync.Mutex // guards what follows
+	bands    []*band
+	tenures  map[netip.Addr][]tenure // in order
+	revision int64                   // of the last owner's record in tenures
+	seen     int                     // packets of selected pods
+	strange  []error
+	usurped  []error
 }
 
 // band is the source ports of a selected pod: SNAT keeps them, so a packet seen outside tells whose it is even when its source address is
@@ -68,6 +70,11 @@ func Start(ctx context.Context, l *lab.Lab) (*Witness, error) {
 	if err != nil {
 		return nil, err
 	}
+	now, err := w.etcd.Get(ctx, "/egret/owners/", clientv3.WithPrefix(), clientv3.WithCountOnly())
+	if err != nil {
+		return nil, fmt.Errorf("reading etcd's revision: %w", err)
+	}
+	w.revision = now.Header.Revision
 	go w.follow(ctx)
 	return w, nil
 }
@@ -75,8 +82,11 @@ func Start(ctx context.Context, l *lab.Lab) (*Witness, error) {
 // follow records the tenures. An interrupted watch goes on by itself, at the revision where it was.
 func (w *Witness) follow(ctx context.Context) {
 	defer close(w.done)
-	for r := range w.etcd.Watch(ctx, "/egret/owners/", clientv3.WithPrefix(), clientv3.WithPrevKV()) {
+	for r := range w.etcd.Watch(ctx, "/egret/owners/", clientv3.WithPrefix(), clientv3.WithPrevKV(), clientv3.WithRev(w.revision+1)) {
 		for _, e := range r.Events {
+			w.mu.Lock()
+			w.revision = e.Kv.ModRevision
+			w.mu.Unlock()
 			var o, former egress.Owner
 			if e.Type != clientv3.EventTypePut || json.Unmarshal(e.Kv.Value, &o) != nil {
 				continue
@@ -135,9 +145,32 @@ func OutsideOf(ip netip.Addr) netip.Addr {
 
 // Stop ends the watch and returns what was seen that must never be.
 func (w *Witness) Stop() error {
-	errs := []error{w.outside.Stop(), w.lan.Stop(), w.etcd.Close()}
+	errs := []error{w.outside.Stop(), w.lan.Stop(), w.Strangers(), w.Doubles(), w.etcd.Close()}
 	<-w.done
-	return errors.Join(append(errs, w.Strangers(), w.Doubles(), w.Usurped())...)
+	return errors.Join(append(errs, w.Usurped())...)
+}
+
+// catchUp waits until the tenures are those that etcd has: after an outage of etcd the watch begins again some time later.
+func (w *Witness) catchUp() error {
+	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
+	defer cancel()
+	r, err := w.etcd.Get(ctx, "/egret/owners/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	if err != nil {
+		return fmt.Errorf("reading the owners: %w", err)
+	}
+	for {
+		w.mu.Lock()
+		behind := slices.ContainsFunc(r.Kvs, func(kv *mvccpb.KeyValue) bool { return w.revision < kv.ModRevision })
+		w.mu.Unlock()
+		if !behind {
+			return nil
+		}
+		select {
+		case <-ctx.Done():
+			return errors.New("the owners' history does not reach the owners")
+		case <-time.After(20 * time.Millisecond):
+		}
+	}
 }
 
 // Usurped returns the owners that had not let go when another became the owner.
@@ -198,6 +231,9 @@ func (w *Witness) spoken() []word {
 
 // Doubles returns the packets with which a node spoke for an egress IP after another, later owner had, the first ten.
 func (w *Witness) Doubles() error {
+	if err := w.catchUp(); err != nil {
+		return err
+	}
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	var errs []error
