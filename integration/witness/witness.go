@@ -42,6 +42,8 @@ type band struct {
 	// unknown are the destinations to which the pod's node does not know the pod yet, since when. Nothing is judged from then on until the
 	// first packet with the right source.
 	unknown map[netip.Addr]time.Time
+	// known are the times of those first packets.
+	known map[netip.Addr]time.Time
 }
 
 // tenure is a time during which a node owned an IP; it ends with the next one.
@@ -52,6 +54,9 @@ type tenure struct {
 }
 
 const (
+	// queued is how much later a packet may be seen that the node had sent on before it knew the pod: it waited for its neighbour's
+	// address, since the node had only just booted.
+	queued    = 50 * time.Millisecond
 	firstPort = 20000
 	bandSize  = 100
 )
@@ -104,7 +109,7 @@ func (w *Witness) follow(ctx context.Context) {
 // Select says that from now on, until the end of the run, a pod (namespace/name) leaves as each of ips, one of a family at most. The pod's
 // source ports are set for that. The pod opens no connection before Select returns.
 func (w *Witness) Select(ctx context.Context, pod string, ips ...netip.Addr) error {
-	b := &band{pod: pod, sources: map[netip.Addr]netip.Addr{}, unknown: map[netip.Addr]time.Time{}}
+	b := &band{pod: pod, sources: map[netip.Addr]netip.Addr{}, unknown: map[netip.Addr]time.Time{}, known: map[netip.Addr]time.Time{}}
 	for _, ip := range ips {
 		b.sources[OutsideOf(ip)] = ip
 	}
@@ -197,7 +202,9 @@ func (w *Witness) Strangers() error {
 		case !since.IsZero() && !p.Time.Before(since):
 			if p.Src == want {
 				delete(b.unknown, p.Dst)
+				b.known[p.Dst] = p.Time
 			}
+		case p.Src != want && p.Time.Sub(b.known[p.Dst]) < queued:
 		case p.Src != want && len(w.strange) < 10:
 			w.strange = append(w.strange, fmt.Errorf("a packet of %s left with another source than %s: %s", b.pod, want, p))
 		}
