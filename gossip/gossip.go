@@ -161,8 +161,8 @@ func (g *Gossip) join(ctx context.Context) error {
 	return nil
 }
 
-// config is memberlist's for a LAN, tuned: a member that misses a probe (100 ms, asked by others too) is suspected for 400 ms, and then
-// dead: 0.6 to 0.7 s after it died, with 3 to 10 members; the library's own for one machine take 4 to 8 s. Short probes cost packets only;
+// config is memberlist's for a LAN, tuned: a member that misses a probe (100 ms, asked by others too) is suspected for 300 ms, and then
+// dead: half a second after it died; the library's own for one machine take 4 to 8 s. Short probes cost packets only;
 // it is the suspicion that bears a busy machine, since who hears of it says that it lives. docs/failover.md has what was measured.
 func (g *Gossip) config(self netip.Addr) *memberlist.Config {
 	c := memberlist.DefaultLANConfig()

@@ -3,7 +3,10 @@ package integration
 import (
 	"fmt"
 	"maps"
+	"os"
+	"regexp"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 )
@@ -48,6 +51,10 @@ func TestLossOfEtcdLosesNoPacketAndMovesNothing(t *testing.T) {
 	ip, _, pod := n.remote("loss", "10.10.0.43")
 	time.Sleep(2 * time.Second)
 	owners := ownership(t)
+	logs := map[string][]byte{}
+	for _, node := range nodes() {
+		logs[node] = agentLog(t, node)
+	}
 	result := probe(t, pod, outage+8*time.Second, func() {
 		if err := cluster.Stop(t.Context(), "etcd", ""); err != nil {
 			t.Fatal(err)
@@ -68,4 +75,20 @@ func TestLossOfEtcdLosesNoPacketAndMovesNothing(t *testing.T) {
 	if err := watch.Doubles(); err != nil {
 		t.Error(err)
 	}
+	// One line when etcd was lost, one when it was back.
+	for node, before := range logs {
+		said := strings.TrimSpace(string(agentLog(t, node)[len(before):]))
+		if !regexp.MustCompile(`^[^\n]*level=WARN[^\n]*\n[^\n]*level=INFO[^\n]*$`).MatchString(said) {
+			t.Errorf("the agent of %s said\n%s\nwant a line for the loss, and one for the return", node, said)
+		}
+	}
+}
+
+func agentLog(t *testing.T, node string) []byte {
+	t.Helper()
+	log, err := os.ReadFile(cluster.LogFile("agent-" + node))
+	if err != nil {
+		t.Fatal(err)
+	}
+	return log
 }
