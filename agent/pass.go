@@ -169,8 +169,12 @@ func (a *agent) roles(t *turn) (next time.Time) {
 		delete(t.roles, o.IP) // silent first: the lock goes only when the kernel is done
 	}
 	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
-		if _, lingers := a.linger[m.IP]; lingers { // what is left of its last time here has to go
-			delete(a.linger, m.IP)
+		if until, lingers := a.linger[m.IP]; lingers {
+			if due := until.Add(rest - a.Linger); t.now.Before(due) {
+				next = earlier(next, due) // replies may still come here
+				continue
+			}
+			delete(a.linger, m.IP) // what is left of its last time here has to go
 			a.owed.unhosted[m.IP] = true
 		}
 		t.roles[m.IP] = plan.Arrive

@@ -41,8 +41,9 @@ func TestVersionsSideBySide(t *testing.T) {
 	move := func(to string) {
 		t.Helper()
 		t.Log(strings.TrimSpace(egret(t, "move", ip.String(), "--to", to)))
+		time.Sleep(300 * time.Millisecond) // an agent that is stopped before it has followed leaves that to the next one
 	}
-	result := probe(t, pod, 25*time.Second, func() {
+	result := probe(t, pod, 28*time.Second, func() {
 		upgrade(gateway)
 		move(next)
 		upgrade(node)
