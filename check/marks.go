@@ -1,6 +1,7 @@
 package check
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"slices"
@@ -66,6 +67,58 @@ func chainsThat(have func(*nftables.Rule) bool) (out []string, err error) {
 		}
 	}
 	return out, nil
+}
+
+// dropsForwarded returns the chains of others that drop what they do not know of what the node forwards, in tables without a rule for Egret's
+// links. Chains of the legacy iptables are not looked at.
+func dropsForwarded() (out []string, err error) {
+	c, err := nftables.New()
+	if err != nil {
+		return nil, err
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("listing chains: %w", err)
+	}
+	type table struct {
+		family nftables.TableFamily
+		name   string
+	}
+	forwarding := []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}
+	droppers, tables := map[table][]string{}, map[table]bool{}
+	for _, chain := range chains {
+		if chain.Policy != nil && *chain.Policy == nftables.ChainPolicyDrop && chain.Hooknum != nil && *chain.Hooknum == *nftables.ChainHookForward &&
+			slices.Contains(forwarding, chain.Table.Family) && chain.Table.Name != egress.TableName {
+			t := table{chain.Table.Family, chain.Table.Name}
+			droppers[t] = append(droppers[t], "chain "+nameOf(chain))
+		}
+	}
+	for _, chain := range chains {
+		t := table{chain.Table.Family, chain.Table.Name}
+		if len(droppers[t]) == 0 || tables[t] {
+			continue
+		}
+		rules, err := c.GetRules(chain.Table, chain)
+		if err != nil {
+			return out, fmt.Errorf("listing the rules of %s: %w", nameOf(chain), err)
+		}
+		tables[t] = slices.ContainsFunc(rules, namesOurLinks)
+	}
+	for t, names := range droppers {
+		if !tables[t] {
+			out = append(out, names...)
+		}
+	}
+	slices.Sort(out)
+	return out, nil
+}
+
+// namesOurLinks reports whether a rule compares a link's name with those of Egret's.
+func namesOurLinks(r *nftables.Rule) bool {
+	return slices.ContainsFunc(r.Exprs, func(e expr.Any) bool {
+		c, ok := e.(*expr.Cmp)
+		return ok && bytes.HasPrefix(c.Data, []byte("egret.v"))
+	})
 }
 
 func nameOf(c *nftables.Chain) string {

@@ -57,9 +57,24 @@ func collisions() []Finding {
 			"where they mark a connection of a selected pod, it is dropped or leaves with another source: keep them off those", connMarksOfOthers),
 		foreign("route-tables", fmt.Sprintf("%d-%d", egress.ReturnTable, egress.LocalMark.Table()), "steering to gateways",
 			"egress packets may take these routes: move them to another table", routesOfOthers),
+		forwarding(),
 		foreign("overlay-port", fmt.Sprintf("UDP %d", egress.OverlayPort), "the overlay between nodes",
 			"no egress traffic passes between nodes: stop who uses the port", portInUse),
 	}
+}
+
+// forwarding makes a finding of who drops forwarded packets that he does not know.
+func forwarding() Finding {
+	const name, use = "forward-policy", "egress traffic, which every node forwards"
+	droppers, err := dropsForwarded()
+	switch {
+	case err != nil:
+		return found(name, use, fmt.Sprintf("unknown: %v", err), "it is not known whether egress traffic is forwarded")
+	case len(droppers) > 0:
+		return found(name, use, "drop: "+strings.Join(droppers, "; "),
+			"egress traffic is dropped unless they accept it: have them accept what comes in and what goes out by the links egret.v*")
+	}
+	return found(name, use, "accept", "")
 }
 
 // foreign makes a finding of what others have in a reserved place.
