@@ -60,6 +60,7 @@ type Client struct {
 	prefix string
 	log    *slog.Logger
 	caches atomic.Int64 // how many were made: each has a watch stream of its own
+	newest atomic.Int64 // the revision that etcd had when it last answered Confirm
 	missed atomic.Bool  // the last that a cache said of etcd is that it was lost
 	wg     sync.WaitGroup
 }

@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"slices"
 	"strings"
+	"time"
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
@@ -43,7 +44,7 @@ func (c *Client) list(ctx context.Context, prefixes []string, revision int64) (m
 		for i, p := range chunk {
 			ops[i] = clientv3.OpGet(c.key(p), clientv3.WithPrefix(), clientv3.WithRev(revision))
 		}
-		resp, err := c.etcd.Txn(ctx).Then(ops...).Commit()
+		resp, err := hedge(ctx, time.Second, func(ctx context.Context) (*clientv3.TxnResponse, error) { return c.etcd.Txn(ctx).Then(ops...).Commit() })
 		if err != nil {
 			return nil, 0, fmt.Errorf("listing %s: %w", strings.Join(chunk, ", "), err)
 		}

@@ -19,11 +19,16 @@ const (
 	confirmInterval = 50 * time.Millisecond
 	// confirmTimeout is how long a change may wait for that. etcd's gRPC proxy never answers; a new list takes the place of the answer.
 	confirmTimeout = 2 * time.Second
+	// lagInterval is how often it is looked whether a watch still says what there is. One whose member of etcd stands still does not
+	// break before the keepalive does, in 13 s.
+	lagInterval = 500 * time.Millisecond
+	lagTimeout  = time.Second
 )
 
 var (
 	errWatchClosed  = errors.New("watch ended without a reason")
 	errUnconfirmed  = fmt.Errorf("etcd did not confirm a change of several ranges within %v", confirmTimeout)
+	errBehind       = fmt.Errorf("the watches are behind etcd and say nothing for %v", lagTimeout)
 	errDisconnected = errors.New("connection lost")
 	errRestored     = errors.New("etcd is not the one that was listed: it was restored, or replaced")
 )
@@ -99,6 +104,9 @@ func (k *Cache) follow(ctx context.Context) error {
 func (s *session) run(ctx context.Context) error {
 	var again <-chan time.Time // while something is pending
 	var since time.Time        // when the oldest pending event came, or the cache last moved on
+	lag := time.NewTicker(lagInterval)
+	defer lag.Stop()
+	var behind time.Time // since when it is, and has not moved on
 	for {
 		news := false
 		select {
@@ -123,6 +131,18 @@ func (s *session) run(ctx context.Context) error {
 			if err := s.compare(h); err != nil {
 				return err
 			}
+		case <-lag.C:
+			switch {
+			case s.cache.client.newest.Load() <= s.upTo || len(s.ranges) == 0:
+				behind = time.Time{}
+			case behind.IsZero():
+				behind = time.Now()
+				signal(s.ask) // it may be that only others' records have changed
+			case time.Since(behind) >= lagTimeout:
+				return errBehind
+			default:
+				signal(s.ask)
+			}
 		case <-again:
 			if time.Since(since) > confirmTimeout {
 				return errUnconfirmed
@@ -130,6 +150,9 @@ func (s *session) run(ctx context.Context) error {
 			again, news = time.After(confirmInterval), true
 		}
 		moved := s.settle()
+		if moved {
+			behind = time.Time{}
+		}
 		if len(s.pending) == 0 {
 			again = nil
 			continue
