@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io/fs"
 	"log/slog"
+	"maps"
 	"net"
 	"net/netip"
 	"runtime"
@@ -19,6 +20,7 @@ import (
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/gossip"
 	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/routing"
 	"github.com/egret-project/egret/store"
 	"github.com/egret-project/egret/vlan"
@@ -36,6 +38,9 @@ type Config struct {
 	Permit     time.Duration // for how long the kernel keeps answering when nobody renews; the same on all nodes
 	ClaimDelay time.Duration // how much longer each next candidate of an IP waits
 	Linger     time.Duration // for how long a former owner relays after a planned move
+
+	// RestartGrace is for how long the kernel serves on without an agent that was told to stop; at least LeaseTTL.
+	RestartGrace time.Duration
 
 	// GossipKey is what the agents' gossip is encrypted with; nil: no gossip, and whoever dies is found dead when its lease ends. GossipPort
 	// is its TCP and UDP port. Freeze keeps the IPs while all agents have lost etcd.
@@ -81,6 +86,7 @@ type agent struct {
 	seen        map[lock]time.Time       // since when a lock of this node is seen
 	unowned     map[netip.Addr]time.Time // since when an IP is seen without an owner
 	former      map[netip.Addr]string    // who held an IP last
+	claimed     map[netip.Addr]bool      // claimed in the last pass, and not seen yet
 	inUse       map[lock]bool            // locks of this node that it acts upon
 	met         map[string]time.Time     // since when the lease of an agent is seen
 	dead        map[string]time.Time     // since when the agent of a lease is seen to be dead
@@ -105,7 +111,7 @@ type lock struct {
 }
 
 // Run is the agent of a node: it works in the network namespace of the calling thread until ctx ends, and then leaves kernel and lease
-// as they are, the permits extended to the end of the lease, so that the next agent of the node carries on without a lost packet. An
+// as they are, the locks under a lease of RestartGrace and the permits extended to its end, so that the next agent of the node carries on without a lost packet. An
 // error means that the agent cannot work at all: a kernel without what it needs, a second agent on the node.
 func Run(ctx context.Context, cfg Config) error {
 	lock, err := lockNode()
@@ -233,16 +239,22 @@ func (a *agent) start(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("reading the permits of the former agent: %w", err)
 			}
+			if former.Restarting {
+				if l, err = a.shorten(ctx, l, former, left); err != nil {
+					return err
+				}
+			}
 			for ip := range left {
 				a.adopted[ip] = true
 			}
+			a.permits.adopt(maps.Keys(left))
 			a.setLease(l)
 			a.since = former.Since
 			a.permits.bounded = a.permits.bounded || former.Revocable
 			if err := l.Confirm(ctx, a.Node); err != nil {
 				return err
 			}
-			a.Log.Info("lease adopted", "lease", former.Lease, "egress_ips", len(left))
+			a.Log.Info("lease adopted", "lease", former.Lease, "dur", l.TTL(), "egress_ips", len(left))
 			return nil
 		}
 		if !errors.Is(err, store.ErrLeaseLost) {
@@ -250,6 +262,30 @@ func (a *agent) start(ctx context.Context) error {
 		}
 	}
 	return a.newLease(ctx)
+}
+
+// shorten moves the locks from a lease that was to outlive the restart to one of the usual length. No permit may outlive that, even if this
+// process ends on the way: so the permits, of which left is how long they last, are cut first.
+func (a *agent) shorten(ctx context.Context, l *store.Lease, former egress.Agent, left map[netip.Addr]time.Duration) (*store.Lease, error) {
+	next, err := a.Store.Grant(ctx, a.LeaseTTL)
+	if err != nil {
+		return nil, err
+	}
+	held, err := l.Owned(ctx)
+	if err != nil {
+		return nil, err
+	}
+	most := time.Until(next.Valid())
+	var cut []nft.Permit
+	for _, ip := range held {
+		if left[ip] > most {
+			cut = append(cut, nft.Permit{IP: ip, Answer: true})
+		}
+	}
+	if err := a.tables.Permit(cut, most); err != nil {
+		return nil, fmt.Errorf("cutting the permits of the former agent: %w", err)
+	}
+	return next, l.MoveTo(ctx, next, former)
 }
 
 func (a *agent) newLease(ctx context.Context) error {
@@ -304,10 +340,22 @@ func (a *agent) keepLease(ctx context.Context) error {
 func (a *agent) confirm(ctx context.Context) error {
 	tick := time.NewTicker(a.Permit / 5)
 	defer tick.Stop()
+	// Nobody waits for a question that hangs, as with a member of etcd that is stuck: the next one goes to another member.
+	var asking errgroup.Group
+	asking.SetLimit(5)
+	defer func() { _ = asking.Wait() }() // what failed is seen by the permits that end
 	for {
-		try, cancel := context.WithTimeout(ctx, a.Permit/2)
-		_ = a.currentLease().Confirm(try, a.Node) // the permits say when they are not renewed, keepLease when the lease is lost
-		cancel()
+		asking.TryGo(func() error {
+			try, cancel := context.WithTimeout(ctx, a.Permit)
+			defer cancel()
+			lease := a.currentLease()
+			err := lease.Confirm(try, a.Node) // the permits say when they are not renewed, keepLease when the lease is lost
+			if errors.Is(err, store.ErrLeaseLost) && lease == a.currentLease() {
+				// At once: a machine that was paused may have permits left, since its clock stood still.
+				return a.permits.withdraw(nil)
+			}
+			return nil // not known: the permits end by themselves
+		})
 		select {
 		case <-ctx.Done():
 			return nil
@@ -385,21 +433,15 @@ func (a *agent) report(ctx context.Context, err error) {
 	}
 }
 
-// lastWords confirms the lease once more and extends the permits to its end: nobody can claim before that, so the kernel may serve on
-// alone until the next agent adopts both. Where peers may revoke the lease, the locks move to another first, which they may not.
+// lastWords moves the locks to a lease that outlives a restart, which peers may not revoke, and extends the permits to its end: nobody can
+// claim before that, so the kernel may serve on alone until the next agent adopts both.
 func (a *agent) lastWords(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
-	lease := a.currentLease()
-	if a.permits.bounded {
-		next, err := a.reissue(ctx, lease)
-		if err != nil {
-			a.Log.Warn("locks not kept for the next agent: traffic stops until it runs", "err", err)
-			return
-		}
-		lease = next
-	} else if err := lease.Renew(ctx); err != nil {
-		a.Log.Warn("lease not confirmed at the end", "err", err)
+	lease, err := a.lengthen(ctx)
+	if err != nil {
+		a.Log.Warn("locks not kept for the next agent: traffic stops until it runs", "err", err)
+		return
 	}
 	left, err := a.permits.extend(lease)
 	if err != nil {
@@ -409,13 +451,21 @@ func (a *agent) lastWords(ctx context.Context) {
 	a.Log.Info("stopped; kernel and lease stay for the next agent", "dur", left)
 }
 
-func (a *agent) reissue(ctx context.Context, lease *store.Lease) (*store.Lease, error) {
+func (a *agent) lengthen(ctx context.Context) (*store.Lease, error) {
 	r, err := a.Store.Agent(ctx, a.Node)
 	if err != nil {
 		return nil, err
 	}
+	grace := max(a.LeaseTTL, a.RestartGrace)
+	if s := a.view.Snapshot(); s != nil && plan.Cordoned(s, a.Node) {
+		grace = a.LeaseTTL // the node is about to go, and others can take what it still holds
+	}
+	next, err := a.Store.Grant(ctx, grace)
+	if err != nil {
+		return nil, err
+	}
 	r.Node, r.Restarting, r.Revocable = a.Node, true, false
-	return lease.Reissue(ctx, r)
+	return next, a.currentLease().MoveTo(ctx, next, r)
 }
 
 // look checks the node, logs what is amiss, and returns what the record of the agent says of its kernel.

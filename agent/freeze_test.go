@@ -31,7 +31,7 @@ func TestBoundedPermitsEndWithoutConfirmation(t *testing.T) {
 	renew := func() error {
 		p.mu.Lock()
 		defer p.mu.Unlock()
-		return p.renewLocked(p.length)
+		return p.renewLocked()
 	}
 	left := func() time.Duration {
 		t.Helper()
@@ -222,7 +222,7 @@ func TestAnswersToAFormerProcessCountForNothing(t *testing.T) {
 	}
 }
 
-func TestReissuedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
+func TestMovedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
 	client, _ := world(t)
 	old, err := client.Grant(t.Context(), 60*time.Second)
 	if err != nil {
@@ -239,8 +239,14 @@ func TestReissuedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
 		}
 		ip = ip.Next()
 	}
-	next, err := old.Reissue(t.Context(), egress.Agent{Node: "a", Restarting: true})
+	if ips, err := old.Owned(t.Context()); err != nil || len(ips) != locks {
+		t.Fatalf("%d locks are under the lease, %v: want %d", len(ips), err, locks)
+	}
+	next, err := client.Grant(t.Context(), time.Hour)
 	if err != nil {
+		t.Fatal(err)
+	}
+	if err := old.MoveTo(t.Context(), next, egress.Agent{Node: "a", Restarting: true}); err != nil {
 		t.Fatal(err)
 	}
 	if err := client.Revoke(t.Context(), old.ID()); err != nil {
@@ -253,7 +259,7 @@ func TestReissuedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
 	if ok, err := client.Claim(t.Context(), next, egress.Owner{IP: netip.MustParseAddr("10.10.1.7")}); err != nil || !ok {
 		t.Errorf("a lock is not under the new lease: %t, %v", ok, err)
 	}
-	if _, err := old.Reissue(t.Context(), egress.Agent{Node: "a"}); err == nil {
+	if err := old.MoveTo(t.Context(), next, egress.Agent{Node: "a"}); err == nil {
 		t.Error("what is under another lease was moved")
 	}
 }

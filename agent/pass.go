@@ -385,7 +385,7 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 	}
 	for _, o := range plan.Releases(t.Snapshot, t.facts) {
 		if !a.holds(t, o) {
-			continue // a former lease of this node: it ends by itself
+			continue // a former lease of this node
 		}
 		ok, err := a.Store.Release(ctx, o)
 		if errs = append(errs, err); ok {
@@ -416,6 +416,7 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 			return bound, errors.Join(errs...) // promised
 		}
 	}
+	errs = append(errs, a.endFormer(ctx, t))
 	next, err := a.revoke(ctx, t)
 	errs = append(errs, err)
 	due, err := a.claim(ctx, t)
@@ -454,7 +455,7 @@ func (a *agent) publish(ctx context.Context, t turn, fenced bool) error {
 
 // claim tries for the egress IPs whose time has come: the first in rank at once, each next one a step later.
 func (a *agent) claim(ctx context.Context, t turn) (next time.Time, err error) {
-	unowned, former := map[netip.Addr]time.Time{}, map[netip.Addr]string{}
+	unowned, former, claimed := map[netip.Addr]time.Time{}, map[netip.Addr]string{}, map[netip.Addr]bool{}
 	for ip, o := range t.Owners {
 		former[ip] = o.Node
 	}
@@ -484,12 +485,12 @@ func (a *agent) claim(ctx context.Context, t turn) (next time.Time, err error) {
 		if err != nil {
 			errs = append(errs, err)
 		}
-		if ok {
+		if claimed[c.IP] = ok; ok && !a.claimed[c.IP] { // else the view has not seen it yet
 			a.history.trim(c.IP)
 			a.Log.Info("claimed", "egress_ip", c.IP, "why", c.Why)
 		}
 	}
-	a.unowned, a.former = unowned, former
+	a.unowned, a.former, a.claimed = unowned, former, claimed
 	return next, errors.Join(errs...)
 }
 
@@ -547,6 +548,22 @@ func (a *agent) revoke(ctx context.Context, t turn) (next time.Time, err error) 
 	}
 	a.dead = dead
 	return next, errors.Join(errs...)
+}
+
+// endFormer ends the leases of this node's former life that locks are still under, as after a restore of etcd. A node has one agent, and that
+// one is silent about those IPs: nobody has to wait for the end of such a lease.
+func (a *agent) endFormer(ctx context.Context, t turn) error {
+	ended := map[int64]error{}
+	for ip, o := range t.Owners {
+		if o.Node != a.Node || a.holds(t, o) {
+			continue
+		}
+		if _, done := ended[o.Lease]; !done {
+			ended[o.Lease] = a.Store.Revoke(ctx, o.Lease)
+			a.Log.Warn("former lease revoked", "lease", store.FormatLease(o.Lease), "egress_ip", ip, "err", ended[o.Lease])
+		}
+	}
+	return errors.Join(slices.Collect(maps.Values(ended))...)
 }
 
 // skipped logs the records that could not be read, when they change: they are served as they last were, the others as they are.

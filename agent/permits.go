@@ -3,6 +3,7 @@ package agent
 import (
 	"context"
 	"errors"
+	"iter"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -27,7 +28,7 @@ type permits struct {
 	// lease is the one that the locks of list are bound to. The validity of a later one says nothing about them.
 	lease *store.Lease
 	until time.Time // when the last renewal ends
-	limit time.Time // when the permits must have ended, if they are bounded
+	limit time.Time // when the permits must have ended
 	last  bool      // extended: never renewed again
 
 	gone, silent []netip.Addr // withdrawn, wholly and to answer, and the kernel has not confirmed it
@@ -81,7 +82,16 @@ func (p *permits) grant(list []nft.Permit, lease *store.Lease) error {
 		p.limit = time.Time{}
 	}
 	p.list, p.lease = list, lease
-	return p.renewLocked(p.length)
+	return p.renewLocked()
+}
+
+// adopt makes the permits that the kernel was found with known, so that a pass can end them. They are not renewed before grant.
+func (p *permits) adopt(ips iter.Seq[netip.Addr]) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	for ip := range ips {
+		p.list = append(p.list, nft.Permit{IP: ip, Answer: true})
+	}
 }
 
 // extend renews the permits to the end of the lease, under which their locks are and which nobody revokes, and returns how long that is.
@@ -89,11 +99,7 @@ func (p *permits) extend(lease *store.Lease) (time.Duration, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.lease, p.bounded, p.last = lease, false, true
-	if len(p.list) == 0 {
-		return 0, nil
-	}
-	left := max(time.Until(p.lease.Valid()), p.length) // a permit may outlive its lease by its length: a claimer waits for it
-	return left, p.renewLocked(left)
+	return time.Until(lease.Valid()), p.renewLocked()
 }
 
 // answers reports whether the permit to answer for ip is alive.
@@ -108,71 +114,59 @@ func (p *permits) answers(ip netip.Addr) bool {
 	return false
 }
 
-func (p *permits) renewLocked(d time.Duration) error {
-	if len(p.list) == 0 {
+// renewLocked renews the permits to their limit, but for a margin, in which the write has to be done.
+func (p *permits) renewLocked() error {
+	if len(p.list) == 0 || p.lease == nil {
 		return nil
 	}
-	if p.bounded {
-		return p.renewBoundedLocked()
-	}
-	now, valid := time.Now(), p.lease.Valid()
-	if !now.Before(valid) {
-		return errUnconfirmed
-	}
-	if err := p.tables.Permit(p.list, d); err != nil {
+	now := time.Now()
+	limit, margin, err := p.limitLocked(now)
+	if err != nil {
 		return err
 	}
-	// The process may have been frozen between the look at the clock and the write: what was renewed too late is taken back, and what
-	// was renewed for too long is cut.
-	switch wrote := time.Now(); {
-	case wrote.After(valid):
-		ips := make([]netip.Addr, len(p.list))
-		for i, have := range p.list {
-			ips[i] = have.IP
-		}
-		return errors.Join(errUnconfirmed, p.tables.Revoke(ips...))
-	case wrote.Add(d).After(valid.Add(p.length)):
-		if err := p.tables.Permit(p.list, valid.Sub(wrote)); err != nil {
-			return err
-		}
-	}
-	p.until = now.Add(d)
-	return nil
-}
-
-// renewBoundedLocked renews the permits to their limit: their length after the lease was confirmed, or after every peer promised to use
-// no IP that it claims. A promise carries on what a confirmation began, and never begins anew: a peer may have been free in between. A
-// tenth is left for the time that the write takes.
-func (p *permits) renewBoundedLocked() error {
-	now, since := time.Now(), p.lease.Confirmed()
-	if since.IsZero() { // lost, or never confirmed
-		return errUnconfirmed
-	}
-	if p.frozen != nil && now.Before(p.limit) {
-		if f := p.frozen(); f.After(since) {
-			since = f
-		}
-	}
-	limit, margin := since.Add(p.length), p.length/10
-	if p.limit.After(limit) {
-		limit = p.limit
-	}
-	left := limit.Sub(now) - margin
+	end := limit.Add(-margin)
+	left := end.Sub(now)
 	if left < time.Millisecond {
 		return errUnconfirmed
 	}
 	if err := p.tables.Permit(p.list, left); err != nil {
 		return err
 	}
-	if wrote := time.Now(); wrote.Sub(now) > margin {
+	if wrote := time.Now(); wrote.Sub(now) > margin/2 {
 		// The process may have been frozen in between: cut what lasts too long. Less than a millisecond revokes.
-		left = max(limit.Sub(wrote)-margin, 0)
-		if err := p.tables.Permit(p.list, left); err != nil {
+		if err := p.tables.Permit(p.list, end.Sub(wrote)); err != nil {
 			return err
 		}
 	}
-	p.limit, p.until = limit, limit.Add(-margin)
+	p.limit, p.until = limit, end
 	return nil
+}
+
+// limitLocked returns when the permits must have ended, and by how much they are to end earlier.
+//
+// Bounded: their length after the lease was confirmed, or after every peer promised to use no IP that it claims. A promise carries on
+// what a confirmation began, and never begins anew: a peer may have been free in between. A tenth is left for the time that the write
+// takes.
+//
+// Not bounded: their length after the lease ends at the earliest, since a claimer waits for that. All of it is left.
+func (p *permits) limitLocked(now time.Time) (limit time.Time, margin time.Duration, err error) {
+	if !p.bounded {
+		return p.lease.Valid().Add(p.length), p.length, nil
+	}
+	since := p.lease.Confirmed()
+	if since.IsZero() { // lost, or never confirmed
+		return time.Time{}, 0, errUnconfirmed
+	}
+	if p.frozen != nil && now.Before(p.limit) {
+		if f := p.frozen(); f.After(since) {
+			since = f
+		}
+	}
+	limit = since.Add(p.length)
+	if p.limit.After(limit) {
+		limit = p.limit
+	}
+	return limit, p.length / 10, nil
 }
 
 // soon asks run for a renewal. It never blocks.
@@ -200,7 +194,7 @@ func (p *permits) run(ctx context.Context, log *slog.Logger) error {
 			p.mu.Unlock()
 			return nil
 		}
-		err := p.renewLocked(p.length)
+		err := p.renewLocked()
 		p.mu.Unlock()
 		switch {
 		case err != nil && last == nil:

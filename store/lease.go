@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
@@ -75,7 +77,9 @@ func (l *Lease) Renew(ctx context.Context) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	sent := time.Now()
-	resp, err := l.client.etcd.KeepAliveOnce(ctx, l.id)
+	resp, err := hedge(ctx, 200*time.Millisecond, func(ctx context.Context) (*clientv3.LeaseKeepAliveResponse, error) {
+		return l.client.etcd.KeepAliveOnce(ctx, l.id)
+	})
 	if err != nil {
 		return fmt.Errorf("renewing lease %s: %w", FormatLease(l.ID()), l.known(err))
 	}
@@ -100,16 +104,17 @@ func (l *Lease) Valid() time.Time {
 }
 
 // Confirm asks etcd whether agents/<node> is there under the lease. It is a linearizable read, unlike a renewal, which a leader that was
-// cut off and does not know it yet still grants: so nobody had revoked the lease when the request was sent. An error says that this is
-// not known.
+// cut off and does not know it yet still grants: so nobody had revoked the lease when the request was sent. errors.Is(err, ErrLeaseLost): it
+// is gone. Any other error says that this is not known.
 func (l *Lease) Confirm(ctx context.Context, node string) error {
 	sent := time.Now()
 	resp, err := l.client.etcd.Get(ctx, l.client.key(AgentKey(node)))
 	if err != nil {
 		return fmt.Errorf("confirming lease %s: %w", FormatLease(l.ID()), err)
 	}
+	l.client.newest.Store(resp.Header.Revision)
 	if len(resp.Kvs) == 0 || resp.Kvs[0].Lease != l.ID() {
-		return fmt.Errorf("confirming lease %s: %s is not under it", FormatLease(l.ID()), AgentKey(node))
+		return errors.Join(fmt.Errorf("confirming lease %s: %s is not under it", FormatLease(l.ID()), AgentKey(node)), l.Renew(ctx))
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -127,16 +132,30 @@ func (l *Lease) Confirmed() time.Time {
 	return l.seen
 }
 
-// Reissue moves every key of the lease to a new one of the same TTL, with the agent's record as given, and returns the new lease. Whoever
-// revokes the old one then, on what he read before, ends nothing. The old lease is left to end by itself. An error: it is not known
-// what holds; keys may be under either.
-func (l *Lease) Reissue(ctx context.Context, a egress.Agent) (*Lease, error) {
-	next, err := l.client.Grant(ctx, l.TTL())
+// Owned returns the egress IPs whose locks are under the lease.
+func (l *Lease) Owned(ctx context.Context) ([]netip.Addr, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	resp, err := l.client.etcd.TimeToLive(ctx, l.id, clientv3.WithAttachedKeys())
 	if err != nil {
-		return nil, err
+		return nil, fmt.Errorf("reading the keys of lease %s: %w", FormatLease(l.ID()), err)
 	}
-	fail := func(err error) (*Lease, error) {
-		return nil, fmt.Errorf("moving the keys of lease %s to %s: %w", FormatLease(l.ID()), FormatLease(next.ID()), err)
+	var out []netip.Addr
+	for _, k := range resp.Keys {
+		if text, ok := strings.CutPrefix(string(k), l.client.key(OwnerPrefix)); ok {
+			if ip, err := netip.ParseAddr(text); err == nil {
+				out = append(out, ip)
+			}
+		}
+	}
+	return out, nil
+}
+
+// MoveTo moves every key of the lease to another one, with the agent's record as given. Whoever revokes the former lease then, on what
+// he read before, ends nothing. It is left to end by itself. An error: it is not known what holds; keys may be under either.
+func (l *Lease) MoveTo(ctx context.Context, next *Lease, a egress.Agent) error {
+	fail := func(err error) error {
+		return fmt.Errorf("moving the keys of lease %s to %s: %w", FormatLease(l.ID()), FormatLease(next.ID()), err)
 	}
 	resp, err := l.client.etcd.TimeToLive(ctx, l.id, clientv3.WithAttachedKeys())
 	if err != nil {
@@ -173,7 +192,7 @@ func (l *Lease) Reissue(ctx context.Context, a egress.Agent) (*Lease, error) {
 			return fail(errors.New("a key has changed meanwhile"))
 		}
 	}
-	return next, nil
+	return nil
 }
 
 // condition is how a lease is doing.

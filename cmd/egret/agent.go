@@ -23,6 +23,7 @@ type agentFlags struct {
 	config, node, nodeIP, logLevel       string
 	uplink                               string
 	leaseTTL, permit, claimDelay, linger time.Duration
+	restartGrace                         time.Duration
 	except, cluster                      []string
 	randomPorts                          bool
 	rebalance                            string
@@ -51,6 +52,7 @@ func agentCommand() *cobra.Command {
 	s.DurationVar(&f.permit, "permit", 500*time.Millisecond, "how long the kernel goes on answering for an egress IP when the agent is stuck; the same on all nodes")
 	s.DurationVar(&f.claimDelay, "claim-delay", time.Second, "how much longer each next candidate waits before it claims a free egress IP")
 	s.DurationVar(&f.linger, "linger", 5*time.Second, "how long the former owner forwards what is under way after a planned move")
+	s.DurationVar(&f.restartGrace, "restart-grace", 40*time.Second, "how long the kernel serves on without an agent that was told to stop; if the node goes down in that time, its IPs are out of service for the rest of it")
 	s.StringSliceVar(&f.except, "egress.exceptCIDRs", nil, "destinations that are never SNATed, on top of node addresses, the nodes' pod CIDRs and the ServiceCIDRs")
 	s.BoolVar(&f.randomPorts, "egress.snatFullyRandomPorts", false, "choose the source ports of SNATed connections at random, against port guessing; after a move of their IP, open connections have other ports")
 	s.StringSliceVar(&f.cluster, "cluster-cidrs", nil, "pod and Service CIDRs of the cluster, where neither the nodes nor ServiceCIDR objects name them")
@@ -70,8 +72,8 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	var errs []error
 	fault := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
 	cfg := agent.Config{
-		Node: f.node, Version: version, LeaseTTL: f.leaseTTL, Permit: f.permit, ClaimDelay: f.claimDelay, Linger: f.linger, Uplink: f.uplink,
-		HoldUnknown: f.holdUnknown, RandomPorts: f.randomPorts,
+		Node: f.node, Version: version, LeaseTTL: f.leaseTTL, Permit: f.permit, ClaimDelay: f.claimDelay, Linger: f.linger, RestartGrace: f.restartGrace,
+		Uplink: f.uplink, HoldUnknown: f.holdUnknown, RandomPorts: f.randomPorts,
 	}
 	if f.node == "" {
 		fault("--node: want the name of the Kubernetes node that this is")
@@ -92,8 +94,8 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	if f.holdUnknown < 0 || f.holdUnknown%time.Millisecond != 0 {
 		fault("--hold-unknown %v: want whole milliseconds, or 0", f.holdUnknown)
 	}
-	if f.claimDelay < 0 || f.linger < 0 {
-		fault("--claim-delay %v, --linger %v: want no negative duration", f.claimDelay, f.linger)
+	if f.claimDelay < 0 || f.linger < 0 || f.restartGrace < 0 {
+		fault("--claim-delay %v, --linger %v, --restart-grace %v: want no negative duration", f.claimDelay, f.linger, f.restartGrace)
 	}
 	switch {
 	case f.rebalance != "off" && f.rebalance != "auto":
