@@ -48,6 +48,7 @@ func newRoot() *cobra.Command {
 	root.AddCommand(nodeCommands(name)...)
 	root.AddCommand(cutCommands(name)...)
 	root.AddCommand(processCommands(name)...)
+	root.AddCommand(partitionCommands(name)...)
 	return root
 }
 
@@ -65,7 +66,7 @@ func upCommand(name *string) *cobra.Command {
 			if err != nil {
 				return err
 			}
-			fmt.Fprintf(cmd.OutOrStdout(), "export KUBECONFIG=%s\nexport ETCDCTL_ENDPOINTS=%s\n", l.Kubeconfig(), l.EtcdEndpoint())
+			fmt.Fprintf(cmd.OutOrStdout(), "export KUBECONFIG=%s\nexport ETCDCTL_ENDPOINTS=%s\n", l.Kubeconfig(), strings.Join(l.EtcdEndpoints(), ","))
 			return nil
 		},
 	}
@@ -73,6 +74,7 @@ func upCommand(name *string) *cobra.Command {
 	f.IntVar(&cfg.Nodes, "nodes", lab.DefaultNodes, "number of nodes")
 	f.DurationVar(&cfg.LeaseTTL, "lease-ttl", lab.DefaultLeaseTTL, "time to live of the agents' leases")
 	f.StringVar(&agentFlags, "agent-flags", "", `further flags of every agent, in one word, as "--a=1 --b=2"`)
+	f.IntVar(&cfg.EtcdMembers, "etcd", lab.DefaultMembers, "number of members of Egret's etcd")
 	f.BoolVar(&cfg.IPv6Nodes, "ipv6-nodes", false, "give the nodes IPv6 InternalIPs only, so that the overlay goes over IPv6")
 	f.BoolVar(&cfg.Bare, "bare", false, "leave crdsync and the agents out: the cluster without Egret")
 	f.StringVar(&cfg.Egret, "egret", "", "the program egret (default: beside this one)")

@@ -94,7 +94,7 @@ func Run(ctx context.Context, cfg Config, told func(run int, r Result)) (results
 		defer cancel()
 		err = errors.Join(err, b.lab.Down(end))
 	}()
-	if b.etcd, err = clientv3.New(clientv3.Config{Endpoints: []string{b.lab.EtcdEndpoint()}, Logger: zap.NewNop()}); err != nil {
+	if b.etcd, err = clientv3.New(clientv3.Config{Endpoints: b.lab.EtcdEndpoints(), Logger: zap.NewNop()}); err != nil {
 		return nil, fmt.Errorf("making a client of etcd: %w", err)
 	}
 	defer b.etcd.Close()

@@ -109,7 +109,7 @@ func (a *arena) furnish(ctx context.Context) error {
 	if a.Witness, err = witness.Start(life, a.Lab); err != nil {
 		return err
 	}
-	if a.etcd, err = clientv3.New(clientv3.Config{Endpoints: []string{a.EtcdEndpoint()}, Logger: zap.NewNop()}); err != nil {
+	if a.etcd, err = clientv3.New(clientv3.Config{Endpoints: a.EtcdEndpoints(), Logger: zap.NewNop()}); err != nil {
 		return err
 	}
 	for n := range nodes {

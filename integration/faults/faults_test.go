@@ -163,7 +163,7 @@ func (r *runner) do(ctx context.Context, s Step) error {
 	case "start":
 		return process(r.Start)
 	case "kill":
-		return r.Kill(ctx, node)
+		return process(r.Kill)
 	case "restart":
 		return errors.Join(process(r.Lab.Stop), process(r.Start))
 	case "cut", "heal":

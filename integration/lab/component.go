@@ -4,7 +4,6 @@ import (
 	"context"
 	"errors"
 	"fmt"
-	"net/netip"
 	"time"
 
 	"github.com/egret-project/egret/store"
@@ -26,70 +25,75 @@ func (l *Lab) serve() component {
 	return component{serveProc, "", []string{l.cfg.Self, "serve", l.cfg.Name}}
 }
 
-func (l *Lab) etcdArgs(name, clientURL string, peerPort int) []string {
-	return []string{l.cfg.Self, "etcd", name, l.path(name + ".data"), clientURL, fmt.Sprintf("http://127.0.0.1:%d", peerPort)}
-}
-
-func (l *Lab) etcd() component {
-	url := "http://" + netip.AddrPortFrom(ControlIP, etcdPort).String()
-	return component{etcdProc, "control", l.etcdArgs(etcdProc, url, etcdPeerPort)}
-}
-
-func (l *Lab) kubeEtcd() component {
-	url := fmt.Sprintf("http://127.0.0.1:%d", kubeEtcdPort)
-	return component{kubeEtcdProc, "control", l.etcdArgs(kubeEtcdProc, url, kubeEtcdPeerPort)}
-}
-
 func (l *Lab) apiServer() component { return component{apiProc, "control", l.apiServerArgs()} }
 
 func (l *Lab) crdsync() component {
 	return component{crdsyncProc, "control", []string{
-		l.cfg.Egret, "crdsync", "--kubeconfig", l.path("kubeconfig.crdsync"), "--endpoints", netip.AddrPortFrom(ControlIP, etcdPort).String(),
+		l.cfg.Egret, "crdsync", "--kubeconfig", l.path("kubeconfig.crdsync"), "--endpoints", l.endpoints(),
 	}}
 }
 
 func (l *Lab) agent(node string) component {
 	return component{agentProc(node), node, append([]string{
-		l.cfg.Egret, "agent", "--node", node, "--endpoints", netip.AddrPortFrom(ControlIP, etcdPort).String(), "--lease-ttl", l.cfg.LeaseTTL.String(),
+		l.cfg.Egret, "agent", "--node", node, "--endpoints", l.endpoints(), "--lease-ttl", l.cfg.LeaseTTL.String(),
 		"--gossip-key-file", l.path(gossipKey),
 	}, l.cfg.AgentFlags...)}
 }
 
-// component returns the one that a command names: "etcd" (egret's; that of the API server is left alone), "apiserver", "crdsync" or
-// "agent" with a node.
-func (l *Lab) component(what, node string) (component, error) {
+// components returns those that a command names: "etcd" (Egret's, all members; that of the API server is left alone), one member,
+// "apiserver", "crdsync" or "agent" with a node.
+func (l *Lab) components(what, node string) ([]component, error) {
 	if (what == "agent") != (node != "") {
-		return component{}, fmt.Errorf("%q with node %q: want etcd, apiserver, crdsync, or agent and a node", what, node)
+		return nil, fmt.Errorf("%q with node %q: want etcd, apiserver, crdsync, or agent and a node", what, node)
 	}
 	switch what {
 	case "etcd":
-		return l.etcd(), nil
+		return l.etcds(), nil
 	case "apiserver":
-		return l.apiServer(), nil
+		return []component{l.apiServer()}, nil
 	case "crdsync":
-		return l.crdsync(), nil
+		return []component{l.crdsync()}, nil
 	case "agent":
 		_, err := l.NodeNumber(node)
-		return l.agent(node), err
+		return []component{l.agent(node)}, err
 	}
-	return component{}, fmt.Errorf("%q: want etcd, apiserver, crdsync or agent", what)
+	for _, m := range l.members() {
+		if m.proc == what {
+			return []component{l.etcd(m)}, nil
+		}
+	}
+	return nil, fmt.Errorf("%q: want etcd, one of its members %q, apiserver, crdsync or agent", what, l.EtcdMembers())
 }
 
 // Stop ends a process with SIGTERM and waits until it is gone; etcd and the API server keep their data. Which one is "etcd"
-// (Egret's), "apiserver", "crdsync", or "agent" with a node. Nil when it does not run. A process that takes longer than 10 s gets
-// SIGKILL.
+// (Egret's, all members), one of EtcdMembers, "apiserver", "crdsync", or "agent" with a node. Nil when it does not run. A process that takes
+// longer than 10 s gets SIGKILL.
 func (l *Lab) Stop(ctx context.Context, what, node string) error {
-	c, err := l.component(what, node)
+	return l.end(ctx, what, node, stopGrace)
+}
+
+// Kill ends, with SIGKILL, what Stop ends otherwise.
+func (l *Lab) Kill(ctx context.Context, what, node string) error { return l.end(ctx, what, node, 0) }
+
+func (l *Lab) end(ctx context.Context, what, node string, grace time.Duration) error {
+	all, err := l.components(what, node)
 	if err != nil {
 		return err
 	}
-	return l.change(ctx, func(*state) error { return l.stop(ctx, c.proc, stopGrace) })
+	return l.change(ctx, func(*state) error {
+		for _, c := range all {
+			if err := l.stop(ctx, c.proc, grace); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }
 
-// Start starts what Stop stopped, and returns when etcd or the API server answers; crdsync and an agent only have to run, for they may
-// have nobody to talk to. Nil when it runs already.
+// Start starts what Stop stopped, and returns when etcd or the API server answers; crdsync, an agent and a single member of etcd only have
+// to run, for they may have nobody to talk to. Nil when it runs already.
 func (l *Lab) Start(ctx context.Context, what, node string) error {
-	c, err := l.component(what, node)
+	all, err := l.components(what, node)
 	if err != nil {
 		return err
 	}
@@ -97,8 +101,10 @@ func (l *Lab) Start(ctx context.Context, what, node string) error {
 		if s.Crashed[node] {
 			return fmt.Errorf("%s is powered off: recover it", node)
 		}
-		if err := l.start(s, c); err != nil {
-			return err
+		for _, c := range all {
+			if err := l.start(s, c); err != nil {
+				return err
+			}
 		}
 		switch what {
 		case "etcd":
@@ -113,10 +119,10 @@ func (l *Lab) Start(ctx context.Context, what, node string) error {
 // Upgrade ends a node's agent as Stop does, and starts the program egret, a path, as its agent: one of another version. Start starts the
 // lab's own again.
 func (l *Lab) Upgrade(ctx context.Context, node, egret string) error {
-	c, err := l.component("agent", node)
-	if err != nil {
+	if _, err := l.NodeNumber(node); err != nil {
 		return err
 	}
+	c := l.agent(node)
 	c.argv[0] = egret
 	return l.change(ctx, func(s *state) error {
 		if err := l.stop(ctx, c.proc, stopGrace); err != nil {
@@ -128,14 +134,14 @@ func (l *Lab) Upgrade(ctx context.Context, node, egret string) error {
 
 // waitAgents returns when etcd has the records of the nodes and of their agents.
 func (l *Lab) waitAgents(ctx context.Context, nodes ...int) error {
-	procs := []string{serveProc, etcdProc}
+	procs := append([]string{serveProc}, l.EtcdMembers()...)
 	for _, n := range nodes {
 		procs = append(procs, agentProc(NodeName(n)))
 	}
 	if _, ok := l.process(crdsyncProc); ok {
 		procs = append(procs, crdsyncProc)
 	}
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{l.EtcdEndpoint()}, Logger: zap.NewNop()})
+	client, err := clientv3.New(clientv3.Config{Endpoints: l.EtcdEndpoints(), Logger: zap.NewNop()})
 	if err != nil {
 		return fmt.Errorf("making a client of etcd: %w", err)
 	}

@@ -19,6 +19,7 @@ const (
 	DefaultName     = "lab"
 	DefaultNodes    = 3
 	DefaultLeaseTTL = 3 * time.Second
+	DefaultMembers  = 1
 )
 
 // maxNodes keeps the nodes' addresses, 10.10.0.101 and up, below that of the outside host.
@@ -30,6 +31,8 @@ type Config struct {
 	Name string
 	// Nodes is their number, 1..98.
 	Nodes int
+	// EtcdMembers is how many servers Egret's etcd has, 1..5.
+	EtcdMembers int
 	// LeaseTTL is passed to every agent.
 	LeaseTTL time.Duration
 	// AgentFlags are further flags of every agent.
@@ -56,6 +59,7 @@ var validName = regexp.MustCompile(`^[a-z0-9]([a-z0-9-]{0,28}[a-z0-9])?$`)
 func (c Config) withDefaults() (Config, error) {
 	c.Name = cmp.Or(c.Name, DefaultName)
 	c.Nodes = cmp.Or(c.Nodes, DefaultNodes)
+	c.EtcdMembers = cmp.Or(c.EtcdMembers, DefaultMembers)
 	c.LeaseTTL = cmp.Or(c.LeaseTTL, DefaultLeaseTTL)
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
@@ -109,17 +113,20 @@ func (c Config) Validate() error {
 	if c.Nodes < 0 || c.Nodes > maxNodes {
 		errs = append(errs, fmt.Errorf("nodes %d: want 1 to %d", c.Nodes, maxNodes))
 	}
+	if c.EtcdMembers < 0 || c.EtcdMembers > 5 {
+		errs = append(errs, fmt.Errorf("etcd members %d: want 1 to 5", c.EtcdMembers))
+	}
 	if c.LeaseTTL != 0 && (c.LeaseTTL < 2*time.Second || c.LeaseTTL%time.Second != 0) {
 		errs = append(errs, fmt.Errorf("lease TTL %v: want whole seconds, 2s or more, as etcd does", c.LeaseTTL))
 	}
 	return errors.Join(errs...)
 }
 
-// checkName refuses what must not become a part of paths.
 // OwnName returns a name for a lab that only this process has: what, and the process's number. A lab of the name that a killed process
 // left behind is in nobody's way.
 func OwnName(what string) string { return fmt.Sprintf("%s-%d", what, os.Getpid()) }
 
+// checkName refuses what must not become a part of paths.
 func checkName(name string) error {
 	if !validName.MatchString(name) {
 		return fmt.Errorf("name %q: want at most 30 lower-case letters, digits and dashes", name)

@@ -22,12 +22,16 @@ func (l *Lab) EgretPath() string { return l.cfg.Egret }
 // Kubeconfig returns the path of the kubeconfig of a cluster admin, for programs on this machine.
 func (l *Lab) Kubeconfig() string { return l.path("kubeconfig") }
 
-// EtcdEndpoint returns Egret's etcd as host:port, for programs on this machine.
-func (l *Lab) EtcdEndpoint() string {
-	return netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(l.ports.Etcd)).String()
+// EtcdEndpoints returns the members of Egret's etcd as host:port, for programs on this machine.
+func (l *Lab) EtcdEndpoints() []string {
+	var all []string
+	for _, port := range l.ports.Etcd {
+		all = append(all, netip.AddrPortFrom(netip.AddrFrom4([4]byte{127, 0, 0, 1}), uint16(port)).String())
+	}
+	return all
 }
 
-// LogFile returns the path of a process's log: etcd, kube-etcd, kube-apiserver, crdsync, serve, agent-<node>.
+// LogFile returns the path of a process's log: etcd or its members, kube-etcd, kube-apiserver, crdsync, serve, agent-<node>.
 func (l *Lab) LogFile(process string) string { return l.path("logs", process) }
 
 // Panics returns what the logs of crdsync and the agents say that they must never say: panics, and what the race detector found.
@@ -120,7 +124,7 @@ func (l *Lab) kubectl() (string, error) {
 // Egret runs egret on this machine, with --endpoints of the lab's etcd after args, and returns its standard output; errors are as
 // those of Exec.
 func (l *Lab) Egret(ctx context.Context, args ...string) ([]byte, error) {
-	args = append(args[:len(args):len(args)], "--endpoints", l.EtcdEndpoint())
+	args = append(args[:len(args):len(args)], "--endpoints", strings.Join(l.EtcdEndpoints(), ","))
 	cmd := exec.CommandContext(ctx, l.cfg.Egret, args...)
 	cmd.Env = environment()
 	return run(cmd, append([]string{"egret"}, args...))

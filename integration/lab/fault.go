@@ -63,8 +63,10 @@ func (l *Lab) Recover(ctx context.Context, node string) error {
 		if err := l.start(s, l.agent(node)); err != nil {
 			return err
 		}
-		if _, ok := l.process(etcdProc); !ok {
-			return nil
+		for _, m := range l.members() {
+			if _, ok := l.process(m.proc); !ok {
+				return nil
+			}
 		}
 		return l.waitAgents(ctx, n)
 	})
@@ -101,22 +103,25 @@ func (l *Lab) Replug(ctx context.Context, node string) error {
 	})
 }
 
-// Freeze stops the agent of a node where it is (SIGSTOP) and returns when it stands.
-func (l *Lab) Freeze(ctx context.Context, node string) error {
-	return l.signalAgent(ctx, node, syscall.SIGSTOP, true)
+// Freeze stops the agent of a node, or a member of etcd, where it is (SIGSTOP) and returns when it stands.
+func (l *Lab) Freeze(ctx context.Context, what string) error {
+	return l.signal(ctx, what, syscall.SIGSTOP, true)
 }
 
-// Thaw lets the agent of a node go on (SIGCONT).
-func (l *Lab) Thaw(ctx context.Context, node string) error {
-	return l.signalAgent(ctx, node, syscall.SIGCONT, false)
+// Thaw lets what Freeze stopped go on (SIGCONT).
+func (l *Lab) Thaw(ctx context.Context, what string) error {
+	return l.signal(ctx, what, syscall.SIGCONT, false)
 }
 
-func (l *Lab) signalAgent(ctx context.Context, node string, sig syscall.Signal, stopped bool) error {
-	if _, err := l.NodeNumber(node); err != nil {
-		return err
+func (l *Lab) signal(ctx context.Context, what string, sig syscall.Signal, stopped bool) error {
+	name := what
+	if !slices.Contains(l.EtcdMembers(), what) {
+		if _, err := l.NodeNumber(what); err != nil {
+			return err
+		}
+		name = agentProc(what)
 	}
 	return l.change(ctx, func(*state) error {
-		name := agentProc(node)
 		p, ok := l.process(name)
 		if !ok {
 			return fmt.Errorf("%s does not run", name)
@@ -133,14 +138,6 @@ func (l *Lab) signalAgent(ctx context.Context, node string, sig syscall.Signal, 
 	})
 }
 
-// Kill ends the agent of a node with SIGKILL; Start starts it again. Nil when it does not run.
-func (l *Lab) Kill(ctx context.Context, node string) error {
-	if _, err := l.NodeNumber(node); err != nil {
-		return err
-	}
-	return l.change(ctx, func(*state) error { return l.stop(ctx, agentProc(node), 0) })
-}
-
 // Cuts are the ways to cut a node off.
 var Cuts = []string{"etcd", "etcd-in", "etcd-out", "peers", "peers-in", "peers-out", "uplink"}
 
@@ -153,7 +150,9 @@ func (l *Lab) Cut(ctx context.Context, node, what string) error {
 		for _, f := range families() {
 			switch from, _, _ := strings.Cut(what, "-"); from {
 			case "etcd":
-				addrs = append(addrs, f.host(controlHost))
+				for _, m := range l.hosts()[1:] {
+					addrs = append(addrs, f.host(m.number))
+				}
 			case "peers":
 				for _, peer := range l.nodes() {
 					if peer != n {
@@ -208,4 +207,68 @@ func (l *Lab) atLAN(node string, f func(h, lan *host) error) error {
 	}
 	defer h.close()
 	return f(h, lan)
+}
+
+// Partition divides the nodes and the members of etcd that it names into sides: what is on one hears nothing of another. The outside host,
+// the control host and whoever is not named are on all of them. Rejoin ends it.
+func (l *Lab) Partition(ctx context.Context, sides ...[]string) error {
+	return l.change(ctx, func(*state) error {
+		for i, side := range sides {
+			var addrs []netip.Addr
+			for j, other := range sides {
+				for _, name := range other {
+					number, err := l.lanNumber(name)
+					if err != nil {
+						return err
+					}
+					for _, f := range families() {
+						if i != j {
+							addrs = append(addrs, f.host(number))
+						}
+					}
+				}
+			}
+			for _, name := range side {
+				if err := l.at(name, func(h *host) error { return dropTraffic(h.ns, "partition", addrs) }); err != nil {
+					return err
+				}
+			}
+		}
+		return nil
+	})
+}
+
+// Rejoin ends a Partition. Nil when there is none.
+func (l *Lab) Rejoin(ctx context.Context) error {
+	return l.change(ctx, func(s *state) error {
+		var errs []error
+		for _, h := range l.hosts() {
+			errs = append(errs, l.at(h.name, func(h *host) error { return passTraffic(h.ns, "partition") }))
+		}
+		for _, n := range l.nodes() {
+			errs = append(errs, l.at(NodeName(n), func(h *host) error { return passTraffic(h.ns, "partition") }))
+		}
+		return errors.Join(errs...)
+	})
+}
+
+// lanNumber returns the host number of a node or of a member of etcd.
+func (l *Lab) lanNumber(name string) (int, error) {
+	for _, h := range l.hosts() {
+		if h.name == name {
+			return h.number, nil
+		}
+	}
+	n, err := l.NodeNumber(name)
+	return nodeHost + n, err
+}
+
+// at calls f with an open namespace.
+func (l *Lab) at(name string, f func(*host) error) error {
+	h, err := l.openHost(name)
+	if err != nil {
+		return err
+	}
+	defer h.close()
+	return f(h)
 }

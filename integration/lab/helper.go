@@ -35,7 +35,7 @@ func Helper(args []string) (status int, ok bool) {
 		err = nsexec(args[2:])
 	case "serve": // LAB
 		err = serve(ctx, args[2])
-	case "etcd": // NAME DATADIR CLIENTURL PEERURL
+	case "etcd": // NAME DATADIR CLIENTURL PEERURL CLUSTER
 		err = runEtcd(ctx, args[2:])
 	default:
 		return 0, false

@@ -156,7 +156,7 @@ func sniff(t *testing.T, l *lab.Lab) {
 }
 
 func etcdData(t *testing.T, l *lab.Lab) {
-	client, err := clientv3.New(clientv3.Config{Endpoints: []string{l.EtcdEndpoint()}, Logger: zap.NewNop()})
+	client, err := clientv3.New(clientv3.Config{Endpoints: l.EtcdEndpoints(), Logger: zap.NewNop()})
 	must(t, err)
 	defer client.Close()
 	_, err = client.Put(t.Context(), "k", "v")

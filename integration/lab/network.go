@@ -178,7 +178,7 @@ func defaultRoute(like netip.Addr) netip.Prefix {
 
 func portName(what string) string { return "to-" + what }
 
-// buildLAN makes the bridge, the outside host and the control host.
+// buildLAN makes the bridge and the hosts that are no nodes.
 func (l *Lab) buildLAN() error {
 	lan, err := l.newHost("lan")
 	if err != nil {
@@ -188,21 +188,22 @@ func (l *Lab) buildLAN() error {
 	if err := lan.bridge(bridgeLink, mac(netip.AddrFrom4([4]byte{10, 10, 0, 0}))); err != nil {
 		return err
 	}
-	outside, err := l.newHost("outside")
-	if err != nil {
+	for _, lh := range l.hosts() {
+		h, err := l.newHost(lh.name)
+		if err != nil {
+			return err
+		}
+		defer h.close()
+		if err := l.join(lan, h, lh.number); err != nil {
+			return err
+		}
+	}
+	return l.at("outside", func(h *host) (err error) {
+		for _, f := range families() {
+			err = errors.Join(err, h.address("lo", netip.PrefixFrom(f.outside, f.hostBits)))
+		}
 		return err
-	}
-	defer outside.close()
-	control, err := l.newHost("control")
-	if err != nil {
-		return err
-	}
-	defer control.close()
-	err = errors.Join(l.join(lan, outside, outsideHost), l.join(lan, control, controlHost))
-	for _, f := range families() {
-		err = errors.Join(err, outside.address("lo", netip.PrefixFrom(f.outside, f.hostBits)))
-	}
-	return err
+	})
 }
 
 // join plugs a host into the LAN and gives it its addresses there.

@@ -13,20 +13,29 @@ import (
 	"golang.org/x/sync/errgroup"
 )
 
-// serve is the lab's own background process until ctx ends: it relays the two listening sockets that it was given to the API server and
-// to etcd, and is the echo servers of the outside host.
+// relayed returns the addresses, reached from the control namespace, that programs on this machine have ports for: the API server's, and
+// those of etcd's members.
+func (l *Lab) relayed() []string {
+	all := []string{netip.AddrPortFrom(ControlIP, apiPort).String()}
+	for _, m := range l.members() {
+		all = append(all, m.clientAddr())
+	}
+	return all
+}
+
+// serve is the lab's own background process until ctx ends: it relays the listening sockets that it was given to the addresses of relayed,
+// and is the echo servers of the outside host.
 func serve(ctx context.Context, name string) error {
 	l, _, err := load(name)
 	if err != nil {
 		return err
 	}
 	g, ctx := errgroup.WithContext(ctx)
-	for i, port := range []int{apiPort, etcdPort} {
+	for i, to := range l.relayed() {
 		ln, err := net.FileListener(os.NewFile(uintptr(lockFD+1+i), "listener"))
 		if err != nil {
 			return fmt.Errorf("taking over a listener: %w", err)
 		}
-		to := netip.AddrPortFrom(ControlIP, uint16(port)).String()
 		g.Go(func() error { return accept(ctx, ln, func(c net.Conn) { l.relay(ctx, c, to) }) })
 	}
 	err = inNetns(l.netns("outside"), func() error { return echo(ctx, g) })

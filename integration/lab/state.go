@@ -29,8 +29,8 @@ type Lab struct {
 
 // ports are where `serve` listens on 127.0.0.1.
 type ports struct {
-	API  int `json:"api"`
-	Etcd int `json:"etcd"`
+	API  int   `json:"api"`
+	Etcd []int `json:"etcd"` // by member
 }
 
 // state is lab.json: everything that a later process must know and cannot read from the kernel.

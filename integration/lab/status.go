@@ -48,8 +48,8 @@ func ReadStatus(ctx context.Context, name string) (Status, error) {
 	if err != nil {
 		return Status{}, err
 	}
-	st := Status{Name: name, Ready: s.Ready, Kubeconfig: l.Kubeconfig(), Etcd: l.EtcdEndpoint()}
-	procs := []string{serveProc, etcdProc, kubeEtcdProc, apiProc}
+	st := Status{Name: name, Ready: s.Ready, Kubeconfig: l.Kubeconfig(), Etcd: strings.Join(l.EtcdEndpoints(), ",")}
+	procs := append(append([]string{serveProc}, l.EtcdMembers()...), kubeEtcdProc, apiProc)
 	if !l.cfg.Bare {
 		procs = append(procs, crdsyncProc)
 	}

@@ -23,9 +23,9 @@ var (
 // Ports.
 const (
 	EchoPort         = 7    // of the outside host, TCP and UDP: the echo service's number (RFC 862)
-	etcdPort         = 2379 // of ControlIP
 	apiPort          = 6443 // of ControlIP
-	etcdPeerPort     = 2380 // on 127.0.0.1 inside the control namespace, as the two below
+	etcdPort         = 2379 // of ControlIP, or of the members' own hosts
+	etcdPeerPort     = 2380 // there too, for members; on 127.0.0.1 where there is one, as the two below
 	kubeEtcdPort     = 2381
 	kubeEtcdPeerPort = 2382
 )
@@ -47,7 +47,26 @@ const (
 	nodeHost    = 100
 	outsideHost = 200
 	controlHost = 250
+	etcdHost    = 250 // member n has etcdHost+n
 )
+
+// lanHost is a host on the LAN that is no node.
+type lanHost struct {
+	name   string
+	number int
+}
+
+// hosts returns the hosts that are no nodes: the outside host, the control host, and those of etcd's members where they have any. etcd is on
+// all but the first.
+func (l *Lab) hosts() []lanHost {
+	all := []lanHost{{"outside", outsideHost}, {"control", controlHost}}
+	if l.cfg.EtcdMembers > 1 {
+		for i, m := range l.members() {
+			all = append(all, lanHost{m.host, etcdHost + i + 1})
+		}
+	}
+	return all
+}
 
 // families returns those that the kernel has.
 func families() []family {

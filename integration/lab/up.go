@@ -67,26 +67,26 @@ func (l *Lab) up(ctx context.Context, held *os.File) error {
 		}
 	}
 	s := &state{Config: l.cfg, Token: rand.Text(), lock: held}
-	apiListener, apiRelay, err := listen()
-	if err != nil {
-		return err
+	var listeners []*os.File
+	var relays []int
+	for range len(l.relayed()) {
+		ln, port, err := listen()
+		if err != nil {
+			return err
+		}
+		defer ln.Close()
+		listeners, relays = append(listeners, ln), append(relays, port)
 	}
-	defer apiListener.Close()
-	etcdListener, etcdRelay, err := listen()
-	if err != nil {
-		return err
-	}
-	defer etcdListener.Close()
-	s.Ports = ports{API: apiRelay, Etcd: etcdRelay}
+	s.Ports = ports{API: relays[0], Etcd: relays[1:]}
 	l.ports, l.cluster = s.Ports, &kubeConfig{port: s.Ports.API, token: s.Token, ca: l.path("ca.crt")}
 	if err := errors.Join(l.write(s), l.writeKubeFiles(), l.writeGossipKey(), l.buildLAN()); err != nil {
 		return err
 	}
 	l.cfg.Log.Info("starting etcd and the API server")
-	if err := l.start(s, l.serve(), apiListener, etcdListener); err != nil {
+	if err := l.start(s, l.serve(), listeners...); err != nil {
 		return err
 	}
-	for _, c := range []component{l.etcd(), l.kubeEtcd(), l.apiServer()} {
+	for _, c := range append(l.etcds(), l.kubeEtcd(), l.apiServer()) {
 		if err := l.start(s, c); err != nil {
 			return err
 		}
@@ -175,8 +175,12 @@ func (l *Lab) upNodes(ctx context.Context, s *state) error {
 }
 
 func (l *Lab) waitEtcd(ctx context.Context) error {
-	return l.wait(ctx, "etcd", readyTimeout, []string{serveProc, etcdProc}, func(ctx context.Context) error {
-		return get(ctx, http.DefaultClient, "http://"+l.EtcdEndpoint()+"/health")
+	return l.wait(ctx, "etcd", readyTimeout, append(l.EtcdMembers(), serveProc), func(ctx context.Context) error {
+		var errs []error
+		for _, e := range l.EtcdEndpoints() {
+			errs = append(errs, get(ctx, http.DefaultClient, "http://"+e+"/health"))
+		}
+		return errors.Join(errs...)
 	})
 }
 
@@ -250,7 +254,10 @@ func (l *Lab) remove(ctx context.Context, s *state) error {
 		hosts = append(hosts, NodeName(n))
 	}
 	var errs []error
-	for _, h := range append(hosts, "outside", "control", "lan") {
+	for _, h := range l.hosts() {
+		hosts = append(hosts, h.name)
+	}
+	for _, h := range append(hosts, "lan") {
 		errs = append(errs, l.removeHost(h))
 	}
 	if err := errors.Join(errs...); err != nil {

@@ -23,6 +23,7 @@ type Witness struct {
 	lab          *lab.Lab
 	outside, lan *lab.Sniffer
 	etcd         *clientv3.Client
+	end          context.CancelFunc // of follow
 	done         chan struct{}
 
 	mu       sync.Mutex // guards what follows
@@ -63,7 +64,7 @@ const (
 
 // Start begins to watch; Stop ends it. The owners' records are those below /egret/.
 func Start(ctx context.Context, l *lab.Lab) (*Witness, error) {
-	w := &Witness{lab: l, done: make(chan struct{}), tenures: map[netip.Addr][]tenure{}}
+	w := &Witness{lab: l, tenures: map[netip.Addr][]tenure{}}
 	var err error
 	if w.outside, err = l.Sniff(ctx, "outside"); err != nil {
 		return nil, err
@@ -71,7 +72,7 @@ func Start(ctx context.Context, l *lab.Lab) (*Witness, error) {
 	if w.lan, err = l.Sniff(ctx, "lan"); err != nil {
 		return nil, err
 	}
-	w.etcd, err = clientv3.New(clientv3.Config{Endpoints: []string{l.EtcdEndpoint()}, DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
+	w.etcd, err = clientv3.New(clientv3.Config{Endpoints: l.EtcdEndpoints(), DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
 	if err != nil {
 		return nil, err
 	}
@@ -80,13 +81,40 @@ func Start(ctx context.Context, l *lab.Lab) (*Witness, error) {
 		return nil, fmt.Errorf("reading etcd's revision: %w", err)
 	}
 	w.revision = now.Header.Revision
-	go w.follow(ctx)
+	w.begin(ctx)
 	return w, nil
 }
 
+func (w *Witness) begin(ctx context.Context) {
+	ctx, w.end = context.WithCancel(ctx)
+	w.done = make(chan struct{})
+	go w.follow(ctx, w.done)
+}
+
+// Restored says that etcd is since then as it was at a revision. The owners of that time own again.
+func (w *Witness) Restored(ctx context.Context, revision int64, since time.Time) error {
+	w.end()
+	<-w.done
+	then, err := w.etcd.Get(ctx, "/egret/owners/", clientv3.WithPrefix(), clientv3.WithRev(revision))
+	if err != nil {
+		return fmt.Errorf("reading the owners of revision %d: %w", revision, err)
+	}
+	w.mu.Lock()
+	for _, kv := range then.Kvs {
+		var o egress.Owner
+		if err := json.Unmarshal(kv.Value, &o); err == nil { // else it is a test's
+			w.tenures[o.IP] = append(w.tenures[o.IP], tenure{o.Node, since, o.Why})
+		}
+	}
+	w.revision = revision
+	w.mu.Unlock()
+	w.begin(context.WithoutCancel(ctx))
+	return nil
+}
+
 // follow records the tenures. An interrupted watch goes on by itself, at the revision where it was.
-func (w *Witness) follow(ctx context.Context) {
-	defer close(w.done)
+func (w *Witness) follow(ctx context.Context, done chan struct{}) {
+	defer close(done)
 	for r := range w.etcd.Watch(ctx, "/egret/owners/", clientv3.WithPrefix(), clientv3.WithPrevKV(), clientv3.WithRev(w.revision+1)) {
 		for _, e := range r.Events {
 			w.mu.Lock()
@@ -151,6 +179,7 @@ func OutsideOf(ip netip.Addr) netip.Addr {
 // Stop ends the watch and returns what was seen that must never be.
 func (w *Witness) Stop() error {
 	errs := []error{w.outside.Stop(), w.lan.Stop(), w.Strangers(), w.Doubles(), w.etcd.Close()}
+	w.end()
 	<-w.done
 	return errors.Join(append(errs, w.Usurped())...)
 }
