@@ -2,6 +2,7 @@ package main
 
 import (
 	"cmp"
+	"errors"
 	"fmt"
 	"io"
 	"os"
@@ -62,6 +63,9 @@ func failoverCommand(name *string) *cobra.Command {
 			q := func(q float64) time.Duration { return failover.Quantile(results, q).Round(100 * time.Microsecond) }
 			_, err2 := fmt.Fprintf(cmd.OutOrStdout(), "%s, %d nodes, %d runs: p50 %v, p90 %v, p99 %v, max %v, %d lost in all\n",
 				cfg.Fault, cfg.Lab.Nodes, len(results), q(0.5), q(0.9), q(0.99), q(1), lost)
+			if planned := cfg.Fault == "move" || cfg.Fault == "drain"; planned && lost > 0 {
+				err = errors.Join(err, fmt.Errorf("%d datagrams lost: a %s loses none", lost, cfg.Fault))
+			}
 			return cmp.Or(err, err2)
 		},
 	}
