@@ -26,7 +26,7 @@ type namespace struct {
 func newNamespace(t *testing.T) *namespace {
 	t.Helper()
 	n := &namespace{t: t, name: "t-" + strings.ToLower(strings.NewReplacer("/", "-", "_", "-").Replace(t.Name()))}
-	n.name = n.name[:min(len(n.name), 40)]
+	n.name = strings.TrimRight(n.name[:min(len(n.name), 40)], "-")
 	t.Cleanup(n.clean)
 	return n
 }
@@ -189,7 +189,13 @@ func eventually(t *testing.T, limit time.Duration, f func() error) {
 // leavesAs waits until the outside host sees the pod come from want.
 func leavesAs(t *testing.T, pod string, want netip.Addr) {
 	t.Helper()
-	eventually(t, 5*time.Second, func() error {
+	leavesWithin(t, 5*time.Second, pod, want)
+}
+
+// leavesWithin waits until the outside host sees the pod come from want.
+func leavesWithin(t *testing.T, limit time.Duration, pod string, want netip.Addr) {
+	t.Helper()
+	eventually(t, limit, func() error {
 		// A connection that the pod opened before its node knew it is cut off when it does: the next one tells.
 		ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 		defer cancel()

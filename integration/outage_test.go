@@ -37,11 +37,19 @@ func TestWithoutTheAPIServerIPsMoveAndTheStatusCatchesUp(t *testing.T) {
 	target := otherNode(gateway)
 	r := probe(t, pod, 3*time.Second, func() { egret(t, "move", ip.String(), "--to", target) })
 	only(t, r, ip)
+	lossless(t, "move", r)
 	if _, owner := lookUp(t, "outage"); owner != target {
 		t.Errorf("the owner is %s, want %s", owner, target)
 	}
-	if err := cluster.Crash(t.Context(), target); err != nil { // and by itself
-		t.Fatal(err)
+	r = probe(t, pod, 4*time.Second, func() { // and by itself
+		if err := cluster.Crash(t.Context(), target); err != nil {
+			t.Fatal(err)
+		}
+	})
+	only(t, r, ip)
+	t.Logf("power-off to the first packet: %v", r.LongestGap)
+	if r.LongestGap > 2500*time.Millisecond {
+		t.Errorf("a gap of %v, want 1.5s, 2.5s on a busy machine", r.LongestGap)
 	}
 	t.Cleanup(func() {
 		if err := cluster.Recover(context.Background(), target); err != nil {
