@@ -84,6 +84,20 @@ type nodeDefaults struct {
 	followCordon bool
 }
 
+// taintsOfLeaving are those of nodes that are shut down, or will be: set by an operator, a cloud's controller, the autoscaler.
+var taintsOfLeaving = []string{corev1.TaintNodeOutOfService, "node.cloudprovider.kubernetes.io/shutdown", "ToBeDeletedByClusterAutoscaler"}
+
+// leavingTaints returns the taints by which a node is known to be shut down, or about to be.
+func leavingTaints(n *corev1.Node) []corev1.Taint {
+	var out []corev1.Taint
+	for _, t := range n.Spec.Taints {
+		if slices.Contains(taintsOfLeaving, t.Key) {
+			out = append(out, t)
+		}
+	}
+	return out
+}
+
 // shutdown returns the condition by which a kubelet says that its node is shutting down gracefully. It sets no taint of its own for that:
 // those that follow (node.kubernetes.io/not-ready and unreachable) say no more than that Kubernetes does not hear from the kubelet, which
 // is no reason for an IP to move.
@@ -100,7 +114,7 @@ func shutdown(n *corev1.Node) []corev1.NodeCondition {
 // left out of the record, and named by the error.
 func readNode(n *corev1.Node, d nodeDefaults) (egress.Node, error) {
 	out := egress.Node{Name: n.Name, Addresses: []netip.Addr{}, Labels: n.Labels, Capacity: d.capacity}
-	out.Cordoned = d.followCordon && (n.Spec.Unschedulable || len(shutdown(n)) > 0)
+	out.Cordoned = d.followCordon && (n.Spec.Unschedulable || len(leavingTaints(n)) > 0 || len(shutdown(n)) > 0)
 	var errs []error
 	for _, a := range n.Status.Addresses {
 		if a.Type != corev1.NodeInternalIP {

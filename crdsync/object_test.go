@@ -124,6 +124,7 @@ func TestReadNode(t *testing.T) {
 	tests := map[string]struct {
 		annotation    string
 		unschedulable bool
+		taint         string
 		ready         string // message of the Ready condition, which is False; empty: it is True
 		ignore        bool   // --follow-kubernetes-cordon=false
 		capacity      int
@@ -138,12 +139,19 @@ func TestReadNode(t *testing.T) {
 		"cordoned":               {unschedulable: true, capacity: 5, cordoned: true},
 		"cordoned, not followed": {unschedulable: true, ignore: true, capacity: 5},
 		"none, not followed":     {annotation: "0", ignore: true, capacity: 5, cordoned: true},
+		"out of service":         {taint: "node.kubernetes.io/out-of-service", capacity: 5, cordoned: true},
+		"shut down by the cloud": {taint: "node.cloudprovider.kubernetes.io/shutdown", capacity: 5, cordoned: true},
+		"tainted, not followed":  {taint: "node.kubernetes.io/out-of-service", ignore: true, capacity: 5},
+		"not heard of":           {taint: "node.kubernetes.io/unreachable", capacity: 5},
 		"shutting down":          {ready: "[container runtime is down, node is shutting down]", capacity: 5, cordoned: true},
 		"not ready":              {ready: "Kubelet stopped posting node status.", capacity: 5},
 	}
 	for name, tt := range tests {
 		n := node.DeepCopy()
 		n.Spec.Unschedulable = tt.unschedulable
+		if tt.taint != "" {
+			n.Spec.Taints = []corev1.Taint{{Key: "other"}, {Key: tt.taint}}
+		}
 		if tt.annotation != "" {
 			n.Annotations = map[string]string{capacityAnnotation: tt.annotation}
 		}

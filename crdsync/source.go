@@ -303,7 +303,7 @@ func trim(o any) (any, error) {
 	case *corev1.Node:
 		n := &corev1.Node{
 			ObjectMeta: trimMeta(o.ObjectMeta),
-			Spec:       corev1.NodeSpec{PodCIDR: o.Spec.PodCIDR, PodCIDRs: o.Spec.PodCIDRs, Unschedulable: o.Spec.Unschedulable},
+			Spec:       corev1.NodeSpec{PodCIDR: o.Spec.PodCIDR, PodCIDRs: o.Spec.PodCIDRs, Unschedulable: o.Spec.Unschedulable, Taints: leavingTaints(o)},
 			Status:     corev1.NodeStatus{Addresses: o.Status.Addresses, Conditions: shutdown(o)},
 		}
 		if limit, ok := o.Annotations[capacityAnnotation]; ok {
