@@ -96,6 +96,37 @@ func TestARenewalCountsFromWhenItWasSent(t *testing.T) {
 	}
 }
 
+func TestAConfirmationCountsFromWhenItWasAskedFor(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	l := grant(t, c, time.Minute)
+	if err := c.PutAgent(t.Context(), l, egress.Agent{Node: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	if !l.Confirmed().IsZero() {
+		t.Error("confirmed before anybody asked")
+	}
+	const late = 500 * time.Millisecond
+	s.Freeze()
+	time.AfterFunc(late, s.Mend)
+	began := time.Now()
+	if err := l.Confirm(t.Context(), "a"); err != nil {
+		t.Fatal(err)
+	}
+	if took, counts := time.Since(began), l.Confirmed().Sub(began); took < late || counts > late/2 {
+		t.Errorf("the answer came after %v and counts from %v, want from the question", took, counts)
+	}
+	if err := l.Confirm(t.Context(), "b"); err == nil || errors.Is(err, ErrLeaseLost) {
+		t.Errorf("asked for a record that is not there, under a lease that is: %v, want that it is not known", err)
+	}
+	if err := c.Revoke(t.Context(), l.ID()); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Confirm(t.Context(), "a"); !errors.Is(err, ErrLeaseLost) || !l.Confirmed().IsZero() {
+		t.Errorf("after the revocation: %v, confirmed %v; want %v", err, l.Confirmed(), ErrLeaseLost)
+	}
+}
+
 func TestALostLeaseIsLostForEverythingAndForGood(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
