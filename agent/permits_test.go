@@ -6,6 +6,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/internal/netns"
 	"github.com/egret-project/egret/nft"
@@ -96,5 +97,65 @@ func TestWithdrawnPermitsAreGoneAtOnceAndOthersStay(t *testing.T) {
 	}
 	if p.answers(a) || p.answers(b) {
 		t.Error("a permit that was narrowed to sending still answers")
+	}
+}
+
+func TestPermitsWithoutGossipEndWithTheLease(t *testing.T) {
+	client, tables := world(t)
+	lease, err := client.Grant(t.Context(), 60*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip := netip.MustParseAddr("10.10.0.11")
+	p := &permits{tables: tables, length: 300 * time.Millisecond}
+	if err := p.grant([]nft.Permit{{IP: ip, Answer: true}}, lease); err != nil {
+		t.Fatal(err)
+	}
+	left, err := tables.Permits()
+	if ends := time.Now().Add(left[ip]); err != nil || ends.After(lease.Valid().Add(p.length/2)) || ends.Before(lease.Valid().Add(-10*time.Second)) {
+		t.Errorf("the permit ends %v after the lease, %v; want with it", ends.Sub(lease.Valid()), err)
+	}
+}
+
+// TestPermitsOfAFormerAgentAreCutToTheNextLease: the former one has extended them to a lease that outlives a restart.
+func TestPermitsOfAFormerAgentAreCutToTheNextLease(t *testing.T) {
+	client, tables := world(t)
+	long, err := client.Grant(t.Context(), time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	former := egress.Agent{Node: "a", Restarting: true}
+	if err := client.PutAgent(t.Context(), long, former); err != nil {
+		t.Fatal(err)
+	}
+	mine, short, relayed := netip.MustParseAddr("10.10.0.11"), netip.MustParseAddr("10.10.0.12"), netip.MustParseAddr("10.10.0.13")
+	for _, ip := range []netip.Addr{mine, short} {
+		if ok, err := client.Claim(t.Context(), long, egress.Owner{IP: ip, Node: "a", Why: egress.ReasonClaim}); err != nil || !ok {
+			t.Fatal(ok, err)
+		}
+	}
+	for ip, d := range map[netip.Addr]time.Duration{mine: time.Minute, short: time.Second, relayed: time.Minute} {
+		if err := tables.Permit([]nft.Permit{{IP: ip}}, d); err != nil {
+			t.Fatal(err)
+		}
+	}
+	left, err := tables.Permits()
+	if err != nil {
+		t.Fatal(err)
+	}
+	a := &agent{Config: Config{Node: "a", Store: client, LeaseTTL: 3 * time.Second}, tables: tables}
+	next, err := a.shorten(t.Context(), long, former, left)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if next.TTL() != 3*time.Second {
+		t.Errorf("the next lease is of %v", next.TTL())
+	}
+	if ips, err := next.Owned(t.Context()); err != nil || len(ips) != 2 {
+		t.Errorf("the next lease has %v, %v; want both", ips, err)
+	}
+	left, err = tables.Permits()
+	if err != nil || left[mine] > 3*time.Second || left[mine] < time.Second || left[short] > time.Second || left[relayed] < 30*time.Second {
+		t.Errorf("permits last %v, %v; want 3s, 1s, and that of a relay as it was", left, err)
 	}
 }
