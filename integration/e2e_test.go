@@ -142,6 +142,15 @@ func TestFrozenOwnerStopsAnsweringAndAnotherTakesOver(t *testing.T) {
 	}
 }
 
+// TestNodeThatWasPausedIsSilentWhenItGoesOn: neither agent nor link, and then both at once. The clock of its kernel runs on.
+func TestNodeThatWasPausedIsSilentWhenItGoesOn(t *testing.T) {
+	takeOver(t, "paused", "10.10.0.79", func(ctx context.Context, node string) error {
+		return errors.Join(cluster.Freeze(ctx, node), cluster.Cut(ctx, node, "uplink"))
+	}, func(ctx context.Context, node string) error {
+		return errors.Join(cluster.Heal(ctx, node, "uplink"), cluster.Thaw(ctx, node))
+	})
+}
+
 // The kernel is silent about an address of another link there, as kube-proxy wants it for IPVS.
 func TestStrictARP(t *testing.T) {
 	set := func(ignore, announce string) {
