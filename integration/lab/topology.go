@@ -105,6 +105,9 @@ func NodeIPs(n int) []netip.Addr {
 	return ips
 }
 
+// NodeMAC returns the MAC address that node n has on the LAN.
+func NodeMAC(n int) [6]byte { return [6]byte(mac(NodeIP(n))) }
+
 // NodeNumber returns n of the node name, or an error when the lab has no such node.
 func (l *Lab) NodeNumber(node string) (int, error) {
 	n, err := strconv.Atoi(strings.TrimPrefix(node, "node-"))

@@ -33,6 +33,13 @@ type Witness struct {
 	seen     int                     // packets of selected pods
 	strange  []error
 	usurped  []error
+	spells   map[netip.Addr][]spell // by source address, in order
+}
+
+// spell is a time during which the packets with a source address came from one node.
+type spell struct {
+	node        string
+	first, last time.Time
 }
 
 // band is the source ports of a selected pod: SNAT keeps them, so a packet seen outside tells whose it is even when its source address is
@@ -64,7 +71,7 @@ const (
 
 // Start begins to watch; Stop ends it. The owners' records are those below /egret/.
 func Start(ctx context.Context, l *lab.Lab) (*Witness, error) {
-	w := &Witness{lab: l, tenures: map[netip.Addr][]tenure{}}
+	w := &Witness{lab: l, spells: map[netip.Addr][]spell{}, tenures: map[netip.Addr][]tenure{}}
 	var err error
 	if w.outside, err = l.Sniff(ctx, "outside"); err != nil {
 		return nil, err
@@ -216,10 +223,19 @@ func (w *Witness) Usurped() error {
 
 // Strangers returns the packets of selected pods that left with another source than their egress IP, the first ten.
 func (w *Witness) Strangers() error {
-	packets := w.outside.TakePackets()
 	w.mu.Lock()
 	defer w.mu.Unlock()
-	for _, p := range packets {
+	w.takePackets()
+	if len(w.bands) > 0 && w.seen == 0 {
+		return errors.New("no packet of a selected pod was seen outside: the sniffer proves nothing")
+	}
+	return errors.Join(w.strange...)
+}
+
+// takePackets looks at what came to the outside host since it was last called. The caller holds mu.
+func (w *Witness) takePackets() {
+	for _, p := range w.outside.TakePackets() {
+		w.spell(p)
 		i := (int(p.SrcPort) - firstPort) / bandSize
 		if int(p.SrcPort) < firstPort || i >= len(w.bands) || !w.bands[i].sources[p.Dst].IsValid() {
 			continue
@@ -238,11 +254,60 @@ func (w *Witness) Strangers() error {
 			w.strange = append(w.strange, fmt.Errorf("a packet of %s left with another source than %s: %s", b.pod, want, p))
 		}
 	}
-	if len(w.bands) > 0 && w.seen == 0 {
-		return errors.New("no packet of a selected pod was seen outside: the sniffer proves nothing")
-	}
-	return errors.Join(w.strange...)
 }
+
+// spell notes from which node a packet came. The caller holds mu.
+func (w *Witness) spell(p lab.Packet) {
+	n := int(p.SrcMAC[5]) - int(lab.NodeMAC(1)[5]) + 1
+	node := lab.NodeName(n)
+	if _, err := w.lab.NodeNumber(node); err != nil || p.SrcMAC != lab.NodeMAC(n) || slices.Contains(lab.NodeIPs(n), p.Src) {
+		return
+	}
+	all := w.spells[p.Src]
+	if i := len(all) - 1; i >= 0 && all[i].node == node {
+		all[i].last = p.Time
+		return
+	}
+	w.spells[p.Src] = append(all, spell{node, p.Time, p.Time})
+}
+
+// relaying is for how long the former owner of a planned move, or the next one, may send with an IP: --linger, and a little.
+const relaying = 6 * time.Second
+
+func planned(why egress.Reason) bool {
+	return why == egress.ReasonMove || why == egress.ReasonDrain || why == egress.ReasonRebalance
+}
+
+// senders returns the spells in which a node sent with an egress IP after another, later owner had, but for the relays of planned moves.
+// The caller holds mu.
+func (w *Witness) senders() (errs []error) {
+	for ip, tenures := range w.tenures {
+		latest := 0
+		for _, s := range w.spells[ip] {
+			i := len(tenures) - 1
+			for ; i >= 0; i-- {
+				if t := tenures[i]; t.node == s.node && !t.since.After(s.last) {
+					break
+				}
+			}
+			next := slices.IndexFunc(tenures[i+1:], func(t tenure) bool { return t.node != s.node })
+			switch {
+			case i >= latest:
+				latest = i
+			case i >= 0 && next >= 0 && planned(tenures[i+1+next].why) && s.last.Sub(tenures[i+1+next].since) < relaying:
+			case slices.ContainsFunc(tenures, func(t tenure) bool {
+				return t.node == s.node && planned(t.why) && t.since.After(s.first) && t.since.Sub(s.first) < relaying
+			}):
+			default:
+				errs = append(errs, fmt.Errorf("%s sent with %s from %s to %s; %s had, as its owner since %s", s.node, ip, s.first.Format(clock),
+					s.last.Format(clock), tenures[latest].node, tenures[latest].since.Format(clock)))
+			}
+		}
+	}
+	return errs
+}
+
+const clock = "15:04:05.000000"
 
 // word is a packet in which a host told the link-layer address of an IP.
 type word struct {
@@ -265,7 +330,7 @@ func (w *Witness) spoken() []word {
 	return words
 }
 
-// Doubles returns the packets with which a node spoke for an egress IP after another, later owner had, the first ten.
+// Doubles returns the packets with which a node spoke for an egress IP after another, later owner had, or sent with it, the first ten.
 func (w *Witness) Doubles() error {
 	if err := w.catchUp(); err != nil {
 		return err
@@ -297,6 +362,8 @@ func (w *Witness) Doubles() error {
 			latest[a.ip] = i
 		}
 	}
+	w.takePackets()
+	errs = append(errs, w.senders()...)
 	if len(w.tenures) > 0 && seen == 0 {
 		errs = append(errs, errors.New("no ARP packet or advertisement for an egress IP was seen: the sniffer proves nothing"))
 	}
