@@ -35,7 +35,7 @@ test-unit: tools kube
 	go test -race -shuffle=on -timeout $(TIMEOUT) $$(go list ./... | grep -v /integration)
 
 test-integration: build kube
-	go test -count=1 -shuffle=on -timeout 20m $$(go list ./integration/... | grep -v /faults)
+	go test -count=1 -shuffle=on -timeout 30m $$(go list ./integration/... | grep -v /faults)
 
 # The tests of the packages that program the kernel, on Debian's kernel in a virtual machine: integration/vm/test.
 test-vm: tools

@@ -9,24 +9,22 @@ import (
 	"strings"
 	"testing"
 	"time"
-
-	"github.com/egret-project/egret/integration/lab"
 )
 
 func TestKernelThatLacksSomethingIsNamed(t *testing.T) {
 	// Without the capability the kernel refuses what it would refuse for want of the feature: the agent has to say which, and end.
-	egretPath, endpoint := cluster.EgretPath(), lab.ControlIP.String()+":2379"
+	egretPath, endpoint := cluster.EgretPath(), cluster.AgentEndpoints()
 	if err := cluster.Stop(t.Context(), "agent", "node-3"); err != nil {
 		t.Fatal(err)
 	}
-	out, err := cluster.Exec(t.Context(), "node", "node-3", "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin",
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	out, err := cluster.Exec(ctx, "node", "node-3", "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin",
 		egretPath, "agent", "--node", "node-3", "--endpoints", endpoint)
 	if err == nil || !strings.Contains(fmt.Sprint(err, string(out)), "CAP_NET_ADMIN") {
 		t.Errorf("an agent without CAP_NET_ADMIN: %v\n%s\nwant an error that names it", err, out)
 	}
 	renew(t, "node-3") // and in service: else the second would be the first
-	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-	defer cancel()
 	out, err = cluster.Exec(ctx, "node", "node-3", egretPath, "agent", "--node", "node-3", "--endpoints", endpoint)
 	if err == nil || !strings.Contains(fmt.Sprint(err, string(out)), "another egret agent") {
 		t.Errorf("a second agent on the node: %v\n%s\nwant an error that says so", err, out)

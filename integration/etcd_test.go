@@ -226,7 +226,7 @@ func TestFollowerOfEtcdThatStandsStillIsNotNoticed(t *testing.T) {
 				t.Error(err)
 			}
 		}
-		r := probe(t, pod, 12*time.Second, func() {
+		r := probe(t, pod, 10*time.Second, func() {
 			if err := cluster.Freeze(t.Context(), stuck); err != nil {
 				t.Fatal(err)
 			}
@@ -266,7 +266,7 @@ func TestEtcdIsRestoredFromABackup(t *testing.T) {
 	selected(t, late, later)
 
 	stopAsking := askWhoHas(t, moved)
-	r := probe(t, pod, 20*time.Second, func() {
+	r := probe(t, pod, 12*time.Second, func() {
 		began := time.Now()
 		if err := cluster.RestoreEtcd(t.Context(), backup); err != nil {
 			t.Fatal(err)
@@ -275,7 +275,7 @@ func TestEtcdIsRestoredFromABackup(t *testing.T) {
 		if err := watch.Restored(t.Context(), then, began); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 15*time.Second, func() error { return locked(t, moved, stayed, later) })
+		eventually(t, 10*time.Second, func() error { return locked(t, moved, stayed, later) })
 		t.Logf("all have an owner that lives %v after etcd is back", time.Since(back).Round(time.Millisecond))
 	})
 	only(t, r, moved)

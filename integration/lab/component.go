@@ -29,13 +29,13 @@ func (l *Lab) apiServer() component { return component{apiProc, "control", l.api
 
 func (l *Lab) crdsync() component {
 	return component{crdsyncProc, "control", []string{
-		l.cfg.Egret, "crdsync", "--kubeconfig", l.path("kubeconfig.crdsync"), "--endpoints", l.endpoints(),
+		l.cfg.Egret, "crdsync", "--kubeconfig", l.path("kubeconfig.crdsync"), "--endpoints", l.AgentEndpoints(),
 	}}
 }
 
 func (l *Lab) agent(node string) component {
 	return component{agentProc(node), node, append([]string{
-		l.cfg.Egret, "agent", "--node", node, "--endpoints", l.endpoints(), "--lease-ttl", l.cfg.LeaseTTL.String(),
+		l.cfg.Egret, "agent", "--node", node, "--endpoints", l.AgentEndpoints(), "--lease-ttl", l.cfg.LeaseTTL.String(),
 		"--gossip-key-file", l.path(gossipKey),
 	}, l.cfg.AgentFlags...)}
 }

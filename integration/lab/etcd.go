@@ -77,8 +77,8 @@ func (l *Lab) etcdArgs(name, clientURL, peerURL, cluster string) []string {
 	return []string{l.cfg.Self, "etcd", name, l.path(name + ".data"), clientURL, peerURL, cluster}
 }
 
-// endpoints is what the lab's own programs dial Egret's etcd at.
-func (l *Lab) endpoints() string {
+// AgentEndpoints is what --endpoints of crdsync and the agents is.
+func (l *Lab) AgentEndpoints() string {
 	var all []string
 	for _, m := range l.members() {
 		all = append(all, m.clientAddr())
