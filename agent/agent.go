@@ -10,6 +10,7 @@ import (
 	"net"
 	"net/netip"
 	"runtime"
+	"slices"
 	"sync"
 	"time"
 
@@ -133,9 +134,6 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := a.start(ctx); err != nil {
 		return err
 	}
-	if a.features, err = a.look(); err != nil {
-		return err
-	}
 	// These go on until the last words are said: the permits must not end meanwhile, nor the peers think that the agent is dead.
 	var last errgroup.Group
 	after, stop := context.WithCancel(context.WithoutCancel(ctx))
@@ -163,7 +161,12 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	watch(a.tables.Watch)
 	watch(routing.Watch)
-	g.Go(func() error { return a.loop(gctx) })
+	g.Go(func() (err error) {
+		if a.features, err = a.look(); err != nil {
+			return err
+		}
+		return a.loop(gctx)
+	})
 	err = g.Wait()
 	a.lastWords(ctx) // also after an error: the kernel serves on while the agent is started again
 	if ctx.Err() != nil {
@@ -239,22 +242,23 @@ func (a *agent) start(ctx context.Context) error {
 			if err != nil {
 				return fmt.Errorf("reading the permits of the former agent: %w", err)
 			}
+			held, err := l.Owned(ctx)
+			if err != nil {
+				return err
+			}
 			if former.Restarting {
-				if l, err = a.shorten(ctx, l, former, left); err != nil {
+				if l, err = a.shorten(ctx, l, former, held, left); err != nil {
 					return err
 				}
 			}
-			for ip := range left {
-				a.adopted[ip] = true
-			}
-			a.permits.adopt(maps.Keys(left))
 			a.setLease(l)
 			a.since = former.Since
 			a.permits.bounded = a.permits.bounded || former.Revocable
 			if err := l.Confirm(ctx, a.Node); err != nil {
 				return err
 			}
-			a.Log.Info("lease adopted", "lease", former.Lease, "dur", l.TTL(), "egress_ips", len(left))
+			a.resume(held, left)
+			a.Log.Info("lease adopted", "lease", former.Lease, "dur", l.TTL(), "egress_ips", len(a.adopted))
 			return nil
 		}
 		if !errors.Is(err, store.ErrLeaseLost) {
@@ -264,14 +268,26 @@ func (a *agent) start(ctx context.Context) error {
 	return a.newLease(ctx)
 }
 
+// resume renews the permits that the kernel still has for what this node holds, at once: the former agent may have been killed. What it was
+// the relay for it is not any more.
+func (a *agent) resume(held []netip.Addr, left map[netip.Addr]time.Duration) {
+	var list []nft.Permit
+	for _, ip := range held {
+		if left[ip] > 0 {
+			list = append(list, nft.Permit{IP: ip, Answer: true})
+			a.adopted[ip] = true
+			delete(left, ip)
+		}
+	}
+	if err := errors.Join(a.tables.Revoke(slices.Collect(maps.Keys(left))...), a.permits.grant(list, a.currentLease())); err != nil {
+		a.Log.Warn("permits of the former agent not renewed; the first pass does that", "err", err) // the tables may be damaged
+	}
+}
+
 // shorten moves the locks from a lease that was to outlive the restart to one of the usual length. No permit may outlive that, even if this
 // process ends on the way: so the permits, of which left is how long they last, are cut first.
-func (a *agent) shorten(ctx context.Context, l *store.Lease, former egress.Agent, left map[netip.Addr]time.Duration) (*store.Lease, error) {
+func (a *agent) shorten(ctx context.Context, l *store.Lease, former egress.Agent, held []netip.Addr, left map[netip.Addr]time.Duration) (*store.Lease, error) {
 	next, err := a.Store.Grant(ctx, a.LeaseTTL)
-	if err != nil {
-		return nil, err
-	}
-	held, err := l.Owned(ctx)
 	if err != nil {
 		return nil, err
 	}

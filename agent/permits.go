@@ -3,7 +3,6 @@ package agent
 import (
 	"context"
 	"errors"
-	"iter"
 	"log/slog"
 	"net/netip"
 	"sync"
@@ -85,15 +84,6 @@ func (p *permits) grant(list []nft.Permit, lease *store.Lease) error {
 	return p.renewLocked()
 }
 
-// adopt makes the permits that the kernel was found with known, so that a pass can end them. They are not renewed before grant.
-func (p *permits) adopt(ips iter.Seq[netip.Addr]) {
-	p.mu.Lock()
-	defer p.mu.Unlock()
-	for ip := range ips {
-		p.list = append(p.list, nft.Permit{IP: ip, Answer: true})
-	}
-}
-
 // extend renews the permits to the end of the lease, under which their locks are and which nobody revokes, and returns how long that is.
 func (p *permits) extend(lease *store.Lease) (time.Duration, error) {
 	p.mu.Lock()
@@ -116,7 +106,7 @@ func (p *permits) answers(ip netip.Addr) bool {
 
 // renewLocked renews the permits to their limit, but for a margin, in which the write has to be done.
 func (p *permits) renewLocked() error {
-	if len(p.list) == 0 || p.lease == nil {
+	if len(p.list) == 0 {
 		return nil
 	}
 	now := time.Now()

@@ -144,7 +144,7 @@ func TestPermitsOfAFormerAgentAreCutToTheNextLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	a := &agent{Config: Config{Node: "a", Store: client, LeaseTTL: 3 * time.Second}, tables: tables}
-	next, err := a.shorten(t.Context(), long, former, left)
+	next, err := a.shorten(t.Context(), long, former, []netip.Addr{mine, short}, left)
 	if err != nil {
 		t.Fatal(err)
 	}
