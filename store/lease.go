@@ -24,7 +24,8 @@ type Lease struct {
 	client *Client
 	id     clientv3.LeaseID
 	ttl    time.Duration
-	said   bool // that it is not renewed; report's own
+	said   bool // that it is not renewed, or a watch did; report's own
+	loud   bool // it was this one that said so
 
 	mu    sync.Mutex // guards what follows
 	valid time.Time
@@ -227,8 +228,8 @@ func (l *Lease) Run(ctx context.Context, changed func()) error {
 			return ctx.Err()
 		}
 		is := l.condition(err)
+		l.report(is, err)
 		if is != was || errors.Is(err, ErrLeaseLost) {
-			l.report(was, is, err)
 			if was = is; changed != nil {
 				changed()
 			}
@@ -249,15 +250,20 @@ func (l *Lease) condition(err error) condition {
 	return expired
 }
 
-// report logs when renewals begin to fail and when they succeed again, unless a watch has said that etcd is lost; that a lease is lost is
-// the caller's to log.
-func (l *Lease) report(was, is condition, err error) {
+// report logs when the lease was not renewed for half of its length, and when it is again, unless a watch has said that etcd is lost; that a
+// lease is lost is the caller's to log.
+func (l *Lease) report(is condition, err error) {
 	switch {
-	case is == confirmed && l.said:
-		l.said = false
-		l.client.log.Info("lease renewed again", "lease", FormatLease(l.ID()))
-	case was == confirmed && !errors.Is(err, ErrLeaseLost) && !l.client.missed.Load():
+	case is == confirmed:
+		if l.loud {
+			l.client.log.Info("lease renewed again", "lease", FormatLease(l.ID()))
+		}
+		l.said, l.loud = false, false
+	case l.said || errors.Is(err, ErrLeaseLost):
+	case l.client.missed.Load():
 		l.said = true
+	case time.Until(l.Valid()) < l.TTL()/2:
+		l.said, l.loud = true, true
 		l.client.log.Warn("lease not renewed, will retry", "lease", FormatLease(l.ID()), "err", err)
 	}
 }

@@ -9,6 +9,7 @@ import (
 	"github.com/egret-project/egret/store"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.uber.org/zap"
+	"golang.org/x/sync/errgroup"
 )
 
 // etcdPrefix is egret's default.
@@ -81,12 +82,11 @@ func (l *Lab) end(ctx context.Context, what, node string, grace time.Duration) e
 		return err
 	}
 	return l.change(ctx, func(*state) error {
+		var g errgroup.Group
 		for _, c := range all {
-			if err := l.stop(ctx, c.proc, grace); err != nil {
-				return err
-			}
+			g.Go(func() error { return l.stop(ctx, c.proc, grace) })
 		}
-		return nil
+		return g.Wait()
 	})
 }
 
