@@ -112,8 +112,8 @@ type lock struct {
 }
 
 // Run is the agent of a node: it works in the network namespace of the calling thread until ctx ends, and then leaves kernel and lease
-// as they are, the locks under a lease of RestartGrace and the permits extended to its end, so that the next agent of the node carries on without a lost packet. An
-// error means that the agent cannot work at all: a kernel without what it needs, a second agent on the node.
+// as they are, the locks under a lease of RestartGrace and the permits extended to its end, so that the next agent of the node carries on
+// without a lost packet. An error means that the agent cannot work at all: a kernel without what it needs, a second agent on the node.
 func Run(ctx context.Context, cfg Config) error {
 	lock, err := lockNode()
 	if err != nil {
@@ -235,37 +235,43 @@ func (a *agent) start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the node's former agent: %w", err)
 	}
-	if id, err := store.ParseLease(former.Lease); err == nil {
-		l, err := a.Store.Adopt(ctx, id)
-		if err == nil {
-			left, err := a.tables.Permits()
-			if err != nil {
-				return fmt.Errorf("reading the permits of the former agent: %w", err)
-			}
-			held, err := l.Owned(ctx)
-			if err != nil {
-				return err
-			}
-			if former.Restarting {
-				if l, err = a.shorten(ctx, l, former, held, left); err != nil {
-					return err
-				}
-			}
-			a.setLease(l)
-			a.since = former.Since
-			a.permits.bounded = a.permits.bounded || former.Revocable
-			if err := l.Confirm(ctx, a.Node); err != nil {
-				return err
-			}
-			a.resume(held, left)
-			a.Log.Info("lease adopted", "lease", former.Lease, "dur", l.TTL(), "egress_ips", len(a.adopted))
-			return nil
-		}
-		if !errors.Is(err, store.ErrLeaseLost) {
-			return fmt.Errorf("adopting lease %s: %w", former.Lease, err)
+	id, err := store.ParseLease(former.Lease)
+	if err != nil {
+		return a.newLease(ctx) // there was none
+	}
+	l, err := a.Store.Adopt(ctx, id)
+	switch {
+	case errors.Is(err, store.ErrLeaseLost):
+		return a.newLease(ctx)
+	case err != nil:
+		return fmt.Errorf("adopting lease %s: %w", former.Lease, err)
+	}
+	return a.adopt(ctx, l, former)
+}
+
+func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) error {
+	left, err := a.tables.Permits()
+	if err != nil {
+		return fmt.Errorf("reading the permits of the former agent: %w", err)
+	}
+	held, err := l.Owned(ctx)
+	if err != nil {
+		return err
+	}
+	if former.Restarting {
+		if l, err = a.shorten(ctx, l, former, held, left); err != nil {
+			return err
 		}
 	}
-	return a.newLease(ctx)
+	a.setLease(l)
+	a.since = former.Since
+	a.permits.bounded = a.permits.bounded || former.Revocable
+	if err := l.Confirm(ctx, a.Node); err != nil {
+		return err
+	}
+	a.resume(held, left)
+	a.Log.Info("lease adopted", "lease", former.Lease, "dur", l.TTL(), "egress_ips", len(a.adopted))
+	return nil
 }
 
 // resume renews the permits that the kernel still has for what this node holds, at once: the former agent may have been killed. What it was
