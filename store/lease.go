@@ -133,23 +133,33 @@ func (l *Lease) Confirmed() time.Time {
 	return l.seen
 }
 
-// Owned returns the egress IPs whose locks are under the lease.
-func (l *Lease) Owned(ctx context.Context) ([]netip.Addr, error) {
+// keys returns the keys under the lease.
+func (l *Lease) keys(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	resp, err := l.client.etcd.TimeToLive(ctx, l.id, clientv3.WithAttachedKeys())
 	if err != nil {
 		return nil, fmt.Errorf("reading the keys of lease %s: %w", FormatLease(l.ID()), err)
 	}
+	out := make([]string, len(resp.Keys))
+	for i, k := range resp.Keys {
+		out[i] = string(k)
+	}
+	return out, nil
+}
+
+// Owned returns the egress IPs whose locks are under the lease.
+func (l *Lease) Owned(ctx context.Context) ([]netip.Addr, error) {
+	keys, err := l.keys(ctx)
 	var out []netip.Addr
-	for _, k := range resp.Keys {
-		if text, ok := strings.CutPrefix(string(k), l.client.key(OwnerPrefix)); ok {
+	for _, key := range keys {
+		if text, ok := strings.CutPrefix(key, l.client.key(OwnerPrefix)); ok {
 			if ip, err := netip.ParseAddr(text); err == nil {
 				out = append(out, ip)
 			}
 		}
 	}
-	return out, nil
+	return out, err
 }
 
 // MoveTo moves every key of the lease to another one, with the agent's record as given. Whoever revokes the former lease then, on what
@@ -158,7 +168,7 @@ func (l *Lease) MoveTo(ctx context.Context, next *Lease, a egress.Agent) error {
 	fail := func(err error) error {
 		return fmt.Errorf("moving the keys of lease %s to %s: %w", FormatLease(l.ID()), FormatLease(next.ID()), err)
 	}
-	resp, err := l.client.etcd.TimeToLive(ctx, l.id, clientv3.WithAttachedKeys())
+	keys, err := l.keys(ctx)
 	if err != nil {
 		return fail(err)
 	}
@@ -168,15 +178,11 @@ func (l *Lease) MoveTo(ctx context.Context, next *Lease, a egress.Agent) error {
 		return fail(err)
 	}
 	record := l.client.key(AgentKey(a.Node))
+	keys = append(slices.DeleteFunc(keys, func(key string) bool { return key == record }), record) // last: the next agent goes by it
 	ops := map[string]clientv3.Op{}
-	var keys []string
-	for _, k := range resp.Keys {
-		if key := string(k); key != record {
-			keys = append(keys, key)
-			ops[key] = clientv3.OpPut(key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(next.id))
-		}
+	for _, key := range keys {
+		ops[key] = clientv3.OpPut(key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(next.id))
 	}
-	keys = append(keys, record) // last: the next agent goes by it
 	ops[record] = clientv3.OpPut(record, string(v), clientv3.WithLease(next.id))
 	for batch := range slices.Chunk(keys, maxTxnOps/2) {
 		var ifs []clientv3.Cmp
