@@ -13,9 +13,37 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// marksOfOthers returns the ip rules and the nftables chains of others that read or write bits of the packet mark that are Egret's.
-// Chains of the legacy iptables are not looked at.
-func marksOfOthers() (out []string, err error) {
+// chain is a chain with its rules.
+type chain struct {
+	*nftables.Chain
+	rules []*nftables.Rule
+}
+
+// chainsOfOthers returns the nftables chains of others. Those of the legacy iptables are not looked at.
+func chainsOfOthers() (out []chain, err error) {
+	c, err := nftables.New()
+	if err != nil {
+		return nil, err
+	}
+	chains, err := c.ListChains()
+	if err != nil {
+		return nil, fmt.Errorf("listing chains: %w", err)
+	}
+	for _, ch := range chains {
+		if ch.Table.Name == egress.TableName {
+			continue
+		}
+		rules, err := c.GetRules(ch.Table, ch)
+		if err != nil {
+			return nil, fmt.Errorf("listing the rules of %s: %w", nameOf(ch), err)
+		}
+		out = append(out, chain{ch, rules})
+	}
+	return out, nil
+}
+
+// marksOfOthers returns the ip rules and the chains that read or write bits of the packet mark that are Egret's.
+func marksOfOthers(chains []chain) (out []string, err error) {
 	all, err := rules()
 	if err != nil {
 		return nil, err
@@ -29,88 +57,46 @@ func marksOfOthers() (out []string, err error) {
 			out = append(out, fmt.Sprintf("rule %d fwmark 0x%x/0x%x", r.Priority, r.Mark, mask))
 		}
 	}
-	chains, err := chainsThat(func(r *nftables.Rule) bool {
+	return append(out, chainsThat(chains, func(r *nftables.Rule) bool {
 		packet, _ := marked(r.Exprs)
 		return packet&uint32(egress.MarkMask) != 0
-	})
-	return append(out, chains...), err
+	})...), nil
 }
 
 // connMarksOfOthers returns who writes connection marks: Egret's are of all 32 bits.
-func connMarksOfOthers() ([]string, error) {
-	return chainsThat(func(r *nftables.Rule) bool {
+func connMarksOfOthers(chains []chain) []string {
+	return chainsThat(chains, func(r *nftables.Rule) bool {
 		_, conn := marked(r.Exprs)
 		return conn != 0
 	})
 }
 
-// chainsThat returns the chains of others that have such a rule.
-func chainsThat(have func(*nftables.Rule) bool) (out []string, err error) {
-	c, err := nftables.New()
-	if err != nil {
-		return nil, err
-	}
-	chains, err := c.ListChains()
-	if err != nil {
-		return nil, fmt.Errorf("listing chains: %w", err)
-	}
-	for _, chain := range chains {
-		if chain.Table.Name == egress.TableName {
-			continue
-		}
-		rules, err := c.GetRules(chain.Table, chain)
-		if err != nil {
-			return out, fmt.Errorf("listing the rules of %s: %w", nameOf(chain), err)
-		}
-		if slices.ContainsFunc(rules, have) {
-			out = append(out, "chain "+nameOf(chain))
+// chainsThat names the chains that have such a rule.
+func chainsThat(chains []chain, have func(*nftables.Rule) bool) (out []string) {
+	for _, c := range chains {
+		if slices.ContainsFunc(c.rules, have) {
+			out = append(out, "chain "+nameOf(c.Chain))
 		}
 	}
-	return out, nil
+	return out
 }
 
-// dropsForwarded returns the chains of others that drop what they do not know of what the node forwards, in tables without a rule for Egret's
-// links. Chains of the legacy iptables are not looked at.
-func dropsForwarded() (out []string, err error) {
-	c, err := nftables.New()
-	if err != nil {
-		return nil, err
-	}
-	chains, err := c.ListChains()
-	if err != nil {
-		return nil, fmt.Errorf("listing chains: %w", err)
-	}
-	type table struct {
-		family nftables.TableFamily
-		name   string
-	}
+// dropsForwarded names the chains that drop what they do not know of what the node forwards, in tables without a rule for Egret's links.
+func dropsForwarded(chains []chain) (out []string) {
 	forwarding := []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}
-	droppers, tables := map[table][]string{}, map[table]bool{}
-	for _, chain := range chains {
-		if chain.Policy != nil && *chain.Policy == nftables.ChainPolicyDrop && chain.Hooknum != nil && *chain.Hooknum == *nftables.ChainHookForward &&
-			slices.Contains(forwarding, chain.Table.Family) && chain.Table.Name != egress.TableName {
-			t := table{chain.Table.Family, chain.Table.Name}
-			droppers[t] = append(droppers[t], "chain "+nameOf(chain))
-		}
-	}
-	for _, chain := range chains {
-		t := table{chain.Table.Family, chain.Table.Name}
-		if len(droppers[t]) == 0 || tables[t] {
+	for _, c := range chains {
+		if c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward ||
+			!slices.Contains(forwarding, c.Table.Family) {
 			continue
 		}
-		rules, err := c.GetRules(chain.Table, chain)
-		if err != nil {
-			return out, fmt.Errorf("listing the rules of %s: %w", nameOf(chain), err)
-		}
-		tables[t] = slices.ContainsFunc(rules, namesOurLinks)
-	}
-	for t, names := range droppers {
-		if !tables[t] {
-			out = append(out, names...)
+		if !slices.ContainsFunc(chains, func(o chain) bool {
+			return o.Table.Family == c.Table.Family && o.Table.Name == c.Table.Name && slices.ContainsFunc(o.rules, namesOurLinks)
+		}) {
+			out = append(out, "chain "+nameOf(c.Chain))
 		}
 	}
 	slices.Sort(out)
-	return out, nil
+	return out
 }
 
 // namesOurLinks reports whether a rule compares a link's name with those of Egret's.

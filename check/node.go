@@ -48,25 +48,32 @@ func sysctls() []Finding {
 
 // collisions looks for others that use what is reserved for Egret.
 func collisions() []Finding {
+	chains, err := chainsOfOthers()
+	ofMarks := func() ([]string, error) {
+		if err != nil {
+			return nil, err
+		}
+		return marksOfOthers(chains)
+	}
+	ofConnMarks := func() ([]string, error) { return connMarksOfOthers(chains), err }
 	return []Finding{
 		foreign("rule-priorities", fmt.Sprintf("%d-%d", egress.MinPriority, egress.MaxPriority), "steering to gateways",
 			"packets may take a way that is not Egret's: give these rules other priorities", rulesAt),
 		foreign("packet-mark", fmt.Sprintf("mask 0x%x", uint32(egress.MarkMask)), "steering to gateways",
-			"egress traffic and theirs may be taken for each other: move their marks out of this mask", marksOfOthers),
+			"egress traffic and theirs may be taken for each other: move their marks out of this mask", ofMarks),
 		foreign("conn-mark", fmt.Sprintf("0x%x/0x%x", uint32(egress.ConnTag), uint32(egress.ConnTagMask)), "knowing egress connections",
-			"where they mark a connection of a selected pod, it is dropped or leaves with another source: keep them off those", connMarksOfOthers),
+			"where they mark a connection of a selected pod, it is dropped or leaves with another source: keep them off those", ofConnMarks),
 		foreign("route-tables", fmt.Sprintf("%d-%d", egress.ReturnTable, egress.LocalMark.Table()), "steering to gateways",
 			"egress packets may take these routes: move them to another table", routesOfOthers),
-		forwarding(),
+		forwarding(dropsForwarded(chains), err),
 		foreign("overlay-port", fmt.Sprintf("UDP %d", egress.OverlayPort), "the overlay between nodes",
 			"no egress traffic passes between nodes: stop who uses the port", portInUse),
 	}
 }
 
 // forwarding makes a finding of who drops forwarded packets that he does not know.
-func forwarding() Finding {
+func forwarding(droppers []string, err error) Finding {
 	const name, use = "forward-policy", "egress traffic, which every node forwards"
-	droppers, err := dropsForwarded()
 	switch {
 	case err != nil:
 		return found(name, use, fmt.Sprintf("unknown: %v", err), "it is not known whether egress traffic is forwarded")
