@@ -12,29 +12,21 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/store"
 )
 
-// leader returns the member of etcd that leads, as those named see it, and the others.
-func leader(t *testing.T, of ...string) (leads string, follow []string) {
+// leader returns the member of etcd that leads, and the others.
+func leader(t *testing.T) (leads string, follow []string) {
 	t.Helper()
+	etcd := etcdClient(t)
 	eventually(t, 20*time.Second, func() error {
 		leads, follow = "", nil
 		for i, name := range cluster.EtcdMembers() {
-			if len(of) > 0 && !slices.Contains(of, name) {
-				continue
-			}
-			c, err := clientv3.New(clientv3.Config{Endpoints: cluster.EtcdEndpoints()[i : i+1], Logger: zap.NewNop()})
-			if err != nil {
-				return err
-			}
 			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			status, err := c.Status(ctx, cluster.EtcdEndpoints()[i])
+			status, err := etcd.Status(ctx, cluster.EtcdEndpoints()[i])
 			cancel()
-			_ = c.Close() // it only asked
 			if err != nil {
 				return fmt.Errorf("%s: %w", name, err)
 			}
@@ -52,50 +44,17 @@ func leader(t *testing.T, of ...string) (leads string, follow []string) {
 	return leads, follow
 }
 
-// ownerBy returns the owner of an IP as some members of etcd have it, "" for none.
-func ownerBy(t *testing.T, ip netip.Addr, members []string) (string, error) {
-	t.Helper()
-	var endpoints []string
-	for i, name := range cluster.EtcdMembers() {
-		if slices.Contains(members, name) {
-			endpoints = append(endpoints, cluster.EtcdEndpoints()[i])
-		}
-	}
-	c, err := clientv3.New(clientv3.Config{Endpoints: endpoints, Logger: zap.NewNop()})
-	if err != nil {
-		return "", err
-	}
-	defer c.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 2*time.Second)
+// ownerIn returns the owner of an IP, "" for none.
+func ownerIn(ctx context.Context, etcd *clientv3.Client, ip netip.Addr) (string, error) {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
 	defer cancel()
-	r, err := c.Get(ctx, "/egret/"+store.OwnerKey(ip))
+	r, err := etcd.Get(ctx, "/egret/"+store.OwnerKey(ip))
 	if err != nil || len(r.Kvs) == 0 {
 		return "", err
 	}
 	var o egress.Owner
 	err = json.Unmarshal(r.Kvs[0].Value, &o)
 	return o.Node, err
-}
-
-// locked returns nil when each IP has an owner whose lock is under its agent's lease.
-func locked(t *testing.T, ips ...netip.Addr) error {
-	t.Helper()
-	etcd := etcdClient(t)
-	for _, ip := range ips {
-		r, err := etcd.Get(t.Context(), "/egret/"+store.OwnerKey(ip))
-		if err != nil || len(r.Kvs) == 0 {
-			return fmt.Errorf("%s has no owner: %w", ip, err)
-		}
-		var o egress.Owner
-		if err := json.Unmarshal(r.Kvs[0].Value, &o); err != nil {
-			return err
-		}
-		a, err := etcd.Get(t.Context(), "/egret/"+store.AgentKey(o.Node))
-		if err != nil || len(a.Kvs) == 0 || a.Kvs[0].Lease != r.Kvs[0].Lease {
-			return fmt.Errorf("the lock of %s is not under the lease of the agent of %s: %w", ip, o.Node, err)
-		}
-	}
-	return nil
 }
 
 // TestPartitionsOfTheLANAndOfEtcd divides the LAN between the nodes, with etcd's members on either side. The leader is always with the
@@ -122,6 +81,7 @@ func TestPartitionsOfTheLANAndOfEtcd(t *testing.T) {
 			others := slices.DeleteFunc(nodes(), func(node string) bool { return slices.Contains(own, node) })
 			leads, follow := leader(t)
 			few, most := []string{leads}, follow
+			majority := etcdClient(t, most...) // the others would not answer
 			sides := [][]string{append(slices.Clone(own), few...), append(slices.Clone(others), most...)}
 			if tt.majority {
 				sides = [][]string{append(slices.Clone(own), most...), append(slices.Clone(others), few...)}
@@ -144,7 +104,7 @@ func TestPartitionsOfTheLANAndOfEtcd(t *testing.T) {
 			if !tt.majority {
 				served = move
 				eventually(t, leaseTTL+8*time.Second, func() error {
-					owner, err := ownerBy(t, ip, most)
+					owner, err := ownerIn(t.Context(), majority, ip)
 					if err != nil || !slices.Contains(others, owner) {
 						return fmt.Errorf("the owner is %q, %v; want one of %v", owner, err, others)
 					}
@@ -156,13 +116,13 @@ func TestPartitionsOfTheLANAndOfEtcd(t *testing.T) {
 			leavesWithin(t, 8*time.Second, served, ip)
 			t.Logf("%s is served again after at most %v", served, time.Since(began).Round(time.Millisecond))
 			time.Sleep(2 * time.Second) // for the others to do what they must not
-			if owner, err := ownerBy(t, ip, most); err != nil || tt.majority && owner != gateway {
+			if owner, err := ownerIn(t.Context(), majority, ip); err != nil || tt.majority && owner != gateway {
 				t.Errorf("the owner is %q, %v; want %s still", owner, err, gateway)
 			}
 			if err := cluster.Rejoin(t.Context()); err != nil {
 				t.Fatal(err)
 			}
-			leader(t, cluster.EtcdMembers()...)
+			leader(t)
 			for _, pod := range []string{stay, move} {
 				leavesWithin(t, 8*time.Second, pod, ip)
 			}
@@ -287,7 +247,7 @@ func TestEtcdIsRestoredFromABackup(t *testing.T) {
 		if err := watch.Restored(t.Context(), then, began); err != nil {
 			t.Fatal(err)
 		}
-		eventually(t, 10*time.Second, func() error { return locked(t, moved, stayed, later) })
+		eventually(t, 10*time.Second, func() error { return watch.Locked(t.Context(), moved, stayed, later) })
 		t.Logf("all have an owner that lives %v after etcd is back", time.Since(back).Round(time.Millisecond))
 	})
 	only(t, r, moved)

@@ -366,9 +366,16 @@ func revision(t *testing.T, c *clientv3.Client) int64 {
 	return r.Header.Revision
 }
 
-func etcdClient(t *testing.T) *clientv3.Client {
+// etcdClient returns a client of some members of etcd; none named: of all.
+func etcdClient(t *testing.T, members ...string) *clientv3.Client {
 	t.Helper()
-	c, err := clientv3.New(clientv3.Config{Endpoints: cluster.EtcdEndpoints(), DialTimeout: 5 * time.Second})
+	var endpoints []string
+	for i, name := range cluster.EtcdMembers() {
+		if len(members) == 0 || slices.Contains(members, name) {
+			endpoints = append(endpoints, cluster.EtcdEndpoints()[i])
+		}
+	}
+	c, err := clientv3.New(clientv3.Config{Endpoints: endpoints, DialTimeout: 5 * time.Second})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -71,11 +71,7 @@ func TestWithoutGossipKilledAgentsThatComeBackWithinTheLeaseLoseNoPacket(t *test
 	if err := os.WriteFile(silent, []byte(fmt.Sprintf("#!/bin/sh\nexec %s \"$@\" --gossip-key-file=\n", cluster.EgretPath())), 0o755); err != nil {
 		t.Fatal(err)
 	}
-	t.Cleanup(func() {
-		for _, node := range nodes() {
-			renew(t, node)
-		}
-	})
+	renewAfter(t)
 	begin := func(node string) {
 		t.Helper()
 		if err := cluster.Upgrade(context.Background(), node, silent); err != nil {

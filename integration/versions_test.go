@@ -26,11 +26,7 @@ func TestVersionsSideBySide(t *testing.T) {
 	ip, gateway, pod := n.remote("versions", "10.10.0.38")
 	node := otherNode(gateway)
 	next := otherNode(gateway, node)
-	t.Cleanup(func() {
-		for _, node := range nodes() {
-			renew(t, node)
-		}
-	})
+	renewAfter(t)
 	upgrade := func(node string) {
 		t.Helper()
 		if err := cluster.Upgrade(t.Context(), node, former); err != nil {
@@ -60,6 +56,15 @@ func TestVersionsSideBySide(t *testing.T) {
 	})
 	only(t, result, ip)
 	lossless(t, "with agents of two versions", result)
+}
+
+// renewAfter makes all agents of this version when the test ends.
+func renewAfter(t *testing.T) {
+	t.Cleanup(func() {
+		for _, node := range nodes() {
+			renew(t, node)
+		}
+	})
 }
 
 // renew makes a node's agent one of this version.

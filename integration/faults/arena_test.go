@@ -218,66 +218,29 @@ func (a *arena) ips() []netip.Addr {
 	return slices.SortedFunc(maps.Keys(a.allocations), netip.Addr.Compare)
 }
 
-// records returns what etcd holds below a prefix.
-func records[T any](ctx context.Context, a *arena, prefix string) ([]T, []int64, error) {
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	resp, err := a.etcd.Get(ctx, "/egret/"+prefix, clientv3.WithPrefix())
-	if err != nil {
-		return nil, nil, fmt.Errorf("reading %s: %w", prefix, err)
-	}
-	out, leases := make([]T, len(resp.Kvs)), make([]int64, len(resp.Kvs))
-	for i, kv := range resp.Kvs {
-		leases[i] = kv.Lease
-		if err := json.Unmarshal(kv.Value, &out[i]); err != nil {
-			return nil, nil, fmt.Errorf("reading %s: %w", kv.Key, err)
-		}
-	}
-	return out, leases, nil
-}
-
 // allocated returns who has which address.
 func (a *arena) allocated(ctx context.Context) (map[netip.Addr]string, error) {
-	all, _, err := records[egress.Allocation](ctx, a, "allocations/")
+	const prefix = "/egret/allocations/"
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	resp, err := a.etcd.Get(ctx, prefix, clientv3.WithPrefix())
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", prefix, err)
+	}
 	out := map[netip.Addr]string{}
-	for _, r := range all {
+	for _, kv := range resp.Kvs {
+		var r egress.Allocation
+		if err := json.Unmarshal(kv.Value, &r); err != nil {
+			return nil, fmt.Errorf("reading %s: %w", kv.Key, err)
+		}
 		out[r.IP] = strings.Join(r.Egresses, ",")
 	}
-	return out, err
-}
-
-// owned returns who holds what, and an error unless every egress IP has an owner that lives.
-func (a *arena) owned(ctx context.Context) (map[netip.Addr]string, error) {
-	agents, live, err := records[egress.Agent](ctx, a, "agents/")
-	if err != nil {
-		return nil, err
-	}
-	leases := map[string]int64{}
-	for i, r := range agents {
-		leases[r.Node] = live[i]
-	}
-	owners, locks, err := records[egress.Owner](ctx, a, "owners/")
-	if err != nil {
-		return nil, err
-	}
-	out := map[netip.Addr]string{}
-	var errs []error
-	for i, o := range owners {
-		if out[o.IP] = o.Node; leases[o.Node] != locks[i] {
-			errs = append(errs, fmt.Errorf("%s is held by %s under a lease that is not its agent's", o.IP, o.Node))
-		}
-	}
-	for _, ip := range a.ips() {
-		if out[ip] == "" {
-			errs = append(errs, fmt.Errorf("%s has no owner", ip))
-		}
-	}
-	return out, errors.Join(errs...)
+	return out, nil
 }
 
 // serves returns nil when every egress IP has an owner, and every client leaves as it should.
 func (a *arena) serves(ctx context.Context) error {
-	if _, err := a.owned(ctx); err != nil {
+	if err := a.Locked(ctx, a.ips()...); err != nil {
 		return err
 	}
 	ctx, cancel := context.WithTimeout(ctx, time.Second)

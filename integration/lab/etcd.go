@@ -19,28 +19,29 @@ import (
 // member is one server of Egret's etcd.
 type member struct {
 	proc string // also the name that it has among the members
-	host string // whose namespace it runs in
-	ip   netip.Addr
+	host lanHost
 }
 
 // members returns Egret's etcd. One server alone runs on the control host; several have a host each.
 func (l *Lab) members() []member {
 	if l.cfg.EtcdMembers == 1 {
-		return []member{{etcdProc, "control", ControlIP}}
+		return []member{{etcdProc, control}}
 	}
 	var all []member
 	for i := range l.cfg.EtcdMembers {
 		name := etcdProc + "-" + strconv.Itoa(i+1)
-		all = append(all, member{name, name, families()[0].host(etcdHost + i + 1)})
+		all = append(all, member{name, lanHost{name, etcdHost + i + 1}})
 	}
 	return all
 }
 
-func (m member) clientAddr() string { return netip.AddrPortFrom(m.ip, etcdPort).String() }
+func (m member) ip() netip.Addr { return families()[0].host(m.host.number) }
+
+func (m member) clientAddr() string { return netip.AddrPortFrom(m.ip(), etcdPort).String() }
 
 // peerURL is for the other members. A server without any listens where nobody else looks.
 func (l *Lab) peerURL(m member) string {
-	ip := m.ip
+	ip := m.ip()
 	if l.cfg.EtcdMembers == 1 {
 		ip = netip.AddrFrom4([4]byte{127, 0, 0, 1})
 	}
@@ -57,7 +58,7 @@ func (l *Lab) initialCluster() string {
 }
 
 func (l *Lab) etcd(m member) component {
-	return component{m.proc, m.host, l.etcdArgs(m.proc, "http://"+m.clientAddr(), l.peerURL(m), l.initialCluster())}
+	return component{m.proc, m.host.name, l.etcdArgs(m.proc, "http://"+m.clientAddr(), l.peerURL(m), l.initialCluster())}
 }
 
 func (l *Lab) etcds() []component {

@@ -196,17 +196,19 @@ func (l *Lab) changeCut(ctx context.Context, node, what string, f func(n int, h,
 
 // atLAN calls f with a node and the LAN that it is on.
 func (l *Lab) atLAN(node string, f func(h, lan *host) error) error {
-	lan, err := l.openHost("lan")
-	if err != nil {
-		return err
-	}
-	defer lan.close()
-	h, err := l.openHost(node)
+	return l.at("lan", func(lan *host) error {
+		return l.at(node, func(h *host) error { return f(h, lan) })
+	})
+}
+
+// at calls f with an open namespace.
+func (l *Lab) at(name string, f func(*host) error) error {
+	h, err := l.openHost(name)
 	if err != nil {
 		return err
 	}
 	defer h.close()
-	return f(h, lan)
+	return f(h)
 }
 
 // Partition divides the nodes and the members of etcd that it names into sides: what is on one hears nothing of another. The outside host,
@@ -240,13 +242,14 @@ func (l *Lab) Partition(ctx context.Context, sides ...[]string) error {
 
 // Rejoin ends a Partition. Nil when there is none.
 func (l *Lab) Rejoin(ctx context.Context) error {
-	return l.change(ctx, func(s *state) error {
-		var errs []error
-		for _, h := range l.hosts() {
-			errs = append(errs, l.at(h.name, func(h *host) error { return passTraffic(h.ns, "partition") }))
-		}
+	return l.change(ctx, func(*state) error {
+		hosts := l.hosts()
 		for _, n := range l.nodes() {
-			errs = append(errs, l.at(NodeName(n), func(h *host) error { return passTraffic(h.ns, "partition") }))
+			hosts = append(hosts, lanHost{NodeName(n), nodeHost + n})
+		}
+		var errs []error
+		for _, h := range hosts {
+			errs = append(errs, l.at(h.name, func(h *host) error { return passTraffic(h.ns, "partition") }))
 		}
 		return errors.Join(errs...)
 	})
@@ -261,14 +264,4 @@ func (l *Lab) lanNumber(name string) (int, error) {
 	}
 	n, err := l.NodeNumber(name)
 	return nodeHost + n, err
-}
-
-// at calls f with an open namespace.
-func (l *Lab) at(name string, f func(*host) error) error {
-	h, err := l.openHost(name)
-	if err != nil {
-		return err
-	}
-	defer h.close()
-	return f(h)
 }

@@ -56,13 +56,15 @@ type lanHost struct {
 	number int
 }
 
+var control = lanHost{"control", controlHost}
+
 // hosts returns the hosts that are no nodes: the outside host, the control host, and those of etcd's members where they have any. etcd is on
 // all but the first.
 func (l *Lab) hosts() []lanHost {
-	all := []lanHost{{"outside", outsideHost}, {"control", controlHost}}
+	all := []lanHost{{"outside", outsideHost}, control}
 	if l.cfg.EtcdMembers > 1 {
-		for i, m := range l.members() {
-			all = append(all, lanHost{m.host, etcdHost + i + 1})
+		for _, m := range l.members() {
+			all = append(all, m.host)
 		}
 	}
 	return all

@@ -214,6 +214,46 @@ func (w *Witness) catchUp() error {
 	}
 }
 
+// Locked returns nil when every lock is under the lease of its owner's agent, and each of ips has one.
+func (w *Witness) Locked(ctx context.Context, ips ...netip.Addr) error {
+	ctx, cancel := context.WithTimeout(ctx, 2*time.Second)
+	defer cancel()
+	leases, locked := map[string]int64{}, map[netip.Addr]bool{}
+	var errs []error
+	if err := read(ctx, w.etcd, "/egret/agents/", func(a egress.Agent, lease int64) { leases[a.Node] = lease }); err != nil {
+		return err
+	}
+	if err := read(ctx, w.etcd, "/egret/owners/", func(o egress.Owner, lease int64) {
+		if locked[o.IP] = true; leases[o.Node] != lease {
+			errs = append(errs, fmt.Errorf("%s is held by %s under a lease that is not its agent's", o.IP, o.Node))
+		}
+	}); err != nil {
+		return err
+	}
+	for _, ip := range ips {
+		if !locked[ip] {
+			errs = append(errs, fmt.Errorf("%s has no owner", ip))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// read calls f with every record below a prefix, and the lease that it is under.
+func read[T any](ctx context.Context, etcd *clientv3.Client, prefix string, f func(T, int64)) error {
+	r, err := etcd.Get(ctx, prefix, clientv3.WithPrefix())
+	if err != nil {
+		return fmt.Errorf("reading %s: %w", prefix, err)
+	}
+	for _, kv := range r.Kvs {
+		var record T
+		if err := json.Unmarshal(kv.Value, &record); err != nil {
+			return fmt.Errorf("reading %s: %w", kv.Key, err)
+		}
+		f(record, kv.Lease)
+	}
+	return nil
+}
+
 // Usurped returns the owners that had not let go when another became the owner.
 func (w *Witness) Usurped() error {
 	w.mu.Lock()
@@ -278,18 +318,23 @@ func planned(why egress.Reason) bool {
 	return why == egress.ReasonMove || why == egress.ReasonDrain || why == egress.ReasonRebalance
 }
 
+// tenureOf returns which of the tenures was the last of a node that had begun at a time; -1: none.
+func tenureOf(tenures []tenure, node string, at time.Time) int {
+	for i, t := range slices.Backward(tenures) {
+		if t.node == node && !t.since.After(at) {
+			return i
+		}
+	}
+	return -1
+}
+
 // senders returns the spells in which a node sent with an egress IP after another, later owner had, but for the relays of planned moves.
 // The caller holds mu.
 func (w *Witness) senders() (errs []error) {
 	for ip, tenures := range w.tenures {
 		latest := 0
 		for _, s := range w.spells[ip] {
-			i := len(tenures) - 1
-			for ; i >= 0; i-- {
-				if t := tenures[i]; t.node == s.node && !t.since.After(s.last) {
-					break
-				}
-			}
+			i := tenureOf(tenures, s.node, s.last)
 			next := slices.IndexFunc(tenures[i+1:], func(t tenure) bool { return t.node != s.node })
 			switch {
 			case i >= latest:
@@ -347,12 +392,7 @@ func (w *Witness) Doubles() error {
 		}
 		seen++
 		node := a.port[len("to-"):]
-		i := len(tenures) - 1
-		for ; i >= 0; i-- {
-			if t := tenures[i]; t.node == node && !t.since.After(a.time) {
-				break
-			}
-		}
+		i := tenureOf(tenures, node, a.time)
 		switch {
 		case i < 0:
 			errs = append(errs, fmt.Errorf("%s spoke for %s and never owned it before: %s", node, a.ip, a))
