@@ -206,7 +206,8 @@ func open(cfg Config) (*agent, error) {
 	if a.links, err = vlan.New(vlan.Config{Log: cfg.Log}); err != nil {
 		return nil, err
 	}
-	a.permits = &permits{tables: a.tables, length: cfg.Permit, bounded: cfg.GossipKey != nil, kick: make(chan struct{}, 1)}
+	a.permits = newPermits(a.tables, cfg.Permit, cfg.LeaseTTL)
+	a.permits.bounded = cfg.GossipKey != nil
 	if cfg.GossipKey != nil {
 		a.freeze = newFreeze(&freeze{
 			length: cfg.Permit, keep: cfg.Freeze, peers: a.peers,
@@ -304,8 +305,10 @@ func (a *agent) shorten(ctx context.Context, l *store.Lease, former egress.Agent
 			cut = append(cut, nft.Permit{IP: ip, Answer: true})
 		}
 	}
-	if err := a.tables.Permit(cut, most); err != nil {
-		return nil, fmt.Errorf("cutting the permits of the former agent: %w", err)
+	if len(cut) > 0 {
+		if err := a.tables.Permit(cut, most); err != nil {
+			return nil, fmt.Errorf("cutting the permits of the former agent: %w", err)
+		}
 	}
 	return next, l.MoveTo(ctx, next, former)
 }

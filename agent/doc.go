@@ -9,7 +9,7 @@
 //   - A permit is renewed only while etcd is known to keep the agent's lease, counted from when the confirmed request was sent.
 //   - A lock that was claimed is used only when the permit of a former owner has certainly ended.
 //   - Nothing is applied before etcd was read whole, and nothing is deleted because of an error.
-//   - A steady state writes nothing but lease and permit. Termination leaves kernel and lease to a successor.
+//   - A steady state writes nothing but the lease, and renews permits without a commit. Termination leaves kernel and lease to a successor.
 //
 // What it remembers is only time: since when a lock is seen, and until when a former owner relays. All else is read again.
 package agent

@@ -27,7 +27,8 @@ func TestBoundedPermitsEndWithoutConfirmation(t *testing.T) {
 	ip := netip.MustParseAddr("10.10.0.11")
 	list := []nft.Permit{{IP: ip, Answer: true}}
 	var promised time.Time
-	p := &permits{tables: tables, length: 300 * time.Millisecond, bounded: true, frozen: func() time.Time { return promised }}
+	p := permitsOf(t, tables, 300*time.Millisecond)
+	p.bounded, p.frozen = true, func() time.Time { return promised }
 	renew := func() error {
 		p.mu.Lock()
 		defer p.mu.Unlock()

@@ -260,6 +260,7 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 	}
 	// The fence follows the address: it goes when the address was seen to be gone.
 	d.NFT.Fenced = append(d.NFT.Fenced, links.Addresses()...)
+	d.NFT.Renewal = a.permits.renewal
 	moves, rules := routing.Diff(routes, d.Routing), nft.Diff(tables, d.NFT)
 
 	arrive := func() { errs = append(errs, in("routes", a.router.Apply(moves.Adds()))) }

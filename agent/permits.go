@@ -14,8 +14,9 @@ import (
 
 // permits keeps the kernel's copy of the lease alive, for as long as the lease is.
 type permits struct {
-	tables *nft.Tables
-	length time.Duration
+	tables  *nft.Tables
+	length  time.Duration
+	renewal nft.Renewal
 	// bounded: the permits end within length of a moment at which nobody had revoked the lease, so that peers may revoke it.
 	bounded bool
 	// frozen returns a moment at which every agent that could claim had lost etcd too; nil: there is no such rule.
@@ -24,13 +25,21 @@ type permits struct {
 
 	mu   sync.Mutex // guards what follows, and keeps a renewal from overtaking a withdrawal
 	list []nft.Permit
+	// written: the kernel has the permits of list, and no others. What renews them renews all that it has.
+	written bool
 	// lease is the one that the locks of list are bound to. The validity of a later one says nothing about them.
 	lease *store.Lease
 	until time.Time // when the last renewal ends
 	limit time.Time // when the permits must have ended
 	last  bool      // extended: never renewed again
+	slow  error     // why the last renewal took a commit
 
 	gone, silent []netip.Addr // withdrawn, wholly and to answer, and the kernel has not confirmed it
+}
+
+// newPermits returns permits of a length, which end with a lease of ttl where they are not bounded.
+func newPermits(tables *nft.Tables, length, ttl time.Duration) *permits {
+	return &permits{tables: tables, length: length, renewal: nft.NewRenewal(length, ttl), kick: make(chan struct{}, 1)}
 }
 
 // errUnconfirmed says that etcd may have dropped the lease: nothing is renewed.
@@ -67,6 +76,7 @@ func (p *permits) restrict(may func(netip.Addr) (send, answer bool)) error {
 	}
 	p.list = list
 	if err := errors.Join(p.tables.Revoke(p.gone...), p.tables.RevokeAnswer(p.silent...)); err != nil {
+		p.written = false
 		return err
 	}
 	p.gone, p.silent = nil, nil
@@ -81,6 +91,9 @@ func (p *permits) grant(list []nft.Permit, lease *store.Lease) error {
 		p.limit = time.Time{}
 	}
 	p.list, p.lease = list, lease
+	// Read, not remembered: the tables may have been made anew since. What cannot be read is written.
+	same, err := p.tables.Permitted(list)
+	p.written = same && err == nil
 	return p.renewLocked()
 }
 
@@ -88,7 +101,7 @@ func (p *permits) grant(list []nft.Permit, lease *store.Lease) error {
 func (p *permits) extend(lease *store.Lease) (time.Duration, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.lease, p.bounded, p.last = lease, false, true
+	p.lease, p.bounded, p.last, p.written = lease, false, true, false // to the very end of the lease, which no Length reaches
 	return time.Until(lease.Valid()), p.renewLocked()
 }
 
@@ -104,32 +117,74 @@ func (p *permits) answers(ip netip.Addr) bool {
 	return false
 }
 
-// renewLocked renews the permits to their limit, but for a margin, in which the write has to be done.
+// renewLocked renews the permits to their limit, but for a margin, in which that has to be done: without a commit where the kernel has
+// exactly those of list, and else with one.
 func (p *permits) renewLocked() error {
 	if len(p.list) == 0 {
 		return nil
 	}
+	if !p.written || p.renewal.Window == 0 {
+		return p.writeLocked()
+	}
+	for range 2 { // a machine with much to do may take longer than a ticket lives
+		var limit time.Time
+		ends, err := p.tables.Renew(p.renewal, p.list, func() (time.Duration, error) {
+			now := time.Now()
+			end, most, err := p.endLocked(now)
+			limit = most
+			return end.Sub(now), err
+		})
+		switch {
+		case err == nil:
+			p.limit, p.until, p.slow = limit, ends, nil
+			return nil
+		case errors.Is(err, errUnconfirmed):
+			return err
+		case time.Until(p.until) > p.length/2:
+			return nil // there are more to come
+		}
+		p.slow = err
+	}
+	return p.writeLocked()
+}
+
+// writeLocked is renewLocked with a commit.
+func (p *permits) writeLocked() error {
 	now := time.Now()
-	limit, margin, err := p.limitLocked(now)
+	end, limit, err := p.endLocked(now)
 	if err != nil {
 		return err
 	}
-	end := limit.Add(-margin)
-	left := end.Sub(now)
-	if left < time.Millisecond {
-		return errUnconfirmed
-	}
-	if err := p.tables.Permit(p.list, left); err != nil {
+	p.written = false
+	if err := p.tables.Permit(p.list, end.Sub(now)); err != nil {
 		return err
 	}
-	if wrote := time.Now(); wrote.Sub(now) > margin/2 {
-		// The process may have been frozen in between: cut what lasts too long. Less than a millisecond revokes.
+	wrote := time.Now()
+	if wrote.Sub(now) > limit.Sub(end)/2 {
+		// The process may have been frozen in between: cut what lasts too long. What is left may be none.
 		if err := p.tables.Permit(p.list, end.Sub(wrote)); err != nil {
 			return err
 		}
 	}
+	// One transaction made both what they are, and all of it was done.
+	p.written, p.gone, p.silent = end.Sub(wrote) >= shortest, nil, nil
 	p.limit, p.until = limit, end
 	return nil
+}
+
+// shortest is the shortest permit: below a tick of the kernel, of 10 ms at the most, there are none.
+const shortest = 20 * time.Millisecond
+
+// endLocked returns when permits that are renewed now end, and their limit.
+func (p *permits) endLocked(now time.Time) (end, limit time.Time, err error) {
+	limit, margin, err := p.limitLocked(now)
+	if err != nil {
+		return end, limit, err
+	}
+	if end = limit.Add(-margin); end.Sub(now) < shortest {
+		return end, limit, errUnconfirmed
+	}
+	return end, limit, nil
 }
 
 // limitLocked returns when the permits must have ended, and by how much they are to end earlier.
@@ -171,7 +226,7 @@ func (p *permits) soon() {
 func (p *permits) run(ctx context.Context, log *slog.Logger) error {
 	tick := time.NewTicker(p.length / 4)
 	defer tick.Stop()
-	var last error
+	var last, slow error
 	for {
 		select {
 		case <-ctx.Done():
@@ -185,6 +240,10 @@ func (p *permits) run(ctx context.Context, log *slog.Logger) error {
 			return nil
 		}
 		err := p.renewLocked()
+		if p.slow != nil && slow == nil {
+			log.Warn("permits renewed by commits, which make others read the ruleset anew", "err", p.slow)
+		}
+		slow = p.slow
 		p.mu.Unlock()
 		switch {
 		case err != nil && last == nil:

@@ -27,14 +27,27 @@ func world(t *testing.T) (*store.Client, *nft.Tables) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { tables.Close() })
+	program(t, tables, nft.State{})
+	return client, tables
+}
+
+func program(t *testing.T, tables *nft.Tables, want nft.State) {
+	t.Helper()
 	have, err := tables.Observe()
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := tables.Apply(nft.Diff(have, nft.State{})); err != nil {
+	if err := tables.Apply(nft.Diff(have, want)); err != nil {
 		t.Fatal(err)
 	}
-	return client, tables
+}
+
+// permitsOf returns permits of a length, and makes the tables renew them.
+func permitsOf(t *testing.T, tables *nft.Tables, length time.Duration) *permits {
+	t.Helper()
+	p := newPermits(tables, length, time.Minute)
+	program(t, tables, nft.State{Renewal: p.renewal})
+	return p
 }
 
 // TestPermitsLiveByTheLeaseTheyWereGrantedUnder: an agent that lost its lease and has a new one must not renew what it held by the old.
@@ -45,7 +58,7 @@ func TestPermitsLiveByTheLeaseTheyWereGrantedUnder(t *testing.T) {
 		t.Fatal(err)
 	}
 	ip := netip.MustParseAddr("10.10.0.11")
-	p := &permits{tables: tables, length: 300 * time.Millisecond}
+	p := permitsOf(t, tables, 300*time.Millisecond)
 	held := func() bool {
 		t.Helper()
 		left, err := tables.Permits()
@@ -84,7 +97,7 @@ func TestWithdrawnPermitsAreGoneAtOnceAndOthersStay(t *testing.T) {
 		t.Fatal(err)
 	}
 	a, b := netip.MustParseAddr("10.10.0.11"), netip.MustParseAddr("10.10.0.12")
-	p := &permits{tables: tables, length: time.Minute}
+	p := permitsOf(t, tables, time.Minute)
 	if err := p.grant([]nft.Permit{{IP: a, Answer: true}, {IP: b, Answer: true}}, lease); err != nil {
 		t.Fatal(err)
 	}
@@ -107,7 +120,7 @@ func TestPermitsWithoutGossipEndWithTheLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	ip := netip.MustParseAddr("10.10.0.11")
-	p := &permits{tables: tables, length: 300 * time.Millisecond}
+	p := permitsOf(t, tables, 300*time.Millisecond)
 	if err := p.grant([]nft.Permit{{IP: ip, Answer: true}}, lease); err != nil {
 		t.Fatal(err)
 	}
@@ -128,34 +141,36 @@ func TestPermitsOfAFormerAgentAreCutToTheNextLease(t *testing.T) {
 	if err := client.PutAgent(t.Context(), long, former); err != nil {
 		t.Fatal(err)
 	}
-	mine, short, relayed := netip.MustParseAddr("10.10.0.11"), netip.MustParseAddr("10.10.0.12"), netip.MustParseAddr("10.10.0.13")
-	for _, ip := range []netip.Addr{mine, short} {
-		if ok, err := client.Claim(t.Context(), long, egress.Owner{IP: ip, Node: "a", Why: egress.ReasonClaim}); err != nil || !ok {
-			t.Fatal(ok, err)
-		}
+	mine, relayed := netip.MustParseAddr("10.10.0.11"), netip.MustParseAddr("10.10.0.13")
+	if ok, err := client.Claim(t.Context(), long, egress.Owner{IP: mine, Node: "a", Why: egress.ReasonClaim}); err != nil || !ok {
+		t.Fatal(ok, err)
 	}
-	for ip, d := range map[netip.Addr]time.Duration{mine: time.Minute, short: time.Second, relayed: time.Minute} {
-		if err := tables.Permit([]nft.Permit{{IP: ip}}, d); err != nil {
+	permitted := func() map[netip.Addr]time.Duration {
+		t.Helper()
+		left, err := tables.Permits()
+		if err != nil {
 			t.Fatal(err)
 		}
-	}
-	left, err := tables.Permits()
-	if err != nil {
-		t.Fatal(err)
+		return left
 	}
 	a := &agent{Config: Config{Node: "a", Store: client, LeaseTTL: 3 * time.Second}, tables: tables}
-	next, err := a.shorten(t.Context(), long, former, []netip.Addr{mine, short}, left)
-	if err != nil {
-		t.Fatal(err)
-	}
-	if next.TTL() != 3*time.Second {
-		t.Errorf("the next lease is of %v", next.TTL())
-	}
-	if ips, err := next.Owned(t.Context()); err != nil || len(ips) != 2 {
-		t.Errorf("the next lease has %v, %v; want both", ips, err)
-	}
-	left, err = tables.Permits()
-	if err != nil || left[mine] > 3*time.Second || left[mine] < time.Second || left[short] > time.Second || left[relayed] < 30*time.Second {
-		t.Errorf("permits last %v, %v; want 3s, 1s, and that of a relay as it was", left, err)
+	for _, lasts := range []time.Duration{time.Minute, time.Second} {
+		if err := tables.Permit([]nft.Permit{{IP: mine}, {IP: relayed}}, lasts); err != nil {
+			t.Fatal(err)
+		}
+		next, err := a.shorten(t.Context(), long, former, []netip.Addr{mine}, permitted())
+		if err != nil {
+			t.Fatal(err)
+		}
+		if next.TTL() != 3*time.Second {
+			t.Errorf("the next lease is of %v", next.TTL())
+		}
+		if ips, err := next.Owned(t.Context()); err != nil || len(ips) != 1 {
+			t.Errorf("the next lease has %v, %v; want the one that the node held", ips, err)
+		}
+		if left, want := permitted()[mine], min(lasts, 3*time.Second); left > want || left < want-time.Second {
+			t.Errorf("the permit of %v lasts %v, want %v", lasts, left, want)
+		}
+		long = next
 	}
 }

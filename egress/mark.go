@@ -32,6 +32,10 @@ const (
 	// ConnTagMask covers the bits of the connection mark that hold ConnTag.
 	ConnTagMask Mark = 0xffffe000
 
+	// RenewalMark and RenewalMask mark the frames that renew permits. They live on `lo` and end where they have done it, before the
+	// route lookup.
+	RenewalMark, RenewalMask Mark = 0xe9000000, 0xff000000
+
 	// ReturnTable is the route table of ReturnMark. Table ReturnTable+n belongs to the routing mark RoutingBit+n.
 	ReturnTable = 7000
 	// GuardPriority is the priority of the ip rule that takes every packet without the routing bit past the others, to the last one.

@@ -284,11 +284,11 @@ func lossless(t *testing.T, what string, r lab.ProbeResult) {
 // volatile is what nft prints that changes by itself.
 var volatile = regexp.MustCompile(`counter packets \d+ bytes \d+| ?expires \S+|# handle \d+`)
 
-// permits are the timed sets in what nft prints: their elements come and go with every renewal.
-var permits = regexp.MustCompile(`(?s)\tset (permit|answer)[46] \{.*?\n\t\}\n`)
+// clocks are the sets in what nft prints by which permits end: their elements come and go with every renewal.
+var clocks = regexp.MustCompile(`(?s)\tset (alive|ticket) \{.*?\n\t\}\n`)
 
-// renewal is what nft monitor prints of the renewal of a permit.
-var renewal = regexp.MustCompile(`^((add|delete) element (inet egret (permit|answer)[46]|(arp|netdev) egret permit4) |# new generation )`)
+// renewal is what nft monitor prints of permits that are renewed by a commit.
+var renewal = regexp.MustCompile(`^((add|delete) element (inet|arp|netdev) egret (permit4|permit6|answer6|alive) |# new generation )`)
 
 // stable returns what a command printed without what changes by itself.
 func stable(s string) string { return strings.TrimSpace(volatile.ReplaceAllString(s, "")) }

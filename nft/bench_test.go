@@ -2,9 +2,12 @@ package nft
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 )
 
 func messages(c Changes) (n int) {
@@ -69,16 +72,43 @@ func BenchmarkOneMorePod(b *testing.B) {
 	b.ReportMetric(float64(reload)/float64(one), "reload/op")
 }
 
-func BenchmarkRenew10Permits(b *testing.B) {
-	tables := open(b)
-	reach(b, tables, large(500))
-	var list []Permit
-	for ip := ip4; len(list) < 10; ip = ip.Next() {
-		list = append(list, Permit{IP: ip, Answer: true})
-	}
-	for b.Loop() {
-		if err := tables.Permit(list, time.Second); err != nil {
-			b.Fatal(err)
+// BenchmarkRenewal renews the permits of a gateway: by a commit, and without one. Of either there are eight in a second, with permits of 500 ms.
+func BenchmarkRenewal(b *testing.B) {
+	for _, n := range []int{1, 255} {
+		tables := open(b)
+		want := large(500)
+		want.Renewal = NewRenewal(10*time.Second, 10*time.Second)
+		reach(b, tables, want)
+		var list []Permit
+		for ip := ip4; len(list) < n; ip = ip.Next() {
+			list = append(list, Permit{IP: ip, Answer: true})
+		}
+		for _, tt := range []struct {
+			name  string
+			renew func() error
+		}{
+			{"commit", func() error { return tables.Permit(list, 5*time.Second) }},
+			{"frames", func() error {
+				_, err := tables.Renew(want.Renewal, list, func() (time.Duration, error) { return 5 * time.Second, nil })
+				return err
+			}},
+		} {
+			b.Run(fmt.Sprintf("%s/ips=%d", tt.name, n), func(b *testing.B) {
+				var before, after unix.Rusage
+				if err := unix.Getrusage(unix.RUSAGE_SELF, &before); err != nil {
+					b.Fatal(err)
+				}
+				for b.Loop() {
+					if err := tt.renew(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				if err := unix.Getrusage(unix.RUSAGE_SELF, &after); err != nil {
+					b.Fatal(err)
+				}
+				cpu := after.Utime.Nano() + after.Stime.Nano() - before.Utime.Nano() - before.Stime.Nano()
+				b.ReportMetric(float64(cpu)/float64(b.N), "cpu-ns/op")
+			})
 		}
 	}
 }

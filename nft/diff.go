@@ -55,8 +55,8 @@ func Diff(have Observed, want State) Changes {
 			c.ops = append(c.ops, t.rebuild(old)...)
 		}
 		for _, s := range t.sets {
-			if s.flags&flagTimeout != 0 {
-				continue // theirs is another clock
+			if !s.fromState() {
+				continue
 			}
 			wanted := all[s.name]
 			if want.Keep {
@@ -103,7 +103,7 @@ func (t table) forget(have, want map[string]elements) []op {
 			}
 		}
 		for _, name := range []string{"seen", "held"} {
-			ops = append(ops, permitSet{t.family, name + f.digit}.revoke(come)...)
+			ops = append(ops, t.without(name+f.digit, come, tick)...)
 		}
 	}
 	for i := range ops {

@@ -14,6 +14,7 @@
 //   - What was not read whole is not read: Observe compares the ruleset's generation before and after, and the sets are of a kind
 //     that the kernel does not rearrange by itself.
 //   - A permit without an end is never written.
+//   - Renewing permits commits nothing, and gives back nothing that a commit has taken (renewal.go).
 //
 // Expressions, types and constants are those of github.com/google/nftables. The messages around them are put together and read here,
 // over github.com/mdlayher/netlink: the library's own connection makes maps whose marks nft prints, and takes, in reversed byte order;

@@ -25,6 +25,7 @@ var (
 	// linkAddress4 is the name of a link, padded with zeros, and an address.
 	linkAddress4 = kind{nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr), binaryutil.BigEndian}
 	mark         = kind{nftables.TypeMark, binaryutil.NativeEndian}
+	protocol     = kind{nftables.TypeEtherType, binaryutil.BigEndian}
 )
 
 // wire turns a key or value from network byte order into that of the kernel, and back.
@@ -39,6 +40,9 @@ func (k kind) wire(s string) string {
 func (k kind) print(s string) string {
 	if k.order == binaryutil.NativeEndian {
 		return fmt.Sprintf("0x%08x", uint32(markOf(s)))
+	}
+	if len(s) == 2 {
+		return protocols[s]
 	}
 	if len(s) > unix.IFNAMSIZ {
 		return fmt.Sprintf("%q . %s", strings.TrimRight(s[:unix.IFNAMSIZ], "\x00"), address4.print(s[unix.IFNAMSIZ:]))

@@ -94,6 +94,10 @@ func (r *reader) ask(typ int, f nftables.TableFamily, flags netlink.HeaderFlags,
 	if err != nil {
 		return nil, err
 	}
+	return r.execute(q, flags)
+}
+
+func (r *reader) execute(q netlink.Message, flags netlink.HeaderFlags) ([]attrs, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	if err := r.nl.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {

@@ -168,6 +168,15 @@ func parseState(t testing.TB, text string) State {
 				s.Carriers = map[string]Carrier{}
 			}
 			s.Carriers[f[1]] = c
+		case "renewal": // permit lease
+			var d [2]time.Duration
+			for i := range d {
+				var err error
+				if d[i], err = time.ParseDuration(f[i+1]); err != nil {
+					t.Fatalf("state: %v", err)
+				}
+			}
+			s.Renewal = NewRenewal(d[0], d[1])
 		case "mtu": // bytes
 			s.OverlayMTU = number(f[1])
 		default:

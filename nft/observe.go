@@ -23,7 +23,7 @@ type observedTable struct {
 	objects  map[string]objectKind
 	packets  map[string]uint64   // of counters
 	limits   map[string]string   // objects too, where there is a map of them: their values
-	elements map[string]elements // of the sets that are as they must be, without the timed ones
+	elements map[string]elements // of the sets that a State fills and that are as they must be
 }
 
 type observedChain struct {
@@ -57,7 +57,7 @@ func (k objectKind) String() string {
 }
 
 // reads is how often Observe starts again when the ruleset changes under it. A read takes a few milliseconds, and a busy node commits
-// some ten times a second, permits included, so that the third one hardly ever happens.
+// less often than that, so that the third one hardly ever happens.
 const reads = 20
 
 // errChanged says that a read was not of one moment.
@@ -103,7 +103,7 @@ func (t *Tables) observe(want table) (observedTable, error) {
 		return o, err
 	}
 	for _, s := range want.sets {
-		if _, ok := o.sets[s.name]; !ok || s.fault(o) != "" || s.flags&flagTimeout != 0 {
+		if _, ok := o.sets[s.name]; !ok || s.fault(o) != "" || !s.fromState() {
 			continue
 		}
 		list, err := t.dumpSet(want, s.name)

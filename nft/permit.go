@@ -3,7 +3,6 @@ package nft
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -21,7 +20,7 @@ type Permit struct {
 	Answer bool
 }
 
-// permitSet names a set whose elements end by themselves, as those that hold permits.
+// permitSet names a set of those that hold permits. The permits of a table end together, by its clocks.
 type permitSet struct {
 	family nftables.TableFamily
 	name   string
@@ -35,43 +34,60 @@ func permitSets(ip netip.Addr) (answer []permitSet, send permitSet, plain netip.
 	return f.answer, permitSet{nftables.TableFamilyINet, "permit" + f.digit}, plain, ok
 }
 
-// Permit renews permits for d from now, in one transaction; permits that are not in list stay as they are, and so does the permission
-// to answer where Answer is false. d has the kernel's precision, one millisecond; shorter ones revoke. The error is ErrNoTable when
-// the tables are not there, or damaged: apply a State first.
+// Permit makes list all the permits that there are, and makes them last for d from now, in one transaction. d is rounded down to the
+// kernel's tick; what is shorter than the longest one, 10 ms, ends them all. The error is ErrNoTable when the tables are not there, or damaged:
+// apply a State first.
 func (t *Tables) Permit(list []Permit, d time.Duration) error {
-	if d < time.Millisecond {
-		// 0 would be a permit for ever.
-		ips := make([]netip.Addr, len(list))
-		for i, p := range list {
-			ips[i] = p.IP
-		}
-		return t.Revoke(ips...)
+	if d < tick {
+		list, d = nil, tick // the kernel makes a tick of it, which is longer, and of 0 an element for ever
 	}
-	var w permitWrites
-	for _, p := range list {
-		answer, send, ip, ok := permitSets(p.IP)
-		if !ok {
-			continue
-		}
-		w.add(ip, send)
-		if p.Answer {
-			w.add(ip, answer...)
-		}
-	}
-	if len(w.order) == 0 {
-		return nil
-	}
+	ips := setsOf(list)
 	var ops []op
-	for _, s := range w.order {
-		ops = append(ops, s.renew(w.ips[s], d)...)
+	for _, s := range allPermitSets() {
+		ops = append(ops, s.table().flushSet(s.name))
+		ops = append(ops, s.table().addAddresses(s.name, ips[s], 0)...)
+	}
+	for _, f := range families {
+		for _, c := range f.clocks {
+			ops = append(ops, c.set(d)...)
+		}
 	}
 	if err := t.write.commit(ops); err != nil {
 		if errors.Is(err, unix.ENOENT) {
 			err = errors.Join(ErrNoTable, err)
 		}
-		return fmt.Errorf("renewing permits: %w", err)
+		return fmt.Errorf("writing permits: %w", err)
 	}
 	return nil
+}
+
+// Permitted reports whether the permits that there are, those that have ended included, are those of list.
+func (t *Tables) Permitted(list []Permit) (bool, error) {
+	ips, same := setsOf(list), true
+	err := t.read.whole(func() error {
+		same = true
+		for _, s := range allPermitSets() {
+			have, err := t.dumpSet(s.table(), s.name)
+			if errors.Is(err, unix.ENOENT) {
+				same = false
+				continue
+			} else if err != nil {
+				return fmt.Errorf("reading permits: %w", err)
+			}
+			keys := make([]string, len(have))
+			for i, e := range have {
+				keys[i] = e.key
+			}
+			slices.Sort(keys)
+			want := make([]string, len(ips[s]))
+			for i, ip := range ips[s] {
+				want[i] = key(ip)
+			}
+			same = same && slices.Equal(keys, want)
+		}
+		return nil
+	})
+	return same && err == nil, err
 }
 
 // Revoke ends the permits of ips at once. Permits that are not there are no error.
@@ -87,88 +103,96 @@ func (t *Tables) RevokeAnswer(ips ...netip.Addr) error {
 
 // revoke takes ips out of the sets that of chooses: set by set, so that one that is not there does not save the others, and in order.
 func (t *Tables) revoke(ips []netip.Addr, of func(answer []permitSet, send permitSet) []permitSet) error {
-	var w permitWrites
+	gone := map[permitSet][]netip.Addr{}
 	for _, ip := range ips {
-		answer, send, plain, ok := permitSets(ip)
-		if !ok {
-			continue
+		if answer, send, plain, ok := permitSets(ip); ok {
+			for _, s := range of(answer, send) {
+				gone[s] = append(gone[s], plain)
+			}
 		}
-		w.add(plain, of(answer, send)...)
 	}
 	var errs []error
-	for _, s := range w.order {
-		if err := t.write.commit(s.revoke(w.ips[s])); err != nil && !errors.Is(err, unix.ENOENT) {
+	for _, s := range allPermitSets() {
+		if len(gone[s]) == 0 {
+			continue
+		}
+		if err := t.write.commit(s.table().without(s.name, gone[s], 0)); err != nil && !errors.Is(err, unix.ENOENT) {
 			errs = append(errs, fmt.Errorf("revoking permits: %w", err))
 		}
 	}
 	return errors.Join(errs...)
 }
 
-// Permits returns how long each permit to send still lasts. It is empty when the tables are absent. A permit without an end, which
-// this package never writes, is left out.
+// Permits returns how long each permit to send still lasts. It is empty when the tables are absent.
 func (t *Tables) Permits() (map[netip.Addr]time.Duration, error) {
-	// The kernel resizes timed sets in the background, and a dump that comes upon that misses elements with no sign of it (see
-	// maxIDs). Two dumps that agree did not.
-	var last map[netip.Addr]time.Duration
-	for range reads {
-		next := map[netip.Addr]time.Duration{}
-		if err := t.read.whole(func() error { return t.readPermits(next) }); err != nil {
-			return nil, err
+	out := map[netip.Addr]time.Duration{}
+	err := t.read.whole(func() error {
+		clear(out)
+		for _, f := range families {
+			send := f.clocks[0]
+			left, err := t.left(send.table(), "alive", send.ether)
+			if err != nil {
+				return fmt.Errorf("reading permits: %w", err)
+			}
+			list, err := t.dumpSet(send.table(), "permit"+f.digit)
+			if err != nil && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("reading permits: %w", err)
+			}
+			for _, e := range list {
+				if ip, ok := netip.AddrFromSlice([]byte(e.key)); ok && left > 0 {
+					out[ip] = left
+				}
+			}
 		}
-		if last != nil && maps.EqualFunc(last, next, func(a, b time.Duration) bool { return true }) {
-			return next, nil
-		}
-		last = next
-	}
-	return nil, fmt.Errorf("reading permits: %w", errChanged)
+		return nil
+	})
+	return out, err
 }
 
-func (t *Tables) readPermits(out map[netip.Addr]time.Duration) error {
-	clear(out)
+// allPermitSets returns the sets that permits are in, in order.
+func allPermitSets() []permitSet {
+	var all []permitSet
 	for _, f := range families {
-		list, err := t.dumpSet(table{family: nftables.TableFamilyINet, name: egress.TableName}, "permit"+f.digit)
-		if err != nil && !errors.Is(err, unix.ENOENT) {
-			return fmt.Errorf("reading permits: %w", err)
+		all = append(all, permitSet{nftables.TableFamilyINet, "permit" + f.digit})
+		all = append(all, f.answer...)
+	}
+	return all
+}
+
+// setsOf returns what of the addresses of list is in each set, sorted, and once.
+func setsOf(list []Permit) map[permitSet][]netip.Addr {
+	out := map[permitSet][]netip.Addr{}
+	for _, p := range list {
+		answer, send, ip, ok := permitSets(p.IP)
+		if !ok {
+			continue
 		}
-		for _, e := range list {
-			if ip, ok := netip.AddrFromSlice([]byte(e.key)); ok && e.left > 0 {
-				out[ip] = e.left
+		out[send] = append(out[send], ip)
+		if p.Answer {
+			for _, s := range answer {
+				out[s] = append(out[s], ip)
 			}
 		}
 	}
-	return nil
-}
-
-// permitWrites are addresses by the set that they go into; the sets in the order of their first address.
-type permitWrites struct {
-	order []permitSet
-	ips   map[permitSet][]netip.Addr
-}
-
-func (w *permitWrites) add(ip netip.Addr, sets ...permitSet) {
-	if w.ips == nil {
-		w.ips = map[permitSet][]netip.Addr{}
+	for s, ips := range out {
+		slices.SortFunc(ips, netip.Addr.Compare)
+		out[s] = slices.Compact(ips)
 	}
-	for _, s := range sets {
-		if _, ok := w.ips[s]; !ok {
-			w.order = append(w.order, s)
-		}
-		w.ips[s] = append(w.ips[s], ip)
-	}
+	return out
 }
 
-// renew gives ips a new end. Adding a timed element that is there does not extend it on every kernel, and deleting one that is not
-// there fails: so add, delete, add, of which packets see only the outcome.
-func (p permitSet) renew(ips []netip.Addr, d time.Duration) []op {
-	return append(p.revoke(ips), p.write(table.addElements, ips, d)...)
+// addAddresses puts ips into a set, for d; 0: for good.
+func (t table) addAddresses(set string, ips []netip.Addr, d time.Duration) []op {
+	return t.addresses(t.addElements, set, ips, d)
 }
 
-func (p permitSet) revoke(ips []netip.Addr) []op {
-	// The time of the first add is of no meaning, but an element without one would stay for ever if the rest went wrong.
-	return append(p.write(table.addElements, ips, time.Millisecond), p.write(table.deleteElements, ips, 0)...)
+// without takes ips out of a set. Deleting an element that is not there fails: so it is added before, for d where elements of the set have
+// a time; packets see only the outcome.
+func (t table) without(set string, ips []netip.Addr, d time.Duration) []op {
+	return append(t.addresses(t.addElements, set, ips, d), t.addresses(t.deleteElements, set, ips, 0)...)
 }
 
-func (p permitSet) write(verb func(table, string, []string, []element) op, ips []netip.Addr, d time.Duration) []op {
+func (t table) addresses(verb func(string, []string, []element) op, set string, ips []netip.Addr, d time.Duration) []op {
 	ips = slices.Clone(ips)
 	slices.SortFunc(ips, netip.Addr.Compare)
 	var ops []op
@@ -177,7 +201,7 @@ func (p permitSet) write(verb func(table, string, []string, []element) op, ips [
 		for i, ip := range part {
 			names[i], list[i] = ip.String(), element{key: key(ip), timeout: d}
 		}
-		ops = append(ops, verb(p.table(), p.name, names, list))
+		ops = append(ops, verb(set, names, list))
 	}
 	return ops
 }

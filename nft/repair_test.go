@@ -55,7 +55,9 @@ func TestDamageByHandIsMended(t *testing.T) {
 		{"a chain is deleted", "flush table inet egret; delete chain inet egret invalid", true},
 		{"a set is of another type", "flush table inet egret; delete map inet egret pod4; add map inet egret pod4 { type ipv4_addr : ipv4_addr; elements = { 1.1.1.1 : 2.2.2.2 }; }", true},
 		{"a set is no map", "flush table inet egret; delete map inet egret hosted; add set inet egret hosted { type mark; }", true},
-		{"permits are a set without time", "flush table arp egret; delete set arp egret permit4; add set arp egret permit4 { type ipv4_addr; }", false},
+		{"permits are a set of another size", "flush table arp egret; delete set arp egret permit4; add set arp egret permit4 { type ipv4_addr; size 7; }", false},
+		{"what renews permits is flushed", "flush chain arp egret renew", true},
+		{"the clock of permits is a set without time", "flush table arp egret; delete set arp egret alive; add set arp egret alive { type ether_type; }", false},
 		{"a counter is deleted", "flush table inet egret; delete counter inet egret no_nexthop", true},
 		{"a counter is a quota", "flush table inet egret; delete counter inet egret no_nexthop; add quota inet egret no_nexthop { over 10 mbytes; }", true},
 		{"a limit is of another rate", "delete element inet egret bandwidth { 0x0e9e0006 }; delete limit inet egret egress_6; add limit inet egret egress_6 { rate over 7 bytes/second; }; add element inet egret bandwidth { 0x0e9e0006 : \"egress_6\" }", true},
@@ -67,7 +69,7 @@ func TestDamageByHandIsMended(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tables := open(t)
-			want := parseState(t, "mtu 1450\npod 10.244.1.2 5\nnexthop 5 0x2002\nhosted 6 10.10.0.8 0x3fff 1250000 250000\nfenced 10.10.0.8\nexcept 10.244.0.0/16\nnode 10.10.0.102")
+			want := parseState(t, "mtu 1450\nrenewal 500ms 10s\npod 10.244.1.2 5\nnexthop 5 0x2002\nhosted 6 10.10.0.8 0x3fff 1250000 250000\nfenced 10.10.0.8\nexcept 10.244.0.0/16\nnode 10.10.0.102")
 			nft(t, foreign)
 			reach(t, tables, want)
 			permit := Permit{IP: netip.MustParseAddr("10.10.0.8"), Answer: true}

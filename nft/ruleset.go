@@ -29,16 +29,21 @@ const (
 
 // How many elements the sets may hold. The kernel keeps a set without such a bound in a table that it resizes in the background, and
 // a dump that comes upon that misses elements with no sign of it. A bounded set is an array of lists, read in order: 8 bytes for each
-// element that there might be, 1.6 MB in all.
+// element that there might be, 2 MB in all.
 const (
 	maxIDs   = uint32(egress.MaxID) + 1
 	maxNodes = egress.MaxNodeIndex + 1
 	maxPods  = 16384 // of one family; a hundred times what a kubelet runs by default
 )
 
-// tables returns the tables as they must be, elements apart. Only the MSS, the ports and the chains of the carriers depend on the State.
+// tables returns the tables as they must be, elements apart. Only the MSS, the ports, the chains of the
+// carriers and what renews permits depend on the State.
 func tables(s State) []table {
-	return []table{inetTable(s), arpTable(), netdevTable(s.Carriers)}
+	all := []table{inetTable(s), arpTable(), netdevTable(s.Carriers)}
+	for i := range all {
+		all[i] = all[i].renewed(s.Renewal)
+	}
+	return all
 }
 
 func inetTable(s State) table {
@@ -61,10 +66,10 @@ func inetTable(s State) table {
 			set{name: "except" + f.digit, key: f.address, flags: flagInterval},
 			set{name: "egressip" + f.digit, key: f.address, size: maxIDs},
 			set{name: "node" + f.digit, key: f.address, size: maxNodes},
-			set{name: "permit" + f.digit, key: f.address, flags: flagTimeout})
+			set{name: "permit" + f.digit, key: f.address, size: maxIDs, permits: true})
 	}
 	t.sets = append(t.sets,
-		set{name: "answer6", key: address6, flags: flagTimeout},
+		set{name: "answer6", key: address6, size: maxIDs, permits: true},
 		set{name: "bandwidth", key: mark, object: objectLimit, flags: flagObject, size: maxIDs},
 		set{name: "nexthop", key: mark, value: mark, flags: flagMap, size: maxIDs},
 		set{name: "hosted", key: mark, value: mark, flags: flagMap, size: maxIDs})
@@ -201,7 +206,7 @@ func leavingChains(s State) []chain {
 	own := perFamily(func(f family) rule { return newRule("translate_egress", toPass(), snatToSelf(f)) })
 	own = append(own, perFamily(func(f family) rule { return newRule("translate_egress", snatFrom(f, "snat"+f.digit, ports)) })...)
 	identity := words(fmt.Sprintf("meta mark set ct mark & 0x%08x", uint32(id)), loadCt(expr.CtKeyMARK), mask(id, 0), setMeta(expr.MetaKeyMARK))
-	permitted := perFamily(func(f family) rule { return newRule("permitted", saddrIn(f, "permit"+f.digit), accept()) })
+	permitted := perFamily(func(f family) rule { return newRule("permitted", alive(), saddrIn(f, "permit"+f.digit), accept()) })
 	return []chain{
 		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0, ""}, fwd},
 		// The packet mark becomes the id, which VXLAN carries as its group policy. The loop leaves the mark alone.
@@ -226,6 +231,8 @@ func hostChains() []chain {
 	target := load(expr.PayloadBaseTransportHeader, 8, 16)
 	source := ipv6.saddr()
 	// A solicitation tells its source's link-layer address just as well.
+	advertOf := words("icmpv6 type nd-neighbor-advert @th,64,128 @egressip6", append(nd[:len(nd):len(nd)], equals(136), target, in("egressip6"))...)
+	solicitOf := words("icmpv6 type nd-neighbor-solicit ip6 saddr @egressip6", append(nd[:len(nd):len(nd)], equals(135), source, in("egressip6"))...)
 	advert := words("icmpv6 type nd-neighbor-advert @th,64,128 @egressip6 @th,64,128 != @answer6",
 		append(nd[:len(nd):len(nd)], equals(136), target, in("egressip6"), target, notIn("answer6"))...)
 	solicit := words("icmpv6 type nd-neighbor-solicit ip6 saddr @egressip6 ip6 saddr != @answer6",
@@ -239,6 +246,8 @@ func hostChains() []chain {
 		{"neighbor", hook{nftables.ChainTypeFilter, "output", *nftables.ChainHookOutput, 0, ""}, []rule{
 			newRule("neighbor", advert, count(CounterNDP), drop()),
 			newRule("neighbor", solicit, count(CounterNDP), drop()),
+			newRule("neighbor", ended(), advertOf, count(CounterNDP), drop()),
+			newRule("neighbor", ended(), solicitOf, count(CounterNDP), drop()),
 		}},
 	}
 }
@@ -248,11 +257,12 @@ func arpTable() table {
 	sender := load(expr.PayloadBaseNetworkHeader, 14, 4)
 	return table{
 		family: nftables.TableFamilyARP, name: egress.TableName,
-		sets:     []set{{name: "egressip4", key: address4, size: maxIDs}, {name: "permit4", key: address4, flags: flagTimeout}},
+		sets:     []set{{name: "egressip4", key: address4, size: maxIDs}, {name: "permit4", key: address4, size: maxIDs, permits: true}},
 		counters: []string{CounterARP},
 		chains: []chain{{"out", hook{nftables.ChainTypeFilter, "output", 1 /* NF_ARP_OUT, linux/netfilter_arp.h */, 0, ""}, []rule{
 			newRule("out", words("arp saddr ip @egressip4 arp saddr ip != @permit4", sender, in("egressip4"), sender, notIn("permit4")),
 				count(CounterARP), drop()),
+			newRule("out", ended(), words("arp saddr ip @egressip4", sender, in("egressip4")), count(CounterARP), drop()),
 		}}},
 	}
 }
@@ -262,12 +272,12 @@ func arpTable() table {
 func netdevTable(carriers map[string]Carrier) table {
 	t := table{
 		family: nftables.TableFamilyNetdev, name: egress.TableName,
-		sets: []set{{name: "carried4", key: linkAddress4, size: maxIDs}, {name: "permit4", key: address4, flags: flagTimeout}},
+		sets: []set{{name: "carried4", key: linkAddress4, size: maxIDs}, {name: "permit4", key: address4, size: maxIDs, permits: true}},
 	}
 	for _, link := range slices.Sorted(maps.Keys(carriers)) {
 		name := "answer_" + link
 		t.chains = append(t.chains, chain{name, hook{nftables.ChainTypeFilter, "ingress", *nftables.ChainHookIngress, 0, link},
-			[]rule{newRule(name, arpRequest("carried4", "permit4"), arpReply(carriers[link].MAC), sendBack())}})
+			[]rule{newRule(name, alive(), arpRequest("carried4", "permit4"), arpReply(carriers[link].MAC), sendBack())}})
 	}
 	return t
 }

@@ -44,6 +44,8 @@ type State struct {
 	// RandomPorts takes the source port of every SNATed connection at random; else it stays the pod's where that is free, as it has to for
 	// a connection that is to survive a move of its IP.
 	RandomPorts bool
+	// Renewal says how permits are renewed without a commit.
+	Renewal Renewal
 	// Keep keeps what is in the tables and not in the State: a record could not be read, and an error never causes a delete.
 	Keep bool
 }
@@ -65,7 +67,7 @@ type Carrier struct {
 // they mean. Values are empty but in maps, and in interval sets, where key and value are the first and the last address of a range.
 type elements map[string]string
 
-// elements returns the contents of all sets but the timed ones, by the name of the set.
+// elements returns the contents of all sets that a State fills, by the name of the set.
 func (s State) elements() map[string]elements {
 	all := map[string]elements{}
 	put := func(set, key, value string) {

@@ -24,7 +24,12 @@ type set struct {
 	object objectKind // of a map of objects
 	flags  uint32
 	size   uint32 // how many elements it may hold; 0: as many as come
+	// permits: Permit and Revoke fill it.
+	permits bool
 }
+
+// fromState reports whether a State says what is in the set.
+func (s set) fromState() bool { return !s.permits && s.flags&flagTimeout == 0 }
 
 // The flags of sets that are used here.
 const (

@@ -5,10 +5,13 @@ import (
 	"fmt"
 	"log/slog"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
 )
 
 // ErrNoTable says that a set for permits is not there: the tables were never applied, or someone removed them.
@@ -28,6 +31,11 @@ type Tables struct {
 	read  reader
 	write writer
 	watch *netlink.Conn
+	clock reader // for renewals alone: they wait for no other question
+
+	frames frames
+	renew  sync.Mutex  // one renewal at a time; guards ticket
+	ticket egress.Mark // the number of the last one
 }
 
 // The buffers of the sockets. A transaction is one message of the socket, and the kernel charges it whole: 50,000 elements take 3 MB.
@@ -40,15 +48,19 @@ const (
 // New opens the netlink sockets in the network namespace of the calling thread, where they stay: methods work from any thread. It
 // writes nothing. Close must be called.
 func New(cfg Config) (*Tables, error) {
-	t := &Tables{log: cfg.Log}
+	t := &Tables{log: cfg.Log, frames: -1}
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
 	}
-	for _, c := range []**netlink.Conn{&t.read.nl, &t.write.nl, &t.watch} {
+	for _, c := range []**netlink.Conn{&t.read.nl, &t.write.nl, &t.watch, &t.clock.nl} {
 		var err error
 		if *c, err = dial(); err != nil {
 			return nil, errors.Join(fmt.Errorf("opening a netlink socket: %w", err), t.Close())
 		}
+	}
+	var err error
+	if t.frames, err = openFrames(); err != nil {
+		return nil, errors.Join(fmt.Errorf("opening a packet socket: %w", err), t.Close())
 	}
 	// From now on, so that no change falls between the first Observe and Watch.
 	if err := t.watch.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
@@ -80,10 +92,13 @@ func prepare(c *netlink.Conn) error {
 // Close closes the sockets. What is in the kernel stays.
 func (t *Tables) Close() error {
 	var errs []error
-	for _, c := range []*netlink.Conn{t.read.nl, t.write.nl, t.watch} {
+	for _, c := range []*netlink.Conn{t.read.nl, t.write.nl, t.watch, t.clock.nl} {
 		if c != nil {
 			errs = append(errs, c.Close())
 		}
+	}
+	if t.frames >= 0 {
+		errs = append(errs, t.frames.close())
 	}
 	return errors.Join(errs...)
 }

@@ -1,0 +1,155 @@
+package agent
+
+import (
+	"bytes"
+	"context"
+	"encoding/binary"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"os/exec"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/internal/netns"
+	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/store"
+)
+
+// generation returns how many times anybody has changed the ruleset of the namespace of the calling thread.
+func generation(t testing.TB) uint32 {
+	t.Helper()
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	m, err := c.Execute(netlink.Message{
+		Header: netlink.Header{Type: unix.NFNL_SUBSYS_NFTABLES<<8 | unix.NFT_MSG_GETGEN, Flags: netlink.Request},
+		Data:   []byte{unix.AF_UNSPEC, 0, 0, 0},
+	})
+	if err != nil || len(m) != 1 {
+		t.Fatal(m, err)
+	}
+	a, err := netlink.UnmarshalAttributes(m[0].Data[4:])
+	if err != nil || len(a) == 0 || a[0].Type != unix.NFTA_GEN_ID {
+		t.Fatal(a, err)
+	}
+	return binary.BigEndian.Uint32(a[0].Data)
+}
+
+// renewing runs permits for n IPs of each family, of this length, until the test ends.
+func renewing(t *testing.T, n int, length time.Duration) (*permits, *store.Lease) {
+	t.Helper()
+	client, tables := world(t)
+	lease, err := client.Grant(t.Context(), time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var list []nft.Permit
+	four, six := netip.MustParseAddr("10.10.1.0"), netip.MustParseAddr("fd10::1:0")
+	for range n {
+		four, six = four.Next(), six.Next()
+		list = append(list, nft.Permit{IP: four, Answer: true}, nft.Permit{IP: six, Answer: true})
+	}
+	p := permitsOf(t, tables, length)
+	if err := p.grant(list, lease); err != nil {
+		t.Fatal(err)
+	}
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- p.run(ctx, slog.New(slog.DiscardHandler)) }()
+	t.Cleanup(func() { stop(); <-done })
+	return p, lease
+}
+
+// await returns after d.
+func await(t testing.TB, d time.Duration) {
+	t.Helper()
+	select {
+	case <-time.After(d):
+	case <-t.Context().Done():
+	}
+}
+
+// A minute of renewals is 480 of them; so are 24 s with permits of 200 ms. A tenth of that is enough to tell none from one a renewal.
+func TestRenewingPermitsLeavesTheGenerationOfTheRulesetAlone(t *testing.T) {
+	p, _ := renewing(t, 3, 200*time.Millisecond)
+	before := generation(t)
+	await(t, 2400*time.Millisecond)
+	if n := generation(t) - before; n > 2 {
+		t.Errorf("48 renewals: %d generations, want 2 at most", n)
+	}
+	left, err := p.tables.Permits()
+	if err != nil || len(left) != 6 {
+		t.Errorf("permits %v, %v: want 6", left, err)
+	}
+}
+
+// Where nothing renews them, as with a damaged table until the repair, or without lo, permits go on by commits.
+func TestPermitsGoOnByCommitsWhereNothingElseRenewsThem(t *testing.T) {
+	for name, breaks := range map[string]func(*testing.T, *nft.Tables){
+		"the rules are gone": func(t *testing.T, tables *nft.Tables) { program(t, tables, nft.State{}) },
+		"lo is down":         func(t *testing.T, _ *nft.Tables) { netns.Run(t, "ip link set lo down") },
+	} {
+		t.Run(name, func(t *testing.T) {
+			p, _ := renewing(t, 1, 200*time.Millisecond)
+			breaks(t, p.tables)
+			for range 20 {
+				await(t, 50*time.Millisecond)
+				if left, err := p.tables.Permits(); err != nil || len(left) != 2 {
+					t.Errorf("permits %v, %v: want 2", left, err)
+				}
+			}
+		})
+	}
+}
+
+// kube-proxy and Felix read all rules at one generation, and start again when it has changed.
+func TestIptablesSaveIsNotSlowedDownByRenewals(t *testing.T) {
+	const rules = 30000
+	took := func() time.Duration {
+		t.Helper()
+		begin := time.Now()
+		ctx, stop := context.WithTimeout(t.Context(), 30*time.Second)
+		defer stop()
+		out, err := exec.CommandContext(ctx, "iptables-nft-save", "-t", "filter").Output()
+		if err != nil {
+			t.Fatalf("iptables-nft-save: %v after %v", err, time.Since(begin))
+		}
+		if n := bytes.Count(out, []byte("\n-A ")); n != rules {
+			t.Fatalf("%d rules were saved, want %d", n, rules)
+		}
+		return time.Since(begin)
+	}
+	p, _ := renewing(t, 3, 500*time.Millisecond)
+	var b strings.Builder
+	b.WriteString("*filter\n:OTHERS - [0:0]\n")
+	for i := range rules {
+		fmt.Fprintf(&b, "-A OTHERS -s 172.16.%d.%d/32 -p tcp -m tcp --dport %d -j ACCEPT\n", i>>8&0xff, i&0xff, 1+i)
+	}
+	b.WriteString("COMMIT\n")
+	load := exec.Command("iptables-nft-restore", "-n")
+	load.Stdin = strings.NewReader(b.String())
+	if out, err := load.CombinedOutput(); err != nil {
+		t.Fatalf("iptables-nft-restore: %v\n%s", err, out)
+	}
+	// The fastest of each counts: others use the machine, too.
+	without, with := time.Hour, time.Hour
+	for range 10 {
+		p.mu.Lock() // no renewals
+		without = min(without, took())
+		p.mu.Unlock()
+		if with = min(with, took()); with <= without*12/10 {
+			break
+		}
+	}
+	t.Logf("%d rules of others: %v without renewals, %v with them", rules, without, with)
+	if with > without*12/10 {
+		t.Errorf("saving %d rules of others takes %v, and %v without renewals: want 1.2 times that at most", rules, with, without)
+	}
+}
