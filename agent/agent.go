@@ -463,6 +463,12 @@ func (a *agent) report(ctx context.Context, err error) {
 func (a *agent) lastWords(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()
+	if s := a.view.Snapshot(); s != nil && plan.Gone(s, a.Node) {
+		// No agent comes back to a node that is gone.
+		if err := a.letGo(ctx, turn{Snapshot: s, lease: a.currentLease()}); err != nil {
+			a.Log.Warn("egress IPs of a node that is gone not let go", "err", err)
+		}
+	}
 	lease, err := a.lengthen(ctx)
 	if err != nil {
 		a.Log.Warn("locks not kept for the next agent: traffic stops until it runs", "err", err)

@@ -39,6 +39,10 @@ func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
 	}); err != nil {
 		return time.Time{}, err
 	}
+	if plan.Gone(s, a.Node) {
+		// The rest of the kernel stays as it is: pods that are there still leave with no other address, and no other node lets them.
+		return time.Time{}, errors.Join(in("node", errGone), a.letGo(ctx, t))
+	}
 	if t.facts, err = a.facts(s); err != nil {
 		err = in("uplink", err)
 		if errors.Is(err, routing.ErrNoLink) {
@@ -65,17 +69,25 @@ func (a *agent) holds(t turn, o egress.Owner) bool {
 	return o.Node == a.Node && o.Lease == t.lease.ID()
 }
 
-// letGo gives every lock back: this node has lost the address that its overlay is made of, and can serve none.
+// errGone says that the agent serves nothing: its node is none of the cluster's.
+var errGone = errors.New("the node has no record in etcd, and serves no egress IP: its Node object is gone, or crdsync has not written the record yet")
+
+// letGo falls silent and gives every lock back: this node has lost the address that its overlay is made of, or is gone, and can serve none.
 func (a *agent) letGo(ctx context.Context, t turn) error {
+	a.announcer.Set(nil)
+	a.announced = nil
 	if err := a.permits.withdraw(nil); err != nil {
 		return err // not silent yet: the locks stay
 	}
-	a.announcer.Set(nil)
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
 	var errs []error
 	for _, o := range t.Owners {
 		if a.holds(t, o) {
-			_, err := a.Store.Release(ctx, o)
-			errs = append(errs, err)
+			ok, err := a.Store.Release(ctx, o)
+			if errs = append(errs, err); ok {
+				a.Log.Info("released", "egress_ip", o.IP)
+			}
 		}
 	}
 	return errors.Join(errs...)
@@ -94,8 +106,8 @@ type turn struct {
 func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 	ip := a.NodeIP
 	if !ip.IsValid() {
-		n, ok := s.Nodes[a.Node]
-		if !ok || len(n.Addresses) == 0 {
+		n := s.Nodes[a.Node]
+		if len(n.Addresses) == 0 {
 			return plan.Facts{}, fmt.Errorf("node %s has no address in etcd yet: crdsync writes it, or set --node-ip", a.Node)
 		}
 		ip = n.Addresses[0]
@@ -495,6 +507,10 @@ func (a *agent) claim(ctx context.Context, t turn) (next time.Time, err error) {
 	return next, errors.Join(errs...)
 }
 
+// letGoTime is how long the agent of a node that is gone has to let go by itself: it takes milliseconds, and a second and a half where its
+// watch hangs.
+const letGoTime = 2 * time.Second
+
 // acquaintance is how long a lease must have been seen before its agent counts as dead: a new one may not have joined the gossip yet.
 const acquaintance = 2 * time.Second
 
@@ -519,7 +535,8 @@ func (a *agent) isDead(node string) bool {
 	return a.gossip.State(node) == gossip.Dead || a.freeze.astray(node)
 }
 
-// revoke ends the leases of dead agents, which frees their IPs: the first in rank at once, each next one a step later.
+// revoke ends the leases of dead agents, and of those that go on with IPs although their node is gone, which frees the IPs: the first in rank at
+// once, each next one a step later.
 func (a *agent) revoke(ctx context.Context, t turn) (next time.Time, err error) {
 	if a.gossip == nil {
 		return time.Time{}, nil
@@ -535,6 +552,9 @@ func (a *agent) revoke(ctx context.Context, t turn) (next time.Time, err error) 
 			dead[lease] = t.now
 		}
 		due := later(dead[lease].Add(time.Duration(r.Rank)*a.ClaimDelay), a.met[lease].Add(acquaintance))
+		if r.Alive {
+			due = due.Add(letGoTime)
+		}
 		if t.now.Before(due) {
 			next = earlier(next, due)
 			continue
@@ -544,7 +564,7 @@ func (a *agent) revoke(ctx context.Context, t turn) (next time.Time, err error) 
 			err = a.Store.Revoke(ctx, id)
 		}
 		if errs = append(errs, err); err == nil {
-			a.Log.Warn("lease of a dead agent revoked", "node", r.Agent.Node, "lease", lease)
+			a.Log.Warn("lease of an agent that is dead or whose node is gone revoked", "node", r.Agent.Node, "lease", lease)
 		}
 	}
 	a.dead = dead

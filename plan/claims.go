@@ -95,9 +95,9 @@ func targets(s *egress.Snapshot) []target {
 
 // Claims returns the egress IPs that nobody holds and that the node may hold, by IP. Pool IPs are ranked among all candidates; a
 // static IP is claimed by whoever has it on a link. There are never more pool IPs than the node has room for: what it is first for
-// goes before what it would take in another's place, and older egresses before younger.
+// goes before what it would take in another's place, and older egresses before younger. A node without a record claims nothing.
 func Claims(s *egress.Snapshot, f Facts) []Claim {
-	if !f.Uplink.Up {
+	if _, known := s.Nodes[f.Node]; !known || !f.Uplink.Up {
 		return nil
 	}
 	var out []Claim
@@ -236,6 +236,13 @@ func mayHold(s *egress.Snapshot, p egress.Pool, node string) bool {
 func selects(s *egress.Snapshot, p egress.Pool, node string) bool {
 	n, known := s.Nodes[node]
 	return known && p.NodeSelector.Matches(n.Labels)
+}
+
+// Gone reports whether a node has no record, not even one that cannot be read: its Node object was deleted, or crdsync has not written the
+// record yet. Such a node serves nothing: no other one knows a way to it.
+func Gone(s *egress.Snapshot, node string) bool {
+	_, known := s.Nodes[node]
+	return !known && !slices.ContainsFunc(s.Faults, func(f egress.Fault) bool { return f.Key == "nodes/"+node })
 }
 
 // Cordoned reports whether a node gives its IPs away and takes none.

@@ -8,32 +8,39 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// Revocation is a dead agent whose lease is to be revoked.
+// Revocation is an agent whose lease is to be revoked.
 type Revocation struct {
 	Agent egress.Agent
+	// Alive says that only the node's record is gone: the agent may be about to let go by itself.
+	Alive bool
 	// Rank is 0 for the node that revokes at once; each next one waits a step longer.
 	Rank int
 }
 
 // Living returns the agents that are not dead by the gossip. There are none while the node does not see most of them alive, itself
-// included: it may be the one that is cut off. Of two halves the one with the first name counts as most.
+// included: it may be the one that is cut off. Of two halves the one with the first name counts as most. Agents whose nodes are gone are not
+// counted, alive or dead: an autoscaler may take most of them away at once.
 func Living(s *egress.Snapshot, node string, dead func(node string) bool) map[string]egress.Agent {
 	out := map[string]egress.Agent{}
-	first := node
+	first, all := node, 0
 	for name, a := range s.Agents {
+		if Gone(s, name) {
+			continue
+		}
+		all++
 		if first = min(first, name); name == node || !dead(name) {
 			out[name] = a
 		}
 	}
 	_, half := out[first]
-	if n := 2 * len(out); n < len(s.Agents) || n == len(s.Agents) && !half {
+	if n := 2 * len(out); n < all || n == all && !half {
 		return nil
 	}
 	return out
 }
 
-// Revocations returns the agents whose leases the node is to revoke, by name: those that are dead by the gossip, hold egress IPs, and
-// bound their permits. There are none where Living knows none.
+// Revocations returns the agents whose leases the node is to revoke, by name: those that are dead by the gossip, or whose node is gone,
+// that hold egress IPs, and bound their permits. There are none where Living knows none.
 func Revocations(s *egress.Snapshot, node string, dead func(node string) bool) []Revocation {
 	living := Living(s, node, dead)
 	if _, ok := living[node]; !ok {
@@ -49,11 +56,11 @@ func Revocations(s *egress.Snapshot, node string, dead func(node string) bool) [
 		if _, ok := living[name]; ok || !holds[name] || !a.Revocable || a.Restarting {
 			continue
 		}
-		// Ranked anew for each of the dead, so that one that cannot do it does not hold up all.
+		// Ranked anew for each of them, so that one that cannot do it does not hold up all.
 		ranked := slices.SortedFunc(maps.Keys(living), func(a, b string) int {
 			return cmp.Or(cmp.Compare(weightOf(name, b), weightOf(name, a)), cmp.Compare(a, b))
 		})
-		out = append(out, Revocation{Agent: a, Rank: slices.Index(ranked, node)})
+		out = append(out, Revocation{Agent: a, Alive: !dead(name), Rank: slices.Index(ranked, node)})
 	}
 	return out
 }

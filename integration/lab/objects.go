@@ -21,31 +21,43 @@ func (l *Lab) kube(f func(*kubernetes.Clientset) error) error {
 	return f(c)
 }
 
-// createNodes creates the Node objects as kubelets register them.
+// createNodes creates the Node objects of all nodes.
 func (l *Lab) createNodes(ctx context.Context) error {
+	for _, n := range l.nodes() {
+		if err := l.RegisterNode(ctx, NodeName(n)); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+// RegisterNode creates the Node object of a node, as its kubelet does.
+func (l *Lab) RegisterNode(ctx context.Context, name string) error {
+	n, err := l.NodeNumber(name)
+	if err != nil {
+		return err
+	}
+	node := &corev1.Node{
+		ObjectMeta: metav1.ObjectMeta{Name: name, Labels: map[string]string{corev1.LabelHostname: name, corev1.LabelOSStable: "linux"}},
+		Status: corev1.NodeStatus{
+			Addresses: []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: name}},
+			Conditions: []corev1.NodeCondition{{
+				Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady", Message: "the lab has no kubelet",
+				LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now(),
+			}},
+		},
+	}
+	for _, f := range families() {
+		node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, f.podCIDR(n).String())
+		if l.cfg.IPv6Nodes && f.node(n).Is4() {
+			continue
+		}
+		node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: f.node(n).String()})
+	}
+	node.Spec.PodCIDR = node.Spec.PodCIDRs[0]
 	return l.kube(func(c *kubernetes.Clientset) error {
-		for _, n := range l.nodes() {
-			node := &corev1.Node{
-				ObjectMeta: metav1.ObjectMeta{Name: NodeName(n), Labels: map[string]string{corev1.LabelHostname: NodeName(n), corev1.LabelOSStable: "linux"}},
-				Status: corev1.NodeStatus{
-					Addresses: []corev1.NodeAddress{{Type: corev1.NodeHostName, Address: NodeName(n)}},
-					Conditions: []corev1.NodeCondition{{
-						Type: corev1.NodeReady, Status: corev1.ConditionTrue, Reason: "KubeletReady", Message: "the lab has no kubelet",
-						LastHeartbeatTime: metav1.Now(), LastTransitionTime: metav1.Now(),
-					}},
-				},
-			}
-			for _, f := range families() {
-				node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, f.podCIDR(n).String())
-				if l.cfg.IPv6Nodes && f.node(n).Is4() {
-					continue
-				}
-				node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: f.node(n).String()})
-			}
-			node.Spec.PodCIDR = node.Spec.PodCIDRs[0]
-			if _, err := c.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{}); err != nil {
-				return fmt.Errorf("creating node %s: %w", node.Name, err)
-			}
+		if _, err := c.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{}); err != nil {
+			return fmt.Errorf("creating node %s: %w", name, err)
 		}
 		return nil
 	})
