@@ -310,7 +310,7 @@ func (a *agent) shorten(ctx context.Context, l *store.Lease, former egress.Agent
 			return nil, fmt.Errorf("cutting the permits of the former agent: %w", err)
 		}
 	}
-	return next, l.MoveTo(ctx, next, former)
+	return next, l.MoveTo(ctx, next, former, func(netip.Addr) bool { return true })
 }
 
 func (a *agent) newLease(ctx context.Context) error {
@@ -488,7 +488,8 @@ func (a *agent) lengthen(ctx context.Context) (*store.Lease, error) {
 		return nil, err
 	}
 	grace := max(a.LeaseTTL, a.RestartGrace)
-	if s := a.view.Snapshot(); s != nil && plan.Cordoned(s, a.Node) {
+	s := a.view.Snapshot()
+	if s != nil && plan.Cordoned(s, a.Node) {
 		grace = a.LeaseTTL // the node is about to go, and others can take what it still holds
 	}
 	next, err := a.Store.Grant(ctx, grace)
@@ -496,7 +497,10 @@ func (a *agent) lengthen(ctx context.Context) (*store.Lease, error) {
 		return nil, err
 	}
 	r.Node, r.Restarting, r.Revocable = a.Node, true, false
-	return next, a.currentLease().MoveTo(ctx, next, r)
+	return next, a.currentLease().MoveTo(ctx, next, r, func(ip netip.Addr) bool {
+		// One that came just now would wait for the next agent: others can use it at once.
+		return s == nil || a.permits.answering(ip) || plan.PoolOf(s, ip) == ""
+	})
 }
 
 // look checks the node, logs what is amiss, and returns what the record of the agent says of its kernel.

@@ -33,14 +33,20 @@ func (a *agent) giveAway(ctx context.Context, t turn) (next time.Time, err error
 		if asked[ip] = a.asked[ip]; asked[ip].IsZero() {
 			asked[ip] = t.now
 		}
-		if due := asked[ip].Add(patience); t.now.Before(due) {
+		able := slices.Contains(plan.Candidates(t.Snapshot, plan.PoolOf(t.Snapshot, ip)), m.To)
+		if due := asked[ip].Add(patience); able && t.now.Before(due) {
 			next = earlier(next, due)
 			continue
 		}
 		ok, err := a.Store.WithdrawMove(ctx, m)
-		if errs = append(errs, err); ok { // else it has come true, or will be tried again
+		errs = append(errs, err)
+		switch {
+		case !ok: // it has come true, or will be tried again
+		case able:
 			a.avoid[m.To] = t.now.Add(avoidance)
 			a.Log.Warn("planned move withdrawn: the target did not get ready", "egress_ip", ip, "node", m.To)
+		default:
+			a.Log.Info("planned move withdrawn: the target may not take the IP any more, or restarts", "egress_ip", ip, "node", m.To)
 		}
 	}
 	a.asked = asked

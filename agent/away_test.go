@@ -117,6 +117,28 @@ func TestATargetThatDoesNotGetReadyIsReplaced(t *testing.T) {
 	}
 }
 
+func TestATargetThatBeginsToRestartIsReplacedAtOnce(t *testing.T) {
+	g, now := newGiver(t), time.Now()
+	if err := g.Store.Cordon(t.Context(), egress.Cordon{Node: "node-1"}); err != nil {
+		t.Fatal(err)
+	}
+	moves, _ := g.at(now)
+	first := moves[given[0]]
+	if ok, err := g.Store.Ready(t.Context(), first, g.lease); !ok || err != nil { // by whatever lease
+		t.Fatal(ok, err)
+	}
+	g.put(store.AgentKey(first.To), egress.Agent{Node: first.To, Restarting: true})
+	g.at(now)
+	moves, _ = g.at(now)
+	if second := moves[given[0]]; len(moves) != 1 || second.To == first.To || second.To == "node-1" {
+		t.Errorf("moves %+v, want the third node asked at once", moves)
+	}
+	g.put(store.AgentKey(first.To), egress.Agent{Node: first.To})
+	if until, avoided := g.avoid[first.To]; avoided {
+		t.Errorf("%s is avoided until %v, and has only restarted", first.To, until)
+	}
+}
+
 func TestMovesOfOthersAreWaitedForAndLeftAlone(t *testing.T) {
 	g, now := newGiver(t), time.Now()
 	if err := g.Store.Cordon(t.Context(), egress.Cordon{Node: "node-1"}); err != nil {

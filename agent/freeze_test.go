@@ -247,7 +247,8 @@ func TestMovedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := old.MoveTo(t.Context(), next, egress.Agent{Node: "a", Restarting: true}); err != nil {
+	all := func(netip.Addr) bool { return true }
+	if err := old.MoveTo(t.Context(), next, egress.Agent{Node: "a", Restarting: true}, all); err != nil {
 		t.Fatal(err)
 	}
 	if err := client.Revoke(t.Context(), old.ID()); err != nil {
@@ -260,7 +261,7 @@ func TestMovedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
 	if ok, err := client.Claim(t.Context(), next, egress.Owner{IP: netip.MustParseAddr("10.10.1.7")}); err != nil || !ok {
 		t.Errorf("a lock is not under the new lease: %t, %v", ok, err)
 	}
-	if err := old.MoveTo(t.Context(), next, egress.Agent{Node: "a"}); err == nil {
+	if err := old.MoveTo(t.Context(), next, egress.Agent{Node: "a"}, all); err == nil {
 		t.Error("what is under another lease was moved")
 	}
 }

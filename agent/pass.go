@@ -406,8 +406,8 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 		}
 	}
 	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
-		if !m.Ready && t.roles[m.IP] == plan.Arrive && !d.Routing.KeepReturns && faulty == nil {
-			_, err := a.Store.Ready(ctx, m)
+		if !m.ReadyAt(t.Agents[a.Node]) && t.roles[m.IP] == plan.Arrive && !d.Routing.KeepReturns && faulty == nil {
+			_, err := a.Store.Ready(ctx, m, t.lease)
 			errs = append(errs, err)
 		}
 	}

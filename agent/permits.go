@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -103,6 +104,13 @@ func (p *permits) extend(lease *store.Lease) (time.Duration, error) {
 	defer p.mu.Unlock()
 	p.lease, p.bounded, p.last, p.written = lease, false, true, false // to the very end of the lease, which no Length reaches
 	return time.Until(lease.Valid()), p.renewLocked()
+}
+
+// answering reports whether the kernel was told to answer for ip.
+func (p *permits) answering(ip netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return slices.ContainsFunc(p.list, func(have nft.Permit) bool { return have.IP == ip && have.Answer })
 }
 
 // answers reports whether the permit to answer for ip is alive.

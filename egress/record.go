@@ -138,7 +138,8 @@ type Agent struct {
 	Conflicts map[netip.Addr]string `json:"conflicts,omitempty"`
 	// Refused are the pools whose IPs the node cannot hold, and why: a VLAN id that another link has, a kernel without VLANs.
 	Refused map[string]string `json:"refused,omitempty"`
-	// Restarting is set by an agent that was told to stop and expects a successor.
+	// Restarting is set by an agent that was told to stop and expects a successor, in the write that moves it to another lease. It is given no
+	// IP until the successor has taken over.
 	Restarting bool `json:"restarting,omitempty"`
 	// Revocable says that the agent's permits end within one permit length of its last look at this record, whoever revokes its lease:
 	// peers may do that when the gossip reports it dead. An agent that is told to stop moves its keys to a lease that is not.
@@ -193,8 +194,10 @@ type Move struct {
 	IP    netip.Addr `json:"ip"`
 	To    string     `json:"to"`
 	Since time.Time  `json:"since"`
-	// Ready is set by the target once its kernel is programmed; the owner then hands over.
-	Ready bool `json:"ready,omitempty"`
+	// Ready is set by the target once its kernel is programmed; the owner then hands over. ReadyLease is the lease of the target's agent, as in
+	// its record: an agent that was restarted since gets ready anew. Empty: the agent is one that does not say.
+	Ready      bool   `json:"ready,omitempty"`
+	ReadyLease string `json:"readyLease,omitempty"`
 	// Why is what the next owner's record says; empty: ReasonMove.
 	Why Reason `json:"why,omitempty"`
 	// Force lets the target take more IPs than it may hold.
@@ -202,6 +205,11 @@ type Move struct {
 
 	Lease    int64 `json:"-"`
 	Revision int64 `json:"-"`
+}
+
+// ReadyAt reports whether the target is ready, with the agent that it has.
+func (m Move) ReadyAt(to Agent) bool {
+	return m.Ready && (m.ReadyLease == "" || m.ReadyLease == to.Lease)
 }
 
 // Pin is pins/<ip>: the operator wants this IP on that node for good.

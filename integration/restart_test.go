@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"strings"
 	"testing"
 	"time"
 )
@@ -103,5 +104,92 @@ func unmoved(t *testing.T, ip netip.Addr, pod string, d time.Duration, f func())
 	lossless(t, "meanwhile", result)
 	if after := ownership(t); !maps.Equal(owners, after) {
 		t.Errorf("owners before %v, after %v", owners, after)
+	}
+}
+
+// TestMovesTowardANodeWhoseAgentIsToldToStop stops the target's agent at every moment of a move, and keeps it away for a while: whether the IP
+// has moved or not, it is in service.
+func TestMovesTowardANodeWhoseAgentIsToldToStop(t *testing.T) {
+	n := newNamespace(t)
+	ip, gateway, pod := n.remote("stop-target", "10.10.0.86")
+	other := otherNode(gateway, otherNode(gateway))
+	moved := 0
+	for i := range 3 {
+		_, from := held(t, "stop-target")
+		to := gateway
+		if from == gateway {
+			to = other
+		}
+		var out []byte
+		var err error
+		result := probe(t, pod, 3*time.Second, func() {
+			done := make(chan struct{})
+			go func() {
+				defer close(done)
+				out, err = cluster.Egret(t.Context(), "move", ip.String(), "--to", to)
+			}()
+			time.Sleep(time.Duration(90+60*i) * time.Millisecond) // the command begins, and more and more of the move is done
+			if err := cluster.Stop(t.Context(), "agent", to); err != nil {
+				t.Fatal(err)
+			}
+			<-done
+			time.Sleep(time.Second) // it is what is tested
+			if err := cluster.Start(t.Context(), "agent", to); err != nil {
+				t.Fatal(err)
+			}
+		})
+		_, owner := held(t, "stop-target")
+		if owner == to {
+			moved++
+		}
+		only(t, result, ip)
+		t.Logf("told to stop %dms after the request: lost %d, longest gap %v, on %s; %s%v", 90+60*i, result.Lost, result.LongestGap, owner,
+			strings.TrimSpace(string(out)), err)
+		if result.LongestGap > 500*time.Millisecond {
+			t.Errorf("%v without an answer, want half a second at most", result.LongestGap)
+		}
+	}
+	t.Logf("%d of 3 moves came true", moved)
+	if err := watch.Doubles(); err != nil {
+		t.Error(err)
+	}
+}
+
+// TestAnAgentThatRestartsIsNoTarget keeps the agent of a node away: nobody asks it to take an IP.
+func TestAnAgentThatRestartsIsNoTarget(t *testing.T) {
+	n := newNamespace(t)
+	ip, gateway, pod := n.remote("no-target", "10.10.0.87")
+	away := otherNode(gateway, otherNode(gateway))
+	third := otherNode(gateway, away)
+	begin := func() {
+		if err := cluster.Start(context.Background(), "agent", away); err != nil {
+			t.Error(err)
+		}
+	}
+	egret(t, "move", ip.String(), "--to", away, "--pin") // it would be the first choice
+	egret(t, "move", ip.String(), "--to", gateway, "--force")
+	t.Cleanup(func() { egretLate(t, "unpin", ip.String()) })
+	if err := cluster.Stop(t.Context(), "agent", away); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(begin)
+	began := time.Now()
+	out, err := cluster.Egret(t.Context(), "move", ip.String(), "--to", away)
+	if text := fmt.Sprint(err, string(out)); err == nil || !strings.Contains(text, "restarts") || time.Since(began) > 5*time.Second {
+		t.Errorf("a move to it, after %v: %s", time.Since(began), text)
+	}
+	t.Cleanup(func() { egretLate(t, "uncordon", gateway) })
+	result := probe(t, pod, 3*time.Second, func() { egret(t, "drain", gateway, "--wait", "--timeout", "4s") })
+	only(t, result, ip)
+	lossless(t, "drain", result)
+	if _, owner := held(t, "no-target"); owner != third {
+		t.Errorf("the owner is %s, want %s", owner, third)
+	}
+}
+
+// egretLate runs the operator's command when the test is over.
+func egretLate(t *testing.T, args ...string) {
+	if out, err := cluster.Egret(context.Background(), args...); err != nil {
+		t.Errorf("egret %v: %v\n%s", args, err, out)
 	}
 }

@@ -2,6 +2,7 @@ package operator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -76,7 +77,7 @@ func move(ctx context.Context, c *store.Client, cfg MoveConfig, ips []netip.Addr
 	start := time.Now()
 	watch, stop := context.WithCancel(ctx)
 	defer stop()
-	cache := c.NewCache(store.OwnerPrefix)
+	cache := c.NewCache(store.OwnerPrefix, store.AgentKey(to))
 	done := make(chan error, 1)
 	go func() { done <- cache.Run(watch) }()
 	var moves []egress.Move
@@ -92,7 +93,10 @@ func move(ctx context.Context, c *store.Client, cfg MoveConfig, ips []netip.Addr
 	}
 	for _, ip := range ips {
 		if err = waitOwner(ctx, cache, ip, to, patience-time.Since(start)); err != nil {
-			err = fmt.Errorf("%s: not done within %v (`egret get owners`, and the logs of both agents, say more)", ip, patience)
+			if !errors.Is(err, errRestarts) {
+				err = fmt.Errorf("not done within %v (`egret get owners`, and the logs of both agents, say more)", patience)
+			}
+			err = fmt.Errorf("%s: %w", ip, err)
 			break
 		}
 		fmt.Fprintf(w, "%s: %s -> %s in %v\n", ip, nobody(owners[ip].Node), to, time.Since(start).Round(time.Millisecond))
@@ -113,6 +117,9 @@ func move(ctx context.Context, c *store.Client, cfg MoveConfig, ips []netip.Addr
 	return nil
 }
 
+// errRestarts says that a node takes no IP at present.
+var errRestarts = errors.New("the node's agent restarts, or is down: ask again when it is back (`egret get nodes`)")
+
 // refusal says why a node may not hold an IP, whoever wants it; nil: it may.
 func refusal(s *egress.Snapshot, ip netip.Addr, to string) error {
 	var pool string
@@ -125,7 +132,7 @@ func refusal(s *egress.Snapshot, ip netip.Addr, to string) error {
 		}
 	}
 	_, known := s.Nodes[to]
-	_, alive := s.Agents[to]
+	agent, alive := s.Agents[to]
 	switch {
 	case !used:
 		return fmt.Errorf("no egress uses this IP: `egret get egresses` lists them")
@@ -135,6 +142,8 @@ func refusal(s *egress.Snapshot, ip netip.Addr, to string) error {
 		return fmt.Errorf("there is no such node: `egret get nodes` lists them")
 	case !alive:
 		return fmt.Errorf("the node's agent is down")
+	case agent.Restarting:
+		return errRestarts
 	case !slices.Contains(plan.Candidates(s, pool), to):
 		if plan.Cordoned(s, to) {
 			return fmt.Errorf("the node is cordoned: `egret uncordon %s`, or kubectl uncordon", to)
@@ -161,7 +170,7 @@ func objection(s *egress.Snapshot, cfg MoveConfig) error {
 	return nil
 }
 
-// waitOwner returns when the node is the owner of ip.
+// waitOwner returns when the node is the owner of ip, or its agent is not there to become it: errRestarts.
 func waitOwner(ctx context.Context, c *store.Cache, ip netip.Addr, node string, patience time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
@@ -170,6 +179,14 @@ func waitOwner(ctx context.Context, c *store.Cache, ip netip.Addr, node string, 
 			if o, err := store.DecodeOwner(r); err == nil && o.Node == node {
 				return nil
 			}
+		}
+		select {
+		case <-c.Ready():
+			r, alive := c.Get(store.AgentKey(node))
+			if a, err := store.Decode[egress.Agent](r); !alive || err == nil && a.Restarting {
+				return errRestarts
+			}
+		default:
 		}
 		select {
 		case <-c.Changed():

@@ -19,11 +19,6 @@ import (
 // Cordon makes a node take no egress IPs, and give away those that it holds: its agent moves them, one at a time, without losing a packet.
 // It returns before that has happened; see Drain.
 func Cordon(ctx context.Context, c *store.Client, node string, w io.Writer) error {
-	_, err := cordon(ctx, c, node, w)
-	return err
-}
-
-func cordon(ctx context.Context, c *store.Client, node string, w io.Writer) (store.Everything, error) {
 	all, err := c.ReadAll(ctx)
 	if err == nil {
 		err = known(all, node)
@@ -32,10 +27,10 @@ func cordon(ctx context.Context, c *store.Client, node string, w io.Writer) (sto
 		err = c.Cordon(ctx, egress.Cordon{Node: node, Since: time.Now().UTC().Truncate(time.Second), Why: "operator"})
 	}
 	if err != nil {
-		return all, fmt.Errorf("cordoning %s: %w", node, err)
+		return fmt.Errorf("cordoning %s: %w", node, err)
 	}
 	fmt.Fprintf(w, "%s: cordoned\n", node)
-	return all, nil
+	return nil
 }
 
 // Uncordon ends a cordon. What left the node comes back only by a move, or by rebalancing.
@@ -70,96 +65,119 @@ func known(all store.Everything, node string) error {
 	return nil
 }
 
-// Drain cordons a node and, unless patience is 0, waits until it holds no pool IP any more, reporting each that leaves to w. An error
-// names what is left, and why; the cordon stays. Static egress IPs stay too: they are where their address is.
+// Drain cordons a node and, unless patience is 0, waits until it holds no egress IP any more, reporting each that leaves to w: those that came
+// meanwhile as well, and none comes after the cordon. An error names what is left, and why; the cordon stays. A static egress IP does not leave:
+// it is where its address is.
 func Drain(ctx context.Context, c *store.Client, node string, patience time.Duration, w io.Writer) error {
-	all, err := cordon(ctx, c, node, w)
-	if err != nil {
+	if err := Cordon(ctx, c, node, w); err != nil {
 		return err
 	}
-	ips := slices.SortedFunc(maps.Keys(all.Owners), netip.Addr.Compare)
-	ips = slices.DeleteFunc(ips, func(ip netip.Addr) bool { return all.Owners[ip].Node != node || poolOf(&all.Snapshot, ip) == "" })
-	fmt.Fprintf(w, "%s: %d egress IPs to give away\n", node, len(ips))
-	if len(ips) == 0 || patience == 0 {
+	all, err := c.ReadAll(ctx) // what was claimed before the cordon is there by now
+	if err != nil {
+		return fmt.Errorf("draining %s: %w", node, err)
+	}
+	mobile := maps.Clone(all.Owners)
+	maps.DeleteFunc(mobile, func(ip netip.Addr, o egress.Owner) bool { return o.Node != node || isStatic(&all.Snapshot, ip) })
+	fmt.Fprintf(w, "%s: %d egress IPs to give away\n", node, len(mobile))
+	if patience == 0 {
 		return nil
 	}
+	view := c.NewView(node)
 	watch, stop := context.WithCancel(ctx)
-	owners := c.NewCache(store.OwnerPrefix)
 	done := make(chan error, 1)
-	go func() { done <- owners.Run(watch) }()
+	go func() { done <- view.Run(watch) }()
 	defer func() { stop(); <-done }()
-	left, err := waitEmpty(ctx, owners, node, ips, patience, w)
-	if err == nil {
+	left, err := waitEmpty(ctx, view, node, patience, w)
+	if err == nil && len(left) == 0 {
 		fmt.Fprintf(w, "%s: drained\n", node)
 		return nil
 	}
-	if now, rerr := c.ReadAll(ctx); rerr == nil {
-		all = now
+	reasons := []error{fmt.Errorf("draining %s: %d egress IPs left", node, len(left))}
+	if err != nil {
+		reasons[0] = fmt.Errorf("%w: %w", reasons[0], err)
 	}
-	reasons := []error{fmt.Errorf("draining %s: %d egress IPs left: %w", node, len(left), err)}
-	for _, ip := range left {
-		reasons = append(reasons, fmt.Errorf("%s: %s", ip, stuck(&all.Snapshot, node, ip)))
+	if s := view.Snapshot(); s != nil {
+		for _, ip := range left {
+			reasons = append(reasons, fmt.Errorf("%s: %s", ip, stuck(s, node, ip)))
+		}
 	}
 	return errors.Join(reasons...)
 }
 
-// waitEmpty returns when the node holds none of the IPs, or with those that it still holds.
-func waitEmpty(ctx context.Context, c *store.Cache, node string, ips []netip.Addr, patience time.Duration, w io.Writer) ([]netip.Addr, error) {
-	ctx, cancel := context.WithTimeout(ctx, patience)
+// waitEmpty returns when the node holds nothing that can leave, with what it still holds. An error says why it waited for no more.
+func waitEmpty(ctx context.Context, view *store.View, node string, patience time.Duration, w io.Writer) (left []netip.Addr, err error) {
+	patient, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	all, ready := len(ips), c.Ready()
+	known, gone := map[netip.Addr]bool{}, 0
 	for {
-		select {
-		case <-ready:
-			ips = slices.DeleteFunc(slices.Clone(ips), func(ip netip.Addr) bool {
-				var o egress.Owner
-				if r, owned := c.Get(store.OwnerKey(ip)); owned {
-					var err error
-					if o, err = store.DecodeOwner(r); err != nil || o.Node == node {
-						return false
-					}
+		s := view.Snapshot()
+		if s != nil {
+			held, mobile := map[netip.Addr]bool{}, false
+			for ip, o := range s.Owners {
+				if o.Node == node {
+					held[ip] = true
+					mobile = mobile || !isStatic(s, ip)
 				}
-				fmt.Fprintf(w, "%s: %s -> %s\n", ip, node, nobody(o.Node))
-				return true
-			})
-			if len(ips) == 0 {
-				return nil, nil
 			}
-		default:
+			for _, ip := range slices.SortedFunc(maps.Keys(known), netip.Addr.Compare) {
+				if !held[ip] {
+					gone++
+					fmt.Fprintf(w, "%s: %s -> %s\n", ip, node, nobody(s.Owners[ip].Node))
+				}
+			}
+			known, left = held, slices.SortedFunc(maps.Keys(held), netip.Addr.Compare)
+			if !mobile {
+				return left, nil
+			}
+			if !plan.Cordoned(s, node) {
+				return left, errors.New("it was uncordoned meanwhile")
+			}
 		}
 		select {
-		case <-c.Changed():
-		case <-ctx.Done():
-			return ips, fmt.Errorf("%d of %d have left within %v", all-len(ips), all, patience)
+		case <-view.Changed():
+		case <-patient.Done():
+			if ctx.Err() != nil {
+				return left, ctx.Err()
+			}
+			if s == nil || !view.Healthy() {
+				return left, fmt.Errorf("etcd has not said within %v how things are", patience)
+			}
+			return left, fmt.Errorf("%d of %d have left within %v", gone, gone+len(left), patience)
 		}
 	}
 }
 
+// isStatic reports whether an egress IP is that of a link. One that no egress uses is not: its owner gives it back.
+func isStatic(s *egress.Snapshot, ip netip.Addr) bool {
+	for _, p := range s.Egresses {
+		for _, a := range p.Addresses {
+			if a.IP == ip {
+				return a.Pool == ""
+			}
+		}
+	}
+	return false
+}
+
 // stuck says why an IP does not leave a cordoned node.
 func stuck(s *egress.Snapshot, node string, ip netip.Addr) string {
-	if _, alive := s.Agents[node]; !alive {
+	a, alive := s.Agents[node]
+	switch {
+	case isStatic(s, ip):
+		return "it is static, and stays where its address is"
+	case !alive:
 		return "the node's agent is down"
+	case a.Restarting:
+		return "the node's agent restarts"
 	}
 	_, to := plan.Leaving(s, plan.Facts{Node: node})
 	if len(to) > 0 || len(s.Moves) > 0 {
 		return "it waits for its turn, or its target does not get ready: the logs of the agents say more"
 	}
-	pool := poolOf(s, ip)
+	pool := plan.PoolOf(s, ip)
 	candidates := plan.Candidates(s, pool)
 	if len(candidates) == 0 {
 		return fmt.Sprintf("no other node that pool %s selects has a live agent and is not cordoned", pool)
 	}
 	return fmt.Sprintf("%s may hold no more egress IPs", strings.Join(candidates, ", "))
-}
-
-// poolOf returns the pool of an egress IP; empty: it is static, or unused.
-func poolOf(s *egress.Snapshot, ip netip.Addr) string {
-	for _, p := range s.Egresses {
-		for _, a := range p.Addresses {
-			if a.IP == ip {
-				return a.Pool
-			}
-		}
-	}
-	return ""
 }

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"net/netip"
 	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -40,6 +41,7 @@ func TestRefusalSaysWhatIsInTheWay(t *testing.T) {
 		}, "static"},
 		"unknown node":     {func(s *egress.Snapshot) { delete(s.Nodes, "node-2") }, "no such node"},
 		"agent is down":    {func(s *egress.Snapshot) { delete(s.Agents, "node-2") }, "agent is down"},
+		"agent restarts":   {func(s *egress.Snapshot) { s.Agents["node-2"] = egress.Agent{Node: "node-2", Restarting: true} }, "restarts"},
 		"node is cordoned": {func(s *egress.Snapshot) { s.Cordons["node-2"] = egress.Cordon{Node: "node-2"} }, "cordoned"},
 		"pool selects other nodes": {func(s *egress.Snapshot) {
 			s.Pools["pool"] = egress.Pool{Name: "pool", NodeSelector: egress.Selector{MatchLabels: map[string]string{"role": "gateway"}}}
@@ -123,6 +125,13 @@ func put(t *testing.T, c *store.Client, key string, record any) {
 		value = []byte(text)
 	}
 	if _, err := c.Etcd().Put(t.Context(), c.Prefix()+key, string(value)); err != nil {
+		t.Fatal(err)
+	}
+}
+
+func del(t *testing.T, c *store.Client, key string) {
+	t.Helper()
+	if _, err := c.Etcd().Delete(t.Context(), c.Prefix()+key); err != nil {
 		t.Fatal(err)
 	}
 }
@@ -222,7 +231,7 @@ func TestDrainSaysWhatLeavesAndWhatIsLeft(t *testing.T) {
 		t.Errorf("without waiting: %v\n%s", err, out.String())
 	}
 	err := Drain(t.Context(), c, "node-1", 300*time.Millisecond, &out)
-	if err == nil || !strings.Contains(err.Error(), "draining node-1: 1 egress IPs left") || !strings.Contains(err.Error(), "10.10.0.11: it waits for its turn") {
+	if err == nil || !strings.Contains(err.Error(), "draining node-1: 2 egress IPs left") || !strings.Contains(err.Error(), "10.10.0.11: it waits for its turn") {
 		t.Errorf("nobody moves it: %v", err)
 	}
 	if err := Cordon(t.Context(), c, "node-2", &out); err != nil {
@@ -236,8 +245,12 @@ func TestDrainSaysWhatLeavesAndWhatIsLeft(t *testing.T) {
 	done := make(chan error, 1)
 	go func() { done <- Drain(t.Context(), c, "node-1", 20*time.Second, &out) }()
 	put(t, c, store.OwnerKey(ip), egress.Owner{IP: ip, Node: "node-2"})
-	if err := <-done; err != nil || !strings.HasSuffix(out.String(), "node-1: drained\n") && !strings.HasSuffix(out.String(), "0 egress IPs to give away\n") {
-		t.Errorf("when it has left: %v\n%s", err, out.String())
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "draining node-1: 1 egress IPs left") || !strings.Contains(err.Error(), "10.10.0.101: it is static") {
+		t.Errorf("a static IP is left: %v\n%s", err, out.String())
+	}
+	del(t, c, store.OwnerKey(netip.MustParseAddr("10.10.0.101")))
+	if err := Drain(t.Context(), c, "node-1", 20*time.Second, &out); err != nil || !strings.HasSuffix(out.String(), "node-1: drained\n") {
+		t.Errorf("when all have left: %v\n%s", err, out.String())
 	}
 	out.Reset()
 	for _, want := range []string{"node-1: uncordoned\n", "node-1 is not cordoned\n"} {
@@ -249,6 +262,96 @@ func TestDrainSaysWhatLeavesAndWhatIsLeft(t *testing.T) {
 	put(t, c, store.NodeKey("node-1"), egress.Node{Name: "node-1", Index: 1, Cordoned: true})
 	if err := Uncordon(t.Context(), c, "node-1", &out); err == nil || !strings.Contains(err.Error(), "kubectl uncordon node-1") {
 		t.Errorf("cordoned in Kubernetes: %v, want an error that says so", err)
+	}
+}
+
+// TestDrainWaitsForWhatCameMeanwhile: a claim may be on its way when the node is cordoned, and be seen later than what leaves.
+func TestDrainWaitsForWhatCameMeanwhile(t *testing.T) {
+	c := client(t)
+	seeded(t, c)
+	del(t, c, store.OwnerKey(netip.MustParseAddr("10.10.0.101")))
+	late := ip.Next()
+	put(t, c, store.EgressKey("late"), egress.Policy{Name: "late", Addresses: []egress.Address{{IP: late, ID: 3, Pool: "pool"}}})
+	var out lines
+	done := make(chan error, 1)
+	go func() { done <- Drain(t.Context(), c, "node-1", 20*time.Second, &out) }()
+	out.wait(t, "1 egress IPs to give away")
+	put(t, c, store.OwnerKey(late), egress.Owner{IP: late, Node: "node-1"})
+	put(t, c, store.OwnerKey(ip), egress.Owner{IP: ip, Node: "node-2"})
+	out.wait(t, "10.10.0.11: node-1 -> node-2")
+	select {
+	case err := <-done:
+		t.Fatalf("it ended while the node held %s: %v", late, err)
+	case <-time.After(300 * time.Millisecond):
+	}
+	put(t, c, store.OwnerKey(late), egress.Owner{IP: late, Node: "node-2"})
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	out.wait(t, "10.10.0.12: node-1 -> node-2")
+}
+
+func TestDrainEndsWhenTheCordonDoes(t *testing.T) {
+	c := client(t)
+	seeded(t, c)
+	var out lines
+	done := make(chan error, 1)
+	go func() { done <- Drain(t.Context(), c, "node-1", 20*time.Second, &out) }()
+	out.wait(t, "1 egress IPs to give away")
+	if err := Uncordon(t.Context(), c, "node-1", &out); err != nil {
+		t.Fatal(err)
+	}
+	if err := <-done; err == nil || !strings.Contains(err.Error(), "uncordoned meanwhile") {
+		t.Errorf("got %v", err)
+	}
+}
+
+func TestMoveToANodeWhoseAgentBeginsToRestartSaysSoAtOnce(t *testing.T) {
+	c := client(t)
+	seeded(t, c)
+	var out lines
+	done := make(chan error, 1)
+	began := time.Now()
+	go func() {
+		done <- Move(t.Context(), c, MoveConfig{IP: ip, To: "node-2", Patience: 20 * time.Second}, &out)
+	}()
+	out.wait(t, "asked node-2")
+	put(t, c, store.AgentKey("node-2"), egress.Agent{Node: "node-2", Lease: "2", Restarting: true})
+	err := <-done
+	if err == nil || !strings.Contains(err.Error(), "restarts") || !strings.Contains(err.Error(), "withdrawn") || time.Since(began) > 10*time.Second {
+		t.Errorf("after %v: %v", time.Since(began), err)
+	}
+	if all, err := c.ReadAll(t.Context()); err != nil || len(all.Moves) > 0 {
+		t.Errorf("requests %v, %v; want none", all.Moves, err)
+	}
+}
+
+// lines is what a command printed so far.
+type lines struct {
+	mu sync.Mutex // guards b
+	b  bytes.Buffer
+}
+
+func (l *lines) Write(p []byte) (int, error) {
+	l.mu.Lock()
+	defer l.mu.Unlock()
+	return l.b.Write(p)
+}
+
+// wait waits until the command has printed text.
+func (l *lines) wait(t *testing.T, text string) {
+	t.Helper()
+	for end := time.Now().Add(10 * time.Second); ; {
+		l.mu.Lock()
+		got := l.b.String()
+		l.mu.Unlock()
+		if strings.Contains(got, text) {
+			return
+		}
+		if time.Now().After(end) {
+			t.Fatalf("printed %q, want %q", got, text)
+		}
+		<-time.After(10 * time.Millisecond)
 	}
 }
 

@@ -212,8 +212,8 @@ func apart(s *egress.Snapshot, t target, node string) bool {
 	return owned && o.Node != node && !t.leads() && s.Moves[t.IP].To != o.Node && s.Moves[t.partner.IP].To != node && !Cordoned(s, node)
 }
 
-// Candidates returns the nodes that may hold the IPs of a pool, capacity left aside: those with a live agent that the pool selects
-// and can serve, and that are not cordoned. Sorted. A pool that is not there has none.
+// Candidates returns the nodes that may hold the IPs of a pool, capacity left aside: those that the pool selects, with a live agent that can
+// serve it and is not about to restart, and that are not cordoned. What a node holds while its agent restarts it keeps. Sorted. A pool that is not there has none.
 func Candidates(s *egress.Snapshot, pool string) []string {
 	p, ok := s.Pools[pool]
 	if !ok {
@@ -221,7 +221,7 @@ func Candidates(s *egress.Snapshot, pool string) []string {
 	}
 	var out []string
 	for name := range s.Agents {
-		if mayHold(s, p, name) && s.Agents[name].Refused[pool] == "" {
+		if a := s.Agents[name]; mayHold(s, p, name) && a.Refused[pool] == "" && !a.Restarting {
 			out = append(out, name)
 		}
 	}

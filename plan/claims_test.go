@@ -86,6 +86,9 @@ func TestClaimsLeaveOutWhoMayNotHold(t *testing.T) {
 		"it is cordoned in Kubernetes":   func(s *egress.Snapshot, _ *Facts) { change(s, func(n *egress.Node) { n.Cordoned = true }) },
 		"it is cordoned by the operator": func(s *egress.Snapshot, _ *Facts) { s.Cordons["node-1"] = egress.Cordon{Node: "node-1"} },
 		"its record is gone":             func(s *egress.Snapshot, _ *Facts) { delete(s.Nodes, "node-1") },
+		"its agent restarts": func(s *egress.Snapshot, _ *Facts) {
+			s.Agents["node-1"] = egress.Agent{Node: "node-1", Restarting: true}
+		},
 		"its uplink is down":             func(_ *egress.Snapshot, f *Facts) { f.Uplink.Up = false },
 		"somebody holds the IP": func(s *egress.Snapshot, _ *Facts) {
 			s.Owners[ip("10.10.0.11")] = egress.Owner{IP: ip("10.10.0.11"), Node: "node-2"}

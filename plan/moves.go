@@ -15,10 +15,10 @@ func Arrivals(s *egress.Snapshot, f Facts) []egress.Move {
 	var out []egress.Move
 	for ip, m := range s.Moves {
 		o, owned := s.Owners[ip]
-		if m.To != f.Node || !owned || o.Node == f.Node || !f.serves(s.Pools[poolOf(s, ip)], ip) {
+		if m.To != f.Node || !owned || o.Node == f.Node || !f.serves(s.Pools[PoolOf(s, ip)], ip) {
 			continue
 		}
-		if slices.Contains(Candidates(s, poolOf(s, ip)), f.Node) {
+		if slices.Contains(Candidates(s, PoolOf(s, ip)), f.Node) {
 			out = append(out, m)
 		}
 	}
@@ -40,14 +40,15 @@ func Arrivals(s *egress.Snapshot, f Facts) []egress.Move {
 func promised(s *egress.Snapshot, node string) int {
 	n := 0
 	for ip, m := range s.Moves {
-		if o, owned := s.Owners[ip]; owned && m.To == node && o.Node != node && poolOf(s, ip) != "" {
+		if o, owned := s.Owners[ip]; owned && m.To == node && o.Node != node && PoolOf(s, ip) != "" {
 			n++
 		}
 	}
 	return n
 }
 
-// Departure is a planned move whose target is ready: the owner stops answering for the IP and hands it over.
+// Departure is a planned move whose target is ready: the owner stops answering for the IP and hands it over. A target that begins to restart
+// is not.
 type Departure struct {
 	Owner egress.Owner
 	Move  egress.Move
@@ -59,7 +60,7 @@ func Departures(s *egress.Snapshot, f Facts) []Departure {
 	var out []Departure
 	for ip, m := range s.Moves {
 		o, to := s.Owners[ip], s.Agents[m.To]
-		if m.Ready && o.Node == f.Node && m.To != f.Node && slices.Contains(Candidates(s, poolOf(s, ip)), m.To) {
+		if m.ReadyAt(to) && o.Node == f.Node && m.To != f.Node && slices.Contains(Candidates(s, PoolOf(s, ip)), m.To) {
 			out = append(out, Departure{Owner: o, Move: m, To: to})
 		}
 	}
@@ -163,7 +164,8 @@ func Together(s *egress.Snapshot, ip netip.Addr) []netip.Addr {
 	return out
 }
 
-func poolOf(s *egress.Snapshot, ip netip.Addr) string {
+// PoolOf returns the pool of an egress IP; empty: it is static, or unused.
+func PoolOf(s *egress.Snapshot, ip netip.Addr) string {
 	for _, p := range s.Egresses {
 		for _, a := range p.Addresses {
 			if a.IP == ip {

@@ -153,24 +153,34 @@ func (l *Lease) Owned(ctx context.Context) ([]netip.Addr, error) {
 	keys, err := l.keys(ctx)
 	var out []netip.Addr
 	for _, key := range keys {
-		if text, ok := strings.CutPrefix(key, l.client.key(OwnerPrefix)); ok {
-			if ip, err := netip.ParseAddr(text); err == nil {
-				out = append(out, ip)
-			}
+		if ip, ok := l.client.lockOf(key); ok {
+			out = append(out, ip)
 		}
 	}
 	return out, err
 }
 
-// MoveTo moves every key of the lease to another one, with the agent's record as given. Whoever revokes the former lease then, on what
-// he read before, ends nothing. It is left to end by itself. An error: it is not known what holds; keys may be under either.
-func (l *Lease) MoveTo(ctx context.Context, next *Lease, a egress.Agent) error {
+// lockOf returns the egress IP whose lock a key is, prefix included.
+func (c *Client) lockOf(key string) (netip.Addr, bool) {
+	text, ok := strings.CutPrefix(key, c.key(OwnerPrefix))
+	if !ok {
+		return netip.Addr{}, false
+	}
+	ip, err := netip.ParseAddr(text)
+	return ip, err == nil
+}
+
+// MoveTo moves every key of the lease to another one, with the agent's record as given. Locks of IPs that the agent does not keep are released.
+// Whoever revokes the former lease then, on what he read before, ends nothing. It is left to end by itself. An error: it is not known what
+// holds; keys may be under either.
+func (l *Lease) MoveTo(ctx context.Context, next *Lease, a egress.Agent, keep func(netip.Addr) bool) error {
+	return l.moveTo(ctx, next, a, keep, func() {})
+}
+
+// moveTo is MoveTo; listed is called when the keys were listed for the first time.
+func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep func(netip.Addr) bool, listed func()) error {
 	fail := func(err error) error {
 		return fmt.Errorf("moving the keys of lease %s to %s: %w", FormatLease(l.ID()), FormatLease(next.ID()), err)
-	}
-	keys, err := l.keys(ctx)
-	if err != nil {
-		return fail(err)
 	}
 	a.Lease = FormatLease(next.ID())
 	v, err := Encode(a)
@@ -178,25 +188,43 @@ func (l *Lease) MoveTo(ctx context.Context, next *Lease, a egress.Agent) error {
 		return fail(err)
 	}
 	record := l.client.key(AgentKey(a.Node))
-	keys = append(slices.DeleteFunc(keys, func(key string) bool { return key == record }), record) // last: the next agent goes by it
-	ops := map[string]clientv3.Op{}
-	for _, key := range keys {
-		ops[key] = clientv3.OpPut(key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(next.id))
+	keys, err := l.keys(ctx)
+	if err != nil {
+		return fail(err)
 	}
-	ops[record] = clientv3.OpPut(record, string(v), clientv3.WithLease(next.id))
-	for batch := range slices.Chunk(keys, maxTxnOps/2) {
-		var ifs []clientv3.Cmp
-		var then []clientv3.Op
-		for _, key := range batch {
-			ifs = append(ifs, clientv3.Compare(clientv3.LeaseValue(key), "=", l.id))
-			then = append(then, ops[key])
+	listed()
+	keys = append(slices.DeleteFunc(keys, func(key string) bool { return key == record }), record) // last: the next agent goes by it
+	// Nobody hands over to an agent whose record is under another lease, so what came until then is seen by the second look.
+	for range 2 {
+		for batch := range slices.Chunk(keys, maxTxnOps/2) {
+			var ifs []clientv3.Cmp
+			var then []clientv3.Op
+			for _, key := range batch {
+				ifs = append(ifs, clientv3.Compare(clientv3.LeaseValue(key), "=", l.id))
+				ip, isLock := l.client.lockOf(key)
+				switch {
+				case key == record:
+					then = append(then, clientv3.OpPut(record, string(v), clientv3.WithLease(next.id)))
+				case isLock && !keep(ip):
+					h, err := l.client.putTenure(egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: a.Node})
+					if err != nil {
+						return fail(err)
+					}
+					then = append(then, clientv3.OpDelete(key), h)
+				default:
+					then = append(then, clientv3.OpPut(key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(next.id)))
+				}
+			}
+			done, err := l.client.txn(ctx, ifs, then, nil)
+			if err != nil {
+				return fail(err)
+			}
+			if !done.Succeeded {
+				return fail(errors.New("a key has changed meanwhile"))
+			}
 		}
-		done, err := l.client.txn(ctx, ifs, then, nil)
-		if err != nil {
+		if keys, err = l.keys(ctx); err != nil {
 			return fail(err)
-		}
-		if !done.Succeeded {
-			return fail(errors.New("a key has changed meanwhile"))
 		}
 	}
 	return nil

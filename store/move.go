@@ -82,13 +82,14 @@ func (c *Client) WithdrawMove(ctx context.Context, m egress.Move) (bool, error) 
 	return resp.Succeeded, nil
 }
 
-// Ready notes that the target of a move is ready for the IP. The record keeps its lease. false: it is not the one of m.Revision any more.
-func (c *Client) Ready(ctx context.Context, m egress.Move) (bool, error) {
+// Ready notes that the target of a move, whose agent has the lease l, is ready for the IP. The record keeps its own lease. false: it is not the
+// one of m.Revision any more.
+func (c *Client) Ready(ctx context.Context, m egress.Move, l *Lease) (bool, error) {
 	if m.Revision == 0 {
 		return false, fmt.Errorf("getting ready for %s: the record of the move has no revision", m.IP)
 	}
 	revision := m.Revision
-	m.Ready = true
+	m.Ready, m.ReadyLease = true, FormatLease(l.ID())
 	v, err := Encode(m)
 	if err != nil {
 		return false, err

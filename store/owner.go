@@ -53,8 +53,8 @@ func (c *Client) PutAgent(ctx context.Context, l *Lease, a egress.Agent) error {
 	return nil
 }
 
-// Claim takes the lock of an egress IP for the lease. false: somebody else has it, or had it a moment ago. It is true as well when the
-// lock is the lease's already, as after a claim whose answer was lost. o.From is the last owner that the caller saw; the record has it
+// Claim takes the lock of an egress IP for the lease. false: somebody else has it, or had it a moment ago, or the operator has cordoned the
+// node, which may have what is static all the same. It is true as well when the lock is the lease's already, as after a claim whose answer was lost. o.From is the last owner that the caller saw; the record has it
 // only if that gave the IP up, and nothing happened to the lock since. errors.Is(err, ErrLeaseLost): the lease is gone.
 func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner) (bool, error) {
 	var still []clientv3.Cmp
@@ -70,6 +70,9 @@ func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner) (bool, err
 		return false, err
 	}
 	key := c.key(OwnerKey(o.IP))
+	if o.Why != egress.ReasonStatic { // so that nothing comes to a node that was seen to be empty after its cordon
+		still = append(still, absent(c.key(CordonKey(o.Node))))
+	}
 	resp, err := c.txn(ctx,
 		append(still, absent(key)),
 		[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id)), h},
@@ -118,8 +121,8 @@ func (c *Client) Release(ctx context.Context, o egress.Owner) (bool, error) {
 }
 
 // HandOver makes the agent to the owner of o.IP, under its lease, and ends the move. false, and nothing changes: o or m is not of
-// this revision any more, or the agent is not alive under the lease that its record names. The caller has stopped answering for the
-// IP before.
+// this revision any more, the agent is not alive under the lease that its record names (one that restarts is under another), or its node is
+// cordoned by now. The caller has stopped answering for the IP before.
 func (c *Client) HandOver(ctx context.Context, o egress.Owner, m egress.Move, to egress.Agent) (bool, error) {
 	fail := func(err error) (bool, error) {
 		return false, fmt.Errorf("handing %s over to %s: %w", o.IP, to.Node, err)
@@ -144,6 +147,7 @@ func (c *Client) HandOver(ctx context.Context, o egress.Owner, m egress.Move, to
 	resp, err := c.txn(ctx,
 		[]clientv3.Cmp{
 			unchanged(owner, o.Revision), unchanged(move, m.Revision),
+			absent(c.key(CordonKey(to.Node))),
 			clientv3.Compare(clientv3.LeaseValue(c.key(AgentKey(to.Node))), "=", lease), // of an absent key it is 0, which ParseLease refuses
 		},
 		[]clientv3.Op{clientv3.OpPut(owner, string(v), clientv3.WithLease(lease)), clientv3.OpDelete(move), h}, nil)

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"net/netip"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -38,6 +39,20 @@ func TestOfManyClaimersOneWins(t *testing.T) {
 	if ok, err := c.Claim(t.Context(), l, owner); !ok || err != nil {
 		t.Errorf("claiming what is one's own: %t, %v", ok, err)
 	}
+}
+
+func TestACordonedNodeClaimsNothingButWhatIsStatic(t *testing.T) {
+	c := dial(t, start(t))
+	l := grant(t, c, time.Minute)
+	if err := c.Cordon(t.Context(), egress.Cordon{Node: owner.Node}); err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := c.Claim(t.Context(), l, owner); ok || err != nil {
+		t.Errorf("claimed: %t, %v", ok, err)
+	}
+	static := owner
+	static.Why = egress.ReasonStatic
+	claim(t, c, l, static)
 }
 
 func TestReleaseIsFenced(t *testing.T) {
@@ -182,7 +197,7 @@ func prepare(t *testing.T, c *Client) handover {
 		t.Fatal(err)
 	}
 	h.m = h.move(t)
-	if ok, err := c.Ready(t.Context(), h.m); !ok || err != nil {
+	if ok, err := c.Ready(t.Context(), h.m, h.lease); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	h.m, h.o = h.move(t), h.owner(t)
@@ -240,9 +255,13 @@ func TestHandOverIsFenced(t *testing.T) {
 	c := dial(t, start(t))
 	for name, spoil := range map[string]func(*handover) error{
 		"the owner changed":      func(h *handover) error { h.o.Revision--; return nil },
-		"the move changed":       func(h *handover) error { _, err := c.Ready(ctx, h.m); return err },
+		"the move changed":       func(h *handover) error { _, err := c.Ready(ctx, h.m, h.lease); return err },
 		"the move was cancelled": func(h *handover) error { return h.request.Revoke(ctx) },
 		"the target is dead":     func(h *handover) error { return h.lease.Revoke(ctx) },
+		"the target is told to stop": func(h *handover) error {
+			return h.lease.MoveTo(ctx, grant(t, c, time.Minute), h.to, func(netip.Addr) bool { return true })
+		},
+		"the target was cordoned": func(h *handover) error { return c.Cordon(ctx, egress.Cordon{Node: "n2"}) },
 		"the target has restarted": func(h *handover) error {
 			return c.PutAgent(ctx, grant(t, c, time.Minute), h.to)
 		},
@@ -258,7 +277,7 @@ func TestHandOverIsFenced(t *testing.T) {
 		if diff := cmp.Diff(before, h.owner(t), compare); diff != "" {
 			t.Errorf("%s (-before +after):\n%s", name, diff)
 		}
-		for _, key := range []string{OwnerKey(ip1), MoveKey(ip1), AgentKey("n2")} {
+		for _, key := range []string{OwnerKey(ip1), MoveKey(ip1), AgentKey("n2"), CordonKey("n2")} {
 			del(t, c, key)
 		}
 	}
@@ -308,7 +327,7 @@ func TestASecondRequestNamesTheTargetOfTheFirst(t *testing.T) {
 func TestARequestOutlivesItsReadinessNotItsPatience(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
-	end := gone(t, s.Client(), MoveKey(ip1))
+	end, l := gone(t, s.Client(), MoveKey(ip1)), grant(t, c, time.Minute)
 	if _, err := c.RequestMoves(t.Context(), 2*time.Second, move); err != nil {
 		t.Fatal(err)
 	}
@@ -318,10 +337,10 @@ func TestARequestOutlivesItsReadinessNotItsPatience(t *testing.T) {
 	}
 	stale := m
 	stale.Revision--
-	if ok, err := c.Ready(t.Context(), stale); ok || err != nil {
+	if ok, err := c.Ready(t.Context(), stale, l); ok || err != nil {
 		t.Errorf("ready for a move of another revision: %t, %v", ok, err)
 	}
-	if ok, err := c.Ready(t.Context(), m); !ok || err != nil {
+	if ok, err := c.Ready(t.Context(), m, l); !ok || err != nil {
 		t.Errorf("ready: %t, %v", ok, err)
 	}
 	if r := get(t, s.Client(), MoveKey(ip1)); r.Lease != m.Lease {
