@@ -47,14 +47,20 @@ type control struct {
 	claimants []claimant    // in order of precedence
 	verdicts  map[string]verdict
 	usage     map[string]v1beta1.IPPoolUsage
-	faults    map[string]error // by "node <name>" and the like
+	faults    map[string]error    // by "node <name>" and the like
+	had       map[netip.Addr]bool // the addresses that an egress has in etcd
 }
 
 // plan returns what etcd has to hold, given what it holds. frozen tells whether a pod is listed in etcd as one of an egress.
 func plan(o objects, have records, now time.Time, frozen func(egressName string, p pod) bool) control {
 	c := control{values: map[string]any{}, keep: map[string]bool{}, verdicts: map[string]verdict{}, faults: map[string]error{}}
 	pools := maps.Clone(o.pools)
-	c.pools, c.nodes = pools, o.nodes
+	c.pools, c.nodes, c.had = pools, o.nodes, map[netip.Addr]bool{}
+	for _, p := range have.policies {
+		for _, a := range p.Addresses {
+			c.had[a.IP] = true
+		}
+	}
 	for name, p := range pools {
 		c.values[store.PoolKey(name)] = p
 	}

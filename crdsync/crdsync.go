@@ -202,7 +202,14 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 			return err
 		}
 		g.Go(func() error { return st.run(ctx) })
-		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, log: r.Log}
+		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, log: r.Log, sweep: func(c control) {
+			g.Go(func() error {
+				if err := sweep(ctx, r.Store, lead, r.cache, c); err != nil && ctx.Err() == nil {
+					r.Log.Warn("what is left of IPs and nodes that are gone was not removed; the next leader does it", "err", err)
+				}
+				return nil
+			})
+		}}
 		return m.run(ctx)
 	})
 	return g.Wait()

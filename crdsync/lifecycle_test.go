@@ -42,6 +42,8 @@ func TestLifeCycle(t *testing.T) {
 		"an allocation survives a restore of etcd":                 testRestoredEtcd,
 		"an allocation survives an egress that has gone meanwhile": testRestoredOver,
 		"pools and egresses come in any order":                     testAnyOrder,
+		"what is left of IPs and nodes goes with them":             testRemains,
+		"what a former leader left behind is swept":                testSweep,
 		"a pod's event is one transaction, and no news is none":    testTransactions,
 	} {
 		t.Run(name, func(t *testing.T) { test(newCluster(t, kube)) })

@@ -41,11 +41,13 @@ type mirror struct {
 	told      map[string]string          // the overlaps that were published last
 	listed    map[string]map[string]bool // node -> the egresses of which the cache lists members there, under either key
 	reported  map[string]string          // faults that were logged
+	left      map[netip.Addr]bool        // IPs whose owners are gone since the last pass
+	sweep     func(control)              // called once, after the first pass
 }
 
 // begin makes the mirror ready for its first pass, which has to be one of all objects.
 func (m *mirror) begin() {
-	m.reported = map[string]string{}
+	m.reported, m.left = map[string]string{}, map[netip.Addr]bool{}
 	m.cache.TakeChanged() // of what changes from here on there is word; what is there now is listed
 	m.listed = listedMembers(m.cache)
 }
@@ -114,7 +116,7 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 	if err != nil {
 		return err
 	}
-	for _, b := range batches(slices.Concat(puts, members, deletes)) {
+	for _, b := range batches(slices.Concat(puts, members, deletes, m.remains(c))) {
 		if err := m.lead.Commit(ctx, b...); err != nil {
 			return err
 		}
@@ -129,6 +131,11 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 		}
 	}
 	m.control = c
+	clear(m.left)
+	if m.sweep != nil {
+		m.sweep(c)
+		m.sweep = nil
+	}
 	if w.records || w.scene || !told {
 		m.told = m.overlaps
 		m.publish(c)
@@ -153,6 +160,9 @@ func (m *mirror) recordsChanged(w *work) {
 			m.list(node, name)
 		case strings.HasPrefix(key, store.OwnerPrefix), strings.HasPrefix(key, store.AgentPrefix), strings.HasPrefix(key, store.CordonPrefix):
 			w.scene = true
+			if strings.HasPrefix(key, store.OwnerPrefix) {
+				m.ownerGone(key)
+			}
 		default:
 			w.records = true
 		}
@@ -240,7 +250,7 @@ func (m *mirror) isListed(egressName string, p pod) bool {
 func (m *mirror) tell(ops []store.Op, c control, have records) {
 	for _, op := range ops {
 		text, ok := strings.CutPrefix(op.Key, store.AllocationPrefix)
-		if !ok {
+		if !ok || op.Value == nil && op.Absent {
 			continue
 		}
 		if a, ok := c.values[op.Key].(egress.Allocation); ok {

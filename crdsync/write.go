@@ -72,9 +72,9 @@ func controlDifference(cache view, c control) (puts, deletes []unit, err error) 
 				continue
 			}
 			if op.Value != nil {
-				puts = append(puts, unit{op})
+				puts = append(puts, c.withRemains(op))
 			} else {
-				deletes = append(deletes, unit{op})
+				deletes = append(deletes, c.withRemains(op))
 			}
 		}
 	}

@@ -104,6 +104,7 @@ func (l *Leadership) lose() { l.once.Do(func() { close(l.lost) }) }
 type Op struct {
 	Key      string // without the Client's prefix
 	Value    []byte // nil: delete the key
+	Below    bool   // delete all keys that begin with Key, of which nothing is required
 	Absent   bool   // the key must not exist
 	Revision int64  // not 0: the key's mod revision must be this
 }
@@ -123,6 +124,8 @@ func (l *Leadership) Commit(ctx context.Context, ops ...Op) error {
 		key := c.key(op.Key)
 		if then[i] = clientv3.OpDelete(key); op.Value != nil {
 			then[i] = clientv3.OpPut(key, string(op.Value))
+		} else if op.Below {
+			then[i] = clientv3.OpDelete(key, clientv3.WithPrefix())
 		}
 		if op.Absent {
 			ifs = append(ifs, absent(key))

@@ -60,6 +60,27 @@ func (c *Client) list(ctx context.Context, prefixes []string, revision int64) (m
 	return records, revision, nil
 }
 
+// EachKey calls f with the keys below a prefix, in order and page by page, until it returns an error. What changes meanwhile may be seen or not.
+func (c *Client) EachKey(ctx context.Context, prefix string, page int64, f func(key string) error) error {
+	for from, end := c.key(prefix), clientv3.GetPrefixRangeEnd(c.key(prefix)); ; {
+		try, cancel := context.WithTimeout(ctx, requestTimeout)
+		resp, err := c.etcd.Get(try, from, clientv3.WithRange(end), clientv3.WithLimit(page), clientv3.WithKeysOnly())
+		cancel()
+		if err != nil {
+			return fmt.Errorf("listing the keys below %s: %w", prefix, err)
+		}
+		for _, kv := range resp.Kvs {
+			if err := f(strings.TrimPrefix(string(kv.Key), c.prefix)); err != nil {
+				return err
+			}
+			from = string(kv.Key) + "\x00"
+		}
+		if !resp.More {
+			return nil
+		}
+	}
+}
+
 // disjoint returns the prefixes sorted, without those that another one covers.
 func disjoint(prefixes []string) []string {
 	var out []string
