@@ -4,9 +4,14 @@ import (
 	"context"
 	"errors"
 	"maps"
+	"net/netip"
+	"slices"
 	"strings"
 	"time"
 
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/plan"
+	"github.com/egret-project/egret/routing"
 	"github.com/egret-project/egret/store"
 )
 
@@ -51,6 +56,31 @@ func faults(err error) map[string]string {
 	}
 	walk(err)
 	return out
+}
+
+// hampers reports whether an error, of programming d, is about an egress IP: it is, unless it is all about ways out of the node by which that IP
+// does not leave.
+func hampers(err error, d plan.Desired, ip netip.Addr) bool {
+	var exit routing.Subnet // the zero Subnet: by the main table
+	for _, h := range d.NFT.Hosted {
+		if i := slices.IndexFunc(d.Routing.Subnets, func(s routing.Subnet) bool { return s.Mark == h.Mark }); h.IP == ip && i >= 0 {
+			exit = d.Routing.Subnets[i]
+		}
+	}
+	var about func(error) bool
+	about = func(err error) bool {
+		switch e := err.(type) {
+		case nil:
+			return false
+		case interface{ Unwrap() []error }:
+			return slices.ContainsFunc(e.Unwrap(), about)
+		case egress.ExitError:
+			return e.Mark != 0 && e.Mark == exit.Mark || e.VLAN != 0 && egress.VLANLink(e.VLAN) == exit.Link
+		}
+		cause := errors.Unwrap(err)
+		return cause == nil || about(cause)
+	}
+	return about(err)
 }
 
 // publishFaults writes into agents/<node> what the last pass could not program, where it has been so for a while, and that it could

@@ -3,6 +3,7 @@ package agent
 import (
 	"errors"
 	"fmt"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -12,6 +13,10 @@ import (
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/etcdtest"
+	"github.com/egret-project/egret/internal/netns"
+	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/plan"
+	"github.com/egret-project/egret/routing"
 	"github.com/egret-project/egret/store"
 )
 
@@ -87,4 +92,58 @@ func TestFaultsArePublishedOnceTheyStand(t *testing.T) {
 	want(map[string]string{"nftables": "no", "routes": "boom"})
 	report(errors.New("etcd does not answer")) // nothing that is programmed
 	want(nil)
+}
+
+// TestABrokenWayOutOfOnePoolHampersTheMovesOfItsIPsAlone has the kernel refuse the way out of a pool: its gateway is this node itself.
+func TestABrokenWayOutOfOnePoolHampersTheMovesOfItsIPsAlone(t *testing.T) {
+	netns.Enter(t)
+	for _, line := range []string{"ip link add uplink type veth peer name other", "ip link set uplink up", "ip link set other up",
+		"ip addr add 192.0.2.101/24 dev uplink"} {
+		netns.Run(t, line)
+	}
+	router, err := routing.New(routing.Config{})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer router.Close()
+	good, bad := egress.SubnetMark(1), egress.SubnetMark(2)
+	addr := netip.MustParseAddr
+	d := plan.Desired{
+		Routing: routing.State{
+			Overlay: routing.Overlay{Local: addr("192.0.2.101"), MTU: 1450},
+			Subnets: []routing.Subnet{
+				{Mark: good, Link: "uplink", Prefix: netip.MustParsePrefix("192.0.2.0/24"), Gateway: addr("192.0.2.1")},
+				{Mark: bad, Link: "uplink", Prefix: netip.MustParsePrefix("192.0.2.0/24"), Gateway: addr("192.0.2.101")},
+				{Mark: egress.SubnetMark(3), Link: "egret.7", Prefix: netip.MustParsePrefix("198.51.100.0/24"), Gateway: addr("198.51.100.1")},
+			},
+		},
+		NFT: nft.State{Hosted: map[egress.ID]nft.Hosted{
+			1: {IP: addr("192.0.2.11"), Mark: good}, 2: {IP: addr("192.0.2.12"), Mark: bad}, 3: {IP: addr("192.0.2.13"), Mark: egress.LocalMark},
+			4: {IP: addr("198.51.100.11"), Mark: egress.SubnetMark(3)},
+		}},
+	}
+	have, err := router.Observe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	broken := in("routes", router.Apply(routing.Diff(have, d.Routing)))
+	vlan := in("addresses", errors.Join(egress.ExitError{VLAN: 7, Err: errors.New("no link")}))
+	for _, tt := range []struct {
+		ip                         string
+		byRoute, byVLAN, byOverall bool
+	}{
+		{"192.0.2.11", false, false, true}, {"192.0.2.12", true, false, true}, {"192.0.2.13", false, false, true}, {"198.51.100.11", true, true, true},
+	} {
+		for what, c := range map[string]struct {
+			err  error
+			want bool
+		}{
+			"nothing": {nil, false}, "routes": {broken, tt.byRoute}, "the VLAN": {vlan, tt.byVLAN},
+			"all of it": {errors.Join(vlan, in("nftables", errors.New("no"))), tt.byOverall},
+		} {
+			if got := hampers(c.err, d, addr(tt.ip)); got != c.want {
+				t.Errorf("%s by %s: %t, want %t (%v)", tt.ip, what, got, c.want, c.err)
+			}
+		}
+	}
 }

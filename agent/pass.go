@@ -387,7 +387,7 @@ func (a *agent) log(ctx context.Context, changes ...fmt.Stringer) {
 }
 
 // transact does in etcd what the kernel is ready for, and returns when the next claim is due. Without its tables a node
-// claims nothing, and releases nothing: it might still be answering. With anything else at fault only moves wait.
+// claims nothing, and releases nothing: it might still be answering. With anything else at fault only moves wait, of the IPs that it is about.
 func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced bool, faulty error) (time.Time, error) {
 	// Milliseconds are usual. While etcd does not answer, the kernel is looked after all the same.
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -406,13 +406,13 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 		}
 	}
 	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
-		if !m.ReadyAt(t.Agents[a.Node]) && t.roles[m.IP] == plan.Arrive && !d.Routing.KeepReturns && faulty == nil {
+		if !m.ReadyAt(t.Agents[a.Node]) && t.roles[m.IP] == plan.Arrive && !d.Routing.KeepReturns && !hampers(faulty, d, m.IP) {
 			_, err := a.Store.Ready(ctx, m, t.lease)
 			errs = append(errs, err)
 		}
 	}
 	for _, dep := range plan.Departures(t.Snapshot, t.facts) {
-		if t.roles[dep.Owner.IP] != plan.Relay || faulty != nil {
+		if t.roles[dep.Owner.IP] != plan.Relay || hampers(faulty, d, dep.Owner.IP) {
 			continue
 		}
 		ok, err := a.Store.HandOver(ctx, dep.Owner, dep.Move, dep.To)

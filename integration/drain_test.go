@@ -97,6 +97,31 @@ func TestDrainLosesNoPacketAndTheHistoryShowsIt(t *testing.T) {
 	}
 }
 
+// TestABrokenPoolHoldsUpNoMoveOfOthers has a pool whose gateway is the node that holds its IP: the kernel refuses such a route.
+func TestABrokenPoolHoldsUpNoMoveOfOthers(t *testing.T) {
+	n := newNamespace(t)
+	ip, gateway, pod := n.remote("healthy", "10.10.0.88")
+	to := otherNode(gateway, otherNode(gateway))
+	n.apply(map[string]any{"kind": "ExternalIPPool", "metadata": n.meta("broken"), "spec": map[string]any{
+		"ipRanges":     []any{map[string]any{"start": "10.10.0.89", "end": "10.10.0.89"}},
+		"subnetInfo":   map[string]any{"gateway": nodeIP(t, to).String(), "prefixLength": 24},
+		"nodeSelector": map[string]any{"matchLabels": map[string]any{"kubernetes.io/hostname": to}}}})
+	n.egress("broken", "broken", "none")
+	etcd := etcdClient(t)
+	eventually(t, 10*time.Second, func() error {
+		r, err := etcd.Get(t.Context(), "/egret/agents/"+to)
+		if err != nil || len(r.Kvs) != 1 || !strings.Contains(string(r.Kvs[0].Value), "faults") {
+			return fmt.Errorf("%s is not at fault: %v, %v", to, r, err)
+		}
+		return nil
+	})
+	for _, to := range []string{to, gateway} {
+		result := probe(t, pod, 2*time.Second, func() { t.Log(strings.TrimSpace(egret(t, "move", ip.String(), "--to", to, "--timeout", "4s"))) })
+		only(t, result, ip)
+		lossless(t, "move to "+to, result)
+	}
+}
+
 func TestIPLeavesANodeThatStopsMatchingWithinASecond(t *testing.T) {
 	n := newNamespace(t)
 	for _, node := range nodes() {

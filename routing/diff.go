@@ -5,6 +5,8 @@ import (
 	"maps"
 	"slices"
 	"strings"
+
+	"github.com/egret-project/egret/egress"
 )
 
 // Changes are the difference between the kernel and a State. The zero Changes are empty.
@@ -18,6 +20,7 @@ type Changes struct {
 type op struct {
 	line string
 	run  func(*writer) error
+	exit egress.Mark // of the subnet that it is about; 0: it is about more
 }
 
 // Empty reports whether there is nothing to write.
@@ -57,7 +60,9 @@ func Diff(have Observed, want State) Changes {
 	for _, s := range want.Subnets {
 		if f, ok := have.filters[s.Link]; ok && f != looseFilter && !loose[s.Link] {
 			loose[s.Link] = true
-			c.adds = append(c.adds, loosen(s.Link))
+			o := loosen(s.Link)
+			o.exit = s.Mark
+			c.adds = append(c.adds, o)
 			c.Loosened = append(c.Loosened, s.Link)
 		}
 	}
@@ -76,7 +81,7 @@ func Diff(have Observed, want State) Changes {
 			if e.kind == route && places[e.place] {
 				verb = "append" // the old one is used until it goes
 			}
-			c.adds = append(c.adds, op{e.command + " " + verb + " " + e.words, func(w *writer) error { return present(e.add(w, verb)) }})
+			c.adds = append(c.adds, op{e.command + " " + verb + " " + e.words, func(w *writer) error { return present(e.add(w, verb)) }, e.exit})
 		}
 	}
 	for _, e := range slices.Backward(sorted(old)) {
@@ -84,7 +89,7 @@ func Diff(have Observed, want State) Changes {
 			continue
 		}
 		if _, ok := wanted[e.key()]; !ok && !slots[e.command+" "+e.slot] {
-			c.removes = append(c.removes, op{e.command + " del " + e.words, func(w *writer) error { return absent(e.del(w)) }})
+			c.removes = append(c.removes, op{e.command + " del " + e.words, func(w *writer) error { return absent(e.del(w)) }, e.exit})
 		}
 	}
 	if !want.Overlay.Local.IsValid() {

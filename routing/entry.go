@@ -34,13 +34,22 @@ type entry struct {
 	slot string
 	// place is shared by routes that take each other's place: same table and destination.
 	place   string
-	bound   string // the link of ours that it goes with
-	returns bool   // a route of State.Returns
+	bound   string      // the link of ours that it goes with
+	returns bool        // a route of State.Returns
+	exit    egress.Mark // of the subnet that a route or rule is for; 0: it is for none
 	add     func(w *writer, verb string) error
 	del     func(w *writer) error
 }
 
 func (e entry) key() string { return e.command + " " + e.words }
+
+// exitOf returns the mark of the subnet that a table is for; 0: it is for none.
+func exitOf(table int) egress.Mark {
+	if n := table - egress.ReturnTable; n > egress.MaxNodeIndex && n <= egress.MaxNodeIndex+egress.SubnetMarks {
+		return egress.NodeMark(n)
+	}
+	return 0
+}
 
 // newRule returns the part that all rules of ours have in common.
 func newRule(f family, priority int, mark, mask egress.Mark) netlink.Rule {
@@ -52,7 +61,7 @@ func newRule(f family, priority int, mark, mask egress.Mark) netlink.Rule {
 
 // ruleEntry returns the entry of any rule. What our own rules never have is in words, too, so that such a rule equals none of them.
 func ruleEntry(f family, r netlink.Rule) entry {
-	e := entry{kind: rule, command: "ip " + f.option + " rule"}
+	e := entry{kind: rule, command: "ip " + f.option + " rule", exit: exitOf(r.Table)}
 	var mask uint32
 	if r.Mask != nil {
 		mask = *r.Mask
@@ -147,7 +156,7 @@ func nowhere(f family, table int) netlink.Route {
 // routeEntry returns the entry of any route; dev is the name of its link. See ruleEntry.
 func routeEntry(f family, r netlink.Route, dev string) entry {
 	dst := prefixOf(r.Dst)
-	e := entry{kind: route, command: "ip " + f.option + " route", bound: dev, returns: r.Table == egress.ReturnTable}
+	e := entry{kind: route, command: "ip " + f.option + " route", bound: dev, returns: r.Table == egress.ReturnTable, exit: exitOf(r.Table)}
 	e.place = fmt.Sprintf("%s %s table %d", f.option, dst, r.Table)
 	e.words = dst.String()
 	if dst == f.any {

@@ -120,7 +120,7 @@ func (l link) change(name string, o Overlay, off map[int]bool) (ops []op) {
 				return err
 			}
 			return run(w, dev)
-		}})
+		}, 0})
 	}
 	if mac := egress.OverlayMAC(o.Local); l.mac != mac.String() {
 		set("address "+mac.String(), func(w *writer, dev netlink.Link) error { return w.handle.LinkSetHardwareAddr(dev, mac) })
@@ -166,7 +166,7 @@ func addLoop(o Overlay) op {
 		return present(w.handle.LinkAdd(&netlink.Veth{
 			LinkAttrs: attrs, PeerName: egress.LoopIn, PeerHardwareAddr: attrs.HardwareAddr, PeerMTU: uint32(o.MTU),
 		}))
-	}}
+	}, 0}
 }
 
 func addOverlay(o Overlay) op {
@@ -182,7 +182,7 @@ func addOverlay(o Overlay) op {
 			}
 		}
 		return present(err)
-	}}
+	}, 0}
 }
 
 func removeLink(name string) op {
@@ -194,7 +194,7 @@ func removeLink(name string) op {
 		}
 		w.forget()
 		return absent(w.handle.LinkDel(dev))
-	}}
+	}, 0}
 }
 
 // loosen sets rp_filter of a link.
@@ -205,7 +205,7 @@ func loosen(name string) op {
 			return err
 		}
 		return w.setRPFilter(i)
-	}}
+	}, 0}
 }
 
 // setRPFilter does what writing the sysctl would, in the namespace of the socket and where /proc is read-only, too.

@@ -10,6 +10,8 @@ import (
 	"github.com/vishvananda/netlink/nl"
 	"github.com/vishvananda/netns"
 	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
 )
 
 // Config is what a Router works with.
@@ -73,17 +75,22 @@ func (r *Router) request(kind, flags int) *nl.NetlinkRequest {
 }
 
 // Apply makes changes: first all that add, in an order in which each finds what it needs, then those that remove, the other way round.
-// It goes on after an error and returns all of them, joined. Making the same changes again is no error.
+// It goes on after an error and returns all of them, joined; those about the way out to one subnet are egress.ExitErrors. Making the same changes
+// again is no error.
 func (r *Router) Apply(c Changes) error {
-	w := &writer{Router: r, devs: map[string]netlink.Link{}, reported: map[string]bool{}}
+	w := &writer{Router: r, devs: map[string]netlink.Link{}, reported: map[report]bool{}}
 	var errs []error
 	for _, o := range slices.Concat(c.adds, c.removes) {
 		err := o.run(w)
-		if err == nil || errors.Is(err, errNoLink) && w.reported[err.Error()] {
+		if err == nil || errors.Is(err, errNoLink) && w.reported[report{o.exit, err.Error()}] {
 			continue // without the link, one error is as good as a thousand
 		}
-		w.reported[err.Error()] = true
-		errs = append(errs, fmt.Errorf("applying %q: %w", o.line, err))
+		w.reported[report{o.exit, err.Error()}] = true
+		err = fmt.Errorf("applying %q: %w", o.line, err)
+		if o.exit != 0 {
+			err = egress.ExitError{Mark: o.exit, Err: err}
+		}
+		errs = append(errs, err)
 	}
 	return errors.Join(errs...)
 }
@@ -107,7 +114,13 @@ var errForeignRoute = errors.New("another program's route is in its place")
 type writer struct {
 	*Router
 	devs     map[string]netlink.Link // those that are known
-	reported map[string]bool         // errors
+	reported map[report]bool
+}
+
+// report is an error that Apply has in its list.
+type report struct {
+	exit egress.Mark
+	text string
 }
 
 // link returns the link of the name as it is now.

@@ -85,7 +85,7 @@ func (c *Changes) diffVLANs(have map[int]observedVLAN, want State) {
 
 func (c *Changes) diffVLAN(id int, have observedVLAN, want VLAN, keep bool) {
 	name := egress.VLANLink(id)
-	link := func(line string, run func(*Links) error) { c.links = append(c.links, op{line, run}) }
+	link := func(line string, run func(*Links) error) { c.links = append(c.links, op{line, run, id}) }
 	set := func(words string, run func(*Links, netlink.Link) error) {
 		link("ip link set "+name+" "+words, func(l *Links) error {
 			dev, err := l.handle.LinkByName(name)
@@ -121,9 +121,9 @@ func (c *Changes) diffVLAN(id int, have observedVLAN, want VLAN, keep bool) {
 	}
 	wanted := append([]netip.Prefix{placeholder}, want.Addresses...)
 	for _, p := range sorted(wanted) {
-		o := op{"ip addr add " + words(p, name), func(l *Links) error { return present(l.address(name, p, l.handle.AddrAdd)) }}
+		o := op{"ip addr add " + words(p, name), func(l *Links) error { return present(l.address(name, p, l.handle.AddrAdd)) }, id}
 		if slices.Contains(have.altered, p) {
-			o = op{"ip addr change " + words(p, name), func(l *Links) error { return l.address(name, p, l.handle.AddrReplace) }}
+			o = op{"ip addr change " + words(p, name), func(l *Links) error { return l.address(name, p, l.handle.AddrReplace) }, id}
 		} else if slices.Contains(have.addresses, p) {
 			continue
 		}
@@ -137,7 +137,7 @@ func (c *Changes) diffVLAN(id int, have observedVLAN, want VLAN, keep bool) {
 	for _, p := range sorted(have.addresses) {
 		if !slices.Contains(wanted, p) && !keep {
 			c.removes = append(c.removes, op{fmt.Sprintf("ip addr del %s dev %s", p, name),
-				func(l *Links) error { return absent(l.address(name, p, l.handle.AddrDel)) }})
+				func(l *Links) error { return absent(l.address(name, p, l.handle.AddrDel)) }, id})
 		}
 	}
 }
@@ -188,5 +188,5 @@ func deleteLink(id int) op {
 			err = absent(l.handle.LinkDel(dev))
 		}
 		return err
-	}}
+	}, id}
 }

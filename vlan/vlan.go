@@ -182,6 +182,7 @@ type Changes struct {
 type op struct {
 	line string
 	run  func(*Links) error
+	vlan int // the VLAN that it is about; 0: it is about more
 }
 
 // Empty reports whether there is nothing to write.
@@ -214,7 +215,7 @@ var errForeign = errors.New("not ours: remove or rename it")
 func Diff(have Observed, want State) Changes {
 	var c Changes
 	c.diffVLANs(have.vlans, want)
-	add := func(line string, run func(*Links) error) { c.adds = append(c.adds, op{line, run}) }
+	add := func(line string, run func(*Links) error) { c.adds = append(c.adds, op{line: line, run: run}) }
 	switch {
 	case have.foreign != "":
 		add("ip link add "+egress.AddressLink+" type dummy", func(*Links) error {
@@ -241,7 +242,7 @@ func Diff(have Observed, want State) Changes {
 	for _, p := range sorted(have.addresses) {
 		if !slices.Contains(wanted, p) && !want.Keep {
 			c.removes = append(c.removes, op{fmt.Sprintf("ip addr del %s dev %s", p, egress.AddressLink),
-				func(l *Links) error { return absent(l.address(egress.AddressLink, p, l.handle.AddrDel)) }})
+				func(l *Links) error { return absent(l.address(egress.AddressLink, p, l.handle.AddrDel)) }, 0})
 		}
 	}
 	return c
@@ -264,12 +265,17 @@ func sorted(ps []netip.Prefix) []netip.Prefix {
 	return slices.Compact(ps)
 }
 
-// Apply makes changes. It goes on after an error and returns all of them, joined. Making the same changes again is no error.
+// Apply makes changes. It goes on after an error and returns all of them, joined; those about one VLAN are egress.ExitErrors. Making the same
+// changes again is no error.
 func (l *Links) Apply(c Changes) error {
 	var errs []error
 	for _, o := range slices.Concat(c.links, c.adds, c.removes) {
 		if err := o.run(l); err != nil {
-			errs = append(errs, fmt.Errorf("applying %q: %w", o.line, err))
+			err = fmt.Errorf("applying %q: %w", o.line, err)
+			if o.vlan != 0 {
+				err = egress.ExitError{VLAN: o.vlan, Err: err}
+			}
+			errs = append(errs, err)
 		}
 	}
 	return errors.Join(errs...)
