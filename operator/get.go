@@ -105,6 +105,11 @@ func list(kind string, all store.Everything) listing {
 			add(n, name, join(n.Addresses), strconv.Itoa(n.Index), agentState(all, name, now), strconv.Itoa(holds(all, name)),
 				limit(n.Capacity), strconv.FormatBool(plan.Cordoned(&all.Snapshot, name)))
 		}
+		for _, name := range slices.Sorted(maps.Keys(all.Agents)) {
+			if plan.Gone(&all.Snapshot, name) { // an agent of no node of the cluster
+				l.rows = append(l.rows, []string{name, "-", "gone", agentState(all, name, now), strconv.Itoa(holds(all, name)), "-", "-"})
+			}
+		}
 	case "cordons":
 		l.header = "NODE AGE WHY"
 		for _, name := range slices.Sorted(maps.Keys(all.Cordons)) {
