@@ -37,13 +37,13 @@ type Config struct {
 	Changed func()
 }
 
-// Announcer announces addresses, and answers neighbor solicitations for those of IPv6. Its methods may be called from any goroutine.
+// Announcer announces addresses, and listens for others that use them. Its methods may be called from any goroutine.
 type Announcer struct {
 	log       *slog.Logger
 	permitted func(netip.Addr) bool
 	changed   func()
 	send      func(link string, ip netip.Addr, permitted func(netip.Addr) bool) error
-	// listen begins to hear what others say and ask; follow says of which addresses, and on which links.
+	// listen begins to hear what others say; follow says of which addresses, and on which links.
 	listen func(ctx context.Context) (follow func(list4, list6 map[netip.Addr]string), stop func())
 	wake   chan struct{} // capacity 1: the schedule has changed
 
@@ -118,7 +118,7 @@ func send(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
 
 // open opens the sockets of listen.
 func (a *Announcer) open(ctx context.Context) (follow func(list4, list6 map[netip.Addr]string), stop func()) {
-	r := responder{log: a.log, permitted: a.speaks, heard: a.saw}
+	r := ndpListener{log: a.log, heard: a.saw}
 	l := listener{log: a.log, heard: a.saw, conns: map[int]*packet.Conn{}}
 	follow = func(list4, list6 map[netip.Addr]string) {
 		r.follow(ctx, list6)
@@ -127,7 +127,7 @@ func (a *Announcer) open(ctx context.Context) (follow func(list4, list6 map[neti
 	return follow, func() { r.close(); l.close() }
 }
 
-// Run announces and answers until ctx ends, on the links of the network namespace of its goroutine, and returns nil then.
+// Run announces and listens until ctx ends, on the links of the network namespace of its goroutine, and returns nil then.
 func (a *Announcer) Run(ctx context.Context) error {
 	follow, stop := a.listen(ctx)
 	defer stop()
@@ -196,7 +196,7 @@ func (a *Announcer) links() (list4, list6 map[netip.Addr]string) {
 	for ip, e := range a.schedule {
 		if ip.Is4() {
 			list4[ip] = e.link
-		} else if !strings.HasPrefix(e.link, egress.VLANLinkPrefix) { // on such a link the address is there, and the kernel answers
+		} else if !strings.HasPrefix(e.link, egress.VLANLinkPrefix) {
 			list6[ip] = e.link
 		}
 	}

@@ -1,8 +1,8 @@
 // Package announce tells the neighbours of a node, in a subnet, that an egress IP is now here: by gratuitous ARP and unsolicited neighbor
-// advertisements. For IPv6 it also answers who asks.
+// advertisements.
 //
 // It owns nothing in the kernel; it opens a socket for as long as it sends and, for as long as there are IPv6 addresses, one that
-// answers, a member of their solicited-node groups.
+// listens, a member of their solicited-node groups.
 //
 // Each announcement of an IPv4 address is two broadcast frames, both with the address as sender and as target:
 //
@@ -15,13 +15,11 @@
 // A neighbour that took over another MAC address less than a second ago may ignore a frame (Linux: neigh/<link>/locktime), and frames
 // get lost, so a new address is announced several times, and then now and then.
 //
-// That of an IPv6 address is one advertisement to all nodes, which overrides what they know (RFC 4861, section 7.2.6). The kernel answers
-// neighbor solicitations only on the link that has the address, and joins the address's group only there; an egress IP is on a link of
-// its own, so they are answered here.
+// That of an IPv6 address is one advertisement to all nodes, which overrides what they know (RFC 4861, section 7.2.6).
 //
 // Invariants: no frame without a permit, which is asked for right before each frame, because a frame of a packet socket passes no nft
 // chain that would hold it back (an advertisement does); nothing is sent for an address that was withdrawn.
 //
-// It does not answer ARP requests (package nft does, in the kernel), and does not decide what a conflict
-// means: Probe and Conflicts only tell of it.
+// It answers nobody: the kernel does (packages nft and vlan). And it does not decide what a conflict means: Probe and Conflicts only tell
+// of it.
 package announce

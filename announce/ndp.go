@@ -44,15 +44,10 @@ func listenNDP(accept ...ipv6.ICMPType) (ndpConn, error) {
 	return ndpConn{p}, nil
 }
 
-// advertise sends a neighbor advertisement (RFC 4861, section 4.4) that ip is at the link's MAC address, to whoever asked; the zero or
-// the unspecified address stands for all.
-func (c ndpConn) advertise(ifi *net.Interface, ip, to netip.Addr) error {
-	solicited := to.IsValid() && !to.IsUnspecified()
-	if !solicited {
-		to = allNodes
-	}
+// advertise tells all nodes that ip is at the link's MAC address, by a neighbor advertisement (RFC 4861, section 4.4).
+func (c ndpConn) advertise(ifi *net.Interface, ip netip.Addr) error {
 	b, err := ndp.MarshalMessage(&ndp.NeighborAdvertisement{
-		Solicited: solicited, Override: true, TargetAddress: ip,
+		Override: true, TargetAddress: ip,
 		Options: []ndp.Option{&ndp.LinkLayerAddress{Direction: ndp.Target, Addr: ifi.HardwareAddr}},
 	})
 	if err != nil {
@@ -60,7 +55,7 @@ func (c ndpConn) advertise(ifi *net.Interface, ip, to netip.Addr) error {
 	}
 	// By its index, and no zone: package net looks the names of zones up once a minute, and the link may have been made anew.
 	cm := &ipv6.ControlMessage{HopLimit: ndp.HopLimit, IfIndex: ifi.Index}
-	if _, err := c.WriteTo(b, cm, &net.IPAddr{IP: to.AsSlice()}); err != nil {
+	if _, err := c.WriteTo(b, cm, &net.IPAddr{IP: allNodes.AsSlice()}); err != nil {
 		return fmt.Errorf("sending an advertisement on %s: %w", ifi.Name, err)
 	}
 	return nil
@@ -81,19 +76,17 @@ func sendNA(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
 	if !permitted(ip) {
 		return nil
 	}
-	return c.advertise(ifi, ip, netip.Addr{})
+	return c.advertise(ifi, ip)
 }
 
-// responder answers neighbor solicitations for addresses that are not on the link where they are asked for: the kernel answers only
-// for those that are, and joins only their groups.
-type responder struct {
-	log       *slog.Logger
-	permitted func(link string, ip netip.Addr) bool
-	heard     func(link string, ip netip.Addr, mac net.HardwareAddr) // another host says that it has ip
-	conn      ndpConn
-	done      chan struct{} // closed at the end of the goroutine that answers; nil: nothing was ever to be answered for
-	joined    map[membership]bool
-	err       string // the last one that was logged
+// ndpListener hears what other hosts say of IPv6 addresses, on the links of those.
+type ndpListener struct {
+	log    *slog.Logger
+	heard  func(link string, ip netip.Addr, mac net.HardwareAddr) // another host says that it has ip
+	conn   ndpConn
+	done   chan struct{} // closed at the end of the goroutine that listens; nil: there was never anything to hear
+	joined map[membership]bool
+	err    string // the last one that was logged
 
 	mu    sync.Mutex
 	links map[int]*net.Interface // guarded by mu
@@ -105,8 +98,8 @@ type membership struct {
 	group   netip.Addr
 }
 
-// follow makes r answer for the addresses on their links, and for no others. What fails is tried again by the next call.
-func (r *responder) follow(ctx context.Context, want map[netip.Addr]string) {
+// follow makes r listen for the addresses on their links, and for no others. What fails is tried again by the next call.
+func (r *ndpListener) follow(ctx context.Context, want map[netip.Addr]string) {
 	links := map[int]*net.Interface{}
 	wanted := map[membership]bool{}
 	var errs []error
@@ -131,23 +124,23 @@ func (r *responder) follow(ctx context.Context, want map[netip.Addr]string) {
 	text := ""
 	if err := errors.Join(errs...); err != nil {
 		if text = err.Error(); text != r.err {
-			r.log.Warn("neighbor solicitations not answered, will retry", "err", err)
+			r.log.Warn("neighbor discovery not listened to, will retry", "err", err)
 		}
 	}
 	r.err = text
 }
 
-func (r *responder) start(ctx context.Context) (err error) {
+func (r *ndpListener) start(ctx context.Context) (err error) {
 	if r.conn, err = listenNDP(ipv6.ICMPTypeNeighborSolicitation, ipv6.ICMPTypeNeighborAdvertisement); err != nil {
 		return err
 	}
 	r.done, r.joined = make(chan struct{}), map[membership]bool{}
-	go r.answer(ctx)
+	go r.listen(ctx)
 	return nil
 }
 
 // join joins the groups that are wanted and leaves the others.
-func (r *responder) join(wanted map[membership]bool, links map[int]*net.Interface) error {
+func (r *ndpListener) join(wanted map[membership]bool, links map[int]*net.Interface) error {
 	r.mu.Lock()
 	r.links = links
 	r.mu.Unlock()
@@ -172,12 +165,12 @@ func (r *responder) join(wanted map[membership]bool, links map[int]*net.Interfac
 	return errors.Join(errs...)
 }
 
-// answer answers until the socket is closed.
-func (r *responder) answer(ctx context.Context) {
+// listen listens until the socket is closed.
+func (r *ndpListener) listen(ctx context.Context) {
 	defer close(r.done)
 	b := make([]byte, 1500) // of more, only options would be cut off
 	for {
-		n, cm, from, err := r.conn.ReadFrom(b)
+		n, cm, _, err := r.conn.ReadFrom(b)
 		if ctx.Err() != nil || errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -195,19 +188,11 @@ func (r *responder) answer(ctx context.Context) {
 		if ip, mac := advertised(m); ip.IsValid() && mac.String() != ifi.HardwareAddr.String() { // ours come back
 			r.heard(ifi.Name, ip, mac)
 		}
-		ns, ok := m.(*ndp.NeighborSolicitation)
-		asker, _ := netip.AddrFromSlice(from.(*net.IPAddr).IP)
-		if !ok || !r.permitted(ifi.Name, ns.TargetAddress) {
-			continue
-		}
-		if err := r.conn.advertise(ifi, ns.TargetAddress, asker); err != nil {
-			r.log.Debug("neighbor solicitation not answered", "egress_ip", ns.TargetAddress, "err", err)
-		}
 	}
 }
 
-// close ends the goroutine that answers.
-func (r *responder) close() {
+// close ends the goroutine that listens.
+func (r *ndpListener) close() {
 	if r.done != nil {
 		r.conn.Close()
 		<-r.done

@@ -1,13 +1,11 @@
 package announce
 
 import (
-	"context"
 	"fmt"
 	"net/netip"
 	"os"
 	"os/exec"
 	"strings"
-	"sync/atomic"
 	"testing"
 	"time"
 
@@ -52,62 +50,6 @@ func eventually(t *testing.T, what string, ok func() bool) {
 		if time.Now().After(end) {
 			t.Fatalf("after 10 s: %s", what)
 		}
-	}
-}
-
-func TestSolicitationsForAnAddressOfAnotherLinkAreAnsweredWithAPermitOnly(t *testing.T) {
-	netns.Enter(t)
-	there := neighbor(t)
-	reached := func(ip string) bool {
-		if _, err := there("ip -6 neigh flush dev eth0"); err != nil {
-			t.Error(err)
-		}
-		_, err := there("ping -6 -c1 -W0.5 " + ip)
-		return err == nil
-	}
-	eventually(t, "the node does not answer for its own address", func() bool { return reached("fd10::101") })
-	if reached("fd10::8") {
-		t.Fatal("the kernel answers by itself: the test proves nothing")
-	}
-	var permitted atomic.Bool
-	a := New(Config{Permitted: func(netip.Addr) bool { return permitted.Load() }})
-	ctx, stop := context.WithCancel(t.Context())
-	script := make(chan struct{})
-	go func() {
-		defer close(script)
-		defer stop()
-		silent := func(when string) {
-			if reached("fd10::8") {
-				t.Errorf("%s: answered", when)
-			}
-		}
-		a.Set(set("fd10::8", "eth0"))
-		time.Sleep(100 * time.Millisecond)
-		silent("without a permit")
-		permitted.Store(true)
-		for range 3 {
-			if !reached("fd10::8") {
-				t.Error("with a permit: not answered")
-			}
-		}
-		// The neighbor asks whether what it knows still holds, at the address itself.
-		if out, err := there("ip -6 neigh change fd10::8 dev eth0 nud probe"); err != nil {
-			t.Errorf("%v: %s", err, out)
-		}
-		eventually(t, "a question at the address itself is not answered", func() bool {
-			out, _ := there("ip -6 neigh show fd10::8 dev eth0") // an error shows as no REACHABLE
-			return strings.Contains(out, "REACHABLE")
-		})
-		a.Set(nil)
-		time.Sleep(100 * time.Millisecond)
-		silent("withdrawn")
-	}()
-	if err := a.Run(ctx); err != nil {
-		t.Error(err)
-	}
-	<-script
-	if left := netns.Run(t, "ip -6 maddr show dev eth0"); strings.Contains(left, "ff02::1:ff00:8") {
-		t.Errorf("the group is not left:\n%s", left)
 	}
 }
 

@@ -97,7 +97,7 @@ var alike = []string{
 	"ip -6 rule add pref 1200 fwmark 0x1 lookup 7001 protocol 95",
 	"ip route add 192.0.2.0/24 via 10.10.0.200 table 7000", "ip -6 route add 2001:db8:7::/64 via fd10::200 table 7001 proto 95",
 	"ip route add 192.0.2.0/24 via 10.10.0.200 table 6999 proto 94", "ip rule add pref 2000 fwmark 0x1 lookup 6999 protocol 94",
-	"ip link add egret1 type bridge", "ip addr add 192.0.2.9/32 dev egret1",
+	"ip -6 neigh add proxy fd10::250 dev eth0", "ip link add egret1 type bridge", "ip addr add 192.0.2.9/32 dev egret1",
 }
 
 // moody is what ip prints of the kernel's own doing: how long something lasts, and what a link has seen.
@@ -109,6 +109,7 @@ func everything(t *testing.T, node string) []string {
 	var all []string
 	for _, line := range []string{
 		"ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all", "ip -d link", "ip addr", "ip neigh show nud permanent",
+		"ip -6 neigh show proxy", "sysctl -a --pattern net.ipv6.neigh.*proxy_delay",
 		"bridge fdb show", "nft list ruleset", "sysctl -a --pattern net.ipv[46].conf",
 	} {
 		out, err := cluster.Exec(t.Context(), "node", node, strings.Fields(line)...)

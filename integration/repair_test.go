@@ -80,6 +80,8 @@ func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
 		{"an address", gateway, "ip FAMILY addr flush dev egret0", "ip FAMILY addr show egret0"},
 		{"an address is preferred", gateway, "ip -6 addr change IP6/128 dev egret0 preferred_lft forever", "ip -6 addr show egret0"},
 		{"an address ends", gateway, "ip addr change IP4/32 dev egret0 valid_lft 2 preferred_lft 2", "ip addr show egret0"},
+		{"the group of an address", gateway, "ip -6 addr del ff02::1:ff00:16/128 dev eth0", "ip -6 addr show eth0"},
+		{"answers to neighbours", gateway, "sysctl -qw net.ipv6.conf.eth0.proxy_ndp=0", "sysctl net.ipv6.conf.eth0.proxy_ndp"},
 		{"an address that is none of the node's", gateway, "ip addr add 10.10.0.77/32 dev egret0", "ip addr show egret0"},
 
 		{"the tables", node, "nft delete table inet egret; nft delete table arp egret; nft delete table netdev egret", "nft list tables"},

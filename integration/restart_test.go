@@ -10,6 +10,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/egret-project/egret/integration/lab"
 )
 
 func TestRestartOfAgentsLosesNoPacket(t *testing.T) {
@@ -22,18 +24,31 @@ func TestRestartOfAgentsLosesNoPacket(t *testing.T) {
 	})
 }
 
-// TestAgentsThatAreAwayForHalfAMinuteLoseNoPacket has no agent on any node for most of the time: the kernels serve on.
+// TestAgentsThatAreAwayForHalfAMinuteLoseNoPacket has no agent on any node for most of the time: the kernels serve on, and answer neighbours
+// that do not know any more where the IPs are.
 func TestAgentsThatAreAwayForHalfAMinuteLoseNoPacket(t *testing.T) {
 	const away = 30 * time.Second // as long as a new image may take
 	n := newNamespace(t)
-	ip, _, pod := n.remote("away", "10.10.0.62")
-	unmoved(t, ip, pod, away+8*time.Second, func() {
+	n.dual("away", "10.10.0.62", "fd10::62")
+	ips := bothIPs(t, "away")
+	pod := n.pod("web", otherNode(ownership(t)[ips[0]]), "web")
+	selected(t, pod, ips...)
+	owners := ownership(t)
+	four := make(chan lab.ProbeResult, 1)
+	go func() { four <- probeTo(t, lab.OutsideIP, pod, away+8*time.Second, func() {}) }()
+	six := probeTo(t, lab.OutsideIP6, pod, away+8*time.Second, func() {
 		var back []time.Time
 		for _, node := range nodes() {
 			if err := cluster.Stop(t.Context(), "agent", node); err != nil {
 				t.Fatal(err)
 			}
 			back = append(back, time.Now().Add(away))
+		}
+		for time.Until(back[0]) > time.Second {
+			if out, err := cluster.Exec(t.Context(), "outside", "", "sh", "-c", "ip neigh flush to 10.10.0.62; ip -6 neigh flush to fd10::62"); err != nil {
+				t.Fatalf("forgetting the neighbours: %v\n%s", err, out)
+			}
+			time.Sleep(time.Second)
 		}
 		for i, node := range nodes() {
 			time.Sleep(time.Until(back[i])) // it is what is tested
@@ -42,6 +57,12 @@ func TestAgentsThatAreAwayForHalfAMinuteLoseNoPacket(t *testing.T) {
 			}
 		}
 	})
+	for what, r := range map[string]lab.ProbeResult{"IPv4": <-four, "IPv6": six} {
+		lossless(t, what, r)
+	}
+	if after := ownership(t); !maps.Equal(owners, after) {
+		t.Errorf("owners before %v, after %v", owners, after)
+	}
 	for _, node := range nodes() {
 		inService(t, node, false)
 	}

@@ -176,6 +176,12 @@ func (e exits) answer(d *Desired, a egress.Address) {
 	}
 	d.VLAN.Addresses = append(d.VLAN.Addresses, a.IP)
 	d.Announce[a.IP] = parent.Name
+	if a.IP.Is6() {
+		if d.VLAN.Answers == nil {
+			d.VLAN.Answers = map[string][]netip.Addr{}
+		}
+		d.VLAN.Answers[parent.Name] = append(d.VLAN.Answers[parent.Name], a.IP)
+	}
 	if e.facts.AnswersARP && parent.MAC != [6]byte{} {
 		c := d.NFT.Carriers[parent.Name]
 		c.MAC = parent.MAC

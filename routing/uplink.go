@@ -126,7 +126,7 @@ func readLinks() (Links, error) {
 		if !ok {
 			return nil, errRenumbered
 		}
-		if a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 {
+		if a.Flags&(unix.IFA_F_TENTATIVE|unix.IFA_F_DADFAILED) == 0 && !a.IP.IsMulticast() {
 			all[i].Addrs = append(all[i].Addrs, prefixOf(a.IPNet))
 		}
 	}

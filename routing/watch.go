@@ -21,6 +21,7 @@ var groups = []uint{
 	unix.RTNLGRP_IPV4_ROUTE, unix.RTNLGRP_IPV6_ROUTE,
 	unix.RTNLGRP_IPV4_RULE, unix.RTNLGRP_IPV6_RULE,
 	unix.RTNLGRP_IPV4_NETCONF, // rp_filter
+	unix.RTNLGRP_IPV6_NETCONF, // proxy_ndp
 }
 
 // Watch calls changed once it listens, so that nothing before is missed, and then after every change, by whomever, of a link, of an

@@ -1,6 +1,8 @@
 // Package vlan carries the addresses of the egress IPs that a node hosts: those of the default subnet on the link egret0.
 //
-// It owns, in the network namespace of who called New, the link egret0 with all the addresses on it. Addresses elsewhere are never
+// It owns, in the network namespace of who called New, the link egret0 with all the addresses on it; and on other links the neighbour
+// proxies of protocol 94, the addresses with the flag autojoin that are groups of solicited nodes, and proxy_ndp and proxy_delay while there
+// are such proxies (neighbor.go): the kernel answers by them for IPv6 addresses that another link has. Other addresses elsewhere are never
 // touched, and neither is a link of the name that is neither a dummy nor a bridge without ports: that is an error that names it.
 //
 // egret0 is a dummy, or, where the kernel has none, a bridge without ports, and it is always down. The addresses serve all the same: the

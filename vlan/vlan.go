@@ -9,6 +9,7 @@ import (
 	"slices"
 	"strings"
 
+	rtnetlink "github.com/mdlayher/netlink"
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
@@ -21,6 +22,9 @@ type State struct {
 	Addresses []netip.Addr
 	// VLANs are the links of VLANs, by their ids.
 	VLANs map[int]VLAN
+	// Answers are the IPv6 addresses for which the kernel answers neighbor solicitations on a link that does not have them, by link; those of
+	// IPv4 are left out.
+	Answers map[string][]netip.Addr
 	// Keep keeps the addresses and links that are not in the State: a record could not be read, and an error never causes a delete.
 	Keep bool
 }
@@ -41,9 +45,10 @@ type Observed struct {
 	addresses  []netip.Prefix
 	altered    []netip.Prefix // those of the addresses that end, or are preferred, and should not
 	vlans      map[int]observedVLAN
+	answers    map[string]answered
 }
 
-// Addresses returns the addresses on our links.
+// Addresses returns the addresses on our links, and those that are answered for. One may be among them twice.
 func (o Observed) Addresses() []netip.Addr {
 	var out []netip.Addr
 	for _, p := range o.addresses {
@@ -55,6 +60,9 @@ func (o Observed) Addresses() []netip.Addr {
 				out = append(out, p.Addr())
 			}
 		}
+	}
+	for _, a := range o.answers {
+		out = append(out, a.ips...)
 	}
 	return out
 }
@@ -68,6 +76,7 @@ type Config struct {
 type Links struct {
 	log    *slog.Logger
 	handle *netlink.Handle
+	rt     *rtnetlink.Conn // for what the library has no words for
 }
 
 // New returns the Links of the network namespace of the calling thread. It writes nothing.
@@ -76,14 +85,22 @@ func New(cfg Config) (*Links, error) {
 	if err != nil {
 		return nil, fmt.Errorf("opening netlink: %w", err)
 	}
+	rt, err := rtnetlink.Dial(unix.NETLINK_ROUTE, nil)
+	if err != nil {
+		h.Close()
+		return nil, fmt.Errorf("opening netlink: %w", err)
+	}
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Links{log: cfg.Log, handle: h}, nil
+	return &Links{log: cfg.Log, handle: h, rt: rt}, nil
 }
 
 // Close closes the sockets. The kernel keeps what it has.
-func (l *Links) Close() { l.handle.Close() }
+func (l *Links) Close() {
+	l.handle.Close()
+	l.rt.Close() // of a socket that only asks, no error tells anything
+}
 
 // dumps is how often a dump that the kernel interrupted, because what it lists changed, is begun anew.
 const dumps = 20
@@ -104,7 +121,11 @@ func whole[T any](what string, list func() (T, error)) (T, error) {
 
 // Observe reads what the kernel holds of ours. An error means that nothing is known.
 func (l *Links) Observe() (Observed, error) {
-	addresses, altered, err := l.addresses()
+	addresses, altered, joined, err := l.addresses()
+	if err != nil {
+		return Observed{}, err
+	}
+	answers, err := l.answers(joined)
 	if err != nil {
 		return Observed{}, err
 	}
@@ -114,9 +135,9 @@ func (l *Links) Observe() (Observed, error) {
 	}
 	dev, err := l.link()
 	if err != nil || dev == nil {
-		return Observed{vlans: vlans}, err
+		return Observed{vlans: vlans, answers: answers}, err
 	}
-	o := Observed{exists: true, up: dev.Attrs().RawFlags&unix.IFF_UP != 0, vlans: vlans}
+	o := Observed{exists: true, up: dev.Attrs().RawFlags&unix.IFF_UP != 0, vlans: vlans, answers: answers}
 	if o.foreign, err = l.foreign(dev); err != nil || o.foreign != "" {
 		return o, err
 	}
@@ -124,20 +145,27 @@ func (l *Links) Observe() (Observed, error) {
 	return o, nil
 }
 
-// addresses returns the addresses on all links, by the index of the link, and those of them that are not as ours are made.
-func (l *Links) addresses() (all, altered map[int][]netip.Prefix, err error) {
+// addresses returns the addresses on all links, by the index of the link, those of them that are not as ours are made, and the groups of
+// solicited nodes that are joined.
+func (l *Links) addresses() (all, altered, joined map[int][]netip.Prefix, err error) {
 	addrs, err := whole("addresses", func() ([]netlink.Addr, error) { return l.handle.AddrList(nil, netlink.FAMILY_ALL) })
-	all, altered = map[int][]netip.Prefix{}, map[int][]netip.Prefix{}
+	all, altered, joined = map[int][]netip.Prefix{}, map[int][]netip.Prefix{}, map[int][]netip.Prefix{}
 	for _, a := range addrs {
 		ip, _ := netip.AddrFromSlice(a.IP)
 		bits, _ := a.Mask.Size()
 		p := netip.PrefixFrom(ip.Unmap(), bits)
+		if p.Addr().IsMulticast() {
+			if a.Flags&autojoin != 0 && solicitedNodes.Contains(p.Addr()) { // which nobody else makes
+				joined[a.LinkIndex] = append(joined[a.LinkIndex], p)
+			}
+			continue
+		}
 		all[a.LinkIndex] = append(all[a.LinkIndex], p)
 		if uint32(a.ValidLft) != forever || p.Addr().Is6() && a.PreferedLft != 0 {
 			altered[a.LinkIndex] = append(altered[a.LinkIndex], p)
 		}
 	}
-	return all, altered, err
+	return all, altered, joined, err
 }
 
 // link returns egret0, or nil when it is not there.
@@ -215,6 +243,7 @@ var errForeign = errors.New("not ours: remove or rename it")
 func Diff(have Observed, want State) Changes {
 	var c Changes
 	c.diffVLANs(have.vlans, want)
+	c.diffAnswers(have.answers, want.Answers, want.Keep)
 	add := func(line string, run func(*Links) error) { c.adds = append(c.adds, op{line: line, run: run}) }
 	switch {
 	case have.foreign != "":
@@ -287,9 +316,10 @@ func (l *Links) Delete() error {
 	if err != nil {
 		return err
 	}
-	var vlans Changes
-	vlans.diffVLANs(have.vlans, State{})
-	if err := l.Apply(vlans); err != nil || !have.exists {
+	var c Changes
+	c.diffAnswers(have.answers, nil, false)
+	c.diffVLANs(have.vlans, State{})
+	if err := l.Apply(c); err != nil || !have.exists {
 		return err
 	}
 	if have.foreign != "" {
