@@ -183,6 +183,10 @@ func notEgress(chain string) []rule {
 		newRule(chain, hereType(), back()))
 }
 
+// translatePriority is the first that the kernel takes for a chain of NAT (linux: nft_chain_parse_hook wants it after conntrack's, -200). All of NAT
+// runs at 100, by these priorities: iptables at 100, kindnet at 90. Of two with the same the later one is called first.
+const translatePriority = -199
+
 // leavingChains see egress connections on their way out: forward, then three times postrouting.
 func leavingChains(s State) []chain {
 	id := egress.Mark(egress.MaxID)
@@ -211,8 +215,8 @@ func leavingChains(s State) []chain {
 		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0, ""}, fwd},
 		// The packet mark becomes the id, which VXLAN carries as its group policy. The loop leaves the mark alone.
 		{"identity", post(nftables.ChainTypeFilter, 0), []rule{newRule("identity", toPass(), identity)}},
-		// Before every other SNAT (100): what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
-		{"translate", post(nftables.ChainTypeNAT, 99), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
+		// Before every other NAT: what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
+		{"translate", post(nftables.ChainTypeNAT, translatePriority), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
 		{"translate_egress", hook{}, append(own, newRule("translate_egress", count(CounterGuard), drop()))},
 		// After every SNAT: what still is no permitted egress IP never leaves.
 		{"guard", post(nftables.ChainTypeFilter, 300), []rule{newRule("guard", direction("original", 0), tagged(), enter("permitted"))}},
