@@ -73,6 +73,7 @@ type agent struct {
 	permits   *permits
 	history   *history
 	probes    *probes
+	drops     *drops
 	features  []string       // what the record of the agent says of its kernel
 	gossip    *gossip.Gossip // nil: off
 	freeze    *freeze        // nil: no gossip
@@ -154,6 +155,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return a.keepLease(gctx) })
 	g.Go(func() error { return a.announcer.Run(gctx) })
 	g.Go(func() error { return a.probes.run(gctx) })
+	g.Go(func() error { return a.drops.run(gctx) })
 	g.Go(func() error { return a.history.run(gctx, a.Store, a.Log) })
 	watch := func(run func(context.Context, func()) error) {
 		// They may open sockets: in the namespace of the thread that they happen to run on, as every thread of the agent is in it.
@@ -221,6 +223,7 @@ func open(cfg Config) (*agent, error) {
 			Node: cfg.Node, Port: cfg.GossipPort, Key: cfg.GossipKey, Log: cfg.Log, Changed: a.wake, Receive: a.freeze.receive,
 		})
 	}
+	a.drops = &drops{log: cfg.Log, look: a.tables.Guarded, wake: a.wake, cause: a.causeOf}
 	a.announcer = announce.New(announce.Config{Log: cfg.Log, Permitted: a.permits.answers, Changed: a.wake})
 	a.probes = newProbes(&probes{log: cfg.Log, unused: cfg.Store.Unused, wake: a.wake,
 		there: func(link string) bool { _, err := net.InterfaceByName(link); return err == nil },

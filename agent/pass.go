@@ -457,10 +457,11 @@ func (a *agent) publish(ctx context.Context, t turn, fenced bool) error {
 		}
 		r.Conflicts[ip] = c.String()
 	}
+	r.Dropped = a.drops.why()
 	// What a former agent extended is cut by now.
 	r.Revocable = a.gossip != nil && (fenced || have.Revocable)
 	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) &&
-		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Refused, r.Refused) && have.Revocable == r.Revocable && have.Restarting == r.Restarting {
+		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Dropped, r.Dropped) && maps.Equal(have.Refused, r.Refused) && have.Revocable == r.Revocable && have.Restarting == r.Restarting {
 		return nil
 	}
 	return a.Store.PutAgent(ctx, t.lease, r)

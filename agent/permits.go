@@ -125,6 +125,13 @@ func (p *permits) answers(ip netip.Addr) bool {
 	return false
 }
 
+// lasts reports whether the permit to send with ip is alive.
+func (p *permits) lasts(ip netip.Addr) bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return time.Now().Before(p.until) && slices.ContainsFunc(p.list, func(have nft.Permit) bool { return have.IP == ip })
+}
+
 // renewLocked renews the permits to their limit, but for a margin, in which that has to be done: without a commit where the kernel has
 // exactly those of list, and else with one.
 func (p *permits) renewLocked() error {

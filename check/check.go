@@ -39,6 +39,7 @@ func Run(nodeIP netip.Addr) ([]Finding, error) {
 	out = append(out, features()...)
 	out = append(out, sysctls()...)
 	out = append(out, collisions()...)
+	out = append(out, beside()...)
 	return append(out, uplink(nodeIP)), nil
 }
 

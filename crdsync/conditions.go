@@ -27,6 +27,8 @@ type scene struct {
 	pools   map[string]egress.Pool
 	// faulty are the nodes that run pods of an egress and could not program everything, by egress, sorted.
 	faulty map[string][]string
+	// droppers are the nodes that drop packets of an egress IP, sorted.
+	droppers map[netip.Addr][]string
 }
 
 // egressStatus returns the status of an egress. old is what it was: a condition keeps its time while its status stays.
@@ -111,8 +113,8 @@ func (s scene) conflict(ip netip.Addr) string {
 	return ""
 }
 
-// degraded returns the condition of an egress for which a node could not program everything, or whose address a host outside the cluster
-// uses as well; ok is false for all others. The nodes that hold its addresses come first: they serve all its pods.
+// degraded returns the condition of an egress for which a node could not program everything, or drops its packets, or whose address a host
+// outside the cluster uses as well; ok is false for all others. The nodes that hold its addresses come first: they serve all its pods.
 func (s scene) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	var nodes []string
 	for _, a := range v.addresses {
@@ -144,7 +146,25 @@ func (s scene) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
 			said = append(said, fmt.Sprintf("node %s: %s: another host uses it too, %s", o.Node, a.IP, s.agents[o.Node].Conflicts[a.IP]))
 		}
 	}
+	if dropped := s.dropped(v); len(dropped) > 0 {
+		if len(said) == 0 {
+			reason = v1beta1.ReasonTrafficDropped
+		}
+		said = append(said, dropped...)
+	}
 	return v1beta1.EgressCondition{Type: v1beta1.Degraded, Status: metav1.ConditionTrue, Reason: reason, Message: strings.Join(said, "; ")}, len(said) > 0
+}
+
+// dropped says which nodes drop packets of an egress, and why, a few of them.
+func (s scene) dropped(v verdict) (said []string) {
+	for _, a := range v.addresses {
+		for _, n := range s.droppers[a.IP] {
+			if len(said) < maxNamed {
+				said = append(said, fmt.Sprintf("node %s: %s: %s", n, a.IP, s.agents[n].Dropped[a.IP]))
+			}
+		}
+	}
+	return said
 }
 
 // unheld says why no node holds an address, as far as etcd shows.

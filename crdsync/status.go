@@ -296,8 +296,11 @@ func readScene(c *store.Cache) scene {
 		s.owners[o.IP] = o
 		s.load[o.Node]++
 	}
-	s.faulty = map[string][]string{}
+	s.faulty, s.droppers = map[string][]string{}, map[netip.Addr][]string{}
 	for _, node := range slices.Sorted(maps.Keys(s.agents)) {
+		for ip := range s.agents[node].Dropped {
+			s.droppers[ip] = append(s.droppers[ip], node)
+		}
 		if len(s.agents[node].Faults) == 0 {
 			continue
 		}

@@ -158,6 +158,13 @@ func testDegraded(c *cluster) {
 	c.wantCondition("egress-prod-web", "Degraded")
 	c.wantTold("egress-prod-web", on+"node-4", "Warning Degraded node node-4: nftables: refused; node node-4: routes: no")
 
+	dropped := map[netip.Addr]string{ip("10.10.0.11"): "chain x translates first"}
+	c.put("agents/node-1", egress.Agent{Node: "node-1", Address: ip("192.0.2.1"), Dropped: dropped})
+	c.wantCondition("egress-prod-web", "Degraded TrafficDropped: node node-1: 10.10.0.11: chain x translates first")
+	c.wantCondition("egress-staging-web", "Degraded") // has another IP
+	agent("node-1", nil)
+	c.wantCondition("egress-prod-web", "Degraded")
+
 	used := map[netip.Addr]string{ip("10.10.0.11"): "02:00:00:00:00:09 on link eth0"}
 	c.put("agents/node-4", egress.Agent{Node: "node-4", Address: ip("192.0.2.1"), Conflicts: used})
 	c.wantCondition("egress-prod-web", "Degraded AddressInUse: node node-4: 10.10.0.11: another host uses it too, 02:00:00:00:00:09 on link eth0")

@@ -136,6 +136,9 @@ type Agent struct {
 	// Conflicts are the egress IPs that a host outside the cluster uses, as far as this node heard, and which: those that the node has not
 	// claimed for that reason, and those that it holds.
 	Conflicts map[netip.Addr]string `json:"conflicts,omitempty"`
+	// Dropped are the egress IPs of which the node has dropped packets for a while since they were about to leave with another source, or by
+	// another way, and why that may be.
+	Dropped map[netip.Addr]string `json:"dropped,omitempty"`
 	// Refused are the pools whose IPs the node cannot hold, and why: a VLAN id that another link has, a kernel without VLANs.
 	Refused map[string]string `json:"refused,omitempty"`
 	// Restarting is set by an agent that was told to stop and expects a successor, in the write that moves it to another lease. It is given no

@@ -7,6 +7,8 @@ import (
 	"strings"
 	"testing"
 	"time"
+
+	"github.com/egret-project/egret/egress"
 )
 
 // What other programs have in NAT: whoever gives a connection its source first, has the say. The kernel calls the NAT chains of a hook by
@@ -75,3 +77,48 @@ const kindnet = `table inet kindnet-ipmasq {
 		counter masquerade
 	}
 }`
+
+// Who has a chain of NAT at the very first priority, and made it after ours, is called first. That is for a person to mend, who has to be told.
+func TestTheGuardTellsWhoseItDropped(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			tables := open(t)
+			ext, p := outside(t), pod(t)
+			loop(t)
+			ext.serve(f.server)
+			f.hold(t)
+			reach(t, tables, parseState(t, f.base()+fmt.Sprintf("pod %s 5\nnexthop 5 0x2001\nhosted 5 %s 0x3fff\n", f.pod, f.egress)))
+			if err := tables.Permit([]Permit{{netip.MustParseAddr(f.egress), true}}, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			guarded := func() map[egress.ID]time.Duration {
+				t.Helper()
+				g, err := tables.Guarded()
+				if err != nil {
+					t.Fatal(err)
+				}
+				return g
+			}
+			if got := p.seen(f.server); got != f.egress || len(guarded()) > 0 {
+				t.Errorf("the pod is seen as %q, and the guard says %v", got, guarded())
+			}
+			nft(t, "table inet other { chain post { type nat hook postrouting priority -199; oifname eth0 masquerade; }; }")
+			if got := p.seen(f.server); got != "" {
+				t.Errorf("the pod is seen as %q", got)
+			}
+			if ago, ok := guarded()[5]; !ok || ago < 0 || ago > 10*time.Second {
+				t.Errorf("the guard says %v, want 5 just now", guarded())
+			}
+		})
+	}
+}
+
+func BenchmarkGuardedWithoutAny(b *testing.B) {
+	tables := open(b)
+	reach(b, tables, large(500))
+	for b.Loop() {
+		if _, err := tables.Guarded(); err != nil {
+			b.Fatal(err)
+		}
+	}
+}

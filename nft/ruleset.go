@@ -70,6 +70,7 @@ func inetTable(s State) table {
 	}
 	t.sets = append(t.sets,
 		set{name: "answer6", key: address6, size: maxIDs, permits: true},
+		set{name: "guarded", key: mark, flags: flagDynamic | flagTimeout, size: maxIDs},
 		set{name: "bandwidth", key: mark, object: objectLimit, flags: flagObject, size: maxIDs},
 		set{name: "nexthop", key: mark, value: mark, flags: flagMap, size: maxIDs},
 		set{name: "hosted", key: mark, value: mark, flags: flagMap, size: maxIDs})
@@ -183,10 +184,6 @@ func notEgress(chain string) []rule {
 		newRule(chain, hereType(), back()))
 }
 
-// translatePriority is the first that the kernel takes for a chain of NAT (linux: nft_chain_parse_hook wants it after conntrack's, -200). All of NAT
-// runs at 100, by these priorities: iptables at 100, kindnet at 90. Of two with the same the later one is called first.
-const translatePriority = -199
-
 // leavingChains see egress connections on their way out: forward, then three times postrouting.
 func leavingChains(s State) []chain {
 	id := egress.Mark(egress.MaxID)
@@ -216,14 +213,27 @@ func leavingChains(s State) []chain {
 		// The packet mark becomes the id, which VXLAN carries as its group policy. The loop leaves the mark alone.
 		{"identity", post(nftables.ChainTypeFilter, 0), []rule{newRule("identity", toPass(), identity)}},
 		// Before every other NAT: what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
-		{"translate", post(nftables.ChainTypeNAT, translatePriority), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
-		{"translate_egress", hook{}, append(own, newRule("translate_egress", count(CounterGuard), drop()))},
+		{"translate", post(nftables.ChainTypeNAT, egress.TranslatePriority), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
+		{"translate_egress", hook{}, slices.Concat(own, guarded("translate_egress"))},
 		// After every SNAT: what still is no permitted egress IP never leaves.
 		{"guard", post(nftables.ChainTypeFilter, 300), []rule{newRule("guard", direction("original", 0), tagged(), enter("permitted"))}},
 		{"permitted", hook{}, slices.Concat([]rule{
 			newRule("permitted", toPass(), accept()),
 			newRule("permitted", overLimit("bandwidth"), count(CounterBandwidth), drop()),
-		}, permitted, []rule{newRule("permitted", count(CounterGuard), drop())})},
+		}, permitted, guarded("permitted"))},
+	}
+}
+
+// guardedFor is for how long it is remembered that the guard dropped a packet of an egress IP.
+const guardedFor = 30 * time.Second
+
+// guarded drops what would leave with a wrong source, and remembers of which egress IP it was. That is a rule of its own: where a set takes no
+// more, its rule ends.
+func guarded(chain string) []rule {
+	return []rule{
+		newRule(chain, words(fmt.Sprintf("update @guarded { ct mark timeout %dms }", guardedFor.Milliseconds()),
+			loadCt(expr.CtKeyMARK), &expr.Dynset{SrcRegKey: reg, SetName: "guarded", Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: guardedFor})),
+		newRule(chain, count(CounterGuard), drop()),
 	}
 }
 

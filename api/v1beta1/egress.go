@@ -160,7 +160,8 @@ const (
 	ReasonDuplicateIP          = "DuplicateIP"          // an IP is another Egress's
 
 	ReasonProgrammingError = "ProgrammingError"
-	ReasonAddressInUse     = "AddressInUse" // a host outside the cluster uses the IP, too
+	ReasonAddressInUse     = "AddressInUse"   // a host outside the cluster uses the IP, too
+	ReasonTrafficDropped   = "TrafficDropped" // a node's guard drops packets of the Egress
 )
 
 // EgressCondition is one aspect of an Egress's state.
