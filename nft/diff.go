@@ -51,6 +51,8 @@ func Diff(have Observed, want State) Changes {
 		if i < len(have.tables) {
 			old = have.tables[i]
 		}
+		was := old.elements
+		old, t = c.own(old, t, have.socket)
 		if c.Repairs = append(c.Repairs, t.damage(old)...); len(t.damage(old)) > 0 {
 			c.ops = append(c.ops, t.rebuild(old)...)
 		}
@@ -60,7 +62,7 @@ func Diff(have Observed, want State) Changes {
 			}
 			wanted := all[s.name]
 			if want.Keep {
-				wanted = maps.Clone(old.elements[s.name])
+				wanted = maps.Clone(was[s.name])
 				if wanted == nil {
 					wanted = elements{}
 				}
@@ -85,6 +87,25 @@ func Diff(have Observed, want State) Changes {
 		c.Unhosted = unhosted(inet, all)
 	}
 	return c
+}
+
+// own makes the table that of the socket, where there is one, and returns it, and what is left of the old one then. One that its former owner has
+// left is taken over as it is. The kernel makes no other table one that is owned, nor takes the flag away: such a table is made anew, in the
+// same transaction, and only permits, which are renewed all the time, are lost.
+func (c *Changes) own(old observedTable, t table, socket uint32) (observedTable, table) {
+	if socket != 0 {
+		t.flags = flagsOwned
+	}
+	switch {
+	case !old.exists || old.flags == flagsOwned && old.socket == socket:
+	case (old.flags^t.flags)&flagPersist != 0:
+		c.ops = append(c.ops, t.deleteTable())
+		old = observedTable{}
+	case old.flags == flagPersist:
+		c.ops = append(c.ops, t.addTable())
+		old.flags = t.flags
+	}
+	return old, t
 }
 
 // forget returns what takes the pods that are known from now on out of the sets of sources that were held: the next pod that gets the

@@ -41,7 +41,7 @@ func TestGoldens(t *testing.T) {
 	}
 	for _, file := range files {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
-			tables := open(t)
+			tables := openShared(t)
 			golden, err := os.ReadFile(file)
 			if err != nil {
 				t.Fatal(err)
@@ -110,7 +110,7 @@ func filled(listed string) string {
 func TestNftMakesOfTheLinesWhatApplyMakesOfTheMessages(t *testing.T) {
 	for name, s := range goldens(t) {
 		t.Run(name, func(t *testing.T) {
-			tables := open(t)
+			tables := openShared(t)
 			c := reach(t, tables, s)
 			want := withoutAdvert(list(t))
 			netns.Enter(t)

@@ -49,9 +49,9 @@ func always(fill func(*netlink.AttributeEncoder)) func(*netlink.AttributeEncoder
 }
 
 func (t table) addTable() op {
-	return t.newOp("add table "+t.id(), unix.NFT_MSG_NEWTABLE, netlink.Create, func(e *netlink.AttributeEncoder) {
+	return t.newOp("add table "+t.id()+t.definition(), unix.NFT_MSG_NEWTABLE, netlink.Create, func(e *netlink.AttributeEncoder) {
 		e.String(unix.NFTA_TABLE_NAME, t.name)
-		e.Uint32(unix.NFTA_TABLE_FLAGS, 0) // wakes a dormant one
+		e.Uint32(unix.NFTA_TABLE_FLAGS, t.flags) // wakes a dormant one, and takes over one that is nobody's
 	})
 }
 

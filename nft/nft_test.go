@@ -25,13 +25,20 @@ import (
 func open(t testing.TB) *Tables {
 	t.Helper()
 	netns.Enter(t)
-	return openHere(t)
+	return openHere(t, Config{})
+}
+
+// openShared returns Tables in a network namespace of the test's own that others may write to.
+func openShared(t testing.TB) *Tables {
+	t.Helper()
+	netns.Enter(t)
+	return openHere(t, Config{Shared: true})
 }
 
 // openHere returns Tables in the namespace of the calling thread.
-func openHere(t testing.TB) *Tables {
+func openHere(t testing.TB, cfg Config) *Tables {
 	t.Helper()
-	tables, err := New(Config{})
+	tables, err := New(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}

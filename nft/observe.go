@@ -13,11 +13,14 @@ import (
 // Observed is what the kernel holds of our tables, read at one moment. The zero Observed is a kernel without them.
 type Observed struct {
 	tables []observedTable // as tables() has them, or empty
+	// socket is the one that tables are to be owned by; 0: they are not to be, or cannot be.
+	socket uint32
 }
 
 type observedTable struct {
 	exists   bool
 	flags    uint32
+	socket   uint32 // the one that owns it; 0: none
 	chains   map[string]observedChain
 	sets     map[string]observedSet // without anonymous ones
 	objects  map[string]objectKind
@@ -66,7 +69,7 @@ var errChanged = errors.New("the ruleset changed while it was read")
 // Observe reads all our tables. That one is absent is no error. What it returns is whole and of one moment: a dump that was interrupted,
 // or during which anything of the ruleset changed, is read again, and an error after the last attempt.
 func (t *Tables) Observe() (Observed, error) {
-	var o Observed
+	o := Observed{socket: t.socket}
 	err := t.read.whole(func() error {
 		o.tables = nil
 		for _, want := range tables(State{}) {
@@ -97,7 +100,7 @@ func (t *Tables) observe(want table) (observedTable, error) {
 	}
 	o.exists = true
 	for _, a := range m {
-		o.flags = a.uint32(unix.NFTA_TABLE_FLAGS)
+		o.flags, o.socket = a.uint32(unix.NFTA_TABLE_FLAGS), a.uint32(attrTableOwner)
 	}
 	if err := errors.Join(t.observeChains(want, &o), t.observeSets(want, &o), t.observeObjects(want, &o)); err != nil {
 		return o, err
@@ -232,7 +235,7 @@ func (t table) damage(o observedTable) []string {
 	report := func(format string, args ...any) {
 		out = append(out, t.id()+": "+fmt.Sprintf(format, args...))
 	}
-	if o.flags != 0 {
+	if o.flags != t.flags {
 		report("flags 0x%x", o.flags) // as dormant, which switches it off
 	}
 	own := map[string]bool{}

@@ -112,7 +112,7 @@ func TestAPermitForNoTimeIsARevocation(t *testing.T) {
 }
 
 func TestWithoutTablesThereAreNoPermits(t *testing.T) {
-	tables := open(t)
+	tables := openShared(t)
 	check := func() {
 		t.Helper()
 		if err := tables.Permit([]Permit{{IP: ip4, Answer: true}}, time.Second); !errors.Is(err, ErrNoTable) {

@@ -68,7 +68,7 @@ func TestDamageByHandIsMended(t *testing.T) {
 		{"the ruleset is flushed", "flush ruleset;" + foreign, false},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			tables := open(t)
+			tables := openShared(t)
 			want := parseState(t, "mtu 1450\nrenewal 500ms 10s\npod 10.244.1.2 5\nnexthop 5 0x2002\nhosted 6 10.10.0.8 0x3fff 1250000 250000\nfenced 10.10.0.8\nexcept 10.244.0.0/16\nnode 10.10.0.102")
 			nft(t, foreign)
 			reach(t, tables, want)
@@ -126,7 +126,7 @@ func TestASteadyStateIsNotWritten(t *testing.T) {
 }
 
 func TestADeletedRuleIsNamed(t *testing.T) {
-	tables := open(t)
+	tables := openShared(t)
 	reach(t, tables, State{})
 	nft(t, "flush chain inet egret steer")
 	c := Diff(observe(t, tables), State{})
@@ -153,7 +153,7 @@ func TestApplyingTwiceIsHarmless(t *testing.T) {
 }
 
 func TestATransactionThatFitsNoMoreWritesNothing(t *testing.T) {
-	tables := open(t)
+	tables := openShared(t)
 	want := large(3)
 	reach(t, tables, want)
 	c := Diff(observe(t, tables), large(2))
@@ -217,7 +217,7 @@ func TestReselectedAreThePodsWithAnotherID(t *testing.T) {
 
 // A read during other people's commits is of one moment: here, all of one state or all of the other.
 func TestADumpIsNeverTorn(t *testing.T) {
-	tables := open(t)
+	tables := openShared(t)
 	states := []State{large(1500), large(1500)}
 	states[1].Pods, states[1].NextHops = map[netip.Addr]egress.ID{}, map[egress.ID]egress.Mark{}
 	for ip := range states[0].Pods {
@@ -232,7 +232,7 @@ func TestADumpIsNeverTorn(t *testing.T) {
 		steps[i] = Diff(have, states[1-i])
 	}
 	// The kernel holds states[1].
-	other := openHere(t)
+	other := openHere(t, Config{Shared: true})
 	stop := make(chan struct{})
 	var wg sync.WaitGroup
 	wg.Go(func() {

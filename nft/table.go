@@ -11,6 +11,7 @@ import (
 type table struct {
 	family   nftables.TableFamily
 	name     string
+	flags    uint32
 	sets     []set
 	counters []string
 	chains   []chain
@@ -38,6 +39,14 @@ const (
 	flagInterval = unix.NFT_SET_INTERVAL
 	flagTimeout  = unix.NFT_SET_TIMEOUT
 	flagDynamic  = unix.NFT_SET_EVAL // rules put elements in
+)
+
+// The flags of tables (linux/netfilter/nf_tables.h), and the attribute that says whose an owned one is.
+const (
+	flagOwner      = 1 << 1 // only the socket that made it, or took it over, writes to it; `nft flush ruleset` leaves it out
+	flagPersist    = 1 << 2 // it stays when that socket is closed, and is nobody's then (Linux 6.9)
+	flagsOwned     = flagOwner | flagPersist
+	attrTableOwner = 7 // NFTA_TABLE_OWNER
 )
 
 // anonymous is what the kernel makes the name of an anonymous set from (linux: nf_tables_set_alloc_name).
@@ -69,6 +78,14 @@ func (t table) id() string {
 		return "netdev " + t.name
 	}
 	return "inet " + t.name
+}
+
+// definition prints what nft takes after the name of a table.
+func (t table) definition() string {
+	if t.flags == flagsOwned {
+		return " { flags owner,persist; }"
+	}
+	return ""
 }
 
 func (s set) noun() string {

@@ -23,15 +23,18 @@ var ErrStale = errors.New("the ruleset is not as it was observed")
 // Config says what Tables work with. The zero Config is valid.
 type Config struct {
 	Log *slog.Logger // default: none
+	// Shared leaves the tables open to the writes of others, as kernels before 6.9 do in any case.
+	Shared bool
 }
 
 // Tables are our tables in one network namespace. All methods are safe for concurrent use.
 type Tables struct {
-	log   *slog.Logger
-	read  reader
-	write writer
-	watch *netlink.Conn
-	clock reader // for renewals alone: they wait for no other question
+	log    *slog.Logger
+	socket uint32 // that of write, where tables are owned by it
+	read   reader
+	write  writer
+	watch  *netlink.Conn
+	clock  reader // for renewals alone: they wait for no other question
 
 	frames frames
 	renew  sync.Mutex  // one renewal at a time; guards ticket
@@ -65,6 +68,15 @@ func New(cfg Config) (*Tables, error) {
 	// From now on, so that no change falls between the first Observe and Watch.
 	if err := t.watch.JoinGroup(unix.NFNLGRP_NFTABLES); err != nil {
 		return nil, errors.Join(fmt.Errorf("joining the nftables group: %w", err), t.Close())
+	}
+	if !cfg.Shared {
+		can, err := t.write.canOwn()
+		if err != nil {
+			return nil, errors.Join(fmt.Errorf("asking whether tables can be owned: %w", err), t.Close())
+		}
+		if can {
+			t.socket = t.write.nl.PID()
+		}
 	}
 	return t, nil
 }
@@ -130,12 +142,11 @@ func (t *Tables) Apply(c Changes) error {
 
 // Delete removes all our tables, with all that is in them. That one is absent is no error.
 func (t *Tables) Delete() error {
-	var ops []op
-	for _, t := range tables(State{}) {
-		ops = append(ops, t.addTable(), t.deleteTable()) // the first makes an absent one deletable
+	var errs []error
+	for _, table := range tables(State{}) {
+		if err := t.write.commit([]op{table.deleteTable()}); err != nil && !errors.Is(err, unix.ENOENT) {
+			errs = append(errs, fmt.Errorf("deleting the nftables tables: %w", err))
+		}
 	}
-	if err := t.write.commit(ops); err != nil {
-		return fmt.Errorf("deleting the nftables tables: %w", err)
-	}
-	return nil
+	return errors.Join(errs...)
 }

@@ -6,8 +6,11 @@ import (
 	"sync"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
 )
 
 // writer sends transactions. It is safe for concurrent use.
@@ -18,7 +21,10 @@ type writer struct {
 
 // commit sends ops as one transaction: the kernel takes all of it or, when there is an error, nothing. The error names the first part
 // that was refused. Only an error in which no part is named, such as unix.ENOBUFS for lost answers, leaves open what happened.
-func (w *writer) commit(ops []op) error {
+func (w *writer) commit(ops []op) error { return w.send(ops, true) }
+
+// send sends a transaction; without its end, the kernel only says what it would answer.
+func (w *writer) send(ops []op, end bool) error {
 	// Copies: sending writes sequence numbers into the messages, and ops may be sent again.
 	msgs := []netlink.Message{bracket(unix.NFNL_MSG_BATCH_BEGIN)}
 	lines := map[int]string{}
@@ -32,7 +38,9 @@ func (w *writer) commit(ops []op) error {
 			msgs = append(msgs, m)
 		}
 	}
-	msgs = append(msgs, bracket(unix.NFNL_MSG_BATCH_END))
+	if end {
+		msgs = append(msgs, bracket(unix.NFNL_MSG_BATCH_END))
+	}
 
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -50,6 +58,18 @@ func (w *writer) commit(ops []op) error {
 		return err
 	}
 	return w.answers(waiting)
+}
+
+// canOwn reports whether the kernel has tables that are owned and outlive their owner. One that is only owned would go with the agent. It tries a
+// transaction that does not end, which the kernel looks at and drops.
+func (w *writer) canOwn() (bool, error) {
+	o := table{family: nftables.TableFamilyINet, name: egress.TableName + "-try", flags: flagsOwned}.addTable()
+	err := w.send([]op{o}, false)
+	var errno unix.Errno
+	if errors.As(err, &errno) && (errno == unix.EOPNOTSUPP || errno == unix.EINVAL) {
+		return false, nil
+	}
+	return err == nil, err
 }
 
 // answers reads until every message has its answer, and returns the first refusal.

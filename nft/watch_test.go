@@ -31,7 +31,7 @@ func watch(t *testing.T, tables *Tables) *atomic.Int64 {
 }
 
 func TestWatchSeesTheHandsOfOthers(t *testing.T) {
-	tables := open(t)
+	tables := openShared(t)
 	reach(t, tables, State{})
 	calls := watch(t, tables)
 	for _, damage := range []string{
@@ -50,7 +50,7 @@ func TestWatchSeesTheHandsOfOthers(t *testing.T) {
 
 // Permits are renewed many times a second: if they counted, the agent would never rest.
 func TestWatchSkipsOwnCommitsAndOtherTables(t *testing.T) {
-	tables := open(t)
+	tables := openShared(t)
 	reach(t, tables, large(50))
 	for range 20 {
 		if err := tables.Permit([]Permit{{IP: ip4, Answer: true}}, time.Second); err != nil {
@@ -61,7 +61,7 @@ func TestWatchSkipsOwnCommitsAndOtherTables(t *testing.T) {
 	nft(t, foreign)
 	netns.Run(t, "nft delete table inet foreign")
 	nft(t, "add table ip egret") // of another family
-	other := openHere(t)
+	other := openHere(t, Config{Shared: true})
 	if err := other.Permit([]Permit{{IP: ip4}}, time.Second); err != nil {
 		t.Fatal(err)
 	}
@@ -88,7 +88,7 @@ func TestWatchSkipsOwnCommitsAndOtherTables(t *testing.T) {
 }
 
 func TestALostEventIsAChange(t *testing.T) {
-	tables := open(t)
+	tables := openShared(t)
 	reach(t, tables, State{})
 	if err := tables.watch.SetReadBuffer(1); err != nil { // the kernel makes it its smallest
 		t.Fatal(err)
