@@ -114,7 +114,7 @@ func RulesAhead() (out []string, err error) {
 
 // matchesOurs reports whether the mark of a rule may be one of Egret's routing marks, and the rule is for packets that come in.
 func matchesOurs(r netlink.Rule) bool {
-	if r.Type == unix.RTN_UNSPEC || r.IifName == "lo" || r.OifName != "" {
+	if r.IifName == "lo" || r.OifName != "" {
 		return false
 	}
 	mask := uint32(0xffffffff)

@@ -38,11 +38,19 @@ const (
 
 	// ReturnTable is the route table of ReturnMark. Table ReturnTable+n belongs to the routing mark RoutingBit+n.
 	ReturnTable = 7000
-	// GuardPriority is the priority of the ip rule that takes every packet without the routing bit past the others, to the last one.
+	// GuardPriority is the priority of the ip rule that takes every packet without a mark of ours past the others, to the last one.
 	GuardPriority = 1000
+	// ClosePriority is that of the rules by which what comes out of the overlay, or of the loop, goes nowhere as long as it has the id as its mark
+	// that it came with: the nftables tables would have given it another, and somebody has flushed them. It is no rule for packets without
+	// any mark: where the kernel looks for the way back to a packet's source, it looks as if that way came out of the overlay.
+	ClosePriority = 1100
+	// OthersPriority is that of the rule that takes the rest without the routing bit, which others have marked, past the last rules.
+	OthersPriority = 1101
 	// ReturnPriority is the priority of the ip rule of ReturnMark. It is the last of ours: the guard leads to it, and from there a packet
 	// that is not ours comes to the rules of others. (A guard that led to the main table would skip those.)
 	ReturnPriority = MaxPriority
+	// ClosedTable is the route table that leads nowhere.
+	ClosedTable = ReturnTable + int(LocalMark&^RoutingBit)
 	// NextHopPriority is the priority that the ip rules of all next hops share: their marks differ, so their order is of no meaning.
 	NextHopPriority = 1200
 	// MinPriority and MaxPriority bound the ip rule priorities that are Egret's; what lies between the ones above is free for the

@@ -103,6 +103,7 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 	for _, pod := range s.ByNode[egress.Unselected].Pods {
 		d.NFT.Unselected = append(d.NFT.Unselected, pod.IPs...)
 	}
+	d.Routing.Pods = slices.Clone(d.NFT.PodCIDRs)
 	gateways := map[string]bool{f.Node: true}                 // itself always: there is one rule and one route less to change in a move
 	for _, name := range slices.Sorted(maps.Keys(s.ByNode)) { // in order: should two list one pod, all passes agree on which
 		members := s.ByNode[name]
@@ -114,6 +115,9 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 			for _, ip := range pod.IPs {
 				a := addressFor(policy, ip)
 				d.NFT.Pods[ip] = a.ID
+				if !slices.ContainsFunc(d.NFT.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+					d.Routing.Pods = append(d.Routing.Pods, netip.PrefixFrom(ip, ip.BitLen()))
+				}
 				if a.ID == 0 {
 					continue
 				}

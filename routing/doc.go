@@ -5,7 +5,7 @@
 //
 //   - the link egret.vx, with everything on it, its rp_filter and its addr_gen_mode;
 //   - the ip rules of protocol 94 with a priority from 1000 to 1999;
-//   - the routes of protocol 94 in the tables 7000 to 15190, one for each routing mark.
+//   - the routes of protocol 94 in the tables 7000 to 15191, one for each routing mark, and one that leads nowhere.
 //
 // Rules and routes of another protocol are never touched, wherever they are: an operator may put a rule of his own between ours, or a
 // route of his own into our tables.

@@ -66,9 +66,17 @@ func ruleEntry(f family, r netlink.Rule) entry {
 	if r.Mask != nil {
 		mask = *r.Mask
 	}
-	e.words = fmt.Sprintf("pref %d fwmark %s/%s", r.Priority, hex(r.Mark), hex(mask))
+	e.words = fmt.Sprintf("pref %d", r.Priority)
 	plain := newRule(f, r.Priority, egress.Mark(r.Mark), egress.Mark(mask))
-	plain.Protocol = r.Protocol
+	plain.Protocol, plain.IifName = r.Protocol, r.IifName
+	if r.IifName != "" {
+		e.words += " iif " + r.IifName
+	}
+	if r.Mark|mask != 0 {
+		e.words += fmt.Sprintf(" fwmark %s/%s", hex(r.Mark), hex(mask))
+	} else {
+		r.Mask, plain.Mask = nil, nil
+	}
 	if r.Goto >= 0 {
 		e.words += fmt.Sprintf(" goto %d", r.Goto)
 		plain.Goto = r.Goto
@@ -77,7 +85,7 @@ func ruleEntry(f family, r netlink.Rule) entry {
 	}
 	plain.Table = r.Table
 	e.words += fmt.Sprintf(" protocol %d", r.Protocol)
-	if r.Mask == nil || !reflect.DeepEqual(plain, r) {
+	if !reflect.DeepEqual(plain, r) {
 		e.words += " # with more selectors: " + r.String()
 	}
 	e.add = func(w *writer, _ string) error { return w.handle.RuleAdd(&r) }
@@ -146,12 +154,14 @@ func viaGateway(f family, table int, gateway netip.Addr) netlink.Route {
 // lastMetric is the largest there is: the route counts when no other does.
 const lastMetric = math.MaxUint32
 
-// nowhere returns the route that is left when the link of the others is gone: without it, the packets would leave by the main table.
-func nowhere(f family, table int) netlink.Route {
-	return netlink.Route{
-		Family: f.af, Table: table, Dst: ipNet(f.any), Type: unix.RTN_UNREACHABLE, Protocol: egress.RouteProtocol, Priority: lastMetric,
-	}
+// noRoute returns a route without a link. One that is unreachable is left when the link of the others is gone: without it, the packets would
+// leave by the main table. One that throws ends the table: the rules after it decide.
+func noRoute(f family, kind, table int, dst netip.Prefix, metric int) netlink.Route {
+	return netlink.Route{Family: f.af, Table: table, Dst: ipNet(dst), Type: kind, Protocol: egress.RouteProtocol, Priority: metric}
 }
+
+// linkless are the words for the kinds of routes that have no link.
+var linkless = map[int]string{unix.RTN_UNREACHABLE: "unreachable ", unix.RTN_BLACKHOLE: "blackhole ", unix.RTN_THROW: "throw "}
 
 // routeEntry returns the entry of any route; dev is the name of its link. See ruleEntry.
 func routeEntry(f family, r netlink.Route, dev string) entry {
@@ -162,10 +172,10 @@ func routeEntry(f family, r netlink.Route, dev string) entry {
 	if dst == f.any {
 		e.words = "default"
 	}
-	if r.Type == unix.RTN_UNREACHABLE {
-		e.words = "unreachable " + e.words
-		r.LinkIndex, dev = 0, ""  // IPv6 says lo
-		e.place += " unreachable" // it takes no other's place
+	if kind := linkless[r.Type]; kind != "" {
+		e.words = kind + e.words
+		r.LinkIndex, dev = 0, "" // IPv6 says lo
+		e.place += " " + kind    // it takes no other's place
 	}
 	plain := netlink.Route{Family: r.Family, Table: r.Table, Dst: r.Dst, Type: r.Type, Protocol: r.Protocol, Priority: r.Priority, Scope: r.Scope}
 	// The kernel adds flags of its own, as for a link without carrier.

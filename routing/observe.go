@@ -10,8 +10,8 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// maxTable is the last of our tables: that of the largest routing mark that has one.
-const maxTable = egress.ReturnTable + int(egress.LocalMark&^egress.RoutingBit) - 1
+// maxTable is the last of our tables.
+const maxTable = egress.ClosedTable
 
 // Observed is what the kernel holds of ours. The zero Observed is a kernel that holds nothing.
 type Observed struct {

@@ -120,7 +120,7 @@ ip addr add 10.10.0.101/24 dev uplink
 ip -6 addr add fd10::101/64 dev uplink nodad
 ip link add egret type bridge
 ip link add vx type vxlan id 7 dstport 4789 local 10.10.0.101 nolearning
-ip rule add pref 1000 fwmark 0/0x2000 goto 1999
+ip rule add pref 1000 fwmark 0/0x3fff goto 1999
 ip rule add pref 1999 fwmark 0x2000/0x3fff lookup 7000 protocol 95
 ip rule add pref 1150 fwmark 0x2005/0x3fff lookup 7005 protocol static
 ip rule add pref 2000 fwmark 0x2000/0x3fff lookup 7000 protocol 94
@@ -129,7 +129,7 @@ ip -6 rule add pref 1150 fwmark 0x2005/0x3fff lookup 7005 protocol static
 ip route add 192.0.2.0/24 via 10.10.0.1 table 7000 protocol static
 ip route add 10.244.2.2/32 via 10.10.0.1 table 7000 metric 7
 ip route add default via 10.10.0.1 table 6999 protocol 94
-ip route add default via 10.10.0.1 table 15191 protocol 94
+ip route add default via 10.10.0.1 table 15192 protocol 94
 ip route add default via 10.10.0.1 protocol 94
 ip -6 route add default via fd10::1 table 7001 protocol static
 ip neigh add 10.10.0.102 lladdr 02:00:00:00:00:02 dev uplink nud permanent

@@ -25,6 +25,10 @@ type State struct {
 	Subnets []Subnet
 	// Returns maps the IP of a pod to the underlay address of its node, which has to be a peer, or this node.
 	Returns map[netip.Addr]netip.Addr
+	// Pods are the addresses of this node's own pods: no next hop leads there. What the kernel itself sends to them may have the mark of what it
+	// answers (fwmark_reflect), and where it looks whether a packet comes in where its source is, it may do so with the packet's mark
+	// (src_valid_mark).
+	Pods []netip.Prefix
 	// KeepReturns keeps the routes of Returns that are not in it: not all of them are known yet, and what is not known is never
 	// deleted.
 	KeepReturns bool
@@ -153,11 +157,19 @@ func (s State) entries(off map[int]bool) []entry {
 
 // familyEntries returns what every family has.
 func (s State) familyEntries(f family) []entry {
-	guard := newRule(f, egress.GuardPriority, 0, egress.RoutingBit)
+	guard := newRule(f, egress.GuardPriority, 0, egress.MarkMask)
 	guard.Goto = egress.ReturnPriority
+	others := newRule(f, egress.OthersPriority, 0, egress.RoutingBit)
+	others.Goto = egress.ReturnPriority
 	back := newRule(f, egress.ReturnPriority, egress.ReturnMark, egress.MarkMask)
 	back.Table = egress.ReturnTable
-	es := []entry{addressEntry(f, f.address(s.Overlay.Local), egress.OverlayLink), ruleEntry(f, guard), ruleEntry(f, back)}
+	es := []entry{addressEntry(f, f.address(s.Overlay.Local), egress.OverlayLink), ruleEntry(f, guard), ruleEntry(f, others), ruleEntry(f, back),
+		routeEntry(f, noRoute(f, unix.RTN_BLACKHOLE, egress.ClosedTable, f.any, lastMetric), "")}
+	for _, link := range []string{egress.OverlayLink, egress.LoopIn} {
+		r := newRule(f, egress.ClosePriority, 0, egress.RoutingBit)
+		r.IifName, r.Table = link, egress.ClosedTable
+		es = append(es, ruleEntry(f, r))
+	}
 	if f.af == unix.AF_INET {
 		es = append(es, addressEntry(f, netip.PrefixFrom(noIPv4, 32), egress.LoopIn))
 	}
@@ -165,6 +177,11 @@ func (s State) familyEntries(f family) []entry {
 		r := newRule(f, egress.NextHopPriority, h.Mark, egress.MarkMask)
 		r.Table = h.Mark.Table()
 		es = append(es, ruleEntry(f, r), s.toNode(f, r.Table, f.any, h.Via))
+		for _, p := range s.Pods {
+			if f.has(p.Addr()) {
+				es = append(es, routeEntry(f, noRoute(f, unix.RTN_THROW, r.Table, p, f.metric), ""))
+			}
+		}
 	}
 	for _, s := range s.Subnets {
 		if !f.has(s.Gateway) {
@@ -173,7 +190,7 @@ func (s State) familyEntries(f family) []entry {
 		r := newRule(f, egress.NextHopPriority, s.Mark, egress.MarkMask)
 		r.Table = s.Mark.Table()
 		es = append(es, ruleEntry(f, r), routeEntry(f, onLink(f, r.Table, s.Prefix), s.Link),
-			routeEntry(f, viaGateway(f, r.Table, s.Gateway), s.Link), routeEntry(f, nowhere(f, r.Table), ""))
+			routeEntry(f, viaGateway(f, r.Table, s.Gateway), s.Link), routeEntry(f, noRoute(f, unix.RTN_UNREACHABLE, r.Table, f.any, lastMetric), ""))
 	}
 	for _, p := range s.Peers {
 		// With an IPv6 underlay, IPv4 packets need the link-local neighbours only.
