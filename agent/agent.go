@@ -59,6 +59,8 @@ type Config struct {
 
 	RandomPorts bool // choose the source ports of SNATed connections at random
 
+	ShareTables bool // let other programs write to the nftables tables, where the kernel can keep them off
+
 	Except []netip.Prefix // destinations that are never SNATed, on top of nodes and pod CIDRs
 }
 
@@ -199,7 +201,7 @@ func open(cfg Config) (*agent, error) {
 	}
 	a.owed.all = true // what the former agent left undone is not known
 	var err error
-	if a.tables, err = nft.New(nft.Config{Log: cfg.Log}); err != nil {
+	if a.tables, err = nft.New(nft.Config{Log: cfg.Log, Shared: cfg.ShareTables}); err != nil {
 		return nil, err
 	}
 	if a.router, err = routing.New(routing.Config{Log: cfg.Log}); err != nil {

@@ -81,12 +81,13 @@ func chainsThat(chains []chain, have func(*nftables.Rule) bool) (out []string) {
 	return out
 }
 
-// dropsForwarded names the chains that drop what they do not know of what the node forwards, in tables without a rule for Egret's links.
+// dropsForwarded names the chains that drop or reject what they do not know of what the node forwards, by policy or by their last rule, in tables
+// without a rule for Egret's links.
 func dropsForwarded(chains []chain) (out []string) {
 	forwarding := []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}
 	for _, c := range chains {
-		if c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop || c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward ||
-			!slices.Contains(forwarding, c.Table.Family) {
+		if c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward || !slices.Contains(forwarding, c.Table.Family) ||
+			(c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop) && !dropsRest(c.rules) {
 			continue
 		}
 		if !slices.ContainsFunc(chains, func(o chain) bool {
@@ -97,6 +98,27 @@ func dropsForwarded(chains []chain) (out []string) {
 	}
 	slices.Sort(out)
 	return out
+}
+
+// dropsRest reports whether the last rule of a chain drops or rejects whatever has come to it, as firewalld's does.
+func dropsRest(rules []*nftables.Rule) bool {
+	if len(rules) == 0 {
+		return false
+	}
+	for _, e := range rules[len(rules)-1].Exprs {
+		switch e := e.(type) {
+		case *expr.Counter, *expr.Log:
+		case *expr.Reject:
+			return true
+		case *expr.Verdict:
+			return e.Kind == expr.VerdictDrop
+		case *expr.Target:
+			return e.Name == "REJECT"
+		default:
+			return false // a condition
+		}
+	}
+	return false
 }
 
 // namesOurLinks reports whether a rule compares a link's name with those of Egret's.

@@ -27,6 +27,12 @@ func found(check, use, what, wrong string) Finding {
 // settings are the sysctls that matter, with the value that does no harm.
 var settings = []struct{ key, want, use, consequence string }{
 	{"net/ipv4/ip_forward", "1", "gateways", "a gateway drops other nodes' IPv4 egress traffic: sysctl -w net.ipv4.ip_forward=1"},
+	{"net/netfilter/nf_conntrack_tcp_loose", "1", "open TCP connections", "they break when their egress IP moves, and when a pod becomes selected, since conntrack takes no connection up in the middle: " +
+		"sysctl -w net.netfilter.nf_conntrack_tcp_loose=1"},
+	{"net/ipv4/fwmark_reflect", "0", "pools with subnetInfo", "what a gateway answers about a packet that leaves by the pool's subnet, as that it is too large, goes there and not to the pod: " +
+		"sysctl -w net.ipv4.fwmark_reflect=0"},
+	{"net/ipv6/fwmark_reflect", "0", "pools with subnetInfo", "what a gateway answers about a packet that leaves by the pool's subnet, as that it is too large, goes there and not to the pod: " +
+		"sysctl -w net.ipv6.fwmark_reflect=0"},
 	{"net/ipv6/conf/all/forwarding", "1", "gateways", "a gateway drops other nodes' IPv6 egress traffic: sysctl -w net.ipv6.conf.all.forwarding=1"},
 }
 
@@ -38,7 +44,7 @@ func sysctls() []Finding {
 		if err != nil {
 			value = "not there"
 		}
-		if value != s.want {
+		if value != s.want && (err == nil || s.want == "1" && !strings.Contains(s.key, "netfilter")) { // without conntrack's, there is none yet
 			wrong = s.consequence
 		}
 		out = append(out, found(strings.ReplaceAll(s.key, "/", "."), s.use, value, wrong))

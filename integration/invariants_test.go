@@ -142,6 +142,7 @@ func TestInvariant3NothingThatIsNotOursIsWrittenOrRemoved(t *testing.T) {
 		return b.String()
 	}
 	before := foreign()
+	shareTables(t, gateway)
 	ctx, stop := context.WithCancel(t.Context())
 	defer stop()
 	writes := capture(ctx, t, gateway, "nft monitor")

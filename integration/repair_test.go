@@ -1,8 +1,10 @@
 package integration
 
 import (
+	"context"
 	"fmt"
 	"net/netip"
+	"os"
 	"regexp"
 	"slices"
 	"strings"
@@ -12,6 +14,32 @@ import (
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/integration/lab"
 )
+
+// shareTables starts a node's agent again, until the test's end, so that others can break its nftables tables.
+func shareTables(t *testing.T, node string) {
+	t.Helper()
+	shared := t.TempDir() + "/egret"
+	if err := os.WriteFile(shared, fmt.Appendf(nil, "#!/bin/sh\nexec %s \"$@\" --share-tables\n", cluster.EgretPath()), 0o755); err != nil {
+		t.Fatal(err)
+	}
+	if err := cluster.Upgrade(t.Context(), node, shared); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := cluster.Stop(context.Background(), "agent", node); err != nil {
+			t.Error(err)
+		}
+		if err := cluster.Start(context.Background(), "agent", node); err != nil {
+			t.Error(err)
+		}
+	})
+	eventually(t, 10*time.Second, func() error {
+		if out, err := cluster.Exec(t.Context(), "node", node, "nft", "add", "table", "inet", "egret"); err != nil {
+			return fmt.Errorf("table inet egret is still owned: %w\n%s", err, out)
+		}
+		return nil
+	})
+}
 
 // passing is what is printed that another has in its place: the number of a link, its queue once it was up, and how long a permit is.
 var passing = regexp.MustCompile(`(?m)^\d+: |qdisc \S+|timeout \S+`)
@@ -102,6 +130,9 @@ func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
 		{"the overlay's forwarding", gateway, "sysctl -qw net.ipv4.conf.egret/vx.forwarding=0", "sysctl net.ipv4.conf.egret/vx.forwarding"},
 		{"the overlay's IPv6 is off", gateway, "sysctl -qw net.ipv6.conf.egret/vx.disable_ipv6=1", "ip -6 addr show egret.vx"},
 		{"permits", gateway, "nft 'flush set inet egret permit4 ; flush set inet egret permit6 ; flush set arp egret permit4'", "nft list set arp egret permit4"},
+	}
+	for _, node := range []string{node, gateway} {
+		shareTables(t, node)
 	}
 	for _, tt := range tests {
 		forms := []string{""}
