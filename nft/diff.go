@@ -12,8 +12,8 @@ import (
 
 // Changes are the difference between the kernel and a State: one transaction. The zero Changes are empty.
 type Changes struct {
-	// Reselected are the pods that got an egress IP, or another one, sorted. Connections that they opened before go on as they were
-	// for as long as conntrack knows them.
+	// Reselected are the pods that got an egress IP, got another one, or have none any more, sorted by family. To the outside, connections that
+	// they opened before are dropped for as long as conntrack knows them.
 	Reselected []netip.Addr
 	// Unhosted are the egress IPs that this node steered and SNATed to, and does no more. What conntrack has of their connections
 	// stands still from now on, and would be wrong should the IP come back.
@@ -68,6 +68,10 @@ func Diff(have Observed, want State) Changes {
 				}
 				maps.Copy(wanted, all[s.name])
 			}
+			if digit, ok := strings.CutPrefix(s.name, "known"); ok {
+				// Those pass the guard: none of them is selected, whatever is kept.
+				maps.DeleteFunc(wanted, func(k, _ string) bool { _, selected := all["pod"+digit][k]; return selected })
+			}
 			if s.flags&flagObject != 0 {
 				c.ops = append(c.ops, t.changeLimits(s, old, wanted)...)
 			} else {
@@ -82,7 +86,7 @@ func Diff(have Observed, want State) Changes {
 	if len(have.tables) > 0 {
 		inet = have.tables[0].elements
 	}
-	c.Reselected = reselected(inet, all)
+	c.Reselected = reselected(inet, all, want.Keep)
 	if !want.Keep {
 		c.Unhosted = unhosted(inet, all)
 	}
@@ -133,15 +137,25 @@ func (t table) forget(have, want map[string]elements) []op {
 	return ops
 }
 
-// reselected returns the pods that have another egress IP than before.
-func reselected(have, want map[string]elements) (out []netip.Addr) {
+// reselected returns the pods that have another egress IP than before, or none any more, but where those are kept.
+func reselected(have, want map[string]elements, keep bool) (out []netip.Addr) {
 	for _, f := range families {
-		pods := want["pod"+f.digit]
-		for _, k := range slices.Sorted(maps.Keys(pods)) {
-			if have["pod"+f.digit][k] != pods[k] {
-				ip, _ := netip.AddrFromSlice([]byte(k))
-				out = append(out, ip)
+		old, pods := have["pod"+f.digit], want["pod"+f.digit]
+		var changed []string
+		for k := range pods {
+			if old[k] != pods[k] {
+				changed = append(changed, k)
 			}
+		}
+		for k := range old {
+			if _, ok := pods[k]; !ok && !keep {
+				changed = append(changed, k)
+			}
+		}
+		slices.Sort(changed)
+		for _, k := range changed {
+			ip, _ := netip.AddrFromSlice([]byte(k))
+			out = append(out, ip)
 		}
 	}
 	return out

@@ -26,20 +26,30 @@ var (
 	linkAddress4 = kind{nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr), binaryutil.BigEndian}
 	mark         = kind{nftables.TypeMark, binaryutil.NativeEndian}
 	protocol     = kind{nftables.TypeEtherType, binaryutil.BigEndian}
+	// markPair are two marks.
+	markPair = kind{nftables.MustConcatSetType(nftables.TypeMark, nftables.TypeMark), binaryutil.NativeEndian}
 )
 
 // wire turns a key or value from network byte order into that of the kernel, and back.
 func (k kind) wire(s string) string {
-	if k.order != binaryutil.NativeEndian || len(s) != 4 {
+	if k.order != binaryutil.NativeEndian {
 		return s
 	}
-	return string(native(uint32(markOf(s))))
+	var b []byte
+	for ; len(s) >= 4; s = s[4:] {
+		b = append(b, native(uint32(markOf(s)))...)
+	}
+	return string(b) + s
 }
 
 // print prints a key or value as nft takes it.
 func (k kind) print(s string) string {
 	if k.order == binaryutil.NativeEndian {
-		return fmt.Sprintf("0x%08x", uint32(markOf(s)))
+		var marks []string
+		for ; len(s) >= 4; s = s[4:] {
+			marks = append(marks, fmt.Sprintf("0x%08x", uint32(markOf(s))))
+		}
+		return strings.Join(marks, " . ")
 	}
 	if len(s) == 2 {
 		return protocols[s]

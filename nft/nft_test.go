@@ -234,3 +234,17 @@ func TestNoMessageIsNearTheLimitOf64KiB(t *testing.T) {
 		}
 	}
 }
+
+// What the guard lets pass without a look at the pods must not be one.
+func TestASelectedPodIsNoneOfThoseThatAreNot(t *testing.T) {
+	tables := open(t)
+	reach(t, tables, parseState(t, "known 10.244.1.2\nknown fd44:1::2"))
+	want := parseState(t, "pod 10.244.1.2 5\nknown 10.244.1.2\npod fd44:1::2 6")
+	want.Keep = true
+	reach(t, tables, want)
+	for _, set := range []string{"known4", "known6"} {
+		if got := netns.Run(t, "nft list set inet egret "+set); strings.Contains(got, "elements") {
+			t.Errorf("with what was there kept:\n%s", got)
+		}
+	}
+}

@@ -629,14 +629,15 @@ func TestOnlyNodesAreHeardInTheOverlay(t *testing.T) {
 	}
 }
 
-// A pod's packets on two nodes: out over the overlay, SNATed at the gateway, and back.
-func TestRemoteGateway(t *testing.T) {
-	tables := open(t)
-	ext, p := outside(t), pod(t)
+// remote makes the namespace of the calling thread the node of a pod, whose gateway is another node, gw. far are the tables there.
+func remote(t testing.TB) (tables, far *Tables, ext, p, gw space) {
+	t.Helper()
+	tables = open(t)
+	ext, p = outside(t), pod(t)
 	for _, f := range bothSides {
 		ext.serve(f.server)
 	}
-	gw := newSpace(t, "gw")
+	gw = newSpace(t, "gw")
 	// The second node has a link to the first one and one to the outside, which knows the egress IP by a route.
 	netns.Run(t, "ip link add eth1 type veth peer name eth0 netns "+gw.name)
 	netns.Run(t, "ip link set eth1 up")
@@ -687,7 +688,12 @@ func TestRemoteGateway(t *testing.T) {
 	gw.run("ip -6 route add fd44:1::2/128 dev egret.vx table 7000")
 	gw.run("ip neigh add fd44:1::2 lladdr " + egress.OverlayMAC(here).String() + " dev egret.vx nud permanent")
 
-	far := gw.tables()
+	return tables, gw.tables(), ext, p, gw
+}
+
+// A pod's packets on two nodes: out over the overlay, SNATed at the gateway, and back.
+func TestRemoteGateway(t *testing.T) {
+	tables, far, ext, p, _ := remote(t)
 	hosts := "mtu 1450\nnode 10.11.0.101\n"
 	pods := "mtu 1450\nnode 10.11.0.102\n"
 	var permits []Permit

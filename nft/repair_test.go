@@ -2,6 +2,7 @@ package nft
 
 import (
 	"errors"
+	"fmt"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -37,9 +38,10 @@ func TestDamageByHandIsMended(t *testing.T) {
 		{"a rule is put first", "insert rule inet egret guard accept", true},
 		{"a rule is put last", "add rule inet egret classify counter", true},
 		{"a rule is put into the arp table", "insert rule arp egret out accept", true},
-		{"rules of ours are written again by hand", "flush chain inet egret steer; add rule inet egret steer meta mark set ct mark map @nexthop accept; add rule inet egret steer counter name no_nexthop drop", true},
+		{"rules of ours are written again by hand", "flush chain inet egret steer; add rule inet egret steer meta mark set ip saddr map @pod4; add rule inet egret steer meta mark set ip6 saddr map @pod6; " +
+			"add rule inet egret steer meta mark set meta mark . ct mark map @nexthop accept; add rule inet egret steer counter name no_nexthop drop", true},
 		{"an element is deleted", "delete element inet egret pod4 { 10.244.1.2 }", true},
-		{"an element is changed", "delete element inet egret nexthop { 0x0e9e0005 }; add element inet egret nexthop { 0x0e9e0005 : 0x2009 }", true},
+		{"an element is changed", "delete element inet egret nexthop { 0x0e9e0005 . 0x0e9e0005 }; add element inet egret nexthop { 0x0e9e0005 . 0x0e9e0005 : 0x2009 }", true},
 		{"an element is added", "add element inet egret egressip4 { 10.10.0.77 }", true},
 		{"an exception is added", "add element inet egret except4 { 1.0.0.0-1.0.0.9 }", true},
 		{"a set is flushed", "flush set inet egret except4; flush set inet egret node4", true},
@@ -130,7 +132,7 @@ func TestADeletedRuleIsNamed(t *testing.T) {
 	reach(t, tables, State{})
 	nft(t, "flush chain inet egret steer")
 	c := Diff(observe(t, tables), State{})
-	if diff := cmp.Diff([]string{"inet egret: chain steer: 0 of 2 rules"}, c.Repairs); diff != "" {
+	if diff := cmp.Diff([]string{"inet egret: chain steer: 0 of 4 rules"}, c.Repairs); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if strings.Contains(c.String(), "arp egret") {
@@ -201,17 +203,15 @@ func TestUnhostedAreTheIPsThatGo(t *testing.T) {
 	}
 }
 
-func TestReselectedAreThePodsWithAnotherID(t *testing.T) {
+func TestReselectedAreThePodsWithAnotherIDOrNone(t *testing.T) {
 	tables := open(t)
 	reach(t, tables, parseState(t, "pod 10.244.1.2 5\npod 10.244.1.3 5\npod 10.244.1.4 5"))
-	c := Diff(observe(t, tables), parseState(t, "pod 10.244.1.2 5\npod 10.244.1.3 6\npod fd44::1 7"))
-	want := []string{"10.244.1.3", "fd44::1"}
-	var got []string
-	for _, ip := range c.Reselected {
-		got = append(got, ip.String())
-	}
-	if diff := cmp.Diff(want, got); diff != "" {
-		t.Errorf("(-want +got):\n%s", diff)
+	next := parseState(t, "pod 10.244.1.2 5\npod 10.244.1.3 6\npod fd44::1 7")
+	for keep, want := range map[bool]string{false: "[10.244.1.3 10.244.1.4 fd44::1]", true: "[10.244.1.3 fd44::1]"} {
+		next.Keep = keep
+		if got := fmt.Sprint(Diff(observe(t, tables), next).Reselected); got != want {
+			t.Errorf("what is not known is kept %t: reselected %s, want %s", keep, got, want)
+		}
 	}
 }
 

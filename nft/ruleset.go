@@ -21,6 +21,7 @@ const (
 	CounterGuard     = "guard_dropped"     // about to leave with a source that is no permitted egress IP
 	CounterBandwidth = "bandwidth_dropped" // above the limit of its egress IP
 	CounterUnknown   = "unknown_held"      // the first of a source in the pod CIDRs of which it is not known yet whether it is selected
+	CounterUnmarked  = "unmarked_dropped"  // of a selected pod, to the outside, in a connection that is not known to be an egress's
 	CounterService   = "service_dropped"   // for a service of the node, at an egress IP
 	CounterForeign   = "overlay_foreign"   // VXLAN from a host that is no node
 	CounterARP       = "arp_dropped"       // ARP for an egress IP without permit
@@ -50,7 +51,7 @@ func inetTable(s State) table {
 	t := table{
 		family: nftables.TableFamilyINet, name: egress.TableName,
 		counters: []string{CounterBandwidth, CounterForeign, CounterGuard, CounterInvalid, CounterNDP, CounterNoNextHop, CounterService,
-			CounterUnhosted, CounterUnknown},
+			CounterUnhosted, CounterUnknown, CounterUnmarked},
 		chains: append(overlayChains(), steeringChains(s.Hold)...),
 	}
 	t.chains = append(t.chains, leavingChains(s)...)
@@ -72,8 +73,8 @@ func inetTable(s State) table {
 		set{name: "answer6", key: address6, size: maxIDs, permits: true},
 		set{name: "guarded", key: mark, flags: flagDynamic | flagTimeout, size: maxIDs},
 		set{name: "bandwidth", key: mark, object: objectLimit, flags: flagObject, size: maxIDs},
-		set{name: "nexthop", key: mark, value: mark, flags: flagMap, size: maxIDs},
-		set{name: "hosted", key: mark, value: mark, flags: flagMap, size: maxIDs})
+		set{name: "nexthop", key: markPair, value: mark, flags: flagMap, size: maxIDs},
+		set{name: "hosted", key: markPair, value: mark, flags: flagMap, size: maxIDs})
 	return t
 }
 
@@ -127,10 +128,12 @@ func steeringChains(hold time.Duration) []chain {
 		{"invalid", hook{}, append(notEgress("invalid"), perFamily(func(f family) rule {
 			return newRule("invalid", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), count(CounterInvalid), drop())
 		})...)},
-		{"steer", hook{}, []rule{
-			newRule("steer", markFrom("nexthop"), accept()),
-			newRule("steer", count(CounterNoNextHop), drop()),
-		}},
+		// A connection goes where its own egress is, and only while that is the pod's: conntrack may still have one of before the
+		// pod was selected by another, or by none, or of the former pod of the address.
+		{"steer", hook{}, append(
+			perFamily(func(f family) rule { return newRule("steer", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK))) }),
+			newRule("steer", markFromBoth("nexthop"), accept()),
+			newRule("steer", count(CounterNoNextHop), drop()))},
 		// What has passed once is never sent on that way again, and nothing else than egress connections passes. An answer to a connection
 		// that this node does not know, or not any more, would be in conntrack as one to the pod, and take its port.
 		{"steer_passed", hook{}, slices.Concat(
@@ -141,7 +144,9 @@ func steeringChains(hold time.Duration) []chain {
 			perFamily(func(f family) rule { return newRule("steer_passed", fresh, toPod(f), count(CounterInvalid), drop()) }),
 			[]rule{
 				newRule("steer_passed", fresh, connMarkFromID()),
-				newRule("steer_passed", markFrom("hosted"), accept()),
+				// The pod's node says whose the packet is; what conntrack has of its connection may be older.
+				newRule("steer_passed", markFromID()),
+				newRule("steer_passed", markFromBoth("hosted"), accept()),
 				newRule("steer_passed", count(CounterUnhosted), drop()),
 			})},
 	}
@@ -212,6 +217,7 @@ func leavingChains(s State) []chain {
 		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0, ""}, fwd},
 		// The packet mark becomes the id, which VXLAN carries as its group policy. The loop leaves the mark alone.
 		{"identity", post(nftables.ChainTypeFilter, 0), []rule{newRule("identity", toPass(), identity)}},
+		{"unmarked", post(nftables.ChainTypeFilter, 0), unmarked()},
 		// Before every other NAT: what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
 		{"translate", post(nftables.ChainTypeNAT, egress.TranslatePriority), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
 		{"translate_egress", hook{}, slices.Concat(own, guarded("translate_egress"))},
@@ -235,6 +241,20 @@ func guarded(chain string) []rule {
 			loadCt(expr.CtKeyMARK), &expr.Dynset{SrcRegKey: reg, SetName: "guarded", Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: guardedFor})),
 		newRule(chain, count(CounterGuard), drop()),
 	}
+}
+
+// unmarked drops what a selected pod sends to the outside without its egress: another program has overwritten the mark of the connection, or the
+// packet has its destination from after prerouting, as with IPVS, which sends it as the node sends its own. It runs before any SNAT:
+// the source is the pod's still. Answers to who opened a connection to the pod go on.
+func unmarked() []rule {
+	return slices.Concat(
+		[]rule{newRule("unmarked", direction("reply", 1), accept()), newRule("unmarked", tagged(), accept())},
+		// Most of what is left is of pods that no egress selects: one look for those.
+		perFamily(func(f family) rule { return newRule("unmarked", saddrIn(f, "known"+f.digit), accept()) }),
+		notEgress("unmarked"),
+		perFamily(func(f family) rule {
+			return newRule("unmarked", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), count(CounterUnmarked), drop())
+		}))
 }
 
 // hostChains fence the egress IPs that this node has as addresses: they are for packets that pass, not for the node.

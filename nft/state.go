@@ -82,11 +82,11 @@ func (s State) elements() map[string]elements {
 		}
 	}
 	for id, m := range s.NextHops {
-		put("nexthop", markKey(id.ConnMark()), markKey(m))
+		put("nexthop", pairKey(id.ConnMark()), markKey(m))
 	}
 	for id, h := range s.Hosted {
 		if f, ip, ok := familyOf(h.IP); ok {
-			put("hosted", markKey(id.ConnMark()), markKey(h.Mark))
+			put("hosted", pairKey(id.ConnMark()), markKey(h.Mark))
 			put("snat"+f.digit, markKey(id.ConnMark()), key(ip))
 			if h.Limit != (Limit{}) {
 				put("bandwidth", markKey(id.ConnMark()), h.Limit.value())
@@ -121,6 +121,9 @@ func key(ip netip.Addr) string { return string(ip.AsSlice()) }
 
 // markKey returns a mark in network byte order.
 func markKey(m egress.Mark) string { return string(binary.BigEndian.AppendUint32(nil, uint32(m))) }
+
+// pairKey returns the key of what holds for two marks that are equal.
+func pairKey(m egress.Mark) string { return markKey(m) + markKey(m) }
 
 // linkKey returns the name of a link as the kernel compares it.
 func linkKey(name string) string {

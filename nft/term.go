@@ -238,6 +238,13 @@ func markFrom(set string) term {
 	return words("meta mark set ct mark map @"+set, loadCt(expr.CtKeyMARK), mapped(set), setMeta(expr.MetaKeyMARK))
 }
 
+// markFromBoth sets the packet mark to what a map has for the packet mark and the connection mark together; the rule ends there when it has
+// nothing. It is how two marks are compared: a map has pairs of equal ones only.
+func markFromBoth(set string) term {
+	return words("meta mark set meta mark . ct mark map @"+set, loadMeta(expr.MetaKeyMARK),
+		&expr.Ct{Key: expr.CtKeyMARK, Register: unix.NFT_REG32_01}, mapped(set), setMeta(expr.MetaKeyMARK))
+}
+
 // podMark sets a mark to that of the source pod's egress; the rule ends there when the source is no selected pod.
 func podMark(f family, what string, store expr.Any) term {
 	set := "pod" + f.digit
@@ -250,11 +257,14 @@ func toPod(f family) term {
 	return words(fmt.Sprintf("meta mark set %s daddr map @%s", f.name, set), append(f.is(), f.daddr(), mapped(set), setMeta(expr.MetaKeyMARK))...)
 }
 
-// connMarkFromID tags a connection with the id that VXLAN brought as the packet mark.
-func connMarkFromID() term {
+// connMarkFromID tags a connection with the id that VXLAN brought as the packet mark, markFromID the packet.
+func connMarkFromID() term { return fromID("ct mark", setCtMark()) }
+func markFromID() term     { return fromID("meta mark", setMeta(expr.MetaKeyMARK)) }
+
+func fromID(what string, store expr.Any) term {
 	id := egress.Mark(egress.MaxID)
-	return words(fmt.Sprintf("ct mark set meta mark & 0x%08x | 0x%08x", uint32(id), uint32(egress.ConnTag)),
-		loadMeta(expr.MetaKeyMARK), mask(id, egress.ConnTag), setCtMark())
+	return words(fmt.Sprintf("%s set meta mark & 0x%08x | 0x%08x", what, uint32(id), uint32(egress.ConnTag)),
+		loadMeta(expr.MetaKeyMARK), mask(id, egress.ConnTag), store)
 }
 
 func mssOfRoute() term {
