@@ -1,0 +1,255 @@
+package conntrack
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net/netip"
+	"time"
+
+	"github.com/mdlayher/netlink"
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// The messages and attributes of linux/netfilter/nfnetlink_conntrack.h.
+const (
+	get    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1
+	remove = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2
+
+	tupleOrig  = 1
+	tupleReply = 2
+	mark       = 8
+	markMask   = 21
+	filter     = 25 // since Linux 5.8
+
+	tupleIP = 1 // in a tuple
+
+	filterOrigFlags  = 1 // in a filter: which parts of the tuple of a direction count
+	filterReplyFlags = 2
+
+	headerLen = 4 // of struct nfgenmsg, before the attributes
+)
+
+// address is where one of a tuple is: its attribute, by family, and its flag in a filter (CTA_FILTER_F_*, net/netfilter/nf_internals.h).
+type address struct {
+	ipv4, ipv6 uint16
+	flag       uint32
+}
+
+var (
+	source      = address{1, 3, 1 << 0}
+	destination = address{2, 4, 1 << 1}
+)
+
+// answerTimeout is how long a listing may take; one of a million entries takes seconds.
+const answerTimeout = time.Minute
+
+// errInterrupted says that the table changed while it was listed.
+var errInterrupted = errors.New("the table of connections changes all the time")
+
+func message(typ int, flags netlink.HeaderFlags, family byte, attributes []byte) netlink.Message {
+	return netlink.Message{
+		Header: netlink.Header{Type: netlink.HeaderType(typ), Flags: netlink.Request | flags},
+		Data:   append([]byte{family, 0, 0, 0}, attributes...),
+	}
+}
+
+// question asks for the entries of a family that the filter matches.
+func question(family byte, f Filter) (netlink.Message, error) {
+	e := netlink.NewAttributeEncoder()
+	e.ByteOrder = binary.BigEndian
+	if f.Mask != 0 {
+		e.Uint32(mark, uint32(f.Mark))
+		e.Uint32(markMask, uint32(f.Mask))
+	}
+	original, reply := map[address]netip.Addr{source: f.Source}, map[address]netip.Addr{source: f.Destination, destination: f.Translated}
+	encodeTuple(e, tupleOrig, original)
+	encodeTuple(e, tupleReply, reply)
+	if f.hasAddress() {
+		e.Nested(filter, func(e *netlink.AttributeEncoder) error {
+			e.ByteOrder = binary.NativeEndian
+			e.Uint32(filterOrigFlags, flags(original))
+			e.Uint32(filterReplyFlags, flags(reply))
+			return nil
+		})
+	}
+	attributes, err := e.Encode()
+	if err != nil {
+		return netlink.Message{}, fmt.Errorf("encoding netlink attributes: %w", err)
+	}
+	return message(get, netlink.Dump, family, attributes), nil
+}
+
+// flags say which of the addresses of a tuple count.
+func flags(tuple map[address]netip.Addr) (all uint32) {
+	for where, ip := range tuple {
+		if ip.IsValid() {
+			all |= where.flag
+		}
+	}
+	return all
+}
+
+func encodeTuple(e *netlink.AttributeEncoder, n uint16, tuple map[address]netip.Addr) {
+	if flags(tuple) == 0 {
+		return
+	}
+	e.Nested(n, func(e *netlink.AttributeEncoder) error {
+		e.Nested(tupleIP, func(e *netlink.AttributeEncoder) error {
+			for where, ip := range tuple {
+				if ip.Is4() {
+					e.Bytes(where.ipv4, ip.AsSlice())
+				} else if ip.IsValid() {
+					e.Bytes(where.ipv6, ip.AsSlice())
+				}
+			}
+			return nil
+		})
+		return nil
+	})
+}
+
+// list calls found for each entry of a family that the kernel takes to be meant by the filter, with the attributes of its message. The
+// error is errInterrupted when some may be missing.
+func (t table) list(family byte, f Filter, found func(c Connection, attributes []byte)) error {
+	q, err := question(family, f)
+	if err != nil {
+		return err
+	}
+	if err := t.nl.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
+		return err
+	}
+	if _, err := t.nl.Send(q); err != nil {
+		return err
+	}
+	interrupted := false
+	for m, err := range t.nl.ReceiveIter() {
+		if errors.Is(err, unix.EINTR) {
+			return errInterrupted
+		} else if err != nil {
+			return err
+		}
+		interrupted = interrupted || m.Header.Flags&netlink.DumpInterrupted != 0
+		if len(m.Data) < headerLen {
+			return fmt.Errorf("netlink message of %d bytes", len(m.Data))
+		}
+		c, err := decode(m.Data[headerLen:])
+		if err != nil {
+			return err
+		}
+		found(c, m.Data[headerLen:])
+	}
+	if interrupted {
+		return errInterrupted
+	}
+	return nil
+}
+
+// choosesAddresses reports whether the kernel lists the connections of an address alone when it is asked to. Before Linux 5.8 it lists all of
+// them, and for IPv6 it has listed all others ever since (ctnetlink_filter_match_tuple takes equal addresses for different ones). So it
+// is asked for those of an address that nobody has, by a socket of its own: the first of them is an answer, and a listing goes on
+// only for as long as it is read.
+func (t table) choosesAddresses(family byte) (bool, error) {
+	nobody := Filter{Source: netip.IPv6Unspecified()}
+	if family == unix.AF_INET {
+		nobody.Source = netip.IPv4Unspecified()
+	}
+	q, err := question(family, nobody)
+	if err != nil {
+		return false, err
+	}
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return false, fmt.Errorf("opening a conntrack socket: %w", err)
+	}
+	defer c.Close()
+	if _, err := c.Send(q); err != nil {
+		return false, fmt.Errorf("listing connections: %w", err)
+	}
+	raw, err := c.SyscallConn()
+	if err != nil {
+		return false, err
+	}
+	answer := make([]byte, unix.NLMSG_HDRLEN)
+	var received error
+	err = raw.Control(func(fd uintptr) { // the kernel has written the beginning before it took the question for sent
+		_, _, received = unix.Recvfrom(int(fd), answer, unix.MSG_DONTWAIT)
+	})
+	if err := errors.Join(err, received); err != nil {
+		return false, fmt.Errorf("listing connections: %w", err)
+	}
+	return binary.NativeEndian.Uint16(answer[4:]) == unix.NLMSG_DONE, nil // nlmsg_type of linux/netlink.h
+}
+
+// remove deletes the entry that the attributes are of. The error is unix.ENOENT when it is gone, also when another one has come in its place:
+// they have its number.
+func (t table) remove(family byte, attributes []byte) error {
+	if err := t.nl.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
+		return err
+	}
+	_, err := t.nl.Execute(message(remove, netlink.Acknowledge, family, attributes))
+	return err
+}
+
+// decode returns what the attributes of an entry say.
+func decode(attributes []byte) (c Connection, err error) {
+	err = each(attributes, func(d *netlink.AttributeDecoder) error {
+		switch d.Type() {
+		case mark:
+			c.Mark = egress.Mark(d.Uint32())
+		case tupleOrig:
+			return decodeTuple(d.Bytes(), func(where address, ip netip.Addr) {
+				if where == source {
+					c.Source = ip
+				}
+			})
+		case tupleReply:
+			return decodeTuple(d.Bytes(), func(where address, ip netip.Addr) {
+				if where == source {
+					c.Destination = ip
+				} else {
+					c.Translated = ip
+				}
+			})
+		}
+		return nil
+	})
+	return c, err
+}
+
+func decodeTuple(attributes []byte, put func(where address, ip netip.Addr)) error {
+	return each(attributes, func(d *netlink.AttributeDecoder) error {
+		if d.Type() != tupleIP {
+			return nil
+		}
+		return each(d.Bytes(), func(d *netlink.AttributeDecoder) error {
+			ip, _ := netip.AddrFromSlice(d.Bytes())
+			for _, where := range []address{source, destination} {
+				if d.Type() == where.ipv4 || d.Type() == where.ipv6 {
+					put(where, ip)
+				}
+			}
+			return nil
+		})
+	})
+}
+
+// each calls f for every attribute.
+func each(attributes []byte, f func(*netlink.AttributeDecoder) error) error {
+	d, err := netlink.NewAttributeDecoder(attributes)
+	if err != nil {
+		return fmt.Errorf("decoding netlink attributes: %w", err)
+	}
+	d.ByteOrder = binary.BigEndian
+	for d.Next() {
+		if err := f(d); err != nil {
+			return err
+		}
+	}
+	if err := d.Err(); err != nil {
+		return fmt.Errorf("decoding netlink attributes: %w", err)
+	}
+	return nil
+}
