@@ -76,6 +76,7 @@ type agent struct {
 	history   *history
 	probes    *probes
 	drops     *drops
+	flusher   *flusher
 	features  []string       // what the record of the agent says of its kernel
 	gossip    *gossip.Gossip // nil: off
 	freeze    *freeze        // nil: no gossip
@@ -97,7 +98,6 @@ type agent struct {
 	resets      map[string]int           // how often somebody reset rp_filter of a VLAN link
 	missed      map[string]bool          // nodes that were lost to this one while it was cut off, and are not seen again yet
 	linger      map[netip.Addr]time.Time // until when this node relays for the IP's next owner
-	owed        owed                     // connections that are to be opened anew
 	announced   map[netip.Addr]string    // as of the last pass that was complete
 	lastFault   string                   // what report logged last
 	lastSkipped string                   // what skipped logged last
@@ -158,6 +158,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return a.announcer.Run(gctx) })
 	g.Go(func() error { return a.probes.run(gctx) })
 	g.Go(func() error { return a.drops.run(gctx) })
+	g.Go(func() error { return a.flusher.run(gctx) })
 	g.Go(func() error { return a.history.run(gctx, a.Store, a.Log) })
 	watch := func(run func(context.Context, func()) error) {
 		// They may open sockets: in the namespace of the thread that they happen to run on, as every thread of the agent is in it.
@@ -195,11 +196,11 @@ func open(cfg Config) (*agent, error) {
 		view:   cfg.Store.NewView(cfg.Node),
 		dirty:  make(chan struct{}, 1),
 		seen:   map[lock]time.Time{}, unowned: map[netip.Addr]time.Time{}, linger: map[netip.Addr]time.Time{},
-		adopted: map[netip.Addr]bool{}, owed: newOwed(), history: newHistory(),
+		adopted: map[netip.Addr]bool{}, history: newHistory(),
 		asked: map[netip.Addr]time.Time{}, avoid: map[string]time.Time{}, misplaced: map[egress.Move]time.Time{},
 		inUse: map[lock]bool{}, resets: map[string]int{}, met: map[string]time.Time{}, dead: map[string]time.Time{},
 	}
-	a.owed.all = true // what the former agent left undone is not known
+	a.flusher = newFlusher(a.wake)
 	var err error
 	if a.tables, err = nft.New(nft.Config{Log: cfg.Log, Shared: cfg.ShareTables}); err != nil {
 		return nil, err

@@ -13,7 +13,6 @@ import (
 	"time"
 
 	"github.com/egret-project/egret/check"
-	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/gossip"
 	"github.com/egret-project/egret/nft"
@@ -187,7 +186,7 @@ func (a *agent) roles(t *turn) (next time.Time) {
 				continue
 			}
 			delete(a.linger, m.IP) // what is left of its last time here has to go
-			a.owed.unhosted[m.IP] = true
+			a.flusher.returns(m.IP)
 		}
 		t.roles[m.IP] = plan.Arrive
 	}
@@ -292,7 +291,7 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 	a.log(ctx, addrs, moves, rules)
 	a.countResets(moves.Loosened, d)
 	errs = append(errs,
-		in("conntrack", a.reopen(rules, d.NFT)),
+		in("conntrack", a.flusher.follow(rules, d)),
 		in("addresses", a.links.Apply(addrs.Adds())), in("routes", a.router.Apply(moves.Removes())))
 	if err := a.permits.grant(d.Permits, lease); err != nil {
 		return true, errors.Join(append(errs, in("permits", fmt.Errorf("renewing permits: %w", err)))...)
@@ -300,60 +299,6 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 	a.announced = d.Announce
 	a.announcer.Set(d.Announce)
 	return true, errors.Join(errs...)
-}
-
-// owed are connections that have to be opened anew, and that conntrack has not been told of yet.
-type owed struct {
-	all      bool                // those of all pods that are not marked as they should be: it is not known what happened before
-	repaired bool                // those of all pods that are SNATed: it is not known to what
-	pods     map[netip.Addr]bool // of these pods, where they are not marked as they should be
-	unhosted map[netip.Addr]bool // those that are SNATed to these egress IPs, which left, or return; and those that others opened to them
-}
-
-// reopen makes connections start afresh. Those that a local pod opened before it had its egress, because none of its packets is to leave
-// with another source from now on; TCP is picked up in mid-stream, with the same ports, and connections within the cluster are left
-// alone. And those by egress IPs that this node steered and does no more: should such an IP come back, TCP has gone on without
-// this node, and is out of any window that it knows. Answers that came here for the next owner's connections were passed on, and look
-// like connections to the IP: they would keep its ports.
-//
-// A debt stays until it is paid: after a start, and after a repair of the tables, it is that of all pods.
-func (a *agent) reopen(c nft.Changes, tables nft.State) error {
-	o := &a.owed
-	if len(c.Repairs) > 0 {
-		o.all, o.repaired = true, true
-	}
-	for _, ip := range c.Reselected {
-		o.pods[ip] = true
-	}
-	for _, ip := range c.Unhosted {
-		o.unhosted[ip] = true
-	}
-	if !o.all && len(o.pods) == 0 && len(o.unhosted) == 0 {
-		return nil
-	}
-	err := conntrack.Delete(func(f conntrack.Connection) bool {
-		if f.Mark&egress.ConnTagMask == egress.ConnTag && o.unhosted[f.Translated] || o.unhosted[f.Destination] {
-			return true
-		}
-		id, selected := tables.Pods[f.Source]
-		switch {
-		case !selected:
-			return false
-		case f.Mark == id.ConnMark():
-			return o.repaired && f.Translated != f.Source
-		default:
-			return (o.all || o.pods[f.Source]) &&
-				!slices.ContainsFunc(tables.Except, func(p netip.Prefix) bool { return p.Contains(f.Destination) })
-		}
-	})
-	if err == nil {
-		*o = newOwed()
-	}
-	return err
-}
-
-func newOwed() owed {
-	return owed{pods: map[netip.Addr]bool{}, unhosted: map[netip.Addr]bool{}}
 }
 
 // countResets counts how often somebody else set rp_filter of a VLAN link, and says so.
@@ -406,7 +351,8 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 		}
 	}
 	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
-		if !m.ReadyAt(t.Agents[a.Node]) && t.roles[m.IP] == plan.Arrive && !d.Routing.KeepReturns && !hampers(faulty, d, m.IP) {
+		if !m.ReadyAt(t.Agents[a.Node]) && t.roles[m.IP] == plan.Arrive && !d.Routing.KeepReturns && !hampers(faulty, d, m.IP) &&
+			!a.flusher.owes(m.IP) {
 			_, err := a.Store.Ready(ctx, m, t.lease)
 			errs = append(errs, err)
 		}

@@ -40,6 +40,9 @@ type Desired struct {
 	Permits []nft.Permit
 	// Announce maps an egress IP to the link on which it is announced.
 	Announce map[netip.Addr]string
+	// Members are the pods that may send with an id that the node sends with, its own and those of other nodes. Some may be missing while
+	// Routing.KeepReturns.
+	Members map[egress.ID]map[netip.Addr]bool
 	// Follow are the egresses whose members on all nodes the node has to know, sorted.
 	Follow []string
 }
@@ -59,6 +62,7 @@ func Build(s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) Desired {
 			Hosted:   map[egress.ID]nft.Hosted{},
 		},
 		Announce: map[netip.Addr]string{},
+		Members:  map[egress.ID]map[netip.Addr]bool{},
 	}
 	keep := blind(s, "")
 	d.NFT.Keep, d.Routing.Keep, d.VLAN.Keep = keep, keep, keep
@@ -187,15 +191,16 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 		if own && role == Hold {
 			exits.answer(d, t.Address)
 		}
+		d.Members[t.ID] = map[netip.Addr]bool{}
 		for _, name := range t.egresses {
 			for node, members := range s.ByEgress[name] {
 				via, ok := underlay(s, f, node)
-				if !ok {
-					continue
-				}
 				for _, pod := range members.Pods {
 					for _, ip := range pod.IPs {
-						if ip.Is4() == t.IP.Is4() {
+						if ip.Is4() != t.IP.Is4() {
+							continue
+						}
+						if d.Members[t.ID][ip] = true; ok {
 							d.Routing.Returns[ip] = via
 						}
 					}
