@@ -125,6 +125,18 @@ type originalZone struct {
 	expr.Any // as above
 }
 
+// originalSource loads the address of who opened the connection. Package expr knows the key of neither family.
+type originalSource struct {
+	expr.Any // as above
+	key      uint32
+}
+
+// setSource writes the address of who sent a packet. Package expr has no checksum of ICMPv6, which covers it.
+type setSource struct {
+	expr.Any // as above
+	f        family
+}
+
 // marshal encodes an expression.
 func marshal(family byte, x expr.Any) ([]byte, error) {
 	e := netlink.NewAttributeEncoder()
@@ -147,6 +159,24 @@ func marshal(family byte, x expr.Any) ([]byte, error) {
 			e.Uint32(unix.NFTA_CT_KEY, unix.NFT_CT_ZONE)
 			e.Uint32(unix.NFTA_CT_SREG, reg)
 			e.Uint8(unix.NFTA_CT_DIRECTION, 0) // original
+		})
+	case originalSource:
+		return data("ct", func(e *netlink.AttributeEncoder) {
+			e.Uint32(unix.NFTA_CT_KEY, x.key)
+			e.Uint32(unix.NFTA_CT_DREG, reg)
+			e.Uint8(unix.NFTA_CT_DIRECTION, 0) // original
+		})
+	case setSource:
+		return data("payload", func(e *netlink.AttributeEncoder) {
+			e.Uint32(unix.NFTA_PAYLOAD_SREG, reg)
+			e.Uint32(unix.NFTA_PAYLOAD_BASE, unix.NFT_PAYLOAD_NETWORK_HEADER)
+			e.Uint32(unix.NFTA_PAYLOAD_OFFSET, x.f.source)
+			e.Uint32(unix.NFTA_PAYLOAD_LEN, x.f.address.Bytes)
+			if x.f.number == unix.NFPROTO_IPV4 { // the header has one, too (RFC 791, section 3.1)
+				e.Uint32(unix.NFTA_PAYLOAD_CSUM_TYPE, unix.NFT_PAYLOAD_CSUM_INET)
+				e.Uint32(unix.NFTA_PAYLOAD_CSUM_OFFSET, 10)
+			}
+			e.Uint32(unix.NFTA_PAYLOAD_CSUM_FLAGS, unix.NFT_PAYLOAD_L4CSUM_PSEUDOHDR)
 		})
 	}
 	return expr.Marshal(family, x)

@@ -134,6 +134,11 @@ func steeringChains(hold time.Duration) []chain {
 			perFamily(func(f family) rule { return newRule("steer", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK))) }),
 			newRule("steer", markFromBoth("nexthop"), accept()),
 			newRule("steer", count(CounterNoNextHop), drop()))},
+		// What this node has to say of an answer to a pod, above all that it is too large for the pod's link, goes the way of the pod's own packets,
+		// in its name: the gateway puts the egress IP into it, or else nobody outside would know what it is about.
+		{"errors", hook{nftables.ChainTypeRoute, "output", *nftables.ChainHookOutput, -90, ""}, perFamily(func(f family) rule {
+			return newRule("errors", icmpOf(f), ctState("related", expr.CtStateBitRELATED), direction("original", 0), tagged(), errorAboutPod(f), enter("steer"))
+		})},
 		// What has passed once is never sent on that way again, and nothing else than egress connections passes. An answer to a connection
 		// that this node does not know, or not any more, would be in conntrack as one to the pod, and take its port.
 		{"steer_passed", hook{}, slices.Concat(
@@ -201,6 +206,8 @@ func leavingChains(s State) []chain {
 			return newRule("forward", fromPass(), words("meta nfproto "+f.protocol, f.is()...), tcpSYN(), mss(s.OverlayMTU-f.headers))
 		})...)
 	}
+	// The link of the pod that this goes to may carry less.
+	fwd = append(fwd, newRule("forward", fromPass(), tcpSYN(), mssOfRoute()))
 	// An answer to a connection of which this node does not know yet.
 	fwd = append(fwd, perFamily(func(f family) rule {
 		return newRule("forward", ctState("new", expr.CtStateBitNEW), daddrIn(f, "egressip"+f.digit), count(CounterService), drop())

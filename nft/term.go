@@ -251,6 +251,22 @@ func podMark(f family, what string, store expr.Any) term {
 	return words(fmt.Sprintf("%s set %s saddr map @%s", what, f.name, set), append(f.is(), f.saddr(), mapped(set), store)...)
 }
 
+// errorAboutPod matches an ICMP error of this node about a packet of a connection that a selected pod opened, to who sent it, and makes
+// it the pod's own.
+func errorAboutPod(f family) term {
+	original := originalSource{key: unix.NFT_CT_SRC_IP}
+	if f.number == unix.NFPROTO_IPV6 {
+		original.key = unix.NFT_CT_SRC_IP6
+	}
+	set := "pod" + f.digit
+	return words(fmt.Sprintf("meta mark set ct original %s saddr map @%s %[1]s saddr set ct original %[1]s saddr", f.name, set),
+		slices.Concat([]expr.Any{original, mapped(set), setMeta(expr.MetaKeyMARK)}, f.is(), []expr.Any{original, setSource{f: f}})...)
+}
+
+func icmpOf(f family) term {
+	return words("meta l4proto "+f.icmp, loadMeta(expr.MetaKeyL4PROTO), equals(f.icmpNum))
+}
+
 // toPod matches what is for a selected pod. The mark that is set is of no use: it is how a rule matches the keys of a map.
 func toPod(f family) term {
 	set := "pod" + f.digit
