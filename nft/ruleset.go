@@ -223,8 +223,7 @@ func leavingChains(s State) []chain {
 	return []chain{
 		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0, ""}, fwd},
 		// The packet mark becomes the id, which VXLAN carries as its group policy. The loop leaves the mark alone.
-		{"identity", post(nftables.ChainTypeFilter, 0), []rule{newRule("identity", toPass(), identity)}},
-		{"unmarked", post(nftables.ChainTypeFilter, 0), unmarked()},
+		{"identity", post(nftables.ChainTypeFilter, 0), append([]rule{newRule("identity", toPass(), identity)}, unmarked()...)},
 		// Before every other NAT: what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
 		{"translate", post(nftables.ChainTypeNAT, egress.TranslatePriority), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
 		{"translate_egress", hook{}, slices.Concat(own, guarded("translate_egress"))},
@@ -250,17 +249,18 @@ func guarded(chain string) []rule {
 	}
 }
 
-// unmarked drops what a selected pod sends to the outside without its egress: another program has overwritten the mark of the connection, or the
-// packet has its destination from after prerouting, as with IPVS, which sends it as the node sends its own. It runs before any SNAT:
-// the source is the pod's still. Answers to who opened a connection to the pod go on.
+// unmarked are the rules that drop what a selected pod sends to the outside without its egress: another program has overwritten the mark of
+// the connection, or the packet has its destination from after prerouting, as with IPVS, which sends it as the node sends its own. They
+// come before any SNAT: the source is the pod's still. Answers to who opened a connection to the pod go on.
 func unmarked() []rule {
+	r := func(terms ...term) rule { return newRule("identity", terms...) }
 	return slices.Concat(
-		[]rule{newRule("unmarked", direction("reply", 1), accept()), newRule("unmarked", tagged(), accept())},
+		[]rule{r(direction("reply", 1), accept()), r(tagged(), accept())},
 		// Most of what is left is of pods that no egress selects: one look for those.
-		perFamily(func(f family) rule { return newRule("unmarked", saddrIn(f, "known"+f.digit), accept()) }),
-		notEgress("unmarked"),
+		perFamily(func(f family) rule { return r(saddrIn(f, "known"+f.digit), accept()) }),
+		notEgress("identity"),
 		perFamily(func(f family) rule {
-			return newRule("unmarked", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), count(CounterUnmarked), drop())
+			return r(podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), count(CounterUnmarked), drop())
 		}))
 }
 
