@@ -61,7 +61,7 @@ func Diff(have Observed, want State) Changes {
 				continue
 			}
 			wanted := all[s.name]
-			if want.Keep {
+			if want.Keep || want.KeepSenders && strings.HasPrefix(s.name, "sender") {
 				wanted = maps.Clone(was[s.name])
 				if wanted == nil {
 					wanted = elements{}

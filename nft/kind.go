@@ -3,12 +3,12 @@ package nft
 import (
 	"encoding/binary"
 	"fmt"
+	"net"
 	"net/netip"
 	"strings"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
-	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/egress"
 )
@@ -17,45 +17,71 @@ import (
 type kind struct {
 	nftables.SetDatatype
 	order binaryutil.ByteOrder // nil: there is none, as in the value of a set
+	parts []kind               // of a concatenation: each begins at a multiple of 4 bytes
 }
 
 var (
-	address4 = kind{nftables.TypeIPAddr, binaryutil.BigEndian}
-	address6 = kind{nftables.TypeIP6Addr, binaryutil.BigEndian}
-	// linkAddress4 is the name of a link, padded with zeros, and an address.
-	linkAddress4 = kind{nftables.MustConcatSetType(nftables.TypeIFName, nftables.TypeIPAddr), binaryutil.BigEndian}
-	mark         = kind{nftables.TypeMark, binaryutil.NativeEndian}
-	protocol     = kind{nftables.TypeEtherType, binaryutil.BigEndian}
-	// markPair are two marks.
-	markPair = kind{nftables.MustConcatSetType(nftables.TypeMark, nftables.TypeMark), binaryutil.NativeEndian}
+	address4 = kind{nftables.TypeIPAddr, binaryutil.BigEndian, nil}
+	address6 = kind{nftables.TypeIP6Addr, binaryutil.BigEndian, nil}
+	link     = kind{nftables.TypeIFName, binaryutil.BigEndian, nil} // padded with zeros
+	ether    = kind{nftables.TypeEtherAddr, binaryutil.BigEndian, nil}
+	mark     = kind{nftables.TypeMark, binaryutil.NativeEndian, nil}
+	protocol = kind{nftables.TypeEtherType, binaryutil.BigEndian, nil}
+
+	linkAddress4     = concat(link, address4)
+	peer4, peer6     = concat(address4, ether), concat(address6, ether)
+	sender4, sender6 = concat(ether, address4, mark), concat(ether, address6, mark)
+	markPair         = concat(mark, mark)
 )
+
+func concat(parts ...kind) kind {
+	var types []nftables.SetDatatype
+	for _, p := range parts {
+		types = append(types, p.SetDatatype)
+	}
+	return kind{nftables.MustConcatSetType(types...), nil, parts}
+}
+
+// each calls f for each part of a key or value of the kind.
+func (k kind) each(s string, f func(k kind, s string)) {
+	for _, p := range k.parts {
+		n := min(int(p.Bytes), len(s))
+		f(p, s[:n])
+		s = s[min((n+3)&^3, len(s)):]
+	}
+}
 
 // wire turns a key or value from network byte order into that of the kernel, and back.
 func (k kind) wire(s string) string {
-	if k.order != binaryutil.NativeEndian {
+	if len(k.parts) > 0 {
+		var b strings.Builder
+		k.each(s, func(k kind, s string) { b.WriteString(pad(k.wire(s))) })
+		return b.String()
+	}
+	if k.order != binaryutil.NativeEndian || len(s) != 4 {
 		return s
 	}
-	var b []byte
-	for ; len(s) >= 4; s = s[4:] {
-		b = append(b, native(uint32(markOf(s)))...)
-	}
-	return string(b) + s
+	return string(native(uint32(markOf(s))))
 }
+
+// pad fills a part of a concatenation up.
+func pad(s string) string { return s + strings.Repeat("\x00", -len(s)&3) }
 
 // print prints a key or value as nft takes it.
 func (k kind) print(s string) string {
-	if k.order == binaryutil.NativeEndian {
-		var marks []string
-		for ; len(s) >= 4; s = s[4:] {
-			marks = append(marks, fmt.Sprintf("0x%08x", uint32(markOf(s))))
-		}
-		return strings.Join(marks, " . ")
-	}
-	if len(s) == 2 {
+	switch {
+	case len(k.parts) > 0:
+		var words []string
+		k.each(s, func(k kind, s string) { words = append(words, k.print(s)) })
+		return strings.Join(words, " . ")
+	case k.order == binaryutil.NativeEndian:
+		return fmt.Sprintf("0x%08x", uint32(markOf(s)))
+	case k.Name == protocol.Name:
 		return protocols[s]
-	}
-	if len(s) > unix.IFNAMSIZ {
-		return fmt.Sprintf("%q . %s", strings.TrimRight(s[:unix.IFNAMSIZ], "\x00"), address4.print(s[unix.IFNAMSIZ:]))
+	case k.Name == link.Name:
+		return fmt.Sprintf("%q", strings.TrimRight(s, "\x00"))
+	case k.Name == ether.Name:
+		return net.HardwareAddr(s).String()
 	}
 	a, _ := netip.AddrFromSlice([]byte(s))
 	return a.String()

@@ -220,7 +220,7 @@ func (t table) encodeElements(e *netlink.AttributeEncoder, set string, id uint32
 func (t table) addRule(chain string, r rule, id uint32) op {
 	var msgs []netlink.Message
 	if len(r.set) > 0 {
-		s := set{name: anonymous, key: kind{nftables.TypeFIBAddr, binaryutil.NativeEndian}, flags: unix.NFT_SET_ANONYMOUS | unix.NFT_SET_CONSTANT}
+		s := set{name: anonymous, key: kind{nftables.TypeFIBAddr, binaryutil.NativeEndian, nil}, flags: unix.NFT_SET_ANONYMOUS | unix.NFT_SET_CONSTANT}
 		made, err := request(unix.NFT_MSG_NEWSET, t.family, netlink.Create, func(e *netlink.AttributeEncoder) { t.encodeSet(e, s, id) })
 		if err != nil {
 			return op{err: err}

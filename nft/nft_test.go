@@ -186,6 +186,10 @@ func parseState(t testing.TB, text string) State {
 			s.Renewal = NewRenewal(d[0], d[1])
 		case "mtu": // bytes
 			s.OverlayMTU = number(f[1])
+		case "self": // address
+			s.Self = addr(f[1])
+		case "sender": // node address id
+			s.Senders = append(s.Senders, Sender{addr(f[1]), addr(f[2]), egress.ID(number(f[3]))})
 		default:
 			t.Fatalf("state: no such thing as %q", f[0])
 		}

@@ -59,23 +59,7 @@ func BenchmarkPacket(b *testing.B) {
 			if got := p.seen(f.server); got != want {
 				b.Fatalf("the pod leaves as %q, want %s", got, want)
 			}
-			var sink net.PacketConn
-			ext.do(func() (err error) { sink, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "9")); return err })
-			defer sink.Close()
-			p.do(func() error {
-				c, err := net.Dial("udp", net.JoinHostPort(f.server, "9"))
-				if err != nil {
-					return err
-				}
-				defer c.Close()
-				packet := make([]byte, 100)
-				for b.Loop() {
-					if _, err := c.Write(packet); err != nil {
-						return err
-					}
-				}
-				return nil
-			})
+			send(b, ext, p, f.server)
 			if one := b.Elapsed() / time.Duration(b.N); plain == 0 {
 				plain = one
 			} else {
@@ -92,4 +76,45 @@ func rulesThatMark(n int) string {
 		fmt.Fprintf(&b, "ip saddr 10.244.%d.%d meta mark set 0x40000000; ", 100+i/250, i%250+1)
 	}
 	return b.String()
+}
+
+// BenchmarkOverlay is what a datagram costs from a pod by the overlay to the gateway, and out of it: two nodes and the host outside, all
+// in the sender's time.
+func BenchmarkOverlay(b *testing.B) {
+	f := bothSides[0]
+	tables := open(b)
+	ext, p := outside(b), pod(b)
+	ext.serve(f.server)
+	here, there := netip.MustParseAddr("10.11.0.101"), netip.MustParseAddr("10.11.0.102")
+	far := remoteGateway(b, ext, here, there).tables()
+	reach(b, tables, parseState(b, fmt.Sprintf("self %s\nnode %s\npod %s 5\nnexthop 5 0x2002", here, there, f.pod)))
+	reach(b, far, parseState(b, fmt.Sprintf("self %s\nnode %s\nhosted 5 %s 0x3fff\nsender %[2]s %[4]s 5", there, here, f.egress, f.pod)))
+	if err := far.Permit([]Permit{{IP: f.egressIP()}}, time.Hour); err != nil {
+		b.Fatal(err)
+	}
+	if got := p.seen(f.server); got != f.egress {
+		b.Fatalf("the pod leaves as %q, want %s", got, f.egress)
+	}
+	send(b, ext, p, f.server)
+}
+
+// send sends datagrams from a pod to the host outside until the benchmark is over.
+func send(b *testing.B, ext, p space, server string) {
+	var sink net.PacketConn
+	ext.do(func() (err error) { sink, err = net.ListenPacket("udp", net.JoinHostPort(server, "9")); return err })
+	defer sink.Close()
+	p.do(func() error {
+		c, err := net.Dial("udp", net.JoinHostPort(server, "9"))
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		packet := make([]byte, 100)
+		for b.Loop() {
+			if _, err := c.Write(packet); err != nil {
+				return err
+			}
+		}
+		return nil
+	})
 }

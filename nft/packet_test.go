@@ -68,11 +68,13 @@ func (s space) tables() (tables *Tables) {
 }
 
 // serve answers every UDP datagram at port 7000 of the addresses with the address that it came from.
-func (s space) serve(ips ...string) {
+func (s space) serve(ips ...string) { s.serveAt("7000", ips...) }
+
+func (s space) serveAt(port string, ips ...string) {
 	s.t.Helper()
 	for _, ip := range ips {
 		var c net.PacketConn
-		s.do(func() (err error) { c, err = net.ListenPacket("udp", net.JoinHostPort(ip, "7000")); return err })
+		s.do(func() (err error) { c, err = net.ListenPacket("udp", net.JoinHostPort(ip, port)); return err })
 		s.t.Cleanup(func() { c.Close() })
 		go func() {
 			b := make([]byte, 100)
@@ -90,21 +92,32 @@ func (s space) serve(ips ...string) {
 // seen sends a datagram to the server at ip and returns the source that the server saw; "" when no answer comes.
 func (s space) seen(ip string) string {
 	s.t.Helper()
-	answer := ""
-	s.do(func() error {
-		c, err := net.Dial("udp", net.JoinHostPort(ip, "7000"))
+	return answer(s.t, s.in(), ip, "7000")
+}
+
+// answer is as seen, from where run runs what it is given.
+func answer(t testing.TB, run func(func() error) error, ip, port string) string {
+	t.Helper()
+	got := ""
+	err := run(func() error {
+		c, err := net.Dial("udp", net.JoinHostPort(ip, port))
 		if err != nil {
 			return err
 		}
 		defer c.Close()
 		b := make([]byte, 100)
-		c.SetDeadline(time.Now().Add(300 * time.Millisecond))
-		c.Write([]byte("?")) // what is lost shows as no answer
+		if err := c.SetDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+			return err
+		}
+		c.Write([]byte("?")) // what is lost, or refused, shows as no answer
 		n, _ := c.Read(b)
-		answer = string(b[:n])
+		got = string(b[:n])
 		return nil
 	})
-	return answer
+	if err != nil {
+		t.Fatal(err)
+	}
+	return got
 }
 
 // whoHas asks for ip once, by broadcast on eth0 and in the name of asker, and returns the replies that come within a while.
@@ -385,6 +398,10 @@ func testLocalGateway(t *testing.T, f sides) {
 	if got := p.seen(f.server); got != f.egress {
 		t.Errorf("selected: source %q, want the egress IP", got)
 	}
+	overlayPort := fmt.Sprint(egress.OverlayPort)
+	if ext.serveAt(overlayPort, f.server); answer(t, p.in(), f.server, overlayPort) != f.egress {
+		t.Error("selected: what is no node does not see the egress IP at the overlay's port")
+	}
 	if got := p.seen(f.lan); got != f.node {
 		t.Errorf("excepted destination: source %q, want the CNI's", got)
 	}
@@ -602,12 +619,13 @@ func TestOnlyNodesAreHeardInTheOverlay(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer heard.Close()
+			frame := inner{node: netip.MustParseAddr(f.lan), to: netip.MustParseAddr(f.node), pod: netip.MustParseAddr(f.pod), id: 5}
 			says := func() bool {
 				ext.do(func() error {
 					c, err := net.Dial("udp", net.JoinHostPort(f.node, fmt.Sprint(egress.OverlayPort)))
 					if err == nil {
 						defer c.Close()
-						_, err = c.Write([]byte("?"))
+						_, err = c.Write(frame.vxlan(f.server))
 					}
 					return err
 				})
@@ -615,11 +633,17 @@ func TestOnlyNodesAreHeardInTheOverlay(t *testing.T) {
 				_, _, err := heard.ReadFrom(make([]byte, 10))
 				return err == nil
 			}
-			reach(t, tables, parseState(t, "node "+f.lan))
+			reach(t, tables, parseState(t, "self "+f.node+"\nnode "+f.lan))
 			if !says() {
 				t.Error("a node is not heard")
 			}
-			reach(t, tables, parseState(t, "node "+f.gateway))
+			frame.node = netip.MustParseAddr(f.gateway)
+			counts(t, tables, CounterForeign, func() {
+				if says() {
+					t.Error("a node is heard that says that it is another one")
+				}
+			})
+			reach(t, tables, parseState(t, "self "+f.node+"\nnode "+f.gateway))
 			counts(t, tables, CounterForeign, func() {
 				if says() {
 					t.Error("a host that is no node is heard")
@@ -637,68 +661,22 @@ func remote(t testing.TB) (tables, far *Tables, ext, p, gw space) {
 	for _, f := range bothSides {
 		ext.serve(f.server)
 	}
-	gw = newSpace(t, "gw")
-	// The second node has a link to the first one and one to the outside, which knows the egress IP by a route.
-	netns.Run(t, "ip link add eth1 type veth peer name eth0 netns "+gw.name)
-	netns.Run(t, "ip link set eth1 up")
-	netns.Run(t, "ip addr add 10.11.0.101/24 dev eth1")
-	gw.run(`ip link set eth0 up
-		ip addr add 10.11.0.102/24 dev eth0
-		sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1
-		ip link add eth1 type veth peer name eth1 netns ` + ext.name + `
-		ip link set eth1 up
-		ip addr add 10.12.0.102/24 dev eth1
-		ip addr add fd12::102/64 dev eth1 nodad
-		ip route add default via 10.12.0.200
-		ip -6 route add default via fd12::200`)
-	ext.run(`ip link set eth1 up
-		ip addr add 10.12.0.200/24 dev eth1
-		ip addr add fd12::200/64 dev eth1 nodad
-		ip route add 10.10.0.8/32 via 10.12.0.102
-		ip route add fd10::8/128 via fd12::102`)
-
-	// The next hop of IPv6 is the other side's link-local address on the overlay.
-	overlay := func(run func(string), self, peer netip.Addr) {
-		selfMAC, peerMAC := egress.OverlayMAC(self), egress.OverlayMAC(peer)
-		local := func(mac net.HardwareAddr) string {
-			return netip.AddrFrom16([16]byte{0xfe, 0x80, 8: mac[0] ^ 2, mac[1], mac[2], 0xff, 0xfe, mac[3], mac[4], mac[5]}).String()
-		}
-		for line := range strings.Lines(fmt.Sprintf(`ip link add egret.vx address %s mtu 1450 type vxlan id 7 dstport %d local %s nolearning gbp
-			sysctl -qw net/ipv4/conf/egret.vx/rp_filter=0 net/ipv4/conf/all/rp_filter=0
-			ip link set egret.vx up
-			ip addr add %[3]s/32 dev egret.vx scope link noprefixroute
-			ip neigh add %[4]s lladdr %[5]s dev egret.vx nud permanent
-			ip neigh add %[6]s lladdr %[5]s dev egret.vx nud permanent
-			bridge fdb append %[5]s dev egret.vx dst %[4]s
-			ip -4 rule add pref 1000 fwmark 0/0x2000 goto 32766
-			ip -4 rule add pref 1100 fwmark 0x2000/0x3fff lookup 7000
-			ip -4 rule add pref 1200 fwmark 0x2002/0x3fff lookup 7002
-			ip -6 rule add pref 1000 fwmark 0/0x2000 goto 32766
-			ip -6 rule add pref 1100 fwmark 0x2000/0x3fff lookup 7000
-			ip -6 rule add pref 1200 fwmark 0x2002/0x3fff lookup 7002
-			ip -4 route add default via %[4]s dev egret.vx onlink table 7002
-			ip -6 route add default via %[6]s dev egret.vx table 7002`, selfMAC, egress.OverlayPort, self, peer, peerMAC, local(peerMAC))) {
-			run(strings.TrimSpace(line))
-		}
-	}
-	here, there := netip.MustParseAddr("10.11.0.101"), netip.MustParseAddr("10.11.0.102")
-	overlay(func(l string) { netns.Run(t, l) }, here, there)
-	overlay(gw.run, there, here)
-	gw.run("ip route add 10.244.1.2/32 via 10.11.0.101 dev egret.vx onlink table 7000")
-	gw.run("ip -6 route add fd44:1::2/128 dev egret.vx table 7000")
-	gw.run("ip neigh add fd44:1::2 lladdr " + egress.OverlayMAC(here).String() + " dev egret.vx nud permanent")
-
+	gw = remoteGateway(t, ext, underlays[0], underlays[1])
 	return tables, gw.tables(), ext, p, gw
 }
+
+// underlays are the nodes of remote: that of the pod, and the gateway.
+var underlays = [2]netip.Addr{netip.MustParseAddr("10.11.0.101"), netip.MustParseAddr("10.11.0.102")}
 
 // A pod's packets on two nodes: out over the overlay, SNATed at the gateway, and back.
 func TestRemoteGateway(t *testing.T) {
 	tables, far, ext, p, _ := remote(t)
-	hosts := "mtu 1450\nnode 10.11.0.101\n"
-	pods := "mtu 1450\nnode 10.11.0.102\n"
+	here := underlays[0]
+	hosts := "mtu 1450\nself 10.11.0.102\nnode 10.11.0.101\n"
+	pods := "mtu 1450\nself 10.11.0.101\nnode 10.11.0.102\n"
 	var permits []Permit
 	for i, f := range bothSides {
-		hosts += fmt.Sprintf("hosted %d %s 0x3fff\n", 5+i, f.egress)
+		hosts += fmt.Sprintf("hosted %d %s 0x3fff\nsender %s %s %[1]d\n", 5+i, f.egress, here, f.pod)
 		pods += fmt.Sprintf("pod %s %d\nnexthop %[2]d 0x2002\n", f.pod, 5+i)
 		permits = append(permits, Permit{IP: f.egressIP()})
 	}
@@ -764,7 +742,7 @@ func TestRemoteGateway(t *testing.T) {
 	})
 
 	// It is not sent into the overlay again.
-	reach(t, far, parseState(t, "mtu 1450\nnode 10.11.0.101\npod 10.244.9.9 5\nnexthop 5 0x2002\npod fd44:9::9 6\nnexthop 6 0x2002"))
+	reach(t, far, parseState(t, "mtu 1450\nself 10.11.0.102\nnode 10.11.0.101\nsender 10.11.0.101 10.244.1.2 5\nsender 10.11.0.101 fd44:1::2 6\npod 10.244.9.9 5\nnexthop 5 0x2002\npod fd44:9::9 6\nnexthop 6 0x2002"))
 	for _, f := range bothSides {
 		counts(t, far, CounterUnhosted, func() {
 			if got := p.seen(f.server); got != "" {
@@ -778,5 +756,18 @@ func TestRemoteGateway(t *testing.T) {
 func reusePort(_, _ string, c syscall.RawConn) error {
 	var set error
 	err := c.Control(func(fd uintptr) { set = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_REUSEPORT, 1) })
+	return errors.Join(err, set)
+}
+
+// anySource lets a socket bind to an address that the host does not have, which needs no right.
+func anySource(network, _ string, c syscall.RawConn) error {
+	var set error
+	err := c.Control(func(fd uintptr) {
+		if network == "udp6" {
+			set = unix.SetsockoptInt(int(fd), unix.SOL_IPV6, unix.IPV6_FREEBIND, 1)
+			return
+		}
+		set = unix.SetsockoptInt(int(fd), unix.SOL_IP, unix.IP_FREEBIND, 1)
+	})
 	return errors.Join(err, set)
 }

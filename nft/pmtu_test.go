@@ -37,10 +37,10 @@ func TestAnswersTooLargeForThePodsLinkAreToldSo(t *testing.T) {
 	})
 	t.Run("another node is the gateway", func(t *testing.T) {
 		tables, far, ext, p, _ := remote(t)
-		hosts, pods := "mtu 1450\nnode 10.11.0.101\n", "mtu 1450\nnode 10.11.0.102\n"
+		hosts, pods := "mtu 1450\nself 10.11.0.102\nnode 10.11.0.101\n", "mtu 1450\nself 10.11.0.101\nnode 10.11.0.102\n"
 		var permits []Permit
 		for i, f := range bothSides {
-			hosts += fmt.Sprintf("hosted %d %s 0x3fff\n", 5+i, f.egress)
+			hosts += fmt.Sprintf("hosted %d %s 0x3fff\nsender %s %s %[1]d\n", 5+i, f.egress, underlays[0], f.pod)
 			pods += fmt.Sprintf("pod %s %d\nnexthop %[2]d 0x2002\n", f.pod, 5+i)
 			permits = append(permits, Permit{IP: f.egressIP()})
 		}
@@ -57,7 +57,7 @@ func TestAnswersTooLargeForThePodsLinkAreToldSo(t *testing.T) {
 
 const (
 	podMTU = 1300
-	answer = 1400 // bytes of payload: with headers no more than the overlay takes
+	answerLen = 1400 // bytes of payload: with headers no more than the overlay takes
 )
 
 // answersFit has the pod ask, by UDP and by TCP, before its link becomes small, and the server answer afterwards.
@@ -105,10 +105,10 @@ func answersFit(t *testing.T, f sides, ext, p space) {
 
 	setMTU(t, p, podMTU)
 	arrives := func() bool {
-		s.WriteTo(make([]byte, answer), client) // what is lost shows as nothing that arrives
+		s.WriteTo(make([]byte, answerLen), client) // what is lost shows as nothing that arrives
 		c.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
 		n, _ := c.Read(make([]byte, 2000))
-		return n == answer
+		return n == answerLen
 	}
 	if arrives() {
 		t.Fatal("the first large answer arrives: the link is not small")
@@ -129,9 +129,9 @@ func answersFit(t *testing.T, f sides, ext, p space) {
 	}
 
 	// TCP has the MSS of before.
-	go accepted.Write(make([]byte, 20*answer)) // what is lost shows as nothing that arrives
+	go accepted.Write(make([]byte, 20*answerLen)) // what is lost shows as nothing that arrives
 	stream.SetReadDeadline(time.Now().Add(3 * time.Second))
-	if n, err := io.ReadFull(stream, make([]byte, 20*answer)); err != nil {
+	if n, err := io.ReadFull(stream, make([]byte, 20*answerLen)); err != nil {
 		t.Errorf("of a stream %d bytes arrive: %v", n, err)
 	}
 }

@@ -23,18 +23,21 @@ const (
 	CounterUnknown   = "unknown_held"      // the first of a source in the pod CIDRs of which it is not known yet whether it is selected
 	CounterUnmarked  = "unmarked_dropped"  // of a selected pod, to the outside, in a connection that is not known to be an egress's
 	CounterService   = "service_dropped"   // for a service of the node, at an egress IP
-	CounterForeign   = "overlay_foreign"   // VXLAN from a host that is no node
+	CounterForeign   = "overlay_foreign"   // for the overlay's port of a node, from anybody but a node
+	CounterSender    = "overlay_sender"    // from the overlay, with a source that is no pod of the egress on the node that sent it
 	CounterARP       = "arp_dropped"       // ARP for an egress IP without permit
 	CounterNDP       = "ndp_dropped"       // neighbor discovery for an egress IP without permit
 )
 
 // How many elements the sets may hold. The kernel keeps a set without such a bound in a table that it resizes in the background, and
 // a dump that comes upon that misses elements with no sign of it. A bounded set is an array of lists, read in order: 8 bytes for each
-// element that there might be, 2 MB in all.
+// element that there might be, 3 MB in all.
 const (
 	maxIDs   = uint32(egress.MaxID) + 1
 	maxNodes = egress.MaxNodeIndex + 1
 	maxPods  = 16384 // of one family; a hundred times what a kubelet runs by default
+	// maxSenders is how many pods may share the egress IPs of one gateway, of one family.
+	maxSenders = 65536
 )
 
 // tables returns the tables as they must be, elements apart. Only the MSS, the ports, the chains of the
@@ -50,8 +53,8 @@ func tables(s State) []table {
 func inetTable(s State) table {
 	t := table{
 		family: nftables.TableFamilyINet, name: egress.TableName,
-		counters: []string{CounterBandwidth, CounterForeign, CounterGuard, CounterInvalid, CounterNDP, CounterNoNextHop, CounterService,
-			CounterUnhosted, CounterUnknown, CounterUnmarked},
+		counters: []string{CounterBandwidth, CounterForeign, CounterGuard, CounterInvalid, CounterNDP, CounterNoNextHop,
+			CounterSender, CounterService, CounterUnhosted, CounterUnknown, CounterUnmarked},
 		chains: append(overlayChains(), steeringChains(s.Hold)...),
 	}
 	t.chains = append(t.chains, leavingChains(s)...)
@@ -67,6 +70,8 @@ func inetTable(s State) table {
 			set{name: "except" + f.digit, key: f.address, flags: flagInterval},
 			set{name: "egressip" + f.digit, key: f.address, size: maxIDs},
 			set{name: "node" + f.digit, key: f.address, size: maxNodes},
+			set{name: "peer" + f.digit, key: f.peer, size: maxNodes},
+			set{name: "sender" + f.digit, key: f.sender, size: maxSenders},
 			set{name: "permit" + f.digit, key: f.address, size: maxIDs, permits: true})
 	}
 	t.sets = append(t.sets,
@@ -85,25 +90,6 @@ func perFamily(make func(f family) rule) []rule {
 		rules = append(rules, make(f))
 	}
 	return rules
-}
-
-// overlayChains see the overlay's own packets, VXLAN, before and instead of conntrack; and what comes in by the loop.
-func overlayChains() []chain {
-	r := func(terms ...term) rule { return newRule("overlay", terms...) }
-	known := perFamily(func(f family) rule { return r(saddrIn(f, "node"+f.digit), notrack(), accept()) })
-	sent := perFamily(func(f family) rule {
-		return newRule("overlay_out", udpTo(egress.OverlayPort), daddrIn(f, "node"+f.digit), notrack())
-	})
-	return []chain{
-		// UDP to this port that is only forwarded is none of ours: pods may use it among themselves.
-		{"overlay_in", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -300, ""},
-			[]rule{
-				newRule("overlay_in", udpTo(egress.OverlayPort), localDestination(), enter("overlay")),
-				newRule("overlay_in", fromLoop(), setZone(egress.LoopZone)),
-			}},
-		{"overlay", hook{}, append(known, r(count(CounterForeign), drop()))},
-		{"overlay_out", hook{nftables.ChainTypeFilter, "output", *nftables.ChainHookOutput, -300, ""}, sent},
-	}
 }
 
 // steeringChains decide, after the Service DNAT (-100) and before the route lookup, whose a packet is and where it goes.
@@ -125,9 +111,9 @@ func steeringChains(hold time.Duration) []chain {
 		{"hold", hook{}, holdRules(hold)},
 		// A packet that conntrack cannot place, or is told not to, would leave without SNAT. The mark that is set is of no use: it
 		// is how a rule matches the keys of a map.
-		{"invalid", hook{}, append(notEgress("invalid"), perFamily(func(f family) rule {
+		{"invalid", hook{}, slices.Concat(notEgress("invalid"), perFamily(func(f family) rule {
 			return newRule("invalid", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), count(CounterInvalid), drop())
-		})...)},
+		}))},
 		// A connection goes where its own egress is, and only while that is the pod's: conntrack may still have one of before the
 		// pod was selected by another, or by none, or of the former pod of the address.
 		{"steer", hook{}, append(
@@ -149,6 +135,7 @@ func steeringChains(hold time.Duration) []chain {
 			perFamily(func(f family) rule { return newRule("steer_passed", fresh, toPod(f), count(CounterInvalid), drop()) }),
 			[]rule{
 				newRule("steer_passed", fresh, connMarkFromID()),
+				checkSender("steer_passed"),
 				// The pod's node says whose the packet is; what conntrack has of its connection may be older.
 				newRule("steer_passed", markFromID()),
 				newRule("steer_passed", markFromBoth("hosted"), accept()),
@@ -223,7 +210,7 @@ func leavingChains(s State) []chain {
 	return []chain{
 		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0, ""}, fwd},
 		// The packet mark becomes the id, which VXLAN carries as its group policy. The loop leaves the mark alone.
-		{"identity", post(nftables.ChainTypeFilter, 0), append([]rule{newRule("identity", toPass(), identity)}, unmarked()...)},
+		{"identity", post(nftables.ChainTypeFilter, 0), append([]rule{leavesForOverlay("identity"), newRule("identity", toPass(), identity)}, unmarked()...)},
 		// Before every other NAT: what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
 		{"translate", post(nftables.ChainTypeNAT, egress.TranslatePriority), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
 		{"translate_egress", hook{}, slices.Concat(own, guarded("translate_egress"))},

@@ -34,8 +34,13 @@ type State struct {
 	Fenced []netip.Addr
 	// Except are the destinations to which no egress applies. They may overlap.
 	Except []netip.Prefix
-	// Nodes are the overlay endpoints of the peers: VXLAN from anywhere else is dropped.
+	// Self is the overlay endpoint of this node, and Nodes are those of the peers: VXLAN between others is dropped.
+	Self  netip.Addr
 	Nodes []netip.Addr
+	// Senders are the pods of other nodes that may send with the egress IPs that are here. KeepSenders keeps those that are not among them: not all
+	// are known yet.
+	Senders     []Sender
+	KeepSenders bool
 	// Carriers are the links on which neighbours ask for egress IPs that are on another link, by name.
 	Carriers map[string]Carrier
 	// OverlayMTU is the MTU of the overlay link. The MSS of TCP connections that come from the overlay is clamped to it, for peers
@@ -55,6 +60,12 @@ type Hosted struct {
 	IP    netip.Addr
 	Mark  egress.Mark
 	Limit Limit // of the request direction, all pods together
+}
+
+// Sender is a pod of an egress, and the overlay endpoint of its node.
+type Sender struct {
+	Node, Pod netip.Addr
+	ID        egress.ID
 }
 
 // Carrier is a link on which ARP requests for egress IPs are answered, with a permit, before the kernel sees them.
@@ -93,11 +104,30 @@ func (s State) elements() map[string]elements {
 			}
 		}
 	}
-	for set, ips := range map[string][]netip.Addr{"egressip": s.Fenced, "node": s.Nodes, "known": s.Unselected} {
+	for set, ips := range map[string][]netip.Addr{
+		"egressip": s.Fenced, "node": append(s.Nodes[:len(s.Nodes):len(s.Nodes)], s.Self), "known": s.Unselected,
+	} {
 		for _, ip := range ips {
 			if f, ip, ok := familyOf(ip); ok {
 				put(set+f.digit, key(ip), "")
 			}
+		}
+	}
+	macs := map[netip.Addr]string{}
+	mac := func(node netip.Addr) string {
+		if _, ok := macs[node]; !ok {
+			macs[node] = pad(string(egress.OverlayMAC(node)))
+		}
+		return macs[node]
+	}
+	for _, node := range s.Nodes {
+		if f, node, ok := familyOf(node); ok {
+			put("peer"+f.digit, key(node)+mac(node), "")
+		}
+	}
+	for _, from := range s.Senders {
+		if f, pod, ok := familyOf(from.Pod); ok {
+			put("sender"+f.digit, mac(from.Node)+key(pod)+markKey(from.ID.ConnMark()), "")
 		}
 	}
 	for link, c := range s.Carriers {

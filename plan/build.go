@@ -80,7 +80,7 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 		overhead = overhead6
 	}
 	d.Routing.Overlay = routing.Overlay{Local: f.Underlay, MTU: f.Uplink.MTU - overhead}
-	d.NFT.OverlayMTU, d.NFT.RandomPorts = f.Uplink.MTU-overhead, f.RandomPorts
+	d.NFT.Self, d.NFT.OverlayMTU, d.NFT.RandomPorts = f.Underlay, f.Uplink.MTU-overhead, f.RandomPorts
 	if f.AnswersARP && f.Uplink.MAC != [6]byte{} { // with or without IPs, so that the rules stay when these come and go
 		d.NFT.Carriers = map[string]nft.Carrier{f.Uplink.Name: {MAC: f.Uplink.MAC}}
 	}
@@ -200,14 +200,19 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 						if ip.Is4() != t.IP.Is4() {
 							continue
 						}
-						if d.Members[t.ID][ip] = true; ok {
-							d.Routing.Returns[ip] = via
+						if d.Members[t.ID][ip] = true; !ok {
+							continue
+						}
+						d.Routing.Returns[ip] = via
+						if node != f.Node {
+							d.NFT.Senders = append(d.NFT.Senders, nft.Sender{Node: via, Pod: ip, ID: t.ID})
 						}
 					}
 				}
 			}
 		}
 	}
+	d.NFT.KeepSenders = d.Routing.KeepReturns
 	buildUnread(d, s, f, roles)
 	slices.Sort(d.Follow)
 	d.Follow = slices.Compact(d.Follow)

@@ -130,6 +130,14 @@ func TestBuildAnswersOnlyForWhatItHolds(t *testing.T) {
 		if diff := cmp.Diff(wantReturns, d.Routing.Returns, compare); diff != "" {
 			t.Errorf("role %d: returns (-want +got):\n%s", role, diff)
 		}
+		// And which pods of other nodes may send. Its own are looked up where they begin.
+		wantSenders := []nft.Sender{{Node: ip("10.10.0.102"), Pod: ip("10.244.2.2"), ID: 1}}
+		if role == None {
+			wantSenders = nil
+		}
+		if diff := cmp.Diff(wantSenders, d.NFT.Senders, compare); diff != "" {
+			t.Errorf("role %d: senders (-want +got):\n%s", role, diff)
+		}
 	}
 }
 

@@ -89,7 +89,7 @@ func TestClaimsLeaveOutWhoMayNotHold(t *testing.T) {
 		"its agent restarts": func(s *egress.Snapshot, _ *Facts) {
 			s.Agents["node-1"] = egress.Agent{Node: "node-1", Restarting: true}
 		},
-		"its uplink is down":             func(_ *egress.Snapshot, f *Facts) { f.Uplink.Up = false },
+		"its uplink is down": func(_ *egress.Snapshot, f *Facts) { f.Uplink.Up = false },
 		"somebody holds the IP": func(s *egress.Snapshot, _ *Facts) {
 			s.Owners[ip("10.10.0.11")] = egress.Owner{IP: ip("10.10.0.11"), Node: "node-2"}
 		},

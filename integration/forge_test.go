@@ -1,0 +1,89 @@
+package integration
+
+import (
+	"encoding/binary"
+	"errors"
+	"net"
+	"net/netip"
+	"os"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/integration/lab"
+)
+
+// A pod that no egress selects writes packets of the overlay itself, in which it is one that is selected, and sends
+// them to the gateway: from another node, where the CNI gives them the node's address, and from the gateway. Nobody
+// outside sees one.
+func TestNoPodForgesPacketsOfTheOverlay(t *testing.T) {
+	n := newNamespace(t)
+	ip, gateway, pod := n.remote("forge", "10.10.0.44")
+	var id egress.ID
+	for _, p := range records[egress.Policy](t, "egresses") {
+		if p.Name == "forge" {
+			id = p.Addresses[0].ID
+		}
+	}
+	namespace, name, _ := strings.Cut(pod, "/")
+	member := netip.MustParseAddr(kubectl(t, "-n", namespace, "get", "pod", name, "-o", "jsonpath={.status.podIP}"))
+	const port = 7002
+	var c net.PacketConn
+	if err := cluster.In("outside", "", func() (err error) {
+		c, err = net.ListenPacket("udp", netip.AddrPortFrom(lab.OutsideIP, port).String())
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	frame := vxlan(nodeIP(t, otherNode(gateway)), nodeIP(t, gateway), id, udp4(member, lab.OutsideIP, port))
+	for _, node := range nodes() {
+		for _, at := range [][2]string{{"pod", n.pod("db-"+node, node, "db")}, {"node", node}} {
+			err := cluster.In(at[0], at[1], func() error {
+				c, err := net.Dial("udp", netip.AddrPortFrom(nodeIP(t, gateway), egress.OverlayPort).String())
+				if err != nil {
+					return err
+				}
+				defer c.Close()
+				_, err = c.Write(frame)
+				return err
+			})
+			if err != nil && !errors.Is(err, unix.EPERM) {
+				t.Fatal(err)
+			}
+			if err := c.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+				t.Fatal(err)
+			}
+			if _, from, err := c.ReadFrom(make([]byte, 100)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s %s sends as %v (%v); the egress IP is %s", at[0], at[1], from, err, ip)
+			}
+		}
+	}
+	selected(t, pod, ip)
+}
+
+// vxlan returns a VXLAN packet with a group policy id, as from one node to another.
+func vxlan(from, to netip.Addr, id egress.ID, ip []byte) []byte {
+	b := []byte{0x88, 0, 0, 0, 0, 0, egress.OverlayVNI, 0}
+	binary.BigEndian.PutUint16(b[2:], uint16(id))
+	b = append(append(b, egress.OverlayMAC(to)...), egress.OverlayMAC(from)...)
+	return append(append(b, 8, 0), ip...)
+}
+
+// udp4 returns an IPv4 packet with a datagram without checksum.
+func udp4(from, to netip.Addr, port uint16) []byte {
+	payload := "forged"
+	b := []byte{0x45, 0, 0, byte(28 + len(payload)), 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}
+	b = append(append(b, from.AsSlice()...), to.AsSlice()...)
+	var sum uint32
+	for i := 0; i < len(b); i += 2 {
+		sum += uint32(binary.BigEndian.Uint16(b[i:]))
+	}
+	binary.BigEndian.PutUint16(b[10:], ^uint16(sum+sum>>16))
+	b = binary.BigEndian.AppendUint16(b, port)
+	b = binary.BigEndian.AppendUint16(b, port)
+	return append(append(b, 0, byte(8+len(payload)), 0, 0), payload...)
+}

@@ -1,0 +1,327 @@
+package nft
+
+import (
+	"encoding/binary"
+	"errors"
+	"fmt"
+	"net"
+	"net/netip"
+	"slices"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/internal/netns"
+)
+
+// inner is what somebody puts into a VXLAN packet.
+type inner struct {
+	node     netip.Addr // the overlay endpoint of the node that it is said to come from, or go to
+	to       netip.Addr
+	pod      netip.Addr // the source
+	id       egress.ID
+	fragment bool // it does not fit into one packet
+}
+
+// vxlan returns a VXLAN packet with a group policy id (draft-smith-vxlan-group-policy), in it a datagram to port 7002
+// of the server.
+func (i inner) vxlan(server string) []byte {
+	b := []byte{0x88, 0, 0, 0, 0, 0, egress.OverlayVNI, 0}
+	binary.BigEndian.PutUint16(b[2:], uint16(i.id))
+	b = append(append(b, egress.OverlayMAC(i.to)...), egress.OverlayMAC(i.node)...)
+	payload := []byte("forged")
+	if i.fragment {
+		payload = append(payload, make([]byte, 1400)...)
+	}
+	kind := []byte{8, 0}
+	if i.pod.Is6() {
+		kind = []byte{0x86, 0xdd}
+	}
+	return append(append(b, kind...), datagram(i.pod, netip.MustParseAddr(server), 7002, payload)...)
+}
+
+// datagram returns a UDP datagram with its IP header.
+func datagram(from, to netip.Addr, port uint16, payload []byte) []byte {
+	udp := binary.BigEndian.AppendUint16(nil, 7003)
+	udp = binary.BigEndian.AppendUint16(udp, port)
+	udp = binary.BigEndian.AppendUint16(udp, uint16(8+len(payload)))
+	udp = append(append(udp, 0, 0), payload...)
+	src, dst := from.AsSlice(), to.AsSlice()
+	sum := checksum(src, dst, []byte{0, 0, 0, unix.IPPROTO_UDP}, udp[4:6], []byte{0, 0}, udp)
+	binary.BigEndian.PutUint16(udp[6:], sum)
+	var ip []byte
+	if from.Is4() {
+		ip = []byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}
+		binary.BigEndian.PutUint16(ip[2:], uint16(20+len(udp)))
+		binary.BigEndian.PutUint16(ip[10:], checksum(ip, src, dst))
+	} else {
+		ip = []byte{0x60, 0, 0, 0, 0, 0, unix.IPPROTO_UDP, 64}
+		binary.BigEndian.PutUint16(ip[4:], uint16(len(udp)))
+	}
+	return append(append(append(ip, src...), dst...), udp...)
+}
+
+// checksum is that of RFC 1071 over parts of even length, but the last.
+func checksum(parts ...[]byte) uint16 {
+	var sum uint32
+	for _, p := range parts {
+		for i := 0; i < len(p); i += 2 {
+			w := uint32(p[i]) << 8
+			if i+1 < len(p) {
+				w |= uint32(p[i+1])
+			}
+			sum += w
+		}
+	}
+	for sum>>16 != 0 {
+		sum = sum&0xffff + sum>>16
+	}
+	return ^uint16(sum)
+}
+
+// udp sends a datagram from a socket without any right, from an address or any.
+func udp(from, to netip.Addr, port int, payload []byte) error {
+	d := net.Dialer{Control: anySource}
+	if from.IsValid() {
+		d.LocalAddr = &net.UDPAddr{IP: from.AsSlice()}
+	}
+	c, err := d.Dial("udp", netip.AddrPortFrom(to, uint16(port)).String())
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.Write(payload)
+	return err
+}
+
+// raw sends a datagram with a source of the sender's choice, as a pod with NET_RAW can.
+func raw(from, to netip.Addr, port uint16, payload []byte) error {
+	family, addr := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: to.As16()})
+	if to.Is4() {
+		family, addr = unix.AF_INET, &unix.SockaddrInet4{Addr: to.As4()}
+	}
+	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
+	if err != nil {
+		return err
+	}
+	defer unix.Close(fd)
+	return unix.Sendto(fd, datagram(from, to, port, payload), 0, addr)
+}
+
+// local runs f on the node itself.
+func local(f func() error) error { return f() }
+
+// in returns what runs a function in the namespace.
+func (s space) in() func(func() error) error {
+	return func(f func() error) error { return netns.Do(s.name, f) }
+}
+
+// attachPod makes a pod of a node in a namespace, on a link of its own.
+func attachPod(t testing.TB, node space, name, number string) space {
+	t.Helper()
+	p := newSpace(t, name)
+	node.run(`ip link add cni1 type veth peer name eth0 netns ` + p.name + `
+		ip link set cni1 up
+		ip addr add 10.244.` + number + `.1/24 brd + dev cni1
+		ip addr add fd44:` + number + `::1/64 dev cni1 nodad`)
+	p.run(`ip link set eth0 up
+		ip addr add 10.244.` + number + `.2/24 brd + dev eth0
+		ip addr add fd44:` + number + `::2/64 dev eth0 nodad
+		ip route add default via 10.244.` + number + `.1
+		ip -6 route add default via fd44:` + number + `::1`)
+	return p
+}
+
+// A pod that no egress selects writes VXLAN packets of its own, in which it is one that an egress selects, and has them
+// brought to the gateway in every way there is. None comes out of it with the egress IP.
+func TestNobodyButANodeSendsByTheOverlay(t *testing.T) {
+	for i, f := range bothSides {
+		ends := [][2]string{{"10.11.0.101", "10.11.0.102"}, {"fd11::101", "fd11::102"}}[i]
+		t.Run(f.pod, func(t *testing.T) {
+			testOverlayAttacks(t, f, netip.MustParseAddr(ends[0]), netip.MustParseAddr(ends[1]))
+		})
+	}
+}
+
+func testOverlayAttacks(t *testing.T, f sides, here, there netip.Addr) {
+	tables := open(t)
+	ext, p := outside(t), pod(t)
+	ext.serve(f.server)
+	gw := remoteGateway(t, ext, here, there)
+	own := attachPod(t, gw, "own", "2")
+	far := gw.tables()
+	nodes := fmt.Sprintf("mtu 1430\nself %s\nnode %s\n", here, there)
+	reach(t, tables, parseState(t, nodes+"pod "+f.pod+" 5\nnexthop 5 0x2002"))
+	gateway := fmt.Sprintf("mtu 1430\nself %s\nnode %s\nhosted 5 %s 0x3fff\nsender %[2]s %[4]s 5\n", there, here, f.egress, f.pod)
+	reach(t, far, parseState(t, gateway))
+	if err := far.Permit([]Permit{{IP: f.egressIP()}}, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	if got := p.seen(f.server); got != f.egress {
+		t.Fatalf("the pod that is selected leaves as %q, want %s; counters %v", got, f.egress, fmt.Sprint(far.Counters()))
+	}
+	reach(t, tables, parseState(t, nodes))
+
+	// Services with an endpoint that is a node, in the way of kube-proxy.
+	const port = int(egress.OverlayPort)
+	service := []netip.Addr{netip.MustParseAddr("203.0.113.99"), netip.MustParseAddr("2001:db8::99")}[there.BitLen()/128]
+	node1 := netip.MustParseAddr(f.node)
+	protocol, family := "ipv4", "ip"
+	if there.Is6() {
+		protocol, family = "ipv6", "ip6"
+	}
+	dnat := fmt.Sprintf("meta nfproto %s udp dport 53 dnat %s to %s", protocol, family, netip.AddrPortFrom(there, uint16(port)))
+	balance := `table inet lb { chain pre { type nat hook prerouting priority -100; ` + dnat + `; };
+		chain out { type nat hook output priority -100; ` + dnat + `; };
+		chain post { type nat hook postrouting priority 100; ct status dnat masquerade; }; }`
+	nft(t, balance)
+	gw.do(func() error { nft(t, balance); return nil })
+
+	everybody := netip.MustParseAddr("10.244.2.255")
+	if there.Is6() {
+		everybody = netip.MustParseAddr("ff02::1%eth0")
+	}
+	lan := netip.MustParseAddr("10.12.0.102")
+	if there.Is6() {
+		lan = netip.MustParseAddr("fd12::102")
+	}
+	netns.Run(t, fmt.Sprintf("ip route add %s via %s", lan, there))
+	any, here1 := netip.Addr{}, inner{node: here, to: there, pod: netip.MustParseAddr(f.pod), id: 5}
+	long, own1 := here1, here1
+	long.fragment = true
+	own1.node = there // as by the loop of the gateway
+	for _, a := range []struct {
+		name string
+		from func(func() error) error
+		send func(b []byte) error
+		inner
+	}{
+		{"a pod of another node", p.in(), func(b []byte) error { return udp(any, there, port, b) }, here1},
+		{"a pod of another node, in fragments", p.in(), func(b []byte) error { return udp(any, there, port, b) }, long},
+		{"a pod of another node, to another address of the gateway", p.in(), func(b []byte) error { return udp(any, lan, port, b) }, here1},
+		{"a pod of another node, by a Service", p.in(), func(b []byte) error { return udp(any, service, 53, b) }, here1},
+		{"a pod of another node, by a Service and in fragments", p.in(), func(b []byte) error { return udp(any, service, 53, b) }, long},
+		{"a pod of another node with NET_RAW, as a node", p.in(), func(b []byte) error { return raw(here, there, uint16(port), b) }, here1},
+		{"a host outside, by a NodePort of another node", ext.in(), func(b []byte) error { return udp(any, node1, 53, b) }, here1},
+		{"a pod of the gateway", own.in(), func(b []byte) error { return udp(any, there, port, b) }, here1},
+		{"a pod of the gateway, as by the loop", own.in(), func(b []byte) error { return udp(any, there, port, b) }, own1},
+		{"a pod of the gateway, by a Service", own.in(), func(b []byte) error { return udp(any, service, 53, b) }, here1},
+		{"a pod of the gateway, to everybody", own.in(), func(b []byte) error { return broadcast(everybody, port, b) }, here1},
+		{"a pod of the gateway with NET_RAW, as a node", own.in(), func(b []byte) error { return raw(here, there, uint16(port), b) }, here1},
+		{"a pod of the gateway with NET_RAW, as the gateway", own.in(), func(b []byte) error { return raw(there, there, uint16(port), b) }, own1},
+		{"a process of another node", local, func(b []byte) error { return udp(any, there, port, b) }, here1},
+		{"a process of another node, by a Service", local, func(b []byte) error { return udp(any, service, 53, b) }, here1},
+		{"a process of the gateway", gw.in(), func(b []byte) error { return udp(any, there, port, b) }, here1},
+		{"a process of the gateway, to itself", gw.in(), func(b []byte) error { return udp(any, netip.MustParseAddr("::1"), port, b) }, here1},
+		{"a process of the gateway, as a node", gw.in(), func(b []byte) error { return udp(here, there, port, b) }, here1},
+		{"a process of the gateway, by a Service", gw.in(), func(b []byte) error { return udp(any, service, 53, b) }, here1},
+	} {
+		sneaks(t, a.name, ext, f, func() {
+			// What is refused at once is as good.
+			err := a.from(func() error { return a.send(a.vxlan(f.server)) })
+			if err != nil && !slices.ContainsFunc(refusals, func(r error) bool { return errors.Is(err, r) }) {
+				t.Errorf("%s: %v", a.name, err)
+			}
+		})
+	}
+}
+
+// refusals are what the kernel says to a sender whose datagram it drops, or who takes an address that it may not.
+var refusals = []error{unix.EPERM, unix.EADDRNOTAVAIL, unix.EINVAL, unix.ENETUNREACH}
+
+// sneaks fails the test when the server sees a datagram while try tries, and a little longer.
+func sneaks(t *testing.T, who string, ext space, f sides, try func()) {
+	t.Helper()
+	var c net.PacketConn
+	ext.do(func() (err error) { c, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "7002")); return err })
+	defer c.Close()
+	try()
+	if err := c.SetReadDeadline(time.Now().Add(100 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	b := make([]byte, 2000)
+	if n, from, err := c.ReadFrom(b); err == nil {
+		t.Errorf("%s: the server sees %d bytes of %s", who, n, from)
+	}
+}
+
+// broadcast sends a datagram to everybody on the link.
+func broadcast(to netip.Addr, port int, payload []byte) error {
+	c, err := net.ListenUDP("udp", nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
+	_, err = c.WriteToUDPAddrPort(payload, netip.AddrPortFrom(to, uint16(port)))
+	return err
+}
+
+// What a node sends is checked where it arrives: by the egress IP of its own pods, and only of those that the egress
+// selects.
+func TestANodeSendsForItsOwnPodsOnly(t *testing.T) {
+	for i, f := range bothSides {
+		ends := [][2]string{{"10.11.0.101", "10.11.0.102"}, {"fd11::101", "fd11::102"}}[i]
+		t.Run(f.pod, func(t *testing.T) { testSenders(t, f, netip.MustParseAddr(ends[0]), netip.MustParseAddr(ends[1])) })
+	}
+}
+
+func testSenders(t *testing.T, f sides, here, there netip.Addr) {
+	netns.Enter(t) // a node without tables: what it would not send by itself is sent here
+	ext := outside(t)
+	gw := remoteGateway(t, ext, here, there)
+	far := gw.tables()
+	pod := netip.MustParseAddr(f.pod)
+	other, node3 := pod.Next(), here.Next().Next()
+	state := fmt.Sprintf("mtu 1430\nself %s\nnode %s\nnode %s\nhosted 5 %s 0x3fff\nhosted 6 %[4]s 0x3fff\n", there, here, node3, f.egress)
+	senders := fmt.Sprintf("sender %s %s 5\nsender %[1]s %[3]s 6\nsender %[4]s %[3]s 5\n", here, pod, other, node3)
+	reach(t, far, parseState(t, state+senders))
+	if err := far.Permit([]Permit{{IP: f.egressIP()}}, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	send := func(i inner) func() {
+		return func() {
+			if err := udp(netip.Addr{}, there, int(egress.OverlayPort), i.vxlan(f.server)); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	right := inner{node: here, to: there, pod: pod, id: 5}
+	arrives := func() bool {
+		var c net.PacketConn
+		ext.do(func() (err error) { c, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "7002")); return err })
+		defer c.Close()
+		send(right)()
+		if err := c.SetReadDeadline(time.Now().Add(time.Second)); err != nil {
+			t.Fatal(err)
+		}
+		_, from, err := c.ReadFrom(make([]byte, 2000))
+		return err == nil && netip.MustParseAddrPort(from.String()).Addr() == f.egressIP()
+	}
+	if !arrives() {
+		t.Fatal("a pod of the egress does not leave with the egress IP")
+	}
+	for _, a := range []struct {
+		name, counter string
+		inner
+	}{
+		{"a pod that the egress does not select", CounterSender, inner{node: here, to: there, pod: other.Next(), id: 5}},
+		{"a pod of another egress", CounterSender, inner{node: here, to: there, pod: other, id: 5}},
+		{"a pod of the egress, with the IP of another", CounterSender, inner{node: here, to: there, pod: pod, id: 6}},
+		{"an id that is not here", CounterSender, inner{node: here, to: there, pod: pod, id: 7}},
+		{"a pod of another node, in that node's name", CounterForeign, inner{node: node3, to: there, pod: other, id: 5}},
+		{"a host outside", CounterSender, inner{node: here, to: there, pod: netip.MustParseAddr(f.lan), id: 5}},
+		{"the egress IP itself", CounterSender, inner{node: here, to: there, pod: f.egressIP(), id: 5}},
+	} {
+		counts(t, far, a.counter, func() { sneaks(t, a.name, ext, f, send(a.inner)) })
+	}
+	s := parseState(t, state)
+	s.KeepSenders = true
+	reach(t, far, s)
+	if !arrives() {
+		t.Error("a pod of which it is not known whether it is still of the egress is cut off")
+	}
+	reach(t, far, parseState(t, state))
+	counts(t, far, CounterSender, func() { sneaks(t, "an open connection of a pod that the egress selects no more", ext, f, send(right)) })
+}

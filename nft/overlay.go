@@ -1,0 +1,115 @@
+package nft
+
+import (
+	"fmt"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// overlayChains see the overlay's own packets, VXLAN, before and instead of conntrack; and what comes in by the loop.
+// Whoever can send a datagram to the overlay's port of a gateway, and seem to be a node, sends with its egress IPs.
+func overlayChains() []chain {
+	base := func(name string, num *nftables.ChainHook, prio nftables.ChainPriority) hook {
+		return hook{nftables.ChainTypeFilter, name, *num, prio, ""}
+	}
+	toNode := func(chain, to string) []rule {
+		return perFamily(func(f family) rule { return newRule(chain, daddrIn(f, "node"+f.digit), enter(to)) })
+	}
+	foreign := func(chain string, terms ...term) rule {
+		return newRule(chain, append(terms, count(CounterForeign), drop())...)
+	}
+	return []chain{
+		{"overlay_in", base("prerouting", nftables.ChainHookPrerouting, -300), []rule{
+			newRule("overlay_in", fromLoop(), setZone(egress.LoopZone)),
+			newRule("overlay_in", toOverlay(), enter("overlay")),
+		}},
+		// What is only forwarded, and to no node, is none of ours: pods may use the port among themselves.
+		{"overlay", hook{}, append(toNode("overlay", "overlay_from"), foreign("overlay", localDestination()))},
+		// A node sends to a node: this one, or another where this one routes between them.
+		{"overlay_from", hook{}, append(perFamily(func(f family) rule {
+			return newRule("overlay_from", fromPeer(f), reversePath("exists"), notrack(), accept())
+		}), foreign("overlay_from"))},
+		// Whatever else comes here: by a broadcast, or by a Service, after its DNAT and after IPVS (98).
+		{"overlay_local", base("input", nftables.ChainHookInput, 300), []rule{
+			foreign("overlay_local", toOverlay(), tracked()),
+		}},
+		{"overlay_out", base("output", nftables.ChainHookOutput, -300), []rule{
+			newRule("overlay_out", toOverlay(), enter("overlay_sent")),
+		}},
+		{"overlay_sent", hook{}, toNode("overlay_sent", "overlay_own")},
+		// The kernel's own packets have no socket of a process, and no connection yet, as those have that IPVS sends
+		// on.
+		{"overlay_own", hook{}, []rule{
+			foreign("overlay_own", ofProcess()),
+			foreign("overlay_own", seen()),
+			newRule("overlay_own", notrack()),
+		}},
+		{"overlay_leaving", hook{}, toNode("overlay_leaving", "overlay_left")},
+		{"overlay_left", hook{}, []rule{foreign("overlay_left", tracked())}},
+		{"senders", hook{}, perFamily(func(f family) rule {
+			return newRule("senders", unknownSender(f), count(CounterSender), drop())
+		})},
+	}
+}
+
+// leavesForOverlay is the first rule of a chain in postrouting: after DNAT, and before SNAT, which would make the
+// source a node's.
+func leavesForOverlay(chain string) rule { return newRule(chain, toOverlay(), jump("overlay_leaving")) }
+
+// checkSender is the rule for what comes out of the overlay. What comes by the loop was looked up here.
+func checkSender(chain string) rule {
+	return newRule(chain, words(fmt.Sprintf("iifname %q", egress.OverlayLink),
+		loadMeta(expr.MetaKeyIIFNAME), equals([]byte(linkKey(egress.OverlayLink))...)), jump("senders"))
+}
+
+func toOverlay() term { return udpTo(egress.OverlayPort) }
+
+// tracked matches what was not told to pass conntrack by.
+func tracked() term {
+	return words("ct state != untracked", loadCt(expr.CtKeySTATE), differs(native(expr.CtStateBitUNTRACKED)...))
+}
+
+// ofProcess matches what comes from a socket of a process: there is no such user as the number, and a packet of anybody
+// else has none.
+func ofProcess() term {
+	return words("meta skuid != 4294967295", loadMeta(expr.MetaKeySKUID), differs(native(0xffffffff)...))
+}
+
+// seen matches what is in a connection, or was told to be in none, before conntrack has its turn.
+func seen() term {
+	return words("ct state != invalid", loadCt(expr.CtKeySTATE), differs(native(expr.CtStateBitINVALID)...))
+}
+
+// reversePath matches whether the link that a packet comes in by leads to its source, whatever rp_filter says: "exists"
+// or "missing".
+func reversePath(result string) term {
+	return words("fib saddr . iif oif "+result,
+		&expr.Fib{Register: reg, ResultOIF: true, FlagSADDR: true, FlagIIF: true, FlagPRESENT: true},
+		equals(map[string]byte{"exists": 1, "missing": 0}[result], 0, 0, 0))
+}
+
+// fromPeer matches VXLAN of another node by its source, and by the source of the Ethernet frame in it: after the
+// headers of UDP and VXLAN, and the frame's destination. So the latter tells later which node a packet is of.
+func fromPeer(f family) term {
+	frame := &expr.Payload{DestRegister: register(f.address.Bytes), Base: expr.PayloadBaseTransportHeader, Offset: 8 + 8 + 6, Len: 6}
+	return words(fmt.Sprintf("%s saddr . @th,176,48 @peer%s", f.name, f.digit),
+		append(f.is(), f.saddr(), frame, in("peer"+f.digit))...)
+}
+
+// unknownSender matches what is not of a pod that, on the node that it comes from, is one of the egress that the
+// connection is of.
+func unknownSender(f family) term {
+	set := "sender" + f.digit
+	pod := &expr.Payload{DestRegister: register(8), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.address.Bytes}
+	return words(fmt.Sprintf("ether saddr . %s saddr . ct mark != @%s", f.name, set), append(f.is(),
+		loadMeta(expr.MetaKeyIIFTYPE), equals(binaryutil.NativeEndian.PutUint16(unix.ARPHRD_ETHER)...),
+		etherFrom.load(), pod, &expr.Ct{Key: expr.CtKeyMARK, Register: register(8 + f.address.Bytes)}, notIn(set))...)
+}
+
+// register returns the one that begins n bytes, a multiple of 4, after reg.
+func register(n uint32) uint32 { return unix.NFT_REG32_00 + n/4 }
