@@ -3,6 +3,7 @@ package integration
 import (
 	"encoding/binary"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -86,4 +87,35 @@ func udp4(from, to netip.Addr, port uint16) []byte {
 	b = binary.BigEndian.AppendUint16(b, port)
 	b = binary.BigEndian.AppendUint16(b, port)
 	return append(append(b, 0, byte(8+len(payload)), 0, 0), payload...)
+}
+
+// refuses checks that nobody answers TCP connections to an address, from any of the places (lab.In), all at once.
+func refuses(t *testing.T, what string, to netip.Addr, port int, from ...[2]string) {
+	t.Helper()
+	done := make(chan error)
+	for _, at := range from {
+		go func() {
+			done <- func() error {
+				var c net.Conn
+				err := cluster.In(at[0], at[1], func() (err error) {
+					c, err = net.DialTimeout("tcp", netip.AddrPortFrom(to, uint16(port)).String(), 500*time.Millisecond)
+					return err
+				})
+				var timeout net.Error
+				switch {
+				case err == nil:
+					_ = c.Close() // what is said is said
+					return fmt.Errorf("%s, %s port %d, answers from %v", what, to, port, at)
+				case errors.As(err, &timeout) && timeout.Timeout(), errors.Is(err, unix.EPERM):
+					return nil
+				}
+				return err
+			}()
+		}()
+	}
+	for range from {
+		if err := <-done; err != nil {
+			t.Error(err)
+		}
+	}
 }

@@ -125,6 +125,8 @@ func TestBesideKubeProxy(t *testing.T) {
 				client := netip.MustParseAddr([]string{"10.10.0.200", "fd10::200"}[i])
 				reaches(t, "a NodePort whose traffic is local", lab.NodeIPs(at)[i], nodePort(t, n.name, "local"+family), client)
 				reaches(t, "a LoadBalancer", balanced[i], servePort, netip.Addr{})
+				refuses(t, "a NodePort at the egress IP", ip, nodePort(t, n.name, "web"+family),
+					[2]string{"outside", ""}, [2]string{"pod", db}, [2]string{"pod", web[0]}, [2]string{"pod", web[1]}, [2]string{"node", gateway}, [2]string{"node", elsewhere})
 			}
 			for _, f := range stop {
 				f()

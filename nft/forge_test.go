@@ -258,6 +258,115 @@ func broadcast(to netip.Addr, port int, payload []byte) error {
 	return err
 }
 
+// Whoever writes an egress IP as the source into his packets himself is not seen with it: on the node that holds it,
+// and on others.
+func TestNobodySendsInTheNameOfAnEgressIP(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			tables := open(t)
+			ext, p := outside(t), pod(t)
+			ext.serve(f.server)
+			ip, server := f.egressIP(), netip.MustParseAddr(f.server)
+			netns.Run(t, "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.cni0.rp_filter=0")
+			reach(t, tables, parseState(t, "except "+f.pods+"\npooled "+f.egress))
+			attempts := func(where string, byProcess bool) {
+				t.Helper()
+				try := func(who string, from func(func() error) error, send func() error) {
+					t.Helper()
+					counts(t, tables, CounterForged, func() {
+						sneaks(t, who+where, ext, f, func() {
+							if err := from(send); err != nil && !errors.Is(err, unix.EPERM) {
+								t.Errorf("%s%s: %v", who, where, err)
+							}
+						})
+					})
+				}
+				try("a pod with NET_RAW", p.in(), func() error { return raw(ip, server, 7002, []byte("forged")) })
+				if byProcess {
+					try("a process of the node", local, func() error { return udp(ip, server, 7002, []byte("forged")) })
+				}
+			}
+			attempts(" of a node that does not hold the IP", ip.Is6()) // a process cannot bind to an IPv4 address of others
+			f.hold(t)
+			reach(t, tables, parseState(t, "except "+f.pods+"\npooled "+f.egress+"\nfenced "+f.egress))
+			if err := tables.Permit([]Permit{{ip, true}}, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			attempts(" of the node that holds it", true)
+			if !ext.ok("ping -c1 -W0.5 " + f.egress) {
+				t.Error("the egress IP answers no echo request")
+			}
+
+			// A static one is the node's own address.
+			reach(t, tables, parseState(t, "except "+f.pods+"\nsource "+f.node))
+			counts(t, tables, CounterForged, func() {
+				sneaks(t, "a pod with NET_RAW, as its node", ext, f, func() {
+					if err := p.in()(func() error { return raw(netip.MustParseAddr(f.node), server, 7002, []byte("forged")) }); err != nil {
+						t.Error(err)
+					}
+				})
+			})
+			if got := p.seen(f.server); got != f.node {
+				t.Errorf("the pod leaves as %q, want its node", got)
+			}
+			if err := udp(netip.MustParseAddr(f.node), server, 7000, []byte("?")); err != nil {
+				t.Errorf("the node does not send with its own address: %v", err)
+			}
+
+			// Packets of an egress IP that come from outside are not forged: a pod may be reached from it.
+			reach(t, tables, parseState(t, "except "+f.pods+"\npooled "+f.lan))
+			p.serve(f.pod)
+			ext.run("ip route add " + f.pods + " via " + f.node)
+			if got := ext.seen(f.pod); got == "" {
+				t.Error("a connection from an egress IP of another node does not reach a pod")
+			}
+		})
+	}
+}
+
+// A NodePort, or a hostPort, is one at every address of the node: by a DNAT that comes before the input hook.
+func TestTheEgressIPOffersNoNodePort(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.egress, func(t *testing.T) {
+			tables := open(t)
+			ext, p := outside(t), pod(t)
+			p.serve(f.pod)
+			protocol, family := "ipv4", "ip"
+			if f.egressIP().Is6() {
+				protocol, family = "ipv6", "ip6"
+			}
+			dnat := fmt.Sprintf("meta nfproto %s udp dport 7000 fib daddr type local dnat %s to %s", protocol, family, f.pod)
+			nft(t, `table inet lb { chain pre { type nat hook prerouting priority -100; `+dnat+`; };
+				chain out { type nat hook output priority -100; `+dnat+`; };
+				chain post { type nat hook postrouting priority 100; ct status dnat masquerade; }; }`)
+			f.hold(t)
+			reach(t, tables, parseState(t, f.base()))
+			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			for _, from := range []struct {
+				name string
+				run  func(func() error) error
+			}{{"outside", ext.in()}, {"a pod", p.in()}, {"the node", local}} {
+				eventually(t, "the NodePort does not answer at the node's own address, from "+from.name, func() bool {
+					return answer(t, from.run, f.node, "7000") != ""
+				})
+				before := counter(t, tables, CounterService)
+				eventually(t, "a connection to the egress IP is neither dropped nor answered, from "+from.name, func() bool {
+					if got := answer(t, from.run, f.egress, "7000"); got != "" {
+						t.Errorf("the NodePort answers at the egress IP, from %s", from.name)
+						return true
+					}
+					return counter(t, tables, CounterService) > before
+				})
+			}
+			if !ext.ok("ping -c1 -W0.5 " + f.egress) {
+				t.Error("the egress IP answers no echo request")
+			}
+		})
+	}
+}
+
 // What a node sends is checked where it arrives: by the egress IP of its own pods, and only of those that the egress
 // selects.
 func TestANodeSendsForItsOwnPodsOnly(t *testing.T) {

@@ -190,6 +190,10 @@ func parseState(t testing.TB, text string) State {
 			s.Self = addr(f[1])
 		case "sender": // node address id
 			s.Senders = append(s.Senders, Sender{addr(f[1]), addr(f[2]), egress.ID(number(f[3]))})
+		case "source": // address
+			s.Sources = append(s.Sources, addr(f[1]))
+		case "pooled": // address
+			s.Sources, s.Pooled = append(s.Sources, addr(f[1])), append(s.Pooled, addr(f[1]))
 		default:
 			t.Fatalf("state: no such thing as %q", f[0])
 		}

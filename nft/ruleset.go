@@ -25,13 +25,14 @@ const (
 	CounterService   = "service_dropped"   // for a service of the node, at an egress IP
 	CounterForeign   = "overlay_foreign"   // for the overlay's port of a node, from anybody but a node
 	CounterSender    = "overlay_sender"    // from the overlay, with a source that is no pod of the egress on the node that sent it
+	CounterForged    = "forged_dropped"    // with an egress IP as its source, from a pod or a process
 	CounterARP       = "arp_dropped"       // ARP for an egress IP without permit
 	CounterNDP       = "ndp_dropped"       // neighbor discovery for an egress IP without permit
 )
 
 // How many elements the sets may hold. The kernel keeps a set without such a bound in a table that it resizes in the background, and
 // a dump that comes upon that misses elements with no sign of it. A bounded set is an array of lists, read in order: 8 bytes for each
-// element that there might be, 3 MB in all.
+// element that there might be, 3.3 MB in all.
 const (
 	maxIDs   = uint32(egress.MaxID) + 1
 	maxNodes = egress.MaxNodeIndex + 1
@@ -53,10 +54,11 @@ func tables(s State) []table {
 func inetTable(s State) table {
 	t := table{
 		family: nftables.TableFamilyINet, name: egress.TableName,
-		counters: []string{CounterBandwidth, CounterForeign, CounterGuard, CounterInvalid, CounterNDP, CounterNoNextHop,
+		counters: []string{CounterBandwidth, CounterForeign, CounterForged, CounterGuard, CounterInvalid, CounterNDP, CounterNoNextHop,
 			CounterSender, CounterService, CounterUnhosted, CounterUnknown, CounterUnmarked},
 		chains: append(overlayChains(), steeringChains(s.Hold)...),
 	}
+	t.chains = append(t.chains, fenceChains()...)
 	t.chains = append(t.chains, leavingChains(s)...)
 	t.chains = append(t.chains, hostChains()...)
 	for _, f := range families {
@@ -72,6 +74,8 @@ func inetTable(s State) table {
 			set{name: "node" + f.digit, key: f.address, size: maxNodes},
 			set{name: "peer" + f.digit, key: f.peer, size: maxNodes},
 			set{name: "sender" + f.digit, key: f.sender, size: maxSenders},
+			set{name: "source" + f.digit, key: f.address, size: maxIDs},
+			set{name: "pooled" + f.digit, key: f.address, size: maxIDs},
 			set{name: "permit" + f.digit, key: f.address, size: maxIDs, permits: true})
 	}
 	t.sets = append(t.sets,
@@ -105,13 +109,13 @@ func steeringChains(hold time.Duration) []chain {
 			pre(lost, jump("invalid")),
 			pre(tagged(), enter("steer")),
 		}},
-		{"classify", hook{}, slices.Concat(notEgress("classify"), perFamily(func(f family) rule {
+		{"classify", hook{}, slices.Concat(forged("classify"), notEgress("classify"), perFamily(func(f family) rule {
 			return newRule("classify", podMark(f, "ct mark", setCtMark()))
 		}), unknown(hold))},
 		{"hold", hook{}, holdRules(hold)},
 		// A packet that conntrack cannot place, or is told not to, would leave without SNAT. The mark that is set is of no use: it
 		// is how a rule matches the keys of a map.
-		{"invalid", hook{}, slices.Concat(notEgress("invalid"), perFamily(func(f family) rule {
+		{"invalid", hook{}, slices.Concat(notEgress("invalid"), forged("invalid"), perFamily(func(f family) rule {
 			return newRule("invalid", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), count(CounterInvalid), drop())
 		}))},
 		// A connection goes where its own egress is, and only while that is the pod's: conntrack may still have one of before the

@@ -41,6 +41,8 @@ type State struct {
 	// are known yet.
 	Senders     []Sender
 	KeepSenders bool
+	// Sources are all egress IPs of the cluster, and Pooled those of pools: nobody else may send with them. Others are a node's own address.
+	Sources, Pooled []netip.Addr
 	// Carriers are the links on which neighbours ask for egress IPs that are on another link, by name.
 	Carriers map[string]Carrier
 	// OverlayMTU is the MTU of the overlay link. The MSS of TCP connections that come from the overlay is clamped to it, for peers
@@ -105,7 +107,7 @@ func (s State) elements() map[string]elements {
 		}
 	}
 	for set, ips := range map[string][]netip.Addr{
-		"egressip": s.Fenced, "node": append(s.Nodes[:len(s.Nodes):len(s.Nodes)], s.Self), "known": s.Unselected,
+		"egressip": s.Fenced, "node": append(s.Nodes[:len(s.Nodes):len(s.Nodes)], s.Self), "known": s.Unselected, "source": s.Sources, "pooled": s.Pooled,
 	} {
 		for _, ip := range ips {
 			if f, ip, ok := familyOf(ip); ok {

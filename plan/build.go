@@ -167,6 +167,9 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 	d.Routing.Returns = map[netip.Addr]netip.Addr{}
 	for _, t := range targets(s) {
 		role := roles[t.IP]
+		if d.NFT.Sources = append(d.NFT.Sources, t.IP); t.Pool != "" {
+			d.NFT.Pooled = append(d.NFT.Pooled, t.IP)
+		}
 		switch {
 		case role == Ask && exits.vlan(t.Pool):
 			exits.prepare(d, t.Address)

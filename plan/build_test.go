@@ -138,6 +138,10 @@ func TestBuildAnswersOnlyForWhatItHolds(t *testing.T) {
 		if diff := cmp.Diff(wantSenders, d.NFT.Senders, compare); diff != "" {
 			t.Errorf("role %d: senders (-want +got):\n%s", role, diff)
 		}
+		// Nobody sends with an egress IP but by the egress, wherever it is.
+		if diff := cmp.Diff([][]netip.Addr{{egressIP}, {egressIP}}, [][]netip.Addr{d.NFT.Sources, d.NFT.Pooled}, compare); diff != "" {
+			t.Errorf("role %d: sources (-want +got):\n%s", role, diff)
+		}
 	}
 }
 
@@ -165,6 +169,9 @@ func TestBuildNeverAnswersForAStaticIP(t *testing.T) {
 	d := Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: Hold})
 	if len(d.VLAN.Addresses)+len(d.NFT.Fenced)+len(d.Announce) > 0 {
 		t.Errorf("addresses %v, fenced %v, announced %v: a static IP is its link's", d.VLAN.Addresses, d.NFT.Fenced, d.Announce)
+	}
+	if len(d.NFT.Sources) != 1 || len(d.NFT.Pooled) > 0 {
+		t.Errorf("sources %v, of pools %v: the node itself sends with a static IP", d.NFT.Sources, d.NFT.Pooled)
 	}
 	if diff := cmp.Diff([]nft.Permit{{IP: egressIP}}, d.Permits, compare); diff != "" {
 		t.Errorf("permits (-want +got):\n%s", diff)
