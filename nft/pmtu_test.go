@@ -56,7 +56,7 @@ func TestAnswersTooLargeForThePodsLinkAreToldSo(t *testing.T) {
 }
 
 const (
-	podMTU = 1300
+	podMTU    = 1300
 	answerLen = 1400 // bytes of payload: with headers no more than the overlay takes
 )
 
