@@ -235,11 +235,6 @@ func setMark(m egress.Mark) term {
 		setMeta(expr.MetaKeyMARK))
 }
 
-// markFrom sets the packet mark to what a map has for the connection mark; the rule ends there when it has nothing.
-func markFrom(set string) term {
-	return words("meta mark set ct mark map @"+set, loadCt(expr.CtKeyMARK), mapped(set), setMeta(expr.MetaKeyMARK))
-}
-
 // markFromBoth sets the packet mark to what a map has for the packet mark and the connection mark together; the rule ends there when it has
 // nothing. It is how two marks are compared: a map has pairs of equal ones only.
 func markFromBoth(set string) term {
