@@ -13,14 +13,16 @@ import (
 // Cluster is several etcd servers that are members of one cluster. Its methods are for the goroutine of the test.
 type Cluster struct {
 	t       testing.TB
+	options []func(*embed.Config)
 	made    int // servers, those that were replaced included
 	members []*Server
 }
 
-// NewCluster starts a cluster of n members that runs until the test ends. The test fails when it cannot start.
-func NewCluster(t testing.TB, n int) *Cluster {
+// NewCluster starts a cluster of n members that runs until the test ends, with their configuration changed by the options. The test fails
+// when it cannot start.
+func NewCluster(t testing.TB, n int, options ...func(*embed.Config)) *Cluster {
 	t.Helper()
-	c := &Cluster{t: t}
+	c := &Cluster{t: t, options: options}
 	for range n {
 		c.members = append(c.members, c.server())
 	}
@@ -36,7 +38,7 @@ func NewCluster(t testing.TB, n int) *Cluster {
 
 func (c *Cluster) server() *Server {
 	c.made++
-	return newServer(c.t, fmt.Sprintf("etcd%d", c.made))
+	return newServer(c.t, fmt.Sprintf("etcd%d", c.made), c.options)
 }
 
 func (c *Cluster) names() string {

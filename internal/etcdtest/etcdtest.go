@@ -22,25 +22,26 @@ type Server struct {
 	cluster string // the members that it starts with, name=URL
 	state   string // embed.ClusterStateFlagNew, or Existing
 	dir     string
+	options []func(*embed.Config)
 	etcd    *embed.Etcd // nil while stopped
 	relay   *relay      // of its clients
 	peers   *relay      // of the other members
 	client  *clientv3.Client
 }
 
-// New starts a server that runs until the test ends. The test fails when it cannot start.
-func New(t testing.TB) *Server {
+// New starts a server that runs until the test ends, with its configuration changed by the options. The test fails when it cannot start.
+func New(t testing.TB, options ...func(*embed.Config)) *Server {
 	t.Helper()
-	s := newServer(t, "default")
+	s := newServer(t, "default", options)
 	s.cluster = s.member()
 	s.Start()
 	return s
 }
 
 // newServer returns a server that is not started.
-func newServer(t testing.TB, name string) *Server {
+func newServer(t testing.TB, name string, options []func(*embed.Config)) *Server {
 	t.Helper()
-	s := &Server{t: t, name: name, state: embed.ClusterStateFlagNew, dir: t.TempDir()}
+	s := &Server{t: t, name: name, options: options, state: embed.ClusterStateFlagNew, dir: t.TempDir()}
 	for _, r := range []**relay{&s.relay, &s.peers} {
 		var err error
 		if *r, err = newRelay(); err != nil {
@@ -79,6 +80,9 @@ func (s *Server) launch() {
 	cfg.StrictReconfigCheck = false // it refuses new members for 5 s after another came
 	cfg.UnsafeNoFsync = true
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
+	for _, o := range s.options {
+		o(cfg)
+	}
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
 		s.t.Fatalf("starting etcd: %v", err)
