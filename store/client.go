@@ -62,6 +62,7 @@ type Client struct {
 	caches atomic.Int64 // how many were made: each has a watch stream of its own
 	newest atomic.Int64 // the revision that etcd had when it last answered Confirm
 	missed atomic.Bool  // the last that a cache said of etcd is that it was lost
+	full   atomic.Bool  // see NoSpace
 	wg     sync.WaitGroup
 }
 
@@ -181,7 +182,11 @@ func (c *Client) key(k string) string { return c.prefix + k }
 func (c *Client) txn(ctx context.Context, ifs []clientv3.Cmp, then, otherwise []clientv3.Op) (*clientv3.TxnResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	return c.etcd.Txn(ctx).If(ifs...).Then(then...).Else(otherwise...).Commit()
+	resp, err := c.etcd.Txn(ctx).If(ifs...).Then(then...).Else(otherwise...).Commit()
+	if errors.Is(err, rpctypes.ErrNoSpace) {
+		c.sayFull(true)
+	}
+	return resp, err
 }
 
 // sleep waits for d; false: ctx ended.

@@ -24,6 +24,7 @@ const (
 	CordonPrefix        = "cordons/"
 	HistoryPrefix       = "history/"
 	ToldPrefix          = "told/"
+	CompactionKey       = "compaction" // when etcd had which revision, crdsync's own record
 	crdsyncElectionName = "elections/crdsync"
 )
 

@@ -7,6 +7,7 @@ import (
 	"sync"
 	"time"
 
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/client/v3/concurrency"
 )
@@ -39,6 +40,9 @@ func (c *Client) Campaign(ctx context.Context, id string, ttl time.Duration) (*L
 		}
 		if ctx.Err() != nil {
 			return nil, ctx.Err()
+		}
+		if errors.Is(err, rpctypes.ErrNoSpace) {
+			c.sayFull(true)
 		}
 		if !logged {
 			logged = true
@@ -84,6 +88,12 @@ func (l *Leadership) run(ctx context.Context, e *concurrency.Election, id string
 		return fmt.Errorf("standing for election: %w", err)
 	}
 	return nil
+}
+
+// Led reports whether anybody is elected, or stands for election with a key that outlives the leader's.
+func (c *Client) Led(ctx context.Context) (bool, error) {
+	records, err := c.List(ctx, crdsyncElectionName+"/")
+	return len(records) > 0, err
 }
 
 // Lost returns a channel that is closed once the leadership is over, as far as is known: its lease was not renewed in time, its

@@ -40,6 +40,9 @@ func (c *Client) Grant(ctx context.Context, ttl time.Duration) (*Lease, error) {
 	defer cancel()
 	sent := time.Now()
 	resp, err := c.etcd.Grant(ctx, seconds(ttl))
+	if errors.Is(err, rpctypes.ErrNoSpace) {
+		c.sayFull(true)
+	}
 	if err != nil {
 		return nil, fmt.Errorf("granting a lease of %v: %w", ttl, err)
 	}

@@ -14,13 +14,14 @@ import (
 )
 
 // followMembers adds the members of etcd to the configured endpoints until the Client is closed, so that it outlives the replacement of
-// all that it was configured with.
+// all that it was configured with, and looks whether etcd is full.
 func (c *Client) followMembers(cfg Config) {
 	ctx := c.etcd.Ctx()
 	for sleep(ctx, cmp.Or(cfg.MemberInterval, DefaultMemberInterval)) {
 		if err := c.learnMembers(ctx, cfg); err != nil && ctx.Err() == nil {
 			c.log.Debug("members of etcd are not known, the endpoints stay as they are", "err", err)
 		}
+		c.AskNoSpace(ctx)
 	}
 }
 
