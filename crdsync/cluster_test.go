@@ -44,6 +44,8 @@ type cluster struct {
 	log   *slog.Logger
 	// webhook is what run serves; nil: none
 	webhook *Webhook
+	// housekeeping is how often run looks after etcd; 0: never
+	housekeeping time.Duration
 }
 
 // newCluster returns a cluster over an API server without objects, which it removes when the test ends.
@@ -94,7 +96,11 @@ func (c *cluster) run(kube *rest.Config) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		done <- Run(ctx, Config{Kube: kube, Store: c.store, ID: "test", ElectionTTL: 10 * time.Second, Webhook: c.webhook, Log: c.log})
+		cfg := Config{Kube: kube, Store: c.store, ID: "test", ElectionTTL: 10 * time.Second, Webhook: c.webhook, Log: c.log}
+		if c.housekeeping != 0 {
+			cfg.CompactAfter, cfg.Defragment, cfg.HousekeepingInterval = time.Hour, true, c.housekeeping
+		}
+		done <- Run(ctx, cfg)
 	}()
 	stop = sync.OnceFunc(func() {
 		cancel()

@@ -43,6 +43,11 @@ type Config struct {
 	NodeCapacityDefault int
 	// FollowCordon treats a node that is cordoned in Kubernetes, or shutting down, as cordoned.
 	FollowCordon bool
+	// CompactAfter is for how long etcd is to know what a key was; 0: somebody else compacts. Defragment has etcd's members give back the room
+	// that they do not use. HousekeepingInterval is how often both are looked at; 0: every 10 s.
+	CompactAfter         time.Duration
+	Defragment           bool
+	HousekeepingInterval time.Duration
 	// Webhook is nil when the API server is not to ask us about objects.
 	Webhook *Webhook
 	Log     *slog.Logger
@@ -81,6 +86,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.cache.Run(ctx) })
 	g.Go(func() error { return r.stand(ctx) })
+	g.Go(func() error { return r.rescue(ctx) })
 	if w := cfg.Webhook; w != nil {
 		g.Go(func() error {
 			return admission.Run(ctx, admission.Config{Kube: kube, Address: w.Address, Namespace: w.Namespace, InUse: r.inUse, Log: cfg.Log})
@@ -202,6 +208,7 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 			return err
 		}
 		g.Go(func() error { return st.run(ctx) })
+		g.Go(func() error { return r.housekeeping(lead, st.tellPools).run(ctx) })
 		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, log: r.Log, sweep: func(c control) {
 			g.Go(func() error {
 				if err := sweep(ctx, r.Store, lead, r.cache, c); err != nil && ctx.Err() == nil {

@@ -58,6 +58,7 @@ func TestAgainstARealAPI(t *testing.T) {
 		"whatever a status tells of is told at once":       testCauses,
 		"what a person reads reads well":                   testReading,
 		"the usage of a pool is right within a second":     testUsage,
+		"an etcd that is full is told of and given room":   testFullEtcd,
 	} {
 		t.Run(name, func(t *testing.T) { test(newCluster(t, kube)) })
 	}

@@ -2,7 +2,7 @@
 // speaks to the Kubernetes API, so nothing in the traffic path notices when that is down.
 //
 // Into etcd go pools, egresses, nodes, and the pods that each egress selects, per node; it allocates the egress IPs, the ids that
-// stand for them on the wire, and the nodes' indexes. It owns these keys (docs/design.md has the schema), counters/ids besides, and
+// stand for them on the wire, and the nodes' indexes. It owns these keys (docs/design.md has the schema), counters/ids and compaction besides, and
 // nothing in the kernel. Back go the status of Egress and ExternalIPPool, and Events of what changed in an Egress's.
 //
 // Any event only marks something dirty. One goroutine then compares what the objects ask for with what a cache of etcd shows, and
@@ -19,6 +19,9 @@
 //   - An address that is released is given out again only after etcd shows that it is free.
 //   - What is told by an Event follows from the status before and after a write, so a change is told once, however often crdsync restarts.
 //   - The status is written by a worker of its own: an API server that does not answer holds up no write to etcd.
+//
+// The leader also looks after etcd (housekeeping.go): it compacts, defragments where that pays, and makes room where etcd is full. Where etcd is
+// full and nobody leads, since nobody can be elected there, any replica does that; all of it is harmless when two do.
 //
 // It does not choose the node of an egress IP (agents do), and it touches neither the spec of an object nor a Pod or Node.
 package crdsync

@@ -24,6 +24,8 @@ func crdsyncCommand() *cobra.Command {
 		webhook                               crdsync.Webhook
 		maxEgressIPs                          int
 		followCordon                          bool
+		compactAfter                          time.Duration
+		defragment                            bool
 	)
 	c := &cobra.Command{
 		Use:   "crdsync",
@@ -44,6 +46,8 @@ func crdsyncCommand() *cobra.Command {
 	s.StringVar(&webhook.Namespace, "namespace", "egret-system", "namespace of the webhook's Service, and of the Secret with its CA")
 	s.IntVar(&maxEgressIPs, "egress.maxEgressIPsPerNode", 255, "how many egress IPs a node may hold, 1 to 255; the node annotation node.antrea.io/max-egress-ips wins")
 	s.BoolVar(&followCordon, "follow-kubernetes-cordon", true, "a node that is cordoned in Kubernetes, or shutting down, gives its egress IPs away and takes none")
+	s.DurationVar(&compactAfter, "etcd-compact-after", time.Hour, "how long etcd remembers what a key was, 1m at least; older is dropped, of others' keys too; 0: others compact")
+	s.BoolVar(&defragment, "etcd-defragment", true, "defragment etcd's members where that pays, one at a time, its leader last, while all are well")
 	s.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	c.RunE = configured(&config, func(c *cobra.Command, _ []string) error {
 		log, err := logger(level)
@@ -52,6 +56,9 @@ func crdsyncCommand() *cobra.Command {
 		}
 		if maxEgressIPs < 1 || maxEgressIPs > 255 {
 			err = errors.Join(err, fmt.Errorf("--egress.maxEgressIPsPerNode %d: want 1 to 255", maxEgressIPs))
+		}
+		if compactAfter != 0 && compactAfter < time.Minute {
+			err = errors.Join(err, fmt.Errorf("--etcd-compact-after %v: want 0, or 1m at least", compactAfter))
 		}
 		if err != nil {
 			return err
@@ -70,6 +77,7 @@ func crdsyncCommand() *cobra.Command {
 		log.Info("egret crdsync", "version", version, "id", id, "endpoints", etcd.endpoints, "api", kube.Host)
 		cfg := crdsync.Config{
 			Kube: kube, Store: client, ID: id, ElectionTTL: ttl, Log: log, NodeCapacityDefault: maxEgressIPs, FollowCordon: followCordon,
+			CompactAfter: compactAfter, Defragment: defragment,
 		}
 		if serve {
 			cfg.Webhook = &webhook
