@@ -483,7 +483,7 @@ func (a *agent) isDead(node string) bool {
 }
 
 // revoke ends the leases of dead agents, and of those that go on with IPs although their node is gone, which frees the IPs: the first in rank at
-// once, each next one a step later.
+// once, each next one a step later. While etcd is full nobody could claim them, nor the agent, should it live, get another lease.
 func (a *agent) revoke(ctx context.Context, t turn) (next time.Time, err error) {
 	if a.gossip == nil {
 		return time.Time{}, nil
@@ -504,6 +504,10 @@ func (a *agent) revoke(ctx context.Context, t turn) (next time.Time, err error) 
 		}
 		if t.now.Before(due) {
 			next = earlier(next, due)
+			continue
+		}
+		if a.Store.AskNoSpace(ctx) {
+			next = earlier(next, t.now.Add(time.Second))
 			continue
 		}
 		id, err := store.ParseLease(lease)
