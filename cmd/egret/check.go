@@ -3,26 +3,30 @@ package main
 import (
 	"errors"
 	"fmt"
+	"log/slog"
 	"net/netip"
 	"os"
 
 	"github.com/spf13/cobra"
 
 	"github.com/egret-project/egret/operator"
+	"github.com/egret-project/egret/store"
 )
 
 func checkCommand() *cobra.Command {
 	var nodeIP, output string
+	var etcd etcdFlags
 	c := &cobra.Command{
 		Use:   "check",
-		Short: "Print what the agent needs of this node, and what of it is there",
-		Long: "Runs on a node, in its network namespace, as root. It changes nothing. The exit status is 1 when something is missing that\n" +
-			"the agent cannot work without.",
+		Short: "Print what the agent needs of this node and of etcd, and what of it is there",
+		Long: "Runs on a node, in its network namespace, as root. It changes nothing. etcd is asked where --endpoints says where it is. The exit\n" +
+			"status is 1 when something is missing that the agent cannot work without.",
 		Args: cobra.NoArgs,
 	}
 	c.Flags().StringVar(&nodeIP, "node-ip", "", "address of this node that the overlay uses (default: look at the default route's link)")
 	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: a table)")
-	c.RunE = func(c *cobra.Command, _ []string) error {
+	etcd.add(c.Flags())
+	c.RunE = configured(nil, func(c *cobra.Command, _ []string) error {
 		if err := operator.CheckFormat(output); err != nil {
 			return err
 		}
@@ -36,7 +40,14 @@ func checkCommand() *cobra.Command {
 		if os.Geteuid() != 0 {
 			return errors.New("the check tries what the kernel can do: run it as root")
 		}
-		return operator.CheckNode(ip.Unmap(), output, c.OutOrStdout())
-	}
+		var client *store.Client
+		var err error
+		if c.Flags().Changed("endpoints") { // by the environment too
+			if client, err = etcd.dial(c.Context(), slog.New(slog.DiscardHandler)); err == nil {
+				defer client.Close()
+			}
+		}
+		return operator.CheckNode(ip.Unmap(), operator.CheckEtcd(c.Context(), client, err), output, c.OutOrStdout())
+	})
 	return c
 }
