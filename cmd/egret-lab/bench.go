@@ -12,12 +12,64 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/egret-project/egret/integration/datapath"
 	"github.com/egret-project/egret/integration/failover"
 )
 
 func benchCommand(name *string) *cobra.Command {
 	cmd := &cobra.Command{Use: "bench", Short: "Measure, in a lab of its own"}
-	cmd.AddCommand(failoverCommand(name))
+	cmd.AddCommand(failoverCommand(name), datapathCommand(name))
+	return cmd
+}
+
+// ownLab returns the name of the lab that a measurement makes: beside one that somebody works with.
+func ownLab(cmd *cobra.Command, name string) string {
+	if cmd.Flags().Changed("name") {
+		return name
+	}
+	return "bench"
+}
+
+// writeFiles writes what was measured as file.csv and file.svg into a folder, which is made.
+func writeFiles(folder, file string, csv, svg func(io.Writer) error) error {
+	if err := os.MkdirAll(folder, 0o755); err != nil {
+		return err
+	}
+	for ext, write := range map[string]func(io.Writer) error{"csv": csv, "svg": svg} {
+		var text strings.Builder
+		if err := write(&text); err != nil {
+			return err
+		}
+		if err := os.WriteFile(filepath.Join(folder, file+"."+ext), []byte(text.String()), 0o644); err != nil {
+			return err
+		}
+	}
+	return nil
+}
+
+func datapathCommand(name *string) *cobra.Command {
+	var cfg datapath.Config
+	var out string
+	cmd := &cobra.Command{
+		Use:   "datapath",
+		Short: "Measure what a packet's way through Egret costs, beside masquerading and a plain VXLAN; print medians and ratios, write CSV and SVG",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg.Lab.Name = ownLab(cmd, *name)
+			results, err := datapath.Run(cmd.Context(), cfg, func(r datapath.Result) {
+				fmt.Fprintf(cmd.ErrOrStderr(), "round %d, %s: %.0f\n", r.Round, r.Path, r.Values)
+			})
+			if len(results) == 0 {
+				return err
+			}
+			return errors.Join(err, datapath.WriteTable(cmd.OutOrStdout(), results), writeFiles(out, "datapath",
+				func(w io.Writer) error { return datapath.WriteCSV(w, results) }, func(w io.Writer) error { return datapath.WriteSVG(w, results) }))
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&cfg.Rounds, "rounds", 7, "how often every path is measured, in turns")
+	f.DurationVar(&cfg.Duration, "duration", 2*time.Second, "time for each of a path's four measurements in a round")
+	f.StringVar(&out, "out", ".", "folder for datapath.csv and datapath.svg")
 	return cmd
 }
 
@@ -30,18 +82,12 @@ func failoverCommand(name *string) *cobra.Command {
 		Short: "Let the owner of an egress IP fail, many times; print how long its pod was without it, write CSV and SVG",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg.Lab.Name = *name
-			if !cmd.Flags().Changed("name") {
-				cfg.Lab.Name = "bench" // beside a lab that somebody works with
-			}
+			cfg.Lab.Name = ownLab(cmd, *name)
 			cfg.Lab.AgentFlags = strings.Fields(agentFlags)
 			file := fmt.Sprintf("failover-%s-%d", cfg.Fault, cfg.Lab.Nodes)
 			if !gossip {
 				cfg.Lab.AgentFlags = append(cfg.Lab.AgentFlags, "--gossip-key-file=")
 				file += "-lease"
-			}
-			if err := os.MkdirAll(out, 0o755); err != nil {
-				return err
 			}
 			lost := 0
 			results, err := failover.Run(cmd.Context(), cfg, func(run int, r failover.Result) {
@@ -51,14 +97,9 @@ func failoverCommand(name *string) *cobra.Command {
 			if len(results) == 0 {
 				return err
 			}
-			for ext, write := range map[string]func(io.Writer, failover.Config, []failover.Result) error{"csv": failover.WriteCSV, "svg": failover.WriteSVG} {
-				var text strings.Builder
-				if err := write(&text, cfg, results); err != nil {
-					return err
-				}
-				if err := os.WriteFile(filepath.Join(out, file+"."+ext), []byte(text.String()), 0o644); err != nil {
-					return err
-				}
+			if err := writeFiles(out, file, func(w io.Writer) error { return failover.WriteCSV(w, cfg, results) },
+				func(w io.Writer) error { return failover.WriteSVG(w, cfg, results) }); err != nil {
+				return err
 			}
 			q := func(q float64) time.Duration { return failover.Quantile(results, q).Round(100 * time.Microsecond) }
 			_, err2 := fmt.Fprintf(cmd.OutOrStdout(), "%s, %d nodes, %d runs: p50 %v, p90 %v, p99 %v, max %v, %d lost in all\n",
