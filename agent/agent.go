@@ -61,7 +61,8 @@ type Config struct {
 
 	ShareTables bool // let other programs write to the nftables tables, where the kernel can keep them off
 
-	Except []netip.Prefix // destinations that are never SNATed, on top of nodes and pod CIDRs
+	Except  []netip.Prefix // destinations that are never SNATed, on top of nodes and pod CIDRs
+	Cluster []netip.Prefix // ranges of pods and Services, which are not SNATed either
 }
 
 // agent is a running agent.

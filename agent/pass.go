@@ -60,7 +60,16 @@ func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
 	next = earlier(next, a.settle(t, d))
 	fenced, err := a.program(ctx, d, t.lease)
 	due, err2 := a.transact(ctx, t, d, fenced, err)
-	return earlier(next, due), errors.Join(err, err2)
+	return earlier(next, due), errors.Join(err, err2, in("pods", unknown(d.Unknown)))
+}
+
+// unknown says that no further pod gets its egress IP, since the addresses of the pods of these nodes are not known.
+func unknown(nodes []string) error {
+	if len(nodes) == 0 {
+		return nil
+	}
+	return fmt.Errorf("no further pod gets its egress IP: the addresses of pods on %s (%d nodes) are not known: it has no spec.podCIDRs, and no "+
+		"record of crdsync: upgrade crdsync, or set --cluster-cidrs", nodes[0], len(nodes))
 }
 
 // holds reports whether a lock is this agent's.
@@ -127,7 +136,7 @@ func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 	}
 	f := plan.Facts{
 		Node: a.Node, Underlay: ip, Uplink: linkOf(uplink), PoolUplink: a.Uplink, NoVLAN: !slices.Contains(a.features, check.VLAN),
-		AnswersARP: slices.Contains(a.features, check.ARPAnswers), Hold: a.HoldUnknown, Local: local, Except: a.Except, RandomPorts: a.RandomPorts,
+		AnswersARP: slices.Contains(a.features, check.ARPAnswers), Hold: a.HoldUnknown, Local: local, Except: a.Except, Cluster: a.Cluster, RandomPorts: a.RandomPorts,
 	}
 	for _, l := range links.Others() {
 		f.Links = append(f.Links, linkOf(l))

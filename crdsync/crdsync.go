@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"log/slog"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
@@ -48,6 +49,8 @@ type Config struct {
 	CompactAfter         time.Duration
 	Defragment           bool
 	HousekeepingInterval time.Duration
+	// ClusterCIDRs are ranges of pods, of nodes that have no podCIDRs: of pods in them, nothing needs to be written.
+	ClusterCIDRs []netip.Prefix
 	// Webhook is nil when the API server is not to ask us about objects.
 	Webhook *Webhook
 	Log     *slog.Logger
@@ -61,8 +64,8 @@ type Webhook struct {
 
 // prefixes are what crdsync reads of etcd: what it writes, and what the status tells of.
 var prefixes = []string{
-	store.PoolPrefix, store.EgressPrefix, store.AllocationPrefix, store.IDPrefix, store.NodePrefix, store.ServicePrefix, store.MembersByNode,
-	store.MembersByEgress, counterKey, store.OwnerPrefix, store.AgentPrefix, store.CordonPrefix,
+	store.PoolPrefix, store.EgressPrefix, store.AllocationPrefix, store.IDPrefix, store.NodePrefix, store.ServicePrefix, store.PodPrefix,
+	store.MembersByNode, store.MembersByEgress, counterKey, store.OwnerPrefix, store.AgentPrefix, store.CordonPrefix,
 }
 
 // Run mirrors the Kubernetes API into etcd whenever it is elected, until ctx ends, and then returns nil. A replica that cannot read both
@@ -209,7 +212,7 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 		}
 		g.Go(func() error { return st.run(ctx) })
 		g.Go(func() error { return r.housekeeping(lead, st.tellPools).run(ctx) })
-		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, log: r.Log, sweep: func(c control) {
+		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, clusterCIDRs: r.ClusterCIDRs, log: r.Log, sweep: func(c control) {
 			g.Go(func() error {
 				if err := sweep(ctx, r.Store, lead, r.cache, c); err != nil && ctx.Err() == nil {
 					r.Log.Warn("what is left of IPs and nodes that are gone was not removed; the next leader does it", "err", err)

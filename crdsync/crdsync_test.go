@@ -30,6 +30,7 @@ func TestAgainstARealAPI(t *testing.T) {
 	for name, test := range map[string]func(*cluster){
 		"the guide's example reaches etcd and the status":  testExample,
 		"Service CIDRs reach etcd":                         testServiceCIDRs,
+		"pods outside of podCIDRs reach etcd":              testRanges,
 		"members follow their pods":                        testMembers,
 		"an object that cannot be read stops no other":     testMalformed,
 		"objects that are older than the schema":           testSlipped,
@@ -212,7 +213,9 @@ func testMembers(c *cluster) {
 	c.remove("Egress", "egress-prod-web")
 	c.remove("Egress", "egress-staging-web")
 	c.remove("ExternalIPPool", "external-ip-pool")
-	c.wantRecords("[aeip]*/*", map[string]string{}) // allocations, egresses, ids, pools
+	for _, pattern := range []string{"[aei]*/*", "pools/*"} {
+		c.wantRecords(pattern, map[string]string{})
+	} // allocations, egresses, ids, pools
 }
 
 func testMalformed(c *cluster) {

@@ -31,11 +31,14 @@ type mirror struct {
 	dirty   *dirty
 	publish func(control)
 	log     *slog.Logger
+	// clusterCIDRs are as Config's.
+	clusterCIDRs []netip.Prefix
 
 	// What was derived from source last, to be derived again where it is dirty.
 	objects   objects
-	faults    map[string]error // of reading objects
-	control   control          // as it is in etcd since the last pass that planned
+	nodes     map[string]egress.Node // of objects, by name
+	faults    map[string]error       // of reading objects
+	control   control                // as it is in etcd since the last pass that planned
 	selection *selection
 	overlaps  map[string]string          // of selection
 	told      map[string]string          // the overlaps that were published last
@@ -102,6 +105,7 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 		w.records = true // also when this pass fails
 		if w.objects || w.nodes {
 			m.objects, m.faults = m.source.objects()
+			m.nodesChanged(w)
 		}
 		have = readRecords(m.cache)
 		c = plan(m.objects, have, time.Now().UTC().Truncate(time.Second), m.isListed)
@@ -158,6 +162,8 @@ func (m *mirror) recordsChanged(w *work) {
 			w.addPods(node)
 			w.scene = w.scene || m.atFault(node) // the status names the egresses that have pods there
 			m.list(node, name)
+		case strings.HasPrefix(key, store.PodPrefix):
+			w.addPods(strings.TrimPrefix(key, store.PodPrefix))
 		case strings.HasPrefix(key, store.OwnerPrefix), strings.HasPrefix(key, store.AgentPrefix), strings.HasPrefix(key, store.CordonPrefix):
 			w.scene = true
 			if strings.HasPrefix(key, store.OwnerPrefix) {
@@ -196,7 +202,7 @@ func (m *mirror) list(node, name string) {
 	}
 }
 
-// members returns what has to change of the members: those of the nodes whose pods changed, by themselves or by the labels of their
+// members returns what has to change of the members and ranges: those of the nodes whose pods changed, by themselves or by the labels of their
 // namespace, or all when the egresses did.
 func (m *mirror) members(now view, w *work, claimants []claimant) ([]unit, error) {
 	if w.records && (m.selection == nil || !slices.EqualFunc(m.selection.claimants, claimants, sameClaim)) {
@@ -205,7 +211,7 @@ func (m *mirror) members(now view, w *work, claimants []claimant) ([]unit, error
 	var nodes []string
 	if w.objects {
 		m.selection = newSelection(claimants, m.source.namespaceLabels, m.isListed)
-		nodes = slices.AppendSeq(m.source.nodesWithPods(), maps.Keys(m.listed))
+		nodes = slices.AppendSeq(append(m.source.nodesWithPods(), m.nodesWithRanges()...), maps.Keys(m.listed))
 	} else {
 		for namespace := range w.namespaces {
 			for _, node := range m.selection.relabelled(namespace, m.source.podsBy(byNamespace, namespace)) {
@@ -223,7 +229,10 @@ func (m *mirror) members(now view, w *work, claimants []claimant) ([]unit, error
 	stale := w.objects
 	for _, node := range slices.Compact(nodes) {
 		lost := m.selection.losses[node]
-		groups := m.selection.group(node, m.source.podsBy(byNode, node), m.source.owns)
+		pods := m.source.podsBy(byNode, node)
+		ranges, err := m.rangeDifference(now, node, pods)
+		out, errs = append(out, ranges...), errors.Join(errs, err)
+		groups := m.selection.group(node, pods, m.source.owns)
 		stale = stale || !maps.Equal(lost, m.selection.losses[node])
 		units, err := memberDifference(now, node, groups, m.listed[node])
 		out, errs = append(out, units...), errors.Join(errs, err)

@@ -120,6 +120,17 @@ type ServiceCIDR struct {
 	CIDRs []netip.Prefix `json:"cidrs"`
 }
 
+// PodRanges is pods/<node>: the addresses of the node's pods that are not of its PodCIDRs. It is there, and may be empty, for every
+// node without PodCIDRs. pods/- are the ranges that crdsync was told of, which hold for all nodes. Destinations in them are never SNATed.
+type PodRanges struct {
+	Node string `json:"node"`
+	// CIDRs cover the addresses, and no others: what is beside a pod may be outside the cluster.
+	CIDRs []netip.Prefix `json:"cidrs"`
+}
+
+// AllNodes is the name that stands for every node in pods/-.
+const AllNodes = "-"
+
 // Agent is agents/<node>, under the agent's lease: the node's agent is alive.
 type Agent struct {
 	Node string `json:"node"`

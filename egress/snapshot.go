@@ -11,11 +11,13 @@ type Snapshot struct {
 	Egresses map[string]Policy
 	Nodes    map[string]Node
 	Services map[string]ServiceCIDR
-	Agents   map[string]Agent
-	Owners   map[netip.Addr]Owner
-	Moves    map[netip.Addr]Move
-	Pins     map[netip.Addr]Pin
-	Cordons  map[string]Cordon
+	// Pods are the pods' addresses outside of their nodes' PodCIDRs, by node; AllNodes may be one of the names.
+	Pods    map[string]PodRanges
+	Agents  map[string]Agent
+	Owners  map[netip.Addr]Owner
+	Moves   map[netip.Addr]Move
+	Pins    map[netip.Addr]Pin
+	Cordons map[string]Cordon
 	// ByNode holds the members of this node: egress name -> members. Unselected may be one of the names.
 	ByNode map[string]Members
 	// ByEgress holds the members of the egresses that were asked for: egress name -> node name -> members.

@@ -11,14 +11,14 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// CheckNode writes what there is to say of this node (see check.Run), and of etcd, in a format (see CheckFormat). An error says that the agent
-// cannot work here.
-func CheckNode(nodeIP netip.Addr, etcd check.Finding, format string, w io.Writer) error {
+// CheckNode writes what there is to say of this node (see check.Run), and more that was found, in a format (see CheckFormat). An error says
+// that the agent cannot work here.
+func CheckNode(nodeIP netip.Addr, more []check.Finding, format string, w io.Writer) error {
 	findings, err := check.Run(nodeIP)
 	if err != nil {
 		return err
 	}
-	findings = append(findings, etcd)
+	findings = append(findings, more...)
 	l := listing{header: "CHECK LEVEL FOUND FOR CONSEQUENCE"}
 	missing := 0
 	for _, f := range findings {

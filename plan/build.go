@@ -43,6 +43,9 @@ type Desired struct {
 	// Members are the pods that may send with an id that the node sends with, its own and those of other nodes. Some may be missing while
 	// Routing.KeepReturns.
 	Members map[egress.ID]map[netip.Addr]bool
+	// Unknown are nodes whose pods' addresses are not known, sorted, where an egress selects pods of this one: connections to those would be
+	// taken for some to the outside. While there are any, the kernel keeps the pods that it has, and gets no new ones.
+	Unknown []string
 	// Follow are the egresses whose members on all nodes the node has to know, sorted.
 	Follow []string
 }
@@ -84,7 +87,10 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 	if f.AnswersARP && f.Uplink.MAC != [6]byte{} { // with or without IPs, so that the rules stay when these come and go
 		d.NFT.Carriers = map[string]nft.Carrier{f.Uplink.Name: {MAC: f.Uplink.MAC}}
 	}
-	d.NFT.Except = slices.Clone(f.Except)
+	d.NFT.Except = slices.Concat(f.Except, f.Cluster)
+	for _, name := range slices.Sorted(maps.Keys(s.Pods)) {
+		d.NFT.Except = append(d.NFT.Except, s.Pods[name].CIDRs...)
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.Services)) {
 		d.NFT.Except = append(d.NFT.Except, s.Services[name].CIDRs...)
 	}
@@ -101,14 +107,32 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 	}
 }
 
+// Unknown returns the nodes of which neither pod CIDRs nor the addresses of their pods are known, sorted. They are as soon as a range of the
+// whole cluster is named, to the agent or to crdsync, or crdsync has looked: its record may be empty.
+func Unknown(s *egress.Snapshot, cluster []netip.Prefix) (nodes []string) {
+	if _, named := s.Pods[egress.AllNodes]; named || len(cluster) > 0 {
+		return nil
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
+		if _, seen := s.Pods[name]; !seen && len(s.Nodes[name].PodCIDRs) == 0 {
+			nodes = append(nodes, name)
+		}
+	}
+	return nodes
+}
+
 // buildPods adds what this node's selected pods need: who they are, and where their egress IP lives.
 func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) {
-	d.NFT.Hold, d.NFT.PodCIDRs = f.Hold, s.Nodes[f.Node].PodCIDRs
+	d.NFT.Hold, d.NFT.PodCIDRs = f.Hold, slices.Concat(s.Nodes[f.Node].PodCIDRs, s.Pods[egress.AllNodes].CIDRs, f.Cluster)
 	for _, pod := range s.ByNode[egress.Unselected].Pods {
 		d.NFT.Unselected = append(d.NFT.Unselected, pod.IPs...)
 	}
 	d.Routing.Pods = slices.Clone(d.NFT.PodCIDRs)
-	gateways := map[string]bool{f.Node: true}                 // itself always: there is one rule and one route less to change in a move
+	gateways := map[string]bool{f.Node: true} // itself always: there is one rule and one route less to change in a move
+	if slices.ContainsFunc(slices.Collect(maps.Keys(s.ByNode)), func(name string) bool { return name != egress.Unselected }) {
+		d.Unknown = Unknown(s, f.Cluster)
+		d.NFT.Keep = d.NFT.Keep || d.Unknown != nil
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.ByNode)) { // in order: should two list one pod, all passes agree on which
 		members := s.ByNode[name]
 		policy, ok := s.Egresses[name]
@@ -118,7 +142,9 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 		for _, pod := range members.Pods {
 			for _, ip := range pod.IPs {
 				a := addressFor(policy, ip)
-				d.NFT.Pods[ip] = a.ID
+				if d.Unknown == nil {
+					d.NFT.Pods[ip] = a.ID
+				}
 				if !slices.ContainsFunc(d.NFT.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(ip) }) {
 					d.Routing.Pods = append(d.Routing.Pods, netip.PrefixFrom(ip, ip.BitLen()))
 				}

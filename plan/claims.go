@@ -37,6 +37,8 @@ type Facts struct {
 	RandomPorts bool
 	// Except are destinations that are never SNATed, on top of those that the snapshot names.
 	Except []netip.Prefix
+	// Cluster are the ranges that the operator named of pods and Services, as those of pods/-: what comes from them may be a pod.
+	Cluster []netip.Prefix
 }
 
 // Claim is an egress IP that a node tries for.

@@ -17,6 +17,7 @@ const (
 	MembersByEgress     = "members/by-egress/"
 	NodePrefix          = "nodes/"
 	ServicePrefix       = "services/"
+	PodPrefix           = "pods/"
 	AgentPrefix         = "agents/"
 	OwnerPrefix         = "owners/"
 	MovePrefix          = "moves/"
@@ -55,6 +56,9 @@ func NodeKey(node string) string { return NodePrefix + node }
 
 // ServiceKey is the key of an egress.ServiceCIDR.
 func ServiceKey(name string) string { return ServicePrefix + name }
+
+// PodKey is the key of an egress.PodRanges; node may be egress.AllNodes.
+func PodKey(node string) string { return PodPrefix + node }
 
 // AgentKey is the key of an egress.Agent.
 func AgentKey(node string) string { return AgentPrefix + node }

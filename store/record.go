@@ -152,6 +152,10 @@ func checkService(name string, s egress.ServiceCIDR) error {
 	return errors.Join(same("name", s.Name, name), validCIDRs("Service CIDR", s.CIDRs))
 }
 
+func checkPodRanges(node string, p egress.PodRanges) error {
+	return errors.Join(same("node", p.Node, node), validCIDRs("address of pods", p.CIDRs))
+}
+
 func checkAgent(name string, a egress.Agent) error { return same("node", a.Node, name) }
 
 func checkOwner(ip netip.Addr, o egress.Owner) error {

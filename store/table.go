@@ -76,6 +76,7 @@ type tables struct {
 	allocations table[netip.Addr, egress.Allocation]
 	nodes       table[string, egress.Node]
 	services    table[string, egress.ServiceCIDR]
+	pods        table[string, egress.PodRanges]
 	agents      table[string, egress.Agent]
 	owners      table[netip.Addr, egress.Owner]
 	moves       table[netip.Addr, egress.Move]
@@ -96,6 +97,7 @@ func newTables(node string) *tables {
 		allocations: table[netip.Addr, egress.Allocation]{below: AllocationPrefix, parse: parseIP, check: checkAllocation},
 		nodes:       table[string, egress.Node]{below: NodePrefix, parse: parseName, check: checkNode},
 		services:    table[string, egress.ServiceCIDR]{below: ServicePrefix, parse: parseName, check: checkService},
+		pods:        table[string, egress.PodRanges]{below: PodPrefix, parse: parseName, check: checkPodRanges},
 		agents:      table[string, egress.Agent]{below: AgentPrefix, parse: parseName, check: checkAgent},
 		owners:      table[netip.Addr, egress.Owner]{below: OwnerPrefix, parse: parseIP, check: checkOwner},
 		moves:       table[netip.Addr, egress.Move]{below: MovePrefix, parse: parseIP, check: checkMove},
@@ -112,7 +114,7 @@ func newTables(node string) *tables {
 
 func (t *tables) kinds() []kind {
 	return []kind{
-		&t.pools, &t.egresses, &t.allocations, &t.nodes, &t.services, &t.agents, &t.owners, &t.moves, &t.pins, &t.cordons, &t.byNode, &t.byEgress,
+		&t.pools, &t.egresses, &t.allocations, &t.nodes, &t.services, &t.pods, &t.agents, &t.owners, &t.moves, &t.pins, &t.cordons, &t.byNode, &t.byEgress,
 	}
 }
 
@@ -137,7 +139,7 @@ func (t *tables) apply(key string, r *Record, first bool) {
 func (t *tables) snapshot(revision int64) *egress.Snapshot {
 	s := &egress.Snapshot{
 		Revision: revision,
-		Pools:    t.pools.lend(), Egresses: t.egresses.lend(), Nodes: t.nodes.lend(), Services: t.services.lend(), Agents: t.agents.lend(), Owners: t.owners.lend(),
+		Pools:    t.pools.lend(), Egresses: t.egresses.lend(), Nodes: t.nodes.lend(), Services: t.services.lend(), Pods: t.pods.lend(), Agents: t.agents.lend(), Owners: t.owners.lend(),
 		Moves: t.moves.lend(), Pins: t.pins.lend(), Cordons: t.cordons.lend(), ByNode: t.byNode.lend(),
 	}
 	if !t.byEgress.lent {

@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
-	"slices"
 	"strings"
 	"time"
 
@@ -56,7 +55,7 @@ func agentCommand() *cobra.Command {
 	s.DurationVar(&f.restartGrace, "restart-grace", 40*time.Second, "how long the kernel serves on without an agent that was told to stop; if the node goes down in that time, its IPs are out of service for the rest of it")
 	s.StringSliceVar(&f.except, "egress.exceptCIDRs", nil, "destinations that are never SNATed, on top of node addresses, the nodes' pod CIDRs and the ServiceCIDRs")
 	s.BoolVar(&f.randomPorts, "egress.snatFullyRandomPorts", false, "choose the source ports of SNATed connections at random, against port guessing; after a move of their IP, open connections have other ports")
-	s.StringSliceVar(&f.cluster, "cluster-cidrs", nil, "pod and Service CIDRs of the cluster, where neither the nodes nor ServiceCIDR objects name them")
+	s.StringSliceVar(&f.cluster, "cluster-cidrs", nil, "pod and Service CIDRs of the cluster, on top of those that crdsync names; pods of these are held while they are new (--hold-unknown)")
 	s.StringVar(&f.rebalance, "rebalance", "off", "auto: IPs go back to the node that they belong to, one at a time; off: they stay where they are; the same on all nodes")
 	s.DurationVar(&f.holdDown, "rebalance-hold-down", 5*time.Minute, "for how long an IP has to belong elsewhere before --rebalance=auto moves it")
 	s.DurationVar(&f.holdUnknown, "hold-unknown", 2*time.Second, "how long a new pod waits with its first connection out of the cluster, until it is known whether an egress selects it; 0: not at all")
@@ -120,14 +119,11 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	if cfg.Freeze = f.onStoreLoss == "freeze"; !cfg.Freeze && f.onStoreLoss != "release" {
 		fault("--on-store-loss %q: want freeze or release", f.onStoreLoss)
 	}
-	for _, text := range slices.Concat(f.except, f.cluster) {
-		p, err := netip.ParsePrefix(text)
-		if err != nil {
-			fault("--egress.exceptCIDRs, --cluster-cidrs %q: want an address and a prefix length, like 192.168.0.0/16", text)
-			continue
-		}
-		cfg.Except = append(cfg.Except, p.Masked())
-	}
+	var err error
+	cfg.Except, err = prefixes("--egress.exceptCIDRs", f.except)
+	errs = append(errs, err)
+	cfg.Cluster, err = prefixes("--cluster-cidrs", f.cluster)
+	errs = append(errs, err)
 	return cfg, errors.Join(errs...)
 }
 

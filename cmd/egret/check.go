@@ -9,6 +9,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/egret-project/egret/check"
 	"github.com/egret-project/egret/operator"
 	"github.com/egret-project/egret/store"
 )
@@ -47,7 +48,8 @@ func checkCommand() *cobra.Command {
 				defer client.Close()
 			}
 		}
-		return operator.CheckNode(ip.Unmap(), operator.CheckEtcd(c.Context(), client, err), output, c.OutOrStdout())
+		more := []check.Finding{operator.CheckEtcd(c.Context(), client, err), operator.CheckPods(c.Context(), client, err)}
+		return operator.CheckNode(ip.Unmap(), more, output, c.OutOrStdout())
 	})
 	return c
 }

@@ -26,6 +26,7 @@ func crdsyncCommand() *cobra.Command {
 		followCordon                          bool
 		compactAfter                          time.Duration
 		defragment                            bool
+		cluster                               []string
 	)
 	c := &cobra.Command{
 		Use:   "crdsync",
@@ -48,6 +49,7 @@ func crdsyncCommand() *cobra.Command {
 	s.BoolVar(&followCordon, "follow-kubernetes-cordon", true, "a node that is cordoned in Kubernetes, or shutting down, gives its egress IPs away and takes none")
 	s.DurationVar(&compactAfter, "etcd-compact-after", time.Hour, "how long etcd remembers what a key was, 1m at least; older is dropped, of others' keys too; 0: others compact")
 	s.BoolVar(&defragment, "etcd-defragment", true, "defragment etcd's members where that pays, one at a time, its leader last, while all are well")
+	s.StringSliceVar(&cluster, "cluster-cidrs", nil, "ranges of the cluster's pods, for all agents; crdsync writes down the addresses of pods that are in none of them, nor in their node's podCIDRs")
 	s.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	c.RunE = configured(&config, func(c *cobra.Command, _ []string) error {
 		log, err := logger(level)
@@ -60,7 +62,8 @@ func crdsyncCommand() *cobra.Command {
 		if compactAfter != 0 && compactAfter < time.Minute {
 			err = errors.Join(err, fmt.Errorf("--etcd-compact-after %v: want 0, or 1m at least", compactAfter))
 		}
-		if err != nil {
+		ranges, bad := prefixes("--cluster-cidrs", cluster)
+		if err = errors.Join(err, bad); err != nil {
 			return err
 		}
 		klog.SetLogger(logr.FromSlogHandler(log.Handler()))
@@ -77,7 +80,7 @@ func crdsyncCommand() *cobra.Command {
 		log.Info("egret crdsync", "version", version, "id", id, "endpoints", etcd.endpoints, "api", kube.Host)
 		cfg := crdsync.Config{
 			Kube: kube, Store: client, ID: id, ElectionTTL: ttl, Log: log, NodeCapacityDefault: maxEgressIPs, FollowCordon: followCordon,
-			CompactAfter: compactAfter, Defragment: defragment,
+			CompactAfter: compactAfter, Defragment: defragment, ClusterCIDRs: ranges,
 		}
 		if serve {
 			cfg.Webhook = &webhook

@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"os"
 	"strings"
 	"time"
@@ -40,6 +41,19 @@ func (f *etcdFlags) add(s *pflag.FlagSet) {
 	s.StringVar(&f.user, "user", "", "etcd user, as name or name:password")
 	s.StringVar(&f.password, "password", "", "etcd password, when --user has none")
 	s.DurationVar(&f.dialTimeout, "dial-timeout", 5*time.Second, "how long to wait for etcd's first answer")
+}
+
+// prefixes reads the values of a flag of addresses and prefix lengths.
+func prefixes(flag string, texts []string) (out []netip.Prefix, err error) {
+	for _, text := range texts {
+		p, bad := netip.ParsePrefix(text)
+		if bad != nil {
+			err = errors.Join(err, fmt.Errorf("%s %q: want an address and a prefix length, like 192.168.0.0/16", flag, text))
+			continue
+		}
+		out = append(out, p.Masked())
+	}
+	return out, err
 }
 
 // fromEnvironment sets the flags that etcdctl reads from its environment and that were not given.

@@ -88,8 +88,8 @@ func TestDestinationsOfBothFlagsAreExcepted(t *testing.T) {
 		except: []string{"192.168.0.0/16"}, cluster: []string{"10.244.7.9/16", "fd44::/16"},
 	}
 	cfg, err := f.validate()
-	want := "[192.168.0.0/16 10.244.0.0/16 fd44::/16]"
-	if got := fmt.Sprint(cfg.Except); err != nil || got != want {
+	want := "[192.168.0.0/16] [10.244.0.0/16 fd44::/16]"
+	if got := fmt.Sprint(cfg.Except, cfg.Cluster); err != nil || got != want {
 		t.Errorf("excepted are %s, %v; want %s", got, err, want)
 	}
 }

@@ -39,6 +39,8 @@ type Config struct {
 	AgentFlags []string
 	// IPv6Nodes makes the nodes' only InternalIP that of IPv6, so that the overlay goes over IPv6. Pods stay dual stack.
 	IPv6Nodes bool
+	// WithoutPodCIDRs leaves out spec.podCIDRs of the first so many nodes, as a CNI does that keeps its own book of addresses.
+	WithoutPodCIDRs int
 	// Bare leaves crdsync and the agents out: the cluster as it is without Egret.
 	Bare bool
 

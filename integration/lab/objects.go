@@ -48,13 +48,15 @@ func (l *Lab) RegisterNode(ctx context.Context, name string) error {
 		},
 	}
 	for _, f := range families() {
-		node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, f.podCIDR(n).String())
+		if n > l.cfg.WithoutPodCIDRs {
+			node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, f.podCIDR(n).String())
+			node.Spec.PodCIDR = node.Spec.PodCIDRs[0]
+		}
 		if l.cfg.IPv6Nodes && f.node(n).Is4() {
 			continue
 		}
 		node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: f.node(n).String()})
 	}
-	node.Spec.PodCIDR = node.Spec.PodCIDRs[0]
 	return l.kube(func(c *kubernetes.Clientset) error {
 		if _, err := c.CoreV1().Nodes().Create(ctx, node, metav1.CreateOptions{}); err != nil {
 			return fmt.Errorf("creating node %s: %w", name, err)
