@@ -78,7 +78,8 @@ func (a *agent) holds(t turn, o egress.Owner) bool {
 }
 
 // errGone says that the agent serves nothing: its node is none of the cluster's.
-var errGone = errors.New("the node has no record in etcd, and serves no egress IP: its Node object is gone, or crdsync has not written the record yet")
+var errGone = errors.New("the node has no record in etcd, and serves no egress IP: its Node object is gone, or crdsync has not written " +
+	"the record yet")
 
 // letGo falls silent and gives every lock back: this node has lost the address that its overlay is made of, or is gone, and can serve none.
 func (a *agent) letGo(ctx context.Context, t turn) error {

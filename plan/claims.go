@@ -215,7 +215,8 @@ func apart(s *egress.Snapshot, t target, node string) bool {
 }
 
 // Candidates returns the nodes that may hold the IPs of a pool, capacity left aside: those that the pool selects, with a live agent that can
-// serve it and is not about to restart, and that are not cordoned. What a node holds while its agent restarts it keeps. Sorted. A pool that is not there has none.
+// serve it and is not about to restart, and that are not cordoned. What a node holds while its agent restarts it keeps. Sorted. A pool that is
+// not there has none.
 func Candidates(s *egress.Snapshot, pool string) []string {
 	p, ok := s.Pools[pool]
 	if !ok {

@@ -54,8 +54,9 @@ func (c *Client) PutAgent(ctx context.Context, l *Lease, a egress.Agent) error {
 }
 
 // Claim takes the lock of an egress IP for the lease. false: somebody else has it, or had it a moment ago, or the operator has cordoned the
-// node, which may have what is static all the same. It is true as well when the lock is the lease's already, as after a claim whose answer was lost. o.From is the last owner that the caller saw; the record has it
-// only if that gave the IP up, and nothing happened to the lock since. errors.Is(err, ErrLeaseLost): the lease is gone.
+// node, which may have what is static all the same. It is true as well when the lock is the lease's already, as after a claim whose answer
+// was lost. o.From is the last owner that the caller saw; the record has it only if that gave the IP up, and nothing happened to the lock
+// since. errors.Is(err, ErrLeaseLost): the lease is gone.
 func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner) (bool, error) {
 	var still []clientv3.Cmp
 	if o.From != "" {
