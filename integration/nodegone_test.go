@@ -50,8 +50,8 @@ func TestDeletingTheNodeObjectOfTheOwnerMovesItsIPs(t *testing.T) {
 	}
 	only(t, result, ip)
 	t.Logf("longest gap %v", result.LongestGap)
-	if result.LongestGap > time.Second {
-		t.Errorf("%v without an answer, want a second at most", result.LongestGap)
+	if result.LongestGap > 2*time.Second {
+		t.Errorf("%v without an answer, want 100ms, 2s on a busy machine", result.LongestGap)
 	}
 	etcd := etcdClient(t)
 	eventually(t, 5*time.Second, func() error {
@@ -114,8 +114,8 @@ func TestANodeObjectThatIsDeletedAndCreatedAtOnce(t *testing.T) {
 	result := probe(t, pod, 4*time.Second, again)
 	only(t, result, ip)
 	t.Logf("longest gap %v", result.LongestGap)
-	if result.LongestGap > time.Second {
-		t.Errorf("%v without an answer, want a second at most", result.LongestGap)
+	if result.LongestGap > 2*time.Second {
+		t.Errorf("%v without an answer, want 100ms, 2s on a busy machine", result.LongestGap)
 	}
 	leavesAs(t, local, ip)
 	if err := cluster.Stop(t.Context(), "crdsync", ""); err != nil {
