@@ -70,7 +70,9 @@ func TestDeletingTheNodeObjectOfTheOwnerMovesItsIPs(t *testing.T) {
 		})
 	})
 	only(t, result, ip)
-	lossless(t, "back to a node that was registered anew", result)
+	if result.LongestGap > time.Second {
+		t.Errorf("back to a node that was registered anew: %v without an answer", result.LongestGap)
+	}
 	stopAsking()
 	if err := watch.Doubles(); err != nil {
 		t.Error(err)
