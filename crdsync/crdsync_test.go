@@ -30,6 +30,7 @@ func TestAgainstARealAPI(t *testing.T) {
 	for name, test := range map[string]func(*cluster){
 		"the guide's example reaches etcd and the status":  testExample,
 		"Service CIDRs reach etcd":                         testServiceCIDRs,
+		"a record that etcd refuses holds up no other":     testTooLarge,
 		"pods outside of podCIDRs reach etcd":              testRanges,
 		"members follow their pods":                        testMembers,
 		"an object that cannot be read stops no other":     testMalformed,

@@ -46,6 +46,7 @@ type mirror struct {
 	reported  map[string]string          // faults that were logged
 	left      map[netip.Addr]bool        // IPs whose owners are gone since the last pass
 	sweep     func(control)              // called once, after the first pass
+	refused   refusals
 }
 
 // begin makes the mirror ready for its first pass, which has to be one of all objects.
@@ -81,7 +82,12 @@ func (m *mirror) run(ctx context.Context) error {
 			wait = min(2*wait, maxBackoff)
 		default:
 			wait = minBackoff
+			var retry <-chan time.Time
+			if at := m.refused.next(); !at.IsZero() {
+				retry = time.After(time.Until(at))
+			}
 			select {
+			case <-retry:
 			case <-m.dirty.wake:
 			case <-m.cache.Changed():
 			case <-everything.C:
@@ -98,10 +104,12 @@ func (m *mirror) run(ctx context.Context) error {
 // event costs does not depend on how many egresses and pods there are: only its node is looked at.
 func (m *mirror) pass(ctx context.Context, w *work) error {
 	m.recordsChanged(w)
+	m.refused.begin(time.Now(), w)
 	now := view{m.cache, m.cache.Revision()}
 	c, have := m.control, records{}
 	var puts, deletes []unit
-	if w.objects || w.nodes || w.records {
+	planned := w.objects || w.nodes || w.records
+	if planned {
 		w.records = true // also when this pass fails
 		if w.objects || w.nodes {
 			m.objects, m.faults = m.source.objects()
@@ -120,11 +128,9 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 	if err != nil {
 		return err
 	}
-	for _, b := range batches(slices.Concat(puts, members, deletes, m.remains(c))) {
-		if err := m.lead.Commit(ctx, b...); err != nil {
-			return err
-		}
-		m.tell(b, c, have)
+	to := &writer{mirror: m, c: c, have: have, held: map[string]bool{}}
+	if err := to.write(ctx, slices.Concat(puts, members, deletes, m.remains(c))); err != nil {
+		return err
 	}
 	told := maps.Equal(m.told, m.overlaps)
 	if w.records || !told {
@@ -133,6 +139,9 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 			v.overlap = m.overlaps[name]
 			c.verdicts[name] = v
 		}
+	}
+	if planned {
+		m.refused.say(c)
 	}
 	m.control = c
 	clear(m.left)

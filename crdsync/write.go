@@ -145,17 +145,15 @@ func listedMembers(cache *store.Cache) map[string]map[string]bool {
 	return out
 }
 
-// batches packs units into transactions, in order.
-func batches(units []unit) []unit {
-	var out []unit
-	for _, u := range units {
-		if n := len(out); n > 0 && len(out[n-1])+len(u) <= maxOps && size(out[n-1])+size(u) <= maxBytes {
-			out[n-1] = append(out[n-1], u...)
-		} else {
-			out = append(out, slices.Clone(u))
+// fits returns how many of the first units fit one transaction; one does always.
+func fits(units []unit) (n int) {
+	for ops, bytes := 0, 0; n < len(units); n++ {
+		ops, bytes = ops+len(units[n]), bytes+size(units[n])
+		if n > 0 && (ops > maxOps || bytes > maxBytes) {
+			break
 		}
 	}
-	return out
+	return n
 }
 
 func size(u unit) (n int) {

@@ -4,13 +4,14 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"slices"
 	"testing"
 
 	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/store"
 )
 
-func TestBatchesKeepUnitsWholeAndInOrder(t *testing.T) {
+func TestTransactionsKeepUnitsWholeAndInOrder(t *testing.T) {
 	op := func(n, bytes int) store.Op { return store.Op{Key: fmt.Sprint(n), Value: make([]byte, bytes)} }
 	var units []unit
 	n := 0
@@ -25,7 +26,9 @@ func TestBatchesKeepUnitsWholeAndInOrder(t *testing.T) {
 	units = append(units, unit{op(n, maxBytes-100)}, unit{op(n+1, 200)})
 	var got []int
 	next := 0
-	for _, b := range batches(units) {
+	for len(units) > 0 {
+		b := slices.Concat(units[:fits(units)]...)
+		units = units[fits(units):]
 		got = append(got, len(b))
 		for _, o := range b {
 			if o.Key != fmt.Sprint(next) {

@@ -120,7 +120,7 @@ type Op struct {
 }
 
 // Commit makes all changes in one transaction, or none: errors.Is(err, ErrNotLeader) when the leadership is over, and ErrConflict, with
-// the keys, when records are not as their Ops require. No key may occur twice, and at most 120 Ops fit; without any it tells whether
+// the keys, when records are not as their Ops require, ErrRefused when etcd does not take them. No key may occur twice, and at most 120 Ops fit; without any it tells whether
 // the leadership stands. After another error, the changes may have been made.
 func (l *Leadership) Commit(ctx context.Context, ops ...Op) error {
 	if len(ops) > maxTxnOps {
@@ -147,7 +147,7 @@ func (l *Leadership) Commit(ctx context.Context, ops ...Op) error {
 	}
 	resp, err := c.txn(ctx, ifs, then, now)
 	if err != nil {
-		return fmt.Errorf("committing %d changes: %w", len(ops), err)
+		return fmt.Errorf("committing %d changes: %w", len(ops), refusal(err))
 	}
 	if resp.Succeeded {
 		return nil

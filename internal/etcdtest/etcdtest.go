@@ -1,6 +1,7 @@
 package etcdtest
 
 import (
+	"cmp"
 	"context"
 	"net/url"
 	"os"
@@ -24,9 +25,11 @@ type Server struct {
 	dir     string
 	options []func(*embed.Config)
 	etcd    *embed.Etcd // nil while stopped
-	relay   *relay      // of its clients
-	peers   *relay      // of the other members
-	client  *clientv3.Client
+	// MaxRequestBytes is how large a request may be from the next Start on; 0: etcd's default.
+	MaxRequestBytes uint
+	relay           *relay // of its clients
+	peers           *relay // of the other members
+	client          *clientv3.Client
 }
 
 // New starts a server that runs until the test ends, with its configuration changed by the options. The test fails when it cannot start.
@@ -79,6 +82,7 @@ func (s *Server) launch() {
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = local("127.0.0.1:0"), local(s.peers.addr())
 	cfg.StrictReconfigCheck = false // it refuses new members for 5 s after another came
 	cfg.UnsafeNoFsync = true
+	cfg.MaxRequestBytes = cmp.Or(s.MaxRequestBytes, cfg.MaxRequestBytes)
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	for _, o := range s.options {
 		o(cfg)

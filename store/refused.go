@@ -1,0 +1,27 @@
+package store
+
+import (
+	"errors"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
+)
+
+// ErrRefused says that etcd does not take these changes, and will not the next time: they are too large, or not allowed. Nothing was written.
+var ErrRefused = errors.New("refused by etcd")
+
+// refusal adds ErrRefused to an error of etcd that says so. One that is full, or has too much to do, refuses nothing for good.
+func refusal(err error) error {
+	code := status.Code(err)
+	if e := (rpctypes.EtcdError{}); errors.As(err, &e) {
+		code = e.Code()
+	}
+	switch {
+	case code == codes.InvalidArgument, code == codes.PermissionDenied:
+	case code == codes.ResourceExhausted && !errors.Is(err, rpctypes.ErrNoSpace) && !errors.Is(err, rpctypes.ErrTooManyRequests):
+	default:
+		return err
+	}
+	return errors.Join(ErrRefused, err)
+}
