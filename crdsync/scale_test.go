@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -373,4 +374,119 @@ func passes(b *testing.B, kube *rest.Config, client *store.Client, l load) (one,
 	cancel()
 	_ = g.Wait() // says that ctx ended
 	return one, namespace, all
+}
+
+// BenchmarkOwnersLost has 1,000 of 5,000 egress IPs lose their owners at once and get others, 20 a transaction, and says how long a pod's event
+// takes meanwhile, from the request to the API server to the record in etcd, and before.
+func BenchmarkOwnersLost(b *testing.B) {
+	l := load{namespaces: 100, apps: 50, nodes: 100, pods: 3000}
+	kube := kubetest.New(b)
+	kube.Timeout = time.Minute
+	core, err := kubernetes.NewForConfig(kube)
+	if err != nil {
+		b.Fatal(err)
+	}
+	dyn, err := dynamic.NewForConfig(kube)
+	if err != nil {
+		b.Fatal(err)
+	}
+	ctx := b.Context()
+	if err := l.create(ctx, core, dyn); err != nil {
+		b.Fatal(err)
+	}
+	for b.Loop() {
+		etcd := etcdtest.New(b)
+		client, err := store.Dial(ctx, store.Config{Endpoints: []string{etcd.Endpoint()}})
+		if err != nil {
+			b.Fatal(err)
+		}
+		defer client.Close()
+		own := func(n int, change func(ip netip.Addr) clientv3.Op) {
+			for i := 0; i < n; i += 20 {
+				var ops []clientv3.Op
+				for j := i; j < i+20; j++ {
+					ops = append(ops, change(netip.AddrFrom4([4]byte{10, 0, byte((j + 1) >> 8), byte(j + 1)})))
+				}
+				if _, err := etcd.Client().Txn(ctx).Then(ops...).Commit(); err != nil {
+					b.Error(err)
+					return
+				}
+			}
+		}
+		put := func(node string) func(ip netip.Addr) clientv3.Op {
+			return func(ip netip.Addr) clientv3.Op {
+				v, _ := store.Encode(egress.Owner{IP: ip, Node: node, Why: egress.ReasonClaim})
+				return clientv3.OpPut(store.DefaultPrefix+store.OwnerKey(ip), string(v))
+			}
+		}
+		own(l.egresses(), put("node-000"))
+		stop := runScale(b, kube, client)
+		if err := l.written(ctx, etcd.Client()); err != nil {
+			b.Fatal(err)
+		}
+		said := func(node string, want int) {
+			for n := 0; n < want; time.Sleep(200 * time.Millisecond) {
+				all, err := dyn.Resource(v1beta1.EgressResource).List(ctx, metav1.ListOptions{})
+				if err != nil {
+					b.Error(err)
+					return
+				}
+				n = 0
+				for _, u := range all.Items {
+					if readStatus(&u).EgressNode == node {
+						n++
+					}
+				}
+			}
+		}
+		said("node-000", l.egresses())
+		w := watchWrites(ctx, etcd.Client())
+		next := 0
+		event := func() time.Duration {
+			i, app := next, (l.app(next)+1)%l.apps
+			next++
+			began := time.Now()
+			if err := l.relabel(ctx, core, i, app); err != nil {
+				b.Fatal(err)
+			}
+			key := fmt.Sprintf("members/by-node/%s/e-%s-%02d", l.node(i), l.namespace(i), app)
+			if err := w.until(ctx, key, fmt.Sprintf("p-%05d", i)); err != nil {
+				b.Fatal(err)
+			}
+			return time.Since(began)
+		}
+		report := func(what string, events []time.Duration) {
+			slices.Sort(events)
+			for name, d := range map[string]time.Duration{"p50": events[len(events)/2], "p95": events[len(events)*95/100], "max": events[len(events)-1]} {
+				b.ReportMetric(float64(d.Microseconds())/1000, "ms-"+what+"-"+name)
+			}
+		}
+		var before, meanwhile []time.Duration
+		for range 100 {
+			before = append(before, event())
+		}
+		done := make(chan struct{})
+		began := time.Now()
+		go func() {
+			defer close(done)
+			own(1000, func(ip netip.Addr) clientv3.Op { return clientv3.OpDelete(store.DefaultPrefix + store.OwnerKey(ip)) })
+			own(1000, put("node-001"))
+			said("node-001", 1000)
+		}()
+		for over := false; !over && next < l.pods; {
+			select {
+			case <-done:
+				over = true
+			default:
+				meanwhile = append(meanwhile, event())
+			}
+		}
+		b.ReportMetric(time.Since(began).Seconds(), "s-outage")
+		<-done
+		b.ReportMetric(time.Since(began).Seconds(), "s-until-told")
+		report("before", before)
+		report("outage", meanwhile)
+		stop()
+	}
+	b.ReportMetric(0, "ns/op") // it says nothing that the others do not
 }

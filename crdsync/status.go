@@ -54,8 +54,11 @@ type status struct {
 	diary   *diary
 	log     *slog.Logger
 
-	mu     sync.Mutex                                            // guards what follows
-	queues map[string]workqueue.TypedRateLimitingInterface[item] // by kind; nil before begin, shut down after run
+	wake chan struct{} // capacity 1: something was published
+
+	mu        sync.Mutex // guards what follows
+	published control
+	queues    map[string]workqueue.TypedRateLimitingInterface[item] // by kind; nil before begin, shut down after run
 	// written are the versions of objects of which the status was written: an informer that still shows one is behind.
 	written  map[item]string
 	verdicts map[string]verdict // nil until publish was called
@@ -72,7 +75,7 @@ func (s *status) begin(ctx context.Context) error {
 	for _, kind := range []string{egressKind, poolKind} {
 		s.queues[kind] = workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[item](minStatusBackoff, maxStatusBackoff))
 	}
-	s.written = map[item]string{}
+	s.written, s.wake = map[item]string{}, make(chan struct{}, 1)
 	s.verdicts, s.usage, s.faults, s.scene = nil, nil, nil, scene{}
 	return s.diary.begin(ctx)
 }
@@ -81,6 +84,7 @@ func (s *status) begin(ctx context.Context) error {
 // right soon, however many egresses come at once.
 func (s *status) run(ctx context.Context) error {
 	var wg sync.WaitGroup
+	wg.Go(func() { s.compare(ctx) })
 	for _, queue := range s.queues {
 		defer context.AfterFunc(ctx, queue.ShutDown)()
 		for range statusWorkers {
@@ -108,11 +112,41 @@ func (s *status) look(kind, name string) {
 	}
 }
 
-// publish takes in what etcd was made to hold, and has all objects looked at whose status is another now.
+// publish takes in what etcd was made to hold. It does not wait for anything: the pass that calls it has pods to write.
 func (s *status) publish(c control) {
-	now := readScene(s.cache)
-	now.pools, now.nodes = c.pools, c.nodes // the cache may be behind
 	s.mu.Lock()
+	s.published = c
+	s.mu.Unlock()
+	select {
+	case s.wake <- struct{}{}:
+	default:
+	}
+}
+
+// compare has all objects looked at whose status is another now, whenever something was published, until ctx ends. With thousands of egresses
+// it takes a second of a processor, while an outage changes something every few milliseconds: it rests for as long as it took.
+func (s *status) compare(ctx context.Context) {
+	for {
+		select {
+		case <-s.wake:
+		case <-ctx.Done():
+			return
+		}
+		began := time.Now()
+		s.compareAll()
+		select {
+		case <-time.After(time.Since(began)):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+func (s *status) compareAll() {
+	now := readScene(s.cache)
+	s.mu.Lock()
+	c := s.published
+	now.pools, now.nodes = c.pools, c.nodes // the cache may be behind
 	first := s.verdicts == nil
 	s.verdicts, s.usage, s.faults, s.scene = c.verdicts, c.usage, c.faults, now
 	s.mu.Unlock()
