@@ -54,7 +54,7 @@ type source struct {
 func newSource(ctx context.Context, kube *rest.Config, defaults nodeDefaults, d *dirty, status func(kind, name string)) (*source, error) {
 	patient := rest.CopyConfig(kube)
 	patient.Dial = func(dial context.Context, network, address string) (net.Conn, error) {
-		return reach(ctx, dial, network, address)
+		return reach(ctx, dial, kube.Dial, network, address)
 	}
 	dyn, err := dynamic.NewForConfig(patient)
 	if err != nil {
@@ -66,8 +66,8 @@ func newSource(ctx context.Context, kube *rest.Config, defaults nodeDefaults, d 
 	if err != nil {
 		return nil, fmt.Errorf("making a client of the Kubernetes API: %w", err)
 	}
-	objects := dynamicinformer.NewDynamicSharedInformerFactory(dyn, 0)
-	core := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(trim))
+	objects := dynamicinformer.NewFilteredDynamicSharedInformerFactory(dyn, 0, metav1.NamespaceAll, latest)
+	core := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(trim), informers.WithTweakListOptions(latest))
 	s := &source{
 		egresses:   objects.ForResource(v1beta1.EgressResource).Informer(),
 		pools:      objects.ForResource(v1beta1.PoolResource).Informer(),
@@ -95,18 +95,29 @@ func newSource(ctx context.Context, kube *rest.Config, defaults nodeDefaults, d 
 	_, err2 := s.pools.AddEventHandler(s.object(poolKind))
 	_, err3 := s.namespaces.AddEventHandler(handler(s.namespaceChanged))
 	_, err4 := s.pods.AddEventHandler(handler(s.podChanged))
-	_, err5 := s.nodes.AddEventHandler(handler(func(_, _ *corev1.Node) { d.add(work{nodes: true}) }))
+	_, err5 := s.nodes.AddEventHandler(handler(s.nodeChanged))
 	if err := errors.Join(err1, err2, err3, err4, err5); err != nil {
 		return nil, fmt.Errorf("watching the Kubernetes API: %w", err)
 	}
 	return s, nil
 }
 
+// latest makes a list that may be as old as the API server's cache one of what there is now. An informer begins with such a list where the
+// API server does not stream it, and that cache may be behind what the leader before has seen: it would be undone.
+func latest(o *metav1.ListOptions) {
+	if o.ResourceVersion == "0" {
+		o.ResourceVersion = ""
+	}
+}
+
 // reach connects with a server, and waits for one that is not there. The informers, left to themselves, wait twice as long after each
 // attempt, half a minute in the end, and each for itself: an API server that is back would go unnoticed for as long.
-func reach(ctx, dial context.Context, network, address string) (net.Conn, error) {
+func reach(ctx, dial context.Context, by func(context.Context, string, string) (net.Conn, error), network, address string) (net.Conn, error) {
+	if by == nil {
+		by = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
+	}
 	for {
-		c, err := (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext(dial, network, address)
+		c, err := by(dial, network, address)
 		if err == nil {
 			return c, nil
 		}
@@ -172,6 +183,18 @@ func (s *source) namespaceChanged(from, to *corev1.Namespace) {
 	if from == nil || to == nil || !maps.Equal(from.Labels, to.Labels) {
 		s.dirty.add(work{namespaces: map[string]bool{cmp.Or(to, from).Name: true}})
 	}
+}
+
+// nodeChanged leaves out that a kubelet is alive, which it says every few minutes, or seconds.
+func (s *source) nodeChanged(from, to *corev1.Node) {
+	if from != nil && to != nil {
+		was, err1 := readNode(from, s.defaults)
+		is, err2 := readNode(to, s.defaults)
+		if reflect.DeepEqual(was, is) && (err1 == nil) == (err2 == nil) && (err1 == nil || err1.Error() == err2.Error()) {
+			return
+		}
+	}
+	s.dirty.add(work{nodes: true})
 }
 
 // podChanged marks the node of the pod, and those of other pods that list the same IP: it may change hands.
