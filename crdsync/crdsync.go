@@ -11,12 +11,10 @@ import (
 	"time"
 
 	"golang.org/x/sync/errgroup"
-	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/dynamic"
 	eventsclient "k8s.io/client-go/kubernetes/typed/events/v1"
 	"k8s.io/client-go/rest"
 
-	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/crdsync/admission"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/store"
@@ -26,8 +24,6 @@ import (
 const resignTimeout = 2 * time.Second
 
 const (
-	// reachTimeout and reachInterval are for a replica that asks whether the Kubernetes API is there.
-	reachTimeout, reachInterval = 5 * time.Second, time.Second
 	// readTimeout is how long a new leader may take to read all objects: seconds for tens of thousands of pods. Another one may try then.
 	readTimeout = time.Minute
 )
@@ -54,6 +50,8 @@ type Config struct {
 	// Webhook is nil when the API server is not to ask us about objects.
 	Webhook *Webhook
 	Log     *slog.Logger
+
+	readPatience time.Duration // for tests; 0: the constant
 }
 
 // Webhook says where the API server asks. Package admission has more.
@@ -132,14 +130,16 @@ func (r *replica) stand(ctx context.Context) error {
 		if err := r.reach(ctx); err != nil {
 			return err
 		}
-		lead, err := r.Store.Campaign(ctx, r.ID, r.ElectionTTL)
-		if err != nil {
+		lead, end, err := r.campaign(ctx)
+		switch {
+		case errors.Is(err, errUnread):
+			continue
+		case err != nil:
 			return err
 		}
 		err = r.lead(ctx, lead)
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), resignTimeout)
-		_ = lead.Resign(end) // the lease ends by itself
-		cancel()
+		r.resign(ctx, lead)
+		end()
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
@@ -147,37 +147,17 @@ func (r *replica) stand(ctx context.Context) error {
 	}
 }
 
-// reach waits until the Kubernetes API answers: who cannot read it is of no use as a leader.
-func (r *replica) reach(ctx context.Context) error {
-	for said := false; ; said = true {
-		err := r.ask(ctx)
-		if err == nil || ctx.Err() != nil {
-			return ctx.Err()
-		}
-		if !said {
-			r.Log.Warn("the Kubernetes API cannot be read, not standing for election", "err", err)
-		}
-		select {
-		case <-time.After(reachInterval):
-		case <-ctx.Done():
-			return ctx.Err()
-		}
-	}
-}
-
-// ask reads something of the Kubernetes API.
-func (r *replica) ask(ctx context.Context) error {
-	ctx, cancel := context.WithTimeout(ctx, reachTimeout)
+func (r *replica) resign(ctx context.Context, lead *store.Leadership) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), resignTimeout)
 	defer cancel()
-	_, err := r.dynamic.Resource(v1beta1.EgressResource).List(ctx, metav1.ListOptions{Limit: 1})
-	return err
+	_ = lead.Resign(ctx) // the lease ends by itself
 }
 
 // lead mirrors until the leadership is over. It reads the API anew: what a replica saw while it only stood by may be hours old, and by
 // it, what others did meanwhile would be undone.
 func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 	if err := r.ask(ctx); err != nil {
-		return fmt.Errorf("the Kubernetes API cannot be read: %w", err)
+		return fmt.Errorf("%w: %w", errUnread, err)
 	}
 	d := newDirty()
 	st := &status{dynamic: r.dynamic, cache: r.cache, diary: &diary{client: r.events, instance: r.ID, store: r.Store, lead: lead, log: r.Log}, log: r.Log}
@@ -200,6 +180,7 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 		}
 	})
 	g.Go(func() error { src.run(ctx); return nil })
+	g.Go(func() error { return r.cutOff(ctx, lead) })
 	g.Go(func() error {
 		read, cancel := context.WithTimeout(ctx, readTimeout)
 		defer cancel()

@@ -31,6 +31,7 @@ func TestAgainstARealAPI(t *testing.T) {
 		"the guide's example reaches etcd and the status":  testExample,
 		"Service CIDRs reach etcd":                         testServiceCIDRs,
 		"a record that etcd refuses holds up no other":     testTooLarge,
+		"a leader that alone is cut off resigns":           testCutOff,
 		"informers read no list out of a cache":            testLatest,
 		"heartbeats of nodes cause no pass":                testHeartbeats,
 		"pods outside of podCIDRs reach etcd":              testRanges,

@@ -18,7 +18,9 @@
 //   - The two records of an egress's pods on a node change in one transaction.
 //   - An address that is released is given out again only after etcd shows that it is free.
 //   - What is told by an Event follows from the status before and after a write, so a change is told once, however often crdsync restarts.
-//   - The status is written by a worker of its own: an API server that does not answer holds up no write to etcd.
+//   - The status is compared and written by workers of its own: neither an API server that does not answer nor thousands of statuses hold up a
+//     write to etcd.
+//   - What etcd refuses for good holds up only what must come after it: a change of the same address.
 //
 // The leader also looks after etcd (housekeeping.go): it compacts, defragments where that pays, and makes room where etcd is full. Where etcd is
 // full and nobody leads, since nobody can be elected there, any replica does that; all of it is harmless when two do.
