@@ -71,6 +71,8 @@ var probes = []probe{
 	{"nft-netdev", "silence and answers about egress IPs", Missing, noTables, func() error {
 		return tryTable(nftables.TableFamilyNetdev, "egret", func(*nftables.Conn, *nftables.Table) error { return nil })
 	}},
+	{"nft-owner", "tables that nobody else changes or flushes", Warning,
+		"where somebody flushes all of nftables, as `systemctl restart nftables` does, selected pods of this node leave with other sources until the agent has mended that", tryOwner},
 	{ARPAnswers, "answering ARP where arp_ignore keeps the kernel from it", Warning,
 		"where net.ipv4.conf.all.arp_ignore is not 0, no neighbour finds this node's egress IPs", tryForward},
 	{"conntrack-netlink", "moves that open connections notice", Missing, noTables, func() error {
@@ -91,11 +93,6 @@ func tryForward() error {
 	if err := tryChain(nftables.TableFamilyNetdev, &nftables.Chain{Name: name}); err != nil {
 		return err
 	}
-	c, err := netfilter.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return err
-	}
-	defer c.Close()
 	// Register 1, into which nothing is loaded: nothing calls the chain.
 	forward := expressionOf("fwd", netfilter.Attribute{Type: unix.NFTA_FWD_SREG_DEV, Data: []byte{0, 0, 0, unix.NFT_REG_1}})
 	load := expressionOf("meta", netfilter.Attribute{Type: unix.NFTA_META_KEY, Data: []byte{0, 0, 0, unix.NFT_META_IIF}},
@@ -104,12 +101,30 @@ func tryForward() error {
 		netfilter.Attribute{Type: unix.NFTA_RULE_TABLE, Data: []byte(name + "\x00")},
 		netfilter.Attribute{Type: unix.NFTA_RULE_CHAIN, Data: []byte(name + "\x00")},
 		netfilter.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_RULE_EXPRESSIONS, Data: attributes(load, forward)})
+	return commit(unix.NFT_MSG_NEWRULE, unix.NFPROTO_NETDEV, rule)
+}
+
+// tryOwner makes a table that is owned and outlives its owner. The library has no flags of tables.
+func tryOwner() error {
+	const ownerAndPersist = 1<<1 | 1<<2 // linux/netfilter/nf_tables.h
+	return commit(unix.NFT_MSG_NEWTABLE, unix.NFPROTO_INET, attributes(
+		netfilter.Attribute{Type: unix.NFTA_TABLE_NAME, Data: []byte("owner\x00")},
+		netfilter.Attribute{Type: unix.NFTA_TABLE_FLAGS, Data: []byte{0, 0, 0, ownerAndPersist}}))
+}
+
+// commit sends a transaction of one message.
+func commit(typ int, family byte, data []byte) error {
+	c, err := netfilter.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return err
+	}
+	defer c.Close()
 	message := func(typ int, flags netfilter.HeaderFlags, data ...byte) netfilter.Message {
 		return netfilter.Message{Header: netfilter.Header{Type: netfilter.HeaderType(typ), Flags: netfilter.Request | flags}, Data: data}
 	}
 	_, err = c.SendMessages([]netfilter.Message{
 		message(unix.NFNL_MSG_BATCH_BEGIN, 0, 0, 0, 0, unix.NFNL_SUBSYS_NFTABLES),
-		message(unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWRULE, netfilter.Create|netfilter.Acknowledge, append([]byte{unix.NFPROTO_NETDEV, 0, 0, 0}, rule...)...),
+		message(unix.NFNL_SUBSYS_NFTABLES<<8|typ, netfilter.Create|netfilter.Acknowledge, append([]byte{family, 0, 0, 0}, data...)...),
 		message(unix.NFNL_MSG_BATCH_END, 0, 0, 0, 0, unix.NFNL_SUBSYS_NFTABLES),
 	})
 	if err == nil {

@@ -281,14 +281,17 @@ func lossless(t *testing.T, what string, r lab.ProbeResult) {
 	}
 }
 
-// volatile is what nft prints that changes by itself.
-var volatile = regexp.MustCompile(`counter packets \d+ bytes \d+| ?expires \S+|# handle \d+`)
+// volatile is what nft prints that changes by itself, and whether a table is owned, which an agent does while it runs.
+var volatile = regexp.MustCompile(`counter packets \d+ bytes \d+| ?expires \S+|# handle \d+| # progname \S+|(?m)^\tflags( owner| )?\n`)
 
 // clocks are the sets in what nft prints by which permits end: their elements come and go with every renewal.
 var clocks = regexp.MustCompile(`(?s)\tset (alive|ticket) \{.*?\n\t\}\n`)
 
 // renewal is what nft monitor prints of permits that are renewed by a commit.
 var renewal = regexp.MustCompile(`^((add|delete) element (inet|arp|netdev) egret (permit4|permit6|answer6|alive) |# new generation )`)
+
+// takeover is what nft monitor prints of tables that get an owner.
+var takeover = regexp.MustCompile(`^add table (inet|arp|netdev) egret\b`)
 
 // stable returns what a command printed without what changes by itself.
 func stable(s string) string { return strings.TrimSpace(volatile.ReplaceAllString(s, "")) }

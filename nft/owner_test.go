@@ -2,6 +2,8 @@ package nft
 
 import (
 	"errors"
+	"net"
+	"net/netip"
 	"os/exec"
 	"strings"
 	"testing"
@@ -163,5 +165,75 @@ func TestTablesThatAnotherProgramOwnsAreSaid(t *testing.T) {
 	err = tables.Apply(Diff(observe(t, tables), State{}))
 	if !errors.Is(err, unix.EPERM) || !strings.Contains(err.Error(), "table inet egret") {
 		t.Errorf("got %v, want EPERM and the table", err)
+	}
+}
+
+// Somebody flushes all nftables and loads the CNI's again, as `systemctl restart nftables` does, while a pod opens connections as fast as it can.
+// That the witness sees what gets through, the tables that others may flush show.
+func TestAFlushOfOthersLetsNoPacketOutWithAnotherSource(t *testing.T) {
+	for name, shared := range map[string]bool{"owned": false, "shared": true} {
+		t.Run(name, func(t *testing.T) {
+			tables := openShared(t)
+			if !shared {
+				if tables = openHere(t, Config{}); tables.socket == 0 {
+					return // on this kernel all are shared
+				}
+			}
+			f := bothSides[0]
+			ext, p := outside(t), pod(t)
+			loop(t)
+			f.hold(t)
+			var witness net.PacketConn
+			ext.do(func() (err error) { witness, err = net.ListenPacket("udp4", f.server+":7003"); return err })
+			t.Cleanup(func() { witness.Close() })
+			reach(t, tables, parseState(t, f.base()+"pod "+f.pod+" 5\nnexthop 5 0x2001\nhosted 5 "+f.egress+" 0x3fff\n"))
+			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			seen := make(chan map[string]int)
+			go func() {
+				sources := map[string]int{}
+				for b := make([]byte, 9); ; {
+					_, from, err := witness.ReadFrom(b)
+					if err != nil {
+						seen <- sources
+						return
+					}
+					sources[netip.MustParseAddrPort(from.String()).Addr().String()]++
+				}
+			}()
+			restored := "flush ruleset\n" + netns.Run(t, "nft list table inet cni")
+			stop, stopped := make(chan struct{}), make(chan error)
+			go func() {
+				stopped <- netns.Do(p.name, func() error {
+					for {
+						select {
+						case <-stop:
+							return nil
+						default:
+						}
+						c, err := net.Dial("udp", f.server+":7003")
+						if err != nil {
+							return err
+						}
+						_, _ = c.Write([]byte("new")) // what is dropped is not seen
+						c.Close()
+					}
+				})
+			}()
+			for range 50 {
+				nft(t, restored)
+			}
+			close(stop)
+			if err := <-stopped; err != nil {
+				t.Error(err)
+			}
+			witness.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+			sources := <-seen
+			if !shared && (len(sources) != 1 || sources[f.egress] < 100) || shared && sources[f.node] == 0 {
+				t.Errorf("seen outside: %v", sources)
+			}
+			t.Logf("seen outside: %v", sources)
+		})
 	}
 }

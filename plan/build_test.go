@@ -103,6 +103,22 @@ func TestBuildSteersSelectedPods(t *testing.T) {
 	}
 }
 
+// Where the nodes have no pod CIDRs, each selected pod stands for itself.
+func TestBuildSendsNoPodOfTheNodeToAGateway(t *testing.T) {
+	s := guide("node-2")
+	want := []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd44::1/128")}
+	if d := cmp.Diff(want, Build(s, facts("node-1"), nil).Routing.Pods, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+	n := s.Nodes["node-1"]
+	n.PodCIDRs = nil
+	s.Nodes["node-1"] = n
+	want[0] = netip.MustParsePrefix("10.244.1.2/32")
+	if d := cmp.Diff(want, Build(s, facts("node-1"), nil).Routing.Pods, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
+		t.Errorf("without pod CIDRs (-want +got):\n%s", d)
+	}
+}
+
 func TestBuildAnswersOnlyForWhatItHolds(t *testing.T) {
 	for role, want := range map[Role]struct{ fenced, answers bool }{None: {}, Relay: {}, Arrive: {fenced: true}, Hold: {true, true}} {
 		d := Build(guide("node-1"), facts("node-1"), map[netip.Addr]Role{egressIP: role})
