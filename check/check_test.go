@@ -5,6 +5,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/egret-project/egret/internal/need"
 	"github.com/egret-project/egret/internal/netns"
 )
 
@@ -104,6 +105,16 @@ func TestOthersInReservedPlacesAreFound(t *testing.T) {
 				t.Errorf("%s: %+v, want it to name %q", tt.do, f, tt.names)
 			}
 		})
+	}
+}
+
+func TestAFlowtableOfOthersIsFound(t *testing.T) {
+	need.Flowtable(t)
+	netns.Enter(t)
+	netns.Run(t, "nft add table inet fast")
+	netns.Run(t, "nft add flowtable inet fast path { hook ingress priority 0 ; devices = { lo } ; }")
+	if f := run(t, "flowtables"); f.Level != Warning || f.Found != "flowtable inet fast path" {
+		t.Errorf("%+v", f)
 	}
 }
 

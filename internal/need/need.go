@@ -61,6 +61,12 @@ func VXLANGBP(t testing.TB) {
 	kernel(t, "VXLAN links with group policies (CONFIG_VXLAN)", "ip link add dev x0 type vxlan id 1 dstport 8479 gbp")
 }
 
+// Flowtable is for a test of flowtables.
+func Flowtable(t testing.TB) {
+	t.Helper()
+	kernel(t, "flowtables (CONFIG_NF_FLOW_TABLE_INET)", "nft add table inet f", "nft add flowtable inet f f { hook ingress priority 0 ; devices = { lo } ; }")
+}
+
 // Clock is for a test that sets the machine's clock.
 func Clock(t testing.TB) {
 	t.Helper()
