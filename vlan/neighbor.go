@@ -100,9 +100,16 @@ func ndMessage(ifindex int) []byte {
 
 // answers returns what the kernel answers for by our proxy entries, and the groups that are joined for it, by the name of the link.
 func (l *Links) answers(joined map[int][]netip.Prefix) (map[string]answered, error) {
-	entries, err := l.rt.Execute(rtnetlink.Message{Header: rtnetlink.Header{Type: unix.RTM_GETNEIGH, Flags: rtnetlink.Request | rtnetlink.Dump}, Data: ndMessage(0)})
+	entries, err := whole("neighbour proxies", func() ([]rtnetlink.Message, error) {
+		all, err := l.rt.Execute(rtnetlink.Message{
+			Header: rtnetlink.Header{Type: unix.RTM_GETNEIGH, Flags: rtnetlink.Request | rtnetlink.Dump}, Data: ndMessage(0)})
+		if slices.ContainsFunc(all, func(m rtnetlink.Message) bool { return m.Header.Flags&rtnetlink.DumpInterrupted != 0 }) {
+			return nil, netlink.ErrDumpInterrupted
+		}
+		return all, err
+	})
 	if err != nil {
-		return nil, fmt.Errorf("listing neighbour proxies: %w", err)
+		return nil, err
 	}
 	byIndex := map[int]answered{}
 	for i, groups := range joined {
