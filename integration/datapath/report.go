@@ -107,8 +107,8 @@ func WriteSVG(w io.Writer, results []Result) error {
 		`<rect width="100%%" height="100%%" fill="white"/>`+"\n", left+width+20, top+height+40)
 	y := func(ratio float64) float64 { return top + height*(1-min(ratio, most)/most) }
 	for _, v := range []float64{0, 0.25, 0.5, 0.75, 1, 1.25, 1.5} {
-		fmt.Fprintf(&b, `<line x1="%d" x2="%d" y1="%.0f" y2="%[3].0f" stroke="#ddd"/><text x="%d" y="%.0f" text-anchor="end">%g</text>`+"\n",
-			left, left+width, y(v), left-8, y(v)+4, v)
+		fmt.Fprintf(&b, `<line x1="%d" x2="%d" y1="%.0f" y2="%.0f" stroke="#ddd"/><text x="%d" y="%.0f" text-anchor="end">%g</text>`+"\n",
+			left, left+width, y(v), y(v), left-8, y(v)+4, v)
 	}
 	n := 0
 	for _, p := range Paths {
@@ -120,7 +120,7 @@ func WriteSVG(w io.Writer, results []Result) error {
 		for i := range Columns {
 			x := left + width*(float64(i)+0.25*float64(n+1))/float64(len(Columns))
 			m := Ratios(results, p, i).Median
-			fmt.Fprintf(&b, `<line x1="%.0f" x2="%.0f" y1="%.1f" y2="%[3].1f" stroke="%[4]s" stroke-width="2"/>`+"\n", x-12, x+12, y(m), color)
+			fmt.Fprintf(&b, `<line x1="%.0f" x2="%.0f" y1="%.1f" y2="%.1f" stroke="%s" stroke-width="2"/>`+"\n", x-12, x+12, y(m), y(m), color)
 			for round := range rounds(results) {
 				fmt.Fprintf(&b, `<circle cx="%.0f" cy="%.1f" r="2.5" fill="%s"/>`+"\n", x, y(Ratios(ofRound(results, round+1), p, i).Median), color)
 			}
