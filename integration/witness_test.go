@@ -2,8 +2,10 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
+	"os/exec"
 	"testing"
 
 	"github.com/egret-project/egret/integration/witness"
@@ -40,8 +42,12 @@ func askWhoHas(t *testing.T, ip netip.Addr) (stop func()) {
 	go func() {
 		defer close(done)
 		for ctx.Err() == nil {
-			// Without an answer it ends after a second with an error; that silence is what the test is about.
-			_, _ = cluster.Exec(ctx, "outside", "", ask...)
+			_, err := cluster.Exec(ctx, "outside", "", ask...)
+			// Without an answer it ends after a second with an error; that silence is what the test is about, but not of a program that is missing.
+			if exit := (*exec.ExitError)(nil); ctx.Err() == nil && err != nil && (!errors.As(err, &exit) || exit.ExitCode() == 127) {
+				t.Errorf("asking who has %s: %v", ip, err)
+				return
+			}
 		}
 	}()
 	return func() { cancel(); <-done }

@@ -6,7 +6,6 @@ import (
 	"net"
 	"net/netip"
 	"os"
-	"os/exec"
 	"strings"
 	"syscall"
 	"testing"
@@ -48,7 +47,8 @@ func (s space) run(lines string) {
 
 // ok reports whether a command in the namespace succeeds.
 func (s space) ok(line string) bool {
-	return exec.Command("ip", append([]string{"netns", "exec", s.name}, strings.Fields(line)...)...).Run() == nil
+	s.t.Helper()
+	return netns.OK(s.t, s.name, line)
 }
 
 // do runs f in the namespace, as netns.Do.
@@ -363,7 +363,7 @@ func TestARPIsAnsweredOnceWhateverTheSysctls(t *testing.T) {
 		}
 	}
 	netns.Run(t, "sysctl -qw net.ipv4.conf.all.arp_ignore=1")
-	if !ext.ok("ping -c1 -W1 10.10.0.101") {
+	if !ext.ok("ping -c1 -w5 10.10.0.101") {
 		t.Error("the node is not reached at its own address")
 	}
 }
@@ -405,7 +405,7 @@ func testLocalGateway(t *testing.T, f sides) {
 	if got := p.seen(f.lan); got != f.node {
 		t.Errorf("excepted destination: source %q, want the CNI's", got)
 	}
-	if !p.ok("ping -c1 -W0.5 " + f.gateway) {
+	if !p.ok("ping -c1 -w5 " + f.gateway) {
 		t.Error("the pod does not reach its node")
 	}
 	dropped := func(counter, state, why string) {
@@ -537,7 +537,7 @@ func TestTheFirstConnectionOfAnUnknownPodIsHeld(t *testing.T) {
 			began := time.Now()
 			counts(t, tables, CounterUnknown, func() { source(f.server, "", "unknown") })
 			source(f.lan, f.node, "unknown, to an excepted destination")
-			if !p.ok("ping -c1 -W0.5 " + f.gateway) {
+			if !p.ok("ping -c1 -w5 " + f.gateway) {
 				t.Error("an unknown pod does not reach its node")
 			}
 			eventually(t, "an unknown pod is held for good", func() bool { return p.seen(f.server) == f.node })
@@ -578,20 +578,26 @@ func TestTheEgressIPOffersNoService(t *testing.T) {
 			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
 				t.Fatal(err)
 			}
-			connects := func(ip string) bool {
-				return ext.ok("timeout 2 socat -u OPEN:/dev/null TCP:" + net.JoinHostPort(ip, "7000") + ",connect-timeout=0.3")
+			connects := func(ip string, within time.Duration) bool {
+				return netns.Do(ext.name, func() error {
+					c, err := net.DialTimeout("tcp", net.JoinHostPort(ip, "7000"), within)
+					if err == nil {
+						c.Close()
+					}
+					return err
+				}) == nil
 			}
-			if !connects(f.node) {
+			if !connects(f.node, 5*time.Second) {
 				t.Error("the node's own address offers nothing either")
 			}
+			if !ext.ok("ping -c1 -w5 " + f.egress) {
+				t.Error("the egress IP answers no echo request")
+			}
 			counts(t, tables, CounterService, func() {
-				if connects(f.egress) {
+				if connects(f.egress, 300*time.Millisecond) {
 					t.Error("connected to the egress IP")
 				}
 			})
-			if !ext.ok("ping -c1 -W0.5 " + f.egress) {
-				t.Error("the egress IP answers no echo request")
-			}
 			// Nor is anything passed on while the address is yet to come.
 			eth0, err := net.InterfaceByName("eth0")
 			if err != nil {
@@ -599,7 +605,7 @@ func TestTheEgressIPOffersNoService(t *testing.T) {
 			}
 			ext.run("ip neigh replace " + f.egress + " dev eth0 nud permanent lladdr " + eth0.HardwareAddr.String())
 			netns.Run(t, "ip addr del "+f.egress+" dev eth0")
-			counts(t, tables, CounterService, func() { connects(f.egress) })
+			counts(t, tables, CounterService, func() { connects(f.egress, 300*time.Millisecond) })
 			if got := netns.Run(t, "conntrack -L --orig-dst "+f.egress); strings.Contains(got, "tcp ") {
 				t.Errorf("conntrack has a connection to the egress IP:\n%s", got)
 			}

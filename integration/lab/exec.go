@@ -62,6 +62,9 @@ func (l *Lab) Exec(ctx context.Context, kind, name string, argv ...string) ([]by
 	if err != nil {
 		return nil, err
 	}
+	if _, err := exec.LookPath(argv[0]); err != nil { // which is no command's failure
+		return nil, err
+	}
 	return run(exec.CommandContext(ctx, l.cfg.Self, cmd...), argv)
 }
 

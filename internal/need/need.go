@@ -91,7 +91,9 @@ func kernel(t testing.TB, feature string, lines ...string) {
 		}
 		result <- err
 	}()
-	if err := <-result; err != nil {
+	if err := <-result; errors.Is(err, exec.ErrNotFound) {
+		t.Fatalf("looking for %s: %v", feature, err) // the kernel was not asked
+	} else if err != nil {
 		skip(t, fmt.Sprintf("needs a kernel with %s: %v", feature, err))
 	}
 }

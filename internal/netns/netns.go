@@ -2,6 +2,7 @@
 package netns
 
 import (
+	"errors"
 	"fmt"
 	"os"
 	"os/exec"
@@ -67,6 +68,26 @@ func Do(name string, f func() error) error {
 		}()
 	}()
 	return <-done
+}
+
+// notFound is a shell's exit status when it knows no program of the name.
+const notFound = 127
+
+// OK reports whether a command line, split at white space, ends with status 0 in a named namespace. A program that is not there is no
+// answer: the test fails and names it, as it does when the namespace is not there.
+func OK(t testing.TB, name, line string) bool {
+	t.Helper()
+	f := strings.Fields(line)
+	var out []byte
+	err := Do(name, func() (err error) {
+		out, err = exec.Command(f[0], f[1:]...).CombinedOutput()
+		return err
+	})
+	var exit *exec.ExitError
+	if err != nil && !errors.As(err, &exit) || exit != nil && exit.ExitCode() == notFound {
+		t.Fatalf("%s: %v\n%s", line, err, out)
+	}
+	return err == nil
 }
 
 // Run runs a command line, split at white space, in the namespace of the calling goroutine and returns what it printed. The test
