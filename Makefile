@@ -20,14 +20,15 @@ kube: tools
 demo: build kube
 	bin/egret-lab demo
 
-# What a test needs and did not find here, it must have found in test-vm.
+# What a test needs and did not find here, it must have found in test-vm. The programs that integration/tools lists are all that it finds.
 test: export EGRET_NEEDS := $(CURDIR)/bin/needs
 test:
 	mkdir -p bin && rm -f $(EGRET_NEEDS)
-	$(MAKE) test-unit
-	$(MAKE) test-vm
-	$(MAKE) test-integration
-	$(MAKE) test-faults
+	integration/tools bin/path
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-unit
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-vm
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-integration
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-faults
 	go run ./internal/need/needcheck $(EGRET_NEEDS)
 
 # Without root, the tests that need network namespaces skip themselves here; as root they run.
