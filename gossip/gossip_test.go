@@ -5,19 +5,20 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
-	"net"
 	"net/netip"
 	"testing"
 	"time"
+
+	"github.com/egret-project/egret/internal/port"
 )
 
 // limit is generous: the tests share the machine. What is measured is logged.
-const limit = 5 * time.Second
+const limit = 20 * time.Second
 
 // members starts n members on addresses of the loopback, and returns when each sees all others.
 func members(t *testing.T, n int) ([]*Gossip, []context.CancelFunc) {
 	t.Helper()
-	port := freePort(t)
+	port := port.Hold(t)
 	peers := map[string]netip.Addr{}
 	for i := range n {
 		peers[name(i)] = addr(i)
@@ -53,16 +54,6 @@ func start(t *testing.T, i, port int, key []byte, peers map[string]netip.Addr) (
 	stop := func() { cancel(); <-done }
 	t.Cleanup(stop)
 	return g, stop
-}
-
-func freePort(t *testing.T) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func await(t *testing.T, g *Gossip, node string, want State) {
@@ -169,7 +160,7 @@ func TestMessagesComeFromTheirSender(t *testing.T) {
 }
 
 func TestNewPeersAreJoined(t *testing.T) {
-	port := freePort(t)
+	port := port.Hold(t)
 	key := bytes.Repeat([]byte{7}, 16)
 	a, _ := start(t, 0, port, key, nil)
 	b, _ := start(t, 1, port, key, nil)

@@ -25,6 +25,7 @@ import (
 	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/kubetest"
+	"github.com/egret-project/egret/internal/port"
 	"github.com/egret-project/egret/manifests"
 )
 
@@ -129,14 +130,9 @@ type replica struct {
 
 func (s *service) replica() *replica {
 	s.Helper()
-	l, err := net.Listen("tcp", net.JoinHostPort(s.ip, "0"))
-	if err != nil {
-		s.Fatal(err)
-	}
-	l.Close()
 	r := &replica{}
 	r.server = &server{kube: s.kube, dynamic: s.dyn, Config: Config{
-		Address: l.Addr().String(), Namespace: namespace, Log: slog.New(slog.NewTextHandler(s.Output(), nil)),
+		Address: net.JoinHostPort(s.ip, fmt.Sprint(port.Hold(s))), Namespace: namespace, Log: slog.New(slog.NewTextHandler(s.Output(), nil)),
 		InUse: func() ([]egress.Allocation, error) { r.asked.Add(1); return nil, nil },
 	}}
 	return r

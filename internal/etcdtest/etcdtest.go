@@ -5,6 +5,7 @@ import (
 	"context"
 	"net/url"
 	"os"
+	"path/filepath"
 	"testing"
 	"time"
 
@@ -24,6 +25,7 @@ type Server struct {
 	state   string // embed.ClusterStateFlagNew, or Existing
 	dir     string
 	options []func(*embed.Config)
+	sockets string      // the folder of those at which etcd listens
 	etcd    *embed.Etcd // nil while stopped
 	// MaxRequestBytes is how large a request may be from the next Start on; 0: etcd's default.
 	MaxRequestBytes uint
@@ -45,8 +47,12 @@ func New(t testing.TB, options ...func(*embed.Config)) *Server {
 func newServer(t testing.TB, name string, options []func(*embed.Config)) *Server {
 	t.Helper()
 	s := &Server{t: t, name: name, options: options, state: embed.ClusterStateFlagNew, dir: t.TempDir()}
+	var err error
+	if s.sockets, err = os.MkdirTemp("", "etcd"); err != nil { // t.TempDir is too long for a socket's path
+		t.Fatalf("making a folder for etcd: %v", err)
+	}
+	t.Cleanup(func() { _ = os.RemoveAll(s.sockets) }) // what stays is in the folder for such
 	for _, r := range []**relay{&s.relay, &s.peers} {
-		var err error
 		if *r, err = newRelay(); err != nil {
 			t.Fatalf("listening for etcd: %v", err)
 		}
@@ -75,11 +81,13 @@ func (s *Server) Start() {
 // launch starts the server. One of a cluster serves once there are enough others.
 func (s *Server) launch() {
 	s.t.Helper()
-	local := func(host string) []url.URL { return []url.URL{{Scheme: "http", Host: host}} }
+	at := func(scheme, host string) []url.URL { return []url.URL{{Scheme: scheme, Host: host}} }
 	cfg := embed.NewConfig()
 	cfg.Name, cfg.Dir, cfg.InitialCluster, cfg.ClusterState = s.name, s.dir, s.cluster, s.state
-	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = local("127.0.0.1:0"), local(s.relay.addr()) // nobody but the relay knows the port
-	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = local("127.0.0.1:0"), local(s.peers.addr())
+	// The relays have the ports, for as long as the test lasts: a port of etcd's own could become somebody else's while etcd is stopped.
+	clients, peers := filepath.Join(s.sockets, "clients"), filepath.Join(s.sockets, "peers")
+	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = at("unix", clients), at("http", s.relay.addr())
+	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = at("unix", peers), at("http", s.peers.addr())
 	cfg.StrictReconfigCheck = false // it refuses new members for 5 s after another came
 	cfg.UnsafeNoFsync = true
 	cfg.MaxRequestBytes = cmp.Or(s.MaxRequestBytes, cfg.MaxRequestBytes)
@@ -92,8 +100,8 @@ func (s *Server) launch() {
 		s.t.Fatalf("starting etcd: %v", err)
 	}
 	s.etcd = e
-	s.peers.target(e.Peers[0].Addr().String())
-	s.relay.target(e.Clients[0].Addr().String())
+	s.peers.target(peers)
+	s.relay.target(clients)
 }
 
 // await returns when the server serves.
@@ -160,7 +168,7 @@ func (s *Server) Mend() { s.relay.set(open) }
 func (s *Server) Client() *clientv3.Client {
 	s.t.Helper()
 	if s.client == nil {
-		c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.etcd.Clients[0].Addr().String()}, Logger: zap.NewNop()})
+		c, err := clientv3.New(clientv3.Config{Endpoints: []string{"unix://" + filepath.Join(s.sockets, "clients")}, Logger: zap.NewNop()})
 		if err != nil {
 			s.t.Fatalf("connecting to etcd: %v", err)
 		}

@@ -15,7 +15,7 @@ const (
 	cut                 // close the connections, old and new
 )
 
-// relay passes TCP connections on to a target that may change.
+// relay passes TCP connections on to a target that may change: the path of a socket.
 type relay struct {
 	listener net.Listener
 	wg       sync.WaitGroup
@@ -40,11 +40,11 @@ func newRelay() (*relay, error) {
 
 func (r *relay) addr() string { return r.listener.Addr().String() }
 
-// target makes addr the end of new connections, and closes the old ones.
-func (r *relay) target(addr string) {
+// target makes the socket at path the end of new connections, and closes the old ones.
+func (r *relay) target(path string) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	r.to = addr
+	r.to = path
 	r.dropLocked()
 }
 
@@ -92,7 +92,7 @@ func (r *relay) serve(client net.Conn) {
 	r.mu.Lock()
 	to := r.to
 	r.mu.Unlock()
-	server, err := net.Dial("tcp", to)
+	server, err := net.Dial("unix", to)
 	if err != nil {
 		return
 	}

@@ -10,7 +10,6 @@ import (
 	"encoding/pem"
 	"fmt"
 	"io/fs"
-	"net"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -27,6 +26,7 @@ import (
 
 	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/internal/need"
+	"github.com/egret-project/egret/internal/port"
 	"github.com/egret-project/egret/manifests"
 )
 
@@ -45,11 +45,11 @@ func New(t testing.TB) *rest.Config {
 	etcd := etcdtest.New(t)
 	writeFile(t, filepath.Join(dir, "tokens.csv"), []byte(token+",admin,1,system:masters\n"))
 	writeFile(t, filepath.Join(dir, "sa.key"), newKey(t))
-	port := freePort(t)
+	port := port.Hold(t)
 	cfg := &rest.Config{
 		Host: fmt.Sprintf("https://127.0.0.1:%d", port), BearerToken: token, QPS: -1, // no limit: the server is ours
 		TLSClientConfig: rest.TLSClientConfig{CAFile: filepath.Join(dir, "certs", "apiserver.crt")},
-		Timeout:         10 * time.Second,
+		Timeout:         time.Minute, // of one request: on a busy machine some took more than 10 s
 	}
 	log := &bytes.Buffer{}
 	c := exec.Command(bin, arguments(dir, etcd.URL(), port)...)
@@ -186,17 +186,6 @@ func newKey(t testing.TB) []byte {
 		t.Fatalf("writing a key: %v", err)
 	}
 	return pem.EncodeToMemory(&pem.Block{Type: "EC PRIVATE KEY", Bytes: der})
-}
-
-// freePort returns a port that nobody listens at. Somebody else may take it before the server does; the test then fails.
-func freePort(t testing.TB) int {
-	t.Helper()
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		t.Fatalf("looking for a free port: %v", err)
-	}
-	defer l.Close()
-	return l.Addr().(*net.TCPAddr).Port
 }
 
 func writeFile(t testing.TB, path string, b []byte) {
