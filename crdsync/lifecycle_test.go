@@ -44,9 +44,29 @@ func TestLifeCycle(t *testing.T) {
 		"pools and egresses come in any order":                     testAnyOrder,
 		"what is left of IPs and nodes goes with them":             testRemains,
 		"what a former leader left behind is swept":                testSweep,
+		"nothing is there that another test left":                  testLeftovers,
 		"a pod's event is one transaction, and no news is none":    testTransactions,
 	} {
 		t.Run(name, func(t *testing.T) { test(newCluster(t, kube)) })
+	}
+}
+
+// testLeftovers: a test that ended in the middle of something takes no other along.
+func testLeftovers(c *cluster) {
+	c.node("node-1", "10.0.0.1")
+	c.pool("p", "10.0.0.0/28")
+	c.egress("a", "externalIPPool: p")
+	c.pod("prod", "x", "node-1", "10.244.1.1", "a")
+	c.patchNamespace("prod", `{"metadata": {"labels": {"env": "prod"}}}`)
+	next := newCluster(c.T, c.kube)
+	next.run(c.kube)
+	next.pool("q", "10.0.1.0/28")
+	next.egress("b", "externalIPPool: q")
+	next.wantEgresses("b", "10.0.1.1/1")
+	next.wantRecords("[pnm]*/*", map[string]string{"pools/q": "10.0.1.0/28"})
+	ns, err := c.core.CoreV1().Namespaces().Get(c.Context(), "prod", metav1.GetOptions{})
+	if err != nil || ns.Labels["env"] != "" {
+		c.Errorf("namespace prod has the labels %v (%v)", ns.Labels, err)
 	}
 }
 
