@@ -27,9 +27,7 @@ var (
 func open(t *testing.T) *Router {
 	t.Helper()
 	netns.Enter(t)
-	for _, line := range []string{"ip link add up0 type veth peer name up1", "ip link set up0 up", "ip link set up1 up"} { // for subnets
-		netns.Run(t, line)
-	}
+	batch(t, "ip", "link add up0 type veth peer name up1", "link set up0 up", "link set up1 up") // for subnets
 	r, err := New(Config{})
 	if err != nil {
 		t.Fatal(err)
@@ -90,27 +88,38 @@ func sections(t *testing.T, file string) map[string]string {
 // made finds how a link was made in the output of ip -d.
 var made = regexp.MustCompile(`> mtu \d+|link/ether \S+|vxlan id .* gbp| veth |addrgenmode \w+|<[^>]+`)
 
-// listing is what the real ip and bridge print of the namespace, rules of others included. Only rules come in an order that counts.
+// listing is what the real ip and bridge print of the namespace, rules of others included. Only rules come in an order that counts. It
+// starts six processes, however many links there are.
 func listing(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
-	show := func(line string) { b.WriteString("# " + line + "\n" + strings.Join(unordered(netns.Run(t, line)), "")) }
+	show := func(line, printed string) { b.WriteString("# " + line + "\n" + strings.Join(unordered(printed), "")) }
 	for _, f := range families {
-		b.WriteString("# ip " + f.option + " rule\n" + netns.Run(t, "ip "+f.option+" rule"))
-		show("ip " + f.option + " route show table all proto 94")
+		printed := shown(t, "ip "+f.option, "rule", "route show table all proto 94")
+		b.WriteString("# ip " + f.option + " rule\n" + printed[0])
+		show("ip "+f.option+" route show table all proto 94", printed[1])
 	}
+	var devs, neighs, links []string
 	for _, dev := range ourLinks {
 		if _, err := net.InterfaceByName(dev); err != nil {
 			continue
 		}
-		show("ip neigh show dev " + dev + " nud permanent")
+		devs = append(devs, dev)
+		neighs, links = append(neighs, "neigh show dev "+dev+" nud permanent"), append(links, "link show "+dev)
+	}
+	neigh, link, addrs := shown(t, "ip", neighs...), shown(t, "ip -d", links...), netns.Run(t, "ip -br addr")
+	for i, dev := range devs {
+		show("ip "+neighs[i], neigh[i])
 		if dev == "egret.vx" {
-			show("bridge fdb show dev " + dev)
+			show("bridge fdb show dev "+dev, netns.Run(t, "bridge fdb show dev "+dev))
 		}
-		show("ip -br addr show dev " + dev)
-		b.WriteString("# ip -d link show " + dev + "\n")
-		b.WriteString(strings.Join(made.FindAllString(netns.Run(t, "ip -d link show "+dev), -1), "\n") + "\n")
-		b.WriteString("# sysctl net/ipv4/conf/" + dev + "/rp_filter\n" + netns.Run(t, "sysctl -n net/ipv4/conf/"+dev+"/rp_filter"))
+		show("ip -br addr show dev "+dev, regexp.MustCompile(`(?m)^`+dev+`[@ ].*\n`).FindString(addrs))
+		b.WriteString("# ip -d " + links[i] + "\n" + strings.Join(made.FindAllString(link[i], -1), "\n") + "\n")
+		filter, err := os.ReadFile("/proc/sys/net/ipv4/conf/" + dev + "/rp_filter")
+		if err != nil {
+			t.Fatal(err)
+		}
+		b.WriteString("# sysctl net/ipv4/conf/" + dev + "/rp_filter\n" + string(filter))
 	}
 	return trailing.ReplaceAllString(b.String(), "\n")
 }
@@ -153,6 +162,9 @@ func TestGoldens(t *testing.T) {
 	}
 }
 
+// batches begins a line of a program that takes many.
+var batches = regexp.MustCompile(`^(ip|bridge)( -[46])?`)
+
 // TestTheLinesDoWhatApplyDoes gives the lines of every golden to a shell.
 func TestTheLinesDoWhatApplyDoes(t *testing.T) {
 	files, _ := filepath.Glob("testdata/*.txtar")
@@ -160,9 +172,25 @@ func TestTheLinesDoWhatApplyDoes(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			r := open(t)
 			s := sections(t, file)
-			for line := range strings.Lines(s["lines"]) {
-				netns.Run(t, line)
+			program, lines := "", []string(nil)
+			done := func() {
+				if len(lines) > 0 {
+					batch(t, program, lines...)
+				}
+				lines = nil
 			}
+			for line := range strings.Lines(s["lines"]) {
+				f := batches.FindString(line)
+				if f != program || f == "" {
+					done()
+				}
+				if program = f; f == "" {
+					netns.Run(t, line)
+				} else {
+					lines = append(lines, strings.TrimSpace(line[len(f):]))
+				}
+			}
+			done()
 			if left := Diff(observe(t, r), parseState(t, s["state"])); !left.Empty() {
 				t.Errorf("still to do:\n%s", left)
 			}

@@ -3,6 +3,7 @@ package routing
 import (
 	"context"
 	"runtime"
+	"slices"
 	"testing"
 	"time"
 
@@ -89,10 +90,7 @@ func TestWatchIsSilentAboutTheRoutesOfOthers(t *testing.T) {
 	reach(t, r, parseState(t, sections(t, "testdata/moved.txtar")["state"]))
 	changes := watch(t)
 	quiet(changes)
-	for range 100 {
-		netns.Run(t, "ip route add 192.0.2.0/24 via 10.10.0.1")
-		netns.Run(t, "ip route del 192.0.2.0/24")
-	}
+	batch(t, "ip", slices.Repeat([]string{"route add 192.0.2.0/24 via 10.10.0.1", "route del 192.0.2.0/24"}, 100)...)
 	netns.Run(t, "ip rule add pref 1300 fwmark 0x2000/0x3fff lookup 7000")
 	netns.Run(t, "ip neigh add 10.10.0.9 lladdr 02:00:00:00:00:09 dev uplink nud permanent")
 	netns.Run(t, "ip rule del pref 1200")
