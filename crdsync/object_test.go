@@ -41,7 +41,7 @@ func TestReadEgress(t *testing.T) {
 			[]string{"10.10.0.8", "fd00::8"}, []string{"p", "q"}, nil, "",
 		},
 		"an IPv4 address in IPv6 form": {"spec: {egressIP: '::ffff:10.10.0.8'}", []string{"10.10.0.8"}, nil, nil, ""},
-		"an address of loopback":       {"spec: {egressIP: '::ffff:127.0.0.1', externalIPPool: p}", nil, []string{"p"}, nil, "egressIP 127.0.0.1: want a unicast address, neither loopback nor link-local"},
+		"an address of loopback":       {"spec: {egressIP: '::ffff:127.0.0.1', externalIPPool: p}", nil, []string{"p"}, nil, "egressIP ::ffff:127.0.0.1: want a unicast address, neither loopback nor link-local"},
 		"two addresses of one family":  {"spec: {egressIPs: [10.10.0.8, 10.10.0.9]}", []string{"10.10.0.8"}, nil, nil, "10.10.0.8 and 10.10.0.9: want at most one"},
 		"several faults": {
 			"spec: {egressIP: 10.10.0, bandwidth: {rate: fast, burst: '-1'}, appliedTo: {podSelector: {matchExpressions: [{key: a, operator: Near}]}}}",
@@ -96,7 +96,7 @@ func TestReadPool(t *testing.T) {
 		"faults": {
 			`spec: {ipRanges: [{start: 10.10.0.2}, {cidr: 10.10.1.0}, {cidr: 10.10.1.0/28, start: 10.10.1.1}],
   subnetInfo: {gateway: here, prefixLength: 24}, nodeSelector: {matchExpressions: [{key: a, operator: In}]}}`,
-			egress.Pool{}, `end ""|cidr "10.10.1.0"|not both|gateway "here"|nodeSelector`,
+			egress.Pool{}, `start "10.10.0.2" without an end|cidr "10.10.1.0"|not both|gateway "here"|nodeSelector`,
 		},
 		"a prefix that is too long": {"spec: {subnetInfo: {gateway: 10.0.0.1, prefixLength: 64}}", egress.Pool{}, "prefixLength 64: want 1 to 31"},
 	}

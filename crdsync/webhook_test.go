@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"context"
 	"fmt"
-	"net"
 	"strings"
 
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
@@ -17,6 +16,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/egret-project/egret/crdsync/admission"
+	"github.com/egret-project/egret/internal/port"
 	"github.com/egret-project/egret/manifests"
 )
 
@@ -91,12 +91,7 @@ func (c *cluster) wantAnswer(name string, err error, want string) {
 }
 
 func testWebhook(c *cluster) {
-	l, err := net.Listen("tcp", "127.0.0.1:0")
-	if err != nil {
-		c.Fatal(err)
-	}
-	c.webhook = &Webhook{Address: l.Addr().String(), Namespace: "egret-system"}
-	l.Close()
+	c.webhook = &Webhook{Address: fmt.Sprint("127.0.0.1:", port.Hold(c)), Namespace: "egret-system"}
 	c.applyWebhook(c.webhook.Address)
 	c.run(c.kube)
 	try := func(kind, name, spec string) error {
@@ -113,7 +108,7 @@ func testWebhook(c *cluster) {
 
 	for name, tt := range map[string]struct{ kind, spec, err string }{
 		"of the pool":            {"Egress", "{appliedTo: {}, externalIPPool: p, egressIP: 10.10.0.20}", ""},
-		"outside of the pool":    {"Egress", "{appliedTo: {}, externalIPPool: p, egressIP: 10.10.0.21}", "egressIP 10.10.0.21 is not an address of pool p: want one of 10.10.0.11-10.10.0.20, 10.10.1.1-10.10.1.14"},
+		"outside of the pool":    {"Egress", "{appliedTo: {}, externalIPPool: p, egressIP: 10.10.0.21}", "egressIP 10.10.0.21 is not an address of pool p: want one of 10.10.0.11-10.10.0.20, 10.10.1.0/28"},
 		"of a pool to come":      {"Egress", "{appliedTo: {}, externalIPPool: none}", ""},
 		"an IP of none":          {"Egress", "{appliedTo: {}, externalIPPool: none, egressIP: 10.10.0.20}", "pool none does not exist"},
 		"static":                 {"Egress", "{appliedTo: {}, egressIP: 192.0.2.7}", ""},
@@ -123,7 +118,7 @@ func testWebhook(c *cluster) {
 		"a pool that overlaps":   {"ExternalIPPool", "{ipRanges: [{start: 10.10.0.20, end: 10.10.0.30}], nodeSelector: {}}", "ipRanges: 10.10.0.20-10.10.0.30 overlaps with 10.10.0.11-10.10.0.20 of pool p: want each address in one pool"},
 		"an inverted range":      {"ExternalIPPool", "{ipRanges: [{start: 10.10.5.9, end: 10.10.5.1}], nodeSelector: {}}", "ipRanges[0]: start 10.10.5.9 is after end 10.10.5.1: want them the other way round"},
 		"of two families":        {"ExternalIPPool", "{ipRanges: [{start: 10.10.5.9, end: 'fd00::1'}], nodeSelector: {}}", "start 10.10.5.9 and end fd00::1: want addresses of one family"},
-		"overlapping itself":     {"ExternalIPPool", "{ipRanges: [{cidr: 10.10.5.0/28}, {start: 10.10.5.14, end: 10.10.5.20}], nodeSelector: {}}", "ipRanges: 10.10.5.14-10.10.5.20 overlaps with 10.10.5.1-10.10.5.14 of the same pool"},
+		"overlapping itself":     {"ExternalIPPool", "{ipRanges: [{cidr: 10.10.5.0/28}, {start: 10.10.5.14, end: 10.10.5.20}], nodeSelector: {}}", "ipRanges: 10.10.5.14-10.10.5.20 overlaps with 10.10.5.0/28 of the same pool"},
 		"outside of its subnet":  {"ExternalIPPool", "{ipRanges: [{cidr: 10.10.5.0/28}], subnetInfo: {gateway: 10.10.6.1, prefixLength: 24}, nodeSelector: {}}", "is not inside of the pool's subnet: want addresses of 10.10.6.0/24"},
 		"of its gateway's other": {"ExternalIPPool", "{ipRanges: [{cidr: 10.10.5.0/28}], subnetInfo: {gateway: 'fd00::1', prefixLength: 64}, nodeSelector: {}}", "gateway fd00::1 is not of the IP family"},
 	} {
@@ -139,7 +134,7 @@ func testWebhook(c *cluster) {
 		{"the same in other words", "ExternalIPPool", "p",
 			`{"spec":{"ipRanges":[{"start":"10.10.1.1","end":"10.10.1.14"},{"start":"10.10.0.11","end":"10.10.0.15"},{"start":"10.10.0.16","end":"10.10.0.20"}]}}`, ""},
 		{"an unused range", "ExternalIPPool", "p", `{"spec":{"ipRanges":[{"start":"10.10.0.11","end":"10.10.0.20"}]}}`, ""},
-		{"a range of another pool", "ExternalIPPool", "q", `{"spec":{"ipRanges":[{"cidr":"10.10.0.0/26"}]}}`, "10.10.0.1-10.10.0.62 overlaps with 10.10.0.11-10.10.0.20 of pool p"},
+		{"a range of another pool", "ExternalIPPool", "q", `{"spec":{"ipRanges":[{"cidr":"10.10.0.0/26"}]}}`, "10.10.0.0/26 overlaps with 10.10.0.11-10.10.0.20 of pool p"},
 		{"an address outside of the pool", "Egress", "web", `{"spec":{"egressIP":"10.10.9.9"}}`, "egressIP 10.10.9.9 is not an address of pool p"},
 		{"another address of it", "Egress", "web", `{"spec":{"egressIP":"10.10.0.12"}}`, ""},
 	} {

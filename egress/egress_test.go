@@ -49,7 +49,7 @@ func TestParseRangeNamesWhatIsWrong(t *testing.T) {
 func TestFreeIsTheLowestAddressOfTheFirstRangeThatHasOne(t *testing.T) {
 	a := netip.MustParseAddr
 	p := Pool{
-		Ranges: []Range{{a("10.0.0.1"), a("10.0.0.3")}, {a("10.0.0.250"), a("10.0.0.251")}},
+		Ranges: []Range{{Start: a("10.0.0.1"), End: a("10.0.0.3")}, {Start: a("10.0.0.250"), End: a("10.0.0.251")}},
 		Subnet: &Subnet{Gateway: a("10.0.0.1"), PrefixLength: 24},
 	}
 	if p.Contains(a("10.0.0.1")) || p.Total() != 4 {
@@ -66,7 +66,7 @@ func TestFreeIsTheLowestAddressOfTheFirstRangeThatHasOne(t *testing.T) {
 	if got, ok := p.Free(func(ip netip.Addr) bool { return taken[ip] }); ok {
 		t.Errorf("exhausted pool gave %s", got)
 	}
-	top := Pool{Ranges: []Range{{a("255.255.255.255"), a("255.255.255.255")}}}
+	top := Pool{Ranges: []Range{{Start: a("255.255.255.255"), End: a("255.255.255.255")}}}
 	if got, ok := top.Free(func(netip.Addr) bool { return true }); ok {
 		t.Errorf("the pool of the last address gave %s", got)
 	}

@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"cmp"
 	"fmt"
 	"math"
 	"math/big"
@@ -11,6 +12,8 @@ import (
 type Range struct {
 	Start netip.Addr `json:"start"`
 	End   netip.Addr `json:"end"`
+	// Written is how the pool's spec says it, for messages: a CIDR, or "start-end". Records in etcd are without it.
+	Written string `json:"-"`
 }
 
 // ParseCIDR returns the range of the addresses of a CIDR that can be given out: without its first one, and for IPv4 without its
@@ -30,7 +33,7 @@ func ParseCIDR(s string) (r Range, ok bool, err error) {
 	} else if p.Bits() == 128 {
 		return Range{}, false, nil
 	}
-	return Range{p.Addr().Next(), last}, true, nil
+	return Range{p.Addr().Next(), last, s}, true, nil
 }
 
 // ParseRange returns the range from start to end, both included.
@@ -45,12 +48,12 @@ func ParseRange(start, end string) (Range, error) {
 	}
 	a, b = a.Unmap().WithZone(""), b.Unmap().WithZone("")
 	if a.Is4() != b.Is4() {
-		return Range{}, fmt.Errorf("start %s and end %s: want addresses of one family", a, b)
+		return Range{}, fmt.Errorf("start %s and end %s: want addresses of one family", start, end)
 	}
 	if b.Less(a) {
-		return Range{}, fmt.Errorf("start %s is after end %s: want them the other way round", a, b)
+		return Range{}, fmt.Errorf("start %s is after end %s: want them the other way round", start, end)
 	}
-	return Range{a, b}, nil
+	return Range{a, b, start + "-" + end}, nil
 }
 
 // Contains reports whether ip lies in the range. All bits of the address count.
@@ -68,8 +71,21 @@ func (r Range) Size() int64 {
 	return n.Int64()
 }
 
-// String prints "start-end".
-func (r Range) String() string { return r.Start.String() + "-" + r.End.String() }
+// Equal reports whether the ranges have the same addresses, however they are written.
+func (r Range) Equal(o Range) bool { return r.Start == o.Start && r.End == o.End }
+
+// String prints the range as it is written; "start-end" where that is not known.
+func (r Range) String() string { return cmp.Or(r.Written, r.ends()) }
+
+func (r Range) ends() string { return r.Start.String() + "-" + r.End.String() }
+
+// Around prints the range for somebody who asks for ip: as it is written, and with its ends when that looks as if it had the address.
+func (r Range) Around(ip netip.Addr) string {
+	if p, err := netip.ParsePrefix(r.Written); err == nil && p.Contains(ip) && !r.Contains(ip) {
+		return r.Written + " (" + r.ends() + ")"
+	}
+	return r.String()
+}
 
 // Contains reports whether ip is one of the pool's addresses. The gateway of the pool's subnet is none.
 func (p Pool) Contains(ip netip.Addr) bool {

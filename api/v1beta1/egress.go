@@ -52,7 +52,7 @@ type EgressSpec struct {
 	// EgressIPs are the source IPs, at most one of each IP family.
 	// +optional
 	// +kubebuilder:validation:MaxItems=2
-	// +kubebuilder:validation:XValidation:rule="size(self) < 2 || !self.all(i, isIP(i)) || ip(self[0]).family() != ip(self[1]).family()",message="want at most one of each IP family"
+	// +kubebuilder:validation:XValidation:rule="size(self) < 2 || !self.all(i, isIP(i)) || ip(self[0]).family() != ip(self[1]).family()",message="want at most one of each IP family",messageExpression="'egressIPs ' + self[0] + ' and ' + self[1] + ': want at most one of each IP family'"
 	// +listType=atomic
 	EgressIPs []IP `json:"egressIPs,omitempty"`
 	// ExternalIPPool names the pool that the IP comes from, and whose Nodes may hold it.

@@ -47,7 +47,7 @@ type ExternalIPPoolSpec struct {
 
 // IPRange is either a cidr, or a start and an end.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.cidr) ? !has(self.start) && !has(self.end) : has(self.start) && has(self.end)",message="want a cidr, or a start and an end, not both"
+// +kubebuilder:validation:XValidation:rule="has(self.cidr) ? !has(self.start) && !has(self.end) : has(self.start) && has(self.end)",message="want a cidr, or a start and an end, not both",messageExpression="has(self.cidr) ? 'cidr ' + self.cidr + (has(self.start) ? ', start ' + self.start : ”) + (has(self.end) ? ', end ' + self.end : ”) + ': want a cidr, or a start and an end, not both' : (has(self.start) ? 'start ' + self.start + ' without an end' : has(self.end) ? 'end ' + self.end + ' without a start' : 'neither cidr nor start and end') + ': want a cidr, or a start and an end'"
 type IPRange struct {
 	// CIDR is the range without its first IP, and for IPv4 without its last one: 10.10.1.0/28 has 14 IPs, a /31 none.
 	// +optional
@@ -65,7 +65,7 @@ type IPRange struct {
 
 // SubnetInfo describes a subnet.
 //
-// +kubebuilder:validation:XValidation:rule="!isIP(self.gateway) || ip(self.gateway).family() == 6 || self.prefixLength <= 31",message="want a prefixLength of 1 to 31 with an IPv4 gateway"
+// +kubebuilder:validation:XValidation:rule="!isIP(self.gateway) || ip(self.gateway).family() == 6 || self.prefixLength <= 31",message="want a prefixLength of 1 to 31 with an IPv4 gateway",messageExpression="'prefixLength %d: want 1 to 31, as the gateway is %s'.format([dyn(self.prefixLength), dyn(self.gateway)])"
 type SubnetInfo struct {
 	// Gateway is the subnet's router. It is never given out.
 	Gateway IP `json:"gateway"`

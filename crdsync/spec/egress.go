@@ -21,6 +21,7 @@ import (
 // Addresses returns the addresses that an Egress names, at most one of each IP family, and the names of its pools.
 func Addresses(s v1beta1.EgressSpec) (ips []netip.Addr, pools []string, err error) {
 	var errs []error
+	var written []v1beta1.IP
 	for _, text := range named(s.EgressIP, s.EgressIPs) {
 		ip, err := address("egressIP", text)
 		if err != nil {
@@ -29,9 +30,9 @@ func Addresses(s v1beta1.EgressSpec) (ips []netip.Addr, pools []string, err erro
 		}
 		i := slices.IndexFunc(ips, func(o netip.Addr) bool { return o.Is4() == ip.Is4() })
 		if i < 0 {
-			ips = append(ips, ip)
+			ips, written = append(ips, ip), append(written, text)
 		} else if ips[i] != ip {
-			errs = append(errs, fmt.Errorf("egressIPs %s and %s: want at most one of each IP family", ips[i], ip))
+			errs = append(errs, fmt.Errorf("egressIPs %s and %s: want at most one of each IP family", written[i], text))
 		}
 	}
 	pools = named(s.ExternalIPPool, s.ExternalIPPools)
@@ -59,15 +60,15 @@ func address(field string, text v1beta1.IP) (netip.Addr, error) {
 		return netip.Addr{}, fmt.Errorf("%s %q: want an IPv4 or IPv6 address", field, text)
 	}
 	ip = ip.Unmap()
-	return ip, unicast(field, ip)
+	return ip, unicast(field, text, ip)
 }
 
-// unicast refuses addresses that no packet can leave with: a loopback or link-local one, a group's, none.
-func unicast(field string, ip netip.Addr) error {
+// unicast refuses addresses that no packet can leave with, and quotes the text: a loopback or link-local one, a group's, none.
+func unicast(field string, text v1beta1.IP, ip netip.Addr) error {
 	if ip.IsGlobalUnicast() {
 		return nil
 	}
-	return fmt.Errorf("%s %s: want a unicast address, neither loopback nor link-local", field, ip)
+	return fmt.Errorf("%s %s: want a unicast address, neither loopback nor link-local", field, text)
 }
 
 // PoolOf returns which of the named pools an address is of; the empty name when none are named: the address is static. A pool that is
@@ -88,7 +89,7 @@ func PoolOf(ip netip.Addr, names []string, pools map[string]egress.Pool) (string
 			ranges = append(ranges, "any other, for this one is the gateway of its subnet")
 		default:
 			for _, r := range p.Ranges {
-				ranges = append(ranges, r.String())
+				ranges = append(ranges, r.Around(ip))
 			}
 		}
 	}

@@ -36,8 +36,9 @@ func Pool(name string, s v1beta1.ExternalIPPoolSpec) (egress.Pool, error) {
 			p.Ranges = append(p.Ranges, got)
 		}
 	}
-	var err error
-	if p.Subnet, err = readSubnet(s.SubnetInfo); err != nil {
+	subnet, faults := readSubnet(s.SubnetInfo)
+	p.Subnet = subnet
+	for _, err := range faults {
 		errs = append(errs, fmt.Errorf("subnetInfo: %w", err))
 	}
 	if _, err := selector("nodeSelector", &s.NodeSelector); err != nil {
@@ -60,29 +61,39 @@ func readRange(r v1beta1.IPRange) (got egress.Range, ok bool, err error) {
 		return got, false, fmt.Errorf("cidr %q, start %q and end %q: want a cidr, or a start and an end, not both", r.CIDR, r.Start, r.End)
 	case r.CIDR != "":
 		got, ok, err = egress.ParseCIDR(r.CIDR)
+		if ok && !(got.Start.IsGlobalUnicast() && got.End.IsGlobalUnicast()) {
+			err = fmt.Errorf("cidr %s: want unicast addresses, neither loopback nor link-local", r.CIDR)
+		}
+	case r.Start == "" && r.End == "":
+		err = errors.New("neither cidr nor start and end: want a cidr, or a start and an end")
+	case r.End == "":
+		err = fmt.Errorf("start %q without an end: want a cidr, or a start and an end", r.Start)
+	case r.Start == "":
+		err = fmt.Errorf("end %q without a start: want a cidr, or a start and an end", r.End)
 	default:
-		got, err = egress.ParseRange(string(r.Start), string(r.End))
-		ok = err == nil
-	}
-	if ok {
-		err = cmp.Or(unicast("start", got.Start), unicast("end", got.End))
+		if got, err = egress.ParseRange(string(r.Start), string(r.End)); err == nil {
+			ok, err = true, cmp.Or(unicast("start", r.Start, got.Start), unicast("end", r.End, got.End))
+		}
 	}
 	return got, ok && err == nil, err
 }
 
-func readSubnet(s *v1beta1.SubnetInfo) (*egress.Subnet, error) {
+func readSubnet(s *v1beta1.SubnetInfo) (*egress.Subnet, []error) {
 	if s == nil {
 		return nil, nil
 	}
+	var errs []error
 	gateway, err := address("gateway", s.Gateway)
 	if err != nil {
-		return nil, err
-	}
-	if limit := gateway.BitLen() - 1; s.PrefixLength < 1 || int(s.PrefixLength) > limit {
-		return nil, fmt.Errorf("prefixLength %d: want 1 to %d, as the gateway is %s", s.PrefixLength, limit, gateway)
+		errs = append(errs, err)
+	} else if limit := gateway.BitLen() - 1; s.PrefixLength < 1 || int(s.PrefixLength) > limit {
+		errs = append(errs, fmt.Errorf("prefixLength %d: want 1 to %d, as the gateway is %s", s.PrefixLength, limit, s.Gateway))
 	}
 	if s.VLAN < 0 || s.VLAN > 4094 {
-		return nil, fmt.Errorf("vlan %d: want 1 to 4094, or 0 for none", s.VLAN)
+		errs = append(errs, fmt.Errorf("vlan %d: want 1 to 4094, or 0 for none", s.VLAN))
+	}
+	if len(errs) > 0 {
+		return nil, errs
 	}
 	return &egress.Subnet{Gateway: gateway, PrefixLength: int(s.PrefixLength), VLAN: int(s.VLAN)}, nil
 }
@@ -134,7 +145,7 @@ func Overlap(p egress.Pool, others map[string]egress.Pool) error {
 
 // Added returns the pool with only those of its ranges that it did not have before.
 func Added(from, to egress.Pool) egress.Pool {
-	to.Ranges = slices.DeleteFunc(slices.Clone(to.Ranges), func(r egress.Range) bool { return slices.Contains(from.Ranges, r) })
+	to.Ranges = slices.DeleteFunc(slices.Clone(to.Ranges), func(r egress.Range) bool { return slices.ContainsFunc(from.Ranges, r.Equal) })
 	return to
 }
 

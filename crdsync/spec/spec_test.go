@@ -57,18 +57,25 @@ func TestPoolByItself(t *testing.T) {
 		"of two families":              {"{ipRanges: [{start: 10.0.0.9, end: 'fd00::1'}]}", "ipRanges[0]: start 10.0.0.9 and end fd00::1: want addresses of one family"},
 		"overlapping by one address":   {"{ipRanges: [{start: 10.0.0.1, end: 10.0.0.5}, {start: 10.0.0.5, end: 10.0.0.9}]}", "ipRanges: 10.0.0.5-10.0.0.9 overlaps with 10.0.0.1-10.0.0.5 of the same pool"},
 		"next to each other":           {"{ipRanges: [{start: 10.0.0.1, end: 10.0.0.4}, {start: 10.0.0.5, end: 10.0.0.9}]}", ""},
-		"one inside of the other":      {"{ipRanges: [{start: 'fd00::5', end: 'fd00::5'}, {cidr: 'fd00::/64'}]}", "fd00::1-fd00::ffff:ffff:ffff:ffff overlaps with fd00::5-fd00::5"},
+		"one inside of the other":      {"{ipRanges: [{start: 'fd00::5', end: 'fd00::5'}, {cidr: 'fd00::/64'}]}", "ipRanges: fd00::/64 overlaps with fd00::5-fd00::5 of the same pool"},
 		"inside of the subnet":         {"{ipRanges: [{cidr: 10.0.0.0/24}], subnetInfo: {gateway: 10.0.0.1, prefixLength: 24}}", ""},
 		"outside of the subnet":        {"{ipRanges: [{start: 10.0.0.250, end: 10.0.1.3}], subnetInfo: {gateway: 10.0.0.1, prefixLength: 24}}", "ipRanges: 10.0.0.250-10.0.1.3 is not inside of the pool's subnet: want addresses of 10.0.0.0/24"},
-		"a gateway of another family":  {"{ipRanges: [{cidr: 10.0.0.0/24}], subnetInfo: {gateway: 'fd00::1', prefixLength: 64}}", "gateway fd00::1 is not of the IP family of the range 10.0.0.1-10.0.0.254"},
+		"a gateway of another family":  {"{ipRanges: [{cidr: 10.0.0.0/24}], subnetInfo: {gateway: 'fd00::1', prefixLength: 64}}", "subnetInfo: gateway fd00::1 is not of the IP family of the range 10.0.0.0/24"},
+		"a cidr outside of the subnet": {"{ipRanges: [{cidr: 10.0.1.7/28}], subnetInfo: {gateway: 10.0.0.1, prefixLength: 24}}", "ipRanges: 10.0.1.7/28 is not inside of the pool's subnet: want addresses of 10.0.0.0/24"},
+		"written in a form of its own": {"{ipRanges: [{start: 'FD00:0::5', end: 'FD00:0::6'}, {cidr: 'FD00:0::/64'}]}", "ipRanges: FD00:0::/64 overlaps with FD00:0::5-FD00:0::6 of the same pool"},
+		"mapped into IPv6":             {"{ipRanges: [{start: '::ffff:10.0.0.9', end: 10.0.0.1}]}", "ipRanges[0]: start ::ffff:10.0.0.9 is after end 10.0.0.1: want them the other way round"},
+		"a start that is none":         {"{ipRanges: [{start: here, end: 10.0.0.1}]}", `ipRanges[0]: start "here": want an IPv4 or IPv6 address`},
+		"a start without an end":       {"{ipRanges: [{start: 10.0.0.1}]}", `ipRanges[0]: start "10.0.0.1" without an end: want a cidr, or a start and an end`},
+		"neither":                      {"{ipRanges: [{}]}", "ipRanges[0]: neither cidr nor start and end: want a cidr, or a start and an end"},
+		"a VLAN and a prefix":          {"{subnetInfo: {gateway: 10.0.0.1, prefixLength: 64, vlan: 5000}}", "subnetInfo: prefixLength 64: want 1 to 31, as the gateway is 10.0.0.1|subnetInfo: vlan 5000: want 1 to 4094, or 0 for none"},
 		"a prefix of another family":   {"{subnetInfo: {gateway: 10.0.0.1, prefixLength: 64}}", "subnetInfo: prefixLength 64: want 1 to 31, as the gateway is 10.0.0.1"},
 		"a prefix that is all of IPv6": {"{subnetInfo: {gateway: 'fd00::1', prefixLength: 128}}", "prefixLength 128: want 1 to 127"},
-		"loopback":                     {"{ipRanges: [{cidr: 127.0.0.0/8}]}", "ipRanges[0]: start 127.0.0.1: want a unicast address, neither loopback nor link-local"},
+		"loopback":                     {"{ipRanges: [{cidr: 127.0.0.0/8}]}", "ipRanges[0]: cidr 127.0.0.0/8: want unicast addresses, neither loopback nor link-local"},
 		"link-local":                   {"{ipRanges: [{start: 'fe80::1', end: 'fe80::9'}]}", "ipRanges[0]: start fe80::1: want a unicast address"},
 		"up to the broadcast address":  {"{ipRanges: [{start: 223.0.0.1, end: 255.255.255.255}]}", "ipRanges[0]: end 255.255.255.255: want a unicast address"},
 		"several faults": {
 			"{ipRanges: [{cidr: here}], subnetInfo: {gateway: there, prefixLength: 24, vlan: 5000}, nodeSelector: {matchLabels: {'a b': c}}}",
-			`ipRanges[0]: cidr "here"|subnetInfo: gateway "there"|nodeSelector.matchLabels: key "a b": want the name of a label`,
+			`ipRanges[0]: cidr "here"|subnetInfo: gateway "there"|subnetInfo: vlan 5000|nodeSelector.matchLabels: key "a b": want the name of a label`,
 		},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -81,14 +88,16 @@ func TestPoolByItself(t *testing.T) {
 func TestPoolBesideOthers(t *testing.T) {
 	others := map[string]egress.Pool{
 		"p": pool(t, "p", "10.0.0.1-10.0.0.255"), "q": pool(t, "q", "10.0.1.1-10.0.1.9, 10.0.1.11-10.0.1.20"), "r": pool(t, "r", "fd00::1-fd00::9"),
+		"s": pool(t, "s", "10.0.3.0/28"),
 	}
 	for name, tt := range map[string]struct{ ranges, err string }{
 		"itself":               {"10.0.0.1-10.0.0.255", ""},
 		"between two ranges":   {"10.0.1.10-10.0.1.10", ""},
 		"the last address":     {"10.0.1.20-10.0.1.30", "ipRanges: 10.0.1.20-10.0.1.30 overlaps with 10.0.1.11-10.0.1.20 of pool q: want each address in one pool"},
-		"all of them":          {"10.0.0.0/16", "10.0.0.1-10.0.255.254 overlaps with 10.0.1.1-10.0.1.9 of pool q|10.0.1.11-10.0.1.20 of pool q"},
+		"all of them":          {"10.0.0.0/16", "ipRanges: 10.0.0.0/16 overlaps with 10.0.1.1-10.0.1.9 of pool q|10.0.1.11-10.0.1.20 of pool q"},
 		"of the other family":  {"fd00::9-fd00::a", "of pool r"},
 		"the same by its bits": {"::a00:101-::a00:109", ""},
+		"a cidr of a cidr":     {"10.0.3.0/30", "ipRanges: 10.0.3.0/30 overlaps with 10.0.3.0/28 of pool s: want each address in one pool"},
 	} {
 		t.Run(name, func(t *testing.T) { wantError(t, Overlap(pool(t, "p", tt.ranges), others), tt.err) })
 	}
@@ -110,6 +119,10 @@ func TestRangesInUseStay(t *testing.T) {
 	} {
 		t.Run(name, func(t *testing.T) { wantError(t, TakenAway(from, pool(t, "p", tt.to), inUse), tt.err) })
 	}
+	t.Run("a cidr", func(t *testing.T) {
+		wantError(t, TakenAway(pool(t, "p", "10.0.0.0/28"), pool(t, "p", "10.0.0.8/29"), inUse),
+			"ipRanges: 10.0.0.5 is in use by egress web: want its range 10.0.0.0/28 kept, or the egress moved to another pool first")
+	})
 	t.Run("the address becomes the gateway", func(t *testing.T) {
 		to := from
 		to.Subnet = &egress.Subnet{Gateway: inUse[0].IP, PrefixLength: 16}
@@ -120,15 +133,18 @@ func TestRangesInUseStay(t *testing.T) {
 func TestAddressOfAPool(t *testing.T) {
 	p, q := pool(t, "p", "10.0.0.1-10.0.0.9"), pool(t, "q", "fd00::1-fd00::9")
 	p.Subnet = &egress.Subnet{Gateway: netip.MustParseAddr("10.0.0.1"), PrefixLength: 24}
-	pools := map[string]egress.Pool{"p": p, "q": q}
+	pools := map[string]egress.Pool{"p": p, "q": q, "c": pool(t, "c", "10.0.1.0/28, 10.0.2.0/28, fd00:1::/64")}
 	for name, tt := range map[string]struct{ ip, pools, want, err string }{
-		"static":             {"192.0.2.1", "", "", ""},
-		"of the pool":        {"10.0.0.9", "p", "p", ""},
-		"of the second":      {"FD00:0::1", "p q", "q", ""},
-		"of none":            {"10.0.0.10", "p q", "", "egressIP 10.0.0.10 is not an address of pool p or q: want one of 10.0.0.1-10.0.0.9, fd00::1-fd00::9"},
-		"the gateway":        {"10.0.0.1", "p", "", "this one is the gateway"},
-		"of a pool to come":  {"10.0.0.1", "none", "", "pool none does not exist"},
-		"of one of them, so": {"10.0.0.9", "none p", "p", ""},
+		"static":              {"192.0.2.1", "", "", ""},
+		"of the pool":         {"10.0.0.9", "p", "p", ""},
+		"of the second":       {"FD00:0::1", "p q", "q", ""},
+		"of none":             {"10.0.0.10", "p q", "", "egressIP 10.0.0.10 is not an address of pool p or q: want one of 10.0.0.1-10.0.0.9, fd00::1-fd00::9"},
+		"the gateway":         {"10.0.0.1", "p", "", "this one is the gateway"},
+		"of a pool to come":   {"10.0.0.1", "none", "", "pool none does not exist"},
+		"of none of a cidr":   {"10.0.9.9", "c", "", "egressIP 10.0.9.9 is not an address of pool c: want one of 10.0.1.0/28, 10.0.2.0/28, fd00:1::/64"},
+		"the first of a cidr": {"10.0.2.0", "c", "", "egressIP 10.0.2.0 is not an address of pool c: want one of 10.0.1.0/28, 10.0.2.0/28 (10.0.2.1-10.0.2.14), fd00:1::/64"},
+		"the last of a cidr":  {"10.0.1.15", "c", "", "want one of 10.0.1.0/28 (10.0.1.1-10.0.1.14), 10.0.2.0/28, fd00:1::/64"},
+		"of one of them, so":  {"10.0.0.9", "none p", "p", ""},
 	} {
 		t.Run(name, func(t *testing.T) {
 			got, err := PoolOf(netip.MustParseAddr(tt.ip), strings.Fields(tt.pools), pools)
@@ -195,5 +211,28 @@ func TestBandwidth(t *testing.T) {
 				t.Errorf("got %v, want %v", *got, tt.want)
 			}
 		})
+	}
+}
+
+func TestAddresses(t *testing.T) {
+	for name, tt := range map[string]struct{ spec, err string }{
+		"both families":     {"{egressIPs: [10.0.0.1, 'fd00::1']}", ""},
+		"twice":             {"{egressIPs: [10.0.0.1, '::ffff:10.0.0.1']}", ""},
+		"two of one family": {"{egressIPs: [10.0.0.1, '::ffff:10.0.0.2']}", "egressIPs 10.0.0.1 and ::ffff:10.0.0.2: want at most one of each IP family"},
+		"loopback":          {"{egressIP: '::ffff:127.0.0.1'}", "egressIP ::ffff:127.0.0.1: want a unicast address, neither loopback nor link-local"},
+		"none":              {"{egressIP: here}", `egressIP "here": want an IPv4 or IPv6 address`},
+	} {
+		t.Run(name, func(t *testing.T) {
+			_, _, err := Addresses(read[v1beta1.EgressSpec](t, tt.spec))
+			wantError(t, err, tt.err)
+		})
+	}
+}
+
+// A range that is written anew in other words is none that is added.
+func TestARangeInOtherWordsIsNotAdded(t *testing.T) {
+	from := pool(t, "p", "10.0.0.0/28, 10.0.1.1-10.0.1.6")
+	if got := Added(from, pool(t, "p", "10.0.1.0/29, 10.0.0.1-10.0.0.14, 10.0.2.0/30")); len(got.Ranges) != 1 || got.Ranges[0].String() != "10.0.2.0/30" {
+		t.Errorf("added %v, want 10.0.2.0/30", got.Ranges)
 	}
 }
