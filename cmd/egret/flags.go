@@ -21,7 +21,7 @@ import (
 )
 
 // etcdFlags are the flags that every command shares. They are named as etcdctl names them, and take their values from its environment
-// variables, ETCDCTL_ENDPOINTS and so on, where they are not given.
+// variables, ETCDCTL_ENDPOINTS and so on, where they are not given; the prefix, which etcdctl does not know, from EGRET_ETCD_PREFIX.
 type etcdFlags struct {
 	endpoints          []string
 	prefix             string
@@ -59,8 +59,12 @@ func prefixes(flag string, texts []string) (out []netip.Prefix, err error) {
 // fromEnvironment sets the flags that etcdctl reads from its environment and that were not given.
 func fromEnvironment(s *pflag.FlagSet) error {
 	var errs []error
-	for _, name := range []string{"endpoints", "cacert", "cert", "key", "insecure-skip-tls-verify", "user", "password", "dial-timeout"} {
-		v := "ETCDCTL_" + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
+	for _, name := range []string{"endpoints", "etcd-prefix", "cacert", "cert", "key", "insecure-skip-tls-verify", "user", "password", "dial-timeout"} {
+		of := "ETCDCTL_"
+		if name == "etcd-prefix" {
+			of = "EGRET_"
+		}
+		v := of + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
 		if value, ok := os.LookupEnv(v); ok && !s.Changed(name) {
 			if err := s.Set(name, value); err != nil {
 				errs = append(errs, fmt.Errorf("environment variable %s: %w", v, err))

@@ -149,7 +149,7 @@ func (l *Lab) start(s *state, c component, files ...*os.File) error {
 func environment() []string {
 	return slices.DeleteFunc(os.Environ(), func(v string) bool {
 		name, _, _ := strings.Cut(v, "=")
-		return strings.HasPrefix(name, "ETCD") || name == "KUBECONFIG" || strings.HasSuffix(strings.ToLower(name), "_proxy")
+		return strings.HasPrefix(name, "ETCD") || name == "EGRET_ETCD_PREFIX" || name == "KUBECONFIG" || strings.HasSuffix(strings.ToLower(name), "_proxy")
 	})
 }
 
