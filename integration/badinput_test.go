@@ -3,9 +3,11 @@ package integration
 import (
 	"bytes"
 	"context"
+	"encoding/json"
 	"errors"
 	"fmt"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
@@ -138,5 +140,37 @@ func TestWhatOthersHaveInReservedPlacesIsReportedAtStart(t *testing.T) {
 			}
 			return err
 		})
+	}
+}
+
+// What a user writes by mistake is refused while they look, and not found in a condition later.
+func TestAMistakeIsRefusedWhenItIsWritten(t *testing.T) {
+	n := newNamespace(t)
+	pool := func(name, cidr string) map[string]any {
+		return map[string]any{"apiVersion": "crd.antrea.io/v1beta1", "kind": "ExternalIPPool", "metadata": n.meta(name),
+			"spec": map[string]any{"ipRanges": []any{map[string]any{"cidr": cidr}}, "nodeSelector": map[string]any{}}}
+	}
+	n.apply(pool("taken", "192.0.2.16/28"))
+	for _, tt := range []struct {
+		object map[string]any
+		want   string
+	}{
+		{pool("overlaps", "192.0.2.24/29"), "ipRanges: 192.0.2.24/29 overlaps with 192.0.2.16/28 of pool taken: want each address in one pool"},
+		{map[string]any{"apiVersion": "crd.antrea.io/v1beta1", "kind": "Egress", "metadata": n.meta("outside"), "spec": map[string]any{
+			"externalIPPool": "taken", "egressIP": "192.0.2.16", "appliedTo": map[string]any{}}},
+			"egressIP 192.0.2.16 is not an address of pool taken: want one of 192.0.2.16/28 (192.0.2.17-192.0.2.30)"},
+	} {
+		b, err := json.Marshal(tt.object)
+		if err != nil {
+			t.Fatal(err)
+		}
+		path := filepath.Join(t.TempDir(), "object.json")
+		if err := os.WriteFile(path, b, 0o600); err != nil {
+			t.Fatal(err)
+		}
+		out, err := cluster.Kubectl(t.Context(), "apply", "--dry-run=server", "-f", path)
+		if err == nil || !strings.Contains(err.Error()+string(out), "denied the request: "+tt.want) {
+			t.Errorf("got %v\n%s\nwant it denied: %s", err, out, tt.want)
+		}
 	}
 }

@@ -16,6 +16,7 @@ import (
 
 	"github.com/egret-project/egret/integration/lab"
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 )
 
 func main() {
@@ -55,12 +56,13 @@ func newRoot() *cobra.Command {
 func upCommand(name *string) *cobra.Command {
 	var cfg lab.Config
 	var agentFlags string
+	var webhook bool
 	cmd := &cobra.Command{
 		Use:   "up",
 		Short: "Build the lab, in the background; print its kubeconfig and etcd endpoint as shell variables",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
-			cfg.Name, cfg.AgentFlags = *name, strings.Fields(agentFlags)
+			cfg.Name, cfg.AgentFlags, cfg.NoWebhook = *name, strings.Fields(agentFlags), !webhook
 			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{ReplaceAttr: withoutTime}))
 			l, err := lab.Up(cmd.Context(), cfg)
 			if err != nil {
@@ -76,10 +78,16 @@ func upCommand(name *string) *cobra.Command {
 	f.StringVar(&agentFlags, "agent-flags", "", `further flags of every agent, in one word, as "--a=1 --b=2"`)
 	f.IntVar(&cfg.EtcdMembers, "etcd", lab.DefaultMembers, "number of members of Egret's etcd")
 	f.BoolVar(&cfg.IPv6Nodes, "ipv6-nodes", false, "give the nodes IPv6 InternalIPs only, so that the overlay goes over IPv6")
+	webhookFlag(f, &webhook)
 	f.BoolVar(&cfg.Bare, "bare", false, "leave crdsync and the agents out: the cluster without Egret")
 	f.StringVar(&cfg.Egret, "egret", "", "the program egret (default: beside this one)")
 	f.StringVar(&cfg.KubeBin, "kube-bin", "", "folder of kube-apiserver (default: k8s-"+lab.KubeVersion+" beside this program)")
 	return cmd
+}
+
+// webhookFlag is of the commands whose labs people apply objects to.
+func webhookFlag(f *pflag.FlagSet, webhook *bool) {
+	f.BoolVar(webhook, "webhook", true, "have the webhook refuse faulty objects, as an installation has")
 }
 
 // withoutTime shortens log lines for people: a lab is up within seconds.

@@ -29,9 +29,11 @@ func (l *Lab) serve() component {
 func (l *Lab) apiServer() component { return component{apiProc, "control", l.apiServerArgs()} }
 
 func (l *Lab) crdsync() component {
-	return component{crdsyncProc, "control", []string{
-		l.cfg.Egret, "crdsync", "--kubeconfig", l.path("kubeconfig.crdsync"), "--endpoints", l.AgentEndpoints(),
-	}}
+	argv := []string{l.cfg.Egret, "crdsync", "--kubeconfig", l.path("kubeconfig.crdsync"), "--endpoints", l.AgentEndpoints()}
+	if !l.cfg.NoWebhook {
+		argv = append(argv, "--webhook")
+	}
+	return component{crdsyncProc, "control", argv}
 }
 
 func (l *Lab) agent(node string) component {

@@ -41,6 +41,8 @@ type Config struct {
 	IPv6Nodes bool
 	// WithoutPodCIDRs leaves out spec.podCIDRs of the first so many nodes, as a CNI does that keeps its own book of addresses.
 	WithoutPodCIDRs int
+	// NoWebhook leaves the webhook out, which an installation has.
+	NoWebhook bool
 	// Bare leaves crdsync and the agents out: the cluster as it is without Egret.
 	Bare bool
 

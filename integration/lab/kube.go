@@ -93,6 +93,8 @@ func (l *Lab) apiServerArgs() []string {
 		"--service-account-key-file=" + l.path("sa.key"), "--service-account-signing-key-file=" + l.path("sa.key"),
 		"--token-auth-file=" + l.path("tokens.csv"), "--authorization-mode=RBAC",
 		"--service-cluster-ip-range=10.96.0.0/16,fd96::/112", "--endpoint-reconciler-type=none", "--allow-privileged=true",
+		// No kube-proxy is on the control host: the server itself looks up where the webhook's Service leads.
+		"--enable-aggregator-routing=true",
 		// No controller makes service accounts, and none takes the taint of a new node away.
 		"--disable-admission-plugins=ServiceAccount,TaintNodesByCondition", "--enable-priority-and-fairness=false",
 	}

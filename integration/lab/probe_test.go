@@ -2,6 +2,7 @@ package lab
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -52,6 +53,15 @@ func TestParsersRefuseShortFrames(t *testing.T) {
 				t.Errorf("NDP in %d bytes: %v", len(frame), n)
 			}
 			frame = append(frame, 0)
+		}
+	}
+}
+
+func TestALabServesTheWebhookUnlessItIsToldOtherwise(t *testing.T) {
+	for _, without := range []bool{false, true} {
+		l := &Lab{cfg: Config{EtcdMembers: 1, NoWebhook: without}}
+		if got := slices.Contains(l.crdsync().argv, "--webhook"); got == without {
+			t.Errorf("NoWebhook %t: crdsync is started as %q", without, l.crdsync().argv)
 		}
 	}
 }

@@ -146,7 +146,16 @@ func (l *Lab) upCluster(ctx context.Context, s *state) error {
 		return nil
 	}
 	l.cfg.Log.Info("CRDs are established, starting crdsync")
-	return l.start(s, l.crdsync())
+	if l.cfg.NoWebhook {
+		return l.start(s, l.crdsync())
+	}
+	if err := l.createWebhook(ctx); err != nil {
+		return err
+	}
+	if err := l.start(s, l.crdsync()); err != nil {
+		return err
+	}
+	return l.waitWebhook(ctx)
 }
 
 // upNodes brings the nodes up, and their agents as soon as etcd answers.
