@@ -25,7 +25,7 @@ type State struct {
 	Subnets []Subnet
 	// Returns maps the IP of a pod to the underlay address of its node, which has to be a peer, or this node.
 	Returns map[netip.Addr]netip.Addr
-	// Pods are the addresses of this node's own pods: no next hop leads there. What the kernel itself sends to them may have the mark of what it
+	// Pods are the addresses of this node's own pods, and maybe of others: no next hop leads there. What the kernel itself sends to them may have the mark of what it
 	// answers (fwmark_reflect), and where it looks whether a packet comes in where its source is, it may do so with the packet's mark
 	// (src_valid_mark).
 	Pods []netip.Prefix
