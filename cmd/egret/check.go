@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -48,7 +49,10 @@ func checkCommand() *cobra.Command {
 				defer client.Close()
 			}
 		}
-		more := []check.Finding{operator.CheckEtcd(c.Context(), client, err), operator.CheckPods(c.Context(), client, err)}
+		var more []check.Finding
+		for _, look := range []func(context.Context, *store.Client, error) check.Finding{operator.CheckEtcd, operator.CheckAgents, operator.CheckPods} {
+			more = append(more, look(c.Context(), client, err))
+		}
 		return operator.CheckNode(ip.Unmap(), more, output, c.OutOrStdout())
 	})
 	return c
