@@ -46,7 +46,10 @@ func newNode(t *testing.T) *node {
 	}
 	for i := 1; i <= 2; i++ {
 		name := fmt.Sprintf("node-%d", i)
-		n.put(client, store.NodeKey(name), egress.Node{Name: name, Index: i, Addresses: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("192.0.2.10%d", i))}})
+		n.put(client, store.NodeKey(name), egress.Node{
+			Name: name, Index: i, Addresses: []netip.Addr{netip.MustParseAddr(fmt.Sprintf("192.0.2.10%d", i))},
+			PodCIDRs: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", i))},
+		})
 	}
 	if n.others, err = client.Grant(t.Context(), time.Minute); err != nil {
 		t.Fatal(err)

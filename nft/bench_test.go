@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -110,5 +111,30 @@ func BenchmarkRenewal(b *testing.B) {
 				b.ReportMetric(float64(cpu)/float64(b.N), "cpu-ns/op")
 			})
 		}
+	}
+}
+
+// A pod comes or goes somewhere in a cluster whose pods have addresses without a range: each is an exception of its own.
+func BenchmarkOneMoreException(b *testing.B) {
+	for _, n := range []int{0, 1000, 10000, 50000} {
+		b.Run(fmt.Sprint("beside-", n), func(b *testing.B) {
+			tables := open(b)
+			want := large(500)
+			ip := netip.MustParseAddr("100.64.0.1")
+			for range n {
+				want.Except = append(want.Except, netip.PrefixFrom(ip, 32))
+				ip = ip.Next().Next() // no two are one range
+			}
+			reach(b, tables, want)
+			had := want.Except
+			for i := 0; b.Loop(); i++ {
+				if want.Except = had; i%2 == 0 {
+					want.Except = append(slices.Clone(had), netip.PrefixFrom(ip, 32))
+				}
+				if err := tables.Apply(Diff(observe(b, tables), want)); err != nil {
+					b.Fatal(err)
+				}
+			}
+		})
 	}
 }

@@ -123,11 +123,12 @@ func Unknown(s *egress.Snapshot, cluster []netip.Prefix) (nodes []string) {
 
 // buildPods adds what this node's selected pods need: who they are, and where their egress IP lives.
 func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) {
-	d.NFT.Hold, d.NFT.PodCIDRs = f.Hold, slices.Concat(s.Nodes[f.Node].PodCIDRs, s.Pods[egress.AllNodes].CIDRs, f.Cluster)
+	own := s.Nodes[f.Node].PodCIDRs
+	d.NFT.Hold, d.NFT.PodCIDRs = f.Hold, slices.Concat(own, s.Pods[egress.AllNodes].CIDRs, f.Cluster)
 	for _, pod := range s.ByNode[egress.Unselected].Pods {
 		d.NFT.Unselected = append(d.NFT.Unselected, pod.IPs...)
 	}
-	d.Routing.Pods = slices.Clone(d.NFT.PodCIDRs)
+	d.Routing.Pods = slices.Clone(own)
 	gateways := map[string]bool{f.Node: true} // itself always: there is one rule and one route less to change in a move
 	if slices.ContainsFunc(slices.Collect(maps.Keys(s.ByNode)), func(name string) bool { return name != egress.Unselected }) {
 		d.Unknown = Unknown(s, f.Cluster)
@@ -145,7 +146,7 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 				if d.Unknown == nil {
 					d.NFT.Pods[ip] = a.ID
 				}
-				if !slices.ContainsFunc(d.NFT.PodCIDRs, func(p netip.Prefix) bool { return p.Contains(ip) }) {
+				if !slices.ContainsFunc(own, func(p netip.Prefix) bool { return p.Contains(ip) }) {
 					d.Routing.Pods = append(d.Routing.Pods, netip.PrefixFrom(ip, ip.BitLen()))
 				}
 				if a.ID == 0 {
