@@ -62,10 +62,10 @@ type moment struct {
 	At       time.Time `json:"at"`
 }
 
-// before returns the newest revision that etcd had at a time, 0: none is known.
-func (h history) before(t time.Time) (revision int64) {
+// before returns the newest revision, none after a limit, that etcd had at a time, 0: none is known.
+func (h history) before(t time.Time, limit int64) (revision int64) {
 	for _, m := range h.Revisions {
-		if !m.At.After(t) {
+		if !m.At.After(t) && m.Revision <= limit {
 			revision = max(revision, m.Revision)
 		}
 	}
@@ -73,11 +73,11 @@ func (h history) before(t time.Time) (revision int64) {
 }
 
 // with returns the history with one moment more, without what was before a revision that is compacted. What lies in the future, by a clock
-// that was wrong, is left out.
+// that was wrong or as somebody else wrote it, is left out.
 func (h history) with(now moment, compacted int64) history {
 	out := history{}
 	for _, m := range h.Revisions {
-		if m.Revision > compacted && !m.At.After(now.At) {
+		if m.Revision > compacted && m.Revision < now.Revision && !m.At.After(now.At) {
 			out.Revisions = append(out.Revisions, m)
 		}
 	}
@@ -125,6 +125,9 @@ func (h *housekeeping) look(ctx context.Context) error {
 		return h.makeRoom(ctx, space)
 	}
 	h.waited = 0
+	if h.lead == nil {
+		return nil // somebody else was faster, and what is left is a leader's
+	}
 	if h.compactAfter > 0 && h.now().Sub(h.looked) >= h.compactAfter/12 {
 		if err := h.compact(ctx, space.Revision); err != nil {
 			return err
@@ -150,7 +153,7 @@ func (h *housekeeping) compact(ctx context.Context, revision int64) error {
 		h.log.Warn("record is faulty, and written anew", "err", fmt.Errorf("%s: %w", store.CompactionKey, err))
 	}
 	now := h.now()
-	old := known.before(now.Add(-h.compactAfter))
+	old := known.before(now.Add(-h.compactAfter), revision)
 	if old > h.dropped {
 		done, err := h.store.Compact(ctx, old)
 		if err != nil {

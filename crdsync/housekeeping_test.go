@@ -186,16 +186,47 @@ func TestCompactionByEtcdItselfIsNoFault(t *testing.T) {
 func TestHistoryOfAClockThatWasWrongIsLeftOut(t *testing.T) {
 	now := time.Date(2026, 1, 1, 12, 0, 0, 0, time.UTC)
 	at := func(revision int64, d time.Duration) moment { return moment{revision, now.Add(d)} }
-	known := history{[]moment{at(10, -3*time.Hour), at(20, -2*time.Hour), at(30, -time.Minute), at(40, time.Hour)}}
-	if got := known.before(now.Add(-time.Hour)); got != 20 {
+	known := history{[]moment{at(10, -3*time.Hour), at(20, -2*time.Hour), at(30, -time.Minute), at(40, time.Hour), at(1000, -3*time.Hour)}}
+	if got := known.before(now.Add(-time.Hour), 50); got != 20 {
 		t.Errorf("revision %d an hour ago, want 20", got)
 	}
-	if got := known.before(now.Add(-4 * time.Hour)); got != 0 {
+	if got := known.before(now.Add(-4*time.Hour), 50); got != 0 {
 		t.Errorf("revision %d four hours ago, want none", got)
 	}
 	want := history{[]moment{at(30, -time.Minute), at(50, 0)}}
 	if d := cmp.Diff(want, known.with(at(50, 0), 20)); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+func TestARecordThatSomebodyElseWroteHoldsUpNoCompaction(t *testing.T) {
+	s := etcdtest.New(t)
+	h := newHouse(t, s.Client(), s.Endpoint())
+	h.put(10, 10)
+	for _, record := range []string{
+		"no JSON", `{"revisions":[{"revision":999999,"at":"2020-01-01T00:00:00Z"}]}`, `{"revisions":[{"revision":-1,"at":"2020-01-01T00:00:00Z"}]}`,
+	} {
+		if _, err := h.etcd.Put(t.Context(), store.DefaultPrefix+store.CompactionKey, record); err != nil {
+			t.Fatal(err)
+		}
+		h.put(1, 10)
+		h.looked = time.Time{}
+		h.mustLook()
+		r, err := h.etcd.Get(t.Context(), store.DefaultPrefix+store.CompactionKey)
+		if err != nil || !strings.Contains(string(r.Kvs[0].Value), fmt.Sprint(time.Now().Year())) {
+			t.Errorf("after %s the record is %v, %v", record, r, err)
+		}
+	}
+}
+
+func TestWhoDoesNotLeadDoesNothingOnceThereIsRoom(t *testing.T) {
+	s := etcdtest.New(t)
+	h := newHouse(t, s.Client(), s.Endpoint())
+	h.lead = nil
+	before := h.revision()
+	h.mustLook()
+	if now := h.revision(); now != before {
+		t.Errorf("revision %d, want %d still", now, before)
 	}
 }
 
