@@ -379,7 +379,7 @@ func passes(b *testing.B, kube *rest.Config, client *store.Client, l load) (one,
 // BenchmarkOwnersLost has 1,000 of 5,000 egress IPs lose their owners at once and get others, 20 a transaction, and says how long a pod's event
 // takes meanwhile, from the request to the API server to the record in etcd, and before.
 func BenchmarkOwnersLost(b *testing.B) {
-	l := load{namespaces: 100, apps: 50, nodes: 100, pods: 3000}
+	l := load{namespaces: 100, apps: 50, nodes: 100, pods: 1000}
 	kube := kubetest.New(b)
 	kube.Timeout = time.Minute
 	core, err := kubernetes.NewForConfig(kube)
