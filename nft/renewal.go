@@ -131,8 +131,17 @@ func (t table) renewed(r Renewal) table {
 		words(fmt.Sprintf("iif %q", loopback), loadMeta(expr.MetaKeyIIF), equals(native(loopbackIndex)...)),
 		markIs(egress.RenewalMask, egress.RenewalMark),
 	}
-	enter := []rule{newRule("renewal", append(own, jump("renew"))...)}
-	if t.family != nftables.TableFamilyNetdev { // there it is on its way to another table
+	var enter []rule
+	if t.family != nftables.TableFamilyINet {
+		enter = append(enter, newRule("renewal", append(own, jump("renew"))...))
+	} else {
+		// The marks of others are all kinds of numbers (Cilium's have an identity in the upper half), but not on such packets.
+		for _, f := range []byte{protocolOfFrames4, protocolOfFrames6} {
+			own := append(own[:len(own):len(own)], words(fmt.Sprintf("meta l4proto %d", f), loadMeta(expr.MetaKeyL4PROTO), equals(f)))
+			enter = append(enter, newRule("renewal", append(own, jump("renew"))...), newRule("renewal", append(own, drop())...))
+		}
+	}
+	if t.family == nftables.TableFamilyARP { // in netdev it is on its way to another table
 		enter = append(enter, newRule("renewal", append(own, drop())...))
 	}
 	ticket := []expr.Any{loadMeta(expr.MetaKeyMARK), mask(ticketMask, 0)}
@@ -288,10 +297,13 @@ func (f frames) send(ether string, m egress.Mark) error {
 	return unix.Sendto(int(f), append(append(make([]byte, 12), ether...), packets[ether]...), 0, to)
 }
 
+// The protocols of the frames in IP: one for experiments (RFC 3692), and that of no next header (RFC 8200, section 4.7).
+const protocolOfFrames4, protocolOfFrames6 = 253, 59
+
 // packets are a packet of each protocol, which is for nobody: an ARP request of nobody, and IP headers without anything.
 var packets = map[string][]byte{
 	etherARP:  append([]byte{0, 1, 8, 0, 6, 4, 0, 1}, make([]byte, 20)...),
-	etherIPv4: {0x45, 0, 0, 20, 0, 0, 0, 0, 1, 253, 0xba, 0xeb, 127, 0, 0, 1, 127, 0, 0, 1}, // 253: for experiments (RFC 3692)
-	etherIPv6: slices.Concat([]byte{0x60, 0, 0, 0, 0, 0, 59, 1}, // 59: no next header
+	etherIPv4: {0x45, 0, 0, 20, 0, 0, 0, 0, 1, protocolOfFrames4, 0xba, 0xeb, 127, 0, 0, 1, 127, 0, 0, 1},
+	etherIPv6: slices.Concat([]byte{0x60, 0, 0, 0, 0, 0, protocolOfFrames6, 1},
 		netip.IPv6Loopback().AsSlice(), netip.IPv6Loopback().AsSlice()),
 }

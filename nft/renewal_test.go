@@ -124,3 +124,37 @@ func TestFramesOfANeighbourRenewNothing(t *testing.T) {
 		}
 	}
 }
+
+// Other programs mark packets, too, with all kinds of numbers, and what they send on lo is theirs.
+func TestPacketsOfOthersWithTheMarkOfARenewalArrive(t *testing.T) {
+	tables := open(t)
+	netns.Run(t, "ip link set lo up")
+	r := renewalOf(t, tables, time.Second, 10*time.Second)
+	for _, host := range []string{"127.0.0.1", "::1"} {
+		s, err := net.ListenPacket("udp", net.JoinHostPort(host, "0"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer s.Close()
+		c, err := net.Dial("udp", s.LocalAddr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+		raw, err := c.(*net.UDPConn).SyscallConn()
+		if err != nil {
+			t.Fatal(err)
+		}
+		var failed error
+		if err := raw.Control(func(fd uintptr) {
+			failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_MARK, int(renewalMark(renews, r.Lengths[0], 1)))
+		}); err != nil || failed != nil {
+			t.Fatal(err, failed)
+		}
+		c.Write([]byte("?")) // what is lost shows as nothing that arrives
+		s.SetReadDeadline(time.Now().Add(time.Second))
+		if _, _, err := s.ReadFrom(make([]byte, 10)); err != nil {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+}
