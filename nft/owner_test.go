@@ -221,7 +221,11 @@ func TestAFlushOfOthersLetsNoPacketOutWithAnotherSource(t *testing.T) {
 					}
 				})
 			}()
-			for range 50 {
+			flushes := 50
+			if testing.Short() { // emulated machines take two seconds for one
+				flushes = 3
+			}
+			for range flushes {
 				nft(t, restored)
 			}
 			close(stop)
@@ -230,7 +234,7 @@ func TestAFlushOfOthersLetsNoPacketOutWithAnotherSource(t *testing.T) {
 			}
 			witness.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
 			sources := <-seen
-			if !shared && (len(sources) != 1 || sources[f.egress] < 100) || shared && sources[f.node] == 0 {
+			if !shared && (len(sources) != 1 || sources[f.egress] < 10) || shared && sources[f.node] == 0 {
 				t.Errorf("seen outside: %v", sources)
 			}
 			t.Logf("seen outside: %v", sources)
