@@ -94,13 +94,11 @@ func TestDeathIsSeenByAllWithinASecondOrSo(t *testing.T) {
 			}
 			took := time.Since(began)
 			t.Logf("%d members: seen by one after %v, by all after %v", n, first, took)
-			if took > 3*time.Second {
-				t.Errorf("all know after %v, want 1.2s, 3s on a busy machine", took)
+			if took > 10*time.Second {
+				t.Errorf("all know after %v, want 1.2s, 10s on a busy machine", took)
 			}
 			for _, g := range all[2:] {
-				if s := g.State(name(1)); s != Alive {
-					t.Errorf("%s sees %s %v, want alive", g.cfg.Node, name(1), s)
-				}
+				await(t, g, name(1), Alive) // where the machine is so busy that its answers came late, it has been taken for dead, and objects
 			}
 		})
 	}
