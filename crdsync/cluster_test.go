@@ -52,6 +52,15 @@ type cluster struct {
 // come to its end, and the test's own when that ends.
 func newCluster(t *testing.T, kube *rest.Config) *cluster {
 	t.Helper()
+	c := connect(t, kube)
+	c.removeObjects()
+	t.Cleanup(c.removeObjects)
+	return c
+}
+
+// connect returns a cluster over an API server as it is, and an empty etcd.
+func connect(t *testing.T, kube *rest.Config) *cluster {
+	t.Helper()
 	c := &cluster{T: t, kube: kube, etcd: etcdtest.New(t), log: slog.New(slog.NewTextHandler(t.Output(), nil))}
 	var err error
 	if c.core, err = kubernetes.NewForConfig(kube); err != nil {
@@ -64,8 +73,6 @@ func newCluster(t *testing.T, kube *rest.Config) *cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.store.Close() })
-	c.removeObjects()
-	t.Cleanup(c.removeObjects)
 	return c
 }
 

@@ -302,7 +302,7 @@ func testWipedEtcd(c *cluster) {
 	c.remove("Egress", "egress-prod-web")
 	c.wantRecords("allocations/*", map[string]string{"allocations/10.10.0.12": "external-ip-pool/2 egress-staging-web"})
 	stop()
-	wiped := newCluster(c.T, c.kube)
+	wiped := connect(c.T, c.kube)
 	wiped.run(c.kube)
 	wiped.wantRecords("allocations/*", map[string]string{"allocations/10.10.0.12": "external-ip-pool/1 egress-staging-web"})
 }

@@ -128,7 +128,7 @@ func testPoolFaults(c *cluster) {
 	egress("inverted", "externalIPPool: c-inverted")
 	c.wantAllocated("inverted", metav1.ConditionFalse, "pool c-inverted", "ipRanges[0]: start 10.10.1.9 is after end 10.10.1.1")
 	egress("twice", "externalIPPool: d-twice")
-	c.wantAllocated("twice", metav1.ConditionFalse, "10.10.2.5-10.10.2.6 overlaps with 10.10.2.1-10.10.2.5 of the same pool")
+	c.wantAllocated("twice", metav1.ConditionFalse, "10.10.2.4/30 overlaps with 10.10.2.1-10.10.2.5 of the same pool")
 	egress("outside", "externalIPPool: a-elder, egressIP: 10.10.9.9")
 	c.wantAllocated("outside", metav1.ConditionFalse, "egressIP 10.10.9.9 is not an address of pool a-elder: want one of 10.10.0.1-10.10.0.3")
 	egress("early", "externalIPPool: later, egressIP: '2001:DB8:0::1'")

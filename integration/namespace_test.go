@@ -281,8 +281,9 @@ func lossless(t *testing.T, what string, r lab.ProbeResult) {
 	}
 }
 
-// volatile is what nft prints that changes by itself, and whether a table is owned, which an agent does while it runs.
-var volatile = regexp.MustCompile(`counter packets \d+ bytes \d+| ?expires \S+|# handle \d+| # progname \S+|(?m)^\tflags( owner| )?\n`)
+// volatile is what nft prints that changes by itself, as what renews the permits does, and whether a table is owned, which an agent does
+// while it runs.
+var volatile = regexp.MustCompile(`(?ms)^\tset (alive|ticket) \{.*?^\t\}\n|counter packets \d+ bytes \d+| ?expires \S+|# handle \d+| # progname \S+|(?m)^\tflags( owner| )?\n`)
 
 // clocks are the sets in what nft prints by which permits end: their elements come and go with every renewal.
 var clocks = regexp.MustCompile(`(?s)\tset (alive|ticket) \{.*?\n\t\}\n`)
