@@ -110,11 +110,12 @@ func (h *house) knows(revision int64) bool {
 
 func tiny(cfg *embed.Config) { cfg.QuotaBackendBytes = 4 << 20 }
 
-func fillEtcd(t testing.TB, etcd *clientv3.Client) {
+// fillEtcd writes so many keys, again and again, until etcd raises NOSPACE: with few, history is what fills it.
+func fillEtcd(t testing.TB, etcd *clientv3.Client, keys int) {
 	t.Helper()
 	value := string(bytes.Repeat([]byte("x"), 256<<10))
-	for range 100 {
-		if _, err := etcd.Put(t.Context(), "/others/key", value); errors.Is(err, rpctypes.ErrNoSpace) {
+	for i := range 100 {
+		if _, err := etcd.Put(t.Context(), fmt.Sprint("/others/", i%keys), value); errors.Is(err, rpctypes.ErrNoSpace) {
 			return
 		} else if err != nil {
 			t.Fatal(err)
@@ -264,7 +265,7 @@ func TestAFullEtcdIsGivenRoom(t *testing.T) {
 			var told []string
 			h.tell = func(_ context.Context, n news) error { told = append(told, n.kind+" "+n.reason); return nil }
 			h.mustLook()
-			fillEtcd(t, h.etcd)
+			fillEtcd(t, h.etcd, 1)
 			space := h.lookUntil(func(s store.Space) bool { return !s.NoSpace && s.Fault == nil })
 			for _, m := range space.Members {
 				if m.Size > m.Quota/2 {
@@ -283,12 +284,7 @@ func TestAFullEtcdIsGivenRoom(t *testing.T) {
 func TestAFullEtcdThatHoldsTooMuchIsAPersonsToMend(t *testing.T) {
 	s := etcdtest.New(t, tiny)
 	h := newHouse(t, s.Client(), s.Endpoint())
-	for i := range 14 {
-		if _, err := h.etcd.Put(t.Context(), fmt.Sprint("/others/", i), string(bytes.Repeat([]byte("x"), 256<<10))); err != nil {
-			t.Fatal(err)
-		}
-	}
-	fillEtcd(t, h.etcd)
+	fillEtcd(t, h.etcd, 100)
 	for range 2 * patienceForRoom {
 		h.mustLook()
 	}
@@ -307,7 +303,7 @@ func TestAFullEtcdThatHoldsTooMuchIsAPersonsToMend(t *testing.T) {
 func TestNothingIsDefragmentedWhileAMemberDoesNotAnswer(t *testing.T) {
 	c := etcdtest.NewCluster(t, 3, tiny)
 	h := newHouse(t, c.Member(0).Client(), c.Endpoints()...)
-	fillEtcd(t, h.etcd)
+	fillEtcd(t, h.etcd, 1)
 	stuck := (c.Leader() + 1) % 3
 	c.Stop(stuck)
 	err := h.look(t.Context())
@@ -334,7 +330,7 @@ func TestFlagsLeaveEtcdToOthers(t *testing.T) {
 	h.put(10, 10)
 	first := h.revision()
 	h.mustLook()
-	fillEtcd(t, h.etcd)
+	fillEtcd(t, h.etcd, 1)
 	h.mustLook()
 	if space, err := h.store.Space(t.Context()); err != nil || !space.NoSpace || !h.knows(first) {
 		t.Errorf("space %+v, %v, history %t: want all left as it was", space, err, h.knows(first))

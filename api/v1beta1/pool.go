@@ -47,7 +47,7 @@ type ExternalIPPoolSpec struct {
 
 // IPRange is either a cidr, or a start and an end.
 //
-// +kubebuilder:validation:XValidation:rule="has(self.cidr) ? !has(self.start) && !has(self.end) : has(self.start) && has(self.end)",message="want a cidr, or a start and an end, not both",messageExpression="has(self.cidr) ? 'cidr ' + self.cidr + (has(self.start) ? ', start ' + self.start : ”) + (has(self.end) ? ', end ' + self.end : ”) + ': want a cidr, or a start and an end, not both' : (has(self.start) ? 'start ' + self.start + ' without an end' : has(self.end) ? 'end ' + self.end + ' without a start' : 'neither cidr nor start and end') + ': want a cidr, or a start and an end'"
+// +kubebuilder:validation:XValidation:rule="has(self.cidr) ? !has(self.start) && !has(self.end) : has(self.start) && has(self.end)",message="want a cidr, or a start and an end, not both",messageExpression="has(self.cidr) ? 'cidr ' + self.cidr + (has(self.start) ? ', start ' + self.start : \"\") + (has(self.end) ? ', end ' + self.end : \"\") + ': want a cidr, or a start and an end, not both' : (has(self.start) ? 'start ' + self.start + ' without an end' : has(self.end) ? 'end ' + self.end + ' without a start' : 'neither cidr nor start and end') + ': want a cidr, or a start and an end'"
 type IPRange struct {
 	// CIDR is the range without its first IP, and for IPv4 without its last one: 10.10.1.0/28 has 14 IPs, a /31 none.
 	// +optional
