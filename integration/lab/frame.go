@@ -81,6 +81,7 @@ func parsePacket(frame []byte) (p Packet, ok bool) {
 	if first && len(transport) >= 4 && (p.Protocol == unix.IPPROTO_TCP || p.Protocol == unix.IPPROTO_UDP) {
 		p.SrcPort, p.DstPort = binary.BigEndian.Uint16(transport), binary.BigEndian.Uint16(transport[2:])
 	}
+	p.Reset = first && len(transport) >= 14 && p.Protocol == unix.IPPROTO_TCP && transport[13]&4 != 0 // RFC 9293, section 3.1
 	return p, true
 }
 

@@ -22,6 +22,7 @@ type Packet struct {
 	Protocol uint8 // IANA number; of IPv6 the first next header
 	// SrcPort and DstPort are 0 but for TCP and UDP, and for fragments after the first.
 	SrcPort, DstPort uint16
+	Reset            bool // a TCP segment with the flag RST
 	SrcMAC           [6]byte
 }
 
