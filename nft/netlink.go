@@ -156,9 +156,9 @@ func (r *reader) settle() error {
 	return nil
 }
 
-// whole runs what, which reads, until nothing changed from its begin to its end. That a table or a set vanished in between shows as
-// an error of the read, so a failed read is repeated too when the ruleset has changed.
-func (r *reader) whole(what func() error) error {
+// whole runs what, which reads a generation, until nothing changed from its begin to its end. That a table or a set vanished in between
+// shows as an error of the read, so a failed read is repeated too when the ruleset has changed.
+func (r *reader) whole(what func(generation uint32) error) error {
 	var err error
 	for range reads {
 		before, gerr := r.generation()
@@ -168,7 +168,7 @@ func (r *reader) whole(what func() error) error {
 		if err := r.settle(); err != nil {
 			return err
 		}
-		err = what()
+		err = what(before)
 		after, gerr := r.generation()
 		if gerr != nil {
 			return gerr

@@ -67,23 +67,33 @@ const reads = 20
 var errChanged = errors.New("the ruleset changed while it was read")
 
 // Observe reads all our tables. That one is absent is no error. What it returns is whole and of one moment: a dump that was interrupted,
-// or during which anything of the ruleset changed, is read again, and an error after the last attempt.
+// or during which anything of the ruleset changed, is read again, and an error after the last attempt. While nobody commits anything, what was
+// read last is not read again; but the chains of netdev go with their links, without a commit.
 func (t *Tables) Observe() (Observed, error) {
-	o := Observed{socket: t.socket}
-	err := t.read.whole(func() error {
+	t.observing.Lock()
+	defer t.observing.Unlock()
+	o, former, of := Observed{socket: t.socket}, t.observed.tables, t.generation
+	t.observed = Observed{}
+	err := t.read.whole(func(generation uint32) error {
 		o.tables = nil
-		for _, want := range tables(State{}) {
+		for i, want := range tables(State{}) {
+			if len(former) > i && of == generation && want.family != nftables.TableFamilyNetdev {
+				o.tables = append(o.tables, former[i])
+				continue
+			}
 			have, err := t.observe(want)
 			if err != nil {
 				return fmt.Errorf("reading table %s: %w", want.id(), err)
 			}
 			o.tables = append(o.tables, have)
 		}
+		t.generation = generation
 		return nil
 	})
 	if err != nil {
 		return Observed{}, err
 	}
+	t.observed = o
 	return o, nil
 }
 

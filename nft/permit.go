@@ -64,7 +64,7 @@ func (t *Tables) Permit(list []Permit, d time.Duration) error {
 // Permitted reports whether the permits that there are, those that have ended included, are those of list.
 func (t *Tables) Permitted(list []Permit) (bool, error) {
 	ips, same := setsOf(list), true
-	err := t.read.whole(func() error {
+	err := t.read.whole(func(uint32) error {
 		same = true
 		for _, s := range allPermitSets() {
 			have, err := t.dumpSet(s.table(), s.name)
@@ -126,7 +126,7 @@ func (t *Tables) revoke(ips []netip.Addr, of func(answer []permitSet, send permi
 // Permits returns how long each permit to send still lasts. It is empty when the tables are absent.
 func (t *Tables) Permits() (map[netip.Addr]time.Duration, error) {
 	out := map[netip.Addr]time.Duration{}
-	err := t.read.whole(func() error {
+	err := t.read.whole(func(uint32) error {
 		clear(out)
 		for _, f := range families {
 			send := f.clocks[0]

@@ -271,3 +271,16 @@ func TestADumpIsNeverTorn(t *testing.T) {
 	wg.Wait()
 	t.Logf("whole reads of each state: %v", whole)
 }
+
+// The kernel may take a chain of netdev away with its link, and that is no commit. Newer ones keep it for the next link of the name.
+func TestAChainThatWentWithItsLinkIsMissed(t *testing.T) {
+	tables := open(t)
+	netns.Run(t, "ip link add lan0 type veth peer name lan1")
+	want := State{Carriers: map[string]Carrier{"lan0": {MAC: [6]byte{2, 0, 0, 0, 0, 1}, IPs: []netip.Addr{netip.MustParseAddr("10.10.0.77")}}}}
+	reach(t, tables, want)
+	observe(t, tables)
+	netns.Run(t, "ip link del lan0")
+	netns.Run(t, "ip link add lan0 type veth peer name lan1")
+	reach(t, tables, want)
+	netns.Run(t, "nft list chain netdev egret answer_lan0")
+}

@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/google/nftables"
@@ -41,15 +42,36 @@ const (
 	maxSenders = 65536
 )
 
-// tables returns the tables as they must be, elements apart. Only the MSS, the ports, the chains of the
+// tables returns the tables as they must be, elements apart: not to be changed. Only the MSS, the ports, the chains of the
 // carriers and what renews permits depend on the State.
 func tables(s State) []table {
+	macs := map[string][6]byte{}
+	for link, c := range s.Carriers {
+		macs[link] = c.MAC
+	}
+	shape := fmt.Sprint(s.Hold, s.OverlayMTU, s.RandomPorts, s.Renewal, macs)
+	built.Lock()
+	defer built.Unlock()
+	if all := built.tables[shape]; all != nil {
+		return all
+	}
 	all := []table{inetTable(s), arpTable(), netdevTable(s.Carriers)}
 	for i := range all {
 		all[i] = all[i].renewed(s.Renewal)
 	}
+	if len(built.tables) >= 8 {
+		clear(built.tables)
+	}
+	built.tables[shape] = all
 	return all
 }
+
+// built are the tables that were asked for, by what they depend on. Making them takes longer than all else that Diff does, and a pass of the
+// agent makes them several times over.
+var built = struct {
+	sync.Mutex
+	tables map[string][]table
+}{tables: map[string][]table{}}
 
 func inetTable(s State) table {
 	t := table{

@@ -36,6 +36,10 @@ type Tables struct {
 	watch  *netlink.Conn
 	clock  reader // for renewals alone: they wait for no other question
 
+	observing  sync.Mutex // guards what was read last, and of which generation that was
+	observed   Observed
+	generation uint32
+
 	frames frames
 	renew  sync.Mutex  // one renewal at a time; guards ticket
 	ticket egress.Mark // the number of the last one
