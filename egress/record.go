@@ -88,6 +88,8 @@ type Members struct {
 	Egress string   `json:"egress"`
 	Node   string   `json:"node"`
 	Pods   []Member `json:"pods"` // sorted by Pod
+	// Blocks are the ports of the egress's IPs that are this node's, sorted by IP and first port. Where an IP has none, its gateway translates.
+	Blocks []Block `json:"blocks,omitempty"`
 }
 
 // Member is one pod of an egress.
@@ -152,6 +154,8 @@ type Agent struct {
 	Dropped map[netip.Addr]string `json:"dropped,omitempty"`
 	// Refused are the pools whose IPs the node cannot hold, and why: a VLAN id that another link has, a kernel without VLANs.
 	Refused map[string]string `json:"refused,omitempty"`
+	// Ports is what the node has to say of its blocks of ports, by egress IP.
+	Ports map[netip.Addr]PortUse `json:"ports,omitempty"`
 	// Restarting is set by an agent that was told to stop and expects a successor, in the write that moves it to another lease. It is given no
 	// IP until the successor has taken over.
 	Restarting bool `json:"restarting,omitempty"`

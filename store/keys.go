@@ -2,6 +2,7 @@ package store
 
 import (
 	"cmp"
+	"fmt"
 	"net/netip"
 
 	"github.com/egret-project/egret/egress"
@@ -15,6 +16,7 @@ const (
 	IDPrefix            = "ids/"
 	MembersByNode       = "members/by-node/"
 	MembersByEgress     = "members/by-egress/"
+	BlockPrefix         = "blocks/"
 	NodePrefix          = "nodes/"
 	ServicePrefix       = "services/"
 	PodPrefix           = "pods/"
@@ -49,6 +51,11 @@ func MembersByNodeKey(node, egressName string) string {
 // MembersByEgressKey is the key under which the gateway of some pods finds them.
 func MembersByEgressKey(egressName, node string) string {
 	return MembersByEgress + egressName + "/" + node
+}
+
+// BlockKey is the key of an egress.Block: with five digits, in the order of the ports.
+func BlockKey(ip netip.Addr, first uint16) string {
+	return fmt.Sprintf("%s%s/%05d", BlockPrefix, ip, first)
 }
 
 // NodeKey is the key of an egress.Node.

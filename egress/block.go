@@ -1,0 +1,58 @@
+package egress
+
+import (
+	"fmt"
+	"math/bits"
+	"net/netip"
+	"time"
+)
+
+// Block is blocks/<ip>/<first>: ports of an egress IP, both of TCP and UDP, and ids of ICMP, that connections of one node's pods alone get
+// as their source port. The record is there from when the block is given to the node until it has rested after that, so that no two nodes
+// ever have one port. The Members of the node have a copy for as long as the node may use it.
+type Block struct {
+	IP    netip.Addr `json:"ip"`
+	First uint16     `json:"first"` // the lowest port, a multiple of Size
+	Size  int        `json:"size"`  // how many: a power of two, MinBlock to MaxBlock
+	Node  string     `json:"node"`
+	Since time.Time  `json:"since"`
+	// Retired says that no new connection is to get a port of it: the node says when the last one has ended (PortUse.Drained).
+	Retired bool `json:"retired,omitempty"`
+	// Freed is since when the node has it no more. Zero: it has.
+	Freed time.Time `json:"freed,omitzero"`
+}
+
+const (
+	// MinBlock and MaxBlock bound Block.Size.
+	MinBlock, MaxBlock = 64, 1 << 15
+	// FirstBlockPort is the lowest port of all blocks. Those from StatefulPort up to it are for what has no block: the gateway translates it.
+	FirstBlockPort = 2048
+	StatefulPort   = 1024
+)
+
+// Last returns the highest port of the block.
+func (b Block) Last() uint16 { return b.First + uint16(b.Size-1) }
+
+// Overlaps reports whether the two have a port of one IP in common.
+func (b Block) Overlaps(o Block) bool {
+	return b.IP == o.IP && b.First <= o.Last() && o.First <= b.Last()
+}
+
+// Fault says what is wrong with the block; nil: it is one.
+func (b Block) Fault() error {
+	switch {
+	case b.Size < MinBlock || b.Size > MaxBlock || bits.OnesCount(uint(b.Size)) != 1:
+		return fmt.Errorf("block of %d ports: want a power of two from %d to %d", b.Size, MinBlock, MaxBlock)
+	case int(b.First)%b.Size != 0 || b.First < FirstBlockPort:
+		return fmt.Errorf("block of %d ports from %d: want a multiple of its size, %d or more", b.Size, b.First, FirstBlockPort)
+	}
+	return nil
+}
+
+// PortUse is what a node's agent says of the ports of one egress IP.
+type PortUse struct {
+	// Want is the size of the largest block that the node asks for; 0: what it has is enough.
+	Want int `json:"want,omitempty"`
+	// Drained are the first ports of retired blocks of which no connection of the node has a port any more.
+	Drained []uint16 `json:"drained,omitempty"`
+}
