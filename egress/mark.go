@@ -36,6 +36,11 @@ const (
 	// route lookup.
 	RenewalMark, RenewalMask Mark = 0xe9000000, 0xff000000
 
+	// ToGatewayMark routes what a pod sends, and its node has translated, into the overlay: to which gateway is said on the way out (PeerMark).
+	ToGatewayMark = LocalMark - 1
+	// ToNodeMark routes what comes from outside for a port of another node's block into the overlay, likewise.
+	ToNodeMark = LocalMark - 2
+
 	// ReturnTable is the route table of ReturnMark. Table ReturnTable+n belongs to the routing mark RoutingBit+n.
 	ReturnTable = 7000
 	// GuardPriority is the priority of the ip rule that takes every packet without a mark of ours past the others, to the last one.
@@ -49,6 +54,9 @@ const (
 	// ReturnPriority is the priority of the ip rule of ReturnMark. It is the last of ours: the guard leads to it, and from there a packet
 	// that is not ours comes to the rules of others. (A guard that led to the main table would skip those.)
 	ReturnPriority = MaxPriority
+	// AddressTable is the route table in which the egress IPs that are addresses of the node are local: after the marks, in place of the
+	// kernel's own table, which comes before all marks.
+	AddressTable = ReturnTable + int((LocalMark-3)&^RoutingBit)
 	// ClosedTable is the route table that leads nowhere.
 	ClosedTable = ReturnTable + int(LocalMark&^RoutingBit)
 	// NextHopPriority is the priority that the ip rules of all next hops share: their marks differ, so their order is of no meaning.
@@ -89,8 +97,8 @@ const (
 // MaxNodeIndex is the largest Node.Index; the routing marks above it, up to LocalMark, are for subnets.
 const MaxNodeIndex = 0xfff
 
-// SubnetMarks is how many routing marks there are for subnets.
-const SubnetMarks = int(LocalMark-RoutingBit) - MaxNodeIndex - 1
+// SubnetMarks is how many routing marks there are for subnets: up to those of the overlay and AddressTable.
+const SubnetMarks = int(LocalMark-RoutingBit) - MaxNodeIndex - 4
 
 // SubnetMark returns the n-th routing mark for subnets, n from 0 to SubnetMarks-1.
 func SubnetMark(n int) Mark { return NodeMark(MaxNodeIndex + 1 + n) }
@@ -112,6 +120,13 @@ func ParseID(s string) (ID, error) {
 
 // NodeMark returns the routing mark toward the gateway whose Node.Index is index, 1..MaxNodeIndex.
 func NodeMark(index int) Mark { return RoutingBit + Mark(index) }
+
+// PeerMark is what a packet carries from its SNAT until it leaves by the overlay link: the Node.Index of the node that it is for in the upper
+// half, below it the group policy id that it is to have.
+func PeerMark(index int) Mark { return Mark(index) << 16 }
+
+// PeerMask covers the part of a PeerMark that says the node.
+const PeerMask Mark = 0xffff0000
 
 // Table returns the route table that belongs to a routing mark other than LocalMark.
 func (m Mark) Table() int { return ReturnTable + int(m&^RoutingBit&MarkMask) }

@@ -132,6 +132,42 @@ func loopRoute(f family, table int, dst netip.Prefix) netlink.Route {
 	return r
 }
 
+// nobody is the MAC address of no node: a frame that is sent to it goes nowhere.
+var nobody = net.HardwareAddr{0x02, 0xe9, 0, 0, 0, 0}
+
+// anyNode is the next hop of what goes to a node that the route does not say: for IPv4 the other end of tunnels that is no node either
+// (RFC 6333, section 5.7).
+func (f family) anyNode() netip.Addr {
+	if f.af == unix.AF_INET {
+		return netip.AddrFrom4([4]byte{192, 0, 0, 2})
+	}
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 2})
+}
+
+// anyNodeRoute returns a route of ours into the overlay, to anyNode.
+func anyNodeRoute(f family, table int, dst netip.Prefix) netlink.Route {
+	r := netlink.Route{
+		Family: f.af, Table: table, Dst: ipNet(dst), Type: unix.RTN_UNICAST, Protocol: egress.RouteProtocol, Priority: f.metric,
+		Gw: f.anyNode().AsSlice(),
+	}
+	if f.af == unix.AF_INET {
+		r.Flags = int(netlink.FLAG_ONLINK)
+	}
+	return r
+}
+
+// loopback is the link of routes to the node itself.
+const loopback = "lo"
+
+// localRoute returns the route by which an address is the node's own.
+func localRoute(f family, table int, ip netip.Addr) netlink.Route {
+	r := netlink.Route{Family: f.af, Table: table, Dst: ipNet(netip.PrefixFrom(ip, ip.BitLen())), Type: unix.RTN_LOCAL, Protocol: egress.RouteProtocol, Priority: f.metric}
+	if f.af == unix.AF_INET {
+		r.Scope = netlink.SCOPE_HOST
+	}
+	return r
+}
+
 // onLink returns the route to the addresses of a subnet.
 func onLink(f family, table int, dst netip.Prefix) netlink.Route {
 	r := netlink.Route{
@@ -176,6 +212,9 @@ func routeEntry(f family, r netlink.Route, dev string) entry {
 		e.words = kind + e.words
 		r.LinkIndex, dev = 0, "" // IPv6 says lo
 		e.place += " " + kind    // it takes no other's place
+	}
+	if r.Type == unix.RTN_LOCAL {
+		e.words = "local " + e.words
 	}
 	plain := netlink.Route{Family: r.Family, Table: r.Table, Dst: r.Dst, Type: r.Type, Protocol: r.Protocol, Priority: r.Priority, Scope: r.Scope}
 	// The kernel adds flags of its own, as for a link without carrier.

@@ -23,6 +23,8 @@ const (
 	genNone = 1
 	// devconfForwarding and devconfRPFilter are IPV4_DEVCONF_FORWARDING and IPV4_DEVCONF_RP_FILTER of uapi/linux/ip.h.
 	devconfForwarding, devconfRPFilter = 1, 8
+	// devconfAcceptLocal is IPV4_DEVCONF_ACCEPT_LOCAL: what a pod's node has translated comes with an address of its gateway as the source.
+	devconfAcceptLocal = 23
 	// devconfDisableIPv6 is DEVCONF_DISABLE_IPV6 of uapi/linux/ipv6.h, in the attribute IFLA_INET6_CONF of uapi/linux/if_link.h: that
 	// array begins with number 0.
 	devconfDisableIPv6, iflaInet6Conf = 26, 2
@@ -40,7 +42,9 @@ type link struct {
 	mac      string
 	up, arp  bool
 	rpFilter int
-	genMode  map[int]int // by family: only IPv6 has it
+	// acceptLocal is accept_local, -1 where the link has no IPv4.
+	acceptLocal int
+	genMode     map[int]int // by family: only IPv6 has it
 }
 
 func (l link) exists() bool { return l.index != 0 }
@@ -134,6 +138,9 @@ func (l link) change(name string, o Overlay, off map[int]bool) (ops []op) {
 	if name != egress.LoopOut && l.rpFilter != looseFilter {
 		ops = append(ops, loosen(name))
 	}
+	if name == egress.OverlayLink && l.acceptLocal != 1 {
+		ops = append(ops, acceptLocal(name))
+	}
 	// Before up: that is when the kernel would make an address.
 	if l.genMode[unix.AF_INET6] != genNone && !off[unix.AF_INET6] {
 		set("addrgenmode none", func(w *writer, dev netlink.Link) error { return w.handle.LinkSetIP6AddrGenMode(dev, genNone) })
@@ -204,19 +211,30 @@ func loosen(name string) op {
 		if err != nil {
 			return err
 		}
-		return w.setRPFilter(i)
+		return w.setIPv4(i, devconfRPFilter, looseFilter)
 	}, 0}
 }
 
-// setRPFilter does what writing the sysctl would, in the namespace of the socket and where /proc is read-only, too.
-func (w *writer) setRPFilter(index int) error {
+// acceptLocal sets accept_local of a link.
+func acceptLocal(name string) op {
+	return op{fmt.Sprintf("sysctl -w net/ipv4/conf/%s/accept_local=1", name), func(w *writer) error {
+		i, err := w.index(name)
+		if err != nil {
+			return err
+		}
+		return w.setIPv4(i, devconfAcceptLocal, 1)
+	}, 0}
+}
+
+// setIPv4 does what writing a sysctl of the link would, in the namespace of the socket and where /proc is read-only, too.
+func (w *writer) setIPv4(index, devconf int, value uint32) error {
 	req := w.request(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
 	msg.Index = int32(index)
 	req.AddData(msg)
 	spec := nl.NewRtAttr(unix.IFLA_AF_SPEC, nil)
 	conf := spec.AddRtAttr(unix.AF_INET, nil).AddRtAttr(iflaInetConf, nil)
-	conf.AddRtAttr(devconfRPFilter, nl.Uint32Attr(looseFilter))
+	conf.AddRtAttr(devconf, nl.Uint32Attr(value))
 	req.AddData(spec)
 	_, err := req.Execute(unix.NETLINK_ROUTE, 0)
 	return err
@@ -272,7 +290,7 @@ func (r *Router) link(name string) (link, error) {
 	a := dev.Attrs()
 	l := link{
 		index: a.Index, peer: a.ParentIndex, made: describe(dev), mtu: a.MTU, mac: a.HardwareAddr.String(),
-		up: a.RawFlags&unix.IFF_UP != 0, arp: a.RawFlags&unix.IFF_NOARP == 0, rpFilter: -1, genMode: map[int]int{},
+		up: a.RawFlags&unix.IFF_UP != 0, arp: a.RawFlags&unix.IFF_NOARP == 0, rpFilter: -1, acceptLocal: -1, genMode: map[int]int{},
 	}
 	return l, l.readConf(answers[0])
 }
@@ -297,6 +315,9 @@ func (l *link) readConf(answer []byte) error {
 	}
 	if conf := inet[iflaInetConf].Value; len(conf) >= devconfRPFilter*4 {
 		l.rpFilter = int(nl.NativeEndian().Uint32(conf[(devconfRPFilter-1)*4:]))
+		if len(conf) >= devconfAcceptLocal*4 {
+			l.acceptLocal = int(nl.NativeEndian().Uint32(conf[(devconfAcceptLocal-1)*4:]))
+		}
 		if b, err := os.ReadFile(defaultForwarding); err == nil && string(b) == "1\n" && nl.NativeEndian().Uint32(conf[(devconfForwarding-1)*4:]) == 0 {
 			l.made += " forwarding off"
 		}

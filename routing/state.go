@@ -23,6 +23,12 @@ type State struct {
 	NextHops []NextHop
 	// Subnets are the ways out of this node other than by the main table. Their marks differ.
 	Subnets []Subnet
+	// Forwarded are the egress IPs of which other nodes have blocks of ports: what comes from outside for those is routed by egress.ToNodeMark
+	// into the overlay, and so is, by egress.ToGatewayMark, whatever this node's pods send with a block of its own. Which node it goes to is
+	// not said by the route: all of it has one next hop, whose MAC address the frames get is nobody's.
+	Forwarded []netip.Addr
+	// Addresses are the egress IPs that are addresses of the node: local for what has no mark.
+	Addresses []netip.Addr
 	// Returns maps the IP of a pod to the underlay address of its node, which has to be a peer, or this node.
 	Returns map[netip.Addr]netip.Addr
 	// Pods are the addresses of this node's own pods, and maybe of others: no next hop leads there. What the kernel itself sends to them may have the mark of what it
@@ -173,15 +179,31 @@ func (s State) familyEntries(f family) []entry {
 	if f.af == unix.AF_INET {
 		es = append(es, addressEntry(f, netip.PrefixFrom(noIPv4, 32), egress.LoopIn))
 	}
+	es = append(es, neighbourEntry(f, f.anyNode(), nobody, netlink.NUD_PERMANENT))
+	for _, m := range []egress.Mark{egress.ToGatewayMark, egress.ToNodeMark} {
+		r := newRule(f, egress.NextHopPriority, m, egress.MarkMask)
+		r.Table = m.Table()
+		es = append(es, ruleEntry(f, r))
+	}
+	es = append(es, routeEntry(f, anyNodeRoute(f, egress.ToGatewayMark.Table(), f.any), egress.OverlayLink))
+	es = append(es, s.podsElsewhere(f, egress.ToGatewayMark.Table())...)
+	for _, ip := range s.Forwarded {
+		if f.has(ip) {
+			es = append(es, routeEntry(f, anyNodeRoute(f, egress.ToNodeMark.Table(), netip.PrefixFrom(ip, ip.BitLen())), egress.OverlayLink))
+		}
+	}
+	local := newRule(f, egress.MaxPriority, 0, 0)
+	local.Table = egress.AddressTable
+	for _, ip := range s.Addresses {
+		if f.has(ip) {
+			es = append(es, ruleEntry(f, local), routeEntry(f, localRoute(f, egress.AddressTable, ip), loopback))
+		}
+	}
 	for _, h := range s.NextHops {
 		r := newRule(f, egress.NextHopPriority, h.Mark, egress.MarkMask)
 		r.Table = h.Mark.Table()
 		es = append(es, ruleEntry(f, r), s.toNode(f, r.Table, f.any, h.Via))
-		for _, p := range s.Pods {
-			if f.has(p.Addr()) {
-				es = append(es, routeEntry(f, noRoute(f, unix.RTN_THROW, r.Table, p, f.metric), ""))
-			}
-		}
+		es = append(es, s.podsElsewhere(f, r.Table)...)
 	}
 	for _, s := range s.Subnets {
 		if !f.has(s.Gateway) {
@@ -196,6 +218,16 @@ func (s State) familyEntries(f family) []entry {
 		// With an IPv6 underlay, IPv4 packets need the link-local neighbours only.
 		if gw := f.gateway(p.Underlay); s.reaches(p) && f.has(gw) {
 			es = append(es, neighbourEntry(f, gw, egress.OverlayMAC(p.Underlay), netlink.NUD_PERMANENT))
+		}
+	}
+	return es
+}
+
+// podsElsewhere returns what ends a table for the addresses of the node's own pods.
+func (s State) podsElsewhere(f family, table int) (es []entry) {
+	for _, p := range s.Pods {
+		if f.has(p.Addr()) {
+			es = append(es, routeEntry(f, noRoute(f, unix.RTN_THROW, table, p, f.metric), ""))
 		}
 	}
 	return es
