@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"strconv"
 	"strings"
 
 	"github.com/google/nftables"
@@ -18,20 +19,32 @@ type kind struct {
 	nftables.SetDatatype
 	order binaryutil.ByteOrder // nil: there is none, as in the value of a set
 	parts []kind               // of a concatenation: each begins at a multiple of 4 bytes
+	// interval: a value is the first and the last of a range, and parts are those of both.
+	interval bool
 }
 
 var (
-	address4 = kind{nftables.TypeIPAddr, binaryutil.BigEndian, nil}
-	address6 = kind{nftables.TypeIP6Addr, binaryutil.BigEndian, nil}
-	link     = kind{nftables.TypeIFName, binaryutil.BigEndian, nil} // padded with zeros
-	ether    = kind{nftables.TypeEtherAddr, binaryutil.BigEndian, nil}
-	mark     = kind{nftables.TypeMark, binaryutil.NativeEndian, nil}
-	protocol = kind{nftables.TypeEtherType, binaryutil.BigEndian, nil}
+	address4 = kind{SetDatatype: nftables.TypeIPAddr, order: binaryutil.BigEndian}
+	address6 = kind{SetDatatype: nftables.TypeIP6Addr, order: binaryutil.BigEndian}
+	link     = kind{SetDatatype: nftables.TypeIFName, order: binaryutil.BigEndian} // padded with zeros
+	ether    = kind{SetDatatype: nftables.TypeEtherAddr, order: binaryutil.BigEndian}
+	mark     = kind{SetDatatype: nftables.TypeMark, order: binaryutil.NativeEndian}
+	protocol = kind{SetDatatype: nftables.TypeEtherType, order: binaryutil.BigEndian}
+	port     = kind{SetDatatype: nftables.TypeInetService, order: binaryutil.BigEndian}
+
+	// Of anonymous sets.
+	addressType = kind{SetDatatype: nftables.TypeFIBAddr, order: binaryutil.NativeEndian}
+	transport   = kind{SetDatatype: nftables.TypeInetProto, order: binaryutil.BigEndian}
+	icmpType    = kind{SetDatatype: nftables.TypeICMPType, order: binaryutil.BigEndian}
+	icmpv6Type  = kind{SetDatatype: nftables.TypeICMP6Type, order: binaryutil.BigEndian}
 
 	linkAddress4     = concat(link, address4)
 	peer4, peer6     = concat(address4, ether), concat(address6, ether)
 	sender4, sender6 = concat(ether, address4, mark), concat(ether, address6, mark)
 	markPair         = concat(mark, mark)
+	unit4, unit6     = concat(address4, port), concat(address6, port)
+	origin4, origin6 = concat(ether, address4, port), concat(ether, address6, port)
+	block4, block6   = rangeOf(unit4), rangeOf(unit6)
 )
 
 func concat(parts ...kind) kind {
@@ -39,7 +52,14 @@ func concat(parts ...kind) kind {
 	for _, p := range parts {
 		types = append(types, p.SetDatatype)
 	}
-	return kind{nftables.MustConcatSetType(types...), nil, parts}
+	return kind{SetDatatype: nftables.MustConcatSetType(types...), parts: parts}
+}
+
+// rangeOf returns the ranges of a concatenation, of which the last part alone differs.
+func rangeOf(k kind) kind {
+	k.parts, k.interval = append(k.parts[:len(k.parts):len(k.parts)], k.parts...), true
+	k.Bytes *= 2
+	return k
 }
 
 // each calls f for each part of a key or value of the kind.
@@ -73,9 +93,14 @@ func (k kind) print(s string) string {
 	case len(k.parts) > 0:
 		var words []string
 		k.each(s, func(k kind, s string) { words = append(words, k.print(s)) })
+		if n := len(words) / 2; k.interval {
+			words = append(words[:n-1:n-1], words[n-1]+"-"+words[2*n-1])
+		}
 		return strings.Join(words, " . ")
 	case k.order == binaryutil.NativeEndian:
 		return fmt.Sprintf("0x%08x", uint32(markOf(s)))
+	case k.Name == port.Name:
+		return strconv.Itoa(int(binary.BigEndian.Uint16([]byte(s))))
 	case k.Name == protocol.Name:
 		return protocols[s]
 	case k.Name == link.Name:

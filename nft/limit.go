@@ -182,7 +182,18 @@ func marshal(family byte, x expr.Any) ([]byte, error) {
 	return expr.Marshal(family, x)
 }
 
-// overLimit matches what is too much for the connection's egress IP.
-func overLimit(set string) term {
-	return words("limit name ct mark map @"+set, loadCt(expr.CtKeyMARK), objectMap{set: set})
+// markSource is the mark that says which egress IP a packet is of: that of its connection, or its own.
+type markSource struct {
+	words string
+	load  expr.Any
+}
+
+var (
+	markOfConnection = markSource{"ct mark", loadCt(expr.CtKeyMARK)}
+	markOfPacket     = markSource{"meta mark", loadMeta(expr.MetaKeyMARK)}
+)
+
+// overLimit matches what is too much for the egress IP.
+func overLimit(of markSource, set string) term {
+	return words("limit name "+of.words+" map @"+set, of.load, objectMap{set: set})
 }

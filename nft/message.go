@@ -137,6 +137,9 @@ func (t table) encodeSet(e *netlink.AttributeEncoder, s set, id uint32) {
 		e.Uint32(unix.NFTA_SET_DATA_TYPE, s.value.GetNFTMagic())
 		e.Uint32(unix.NFTA_SET_DATA_LEN, s.value.Bytes)
 		user = userdata.AppendUint32(user, userdata.NFTNL_UDATA_SET_DATABYTEORDER, s.value.byteOrder())
+		if s.value.interval {
+			user = userdata.AppendUint32(user, userdata.NFTNL_UDATA_SET_DATA_INTERVAL, 1)
+		}
 	}
 	e.Bytes(unix.NFTA_SET_USERDATA, user)
 }
@@ -215,18 +218,18 @@ func (t table) encodeElements(e *netlink.AttributeEncoder, set string, id uint32
 	}))
 }
 
-// addRule appends a rule to its chain, after the anonymous set that it looks into. id is that of the set, other than those of the
-// other rules in the transaction.
+// addRule appends a rule to its chain, after the anonymous sets that it looks into. Their ids are those from id on.
 func (t table) addRule(chain string, r rule, id uint32) op {
 	var msgs []netlink.Message
-	if len(r.set) > 0 {
-		s := set{name: anonymous, key: kind{nftables.TypeFIBAddr, binaryutil.NativeEndian, nil}, flags: unix.NFT_SET_ANONYMOUS | unix.NFT_SET_CONSTANT}
+	for i, own := range r.sets {
+		id := id + uint32(i)
+		s := set{name: anonymous, key: own.kind, flags: unix.NFT_SET_ANONYMOUS | unix.NFT_SET_CONSTANT}
 		made, err := request(unix.NFT_MSG_NEWSET, t.family, netlink.Create, func(e *netlink.AttributeEncoder) { t.encodeSet(e, s, id) })
 		if err != nil {
 			return op{err: err}
 		}
 		filled, err := request(unix.NFT_MSG_NEWSETELEM, t.family, netlink.Create, func(e *netlink.AttributeEncoder) {
-			t.encodeElements(e, s.name, id, r.set)
+			t.encodeElements(e, s.name, id, own.elements)
 		})
 		if err != nil {
 			return op{err: err}

@@ -35,6 +35,14 @@ func openShared(t testing.TB) *Tables {
 	return openHere(t, Config{Shared: true})
 }
 
+func mapPut[K comparable, V any](m map[K]V, k K, v V) map[K]V {
+	if m == nil {
+		m = map[K]V{}
+	}
+	m[k] = v
+	return m
+}
+
 // openHere returns Tables in the namespace of the calling thread.
 func openHere(t testing.TB, cfg Config) *Tables {
 	t.Helper()
@@ -190,6 +198,14 @@ func parseState(t testing.TB, text string) State {
 			s.Self = addr(f[1])
 		case "sender": // node address id
 			s.Senders = append(s.Senders, Sender{addr(f[1]), addr(f[2]), egress.ID(number(f[3]))})
+		case "block": // id address first size
+			s.Blocks = mapPut(s.Blocks, egress.ID(number(f[1])), egress.Block{IP: addr(f[2]), First: uint16(number(f[3])), Size: number(f[4])})
+		case "gateway": // id index
+			s.Gateways = mapPut(s.Gateways, egress.ID(number(f[1])), number(f[2]))
+		case "port": // address first size index node
+			s.Ports = append(s.Ports, Port{egress.Block{IP: addr(f[1]), First: uint16(number(f[2])), Size: number(f[3])}, number(f[4]), addr(f[5])})
+		case "peer": // index node
+			s.Peers = mapPut(s.Peers, number(f[1]), addr(f[2]))
 		case "source": // address
 			s.Sources = append(s.Sources, addr(f[1]))
 		case "pooled": // address

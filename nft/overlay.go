@@ -24,10 +24,10 @@ func overlayChains() []chain {
 		return newRule(chain, append(terms, count(CounterForeign), drop())...)
 	}
 	return []chain{
-		{"overlay_in", base("prerouting", nftables.ChainHookPrerouting, -300), []rule{
+		{"overlay_in", base("prerouting", nftables.ChainHookPrerouting, -300), append([]rule{
 			newRule("overlay_in", fromLoop(), setZone(egress.LoopZone)),
 			newRule("overlay_in", toOverlay(), enter("overlay")),
-		}},
+		}, enterBlocks("overlay_in")...)},
 		// What is only forwarded, and to no node, is none of ours: pods may use the port among themselves.
 		{"overlay", hook{}, append(toNode("overlay", "overlay_from"), foreign("overlay", localDestination()))},
 		// A node sends to a node: this one, or another where this one routes between them.
@@ -63,8 +63,11 @@ func leavesForOverlay(chain string) rule { return newRule(chain, toOverlay(), ju
 
 // checkSender is the rule for what comes out of the overlay. What comes by the loop was looked up here.
 func checkSender(chain string) rule {
-	return newRule(chain, words(fmt.Sprintf("iifname %q", egress.OverlayLink),
-		loadMeta(expr.MetaKeyIIFNAME), equals([]byte(linkKey(egress.OverlayLink))...)), jump("senders"))
+	return newRule(chain, fromOverlay(), jump("senders"))
+}
+
+func fromOverlay() term {
+	return words(fmt.Sprintf("iifname %q", egress.OverlayLink), loadMeta(expr.MetaKeyIIFNAME), equals([]byte(linkKey(egress.OverlayLink))...))
 }
 
 func toOverlay() term { return udpTo(egress.OverlayPort) }
@@ -72,6 +75,10 @@ func toOverlay() term { return udpTo(egress.OverlayPort) }
 // tracked matches what was not told to pass conntrack by.
 func tracked() term {
 	return words("ct state != untracked", loadCt(expr.CtKeySTATE), differs(native(expr.CtStateBitUNTRACKED)...))
+}
+
+func untracked() term {
+	return ctState("untracked", expr.CtStateBitUNTRACKED)
 }
 
 // ofProcess matches what comes from a socket of a process: there is no such user as the number, and a packet of anybody

@@ -25,11 +25,11 @@ func (t table) rebuild(old observedTable) []op {
 			ops = append(ops, t.addChain(ch))
 		}
 	}
-	id := uint32(1)
+	id := uint32(2) // 1 is that of all named sets
 	for _, ch := range t.chains {
 		for _, r := range ch.rules {
-			id++ // 1 is that of all named sets
 			ops = append(ops, t.addRule(ch.name, r, id))
+			id += uint32(len(r.sets))
 		}
 	}
 	return ops

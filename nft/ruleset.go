@@ -40,6 +40,8 @@ const (
 	maxPods  = 16384 // of one family; a hundred times what a kubelet runs by default
 	// maxSenders is how many pods may share the egress IPs of one gateway, of one family.
 	maxSenders = 65536
+	// maxUnits is how many units of ports (egress.MinBlock) other nodes may have of the egress IPs of one gateway, of one family: all ports of 256 IPs.
+	maxUnits = 256 << 10
 )
 
 // tables returns the tables as they must be, elements apart: not to be changed. Only the MSS, the ports, the chains of the
@@ -49,13 +51,13 @@ func tables(s State) []table {
 	for link, c := range s.Carriers {
 		macs[link] = c.MAC
 	}
-	shape := fmt.Sprint(s.Hold, s.OverlayMTU, s.RandomPorts, s.Renewal, macs)
+	shape := fmt.Sprint(s.Hold, s.OverlayMTU, s.RandomPorts, s.Renewal, macs, len(s.Peers) > 0)
 	built.Lock()
 	defer built.Unlock()
 	if all := built.tables[shape]; all != nil {
 		return all
 	}
-	all := []table{inetTable(s), arpTable(), netdevTable(s.Carriers)}
+	all := []table{inetTable(s), arpTable(), netdevTable(s.Carriers, len(s.Peers) > 0)}
 	for i := range all {
 		all[i] = all[i].renewed(s.Renewal)
 	}
@@ -78,7 +80,7 @@ func inetTable(s State) table {
 		family: nftables.TableFamilyINet, name: egress.TableName,
 		counters: []string{CounterBandwidth, CounterForeign, CounterForged, CounterGuard, CounterInvalid, CounterNDP, CounterNoNextHop,
 			CounterSender, CounterService, CounterUnhosted, CounterUnknown, CounterUnmarked},
-		chains: append(overlayChains(), steeringChains(s.Hold)...),
+		chains: slices.Concat(overlayChains(), blockChains(), steeringChains(s.Hold), []chain{toNodeChain()}),
 	}
 	t.chains = append(t.chains, fenceChains()...)
 	t.chains = append(t.chains, leavingChains(s)...)
@@ -98,6 +100,12 @@ func inetTable(s State) table {
 			set{name: "sender" + f.digit, key: f.sender, size: maxSenders},
 			set{name: "source" + f.digit, key: f.address, size: maxIDs},
 			set{name: "pooled" + f.digit, key: f.address, size: maxIDs},
+			set{name: "block" + f.digit, key: mark, value: f.block, flags: flagMap, size: maxIDs},
+			set{name: "port" + f.digit, key: f.unit, value: mark, flags: flagMap, size: maxUnits},
+			set{name: "origin" + f.digit, key: f.origin, size: maxUnits},
+			set{name: "hostedip" + f.digit, key: f.address, size: maxIDs},
+			set{name: "exit" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxIDs},
+			set{name: "id" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxIDs},
 			set{name: "permit" + f.digit, key: f.address, size: maxIDs, permits: true})
 	}
 	t.sets = append(t.sets,
@@ -105,6 +113,7 @@ func inetTable(s State) table {
 		set{name: "guarded", key: mark, flags: flagDynamic | flagTimeout, size: maxIDs},
 		set{name: "bandwidth", key: mark, object: objectLimit, flags: flagObject, size: maxIDs},
 		set{name: "nexthop", key: markPair, value: mark, flags: flagMap, size: maxIDs},
+		set{name: "gateway", key: mark, value: mark, flags: flagMap, size: maxIDs},
 		set{name: "hosted", key: markPair, value: mark, flags: flagMap, size: maxIDs})
 	return t
 }
@@ -148,13 +157,14 @@ func steeringChains(hold time.Duration) []chain {
 			newRule("steer", count(CounterNoNextHop), drop()))},
 		// What this node has to say of an answer to a pod, above all that it is too large for the pod's link, goes the way of the pod's own packets,
 		// in its name: the gateway puts the egress IP into it, or else nobody outside would know what it is about.
-		{"errors", hook{nftables.ChainTypeRoute, "output", *nftables.ChainHookOutput, -90, ""}, perFamily(func(f family) rule {
+		{"errors", hook{nftables.ChainTypeRoute, "output", *nftables.ChainHookOutput, -90, ""}, append(perFamily(func(f family) rule {
 			return newRule("errors", icmpOf(f), ctState("related", expr.CtStateBitRELATED), direction("original", 0), tagged(), errorAboutPod(f), enter("steer"))
-		})},
+		}), errorsAboutBlocks("errors")...)},
 		// What has passed once is never sent on that way again, and nothing else than egress connections passes. An answer to a connection
 		// that this node does not know, or not any more, would be in conntrack as one to the pod, and take its port.
 		{"steer_passed", hook{}, slices.Concat(
 			[]rule{
+				newRule("steer_passed", untracked(), markIs(egress.RoutingBit, egress.RoutingBit), accept()), // by block_pass
 				newRule("steer_passed", direction("reply", 1), tagged(), setMark(0), accept()),
 				newRule("steer_passed", lost, count(CounterInvalid), drop()),
 			},
@@ -230,13 +240,14 @@ func leavingChains(s State) []chain {
 		ports = randomPort
 	}
 	own := perFamily(func(f family) rule { return newRule("translate_egress", toPass(), snatToSelf(f)) })
-	own = append(own, perFamily(func(f family) rule { return newRule("translate_egress", snatFrom(f, "snat"+f.digit, ports)) })...)
+	own = slices.Concat(perFamily(func(f family) rule { return newRule("translate_egress", snatToBlock(f, ports)) }), own,
+		perFamily(func(f family) rule { return newRule("translate_egress", snatFrom(f, "snat"+f.digit, ports)) }))
 	identity := words(fmt.Sprintf("meta mark set ct mark & 0x%08x", uint32(id)), loadCt(expr.CtKeyMARK), mask(id, 0), setMeta(expr.MetaKeyMARK))
 	permitted := perFamily(func(f family) rule { return newRule("permitted", alive(), saddrIn(f, "permit"+f.digit), accept()) })
 	return []chain{
 		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0, ""}, fwd},
 		// The packet mark becomes the id, which VXLAN carries as its group policy. The loop leaves the mark alone.
-		{"identity", post(nftables.ChainTypeFilter, 0), append([]rule{leavesForOverlay("identity"), newRule("identity", toPass(), identity)}, unmarked()...)},
+		{"identity", post(nftables.ChainTypeFilter, 0), append([]rule{leavesForOverlay("identity"), newRule("identity", toPass(), jump("to_node")), newRule("identity", toPass(), identity)}, unmarked()...)},
 		// Before every other NAT: what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
 		{"translate", post(nftables.ChainTypeNAT, egress.TranslatePriority), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
 		{"translate_egress", hook{}, slices.Concat(own, guarded("translate_egress"))},
@@ -244,7 +255,7 @@ func leavingChains(s State) []chain {
 		{"guard", post(nftables.ChainTypeFilter, 300), []rule{newRule("guard", direction("original", 0), tagged(), enter("permitted"))}},
 		{"permitted", hook{}, slices.Concat([]rule{
 			newRule("permitted", toPass(), accept()),
-			newRule("permitted", overLimit("bandwidth"), count(CounterBandwidth), drop()),
+			newRule("permitted", overLimit(markOfConnection, "bandwidth"), count(CounterBandwidth), drop()),
 		}, permitted, guarded("permitted"))},
 	}
 }
@@ -255,11 +266,13 @@ const guardedFor = 30 * time.Second
 // guarded drops what would leave with a wrong source, and remembers of which egress IP it was. That is a rule of its own: where a set takes no
 // more, its rule ends.
 func guarded(chain string) []rule {
-	return []rule{
-		newRule(chain, words(fmt.Sprintf("update @guarded { ct mark timeout %dms }", guardedFor.Milliseconds()),
-			loadCt(expr.CtKeyMARK), &expr.Dynset{SrcRegKey: reg, SetName: "guarded", Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: guardedFor})),
-		newRule(chain, count(CounterGuard), drop()),
-	}
+	return []rule{newRule(chain, remembered(markOfConnection)), newRule(chain, count(CounterGuard), drop())}
+}
+
+// remembered puts the egress IP of a packet among those of which the guard dropped something.
+func remembered(of markSource) term {
+	return words(fmt.Sprintf("update @guarded { %s timeout %dms }", of.words, guardedFor.Milliseconds()),
+		of.load, &expr.Dynset{SrcRegKey: reg, SetName: "guarded", Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: guardedFor})
 }
 
 // unmarked are the rules that drop what a selected pod sends to the outside without its egress: another program has overwritten the mark of
@@ -321,12 +334,16 @@ func arpTable() table {
 	}
 }
 
-// netdevTable answers ARP requests where they come in, before the kernel sees them: it would answer for an address of another link only
+// netdevTable says which node a frame in the overlay is for, and answers ARP requests where they come in, before the kernel sees them: it would answer for an address of another link only
 // where arp_ignore lets it. So there is one answer whatever the sysctls say, and none once the permit is over.
-func netdevTable(carriers map[string]Carrier) table {
+func netdevTable(carriers map[string]Carrier, overlay bool) table {
 	t := table{
 		family: nftables.TableFamilyNetdev, name: egress.TableName,
-		sets: []set{{name: "carried4", key: linkAddress4, size: maxIDs}, {name: "permit4", key: address4, size: maxIDs, permits: true}},
+		sets: []set{{name: "carried4", key: linkAddress4, size: maxIDs}, {name: "node", key: mark, value: ether, flags: flagMap, size: maxNodes},
+			{name: "permit4", key: address4, size: maxIDs, permits: true}},
+	}
+	if overlay {
+		t.chains = append(t.chains, addressNodeChain())
 	}
 	for _, link := range slices.Sorted(maps.Keys(carriers)) {
 		name := "answer_" + link

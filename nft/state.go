@@ -27,6 +27,15 @@ type State struct {
 	Hold     time.Duration
 	// NextHops say where the connections of local pods go, by id. The packets of an id without entry are dropped and counted.
 	NextHops map[egress.ID]egress.Mark
+	// Blocks are the ports of an egress IP that connections of this node's pods get here, by id. The ids of other protocols than those with ports, and
+	// ids without block, are translated by the gateway.
+	Blocks map[egress.ID]egress.Block
+	// Gateways are the Node.Index of the gateway of what leaves by egress.ToGatewayMark, by id.
+	Gateways map[egress.ID]int
+	// Ports are the blocks of other nodes at the egress IPs of Hosted: their packets leave with those, and what comes for those goes to them.
+	Ports []Port
+	// Peers are the overlay endpoints of other nodes, by Node.Index. Where there are any, the overlay link has to be there.
+	Peers map[int]netip.Addr
 	// Hosted are the ids that this node may send with: for its own pods, and for what comes over the overlay.
 	Hosted map[egress.ID]Hosted
 	// Fenced are the egress IPs of pools that this node has as an address, or is about to have: without a permit they are not
@@ -62,6 +71,13 @@ type Hosted struct {
 	IP    netip.Addr
 	Mark  egress.Mark
 	Limit Limit // of the request direction, all pods together
+}
+
+// Port is a block of another node.
+type Port struct {
+	egress.Block
+	Index int        // of the node
+	Node  netip.Addr // its overlay endpoint
 }
 
 // Sender is a pod of an egress, and the overlay endpoint of its node.
@@ -101,6 +117,9 @@ func (s State) elements() map[string]elements {
 		if f, ip, ok := familyOf(h.IP); ok {
 			put("hosted", pairKey(id.ConnMark()), markKey(h.Mark))
 			put("snat"+f.digit, markKey(id.ConnMark()), key(ip))
+			put("hostedip"+f.digit, key(ip), "")
+			put("exit"+f.digit, key(ip), markKey(h.Mark))
+			put("id"+f.digit, key(ip), markKey(id.ConnMark()))
 			if h.Limit != (Limit{}) {
 				put("bandwidth", markKey(id.ConnMark()), h.Limit.value())
 			}
@@ -132,6 +151,25 @@ func (s State) elements() map[string]elements {
 			put("sender"+f.digit, mac(from.Node)+key(pod)+markKey(from.ID.ConnMark()), "")
 		}
 	}
+	for id, b := range s.Blocks {
+		if f, ip, ok := familyOf(b.IP); ok {
+			put("block"+f.digit, markKey(id.ConnMark()), key(ip)+portKey(b.First)+key(ip)+portKey(b.Last()))
+		}
+	}
+	for id, index := range s.Gateways {
+		put("gateway", markKey(id.ConnMark()), markKey(egress.PeerMark(index)|egress.Mark(id)))
+	}
+	for _, p := range s.Ports {
+		f, ip, ok := familyOf(p.IP)
+		for unit := 0; ok && unit < p.Size; unit += egress.MinBlock {
+			at := key(ip) + portKey(p.First+uint16(unit))
+			put("port"+f.digit, at, markKey(egress.PeerMark(p.Index)))
+			put("origin"+f.digit, mac(p.Node)+at, "")
+		}
+	}
+	for index, node := range s.Peers {
+		put("node", markKey(egress.PeerMark(index)), string(egress.OverlayMAC(node)))
+	}
 	for link, c := range s.Carriers {
 		for _, ip := range c.IPs {
 			if ip = ip.Unmap(); ip.Is4() {
@@ -153,6 +191,9 @@ func key(ip netip.Addr) string { return string(ip.AsSlice()) }
 
 // markKey returns a mark in network byte order.
 func markKey(m egress.Mark) string { return string(binary.BigEndian.AppendUint32(nil, uint32(m))) }
+
+// portKey returns a port in network byte order, as part of a concatenation.
+func portKey(p uint16) string { return pad(string(binary.BigEndian.AppendUint16(nil, p))) }
 
 // pairKey returns the key of what holds for two marks that are equal.
 func pairKey(m egress.Mark) string { return markKey(m) + markKey(m) }

@@ -99,7 +99,11 @@ func (s set) noun() string {
 func (s set) definition() string {
 	out := "{ type " + s.key.Name
 	if s.flags&flagMap != 0 {
-		out += " : " + s.value.Name
+		out += " : "
+		if s.value.interval {
+			out += "interval "
+		}
+		out += s.value.Name
 	}
 	if s.flags&flagObject != 0 {
 		out += " : " + s.object.String()

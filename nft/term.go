@@ -25,14 +25,20 @@ import (
 type term struct {
 	words string
 	exprs []expr.Any
-	set   []element // the anonymous set that the last lookup of exprs is in
+	sets  []anonymousSet // that lookups of exprs are in, in their order
+}
+
+// anonymousSet is a set that belongs to a rule.
+type anonymousSet struct {
+	kind     kind
+	elements []element
 }
 
 // rule is one rule of a chain.
 type rule struct {
 	words string
 	exprs []expr.Any
-	set   []element
+	sets  []anonymousSet // as in term
 	tag   string
 }
 
@@ -45,7 +51,7 @@ func newRule(chain string, terms ...term) rule {
 	for _, t := range terms {
 		words = append(words, t.words)
 		r.exprs = append(r.exprs, t.exprs...)
-		r.set = append(r.set, t.set...)
+		r.sets = append(r.sets, t.sets...)
 	}
 	r.words = strings.Join(words, " ")
 	h := sha256.New()
@@ -71,15 +77,18 @@ type family struct {
 	address  kind
 	peer     kind
 	sender   kind
+	unit     kind
+	origin   kind
+	block    kind
 	answer   []permitSet // of the permits to answer ARP or NDP
 	clocks   []clock     // by which the permits end, first that to send
 }
 
 var (
-	ipv4 = family{"ip", "4", "ipv4", unix.NFPROTO_IPV4, 12, "icmp", unix.IPPROTO_ICMP, 20 + 20, address4, peer4, sender4,
+	ipv4 = family{"ip", "4", "ipv4", unix.NFPROTO_IPV4, 12, "icmp", unix.IPPROTO_ICMP, 20 + 20, address4, peer4, sender4, unit4, origin4, block4,
 		[]permitSet{{nftables.TableFamilyARP, "permit4"}, {nftables.TableFamilyNetdev, "permit4"}},
 		[]clock{{nftables.TableFamilyINet, etherIPv4}, {nftables.TableFamilyARP, etherARP}, {nftables.TableFamilyNetdev, etherARP}}}
-	ipv6 = family{"ip6", "6", "ipv6", unix.NFPROTO_IPV6, 8, "ipv6-icmp", unix.IPPROTO_ICMPV6, 40 + 20, address6, peer6, sender6,
+	ipv6 = family{"ip6", "6", "ipv6", unix.NFPROTO_IPV6, 8, "ipv6-icmp", unix.IPPROTO_ICMPV6, 40 + 20, address6, peer6, sender6, unit6, origin6, block6,
 		[]permitSet{{nftables.TableFamilyINet, "answer6"}},
 		[]clock{{nftables.TableFamilyINet, etherIPv6}}}
 	families = []family{ipv4, ipv6}
@@ -193,10 +202,17 @@ func daddrIn(f family, set string) term {
 func hereType() term {
 	t := words("fib daddr type { local, broadcast, multicast }",
 		&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true}, in(anonymous))
-	for _, v := range []uint32{unix.RTN_LOCAL, unix.RTN_BROADCAST, unix.RTN_MULTICAST} {
-		t.set = append(t.set, element{key: string(native(v))})
-	}
+	t.sets = []anonymousSet{setOf(addressType, native(unix.RTN_LOCAL), native(unix.RTN_BROADCAST), native(unix.RTN_MULTICAST))}
 	return t
+}
+
+// setOf returns an anonymous set of values in the byte order of the kernel.
+func setOf(k kind, values ...[]byte) anonymousSet {
+	s := anonymousSet{kind: k}
+	for _, v := range values {
+		s.elements = append(s.elements, element{key: string(v)})
+	}
+	return s
 }
 
 func localDestination() term {
@@ -368,13 +384,15 @@ func arpReply(mac [6]byte) term {
 // sendBack sends the packet out where it came in.
 func sendBack() term { return words("fwd to iif", loadMeta(expr.MetaKeyIIF), forward{}) }
 
-// expressions returns the rule's expressions for a transaction in which its anonymous set has the id.
-func (r rule) expressions(id uint32) []expr.Any {
+// expressions returns the rule's expressions for a transaction in which its anonymous sets have ids from first on.
+func (r rule) expressions(first uint32) []expr.Any {
 	out := make([]expr.Any, len(r.exprs))
+	id := first
 	for i, e := range r.exprs {
 		if l, ok := e.(*expr.Lookup); ok && l.SetName == anonymous {
 			with := *l
 			with.SetID = id
+			id++
 			e = &with
 		}
 		out[i] = e

@@ -1,0 +1,210 @@
+package nft
+
+import (
+	"encoding/binary"
+	"fmt"
+	"slices"
+
+	"github.com/google/nftables"
+	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// The node of a pod translates what the pod sends, to a port of a block that is the node's alone, whatever gateway it goes by. So a gateway
+// keeps no connections: what comes out of the overlay with one of its egress IPs leaves if the port is of a block of the node that sent it,
+// and what comes for an egress IP goes to the node that has the block of the port. Neither is seen by conntrack, and so by no NAT of anybody.
+
+// unitMask takes a port to the first of its unit. A block is a whole number of units, so that one lookup in a hash finds the block of a port.
+const unitMask = ^uint16(egress.MinBlock - 1)
+
+// portAt is where a kind of packets has the port, or what stands for one, that is of a block.
+type portAt struct {
+	words  string
+	match  []expr.Any
+	sets   []anonymousSet
+	offset uint32 // in the transport header, bytes
+	quoted bool   // in the packet that an ICMP error is about
+}
+
+// way is that of a packet: from a pod, or to one.
+type way int
+
+const (
+	leaving way = iota
+	returning
+)
+
+// portsAt returns where the ports are of packets of the family that go a way.
+func (f family) portsAt(w way) []portAt {
+	request, reply, errors, header, protocolAt := byte(8), byte(0), setOf(icmpType, []byte{3}, []byte{11}, []byte{12}), uint32(20), uint32(9)
+	name, errorNames := "icmp", "destination-unreachable, time-exceeded, parameter-problem"
+	first := []expr.Any{load(expr.PayloadBaseTransportHeader, 8, 1), equals(0x45)} // an IP header without options (RFC 791, section 3.1)
+	if f.number == unix.NFPROTO_IPV6 {
+		request, reply, header, protocolAt, first = 128, 129, 40, 6, nil
+		errors = setOf(icmpv6Type, []byte{1}, []byte{2}, []byte{3}, []byte{4})
+		name, errorNames = "icmpv6", "destination-unreachable, packet-too-big, time-exceeded, parameter-problem"
+	}
+	transports := setOf(transport, []byte{unix.IPPROTO_TCP}, []byte{unix.IPPROTO_UDP}, []byte{unix.IPPROTO_SCTP})
+	byteAt := func(offset uint32) expr.Any { return load(expr.PayloadBaseTransportHeader, offset, 1) }
+	icmp := []expr.Any{loadMeta(expr.MetaKeyL4PROTO), equals(f.icmpNum)}
+	quoting := slices.Concat(icmp, []expr.Any{byteAt(0), in(anonymous)}, first)
+	// A packet has the block's port as its source on the way out, as its destination on the way back. What is quoted went the other way.
+	port, quotedPort, echo, echoName := uint32(0), uint32(2), request, "echo-request"
+	if w == returning {
+		port, quotedPort, echo, echoName = 2, 0, reply, "echo-reply"
+	}
+	// An ICMP error has 8 bytes before what it quotes; an echo has its identifier after 4 (RFC 792, RFC 4443).
+	return []portAt{
+		{"meta l4proto { tcp, udp, sctp }", []expr.Any{loadMeta(expr.MetaKeyL4PROTO), in(anonymous)}, []anonymousSet{transports}, port, false},
+		{name + " type " + echoName, slices.Concat(icmp, []expr.Any{byteAt(0), equals(echo)}), nil, 4, false},
+		{fmt.Sprintf("%s type { %s } @th,%d,8 { tcp, udp, sctp }", name, errorNames, 8*(8+protocolAt)),
+			slices.Concat(quoting, []expr.Any{byteAt(8 + protocolAt), in(anonymous)}), []anonymousSet{errors, transports}, 8 + header + quotedPort, true},
+		{fmt.Sprintf("%s type { %s } @th,%d,8 %s", name, errorNames, 8*(8+protocolAt), name),
+			slices.Concat(quoting, []expr.Any{byteAt(8 + protocolAt), equals(f.icmpNum)}), []anonymousSet{errors}, 8 + header + 4, true},
+	}
+}
+
+// unit matches the packets, and loads an address of theirs and the unit of the port, beginning n bytes after reg.
+func (p portAt) unit(f family, n uint32, side string) term {
+	address := f.source
+	if side == "daddr" {
+		address += f.address.Bytes
+	}
+	port := register(n + f.address.Bytes)
+	return term{
+		words: fmt.Sprintf("%s %s %s . @th,%d,16 & 0x%x", p.words, f.name, side, p.offset*8, unitMask),
+		exprs: slices.Concat(f.is(), p.match, []expr.Any{
+			&expr.Payload{DestRegister: register(n), Base: expr.PayloadBaseNetworkHeader, Offset: address, Len: f.address.Bytes},
+			&expr.Payload{DestRegister: port, Base: expr.PayloadBaseTransportHeader, Offset: p.offset, Len: 2},
+			&expr.Bitwise{SourceRegister: port, DestRegister: port, Len: 2, Mask: binary.BigEndian.AppendUint16(nil, unitMask), Xor: make([]byte, 2)},
+		}),
+		sets: p.sets,
+	}
+}
+
+// ofSender matches what is of a block of the node that has sent it.
+func (p portAt) ofSender(f family) term {
+	t := p.unit(f, 8, "saddr")
+	t.words += " ether saddr @origin" + f.digit
+	t.exprs = append(t.exprs, etherFrom.load(), in("origin"+f.digit))
+	return t
+}
+
+// ofOther matches what is of a block of another node, and loads its PeerMark.
+func (p portAt) ofOther(f family) term {
+	t := p.unit(f, 0, "daddr")
+	t.words += " map @port" + f.digit
+	t.exprs = append(t.exprs, mapped("port"+f.digit))
+	return t
+}
+
+// markOf sets the packet mark to what a map has for an address of the packet; the rule ends there when it has nothing.
+func (f family) markOf(side, set string) term {
+	address := f.saddr()
+	if side == "daddr" {
+		address = f.daddr()
+	}
+	return words(fmt.Sprintf("meta mark set %s %s map @%s%s", f.name, side, set, f.digit),
+		append(f.is(), address, mapped(set+f.digit), setMeta(expr.MetaKeyMARK))...)
+}
+
+// enterBlocks are the rules of the chain before conntrack that lead to blockChains.
+func enterBlocks(chain string) []rule {
+	notPass := words(fmt.Sprintf("iifname != %q", egress.PassPrefix+"*"), loadMeta(expr.MetaKeyIIFNAME), differs([]byte(egress.PassPrefix)...))
+	return slices.Concat(
+		// No node says how this one routes.
+		[]rule{newRule(chain, fromOverlay(), markIs(egress.RoutingBit, egress.RoutingBit), count(CounterSender), drop())},
+		perFamily(func(f family) rule {
+			return newRule(chain, fromOverlay(), saddrIn(f, "pooled"+f.digit), enter("block_from"))
+		}),
+		perFamily(func(f family) rule {
+			return newRule(chain, notPass, daddrIn(f, "hostedip"+f.digit), enter("block_back"))
+		}))
+}
+
+// blockChains decide what passes a gateway without conntrack: block_from what comes out of the overlay with an egress IP, block_back what
+// comes for one from elsewhere. What block_back has no use for may be of a connection of this node.
+func blockChains() []chain {
+	var check, returned []rule
+	for _, f := range families {
+		for _, p := range f.portsAt(leaving) {
+			check = append(check, newRule("block_check", p.ofSender(f), enter("block_pass")))
+		}
+		for _, p := range f.portsAt(returning) {
+			returned = append(returned, newRule("block_back", p.ofOther(f), setMark(egress.ToNodeMark), notrack(), accept()))
+		}
+	}
+	ofID := func(f family, terms ...term) rule {
+		return newRule("block_pass", append([]term{f.markOf("saddr", "id")}, terms...)...)
+	}
+	return []chain{
+		{"block_from", hook{}, append(perFamily(func(f family) rule { return newRule("block_from", f.markOf("saddr", "exit"), enter("block_check")) }),
+			newRule("block_from", count(CounterUnhosted), drop()))},
+		{"block_check", hook{}, append(check, newRule("block_check", count(CounterSender), drop()))},
+		{"block_pass", hook{}, slices.Concat(
+			perFamily(func(f family) rule {
+				return ofID(f, overLimit(markOfPacket, "bandwidth"), count(CounterBandwidth), drop())
+			}),
+			perFamily(func(f family) rule {
+				return newRule("block_pass", alive(), saddrIn(f, "permit"+f.digit), f.markOf("saddr", "exit"), notrack(), accept())
+			}),
+			perFamily(func(f family) rule { return ofID(f, remembered(markOfPacket)) }),
+			[]rule{newRule("block_pass", count(CounterGuard), drop())})},
+		{"block_back", hook{}, returned},
+	}
+}
+
+// toNodeChain numbers the node that a packet is for, on its way into the overlay.
+func toNodeChain() chain {
+	rules := []rule{newRule("to_node", direction("original", 0), words("meta mark set ct mark map @gateway",
+		loadCt(expr.CtKeyMARK), mapped("gateway"), setMeta(expr.MetaKeyMARK)), accept())}
+	for _, f := range families {
+		for _, p := range f.portsAt(returning) {
+			t := p.ofOther(f)
+			t.words = "meta mark set " + t.words
+			t.exprs = append(t.exprs, setMeta(expr.MetaKeyMARK))
+			rules = append(rules, newRule("to_node", t, accept()))
+		}
+	}
+	return chain{"to_node", hook{}, rules}
+}
+
+// errorsAboutBlocks are the rules for what this node itself has to say of a packet of another node's block: it goes to that node.
+func errorsAboutBlocks(chain string) (rules []rule) {
+	for _, f := range families {
+		for _, p := range f.portsAt(returning) {
+			if p.quoted {
+				rules = append(rules, newRule(chain, p.ofOther(f), setMark(egress.ToNodeMark), accept()))
+			}
+		}
+	}
+	return rules
+}
+
+// snatToBlock translates to a port of the block of the connection's id. The rule ends where there is none, or for a protocol without ports.
+func snatToBlock(f family, ports portChoice) term {
+	nat := f.snat()
+	nat.RegProtoMin, nat.RegAddrMax, nat.RegProtoMax = register(f.address.Bytes), register(f.address.Bytes+4), register(2*f.address.Bytes+4)
+	nat.Specified = true
+	line := fmt.Sprintf("meta nfproto %s meta l4proto { %s, tcp, udp, sctp } snat %s to ct mark map @block%s", f.protocol, f.icmp, f.name, f.digit)
+	if ports == randomPort {
+		line, nat.FullyRandom = line+" fully-random", true
+	}
+	return term{
+		words: line,
+		exprs: append(f.is(), loadMeta(expr.MetaKeyL4PROTO), in(anonymous), loadCt(expr.CtKeyMARK), mapped("block"+f.digit), nat),
+		sets:  []anonymousSet{setOf(transport, []byte{f.icmpNum}, []byte{unix.IPPROTO_TCP}, []byte{unix.IPPROTO_UDP}, []byte{unix.IPPROTO_SCTP})},
+	}
+}
+
+// addressNodeChain gives a frame the MAC address of the node that its mark says. It needs the overlay link.
+func addressNodeChain() chain {
+	return chain{"to_node", hook{nftables.ChainTypeFilter, "egress", *nftables.ChainHookEgress, 0, egress.OverlayLink}, []rule{
+		newRule("to_node", words(fmt.Sprintf("@ll,0,48 set meta mark & 0x%08x map @node", uint32(egress.PeerMask)),
+			loadMeta(expr.MetaKeyMARK), mask(egress.PeerMask, 0), mapped("node"), etherTo.store())),
+		newRule("to_node", words(fmt.Sprintf("meta mark set meta mark & 0x%08x", uint32(^egress.PeerMask)),
+			loadMeta(expr.MetaKeyMARK), mask(^egress.PeerMask, 0), setMeta(expr.MetaKeyMARK))),
+	}}
+}
