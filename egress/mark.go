@@ -43,8 +43,12 @@ const (
 
 	// ReturnTable is the route table of ReturnMark. Table ReturnTable+n belongs to the routing mark RoutingBit+n.
 	ReturnTable = 7000
+	// SelfPriority is the priority of the ip rule for what the node itself sends: an egress IP that is its address is that of pods then, of whose
+	// packets it has something to say. AddressPriority is that of the rule by which the IP is local for all else without the routing bit. Both are
+	// there only while the node has such addresses.
+	SelfPriority, AddressPriority = 1000, 1001
 	// GuardPriority is the priority of the ip rule that takes every packet without a mark of ours past the others, to the last one.
-	GuardPriority = 1000
+	GuardPriority = 1002
 	// ClosePriority is that of the rules by which what comes out of the overlay, or of the loop, goes nowhere as long as it has the id as its mark
 	// that it came with: the nftables tables would have given it another, and somebody has flushed them. It is no rule for packets without
 	// any mark: where the kernel looks for the way back to a packet's source, it looks as if that way came out of the overlay.

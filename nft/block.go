@@ -25,7 +25,6 @@ type portAt struct {
 	match  []expr.Any
 	sets   []anonymousSet
 	offset uint32 // in the transport header, bytes
-	quoted bool   // in the packet that an ICMP error is about
 }
 
 // way is that of a packet: from a pod, or to one.
@@ -57,12 +56,12 @@ func (f family) portsAt(w way) []portAt {
 	}
 	// An ICMP error has 8 bytes before what it quotes; an echo has its identifier after 4 (RFC 792, RFC 4443).
 	return []portAt{
-		{"meta l4proto { tcp, udp, sctp }", []expr.Any{loadMeta(expr.MetaKeyL4PROTO), in(anonymous)}, []anonymousSet{transports}, port, false},
-		{name + " type " + echoName, slices.Concat(icmp, []expr.Any{byteAt(0), equals(echo)}), nil, 4, false},
+		{"meta l4proto { tcp, udp, sctp }", []expr.Any{loadMeta(expr.MetaKeyL4PROTO), in(anonymous)}, []anonymousSet{transports}, port},
+		{name + " type " + echoName, slices.Concat(icmp, []expr.Any{byteAt(0), equals(echo)}), nil, 4},
 		{fmt.Sprintf("%s type { %s } @th,%d,8 { tcp, udp, sctp }", name, errorNames, 8*(8+protocolAt)),
-			slices.Concat(quoting, []expr.Any{byteAt(8 + protocolAt), in(anonymous)}), []anonymousSet{errors, transports}, 8 + header + quotedPort, true},
+			slices.Concat(quoting, []expr.Any{byteAt(8 + protocolAt), in(anonymous)}), []anonymousSet{errors, transports}, 8 + header + quotedPort},
 		{fmt.Sprintf("%s type { %s } @th,%d,8 %s", name, errorNames, 8*(8+protocolAt), name),
-			slices.Concat(quoting, []expr.Any{byteAt(8 + protocolAt), equals(f.icmpNum)}), []anonymousSet{errors}, 8 + header + 4, true},
+			slices.Concat(quoting, []expr.Any{byteAt(8 + protocolAt), equals(f.icmpNum)}), []anonymousSet{errors}, 8 + header + 4},
 	}
 }
 
@@ -169,18 +168,6 @@ func toNodeChain() chain {
 		}
 	}
 	return chain{"to_node", hook{}, rules}
-}
-
-// errorsAboutBlocks are the rules for what this node itself has to say of a packet of another node's block: it goes to that node.
-func errorsAboutBlocks(chain string) (rules []rule) {
-	for _, f := range families {
-		for _, p := range f.portsAt(returning) {
-			if p.quoted {
-				rules = append(rules, newRule(chain, p.ofOther(f), setMark(egress.ToNodeMark), accept()))
-			}
-		}
-	}
-	return rules
 }
 
 // snatToBlock translates to a port of the block of the connection's id. The rule ends where there is none, or for a protocol without ports.

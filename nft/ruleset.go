@@ -157,9 +157,9 @@ func steeringChains(hold time.Duration) []chain {
 			newRule("steer", count(CounterNoNextHop), drop()))},
 		// What this node has to say of an answer to a pod, above all that it is too large for the pod's link, goes the way of the pod's own packets,
 		// in its name: the gateway puts the egress IP into it, or else nobody outside would know what it is about.
-		{"errors", hook{nftables.ChainTypeRoute, "output", *nftables.ChainHookOutput, -90, ""}, append(perFamily(func(f family) rule {
+		{"errors", hook{nftables.ChainTypeRoute, "output", *nftables.ChainHookOutput, -90, ""}, perFamily(func(f family) rule {
 			return newRule("errors", icmpOf(f), ctState("related", expr.CtStateBitRELATED), direction("original", 0), tagged(), errorAboutPod(f), enter("steer"))
-		}), errorsAboutBlocks("errors")...)},
+		})},
 		// What has passed once is never sent on that way again, and nothing else than egress connections passes. An answer to a connection
 		// that this node does not know, or not any more, would be in conntrack as one to the pod, and take its port.
 		{"steer_passed", hook{}, slices.Concat(

@@ -219,7 +219,7 @@ func routeEntry(f family, r netlink.Route, dev string) entry {
 	plain := netlink.Route{Family: r.Family, Table: r.Table, Dst: r.Dst, Type: r.Type, Protocol: r.Protocol, Priority: r.Priority, Scope: r.Scope}
 	// The kernel adds flags of its own, as for a link without carrier.
 	r.Flags &= int(netlink.FLAG_ONLINK)
-	plain.Flags, plain.Gw, plain.Via, plain.LinkIndex = r.Flags, r.Gw, r.Via, r.LinkIndex
+	plain.Flags, plain.Gw, plain.Via, plain.LinkIndex, plain.Src = r.Flags, r.Gw, r.Via, r.LinkIndex, r.Src
 	if r.Gw != nil {
 		e.words += " via " + addrOf(r.Gw).String()
 	} else if via, ok := r.Via.(*netlink.Via); ok {
@@ -227,6 +227,9 @@ func routeEntry(f family, r netlink.Route, dev string) entry {
 	}
 	if dev != "" {
 		e.words += " dev " + dev
+	}
+	if r.Src != nil {
+		e.words += " src " + addrOf(r.Src).String()
 	}
 	if r.Scope == netlink.SCOPE_LINK {
 		e.words += " scope link"

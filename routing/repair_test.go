@@ -13,8 +13,8 @@ import (
 // TestWhatIsDamagedComesBack damages the kernel by hand, in every way that Diff has to see, and repairs it.
 func TestWhatIsDamagedComesBack(t *testing.T) {
 	for name, lines := range map[string]string{
-		"guard deleted":            "ip rule del pref 1000",
-		"IPv6 guard deleted":       "ip -6 rule del pref 1000",
+		"guard deleted":            "ip rule del pref 1002",
+		"IPv6 guard deleted":       "ip -6 rule del pref 1002",
 		"return rule deleted":      "ip rule del pref 1999",
 		"next hop's rule deleted":  "ip rule del pref 1200",
 		"rule with a selector":     "ip rule del pref 1999; ip rule add pref 1999 fwmark 0x2000/0x3fff iif lo lookup 7000 protocol 94",

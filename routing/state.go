@@ -27,7 +27,10 @@ type State struct {
 	// into the overlay, and so is, by egress.ToGatewayMark, whatever this node's pods send with a block of its own. Which node it goes to is
 	// not said by the route: all of it has one next hop, whose MAC address the frames get is nobody's.
 	Forwarded []netip.Addr
-	// Addresses are the egress IPs that are addresses of the node: local for what has no mark.
+	// Source6 is the IPv6 address of the node, other than those, that speaks of their packets: the kernel would take the egress IP itself. Zero: it
+	// has none.
+	Source6 netip.Addr
+	// Addresses are those of Forwarded that are addresses of the node: local for what others send to them without a mark.
 	Addresses []netip.Addr
 	// Returns maps the IP of a pod to the underlay address of its node, which has to be a peer, or this node.
 	Returns map[netip.Addr]netip.Addr
@@ -189,14 +192,18 @@ func (s State) familyEntries(f family) []entry {
 	es = append(es, s.podsElsewhere(f, egress.ToGatewayMark.Table())...)
 	for _, ip := range s.Forwarded {
 		if f.has(ip) {
-			es = append(es, routeEntry(f, anyNodeRoute(f, egress.ToNodeMark.Table(), netip.PrefixFrom(ip, ip.BitLen())), egress.OverlayLink))
+			r := anyNodeRoute(f, egress.ToNodeMark.Table(), netip.PrefixFrom(ip, ip.BitLen()))
+			if f.has(s.Source6) {
+				r.Src = s.Source6.AsSlice()
+			}
+			es = append(es, routeEntry(f, r, egress.OverlayLink))
 		}
 	}
-	local := newRule(f, egress.MaxPriority, 0, 0)
-	local.Table = egress.AddressTable
+	self, local := newRule(f, egress.SelfPriority, 0, egress.RoutingBit), newRule(f, egress.AddressPriority, 0, egress.RoutingBit)
+	self.IifName, self.Table, local.Table = loopback, egress.ToNodeMark.Table(), egress.AddressTable
 	for _, ip := range s.Addresses {
 		if f.has(ip) {
-			es = append(es, ruleEntry(f, local), routeEntry(f, localRoute(f, egress.AddressTable, ip), loopback))
+			es = append(es, ruleEntry(f, self), ruleEntry(f, local), routeEntry(f, localRoute(f, egress.AddressTable, ip), loopback))
 		}
 	}
 	for _, h := range s.NextHops {

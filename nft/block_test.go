@@ -1,0 +1,472 @@
+package nft
+
+import (
+	"errors"
+	"fmt"
+	"io"
+	"net"
+	"net/netip"
+	"os/exec"
+	"strconv"
+	"strings"
+	"syscall"
+	"testing"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/internal/netns"
+	"github.com/egret-project/egret/routing"
+)
+
+// blockSite is three nodes on a LAN with a host outside, the server. Node 1 has the pods a and b, node 2 the pod c; the gateway is node 2 or
+// node 3. Every node has a block of 64 ports of the egress IP.
+type blockSite struct {
+	t      testing.TB
+	f      sides
+	ext    space
+	nodes  map[int]*blockNode
+	pods   map[string]space
+	gates  int               // who is the gateway
+	random bool              // ports
+	mangle func(int, *State) // what a test makes of the state of a node
+}
+
+type blockNode struct {
+	space
+	tables *Tables
+	router *routing.Router
+}
+
+const blockID = egress.ID(5)
+
+func (b *blockSite) underlay(n int) netip.Addr {
+	return netip.AddrFrom4([4]byte{10, 10, 0, byte(100 + n)})
+}
+
+func (b *blockSite) block(n int) egress.Block {
+	return egress.Block{IP: b.f.egressIP(), First: uint16(2048 + 1024*n), Size: 64}
+}
+
+func newBlockSite(t testing.TB, f sides) *blockSite {
+	t.Helper()
+	netns.Enter(t)
+	b := &blockSite{t: t, f: f, ext: newSpace(t, "ext"), nodes: map[int]*blockNode{}, pods: map[string]space{}}
+	lan := newSpace(t, "lan")
+	lan.run("ip link add br0 type bridge\nip link set br0 up")
+	port := func(s space, name string) {
+		lan.run(fmt.Sprintf("ip link add %s type veth peer name eth0 netns %s\nip link set %[1]s master br0 up", name, s.name))
+		s.run("ip link set eth0 up")
+	}
+	port(b.ext, "ext")
+	b.ext.run(`ip addr add 10.10.0.200/24 dev eth0
+		ip addr add fd10::200/64 dev eth0 nodad
+		ip addr add 203.0.113.10/32 dev lo
+		ip addr add 2001:db8::10/128 dev lo nodad`)
+	for n := 1; n <= 3; n++ {
+		s := newSpace(t, fmt.Sprint("node", n))
+		port(s, fmt.Sprint("node", n))
+		s.run(fmt.Sprintf(`ip addr add 10.10.0.10%[1]d/24 dev eth0
+			ip addr add fd10::10%[1]d/64 dev eth0 nodad
+			ip route add default via 10.10.0.200
+			ip -6 route add default via fd10::200
+			sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth0.rp_filter=1 net.netfilter.nf_conntrack_tcp_be_liberal=0
+			ip link add egret0 type bridge`, n))
+		node := &blockNode{space: s, tables: s.tables()}
+		s.do(func() (err error) { node.router, err = routing.New(routing.Config{}); return err })
+		t.Cleanup(node.router.Close)
+		b.nodes[n] = node
+	}
+	b.pod("a", 1, 2)
+	b.pod("b", 1, 3)
+	b.pod("c", 2, 2)
+	b.gates = 3
+	b.reach()
+	return b
+}
+
+// pod makes a pod of a node, as a CNI does it, which masquerades what leaves the pods' network.
+func (b *blockSite) pod(name string, node, host int) {
+	p, n := newSpace(b.t, name), b.nodes[node]
+	n.run(fmt.Sprintf(`ip link add pod%[1]s type veth peer name eth0 netns %[2]s
+		ip link set pod%[1]s up
+		sysctl -qw net.ipv4.conf.pod%[1]s.proxy_arp=1 net.ipv4.conf.pod%[1]s.rp_filter=1
+		ip addr add fe80::1/64 dev pod%[1]s nodad
+		ip route add 10.244.%[3]d.%[4]d/32 dev pod%[1]s
+		ip -6 route add fd44:%[3]d::%[4]d/128 dev pod%[1]s`, name, p.name, node, host))
+	p.run(fmt.Sprintf(`ip link set eth0 up
+		ip addr add 10.244.%[1]d.%[2]d/32 dev eth0
+		ip addr add fd44:%[1]d::%[2]d/128 dev eth0 nodad
+		ip route add 169.254.1.1/32 dev eth0
+		ip route add default via 169.254.1.1 dev eth0
+		ip -6 route add default via fe80::1 dev eth0`, node, host))
+	if !n.ok("nft list table inet cni") {
+		n.run("nft add table inet cni")
+		n.run("nft add chain inet cni post { type nat hook postrouting priority 100; }")
+		n.run("nft add rule inet cni post ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade")
+		n.run("nft add rule inet cni post ip6 saddr fd44::/16 ip6 daddr != fd44::/16 masquerade")
+	}
+	b.pods[name] = p
+}
+
+func (b *blockSite) podAddress(name string) netip.Addr {
+	at := map[string]string{"a": "1 2", "b": "1 3", "c": "2 2"}[name]
+	node, host, _ := strings.Cut(at, " ")
+	if b.f.egressIP().Is4() {
+		return netip.MustParseAddr("10.244." + node + "." + host)
+	}
+	return netip.MustParseAddr("fd44:" + node + "::" + host)
+}
+
+// state is what a node has in its tables.
+func (b *blockSite) state(n int) State {
+	ip := b.f.egressIP()
+	s := State{
+		Self: b.underlay(n), OverlayMTU: 1450, Sources: []netip.Addr{ip}, Pooled: []netip.Addr{ip}, RandomPorts: b.random,
+		Pods: map[netip.Addr]egress.ID{}, Peers: map[int]netip.Addr{}, Blocks: map[egress.ID]egress.Block{blockID: b.block(n)},
+		NextHops: map[egress.ID]egress.Mark{blockID: egress.ToGatewayMark}, Gateways: map[egress.ID]int{blockID: b.gates},
+		Except: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd44::/16")},
+	}
+	for peer := range b.nodes {
+		if peer != n {
+			s.Nodes, s.Peers[peer] = append(s.Nodes, b.underlay(peer)), b.underlay(peer)
+		}
+	}
+	switch n {
+	case 1:
+		s.Pods[b.podAddress("a")], s.Pods[b.podAddress("b")] = blockID, blockID
+	case 2:
+		s.Pods[b.podAddress("c")] = blockID
+	}
+	if n != 1 { // both may be the gateway, and forward while a move settles
+		s.Hosted = map[egress.ID]Hosted{blockID: {IP: ip, Mark: egress.LocalMark}}
+		for peer := range b.nodes {
+			if peer != n {
+				s.Ports = append(s.Ports, Port{b.block(peer), peer, b.underlay(peer)})
+			}
+		}
+	}
+	if n == b.gates {
+		s.NextHops[blockID], s.Gateways, s.Fenced = egress.LocalMark, nil, []netip.Addr{ip}
+	}
+	if b.mangle != nil {
+		b.mangle(n, &s)
+	}
+	return s
+}
+
+// reach makes the kernels of all nodes what they are to be, and the neighbours know who the gateway is.
+func (b *blockSite) reach() {
+	b.t.Helper()
+	ip := b.f.egressIP()
+	for n, node := range b.nodes {
+		want := routing.State{Overlay: routing.Overlay{Local: b.underlay(n), MTU: 1450}, Pods: []netip.Prefix{
+			netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", n)), netip.MustParsePrefix(fmt.Sprintf("fd44:%d::/64", n))}}
+		for peer := range b.nodes {
+			if peer != n {
+				want.Peers = append(want.Peers, routing.Peer{Underlay: b.underlay(peer)})
+			}
+		}
+		if n != 1 {
+			want.Forwarded, want.Source6 = []netip.Addr{ip}, netip.MustParseAddr(fmt.Sprintf("fd10::10%d", n))
+		}
+		if n == b.gates {
+			want.Addresses = []netip.Addr{ip}
+		}
+		node.do(func() error {
+			have, err := node.router.Observe()
+			if err != nil {
+				return err
+			}
+			return node.router.Apply(routing.Diff(have, want))
+		})
+		node.do(func() error { reach(b.t, node.tables, b.state(n)); return nil })
+		if n == b.gates {
+			node.run(fmt.Sprintf("ip addr replace %s dev egret0", netip.PrefixFrom(ip, ip.BitLen())))
+			_ = node.ok(fmt.Sprintf("ip route del local %s dev egret0 table local", ip)) // the kernel has none of IPv6 on a link that is down
+			if err := node.tables.Permit([]Permit{{ip, true}}, time.Hour); err != nil {
+				b.t.Fatal(err)
+			}
+		} else {
+			_ = node.ok(fmt.Sprintf("ip addr del %s dev egret0", netip.PrefixFrom(ip, ip.BitLen())))
+		}
+	}
+	mac := strings.Fields(b.output(b.nodes[b.gates].space, "ip -br link show dev eth0"))[2]
+	b.ext.run(fmt.Sprintf("ip neigh replace %s lladdr %s dev eth0 nud permanent", ip, mac))
+}
+
+func (b *blockSite) output(s space, line string) (out string) {
+	b.t.Helper()
+	s.do(func() error {
+		f := strings.Fields(line)
+		o, err := exec.Command(f[0], f[1:]...).CombinedOutput()
+		out = string(o)
+		if err != nil {
+			return fmt.Errorf("%s: %w\n%s", line, err, o)
+		}
+		return nil
+	})
+	return out
+}
+
+// listenTCP accepts connections at a port of the server. Each is told where it comes from, and then what comes by push.
+func (b *blockSite) listenTCP(port int) (conns chan net.Conn) {
+	b.t.Helper()
+	var l net.Listener
+	b.ext.do(func() (err error) {
+		l, err = net.Listen("tcp", net.JoinHostPort(b.f.server, strconv.Itoa(port)))
+		return err
+	})
+	b.t.Cleanup(func() { l.Close() })
+	conns = make(chan net.Conn, 1000)
+	go func() {
+		for {
+			c, err := l.Accept()
+			if err != nil {
+				return
+			}
+			fmt.Fprintln(c, c.RemoteAddr())
+			conns <- c
+		}
+	}()
+	return conns
+}
+
+// dial opens a TCP connection from a pod, from a port (0: any), and returns where the server sees it come from.
+func (b *blockSite) dial(pod string, from, to int) (c net.Conn, seen netip.AddrPort) {
+	b.t.Helper()
+	b.pods[pod].do(func() (err error) {
+		d := net.Dialer{Timeout: 2 * time.Second}
+		if from != 0 {
+			d.LocalAddr = &net.TCPAddr{Port: from}
+		}
+		c, err = d.Dial("tcp", net.JoinHostPort(b.f.server, strconv.Itoa(to)))
+		return err
+	})
+	b.t.Cleanup(func() { c.Close() })
+	return c, netip.MustParseAddrPort(b.line(c))
+}
+
+func (b *blockSite) line(c net.Conn) string {
+	b.t.Helper()
+	if err := c.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+		b.t.Fatal(err)
+	}
+	var out strings.Builder
+	for one := make([]byte, 1); ; {
+		if _, err := c.Read(one); err != nil {
+			b.t.Fatalf("after %q: %v", out.String(), err)
+		}
+		if one[0] == '\n' {
+			return out.String()
+		}
+		out.WriteByte(one[0])
+	}
+}
+
+// inBlock fails the test unless what the server sees is of the block of a node.
+func (b *blockSite) inBlock(what string, seen netip.AddrPort, node int) {
+	b.t.Helper()
+	block := b.block(node)
+	if seen.Addr().Unmap() != b.f.egressIP() || seen.Port() < block.First || seen.Port() > block.Last() {
+		b.t.Errorf("%s: seen as %s, want a port of %s from %d to %d", what, seen, block.IP, block.First, block.Last())
+	}
+}
+
+// A connection outlives its gateway: what is known of it is on the pod's node. The server pushes; the pods say nothing.
+func TestConnectionsOutliveTheirGateway(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			b := newBlockSite(t, f)
+			accepted := b.listenTCP(7001)
+			const each = 20
+			conns := map[net.Conn]string{}
+			for i := range each {
+				for _, pod := range []string{"a", "b", "c"} {
+					c, seen := b.dial(pod, 30000+i, 7001) // all pods from the same ports
+					b.inBlock("a connection of "+pod, seen, map[string]int{"a": 1, "b": 1, "c": 2}[pod])
+					conns[c] = pod
+				}
+			}
+			push := func(text string) {
+				t.Helper()
+				for range conns {
+					c := <-accepted
+					if _, err := fmt.Fprintln(c, text); err != nil {
+						t.Errorf("pushing %s: %v", text, err)
+					}
+					accepted <- c
+				}
+				for c, pod := range conns {
+					if got := b.line(c); got != text {
+						t.Errorf("pod %s got %q, want %q", pod, got, text)
+					}
+				}
+			}
+			push("before")
+			known := func(n int) string {
+				return b.output(b.nodes[n].space, "conntrack -L -d "+f.server)
+			}
+			if out := known(3); strings.Contains(out, "ESTABLISHED") {
+				t.Errorf("the gateway knows connections:\n%s", out)
+			}
+			b.nodes[3].run("ip link set eth0 down") // the power goes
+			b.gates = 2
+			delete(b.nodes, 3)
+			b.reach()
+			push("after")
+			if out := known(2); strings.Count(out, "ESTABLISHED") != each {
+				t.Errorf("the new gateway knows more connections than those of its own pod, %d:\n%s", each, out)
+			}
+			c, seen := b.dial("a", 0, 7001)
+			b.inBlock("a new connection", seen, 1)
+			c.Close()
+		})
+	}
+}
+
+// What has no TCP gets back to the pod as well: datagrams, large ones in fragments both ways, pings, and errors of the server, of a router and of
+// the gateway.
+func TestWhatIsNoTCPFindsItsWayBack(t *testing.T) {
+	for _, f := range bothSides {
+		for name, gateway := range map[string]int{"another node is the gateway": 3, "its own node is the gateway": 2} {
+			t.Run(f.pod+"/"+name, func(t *testing.T) {
+				b := newBlockSite(t, f)
+				b.gates = gateway
+				b.reach()
+				pod := b.pods["c"]
+				if !pod.ok("ping -c1 -w3 " + f.server) {
+					t.Error("no answer to a ping")
+				}
+				var server net.PacketConn
+				b.ext.do(func() (err error) {
+					server, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "7002"))
+					return err
+				})
+				defer server.Close()
+				seen := make(chan netip.AddrPort, 100)
+				go func() {
+					buf := make([]byte, 1<<16)
+					for {
+						n, from, err := server.ReadFrom(buf)
+						if err != nil {
+							return
+						}
+						seen <- netip.MustParseAddrPort(from.String())
+						server.WriteTo(buf[:n], from) // what is lost shows as no answer
+					}
+				}()
+				talk := func(size int) error {
+					var got int
+					err := netns.Do(pod.name, func() error {
+						c, err := net.Dial("udp", net.JoinHostPort(f.server, "7002"))
+						if err != nil {
+							return err
+						}
+						defer c.Close()
+						for range 4 { // the path's MTU is learned on the way, on both ends
+							if err := c.SetDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+								return err
+							}
+							if _, err = c.Write(make([]byte, size)); err == nil {
+								got, err = c.Read(make([]byte, 1<<16))
+							}
+							if err == nil {
+								break
+							}
+						}
+						return err
+					})
+					if err == nil && got != size {
+						err = fmt.Errorf("%d bytes come back of %d", got, size)
+					}
+					return err
+				}
+				for _, size := range []int{1, 4000} {
+					if err := talk(size); err != nil {
+						t.Errorf("%d bytes: %v", size, err)
+						continue
+					}
+					b.inBlock(fmt.Sprintf("a datagram of %d bytes", size), <-seen, 2)
+				}
+				refused := func() error {
+					return netns.Do(pod.name, func() error {
+						c, err := net.Dial("udp", net.JoinHostPort(f.server, "9"))
+						if err != nil {
+							return err
+						}
+						defer c.Close()
+						c.Write([]byte("?"))
+						if err := c.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+							return err
+						}
+						_, err = c.Read(make([]byte, 10))
+						return err
+					})
+				}
+				if err := refused(); !errors.Is(err, syscall.ECONNREFUSED) {
+					t.Errorf("a closed port: %v, want that it is said", err)
+				}
+				// The TTL ends at the node, at the gateway, at the server.
+				far := 3
+				if gateway == 2 {
+					far = 2
+				}
+				for ttl := 1; ttl < far; ttl++ {
+					out, _ := exec.Command("ip", "netns", "exec", pod.name, "ping", "-c1", "-W2", "-t", strconv.Itoa(ttl), f.server).CombinedOutput()
+					if !strings.Contains(string(out), "exceeded") && !strings.Contains(string(out), "limit") {
+						t.Errorf("a ping with %d hops to go: nothing is said:\n%s", ttl, out)
+					}
+				}
+			})
+		}
+	}
+}
+
+// A gateway sends with an egress IP for a node only what has a port of that node's block, and only with its permit.
+func TestANodeSendsWithItsOwnPortsOnly(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			b := newBlockSite(t, f)
+			b.ext.serve(f.server)
+			far := b.nodes[3].tables
+			eventually(t, "the pod does not get out", func() bool { return b.pods["a"].seen(f.server) != "" })
+			if got := b.pods["a"].seen(f.server); got != f.egress {
+				t.Fatalf("source %q, want the egress IP", got)
+			}
+			refuses := func(what, counter string) {
+				t.Helper()
+				counts(t, far, counter, func() {
+					if got := b.pods["a"].seen(f.server); got != "" {
+						t.Errorf("%s: source %q, want nothing", what, got)
+					}
+				})
+			}
+			b.mangle = func(n int, s *State) {
+				if n == 1 {
+					s.Blocks = map[egress.ID]egress.Block{blockID: b.block(2)}
+				}
+			}
+			b.reach()
+			refuses("a port of another node's block", CounterSender)
+			b.mangle = func(n int, s *State) {
+				if n == 1 {
+					s.Blocks = map[egress.ID]egress.Block{blockID: {IP: b.f.egressIP(), First: 1024, Size: 64}}
+				}
+			}
+			b.reach()
+			refuses("a port of no block", CounterSender)
+			b.mangle = nil
+			b.reach()
+			if got := b.pods["a"].seen(f.server); got != f.egress {
+				t.Fatalf("its own block again: source %q, want the egress IP", got)
+			}
+			if err := far.Revoke(f.egressIP()); err != nil {
+				t.Fatal(err)
+			}
+			if err := far.Permit(nil, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			_ = io.Discard
+		})
+	}
+}
