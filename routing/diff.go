@@ -3,6 +3,7 @@ package routing
 import (
 	"cmp"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 
@@ -90,6 +91,16 @@ func Diff(have Observed, want State) Changes {
 		}
 		if _, ok := wanted[e.key()]; !ok && !slots[e.command+" "+e.slot] {
 			c.removes = append(c.removes, op{e.command + " del " + e.words, func(w *writer) error { return absent(e.del(w)) }, e.exit})
+		}
+	}
+	for _, ip := range slices.SortedFunc(maps.Keys(want.Addresses), netip.Addr.Compare) {
+		f, link := familyOf(ip), want.Addresses[ip]
+		if have.off[f.af] {
+			continue
+		}
+		// With an address that comes, the kernel's route comes, after what was observed.
+		if _, known := have.entries[routeEntry(f, localRoute(f, egress.AddressTable, ip), loopback).key()]; !known || have.locals[ip] == link {
+			c.removes = append(c.removes, removeLocal(f, ip, link))
 		}
 	}
 	if !want.Overlay.Local.IsValid() {

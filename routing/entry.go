@@ -168,6 +168,18 @@ func localRoute(f family, table int, ip netip.Addr) netlink.Route {
 	return r
 }
 
+// removeLocal removes the route that the kernel makes with an address.
+func removeLocal(f family, ip netip.Addr, link string) op {
+	r := localRoute(f, unix.RT_TABLE_LOCAL, ip)
+	r.Protocol, r.Priority = 0, 0 // whatever they are
+	return op{fmt.Sprintf("ip %s route del local %s dev %s table local", f.option, ip, link), func(w *writer) (err error) {
+		if r.LinkIndex, err = w.index(link); err == nil {
+			err = w.handle.RouteDel(&r)
+		}
+		return absent(err)
+	}, 0}
+}
+
 // onLink returns the route to the addresses of a subnet.
 func onLink(f family, table int, dst netip.Prefix) netlink.Route {
 	r := netlink.Route{

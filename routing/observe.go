@@ -3,6 +3,9 @@ package routing
 import (
 	"errors"
 	"fmt"
+	"net/netip"
+	"strconv"
+	"strings"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -20,11 +23,13 @@ type Observed struct {
 	entries map[string]entry
 	// filters are the rp_filter of the VLAN links, by name.
 	filters map[string]int
+	// locals are the addresses of the links for egress IPs that are local by the kernel's own route, with their link.
+	locals map[netip.Addr]string
 }
 
 // Observe reads what the kernel holds of ours. An error means that nothing is known.
 func (r *Router) Observe() (Observed, error) {
-	o := Observed{off: map[int]bool{}, links: map[string]link{}, entries: map[string]entry{}}
+	o := Observed{off: map[int]bool{}, links: map[string]link{}, entries: map[string]entry{}, locals: map[netip.Addr]string{}}
 	for _, name := range ourLinks {
 		l, err := r.link(name)
 		if err != nil {
@@ -45,6 +50,9 @@ func (r *Router) Observe() (Observed, error) {
 			if err := o.add(read(f)); err != nil {
 				return Observed{}, err
 			}
+		}
+		if err := r.locals(f, o.locals); err != nil {
+			return Observed{}, err
 		}
 	}
 	if l := o.links[egress.OverlayLink]; l.exists() {
@@ -123,6 +131,39 @@ func (r *Router) routes(f family) ([]entry, error) {
 		}
 	}
 	return es, err
+}
+
+// locals adds the addresses of the links for egress IPs that are local by the kernel's own route.
+func (r *Router) locals(f family, out map[netip.Addr]string) error {
+	links, err := whole("links", r.handle.LinkList)
+	if err != nil {
+		return err
+	}
+	names := map[int]string{}
+	for _, l := range links {
+		name := l.Attrs().Name
+		if id, ok := strings.CutPrefix(name, egress.VLANLinkPrefix); ok {
+			if _, err := strconv.Atoi(id); err != nil {
+				continue
+			}
+		} else if name != egress.AddressLink {
+			continue
+		}
+		names[l.Attrs().Index] = name
+	}
+	if len(names) == 0 {
+		return nil
+	}
+	filter := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL}
+	list, err := whole("local routes", func() ([]netlink.Route, error) {
+		return r.filtered.RouteListFiltered(f.af, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
+	})
+	for _, l := range list {
+		if name, ok := names[l.LinkIndex]; ok {
+			out[prefixOf(l.Dst).Addr()] = name
+		}
+	}
+	return err
 }
 
 // split returns the routes that a route with several next hops stands for. IPv6 routes that differ in nothing but the next hop show

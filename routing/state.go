@@ -30,8 +30,9 @@ type State struct {
 	// Source6 is the IPv6 address of the node, other than those, that speaks of their packets: the kernel would take the egress IP itself. Zero: it
 	// has none.
 	Source6 netip.Addr
-	// Addresses are those of Forwarded that are addresses of the node: local for what others send to them without a mark.
-	Addresses []netip.Addr
+	// Addresses are the egress IPs that are addresses of the node, with the link that they are on: local for what others send to them without a
+	// mark. The kernel's own route of that, which it makes with the address and looks at before all marks, goes.
+	Addresses map[netip.Addr]string
 	// Returns maps the IP of a pod to the underlay address of its node, which has to be a peer, or this node.
 	Returns map[netip.Addr]netip.Addr
 	// Pods are the addresses of this node's own pods, and maybe of others: no next hop leads there. What the kernel itself sends to them may have the mark of what it
@@ -201,7 +202,7 @@ func (s State) familyEntries(f family) []entry {
 	}
 	self, local := newRule(f, egress.SelfPriority, 0, egress.RoutingBit), newRule(f, egress.AddressPriority, 0, egress.RoutingBit)
 	self.IifName, self.Table, local.Table = loopback, egress.ToNodeMark.Table(), egress.AddressTable
-	for _, ip := range s.Addresses {
+	for ip := range s.Addresses {
 		if f.has(ip) {
 			es = append(es, ruleEntry(f, self), ruleEntry(f, local), routeEntry(f, localRoute(f, egress.AddressTable, ip), loopback))
 		}
