@@ -137,7 +137,7 @@ func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 	}
 	f := plan.Facts{
 		Node: a.Node, Underlay: ip, Uplink: linkOf(uplink), PoolUplink: a.Uplink, NoVLAN: !slices.Contains(a.features, check.VLAN),
-		AnswersARP: slices.Contains(a.features, check.ARPAnswers), Hold: a.HoldUnknown, Local: local, Except: a.Except, Cluster: a.Cluster, RandomPorts: a.RandomPorts,
+		AnswersARP: slices.Contains(a.features, check.ARPAnswers), Blocks: slices.Contains(a.features, egress.BlocksFeature), Hold: a.HoldUnknown, Local: local, Except: a.Except, Cluster: a.Cluster, RandomPorts: a.RandomPorts,
 	}
 	for _, l := range links.Others() {
 		f.Links = append(f.Links, linkOf(l))
@@ -284,19 +284,19 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 	d.NFT.Renewal = a.permits.renewal
 	moves, rules := routing.Diff(routes, d.Routing), nft.Diff(tables, d.NFT)
 
-	arrive := func() { errs = append(errs, in("routes", a.router.Apply(moves.Adds()))) }
-	// Where the tables are not whole, as after a boot, they come before the overlay: what it brings would pass without them, and leave
+	arrive := func(part routing.Changes) { errs = append(errs, in("routes", a.router.Apply(part))) }
+	// Where the tables are not whole, as after a boot, they come before the overlay is up: what it brings would pass without them, and leave
 	// with this node's own address.
 	whole := len(rules.Repairs) == 0
-	if whole {
-		arrive()
+	if arrive(moves.Links()); whole {
+		arrive(moves.Entries())
 	}
 	if err := a.tables.Apply(rules); err != nil {
 		// Without its fence no address may come, and without the new tables no route may go.
 		return false, errors.Join(append(errs, in("nftables", err))...)
 	}
 	if !whole {
-		arrive()
+		arrive(moves.Entries())
 	}
 	a.log(ctx, addrs, moves, rules)
 	a.countResets(moves.Loosened, d)

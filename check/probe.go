@@ -71,6 +71,12 @@ var probes = []probe{
 	{"nft-netdev", "silence and answers about egress IPs", Missing, noTables, func() error {
 		return tryTable(nftables.TableFamilyNetdev, "egret", func(*nftables.Conn, *nftables.Table) error { return nil })
 	}},
+	{egress.BlocksFeature, "connections that outlive their gateway", Warning,
+		"the gateway keeps the connections of this node's pods, and they end with it (Linux 5.16 and later have what is missing)", func() error {
+			return tryChain(nftables.TableFamilyNetdev, &nftables.Chain{
+				Name: "out", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookEgress, Priority: nftables.ChainPriorityFilter, Device: "lo",
+			})
+		}},
 	{"nft-owner", "tables that nobody else changes or flushes", Warning,
 		"where somebody flushes all of nftables, as `systemctl restart nftables` does, selected pods of this node leave with other sources until the agent has mended that", tryOwner},
 	{ARPAnswers, "answering ARP where arp_ignore keeps the kernel from it", Warning,

@@ -56,3 +56,6 @@ type PortUse struct {
 	// Drained are the first ports of retired blocks of which no connection of the node has a port any more.
 	Drained []uint16 `json:"drained,omitempty"`
 }
+
+// BlocksFeature is in Agent.Features of a node whose kernel has what blocks of ports take: chains of netdev on the way out (Linux 5.16).
+const BlocksFeature = "nft-egress"

@@ -46,8 +46,8 @@ type State struct {
 	// Self is the overlay endpoint of this node, and Nodes are those of the peers: VXLAN between others is dropped.
 	Self  netip.Addr
 	Nodes []netip.Addr
-	// Senders are the pods of other nodes that may send with the egress IPs that are here. KeepSenders keeps those that are not among them: not all
-	// are known yet.
+	// Senders are the pods of other nodes that may send with the egress IPs that are here. KeepSenders keeps those that are not among them, and of
+	// Ports: not all are known yet.
 	Senders     []Sender
 	KeepSenders bool
 	// Sources are all egress IPs of the cluster, and Pooled those of pools: nobody else may send with them. Others are a node's own address.

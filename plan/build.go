@@ -62,6 +62,8 @@ func Build(s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) Desired {
 		NFT: nft.State{
 			Pods:     map[netip.Addr]egress.ID{},
 			NextHops: map[egress.ID]egress.Mark{},
+			Blocks:   map[egress.ID]egress.Block{},
+			Gateways: map[egress.ID]int{},
 			Hosted:   map[egress.ID]nft.Hosted{},
 		},
 		Announce: map[netip.Addr]string{},
@@ -71,7 +73,7 @@ func Build(s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) Desired {
 	d.NFT.Keep, d.Routing.Keep, d.VLAN.Keep = keep, keep, keep
 	buildOverlay(&d, s, f)
 	exits := exits{s, f, subnetMarks(s)}
-	buildPods(&d, s, f, roles)
+	buildPods(&d, s, f, roles, exits)
 	buildHosted(&d, s, f, roles, exits)
 	return d
 }
@@ -86,6 +88,12 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 	d.NFT.Self, d.NFT.OverlayMTU, d.NFT.RandomPorts = f.Underlay, f.Uplink.MTU-overhead, f.RandomPorts
 	if f.AnswersARP && f.Uplink.MAC != [6]byte{} { // with or without IPs, so that the rules stay when these come and go
 		d.NFT.Carriers = map[string]nft.Carrier{f.Uplink.Name: {MAC: f.Uplink.MAC}}
+	}
+	d.NFT.Peers = map[int]netip.Addr{}
+	for _, p := range f.Uplink.Prefixes {
+		if p.Addr().Is6() && p.Addr().IsGlobalUnicast() && !d.Routing.Source6.IsValid() {
+			d.Routing.Source6 = p.Addr()
+		}
 	}
 	d.NFT.Except = slices.Concat(f.Except, f.Cluster)
 	for _, name := range slices.Sorted(maps.Keys(s.Pods)) {
@@ -103,6 +111,9 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 		if a, ok := n.Primary(f.Underlay); ok && name != f.Node {
 			d.NFT.Nodes = append(d.NFT.Nodes, a)
 			d.Routing.Peers = append(d.Routing.Peers, routing.Peer{Node: name, Underlay: a})
+			if f.Blocks && n.Index > 0 {
+				d.NFT.Peers[n.Index] = a
+			}
 		}
 	}
 }
@@ -122,7 +133,7 @@ func Unknown(s *egress.Snapshot, cluster []netip.Prefix) (nodes []string) {
 }
 
 // buildPods adds what this node's selected pods need: who they are, and where their egress IP lives.
-func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) {
+func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role, exits exits) {
 	own := s.Nodes[f.Node].PodCIDRs
 	d.NFT.Hold, d.NFT.PodCIDRs = f.Hold, slices.Concat(own, s.Pods[egress.AllNodes].CIDRs, f.Cluster)
 	for _, pod := range s.ByNode[egress.Unselected].Pods {
@@ -156,9 +167,20 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 				if roles[a.IP] == Hold {
 					owner = f.Node
 				}
-				if n := s.Nodes[owner]; n.Index > 0 {
+				n := s.Nodes[owner]
+				block, ok := blockFor(members, a.IP)
+				switch ok = ok && f.Blocks && forwards(s, owner); {
+				case n.Index == 0:
+				case ok && owner == f.Node:
+					d.NFT.NextHops[a.ID] = exits.mark(a.Pool)
+				case ok:
+					d.NFT.NextHops[a.ID], d.NFT.Gateways[a.ID] = egress.ToGatewayMark, n.Index
+				default:
 					d.NFT.NextHops[a.ID] = egress.NodeMark(n.Index)
 					gateways[owner] = true
+				}
+				if ok {
+					d.NFT.Blocks[a.ID] = block
 				}
 			}
 		}
@@ -168,6 +190,22 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 			d.Routing.NextHops = append(d.Routing.NextHops, routing.NextHop{Mark: egress.NodeMark(s.Nodes[name].Index), Via: via})
 		}
 	}
+}
+
+// forwards reports whether a gateway takes what its pods' nodes have translated. One without a record is away, and was not asked.
+func forwards(s *egress.Snapshot, gateway string) bool {
+	a, known := s.Agents[gateway]
+	return !known || slices.Contains(a.Features, egress.BlocksFeature)
+}
+
+// blockFor returns the block of ports at an egress IP that the node's new connections get: the largest that is not on its way out.
+func blockFor(m egress.Members, ip netip.Addr) (best egress.Block, ok bool) {
+	for _, b := range m.Blocks {
+		if b.IP == ip && !b.Retired && b.Fault() == nil && b.Size > best.Size {
+			best, ok = b, true
+		}
+	}
+	return best, ok
 }
 
 // underlay returns the address of a node that this one reaches it by, and its own.
@@ -191,7 +229,7 @@ func addressFor(p egress.Policy, pod netip.Addr) egress.Address {
 
 // buildHosted adds what the egress IPs need that the node holds or relays.
 func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role, exits exits) {
-	d.Routing.Returns = map[netip.Addr]netip.Addr{}
+	d.Routing.Returns, d.Routing.Addresses = map[netip.Addr]netip.Addr{}, map[netip.Addr]string{}
 	for _, t := range targets(s) {
 		role := roles[t.IP]
 		if d.NFT.Sources = append(d.NFT.Sources, t.IP); t.Pool != "" {
@@ -215,6 +253,9 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 		d.NFT.Hosted[t.ID] = nft.Hosted{IP: t.IP, Mark: exits.mark(t.Pool), Limit: limit(t.bandwidth)}
 		own := t.Pool != "" // a static IP is its link's: the kernel answers for it with or without Egret
 		d.Permits = append(d.Permits, nft.Permit{IP: t.IP, Answer: own && role == Hold})
+		if own {
+			d.Routing.Forwarded = append(d.Routing.Forwarded, t.IP)
+		}
 		if own && role != Relay {
 			d.NFT.Fenced = append(d.NFT.Fenced, t.IP)
 		}
@@ -225,12 +266,22 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 		for _, name := range t.egresses {
 			for node, members := range s.ByEgress[name] {
 				via, ok := underlay(s, f, node)
+				own := false // its packets leave by themselves, and come back so
+				for _, b := range members.Blocks {
+					switch {
+					case b.IP != t.IP || b.Fault() != nil || !f.Blocks:
+					case node == f.Node:
+						own = true
+					case ok:
+						d.NFT.Ports = append(d.NFT.Ports, nft.Port{Block: b, Index: s.Nodes[node].Index, Node: via})
+					}
+				}
 				for _, pod := range members.Pods {
 					for _, ip := range pod.IPs {
 						if ip.Is4() != t.IP.Is4() {
 							continue
 						}
-						if d.Members[t.ID][ip] = true; !ok {
+						if d.Members[t.ID][ip] = true; !ok || own {
 							continue
 						}
 						d.Routing.Returns[ip] = via

@@ -172,9 +172,11 @@ func (e exits) answer(d *Desired, a egress.Address) {
 		v.Addresses = append(v.Addresses, netip.PrefixFrom(a.IP, p.Subnet.PrefixLength))
 		d.VLAN.VLANs[p.Subnet.VLAN] = v
 		d.Announce[a.IP] = egress.VLANLink(p.Subnet.VLAN)
+		d.Routing.Addresses[a.IP] = egress.VLANLink(p.Subnet.VLAN)
 		return
 	}
 	d.VLAN.Addresses = append(d.VLAN.Addresses, a.IP)
+	d.Routing.Addresses[a.IP] = egress.AddressLink
 	d.Announce[a.IP] = parent.Name
 	if a.IP.Is6() {
 		if d.VLAN.Answers == nil {

@@ -12,7 +12,7 @@ import (
 
 // Changes are the difference between the kernel and a State. The zero Changes are empty.
 type Changes struct {
-	adds, removes []op
+	links, adds, removes []op
 	// Loosened are the VLAN links whose rp_filter is not what it has to be: they are new, or somebody set it.
 	Loosened []string
 }
@@ -25,11 +25,15 @@ type op struct {
 }
 
 // Empty reports whether there is nothing to write.
-func (c Changes) Empty() bool { return len(c.adds)+len(c.removes) == 0 }
+func (c Changes) Empty() bool { return len(c.links)+len(c.adds)+len(c.removes) == 0 }
 
 // Adds returns the part that brings what is missing, and nothing that takes away; the exception is a link of ours that has to be made
 // anew, which goes and comes here, with all that is on it.
-func (c Changes) Adds() Changes { return Changes{adds: c.adds} }
+func (c Changes) Adds() Changes { return Changes{links: c.links, adds: c.adds} }
+
+// Links returns the part of Adds that makes links, which nothing comes in by yet, and Entries the rest.
+func (c Changes) Links() Changes   { return Changes{links: c.links} }
+func (c Changes) Entries() Changes { return Changes{adds: c.adds} }
 
 // Removes returns the part that takes away what is not wanted any more.
 func (c Changes) Removes() Changes { return Changes{removes: c.removes} }
@@ -37,7 +41,7 @@ func (c Changes) Removes() Changes { return Changes{removes: c.removes} }
 // String returns the changes in the order in which Apply makes them, as lines that a shell could run; "" when there are none.
 func (c Changes) String() string {
 	var b strings.Builder
-	for _, o := range slices.Concat(c.adds, c.removes) {
+	for _, o := range slices.Concat(c.links, c.adds, c.removes) {
 		b.WriteString(o.line)
 		b.WriteByte('\n')
 	}
@@ -52,7 +56,7 @@ func Diff(have Observed, want State) Changes {
 		wanted[e.key()] = e
 	}
 	var gone map[string]bool
-	c.adds, gone = have.changeLinks(want.Overlay)
+	c.links, c.adds, gone = have.changeLinks(want.Overlay)
 	// What is on a link goes with it.
 	old = maps.Clone(old)
 	maps.DeleteFunc(old, func(_ string, e entry) bool { return gone[e.bound] })

@@ -180,6 +180,9 @@ func TestTheLinesDoWhatApplyDoes(t *testing.T) {
 				lines = nil
 			}
 			for line := range strings.Lines(s["lines"]) {
+				if strings.Contains(line, " route del local ") {
+					continue // there is no such address here
+				}
 				f := batches.FindString(line)
 				if f != program || f == "" {
 					done()

@@ -80,14 +80,15 @@ func describe(l netlink.Link) string {
 	return b.String()
 }
 
-// changeLinks returns what makes our links as want has them. gone are those that are not there, or are removed in the course.
-func (o Observed) changeLinks(want Overlay) (ops []op, gone map[string]bool) {
+// changeLinks returns what makes our links, and then what makes them as want has them. gone are those that are not there, or are removed in
+// the course.
+func (o Observed) changeLinks(want Overlay) (made, ops []op, gone map[string]bool) {
 	gone = map[string]bool{}
 	if !want.Local.IsValid() {
 		for _, name := range ourLinks {
 			gone[name] = true
 		}
-		return nil, gone
+		return nil, nil, gone
 	}
 	now := maps.Clone(o.links)
 	if now == nil {
@@ -97,11 +98,11 @@ func (o Observed) changeLinks(want Overlay) (ops []op, gone map[string]bool) {
 	replace := func(add op, names ...string) {
 		for _, name := range names {
 			if now[name].exists() {
-				ops = append(ops, removeLink(name))
+				made = append(made, removeLink(name))
 			}
 			now[name], gone[name] = fresh, true
 		}
-		ops = append(ops, add)
+		made = append(made, add)
 	}
 	if now[egress.OverlayLink].made != madeAs(want.Local) {
 		replace(addOverlay(want), egress.OverlayLink)
@@ -112,7 +113,7 @@ func (o Observed) changeLinks(want Overlay) (ops []op, gone map[string]bool) {
 	for _, name := range ourLinks {
 		ops = append(ops, now[name].change(name, want, o.off)...)
 	}
-	return ops, gone
+	return made, ops, gone
 }
 
 // change returns what makes the link as o wants it.
