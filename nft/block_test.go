@@ -3,7 +3,6 @@ package nft
 import (
 	"errors"
 	"fmt"
-	"io"
 	"net"
 	"net/netip"
 	"os/exec"
@@ -69,7 +68,7 @@ func newBlockSite(t testing.TB, f sides) *blockSite {
 			ip addr add fd10::10%[1]d/64 dev eth0 nodad
 			ip route add default via 10.10.0.200
 			ip -6 route add default via fd10::200
-			sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth0.rp_filter=1 net.netfilter.nf_conntrack_tcp_be_liberal=0
+			sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1 net.ipv4.conf.all.rp_filter=1 net.ipv4.conf.eth0.rp_filter=1
 			ip link add egret0 type bridge`, n))
 		node := &blockNode{space: s, tables: s.tables()}
 		s.do(func() (err error) { node.router, err = routing.New(routing.Config{}); return err })
@@ -167,7 +166,8 @@ func (b *blockSite) reach() {
 			}
 		}
 		if n != 1 {
-			want.Forwarded, want.Source6 = []netip.Addr{ip}, netip.MustParseAddr(fmt.Sprintf("fd10::10%d", n))
+			want.Forwarded = []netip.Addr{ip}
+			want.Sources = []netip.Addr{b.underlay(n), netip.MustParseAddr(fmt.Sprintf("fd10::10%d", n))}
 		}
 		if n == b.gates {
 			want.Addresses = map[netip.Addr]string{ip: "egret0"}
@@ -277,7 +277,10 @@ func TestConnectionsOutliveTheirGateway(t *testing.T) {
 		t.Run(f.pod, func(t *testing.T) {
 			b := newBlockSite(t, f)
 			accepted := b.listenTCP(7001)
-			const each = 20
+			each := 20
+			if testing.Short() { // on an emulated machine
+				each = 5
+			}
 			conns := map[net.Conn]string{}
 			for i := range each {
 				for _, pod := range []string{"a", "b", "c"} {
@@ -459,13 +462,65 @@ func TestANodeSendsWithItsOwnPortsOnly(t *testing.T) {
 			if got := b.pods["a"].seen(f.server); got != f.egress {
 				t.Fatalf("its own block again: source %q, want the egress IP", got)
 			}
+			// A mark that the sender gives its frames, as the group policy id, steers nothing here.
+			b.nodes[1].run("nft add table netdev forge")
+			b.nodes[1].run("nft add chain netdev forge out { type filter hook egress device egret.vx priority 10; }")
+			b.nodes[1].run(fmt.Sprintf("nft add rule netdev forge out meta mark set 0x%x", uint32(egress.LocalMark)))
+			refuses("a group policy id that is a routing mark", CounterSender)
+			b.nodes[1].run("nft delete table netdev forge")
+			b.mangle = func(n int, s *State) {
+				if n == 3 {
+					h := s.Hosted[blockID]
+					h.Limit = Limit{Rate: 10, Burst: 10} // less than any packet
+					s.Hosted[blockID] = h
+				}
+			}
+			b.reach()
+			refuses("more than the limit", CounterBandwidth)
+			b.mangle = func(n int, s *State) {
+				if n == 3 {
+					s.Hosted, s.Ports, s.Fenced, s.NextHops, s.Gateways = nil, nil, nil, nil, nil
+				}
+			}
+			b.reach()
+			refuses("an egress IP that is not here", CounterUnhosted)
+			b.mangle = nil
+			b.reach()
+			if got := b.pods["a"].seen(f.server); got != f.egress {
+				t.Fatalf("as before: source %q, want the egress IP", got)
+			}
 			if err := far.Revoke(f.egressIP()); err != nil {
 				t.Fatal(err)
 			}
-			if err := far.Permit(nil, time.Hour); err != nil {
-				t.Fatal(err)
+			refuses("no permit", CounterGuard)
+		})
+	}
+}
+
+// What a pod, or a host outside, sends to the egress IP without a connection ends where it comes in: no reset, no way to a pod.
+func TestNobodyReachesAPodThroughItsBlock(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			b := newBlockSite(t, f)
+			b.ext.serve(f.server)
+			eventually(t, "the pod does not get out", func() bool { return b.pods["a"].seen(f.server) == f.egress })
+			for n := 1; n <= 3; n++ {
+				port := strconv.Itoa(int(b.block(n).First) + 7)
+				for _, s := range []space{b.pods["a"], b.nodes[1].space, b.nodes[3].space} {
+					s.serveAt(port, "::")
+				}
+				for name, from := range map[string]space{"a host outside": b.ext, "a pod": b.pods["c"]} {
+					if got := answer(t, from.in(), f.egress, port); got != "" {
+						t.Errorf("%s gets %q from port %s", name, got, port)
+					}
+					if out, _ := exec.Command("ip", "netns", "exec", from.name, "timeout", "1", "bash", "-c", "echo >/dev/tcp/"+f.egress+"/"+port).CombinedOutput(); strings.Contains(string(out), "refused") {
+						t.Errorf("%s: a connection to port %s is reset:\n%s", name, port, out)
+					}
+				}
 			}
-			_ = io.Discard
+			if !b.ext.ok("ping -c1 -w3 " + f.egress) {
+				t.Error("the egress IP answers no ping")
+			}
 		})
 	}
 }

@@ -91,8 +91,9 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 	}
 	d.NFT.Peers = map[int]netip.Addr{}
 	for _, p := range f.Uplink.Prefixes {
-		if p.Addr().Is6() && p.Addr().IsGlobalUnicast() && !d.Routing.Source6.IsValid() {
-			d.Routing.Source6 = p.Addr()
+		other := func(a netip.Addr) bool { return a.Is4() == p.Addr().Is4() }
+		if p.Addr().IsGlobalUnicast() && !slices.ContainsFunc(d.Routing.Sources, other) {
+			d.Routing.Sources = append(d.Routing.Sources, p.Addr())
 		}
 	}
 	d.NFT.Except = slices.Concat(f.Except, f.Cluster)

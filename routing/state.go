@@ -3,6 +3,7 @@ package routing
 import (
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 
 	"github.com/vishvananda/netlink"
@@ -27,9 +28,9 @@ type State struct {
 	// into the overlay, and so is, by egress.ToGatewayMark, whatever this node's pods send with a block of its own. Which node it goes to is
 	// not said by the route: all of it has one next hop, whose MAC address the frames get is nobody's.
 	Forwarded []netip.Addr
-	// Source6 is the IPv6 address of the node, other than those, that speaks of their packets: the kernel would take the egress IP itself. Zero: it
-	// has none.
-	Source6 netip.Addr
+	// Sources are addresses of the node, other than those, one of each family, that ICMP errors about their packets come from: the kernel would
+	// take the egress IP itself, or the overlay's address.
+	Sources []netip.Addr
 	// Addresses are the egress IPs that are addresses of the node, with the link that they are on: local for what others send to them without a
 	// mark. The kernel's own route of that, which it makes with the address and looks at before all marks, goes.
 	Addresses map[netip.Addr]string
@@ -194,8 +195,8 @@ func (s State) familyEntries(f family) []entry {
 	for _, ip := range s.Forwarded {
 		if f.has(ip) {
 			r := anyNodeRoute(f, egress.ToNodeMark.Table(), netip.PrefixFrom(ip, ip.BitLen()))
-			if f.has(s.Source6) {
-				r.Src = s.Source6.AsSlice()
+			if i := slices.IndexFunc(s.Sources, f.has); i >= 0 {
+				r.Src = s.Sources[i].AsSlice()
 			}
 			es = append(es, routeEntry(f, r, egress.OverlayLink))
 		}
