@@ -373,6 +373,25 @@ func (b *blocks) guarded(ops unit) unit {
 	return out
 }
 
+// told says what is to be logged of a change that was made: whose ports were whose, and from when to when, is asked for long after. "": nothing.
+func (b *blocks) told(op store.Op) (what string, n egress.Block) {
+	if !strings.HasPrefix(op.Key, store.BlockPrefix) || op.Value == nil {
+		return "", n
+	}
+	n, err := store.DecodeBlock(op.Key, store.Record{Value: op.Value})
+	switch {
+	case err != nil:
+		return "", n
+	case !n.Freed.IsZero():
+		return "block of ports taken from a node, rests", n
+	case op.Absent:
+		return "block of ports given to a node", n
+	case b.resting[blockID{n.IP, n.First}] != nil:
+		return "block of ports given back to its node", n
+	}
+	return "", n // it retires
+}
+
 func guardedIP(op store.Op) netip.Addr {
 	ip, _ := netip.ParseAddr(strings.Trim(strings.TrimPrefix(op.Key, store.BlockPrefix), "/")) // guard made it of one
 	return ip

@@ -3,6 +3,7 @@ package crdsync
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -321,9 +322,12 @@ func (m *mirror) isListed(egressName string, p pod) bool {
 	return err == nil && slices.ContainsFunc(members.Pods, func(o egress.Member) bool { return o.Pod == p.name })
 }
 
-// tell logs which addresses changed hands.
+// tell logs which addresses and ports changed hands.
 func (m *mirror) tell(ops []store.Op, c control, have records) {
 	for _, op := range ops {
+		if what, n := m.blocks.told(op); what != "" {
+			m.log.Info(what, "egress_ip", n.IP, "ports", fmt.Sprintf("%d-%d", n.First, n.Last()), "node", n.Node)
+		}
 		text, ok := strings.CutPrefix(op.Key, store.AllocationPrefix)
 		if !ok || op.Value == nil && op.Absent {
 			continue

@@ -23,6 +23,11 @@ const (
 	maxBlocks = 3
 )
 
+// Blocks come and go with crdsync's option. Turned off, all of them are freed in the first pass, each in the transaction that takes it out of the
+// Members, and are deleted when they have rested. A former version of crdsync knows nothing of blocks/: it leaves the records, and writes the
+// Members without Blocks in its first pass; so nodes have none of their ports any more, nobody else gets them, and who leads next with
+// blocks gives them back to the nodes that have pods still, and frees the others.
+
 // shortage is why a node has too few ports of an IP.
 type shortage struct {
 	egress, pool string
