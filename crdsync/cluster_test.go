@@ -46,6 +46,9 @@ type cluster struct {
 	webhook *Webhook
 	// housekeeping is how often run looks after etcd; 0: never
 	housekeeping time.Duration
+	// blockSize and blockRest are as in Config.
+	blockSize int
+	blockRest time.Duration
 }
 
 // newCluster returns a cluster over an API server without objects: it removes those that it finds, as a test leaves them that does not
@@ -109,7 +112,7 @@ func (c *cluster) run(kube *rest.Config) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		cfg := Config{Kube: kube, Store: c.store, ID: "test", ElectionTTL: 10 * time.Second, Webhook: c.webhook, Log: c.log}
+		cfg := Config{Kube: kube, Store: c.store, ID: "test", ElectionTTL: 10 * time.Second, Webhook: c.webhook, Log: c.log, BlockSize: c.blockSize, BlockRest: c.blockRest}
 		if c.housekeeping != 0 {
 			cfg.CompactAfter, cfg.Defragment, cfg.HousekeepingInterval = time.Hour, true, c.housekeeping
 		}

@@ -113,8 +113,8 @@ func (s scene) conflict(ip netip.Addr) string {
 	return ""
 }
 
-// degraded returns the condition of an egress for which a node could not program everything, or drops its packets, or whose address a host
-// outside the cluster uses as well; ok is false for all others. The nodes that hold its addresses come first: they serve all its pods.
+// degraded returns the condition of an egress for which a node could not program everything, drops its packets, or has too few ports, or whose
+// address a host outside the cluster uses as well; ok is false for all others. The nodes that hold its addresses come first: they serve all its pods.
 func (s scene) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	var nodes []string
 	for _, a := range v.addresses {
@@ -151,6 +151,12 @@ func (s scene) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
 			reason = v1beta1.ReasonTrafficDropped
 		}
 		said = append(said, dropped...)
+	}
+	if v.ports != "" {
+		if len(said) == 0 {
+			reason = v1beta1.ReasonPortsExhausted
+		}
+		said = append(said, v.ports)
 	}
 	return v1beta1.EgressCondition{Type: v1beta1.Degraded, Status: metav1.ConditionTrue, Reason: reason, Message: strings.Join(said, "; ")}, len(said) > 0
 }

@@ -36,6 +36,7 @@ type verdict struct {
 	err        error  // what is wrong with it; nil: nothing
 	duplicate  error  // the addresses that it asks for and others have; nil: none
 	overlap    string // which of its pods are others'; empty: none
+	ports      string // which nodes have too few ports; empty: none
 }
 
 // control is what etcd has to hold, members left out, and what is to be said about it.
@@ -47,6 +48,7 @@ type control struct {
 	claimants []claimant    // in order of precedence
 	verdicts  map[string]verdict
 	usage     map[string]v1beta1.IPPoolUsage
+	pressed   map[string]string   // the pools whose IPs have too few ports, and which
 	faults    map[string]error    // by "node <name>" and the like
 	had       map[netip.Addr]bool // the addresses that an egress has in etcd
 }

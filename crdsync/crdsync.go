@@ -1,11 +1,13 @@
 package crdsync
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
+	"math/bits"
 	"net/netip"
 	"slices"
 	"time"
@@ -47,11 +49,23 @@ type Config struct {
 	HousekeepingInterval time.Duration
 	// ClusterCIDRs are ranges of pods, of nodes that have no podCIDRs: of pods in them, nothing needs to be written.
 	ClusterCIDRs []netip.Prefix
+	// BlockSize is how many ports the first block of a node has (egress.Block): a power of two from egress.MinBlock to egress.MaxBlock; 0: no node
+	// has any, and what nodes have is taken away. BlockRest is how long a freed block rests; 0: 2 min.
+	BlockSize int
+	BlockRest time.Duration
 	// Webhook is nil when the API server is not to ask us about objects.
 	Webhook *Webhook
 	Log     *slog.Logger
 
 	readPatience time.Duration // for tests; 0: the constant
+}
+
+// Validate returns all that is wrong with the Config.
+func (c Config) Validate() error {
+	if n := c.BlockSize; n != 0 && (n < egress.MinBlock || n > egress.MaxBlock || bits.OnesCount(uint(n)) != 1) {
+		return fmt.Errorf("--block-size %d: want 0, or a power of two from %d to %d", n, egress.MinBlock, egress.MaxBlock)
+	}
+	return nil
 }
 
 // Webhook says where the API server asks. Package admission has more.
@@ -63,12 +77,15 @@ type Webhook struct {
 // prefixes are what crdsync reads of etcd: what it writes, and what the status tells of.
 var prefixes = []string{
 	store.PoolPrefix, store.EgressPrefix, store.AllocationPrefix, store.IDPrefix, store.NodePrefix, store.ServicePrefix, store.PodPrefix,
-	store.MembersByNode, store.MembersByEgress, counterKey, store.OwnerPrefix, store.AgentPrefix, store.CordonPrefix,
+	store.MembersByNode, store.MembersByEgress, store.BlockPrefix, counterKey, store.OwnerPrefix, store.AgentPrefix, store.CordonPrefix,
 }
 
 // Run mirrors the Kubernetes API into etcd whenever it is elected, until ctx ends, and then returns nil. A replica that cannot read both
 // sides does not stand for election. Neither side being down ends it.
 func Run(ctx context.Context, cfg Config) error {
+	if err := cfg.Validate(); err != nil {
+		return err
+	}
 	kube := rest.CopyConfig(cfg.Kube)
 	kube.Timeout = 0 // it would end every watch; what is not a watch has a deadline of its own
 	if kube.QPS == 0 {
@@ -193,7 +210,8 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 		}
 		g.Go(func() error { return st.run(ctx) })
 		g.Go(func() error { return r.housekeeping(lead, st.tellPools).run(ctx) })
-		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, clusterCIDRs: r.ClusterCIDRs, log: r.Log, sweep: func(c control) {
+		ports := blocks{size: r.BlockSize, rest: cmp.Or(r.BlockRest, blockRest)}
+		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, clusterCIDRs: r.ClusterCIDRs, blocks: ports, log: r.Log, sweep: func(c control) {
 			g.Go(func() error {
 				if err := sweep(ctx, r.Store, lead, r.cache, c); err != nil && ctx.Err() == nil {
 					r.Log.Warn("what is left of IPs and nodes that are gone was not removed; the next leader does it", "err", err)

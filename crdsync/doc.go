@@ -2,7 +2,7 @@
 // speaks to the Kubernetes API, so nothing in the traffic path notices when that is down.
 //
 // Into etcd go pools, egresses, nodes, and the pods that each egress selects, per node; it allocates the egress IPs, the ids that
-// stand for them on the wire, and the nodes' indexes. It owns these keys (docs/design.md has the schema), counters/ids and compaction besides, and
+// stand for them on the wire, the nodes' indexes, and, with a block size, ports of the egress IPs to nodes (ports.go). It owns these keys (docs/design.md has the schema), counters/ids and compaction besides, and
 // nothing in the kernel. Back go the status of Egress and ExternalIPPool, and Events of what changed in an Egress's.
 //
 // Any event only marks something dirty. One goroutine then compares what the objects ask for with what a cache of etcd shows, and
@@ -15,7 +15,8 @@
 //   - Nothing is written before all objects and all of etcd were read once. An error never causes a delete: of an object that cannot
 //     be read, what etcd holds stands, and the others go on.
 //   - Every write is fenced twice: by the election, and by the revision of the record that it was decided upon.
-//   - The two records of an egress's pods on a node change in one transaction.
+//   - The two records of an egress's pods on a node change in one transaction, together with the node's blocks of ports.
+//   - No two blocks of ports of an IP overlap in etcd, and a port that was a node's rests before it is another's (blocks.go).
 //   - An address that is released is given out again only after etcd shows that it is free.
 //   - What is told by an Event follows from the status before and after a write, so a change is told once, however often crdsync restarts.
 //   - The status is compared and written by workers of its own: neither an API server that does not answer nor thousands of statuses hold up a

@@ -3,6 +3,7 @@ package crdsync
 import (
 	"context"
 	"errors"
+	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -47,13 +48,19 @@ type mirror struct {
 	left      map[netip.Addr]bool        // IPs whose owners are gone since the last pass
 	sweep     func(control)              // called once, after the first pass
 	refused   refusals
+	blocks    blocks
+	pressure  pressure // of blocks
+	// pressed is the pressure that was published last.
+	pressed pressure
 }
 
 // begin makes the mirror ready for its first pass, which has to be one of all objects.
 func (m *mirror) begin() {
 	m.reported, m.left = map[string]string{}, map[netip.Addr]bool{}
+	m.blocks.begin(m.cache.Revision())
 	m.cache.TakeChanged() // of what changes from here on there is word; what is there now is listed
 	m.listed = listedMembers(m.cache)
+	m.blocks.read(m.cache, m.listed)
 }
 
 // run mirrors until the leadership is over, or ctx ends.
@@ -83,8 +90,14 @@ func (m *mirror) run(ctx context.Context) error {
 		default:
 			wait = minBackoff
 			var retry <-chan time.Time
-			if at := m.refused.next(); !at.IsZero() {
-				retry = time.After(time.Until(at))
+			var first time.Time
+			for _, at := range []time.Time{m.refused.next(), m.blocks.next()} {
+				if at.IsZero() {
+					continue
+				}
+				if soon := time.After(time.Until(at)); retry == nil || at.Before(first) {
+					retry, first = soon, at
+				}
 			}
 			select {
 			case <-retry:
@@ -118,27 +131,33 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 		have = readRecords(m.cache)
 		c = plan(m.objects, have, time.Now().UTC().Truncate(time.Second), m.isListed)
 		maps.Copy(c.faults, m.faults)
+		m.blocks.reported(c.faults)
 		m.report(c.faults)
+		m.addressesChanged(c, w)
 		var err error
 		if puts, deletes, err = controlDifference(now, c); err != nil {
 			return err
 		}
 	}
-	members, err := m.members(now, w, c.claimants)
+	members, err := m.members(now, w, c)
 	if err != nil {
 		return err
 	}
 	to := &writer{mirror: m, c: c, have: have, held: map[string]bool{}}
-	if err := to.write(ctx, slices.Concat(puts, members, deletes, m.remains(c))); err != nil {
+	if err := to.write(ctx, slices.Concat(puts, members, m.blocks.rested(time.Now()), deletes, m.remains(c))); err != nil {
 		return err
 	}
-	told := maps.Equal(m.told, m.overlaps)
+	if m.blocks.news {
+		m.pressure, m.blocks.news = m.blocks.pressure(), false
+	}
+	told := maps.Equal(m.told, m.overlaps) && m.pressed.equal(m.pressure)
 	if w.records || !told {
 		c.verdicts = maps.Clone(c.verdicts) // the status may be reading what was published
 		for name, v := range c.verdicts {
-			v.overlap = m.overlaps[name]
+			v.overlap, v.ports = m.overlaps[name], m.pressure.egresses[name]
 			c.verdicts[name] = v
 		}
+		c.pressed = m.pressure.pools
 	}
 	if planned {
 		m.refused.say(c)
@@ -150,7 +169,7 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 		m.sweep = nil
 	}
 	if w.records || w.scene || !told {
-		m.told = m.overlaps
+		m.told, m.pressed = m.overlaps, m.pressure
 		m.publish(c)
 	}
 	return nil
@@ -159,6 +178,7 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 // recordsChanged adds what changed in etcd since the last pass. A pass may have compared with a cache that did not show the last write
 // yet, and somebody else may have written: either is looked at again.
 func (m *mirror) recordsChanged(w *work) {
+	m.blocks.renew(m.cache.Revision())
 	for _, key := range m.cache.TakeChanged() {
 		node, name := "", ""
 		if rest, ok := strings.CutPrefix(key, store.MembersByNode); ok {
@@ -171,12 +191,17 @@ func (m *mirror) recordsChanged(w *work) {
 			w.addPods(node)
 			w.scene = w.scene || m.atFault(node) // the status names the egresses that have pods there
 			m.list(node, name)
+			m.blocks.membersChanged(m.cache, node, name)
+		case strings.HasPrefix(key, store.BlockPrefix):
+			m.blocks.recordChanged(m.cache, key, w)
 		case strings.HasPrefix(key, store.PodPrefix):
 			w.addPods(strings.TrimPrefix(key, store.PodPrefix))
 		case strings.HasPrefix(key, store.OwnerPrefix), strings.HasPrefix(key, store.AgentPrefix), strings.HasPrefix(key, store.CordonPrefix):
 			w.scene = true
 			if strings.HasPrefix(key, store.OwnerPrefix) {
 				m.ownerGone(key)
+			} else if node, ok := strings.CutPrefix(key, store.AgentPrefix); ok && m.blocks.agentChanged(m.cache, node) {
+				w.addPods(node)
 			}
 		default:
 			w.records = true
@@ -211,9 +236,37 @@ func (m *mirror) list(node, name string) {
 	}
 }
 
-// members returns what has to change of the members and ranges: those of the nodes whose pods changed, by themselves or by the labels of their
-// namespace, or all when the egresses did.
-func (m *mirror) members(now view, w *work, claimants []claimant) ([]unit, error) {
+// addressesChanged adds to w the nodes with pods of egresses whose addresses are to be others: their blocks of ports are, too.
+func (m *mirror) addressesChanged(c control, w *work) {
+	changed := map[string]bool{}
+	for key, v := range c.values {
+		if p, ok := v.(egress.Policy); ok && !slices.Equal(p.Addresses, policyOf(m.control, p.Name).Addresses) {
+			changed[strings.TrimPrefix(key, store.EgressPrefix)] = true
+		}
+	}
+	if len(changed) == 0 {
+		return
+	}
+	for node, names := range m.listed {
+		for name := range names {
+			if changed[name] {
+				w.addPods(node)
+				break
+			}
+		}
+	}
+}
+
+// policyOf returns the record that an egress is to have; the zero Policy: none.
+func policyOf(c control, name string) egress.Policy {
+	p, _ := c.values[store.EgressKey(name)].(egress.Policy)
+	return p
+}
+
+// members returns what has to change of the members, with their blocks of ports, and of the ranges: those of the nodes whose pods changed, by
+// themselves or by the labels of their namespace, or all when the egresses did.
+func (m *mirror) members(now view, w *work, c control) ([]unit, error) {
+	claimants := c.claimants
 	if w.records && (m.selection == nil || !slices.EqualFunc(m.selection.claimants, claimants, sameClaim)) {
 		w.objects = true // also when this pass fails
 	}
@@ -221,6 +274,7 @@ func (m *mirror) members(now view, w *work, claimants []claimant) ([]unit, error
 	if w.objects {
 		m.selection = newSelection(claimants, m.source.namespaceLabels, m.isListed)
 		nodes = slices.AppendSeq(append(m.source.nodesWithPods(), m.nodesWithRanges()...), maps.Keys(m.listed))
+		nodes = slices.AppendSeq(nodes, maps.Keys(m.blocks.byNode))
 	} else {
 		for namespace := range w.namespaces {
 			for _, node := range m.selection.relabelled(namespace, m.source.podsBy(byNamespace, namespace)) {
@@ -236,6 +290,7 @@ func (m *mirror) members(now view, w *work, claimants []claimant) ([]unit, error
 	var out []unit
 	var errs error
 	stale := w.objects
+	at := time.Now().UTC().Truncate(time.Second)
 	for _, node := range slices.Compact(nodes) {
 		lost := m.selection.losses[node]
 		pods := m.source.podsBy(byNode, node)
@@ -243,7 +298,10 @@ func (m *mirror) members(now view, w *work, claimants []claimant) ([]unit, error
 		out, errs = append(out, ranges...), errors.Join(errs, err)
 		groups := m.selection.group(node, pods, m.source.owns)
 		stale = stale || !maps.Equal(lost, m.selection.losses[node])
-		units, err := memberDifference(now, node, groups, m.listed[node])
+		_, exists := m.nodes[node]
+		changes, err := m.blocks.divide(node, groups, func(name string) egress.Policy { return policyOf(c, name) }, exists, at)
+		errs = errors.Join(errs, err)
+		units, err := memberDifference(now, node, groups, m.listed[node], changes)
 		out, errs = append(out, units...), errors.Join(errs, err)
 	}
 	if stale { // they are those of all nodes
@@ -264,9 +322,12 @@ func (m *mirror) isListed(egressName string, p pod) bool {
 	return err == nil && slices.ContainsFunc(members.Pods, func(o egress.Member) bool { return o.Pod == p.name })
 }
 
-// tell logs which addresses changed hands.
+// tell logs which addresses and ports changed hands.
 func (m *mirror) tell(ops []store.Op, c control, have records) {
 	for _, op := range ops {
+		if what, n := m.blocks.told(op); what != "" {
+			m.log.Info(what, "egress_ip", n.IP, "ports", fmt.Sprintf("%d-%d", n.First, n.Last()), "node", n.Node)
+		}
 		text, ok := strings.CutPrefix(op.Key, store.AllocationPrefix)
 		if !ok || op.Value == nil && op.Absent {
 			continue

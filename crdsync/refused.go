@@ -48,6 +48,8 @@ func (r *refusals) begin(now time.Time, w *work) {
 			w.addPods(node)
 		} else if node, ok := strings.CutPrefix(key, store.PodPrefix); ok {
 			w.addPods(node)
+		} else if strings.HasPrefix(key, store.BlockPrefix) {
+			w.objects = true // it is one of a node that has nothing else to be written, or has rested
 		} else {
 			w.records = true
 		}
@@ -130,9 +132,10 @@ func (w *writer) commit(ctx context.Context, units []unit) error {
 	if len(free) == 0 {
 		return nil
 	}
-	whole := slices.Concat(free...)
-	switch err := w.lead.Commit(ctx, whole...); {
+	whole := w.blocks.guarded(slices.Concat(free...))
+	switch revision, err := w.lead.CommitAt(ctx, whole...); {
 	case err == nil:
+		w.blocks.committed(whole, revision)
 		w.refused.remove(whole)
 		w.tell(whole, w.c, w.have)
 		return nil
@@ -153,7 +156,7 @@ func (w *writer) commit(ctx context.Context, units []unit) error {
 	return w.commit(ctx, free[half:])
 }
 
-// pairs divides a unit of members into those of one egress each. All others stay whole.
+// pairs divides a unit of members into those of one egress each, with the blocks of ports that follow them. All others stay whole.
 func (u unit) pairs() (out []unit) {
 	last := ""
 	for _, op := range u {
@@ -162,6 +165,8 @@ func (u unit) pairs() (out []unit) {
 			_, name, _ = strings.Cut(rest, "/")
 		} else if rest, ok := strings.CutPrefix(op.Key, store.MembersByEgress); ok {
 			name, _, _ = strings.Cut(rest, "/")
+		} else if strings.HasPrefix(op.Key, store.BlockPrefix) && out != nil {
+			name = last
 		} else {
 			return []unit{u}
 		}

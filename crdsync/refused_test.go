@@ -114,6 +114,13 @@ func TestARefusedUnitIsDividedByEgressesAndNotWithinOne(t *testing.T) {
 	if got := members.pairs(); len(got) != 3 || len(got[0]) != 1 || len(got[1]) != 2 || len(got[2]) != 2 {
 		t.Errorf("members of a node: %v", got)
 	}
+	members = of("members/by-node/n/a", "members/by-egress/a/n", "blocks/10.0.0.1/02048", "blocks/10.0.0.1/", "members/by-node/n/b", "members/by-egress/b/n", "blocks/10.0.0.2/02048")
+	if got := members.pairs(); len(got) != 2 || len(got[0]) != 4 || len(got[1]) != 3 {
+		t.Errorf("members of a node and its ports: %v", got)
+	}
+	if got := of("blocks/10.0.0.1/02048", "blocks/10.0.0.1/").pairs(); len(got) != 1 {
+		t.Errorf("ports alone: %v", got)
+	}
 	if got := of("allocations/10.0.0.1", "pins/10.0.0.1", "history/10.0.0.1/").pairs(); len(got) != 1 {
 		t.Errorf("an allocation and what it takes along: %v", got)
 	}

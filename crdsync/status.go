@@ -64,6 +64,7 @@ type status struct {
 	verdicts map[string]verdict // nil until publish was called
 	usage    map[string]v1beta1.IPPoolUsage
 	faults   map[string]error // as those of control
+	pressed  map[string]string
 	scene    scene
 }
 
@@ -76,7 +77,7 @@ func (s *status) begin(ctx context.Context) error {
 		s.queues[kind] = workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[item](minStatusBackoff, maxStatusBackoff))
 	}
 	s.written, s.wake = map[item]string{}, make(chan struct{}, 1)
-	s.verdicts, s.usage, s.faults, s.scene = nil, nil, nil, scene{}
+	s.verdicts, s.usage, s.faults, s.pressed, s.scene = nil, nil, nil, nil, scene{}
 	return s.diary.begin(ctx)
 }
 
@@ -148,7 +149,7 @@ func (s *status) compareAll() {
 	c := s.published
 	now.pools, now.nodes = c.pools, c.nodes // the cache may be behind
 	first := s.verdicts == nil
-	s.verdicts, s.usage, s.faults, s.scene = c.verdicts, c.usage, c.faults, now
+	s.verdicts, s.usage, s.faults, s.pressed, s.scene = c.verdicts, c.usage, c.faults, c.pressed, now
 	s.mu.Unlock()
 	s.lookAll(poolKind, s.source.pools, first)
 	s.lookAll(egressKind, s.source.egresses, first)
@@ -234,30 +235,34 @@ func (s *status) tell(ctx context.Context, it item, u *unstructured.Unstructured
 	var warnings map[string]news
 	if it.kind == egressKind {
 		now, warnings, later = accountOf(readStatus(u), time.Now())
-	} else if err, known := s.poolFaultOf(it.name); !known {
-		return 0, nil
-	} else if err != nil {
-		now.Warnings = []string{line(err)}
-		warnings = map[string]news{line(err): {corev1.EventTypeWarning, poolFault, "Allocate", line(err)}}
+	} else {
+		var known bool
+		if warnings, known = s.poolWarnings(it.name); !known {
+			return 0, nil
+		}
+		now.Warnings = slices.Sorted(maps.Keys(warnings))
 	}
 	return later, s.diary.tell(ctx, u, it, now, warnings)
 }
 
-// poolFaultOf returns what is wrong with a pool, which has no conditions that could say so. known is false before the first pass.
-func (s *status) poolFaultOf(name string) (err error, known bool) {
+// poolWarnings returns what is wrong with a pool, which has no conditions that could say so. known is false before the first pass.
+func (s *status) poolWarnings(name string) (warnings map[string]news, known bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	return s.faults["pool "+name], s.verdicts != nil
+	warnings = map[string]news{}
+	if err := s.faults["pool "+name]; err != nil {
+		warnings[line(err)] = news{corev1.EventTypeWarning, poolFault, "Allocate", line(err)}
+	}
+	if said := s.pressed[name]; said != "" { // which IPs it is about is no news
+		warnings[v1beta1.ReasonPortsExhausted] = news{corev1.EventTypeWarning, v1beta1.ReasonPortsExhausted, "Allocate", said}
+	}
+	return warnings, s.verdicts != nil
 }
 
 // poolWarns reports whether what was told of a pool is another thing than is to be told.
 func (s *status) poolWarns(name string) bool {
-	err, known := s.poolFaultOf(name)
-	var now []string
-	if err != nil {
-		now = []string{line(err)}
-	}
-	return known && !slices.Equal(now, s.diary.warned(item{poolKind, name}))
+	now, known := s.poolWarnings(name)
+	return known && !slices.Equal(slices.Sorted(maps.Keys(now)), s.diary.warned(item{poolKind, name}))
 }
 
 func (s *status) informer(kind string) cache.SharedIndexInformer {

@@ -83,11 +83,15 @@ func controlDifference(cache view, c control) (puts, deletes []unit, err error) 
 }
 
 // memberDifference returns what makes the members of a node those of groups. All pairs of records of the node are in one unit, as long
-// as they fit one transaction: a pod that changes its egress leaves the one as it joins the other.
-func memberDifference(cache view, node string, groups map[string]egress.Members, listed map[string]bool) ([]unit, error) {
+// as they fit one transaction: a pod that changes its egress leaves the one as it joins the other. blocks are the changes of blocks of ports that
+// go with a pair, those of "" with none.
+func memberDifference(cache view, node string, groups map[string]egress.Members, listed map[string]bool, blocks map[string]unit) ([]unit, error) {
 	names := map[string]bool{}
 	maps.Copy(names, listed)
 	for name := range groups {
+		names[name] = true
+	}
+	for name := range blocks {
 		names[name] = true
 	}
 	var pairs []unit
@@ -98,12 +102,17 @@ func memberDifference(cache view, node string, groups map[string]egress.Members,
 			value = m
 		}
 		var pair unit
-		for _, key := range memberKeys(node, name) {
+		keys := memberKeys(node, name)
+		if name == "" {
+			keys = nil
+		}
+		for _, key := range keys {
 			op, ok, err := difference(cache, key, value)
 			if errs = errors.Join(errs, err); ok {
 				pair = append(pair, op)
 			}
 		}
+		pair = append(pair, blocks[name]...)
 		if pair != nil {
 			pairs = append(pairs, pair)
 		}

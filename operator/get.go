@@ -17,12 +17,13 @@ import (
 
 	"sigs.k8s.io/yaml"
 
+	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/store"
 )
 
 // Kinds are what Get can list.
-var Kinds = []string{"allocations", "cordons", "egresses", "nodes", "owners", "pins", "pools"}
+var Kinds = []string{"allocations", KindBlocks, "cordons", "egresses", "nodes", "owners", "pins", "pools"}
 
 // Check returns an error that says what is wrong with a kind or a format: "json", "yaml", or "" for a table.
 func Check(kind, format string) error {
@@ -46,6 +47,9 @@ func Get(ctx context.Context, c *store.Client, kind, format string, w io.Writer)
 	if err := Check(kind, format); err != nil {
 		return err
 	}
+	if kind == KindBlocks {
+		return Blocks(ctx, c, netip.Addr{}, format, w)
+	}
 	all, err := c.ReadAll(ctx)
 	if err != nil {
 		return err
@@ -53,11 +57,14 @@ func Get(ctx context.Context, c *store.Client, kind, format string, w io.Writer)
 	if err := list(kind, all).write(format, w); err != nil {
 		return err
 	}
+	return unread(slices.DeleteFunc(all.Faults, func(f egress.Fault) bool { return !strings.HasPrefix(f.Key, kind+"/") }))
+}
+
+// unread returns an error that names records that cannot be read; nil: there are none.
+func unread(faults []egress.Fault) error {
 	var errs []error
-	for _, f := range all.Faults {
-		if strings.HasPrefix(f.Key, kind+"/") {
-			errs = append(errs, fmt.Errorf("record %s could not be read: %w", f.Key, f.Err))
-		}
+	for _, f := range faults {
+		errs = append(errs, fmt.Errorf("record %s could not be read: %w", f.Key, f.Err))
 	}
 	return errors.Join(errs...)
 }

@@ -191,6 +191,49 @@ func TestGetPrintsEveryKindInEveryFormat(t *testing.T) {
 	}
 }
 
+func TestGetBlocksSaysWhoseThePortsAre(t *testing.T) {
+	c := client(t)
+	other := netip.MustParseAddr("fd00::11")
+	now := time.Now()
+	for _, b := range []egress.Block{
+		{IP: ip, First: 2048, Size: 1024, Node: "node-1", Since: now.Add(-time.Hour), Retired: true},
+		{IP: ip, First: 3072, Size: 64, Node: "node-2", Since: now.Add(-3 * time.Hour), Freed: now.Add(-3 * time.Minute)},
+		{IP: ip, First: 32768, Size: 32768, Node: "node-1", Since: now.Add(-5 * time.Minute)},
+		{IP: other, First: 2048, Size: 64, Node: "node-1", Since: now.Add(-49 * time.Hour)},
+	} {
+		put(t, c, store.BlockKey(b.IP, b.First), b)
+	}
+	get := func(of netip.Addr, format string) (string, error) {
+		var out bytes.Buffer
+		err := Blocks(t.Context(), c, of, format, &out)
+		return out.String(), err
+	}
+	want := `IP           PORTS         SIZE    NODE     STATE     SINCE
+10.10.0.11   2048-3071     1024    node-1   retired   60m
+10.10.0.11   3072-3135     64      node-2   resting   3m
+10.10.0.11   32768-65535   32768   node-1   used      5m
+fd00::11     2048-2111     64      node-1   used      2d
+`
+	got, err := get(netip.Addr{}, "")
+	if d := cmp.Diff(want, got); err != nil || d != "" {
+		t.Errorf("%v (-want +got):\n%s", err, d)
+	}
+	put(t, c, store.BlockKey(other, 4096), "no JSON")
+	if got, err = get(ip, ""); err != nil || strings.Count(got, "\n") != 4 || strings.Contains(got, "fd00") {
+		t.Errorf("those of one IP: %v\n%s", err, got)
+	}
+	if got, err = get(other, "json"); err == nil || !strings.Contains(err.Error(), "blocks/fd00::11/04096") || !strings.Contains(got, `"first": 2048`) {
+		t.Errorf("with a broken record: %v\n%s\nwant the others, and an error that names it", err, got)
+	}
+	if got, err = get(netip.MustParseAddr("10.10.0.1"), "json"); err != nil || strings.TrimSpace(got) != "[]" {
+		t.Errorf("an IP whose text begins another's: %v\n%s", err, got)
+	}
+	var out bytes.Buffer
+	if err := Get(t.Context(), c, KindBlocks, "", &out); err == nil || !strings.HasPrefix(out.String(), want) {
+		t.Errorf("get of all kinds: %v\n%s", err, out.String())
+	}
+}
+
 func TestMoveThatNobodyMakesIsWithdrawn(t *testing.T) {
 	c := client(t)
 	for _, n := range []string{"node-1", "node-2"} {

@@ -117,26 +117,42 @@ type Op struct {
 	Below    bool   // delete all keys that begin with Key, of which nothing is required
 	Absent   bool   // the key must not exist
 	Revision int64  // not 0: the key's mod revision must be this
+	// Still, if not 0, makes the Op one that changes nothing: no key that begins with Key may have a mod revision above it. What was deleted
+	// since does not count. It stands for the decisions that go by what all of these keys say, and not by one of them.
+	Still int64
 }
 
 // Commit makes all changes in one transaction, or none: errors.Is(err, ErrNotLeader) when the leadership is over, and ErrConflict, with
 // the keys, when records are not as their Ops require, ErrRefused when etcd does not take them. No key may occur twice, and at most 120 Ops fit; without any it tells whether
 // the leadership stands. After another error, the changes may have been made.
 func (l *Leadership) Commit(ctx context.Context, ops ...Op) error {
+	_, err := l.CommitAt(ctx, ops...)
+	return err
+}
+
+// CommitAt is Commit, and returns the revision that etcd has with the changes.
+func (l *Leadership) CommitAt(ctx context.Context, ops ...Op) (revision int64, err error) {
 	if len(ops) > maxTxnOps {
-		return fmt.Errorf("committing %d changes: at most %d fit one transaction", len(ops), maxTxnOps)
+		return 0, fmt.Errorf("committing %d changes: at most %d fit one transaction", len(ops), maxTxnOps)
 	}
 	c := l.client
 	ifs := []clientv3.Cmp{clientv3.Compare(clientv3.CreateRevision(l.key), "=", l.rev)}
-	then := make([]clientv3.Op, len(ops))
+	var then []clientv3.Op
 	now := []clientv3.Op{clientv3.OpGet(l.key, clientv3.WithKeysOnly())}
-	for i, op := range ops {
+	for _, op := range ops {
 		key := c.key(op.Key)
-		if then[i] = clientv3.OpDelete(key); op.Value != nil {
-			then[i] = clientv3.OpPut(key, string(op.Value))
-		} else if op.Below {
-			then[i] = clientv3.OpDelete(key, clientv3.WithPrefix())
+		if op.Still != 0 {
+			ifs = append(ifs, clientv3.Compare(clientv3.ModRevision(key).WithPrefix(), "<", op.Still+1))
+			now = append(now, clientv3.OpGet(key, append(clientv3.WithLastRev(), clientv3.WithKeysOnly())...))
+			continue
 		}
+		change := clientv3.OpDelete(key)
+		if op.Value != nil {
+			change = clientv3.OpPut(key, string(op.Value))
+		} else if op.Below {
+			change = clientv3.OpDelete(key, clientv3.WithPrefix())
+		}
+		then = append(then, change)
 		if op.Absent {
 			ifs = append(ifs, absent(key))
 		}
@@ -147,12 +163,12 @@ func (l *Leadership) Commit(ctx context.Context, ops ...Op) error {
 	}
 	resp, err := c.txn(ctx, ifs, then, now)
 	if err != nil {
-		return fmt.Errorf("committing %d changes: %w", len(ops), refusal(err))
+		return 0, fmt.Errorf("committing %d changes: %w", len(ops), refusal(err))
 	}
 	if resp.Succeeded {
-		return nil
+		return resp.Header.Revision, nil
 	}
-	return l.refused(ops, resp)
+	return 0, l.refused(ops, resp)
 }
 
 // refused says why etcd refused the changes, from the keys as they were then.
@@ -167,7 +183,7 @@ func (l *Leadership) refused(ops []Op, resp *clientv3.TxnResponse) error {
 		if kvs := resp.Responses[i+1].GetResponseRange().Kvs; len(kvs) > 0 {
 			revision = kvs[0].ModRevision
 		}
-		if op.Absent && revision != 0 || op.Revision != 0 && op.Revision != revision {
+		if op.Absent && revision != 0 || op.Revision != 0 && op.Revision != revision || op.Still != 0 && revision > op.Still {
 			errs = append(errs, fmt.Errorf("%s: %w", op.Key, ErrConflict))
 		}
 	}

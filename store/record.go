@@ -189,6 +189,36 @@ func checkMembers(k membersKey, m egress.Members) error {
 	return errors.Join(errs...)
 }
 
+// parseBlock reads the key of a block, whole: blocks/<ip>/<first>.
+func parseBlock(key string) (ip netip.Addr, first uint16, err error) {
+	text, port, _ := strings.Cut(strings.TrimPrefix(key, BlockPrefix), "/")
+	if ip, err = parseIP(text); err != nil {
+		return ip, 0, err
+	}
+	n, err := strconv.ParseUint(port, 10, 16)
+	if err != nil || BlockKey(ip, uint16(n)) != key {
+		return ip, 0, fmt.Errorf("key ends in %q: want a port, five digits", port)
+	}
+	return ip, uint16(n), nil
+}
+
+// DecodeBlock reads the record of a blocks/<ip>/<first> key. IP and First are those of the key also when there is an error, as far as it has them:
+// where it has none, the IP is not valid.
+func DecodeBlock(key string, r Record) (egress.Block, error) {
+	ip, first, err := parseBlock(key)
+	if err != nil {
+		return egress.Block{}, err
+	}
+	b, err := Decode[egress.Block](r)
+	if err == nil {
+		err = errors.Join(same("ip", b.IP, ip), same("first", b.First, first), required("node", b.Node), b.Fault())
+	}
+	if err != nil {
+		return egress.Block{IP: ip, First: first}, err
+	}
+	return b, nil
+}
+
 // The parsers below read the last part of a key. They accept one spelling of each value, so that no two keys mean the same.
 
 func parseName(s string) (string, error) {

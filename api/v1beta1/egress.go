@@ -162,6 +162,7 @@ const (
 	ReasonProgrammingError = "ProgrammingError"
 	ReasonAddressInUse     = "AddressInUse"   // a host outside the cluster uses the IP, too
 	ReasonTrafficDropped   = "TrafficDropped" // a node's guard drops packets of the Egress
+	ReasonPortsExhausted   = "PortsExhausted" // a node has fewer ports of the IP than it should, or none of its own
 )
 
 // EgressCondition is one aspect of an Egress's state.

@@ -27,6 +27,7 @@ func crdsyncCommand() *cobra.Command {
 		compactAfter                          time.Duration
 		defragment                            bool
 		cluster                               []string
+		blockSize                             int
 	)
 	c := &cobra.Command{
 		Use:   "crdsync",
@@ -50,6 +51,7 @@ func crdsyncCommand() *cobra.Command {
 	s.DurationVar(&compactAfter, "etcd-compact-after", time.Hour, "how long etcd remembers what a key was, 1m at least; older is dropped, of others' keys too; 0: others compact")
 	s.BoolVar(&defragment, "etcd-defragment", true, "defragment etcd's members where that pays, one at a time, its leader last, while all are well")
 	s.StringSliceVar(&cluster, "cluster-cidrs", nil, "ranges of the cluster's pods, for all agents; crdsync writes down the addresses of pods that are in none of them, nor in their node's podCIDRs")
+	s.IntVar(&blockSize, "block-size", 0, "how many ports of an egress IP a node gets for its own pods at first, a power of two from 64 to 32768; 0: none (docs/ports.md)")
 	s.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	c.RunE = configured(&config, func(c *cobra.Command, _ []string) error {
 		log, err := logger(level)
@@ -63,7 +65,11 @@ func crdsyncCommand() *cobra.Command {
 			err = errors.Join(err, fmt.Errorf("--etcd-compact-after %v: want 0, or 1m at least", compactAfter))
 		}
 		ranges, bad := prefixes("--cluster-cidrs", cluster)
-		if err = errors.Join(err, bad); err != nil {
+		cfg := crdsync.Config{
+			ID: id, ElectionTTL: ttl, Log: log, NodeCapacityDefault: maxEgressIPs, FollowCordon: followCordon, CompactAfter: compactAfter,
+			Defragment: defragment, ClusterCIDRs: ranges, BlockSize: blockSize,
+		}
+		if err = errors.Join(err, bad, cfg.Validate()); err != nil {
 			return err
 		}
 		klog.SetLogger(logr.FromSlogHandler(log.Handler()))
@@ -78,10 +84,7 @@ func crdsyncCommand() *cobra.Command {
 		}
 		defer client.Close()
 		log.Info("egret crdsync", "version", version, "id", id, "endpoints", etcd.endpoints, "api", kube.Host)
-		cfg := crdsync.Config{
-			Kube: kube, Store: client, ID: id, ElectionTTL: ttl, Log: log, NodeCapacityDefault: maxEgressIPs, FollowCordon: followCordon,
-			CompactAfter: compactAfter, Defragment: defragment, ClusterCIDRs: ranges,
-		}
+		cfg.Kube, cfg.Store = kube, client
 		if serve {
 			cfg.Webhook = &webhook
 		}

@@ -22,9 +22,10 @@ func getCommand() *cobra.Command {
 	var etcd etcdFlags
 	var output string
 	c := &cobra.Command{
-		Use:       "get " + strings.Join(operator.Kinds, "|"),
+		Use:       "get " + strings.Join(operator.Kinds, "|") + " [IP]",
 		Short:     "Print what etcd holds",
-		Args:      cobra.ExactArgs(1),
+		Long:      "Print what etcd holds, of blocks also those of one egress IP alone.",
+		Args:      cobra.RangeArgs(1, 2),
 		ValidArgs: operator.Kinds,
 	}
 	etcd.add(c.Flags())
@@ -33,11 +34,24 @@ func getCommand() *cobra.Command {
 		if err := operator.Check(args[0], output); err != nil {
 			return err
 		}
+		var of netip.Addr
+		if len(args) == 2 {
+			var err error
+			if of, err = egressIP(args[1]); err != nil {
+				return err
+			}
+			if args[0] != operator.KindBlocks {
+				return fmt.Errorf("%s %s: only %s are listed of one IP", args[0], of, operator.KindBlocks)
+			}
+		}
 		client, err := etcd.dial(c.Context(), quiet)
 		if err != nil {
 			return err
 		}
 		defer client.Close()
+		if args[0] == operator.KindBlocks {
+			return operator.Blocks(c.Context(), client, of, output, c.OutOrStdout())
+		}
 		return operator.Get(c.Context(), client, args[0], output, c.OutOrStdout())
 	})
 	return c

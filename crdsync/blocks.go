@@ -1,0 +1,412 @@
+package crdsync
+
+import (
+	"bytes"
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/store"
+)
+
+// blocks is what etcd shows of blocks of ports, by IP and by node: what is decided of a node costs what that node has, and only a new block
+// looks at the others of its IP.
+//
+// No two blocks of an IP overlap, and their keys alone do not see to that: 02048 with 2,048 ports and 03072 with 1,024 are two keys. So each
+// transaction that puts a block also requires that no key of its IP was put after the revision that the decision went by (store.Op.Still). That
+// revision is the cache's as it was before the pass began to read, or that of the pass's own last transaction with that IP. It follows:
+//   - What a former leader wrote late is refused by the election; what it wrote before is newer than what a cache that is behind shows, and the
+//     new leader's transaction is refused until its cache has it.
+//   - A transaction of which no answer came may still be taken, later. Either the next one with this IP came first, and the late one is
+//     refused; or it did not, and the next one is.
+//   - What was deleted meanwhile is still taken by the index, which is on the safe side.
+//
+// A record that was lost or cannot be read is made anew from the Members that list the block: its node uses the ports. Where no Members do, the
+// key is all that is known, and what it may stand for at most is taken until somebody deletes it. A key that names no port is none.
+//
+// Its methods are for one goroutine.
+type blocks struct {
+	size int           // how many ports the first block of a node has; 0: no node has any
+	rest time.Duration // how long a freed block rests
+
+	byIP    map[netip.Addr]map[uint16]*block
+	byNode  map[string]map[blockID]*block
+	resting map[blockID]*block
+	copies  map[blockID]map[holding]egress.Block // what Members list
+	listed  map[holding][]blockID                // the same the other way round
+	asked   map[string]demanded                  // what agents say, by node
+	faults  map[string]error                     // records that cannot be read, by key
+	touched map[netip.Addr]bool                  // IPs of which a block changed since reported looked
+	overlap map[netip.Addr]map[string]error      // what reported found
+	short   map[string]map[netip.Addr]shortage   // node -> IPs of which it has too few ports
+	news    bool                                 // short was changed
+	looked  time.Time                            // when rested looked last
+
+	// What follows is of one pass.
+	revision int64                         // of the cache, before anything was read
+	own      map[netip.Addr]int64          // of the pass's last transaction with an IP
+	planned  map[netip.Addr][]egress.Block // given, and not in the index yet
+	reused   map[blockID]bool              // of those that rest, those that their nodes get back
+}
+
+// blockID is what the key of a block says.
+type blockID struct {
+	ip    netip.Addr
+	first uint16
+}
+
+func (id blockID) key() string { return store.BlockKey(id.ip, id.first) }
+
+// block is one block as it is known.
+type block struct {
+	egress.Block // without a node: all that is known is which ports it may have
+	there        bool
+	revision     int64
+	mend         bool      // the record is lost or cannot be read, and Members list the block
+	seen         time.Time // of a freed one: when this leader saw it first
+	deleted      bool      // etcd has deleted it, which the cache does not show yet
+}
+
+// holding names a pair of Members.
+type holding struct{ node, egress string }
+
+// demanded is what an agent says of its ports, and the revision of its record when it began to say so.
+type demanded struct {
+	ports    map[netip.Addr]egress.PortUse
+	revision int64
+}
+
+// begin empties the index: a leadership begins. revision is the cache's.
+func (b *blocks) begin(revision int64) {
+	*b = blocks{
+		size: b.size, rest: b.rest,
+		byIP: map[netip.Addr]map[uint16]*block{}, byNode: map[string]map[blockID]*block{}, resting: map[blockID]*block{},
+		copies: map[blockID]map[holding]egress.Block{}, listed: map[holding][]blockID{}, asked: map[string]demanded{}, faults: map[string]error{},
+		touched: map[netip.Addr]bool{}, overlap: map[netip.Addr]map[string]error{}, short: map[string]map[netip.Addr]shortage{},
+	}
+	b.renew(revision)
+}
+
+// renew begins a pass. revision is that of the cache before it is asked what changed.
+func (b *blocks) renew(revision int64) {
+	b.revision = revision
+	b.own, b.planned, b.reused = map[netip.Addr]int64{}, map[netip.Addr][]egress.Block{}, map[blockID]bool{}
+}
+
+// getter is a store.Cache, as far as single records are concerned.
+type getter interface {
+	Get(key string) (store.Record, bool)
+}
+
+// read takes in all that the cache shows. members are the egresses that have Members on a node.
+func (b *blocks) read(cache *store.Cache, members map[string]map[string]bool) {
+	for key := range cache.List(store.BlockPrefix) {
+		b.recordChanged(cache, key, &work{})
+	}
+	for node, names := range members {
+		for name := range names {
+			b.membersChanged(cache, node, name)
+		}
+	}
+	for key := range cache.List(store.AgentPrefix) {
+		b.agentChanged(cache, strings.TrimPrefix(key, store.AgentPrefix))
+	}
+}
+
+// recordChanged takes in the record of a block, and adds to w whom that concerns.
+func (b *blocks) recordChanged(cache getter, key string, w *work) {
+	r, there := cache.Get(key)
+	was := b.faults[key]
+	delete(b.faults, key)
+	now, err := store.DecodeBlock(key, r)
+	if there && err != nil {
+		b.faults[key] = err
+	}
+	w.records = w.records || (was == nil) != (b.faults[key] == nil) // faults are told by a pass that plans
+	id := blockID{now.IP, now.First}
+	if !there {
+		if id, err = parseBlock(key); err != nil {
+			return
+		}
+	}
+	if !id.ip.IsValid() {
+		return
+	}
+	b.set(cache, id)
+	if n := b.byIP[id.ip][id.first]; n != nil {
+		w.addPods(n.Node)
+		return
+	}
+	for node, of := range b.short { // there is room now
+		if _, ok := of[id.ip]; ok {
+			w.addPods(node)
+		}
+	}
+}
+
+// parseBlock reads a key.
+func parseBlock(key string) (blockID, error) {
+	// A record that says nothing is read for its key.
+	of, err := store.DecodeBlock(key, store.Record{})
+	if of.IP.IsValid() {
+		return blockID{of.IP, of.First}, nil
+	}
+	return blockID{}, err
+}
+
+// membersChanged takes in which blocks the Members of an egress on a node list.
+func (b *blocks) membersChanged(cache getter, node, name string) {
+	h := holding{node, name}
+	touched := b.listed[h]
+	for _, id := range touched {
+		delete(b.copies[id], h)
+		if len(b.copies[id]) == 0 {
+			delete(b.copies, id)
+		}
+	}
+	delete(b.listed, h)
+	var last []byte
+	for _, key := range memberKeys(node, name) {
+		r, _ := cache.Get(key)
+		if !bytes.Contains(r.Value, []byte(`"blocks":`)) || bytes.Equal(r.Value, last) {
+			continue
+		}
+		last = r.Value
+		m, err := store.Decode[egress.Members](r)
+		if err != nil {
+			continue // it is written anew by what is known otherwise
+		}
+		for _, c := range m.Blocks {
+			id := blockID{c.IP, c.First}
+			if c.Fault() != nil || !c.IP.IsValid() || c.Node != node || !c.Freed.IsZero() {
+				continue
+			}
+			if b.copies[id] == nil {
+				b.copies[id] = map[holding]egress.Block{}
+			}
+			b.copies[id][h] = c
+			b.listed[h] = append(b.listed[h], id)
+		}
+	}
+	for _, id := range slices.Concat(touched, b.listed[h]) {
+		b.set(cache, id)
+	}
+}
+
+// agentChanged takes in what the agent of a node says, and reports whether that is another thing of its ports.
+func (b *blocks) agentChanged(cache getter, node string) bool {
+	var a egress.Agent
+	r, there := cache.Get(store.AgentKey(node))
+	if there {
+		var err error
+		if a, err = store.Decode[egress.Agent](r); err != nil {
+			return false // what it said stands
+		}
+	}
+	if maps.EqualFunc(b.asked[node].ports, a.Ports, func(x, y egress.PortUse) bool { return x.Want == y.Want && slices.Equal(x.Drained, y.Drained) }) {
+		return false
+	}
+	b.asked[node] = demanded{a.Ports, r.Revision}
+	if len(a.Ports) == 0 {
+		delete(b.asked, node)
+	}
+	return true
+}
+
+// set takes in a block as record and Members have it.
+func (b *blocks) set(cache getter, id blockID) {
+	b.touched[id.ip] = true
+	old := b.byIP[id.ip][id.first]
+	if old != nil {
+		delete(b.byIP[id.ip], id.first)
+		if len(b.byIP[id.ip]) == 0 {
+			delete(b.byIP, id.ip)
+		}
+		delete(b.byNode[old.Node], id)
+		if len(b.byNode[old.Node]) == 0 {
+			delete(b.byNode, old.Node)
+		}
+		delete(b.resting, id)
+	}
+	n := b.look(cache, id)
+	if n == nil {
+		return
+	}
+	if b.byIP[id.ip] == nil {
+		b.byIP[id.ip] = map[uint16]*block{}
+	}
+	b.byIP[id.ip][id.first] = n
+	if n.Node != "" {
+		if b.byNode[n.Node] == nil {
+			b.byNode[n.Node] = map[blockID]*block{}
+		}
+		b.byNode[n.Node][id] = n
+	}
+	if !n.Freed.IsZero() {
+		n.seen = time.Now()
+		if old != nil && old.Freed.Equal(n.Freed) {
+			n.seen = old.seen
+		}
+		b.resting[id] = n
+	}
+	n.deleted = old != nil && old.deleted && old.revision == n.revision
+}
+
+// look returns a block as the cache shows it, nil: there is none.
+func (b *blocks) look(cache getter, id blockID) *block {
+	r, there := cache.Get(id.key())
+	n := &block{there: there, revision: r.Revision}
+	var err error
+	if n.Block, err = store.DecodeBlock(id.key(), r); err == nil {
+		return n
+	}
+	if of := b.copies[id]; len(of) > 0 {
+		first := slices.MinFunc(slices.Collect(maps.Keys(of)), func(x, y holding) int { return cmp.Or(cmp.Compare(x.node, y.node), cmp.Compare(x.egress, y.egress)) })
+		n.Block, n.mend = of[first], true
+		return n
+	}
+	if !there {
+		return nil
+	}
+	n.Block = egress.Block{IP: id.ip}
+	n.First, n.Size = extent(id.first)
+	return n
+}
+
+// holder returns the egress whose Members on a node list a block; "": none.
+func (b *blocks) holder(node string, id blockID) string {
+	name := ""
+	for h := range b.copies[id] {
+		if h.node == node && (name == "" || h.egress < name) {
+			name = h.egress
+		}
+	}
+	return name
+}
+
+// room returns the room that an IP has.
+func (b *blocks) room(ip netip.Addr) *room {
+	r := newRoom()
+	for _, o := range b.byIP[ip] {
+		r.take(o.First, o.Size)
+	}
+	for _, o := range b.planned[ip] {
+		r.take(o.First, o.Size)
+	}
+	return r
+}
+
+// reported adds to faults what is wrong with the records, by key. Blocks that overlap are of somebody else's making: both stand.
+func (b *blocks) reported(faults map[string]error) {
+	for ip := range b.touched {
+		delete(b.overlap, ip)
+		var last *block
+		for _, first := range slices.Sorted(maps.Keys(b.byIP[ip])) {
+			n := b.byIP[ip][first]
+			if n.Node == "" {
+				continue
+			}
+			if last == nil || !last.Overlaps(n.Block) {
+				last = n
+				continue
+			}
+			if b.overlap[ip] == nil {
+				b.overlap[ip] = map[string]error{}
+			}
+			b.overlap[ip][blockID{ip, first}.key()] = fmt.Errorf("it overlaps with the block from %d, of node %s", last.First, last.Node)
+		}
+	}
+	clear(b.touched)
+	maps.Copy(faults, b.faults)
+	for _, of := range b.overlap {
+		maps.Copy(faults, of)
+	}
+}
+
+// rested returns the changes that delete what has rested. It rests by this process's clock, from when this leader saw it freed: what another
+// one's clock said is in the record for people to read.
+func (b *blocks) rested(now time.Time) (out []unit) {
+	b.looked = now
+	for id, n := range b.resting {
+		if !n.deleted && !b.reused[id] && !now.Before(n.seen.Add(b.rest)) {
+			out = append(out, unit{{Key: id.key(), Revision: n.revision}})
+		}
+	}
+	slices.SortFunc(out, func(x, y unit) int { return cmp.Compare(x[0].Key, y[0].Key) })
+	return out
+}
+
+// next returns when the next block has rested; the zero Time: never. What etcd refused to delete is tried again as other refusals are.
+func (b *blocks) next() (at time.Time) {
+	for _, n := range b.resting {
+		if due := n.seen.Add(b.rest); !n.deleted && due.After(b.looked) && (at.IsZero() || due.Before(at)) {
+			at = due
+		}
+	}
+	return at
+}
+
+// guard returns the Op by which a unit that puts blocks of an IP is refused when another was put meanwhile. guarded completes it.
+func guard(ip netip.Addr) store.Op {
+	return store.Op{Key: store.BlockPrefix + ip.String() + "/", Still: 1}
+}
+
+// guarded returns the changes of a transaction with each guard once, as it is to be now.
+func (b *blocks) guarded(ops unit) unit {
+	out := make(unit, 0, len(ops))
+	seen := map[string]bool{}
+	for _, op := range ops {
+		if op.Still != 0 {
+			if seen[op.Key] {
+				continue
+			}
+			seen[op.Key] = true
+			op.Still = max(b.revision, b.own[guardedIP(op)], 1)
+		}
+		out = append(out, op)
+	}
+	return out
+}
+
+// told says what is to be logged of a change that was made: whose ports were whose, and from when to when, is asked for long after. "": nothing.
+func (b *blocks) told(op store.Op) (what string, n egress.Block) {
+	if !strings.HasPrefix(op.Key, store.BlockPrefix) || op.Value == nil {
+		return "", n
+	}
+	n, err := store.DecodeBlock(op.Key, store.Record{Value: op.Value})
+	switch {
+	case err != nil:
+		return "", n
+	case !n.Freed.IsZero():
+		return "block of ports taken from a node, rests", n
+	case op.Absent:
+		return "block of ports given to a node", n
+	case b.resting[blockID{n.IP, n.First}] != nil:
+		return "block of ports given back to its node", n
+	}
+	return "", n // it retires
+}
+
+func guardedIP(op store.Op) netip.Addr {
+	ip, _ := netip.ParseAddr(strings.Trim(strings.TrimPrefix(op.Key, store.BlockPrefix), "/")) // guard made it of one
+	return ip
+}
+
+// committed takes in a transaction that was taken at a revision.
+func (b *blocks) committed(ops unit, revision int64) {
+	for _, op := range ops {
+		switch {
+		case op.Still != 0:
+			b.own[guardedIP(op)] = revision
+		case op.Value == nil && strings.HasPrefix(op.Key, store.BlockPrefix):
+			if id, err := parseBlock(op.Key); err == nil && b.resting[id] != nil {
+				b.resting[id].deleted = true
+			}
+		}
+	}
+}

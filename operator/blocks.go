@@ -1,0 +1,51 @@
+package operator
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net/netip"
+	"strconv"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/store"
+)
+
+// KindBlocks is the kind that Blocks lists, and Get as well.
+const KindBlocks = "blocks"
+
+// Blocks writes the blocks of ports of an egress IP, or of all where ip is the zero Addr, as Get writes records.
+func Blocks(ctx context.Context, c *store.Client, ip netip.Addr, format string, w io.Writer) error {
+	if err := CheckFormat(format); err != nil {
+		return err
+	}
+	blocks, faults, err := c.Blocks(ctx, ip)
+	if err != nil {
+		return err
+	}
+	l := listing{header: "IP PORTS SIZE NODE STATE SINCE"}
+	now := time.Now()
+	for _, b := range blocks {
+		state, since := stateOf(b)
+		l.records = append(l.records, b)
+		l.rows = append(l.rows, []string{
+			b.IP.String(), fmt.Sprintf("%d-%d", b.First, b.Last()), strconv.Itoa(b.Size), b.Node, state, age(now, since),
+		})
+	}
+	if err := l.write(format, w); err != nil {
+		return err
+	}
+	return unread(faults)
+}
+
+// stateOf says what a block is for at present, and since when it is the node's, or rests.
+func stateOf(b egress.Block) (state string, since time.Time) {
+	switch {
+	case !b.Freed.IsZero():
+		return "resting", b.Freed
+	case b.Retired:
+		return "retired", b.Since
+	}
+	return "used", b.Since
+}

@@ -1,0 +1,40 @@
+package store
+
+import (
+	"cmp"
+	"context"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// Blocks returns the blocks of ports of an egress IP, or of all where ip is the zero Addr, sorted by IP and first port, and the records that
+// cannot be read, by key.
+func (c *Client) Blocks(ctx context.Context, ip netip.Addr) (blocks []egress.Block, faults []egress.Fault, err error) {
+	prefix := BlockPrefix
+	if ip.IsValid() {
+		prefix += ip.String() + "/"
+	}
+	records, err := c.List(ctx, prefix)
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading etcd: %w", err)
+	}
+	for _, key := range slices.Sorted(maps.Keys(records)) {
+		b, err := DecodeBlock(key, records[key])
+		if err != nil {
+			faults = append(faults, egress.Fault{Key: key, Err: err})
+			continue
+		}
+		blocks = append(blocks, b)
+	}
+	slices.SortFunc(blocks, CompareBlocks)
+	return blocks, faults, nil
+}
+
+// CompareBlocks orders blocks by IP and first port, as in egress.Members.
+func CompareBlocks(a, b egress.Block) int {
+	return cmp.Or(a.IP.Compare(b.IP), cmp.Compare(a.First, b.First))
+}

@@ -1,0 +1,93 @@
+package store
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/egret-project/egret/egress"
+)
+
+func TestAChangeThatAsksForStillnessIsRefusedAfterAnyPutBelow(t *testing.T) {
+	s := start(t)
+	l := lead(t, t.Context(), dial(t, s), "a")
+	put := func(key string, still int64) (int64, error) {
+		return l.CommitAt(t.Context(), Op{Key: "blocks/1/", Still: still}, Op{Key: key, Value: []byte("x")})
+	}
+	if _, err := put("blocks/1/a", 1); err != nil {
+		t.Fatalf("with nothing there: %v", err)
+	}
+	seen := get(t, s.Client(), "blocks/1/a").Revision
+	other, err := l.CommitAt(t.Context(), Op{Key: "blocks/2/a", Value: []byte("x")}, Op{Key: "blocks/1", Value: []byte("x")})
+	if got := get(t, s.Client(), "blocks/2/a").Revision; err != nil || other != got {
+		t.Errorf("committed at %d, %v; the key is of %d", other, err, got)
+	}
+	next, err := put("blocks/1/b", seen)
+	if err != nil {
+		t.Fatalf("only keys beside it changed: %v", err)
+	}
+	if _, err := put("blocks/1/c", next-1); !errors.Is(err, ErrConflict) || !strings.Contains(err.Error(), "blocks/1/") {
+		t.Errorf("another key below was put: %v, want ErrConflict with the prefix", err)
+	}
+	if err := l.Commit(t.Context(), Op{Key: "blocks/1/b"}); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := put("blocks/1/c", seen); err != nil {
+		t.Errorf("a key below was deleted: %v", err)
+	}
+	if err := l.Resign(t.Context()); err != nil {
+		t.Error(err)
+	}
+}
+
+func TestBlocksAreListedInOrderAndBadOnesNamed(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	since := time.Date(2026, 11, 28, 11, 0, 0, 0, time.UTC)
+	of := func(ip string, first uint16, size int) egress.Block {
+		return egress.Block{IP: netip.MustParseAddr(ip), First: first, Size: size, Node: "n", Since: since}
+	}
+	good := []egress.Block{of("9.0.0.1", 2048, 1024), of("9.0.0.1", 16384, 64), of("10.0.0.1", 4096, 64), of("fd00::1", 4096, 64)}
+	records := map[string]any{
+		"blocks/10.0.0.1/04160":  of("10.0.0.1", 4224, 64), // the key says another port
+		"blocks/10.0.0.1/04224":  of("10.0.0.1", 4224, 65),
+		"blocks/10.0.0.1/4288":   of("10.0.0.1", 4288, 64), // four digits
+		"blocks/10.0.0.01/04288": of("10.0.0.1", 4288, 64),
+		"blocks/10.0.0.1/04352":  egress.Block{IP: netip.MustParseAddr("10.0.0.1"), First: 4352, Size: 64},
+		"blocks/10.0.0.1/04416":  "nonsense",
+		"blocks/10.0.0.1/70000":  of("10.0.0.1", 4464, 64),
+	}
+	for _, b := range good {
+		records[BlockKey(b.IP, b.First)] = b
+	}
+	for key, r := range records {
+		v, err := Encode(r)
+		if err == nil {
+			_, err = s.Client().Put(t.Context(), c.key(key), string(v))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	compare := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
+	blocks, faults, err := c.Blocks(t.Context(), netip.Addr{})
+	if d := cmp.Diff(good, blocks, compare); err != nil || d != "" {
+		t.Errorf("%v (-want +got):\n%s", err, d)
+	}
+	if len(faults) != len(records)-len(good) {
+		t.Errorf("faults: %v", faults)
+	}
+	for _, f := range faults {
+		if !strings.HasPrefix(f.Key, "blocks/10.0.0.") || f.Err == nil {
+			t.Errorf("fault %+v", f)
+		}
+	}
+	blocks, _, err = c.Blocks(t.Context(), netip.MustParseAddr("9.0.0.1"))
+	if d := cmp.Diff(good[:2], blocks, compare); err != nil || d != "" {
+		t.Errorf("those of one IP: %v (-want +got):\n%s", err, d)
+	}
+}
