@@ -129,15 +129,15 @@ func listenUDP(at netip.AddrPort) (*net.UDPConn, error) {
 	if err != nil {
 		return nil, err
 	}
-	if err := enlarge(conn, echoBuffer); err != nil {
+	if err := Enlarge(conn, echoBuffer); err != nil {
 		conn.Close()
 		return nil, err
 	}
 	return conn, nil
 }
 
-// enlarge gives a socket a receive buffer of at least so many bytes.
-func enlarge(conn syscall.Conn, size int) error {
+// Enlarge gives a socket a receive buffer of size bytes, which the kernel doubles (SO_RCVBUFFORCE, socket(7)).
+func Enlarge(conn syscall.Conn, size int) error {
 	raw, err := conn.SyscallConn()
 	if err != nil {
 		return err
