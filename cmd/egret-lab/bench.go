@@ -137,17 +137,22 @@ func connectionsCommand(name *string) *cobra.Command {
 			cfg.Lab.Name = ownLab(cmd, *name)
 			cfg.Lab.AgentFlags = strings.Fields(agentFlags)
 			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{ReplaceAttr: withoutTime}))
+			file := "connections-" + cfg.Fault
+			if cfg.Family != 4 {
+				file += fmt.Sprintf("-ipv%d", cfg.Family)
+			}
 			report, err := connections.Run(cmd.Context(), cfg)
 			if report == nil {
 				return err
 			}
-			return errors.Join(err, report.WriteTable(cmd.OutOrStdout()), writeFiles(out, "connections-"+cfg.Fault, report.WriteCSV, report.WriteSVG),
+			return errors.Join(err, report.WriteTable(cmd.OutOrStdout()), writeFiles(out, file, report.WriteCSV, report.WriteSVG),
 				report.Require(require))
 		},
 	}
 	f := cmd.Flags()
 	f.IntVar(&cfg.Connections, "connections", 10000, "how many, of all kinds and pods together")
 	f.IntVar(&cfg.Pods, "pods", 4, "number of pods, half of them on each of two nodes")
+	f.IntVar(&cfg.Family, "family", 4, "4 or 6: the IP family")
 	f.BoolVar(&cfg.OwnPorts, "own-ports", false, "give the pods source ports of their own, rather than the same ones to all")
 	f.IntVar(&cfg.Lab.Nodes, "nodes", 4, "number of nodes")
 	f.StringVar(&cfg.Fault, "fault", connections.Faults[0], "what happens: "+strings.Join(connections.Faults, ", "))
@@ -155,6 +160,6 @@ func connectionsCommand(name *string) *cobra.Command {
 	f.DurationVar(&cfg.Wait, "wait", 15*time.Second, "time from the end of the fault until it is asked which connections live")
 	f.Float64Var(&require, "require-alive", 0, "fail when fewer connections of a kind live, in percent")
 	f.StringVar(&agentFlags, "agent-flags", "", `further flags of every agent, in one word, as "--a=1 --b=2"`)
-	f.StringVar(&out, "out", ".", "folder for connections-FAULT.csv and .svg")
+	f.StringVar(&out, "out", ".", "folder for connections-FAULT.csv and .svg, with -ipv6 after it for --family 6")
 	return cmd
 }

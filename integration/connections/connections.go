@@ -16,7 +16,7 @@ import (
 )
 
 // Faults are what can happen to the gateway.
-var Faults = []string{gateway.PowerOff, gateway.Move, gateway.Drain, gateway.Restart, gateway.Kill, gateway.Moves}
+var Faults = []string{gateway.PowerOff, gateway.Move, gateway.Drain, gateway.Restart, gateway.Kill, gateway.Respawn, gateway.Moves}
 
 // Config says what to measure.
 type Config struct {
@@ -24,6 +24,7 @@ type Config struct {
 	Lab         lab.Config
 	Fault       string        // one of Faults
 	Connections int           // of all kinds and pods together
+	Family      int           // 4 or 6, of IP
 	Pods        int           // half on each of two nodes; 2 at least
 	OwnPorts    bool          // no two pods have the same source port; else all of them have the same ones
 	Interval    time.Duration // between two messages of a connection; 10ms at least
@@ -46,6 +47,9 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("%d connections: want one of each kind in each pod at least, %d, and %d at most", c.Connections,
 			c.Pods*len(Kinds), most))
 	}
+	if _, ok := families[c.Family]; !ok {
+		errs = append(errs, fmt.Errorf("family %d: want 4 or 6", c.Family))
+	}
 	if c.Interval < tick {
 		errs = append(errs, fmt.Errorf("interval %v: want %v at least", c.Interval, tick))
 	}
@@ -63,15 +67,13 @@ func (c Config) most() int {
 	return c.Pods * (65536 - firstPort)
 }
 
-// objects are a pool, which leaves out the nodes that are to be filled in, and the egress of the pods.
+// objects are a pool of one address, which leaves out the nodes that are to be filled in, and the egress of the pods.
 const objects = `{"apiVersion": "v1", "kind": "List", "items": [
 {"apiVersion": "crd.antrea.io/v1beta1", "kind": "ExternalIPPool", "metadata": {"name": "connections"}, "spec": {
-  "ipRanges": [{"start": "10.10.0.11", "end": "10.10.0.11"}],
-  "nodeSelector": {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "NotIn", "values": [%s]}]}}},
+  "ipRanges": [{"start": "%[1]s", "end": "%[1]s"}],
+  "nodeSelector": {"matchExpressions": [{"key": "kubernetes.io/hostname", "operator": "NotIn", "values": [%[2]s]}]}}},
 {"apiVersion": "crd.antrea.io/v1beta1", "kind": "Egress", "metadata": {"name": "connections"}, "spec": {
   "externalIPPool": "connections", "appliedTo": {"podSelector": {"matchLabels": {"app": "connections"}}}}}]}`
-
-var ip = netip.MustParseAddr("10.10.0.11")
 
 // stragglers is how long after the last message that counts an answer may come: far above the lab's round trip on a busy machine.
 const stragglers = time.Second
@@ -84,6 +86,9 @@ type bench struct {
 	pods    []string
 	traffic *traffic
 }
+
+// ip returns the egress IP.
+func (c Config) ip() netip.Addr { return families[c.Family].egress }
 
 // Run makes a lab, establishes the connections, lets the fault happen, and removes the lab, also when ctx ends before. A packet of a
 // connection with another source address than the egress IP is an error, beside the report. That connections broke is none: see Report.Require.
@@ -109,7 +114,7 @@ func run(ctx context.Context, cfg Config, fault func(*bench, context.Context) er
 		defer cancel()
 		err = errors.Join(err, b.lab.Down(end))
 	}()
-	if b.gateway, err = gateway.Open(b.lab, ip); err != nil {
+	if b.gateway, err = gateway.Open(b.lab, b.ip()); err != nil {
 		return nil, err
 	}
 	defer b.gateway.Close()
@@ -142,7 +147,7 @@ func (b *bench) prepare(ctx context.Context) error {
 	if b.Fault == gateway.Move || b.Fault == gateway.Moves {
 		left = `""` // no node
 	}
-	if err := gateway.Apply(ctx, b.lab, fmt.Sprintf(objects, left)); err != nil {
+	if err := gateway.Apply(ctx, b.lab, fmt.Sprintf(objects, b.ip(), left)); err != nil {
 		return err
 	}
 	for i := range b.Pods {
@@ -156,7 +161,7 @@ func (b *bench) prepare(ctx context.Context) error {
 		return err
 	}
 	for _, pod := range b.pods {
-		if err := gateway.Leaves(ctx, b.lab, pod, ip); err != nil {
+		if err := gateway.Leaves(ctx, b.lab, pod, b.ip()); err != nil {
 			return err
 		}
 	}
@@ -192,7 +197,7 @@ func (b *bench) measure(ctx context.Context, fault func(*bench, context.Context)
 		return nil, err
 	}
 	if len(b.traffic.strange) > 0 {
-		return r, fmt.Errorf("the outside host saw packets of other sources than %s: %v", ip, b.traffic.strange)
+		return r, fmt.Errorf("the outside host saw packets of other sources than %s: %v", b.ip(), b.traffic.strange)
 	}
 	return r, nil
 }
@@ -266,6 +271,9 @@ func (b *bench) inject(ctx context.Context) error {
 	}
 	if f.NewOwner {
 		_, err = b.gateway.Owner(ctx, owner)
+	}
+	if b.Fault == gateway.Kill {
+		err = errors.Join(err, f.Mend(ctx)) // as a kubelet does in the end; what the agent does then is part of the fault
 	}
 	return err
 }

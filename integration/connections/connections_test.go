@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 
 func config() Config {
 	return Config{
-		Lab: lab.Config{Nodes: 4}, Fault: "move", Connections: 50, Pods: 2, OwnPorts: true, Interval: 100 * time.Millisecond, Wait: 2 * time.Second,
+		Lab: lab.Config{Nodes: 4}, Fault: "move", Family: 4, Connections: 50, Pods: 2, OwnPorts: true, Interval: 100 * time.Millisecond, Wait: 2 * time.Second,
 	}
 }
 
@@ -202,8 +202,8 @@ func TestWhatHappensToAConnectionDecidesWhetherItIsAlive(t *testing.T) {
 }
 
 func TestValidateReportsEveryFault(t *testing.T) {
-	err := Config{Lab: lab.Config{Nodes: 3}, Fault: "flood", Pods: 1, Interval: 1, Wait: -1}.Validate()
-	for _, want := range []string{`"flood"`, "3 nodes", "1 pods", "interval 1ns", "wait -1ns"} {
+	err := Config{Lab: lab.Config{Nodes: 3}, Fault: "flood", Pods: 1, Family: 5, Interval: 1, Wait: -1}.Validate()
+	for _, want := range []string{`"flood"`, "3 nodes", "1 pods", "family 5", "interval 1ns", "wait -1ns"} {
 		if !strings.Contains(fmt.Sprint(err), want) {
 			t.Errorf("error %v, want it to say %s", err, want)
 		}

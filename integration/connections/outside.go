@@ -10,6 +10,7 @@ import (
 
 	"golang.org/x/net/icmp"
 	"golang.org/x/net/ipv4"
+	"golang.org/x/net/ipv6"
 
 	"github.com/egret-project/egret/integration/lab"
 )
@@ -20,11 +21,24 @@ var serverPorts = map[Kind]uint16{TCP: 9101, Push: 9102, UDP: 9103, QUIC: 9104}
 // receiveBuffer of the sockets that hold the datagrams of many connections: room for all of them, at 768 bytes each.
 const receiveBuffer = 16 << 20
 
+// family is what differs between IPv4 and IPv6.
+type family struct {
+	egress, outside netip.Addr
+	tcp, udp, icmp  string // networks, as package net has them
+	protocol        int    // of ICMP
+	request, reply  icmp.Type
+}
+
+var families = map[int]family{
+	4: {netip.MustParseAddr("10.10.0.11"), lab.OutsideIP, "tcp4", "udp4", "ip4:icmp", 1, ipv4.ICMPTypeEcho, ipv4.ICMPTypeEchoReply},
+	6: {netip.MustParseAddr("fd10::11"), lab.OutsideIP6, "tcp6", "udp6", "ip6:ipv6-icmp", 58, ipv6.ICMPTypeEchoRequest, ipv6.ICMPTypeEchoReply},
+}
+
 // serve opens the servers of the outside host.
 func (t *traffic) serve() error {
 	return t.lab.In("outside", "", func() error {
 		for kind, serve := range map[Kind]func(net.Conn){TCP: t.answer, Push: t.admit} {
-			ln, err := net.Listen("tcp4", netip.AddrPortFrom(lab.OutsideIP, serverPorts[kind]).String())
+			ln, err := net.Listen(t.tcp, netip.AddrPortFrom(t.outside, serverPorts[kind]).String())
 			if err != nil {
 				return err
 			}
@@ -32,7 +46,7 @@ func (t *traffic) serve() error {
 			go t.accept(ln, serve)
 		}
 		for _, kind := range []Kind{UDP, QUIC} {
-			conn, err := net.ListenUDP("udp4", net.UDPAddrFromAddrPort(netip.AddrPortFrom(lab.OutsideIP, serverPorts[kind])))
+			conn, err := net.ListenUDP(t.udp, net.UDPAddrFromAddrPort(netip.AddrPortFrom(t.outside, serverPorts[kind])))
 			if err != nil {
 				return err
 			}
@@ -42,11 +56,10 @@ func (t *traffic) serve() error {
 			}
 			go t.answerDatagrams(conn, kind)
 		}
-		conn, err := listenICMP()
+		conn, err := t.listenICMP()
 		if err != nil {
 			return err
 		}
-		t.closeLater(conn)
 		go t.watchRequests(conn)
 		return nil
 	})
@@ -147,7 +160,7 @@ func (t *traffic) answerDatagrams(conn *net.UDPConn, kind Kind) {
 // watchRequests sees the echo requests that the kernel answers.
 func (t *traffic) watchRequests(conn *net.IPConn) {
 	for {
-		e, from, err := readEcho(conn, ipv4.ICMPTypeEcho)
+		e, from, err := t.readEcho(conn, t.request)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -161,26 +174,23 @@ func (t *traffic) watchRequests(conn *net.IPConn) {
 }
 
 // listenICMP opens a raw socket in the namespace of the calling thread, which gets all of its ICMP.
-func listenICMP() (*net.IPConn, error) {
-	conn, err := net.ListenIP("ip4:icmp", nil)
+func (t *traffic) listenICMP() (*net.IPConn, error) {
+	conn, err := net.ListenIP(t.icmp, nil)
 	if err != nil {
 		return nil, err
 	}
-	if err := lab.Enlarge(conn, receiveBuffer); err != nil {
-		conn.Close()
-		return nil, err
-	}
-	return conn, nil
+	t.closeLater(conn)
+	return conn, lab.Enlarge(conn, receiveBuffer)
 }
 
 // readEcho reads the next packet; it is an error when that is no echo of the type.
-func readEcho(conn *net.IPConn, want icmp.Type) (*icmp.Echo, netip.Addr, error) {
+func (t *traffic) readEcho(conn *net.IPConn, want icmp.Type) (*icmp.Echo, netip.Addr, error) {
 	b := make([]byte, 256)
 	n, from, err := conn.ReadFromIP(b)
 	if err != nil {
 		return nil, netip.Addr{}, err
 	}
-	m, err := icmp.ParseMessage(1, b[:n]) // the number of ICMP for IPv4
+	m, err := icmp.ParseMessage(t.protocol, b[:n])
 	if err != nil {
 		return nil, netip.Addr{}, err
 	}

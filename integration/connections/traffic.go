@@ -12,7 +12,6 @@ import (
 	"time"
 
 	"golang.org/x/net/icmp"
-	"golang.org/x/net/ipv4"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/egret-project/egret/integration/lab"
@@ -26,8 +25,8 @@ const tick = 10 * time.Millisecond
 
 // traffic is both ends of all connections.
 type traffic struct {
+	family
 	lab         *lab.Lab
-	ip          netip.Addr // the only source address that may be seen outside
 	interval    time.Duration
 	pods        []string
 	connections []*connection // by id
@@ -39,7 +38,7 @@ type traffic struct {
 	mu      sync.Mutex // guards what follows
 	closers []io.Closer
 	pushed  map[*connection]net.Conn
-	strange map[netip.Addr]int // packets by source address that is not ip
+	strange map[netip.Addr]int // packets by source address that is not the egress IP
 }
 
 // plan returns the connections, of all kinds in turns. The pods share each kind and source port, so that all of them collide outside, unless
@@ -59,7 +58,7 @@ func plan(cfg Config) []*connection {
 // newTraffic opens the servers. stop must be called, also after an error.
 func newTraffic(cfg Config, l *lab.Lab, pods []string) (*traffic, error) {
 	t := &traffic{
-		lab: l, ip: ip, interval: cfg.Interval, pods: pods, connections: plan(cfg), begin: time.Now(),
+		family: families[cfg.Family], lab: l, interval: cfg.Interval, pods: pods, connections: plan(cfg), begin: time.Now(),
 		quit: make(chan struct{}), pushed: map[*connection]net.Conn{}, strange: map[netip.Addr]int{},
 	}
 	if err := t.serve(); err != nil {
@@ -87,7 +86,7 @@ func (t *traffic) closeLater(c io.Closer) {
 
 // note tells that the outside host got something of a connection, and reports whether that came from where the connection began.
 func (t *traffic) note(c *connection, from netip.AddrPort) bool {
-	if from.Addr() != t.ip {
+	if from.Addr() != t.egress {
 		t.mu.Lock()
 		t.strange[from.Addr()]++
 		t.mu.Unlock()
@@ -146,18 +145,17 @@ func (t *traffic) open() error {
 
 // openPod opens all of a pod's connections, in the namespace of the calling thread.
 func (t *traffic) openPod(pod int) error {
-	conn, err := listenICMP()
+	conn, err := t.listenICMP()
 	if err != nil {
 		return err
 	}
-	t.closeLater(conn)
 	go t.readReplies(conn)
 	for _, c := range t.connections {
 		if c.pod != pod {
 			continue
 		}
 		if c.kind == ICMP {
-			c.send = func(m message) error { return sendEcho(conn, c.port, m) }
+			c.send = func(m message) error { return t.sendEcho(conn, c.port, m) }
 		} else if err := t.dial(c); err != nil {
 			t.failed(c, err)
 		}
@@ -167,11 +165,11 @@ func (t *traffic) openPod(pod int) error {
 
 // dial opens the pod's end of a connection, in the namespace of the calling thread.
 func (t *traffic) dial(c *connection) error {
-	to := netip.AddrPortFrom(lab.OutsideIP, serverPorts[c.kind])
+	to := netip.AddrPortFrom(t.outside, serverPorts[c.kind])
 	d := net.Dialer{Timeout: 5 * time.Second, KeepAlive: -1}
-	network := "udp4"
-	if c.kind == TCP || c.kind == Push {
-		network, d.LocalAddr = "tcp4", &net.TCPAddr{Port: int(c.port)}
+	network, stream := t.udp, c.kind == TCP || c.kind == Push
+	if stream {
+		network, d.LocalAddr = t.tcp, &net.TCPAddr{Port: int(c.port)}
 	} else {
 		d.LocalAddr = &net.UDPAddr{Port: int(c.port)}
 	}
@@ -191,7 +189,7 @@ func (t *traffic) dial(c *connection) error {
 			return err
 		}
 	}
-	if network == "tcp4" {
+	if stream {
 		go t.readStream(c, conn)
 	} else {
 		go t.readDatagrams(c, conn)
@@ -234,7 +232,7 @@ func (t *traffic) readDatagrams(c *connection, conn net.Conn) {
 // readReplies takes a pod's echo replies.
 func (t *traffic) readReplies(conn *net.IPConn) {
 	for {
-		e, _, err := readEcho(conn, ipv4.ICMPTypeEchoReply)
+		e, _, err := t.readEcho(conn, t.reply)
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -251,12 +249,13 @@ func (t *traffic) readReplies(conn *net.IPConn) {
 	}
 }
 
-func sendEcho(conn *net.IPConn, id uint16, m message) error {
-	b, err := (&icmp.Message{Type: ipv4.ICMPTypeEcho, Body: &icmp.Echo{ID: int(id), Seq: 1, Data: m.bytes()}}).Marshal(nil)
+// sendEcho leaves the checksum of ICMPv6 to the kernel (RFC 3542, section 3.1).
+func (t *traffic) sendEcho(conn *net.IPConn, id uint16, m message) error {
+	b, err := (&icmp.Message{Type: t.request, Body: &icmp.Echo{ID: int(id), Seq: 1, Data: m.bytes()}}).Marshal(nil)
 	if err != nil {
 		return err
 	}
-	_, err = conn.WriteToIP(b, &net.IPAddr{IP: lab.OutsideIP.AsSlice()})
+	_, err = conn.WriteToIP(b, &net.IPAddr{IP: t.outside.AsSlice()})
 	return err
 }
 

@@ -17,7 +17,8 @@ const (
 	Move     = "move"      // its IP is moved to the next node
 	Moves    = "moves"     // its IP is moved three times in three seconds, from node to node
 	Restart  = "restart"   // its agent is stopped (SIGTERM), and started again at once
-	Kill     = "kill"      // its agent is killed (SIGKILL), and started again at once
+	Kill     = "kill"      // its agent is killed (SIGKILL), and is not started before another node has the IP
+	Respawn  = "respawn"   // its agent is killed (SIGKILL), and started again at once
 )
 
 // Joining is how long a node that was away is given: the agents' gossip calls those that it misses every second.
@@ -43,16 +44,16 @@ func (g *Gateway) Fault(name, node string, nodes []string) (Fault, error) {
 	of := func(change func(*lab.Lab, context.Context, string) error) func(context.Context) error {
 		return func(ctx context.Context) error { return change(g.lab, ctx, node) }
 	}
-	cut := func(change func(*lab.Lab, context.Context, string, string) error, a, b string) func(context.Context) error {
+	with := func(change func(*lab.Lab, context.Context, string, string) error, a, b string) func(context.Context) error {
 		return func(ctx context.Context) error { return change(g.lab, ctx, a, b) }
 	}
-	start := cut((*lab.Lab).Start, "agent", node)
+	start := with((*lab.Lab).Start, "agent", node)
 	nothing := func(context.Context) error { return nil }
 	switch name {
 	case PowerOff:
 		return Fault{of((*lab.Lab).Crash), of((*lab.Lab).Recover), true, Joining}, nil
 	case Uplink:
-		return Fault{cut((*lab.Lab).Cut, node, "uplink"), cut((*lab.Lab).Heal, node, "uplink"), true, Joining}, nil
+		return Fault{with((*lab.Lab).Cut, node, "uplink"), with((*lab.Lab).Heal, node, "uplink"), true, Joining}, nil
 	case Drain:
 		return Fault{egret("drain", node, "--wait"), egret("uncordon", node), true, 0}, nil
 	case Move:
@@ -64,9 +65,11 @@ func (g *Gateway) Fault(name, node string, nodes []string) (Fault, error) {
 		}
 		return Fault{everySecond(moves), nothing, after(nodes, node, 3) != node, 0}, nil
 	case Restart:
-		return Fault{inTurn(cut((*lab.Lab).Stop, "agent", node), start), nothing, false, Joining}, nil
+		return Fault{inTurn(with((*lab.Lab).Stop, "agent", node), start), nothing, false, Joining}, nil
 	case Kill:
-		return Fault{inTurn(cut((*lab.Lab).Kill, "agent", node), start), nothing, false, Joining}, nil
+		return Fault{with((*lab.Lab).Kill, "agent", node), start, true, Joining}, nil
+	case Respawn:
+		return Fault{inTurn(with((*lab.Lab).Kill, "agent", node), start), nothing, false, Joining}, nil
 	}
 	return Fault{}, fmt.Errorf("fault %q: there is no such", name)
 }

@@ -79,10 +79,14 @@ func Apply(ctx context.Context, l *lab.Lab, objects string) error {
 	return nil
 }
 
-// Leaves waits until a pod leaves with the source address ip, 20 s at most.
+// Leaves waits until a pod leaves with the source address ip in that family, 20 s at most.
 func Leaves(ctx context.Context, l *lab.Lab, pod string, ip netip.Addr) error {
+	to := lab.OutsideIP
+	if ip.Is6() {
+		to = lab.OutsideIP6
+	}
 	for deadline := time.Now().Add(limit); ; {
-		got, err := l.Source(ctx, pod)
+		got, err := l.SourceTo(ctx, pod, to)
 		if err == nil && got == ip {
 			return nil
 		}
