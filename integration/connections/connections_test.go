@@ -28,7 +28,7 @@ func TestMain(m *testing.M) {
 
 func config() Config {
 	return Config{
-		Lab: lab.Config{Nodes: 4}, Fault: "move", Family: 4, Connections: 50, Pods: 2, OwnPorts: true, Interval: 100 * time.Millisecond, Wait: 2 * time.Second,
+		Lab: lab.Config{Nodes: 4}, Fault: "move", Family: 4, Connections: 50, Pods: 2, OwnPorts: true, Interval: 100 * time.Millisecond, Wait: time.Second,
 	}
 }
 
