@@ -103,15 +103,16 @@ func (r *Report) WriteCSV(w io.Writer) error {
 }
 
 // WriteTable writes a line per kind: how many connections there were, what became of them, and of those that are alive quantiles of the time
-// until the first byte after the fault, and of the longest silence, in ms.
+// until the first byte after the fault, and of the longest silence, in ms. Where all messages got lost for a while, the smallest of the former
+// is how long that was; the others have up to an interval more.
 func (r *Report) WriteTable(w io.Writer) error {
 	fmt.Fprintf(w, "%s of %s, %s after it; it took %v\n", r.Fault, r.From, r.To, r.Took.Round(time.Millisecond))
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)
-	fmt.Fprintln(t, "KIND\tCONNECTIONS\tESTABLISHED\tALIVE\tERRORS\tRSTS\tCHANGED PORTS\tFIRST BYTE MS P50\tP99\tMAX\tSILENCE MS P50\tP99\tMAX")
+	fmt.Fprintln(t, "KIND\tCONNECTIONS\tESTABLISHED\tALIVE\tERRORS\tRSTS\tCHANGED PORTS\tFIRST BYTE MS MIN\tP50\tP99\tMAX\tSILENCE MS MIN\tP50\tP99\tMAX")
 	for _, s := range r.Summaries() {
 		fmt.Fprintf(t, "%s\t%d\t%d\t%d\t%d\t%d\t%d", s.Kind, s.Connections, s.Established, s.Alive, s.Errors, s.Resets, s.Changed)
 		for _, values := range [][]time.Duration{s.First, s.Silence} {
-			for _, q := range []float64{0.5, 0.99, 1} {
+			for _, q := range []float64{1e-9, 0.5, 0.99, 1} {
 				if len(values) == 0 {
 					fmt.Fprint(t, "\t-")
 				} else {
