@@ -5,6 +5,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"os"
 	"path/filepath"
 	"strings"
@@ -12,13 +13,14 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/egret-project/egret/integration/connections"
 	"github.com/egret-project/egret/integration/datapath"
 	"github.com/egret-project/egret/integration/failover"
 )
 
 func benchCommand(name *string) *cobra.Command {
 	cmd := &cobra.Command{Use: "bench", Short: "Measure, in a lab of its own"}
-	cmd.AddCommand(failoverCommand(name), datapathCommand(name))
+	cmd.AddCommand(failoverCommand(name), datapathCommand(name), connectionsCommand(name))
 	return cmd
 }
 
@@ -117,5 +119,47 @@ func failoverCommand(name *string) *cobra.Command {
 	f.BoolVar(&gossip, "gossip", true, "let the agents gossip; without it a dead owner is found when its lease ends")
 	f.StringVar(&agentFlags, "agent-flags", "", `further flags of every agent, in one word, as "--a=1 --b=2"`)
 	f.StringVar(&out, "out", ".", "folder for failover-FAULT-NODES.csv and .svg, with -lease after it for --gossip=false")
+	return cmd
+}
+
+func connectionsCommand(name *string) *cobra.Command {
+	var cfg connections.Config
+	var require float64
+	var out, agentFlags string
+	cmd := &cobra.Command{
+		Use:   "connections",
+		Short: "Let something happen to the gateway of many connections; print which of them live, write CSV and SVG",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			if require < 0 || require > 100 {
+				return fmt.Errorf("--require-alive %g: want 0 to 100", require)
+			}
+			cfg.Lab.Name = ownLab(cmd, *name)
+			cfg.Lab.AgentFlags = strings.Fields(agentFlags)
+			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{ReplaceAttr: withoutTime}))
+			file := "connections-" + cfg.Fault
+			if cfg.Family != 4 {
+				file += fmt.Sprintf("-ipv%d", cfg.Family)
+			}
+			report, err := connections.Run(cmd.Context(), cfg)
+			if report == nil {
+				return err
+			}
+			return errors.Join(err, report.WriteTable(cmd.OutOrStdout()), writeFiles(out, file, report.WriteCSV, report.WriteSVG),
+				report.Require(require))
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&cfg.Connections, "connections", 10000, "how many, of all kinds and pods together")
+	f.IntVar(&cfg.Pods, "pods", 4, "number of pods, half of them on each of two nodes")
+	f.IntVar(&cfg.Family, "family", 4, "4 or 6: the IP family")
+	f.BoolVar(&cfg.OwnPorts, "own-ports", false, "give the pods source ports of their own, rather than the same ones to all")
+	f.IntVar(&cfg.Lab.Nodes, "nodes", 4, "number of nodes")
+	f.StringVar(&cfg.Fault, "fault", connections.Faults[0], "what happens: "+strings.Join(connections.Faults, ", "))
+	f.DurationVar(&cfg.Interval, "interval", time.Second, "time between two messages of a connection")
+	f.DurationVar(&cfg.Wait, "wait", 15*time.Second, "time from the end of the fault until it is asked which connections live")
+	f.Float64Var(&require, "require-alive", 0, "fail when fewer connections of a kind live, in percent")
+	f.StringVar(&agentFlags, "agent-flags", "", `further flags of every agent, in one word, as "--a=1 --b=2"`)
+	f.StringVar(&out, "out", ".", "folder for connections-FAULT.csv and .svg, with -ipv6 after it for --family 6")
 	return cmd
 }

@@ -5,12 +5,11 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
-	"os"
-	"path/filepath"
 	"slices"
 	"strings"
 	"time"
 
+	"github.com/egret-project/egret/integration/gateway"
 	"github.com/egret-project/egret/integration/lab"
 )
 
@@ -132,42 +131,16 @@ func prepare(ctx context.Context, l *lab.Lab) error {
 			return err
 		}
 	}
-	dir, err := os.MkdirTemp("", "egret-datapath-")
-	if err != nil {
-		return err
-	}
-	defer os.RemoveAll(dir)
-	file := filepath.Join(dir, "objects.json")
 	list := fmt.Sprintf(objects, fmt.Sprintf(object, "own", "10.10.0.11", "node-1")+","+fmt.Sprintf(object, "remote", "10.10.0.12", "node-2"))
-	if err := os.WriteFile(file, []byte(list), 0o644); err != nil {
+	if err := gateway.Apply(ctx, l, list); err != nil {
 		return err
-	}
-	if out, err := l.Kubectl(ctx, "apply", "-f", file); err != nil {
-		return fmt.Errorf("making the egresses: %w\n%s", err, out)
 	}
 	for _, p := range Paths {
-		if err := leaves(ctx, l, p); err != nil {
+		if err := gateway.Leaves(ctx, l, p.pod, p.source); err != nil {
 			return err
 		}
 	}
 	return nil
-}
-
-// leaves waits until a pod leaves with the source of its path.
-func leaves(ctx context.Context, l *lab.Lab, p Path) error {
-	for deadline := time.Now().Add(20 * time.Second); ; {
-		got, err := l.Source(ctx, p.pod)
-		if err == nil && got == p.source {
-			return nil
-		}
-		if ctx.Err() != nil || time.Now().After(deadline) {
-			return fmt.Errorf("pod %s left as %v (%v), want %s", p.pod, got, err, p.source)
-		}
-		select {
-		case <-ctx.Done():
-		case <-time.After(100 * time.Millisecond):
-		}
-	}
 }
 
 // tunnel is what an operator without Egret builds: the pod's node sends its packets by VXLAN to a node that masquerades, and the answers come back

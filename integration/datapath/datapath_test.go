@@ -89,8 +89,9 @@ func TestFilesHoldEveryResult(t *testing.T) {
 	if err := errors.Join(WriteCSV(&csv, results), WriteSVG(&svg, results)); err != nil {
 		t.Fatal(err)
 	}
-	want := "round,path,tcp_Mbit_per_s,datagrams_per_s,connections_per_s,requests_per_s,p50_us,p99_us\n" +
-		"1,vxlan,1.0,2.0,3.0,4.0,5.0,6.0\n1,remote,2.0,2.0,3.0,4.0,5.0,6.2\n"
+	want := "round,path,tcp_Mbit_per_s,datagrams_per_s,connections_per_s,requests_per_s,p50_us,p99_us," +
+		"base,tcp_ratio,datagrams_ratio,connections_ratio,requests_ratio,p50_ratio,p99_ratio\n" +
+		"1,vxlan,1.0,2.0,3.0,4.0,5.0,6.0,,,,,,,\n1,remote,2.0,2.0,3.0,4.0,5.0,6.2,vxlan,2.000,1.000,1.000,1.000,1.000,0.960\n"
 	if csv.String() != want {
 		t.Errorf("CSV:\n%swant:\n%s", &csv, want)
 	}

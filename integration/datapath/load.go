@@ -196,6 +196,9 @@ func requests(ctx context.Context, l *lab.Lab, pod string, d time.Duration, v *[
 		}
 		took = append(took, time.Since(sent))
 	}
+	if len(took) == 0 {
+		return errors.Join(ctx.Err(), errors.New("no request was answered"))
+	}
 	slices.Sort(took)
 	for i, q := range []float64{0.5, 0.99} {
 		v[4+i] = float64(took[int(q*float64(len(took)))].Nanoseconds()) / 1000

@@ -8,17 +8,30 @@ import (
 	"text/tabwriter"
 )
 
-// WriteCSV writes a header and a line per result: round, path, and a value for each of Columns.
+// WriteCSV writes a header and a line per result: round, path, a value for each of Columns, the path that it is compared with, and the ratio
+// to that path's value in the same round for each of Columns; above 1 is better. A path that is compared with none has no ratios.
 func WriteCSV(w io.Writer, results []Result) error {
 	text := "round,path"
 	for _, c := range Columns {
 		text += fmt.Sprintf(",%s_%s", c.Name, strings.NewReplacer("1/s", "per_s", "/", "_per_").Replace(c.Unit))
+	}
+	text += ",base"
+	for _, c := range Columns {
+		text += fmt.Sprintf(",%s_ratio", c.Name)
 	}
 	text += "\n"
 	for _, r := range results {
 		text += fmt.Sprintf("%d,%s", r.Round, r.Path)
 		for _, v := range r.Values {
 			text += fmt.Sprintf(",%.1f", v)
+		}
+		i := slices.IndexFunc(Paths, func(p Path) bool { return p.Name == r.Path })
+		text += "," + Paths[i].Base
+		for column := range Columns {
+			text += ","
+			if ratios := Ratios(ofRound(results, r.Round), Paths[i], column); ratios.Median > 0 {
+				text += fmt.Sprintf("%.3f", ratios.Median) // of one round
+			}
 		}
 		text += "\n"
 	}
@@ -91,7 +104,7 @@ func WriteTable(w io.Writer, results []Result) error {
 		if p.Base != "" {
 			row(p.Name+"/"+p.Base, func(i int) string {
 				s := Ratios(results, p, i)
-				return fmt.Sprintf("%.2f (%.2f-%.2f)", s.Median, s.Min, s.Max)
+				return fmt.Sprintf("%.3f (%.2f-%.2f)", s.Median, s.Min, s.Max)
 			})
 		}
 	}

@@ -59,31 +59,6 @@ func TestValidateReportsEveryFault(t *testing.T) {
 	}
 }
 
-func TestQuantileIsOneOfTheGaps(t *testing.T) {
-	var gaps []Result
-	for i := range 100 {
-		gaps = append(gaps, Result{Gap: time.Duration(100 - i)})
-	}
-	for _, test := range []struct {
-		gaps []Result
-		q    float64
-		want time.Duration
-	}{
-		{nil, 0.5, 0},
-		{gaps[:1], 0.01, 100},
-		{gaps[:1], 1, 100},
-		{gaps[:2], 0.5, 99},
-		{gaps, 0.5, 50},
-		{gaps, 0.9, 90},
-		{gaps, 0.99, 99},
-		{gaps, 1, 100},
-	} {
-		if got := Quantile(test.gaps, test.q); got != test.want {
-			t.Errorf("quantile %v of %d gaps: %d, want %d", test.q, len(test.gaps), got, test.want)
-		}
-	}
-}
-
 func TestFilesHoldEveryRun(t *testing.T) {
 	cfg := Config{Lab: lab.Config{Nodes: 10}, Fault: "move", Runs: 3}
 	gaps := []Result{{12 * time.Millisecond, 11}, {1500 * time.Microsecond, 0}, {7 * time.Millisecond, 6}}

@@ -8,9 +8,11 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"syscall"
 	"time"
 
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 )
 
 // relayed returns the addresses, reached from the control namespace, that programs on this machine have ports for: the API server's, and
@@ -104,13 +106,46 @@ func echo(ctx context.Context, g *errgroup.Group) error {
 	})
 	for _, f := range families() {
 		for _, ip := range []netip.Addr{f.outside, f.host(outsideHost)} {
-			conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(netip.AddrPortFrom(ip, EchoPort)))
+			conn, err := listenUDP(netip.AddrPortFrom(ip, EchoPort))
 			if err != nil {
 				return err
 			}
 			context.AfterFunc(ctx, func() { conn.Close() })
 			g.Go(func() error { return echoUDP(ctx, conn) })
 		}
+	}
+	return nil
+}
+
+// echoBuffer is the receive buffer of an echo server's socket. The kernel doubles it, for what it spends beside the payload: 768 bytes for
+// a short datagram, so that it holds those of 10 probes of 1 ms for two seconds in which the machine does not let the server run. The
+// usual one is full after 25 ms.
+const echoBuffer = 8 << 20
+
+// listenUDP opens the socket of an echo server in the namespace of the calling thread. It needs CAP_NET_ADMIN, as all of the lab does: the
+// buffer is above net.core.rmem_max.
+func listenUDP(at netip.AddrPort) (*net.UDPConn, error) {
+	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
+	if err != nil {
+		return nil, err
+	}
+	if err := Enlarge(conn, echoBuffer); err != nil {
+		conn.Close()
+		return nil, err
+	}
+	return conn, nil
+}
+
+// Enlarge gives a socket a receive buffer of size bytes, which the kernel doubles (SO_RCVBUFFORCE, socket(7)).
+func Enlarge(conn syscall.Conn, size int) error {
+	raw, err := conn.SyscallConn()
+	if err != nil {
+		return err
+	}
+	var failed error
+	err = raw.Control(func(fd uintptr) { failed = unix.SetsockoptInt(int(fd), unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, size) })
+	if err := errors.Join(err, failed); err != nil {
+		return fmt.Errorf("enlarging a receive buffer to %d bytes: %w", size, err)
 	}
 	return nil
 }

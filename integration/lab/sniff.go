@@ -15,7 +15,7 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Packet is an IPv4 or IPv6 packet that came to the outside host.
+// Packet is an IPv4 or IPv6 packet that came to the outside host, or that it sent.
 type Packet struct {
 	Time     time.Time // when the kernel got it
 	Src, Dst netip.Addr
@@ -81,17 +81,22 @@ type Sniffer struct {
 }
 
 // Sniff starts a capture of what arrives: "outside", every IPv4 and IPv6 packet that comes to the outside host from the LAN; "lan",
-// every ARP packet, neighbor solicitation and advertisement that comes to the LAN's bridge, whatever port, once. It captures from its return on, until Stop or the end of ctx.
+// every ARP packet, neighbor solicitation and advertisement that comes to the LAN's bridge, whatever port, once; "resets", every TCP segment
+// with RST that the outside host gets or sends. It captures from its return on, until Stop or the end of ctx.
 func (l *Lab) Sniff(ctx context.Context, where string) (*Sniffer, error) {
-	if where != "outside" && where != "lan" {
-		return nil, fmt.Errorf("sniffing %q: want outside or lan", where)
+	if where != "outside" && where != "lan" && where != "resets" {
+		return nil, fmt.Errorf("sniffing %q: want outside, lan or resets", where)
 	}
-	h, err := l.openHost(where)
+	at := where
+	if where == "resets" {
+		at = "outside"
+	}
+	h, err := l.openHost(at)
 	if err != nil {
 		return nil, err
 	}
 	s := &Sniffer{fd: -1, host: h, done: make(chan struct{}), ports: map[int]string{}}
-	if err := inNetns(l.netns(where), func() error { return s.open(where) }); err != nil {
+	if err := inNetns(l.netns(at), func() error { return s.open(where) }); err != nil {
 		h.close()
 		return nil, fmt.Errorf("sniffing %s: %w", where, err)
 	}
@@ -110,16 +115,20 @@ func (s *Sniffer) open(where string) error {
 	if where == "lan" {
 		// All ports at once (ifindex 0), those of nodes that boot later too. ETH_P_ARP would not do: its taps come after the bridge
 		// has taken the packet.
-		err = attachNeighborFilter(fd)
+		err = attach(fd, neighborFilter)
 	} else {
 		var link *net.Interface
 		if link, err = net.InterfaceByName(hostLink); err == nil {
 			addr.Ifindex = link.Index
 		}
 	}
-	err = errors.Join(err,
+	if where == "resets" {
+		err = errors.Join(err, attach(fd, resetFilter))
+	} else {
 		// what the namespace's own links send is what another has received, or of no interest
-		unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1),
+		err = errors.Join(err, unix.SetsockoptInt(fd, unix.SOL_PACKET, unix.PACKET_IGNORE_OUTGOING, 1))
+	}
+	err = errors.Join(err,
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_TIMESTAMPNS, 1),
 		// seconds of a flood, should this process not get to run
 		unix.SetsockoptInt(fd, unix.SOL_SOCKET, unix.SO_RCVBUFFORCE, 64<<20),
@@ -135,20 +144,41 @@ func (s *Sniffer) open(where string) error {
 	return nil
 }
 
-// attachNeighborFilter lets only ARP and what parseNDP reads through.
-func attachNeighborFilter(fd int) error {
-	raw, err := bpf.Assemble([]bpf.Instruction{
-		bpf.LoadAbsolute{Off: 12, Size: 2},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_ARP, SkipTrue: 6},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IPV6, SkipFalse: 6},
-		bpf.LoadAbsolute{Off: ethernetHeader + 6, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ICMPV6, SkipFalse: 4},
-		bpf.LoadAbsolute{Off: ethernetHeader + 40, Size: 1},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: neighborSolicitation, SkipTrue: 1},
-		bpf.JumpIf{Cond: bpf.JumpEqual, Val: neighborAdvertisement, SkipFalse: 1},
-		bpf.RetConstant{Val: 0xffff},
-		bpf.RetConstant{Val: 0},
-	})
+// neighborFilter lets only ARP and what parseNDP reads through.
+var neighborFilter = []bpf.Instruction{
+	bpf.LoadAbsolute{Off: 12, Size: 2},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_ARP, SkipTrue: 6},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IPV6, SkipFalse: 6},
+	bpf.LoadAbsolute{Off: ethernetHeader + 6, Size: 1},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_ICMPV6, SkipFalse: 4},
+	bpf.LoadAbsolute{Off: ethernetHeader + 40, Size: 1},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: neighborSolicitation, SkipTrue: 1},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: neighborAdvertisement, SkipFalse: 1},
+	bpf.RetConstant{Val: 0xffff},
+	bpf.RetConstant{Val: 0},
+}
+
+// resetFilter lets only TCP segments with RST through (RFC 9293, section 3.1: bit 2 of byte 13). A reset has no payload and is no fragment.
+var resetFilter = []bpf.Instruction{
+	bpf.LoadAbsolute{Off: 12, Size: 2},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IPV6, SkipTrue: 5},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IP, SkipFalse: 9},
+	bpf.LoadAbsolute{Off: ethernetHeader + 9, Size: 1},
+	bpf.LoadMemShift{Off: ethernetHeader}, // X: the length of the IPv4 header
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_TCP, SkipFalse: 6},
+	bpf.Jump{Skip: 3},
+	bpf.LoadAbsolute{Off: ethernetHeader + 6, Size: 1},
+	bpf.LoadConstant{Dst: bpf.RegX, Val: 40},
+	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.IPPROTO_TCP, SkipFalse: 2},
+	bpf.LoadIndirect{Off: ethernetHeader + 13, Size: 1},
+	bpf.JumpIf{Cond: bpf.JumpBitsSet, Val: 4, SkipTrue: 1},
+	bpf.RetConstant{Val: 0},
+	bpf.RetConstant{Val: 0xffff},
+}
+
+// attach lets only the frames through to a packet socket that a filter lets through.
+func attach(fd int, program []bpf.Instruction) error {
+	raw, err := bpf.Assemble(program)
 	if err != nil {
 		return err
 	}
@@ -236,7 +266,7 @@ func (s *Sniffer) port(ifindex int) string {
 	return name
 }
 
-// Packets returns what was captured so far outside, in order of arrival.
+// Packets returns what was captured so far of the outside host, in order of arrival.
 func (s *Sniffer) Packets() []Packet {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -122,6 +122,9 @@ func (l *Lab) ProbeTo(ctx context.Context, pod string, to netip.Addr, interval, 
 		return ProbeResult{}, fmt.Errorf("opening a socket in pod %s: %w", pod, err)
 	}
 	defer conn.Close()
+	if err := Enlarge(conn, echoBuffer); err != nil {
+		return ProbeResult{}, fmt.Errorf("probing from pod %s: %w", pod, err)
+	}
 	answers := make(chan map[uint64]netip.AddrPort)
 	go func() { answers <- receive(conn) }()
 

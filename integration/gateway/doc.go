@@ -1,0 +1,3 @@
+// Package gateway is what the measurements share: it makes egresses in a lab, waits until pods leave with their IP, tells which node owns it,
+// and lets something happen to that node. It owns a client of the lab's etcd, and nothing in the kernel but what the lab does for it.
+package gateway
