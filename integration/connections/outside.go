@@ -112,7 +112,7 @@ func (t *traffic) answer(conn net.Conn) {
 		if _, err = conn.Write(b); err == nil {
 			var of *connection
 			if _, of, err = t.read(conn, b); err == nil && of != c {
-				err = fmt.Errorf("the server got a message of connection %d", of.id)
+				err = errMixedUp
 			}
 		}
 		if err != nil {
@@ -135,7 +135,7 @@ func (t *traffic) admit(conn net.Conn) {
 	if _, err := conn.Read(make([]byte, 1)); err != nil {
 		t.failed(c, err)
 	} else {
-		t.failed(c, errors.New("the server got a message of somebody else"))
+		t.failed(c, errMixedUp)
 	}
 }
 

@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"io"
-	"slices"
 	"strings"
 	"text/tabwriter"
 	"time"
@@ -139,13 +138,8 @@ func (r *Report) writeErrors(w io.Writer) error {
 			}
 		}
 	}
-	const most = 10 // what is mixed up has an error of its own for each connection
-	slices.SortStableFunc(texts, func(a, b string) int { return counts[b] - counts[a] })
-	for _, text := range texts[:min(most, len(texts))] {
+	for _, text := range texts {
 		fmt.Fprintf(w, "%d times %s\n", counts[text], text)
-	}
-	if len(texts) > most {
-		fmt.Fprintf(w, "and %d other errors\n", len(texts)-most)
 	}
 	return nil
 }

@@ -23,6 +23,9 @@ const firstPort = 20000
 // tick is how often a sender looks whose turn it is: short against any interval, and long against what looking costs.
 const tick = 10 * time.Millisecond
 
+// errMixedUp is an error of the end that got what was not for it. Of ICMP it is the error of the connection that it was for.
+var errMixedUp = errors.New("got a message of another connection")
+
 // traffic is both ends of all connections.
 type traffic struct {
 	family
@@ -202,7 +205,7 @@ func (t *traffic) readStream(c *connection, conn net.Conn) {
 	for b := make([]byte, messageSize); ; {
 		m, of, err := t.read(conn, b)
 		if err == nil && of != c {
-			err = fmt.Errorf("the pod got a message of connection %d", of.id)
+			err = errMixedUp
 		}
 		if err != nil {
 			t.failed(c, err)
@@ -224,7 +227,7 @@ func (t *traffic) readDatagrams(c *connection, conn net.Conn) {
 		} else if m, ok := parse(b[:n]); ok && m.id == c.id {
 			t.arrived(c, m)
 		} else {
-			t.failed(c, fmt.Errorf("the pod got a message of connection %d", m.id))
+			t.failed(c, errMixedUp)
 		}
 	}
 }
@@ -243,7 +246,7 @@ func (t *traffic) readReplies(conn *net.IPConn) {
 			if c := t.connections[m.id]; c.kind == ICMP && c.port == uint16(e.ID) {
 				t.arrived(c, m)
 			} else {
-				t.failed(c, fmt.Errorf("the pod got its reply with identifier %d", e.ID))
+				t.failed(c, errMixedUp)
 			}
 		}
 	}
