@@ -69,10 +69,13 @@ func (f flush) filters() []conntrack.Filter {
 // matches reports whether the entry is to be deleted, where the pods are as known says.
 func (f flush) matches(c conntrack.Connection, known *pods) bool {
 	tagged, id := c.Mark&egress.ConnTagMask == egress.ConnTag, egress.ID(c.Mark&egress.Mark(egress.MaxID))
+	own, selected := known.local[c.Source]
+	if tagged && selected && own == id && known.blocks[id] == c.Translated {
+		return false // by a port of the node's own, whoever is the gateway
+	}
 	if tagged && f.unhosted[c.Translated] || f.unhosted[c.Destination] {
 		return true
 	}
-	own, selected := known.local[c.Source]
 	if !tagged {
 		return selected && (f.all || f.pods[c.Source]) &&
 			!slices.ContainsFunc(known.except, func(p netip.Prefix) bool { return p.Contains(c.Destination) })
@@ -94,6 +97,7 @@ func (f flush) matches(c conntrack.Connection, known *pods) bool {
 // pods are those whose connections have a mark on this node.
 type pods struct {
 	local   map[netip.Addr]egress.ID          // the node's own
+	blocks  map[egress.ID]netip.Addr          // the IPs of which it has ports of its own
 	members map[egress.ID]map[netip.Addr]bool // all of each id that the node is the gateway of
 	except  []netip.Prefix
 	whole   bool // none is missing from local and members
@@ -142,7 +146,11 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 	for _, ip := range c.Unhosted {
 		f.owed.unhosted[ip] = true
 	}
-	known := &pods{local: d.NFT.Pods, members: d.Members, except: d.NFT.Except, whole: !d.NFT.Keep && !d.Routing.KeepReturns}
+	blocks := map[egress.ID]netip.Addr{}
+	for id, b := range d.NFT.Blocks {
+		blocks[id] = b.IP
+	}
+	known := &pods{local: d.NFT.Pods, blocks: blocks, members: d.Members, except: d.NFT.Except, whole: !d.NFT.Keep && !d.Routing.KeepReturns}
 	if known.whole {
 		for id, before := range f.known.members {
 			for pod := range before {

@@ -283,6 +283,32 @@ func TestWhatCannotBeFlushedIsAFaultAndTriedAgain(t *testing.T) {
 	}
 }
 
+// What a pod's node has translated to a port of its own block is nobody's business but the pod's: neither the coming and going of the egress IP
+// nor a repair of the tables ends it.
+func TestConnectionsByABlockStayWhateverTheGateway(t *testing.T) {
+	pod, other, ip := netip.MustParseAddr("10.244.1.100"), netip.MustParseAddr("10.244.1.101"), pooled[0]
+	known := &pods{local: map[netip.Addr]egress.ID{pod: 5, other: 6}, blocks: map[egress.ID]netip.Addr{5: ip}, whole: true}
+	all := newFlush()
+	all.all, all.strays, all.repaired = true, true, true
+	all.pods[pod], all.pods[other], all.unhosted[ip] = true, true, true
+	server := netip.MustParseAddr("203.0.113.10")
+	for name, tt := range map[string]struct {
+		c    conntrack.Connection
+		goes bool
+	}{
+		"by its block":                {conntrack.Connection{Source: pod, Destination: server, Translated: ip, Mark: egress.ID(5).ConnMark()}, false},
+		"of before it had the egress": {conntrack.Connection{Source: pod, Destination: server, Translated: pooled[1], Mark: egress.ID(5).ConnMark()}, true},
+		"of a former egress":          {conntrack.Connection{Source: pod, Destination: server, Translated: ip, Mark: egress.ID(7).ConnMark()}, true},
+		"without its mark":            {conntrack.Connection{Source: pod, Destination: server, Translated: ip}, true},
+		"of a pod without block":      {conntrack.Connection{Source: other, Destination: server, Translated: ip, Mark: egress.ID(6).ConnMark()}, true},
+		"to the egress IP":            {conntrack.Connection{Source: server, Destination: ip, Translated: server}, true},
+	} {
+		if got := all.matches(tt.c, known); got != tt.goes {
+			t.Errorf("%s: flushed %t, want %t", name, got, tt.goes)
+		}
+	}
+}
+
 // flushes flushes if it is asked to.
 func (f *flusher) flushes() bool {
 	select {
