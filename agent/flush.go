@@ -20,6 +20,7 @@ type flush struct {
 	repaired bool                // those of all pods that are SNATed: it is not known to what
 	pods     map[netip.Addr]bool // of these pods, which got another egress or lost theirs, those that are not marked as they should be
 	left     map[member]bool     // at the gateway, those of pods that are no members any more
+	stranded map[egress.ID]bool  // of these ids, those of the node's own pods that are not by a block: they leave by another way since, translated as before
 	unhosted map[netip.Addr]bool // those that are SNATed to these egress IPs, which left, or return; and those that others opened to them
 }
 
@@ -30,17 +31,18 @@ type member struct {
 }
 
 func newFlush() flush {
-	return flush{pods: map[netip.Addr]bool{}, left: map[member]bool{}, unhosted: map[netip.Addr]bool{}}
+	return flush{pods: map[netip.Addr]bool{}, left: map[member]bool{}, stranded: map[egress.ID]bool{}, unhosted: map[netip.Addr]bool{}}
 }
 
 func (f flush) empty() bool {
-	return !f.all && !f.strays && !f.repaired && len(f.pods)+len(f.left)+len(f.unhosted) == 0
+	return !f.all && !f.strays && !f.repaired && len(f.pods)+len(f.left)+len(f.stranded)+len(f.unhosted) == 0
 }
 
 func (f *flush) add(g flush) {
 	f.all, f.strays, f.repaired = f.all || g.all, f.strays || g.strays, f.repaired || g.repaired
 	maps.Copy(f.pods, g.pods)
 	maps.Copy(f.left, g.left)
+	maps.Copy(f.stranded, g.stranded)
 	maps.Copy(f.unhosted, g.unhosted)
 }
 
@@ -60,6 +62,9 @@ func (f flush) filters() []conntrack.Filter {
 	for m := range f.left {
 		out = append(out, conntrack.Filter{Source: m.pod, Mark: m.id.ConnMark(), Mask: ^egress.Mark(0)})
 	}
+	for id := range f.stranded {
+		out = append(out, conntrack.Filter{Mark: id.ConnMark(), Mask: ^egress.Mark(0)})
+	}
 	for ip := range f.unhosted {
 		out = append(out, conntrack.Filter{Translated: ip, Mark: tagged.Mark, Mask: tagged.Mask}, conntrack.Filter{Destination: ip})
 	}
@@ -70,8 +75,13 @@ func (f flush) filters() []conntrack.Filter {
 func (f flush) matches(c conntrack.Connection, known *pods) bool {
 	tagged, id := c.Mark&egress.ConnTagMask == egress.ConnTag, egress.ID(c.Mark&egress.Mark(egress.MaxID))
 	own, selected := known.local[c.Source]
-	if tagged && selected && own == id && known.blocks[id] == c.Translated {
-		return false // by a port of the node's own, whoever is the gateway
+	if tagged && selected && own == id {
+		if known.blocks[id] == c.Translated && c.Port != 0 {
+			return false // by a port of the node's own, whoever is the gateway
+		}
+		if f.stranded[id] {
+			return true
+		}
 	}
 	if tagged && f.unhosted[c.Translated] || f.unhosted[c.Destination] {
 		return true
@@ -98,9 +108,31 @@ func (f flush) matches(c conntrack.Connection, known *pods) bool {
 type pods struct {
 	local   map[netip.Addr]egress.ID          // the node's own
 	blocks  map[egress.ID]netip.Addr          // the IPs of which it has ports of its own
+	ways    map[egress.ID]way                 // how their connections leave the node
 	members map[egress.ID]map[netip.Addr]bool // all of each id that the node is the gateway of
 	except  []netip.Prefix
 	whole   bool // none is missing from local and members
+}
+
+// way is how the connections of an id leave the pods' node, which is written into those that are not by a block.
+type way int
+
+const (
+	noWay       way = iota
+	throughLoop     // and by any gateway, translated there
+	straight        // from here, translated here
+	toGateway       // by another node, translated here but for those without ports
+)
+
+func wayOf(m egress.Mark, block bool) way {
+	switch {
+	case !block:
+		return throughLoop
+	case m == egress.ToGatewayMark:
+		return toGateway
+	default:
+		return straight
+	}
 }
 
 // flusher deletes conntrack entries. It has a goroutine of its own (run): the table of connections is the node's, not ours, and takes
@@ -150,7 +182,18 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 	for id, b := range d.NFT.Blocks {
 		blocks[id] = b.IP
 	}
-	known := &pods{local: d.NFT.Pods, blocks: blocks, members: d.Members, except: d.NFT.Except, whole: !d.NFT.Keep && !d.Routing.KeepReturns}
+	ways := map[egress.ID]way{}
+	for _, id := range d.NFT.Pods {
+		was := f.known.ways[id]
+		ways[id] = was // as long as it has no way
+		if m, ok := d.NFT.NextHops[id]; ok {
+			ways[id] = wayOf(m, blocks[id].IsValid())
+		}
+		if now := ways[id]; now != was && (now == straight || was == straight || was == toGateway && now == throughLoop) {
+			f.owed.stranded[id] = true
+		}
+	}
+	known := &pods{local: d.NFT.Pods, blocks: blocks, ways: ways, members: d.Members, except: d.NFT.Except, whole: !d.NFT.Keep && !d.Routing.KeepReturns}
 	if known.whole {
 		for id, before := range f.known.members {
 			for pod := range before {

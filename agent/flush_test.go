@@ -289,14 +289,15 @@ func TestConnectionsByABlockStayWhateverTheGateway(t *testing.T) {
 	pod, other, ip := netip.MustParseAddr("10.244.1.100"), netip.MustParseAddr("10.244.1.101"), pooled[0]
 	known := &pods{local: map[netip.Addr]egress.ID{pod: 5, other: 6}, blocks: map[egress.ID]netip.Addr{5: ip}, whole: true}
 	all := newFlush()
-	all.all, all.strays, all.repaired = true, true, true
+	all.all, all.strays, all.repaired, all.stranded[5] = true, true, true, true
 	all.pods[pod], all.pods[other], all.unhosted[ip] = true, true, true
 	server := netip.MustParseAddr("203.0.113.10")
 	for name, tt := range map[string]struct {
 		c    conntrack.Connection
 		goes bool
 	}{
-		"by its block":                {conntrack.Connection{Source: pod, Destination: server, Translated: ip, Mark: egress.ID(5).ConnMark()}, false},
+		"by its block":                {conntrack.Connection{Source: pod, Destination: server, Translated: ip, Port: 2048, Mark: egress.ID(5).ConnMark()}, false},
+		"of a protocol without ports": {conntrack.Connection{Source: pod, Destination: server, Translated: ip, Mark: egress.ID(5).ConnMark()}, true},
 		"of before it had the egress": {conntrack.Connection{Source: pod, Destination: server, Translated: pooled[1], Mark: egress.ID(5).ConnMark()}, true},
 		"of a former egress":          {conntrack.Connection{Source: pod, Destination: server, Translated: ip, Mark: egress.ID(7).ConnMark()}, true},
 		"without its mark":            {conntrack.Connection{Source: pod, Destination: server, Translated: ip}, true},

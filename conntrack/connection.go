@@ -13,7 +13,9 @@ type Connection struct {
 	// Source is who opened the connection, before any translation. Destination is who answers it: after the DNAT of a Service.
 	// Translated is whom that one answers: after any SNAT.
 	Source, Destination, Translated netip.Addr
-	Mark                            egress.Mark
+	// Port is the port at Translated, or the identifier of an ICMP echo; 0: the protocol has none.
+	Port uint16
+	Mark egress.Mark
 }
 
 // Filter says which entries are meant. What is zero in it says nothing; the zero Filter means all.

@@ -27,10 +27,10 @@ func TestDeleteIsAskedAboutEveryConnectionOfBothFamilies(t *testing.T) {
 	connect(t, "fd00::1", "fd00::2", mark, "")
 	a := netip.MustParseAddr
 	want := map[Connection]bool{
-		{a("10.0.0.1"), a("10.0.0.2"), a("10.0.0.1"), mark}: true,
-		{a("10.0.0.3"), a("10.0.0.2"), a("192.0.2.9"), 0}:   true,
-		{a("10.0.0.1"), a("192.0.2.7"), a("10.0.0.1"), 0}:   true,
-		{a("fd00::1"), a("fd00::2"), a("fd00::1"), mark}:    true,
+		{a("10.0.0.1"), a("10.0.0.2"), a("10.0.0.1"), 1000, mark}: true,
+		{a("10.0.0.3"), a("10.0.0.2"), a("192.0.2.9"), 1000, 0}:   true,
+		{a("10.0.0.1"), a("192.0.2.7"), a("10.0.0.1"), 1000, 0}:   true,
+		{a("fd00::1"), a("fd00::2"), a("fd00::1"), 1000, mark}:    true,
 	}
 	got := map[Connection]bool{}
 	if err := Delete(func(c Connection) bool {

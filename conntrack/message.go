@@ -24,7 +24,12 @@ const (
 	markMask   = 21
 	filter     = 25 // since Linux 5.8
 
-	tupleIP = 1 // in a tuple
+	tupleIP       = 1 // in a tuple
+	tupleProtocol = 2
+
+	destinationPort = 3 // in a tuple's protocol
+	icmpID          = 4
+	icmpv6ID        = 7
 
 	filterOrigFlags  = 1 // in a filter: which parts of the tuple of a direction count
 	filterReplyFlags = 2
@@ -200,27 +205,39 @@ func decode(attributes []byte) (c Connection, err error) {
 		case mark:
 			c.Mark = egress.Mark(d.Uint32())
 		case tupleOrig:
-			return decodeTuple(d.Bytes(), func(where address, ip netip.Addr) {
+			_, err := decodeTuple(d.Bytes(), func(where address, ip netip.Addr) {
 				if where == source {
 					c.Source = ip
 				}
 			})
+			return err
 		case tupleReply:
-			return decodeTuple(d.Bytes(), func(where address, ip netip.Addr) {
+			c.Port, err = decodeTuple(d.Bytes(), func(where address, ip netip.Addr) {
 				if where == source {
 					c.Destination = ip
 				} else {
 					c.Translated = ip
 				}
 			})
+			return err
 		}
 		return nil
 	})
 	return c, err
 }
 
-func decodeTuple(attributes []byte, put func(where address, ip netip.Addr)) error {
-	return each(attributes, func(d *netlink.AttributeDecoder) error {
+// decodeTuple returns the destination port, or the identifier of an ICMP echo.
+func decodeTuple(attributes []byte, put func(where address, ip netip.Addr)) (port uint16, err error) {
+	err = each(attributes, func(d *netlink.AttributeDecoder) error {
+		if d.Type() == tupleProtocol {
+			return each(d.Bytes(), func(d *netlink.AttributeDecoder) error {
+				switch d.Type() {
+				case destinationPort, icmpID, icmpv6ID:
+					port = d.Uint16()
+				}
+				return nil
+			})
+		}
 		if d.Type() != tupleIP {
 			return nil
 		}
@@ -234,6 +251,7 @@ func decodeTuple(attributes []byte, put func(where address, ip netip.Addr)) erro
 			return nil
 		})
 	})
+	return port, err
 }
 
 // each calls f for every attribute.
