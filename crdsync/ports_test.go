@@ -38,6 +38,7 @@ func TestPorts(t *testing.T) {
 		"a restart gives nobody other ports":                             testPortsRestart,
 		"whoever leads, no two nodes have a port":                        testPortsOfLeaders,
 		"records of blocks that were spoiled are mended":                 testPortsSpoiled,
+		"a pod's event is one transaction with its ports, too":           testPortsTransactions,
 	} {
 		t.Run(name, func(t *testing.T) { test(newCluster(t, kube)) })
 	}
@@ -144,7 +145,7 @@ func testPortsGiven(c *cluster) {
 }
 
 func testPortsFreed(c *cluster) {
-	const rest = 2 * time.Second
+	const rest = 5 * time.Second // other things are seen while it rests
 	c.somePorts(1024, rest)
 	c.pod("prod", "x", "node-1", "10.244.1.1", "a")
 	c.pod("prod", "z", "node-2", "10.244.2.1", "a")
@@ -182,7 +183,7 @@ func testPortsBack(c *cluster) {
 }
 
 func testPortsOfAnotherEgress(c *cluster) {
-	c.somePorts(1024, 3*time.Second)
+	c.somePorts(1024, 5*time.Second)
 	c.pod("prod", "x", "node-1", "10.244.1.1", "a")
 	c.pod("prod", "z", "node-2", "10.244.2.1", "b")
 	c.wantPorts("10.10.0.1 2048-3071 node-1")
@@ -418,6 +419,15 @@ func testPortsOfLeaders(c *cluster) {
 	c.put("blocks/end", "end")
 	if n := <-looked; n < 50 {
 		c.Errorf("%d changes of blocks were seen", n)
+	}
+}
+
+func testPortsTransactions(c *cluster) {
+	c.blockSize, c.blockRest = 256, time.Hour
+	testTransactions(c)
+	blocks, err := c.ports()
+	if err != nil || len(blocks) < 50 {
+		c.Errorf("%d blocks, %v; want those of 50 egresses", len(blocks), err)
 	}
 }
 
