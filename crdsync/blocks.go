@@ -132,9 +132,15 @@ func (b *blocks) recordChanged(cache getter, key string, w *work) {
 	if !id.ip.IsValid() {
 		return
 	}
+	old := b.byIP[id.ip][id.first]
 	b.set(id, &block{Block: now, there: there, revision: r.Revision}, err)
-	if n := b.byIP[id.ip][id.first]; n != nil {
-		w.addPods(n.Node)
+	is := b.byIP[id.ip][id.first]
+	for _, n := range []*block{old, is} {
+		if n != nil && n.Node != "" {
+			w.addPods(n.Node)
+		}
+	}
+	if is != nil {
 		return
 	}
 	for node, of := range b.short { // there is room now

@@ -138,6 +138,9 @@ func (b *blocks) portions(node string, groups map[string]egress.Members, policy 
 			p.rest = append(p.rest, n)
 		}
 	}
+	for _, p := range byIP { // in no order of the map's
+		slices.SortFunc(p.rest, func(x, y *block) int { return store.CompareBlocks(x.Block, y.Block) })
+	}
 	return slices.SortedFunc(maps.Values(byIP), func(x, y *portion) int { return x.ip.Compare(y.ip) })
 }
 

@@ -449,6 +449,9 @@ func testPortsSpoiled(c *cluster) {
 	c.put("members/by-node/node-1/a", "nonsense")
 	c.put("members/by-egress/a/node-1", "nonsense")
 	c.wantPorts("10.10.0.1 2048-3071 node-1", "blocks/10.10.0.1/03072 unreadable", "10.10.0.1 4096-5119 node-2")
+	// A record that says something else is what counts, for both nodes.
+	c.put("blocks/10.10.0.1/02048", egress.Block{IP: ip("10.10.0.1"), First: 2048, Size: 1024, Node: "node-2"})
+	c.wantPorts("10.10.0.1 2048-3071 node-2", "blocks/10.10.0.1/03072 unreadable", "10.10.0.1 4096-5119 node-2-", "10.10.0.1 5120-6143 node-1")
 }
 
 // TestALeaderWhoseCacheIsBehindGivesNoPortsThatAreTaken has two leaders after each other at a real etcd. The cache of the second one
