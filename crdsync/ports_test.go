@@ -39,6 +39,7 @@ func TestPorts(t *testing.T) {
 		"whoever leads, no two nodes have a port":                        testPortsOfLeaders,
 		"records of blocks that were spoiled are mended":                 testPortsSpoiled,
 		"a pod's event is one transaction with its ports, too":           testPortsTransactions,
+		"an etcd that is restored has the ports of its nodes":            testPortsRestored,
 	} {
 		t.Run(name, func(t *testing.T) { test(newCluster(t, kube)) })
 	}
@@ -420,6 +421,36 @@ func testPortsOfLeaders(c *cluster) {
 	if n := <-looked; n < 50 {
 		c.Errorf("%d changes of blocks were seen", n)
 	}
+}
+
+func testPortsRestored(c *cluster) {
+	stop := c.somePorts(64, time.Hour)
+	c.pod("prod", "x", "node-1", "10.244.1.1", "a")
+	c.pod("prod", "z", "node-2", "10.244.2.1", "a")
+	c.wantPorts("10.10.0.1 2048-2111 node-1", "10.10.0.1 2112-2175 node-2")
+	old, _ := c.records()
+	c.agent("node-2", 128)
+	c.deletePod("prod", "x", 0)
+	c.wantPorts("10.10.0.1 2048-2111 node-1x", "10.10.0.1 2112-2175 node-2-", "10.10.0.1 2176-2303 node-2")
+	stop()
+	c.restore(old)
+	c.node("node-3", "192.0.2.3")
+	c.pod("prod", "w", "node-3", "10.244.3.1", "a")
+	c.run(c.kube)
+	c.wantPorts("10.10.0.1 2048-2111 node-1x", "10.10.0.1 2112-2175 node-2", "10.10.0.1 2176-2239 node-3")
+	// Members that are older than the records, and records that are older than the Members.
+	c.restore(maps.Collect(func(yield func(string, string) bool) {
+		now, _ := c.records()
+		for key, value := range now {
+			if strings.HasPrefix(key, store.BlockPrefix) {
+				value = old[key]
+			}
+			if value != "" && !yield(key, value) {
+				return
+			}
+		}
+	}))
+	c.wantPorts("10.10.0.1 2048-2111 node-1x", "10.10.0.1 2112-2175 node-2", "10.10.0.1 2176-2239 node-3")
 }
 
 func testPortsTransactions(c *cluster) {
