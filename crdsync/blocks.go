@@ -128,18 +128,19 @@ func (b *blocks) recordChanged(cache getter, key string, w *work) {
 		b.faults[key] = err
 	}
 	w.records = w.records || (was == nil) != (b.faults[key] == nil) // faults are told by a pass that plans
-	id := blockID{now.IP, now.First}
-	if !there {
-		if id, err = parseBlock(key); err != nil {
-			return
-		}
-	}
+	id := blockID{now.IP, now.First}                                // of the key, unless that is none
 	if !id.ip.IsValid() {
 		return
 	}
-	b.set(cache, id)
-	if n := b.byIP[id.ip][id.first]; n != nil {
-		w.addPods(n.Node)
+	old := b.byIP[id.ip][id.first]
+	b.set(id, &block{Block: now, there: there, revision: r.Revision}, err)
+	is := b.byIP[id.ip][id.first]
+	for _, n := range []*block{old, is} {
+		if n != nil && n.Node != "" {
+			w.addPods(n.Node)
+		}
+	}
+	if is != nil {
 		return
 	}
 	for node, of := range b.short { // there is room now
@@ -147,16 +148,6 @@ func (b *blocks) recordChanged(cache getter, key string, w *work) {
 			w.addPods(node)
 		}
 	}
-}
-
-// parseBlock reads a key.
-func parseBlock(key string) (blockID, error) {
-	// A record that says nothing is read for its key.
-	of, err := store.DecodeBlock(key, store.Record{})
-	if of.IP.IsValid() {
-		return blockID{of.IP, of.First}, nil
-	}
-	return blockID{}, err
 }
 
 // membersChanged takes in which blocks the Members of an egress on a node list.
@@ -177,7 +168,7 @@ func (b *blocks) membersChanged(cache getter, node, name string) {
 			continue
 		}
 		last = r.Value
-		m, err := store.Decode[egress.Members](r)
+		m, err := store.Decode[struct{ Blocks []egress.Block }](r) // the pods would cost as much again
 		if err != nil {
 			continue // it is written anew by what is known otherwise
 		}
@@ -194,7 +185,12 @@ func (b *blocks) membersChanged(cache getter, node, name string) {
 		}
 	}
 	for _, id := range slices.Concat(touched, b.listed[h]) {
-		b.set(cache, id)
+		if n := b.byIP[id.ip][id.first]; n != nil && n.there && !n.mend && n.Node != "" {
+			continue // there is a record, which is what counts
+		}
+		r, there := cache.Get(id.key())
+		now, err := store.DecodeBlock(id.key(), r)
+		b.set(id, &block{Block: now, there: there, revision: r.Revision}, err)
 	}
 }
 
@@ -218,8 +214,8 @@ func (b *blocks) agentChanged(cache getter, node string) bool {
 	return true
 }
 
-// set takes in a block as record and Members have it.
-func (b *blocks) set(cache getter, id blockID) {
+// set takes in a block: n is as its record has it, err why there is none or it cannot be read.
+func (b *blocks) set(id blockID, n *block, err error) {
 	b.touched[id.ip] = true
 	old := b.byIP[id.ip][id.first]
 	if old != nil {
@@ -233,8 +229,7 @@ func (b *blocks) set(cache getter, id blockID) {
 		}
 		delete(b.resting, id)
 	}
-	n := b.look(cache, id)
-	if n == nil {
+	if err != nil && !b.restore(id, n) {
 		return
 	}
 	if b.byIP[id.ip] == nil {
@@ -257,25 +252,16 @@ func (b *blocks) set(cache getter, id blockID) {
 	n.deleted = old != nil && old.deleted && old.revision == n.revision
 }
 
-// look returns a block as the cache shows it, nil: there is none.
-func (b *blocks) look(cache getter, id blockID) *block {
-	r, there := cache.Get(id.key())
-	n := &block{there: there, revision: r.Revision}
-	var err error
-	if n.Block, err = store.DecodeBlock(id.key(), r); err == nil {
-		return n
-	}
+// restore makes a block without a record that can be read what the Members have, else all that it may be; false: there is none.
+func (b *blocks) restore(id blockID, n *block) bool {
 	if of := b.copies[id]; len(of) > 0 {
 		first := slices.MinFunc(slices.Collect(maps.Keys(of)), func(x, y holding) int { return cmp.Or(cmp.Compare(x.node, y.node), cmp.Compare(x.egress, y.egress)) })
 		n.Block, n.mend = of[first], true
-		return n
-	}
-	if !there {
-		return nil
+		return true
 	}
 	n.Block = egress.Block{IP: id.ip}
 	n.First, n.Size = extent(id.first)
-	return n
+	return n.there
 }
 
 // holder returns the egress whose Members on a node list a block; "": none.
@@ -404,8 +390,9 @@ func (b *blocks) committed(ops unit, revision int64) {
 		case op.Still != 0:
 			b.own[guardedIP(op)] = revision
 		case op.Value == nil && strings.HasPrefix(op.Key, store.BlockPrefix):
-			if id, err := parseBlock(op.Key); err == nil && b.resting[id] != nil {
-				b.resting[id].deleted = true
+			of, _ := store.DecodeBlock(op.Key, store.Record{}) // it has the key's part of it
+			if n := b.resting[blockID{of.IP, of.First}]; n != nil {
+				n.deleted = true
 			}
 		}
 	}

@@ -78,6 +78,44 @@ func TestConditionsNameTheCause(t *testing.T) {
 	}
 }
 
+func TestAnEgressWithTooFewPortsIsDegraded(t *testing.T) {
+	faulty := scene{agents: map[string]egress.Agent{"n1": {Faults: map[string]string{"routes": "none"}}}, faulty: map[string][]string{"a": {"n1"}}}
+	for name, tt := range map[string]struct {
+		scene scene
+		ports string
+		want  string
+	}{
+		"enough":               {scene{}, "", ""},
+		"too few":              {scene{}, "node n1 has no ports", "PortsExhausted: node n1 has no ports"},
+		"and what weighs more": {faulty, "node n1 has no ports", "ProgrammingError: node n1: routes: none; node n1 has no ports"},
+	} {
+		got := ""
+		if c, ok := tt.scene.degraded(verdict{name: "a", ports: tt.ports}); ok {
+			got = c.Reason + ": " + c.Message
+		}
+		if got != tt.want {
+			t.Errorf("%s: %q, want %q", name, got, tt.want)
+		}
+	}
+}
+
+func TestTheMessageNamesAFewOfTheNodesWithTooFewPorts(t *testing.T) {
+	b := newBlocks(64)
+	for i := range 5 {
+		b.short[fmt.Sprintf("n%d", i)] = map[netip.Addr]shortage{ip("10.0.0.1"): {"a", "p", 0, 64}, ip(fmt.Sprintf("10.0.1.%d", i)): {"b", "p", 64, 128}}
+	}
+	p := b.pressure()
+	if got := p.egresses["a"]; strings.Count(got, ";") != 3 || !strings.HasPrefix(got, "node n0 has no ports of 10.0.0.1") || !strings.HasSuffix(got, "; and 2 more") {
+		t.Errorf("egress a: %q", got)
+	}
+	if got := p.egresses["b"]; !strings.HasPrefix(got, "node n0 has 64 ports of 10.0.1.0 and asks for a block of 128") {
+		t.Errorf("egress b: %q", got)
+	}
+	if got := p.pools["p"]; !strings.HasSuffix(got, "at 10.0.0.1, 10.0.1.0, 10.0.1.1, 3 more") {
+		t.Errorf("pool: %q", got)
+	}
+}
+
 func TestTransitionTimesChangeOnlyWithTheStatus(t *testing.T) {
 	early, late := time.Unix(100, 5), time.Unix(200, 5)
 	v := verdict{addresses: []egress.Address{{IP: ip("10.0.0.1"), ID: 1}}}

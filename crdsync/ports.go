@@ -42,42 +42,19 @@ type shortage struct {
 func (b *blocks) divide(
 	node string, groups map[string]egress.Members, policy func(string) egress.Policy, exists bool, now time.Time,
 ) (changes map[string]unit, err error) {
-	of := map[netip.Addr]string{} // the IPs that the node is to have ports of -> the egress
-	pools := map[netip.Addr]string{}
-	if b.size > 0 && exists {
-		for name, m := range groups {
-			for _, a := range policy(name).Addresses {
-				if a.Pool != "" && hasFamily(m, familyOf(a.IP)) {
-					of[a.IP], pools[a.IP] = name, a.Pool
-				}
-			}
-		}
-	}
-	has, rest := map[netip.Addr][]*block{}, map[netip.Addr][]*block{}
-	for id, n := range b.byNode[node] {
-		if n.Freed.IsZero() {
-			has[id.ip] = append(has[id.ip], n)
-		} else {
-			rest[id.ip] = append(rest[id.ip], n)
-		}
-	}
-	ips := map[netip.Addr]bool{}
-	for ip := range of {
-		ips[ip] = true
-	}
-	for ip := range has {
-		ips[ip] = true
-	}
 	changes = map[string]unit{}
 	short := map[netip.Addr]shortage{}
-	for _, ip := range slices.SortedFunc(maps.Keys(ips), netip.Addr.Compare) {
-		name, wanted := of[ip]
+	for _, p := range b.portions(node, groups, policy, exists) {
+		if p.settled(b.asked[node].ports[p.ip]) {
+			b.list(groups, p.egress, p.has[0].Block)
+			continue
+		}
 		var is []egress.Block
 		lacks := 0
-		if wanted {
-			is, lacks = b.revise(node, ip, has[ip], rest[ip], now)
+		if p.egress != "" {
+			is, lacks = b.revise(node, p, now)
 		} else {
-			for _, n := range has[ip] {
+			for _, n := range p.has {
 				n := n.Block
 				n.Freed = now
 				is = append(is, n)
@@ -88,13 +65,11 @@ func (b *blocks) divide(
 		guards := map[string]bool{}
 		for _, n := range is {
 			id := blockID{n.IP, n.First}
-			where := name
-			if !wanted {
+			where := p.egress
+			if where == "" {
 				where = b.holder(node, id)
 			} else if n.Freed.IsZero() {
-				m := groups[name]
-				m.Blocks = append(m.Blocks, n)
-				groups[name] = m
+				b.list(groups, where, n)
 				if !n.Retired {
 					largest = max(largest, n.Size)
 				}
@@ -106,10 +81,10 @@ func (b *blocks) divide(
 			}
 		}
 		for where := range guards {
-			changes[where] = append(changes[where], guard(ip))
+			changes[where] = append(changes[where], guard(p.ip))
 		}
 		if lacks > 0 {
-			short[ip] = shortage{name, pools[ip], largest, lacks}
+			short[p.ip] = shortage{p.egress, p.pool, largest, lacks}
 		}
 	}
 	if !maps.Equal(b.short[node], short) {
@@ -119,6 +94,59 @@ func (b *blocks) divide(
 		}
 	}
 	return changes, err
+}
+
+// list adds a block to Members.
+func (b *blocks) list(groups map[string]egress.Members, name string, n egress.Block) {
+	m := groups[name]
+	m.Blocks = append(m.Blocks, n)
+	groups[name] = m
+}
+
+// portion is what a node has of the ports of an IP, and for which egress it is to have some.
+type portion struct {
+	ip           netip.Addr
+	egress, pool string   // empty: it is to have none
+	has, rest    []*block // rest: of those that it had, those that rest
+}
+
+// portions returns what a node has and is to have, by IP.
+func (b *blocks) portions(node string, groups map[string]egress.Members, policy func(string) egress.Policy, exists bool) []*portion {
+	byIP := make(map[netip.Addr]*portion, len(groups))
+	of := func(ip netip.Addr) *portion {
+		p := byIP[ip]
+		if p == nil {
+			p = &portion{ip: ip}
+			byIP[ip] = p
+		}
+		return p
+	}
+	if b.size > 0 && exists {
+		for name, m := range groups {
+			for _, a := range policy(name).Addresses {
+				if a.Pool != "" && hasFamily(m, familyOf(a.IP)) {
+					p := of(a.IP)
+					p.egress, p.pool = name, a.Pool
+				}
+			}
+		}
+	}
+	for id, n := range b.byNode[node] {
+		if p := of(id.ip); n.Freed.IsZero() {
+			p.has = append(p.has, n)
+		} else {
+			p.rest = append(p.rest, n)
+		}
+	}
+	for _, p := range byIP { // in no order of the map's
+		slices.SortFunc(p.rest, func(x, y *block) int { return store.CompareBlocks(x.Block, y.Block) })
+	}
+	return slices.SortedFunc(maps.Values(byIP), func(x, y *portion) int { return x.ip.Compare(y.ip) })
+}
+
+// settled reports whether there is nothing to be decided, as is the rule: the node has one block, and its agent asks for nothing.
+func (p *portion) settled(use egress.PortUse) bool {
+	return p.egress != "" && len(p.has) == 1 && !p.has[0].Retired && !p.has[0].mend && use.Want == 0
 }
 
 func hasFamily(m egress.Members, f family) bool {
@@ -146,10 +174,10 @@ func (b *blocks) difference(id blockID, is egress.Block) (op store.Op, ok bool, 
 // New connections get their ports from the one block that is not retired. A node that has none gets one of b.size, or of less where there is
 // no such room. Where its agent wants more, it gets a larger one, as large as there is room for, and the former retires; where the agent
 // wants less than half, a smaller one. The agent says when no connection has a port of a retired block any more: then it is freed.
-func (b *blocks) revise(node string, ip netip.Addr, has, rest []*block, now time.Time) (out []egress.Block, lacks int) {
-	use := b.asked[node].ports[ip]
+func (b *blocks) revise(node string, p *portion, now time.Time) (out []egress.Block, lacks int) {
+	use := b.asked[node].ports[p.ip]
 	var live []egress.Block
-	for _, n := range has {
+	for _, n := range p.has {
 		// What the agent said before the record was last changed was about another life of these ports.
 		if n.Retired && !n.mend && b.asked[node].revision > n.revision && slices.Contains(use.Drained, n.First) {
 			gone := n.Block
@@ -169,7 +197,7 @@ func (b *blocks) revise(node string, ip netip.Addr, has, rest []*block, now time
 		want = sizeFor(use.Want)
 	}
 	give := func(most, least int) bool {
-		n, ok := b.give(node, ip, rest, most, least, now)
+		n, ok := b.give(node, p, most, least, now)
 		if ok {
 			live = append(live, n)
 			current = len(live) - 1
@@ -220,12 +248,12 @@ func sizeFor(ports int) int {
 }
 
 // give finds a block for a node, of most ports, or of fewer where there is no such room, but of least. One that was the node's and rests it gets back.
-func (b *blocks) give(node string, ip netip.Addr, rest []*block, most, least int, now time.Time) (egress.Block, bool) {
-	r := b.room(ip)
+func (b *blocks) give(node string, p *portion, most, least int, now time.Time) (egress.Block, bool) {
+	r := b.room(p.ip)
 	for size := most; size >= least; size /= 2 {
-		n := egress.Block{IP: ip, Size: size, Node: node, Since: now}
-		for _, o := range rest {
-			if id := (blockID{ip, o.First}); o.Size == size && !o.deleted && !b.reused[id] {
+		n := egress.Block{IP: p.ip, Size: size, Node: node, Since: now}
+		for _, o := range p.rest {
+			if id := (blockID{p.ip, o.First}); o.Size == size && !o.deleted && !b.reused[id] {
 				b.reused[id] = true
 				n.First = o.First
 				return n, true
@@ -233,7 +261,7 @@ func (b *blocks) give(node string, ip netip.Addr, rest []*block, most, least int
 		}
 		var ok bool
 		if n.First, ok = r.place(size); ok {
-			b.planned[ip] = append(b.planned[ip], n)
+			b.planned[p.ip] = append(b.planned[p.ip], n)
 			return n, true
 		}
 	}

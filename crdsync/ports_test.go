@@ -38,6 +38,8 @@ func TestPorts(t *testing.T) {
 		"a restart gives nobody other ports":                             testPortsRestart,
 		"whoever leads, no two nodes have a port":                        testPortsOfLeaders,
 		"records of blocks that were spoiled are mended":                 testPortsSpoiled,
+		"a pod's event is one transaction with its ports, too":           testPortsTransactions,
+		"an etcd that is restored has the ports of its nodes":            testPortsRestored,
 	} {
 		t.Run(name, func(t *testing.T) { test(newCluster(t, kube)) })
 	}
@@ -144,7 +146,7 @@ func testPortsGiven(c *cluster) {
 }
 
 func testPortsFreed(c *cluster) {
-	const rest = 2 * time.Second
+	const rest = 5 * time.Second // other things are seen while it rests
 	c.somePorts(1024, rest)
 	c.pod("prod", "x", "node-1", "10.244.1.1", "a")
 	c.pod("prod", "z", "node-2", "10.244.2.1", "a")
@@ -182,7 +184,7 @@ func testPortsBack(c *cluster) {
 }
 
 func testPortsOfAnotherEgress(c *cluster) {
-	c.somePorts(1024, 3*time.Second)
+	c.somePorts(1024, 5*time.Second)
 	c.pod("prod", "x", "node-1", "10.244.1.1", "a")
 	c.pod("prod", "z", "node-2", "10.244.2.1", "b")
 	c.wantPorts("10.10.0.1 2048-3071 node-1")
@@ -421,6 +423,45 @@ func testPortsOfLeaders(c *cluster) {
 	}
 }
 
+func testPortsRestored(c *cluster) {
+	stop := c.somePorts(64, time.Hour)
+	c.pod("prod", "x", "node-1", "10.244.1.1", "a")
+	c.pod("prod", "z", "node-2", "10.244.2.1", "a")
+	c.wantPorts("10.10.0.1 2048-2111 node-1", "10.10.0.1 2112-2175 node-2")
+	old, _ := c.records()
+	c.agent("node-2", 128)
+	c.deletePod("prod", "x", 0)
+	c.wantPorts("10.10.0.1 2048-2111 node-1x", "10.10.0.1 2112-2175 node-2-", "10.10.0.1 2176-2303 node-2")
+	stop()
+	c.restore(old)
+	c.node("node-3", "192.0.2.3")
+	c.pod("prod", "w", "node-3", "10.244.3.1", "a")
+	c.run(c.kube)
+	c.wantPorts("10.10.0.1 2048-2111 node-1x", "10.10.0.1 2112-2175 node-2", "10.10.0.1 2176-2239 node-3")
+	// Members that are older than the records, and records that are older than the Members.
+	c.restore(maps.Collect(func(yield func(string, string) bool) {
+		now, _ := c.records()
+		for key, value := range now {
+			if strings.HasPrefix(key, store.BlockPrefix) {
+				value = old[key]
+			}
+			if value != "" && !yield(key, value) {
+				return
+			}
+		}
+	}))
+	c.wantPorts("10.10.0.1 2048-2111 node-1x", "10.10.0.1 2112-2175 node-2", "10.10.0.1 2176-2239 node-3")
+}
+
+func testPortsTransactions(c *cluster) {
+	c.blockSize, c.blockRest = 256, time.Hour
+	testTransactions(c)
+	blocks, err := c.ports()
+	if err != nil || len(blocks) < 50 {
+		c.Errorf("%d blocks, %v; want those of 50 egresses", len(blocks), err)
+	}
+}
+
 func testPortsSpoiled(c *cluster) {
 	c.somePorts(1024, time.Hour)
 	c.pod("prod", "x", "node-1", "10.244.1.1", "a")
@@ -439,6 +480,9 @@ func testPortsSpoiled(c *cluster) {
 	c.put("members/by-node/node-1/a", "nonsense")
 	c.put("members/by-egress/a/node-1", "nonsense")
 	c.wantPorts("10.10.0.1 2048-3071 node-1", "blocks/10.10.0.1/03072 unreadable", "10.10.0.1 4096-5119 node-2")
+	// A record that says something else is what counts, for both nodes.
+	c.put("blocks/10.10.0.1/02048", egress.Block{IP: ip("10.10.0.1"), First: 2048, Size: 1024, Node: "node-2"})
+	c.wantPorts("10.10.0.1 2048-3071 node-2", "blocks/10.10.0.1/03072 unreadable", "10.10.0.1 4096-5119 node-2-", "10.10.0.1 5120-6143 node-1")
 }
 
 // TestALeaderWhoseCacheIsBehindGivesNoPortsThatAreTaken has two leaders after each other at a real etcd. The cache of the second one

@@ -53,7 +53,8 @@ func (b Block) Fault() error {
 type PortUse struct {
 	// Want is the size of the largest block that the node asks for; 0: what it has is enough.
 	Want int `json:"want,omitempty"`
-	// Drained are the first ports of retired blocks of which no connection of the node has a port any more.
+	// Drained are the first ports of retired blocks of which no connection of the node has a port any more. It counts where the record of
+	// the block is older than this one: what is said of a block that retires again has to be said again.
 	Drained []uint16 `json:"drained,omitempty"`
 }
 

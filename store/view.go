@@ -91,7 +91,7 @@ func (v *View) Follow(egresses []string) {
 	v.cache.SetPrefixes(prefixes...)
 }
 
-// Everything is all that etcd holds but the members and the ids.
+// Everything is all that etcd holds but the members, the blocks of ports and the ids.
 type Everything struct {
 	egress.Snapshot
 	Allocations []egress.Allocation // sorted by IP
