@@ -109,56 +109,66 @@ func (f family) markOf(side, set string) term {
 		append(f.is(), address, mapped(set+f.digit), setMeta(expr.MetaKeyMARK))...)
 }
 
-// enterBlocks are the rules of the chain before conntrack that lead to blockChains.
-func enterBlocks(chain string) []rule {
-	notPass := words(fmt.Sprintf("iifname != %q", egress.PassPrefix+"*"), loadMeta(expr.MetaKeyIIFNAME), differs([]byte(egress.PassPrefix)...))
-	return slices.Concat(
+// fromBlocks are the rules, before conntrack, for what comes out of the overlay.
+func fromBlocks(chain string) []rule {
+	return append([]rule{
 		// No node says how this one routes.
-		[]rule{newRule(chain, fromOverlay(), markIs(egress.RoutingBit, egress.RoutingBit), count(CounterSender), drop())},
-		perFamily(func(f family) rule {
-			return newRule(chain, fromOverlay(), saddrIn(f, "pooled"+f.digit), enter("block_from"))
-		}),
-		perFamily(func(f family) rule {
-			return newRule(chain, notPass, daddrIn(f, "hostedip"+f.digit), enter("block_back"))
-		}))
+		newRule(chain, fromOverlay(), markIs(egress.RoutingBit, egress.RoutingBit), count(CounterSender), drop()),
+	}, perFamily(func(f family) rule {
+		return newRule(chain, fromOverlay(), saddrIn(f, "pooled"+f.digit), enter("block_from"+f.digit))
+	})...)
+}
+
+// toBlocks are those for what comes from elsewhere.
+func toBlocks(chain string) []rule {
+	return perFamily(func(f family) rule {
+		return newRule(chain, daddrIn(f, "hostedip"+f.digit), notFromPass(), enter("block_back"+f.digit))
+	})
+}
+
+func notFromPass() term {
+	return words(fmt.Sprintf("iifname != %q", egress.PassPrefix+"*"), loadMeta(expr.MetaKeyIIFNAME), differs([]byte(egress.PassPrefix)...))
 }
 
 // blockChains decide what passes a gateway without conntrack: block_from what comes out of the overlay with an egress IP, block_back what
 // comes for one from elsewhere. What block_back has no use for may be of a connection of this node.
 func blockChains() []chain {
-	var check, returned []rule
+	var chains []chain
 	for _, f := range families {
+		name := func(n string) string { return "block_" + n + f.digit }
+		var check, returned []rule
 		for _, p := range f.portsAt(leaving) {
-			check = append(check, newRule("block_check", p.ofSender(f), enter("block_pass")))
+			check = append(check, newRule(name("from"), p.ofSender(f), enter(name("pass"))))
 		}
 		for _, p := range f.portsAt(returning) {
-			returned = append(returned, newRule("block_back", p.ofOther(f), setMark(egress.ToNodeMark), notrack(), accept()))
+			returned = append(returned, newRule(name("back"), p.ofOther(f), setMark(egress.ToNodeMark), notrack(), accept()))
 		}
+		chains = append(chains,
+			chain{name("from"), hook{}, slices.Concat(check, []rule{
+				newRule(name("from"), saddrIn(f, "hostedip"+f.digit), count(CounterSender), drop()),
+				newRule(name("from"), count(CounterUnhosted), drop()),
+			})},
+			chain{name("pass"), hook{}, []rule{
+				newRule(name("pass"), f.markOf("saddr", "id"), overLimit(markOfPacket, "bandwidth"), count(CounterBandwidth), drop()),
+				newRule(name("pass"), alive(), saddrIn(f, "permit"+f.digit), f.markOf("saddr", "exit"), notrack(), accept()),
+				newRule(name("pass"), f.markOf("saddr", "id"), remembered(markOfPacket)),
+				newRule(name("pass"), count(CounterGuard), drop()),
+			}},
+			chain{name("back"), hook{}, returned})
 	}
-	ofID := func(f family, terms ...term) rule {
-		return newRule("block_pass", append([]term{f.markOf("saddr", "id")}, terms...)...)
-	}
-	return []chain{
-		{"block_from", hook{}, append(perFamily(func(f family) rule { return newRule("block_from", f.markOf("saddr", "exit"), enter("block_check")) }),
-			newRule("block_from", count(CounterUnhosted), drop()))},
-		{"block_check", hook{}, append(check, newRule("block_check", count(CounterSender), drop()))},
-		{"block_pass", hook{}, slices.Concat(
-			perFamily(func(f family) rule {
-				return ofID(f, overLimit(markOfPacket, "bandwidth"), count(CounterBandwidth), drop())
-			}),
-			perFamily(func(f family) rule {
-				return newRule("block_pass", alive(), saddrIn(f, "permit"+f.digit), f.markOf("saddr", "exit"), notrack(), accept())
-			}),
-			perFamily(func(f family) rule { return ofID(f, remembered(markOfPacket)) }),
-			[]rule{newRule("block_pass", count(CounterGuard), drop())})},
-		{"block_back", hook{}, returned},
-	}
+	return chains
 }
 
 // toNodeChain numbers the node that a packet is for, on its way into the overlay.
 func toNodeChain() chain {
-	rules := []rule{newRule("to_node", direction("original", 0), words("meta mark set ct mark map @gateway",
-		loadCt(expr.CtKeyMARK), mapped("gateway"), setMeta(expr.MetaKeyMARK)), accept())}
+	// The gateway knows what is of a block by its source; and for frames without a group policy the kernel remembers the way of the last one.
+	to := func(set string) term {
+		return words("meta mark set ct mark map @"+set, loadCt(expr.CtKeyMARK), mapped(set), setMeta(expr.MetaKeyMARK))
+	}
+	rules := perFamily(func(f family) rule {
+		return newRule("to_node", direction("original", 0), saddrIn(f, "pooled"+f.digit), to("gateway"), accept())
+	})
+	rules = append(rules, newRule("to_node", direction("original", 0), to("gateway_id"), accept()))
 	for _, f := range families {
 		for _, p := range f.portsAt(returning) {
 			t := p.ofOther(f)

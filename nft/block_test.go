@@ -223,8 +223,8 @@ func (b *blockSite) listenTCP(port int) (conns chan net.Conn) {
 			if err != nil {
 				return
 			}
+			conns <- c // before its pod can know
 			fmt.Fprintln(c, c.RemoteAddr())
-			conns <- c
 		}
 	}()
 	return conns

@@ -25,9 +25,10 @@ func overlayChains() []chain {
 	}
 	return []chain{
 		{"overlay_in", base("prerouting", nftables.ChainHookPrerouting, -300), append([]rule{
-			newRule("overlay_in", fromLoop(), setZone(egress.LoopZone)),
+			newRule("overlay_in", fromPass(), jump("passed")),
 			newRule("overlay_in", toOverlay(), enter("overlay")),
-		}, enterBlocks("overlay_in")...)},
+		}, toBlocks("overlay_in")...)},
+		{"passed", hook{}, append([]rule{newRule("passed", fromLoop(), setZone(egress.LoopZone))}, fromBlocks("passed")...)},
 		// What is only forwarded, and to no node, is none of ours: pods may use the port among themselves.
 		{"overlay", hook{}, append(toNode("overlay", "overlay_from"), foreign("overlay", localDestination()))},
 		// A node sends to a node: this one, or another where this one routes between them.
@@ -50,11 +51,16 @@ func overlayChains() []chain {
 			newRule("overlay_own", notrack()),
 		}},
 		{"overlay_leaving", hook{}, toNode("overlay_leaving", "overlay_left")},
-		{"overlay_left", hook{}, []rule{foreign("overlay_left", tracked())}},
+		{"overlay_left", hook{}, []rule{foreign("overlay_left", tracked()), newRule("overlay_left", accept())}},
 		{"senders", hook{}, perFamily(func(f family) rule {
 			return newRule("senders", unknownSender(f), count(CounterSender), drop())
 		})},
 	}
+}
+
+// betweenNodes are rules that accept what has come from a node, which overlay_from has seen to.
+func betweenNodes(chain string) []rule {
+	return perFamily(func(f family) rule { return newRule(chain, toOverlay(), daddrIn(f, "node"+f.digit), accept()) })
 }
 
 // leavesForOverlay is the first rule of a chain in postrouting: after DNAT, and before SNAT, which would make the

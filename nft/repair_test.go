@@ -178,13 +178,14 @@ func TestKeepPodsDeletesNoPod(t *testing.T) {
 	want := parseState(t, "pod 10.244.1.3 7\npod 10.244.1.4 5")
 	want.Keep = true
 	c := reach(t, tables, want)
-	lines := "delete element inet egret pod4 { 10.244.1.3 }\n" +
+	lines := "add element inet egret selected4 { 10.244.1.4 }\ndelete element inet egret pod4 { 10.244.1.3 }\n" +
 		"add element inet egret pod4 { 10.244.1.3 : 0x0e9e0007, 10.244.1.4 : 0x0e9e0005 }\n"
 	if diff := cmp.Diff(lines, c.String()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	want.Keep = false
-	lines = "delete element inet egret pod4 { 10.244.1.2 }\ndelete element inet egret pod6 { fd44::1 }\n"
+	lines = "delete element inet egret selected4 { 10.244.1.2 }\ndelete element inet egret pod4 { 10.244.1.2 }\n" +
+		"delete element inet egret selected6 { fd44::1 }\ndelete element inet egret pod6 { fd44::1 }\n"
 	if diff := cmp.Diff(lines, reach(t, tables, want).String()); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}

@@ -87,6 +87,7 @@ func inetTable(s State) table {
 	t.chains = append(t.chains, hostChains()...)
 	for _, f := range families {
 		t.sets = append(t.sets,
+			set{name: "selected" + f.digit, key: f.address, size: maxPods},
 			set{name: "pod" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxPods},
 			set{name: "snat" + f.digit, key: mark, value: f.address, flags: flagMap, size: maxIDs},
 			set{name: "known" + f.digit, key: f.address, size: maxPods},
@@ -114,6 +115,7 @@ func inetTable(s State) table {
 		set{name: "bandwidth", key: mark, object: objectLimit, flags: flagObject, size: maxIDs},
 		set{name: "nexthop", key: markPair, value: mark, flags: flagMap, size: maxIDs},
 		set{name: "gateway", key: mark, value: mark, flags: flagMap, size: maxIDs},
+		set{name: "gateway_id", key: mark, value: mark, flags: flagMap, size: maxIDs},
 		set{name: "hosted", key: markPair, value: mark, flags: flagMap, size: maxIDs})
 	return t
 }
@@ -133,12 +135,18 @@ func steeringChains(hold time.Duration) []chain {
 	lost := ctState("invalid,untracked", expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED)
 	fresh := ctState("new", expr.CtStateBitNEW)
 	return []chain{
+		// Most of what comes here is of connections that are none of ours, and has to go on after as few expressions as can be.
 		{"prerouting", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -90, ""}, []rule{
 			pre(fromPass(), enter("steer_passed")),
-			pre(direction("reply", 1), tagged(), setMark(egress.ReturnMark), accept()),
+			pre(tagged(), enter("steer_tagged")),
+			pre(confirmed(), accept()),
 			pre(fresh, jump("classify")),
 			pre(lost, jump("invalid")),
 			pre(tagged(), enter("steer")),
+		}},
+		{"steer_tagged", hook{}, []rule{
+			newRule("steer_tagged", direction("reply", 1), setMark(egress.ReturnMark), accept()),
+			newRule("steer_tagged", enter("steer")),
 		}},
 		{"classify", hook{}, slices.Concat(forged("classify"), notEgress("classify"), perFamily(func(f family) rule {
 			return newRule("classify", podMark(f, "ct mark", setCtMark()))
@@ -146,7 +154,7 @@ func steeringChains(hold time.Duration) []chain {
 		{"hold", hook{}, holdRules(hold)},
 		// A packet that conntrack cannot place, or is told not to, would leave without SNAT. The mark that is set is of no use: it
 		// is how a rule matches the keys of a map.
-		{"invalid", hook{}, slices.Concat(notEgress("invalid"), forged("invalid"), perFamily(func(f family) rule {
+		{"invalid", hook{}, slices.Concat(betweenNodes("invalid"), notEgress("invalid"), forged("invalid"), perFamily(func(f family) rule {
 			return newRule("invalid", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), count(CounterInvalid), drop())
 		}))},
 		// A connection goes where its own egress is, and only while that is the pod's: conntrack may still have one of before the
@@ -157,8 +165,12 @@ func steeringChains(hold time.Duration) []chain {
 			newRule("steer", count(CounterNoNextHop), drop()))},
 		// What this node has to say of an answer to a pod, above all that it is too large for the pod's link, goes the way of the pod's own packets,
 		// in its name: the gateway puts the egress IP into it, or else nobody outside would know what it is about.
-		{"errors", hook{nftables.ChainTypeRoute, "output", *nftables.ChainHookOutput, -90, ""}, perFamily(func(f family) rule {
-			return newRule("errors", icmpOf(f), ctState("related", expr.CtStateBitRELATED), direction("original", 0), tagged(), errorAboutPod(f), enter("steer"))
+		{"output", hook{nftables.ChainTypeRoute, "output", *nftables.ChainHookOutput, -90, ""}, perFamily(func(f family) rule {
+			return newRule("output", icmpOf(f), jump(f.icmpOut))
+		})},
+		{"neighbor", hook{}, neighborRules()},
+		{"errors", hook{}, perFamily(func(f family) rule {
+			return newRule("errors", ctState("related", expr.CtStateBitRELATED), direction("original", 0), tagged(), errorAboutPod(f), enter("steer"))
 		})},
 		// What has passed once is never sent on that way again, and nothing else than egress connections passes. An answer to a connection
 		// that this node does not know, or not any more, would be in conntrack as one to the pod, and take its port.
@@ -223,14 +235,18 @@ func leavingChains(s State) []chain {
 	post := func(kind nftables.ChainType, prio nftables.ChainPriority) hook {
 		return hook{kind, "postrouting", *nftables.ChainHookPostrouting, prio, ""}
 	}
-	fwd := []rule{newRule("forward", toPass(), tcpSYN(), mssOfRoute())}
+	clamp := []rule{newRule("mss", toPass(), mssOfRoute())}
 	if s.OverlayMTU > ipv6.headers {
-		fwd = append(fwd, perFamily(func(f family) rule {
-			return newRule("forward", fromPass(), words("meta nfproto "+f.protocol, f.is()...), tcpSYN(), mss(s.OverlayMTU-f.headers))
+		clamp = append(clamp, perFamily(func(f family) rule {
+			return newRule("mss", fromPass(), words("meta nfproto "+f.protocol, f.is()...), mss(s.OverlayMTU-f.headers))
 		})...)
 	}
 	// The link of the pod that this goes to may carry less.
-	fwd = append(fwd, newRule("forward", fromPass(), tcpSYN(), mssOfRoute()))
+	clamp = append(clamp, newRule("mss", fromPass(), mssOfRoute()))
+	fwd := []rule{
+		newRule("forward", tcpSYN(), jump("mss")),
+		newRule("forward", confirmed(), accept()),
+	}
 	// An answer to a connection of which this node does not know yet.
 	fwd = append(fwd, perFamily(func(f family) rule {
 		return newRule("forward", ctState("new", expr.CtStateBitNEW), daddrIn(f, "egressip"+f.digit), count(CounterService), drop())
@@ -246,13 +262,15 @@ func leavingChains(s State) []chain {
 	permitted := perFamily(func(f family) rule { return newRule("permitted", alive(), saddrIn(f, "permit"+f.digit), accept()) })
 	return []chain{
 		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0, ""}, fwd},
+		{"mss", hook{}, clamp},
 		// The packet mark becomes the id, which VXLAN carries as its group policy. The loop leaves the mark alone.
 		{"identity", post(nftables.ChainTypeFilter, 0), append([]rule{leavesForOverlay("identity"), newRule("identity", toPass(), jump("to_node")), newRule("identity", toPass(), identity)}, unmarked()...)},
+		unmarkedChain(),
 		// Before every other NAT: what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
 		{"translate", post(nftables.ChainTypeNAT, egress.TranslatePriority), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
 		{"translate_egress", hook{}, slices.Concat(own, guarded("translate_egress"))},
 		// After every SNAT: what still is no permitted egress IP never leaves.
-		{"guard", post(nftables.ChainTypeFilter, 300), []rule{newRule("guard", direction("original", 0), tagged(), enter("permitted"))}},
+		{"guard", post(nftables.ChainTypeFilter, 300), []rule{newRule("guard", tagged(), direction("original", 0), enter("permitted"))}},
 		{"permitted", hook{}, slices.Concat([]rule{
 			newRule("permitted", toPass(), accept()),
 			newRule("permitted", overLimit(markOfConnection, "bandwidth"), count(CounterBandwidth), drop()),
@@ -275,23 +293,34 @@ func remembered(of markSource) term {
 		of.load, &expr.Dynset{SrcRegKey: reg, SetName: "guarded", Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: guardedFor})
 }
 
-// unmarked are the rules that drop what a selected pod sends to the outside without its egress: another program has overwritten the mark of
-// the connection, or the packet has its destination from after prerouting, as with IPVS, which sends it as the node sends its own. They
-// come before any SNAT: the source is the pod's still. Answers to who opened a connection to the pod go on.
+// unmarked are the rules that lead to what drops what a selected pod sends to the outside without its egress: another program has overwritten the
+// mark of the connection, or the packet has its destination from after prerouting, as with IPVS, which sends it as the node sends its own. They
+// come before any SNAT: the source is the pod's still.
 func unmarked() []rule {
-	r := func(terms ...term) rule { return newRule("identity", terms...) }
-	return slices.Concat(
-		[]rule{r(direction("reply", 1), accept()), r(tagged(), accept())},
-		// Most of what is left is of pods that no egress selects: one look for those.
-		perFamily(func(f family) rule { return r(saddrIn(f, "known"+f.digit), accept()) }),
-		notEgress("identity"),
-		perFamily(func(f family) rule {
-			return r(podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), count(CounterUnmarked), drop())
-		}))
+	return perFamily(func(f family) rule { return newRule("identity", saddrIn(f, "selected"+f.digit), enter("unmarked")) })
+}
+
+// unmarkedChain lets answers go on to who opened a connection to the pod.
+func unmarkedChain() chain {
+	r := func(terms ...term) rule { return newRule("unmarked", terms...) }
+	return chain{"unmarked", hook{}, slices.Concat(
+		[]rule{r(direction("reply", 1), accept()), r(tagged(), accept())}, notEgress("unmarked"), []rule{r(count(CounterUnmarked), drop())})}
 }
 
 // hostChains fence the egress IPs that this node has as addresses: they are for packets that pass, not for the node.
 func hostChains() []chain {
+	return []chain{
+		// No service, and no reset of a connection that the kernel does not know: it may be another node's.
+		{"input", hook{nftables.ChainTypeFilter, "input", *nftables.ChainHookInput, 0, ""}, perFamily(func(f family) rule {
+			return newRule("input", daddrIn(f, "egressip"+f.digit),
+				words("meta l4proto != "+f.icmp, loadMeta(expr.MetaKeyL4PROTO), differs(f.icmpNum)), count(CounterService), drop())
+		})},
+	}
+}
+
+// neighborRules are for ICMPv6 of this node: nothing that says where an egress IP is goes out without the permit to answer for it. Then come the
+// errors.
+func neighborRules() []rule {
 	nd := []expr.Any{loadMeta(expr.MetaKeyNFPROTO), equals(unix.NFPROTO_IPV6), loadMeta(expr.MetaKeyL4PROTO), equals(unix.IPPROTO_ICMPV6),
 		load(expr.PayloadBaseTransportHeader, 0, 1)}
 	// The target of a neighbor advertisement (RFC 4861, section 4.4).
@@ -304,18 +333,12 @@ func hostChains() []chain {
 		append(nd[:len(nd):len(nd)], equals(136), target, in("egressip6"), target, notIn("answer6"))...)
 	solicit := words("icmpv6 type nd-neighbor-solicit ip6 saddr @egressip6 ip6 saddr != @answer6",
 		append(nd[:len(nd):len(nd)], equals(135), source, in("egressip6"), source, notIn("answer6"))...)
-	return []chain{
-		// No service, and no reset of a connection that the kernel does not know: it may be another node's.
-		{"input", hook{nftables.ChainTypeFilter, "input", *nftables.ChainHookInput, 0, ""}, perFamily(func(f family) rule {
-			return newRule("input", daddrIn(f, "egressip"+f.digit),
-				words("meta l4proto != "+f.icmp, loadMeta(expr.MetaKeyL4PROTO), differs(f.icmpNum)), count(CounterService), drop())
-		})},
-		{"neighbor", hook{nftables.ChainTypeFilter, "output", *nftables.ChainHookOutput, 0, ""}, []rule{
-			newRule("neighbor", advert, count(CounterNDP), drop()),
-			newRule("neighbor", solicit, count(CounterNDP), drop()),
-			newRule("neighbor", ended(), advertOf, count(CounterNDP), drop()),
-			newRule("neighbor", ended(), solicitOf, count(CounterNDP), drop()),
-		}},
+	return []rule{
+		newRule("neighbor", advert, count(CounterNDP), drop()),
+		newRule("neighbor", solicit, count(CounterNDP), drop()),
+		newRule("neighbor", ended(), advertOf, count(CounterNDP), drop()),
+		newRule("neighbor", ended(), solicitOf, count(CounterNDP), drop()),
+		newRule("neighbor", enter("errors")),
 	}
 }
 
@@ -348,7 +371,7 @@ func netdevTable(carriers map[string]Carrier, overlay bool) table {
 	for _, link := range slices.Sorted(maps.Keys(carriers)) {
 		name := "answer_" + link
 		t.chains = append(t.chains, chain{name, hook{nftables.ChainTypeFilter, "ingress", *nftables.ChainHookIngress, 0, link},
-			[]rule{newRule(name, alive(), arpRequest("carried4", "permit4"), arpReply(carriers[link].MAC), sendBack())}})
+			[]rule{newRule(name, arpRequest("carried4", "permit4"), alive(), arpReply(carriers[link].MAC), sendBack())}})
 	}
 	return t
 }

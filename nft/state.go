@@ -3,6 +3,7 @@ package nft
 import (
 	"cmp"
 	"encoding/binary"
+	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -108,12 +109,14 @@ func (s State) elements() map[string]elements {
 	for ip, id := range s.Pods {
 		if f, ip, ok := familyOf(ip); ok {
 			put("pod"+f.digit, key(ip), markKey(id.ConnMark()))
+			put("selected"+f.digit, key(ip), "")
 		}
 	}
 	for id, m := range s.NextHops {
 		put("nexthop", pairKey(id.ConnMark()), markKey(m))
 	}
-	for id, h := range s.Hosted {
+	for _, id := range slices.Backward(slices.Sorted(maps.Keys(s.Hosted))) { // should two have one IP, the lowest counts
+		h := s.Hosted[id]
 		if f, ip, ok := familyOf(h.IP); ok {
 			put("hosted", pairKey(id.ConnMark()), markKey(h.Mark))
 			put("snat"+f.digit, markKey(id.ConnMark()), key(ip))
@@ -157,7 +160,8 @@ func (s State) elements() map[string]elements {
 		}
 	}
 	for id, index := range s.Gateways {
-		put("gateway", markKey(id.ConnMark()), markKey(egress.PeerMark(index)|egress.Mark(id)))
+		put("gateway", markKey(id.ConnMark()), markKey(egress.PeerMark(index)))
+		put("gateway_id", markKey(id.ConnMark()), markKey(egress.PeerMark(index)|egress.Mark(id)))
 	}
 	for _, p := range s.Ports {
 		f, ip, ok := familyOf(p.IP)

@@ -73,7 +73,8 @@ type family struct {
 	source   uint32 // offset of the source address in the header
 	icmp     string
 	icmpNum  byte
-	headers  int // bytes of an IP and a TCP header without options: an MTU without them is the MSS
+	icmpOut  string // the chain for ICMP of the node itself
+	headers  int    // bytes of an IP and a TCP header without options: an MTU without them is the MSS
 	address  kind
 	peer     kind
 	sender   kind
@@ -85,10 +86,10 @@ type family struct {
 }
 
 var (
-	ipv4 = family{"ip", "4", "ipv4", unix.NFPROTO_IPV4, 12, "icmp", unix.IPPROTO_ICMP, 20 + 20, address4, peer4, sender4, unit4, origin4, block4,
+	ipv4 = family{"ip", "4", "ipv4", unix.NFPROTO_IPV4, 12, "icmp", unix.IPPROTO_ICMP, "errors", 20 + 20, address4, peer4, sender4, unit4, origin4, block4,
 		[]permitSet{{nftables.TableFamilyARP, "permit4"}, {nftables.TableFamilyNetdev, "permit4"}},
 		[]clock{{nftables.TableFamilyINet, etherIPv4}, {nftables.TableFamilyARP, etherARP}, {nftables.TableFamilyNetdev, etherARP}}}
-	ipv6 = family{"ip6", "6", "ipv6", unix.NFPROTO_IPV6, 8, "ipv6-icmp", unix.IPPROTO_ICMPV6, 40 + 20, address6, peer6, sender6, unit6, origin6, block6,
+	ipv6 = family{"ip6", "6", "ipv6", unix.NFPROTO_IPV6, 8, "ipv6-icmp", unix.IPPROTO_ICMPV6, "neighbor", 40 + 20, address6, peer6, sender6, unit6, origin6, block6,
 		[]permitSet{{nftables.TableFamilyINet, "answer6"}},
 		[]clock{{nftables.TableFamilyINet, etherIPv6}}}
 	families = []family{ipv4, ipv6}
@@ -174,6 +175,12 @@ func direction(name string, value byte) term {
 
 func ctState(names string, bits uint32) term {
 	return words("ct state "+names, loadCt(expr.CtKeySTATE), mask(egress.Mark(bits), 0), differs(native(0)...))
+}
+
+// confirmed matches the packets of connections of which one has left before. Until then nothing is known of them.
+func confirmed() term {
+	const confirmed = 1 << 3 // IPS_CONFIRMED, linux/netfilter/nf_conntrack_common.h
+	return words("ct status confirmed", loadCt(expr.CtKeySTATUS), mask(confirmed, 0), differs(native(0)...))
 }
 
 // tagged matches the packets of egress connections, by what the kernel has on the connection. A packet without connection never

@@ -1,0 +1,80 @@
+package nft
+
+import (
+	"fmt"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/nftables"
+)
+
+// BenchmarkBlock is what a datagram of a pod costs until it is in the socket of the host outside, all of it in the sender's time: masqueraded by
+// the CNI without any tables of ours, of a pod that no egress selects, with its own node as the gateway, with another one; and, beside the
+// last, by a plain VXLAN link to a node that masquerades. Rounds take turns: compare what one run says.
+func BenchmarkBlock(b *testing.B) {
+	f := bothSides[0]
+	for round := range 3 {
+		for _, tt := range []struct {
+			name  string
+			gates int
+			make  func(*blockSite)
+		}{
+			{"masquerade", 3, func(s *blockSite) {
+				for _, n := range s.nodes {
+					if err := n.tables.Delete(); err != nil {
+						b.Fatal(err)
+					}
+				}
+			}},
+			{"unselected", 3, func(s *blockSite) {
+				s.mangle = func(n int, state *State) { state.Unselected, state.Pods = []netip.Addr{s.podAddress("c")}, nil }
+				s.reach()
+			}},
+			{"own", 2, func(*blockSite) {}},
+			{"remote", 3, func(*blockSite) {}},
+			{"vxlan", 3, func(s *blockSite) {
+				for _, n := range s.nodes {
+					if err := n.tables.Delete(); err != nil {
+						b.Fatal(err)
+					}
+				}
+				s.nodes[2].run(`ip route add 203.0.113.10/32 via 10.10.0.103 dev egret.vx onlink`)
+				s.nodes[3].run(`ip route add 10.244.2.0/24 via 10.10.0.102 dev egret.vx onlink
+					nft add table inet cni
+					nft add chain inet cni post { type nat hook postrouting priority 100; }
+					nft add rule inet cni post ip saddr 10.244.0.0/16 oifname eth0 masquerade
+					sysctl -qw net.ipv4.conf.egret/vx.rp_filter=2`)
+				s.nodes[2].run("nft flush table inet cni")
+			}},
+		} {
+			b.Run(fmt.Sprintf("%s/%d", tt.name, round), func(b *testing.B) {
+				s := newBlockSite(b, f)
+				s.gates = tt.gates
+				s.reach()
+				tt.make(s)
+				s.ext.serve(f.server)
+				eventually(b, "the pod does not get out", func() bool { return s.pods["c"].seen(f.server) != "" })
+				var sink net.PacketConn
+				s.ext.do(func() (err error) { sink, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "9")); return err })
+				defer sink.Close()
+				s.pods["c"].do(func() error {
+					c, err := net.Dial("udp", net.JoinHostPort(f.server, "9"))
+					if err != nil {
+						return err
+					}
+					defer c.Close()
+					packet := make([]byte, 64)
+					for b.Loop() {
+						if _, err := c.Write(packet); err != nil {
+							return err
+						}
+					}
+					return nil
+				})
+			})
+		}
+	}
+	_, _ = time.Now, nftables.TableFamilyINet
+}
