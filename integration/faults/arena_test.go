@@ -317,6 +317,39 @@ func (a *arena) probe(ctx context.Context, limit time.Duration) (end func() ([]f
 	}
 }
 
+// push opens TCP connections from every client, to each family that it has an egress IP of, on which the outside host speaks, until the function that
+// it returns is called: that one says which are lost, but for those of pods on the nodes that lost keeps.
+func (a *arena) push(ctx context.Context) (end func(lost func(node string) bool) error, err error) {
+	type stream struct {
+		client
+		*lab.Conversation
+		end func(time.Duration) error
+	}
+	var streams []stream
+	for _, c := range a.clients {
+		for _, ip := range c.ips {
+			conversation, err := a.Converse(ctx, c.pod, witness.OutsideOf(ip))
+			if err != nil {
+				return nil, err
+			}
+			streams = append(streams, stream{c, conversation, conversation.Push(100 * time.Millisecond)})
+		}
+	}
+	return func(lost func(node string) bool) error {
+		var g errgroup.Group
+		for _, s := range streams {
+			g.Go(func() error {
+				defer s.Close()
+				if err := s.end(20 * time.Second); err != nil && !lost(s.node) {
+					return err
+				}
+				return nil
+			})
+		}
+		return g.Wait()
+	}, nil
+}
+
 // eventually repeats f until it returns nil, or returns its last error.
 func eventually(ctx context.Context, limit time.Duration, f func() error) error {
 	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) { // a poll from outside: nobody can tell

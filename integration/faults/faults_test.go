@@ -72,6 +72,10 @@ func round(t *testing.T, a *arena, seed uint64, number int, count map[string]int
 	}
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Minute)
 	defer cancel()
+	endPush, err := a.push(ctx)
+	if err != nil {
+		t.Fatal(err)
+	}
 	end := a.probe(ctx, 5*time.Minute)
 	booted := map[string]bool{}
 	run := &runner{arena: a, log: t.Logf}
@@ -87,7 +91,7 @@ func round(t *testing.T, a *arena, seed uint64, number int, count map[string]int
 	}
 	healed := time.Now()
 	run.asked.Wait()
-	err := eventually(ctx, time.Until(healed.Add(limit)), func() error { return a.serves(ctx) })
+	err = eventually(ctx, time.Until(healed.Add(limit)), func() error { return a.serves(ctx) })
 	settled := time.Since(healed)
 	fail("not all is in service after everything was healed", err)
 	// Until then a node that was found to be gone before it was healed may still lose its IPs; what the probes lose afterwards is lost for
@@ -95,6 +99,8 @@ func round(t *testing.T, a *arena, seed uint64, number int, count map[string]int
 	time.Sleep(time.Until(healed.Add(limit)) + 500*time.Millisecond)
 	flows, err := end()
 	fail("probing", err)
+	// A pod's node keeps its connections: they outlive everything but that.
+	fail("open connections", endPush(func(node string) bool { return booted[node] }))
 	sent, lost, gap := 0, 0, time.Duration(0)
 	for _, f := range flows {
 		sent, lost, gap = sent+f.Sent, lost+f.Lost, max(gap, f.LongestGap)

@@ -209,6 +209,66 @@ func (c *Conversation) Exchange(timeout time.Duration) error {
 	return nil
 }
 
+// Push has the outside host speak on the connection, every interval, until the function is called that it returns: that one says what has not
+// arrived at the pod by the timeout, while the pod said nothing.
+func (c *Conversation) Push(interval time.Duration) (end func(timeout time.Duration) error) {
+	stop, stopped := make(chan struct{}), make(chan error, 1)
+	sent := 0
+	go func() {
+		every := time.NewTicker(interval)
+		defer every.Stop()
+		for {
+			select {
+			case <-stop:
+				stopped <- nil
+				return
+			case <-every.C:
+			}
+			if _, err := c.in.Write([]byte("push")); err != nil {
+				stopped <- err
+				return
+			}
+			sent++
+		}
+	}()
+	arrived, read := 0, make(chan error, 1)
+	go func() {
+		b := make([]byte, len("push"))
+		for {
+			if _, err := io.ReadFull(c.out, b); err != nil {
+				read <- err
+				return
+			}
+			arrived++
+		}
+	}()
+	return func(timeout time.Duration) error {
+		close(stop)
+		err := <-stopped
+		if err == nil {
+			_, err = c.in.Write([]byte("push"))
+			sent++
+		}
+		// What was lost is sent again, later and later: the end of the stream tells that all has come.
+		if closer, ok := c.in.(interface{ CloseWrite() error }); ok && err == nil {
+			err = closer.CloseWrite()
+		}
+		if deadline := c.out.SetReadDeadline(time.Now().Add(timeout)); err == nil {
+			err = deadline
+		}
+		if ended := <-read; err == nil && !errors.Is(ended, io.EOF) {
+			err = ended
+		}
+		if err == nil && arrived != sent {
+			err = fmt.Errorf("%d of %d messages arrived", arrived, sent)
+		}
+		if err != nil {
+			return fmt.Errorf("the open connection of pod %s, on which the outside host speaks: %w", c.pod, err)
+		}
+		return nil
+	}
+}
+
 // Throughput sends as much as it can over one TCP connection from a pod (namespace/name) to an address of the outside host, OutsideIP or
 // OutsideIP6, for the duration, and returns how many bits per second arrived there.
 func (l *Lab) Throughput(ctx context.Context, pod string, to netip.Addr, duration time.Duration) (float64, error) {

@@ -390,6 +390,9 @@ func (w *world) egress(name string, pod int, id int, ips ...string) {
 	node := fmt.Sprintf("node-%d", pod)
 	m := egress.Members{Egress: name, Node: node, Pods: []egress.Member{{Pod: fmt.Sprintf("default/pod-%d", pod), IPs: []netip.Addr{
 		netip.MustParseAddr(fmt.Sprintf("10.244.%d.2", pod)), netip.MustParseAddr(fmt.Sprintf("fd44:%d::2", pod))}}}}
+	for _, a := range p.Addresses { // as crdsync does it
+		m.Blocks = append(m.Blocks, egress.Block{IP: a.IP, First: uint16(2048 + 1024*pod), Size: 1024, Node: node})
+	}
 	w.put("egresses/"+name, p)
 	w.put("members/by-node/"+node+"/"+name, m)
 	w.put("members/by-egress/"+name+"/"+node, m)
