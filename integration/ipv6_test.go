@@ -100,7 +100,7 @@ func TestOverlayOverIPv6CarriesBothFamilies(t *testing.T) {
 			only(t, r, ip)
 			lossless(t, fmt.Sprint(pod, " as ", ip), r)
 		}
-		fits(t, pod, 1430, ips) // its headers take 70 bytes of 1500
+		fits(t, pod, node, 1430, ips) // its headers take 70 bytes of 1500
 	}
 }
 

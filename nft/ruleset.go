@@ -241,6 +241,12 @@ func leavingChains(s State) []chain {
 			return newRule("mss", fromPass(), words("meta nfproto "+f.protocol, f.is()...), mss(s.OverlayMTU-f.headers))
 		})...)
 	}
+	// A connection of this node's own finds no smaller way when its gateway moves.
+	if s.OverlayMTU > ipv6.headers {
+		clamp = append(clamp, perFamily(func(f family) rule {
+			return newRule("mss", tagged(), words("meta nfproto "+f.protocol, f.is()...), mss(s.OverlayMTU-f.headers))
+		})...)
+	}
 	// The link of the pod that this goes to may carry less.
 	clamp = append(clamp, newRule("mss", fromPass(), mssOfRoute()))
 	fwd := []rule{

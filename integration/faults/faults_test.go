@@ -156,7 +156,7 @@ func (r *runner) do(ctx context.Context, s Step) error {
 	case "recover":
 		for _, c := range r.clients {
 			if c.node == node {
-				r.Booting(c.pod)
+				r.Booting(c.pod, c.node)
 			}
 		}
 		return r.Recover(ctx, node)

@@ -30,6 +30,7 @@ type Witness struct {
 	bands    []*band
 	tenures  map[netip.Addr][]tenure // in order
 	revision int64                   // of the last owner's record in tenures
+	blocks   []egress.Block          // as last read
 	seen     int                     // packets of selected pods
 	strange  []error
 	usurped  []error
@@ -42,10 +43,11 @@ type spell struct {
 	first, last time.Time
 }
 
-// band is the source ports of a selected pod: SNAT keeps them, so a packet seen outside tells whose it is even when its source address is
-// wrong.
+// band is the source ports of a selected pod, none of which is of a block of the lab. Whatever else translates keeps them, so a packet seen
+// outside tells whose it is even when its source address is wrong.
 type band struct {
 	pod     string
+	node    string // once that has booted
 	sources map[netip.Addr]netip.Addr // destination -> expected source
 	// unknown are the destinations to which the pod's node does not know the pod yet, since when. Nothing is judged from then on until the
 	// first packet with the right source.
@@ -160,12 +162,13 @@ func (w *Witness) Select(ctx context.Context, pod string, ips ...netip.Addr) err
 }
 
 // Booting says that the node of a selected pod boots now: until it knows the pod, the pod leaves as the CNI has it.
-func (w *Witness) Booting(pod string) {
+func (w *Witness) Booting(pod, node string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, b := range w.bands {
 		for to := range b.sources {
 			if b.pod == pod {
+				b.node = node
 				b.unknown[to] = time.Now()
 			}
 		}
@@ -274,13 +277,23 @@ func (w *Witness) Strangers() error {
 
 // takePackets looks at what came to the outside host since it was last called. The caller holds mu.
 func (w *Witness) takePackets() {
+	w.readBlocks()
 	for _, p := range w.outside.TakePackets() {
 		w.spell(p)
+		for _, b := range w.bands {
+			if b.sources[p.Dst] != p.Src {
+				continue
+			}
+			w.seen++ // by a port of its node's block, or by its own
+			if since := b.unknown[p.Dst]; !since.IsZero() && !p.Time.Before(since) && w.ofNode(b.node, p) {
+				delete(b.unknown, p.Dst)
+				b.known[p.Dst] = p.Time
+			}
+		}
 		i := (int(p.SrcPort) - firstPort) / bandSize
 		if int(p.SrcPort) < firstPort || i >= len(w.bands) || !w.bands[i].sources[p.Dst].IsValid() {
 			continue
 		}
-		w.seen++
 		b := w.bands[i]
 		want, since := b.sources[p.Dst], b.unknown[p.Dst]
 		switch {
@@ -296,6 +309,23 @@ func (w *Witness) takePackets() {
 		case p.Src != want && len(w.strange) < 10:
 			w.strange = append(w.strange, fmt.Errorf("a packet of %s left with another source than %s: %s", b.pod, want, p))
 		}
+	}
+}
+
+// ofNode reports whether a packet has a port of a node's block. The caller holds mu.
+func (w *Witness) ofNode(node string, p lab.Packet) bool {
+	return slices.ContainsFunc(w.blocks, func(b egress.Block) bool {
+		return b.Node == node && b.IP == p.Src && b.First <= p.SrcPort && p.SrcPort <= b.Last()
+	})
+}
+
+// readBlocks reads which ports are of which node; where etcd does not answer, they are as before. The caller holds mu.
+func (w *Witness) readBlocks() {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Second)
+	defer cancel()
+	var blocks []egress.Block
+	if read(ctx, w.etcd, "/egret/blocks/", func(b egress.Block, _ int64) { blocks = append(blocks, b) }) == nil {
+		w.blocks = blocks
 	}
 }
 
