@@ -47,7 +47,7 @@ type spell struct {
 // outside tells whose it is even when its source address is wrong.
 type band struct {
 	pod     string
-	node    string // once that has booted
+	node    string                    // once that has booted
 	sources map[netip.Addr]netip.Addr // destination -> expected source
 	// unknown are the destinations to which the pod's node does not know the pod yet, since when. Nothing is judged from then on until the
 	// first packet with the right source.
