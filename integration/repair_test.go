@@ -73,7 +73,7 @@ func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
 		{"a next hop's rule is another", node, "ip FAMILY rule del pref 1200; ip FAMILY rule add pref 1200 fwmark MARK/0x3fff lookup main protocol 94", "ip FAMILY rule"},
 		{"a rule too many", node, "ip FAMILY rule add pref 1100 lookup main protocol 94", "ip FAMILY rule"},
 		{"the guard", node, "ip FAMILY rule del pref 1002", "ip FAMILY rule"},
-		{"the guard leads elsewhere", node, "ip FAMILY rule del pref 1002; ip FAMILY rule add pref 1000 lookup main protocol 94", "ip FAMILY rule"},
+		{"the guard leads elsewhere", node, "ip FAMILY rule del pref 1002; ip FAMILY rule add pref 1002 lookup main protocol 94", "ip FAMILY rule"},
 		{"the return rule", gateway, "ip FAMILY rule del pref 1999", "ip FAMILY rule"},
 		{"all rules", node, "ip FAMILY rule flush; ip FAMILY rule add pref 32766 lookup main", "ip FAMILY rule show pref 1200"},
 		{"a next hop's route", node, "ip FAMILY route flush table TABLE", "ip FAMILY route show table TABLE"},
