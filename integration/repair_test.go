@@ -44,8 +44,8 @@ func shareTables(t *testing.T, node string) {
 // passing is what is printed that another has in its place: the number of a link, its queue once it was up, and how long a permit is.
 var passing = regexp.MustCompile(`(?m)^\d+: |qdisc \S+|timeout \S+`)
 
-// TestWhatIsDeletedOrChangedByHandComesBack harms every kind of object that is Egret's. In the commands, MARK is the routing mark toward the
-// gateway and TABLE its table, NUMBER the gateway's and OWN the pod's node's, IP4 and IP6 are the egress IPs, POD4 and POD6 the pod's.
+// TestWhatIsDeletedOrChangedByHandComesBack harms every kind of object that is Egret's. In the commands, MARK is the routing mark toward
+// gateways and TABLE its table, NUMBER the gateway's and OWN the pod's node's, IP4 and IP6 are the egress IPs, POD4 and POD6 the pod's.
 func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
 	n := newNamespace(t)
 	n.dual("repair", "10.10.0.16", "fd10::16")
@@ -59,11 +59,7 @@ func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
 	n.pods = append(n.pods, pod.Name)
 	selected(t, pod.Name, ips...)
 	number, own := gateway[len("node-"):], node[len("node-"):]
-	g, err := cluster.NodeNumber(gateway)
-	if err != nil {
-		t.Fatal(err)
-	}
-	words := strings.NewReplacer("MARK", fmt.Sprint(egress.NodeMark(g)), "TABLE", fmt.Sprint(egress.NodeMark(g).Table()),
+	words := strings.NewReplacer("MARK", fmt.Sprint(egress.ToGatewayMark), "TABLE", fmt.Sprint(egress.ToGatewayMark.Table()),
 		"NUMBER", number, "OWN", own, "IP4", ips[0].String(), "IP6", ips[1].String(), "POD4", pod.IPs[0].String(), "POD6", pod.IPs[1].String(),
 		"MAC", egress.OverlayMAC(netip.MustParseAddr("10.10.0.10"+number)).String())
 
@@ -78,6 +74,9 @@ func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
 		{"all rules", node, "ip FAMILY rule flush; ip FAMILY rule add pref 32766 lookup main", "ip FAMILY rule show pref 1200"},
 		{"a next hop's route", node, "ip FAMILY route flush table TABLE", "ip FAMILY route show table TABLE"},
 		{"a next hop's route leads elsewhere", node, "ip FAMILY route replace default dev eth0 table TABLE proto 94", "ip FAMILY route show table TABLE"},
+		{"an egress IP's route to the nodes", gateway, "ip FAMILY route flush table 15189", "ip FAMILY route show table 15189"},
+		{"an egress IP is not local", gateway, "ip FAMILY route flush table 15188", "ip FAMILY route show table 15188"},
+		{"an egress IP is local before all marks", gateway, "ip route add local IP4 dev egret0 table local", "ip route show table local | grep -c egret0 || true"},
 		{"a return route", gateway, "ip FAMILY route flush table 7000", "ip FAMILY route show table 7000"},
 		{"a route too many", gateway, "ip FAMILY route add default dev egret.vx table 7000 proto 94", "ip FAMILY route show table 7000"},
 
@@ -121,6 +120,11 @@ func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
 		{"a pod's element", node, "nft delete element inet egret pod4 { POD4 } ; nft delete element inet egret pod6 { POD6 }", "nft list map inet egret pod4"},
 		{"a pod has another's", node, "nft 'delete element inet egret pod4 { POD4 } ; add element inet egret pod4 { POD4 : 0x0e9e1fff }'", "nft list map inet egret pod4"},
 		{"a source is another", gateway, "nft flush map inet egret snat6", "nft list map inet egret snat6"},
+		{"the ports of the pod's node", node, "nft flush map inet egret block4", "nft list map inet egret block4"},
+		{"the ports of other nodes", gateway, "nft flush map inet egret port4", "nft list map inet egret port4"},
+		{"who may send with them", gateway, "nft flush set inet egret origin6", "nft list set inet egret origin6"},
+		{"the gateway of a connection", node, "nft flush map inet egret gateway", "nft list map inet egret gateway"},
+		{"the nodes of the overlay", node, "nft flush map netdev egret node", "nft list map netdev egret node"},
 		{"exceptions", node, "nft flush set inet egret except4", "nft list set inet egret except4"},
 		{"an exception too many", node, "nft add element inet egret except4 { 203.0.113.0/24 }", "nft list set inet egret except4"},
 		{"known nodes", node, "nft flush set inet egret node4", "nft list set inet egret node4"},

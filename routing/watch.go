@@ -90,14 +90,15 @@ func (w *watcher) matters(m syscall.NetlinkMessage) bool {
 // fraProtocol is FRA_PROTOCOL of uapi/linux/fib_rules.h.
 const fraProtocol = 21
 
-// routeMatters reports whether an event is about a route or rule of our protocol. The headers of both have the same size; a route's has
+// routeMatters reports whether an event is about a route or rule of our protocol, or about a route that makes an address local. The headers of both have the same size; a route's has
 // the protocol in it, a rule's is among the attributes.
 func routeMatters(m syscall.NetlinkMessage) bool {
 	if len(m.Data) < unix.SizeofRtMsg {
 		return true
 	}
 	if m.Header.Type == unix.RTM_NEWROUTE || m.Header.Type == unix.RTM_DELROUTE {
-		return nl.DeserializeRtMsg(m.Data).Protocol == egress.RouteProtocol
+		r := nl.DeserializeRtMsg(m.Data)
+		return r.Protocol == egress.RouteProtocol || r.Table == unix.RT_TABLE_LOCAL && r.Type == unix.RTN_LOCAL
 	}
 	attrs, err := nl.ParseRouteAttrAsMap(m.Data[unix.SizeofRtMsg:])
 	if err != nil {
