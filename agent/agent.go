@@ -230,7 +230,7 @@ func open(cfg Config) (*agent, error) {
 			Node: cfg.Node, Port: cfg.GossipPort, Key: cfg.GossipKey, Log: cfg.Log, Changed: a.wake, Receive: a.freeze.receive,
 		})
 	}
-	a.ports = newPorts(&ports{log: cfg.Log, opened: a.tables.Opened, list: conntrack.Marked, wake: a.wake, reuses: reusesPorts(kernelRelease())})
+	a.ports = newPorts(&ports{log: cfg.Log, opened: a.tables.Opened, list: conntrack.Marked, wake: a.wake, reuses: conntrack.ReusesPorts()})
 	a.drops = &drops{log: cfg.Log, look: a.tables.Guarded, wake: a.wake, cause: a.causeOf}
 	a.announcer = announce.New(announce.Config{Log: cfg.Log, Permitted: a.permits.answers, Changed: a.wake})
 	a.probes = newProbes(&probes{log: cfg.Log, unused: cfg.Store.Unused, wake: a.wake,

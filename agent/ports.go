@@ -2,15 +2,12 @@ package agent
 
 import (
 	"context"
-	"fmt"
 	"log/slog"
 	"maps"
 	"net/netip"
 	"slices"
 	"sync"
 	"time"
-
-	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
@@ -69,22 +66,6 @@ type portUse struct {
 func newPorts(p *ports) *ports {
 	p.known = map[egress.ID]*portUse{}
 	return p
-}
-
-// reusesPorts reports whether the kernel of a release, as uname -r has it, takes the ports of TCP connections that have ended where NAT finds no free one
-// (nf_nat_used_tuple_harder, Linux 6.6).
-func reusesPorts(release string) bool {
-	var major, minor int
-	n, _ := fmt.Sscanf(release, "%d.%d", &major, &minor) // what is no number is no such kernel
-	return n == 2 && (major > 6 || major == 6 && minor >= 6)
-}
-
-func kernelRelease() string {
-	var u unix.Utsname
-	if unix.Uname(&u) != nil {
-		return "" // one that takes none
-	}
-	return unix.ByteSliceToString(u.Release[:])
 }
 
 // portsOf returns the blocks that the node has, by the id of their IP.

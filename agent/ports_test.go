@@ -184,16 +184,6 @@ func TestConnectionsAreListedOnlyWhereThereMayBeTooMany(t *testing.T) {
 	}
 }
 
-func TestPortsOfEndedConnectionsAreTakenSinceLinux66(t *testing.T) {
-	for release, want := range map[string]bool{
-		"6.1.0-56-amd64": false, "5.15.0": false, "6.5.13": false, "6.6.0": true, "6.6-rc1": true, "6.18.44-fc": true, "7.0.1": true, "": false, "x": false,
-	} {
-		if got := reusesPorts(release); got != want {
-			t.Errorf("%q: %t, want %t", release, got, want)
-		}
-	}
-}
-
 // The record of the agent says what the kernel's table of connections makes it ask for, and which retired blocks are empty.
 func TestTheAgentAsksForPortsWhenItsConnectionsNeedThem(t *testing.T) {
 	n := newNode(t)

@@ -9,6 +9,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/netns"
 )
@@ -99,6 +100,9 @@ func (b *blockSite) sized(size int) {
 // Connections that have ended fail no new ones: conntrack remembers them for two minutes, and the kernel takes their ports when it needs
 // some, since Linux 6.6. A server that has ended them itself remembers them, too, and may answer the next one of a port at the second try only.
 func TestShortConnectionsBeyondTheBlockAllOpen(t *testing.T) {
+	if testing.Short() || !conntrack.ReusesPorts() {
+		t.Skip("an emulated machine, or a kernel before Linux 6.6")
+	}
 	for who, first := range map[string]closer{"the client ends them": clientFirst, "the server ends them": serverFirst} {
 		t.Run(who, func(t *testing.T) {
 			b := newBlockSite(t, bothSides[0])
@@ -111,6 +115,37 @@ func TestShortConnectionsBeyondTheBlockAllOpen(t *testing.T) {
 				t.Errorf("%v are counted, error %v; %d were opened", counted, err, opened)
 			}
 		})
+	}
+}
+
+// The kernel takes the ports of connections that have ended, or it does not, as conntrack.ReusesPorts says: the agent counts what is in use by that.
+func TestPortsOfEndedConnectionsAreTakenWhereTheKernelDoesThat(t *testing.T) {
+	b := newBlockSite(t, bothSides[0]) // with 64 ports
+	accepted := b.listenTCP(7005)
+	go func() {
+		for c := range accepted {
+			go func() {
+				_, _ = io.Copy(io.Discard, c) // until the pod ends it
+				c.Close()
+			}()
+		}
+	}()
+	b.pods["a"].ok("ping -c1 -w3 " + b.f.server) // so that the neighbours are known
+	to, failed := net.JoinHostPort(b.f.server, "7005"), 0
+	b.pods["a"].do(func() error {
+		for n := 0; n < 80 && failed < 10; n++ {
+			c, err := net.DialTimeout("tcp", to, 1500*time.Millisecond) // two tries
+			if err != nil {
+				failed++
+				continue
+			}
+			b.line(c)
+			c.Close()
+		}
+		return nil
+	})
+	if want := conntrack.ReusesPorts(); (failed == 0) != want {
+		t.Errorf("%d connections failed after 64 that have ended; the kernel is taken for one that reuses ports: %t", failed, want)
 	}
 }
 
@@ -141,5 +176,34 @@ func TestLongConnectionsOpenUntilThreeQuartersOfTheBlockAreInUse(t *testing.T) {
 	t.Logf("%d connections at a time, of 1024; the first that failed was no. %d", opened, first)
 	if first <= 800 || opened > 1024 || failed < failures {
 		t.Errorf("%d connections are open, the first that failed was no. %d, %d failed: want none of the first 800, and 1024 at most", opened, first, failed)
+	}
+}
+
+// A connection that finds no port tries again by itself, and gets one of the larger block that the node has by then.
+func TestAConnectionThatFoundNoPortGetsOneOfTheNextBlock(t *testing.T) {
+	b := newBlockSite(t, bothSides[0]) // with 64 ports
+	b.listenTCP(7006)
+	b.pods["a"].ok("ping -c1 -w3 " + b.f.server) // so that the neighbours are known
+	for range 64 {
+		b.dial("a", 0, 7006)
+	}
+	opened := make(chan error)
+	go func() {
+		opened <- netns.Do(b.pods["a"].name, func() error {
+			c, err := net.DialTimeout("tcp", net.JoinHostPort(b.f.server, "7006"), 10*time.Second)
+			if err == nil {
+				c.Close()
+			}
+			return err
+		})
+	}()
+	select {
+	case err := <-opened:
+		t.Fatalf("opened with the 65th port of 64, or failed at once: %v", err)
+	case <-time.After(200 * time.Millisecond):
+	}
+	b.sized(128)
+	if err := <-opened; err != nil {
+		t.Error(err)
 	}
 }
