@@ -18,6 +18,7 @@ import (
 
 	"github.com/egret-project/egret/announce"
 	"github.com/egret-project/egret/check"
+	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/gossip"
 	"github.com/egret-project/egret/nft"
@@ -77,6 +78,7 @@ type agent struct {
 	history   *history
 	probes    *probes
 	drops     *drops
+	ports     *ports
 	flusher   *flusher
 	features  []string       // what the record of the agent says of its kernel
 	gossip    *gossip.Gossip // nil: off
@@ -159,6 +161,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return a.announcer.Run(gctx) })
 	g.Go(func() error { return a.probes.run(gctx) })
 	g.Go(func() error { return a.drops.run(gctx) })
+	g.Go(func() error { return a.ports.run(gctx) })
 	g.Go(func() error { return a.flusher.run(gctx) })
 	g.Go(func() error { return a.history.run(gctx, a.Store, a.Log) })
 	watch := func(run func(context.Context, func()) error) {
@@ -227,6 +230,7 @@ func open(cfg Config) (*agent, error) {
 			Node: cfg.Node, Port: cfg.GossipPort, Key: cfg.GossipKey, Log: cfg.Log, Changed: a.wake, Receive: a.freeze.receive,
 		})
 	}
+	a.ports = newPorts(&ports{log: cfg.Log, opened: a.tables.Opened, list: conntrack.Marked, wake: a.wake, reuses: conntrack.ReusesPorts()})
 	a.drops = &drops{log: cfg.Log, look: a.tables.Guarded, wake: a.wake, cause: a.causeOf}
 	a.announcer = announce.New(announce.Config{Log: cfg.Log, Permitted: a.permits.answers, Changed: a.wake})
 	a.probes = newProbes(&probes{log: cfg.Log, unused: cfg.Store.Unused, wake: a.wake,

@@ -59,6 +59,9 @@ func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
 	a.view.Follow(d.Follow)
 	next = earlier(next, a.settle(t, d))
 	fenced, err := a.program(ctx, d, t.lease)
+	if fenced {
+		a.ports.follow(portsOf(s))
+	}
 	due, err2 := a.transact(ctx, t, d, fenced, err)
 	return earlier(next, due), errors.Join(err, err2, in("pods", unknown(d.Unknown)))
 }
@@ -413,11 +416,11 @@ func (a *agent) publish(ctx context.Context, t turn, fenced bool) error {
 		}
 		r.Conflicts[ip] = c.String()
 	}
-	r.Dropped = a.drops.why()
+	r.Dropped, r.Ports = a.drops.why(), a.ports.use()
 	// What a former agent extended is cut by now.
 	r.Revocable = a.gossip != nil && (fenced || have.Revocable)
 	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) &&
-		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Dropped, r.Dropped) && maps.Equal(have.Refused, r.Refused) && have.Revocable == r.Revocable && have.Restarting == r.Restarting {
+		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Dropped, r.Dropped) && maps.Equal(have.Refused, r.Refused) && samePorts(have.Ports, r.Ports) && have.Revocable == r.Revocable && have.Restarting == r.Restarting {
 		return nil
 	}
 	return a.Store.PutAgent(ctx, t.lease, r)

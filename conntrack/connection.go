@@ -16,6 +16,11 @@ type Connection struct {
 	// Port is the port at Translated, or the identifier of an ICMP echo; 0: the protocol has none.
 	Port uint16
 	Mark egress.Mark
+	// Protocol is that of IP, and DestinationPort the port at Destination; 0: the protocol has none.
+	Protocol        uint8
+	DestinationPort uint16
+	// Ended says that it is one of TCP that has ended, and is remembered for some time: in TIME_WAIT or CLOSE.
+	Ended bool
 }
 
 // Filter says which entries are meant. What is zero in it says nothing; the zero Filter means all.

@@ -7,6 +7,7 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/netns"
@@ -27,10 +28,10 @@ func TestDeleteIsAskedAboutEveryConnectionOfBothFamilies(t *testing.T) {
 	connect(t, "fd00::1", "fd00::2", mark, "")
 	a := netip.MustParseAddr
 	want := map[Connection]bool{
-		{a("10.0.0.1"), a("10.0.0.2"), a("10.0.0.1"), 1000, mark}: true,
-		{a("10.0.0.3"), a("10.0.0.2"), a("192.0.2.9"), 1000, 0}:   true,
-		{a("10.0.0.1"), a("192.0.2.7"), a("10.0.0.1"), 1000, 0}:   true,
-		{a("fd00::1"), a("fd00::2"), a("fd00::1"), 1000, mark}:    true,
+		{a("10.0.0.1"), a("10.0.0.2"), a("10.0.0.1"), 1000, mark, unix.IPPROTO_TCP, 80, false}: true,
+		{a("10.0.0.3"), a("10.0.0.2"), a("192.0.2.9"), 1000, 0, unix.IPPROTO_TCP, 80, false}:   true,
+		{a("10.0.0.1"), a("192.0.2.7"), a("10.0.0.1"), 1000, 0, unix.IPPROTO_TCP, 80, false}:   true,
+		{a("fd00::1"), a("fd00::2"), a("fd00::1"), 1000, mark, unix.IPPROTO_TCP, 80, false}:    true,
 	}
 	got := map[Connection]bool{}
 	if err := Delete(func(c Connection) bool {
@@ -52,5 +53,31 @@ func TestDeleteOfNothingIsNoError(t *testing.T) {
 	netns.Enter(t)
 	if err := Delete(func(Connection) bool { return true }); err != nil {
 		t.Error(err)
+	}
+}
+
+func TestMarkedListsTheConnectionsOfAMarkAndSaysWhichHaveEnded(t *testing.T) {
+	netns.Enter(t)
+	mark := egress.ID(5).ConnMark()
+	connect(t, "10.0.0.1", "10.0.0.2", mark, "--src-nat 192.0.2.9")
+	connect(t, "10.0.0.3", "10.0.0.2", mark+1, "")
+	netns.Run(t, fmt.Sprintf("conntrack -I -s 10.0.0.4 -d 10.0.0.2 -p tcp --sport 1000 --dport 80 --state TIME_WAIT -t 600 -m %d", mark))
+	netns.Run(t, fmt.Sprintf("conntrack -I -s fd00::1 -d fd00::2 -p udp --sport 1000 --dport 53 -t 600 -m %d", mark))
+	a := netip.MustParseAddr
+	want := map[Connection]bool{
+		{a("10.0.0.1"), a("10.0.0.2"), a("192.0.2.9"), 1000, mark, unix.IPPROTO_TCP, 80, false}: true,
+		{a("10.0.0.4"), a("10.0.0.2"), a("10.0.0.4"), 1000, mark, unix.IPPROTO_TCP, 80, true}:   true,
+		{a("fd00::1"), a("fd00::2"), a("fd00::1"), 1000, mark, unix.IPPROTO_UDP, 53, false}:     true,
+	}
+	list, err := Marked(mark)
+	if err != nil {
+		t.Fatal(err)
+	}
+	got := map[Connection]bool{}
+	for _, c := range list {
+		got[c] = true
+	}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("connections (-want +got):\n%s", diff)
 	}
 }

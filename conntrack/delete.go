@@ -26,18 +26,15 @@ const (
 //
 // What the kernel cannot choose by itself is listed and then chosen here: addresses, of IPv4 before Linux 5.8, of IPv6 also on Linux 6.18.
 func Delete(match func(Connection) bool, filters ...Filter) error {
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err == nil {
-		defer c.Close()
-		err = c.SetReadBuffer(receiveBuffer)
-	}
+	t, err := open()
 	if err != nil {
-		return fmt.Errorf("opening a conntrack socket: %w", err)
+		return err
 	}
+	defer t.nl.Close()
 	if len(filters) == 0 {
 		filters = []Filter{{}}
 	}
-	t, errs := table{c}, []error(nil)
+	var errs []error
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		var list []Filter
 		for _, f := range filters {
@@ -77,6 +74,19 @@ func (t table) listings(family byte, filters []Filter) ([]Filter, error) {
 
 // table is the connection tracking table, by a socket.
 type table struct{ nl *netlink.Conn }
+
+// open returns the table of the network namespace of the calling thread.
+func open() (table, error) {
+	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
+	if err != nil {
+		return table{}, fmt.Errorf("opening a conntrack socket: %w", err)
+	}
+	if err := c.SetReadBuffer(receiveBuffer); err != nil {
+		c.Close()
+		return table{}, fmt.Errorf("opening a conntrack socket: %w", err)
+	}
+	return table{c}, nil
+}
 
 // delete deletes what the kernel lists for the filter and match says yes to.
 func (t table) delete(family byte, f Filter, match func(Connection) bool) error {

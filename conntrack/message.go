@@ -20,6 +20,7 @@ const (
 
 	tupleOrig  = 1
 	tupleReply = 2
+	protoInfo  = 4
 	mark       = 8
 	markMask   = 21
 	filter     = 25 // since Linux 5.8
@@ -27,7 +28,13 @@ const (
 	tupleIP       = 1 // in a tuple
 	tupleProtocol = 2
 
-	destinationPort = 3 // in a tuple's protocol
+	tcpInfo  = 1 // in the protocol's own
+	tcpState = 1 // in that
+	timeWait = 7 // of linux/netfilter/nf_conntrack_tcp.h; what comes after it is CLOSE
+
+	number          = 1 // in a tuple's protocol
+	sourcePort      = 2
+	destinationPort = 3
 	icmpID          = 4
 	icmpv6ID        = 7
 
@@ -212,28 +219,51 @@ func decode(attributes []byte) (c Connection, err error) {
 			})
 			return err
 		case tupleReply:
-			c.Port, err = decodeTuple(d.Bytes(), func(where address, ip netip.Addr) {
+			ends, err := decodeTuple(d.Bytes(), func(where address, ip netip.Addr) {
 				if where == source {
 					c.Destination = ip
 				} else {
 					c.Translated = ip
 				}
 			})
+			c.Protocol, c.DestinationPort, c.Port = ends.protocol, ends.source, ends.destination
 			return err
+		case protoInfo:
+			return each(d.Bytes(), func(d *netlink.AttributeDecoder) error {
+				if d.Type() != tcpInfo {
+					return nil
+				}
+				return each(d.Bytes(), func(d *netlink.AttributeDecoder) error {
+					if d.Type() == tcpState {
+						state := d.Uint8()
+						c.Ended = state == timeWait || state == timeWait+1
+					}
+					return nil
+				})
+			})
 		}
 		return nil
 	})
 	return c, err
 }
 
-// decodeTuple returns the destination port, or the identifier of an ICMP echo.
-func decodeTuple(attributes []byte, put func(where address, ip netip.Addr)) (port uint16, err error) {
+// ends are the protocol of a tuple and its ports; the identifier of an ICMP echo is taken for the destination's.
+type ends struct {
+	protocol            uint8
+	source, destination uint16
+}
+
+func decodeTuple(attributes []byte, put func(where address, ip netip.Addr)) (is ends, err error) {
 	err = each(attributes, func(d *netlink.AttributeDecoder) error {
 		if d.Type() == tupleProtocol {
 			return each(d.Bytes(), func(d *netlink.AttributeDecoder) error {
 				switch d.Type() {
+				case number:
+					is.protocol = d.Uint8()
+				case sourcePort:
+					is.source = d.Uint16()
 				case destinationPort, icmpID, icmpv6ID:
-					port = d.Uint16()
+					is.destination = d.Uint16()
 				}
 				return nil
 			})
@@ -251,7 +281,7 @@ func decodeTuple(attributes []byte, put func(where address, ip netip.Addr)) (por
 			return nil
 		})
 	})
-	return port, err
+	return is, err
 }
 
 // each calls f for every attribute.

@@ -173,7 +173,7 @@ func (b *blocks) difference(id blockID, is egress.Block) (op store.Op, ok bool, 
 //
 // New connections get their ports from the one block that is not retired. A node that has none gets one of b.size, or of less where there is
 // no such room. Where its agent wants more, it gets a larger one, as large as there is room for, and the former retires; where the agent
-// wants less than half, a smaller one. The agent says when no connection has a port of a retired block any more: then it is freed.
+// wants less than half, a smaller one, but not of less than b.size. The agent says when no connection has a port of a retired block any more: then it is freed.
 func (b *blocks) revise(node string, p *portion, now time.Time) (out []egress.Block, lacks int) {
 	use := b.asked[node].ports[p.ip]
 	var live []egress.Block
@@ -230,9 +230,10 @@ func (b *blocks) revise(node string, p *portion, now time.Time) (out []egress.Bl
 		if live[current].Size < want && len(live) < maxBlocks {
 			lacks = want
 		}
-	case want > 0 && want < live[current].Size/2: // so twice of what it wants is less than it has
-		if !again(want, 2*want) && len(live) < maxBlocks {
-			give(want, want)
+	case want > 0 && 2*max(want, b.size) <= live[current].Size && want < live[current].Size/2: // so twice of what it wants is less than it has
+		least := max(want, b.size)
+		if !again(least, min(2*least, live[current].Size/2)) && len(live) < maxBlocks {
+			give(least, least)
 		}
 	}
 	for i := range live {

@@ -32,6 +32,7 @@ func TestPorts(t *testing.T) {
 		"ports of an IP that is given to another egress rest":            testPortsOfAnotherEgress,
 		"a node whose object is deleted has no ports":                    testPortsOfGoneNode,
 		"an agent gets more ports, and fewer":                            testPortsAsked,
+		"an agent gives ports back, but not those that every node has":   testPortsGivenBack,
 		"a node that gets no ports is told of, and gets those that come": testPortsExhausted,
 		"static egress IPs have no blocks of ports":                      testPortsStatic,
 		"blocks are given, and taken away, by the option":                testPortsTurnedOff,
@@ -240,6 +241,21 @@ func testPortsAsked(c *cluster) {
 	c.agent("node-1", 64) // it gets back what is its own
 	c.wantPorts("10.10.0.1 2048-2111 node-1", other+"-", "10.10.0.1 2176-2303 node-2", "10.10.0.1 2304-2559 node-1-x", "10.10.0.1 2560-3071 node-1-x", "10.10.0.1 4096-6143 node-1-")
 	c.wantCondition("a", "Degraded")
+}
+
+// testPortsGivenBack has a node that wants less and less: it gets no less than others do at first.
+func testPortsGivenBack(c *cluster) {
+	c.somePorts(256, time.Hour)
+	c.pod("prod", "x", "node-1", "10.244.1.1", "a")
+	c.wantPorts("10.10.0.1 2048-2303 node-1")
+	c.agent("node-1", 1024)
+	c.wantPorts("10.10.0.1 2048-2303 node-1-", "10.10.0.1 3072-4095 node-1")
+	c.agent("node-1", 0, 2048)
+	c.wantPorts("10.10.0.1 2048-2303 node-1-x", "10.10.0.1 3072-4095 node-1")
+	c.agent("node-1", 64)
+	c.wantPorts("10.10.0.1 2048-2303 node-1", "10.10.0.1 3072-4095 node-1-")
+	c.agent("node-1", 64, 3072)
+	c.wantPorts("10.10.0.1 2048-2303 node-1", "10.10.0.1 3072-4095 node-1-x")
 }
 
 func testPortsExhausted(c *cluster) {

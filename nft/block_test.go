@@ -216,7 +216,7 @@ func (b *blockSite) listenTCP(port int) (conns chan net.Conn) {
 		return err
 	})
 	b.t.Cleanup(func() { l.Close() })
-	conns = make(chan net.Conn, 1000)
+	conns = make(chan net.Conn, 2000)
 	go func() {
 		for {
 			c, err := l.Accept()

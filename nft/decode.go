@@ -50,6 +50,18 @@ func decodeElement(b []byte) (e element, err error) {
 			e.object = attrs{n: b}.string(n)
 		case unix.NFTA_SET_ELEM_FLAGS:
 			e.end = attrs{n: b}.uint32(n)&unix.NFT_SET_ELEM_INTERVAL_END != 0
+		case unix.NFTA_SET_ELEM_EXPR:
+			return each(b, func(n uint16, b []byte) error {
+				if n != unix.NFTA_EXPR_DATA {
+					return nil
+				}
+				return each(b, func(n uint16, b []byte) error {
+					if n == unix.NFTA_COUNTER_PACKETS {
+						e.packets = attrs{n: b}.uint64(n)
+					}
+					return nil
+				})
+			})
 		case unix.NFTA_SET_ELEM_EXPIRATION:
 			e.left = time.Duration(attrs{n: b}.uint64(n)) * time.Millisecond
 		}

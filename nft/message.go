@@ -173,6 +173,7 @@ type element struct {
 	end        bool          // of an interval set: the first address after a range
 	timeout    time.Duration // to be written; 0: none
 	left       time.Duration // as it was read
+	packets    uint64        // of its counter, as it was read
 }
 
 func (t table) addElements(set string, names []string, list []element) op {

@@ -112,6 +112,7 @@ func inetTable(s State) table {
 	t.sets = append(t.sets,
 		set{name: "answer6", key: address6, size: maxIDs, permits: true},
 		set{name: "guarded", key: mark, flags: flagDynamic | flagTimeout, size: maxIDs},
+		set{name: "opened", key: mark, flags: flagDynamic | flagTimeout, size: maxIDs},
 		set{name: "bandwidth", key: mark, object: objectLimit, flags: flagObject, size: maxIDs},
 		set{name: "nexthop", key: markPair, value: mark, flags: flagMap, size: maxIDs},
 		set{name: "gateway", key: mark, value: mark, flags: flagMap, size: maxIDs},
@@ -262,7 +263,8 @@ func leavingChains(s State) []chain {
 		ports = randomPort
 	}
 	own := perFamily(func(f family) rule { return newRule("translate_egress", toPass(), snatToSelf(f)) })
-	own = slices.Concat(perFamily(func(f family) rule { return newRule("translate_egress", snatToBlock(f, ports)) }), own,
+	own = slices.Concat([]rule{newRule("translate_egress", opens())},
+		perFamily(func(f family) rule { return newRule("translate_egress", snatToBlock(f, ports)) }), own,
 		perFamily(func(f family) rule { return newRule("translate_egress", snatFrom(f, "snat"+f.digit, ports)) }))
 	identity := words(fmt.Sprintf("meta mark set ct mark & 0x%08x", uint32(id)), loadCt(expr.CtKeyMARK), mask(id, 0), setMeta(expr.MetaKeyMARK))
 	permitted := perFamily(func(f family) rule { return newRule("permitted", alive(), saddrIn(f, "permit"+f.digit), accept()) })

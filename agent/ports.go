@@ -1,0 +1,294 @@
+package agent
+
+import (
+	"context"
+	"log/slog"
+	"maps"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/egret-project/egret/conntrack"
+	"github.com/egret-project/egret/egress"
+)
+
+const (
+	// portsEvery is how often it is looked how many connections were opened: a block has to be larger before it is full. A look reads one number
+	// for each egress IP in use.
+	portsEvery = time.Second
+	// portsShare bounds the time that listings take: one that took d is followed by the next one after portsShare times d at the earliest.
+	portsShare = 20
+	// drainEvery is how often it is looked whether retired blocks are empty; connections take minutes to days to end.
+	drainEvery = 10 * time.Second
+	// lowFor is for how long a node has to use little of a block before it asks for a smaller one, and lowEvery how often that is looked at.
+	lowFor, lowEvery = 10 * time.Minute, 2 * time.Minute
+	// sayEvery is how often the record of the agent may change for its ports.
+	sayEvery = 3 * time.Second
+)
+
+// ports finds out how many of its ports the node uses, which it asks for more or fewer by, and which retired blocks are empty.
+//
+// Ports bound the connections to one destination, so what counts is how many there are to the busiest. No table of connections is read for
+// that as long as it cannot be many: at most as many as there were at the last listing, and those that were opened since.
+type ports struct {
+	log    *slog.Logger
+	opened func() (map[egress.ID]uint64, error)
+	list   func(egress.Mark) ([]conntrack.Connection, error)
+	wake   func()
+	// reuses: the kernel takes the ports of connections that have ended when it needs some, so they are not in use.
+	reuses bool
+
+	// What follows belongs to run.
+	known  map[egress.ID]*portUse
+	spoken time.Time // when said changed last
+	rested time.Time // until when nothing is listed
+
+	mu     sync.Mutex // guards what follows
+	blocks map[egress.ID][]egress.Block
+	said   map[netip.Addr]egress.PortUse
+}
+
+// portUse is what is known of the ports of one egress IP.
+type portUse struct {
+	block   egress.Block         // the one that new connections get ports of
+	blocks  []egress.Block       // all that there are of the IP
+	retired map[uint16]time.Time // since when a block is known to be retired, by its first port
+	drained map[uint16]bool      // those of them that are empty
+	listed  time.Time            // when the connections were listed; zero: never
+	counted uint64               // how many had been opened by then
+	most    int                  // how many ports of the block were in use then, for the busiest destination
+	all     int                  // the same, of all ports
+	low     time.Time            // since when few are; zero: they are not
+	want    int                  // the size that it asks for; 0: what it has is enough
+}
+
+func newPorts(p *ports) *ports {
+	p.known = map[egress.ID]*portUse{}
+	return p
+}
+
+// portsOf returns the blocks that the node has, by the id of their IP.
+func portsOf(s *egress.Snapshot) map[egress.ID][]egress.Block {
+	out := map[egress.ID][]egress.Block{}
+	for name, m := range s.ByNode {
+		for _, b := range m.Blocks {
+			for _, a := range s.Egresses[name].Addresses {
+				if a.IP == b.IP && b.Fault() == nil {
+					out[a.ID] = append(out[a.ID], b)
+				}
+			}
+		}
+	}
+	return out
+}
+
+// follow takes over which blocks the node has, once the kernel has them, too.
+func (p *ports) follow(blocks map[egress.ID][]egress.Block) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.blocks = blocks
+}
+
+// use returns what the node has to say of its ports.
+func (p *ports) use() map[netip.Addr]egress.PortUse {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.said
+}
+
+// run looks again and again, until ctx ends.
+func (p *ports) run(ctx context.Context) error {
+	fault := ""
+	for sleep(ctx, portsEvery) {
+		changed, err := p.look(time.Now())
+		if changed {
+			p.wake()
+		}
+		if err == nil {
+			fault = ""
+		} else if err.Error() != fault {
+			fault = err.Error()
+			p.log.Warn("ports in use not counted, will retry", "err", err)
+		}
+	}
+	return nil
+}
+
+// look finds out what there is to say, and reports whether that has changed.
+func (p *ports) look(now time.Time) (changed bool, err error) {
+	p.mu.Lock()
+	blocks := p.blocks
+	p.mu.Unlock()
+	maps.DeleteFunc(p.known, func(id egress.ID, _ *portUse) bool { return len(blocks[id]) == 0 })
+	if len(blocks) > 0 {
+		opened, err := p.opened()
+		if err != nil {
+			return false, err
+		}
+		for _, id := range slices.Sorted(maps.Keys(blocks)) {
+			u := p.known[id]
+			if u == nil {
+				u = &portUse{}
+				p.known[id] = u
+			}
+			u.follow(blocks[id], now)
+			if n, ok := opened[id]; ok && n < u.counted {
+				u.listed, u.counted = time.Time{}, 0 // counted anew
+			}
+			if !u.due(opened[id], now) || now.Before(p.rested) {
+				continue
+			}
+			began := time.Now()
+			list, err := p.list(id.ConnMark())
+			p.rested = now.Add(portsShare * time.Since(began))
+			if err != nil {
+				return false, err
+			}
+			u.listed, u.counted = now, opened[id]
+			u.count(list, p.reuses)
+			u.judge()
+		}
+	}
+	return p.say(now), nil
+}
+
+// follow takes over which blocks of the IP there are.
+func (u *portUse) follow(blocks []egress.Block, now time.Time) {
+	var current egress.Block
+	retired := map[uint16]time.Time{}
+	for _, b := range blocks {
+		switch {
+		case !b.Retired && b.Size > current.Size:
+			current = b
+		case b.Retired:
+			if retired[b.First] = u.retired[b.First]; retired[b.First].IsZero() {
+				retired[b.First] = now
+			}
+		}
+	}
+	u.retired = retired
+	maps.DeleteFunc(u.drained, func(first uint16, _ bool) bool { _, ok := retired[first]; return !ok })
+	if current.First != u.block.First || current.Size != u.block.Size || current.IP != u.block.IP {
+		u.want, u.low, u.listed = 0, time.Time{}, time.Time{}
+	}
+	u.block, u.blocks = current, blocks
+}
+
+// bound is how many ports the busiest destination has at most, when so many connections were opened.
+func (u *portUse) bound(opened uint64) int {
+	if opened <= u.counted {
+		return u.most
+	}
+	return u.most + int(min(opened-u.counted, uint64(egress.MaxBlock)))
+}
+
+// due reports whether the connections have to be listed.
+func (u *portUse) due(opened uint64, now time.Time) bool {
+	since := now.Sub(u.listed)
+	for first, retired := range u.retired {
+		if !u.drained[first] && since >= drainEvery && now.Sub(retired) >= drainEvery {
+			return true
+		}
+	}
+	if u.block.Size == 0 {
+		return false
+	}
+	return u.listed.IsZero() || tooMany(u.bound(opened), u.block.Size) || u.want > u.block.Size && since >= drainEvery ||
+		u.block.Size > egress.MinBlock && since >= lowEvery
+}
+
+// tooMany reports whether so many ports are more than three quarters of a block. The kernel looks at 240 ports of a large one before it drops the
+// first packet of a connection, so that it begins to find none when some 19 of 20 are in use.
+func tooMany(used, size int) bool { return 4*used > 3*size }
+
+// tooFew reports whether they are at most an eighth: of the block that is asked for then they are a half.
+func tooFew(used, size int) bool { return 8*used <= size }
+
+// count takes over what is in use.
+func (u *portUse) count(list []conntrack.Connection, reuses bool) {
+	type destination struct {
+		ip       netip.Addr
+		port     uint16
+		protocol uint8
+	}
+	current, all := map[destination]int{}, map[destination]int{}
+	inUse := map[uint16]bool{} // the first ports of blocks
+	u.most, u.all = 0, 0
+	for _, c := range list {
+		n := slices.IndexFunc(u.blocks, func(b egress.Block) bool { return c.Translated == b.IP && b.First <= c.Port && c.Port <= b.Last() })
+		if n < 0 {
+			continue
+		}
+		inUse[u.blocks[n].First] = true
+		if c.Ended && reuses {
+			continue
+		}
+		to := destination{c.Destination, c.DestinationPort, c.Protocol}
+		all[to]++
+		u.all = max(u.all, all[to])
+		if u.blocks[n].First == u.block.First {
+			current[to]++
+			u.most = max(u.most, current[to])
+		}
+	}
+	if u.drained == nil {
+		u.drained = map[uint16]bool{}
+	}
+	for first, since := range u.retired {
+		// A packet that was under way in the kernel when the block was retired has come out by then.
+		if !inUse[first] && u.listed.Sub(since) >= drainEvery {
+			u.drained[first] = true
+		}
+	}
+}
+
+// judge decides what to ask for, by what was counted. What is in use of retired blocks would have to have ports of a smaller one, should that be
+// used again, so it counts against having fewer.
+func (u *portUse) judge() {
+	size := u.block.Size
+	if !tooFew(u.all, size) {
+		u.low = time.Time{}
+	} else if u.low.IsZero() {
+		u.low = u.listed
+	}
+	switch {
+	case size == 0:
+		u.want = 0
+	case tooMany(u.most, size) && size < egress.MaxBlock:
+		// A node has three blocks of an IP at most, and two of them may take long to drain: steps are to be large.
+		for u.want = 2 * size; u.want < 2*u.all && u.want < egress.MaxBlock; u.want *= 2 {
+		}
+	case u.want > size && 2*u.most > size: // until it is clear that it is enough
+	case !u.low.IsZero() && u.listed.Sub(u.low) >= lowFor && size > egress.MinBlock:
+		u.want = max(size/4, egress.MinBlock)
+	default:
+		u.want = 0
+	}
+}
+
+// say makes what was found out what the node has to say, and reports whether that has changed.
+func (p *ports) say(now time.Time) bool {
+	say := map[netip.Addr]egress.PortUse{}
+	for _, u := range p.known {
+		if use := (egress.PortUse{Want: u.want, Drained: slices.Sorted(maps.Keys(u.drained))}); use.Want > 0 || len(use.Drained) > 0 {
+			say[u.blocks[0].IP] = use
+		}
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if samePorts(say, p.said) || now.Sub(p.spoken) < sayEvery {
+		return false
+	}
+	for ip, use := range say {
+		if use.Want != p.said[ip].Want && use.Want > 0 {
+			p.log.Info("another block of ports asked for", "egress_ip", ip, "size", use.Want)
+		}
+	}
+	p.said, p.spoken = say, now
+	return true
+}
+
+func samePorts(a, b map[netip.Addr]egress.PortUse) bool {
+	return maps.EqualFunc(a, b, func(a, b egress.PortUse) bool { return a.Want == b.Want && slices.Equal(a.Drained, b.Drained) })
+}
