@@ -108,7 +108,11 @@ func TestShortConnectionsBeyondTheBlockAllOpen(t *testing.T) {
 			b := newBlockSite(t, bothSides[0])
 			b.sized(1024)
 			opened, failed, _ := b.churn(2000, 3*time.Second, first)
-			if failed > 0 || opened < 4000 {
+			may := int64(0)
+			if first == serverFirst {
+				may = opened / 100 // the server's own memory of them, which no block cures
+			}
+			if failed > may || opened < 4000 {
 				t.Errorf("%d connections failed, %d opened", failed, opened)
 			}
 			if counted, err := b.nodes[1].tables.Opened(); err != nil || int64(counted[blockID]) < opened {
