@@ -180,18 +180,18 @@ func toNodeChain() chain {
 	return chain{"to_node", hook{}, rules}
 }
 
-// snatToBlock translates to a port of the block of the connection's id. The rule ends where there is none, or for a protocol without ports.
-func snatToBlock(f family, ports portChoice) term {
+// snatToRange translates to the ports that a map has for the connection's id. The rule ends where there are none, or for a protocol without ports.
+func snatToRange(f family, set string, ports portChoice) term {
 	nat := f.snat()
 	nat.RegProtoMin, nat.RegAddrMax, nat.RegProtoMax = register(f.address.Bytes), register(f.address.Bytes+4), register(2*f.address.Bytes+4)
 	nat.Specified = true
-	line := fmt.Sprintf("meta nfproto %s meta l4proto { %s, tcp, udp, sctp } snat %s to ct mark map @block%s", f.protocol, f.icmp, f.name, f.digit)
+	line := fmt.Sprintf("meta nfproto %s meta l4proto { %s, tcp, udp, sctp } snat %s to ct mark map @%s%s", f.protocol, f.icmp, f.name, set, f.digit)
 	if ports == randomPort {
 		line, nat.FullyRandom = line+" fully-random", true
 	}
 	return term{
 		words: line,
-		exprs: append(f.is(), loadMeta(expr.MetaKeyL4PROTO), in(anonymous), loadCt(expr.CtKeyMARK), mapped("block"+f.digit), nat),
+		exprs: append(f.is(), loadMeta(expr.MetaKeyL4PROTO), in(anonymous), loadCt(expr.CtKeyMARK), mapped(set+f.digit), nat),
 		sets:  []anonymousSet{setOf(transport, []byte{f.icmpNum}, []byte{unix.IPPROTO_TCP}, []byte{unix.IPPROTO_UDP}, []byte{unix.IPPROTO_SCTP})},
 	}
 }

@@ -25,9 +25,11 @@ type blockSite struct {
 	ext    space
 	nodes  map[int]*blockNode
 	pods   map[string]space
-	gates  int               // who is the gateway
-	random bool              // ports
-	mangle func(int, *State) // what a test makes of the state of a node
+	gates  int  // who is the gateway
+	random bool // ports
+	// What a test makes of the state of a node.
+	mangle func(int, *State)
+	route  func(int, *routing.State)
 }
 
 type blockNode struct {
@@ -137,7 +139,7 @@ func (b *blockSite) state(n int) State {
 		s.Pods[b.podAddress("c")] = blockID
 	}
 	if n != 1 { // both may be the gateway, and forward while a move settles
-		s.Hosted = map[egress.ID]Hosted{blockID: {IP: ip, Mark: egress.LocalMark}}
+		s.Hosted = map[egress.ID]Hosted{blockID: {IP: ip, Mark: egress.LocalMark, Shared: true}}
 		for peer := range b.nodes {
 			if peer != n {
 				s.Ports = append(s.Ports, Port{b.block(peer), peer, b.underlay(peer)})
@@ -172,6 +174,9 @@ func (b *blockSite) reach() {
 		if n == b.gates {
 			want.Addresses = map[netip.Addr]string{ip: "egret0"}
 			node.run(fmt.Sprintf("ip addr replace %s dev egret0", netip.PrefixFrom(ip, ip.BitLen())))
+		}
+		if b.route != nil {
+			b.route(n, &want)
 		}
 		node.do(func() error {
 			have, err := node.router.Observe()
@@ -521,6 +526,45 @@ func TestNobodyReachesAPodThroughItsBlock(t *testing.T) {
 			if !b.ext.ok("ping -c1 -w3 " + f.egress) {
 				t.Error("the egress IP answers no ping")
 			}
+		})
+	}
+}
+
+// A node without a block is served by its gateway, with ports that are of no block.
+func TestANodeWithoutABlockTakesNoPortOfOthers(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			b := newBlockSite(t, f)
+			b.listenTCP(7001)
+			b.mangle = func(n int, s *State) {
+				if n == 1 { // as a node of which there is none left
+					s.Blocks, s.Gateways, s.NextHops = nil, nil, map[egress.ID]egress.Mark{blockID: egress.NodeMark(3)}
+				}
+				if n == 3 {
+					s.Blocks, s.Ports = nil, []Port{{b.block(2), 2, b.underlay(2)}}
+					for _, pod := range []string{"a", "b"} {
+						s.Senders = append(s.Senders, Sender{b.underlay(1), b.podAddress(pod), blockID})
+					}
+				}
+			}
+			b.route = func(n int, s *routing.State) {
+				if n == 1 {
+					s.NextHops = []routing.NextHop{{Mark: egress.NodeMark(3), Via: b.underlay(3)}}
+				}
+				if n == 3 {
+					s.Returns = map[netip.Addr]netip.Addr{b.podAddress("a"): b.underlay(1), b.podAddress("b"): b.underlay(1)}
+				}
+			}
+			b.reach()
+			from := int(b.block(2).First) // what pod c may have outside
+			for _, pod := range []string{"a", "b"} {
+				_, seen := b.dial(pod, from, 7001)
+				if seen.Addr().Unmap() != f.egressIP() || seen.Port() < egress.StatefulPort || seen.Port() >= egress.FirstBlockPort {
+					t.Errorf("pod %s is seen as %s, want a port of the egress IP that is of no block", pod, seen)
+				}
+			}
+			_, seen := b.dial("c", 0, 7001)
+			b.inBlock("a pod of a node with a block", seen, 2)
 		})
 	}
 }

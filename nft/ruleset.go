@@ -102,6 +102,7 @@ func inetTable(s State) table {
 			set{name: "source" + f.digit, key: f.address, size: maxIDs},
 			set{name: "pooled" + f.digit, key: f.address, size: maxIDs},
 			set{name: "block" + f.digit, key: mark, value: f.block, flags: flagMap, size: maxIDs},
+			set{name: "shared" + f.digit, key: mark, value: f.block, flags: flagMap, size: maxIDs},
 			set{name: "port" + f.digit, key: f.unit, value: mark, flags: flagMap, size: maxUnits},
 			set{name: "origin" + f.digit, key: f.origin, size: maxUnits},
 			set{name: "hostedip" + f.digit, key: f.address, size: maxIDs},
@@ -264,7 +265,8 @@ func leavingChains(s State) []chain {
 	}
 	own := perFamily(func(f family) rule { return newRule("translate_egress", toPass(), snatToSelf(f)) })
 	own = slices.Concat([]rule{newRule("translate_egress", opens())},
-		perFamily(func(f family) rule { return newRule("translate_egress", snatToBlock(f, ports)) }), own,
+		perFamily(func(f family) rule { return newRule("translate_egress", snatToRange(f, "block", ports)) }), own,
+		perFamily(func(f family) rule { return newRule("translate_egress", snatToRange(f, "shared", ports)) }),
 		perFamily(func(f family) rule { return newRule("translate_egress", snatFrom(f, "snat"+f.digit, ports)) }))
 	identity := words(fmt.Sprintf("meta mark set ct mark & 0x%08x", uint32(id)), loadCt(expr.CtKeyMARK), mask(id, 0), setMeta(expr.MetaKeyMARK))
 	permitted := perFamily(func(f family) rule { return newRule("permitted", alive(), saddrIn(f, "permit"+f.digit), accept()) })

@@ -69,9 +69,11 @@ type State struct {
 
 // Hosted is how connections leave this node: with which source address, by which routing mark, and how much of them.
 type Hosted struct {
-	IP    netip.Addr
-	Mark  egress.Mark
-	Limit Limit // of the request direction, all pods together
+	IP   netip.Addr
+	Mark egress.Mark
+	// Shared says that nodes have blocks of the IP's ports: what this node translates for those without gets others.
+	Shared bool
+	Limit  Limit // of the request direction, all pods together
 }
 
 // Port is a block of another node.
@@ -121,6 +123,9 @@ func (s State) elements() map[string]elements {
 			put("hosted", pairKey(id.ConnMark()), markKey(h.Mark))
 			put("snat"+f.digit, markKey(id.ConnMark()), key(ip))
 			put("hostedip"+f.digit, key(ip), "")
+			if h.Shared {
+				put("shared"+f.digit, markKey(id.ConnMark()), key(ip)+portKey(egress.StatefulPort)+key(ip)+portKey(egress.FirstBlockPort-1))
+			}
 			put("exit"+f.digit, key(ip), markKey(h.Mark))
 			put("id"+f.digit, key(ip), markKey(id.ConnMark()))
 			if h.Limit != (Limit{}) {

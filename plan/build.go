@@ -269,8 +269,13 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 				via, ok := underlay(s, f, node)
 				own := false // its packets leave by themselves, and come back so
 				for _, b := range members.Blocks {
+					if b.IP != t.IP || b.Fault() != nil || !f.Blocks {
+						continue
+					}
+					h := d.NFT.Hosted[t.ID]
+					h.Shared = true
+					d.NFT.Hosted[t.ID] = h
 					switch {
-					case b.IP != t.IP || b.Fault() != nil || !f.Blocks:
 					case node == f.Node:
 						own = true
 					case ok:
