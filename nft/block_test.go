@@ -48,6 +48,14 @@ func (b *blockSite) block(n int) egress.Block {
 	return egress.Block{IP: b.f.egressIP(), First: uint16(2048 + 1024*n), Size: 64}
 }
 
+// blockSides are the families; an emulated machine, where a site takes seconds to be made, has IPv4 alone.
+func blockSides() []sides {
+	if testing.Short() {
+		return bothSides[:1]
+	}
+	return bothSides
+}
+
 func newBlockSite(t testing.TB, f sides) *blockSite {
 	t.Helper()
 	netns.Enter(t)
@@ -278,7 +286,7 @@ func (b *blockSite) inBlock(what string, seen netip.AddrPort, node int) {
 
 // A connection outlives its gateway: what is known of it is on the pod's node. The server pushes; the pods say nothing.
 func TestConnectionsOutliveTheirGateway(t *testing.T) {
-	for _, f := range bothSides {
+	for _, f := range blockSides() {
 		t.Run(f.pod, func(t *testing.T) {
 			b := newBlockSite(t, f)
 			accepted := b.listenTCP(7001)
@@ -334,7 +342,7 @@ func TestConnectionsOutliveTheirGateway(t *testing.T) {
 // What has no TCP gets back to the pod as well: datagrams, large ones in fragments both ways, pings, and errors of the server, of a router and of
 // the gateway.
 func TestWhatIsNoTCPFindsItsWayBack(t *testing.T) {
-	for _, f := range bothSides {
+	for _, f := range blockSides() {
 		for name, gateway := range map[string]int{"another node is the gateway": 3, "its own node is the gateway": 2} {
 			t.Run(f.pod+"/"+name, func(t *testing.T) {
 				b := newBlockSite(t, f)
@@ -431,7 +439,7 @@ func TestWhatIsNoTCPFindsItsWayBack(t *testing.T) {
 
 // A gateway sends with an egress IP for a node only what has a port of that node's block, and only with its permit.
 func TestANodeSendsWithItsOwnPortsOnly(t *testing.T) {
-	for _, f := range bothSides {
+	for _, f := range blockSides() {
 		t.Run(f.pod, func(t *testing.T) {
 			b := newBlockSite(t, f)
 			b.ext.serve(f.server)
@@ -504,7 +512,7 @@ func TestANodeSendsWithItsOwnPortsOnly(t *testing.T) {
 
 // What a pod, or a host outside, sends to the egress IP without a connection ends where it comes in: no reset, no way to a pod.
 func TestNobodyReachesAPodThroughItsBlock(t *testing.T) {
-	for _, f := range bothSides {
+	for _, f := range blockSides() {
 		t.Run(f.pod, func(t *testing.T) {
 			b := newBlockSite(t, f)
 			b.ext.serve(f.server)
@@ -532,7 +540,7 @@ func TestNobodyReachesAPodThroughItsBlock(t *testing.T) {
 
 // A node without a block is served by its gateway, with ports that are of no block.
 func TestANodeWithoutABlockTakesNoPortOfOthers(t *testing.T) {
-	for _, f := range bothSides {
+	for _, f := range blockSides() {
 		t.Run(f.pod, func(t *testing.T) {
 			b := newBlockSite(t, f)
 			b.listenTCP(7001)
