@@ -152,6 +152,7 @@ const shortWalk = 6
 // Every state is reached from every other one, in random order; with -short, which is for emulated machines, a few are.
 func TestWalk(t *testing.T) {
 	tables := open(t)
+	addOverlay(t)
 	states := goldens(t)
 	if *seed == 0 {
 		*seed = time.Now().UnixNano()
