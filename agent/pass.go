@@ -275,17 +275,22 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 	if err != nil {
 		return false, in("nftables", err)
 	}
-	addrs := vlan.Diff(links, d.VLAN)
-	errs := []error{made, in("addresses", a.links.Apply(addrs.Removes()))}
+	addrs, moves := vlan.Diff(links, d.VLAN), routing.Diff(routes, d.Routing)
+	errs := []error{made, in("addresses", a.links.Apply(addrs.Removes())), in("routes", a.router.Apply(moves.NoLocals()))}
 	if !addrs.Removes().Empty() {
 		if links, err = a.links.Observe(); err != nil {
 			return false, in("addresses", err)
 		}
 	}
-	// The fence follows the address: it goes when the address was seen to be gone.
-	d.NFT.Fenced = append(d.NFT.Fenced, links.Addresses()...)
+	if !moves.NoLocals().Empty() {
+		if routes, err = a.router.Observe(); err != nil {
+			return false, in("routes", err)
+		}
+	}
+	// The fence follows the address: it goes when the address was seen to be gone, and what makes it local.
+	d.NFT.Fenced = slices.Concat(d.NFT.Fenced, links.Addresses(), routes.Locals())
 	d.NFT.Renewal = a.permits.renewal
-	moves, rules := routing.Diff(routes, d.Routing), nft.Diff(tables, d.NFT)
+	rules := nft.Diff(tables, d.NFT)
 
 	arrive := func(part routing.Changes) { errs = append(errs, in("routes", a.router.Apply(part))) }
 	// Where the tables are not whole, as after a boot, they come before the overlay is up: what it brings would pass without them, and leave
@@ -305,7 +310,7 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 	a.countResets(moves.Loosened, d)
 	errs = append(errs,
 		in("conntrack", a.flusher.follow(rules, d)),
-		in("addresses", a.links.Apply(addrs.Adds())), in("routes", a.router.Apply(moves.Removes())))
+		in("addresses", a.links.Apply(addrs.Adds())), in("routes", a.router.Apply(moves.Locals())), in("routes", a.router.Apply(moves.Removes())))
 	if err := a.permits.grant(d.Permits, lease); err != nil {
 		return true, errors.Join(append(errs, in("permits", fmt.Errorf("renewing permits: %w", err)))...)
 	}

@@ -12,7 +12,7 @@ import (
 
 // Changes are the difference between the kernel and a State. The zero Changes are empty.
 type Changes struct {
-	links, adds, removes []op
+	links, adds, comes, goes, removes []op
 	// Loosened are the VLAN links whose rp_filter is not what it has to be: they are new, or somebody set it.
 	Loosened []string
 }
@@ -25,23 +25,30 @@ type op struct {
 }
 
 // Empty reports whether there is nothing to write.
-func (c Changes) Empty() bool { return len(c.links)+len(c.adds)+len(c.removes) == 0 }
+func (c Changes) Empty() bool {
+	return len(c.links)+len(c.adds)+len(c.comes)+len(c.goes)+len(c.removes) == 0
+}
 
 // Adds returns the part that brings what is missing, and nothing that takes away; the exception is a link of ours that has to be made
 // anew, which goes and comes here, with all that is on it.
-func (c Changes) Adds() Changes { return Changes{links: c.links, adds: c.adds} }
+func (c Changes) Adds() Changes { return Changes{links: c.links, adds: c.adds, comes: c.comes} }
 
-// Links returns the part of Adds that makes links, which nothing comes in by yet, and Entries the rest.
+// Links returns the part of Adds that makes links, which nothing comes in by yet; Entries all else but what Locals has.
 func (c Changes) Links() Changes   { return Changes{links: c.links} }
 func (c Changes) Entries() Changes { return Changes{adds: c.adds} }
 
+// Locals returns the part of Adds that makes egress IPs local: from then on the kernel answers for them. NoLocals is the part of Removes that
+// takes that away.
+func (c Changes) Locals() Changes   { return Changes{comes: c.comes} }
+func (c Changes) NoLocals() Changes { return Changes{goes: c.goes} }
+
 // Removes returns the part that takes away what is not wanted any more.
-func (c Changes) Removes() Changes { return Changes{removes: c.removes} }
+func (c Changes) Removes() Changes { return Changes{goes: c.goes, removes: c.removes} }
 
 // String returns the changes in the order in which Apply makes them, as lines that a shell could run; "" when there are none.
 func (c Changes) String() string {
 	var b strings.Builder
-	for _, o := range slices.Concat(c.links, c.adds, c.removes) {
+	for _, o := range slices.Concat(c.links, c.adds, c.comes, c.goes, c.removes) {
 		b.WriteString(o.line)
 		b.WriteByte('\n')
 	}
@@ -86,7 +93,12 @@ func Diff(have Observed, want State) Changes {
 			if e.kind == route && places[e.place] {
 				verb = "append" // the old one is used until it goes
 			}
-			c.adds = append(c.adds, op{e.command + " " + verb + " " + e.words, func(w *writer) error { return present(e.add(w, verb)) }, e.exit})
+			o := op{e.command + " " + verb + " " + e.words, func(w *writer) error { return present(e.add(w, verb)) }, e.exit}
+			if e.local.IsValid() {
+				c.comes = append(c.comes, o)
+			} else {
+				c.adds = append(c.adds, o)
+			}
 		}
 	}
 	for _, e := range slices.Backward(sorted(old)) {
@@ -94,7 +106,12 @@ func Diff(have Observed, want State) Changes {
 			continue
 		}
 		if _, ok := wanted[e.key()]; !ok && !slots[e.command+" "+e.slot] {
-			c.removes = append(c.removes, op{e.command + " del " + e.words, func(w *writer) error { return absent(e.del(w)) }, e.exit})
+			o := op{e.command + " del " + e.words, func(w *writer) error { return absent(e.del(w)) }, e.exit}
+			if e.local.IsValid() {
+				c.goes = append(c.goes, o)
+			} else {
+				c.removes = append(c.removes, o)
+			}
 		}
 	}
 	for _, ip := range slices.SortedFunc(maps.Keys(want.Addresses), netip.Addr.Compare) {

@@ -36,6 +36,7 @@ type entry struct {
 	place   string
 	bound   string      // the link of ours that it goes with
 	returns bool        // a route of State.Returns
+	local   netip.Addr  // what the route makes local, whatever its table
 	exit    egress.Mark // of the subnet that a route or rule is for; 0: it is for none
 	add     func(w *writer, verb string) error
 	del     func(w *writer) error
@@ -226,7 +227,7 @@ func routeEntry(f family, r netlink.Route, dev string) entry {
 		e.place += " " + kind    // it takes no other's place
 	}
 	if r.Type == unix.RTN_LOCAL {
-		e.words = "local " + e.words
+		e.words, e.local = "local "+e.words, dst.Addr()
 	}
 	plain := netlink.Route{Family: r.Family, Table: r.Table, Dst: r.Dst, Type: r.Type, Protocol: r.Protocol, Priority: r.Priority, Scope: r.Scope}
 	// The kernel adds flags of its own, as for a link without carrier.

@@ -226,3 +226,26 @@ func TestWalk(t *testing.T) {
 		}
 	}
 }
+
+// What makes an egress IP local makes the kernel answer for it: it is a part of its own, for when the fence stands.
+func TestWhatMakesAnAddressLocalIsAPartOfItsOwn(t *testing.T) {
+	r := open(t)
+	want := parseState(t, sections(t, "testdata/blocks.txtar")["state"])
+	c := Diff(observe(t, r), want)
+	for name, part := range map[string]Changes{"links": c.Links(), "entries": c.Entries()} {
+		if strings.Contains(part.String(), "local 10.10.0.50") {
+			t.Errorf("%s:\n%s", name, part)
+		}
+	}
+	if !strings.Contains(c.Locals().String(), "ip -4 route add local 10.10.0.50/32 dev lo table 15188") {
+		t.Errorf("locals:\n%s", c.Locals())
+	}
+	reach(t, r, want)
+	if got := observe(t, r).Locals(); len(got) != 2 {
+		t.Errorf("local are %v, want both", got)
+	}
+	want.Addresses = nil
+	if c := Diff(observe(t, r), want); strings.Count(c.NoLocals().String(), " del local ") != 2 || strings.Count(c.NoLocals().String(), "\n") != 2 {
+		t.Errorf("no more local:\n%s", c.NoLocals())
+	}
+}

@@ -27,6 +27,17 @@ type Observed struct {
 	locals map[netip.Addr]string
 }
 
+// Locals returns the egress IPs that a route of ours makes local: the kernel answers for them.
+func (o Observed) Locals() []netip.Addr {
+	var out []netip.Addr
+	for _, e := range o.entries {
+		if e.local.IsValid() {
+			out = append(out, e.local)
+		}
+	}
+	return out
+}
+
 // Observe reads what the kernel holds of ours. An error means that nothing is known.
 func (r *Router) Observe() (Observed, error) {
 	o := Observed{off: map[int]bool{}, links: map[string]link{}, entries: map[string]entry{}, locals: map[netip.Addr]string{}}

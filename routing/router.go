@@ -80,7 +80,7 @@ func (r *Router) request(kind, flags int) *nl.NetlinkRequest {
 func (r *Router) Apply(c Changes) error {
 	w := &writer{Router: r, devs: map[string]netlink.Link{}, reported: map[report]bool{}}
 	var errs []error
-	for _, o := range slices.Concat(c.links, c.adds, c.removes) {
+	for _, o := range slices.Concat(c.links, c.adds, c.comes, c.goes, c.removes) {
 		err := o.run(w)
 		if err == nil || errors.Is(err, errNoLink) && w.reported[report{o.exit, err.Error()}] {
 			continue // without the link, one error is as good as a thousand
