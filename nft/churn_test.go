@@ -107,10 +107,11 @@ func TestShortConnectionsBeyondTheBlockAllOpen(t *testing.T) {
 		t.Run(who, func(t *testing.T) {
 			b := newBlockSite(t, bothSides[0])
 			b.sized(1024)
-			opened, failed, _ := b.churn(2000, 3*time.Second, first)
+			began, length := time.Now(), 3*time.Second
+			opened, failed, _ := b.churn(2000, length, first)
 			may := int64(0)
-			if first == serverFirst {
-				may = opened / 100 // the server's own memory of them, which no block cures
+			if first == serverFirst || time.Since(began) > 2*length {
+				may = opened / 100 // the server's own memory of them, which no block cures; or a machine that has not kept up
 			}
 			if failed > may || opened < 4000 {
 				t.Errorf("%d connections failed, %d opened", failed, opened)
