@@ -192,6 +192,11 @@ func TestFollowerOfEtcdThatStandsStillIsNotNoticed(t *testing.T) {
 				t.Fatal(err)
 			}
 		}
+		t.Cleanup(func() {
+			if t.Failed() {
+				_ = cluster.Thaw(context.Background(), stuck) // the next tests want all members
+			}
+		})
 		r := probe(t, pod, 6*time.Second, func() {
 			freeze()
 			time.Sleep(5 * time.Second) // it is what is tested
