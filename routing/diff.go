@@ -29,16 +29,15 @@ func (c Changes) Empty() bool {
 	return len(c.links)+len(c.adds)+len(c.comes)+len(c.goes)+len(c.removes) == 0
 }
 
-// Adds returns the part that brings what is missing, and nothing that takes away; the exception is a link of ours that has to be made
-// anew, which goes and comes here, with all that is on it.
-func (c Changes) Adds() Changes { return Changes{links: c.links, adds: c.adds, comes: c.comes} }
+// Links returns the part that makes links, which nothing comes in by yet. One of ours that has to be made anew goes and comes here, with all
+// that is on it.
+func (c Changes) Links() Changes { return Changes{links: c.links} }
 
-// Links returns the part of Adds that makes links, which nothing comes in by yet; Entries all else but what Locals has.
-func (c Changes) Links() Changes   { return Changes{links: c.links} }
+// Entries returns the part that brings what else is missing, and takes nothing away, but for Locals.
 func (c Changes) Entries() Changes { return Changes{adds: c.adds} }
 
-// Locals returns the part of Adds that makes egress IPs local: from then on the kernel answers for them. NoLocals is the part of Removes that
-// takes that away.
+// Locals returns the part that makes egress IPs local: from then on the kernel answers for them. NoLocals is the part of Removes that takes that
+// away.
 func (c Changes) Locals() Changes   { return Changes{comes: c.comes} }
 func (c Changes) NoLocals() Changes { return Changes{goes: c.goes} }
 

@@ -112,44 +112,27 @@ func newRoute(f family, table int, dst netip.Prefix, via netip.Addr) netlink.Rou
 	return r
 }
 
-// loopGateway is the next hop on the loop: for IPv4 another end of tunnels that is no node (RFC 6333, section 5.7), for IPv6 any. The link
-// asks nobody for it.
-func (f family) loopGateway() netip.Addr {
+// noNode returns the n-th next hop that is no node: for IPv4 an end of tunnels (RFC 6333, section 5.7), for IPv6 any.
+func (f family) noNode(n byte) netip.Addr {
 	if f.af == unix.AF_INET {
-		return netip.AddrFrom4([4]byte{192, 0, 0, 1})
+		return netip.AddrFrom4([4]byte{192, 0, 0, n})
 	}
-	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 1})
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: n})
 }
 
-// loopRoute returns a route of ours into the loop.
-func loopRoute(f family, table int, dst netip.Prefix) netlink.Route {
-	r := netlink.Route{
-		Family: f.af, Table: table, Dst: ipNet(dst), Type: unix.RTN_UNICAST, Protocol: egress.RouteProtocol, Priority: f.metric,
-		Gw: f.loopGateway().AsSlice(),
-	}
-	if f.af == unix.AF_INET {
-		r.Flags = int(netlink.FLAG_ONLINK)
-	}
-	return r
-}
+// loopGateway is the next hop on the loop, a link that asks nobody for it. anyNode is that on the overlay, of what goes to a node that the route
+// does not say.
+func (f family) loopGateway() netip.Addr { return f.noNode(1) }
+func (f family) anyNode() netip.Addr     { return f.noNode(2) }
 
 // nobody is the MAC address of no node: a frame that is sent to it goes nowhere.
 var nobody = net.HardwareAddr{0x02, 0xe9, 0, 0, 0, 0}
 
-// anyNode is the next hop of what goes to a node that the route does not say: for IPv4 the other end of tunnels that is no node either
-// (RFC 6333, section 5.7).
-func (f family) anyNode() netip.Addr {
-	if f.af == unix.AF_INET {
-		return netip.AddrFrom4([4]byte{192, 0, 0, 2})
-	}
-	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 2})
-}
-
-// anyNodeRoute returns a route of ours into the overlay, to anyNode.
-func anyNodeRoute(f family, table int, dst netip.Prefix) netlink.Route {
+// routeVia returns a route of ours by a next hop of noNode.
+func routeVia(f family, table int, dst netip.Prefix, gateway netip.Addr) netlink.Route {
 	r := netlink.Route{
 		Family: f.af, Table: table, Dst: ipNet(dst), Type: unix.RTN_UNICAST, Protocol: egress.RouteProtocol, Priority: f.metric,
-		Gw: f.anyNode().AsSlice(),
+		Gw: gateway.AsSlice(),
 	}
 	if f.af == unix.AF_INET {
 		r.Flags = int(netlink.FLAG_ONLINK)
@@ -162,7 +145,10 @@ const loopback = "lo"
 
 // localRoute returns the route by which an address is the node's own.
 func localRoute(f family, table int, ip netip.Addr) netlink.Route {
-	r := netlink.Route{Family: f.af, Table: table, Dst: ipNet(netip.PrefixFrom(ip, ip.BitLen())), Type: unix.RTN_LOCAL, Protocol: egress.RouteProtocol, Priority: f.metric}
+	r := netlink.Route{
+		Family: f.af, Table: table, Dst: ipNet(netip.PrefixFrom(ip, ip.BitLen())), Type: unix.RTN_LOCAL, Protocol: egress.RouteProtocol,
+		Priority: f.metric,
+	}
 	if f.af == unix.AF_INET {
 		r.Scope = netlink.SCOPE_HOST
 	}

@@ -49,7 +49,7 @@ func observe(t *testing.T, r *Router) Observed {
 func reach(t *testing.T, r *Router, want State) Changes {
 	t.Helper()
 	c := Diff(observe(t, r), want)
-	for _, part := range []Changes{c.Adds(), c.Removes(), c} {
+	for _, part := range []Changes{c.Links(), c.Entries(), c.Locals(), c.Removes(), c} {
 		if err := r.Apply(part); err != nil {
 			t.Fatalf("applying\n%s%v", part, err)
 		}

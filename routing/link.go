@@ -205,25 +205,18 @@ func removeLink(name string) op {
 	}, 0}
 }
 
-// loosen sets rp_filter of a link.
-func loosen(name string) op {
-	return op{fmt.Sprintf("sysctl -w net/ipv4/conf/%s/rp_filter=%d", name, looseFilter), func(w *writer) error {
-		i, err := w.index(name)
-		if err != nil {
-			return err
-		}
-		return w.setIPv4(i, devconfRPFilter, looseFilter)
-	}, 0}
-}
+// loosen sets rp_filter of a link, acceptLocal its accept_local.
+func loosen(name string) op      { return setting(name, "rp_filter", devconfRPFilter, looseFilter) }
+func acceptLocal(name string) op { return setting(name, "accept_local", devconfAcceptLocal, 1) }
 
-// acceptLocal sets accept_local of a link.
-func acceptLocal(name string) op {
-	return op{fmt.Sprintf("sysctl -w net/ipv4/conf/%s/accept_local=1", name), func(w *writer) error {
+// setting sets one of a link's sysctls of IPv4, which netlink knows by a number.
+func setting(name, key string, devconf int, value uint32) op {
+	return op{fmt.Sprintf("sysctl -w net/ipv4/conf/%s/%s=%d", name, key, value), func(w *writer) error {
 		i, err := w.index(name)
 		if err != nil {
 			return err
 		}
-		return w.setIPv4(i, devconfAcceptLocal, 1)
+		return w.setIPv4(i, devconf, value)
 	}, 0}
 }
 

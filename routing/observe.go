@@ -48,6 +48,10 @@ func (r *Router) Observe() (Observed, error) {
 		}
 		o.links[name] = l
 	}
+	addressLinks, err := r.addressLinks()
+	if err != nil {
+		return Observed{}, err
+	}
 	for _, f := range families {
 		known, on := f.support()
 		if o.off[f.af] = !on; !known {
@@ -62,7 +66,7 @@ func (r *Router) Observe() (Observed, error) {
 				return Observed{}, err
 			}
 		}
-		if err := r.locals(f, o.locals); err != nil {
+		if err := r.locals(f, addressLinks, o.locals); err != nil {
 			return Observed{}, err
 		}
 	}
@@ -71,7 +75,6 @@ func (r *Router) Observe() (Observed, error) {
 			return Observed{}, err
 		}
 	}
-	var err error
 	if o.filters, err = r.filters(); err != nil {
 		return Observed{}, fmt.Errorf("reading rp_filter of VLAN links: %w", err)
 	}
@@ -144,25 +147,22 @@ func (r *Router) routes(f family) ([]entry, error) {
 	return es, err
 }
 
-// locals adds the addresses of the links for egress IPs that are local by the kernel's own route.
-func (r *Router) locals(f family, out map[netip.Addr]string) error {
+// addressLinks returns the links that egress IPs are on, by index.
+func (r *Router) addressLinks() (map[int]string, error) {
 	links, err := whole("links", r.handle.LinkList)
-	if err != nil {
-		return err
-	}
 	names := map[int]string{}
 	for _, l := range links {
-		name := l.Attrs().Name
-		if id, ok := strings.CutPrefix(name, egress.VLANLinkPrefix); ok {
-			if _, err := strconv.Atoi(id); err != nil {
-				continue
-			}
-		} else if name != egress.AddressLink {
-			continue
+		id, vlan := strings.CutPrefix(l.Attrs().Name, egress.VLANLinkPrefix)
+		if _, err := strconv.Atoi(id); vlan && err == nil || l.Attrs().Name == egress.AddressLink {
+			names[l.Attrs().Index] = l.Attrs().Name
 		}
-		names[l.Attrs().Index] = name
 	}
-	if len(names) == 0 {
+	return names, err
+}
+
+// locals adds the addresses of those links that are local by the kernel's own route.
+func (r *Router) locals(f family, links map[int]string, out map[netip.Addr]string) error {
+	if len(links) == 0 {
 		return nil
 	}
 	filter := &netlink.Route{Table: unix.RT_TABLE_LOCAL, Type: unix.RTN_LOCAL}
@@ -170,7 +170,7 @@ func (r *Router) locals(f family, out map[netip.Addr]string) error {
 		return r.filtered.RouteListFiltered(f.af, filter, netlink.RT_FILTER_TABLE|netlink.RT_FILTER_TYPE)
 	})
 	for _, l := range list {
-		if name, ok := names[l.LinkIndex]; ok {
+		if name, ok := links[l.LinkIndex]; ok {
 			out[prefixOf(l.Dst).Addr()] = name
 		}
 	}

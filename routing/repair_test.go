@@ -96,8 +96,10 @@ func TestAChangedRouteIsNeverAway(t *testing.T) {
 	r := open(t)
 	reach(t, r, parseState(t, sections(t, "testdata/source.txtar")["state"]))
 	c := Diff(observe(t, r), parseState(t, sections(t, "testdata/renumbered.txtar")["state"]))
-	if err := r.Apply(c.Adds()); err != nil {
-		t.Fatal(err)
+	for _, part := range []Changes{c.Links(), c.Entries(), c.Locals()} {
+		if err := r.Apply(part); err != nil {
+			t.Fatal(err)
+		}
 	}
 	for _, f := range families {
 		if got := netns.Run(t, "ip "+f.option+" route show table 7002"); !strings.Contains(got, "10.10.0.102") && !strings.Contains(got, "fe80::e9:60ff:fec3:bd7") {

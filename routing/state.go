@@ -190,11 +190,11 @@ func (s State) familyEntries(f family) []entry {
 		r.Table = m.Table()
 		es = append(es, ruleEntry(f, r))
 	}
-	es = append(es, routeEntry(f, anyNodeRoute(f, egress.ToGatewayMark.Table(), f.any), egress.OverlayLink))
+	es = append(es, routeEntry(f, routeVia(f, egress.ToGatewayMark.Table(), f.any, f.anyNode()), egress.OverlayLink))
 	es = append(es, s.podsElsewhere(f, egress.ToGatewayMark.Table())...)
 	for _, ip := range s.Forwarded {
 		if f.has(ip) {
-			r := anyNodeRoute(f, egress.ToNodeMark.Table(), netip.PrefixFrom(ip, ip.BitLen()))
+			r := routeVia(f, egress.ToNodeMark.Table(), netip.PrefixFrom(ip, ip.BitLen()), f.anyNode())
 			if i := slices.IndexFunc(s.Sources, f.has); i >= 0 {
 				r.Src = s.Sources[i].AsSlice()
 			}
@@ -245,7 +245,7 @@ func (s State) podsElsewhere(f family, table int) (es []entry) {
 // toNode returns the route to the node with the given underlay address: over the overlay, or through the loop when it is this node.
 func (s State) toNode(f family, table int, dst netip.Prefix, underlay netip.Addr) entry {
 	if underlay == s.Overlay.Local {
-		return routeEntry(f, loopRoute(f, table, dst), egress.LoopOut)
+		return routeEntry(f, routeVia(f, table, dst, f.loopGateway()), egress.LoopOut)
 	}
 	return routeEntry(f, newRoute(f, table, dst, underlay), egress.OverlayLink)
 }

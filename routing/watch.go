@@ -90,7 +90,8 @@ func (w *watcher) matters(m syscall.NetlinkMessage) bool {
 // fraProtocol is FRA_PROTOCOL of uapi/linux/fib_rules.h.
 const fraProtocol = 21
 
-// routeMatters reports whether an event is about a route or rule of our protocol, or about a route that makes an address local. The headers of both have the same size; a route's has
+// routeMatters reports whether an event is about a route or rule of our protocol, or about a route that makes an address local. The headers of
+// both have the same size; a route's has
 // the protocol in it, a rule's is among the attributes.
 func routeMatters(m syscall.NetlinkMessage) bool {
 	if len(m.Data) < unix.SizeofRtMsg {
