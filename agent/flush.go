@@ -20,7 +20,7 @@ type flush struct {
 	repaired bool                // those of all pods that are SNATed: it is not known to what
 	pods     map[netip.Addr]bool // of these pods, which got another egress or lost theirs, those that are not marked as they should be
 	left     map[member]bool     // at the gateway, those of pods that are no members any more
-	stranded map[egress.ID]bool  // of these ids, those of the node's own pods that are not by a block: they leave by another way since, translated as before
+	stranded map[egress.ID]bool  // of these ids, those of own pods that are not by a block: they leave by another way since, translated as before
 	unhosted map[netip.Addr]bool // those that are SNATed to these egress IPs, which left, or return; and those that others opened to them
 }
 

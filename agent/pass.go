@@ -252,9 +252,9 @@ func (a *agent) settle(t turn, d plan.Desired) (next time.Time) {
 }
 
 // program makes the kernel equal to d, as far as it lets itself. fenced reports whether the tables hold what d asks; without that, nothing
-// is permitted. The order keeps two promises at every moment: an address is on a link only while its fence stands, and nothing points at
-// what is not there yet. So: permits that end, addresses that go; routes that come; the tables, in one transaction; addresses that
-// come, routes that go; and last the permits. What fails holds up nothing else.
+// is permitted. The order keeps two promises at every moment: an address is on a link, or local by a route, only while its fence stands, and
+// nothing points at what is not there yet. So: permits that end, addresses that go, and what makes them local; routes that come; the tables,
+// in one transaction; addresses that come, and what makes them local, routes that go; and last the permits. What fails holds up nothing else.
 func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease) (fenced bool, err error) {
 	a.announcer.Set(both(a.announced, d.Announce))
 	if err := a.permits.withdraw(d.Permits); err != nil {

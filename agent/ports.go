@@ -155,13 +155,10 @@ func (p *ports) look(now time.Time) (changed bool, err error) {
 
 // follow takes over which blocks of the IP there are.
 func (u *portUse) follow(blocks []egress.Block, now time.Time) {
-	var current egress.Block
+	current, _ := egress.Current(blocks, blocks[0].IP)
 	retired := map[uint16]time.Time{}
 	for _, b := range blocks {
-		switch {
-		case !b.Retired && b.Size > current.Size:
-			current = b
-		case b.Retired:
+		if b.Retired {
 			if retired[b.First] = u.retired[b.First]; retired[b.First].IsZero() {
 				retired[b.First] = now
 			}

@@ -38,6 +38,16 @@ func (b Block) Overlaps(o Block) bool {
 	return b.IP == o.IP && b.First <= o.Last() && o.First <= b.Last()
 }
 
+// Current returns the block, of those of one node, that new connections by the IP get: the largest that is not on its way out.
+func Current(blocks []Block, ip netip.Addr) (best Block, ok bool) {
+	for _, b := range blocks {
+		if b.IP == ip && !b.Retired && b.Fault() == nil && b.Size > best.Size {
+			best, ok = b, true
+		}
+	}
+	return best, ok
+}
+
 // Fault says what is wrong with the block; nil: it is one.
 func (b Block) Fault() error {
 	switch {

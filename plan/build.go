@@ -169,7 +169,7 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 					owner = f.Node
 				}
 				n := s.Nodes[owner]
-				block, ok := blockFor(members, a.IP)
+				block, ok := egress.Current(members.Blocks, a.IP)
 				switch ok = ok && f.Blocks && forwards(s, owner); {
 				case n.Index == 0:
 				case ok && owner == f.Node:
@@ -197,16 +197,6 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 func forwards(s *egress.Snapshot, gateway string) bool {
 	a, known := s.Agents[gateway]
 	return !known || slices.Contains(a.Features, egress.BlocksFeature)
-}
-
-// blockFor returns the block of ports at an egress IP that the node's new connections get: the largest that is not on its way out.
-func blockFor(m egress.Members, ip netip.Addr) (best egress.Block, ok bool) {
-	for _, b := range m.Blocks {
-		if b.IP == ip && !b.Retired && b.Fault() == nil && b.Size > best.Size {
-			best, ok = b, true
-		}
-	}
-	return best, ok
 }
 
 // underlay returns the address of a node that this one reaches it by, and its own.
@@ -251,7 +241,7 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 			continue
 		}
 		exits.prepare(d, t.Address)
-		d.NFT.Hosted[t.ID] = nft.Hosted{IP: t.IP, Mark: exits.mark(t.Pool), Limit: limit(t.bandwidth)}
+		hosted := nft.Hosted{IP: t.IP, Mark: exits.mark(t.Pool), Limit: limit(t.bandwidth)}
 		own := t.Pool != "" // a static IP is its link's: the kernel answers for it with or without Egret
 		d.Permits = append(d.Permits, nft.Permit{IP: t.IP, Answer: own && role == Hold})
 		if own {
@@ -267,17 +257,15 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 		for _, name := range t.egresses {
 			for node, members := range s.ByEgress[name] {
 				via, ok := underlay(s, f, node)
-				own := false // its packets leave by themselves, and come back so
+				straight := false // this node's own, with a block: its packets take no way through the loop
 				for _, b := range members.Blocks {
 					if b.IP != t.IP || b.Fault() != nil || !f.Blocks {
 						continue
 					}
-					h := d.NFT.Hosted[t.ID]
-					h.Shared = true
-					d.NFT.Hosted[t.ID] = h
+					hosted.Shared = true
 					switch {
 					case node == f.Node:
-						own = true
+						straight = true
 					case ok:
 						d.NFT.Ports = append(d.NFT.Ports, nft.Port{Block: b, Index: s.Nodes[node].Index, Node: via})
 					}
@@ -287,7 +275,7 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 						if ip.Is4() != t.IP.Is4() {
 							continue
 						}
-						if d.Members[t.ID][ip] = true; !ok || own {
+						if d.Members[t.ID][ip] = true; !ok || straight {
 							continue
 						}
 						d.Routing.Returns[ip] = via
@@ -298,6 +286,7 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 				}
 			}
 		}
+		d.NFT.Hosted[t.ID] = hosted
 	}
 	d.NFT.KeepSenders = d.Routing.KeepReturns
 	buildUnread(d, s, f, roles)
