@@ -99,14 +99,10 @@ func (p portAt) ofOther(f family) term {
 	return t
 }
 
-// markOf sets the packet mark to what a map has for an address of the packet; the rule ends there when it has nothing.
-func (f family) markOf(side, set string) term {
-	address := f.saddr()
-	if side == "daddr" {
-		address = f.daddr()
-	}
-	return words(fmt.Sprintf("meta mark set %s %s map @%s%s", f.name, side, set, f.digit),
-		append(f.is(), address, mapped(set+f.digit), setMeta(expr.MetaKeyMARK))...)
+// markOfSource sets the packet mark to what a map has for the source; the rule ends there when it has nothing.
+func (f family) markOfSource(set string) term {
+	return words(fmt.Sprintf("meta mark set %s saddr map @%s%s", f.name, set, f.digit),
+		append(f.is(), f.saddr(), mapped(set+f.digit), setMeta(expr.MetaKeyMARK))...)
 }
 
 // fromBlocks are the rules, before conntrack, for what comes out of the overlay.
@@ -149,9 +145,9 @@ func blockChains() []chain {
 				newRule(name("from"), count(CounterUnhosted), drop()),
 			})},
 			chain{name("pass"), hook{}, []rule{
-				newRule(name("pass"), f.markOf("saddr", "id"), overLimit(markOfPacket, "bandwidth"), count(CounterBandwidth), drop()),
-				newRule(name("pass"), alive(), saddrIn(f, "permit"+f.digit), f.markOf("saddr", "exit"), notrack(), accept()),
-				newRule(name("pass"), f.markOf("saddr", "id"), remembered(markOfPacket)),
+				newRule(name("pass"), f.markOfSource("id"), overLimit(markOfPacket, "bandwidth"), count(CounterBandwidth), drop()),
+				newRule(name("pass"), alive(), saddrIn(f, "permit"+f.digit), f.markOfSource("exit"), notrack(), accept()),
+				newRule(name("pass"), f.markOfSource("id"), remembered(markOfPacket)),
 				newRule(name("pass"), count(CounterGuard), drop()),
 			}},
 			chain{name("back"), hook{}, returned})

@@ -2,12 +2,8 @@ package nft
 
 import (
 	"fmt"
-	"net"
 	"net/netip"
 	"testing"
-	"time"
-
-	"github.com/google/nftables"
 )
 
 // BenchmarkBlock is what a datagram of a pod costs until it is in the socket of the host outside, all of it in the sender's time: masqueraded by
@@ -56,25 +52,8 @@ func BenchmarkBlock(b *testing.B) {
 				tt.make(s)
 				s.ext.serve(f.server)
 				eventually(b, "the pod does not get out", func() bool { return s.pods["c"].seen(f.server) != "" })
-				var sink net.PacketConn
-				s.ext.do(func() (err error) { sink, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "9")); return err })
-				defer sink.Close()
-				s.pods["c"].do(func() error {
-					c, err := net.Dial("udp", net.JoinHostPort(f.server, "9"))
-					if err != nil {
-						return err
-					}
-					defer c.Close()
-					packet := make([]byte, 64)
-					for b.Loop() {
-						if _, err := c.Write(packet); err != nil {
-							return err
-						}
-					}
-					return nil
-				})
+				send(b, s.ext, s.pods["c"], f.server)
 			})
 		}
 	}
-	_, _ = time.Now, nftables.TableFamilyINet
 }

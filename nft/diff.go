@@ -61,7 +61,7 @@ func Diff(have Observed, want State) Changes {
 				continue
 			}
 			wanted := all[s.name]
-			if want.Keep || want.KeepSenders && s.ofOtherNodes() {
+			if want.Keep || want.KeepSenders && s.ofOtherNodes {
 				wanted = maps.Clone(was[s.name])
 				if wanted == nil {
 					wanted = elements{}
@@ -91,11 +91,6 @@ func Diff(have Observed, want State) Changes {
 		c.Unhosted = unhosted(inet, all)
 	}
 	return c
-}
-
-// ofOtherNodes reports whether the set says what other nodes may send.
-func (s set) ofOtherNodes() bool {
-	return slices.ContainsFunc([]string{"sender", "port", "origin"}, func(name string) bool { return strings.HasPrefix(s.name, name) })
 }
 
 // own makes the table that of the socket, where there is one, and returns it, and what is left of the old one then. One that its former owner has

@@ -21,8 +21,13 @@ func (t *Tables) Guarded() (map[egress.ID]time.Duration, error) {
 	out := map[egress.ID]time.Duration{}
 	for _, e := range list {
 		if len(e.key) == 4 && e.left > 0 {
-			out[egress.ID(markOf(mark.wire(e.key))&egress.Mark(egress.MaxID))] = guardedFor - e.left
+			out[idOf(e)] = guardedFor - e.left
 		}
 	}
 	return out, nil
+}
+
+// idOf returns the id in the key of an element, which is the mark of a connection.
+func idOf(e element) egress.ID {
+	return egress.ID(markOf(mark.wire(e.key)) & egress.Mark(egress.MaxID))
 }

@@ -32,7 +32,7 @@ func (t *Tables) Opened() (map[egress.ID]uint64, error) {
 	out := map[egress.ID]uint64{}
 	for _, e := range list {
 		if len(e.key) == 4 {
-			out[egress.ID(markOf(mark.wire(e.key))&egress.Mark(egress.MaxID))] = e.packets
+			out[idOf(e)] = e.packets
 		}
 	}
 	return out, nil

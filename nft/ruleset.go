@@ -33,7 +33,7 @@ const (
 
 // How many elements the sets may hold. The kernel keeps a set without such a bound in a table that it resizes in the background, and
 // a dump that comes upon that misses elements with no sign of it. A bounded set is an array of lists, read in order: 8 bytes for each
-// element that there might be, 3.3 MB in all.
+// element that there might be, 13 MB in all.
 const (
 	maxIDs   = uint32(egress.MaxID) + 1
 	maxNodes = egress.MaxNodeIndex + 1
@@ -98,13 +98,13 @@ func inetTable(s State) table {
 			set{name: "egressip" + f.digit, key: f.address, size: maxIDs},
 			set{name: "node" + f.digit, key: f.address, size: maxNodes},
 			set{name: "peer" + f.digit, key: f.peer, size: maxNodes},
-			set{name: "sender" + f.digit, key: f.sender, size: maxSenders},
+			set{name: "sender" + f.digit, key: f.sender, size: maxSenders, ofOtherNodes: true},
 			set{name: "source" + f.digit, key: f.address, size: maxIDs},
 			set{name: "pooled" + f.digit, key: f.address, size: maxIDs},
 			set{name: "block" + f.digit, key: mark, value: f.block, flags: flagMap, size: maxIDs},
 			set{name: "shared" + f.digit, key: mark, value: f.block, flags: flagMap, size: maxIDs},
-			set{name: "port" + f.digit, key: f.unit, value: mark, flags: flagMap, size: maxUnits},
-			set{name: "origin" + f.digit, key: f.origin, size: maxUnits},
+			set{name: "port" + f.digit, key: f.unit, value: mark, flags: flagMap, size: maxUnits, ofOtherNodes: true},
+			set{name: "origin" + f.digit, key: f.origin, size: maxUnits, ofOtherNodes: true},
 			set{name: "hostedip" + f.digit, key: f.address, size: maxIDs},
 			set{name: "exit" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxIDs},
 			set{name: "id" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxIDs},
@@ -274,7 +274,9 @@ func leavingChains(s State) []chain {
 		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0, ""}, fwd},
 		{"mss", hook{}, clamp},
 		// The packet mark becomes the id, which VXLAN carries as its group policy. The loop leaves the mark alone.
-		{"identity", post(nftables.ChainTypeFilter, 0), append([]rule{leavesForOverlay("identity"), newRule("identity", toPass(), jump("to_node")), newRule("identity", toPass(), identity)}, unmarked()...)},
+		{"identity", post(nftables.ChainTypeFilter, 0), append([]rule{
+			leavesForOverlay("identity"), newRule("identity", toPass(), jump("to_node")), newRule("identity", toPass(), identity),
+		}, unmarked()...)},
 		unmarkedChain(),
 		// Before every other NAT: what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
 		{"translate", post(nftables.ChainTypeNAT, egress.TranslatePriority), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
@@ -367,8 +369,8 @@ func arpTable() table {
 	}
 }
 
-// netdevTable says which node a frame in the overlay is for, and answers ARP requests where they come in, before the kernel sees them: it would answer for an address of another link only
-// where arp_ignore lets it. So there is one answer whatever the sysctls say, and none once the permit is over.
+// netdevTable says which node a frame in the overlay is for, and answers ARP requests where they come in, before the kernel sees them: it would
+// answer for an address of another link only where arp_ignore lets it. So there is one answer whatever the sysctls say, and none once the permit is over.
 func netdevTable(carriers map[string]Carrier, overlay bool) table {
 	t := table{
 		family: nftables.TableFamilyNetdev, name: egress.TableName,

@@ -27,6 +27,8 @@ type set struct {
 	size   uint32 // how many elements it may hold; 0: as many as come
 	// permits: Permit and Revoke fill it.
 	permits bool
+	// ofOtherNodes: it says what other nodes may send, which State.KeepSenders keeps.
+	ofOtherNodes bool
 }
 
 // fromState reports whether a State says what is in the set.
