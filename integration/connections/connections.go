@@ -109,11 +109,7 @@ func run(ctx context.Context, cfg Config, fault func(*bench, context.Context) er
 	if b.lab, err = lab.Up(ctx, cfg.Lab); err != nil {
 		return nil, err
 	}
-	defer func() {
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		err = errors.Join(err, b.lab.Down(end))
-	}()
+	defer b.lab.DownAfter(ctx, &err)
 	if b.gateway, err = gateway.Open(b.lab, b.ip()); err != nil {
 		return nil, err
 	}

@@ -67,11 +67,7 @@ func Run(ctx context.Context, cfg Config, told func(Result)) (results []Result, 
 	if err != nil {
 		return nil, err
 	}
-	defer func() {
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		err = errors.Join(err, l.Down(end))
-	}()
+	defer l.DownAfter(ctx, &err)
 	if err := prepare(ctx, l); err != nil {
 		return nil, err
 	}

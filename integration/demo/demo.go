@@ -5,7 +5,6 @@ package demo
 import (
 	"bytes"
 	"context"
-	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -57,9 +56,7 @@ func Run(ctx context.Context, cfg lab.Config, w io.Writer) (err error) {
 		return err
 	}
 	defer func() {
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		err = errors.Join(err, d.lab.Down(end))
+		d.lab.DownAfter(ctx, &err)
 		if err == nil {
 			fmt.Fprintf(w, "\ndemo: passed\n")
 		}

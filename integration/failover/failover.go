@@ -82,11 +82,7 @@ func Run(ctx context.Context, cfg Config, told func(run int, r Result)) (results
 	if b.lab, err = lab.Up(ctx, cfg.Lab); err != nil {
 		return nil, err
 	}
-	defer func() {
-		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
-		defer cancel()
-		err = errors.Join(err, b.lab.Down(end))
-	}()
+	defer b.lab.DownAfter(ctx, &err)
 	if b.gateway, err = gateway.Open(b.lab, ip); err != nil {
 		return nil, err
 	}

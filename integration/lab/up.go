@@ -244,6 +244,13 @@ func Down(ctx context.Context, name string) error {
 // Down removes the lab. It returns when all its processes are gone.
 func (l *Lab) Down(ctx context.Context) error { return Down(ctx, l.cfg.Name) }
 
+// DownAfter is Down for defer: it removes the lab within a minute also when ctx has ended, and joins what goes wrong to *err.
+func (l *Lab) DownAfter(ctx context.Context, err *error) {
+	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
+	defer cancel()
+	*err = errors.Join(*err, l.Down(end))
+}
+
 // remove removes what the state tells of, and the lock file. The caller holds the lock.
 func (l *Lab) remove(ctx context.Context, s *state) error {
 	var g errgroup.Group
