@@ -173,7 +173,8 @@ func (b *blocks) difference(id blockID, is egress.Block) (op store.Op, ok bool, 
 //
 // New connections get their ports from the one block that is not retired. A node that has none gets one of b.size, or of less where there is
 // no such room. Where its agent wants more, it gets a larger one, as large as there is room for, and the former retires; where the agent
-// wants less than half, a smaller one, but not of less than b.size. The agent says when no connection has a port of a retired block any more: then it is freed.
+// wants less than half, a smaller one, but not of less than b.size. The agent says when no connection has a port of a retired block any more:
+// then it is freed.
 func (b *blocks) revise(node string, p *portion, now time.Time) (out []egress.Block, lacks int) {
 	use := b.asked[node].ports[p.ip]
 	var live []egress.Block
