@@ -76,7 +76,7 @@ func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
 		{"a next hop's route leads elsewhere", node, "ip FAMILY route replace default dev eth0 table TABLE proto 94", "ip FAMILY route show table TABLE"},
 		{"an egress IP's route to the nodes", gateway, "ip FAMILY route flush table 15189", "ip FAMILY route show table 15189"},
 		{"an egress IP is not local", gateway, "ip FAMILY route flush table 15188", "ip FAMILY route show table 15188"},
-		{"an egress IP is local before all marks", gateway, "ip route add local IP4 dev egret0 table local", "ip route show table local | grep -c egret0 || true"},
+		{"an egress IP is local before all marks", gateway, "ip route add local IP4 dev egret0 table local", "ip route show table local"},
 		{"a return route", gateway, "ip FAMILY route flush table 7000", "ip FAMILY route show table 7000"},
 		{"a route too many", gateway, "ip FAMILY route add default dev egret.vx table 7000 proto 94", "ip FAMILY route show table 7000"},
 
