@@ -76,8 +76,12 @@ func Drain(ctx context.Context, c *store.Client, node string, patience time.Dura
 	if err != nil {
 		return fmt.Errorf("draining %s: %w", node, err)
 	}
-	mobile := maps.Clone(all.Owners)
-	maps.DeleteFunc(mobile, func(ip netip.Addr, o egress.Owner) bool { return o.Node != node || isStatic(&all.Snapshot, ip) })
+	mobile := map[netip.Addr]bool{}
+	for ip, o := range all.Owners {
+		if o.Node == node && !isStatic(&all.Snapshot, ip) {
+			mobile[ip] = true
+		}
+	}
 	fmt.Fprintf(w, "%s: %d egress IPs to give away\n", node, len(mobile))
 	if patience == 0 {
 		return nil
@@ -87,7 +91,7 @@ func Drain(ctx context.Context, c *store.Client, node string, patience time.Dura
 	done := make(chan error, 1)
 	go func() { done <- view.Run(watch) }()
 	defer func() { stop(); <-done }()
-	left, err := waitEmpty(ctx, view, node, patience, w)
+	left, err := waitEmpty(ctx, view, node, mobile, patience, w)
 	if err == nil && len(left) == 0 {
 		fmt.Fprintf(w, "%s: drained\n", node)
 		return nil
@@ -104,11 +108,12 @@ func Drain(ctx context.Context, c *store.Client, node string, patience time.Dura
 	return errors.Join(reasons...)
 }
 
-// waitEmpty returns when the node holds nothing that can leave, with what it still holds. An error says why it waited for no more.
-func waitEmpty(ctx context.Context, view *store.View, node string, patience time.Duration, w io.Writer) (left []netip.Addr, err error) {
+// waitEmpty returns when the node holds nothing that can leave, with what it still holds: known at the beginning, by the caller's look, which
+// is older than the view. An error says why it waited for no more.
+func waitEmpty(ctx context.Context, view *store.View, node string, known map[netip.Addr]bool, patience time.Duration, w io.Writer) (left []netip.Addr, err error) {
 	patient, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()
-	known, gone := map[netip.Addr]bool{}, 0
+	gone := 0
 	for {
 		s := view.Snapshot()
 		if s != nil {
