@@ -183,30 +183,3 @@ func TestAnIPGoesWhereItBelongsAfterTheHoldDownOnly(t *testing.T) {
 		t.Errorf("after a minute: moves %+v, want %s to node-2", moves, given[1])
 	}
 }
-
-func TestAnIPThatHasJustComeIsHandedOverAfterARest(t *testing.T) {
-	g := newGiver(t)
-	g.Permit, g.probes, g.seen, g.inUse = 500*time.Millisecond, newProbes(&probes{}), map[lock]time.Time{}, map[lock]bool{}
-	ip := given[0]
-	g.put(store.MoveKey(ip), egress.Move{IP: ip, To: "node-2", Ready: true})
-	now := time.Now()
-	role := func(at time.Duration) (plan.Role, time.Duration) {
-		turn := turn{Snapshot: g.snapshot(), facts: plan.Facts{Node: g.Node, Uplink: plan.Link{Up: true}}, lease: g.lease, now: now.Add(at)}
-		next := g.roles(&turn)
-		return turn.roles[ip], next.Sub(now)
-	}
-	for _, want := range []struct {
-		at   time.Duration
-		role plan.Role
-		next time.Duration
-	}{
-		{0, plan.Pending, g.Permit},
-		{g.Permit, plan.Hold, g.Permit + rest},
-		{g.Permit + rest - 1, plan.Hold, g.Permit + rest},
-		{g.Permit + rest, plan.Relay, 0},
-	} {
-		if role, next := role(want.at); role != want.role || want.next != 0 && next != want.next {
-			t.Errorf("after %v: role %d until %v, want %d until %v", want.at, role, next, want.role, want.next)
-		}
-	}
-}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"log/slog"
@@ -91,8 +92,8 @@ func (d *drops) note(now time.Time, last map[egress.ID]time.Duration) bool {
 	return true
 }
 
-// causeOf returns the IP of an id, and what makes the guard drop its packets on this node: where the IP is in service here, they have another
-// source by then; where it is elsewhere, they are about to leave by another way than the overlay.
+// causeOf returns the IP of an id, and what makes the guard drop its packets on this node: they have another source when they are about to leave,
+// be it for a gateway elsewhere, or they leave by another way than the overlay where the IP is not in service here.
 func (a *agent) causeOf(id egress.ID) (ip netip.Addr, why string, ok bool) {
 	s := a.view.Snapshot()
 	if s == nil {
@@ -105,17 +106,16 @@ func (a *agent) causeOf(id egress.ID) (ip netip.Addr, why string, ok bool) {
 			}
 		}
 	}
-	switch owner := s.Owners[ip].Node; {
-	case !ip.IsValid() || owner == "":
-		return ip, "", false // said elsewhere
-	case owner != a.Node:
-		return ip, "its packets are about to leave here and not by the overlay, and are dropped: " + blame(check.RulesAhead,
-			"%s has them routed before Egret's: give it a priority above %d", egress.MaxPriority, "egret check, run there, lists ip rules that come before Egret's"), true
-	case !a.permits.lasts(ip):
-		return ip, "", false // as it should be
+	owner := s.Owners[ip].Node
+	if !ip.IsValid() || owner == "" || owner == a.Node && !a.permits.lasts(ip) {
+		return ip, "", false // said elsewhere, or as it should be
 	}
-	return ip, "its packets have another source when they are about to leave, and are dropped: " + blame(check.NATAhead,
-		"%s translates them first: give it a priority above %d", egress.TranslatePriority, "egret check, run there, lists chains that come before Egret's"), true
+	if translators := blame(check.NATAhead, "%s translates them first: give it a priority above %d", egress.TranslatePriority, ""); owner == a.Node || translators != "" {
+		return ip, "its packets have another source when they are about to leave, and are dropped: " +
+			cmp.Or(translators, "egret check, run there, lists chains that come before Egret's"), true
+	}
+	return ip, "its packets are about to leave here and not by the overlay, and are dropped: " + blame(check.RulesAhead,
+		"%s has them routed before Egret's: give it a priority above %d", egress.MaxPriority, "egret check, run there, lists ip rules that come before Egret's"), true
 }
 
 // blame names whom look finds, and otherwise says what to do.

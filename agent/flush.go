@@ -17,31 +17,23 @@ import (
 type flush struct {
 	all      bool                // those of all pods that lack their mark: it is not known what happened before
 	strays   bool                // those with a mark that is not their pod's: it is not known which pods there were before
-	repaired bool                // those of all pods that are SNATed: it is not known to what
+	repaired bool                // those of all pods that are translated to something else than is wanted: it is not known to what
 	pods     map[netip.Addr]bool // of these pods, which got another egress or lost theirs, those that are not marked as they should be
-	left     map[member]bool     // at the gateway, those of pods that are no members any more
-	stranded map[egress.ID]bool  // of these ids, those of own pods that are not by a block: they leave by another way since, translated as before
-	unhosted map[netip.Addr]bool // those that are SNATed to these egress IPs, which left, or return; and those that others opened to them
-}
-
-// member is a pod's IP with the id of an egress IP.
-type member struct {
-	pod netip.Addr
-	id  egress.ID
+	stranded map[egress.ID]bool  // of these ids, those of own pods that are translated to something else than is wanted, since the gateway is another
+	unhosted map[netip.Addr]bool // those that are translated to these egress IPs, which left, or return; and those that others opened to them
 }
 
 func newFlush() flush {
-	return flush{pods: map[netip.Addr]bool{}, left: map[member]bool{}, stranded: map[egress.ID]bool{}, unhosted: map[netip.Addr]bool{}}
+	return flush{pods: map[netip.Addr]bool{}, stranded: map[egress.ID]bool{}, unhosted: map[netip.Addr]bool{}}
 }
 
 func (f flush) empty() bool {
-	return !f.all && !f.strays && !f.repaired && len(f.pods)+len(f.left)+len(f.stranded)+len(f.unhosted) == 0
+	return !f.all && !f.strays && !f.repaired && len(f.pods)+len(f.stranded)+len(f.unhosted) == 0
 }
 
 func (f *flush) add(g flush) {
 	f.all, f.strays, f.repaired = f.all || g.all, f.strays || g.strays, f.repaired || g.repaired
 	maps.Copy(f.pods, g.pods)
-	maps.Copy(f.left, g.left)
 	maps.Copy(f.stranded, g.stranded)
 	maps.Copy(f.unhosted, g.unhosted)
 }
@@ -59,9 +51,6 @@ func (f flush) filters() []conntrack.Filter {
 	for ip := range f.pods {
 		out = append(out, conntrack.Filter{Source: ip})
 	}
-	for m := range f.left {
-		out = append(out, conntrack.Filter{Source: m.pod, Mark: m.id.ConnMark(), Mask: ^egress.Mark(0)})
-	}
 	for id := range f.stranded {
 		out = append(out, conntrack.Filter{Mark: id.ConnMark(), Mask: ^egress.Mark(0)})
 	}
@@ -75,77 +64,44 @@ func (f flush) filters() []conntrack.Filter {
 func (f flush) matches(c conntrack.Connection, known *pods) bool {
 	tagged, id := c.Mark&egress.ConnTagMask == egress.ConnTag, egress.ID(c.Mark&egress.Mark(egress.MaxID))
 	own, selected := known.local[c.Source]
-	if tagged && selected && own == id {
-		if known.blocks[id] == c.Translated && c.Port != 0 {
-			return false // by a port of the node's own, whoever is the gateway
-		}
-		if f.stranded[id] {
-			return true
-		}
-	}
-	if tagged && f.unhosted[c.Translated] || f.unhosted[c.Destination] {
+	switch {
+	case tagged && selected && own == id && slices.ContainsFunc(known.blocks[id], func(b egress.Block) bool { return b.Has(c.Translated, c.Port) }):
+		return false // by a port of the node's own, whoever is the gateway
+	case tagged && f.unhosted[c.Translated] || f.unhosted[c.Destination]:
 		return true
-	}
-	if !tagged {
+	case !tagged:
 		return selected && (f.all || f.pods[c.Source]) &&
 			!slices.ContainsFunc(known.except, func(p netip.Prefix) bool { return p.Contains(c.Destination) })
-	}
-	translated := c.Translated != c.Source // by this node as the gateway: as the pod's node it binds the source
-	members, hosted := known.members[id]
-	switch {
 	case selected && own == id:
-		return f.repaired && translated
-	case members[c.Source]:
-		return false
-	case f.pods[c.Source] || f.left[member{c.Source, id}]:
-		return true
+		want := known.sources[id]
+		return (f.repaired || f.strays || f.stranded[id]) && want.IsValid() && c.Translated != want
+	case egress.OverlaySources4.Contains(c.Source) || egress.OverlaySources6.Contains(c.Source):
+		return false // of another node's pod
 	default:
-		return f.strays && (!translated || hosted)
+		return f.pods[c.Source] || f.strays
 	}
 }
 
 // pods are those whose connections have a mark on this node.
 type pods struct {
-	local   map[netip.Addr]egress.ID          // the node's own
-	blocks  map[egress.ID]netip.Addr          // the IPs of which it has ports of its own
-	ways    map[egress.ID]way                 // how their connections leave the node
-	members map[egress.ID]map[netip.Addr]bool // all of each id that the node is the gateway of
+	local   map[netip.Addr]egress.ID     // the node's own
+	blocks  map[egress.ID][]egress.Block // the node's, those included that retire
+	sources map[egress.ID]netip.Addr     // what connections are translated to that are by no block
 	except  []netip.Prefix
-	whole   bool // none is missing from local and members
-}
-
-// way is how the connections of an id leave the pods' node, which is written into those that are not by a block.
-type way int
-
-const (
-	noWay       way = iota
-	throughLoop     // and by any gateway, translated there
-	straight        // from here, translated here
-	toGateway       // by another node, translated here but for those without ports
-)
-
-func wayOf(m egress.Mark, block bool) way {
-	switch {
-	case !block:
-		return throughLoop
-	case m == egress.ToGatewayMark:
-		return toGateway
-	default:
-		return straight
-	}
+	whole   bool // none is missing from local
 }
 
 // flusher deletes conntrack entries. It has a goroutine of its own (run): the table of connections is the node's, not ours, and takes
-// seconds to be read where it is large. Nobody waits for it but the target of a planned move. That is safe: entries that are to go let
+// seconds to be read where it is large. Nobody waits for it. That is safe: entries that are to go let
 // no packet out with a wrong source, since the tables, which are written first, compare every packet's pod with its connection, and every
 // source with the permits. Until the entries are gone such packets are dropped; then their connections start afresh, TCP in
 // mid-stream and with the same ports.
 //
 // Why they go: those that a local pod opened before it had its egress IP, since none of its packets is to leave with another source
-// from then on (connections within the cluster are left alone); those of a pod that has no egress IP any more, or another one, on its
-// node and at the gateway, which the next pod of the address would inherit; and those by egress IPs that this node steered and does
-// no more: should such an IP come back, TCP has gone on without this node, and is out of any window that it knows. Answers that came
-// here for the next owner's connections were passed on, and look like connections to the IP: they would keep its ports.
+// from then on (connections within the cluster are left alone); those of a pod that has no egress IP any more, or another one, which the next
+// pod of the address would inherit; those that are by no block of ports, and whose gateway was this node and is another one now, or the other way
+// round: they are translated once; and those by egress IPs that this node steered and does no more: should such an IP come back, TCP has gone on
+// without this node, and is out of any window that it knows.
 type flusher struct {
 	delete func(match func(conntrack.Connection) bool, filters ...conntrack.Filter) error
 	wake   func()
@@ -153,7 +109,6 @@ type flusher struct {
 
 	mu    sync.Mutex // guards what follows
 	owed  flush      // to be done
-	doing flush      // being done
 	known *pods
 	err   error // of the last try
 }
@@ -178,34 +133,19 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 	for _, ip := range c.Unhosted {
 		f.owed.unhosted[ip] = true
 	}
-	blocks := map[egress.ID]netip.Addr{}
-	for id, b := range d.NFT.Blocks {
-		blocks[id] = b.IP
-	}
-	ways := map[egress.ID]way{}
+	sources := map[egress.ID]netip.Addr{}
 	for _, id := range d.NFT.Pods {
-		was := f.known.ways[id]
-		ways[id] = was // as long as it has no way
-		if m, ok := d.NFT.NextHops[id]; ok {
-			ways[id] = wayOf(m, blocks[id].IsValid())
+		source := f.known.sources[id] // as long as it has no gateway
+		if elsewhere, ok := d.NFT.OverlaySources[id]; ok {
+			source = elsewhere
+		} else if here, ok := d.NFT.Hosted[id]; ok {
+			source = here.IP
 		}
-		if now := ways[id]; now != was && (now == straight || was == straight || was == toGateway && now == throughLoop) {
+		if sources[id] = source; source != f.known.sources[id] {
 			f.owed.stranded[id] = true
 		}
 	}
-	known := &pods{local: d.NFT.Pods, blocks: blocks, ways: ways, members: d.Members, except: d.NFT.Except, whole: !d.NFT.Keep && !d.Routing.KeepReturns}
-	if known.whole {
-		for id, before := range f.known.members {
-			for pod := range before {
-				if now, hosted := known.members[id]; hosted && !now[pod] {
-					f.owed.left[member{pod, id}] = true
-				}
-			}
-		}
-	} else {
-		known.members = f.known.members
-	}
-	f.known = known
+	f.known = &pods{local: d.NFT.Pods, blocks: d.Blocks, sources: sources, except: d.NFT.Except, whole: !d.NFT.Keep}
 	if !f.dueLocked().empty() {
 		select {
 		case f.kick <- struct{}{}:
@@ -222,18 +162,11 @@ func (f *flusher) dueLocked() flush {
 	return due
 }
 
-// returns says that an egress IP returns to this node: what is left of its last time here has to go first.
+// returns says that an egress IP returns to this node: what is left of its last time here goes.
 func (f *flusher) returns(ip netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	f.owed.unhosted[ip] = true
-}
-
-// owes reports whether there may be something left of the last time that the egress IP was here.
-func (f *flusher) owes(ip netip.Addr) bool {
-	f.mu.Lock()
-	defer f.mu.Unlock()
-	return f.owed.unhosted[ip] || f.doing.unhosted[ip]
 }
 
 // run flushes until ctx ends.
@@ -252,7 +185,7 @@ func (f *flusher) run(ctx context.Context) error {
 func (f *flusher) flush() {
 	f.mu.Lock()
 	due, strays := f.dueLocked(), f.owed.strays
-	f.owed, f.doing = newFlush(), due
+	f.owed = newFlush()
 	f.owed.strays = strays && !due.strays
 	f.mu.Unlock()
 	err := f.delete(func(c conntrack.Connection) bool {
@@ -262,11 +195,11 @@ func (f *flusher) flush() {
 	}, due.filters()...)
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	if f.doing = newFlush(); err != nil {
+	if err != nil {
 		f.owed.add(due)
 	}
 	changed := (err == nil) != (f.err == nil)
-	if f.err = err; changed || len(due.unhosted) > 0 {
+	if f.err = err; changed {
 		f.wake()
 	}
 }

@@ -180,35 +180,37 @@ func TestASlowConntrackDelaysNeitherClaimNorPermitNorAnnouncement(t *testing.T) 
 	}
 }
 
-// What is left of a pod that is selected no more, or by another egress, goes on its node and at the gateway: the next pod of its address
-// would have it.
+// What is left of a pod that is selected no more, or by another egress, goes: the next pod of its address would have it. Of another node's pods the
+// gateway knows nothing but the node: theirs end with the egress IP.
 func TestThePodsThatGoLeaveNoConnectionsBehind(t *testing.T) {
 	n := newNode(t)
 	n.members("e0", "node-1", "10.244.1.2", "10.244.1.3", "10.244.1.4")
-	n.members("e0", "node-2", "10.244.2.2", "10.244.2.3", "10.244.2.4")
+	n.members("e0", "node-2", "10.244.2.2")
 	n.takeOver(true)
-	const mark5 = 0x0e9e0005
 	entries := map[string]string{}
-	add := func(name, source string, mark int, more string) {
+	add := func(name, source, translated string, mark egress.Mark) {
 		t.Helper()
-		entries[name] = source
-		netns.Run(t, fmt.Sprintf("conntrack -I -t 600 -p udp -s %s -d 203.0.113.10 --sport %d --dport 53 -m %d %s", source, 1000+len(entries), mark, more))
+		entries[name] = fmt.Sprintf("src=%s dst=203.0.113.10 sport=%d ", source, 1000+len(entries))
+		netns.Run(t, fmt.Sprintf("conntrack -I -t 600 -p udp -s %s -d 203.0.113.10 --sport %d --dport 53 -m %d --src-nat %s",
+			source, 1000+len(entries)-1, mark, translated))
 	}
 	has := func(name string) bool {
 		t.Helper()
-		return strings.Contains(netns.Run(t, "conntrack -L"), "src="+entries[name]+" ")
+		return strings.Contains(netns.Run(t, "conntrack -L"), entries[name])
 	}
-	const translated = "--src-nat 192.0.2.11"
+	here, other := egress.OverlaySource(1, 5, pooled[0]).String(), egress.OverlaySource(2, 5, pooled[0]).String()
 	pods := func() {
-		add("a pod that goes", "10.244.1.2", mark5, "")
-		add("a pod of another egress", "10.244.1.3", mark5, "")
-		add("a pod that stays", "10.244.1.4", mark5, "")
-		add("a pod elsewhere that goes", "10.244.2.2", mark5, translated)
-		add("a pod elsewhere of another egress", "10.244.2.3", mark5, translated)
-		add("a pod elsewhere that stays", "10.244.2.4", mark5, translated)
-		add("a pod that nobody knows", "10.244.1.9", mark5, "")
-		add("a pod elsewhere that nobody knows", "10.244.2.9", mark5, translated)
-		add("a pod of nobody", "10.244.1.8", 0, "")
+		clear(entries)
+		ip, five := pooled[0].String(), egress.ID(5).ConnMark()
+		add("a pod that goes", "10.244.1.2", ip, five)
+		add("a pod of another egress", "10.244.1.3", ip, five)
+		add("a pod that stays", "10.244.1.4", ip, five)
+		add("a pod that stays, when another node was the gateway", "10.244.1.4", here, five)
+		add("a pod that stays, by a former version", "10.244.1.4", "10.244.1.4", five)
+		add("another node", other, ip, five)
+		add("another node's pod, by a former version", "10.244.2.2", ip, five)
+		add("a pod that nobody knows", "10.244.1.9", ip, five)
+		add("a pod of nobody", "10.244.1.8", "192.0.2.101", 0)
 	}
 	left := func(when string, want ...string) {
 		t.Helper()
@@ -219,24 +221,86 @@ func TestThePodsThatGoLeaveNoConnectionsBehind(t *testing.T) {
 		}
 	}
 	pods()
-	netns.Run(t, "conntrack -I -t 600 -p udp -s 10.244.1.2 -d 203.0.113.10 --sport 1001 --dport 53 -m 0x0e9e0005 --orig-zone 3742 "+translated)
 	n.members("e0", "node-1", "10.244.1.4")
 	n.members("e1", "node-1", "10.244.1.3", "10.244.1.100")
-	n.members("e0", "node-2", "10.244.2.4")
-	n.members("e1", "node-2", "10.244.2.3")
-	n.until("the pods go", true, func() bool {
-		return !has("a pod that goes") && !has("a pod of another egress") && !has("a pod elsewhere that goes") && !has("a pod elsewhere of another egress")
-	})
-	stay := []string{"a pod that stays", "a pod elsewhere that stays", "a pod that nobody knows", "a pod elsewhere that nobody knows", "a pod of nobody"}
-	left("the agent runs", stay...)
+	n.members("e0", "node-2", "10.244.2.3")
+	n.until("the pods go", true, func() bool { return !has("a pod that goes") && !has("a pod of another egress") })
+	left("the agent runs", "a pod that stays", "a pod that stays, when another node was the gateway", "a pod that stays, by a former version",
+		"another node", "another node's pod, by a former version", "a pod that nobody knows", "a pod of nobody")
 
-	// What happens while no agent runs is found by the next one; it knows who is a member at the gateway in its second pass.
+	// What happens while no agent runs is found by the next one.
 	netns.Run(t, "conntrack -F")
 	pods()
 	client := n.Store
 	n.start(client)
-	n.until("the next agent", true, func() bool { return n.owns() && !has("a pod elsewhere that nobody knows") })
-	left("the next agent runs", "a pod that stays", "a pod elsewhere that stays", "a pod of nobody")
+	n.until("the next agent", true, func() bool { return n.owns() && !has("another node's pod, by a former version") })
+	left("the next agent runs", "a pod that stays", "another node", "a pod of nobody")
+}
+
+// A connection is translated once: what is by no block, and by another gateway from now on, begins anew.
+func TestWhatIsByNoBlockGoesWithItsGateway(t *testing.T) {
+	pod, ip := netip.MustParseAddr("10.244.1.100"), pooled[0]
+	overlay := egress.OverlaySource(1, 5, ip)
+	of := func(source, translated netip.Addr, port uint16) conntrack.Connection {
+		return conntrack.Connection{Source: source, Translated: translated, Port: port, Mark: egress.ID(5).ConnMark()}
+	}
+	entries := map[string]conntrack.Connection{
+		"by its block": of(pod, ip, 2048), "by the IP, without port": of(pod, ip, 0), "by another IP": of(pod, pooled[1], 2048),
+		"by the overlay": of(pod, overlay, 2048), "of another node": of(egress.OverlaySource(2, 5, ip), ip, 2048),
+	}
+	var gone []string
+	f := newFlusher(func() {})
+	f.delete = func(match func(conntrack.Connection) bool, filters ...conntrack.Filter) error {
+		for name, c := range entries {
+			if match(c) {
+				gone = append(gone, name)
+			}
+		}
+		return nil
+	}
+	desired := func(gateway string) plan.Desired {
+		d := plan.Desired{
+			NFT: nft.State{Pods: map[netip.Addr]egress.ID{pod: 5}}, Blocks: map[egress.ID][]egress.Block{5: {{IP: ip, First: 2048, Size: 64}}},
+		}
+		switch gateway {
+		case "here":
+			d.NFT.Hosted = map[egress.ID]nft.Hosted{5: {IP: ip}}
+		case "elsewhere":
+			d.NFT.OverlaySources = map[egress.ID]netip.Addr{5: overlay}
+		case "elsewhere, and here soon":
+			d.NFT.Hosted, d.NFT.OverlaySources = map[egress.ID]nft.Hosted{5: {IP: ip}}, map[egress.ID]netip.Addr{5: overlay}
+		}
+		return d
+	}
+	byIP, byOverlay := []string{"by another IP", "by the IP, without port"}, []string{"by another IP", "by the overlay"}
+	for _, step := range []struct {
+		gateway string
+		gone    []string
+	}{
+		{"nowhere", nil}, // it is not known yet what stays
+		{"elsewhere", byIP},
+		{"elsewhere", nil},
+		{"nowhere", nil},
+		{"elsewhere", nil}, // by the same address, whoever has the egress IP
+		{"elsewhere, and here soon", nil},
+		{"here", byOverlay},
+		{"nowhere", nil},
+		{"here", nil},
+		{"elsewhere", byIP},
+	} {
+		gone = nil
+		if err := f.follow(nft.Changes{}, desired(step.gateway)); err != nil {
+			t.Fatal(err)
+		}
+		f.flushes()
+		slices.Sort(gone)
+		if !slices.Equal(gone, step.gone) {
+			t.Errorf("the gateway is %s: flushed %q, want %q", step.gateway, gone, step.gone)
+		}
+	}
+	if f.follow(nft.Changes{}, desired("elsewhere")); f.flushes() {
+		t.Error("the table of connections is read, and nothing has changed")
+	}
 }
 
 func TestWhatCannotBeFlushedIsAFaultAndTriedAgain(t *testing.T) {
@@ -247,15 +311,13 @@ func TestWhatCannotBeFlushedIsAFaultAndTriedAgain(t *testing.T) {
 		asked = append(asked, filters)
 		return broken
 	}
-	ip := pooled[0]
-	f.returns(ip)
-	d := plan.Desired{Members: map[egress.ID]map[netip.Addr]bool{}}
-	if err := f.follow(nft.Changes{}, d); err != nil {
+	ip, d := pooled[0], plan.Desired{}
+	if err := f.follow(nft.Changes{Unhosted: []netip.Addr{ip}}, d); err != nil {
 		t.Errorf("before the first try: %v", err)
 	}
 	for range 2 {
 		f.flush()
-		if !f.owes(ip) {
+		if !f.owed.unhosted[ip] {
 			t.Error("what failed counts as done")
 		}
 		if err := f.follow(nft.Changes{}, d); !errors.Is(err, broken) {
@@ -269,11 +331,11 @@ func TestWhatCannotBeFlushedIsAFaultAndTriedAgain(t *testing.T) {
 	}
 	broken = nil
 	f.flush()
-	if err := f.follow(nft.Changes{}, d); err != nil || f.owes(ip) {
-		t.Errorf("done: error %v, owes %t", err, f.owes(ip))
+	if err := f.follow(nft.Changes{}, d); err != nil || !f.owed.empty() {
+		t.Errorf("done: error %v, owed %+v", err, f.owed)
 	}
-	if woken == 0 {
-		t.Error("who waits for it is not woken")
+	if woken != 2 {
+		t.Errorf("told %d times, want when it failed and when it did not any more", woken)
 	}
 	if f.follow(nft.Changes{Reselected: []netip.Addr{ip}}, d); !f.flushes() {
 		t.Error("a pod that is selected flushes nothing")
@@ -284,28 +346,52 @@ func TestWhatCannotBeFlushedIsAFaultAndTriedAgain(t *testing.T) {
 }
 
 // What a pod's node has translated to a port of its own block is nobody's business but the pod's: neither the coming and going of the egress IP
-// nor a repair of the tables ends it.
-func TestConnectionsByABlockStayWhateverTheGateway(t *testing.T) {
+// nor a repair of the tables ends it. All else goes as soon as it has another source than it would get now.
+func TestConnectionsByABlockStayAndOthersAsLongAsTheirSourceIsRight(t *testing.T) {
 	pod, other, ip := netip.MustParseAddr("10.244.1.100"), netip.MustParseAddr("10.244.1.101"), pooled[0]
-	known := &pods{local: map[netip.Addr]egress.ID{pod: 5, other: 6}, blocks: map[egress.ID]netip.Addr{5: ip}, whole: true}
+	known := &pods{
+		local: map[netip.Addr]egress.ID{pod: 5, other: 6}, whole: true,
+		blocks:  map[egress.ID][]egress.Block{5: {{IP: ip, First: 8192, Size: 64, Retired: true}, {IP: ip, First: 2048, Size: 64}}},
+		sources: map[egress.ID]netip.Addr{5: egress.OverlaySource(1, 5, ip), 6: egress.OverlaySource(1, 6, ip)},
+		except:  []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")},
+	}
 	all := newFlush()
 	all.all, all.strays, all.repaired, all.stranded[5] = true, true, true, true
 	all.pods[pod], all.pods[other], all.unhosted[ip] = true, true, true
-	server := netip.MustParseAddr("203.0.113.10")
+	some := newFlush()
+	some.pods[pod] = true
+	server, service := netip.MustParseAddr("203.0.113.10"), netip.MustParseAddr("10.96.0.1")
+	five, seven := egress.ID(5).ConnMark(), egress.ID(7).ConnMark()
+	elsewhere, remote := egress.OverlaySource(2, 5, ip), netip.MustParseAddr("10.244.2.2")
+	of := func(source, translated netip.Addr, port uint16, mark egress.Mark) conntrack.Connection {
+		return conntrack.Connection{Source: source, Destination: server, Translated: translated, Port: port, Mark: mark}
+	}
 	for name, tt := range map[string]struct {
-		c    conntrack.Connection
-		goes bool
+		c       conntrack.Connection
+		all, of bool // goes when all that can be does, and when the pod has got another egress
 	}{
-		"by its block":                {conntrack.Connection{Source: pod, Destination: server, Translated: ip, Port: 2048, Mark: egress.ID(5).ConnMark()}, false},
-		"of a protocol without ports": {conntrack.Connection{Source: pod, Destination: server, Translated: ip, Mark: egress.ID(5).ConnMark()}, true},
-		"of before it had the egress": {conntrack.Connection{Source: pod, Destination: server, Translated: pooled[1], Mark: egress.ID(5).ConnMark()}, true},
-		"of a former egress":          {conntrack.Connection{Source: pod, Destination: server, Translated: ip, Mark: egress.ID(7).ConnMark()}, true},
-		"without its mark":            {conntrack.Connection{Source: pod, Destination: server, Translated: ip}, true},
-		"of a pod without block":      {conntrack.Connection{Source: other, Destination: server, Translated: ip, Mark: egress.ID(6).ConnMark()}, true},
-		"to the egress IP":            {conntrack.Connection{Source: server, Destination: ip, Translated: server}, true},
+		"by its block":                         {of(pod, ip, 2048, five), false, false},
+		"by a block that retires":              {of(pod, ip, 8255, five), false, false},
+		"of before it had the block":           {of(pod, ip, 1500, five), true, false},
+		"of a protocol without ports":          {of(pod, ip, 0, five), true, false},
+		"by the overlay":                       {of(pod, known.sources[5], 2048, five), false, false},
+		"of before it had the egress":          {of(pod, pooled[1], 2048, five), true, false},
+		"of a former egress":                   {of(pod, ip, 2048, seven), true, true},
+		"of a former egress, by its block":     {of(pod, pooled[1], 2048, seven), true, true},
+		"without its mark":                     {of(pod, ip, 0, 0), true, true},
+		"to a service of the cluster":          {conntrack.Connection{Source: pod, Destination: service, Translated: pod}, false, false},
+		"of a pod without block":               {of(other, ip, 2048, egress.ID(6).ConnMark()), true, false},
+		"to the egress IP":                     {conntrack.Connection{Source: server, Destination: ip, Translated: server}, true, false},
+		"of another node, to an IP that left":  {of(elsewhere, ip, 2048, five), true, false},
+		"of another node, to one that is here": {of(elsewhere, pooled[1], 2048, five), false, false},
+		"of a former version's gateway":        {of(remote, pooled[1], 2048, five), true, false},
+		"of nobody":                            {of(remote, remote, 0, 0), false, false},
 	} {
-		if got := all.matches(tt.c, known); got != tt.goes {
-			t.Errorf("%s: flushed %t, want %t", name, got, tt.goes)
+		if got := all.matches(tt.c, known); got != tt.all {
+			t.Errorf("%s: flushed %t with all, want %t", name, got, tt.all)
+		}
+		if got := some.matches(tt.c, known); got != tt.of {
+			t.Errorf("%s: flushed %t with the pod, want %t", name, got, tt.of)
 		}
 	}
 }

@@ -57,10 +57,9 @@ func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
 	next = earlier(a.roles(&t), again)
 	d := plan.Build(s, t.facts, t.roles)
 	a.view.Follow(d.Follow)
-	next = earlier(next, a.settle(t, d))
 	fenced, err := a.program(ctx, d, t.lease)
 	if fenced {
-		a.ports.follow(portsOf(s))
+		a.ports.follow(d.Blocks)
 	}
 	due, err2 := a.transact(ctx, t, d, fenced, err)
 	return earlier(next, due), errors.Join(err, err2, in("pods", unknown(d.Unknown)))
@@ -140,7 +139,8 @@ func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 	}
 	f := plan.Facts{
 		Node: a.Node, Underlay: ip, Uplink: linkOf(uplink), PoolUplink: a.Uplink, NoVLAN: !slices.Contains(a.features, check.VLAN),
-		AnswersARP: slices.Contains(a.features, check.ARPAnswers), Blocks: slices.Contains(a.features, egress.BlocksFeature), Hold: a.HoldUnknown, Local: local, Except: a.Except, Cluster: a.Cluster, RandomPorts: a.RandomPorts,
+		AnswersARP: slices.Contains(a.features, check.ARPAnswers), Hold: a.HoldUnknown, Local: local, Except: a.Except, Cluster: a.Cluster,
+		RandomPorts: a.RandomPorts,
 	}
 	for _, l := range links.Others() {
 		f.Links = append(f.Links, linkOf(l))
@@ -181,6 +181,9 @@ func (a *agent) roles(t *turn) (next time.Time) {
 			next = earlier(next, usable)
 			continue
 		}
+		if !a.inUse[k] { // else the snapshot may be older than the hand-over
+			delete(a.linger, ip)
+		}
 		t.roles[ip], inUse[k] = plan.Hold, true
 	}
 	a.seen, a.inUse, a.adopted = seen, inUse, nil
@@ -193,25 +196,16 @@ func (a *agent) roles(t *turn) (next time.Time) {
 		delete(t.roles, o.IP) // silent first: the lock goes only when the kernel is done
 	}
 	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
-		if until, lingers := a.linger[m.IP]; lingers {
-			if due := until.Add(rest - a.Linger); t.now.Before(due) {
-				next = earlier(next, due) // replies may still come here
-				continue
-			}
-			delete(a.linger, m.IP) // what is left of its last time here has to go
+		if _, lingers := a.linger[m.IP]; lingers { // what is left of its last time here has to go
+			delete(a.linger, m.IP)
 			a.flusher.returns(m.IP)
 		}
 		t.roles[m.IP] = plan.Arrive
 	}
 	for _, d := range plan.Departures(t.Snapshot, t.facts) {
-		if t.roles[d.Owner.IP] != plan.Hold {
-			continue
+		if t.roles[d.Owner.IP] == plan.Hold {
+			t.roles[d.Owner.IP] = plan.Relay
 		}
-		if due := a.usable(d.Owner).Add(rest); t.now.Before(due) {
-			next = earlier(next, due)
-			continue
-		}
-		t.roles[d.Owner.IP] = plan.Relay
 	}
 	for ip, until := range a.linger {
 		if !t.now.Before(until) {
@@ -219,33 +213,6 @@ func (a *agent) roles(t *turn) (next time.Time) {
 		} else if t.roles[ip] == plan.None {
 			t.roles[ip] = plan.Relay
 			next = earlier(next, until)
-		}
-	}
-	return next
-}
-
-// rest is how long an IP stays with an owner at least, before it is handed over once more: the pods come by the new way by then, and replies,
-// too. A node that is two owners behind sends by a relay that has its connections' replies from elsewhere, as connections of their own,
-// and no room left for their ports.
-const rest = 500 * time.Millisecond
-
-// usable returns since when this node uses an IP that it holds.
-func (a *agent) usable(o egress.Owner) time.Time {
-	return a.seen[lock{o.IP, o.Revision}].Add(a.Permit) // roles has set it back by that length, where there was nothing to wait for
-}
-
-// settling is how long the new owner of a planned move goes on without announcing the IP: the pods come by the new way within that time,
-// while replies still go to the former owner, which knows the connections. On 2 cores for a whole cluster a node was 45 ms late.
-const settling = 100 * time.Millisecond
-
-// settle takes the IPs that were handed over just now out of what is announced, and returns when they may be.
-func (a *agent) settle(t turn, d plan.Desired) (next time.Time) {
-	for _, h := range d.NFT.Hosted {
-		o := t.Owners[h.IP]
-		due := a.usable(o).Add(settling)
-		if o.From != "" && t.now.Before(due) {
-			delete(d.Announce, h.IP)
-			next = earlier(next, due)
 		}
 	}
 	return next
@@ -369,8 +336,7 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 		}
 	}
 	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
-		if !m.ReadyAt(t.Agents[a.Node]) && t.roles[m.IP] == plan.Arrive && !d.Routing.KeepReturns && !hampers(faulty, d, m.IP) &&
-			!a.flusher.owes(m.IP) {
+		if !m.ReadyAt(t.Agents[a.Node]) && t.roles[m.IP] == plan.Arrive && !d.NFT.KeepSenders && !hampers(faulty, d, m.IP) {
 			_, err := a.Store.Ready(ctx, m, t.lease)
 			errs = append(errs, err)
 		}

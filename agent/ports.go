@@ -68,21 +68,6 @@ func newPorts(p *ports) *ports {
 	return p
 }
 
-// portsOf returns the blocks that the node has, by the id of their IP.
-func portsOf(s *egress.Snapshot) map[egress.ID][]egress.Block {
-	out := map[egress.ID][]egress.Block{}
-	for name, m := range s.ByNode {
-		for _, b := range m.Blocks {
-			for _, a := range s.Egresses[name].Addresses {
-				if a.IP == b.IP && b.Fault() == nil {
-					out[a.ID] = append(out[a.ID], b)
-				}
-			}
-		}
-	}
-	return out
-}
-
 // follow takes over which blocks the node has, once the kernel has them, too.
 func (p *ports) follow(blocks map[egress.ID][]egress.Block) {
 	p.mu.Lock()
@@ -213,7 +198,7 @@ func (u *portUse) count(list []conntrack.Connection, reuses bool) {
 	inUse := map[uint16]bool{} // the first ports of blocks
 	u.most, u.all = 0, 0
 	for _, c := range list {
-		n := slices.IndexFunc(u.blocks, func(b egress.Block) bool { return c.Translated == b.IP && b.First <= c.Port && c.Port <= b.Last() })
+		n := slices.IndexFunc(u.blocks, func(b egress.Block) bool { return b.Has(c.Translated, c.Port) })
 		if n < 0 {
 			continue
 		}

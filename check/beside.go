@@ -20,7 +20,7 @@ func beside() []Finding {
 			"egress traffic that they translate first is dropped: give these chains a priority above "+fmt.Sprint(egress.TranslatePriority), NATAhead),
 		inTheWay("flowtables", "moves, and being silent about egress IPs of other nodes", "none",
 			"egress connections that one takes over leave as they first did, after a move and without a permit, too: "+
-				"keep them out of it, as by `ct mark & 0xffffe000 != 0x0e9e0000` before `flow add`, or take it away", flowtables),
+				"keep them out of it, as by `ct mark & 0xffff0000 != 0x0e9e0000` before `flow add`, or take it away", flowtables),
 		inTheWay("rules-ahead", "steering to gateways", fmt.Sprintf("none of others below %d", egress.MinPriority),
 			fmt.Sprintf("egress traffic that they match goes their way, and is dropped: give them a priority above %d (without one, ip(8) puts a rule first)",
 				egress.MaxPriority), RulesAhead),

@@ -42,7 +42,8 @@ func chainsOfOthers() (out []chain, err error) {
 	return out, nil
 }
 
-// marksOfOthers returns the ip rules and the chains that read or write bits of the packet mark that are Egret's.
+// marksOfOthers returns the ip rules and the chains that read or write bits of the packet mark that are Egret's: of rules also those of an id, which
+// is the mark of a packet between nodes while the kernel looks for its way.
 func marksOfOthers(chains []chain) (out []string, err error) {
 	all, err := rules()
 	if err != nil {
@@ -53,7 +54,7 @@ func marksOfOthers(chains []chain) (out []string, err error) {
 		if r.Mask != nil {
 			mask = *r.Mask
 		}
-		if r.Mark != 0 && uint32(egress.MarkMask)&mask != 0 {
+		if r.Mark != 0 && uint32(egress.RuleMask|egress.Mark(egress.MaxID))&mask != 0 {
 			out = append(out, fmt.Sprintf("rule %d fwmark 0x%x/0x%x", r.Priority, r.Mark, mask))
 		}
 	}

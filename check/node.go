@@ -24,7 +24,7 @@ func found(check, use, what, wrong string) Finding {
 	return f
 }
 
-// settings are the sysctls that matter, with the value that does no harm.
+// settings are the sysctls that matter, with the value that does no harm; "": any, it is named for who looks for what drops his packets.
 var settings = []struct{ key, want, use, consequence string }{
 	{"net/ipv4/ip_forward", "1", "gateways", "a gateway drops other nodes' IPv4 egress traffic: sysctl -w net.ipv4.ip_forward=1"},
 	{"net/netfilter/nf_conntrack_tcp_loose", "1", "open TCP connections", "they break when their egress IP moves, and when a pod becomes selected, since conntrack takes no connection up in the middle: " +
@@ -33,6 +33,7 @@ var settings = []struct{ key, want, use, consequence string }{
 		"sysctl -w net.ipv4.fwmark_reflect=0"},
 	{"net/ipv6/fwmark_reflect", "0", "pools with subnetInfo", "what a gateway answers about a packet that leaves by the pool's subnet, as that it is too large, goes there and not to the pod: " +
 		"sysctl -w net.ipv6.fwmark_reflect=0"},
+	{"net/ipv4/conf/all/src_valid_mark", "", "strict rp_filter on pods' links", ""},
 	{"net/ipv6/conf/all/forwarding", "1", "gateways", "a gateway drops other nodes' IPv6 egress traffic: sysctl -w net.ipv6.conf.all.forwarding=1"},
 }
 
@@ -44,7 +45,7 @@ func sysctls() []Finding {
 		if err != nil {
 			value = "not there"
 		}
-		if value != s.want && (err == nil || s.want == "1" && !strings.Contains(s.key, "netfilter")) { // without conntrack's, there is none yet
+		if s.want != "" && value != s.want && (err == nil || s.want == "1" && !strings.Contains(s.key, "netfilter")) { // without conntrack's, there is none yet
 			wrong = s.consequence
 		}
 		out = append(out, found(strings.ReplaceAll(s.key, "/", "."), s.use, value, wrong))
@@ -63,13 +64,13 @@ func collisions() []Finding {
 	}
 	ofConnMarks := func() ([]string, error) { return connMarksOfOthers(chains), err }
 	return []Finding{
-		foreign("rule-priorities", fmt.Sprintf("%d-%d", egress.MinPriority, egress.MaxPriority), "steering to gateways",
+		foreign("rule-priorities", fmt.Sprintf("%d-%d", egress.MinPriority, egress.MaxPriority), "steering packets",
 			"packets may take a way that is not Egret's: give these rules other priorities", rulesAt),
-		foreign("packet-mark", fmt.Sprintf("mask 0x%x", uint32(egress.MarkMask)), "steering to gateways",
+		foreign("packet-mark", fmt.Sprintf("mask 0x%x, of rules 0x%x", uint32(egress.MarkMask), uint32(egress.RuleMask|egress.Mark(egress.MaxID))), "steering packets",
 			"egress traffic and theirs may be taken for each other: move their marks out of this mask", ofMarks),
 		foreign("conn-mark", fmt.Sprintf("0x%x/0x%x", uint32(egress.ConnTag), uint32(egress.ConnTagMask)), "knowing egress connections",
 			"where they mark a connection of a selected pod, it is dropped or leaves with another source: keep them off those", ofConnMarks),
-		foreign("route-tables", fmt.Sprintf("%d-%d", egress.ReturnTable, egress.LocalMark.Table()), "steering to gateways",
+		foreign("route-tables", fmt.Sprintf("%d-%d", egress.FirstTable, egress.LocalMark.Table()), "steering packets",
 			"egress packets may take these routes: move them to another table", routesOfOthers),
 		forwarding(dropsForwarded(chains), err),
 		foreign("overlay-port", fmt.Sprintf("UDP %d", egress.OverlayPort), "the overlay between nodes",
@@ -85,7 +86,7 @@ func forwarding(droppers []string, err error) Finding {
 		return found(name, use, fmt.Sprintf("unknown: %v", err), "it is not known whether egress traffic is forwarded")
 	case len(droppers) > 0:
 		return found(name, use, "drop: "+strings.Join(droppers, "; "),
-			"egress traffic is dropped unless they accept it: have them accept what comes in and what goes out by the links egret.v*")
+			"egress traffic is dropped unless they accept it: have them accept what comes in and what goes out by the link egret.vx")
 	}
 	return found(name, use, "accept", "")
 }
@@ -137,7 +138,7 @@ func routesOfOthers() (out []string, err error) {
 			return nil, fmt.Errorf("listing routes: %w", err)
 		}
 		for _, r := range all {
-			if r.Table >= egress.ReturnTable && r.Table <= egress.LocalMark.Table() && r.Protocol != egress.RouteProtocol {
+			if r.Table >= egress.FirstTable && r.Table <= egress.LocalMark.Table() && r.Protocol != egress.RouteProtocol {
 				out = append(out, fmt.Sprintf("a route to %v in table %d", r.Dst, r.Table))
 			}
 		}

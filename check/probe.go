@@ -32,9 +32,6 @@ var probes = []probe{
 		return err
 	}},
 	{"vxlan-gbp", "the overlay between nodes", Missing, noAgent, tryVXLAN},
-	{"veth", "pods whose own node holds their egress IP", Missing, noAgent, func() error {
-		return addLink(&netlink.Veth{LinkAttrs: named("t-loop"), PeerName: "t-pool"})
-	}},
 	{"dummy", "the link of the egress IPs", Warning, "a bridge without ports takes its place", func() error {
 		return addLink(&netlink.Dummy{LinkAttrs: named("t-dummy")})
 	}},
@@ -58,11 +55,6 @@ var probes = []probe{
 			Name: "ct", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
 		}, &expr.Ct{Key: expr.CtKeyMARK, Register: 1})
 	}},
-	{"nft-ct-zone", "pods whose own node holds their egress IP", Missing, noTables, func() error {
-		return tryChain(nftables.TableFamilyINet, &nftables.Chain{
-			Name: "zone", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityRaw,
-		}, &expr.Immediate{Register: 1, Data: []byte{1, 0}}, &expr.Ct{Key: expr.CtKeyZONE, Register: 1, SourceRegister: true})
-	}},
 	{"nft-arp", "being silent about egress IPs of other nodes", Missing, noTables, func() error {
 		return tryChain(nftables.TableFamilyARP, &nftables.Chain{
 			Name: "arp", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
@@ -71,12 +63,11 @@ var probes = []probe{
 	{"nft-netdev", "silence and answers about egress IPs", Missing, noTables, func() error {
 		return tryTable(nftables.TableFamilyNetdev, "egret", func(*nftables.Conn, *nftables.Table) error { return nil })
 	}},
-	{egress.BlocksFeature, "connections that outlive their gateway", Warning,
-		"the gateway keeps the connections of this node's pods, and they end with it (Linux 5.16 and later have what is missing)", func() error {
-			return tryChain(nftables.TableFamilyNetdev, &nftables.Chain{
-				Name: "out", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookEgress, Priority: nftables.ChainPriorityFilter, Device: "lo",
-			})
-		}},
+	{"nft-egress", "sending packets to another gateway (Linux 5.16)", Missing, noTables, func() error {
+		return tryChain(nftables.TableFamilyNetdev, &nftables.Chain{
+			Name: "out", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookEgress, Priority: nftables.ChainPriorityFilter, Device: "lo",
+		})
+	}},
 	{"nft-owner", "tables that nobody else changes or flushes", Warning,
 		"where somebody flushes all of nftables, as `systemctl restart nftables` does, selected pods of this node leave with other sources until the agent has mended that", tryOwner},
 	{ARPAnswers, "answering ARP where arp_ignore keeps the kernel from it", Warning,

@@ -33,6 +33,11 @@ const (
 // Last returns the highest port of the block.
 func (b Block) Last() uint16 { return b.First + uint16(b.Size-1) }
 
+// Has reports whether the port of the IP is of the block.
+func (b Block) Has(ip netip.Addr, port uint16) bool {
+	return b.IP == ip && b.First <= port && port <= b.Last()
+}
+
 // Overlaps reports whether the two have a port of one IP in common.
 func (b Block) Overlaps(o Block) bool {
 	return b.IP == o.IP && b.First <= o.Last() && o.First <= b.Last()
@@ -67,6 +72,3 @@ type PortUse struct {
 	// the block is older than this one: what is said of a block that retires again has to be said again.
 	Drained []uint16 `json:"drained,omitempty"`
 }
-
-// BlocksFeature is in Agent.Features of a node whose kernel has what blocks of ports take: chains of netdev on the way out (Linux 5.16).
-const BlocksFeature = "nft-egress"

@@ -118,15 +118,82 @@ func TestSelectorMatchesAsKubernetesDefinesIt(t *testing.T) {
 }
 
 func TestMarksNeverMeetThoseOfOthers(t *testing.T) {
-	if MaxID.ConnMark()&ConnTagMask != ConnTag || Mark(MaxID)&RoutingBit != 0 {
-		t.Errorf("id %d overlaps the tag or the routing bit", MaxID)
+	if MaxID.ConnMark()&ConnTagMask != ConnTag || ID(MaxID.ConnMark()&^ConnTagMask) != MaxID {
+		t.Errorf("id %d overlaps the tag: connection mark %s", MaxID, MaxID.ConnMark())
 	}
-	for _, m := range []Mark{ReturnMark, LocalMark, NodeMark(MaxNodeIndex), Mark(MaxID)} {
-		if m&^MarkMask != 0 {
-			t.Errorf("mark %s is outside of %s", m, MarkMask)
+	if IDBit&(MarkMask|Mark(MaxID)) != 0 || RuleMask != MarkMask|IDBit {
+		t.Errorf("bit %s is one of a routing mark or of an id, or packets are not routed by it: %s", IDBit, RuleMask)
+	}
+	tables := map[int]Mark{}
+	for _, m := range []Mark{LocalMark, ToGatewayMark, ToNodeMark, SubnetMark(0), SubnetMark(SubnetMarks - 1)} {
+		if m&^MarkMask != 0 || m&RoutingBit == 0 {
+			t.Errorf("mark %s is outside of %s, or is no routing mark", m, MarkMask)
+		}
+		if other, taken := tables[m.Table()]; taken || m.Table() == AddressTable {
+			t.Errorf("marks %s and %s have one table, %d", m, other, m.Table())
+		}
+		tables[m.Table()] = m
+	}
+	for m, subnet := range map[Mark]bool{
+		RoutingBit: false, SubnetMark(0) - 1: false, SubnetMark(0): true, SubnetMark(SubnetMarks - 1): true, SubnetMark(SubnetMarks): false,
+		ToNodeMark: false, ToGatewayMark: false, LocalMark: false,
+	} {
+		if m.IsSubnet() != subnet {
+			t.Errorf("mark %s is of a subnet: %t", m, !subnet)
 		}
 	}
-	if got := NodeMark(3).Table(); got != 7003 {
-		t.Errorf("table of node 3: %d", got)
+	if got := SubnetMark(3).Table(); got != 7000+0x1000+3 { // the same for ever: a former version's routes are in it
+		t.Errorf("table of the fourth subnet: %d", got)
+	}
+	if PeerMark(MaxNodeIndex)&^PeerMask != 0 || PeerMark(MaxNodeIndex)>>16 != MaxNodeIndex {
+		t.Errorf("node %d has no mark: %s", MaxNodeIndex, PeerMark(MaxNodeIndex))
+	}
+}
+
+// What two nodes translate for one gateway has to differ there, or replies go to the wrong one; and what one node does for two egress IPs, as far as
+// the address has bits for it.
+func TestOverlaySourcesOfTwoNodesOrEgressIPsDiffer(t *testing.T) {
+	type sender struct {
+		index int
+		id    ID
+	}
+	for like, ids := range map[string][]ID{
+		"10.10.0.11": {1, 2, 127, 128, 254, 255}, "fd10::11": {1, 2, 255, 256, 257, 2047, 2048, 0x7fff, 0x8000, MaxID - 1, MaxID},
+	} {
+		seen, nodes := map[netip.Addr]sender{}, map[netip.Addr]int{}
+		for _, index := range []int{1, 2, 254, 255, 256, 257, 4095, 4096, 0x7fff, 0x8000, 0xff00, MaxNodeIndex - 1, MaxNodeIndex} {
+			for _, id := range ids {
+				a, now := OverlaySource(index, id, netip.MustParseAddr(like)), sender{index, id}
+				if was, taken := seen[a]; taken {
+					t.Errorf("%+v and %+v have one address, %s", was, now, a)
+				}
+				seen[a] = now
+			}
+			for _, id := range []ID{5, 5 + 256, 5 + 2048, MaxID} {
+				a := OverlaySource(index, id, netip.MustParseAddr(like))
+				if was, taken := nodes[a]; taken && was != index {
+					t.Errorf("nodes %d and %d have one address, %s", was, index, a)
+				}
+				nodes[a] = index
+			}
+		}
+	}
+}
+
+func TestOverlaySourcesStayWithinTheirPrefix(t *testing.T) {
+	for like, within := range map[string]netip.Prefix{"10.10.0.11": OverlaySources4, "fd10::11": OverlaySources6} {
+		for _, index := range []int{1, MaxNodeIndex} {
+			for _, id := range []ID{1, 255, 256, 2047, 2048, MaxID} {
+				a := OverlaySource(index, id, netip.MustParseAddr(like))
+				if !within.Contains(a) || a.IsUnspecified() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
+					t.Errorf("node %d, id %d: %s is outside of %s, or no address of a host", index, id, a, within)
+				}
+			}
+		}
+	}
+	for like, want := range map[string]string{"10.10.0.11": "0.5.1.2", "fd10::11": "fd65:6772:6574::305:102"} {
+		if got := OverlaySource(0x0102, 0x0305, netip.MustParseAddr(like)).String(); got != want {
+			t.Errorf("got %s, and the nodes that are not up to date yet have %s", got, want)
+		}
 	}
 }

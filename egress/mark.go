@@ -5,13 +5,13 @@ import (
 	"strconv"
 )
 
-// ID numbers one egress IP, 1..8191; IPv4 and IPv6 addresses have ids of their own. It is what crosses the cluster in place of
+// ID numbers one egress IP, 1..65535; IPv4 and IPv6 addresses have ids of their own. It is what crosses the cluster in place of
 // addresses: a packet of an egress connection carries it as its mark, and between nodes as the VXLAN group policy id. The zero ID
 // means "no address yet": its connections are dropped.
 type ID uint16
 
-// MaxID is the largest ID: 13 bits, so that a routing mark (bit 13) is never an ID, and both fit the 16 bits of a group policy id.
-const MaxID ID = 1<<13 - 1
+// MaxID is the largest ID: the 16 bits of a group policy id.
+const MaxID ID = 1<<16 - 1
 
 // Mark is a packet mark (fwmark) or a connection mark, in host byte order.
 type Mark uint32
@@ -20,17 +20,20 @@ type Mark uint32
 const (
 	// MarkMask covers the bits of the packet mark that are Egret's: 0x4000 and 0x8000 are kube-proxy's, 0xffff0000 Calico's.
 	MarkMask Mark = 0x3fff
-	// RoutingBit tells a routing mark from an ID.
+	// RoutingBit is in every routing mark, and in no other mark of ours without IDBit.
 	RoutingBit Mark = 0x2000
-	// ReturnMark routes the replies of egress connections to the node of their pod.
-	ReturnMark Mark = RoutingBit
+	// IDBit tells an ID that comes out of the overlay, or goes there, from a routing mark: VXLAN has it as the bit A of its group policy
+	// (linux: VXLAN_GBP_POLICY_APPLIED).
+	IDBit Mark = 0x80000
+	// RuleMask covers the bits of the packet mark by which a packet is routed.
+	RuleMask = MarkMask | IDBit
 	// LocalMark means "leave from here, by the main table". No ip rule matches it.
 	LocalMark Mark = MarkMask
-	// ConnTag is what the upper 19 bits of the connection mark of an egress connection are; the ID is in the lower 13. Another
+	// ConnTag is what the upper half of the connection mark of an egress connection is; the ID is the lower one. Another
 	// program's connection marks are so never taken for Egret's.
 	ConnTag Mark = 0x0e9e0000
 	// ConnTagMask covers the bits of the connection mark that hold ConnTag.
-	ConnTagMask Mark = 0xffffe000
+	ConnTagMask Mark = 0xffff0000
 
 	// RenewalMark and RenewalMask mark the frames that renew permits. They live on `lo` and end where they have done it, before the
 	// route lookup.
@@ -38,33 +41,33 @@ const (
 
 	// ToGatewayMark routes what a pod sends, and its node has translated, into the overlay: to which gateway is said on the way out (PeerMark).
 	ToGatewayMark = LocalMark - 1
-	// ToNodeMark routes what comes from outside for a port of another node's block into the overlay, likewise.
+	// ToNodeMark routes what comes from outside for a pod of another node into the overlay, likewise.
 	ToNodeMark = LocalMark - 2
 
-	// ReturnTable is the route table of ReturnMark. Table ReturnTable+n belongs to the routing mark RoutingBit+n.
-	ReturnTable = 7000
-	// SelfPriority is the priority of the ip rule for what the node itself sends: an egress IP that is its address is that of pods then, of whose
-	// packets it has something to say. AddressPriority is that of the rule by which the IP is local for all else without the routing bit. Both are
-	// there only while the node has such addresses.
-	SelfPriority, AddressPriority = 1000, 1001
-	// GuardPriority is the priority of the ip rule that takes every packet without a mark of ours past the others, to the last one.
-	GuardPriority = 1002
-	// ClosePriority is that of the rules by which what comes out of the overlay, or of the loop, goes nowhere as long as it has the id as its mark
+	// FirstTable is the route table of RoutingBit. Table FirstTable+n belongs to the routing mark RoutingBit+n.
+	FirstTable = 7000
+	// ClosePriority is that of the rule by which what comes out of the overlay goes nowhere as long as it has the id as its mark
 	// that it came with: the nftables tables would have given it another, and somebody has flushed them. It is no rule for packets without
 	// any mark: where the kernel looks for the way back to a packet's source, it looks as if that way came out of the overlay.
-	ClosePriority = 1100
+	ClosePriority = 1000
+	// SelfPriority is the priority of the ip rules for what the node itself has to say of a packet of another node's pod: that goes to that node,
+	// whether the packet's source is an OverlaySource or an egress IP that is an address of this node. AddressPriority is that of the rule by which
+	// such an IP is local for all else without the routing bit. Those of egress IPs are there only while the node has such addresses.
+	SelfPriority, AddressPriority = 1001, 1002
+	// GuardPriority is the priority of the ip rule that takes every packet without a mark of ours past the others, to the last one.
+	GuardPriority = 1003
 	// OthersPriority is that of the rule that takes the rest without the routing bit, which others have marked, past the last rules.
-	OthersPriority = 1101
-	// ReturnPriority is the priority of the ip rule of ReturnMark. It is the last of ours: the guard leads to it, and from there a packet
+	OthersPriority = 1100
+	// LastPriority is the priority of the ip rule of ToNodeMark. It is the last of ours: the guard leads to it, and from there a packet
 	// that is not ours comes to the rules of others. (A guard that led to the main table would skip those.)
-	ReturnPriority = MaxPriority
+	LastPriority = MaxPriority
 	// AddressTable is the route table in which the egress IPs that are addresses of the node are local: after the marks, in place of the
 	// kernel's own table, which comes before all marks.
-	AddressTable = ReturnTable + int((LocalMark-3)&^RoutingBit)
+	AddressTable = FirstTable + int((LocalMark-3)&^RoutingBit)
 	// ClosedTable is the route table that leads nowhere.
-	ClosedTable = ReturnTable + int(LocalMark&^RoutingBit)
-	// NextHopPriority is the priority that the ip rules of all next hops share: their marks differ, so their order is of no meaning.
-	NextHopPriority = 1200
+	ClosedTable = FirstTable + int(LocalMark&^RoutingBit)
+	// ExitPriority is the priority that the ip rules of all other routing marks share: their marks differ, so their order is of no meaning.
+	ExitPriority = 1200
 	// MinPriority and MaxPriority bound the ip rule priorities that are Egret's; what lies between the ones above is free for the
 	// operator, as long as its protocol is not RouteProtocol.
 	MinPriority, MaxPriority = 1000, 1999
@@ -75,15 +78,8 @@ const (
 	OverlayPort = 8479
 	// OverlayVNI is the VXLAN network identifier of the overlay.
 	OverlayVNI = 7
-	// PassPrefix begins the names of the links between a pod's node and the gateway, and of no others.
-	PassPrefix = "egret.v"
-	// OverlayLink names the VXLAN link: the gateway is another node.
-	OverlayLink = PassPrefix + "x"
-	// LoopOut and LoopIn name the two ends of the loop: the gateway is the pod's own node. What is sent into LoopOut comes in by LoopIn.
-	LoopOut, LoopIn = PassPrefix + "o", PassPrefix + "i"
-	// LoopZone is the conntrack zone of what comes in by the loop: the node sees each packet of such a connection twice, and the
-	// second time it is another connection.
-	LoopZone = uint16(ConnTag >> 16)
+	// OverlayLink names the VXLAN link between a pod's node and the gateway.
+	OverlayLink = "egret.vx"
 	// AddressLink names the link, always down, that carries the addresses of the egress IPs hosted in the default subnet.
 	AddressLink = "egret0"
 	// VLANLinkPrefix begins the names of the VLAN links; the VLAN id follows.
@@ -98,14 +94,21 @@ const (
 	StatusPort = 8481
 )
 
-// MaxNodeIndex is the largest Node.Index; the routing marks above it, up to LocalMark, are for subnets.
-const MaxNodeIndex = 0xfff
+// MaxNodeIndex is the largest Node.Index: 16 bits, in a PeerMark and in an OverlaySource.
+const MaxNodeIndex = 1<<16 - 1
 
-// SubnetMarks is how many routing marks there are for subnets: up to those of the overlay and AddressTable.
-const SubnetMarks = int(LocalMark-RoutingBit) - MaxNodeIndex - 4
+const (
+	// firstSubnet is the lowest of the routing marks for subnets, without RoutingBit: those below were of nodes once.
+	firstSubnet = 0x1000
+	// SubnetMarks is how many routing marks there are for subnets: up to those of the overlay and AddressTable.
+	SubnetMarks = int(LocalMark-RoutingBit) - firstSubnet - 3
+)
 
 // SubnetMark returns the n-th routing mark for subnets, n from 0 to SubnetMarks-1.
-func SubnetMark(n int) Mark { return NodeMark(MaxNodeIndex + 1 + n) }
+func SubnetMark(n int) Mark { return RoutingBit + firstSubnet + Mark(n) }
+
+// IsSubnet reports whether the mark is a SubnetMark.
+func (m Mark) IsSubnet() bool { return m >= SubnetMark(0) && m < SubnetMark(SubnetMarks) }
 
 // ConnMark returns the connection mark of the connections of id.
 func (id ID) ConnMark() Mark { return ConnTag | Mark(id) }
@@ -122,18 +125,15 @@ func ParseID(s string) (ID, error) {
 	return ID(n), nil
 }
 
-// NodeMark returns the routing mark toward the gateway whose Node.Index is index, 1..MaxNodeIndex.
-func NodeMark(index int) Mark { return RoutingBit + Mark(index) }
-
 // PeerMark is what a packet carries from its SNAT until it leaves by the overlay link: the Node.Index of the node that it is for in the upper
-// half, below it the group policy id that it is to have.
+// half, below it the id that it is to have in the overlay.
 func PeerMark(index int) Mark { return Mark(index) << 16 }
 
 // PeerMask covers the part of a PeerMark that says the node.
 const PeerMask Mark = 0xffff0000
 
 // Table returns the route table that belongs to a routing mark other than LocalMark.
-func (m Mark) Table() int { return ReturnTable + int(m&^RoutingBit&MarkMask) }
+func (m Mark) Table() int { return FirstTable + int(m&^RoutingBit&MarkMask) }
 
 // String prints the mark as nft and ip print it.
 func (m Mark) String() string { return fmt.Sprintf("0x%x", uint32(m)) }

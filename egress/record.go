@@ -104,7 +104,7 @@ const Unselected = "-"
 // Node is nodes/<node>: a Kubernetes node.
 type Node struct {
 	Name string `json:"name"`
-	// Index numbers the node, 1..MaxNodeIndex, stable while the node exists: every node routes toward it with NodeMark(Index).
+	// Index numbers the node, 1..MaxNodeIndex, stable while the node exists: it is in a PeerMark and in an OverlaySource.
 	Index int `json:"index"`
 	// Addresses are the node's InternalIPs, the primary one first. The first of each family is the node's overlay endpoint.
 	Addresses []netip.Addr `json:"addresses"`

@@ -37,7 +37,6 @@ func TestNoSourceNATOfOthersComesBeforeOurs(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			tables := open(t)
 			ext, p := outside(t), pod(t)
-			loop(t)
 			if strings.HasPrefix(others, "table ") {
 				nft(t, others)
 			} else {
@@ -51,7 +50,7 @@ func TestNoSourceNATOfOthersComesBeforeOurs(t *testing.T) {
 			for _, f := range bothSides {
 				ext.serve(f.server)
 				f.hold(t)
-				reach(t, tables, parseState(t, f.base()+fmt.Sprintf("pod %s 5\nnexthop 5 0x2001\nhosted 5 %s 0x3fff\n", f.pod, f.egress)))
+				reach(t, tables, parseState(t, f.base()+fmt.Sprintf("pod %s 5\nnexthop 5 0x3fff\nhosted 5 %s 0x3fff\n", f.pod, f.egress)))
 				if err := tables.Permit([]Permit{{netip.MustParseAddr(f.egress), true}}, time.Hour); err != nil {
 					t.Fatal(err)
 				}
@@ -98,10 +97,9 @@ func TestTheGuardTellsWhoseItDropped(t *testing.T) {
 		t.Run(f.pod, func(t *testing.T) {
 			tables := open(t)
 			ext, p := outside(t), pod(t)
-			loop(t)
 			ext.serve(f.server)
 			f.hold(t)
-			reach(t, tables, parseState(t, f.base()+fmt.Sprintf("pod %s 5\nnexthop 5 0x2001\nhosted 5 %s 0x3fff\n", f.pod, f.egress)))
+			reach(t, tables, parseState(t, f.base()+fmt.Sprintf("pod %s 5\nnexthop 5 0x3fff\nhosted 5 %s 0x3fff\n", f.pod, f.egress)))
 			if err := tables.Permit([]Permit{{netip.MustParseAddr(f.egress), true}}, time.Hour); err != nil {
 				t.Fatal(err)
 			}

@@ -109,21 +109,25 @@ func (f family) markOfSource(set string) term {
 func fromBlocks(chain string) []rule {
 	return append([]rule{
 		// No node says how this one routes.
-		newRule(chain, fromOverlay(), markIs(egress.RoutingBit, egress.RoutingBit), count(CounterSender), drop()),
+		newRule(chain, markIs(egress.IDBit, 0), markIsNot(0), count(CounterSender), drop()),
 	}, perFamily(func(f family) rule {
-		return newRule(chain, fromOverlay(), saddrIn(f, "pooled"+f.digit), enter("block_from"+f.digit))
+		return newRule(chain, saddrIn(f, "pooled"+f.digit), enter("block_from"+f.digit))
 	})...)
 }
 
 // toBlocks are those for what comes from elsewhere.
 func toBlocks(chain string) []rule {
 	return perFamily(func(f family) rule {
-		return newRule(chain, daddrIn(f, "hostedip"+f.digit), notFromPass(), enter("block_back"+f.digit))
+		return newRule(chain, daddrIn(f, "hostedip"+f.digit), enter("block_back"+f.digit))
 	})
 }
 
-func notFromPass() term {
-	return words(fmt.Sprintf("iifname != %q", egress.PassPrefix+"*"), loadMeta(expr.MetaKeyIIFNAME), differs([]byte(egress.PassPrefix)...))
+// nodeOfDestination sets the packet mark to the PeerMark of the node whose egress.OverlaySource the destination is.
+func nodeOfDestination(f family) term {
+	end := load(expr.PayloadBaseNetworkHeader, f.source+2*f.address.Bytes-4, 4)
+	return words(fmt.Sprintf("meta mark set @nh,%d,32 << 16", 8*(f.source+2*f.address.Bytes-4)), append(f.is(), end,
+		&expr.Byteorder{SourceRegister: reg, DestRegister: reg, Op: expr.ByteorderNtoh, Len: 4, Size: 4}, shiftLeft{bits: 16},
+		setMeta(expr.MetaKeyMARK))...)
 }
 
 // blockChains decide what passes a gateway without conntrack: block_from what comes out of the overlay with an egress IP, block_back what
@@ -155,16 +159,12 @@ func blockChains() []chain {
 	return chains
 }
 
-// toNodeChain numbers the node that a packet is for, on its way into the overlay.
+// toNodeChain numbers the node that a packet is for, on its way into the overlay, and says the id of what a pod of this node sends: where the
+// gateway has lost its tables, what has one goes nowhere.
 func toNodeChain() chain {
-	// The gateway knows what is of a block by its source; and for frames without a group policy the kernel remembers the way of the last one.
-	to := func(set string) term {
-		return words("meta mark set ct mark map @"+set, loadCt(expr.CtKeyMARK), mapped(set), setMeta(expr.MetaKeyMARK))
-	}
-	rules := perFamily(func(f family) rule {
-		return newRule("to_node", direction("original", 0), saddrIn(f, "pooled"+f.digit), to("gateway"), accept())
-	})
-	rules = append(rules, newRule("to_node", direction("original", 0), to("gateway_id"), accept()))
+	rules := append([]rule{newRule("to_node", direction("original", 0),
+		words("meta mark set ct mark map @gateway", loadCt(expr.CtKeyMARK), mapped("gateway"), setMeta(expr.MetaKeyMARK)), accept())},
+		perFamily(func(f family) rule { return newRule("to_node", direction("reply", 1), nodeOfDestination(f), accept()) })...)
 	for _, f := range families {
 		for _, p := range f.portsAt(returning) {
 			t := p.ofOther(f)
@@ -199,5 +199,7 @@ func addressNodeChain() chain {
 			loadMeta(expr.MetaKeyMARK), mask(egress.PeerMask, 0), mapped("node"), etherTo.store())),
 		newRule("to_node", words(fmt.Sprintf("meta mark set meta mark & 0x%08x", uint32(^egress.PeerMask)),
 			loadMeta(expr.MetaKeyMARK), mask(^egress.PeerMask, 0), setMeta(expr.MetaKeyMARK))),
+		newRule("to_node", markIsNot(0), words(fmt.Sprintf("meta mark set meta mark | 0x%08x", uint32(egress.IDBit)),
+			loadMeta(expr.MetaKeyMARK), mask(^egress.IDBit, egress.IDBit), setMeta(expr.MetaKeyMARK))),
 	}}
 }

@@ -6,11 +6,14 @@ import (
 	"net"
 	"net/netip"
 	"os/exec"
+	"slices"
 	"strconv"
 	"strings"
 	"syscall"
 	"testing"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/netns"
@@ -25,11 +28,9 @@ type blockSite struct {
 	ext    space
 	nodes  map[int]*blockNode
 	pods   map[string]space
-	gates  int  // who is the gateway
-	random bool // ports
-	// What a test makes of the state of a node.
-	mangle func(int, *State)
-	route  func(int, *routing.State)
+	gates  int               // who is the gateway
+	random bool              // ports
+	mangle func(int, *State) // what a test makes of the state of a node
 }
 
 type blockNode struct {
@@ -98,7 +99,7 @@ func (b *blockSite) pod(name string, node, host int) {
 	p, n := newSpace(b.t, name), b.nodes[node]
 	n.run(fmt.Sprintf(`ip link add pod%[1]s type veth peer name eth0 netns %[2]s
 		ip link set pod%[1]s up
-		sysctl -qw net.ipv4.conf.pod%[1]s.proxy_arp=1 net.ipv4.conf.pod%[1]s.rp_filter=1
+		sysctl -qw net.ipv4.conf.pod%[1]s.proxy_arp=1 net.ipv4.conf.pod%[1]s.rp_filter=1 net.ipv4.neigh.pod%[1]s.proxy_delay=0
 		ip addr add fe80::1/64 dev pod%[1]s nodad
 		ip route add 10.244.%[3]d.%[4]d/32 dev pod%[1]s
 		ip -6 route add fd44:%[3]d::%[4]d/128 dev pod%[1]s`, name, p.name, node, host))
@@ -133,7 +134,8 @@ func (b *blockSite) state(n int) State {
 		Self: b.underlay(n), OverlayMTU: 1450, Sources: []netip.Addr{ip}, Pooled: []netip.Addr{ip}, RandomPorts: b.random,
 		Pods: map[netip.Addr]egress.ID{}, Peers: map[int]netip.Addr{}, Blocks: map[egress.ID]egress.Block{blockID: b.block(n)},
 		NextHops: map[egress.ID]egress.Mark{blockID: egress.ToGatewayMark}, Gateways: map[egress.ID]int{blockID: b.gates},
-		Except: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd44::/16")},
+		OverlaySources: map[egress.ID]netip.Addr{blockID: egress.OverlaySource(n, blockID, ip)},
+		Except:         []netip.Prefix{netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("fd44::/16")},
 	}
 	for peer := range b.nodes {
 		if peer != n {
@@ -151,11 +153,12 @@ func (b *blockSite) state(n int) State {
 		for peer := range b.nodes {
 			if peer != n {
 				s.Ports = append(s.Ports, Port{b.block(peer), peer, b.underlay(peer)})
+				s.Senders = append(s.Senders, Sender{b.underlay(peer), egress.OverlaySource(peer, blockID, ip), blockID})
 			}
 		}
 	}
 	if n == b.gates {
-		s.NextHops[blockID], s.Gateways, s.Fenced = egress.LocalMark, nil, []netip.Addr{ip}
+		s.NextHops[blockID], s.Gateways, s.OverlaySources, s.Fenced = egress.LocalMark, nil, nil, []netip.Addr{ip}
 	}
 	if b.mangle != nil {
 		b.mangle(n, &s)
@@ -182,9 +185,6 @@ func (b *blockSite) reach() {
 		if n == b.gates {
 			want.Addresses = map[netip.Addr]string{ip: "egret0"}
 			node.run(fmt.Sprintf("ip addr replace %s dev egret0", netip.PrefixFrom(ip, ip.BitLen())))
-		}
-		if b.route != nil {
-			b.route(n, &want)
 		}
 		node.do(func() error {
 			have, err := node.router.Observe()
@@ -284,6 +284,24 @@ func (b *blockSite) inBlock(what string, seen netip.AddrPort, node int) {
 	}
 }
 
+// inNoBlock fails the test unless what the server sees has a port that is left for what has no block.
+func (b *blockSite) inNoBlock(what string, seen netip.AddrPort) {
+	b.t.Helper()
+	if seen.Addr().Unmap() != b.f.egressIP() || seen.Port() < egress.StatefulPort || seen.Port() >= egress.FirstBlockPort {
+		b.t.Errorf("%s: seen as %s, want a port of the egress IP that is of no block", what, seen)
+	}
+}
+
+// without makes a node one for which there are no ports left.
+func (b *blockSite) without(node int) {
+	b.mangle = func(n int, s *State) {
+		if n == node {
+			s.Blocks = nil
+		}
+		s.Ports = slices.DeleteFunc(s.Ports, func(p Port) bool { return p.Index == node })
+	}
+}
+
 // A connection outlives its gateway: what is known of it is on the pod's node. The server pushes; the pods say nothing.
 func TestConnectionsOutliveTheirGateway(t *testing.T) {
 	for _, f := range blockSides() {
@@ -343,10 +361,22 @@ func TestConnectionsOutliveTheirGateway(t *testing.T) {
 // the gateway.
 func TestWhatIsNoTCPFindsItsWayBack(t *testing.T) {
 	for _, f := range blockSides() {
-		for name, gateway := range map[string]int{"another node is the gateway": 3, "its own node is the gateway": 2} {
+		for name, tt := range map[string]struct {
+			gateway int
+			without bool // a block
+		}{
+			"another node is the gateway":                   {gateway: 3},
+			"its own node is the gateway":                   {gateway: 2},
+			"another node is the gateway, and translates":   {gateway: 3, without: true},
+			"its own node is the gateway, and has no block": {gateway: 2, without: true},
+		} {
 			t.Run(f.pod+"/"+name, func(t *testing.T) {
+				gateway := tt.gateway
 				b := newBlockSite(t, f)
 				b.gates = gateway
+				if tt.without {
+					b.without(2)
+				}
 				b.reach()
 				pod := b.pods["c"]
 				if !pod.ok("ping -c1 -w3 " + f.server) {
@@ -401,7 +431,11 @@ func TestWhatIsNoTCPFindsItsWayBack(t *testing.T) {
 						t.Errorf("%d bytes: %v", size, err)
 						continue
 					}
-					b.inBlock(fmt.Sprintf("a datagram of %d bytes", size), <-seen, 2)
+					if what := fmt.Sprintf("a datagram of %d bytes", size); tt.without {
+						b.inNoBlock(what, <-seen)
+					} else {
+						b.inBlock(what, <-seen, 2)
+					}
 				}
 				refused := func() error {
 					return netns.Do(pod.name, func() error {
@@ -526,8 +560,15 @@ func TestNobodyReachesAPodThroughItsBlock(t *testing.T) {
 					if got := answer(t, from.in(), f.egress, port); got != "" {
 						t.Errorf("%s gets %q from port %s", name, got, port)
 					}
-					if out, _ := exec.Command("ip", "netns", "exec", from.name, "timeout", "1", "bash", "-c", "echo >/dev/tcp/"+f.egress+"/"+port).CombinedOutput(); strings.Contains(string(out), "refused") {
-						t.Errorf("%s: a connection to port %s is reset:\n%s", name, port, out)
+					err := netns.Do(from.name, func() error {
+						c, err := net.DialTimeout("tcp", net.JoinHostPort(f.egress, port), 300*time.Millisecond)
+						if err == nil {
+							c.Close()
+						}
+						return err
+					})
+					if err == nil || errors.Is(err, syscall.ECONNREFUSED) {
+						t.Errorf("%s: a connection to port %s: %v, want that nobody answers", name, port, err)
 					}
 				}
 			}
@@ -544,35 +585,66 @@ func TestANodeWithoutABlockTakesNoPortOfOthers(t *testing.T) {
 		t.Run(f.pod, func(t *testing.T) {
 			b := newBlockSite(t, f)
 			b.listenTCP(7001)
-			b.mangle = func(n int, s *State) {
-				if n == 1 { // as a node of which there is none left
-					s.Blocks, s.Gateways, s.NextHops = nil, nil, map[egress.ID]egress.Mark{blockID: egress.NodeMark(3)}
-				}
-				if n == 3 {
-					s.Blocks, s.Ports = nil, []Port{{b.block(2), 2, b.underlay(2)}}
-					for _, pod := range []string{"a", "b"} {
-						s.Senders = append(s.Senders, Sender{b.underlay(1), b.podAddress(pod), blockID})
-					}
-				}
-			}
-			b.route = func(n int, s *routing.State) {
-				if n == 1 {
-					s.NextHops = []routing.NextHop{{Mark: egress.NodeMark(3), Via: b.underlay(3)}}
-				}
-				if n == 3 {
-					s.Returns = map[netip.Addr]netip.Addr{b.podAddress("a"): b.underlay(1), b.podAddress("b"): b.underlay(1)}
-				}
-			}
+			b.without(1)
 			b.reach()
 			from := int(b.block(2).First) // what pod c may have outside
 			for _, pod := range []string{"a", "b"} {
 				_, seen := b.dial(pod, from, 7001)
-				if seen.Addr().Unmap() != f.egressIP() || seen.Port() < egress.StatefulPort || seen.Port() >= egress.FirstBlockPort {
-					t.Errorf("pod %s is seen as %s, want a port of the egress IP that is of no block", pod, seen)
-				}
+				b.inNoBlock("pod "+pod, seen)
 			}
 			_, seen := b.dial("c", 0, 7001)
 			b.inBlock("a pod of a node with a block", seen, 2)
+		})
+	}
+}
+
+// What has no ports, and no blocks, is translated by the gateway: both ways, whoever that is.
+func TestProtocolsWithoutPortsLeaveWithTheEgressIP(t *testing.T) {
+	for _, f := range blockSides() {
+		t.Run(f.pod, func(t *testing.T) {
+			b := newBlockSite(t, f)
+			for name, gateway := range map[string]int{"another node is the gateway": 3, "its own node is the gateway": 2} {
+				b.gates = gateway
+				b.reach()
+				for protocol, payload := range map[int][]byte{
+					unix.IPPROTO_GRE: {0, 0, 8, 0, 'n', 'o', ' ', 'I', 'P'}, unix.IPPROTO_ESP: {0, 0, 0, 7, 0, 0, 0, 1, 'x'}, unix.IPPROTO_AH: {4, 1, 0, 0, 'x'}, 253: {'x'},
+				} {
+					t.Run(fmt.Sprintf("%d/%s", protocol, name), func(t *testing.T) {
+						network := fmt.Sprintf("ip%s:%d", map[bool]string{true: "4", false: "6"}[f.egressIP().Is4()], protocol)
+						listen := func(s space, ip string) (c net.PacketConn) {
+							s.do(func() (err error) { c, err = net.ListenPacket(network, ip); return err })
+							t.Cleanup(func() { c.Close() })
+							return c
+						}
+						server, pod := listen(b.ext, f.server), listen(b.pods["c"], b.podAddress("c").String())
+						hears := func(c net.PacketConn, from netip.Addr) {
+							t.Helper()
+							buf := make([]byte, 100)
+							if err := c.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+								t.Fatal(err)
+							}
+							n, addr, err := c.ReadFrom(buf)
+							if err != nil {
+								t.Fatal(err)
+							}
+							if got := netip.MustParseAddr(addr.String()); got != from || string(buf[:n]) != string(payload) {
+								t.Errorf("%q from %s, want %q from %s", buf[:n], got, payload, from)
+							}
+						}
+						send := func(c net.PacketConn, to string) {
+							t.Helper()
+							if _, err := c.WriteTo(payload, &net.IPAddr{IP: net.ParseIP(to)}); err != nil {
+								t.Fatal(err)
+							}
+						}
+						send(pod, f.server)
+						hears(server, f.egressIP())
+						send(server, f.egress)
+						hears(pod, netip.MustParseAddr(f.server))
+					})
+				}
+				b.output(b.nodes[2].space, "conntrack -D -d "+f.server) // as the agent does where the gateway is another
+			}
 		})
 	}
 }

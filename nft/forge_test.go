@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -22,37 +23,43 @@ type inner struct {
 	to       netip.Addr
 	pod      netip.Addr // the source
 	id       egress.ID
-	fragment bool // it does not fit into one packet
+	plain    bool   // the id is not told to be one, which is in the bit A of the group policy (egress.IDBit)
+	fragment bool   // it does not fit into one packet
+	port     uint16 // the source port; 0: 7003
 }
 
 // vxlan returns a VXLAN packet with a group policy id (draft-smith-vxlan-group-policy), in it a datagram to port 7002
 // of the server.
 func (i inner) vxlan(server string) []byte {
-	b := []byte{0x88, 0, 0, 0, 0, 0, egress.OverlayVNI, 0}
+	b := []byte{0x88, 0x08, 0, 0, 0, 0, egress.OverlayVNI, 0}
+	if i.plain {
+		b[1] = 0
+	}
 	binary.BigEndian.PutUint16(b[2:], uint16(i.id))
 	b = append(append(b, egress.OverlayMAC(i.to)...), egress.OverlayMAC(i.node)...)
 	payload := []byte("forged")
 	if i.fragment {
 		payload = append(payload, make([]byte, 1400)...)
 	}
+	port := cmp.Or(i.port, 7003)
 	kind := []byte{8, 0}
 	if i.pod.Is6() {
 		kind = []byte{0x86, 0xdd}
 	}
-	return append(append(b, kind...), datagram(i.pod, netip.MustParseAddr(server), 7002, payload)...)
+	return append(append(b, kind...), datagram(netip.AddrPortFrom(i.pod, port), netip.AddrPortFrom(netip.MustParseAddr(server), 7002), payload)...)
 }
 
 // datagram returns a UDP datagram with its IP header.
-func datagram(from, to netip.Addr, port uint16, payload []byte) []byte {
-	udp := binary.BigEndian.AppendUint16(nil, 7003)
-	udp = binary.BigEndian.AppendUint16(udp, port)
+func datagram(from, to netip.AddrPort, payload []byte) []byte {
+	udp := binary.BigEndian.AppendUint16(nil, from.Port())
+	udp = binary.BigEndian.AppendUint16(udp, to.Port())
 	udp = binary.BigEndian.AppendUint16(udp, uint16(8+len(payload)))
 	udp = append(append(udp, 0, 0), payload...)
-	src, dst := from.AsSlice(), to.AsSlice()
+	src, dst := from.Addr().AsSlice(), to.Addr().AsSlice()
 	sum := checksum(src, dst, []byte{0, 0, 0, unix.IPPROTO_UDP}, udp[4:6], []byte{0, 0}, udp)
 	binary.BigEndian.PutUint16(udp[6:], sum)
 	var ip []byte
-	if from.Is4() {
+	if from.Addr().Is4() {
 		ip = []byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}
 		binary.BigEndian.PutUint16(ip[2:], uint16(20+len(udp)))
 		binary.BigEndian.PutUint16(ip[10:], checksum(ip, src, dst))
@@ -107,7 +114,7 @@ func raw(from, to netip.Addr, port uint16, payload []byte) error {
 		return err
 	}
 	defer unix.Close(fd)
-	return unix.Sendto(fd, datagram(from, to, port, payload), 0, addr)
+	return unix.Sendto(fd, datagram(netip.AddrPortFrom(from, 7003), netip.AddrPortFrom(to, port), payload), 0, addr)
 }
 
 // local runs f on the node itself.
@@ -153,9 +160,8 @@ func testOverlayAttacks(t *testing.T, f sides, here, there netip.Addr) {
 	own := attachPod(t, gw, "own", "2")
 	far := gw.tables()
 	nodes := fmt.Sprintf("mtu 1430\nself %s\nnode %s\n", here, there)
-	reach(t, tables, parseState(t, nodes+"pod "+f.pod+" 5\nnexthop 5 0x2002"))
-	gateway := fmt.Sprintf("mtu 1430\nself %s\nnode %s\nhosted 5 %s 0x3fff\nsender %[2]s %[4]s 5\n", there, here, f.egress, f.pod)
-	reach(t, far, parseState(t, gateway))
+	reach(t, tables, parseState(t, nodes+f.atPod(5, there)))
+	reach(t, far, parseState(t, fmt.Sprintf("mtu 1430\nself %s\nnode %s\n", there, here)+f.atGateway(5, here)))
 	if err := far.Permit([]Permit{{IP: f.egressIP()}}, time.Hour); err != nil {
 		t.Fatal(err)
 	}
@@ -188,10 +194,10 @@ func testOverlayAttacks(t *testing.T, f sides, here, there netip.Addr) {
 		lan = netip.MustParseAddr("fd12::102")
 	}
 	netns.Run(t, fmt.Sprintf("ip route add %s via %s", lan, there))
-	any, here1 := netip.Addr{}, inner{node: here, to: there, pod: netip.MustParseAddr(f.pod), id: 5}
+	any, here1 := netip.Addr{}, inner{node: here, to: there, pod: f.overlaySource(5), id: 5}
 	long, own1 := here1, here1
 	long.fragment = true
-	own1.node = there // as by the loop of the gateway
+	own1.node = there // as by the gateway itself
 	for _, a := range []struct {
 		name string
 		from func(func() error) error
@@ -206,7 +212,7 @@ func testOverlayAttacks(t *testing.T, f sides, here, there netip.Addr) {
 		{"a pod of another node with NET_RAW, as a node", p.in(), func(b []byte) error { return raw(here, there, uint16(port), b) }, here1},
 		{"a host outside, by a NodePort of another node", ext.in(), func(b []byte) error { return udp(any, node1, 53, b) }, here1},
 		{"a pod of the gateway", own.in(), func(b []byte) error { return udp(any, there, port, b) }, here1},
-		{"a pod of the gateway, as by the loop", own.in(), func(b []byte) error { return udp(any, there, port, b) }, own1},
+		{"a pod of the gateway, as by the gateway itself", own.in(), func(b []byte) error { return udp(any, there, port, b) }, own1},
 		{"a pod of the gateway, by a Service", own.in(), func(b []byte) error { return udp(any, service, 53, b) }, here1},
 		{"a pod of the gateway, to everybody", own.in(), func(b []byte) error { return broadcast(everybody, port, b) }, here1},
 		{"a pod of the gateway with NET_RAW, as a node", own.in(), func(b []byte) error { return raw(here, there, uint16(port), b) }, here1},
@@ -367,9 +373,8 @@ func TestTheEgressIPOffersNoNodePort(t *testing.T) {
 	}
 }
 
-// What a node sends is checked where it arrives: by the egress IP of its own pods, and only of those that the egress
-// selects.
-func TestANodeSendsForItsOwnPodsOnly(t *testing.T) {
+// What a node sends is checked where it arrives: it sends by the egresses that select pods of its own, in its own name.
+func TestANodeSendsByItsOwnEgressesOnly(t *testing.T) {
 	for i, f := range bothSides {
 		ends := [][2]string{{"10.11.0.101", "10.11.0.102"}, {"fd11::101", "fd11::102"}}[i]
 		t.Run(f.pod, func(t *testing.T) { testSenders(t, f, netip.MustParseAddr(ends[0]), netip.MustParseAddr(ends[1])) })
@@ -381,10 +386,10 @@ func testSenders(t *testing.T, f sides, here, there netip.Addr) {
 	ext := outside(t)
 	gw := remoteGateway(t, ext, here, there)
 	far := gw.tables()
-	pod := netip.MustParseAddr(f.pod)
-	other, node3 := pod.Next(), here.Next().Next()
+	source := func(node int, id egress.ID) netip.Addr { return egress.OverlaySource(node, id, f.egressIP()) }
+	pod, node3 := netip.MustParseAddr(f.pod), here.Next().Next()
 	state := fmt.Sprintf("mtu 1430\nself %s\nnode %s\nnode %s\nhosted 5 %s 0x3fff\nhosted 6 %[4]s 0x3fff\n", there, here, node3, f.egress)
-	senders := fmt.Sprintf("sender %s %s 5\nsender %[1]s %[3]s 6\nsender %[4]s %[3]s 5\n", here, pod, other, node3)
+	senders := fmt.Sprintf("sender %s %s 5\nsender %s %s 5\nsender %[3]s %[5]s 6\n", here, source(1, 5), node3, source(3, 5), source(3, 6))
 	reach(t, far, parseState(t, state+senders))
 	if err := far.Permit([]Permit{{IP: f.egressIP()}}, time.Hour); err != nil {
 		t.Fatal(err)
@@ -396,7 +401,7 @@ func testSenders(t *testing.T, f sides, here, there netip.Addr) {
 			}
 		}
 	}
-	right := inner{node: here, to: there, pod: pod, id: 5}
+	right := inner{node: here, to: there, pod: source(1, 5), id: 5}
 	arrives := func() bool {
 		var c net.PacketConn
 		ext.do(func() (err error) { c, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "7002")); return err })
@@ -409,17 +414,22 @@ func testSenders(t *testing.T, f sides, here, there netip.Addr) {
 		return err == nil && netip.MustParseAddrPort(from.String()).Addr() == f.egressIP()
 	}
 	if !arrives() {
-		t.Fatal("a pod of the egress does not leave with the egress IP")
+		t.Fatal("what a node with pods of the egress sends does not leave with the egress IP")
 	}
 	for _, a := range []struct {
 		name, counter string
 		inner
 	}{
-		{"a pod that the egress does not select", CounterSender, inner{node: here, to: there, pod: other.Next(), id: 5}},
-		{"a pod of another egress", CounterSender, inner{node: here, to: there, pod: other, id: 5}},
-		{"a pod of the egress, with the IP of another", CounterSender, inner{node: here, to: there, pod: pod, id: 6}},
-		{"an id that is not here", CounterSender, inner{node: here, to: there, pod: pod, id: 7}},
-		{"a pod of another node, in that node's name", CounterForeign, inner{node: node3, to: there, pod: other, id: 5}},
+		{"a node without pods of the egress", CounterSender, inner{node: here, to: there, pod: source(1, 6), id: 6}},
+		{"by one egress, with the source of another", CounterSender, inner{node: here, to: there, pod: source(1, 6), id: 5}},
+		{"an id that is not here", CounterSender, inner{node: here, to: there, pod: source(1, 7), id: 7}},
+		{"no id, said to be one", CounterInvalid, inner{node: here, to: there, pod: source(1, 5)}},
+		{"no id", CounterInvalid, inner{node: here, to: there, pod: source(1, 5), plain: true}},
+		{"an id that is not told to be one", CounterSender, inner{node: here, to: there, pod: source(1, 5), id: 5, plain: true}},
+		{"a routing mark as the id", CounterSender, inner{node: here, to: there, pod: source(1, 5), id: egress.ID(egress.LocalMark), plain: true}},
+		{"another node's source", CounterSender, inner{node: here, to: there, pod: source(3, 5), id: 5}},
+		{"another node's source, in that node's name", CounterForeign, inner{node: node3, to: there, pod: source(3, 5), id: 5}},
+		{"a pod's own address", CounterSender, inner{node: here, to: there, pod: pod, id: 5}},
 		{"a host outside", CounterSender, inner{node: here, to: there, pod: netip.MustParseAddr(f.lan), id: 5}},
 		{"the egress IP itself", CounterSender, inner{node: here, to: there, pod: f.egressIP(), id: 5}},
 	} {
@@ -429,8 +439,10 @@ func testSenders(t *testing.T, f sides, here, there netip.Addr) {
 	s.KeepSenders = true
 	reach(t, far, s)
 	if !arrives() {
-		t.Error("a pod of which it is not known whether it is still of the egress is cut off")
+		t.Error("a node of which it is not known whether it still has pods of the egress is cut off")
 	}
 	reach(t, far, parseState(t, state))
-	counts(t, far, CounterSender, func() { sneaks(t, "an open connection of a pod that the egress selects no more", ext, f, send(right)) })
+	counts(t, far, CounterSender, func() {
+		sneaks(t, "an open connection of a node that has no more pods of the egress", ext, f, send(right))
+	})
 }

@@ -144,7 +144,7 @@ func withoutRaw(lines string) string {
 	return b.String()
 }
 
-var rawLine = regexp.MustCompile(`@(th|ll),|l4proto [{] .*sctp|echo-re|& 65472`)
+var rawLine = regexp.MustCompile(`@(th|ll|nh),|<< 16|l4proto [{] .*sctp|echo-re|& 65472`)
 
 // shortWalk is how many pairs of states a short walk takes.
 const shortWalk = 6

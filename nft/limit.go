@@ -109,6 +109,13 @@ func (t table) changeLimits(s set, have observedTable, wanted elements) []op {
 	return append(ops, t.change(s, stay, wanted)...)
 }
 
+// The attributes of a shift (enums nft_bitwise_attributes and nft_bitwise_ops of linux/netfilter/nf_tables.h).
+const (
+	bitwiseOp        = 6 // NFTA_BITWISE_OP
+	bitwiseData      = 7 // NFTA_BITWISE_DATA
+	bitwiseLeftShift = 1 // NFT_BITWISE_LSHIFT
+)
+
 // objectMap looks an object up in a map and applies it; the rule ends there when there is none. Package expr has objects by name only.
 type objectMap struct {
 	expr.Any // none; for its unexported methods
@@ -120,9 +127,10 @@ type forward struct {
 	expr.Any // none; for its unexported methods
 }
 
-// originalZone sets the zone of the original direction to what is in the register. Package expr sets that of both only.
-type originalZone struct {
+// shiftLeft multiplies the four bytes in the register, in host byte order, by a power of two. Package expr has no shift.
+type shiftLeft struct {
 	expr.Any // as above
+	bits     uint32
 }
 
 // originalSource loads the address of who opened the connection. Package expr knows the key of neither family.
@@ -154,11 +162,13 @@ func marshal(family byte, x expr.Any) ([]byte, error) {
 		})
 	case forward:
 		return data("fwd", func(e *netlink.AttributeEncoder) { e.Uint32(unix.NFTA_FWD_SREG_DEV, reg) })
-	case originalZone:
-		return data("ct", func(e *netlink.AttributeEncoder) {
-			e.Uint32(unix.NFTA_CT_KEY, unix.NFT_CT_ZONE)
-			e.Uint32(unix.NFTA_CT_SREG, reg)
-			e.Uint8(unix.NFTA_CT_DIRECTION, 0) // original
+	case shiftLeft:
+		return data("bitwise", func(e *netlink.AttributeEncoder) {
+			e.Uint32(unix.NFTA_BITWISE_SREG, reg)
+			e.Uint32(unix.NFTA_BITWISE_DREG, reg)
+			e.Uint32(unix.NFTA_BITWISE_LEN, 4)
+			e.Uint32(bitwiseOp, bitwiseLeftShift)
+			e.Nested(bitwiseData, always(func(e *netlink.AttributeEncoder) { e.Bytes(unix.NFTA_DATA_VALUE, native(x.bits)) }))
 		})
 	case originalSource:
 		return data("ct", func(e *netlink.AttributeEncoder) {

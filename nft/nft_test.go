@@ -196,7 +196,9 @@ func parseState(t testing.TB, text string) State {
 			s.OverlayMTU = number(f[1])
 		case "self": // address
 			s.Self = addr(f[1])
-		case "sender": // node address id
+		case "overlaysource": // id address
+			s.OverlaySources = mapPut(s.OverlaySources, egress.ID(number(f[1])), addr(f[2]))
+		case "sender": // node source id
 			s.Senders = append(s.Senders, Sender{addr(f[1]), addr(f[2]), egress.ID(number(f[3]))})
 		case "block": // id address first size
 			s.Blocks = mapPut(s.Blocks, egress.ID(number(f[1])), egress.Block{IP: addr(f[2]), First: uint16(number(f[3])), Size: number(f[4])})
@@ -222,7 +224,7 @@ func large(n int) State {
 	s := State{Pods: map[netip.Addr]egress.ID{}, NextHops: map[egress.ID]egress.Mark{}, Hosted: map[egress.ID]Hosted{}, OverlayMTU: 1450}
 	pod, ip := netip.MustParseAddr("10.244.0.1"), netip.MustParseAddr("10.10.0.1")
 	for i := range n {
-		id := egress.ID(i%int(egress.MaxID) + 1)
+		id := egress.ID(i + 1)
 		s.Pods[pod], s.NextHops[id], s.Hosted[id] = id, egress.LocalMark, Hosted{IP: ip, Mark: egress.LocalMark}
 		s.Fenced = append(s.Fenced, ip)
 		// Every other address: ranges that cannot be merged.

@@ -11,7 +11,7 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// overlayChains see the overlay's own packets, VXLAN, before and instead of conntrack; and what comes in by the loop.
+// overlayChains see the overlay's own packets, VXLAN, before and instead of conntrack; and what comes out of it.
 // Whoever can send a datagram to the overlay's port of a gateway, and seem to be a node, sends with its egress IPs.
 func overlayChains() []chain {
 	base := func(name string, num *nftables.ChainHook, prio nftables.ChainPriority) hook {
@@ -24,11 +24,12 @@ func overlayChains() []chain {
 		return newRule(chain, append(terms, count(CounterForeign), drop())...)
 	}
 	return []chain{
-		{"overlay_in", base("prerouting", nftables.ChainHookPrerouting, -300), append([]rule{
-			newRule("overlay_in", fromPass(), jump("passed")),
+		// Before anybody else sees the mark that a packet comes with (-300: iptables' raw).
+		{"overlay_in", base("prerouting", nftables.ChainHookPrerouting, -310), append([]rule{
+			newRule("overlay_in", fromOverlay(), enter("passed")),
 			newRule("overlay_in", toOverlay(), enter("overlay")),
 		}, toBlocks("overlay_in")...)},
-		{"passed", hook{}, append([]rule{newRule("passed", fromLoop(), setZone(egress.LoopZone))}, fromBlocks("passed")...)},
+		{"passed", hook{}, fromBlocks("passed")},
 		// What is only forwarded, and to no node, is none of ours: pods may use the port among themselves.
 		{"overlay", hook{}, append(toNode("overlay", "overlay_from"), foreign("overlay", localDestination()))},
 		// A node sends to a node: this one, or another where this one routes between them.
@@ -48,7 +49,8 @@ func overlayChains() []chain {
 		{"overlay_own", hook{}, []rule{
 			foreign("overlay_own", ofProcess()),
 			foreign("overlay_own", seen()),
-			newRule("overlay_own", notrack()),
+			// The id has done its work: in the mark it would mean something to others.
+			newRule("overlay_own", notrack(), setMark(0)),
 		}},
 		{"overlay_leaving", hook{}, toNode("overlay_leaving", "overlay_left")},
 		{"overlay_left", hook{}, []rule{foreign("overlay_left", tracked()), newRule("overlay_left", accept())}},
@@ -67,13 +69,23 @@ func betweenNodes(chain string) []rule {
 // source a node's.
 func leavesForOverlay(chain string) rule { return newRule(chain, toOverlay(), jump("overlay_leaving")) }
 
-// checkSender is the rule for what comes out of the overlay. What comes by the loop was looked up here.
-func checkSender(chain string) rule {
-	return newRule(chain, fromOverlay(), jump("senders"))
+// fromOverlay matches what comes out of the overlay, intoOverlay what leaves by it.
+func fromOverlay() term { return byOverlay("iifname", expr.MetaKeyIIFNAME) }
+func intoOverlay() term { return byOverlay("oifname", expr.MetaKeyOIFNAME) }
+
+func byOverlay(name string, k expr.MetaKey) term {
+	return words(fmt.Sprintf("%s %q", name, egress.OverlayLink), loadMeta(k), equals([]byte(linkKey(egress.OverlayLink))...))
 }
 
-func fromOverlay() term {
-	return words(fmt.Sprintf("iifname %q", egress.OverlayLink), loadMeta(expr.MetaKeyIIFNAME), equals([]byte(linkKey(egress.OverlayLink))...))
+// fromOverlaySource matches what has an egress.OverlaySource as its source.
+func fromOverlaySource(f family) term {
+	prefix := egress.OverlaySources4
+	if f.number == unix.NFPROTO_IPV6 {
+		prefix = egress.OverlaySources6
+	}
+	fixed := prefix.Addr().AsSlice()[:prefix.Bits()/8]
+	return words(fmt.Sprintf("%s saddr %s", f.name, prefix),
+		append(f.is(), load(expr.PayloadBaseNetworkHeader, f.source, uint32(len(fixed))), equals(fixed...))...)
 }
 
 func toOverlay() term { return udpTo(egress.OverlayPort) }
@@ -114,14 +126,13 @@ func fromPeer(f family) term {
 		append(f.is(), f.saddr(), frame, in("peer"+f.digit))...)
 }
 
-// unknownSender matches what is not of a pod that, on the node that it comes from, is one of the egress that the
-// connection is of.
+// unknownSender matches what does not have the source that, for the egress IP that the connection is of, it has from the node that sent it.
 func unknownSender(f family) term {
 	set := "sender" + f.digit
-	pod := &expr.Payload{DestRegister: register(8), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.address.Bytes}
+	source := &expr.Payload{DestRegister: register(8), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.address.Bytes}
 	return words(fmt.Sprintf("ether saddr . %s saddr . ct mark != @%s", f.name, set), append(f.is(),
 		loadMeta(expr.MetaKeyIIFTYPE), equals(binaryutil.NativeEndian.PutUint16(unix.ARPHRD_ETHER)...),
-		etherFrom.load(), pod, &expr.Ct{Key: expr.CtKeyMARK, Register: register(8 + f.address.Bytes)}, notIn(set))...)
+		etherFrom.load(), source, &expr.Ct{Key: expr.CtKeyMARK, Register: register(8 + f.address.Bytes)}, notIn(set))...)
 }
 
 // register returns the one that begins n bytes, a multiple of 4, after reg.

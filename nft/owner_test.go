@@ -37,7 +37,7 @@ func TestOthersCanNeitherFlushNorChangeTheTables(t *testing.T) {
 	if !ok {
 		return
 	}
-	want := parseState(t, "mtu 1450\npod 10.244.1.2 5\nnexthop 5 0x2002\nhosted 6 10.10.0.8 0x3fff\nfenced 10.10.0.8")
+	want := parseState(t, "mtu 1450\npod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff\nfenced 10.10.0.8")
 	reach(t, tables, want)
 	if err := tables.Permit([]Permit{{ip4, true}}, time.Hour); err != nil {
 		t.Fatal(err)
@@ -74,7 +74,7 @@ func TestTablesOfADeadAgentAreTakenOver(t *testing.T) {
 	if !ok {
 		return
 	}
-	want := parseState(t, "pod 10.244.1.2 5\nnexthop 5 0x2002\nhosted 6 10.10.0.8 0x3fff\nfenced 10.10.0.8")
+	want := parseState(t, "pod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff\nfenced 10.10.0.8")
 	reach(t, tables, want)
 	if err := tables.Permit([]Permit{{ip4, true}}, time.Hour); err != nil {
 		t.Fatal(err)
@@ -114,7 +114,7 @@ func TestTablesOfADeadAgentAreTakenOver(t *testing.T) {
 // A version that owns its tables comes after one that does not, and goes before one.
 func TestAnUpgradeOwnsTheTablesAndADowngradeDoesNot(t *testing.T) {
 	netns.Enter(t)
-	want := parseState(t, "mtu 1450\npod 10.244.1.2 5\nnexthop 5 0x2002\nhosted 6 10.10.0.8 0x3fff 1250000 250000\nfenced 10.10.0.8\nexcept 10.244.0.0/16\nnode 10.10.0.102")
+	want := parseState(t, "mtu 1450\npod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff 1250000 250000\nfenced 10.10.0.8\nexcept 10.244.0.0/16\nnode 10.10.0.102")
 	former := openHere(t, Config{Shared: true})
 	reach(t, former, want)
 	before := list(t)
@@ -171,73 +171,78 @@ func TestTablesThatAnotherProgramOwnsAreSaid(t *testing.T) {
 // Somebody flushes all nftables and loads the CNI's again, as `systemctl restart nftables` does, while a pod opens connections as fast as it can.
 // That the witness sees what gets through, the tables that others may flush show.
 func TestAFlushOfOthersLetsNoPacketOutWithAnotherSource(t *testing.T) {
-	for name, shared := range map[string]bool{"owned": false, "shared": true} {
-		t.Run(name, func(t *testing.T) {
-			tables := openShared(t)
-			if !shared {
-				if tables = openHere(t, Config{}); tables.socket == 0 {
-					return // on this kernel all are shared
-				}
-			}
-			f := bothSides[0]
-			ext, p := outside(t), pod(t)
-			loop(t)
-			f.hold(t)
-			var witness net.PacketConn
-			ext.do(func() (err error) { witness, err = net.ListenPacket("udp4", f.server+":7003"); return err })
-			t.Cleanup(func() { witness.Close() })
-			reach(t, tables, parseState(t, f.base()+"pod "+f.pod+" 5\nnexthop 5 0x2001\nhosted 5 "+f.egress+" 0x3fff\n"))
-			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
-				t.Fatal(err)
-			}
-			seen := make(chan map[string]int)
-			go func() {
-				sources := map[string]int{}
-				for b := make([]byte, 9); ; {
-					_, from, err := witness.ReadFrom(b)
-					if err != nil {
-						seen <- sources
-						return
-					}
-					sources[netip.MustParseAddrPort(from.String()).Addr().String()]++
-				}
-			}()
-			restored := "flush ruleset\n" + netns.Run(t, "nft list table inet cni")
-			stop, stopped := make(chan struct{}), make(chan error)
-			go func() {
-				stopped <- netns.Do(p.name, func() error {
-					for {
-						select {
-						case <-stop:
-							return nil
-						default:
-						}
-						c, err := net.Dial("udp", f.server+":7003")
-						if err != nil {
-							return err
-						}
-						_, _ = c.Write([]byte("new")) // what is dropped is not seen
-						c.Close()
-					}
-				})
-			}()
-			flushes := 50
-			if testing.Short() { // emulated machines take two seconds for one
-				flushes = 3
-			}
-			for range flushes {
-				nft(t, restored)
-			}
-			close(stop)
-			if err := <-stopped; err != nil {
-				t.Error(err)
-			}
-			witness.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
-			sources := <-seen
-			if !shared && (len(sources) != 1 || sources[f.egress] < 10) || shared && sources[f.node] == 0 {
-				t.Errorf("seen outside: %v", sources)
-			}
-			t.Logf("seen outside: %v", sources)
-		})
+	for _, f := range bothSides {
+		for name, shared := range map[string]bool{"owned": false, "shared": true} {
+			t.Run(f.pod+"/"+name, func(t *testing.T) { testFlushes(t, f, shared) })
+		}
 	}
+}
+
+func testFlushes(t *testing.T, f sides, shared bool) {
+	tables := openShared(t)
+	if !shared {
+		if tables = openHere(t, Config{}); tables.socket == 0 {
+			return // on this kernel all are shared
+		}
+	}
+	ext, p := outside(t), pod(t)
+	f.hold(t)
+	var witness net.PacketConn
+	ext.do(func() (err error) {
+		witness, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "7003"))
+		return err
+	})
+	t.Cleanup(func() { witness.Close() })
+	reach(t, tables, parseState(t, f.base()+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
+	if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
+		t.Fatal(err)
+	}
+	seen := make(chan map[string]int)
+	go func() {
+		sources := map[string]int{}
+		for b := make([]byte, 9); ; {
+			_, from, err := witness.ReadFrom(b)
+			if err != nil {
+				seen <- sources
+				return
+			}
+			sources[netip.MustParseAddrPort(from.String()).Addr().Unmap().String()]++
+		}
+	}()
+	restored := "flush ruleset\n" + netns.Run(t, "nft list table inet cni")
+	stop, stopped := make(chan struct{}), make(chan error)
+	go func() {
+		stopped <- netns.Do(p.name, func() error {
+			for {
+				select {
+				case <-stop:
+					return nil
+				default:
+				}
+				c, err := net.Dial("udp", net.JoinHostPort(f.server, "7003"))
+				if err != nil {
+					return err
+				}
+				_, _ = c.Write([]byte("new")) // what is dropped is not seen
+				c.Close()
+			}
+		})
+	}()
+	flushes := 50
+	if testing.Short() { // emulated machines take two seconds for one
+		flushes = 3
+	}
+	for range flushes {
+		nft(t, restored)
+	}
+	close(stop)
+	if err := <-stopped; err != nil {
+		t.Error(err)
+	}
+	witness.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	sources := <-seen
+	if !shared && (len(sources) != 1 || sources[f.egress] < 10) || shared && sources[f.node] == 0 {
+		t.Errorf("seen outside: %v", sources)
+	}
+	t.Logf("seen outside: %v", sources)
 }

@@ -18,10 +18,10 @@ func BenchmarkPacket(b *testing.B) {
 	const many = 2000
 	f := bothSides[0]
 	selected := func(pods int) State {
-		s := parseState(b, f.base()+"pod "+f.pod+" 5\nnexthop 5 0x2001\nhosted 5 "+f.egress+" 0x3fff\n")
+		s := parseState(b, f.base()+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n")
 		pod, ip := netip.MustParseAddr("10.244.100.1"), netip.MustParseAddr("10.20.0.1")
 		for i := range pods - 1 {
-			id := egress.ID(i%int(egress.MaxID-10) + 10)
+			id := egress.ID(i + 10)
 			s.Pods[pod], s.NextHops[id], s.Hosted[id] = id, s.NextHops[5], Hosted{IP: ip, Mark: s.Hosted[5].Mark}
 			s.Fenced = append(s.Fenced, ip)
 			pod, ip = pod.Next(), ip.Next()
@@ -42,7 +42,6 @@ func BenchmarkPacket(b *testing.B) {
 		b.Run(tt.name, func(b *testing.B) {
 			tables := open(b)
 			ext, p := outside(b), pod(b)
-			loop(b)
 			ext.serve(f.server)
 			f.hold(b)
 			reach(b, tables, tt.state)
@@ -87,8 +86,8 @@ func BenchmarkOverlay(b *testing.B) {
 	ext.serve(f.server)
 	here, there := netip.MustParseAddr("10.11.0.101"), netip.MustParseAddr("10.11.0.102")
 	far := remoteGateway(b, ext, here, there).tables()
-	reach(b, tables, parseState(b, fmt.Sprintf("self %s\nnode %s\npod %s 5\nnexthop 5 0x2002", here, there, f.pod)))
-	reach(b, far, parseState(b, fmt.Sprintf("self %s\nnode %s\nhosted 5 %s 0x3fff\nsender %[2]s %[4]s 5", there, here, f.egress, f.pod)))
+	reach(b, tables, parseState(b, fmt.Sprintf("self %s\nnode %s\n", here, there)+f.atPod(5, there)))
+	reach(b, far, parseState(b, fmt.Sprintf("self %s\nnode %s\n", there, here)+f.atGateway(5, here)))
 	if err := far.Permit([]Permit{{IP: f.egressIP()}}, time.Hour); err != nil {
 		b.Fatal(err)
 	}

@@ -227,25 +227,6 @@ func pod(t testing.TB) space {
 	return p
 }
 
-// loop makes the node the gateway of its own pods, by the mark 0x2001.
-func loop(t testing.TB) {
-	t.Helper()
-	for line := range strings.Lines(`ip link add egret.vo address 02:00:00:00:00:07 type veth peer name egret.vi address 02:00:00:00:00:07
-		ip link set egret.vo arp off up
-		ip link set egret.vi arp off up
-		sysctl -qw net/ipv4/conf/egret.vi/rp_filter=0 net/ipv4/conf/all/rp_filter=0
-		ip -4 rule add pref 1200 fwmark 0x2001/0x3fff lookup 7001
-		ip -6 rule add pref 1200 fwmark 0x2001/0x3fff lookup 7001
-		ip -4 rule add pref 1999 fwmark 0x2000/0x3fff lookup 7000
-		ip -6 rule add pref 1999 fwmark 0x2000/0x3fff lookup 7000
-		ip -4 route add default via 192.0.0.1 dev egret.vo onlink table 7001
-		ip -6 route add default via fe80::1 dev egret.vo table 7001
-		ip -4 route add 10.244.1.2/32 via 192.0.0.1 dev egret.vo onlink table 7000
-		ip -6 route add fd44:1::2/128 via fe80::1 dev egret.vo table 7000`) {
-		netns.Run(t, strings.TrimSpace(line))
-	}
-}
-
 const server = "203.0.113.10"
 
 // sides are the addresses of the hosts above in one family.
@@ -378,11 +359,10 @@ func TestLocalGateway(t *testing.T) {
 func testLocalGateway(t *testing.T, f sides) {
 	tables := open(t)
 	ext, p := outside(t), pod(t)
-	loop(t)
 	ext.serve(f.server, f.lan)
 	f.hold(t)
 	selected := f.base() + "pod " + f.pod + " 5\n"
-	hosted := selected + "nexthop 5 0x2001\nhosted 5 " + f.egress + " 0x3fff\n"
+	hosted := selected + "nexthop 5 0x3fff\nhosted 5 " + f.egress + " 0x3fff\n"
 	grant := func() {
 		t.Helper()
 		if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
@@ -419,8 +399,7 @@ func testLocalGateway(t *testing.T, f sides) {
 	}
 	dropped(CounterNoNextHop, selected, "no gateway")
 	dropped(CounterNoNextHop, f.base()+"pod "+f.pod+" 0\n", "no address")
-	dropped(CounterUnhosted, selected+"nexthop 5 0x2001\n", "steered here but not hosted")
-	dropped(CounterGuard, selected+"nexthop 5 0x3fff\n", "steered out of the node without passing")
+	dropped(CounterGuard, selected+"nexthop 5 0x3fff\n", "steered out of the node, which does not have the IP")
 	if err := tables.Revoke(f.egressIP()); err != nil {
 		t.Fatal(err)
 	}
@@ -455,7 +434,6 @@ func TestSourcePortsStayOrAreRandom(t *testing.T) {
 		t.Run(f.pod, func(t *testing.T) {
 			tables := open(t)
 			ext, p := outside(t), pod(t)
-			loop(t)
 			var c net.PacketConn
 			ext.do(func() (err error) { c, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "7001")); return err })
 			defer c.Close()
@@ -473,7 +451,7 @@ func TestSourcePortsStayOrAreRandom(t *testing.T) {
 			const connections = 20
 			// What is taken at random may be what it was.
 			for lines, most := range map[string]int{"": connections, "random\n": connections / 4} {
-				reach(t, tables, parseState(t, f.base()+lines+"pod "+f.pod+" 5\nnexthop 5 0x2001\nhosted 5 "+f.egress+" 0x3fff\n"))
+				reach(t, tables, parseState(t, f.base()+lines+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
 				if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
 					t.Fatal(err)
 				}
@@ -516,10 +494,9 @@ func TestTheFirstConnectionOfAnUnknownPodIsHeld(t *testing.T) {
 		t.Run(f.pod, func(t *testing.T) {
 			tables := open(t)
 			ext, p := outside(t), pod(t)
-			loop(t)
 			ext.serve(f.server, f.lan)
 			f.hold(t)
-			base := f.base() + fmt.Sprintf("podcidr %s\nhosted 5 %s 0x3fff\nnexthop 5 0x2001\n", f.pods, f.egress)
+			base := f.base() + fmt.Sprintf("podcidr %s\nhosted 5 %s 0x3fff\nnexthop 5 0x3fff\n", f.pods, f.egress)
 			with := func(lines string) {
 				t.Helper()
 				reach(t, tables, parseState(t, base+lines))
@@ -677,13 +654,12 @@ var underlays = [2]netip.Addr{netip.MustParseAddr("10.11.0.101"), netip.MustPars
 // A pod's packets on two nodes: out over the overlay, SNATed at the gateway, and back.
 func TestRemoteGateway(t *testing.T) {
 	tables, far, ext, p, _ := remote(t)
-	here := underlays[0]
 	hosts := "mtu 1450\nself 10.11.0.102\nnode 10.11.0.101\n"
 	pods := "mtu 1450\nself 10.11.0.101\nnode 10.11.0.102\n"
 	var permits []Permit
 	for i, f := range bothSides {
-		hosts += fmt.Sprintf("hosted %d %s 0x3fff\nsender %s %s %[1]d\n", 5+i, f.egress, here, f.pod)
-		pods += fmt.Sprintf("pod %s %d\nnexthop %[2]d 0x2002\n", f.pod, 5+i)
+		hosts += f.atGateway(5+i, underlays[0])
+		pods += f.atPod(5+i, underlays[1])
 		permits = append(permits, Permit{IP: f.egressIP()})
 	}
 	reach(t, tables, parseState(t, pods))
@@ -748,7 +724,9 @@ func TestRemoteGateway(t *testing.T) {
 	})
 
 	// It is not sent into the overlay again.
-	reach(t, far, parseState(t, "mtu 1450\nself 10.11.0.102\nnode 10.11.0.101\nsender 10.11.0.101 10.244.1.2 5\nsender 10.11.0.101 fd44:1::2 6\npod 10.244.9.9 5\nnexthop 5 0x2002\npod fd44:9::9 6\nnexthop 6 0x2002"))
+	s := parseState(t, hosts+"pod 10.244.9.9 5\nnexthop 5 0x3ffe\ngateway 5 1\npod fd44:9::9 6\nnexthop 6 0x3ffe\ngateway 6 1")
+	s.Hosted = nil
+	reach(t, far, s)
 	for _, f := range bothSides {
 		counts(t, far, CounterUnhosted, func() {
 			if got := p.seen(f.server); got != "" {

@@ -21,18 +21,17 @@ func TestAnswersTooLargeForThePodsLinkAreToldSo(t *testing.T) {
 	t.Run("its own node is the gateway", func(t *testing.T) {
 		tables := open(t)
 		ext, p := outside(t), pod(t)
-		loop(t)
 		state := "mtu 1450\n"
 		for i, f := range bothSides {
 			f.hold(t)
-			state += f.base() + fmt.Sprintf("pod %s %d\nnexthop %[2]d 0x2001\nhosted %[2]d %s 0x3fff\n", f.pod, 5+i, f.egress)
+			state += f.base() + fmt.Sprintf("pod %s %d\nnexthop %[2]d 0x3fff\nhosted %[2]d %s 0x3fff\n", f.pod, 5+i, f.egress)
 		}
 		reach(t, tables, parseState(t, state))
 		for _, f := range bothSides {
 			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
 				t.Fatal(err)
 			}
-			answersFit(t, f, ext, p)
+			answersFit(t, f, ext, p, setMTU(t, p))
 		}
 	})
 	t.Run("another node is the gateway", func(t *testing.T) {
@@ -40,8 +39,8 @@ func TestAnswersTooLargeForThePodsLinkAreToldSo(t *testing.T) {
 		hosts, pods := "mtu 1450\nself 10.11.0.102\nnode 10.11.0.101\n", "mtu 1450\nself 10.11.0.101\nnode 10.11.0.102\n"
 		var permits []Permit
 		for i, f := range bothSides {
-			hosts += fmt.Sprintf("hosted %d %s 0x3fff\nsender %s %s %[1]d\n", 5+i, f.egress, underlays[0], f.pod)
-			pods += fmt.Sprintf("pod %s %d\nnexthop %[2]d 0x2002\n", f.pod, 5+i)
+			hosts += f.atGateway(5+i, underlays[0])
+			pods += f.atPod(5+i, underlays[1])
 			permits = append(permits, Permit{IP: f.egressIP()})
 		}
 		reach(t, tables, parseState(t, pods))
@@ -50,7 +49,7 @@ func TestAnswersTooLargeForThePodsLinkAreToldSo(t *testing.T) {
 			t.Fatal(err)
 		}
 		for _, f := range bothSides {
-			answersFit(t, f, ext, p)
+			answersFit(t, f, ext, p, setMTU(t, p))
 		}
 	})
 }
@@ -60,10 +59,10 @@ const (
 	answerLen = 1400 // bytes of payload: with headers no more than the overlay takes
 )
 
-// answersFit has the pod ask, by UDP and by TCP, before its link becomes small, and the server answer afterwards.
-func answersFit(t *testing.T, f sides, ext, p space) {
+// answersFit has the pod ask, by UDP and by TCP, before its link becomes small, by setMTU, and the server answer afterwards.
+func answersFit(t *testing.T, f sides, ext, p space, setMTU func(mtu int)) {
 	t.Helper()
-	setMTU(t, p, 1500)
+	setMTU(1500)
 	ext.run("ip route flush cache")
 	ext.run("ip -6 route flush cache")
 	errors := ext.icmpErrors(f)
@@ -103,7 +102,7 @@ func answersFit(t *testing.T, f sides, ext, p space) {
 	}
 	defer accepted.Close()
 
-	setMTU(t, p, podMTU)
+	setMTU(podMTU)
 	arrives := func() bool {
 		s.WriteTo(make([]byte, answerLen), client) // what is lost shows as nothing that arrives
 		c.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
@@ -136,10 +135,13 @@ func answersFit(t *testing.T, f sides, ext, p space) {
 	}
 }
 
-func setMTU(t *testing.T, p space, mtu int) {
-	t.Helper()
-	netns.Run(t, fmt.Sprint("ip link set cni0 mtu ", mtu))
-	p.run(fmt.Sprint("ip link set eth0 mtu ", mtu))
+// setMTU returns what sets the MTU of the link of a pod of this node.
+func setMTU(t *testing.T, p space) func(mtu int) {
+	return func(mtu int) {
+		t.Helper()
+		netns.Run(t, fmt.Sprint("ip link set cni0 mtu ", mtu))
+		p.run(fmt.Sprint("ip link set eth0 mtu ", mtu))
+	}
 }
 
 // out runs a command in the namespace and returns what it prints.
@@ -196,12 +198,11 @@ func (s space) icmpErrors(f sides) <-chan string {
 func TestTheMSSFollowsThePodsLink(t *testing.T) {
 	tables := open(t)
 	ext, p := outside(t), pod(t)
-	loop(t)
 	netns.Run(t, fmt.Sprint("ip link set cni0 mtu ", podMTU)) // and the pod's end stays at 1500
 	for i, f := range bothSides {
 		f.hold(t)
 		id := 5 + i
-		reach(t, tables, parseState(t, f.base()+fmt.Sprintf("mtu 1450\npod %s %d\nnexthop %[2]d 0x2001\nhosted %[2]d %s 0x3fff\n", f.pod, id, f.egress)))
+		reach(t, tables, parseState(t, f.base()+fmt.Sprintf("mtu 1450\npod %s %d\nnexthop %[2]d 0x3fff\nhosted %[2]d %s 0x3fff\n", f.pod, id, f.egress)))
 		if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
 			t.Fatal(err)
 		}

@@ -3,15 +3,15 @@ package nft
 import (
 	"fmt"
 	"net/netip"
-	"strings"
 	"testing"
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/netns"
+	"github.com/egret-project/egret/routing"
 )
 
-// remoteGateway makes a second node beside the test's own, here, which it has a link to and is the gateway of, by the
-// mark 0x2002; and one to the outside, which knows the egress IPs by a route.
+// remoteGateway makes a second node beside the test's own, here, which it has a link to and is the gateway of; and one to the outside, which
+// knows the egress IPs by a route.
 func remoteGateway(t testing.TB, ext space, here, there netip.Addr) space {
 	t.Helper()
 	gw := newSpace(t, "gw")
@@ -39,48 +39,45 @@ func remoteGateway(t testing.TB, ext space, here, there netip.Addr) space {
 		ip route add 10.10.0.8/32 via 10.12.0.102
 		ip route add fd10::8/128 via fd12::102`)
 
-	overlayTo(func(l string) { netns.Run(t, l) }, here, there)
-	overlayTo(gw.run, there, here)
-	mac := egress.OverlayMAC(here)
-	if here.Is4() {
-		gw.run("ip route add 10.244.1.2/32 via " + here.String() + " dev egret.vx onlink table 7000")
-	} else {
-		gw.run("ip route add 10.244.1.2/32 via inet6 " + egress.OverlayLinkLocal(here).String() + " dev egret.vx table 7000")
-	}
-	gw.run("ip -6 route add fd44:1::2/128 dev egret.vx table 7000")
-	gw.run("ip neigh add fd44:1::2 lladdr " + mac.String() + " dev egret.vx nud permanent")
+	overlayTo(t, local, here, there)
+	overlayTo(t, gw.in(), there, here)
 	return gw
 }
 
 // overlayTo makes the overlay of a node, with one peer.
-func overlayTo(run func(string), self, peer netip.Addr) {
-	mac, local := egress.OverlayMAC(peer), egress.OverlayLinkLocal(peer)
+func overlayTo(t testing.TB, in func(func() error) error, self, peer netip.Addr) {
+	t.Helper()
 	mtu := 1450
 	if self.Is6() {
 		mtu = 1430
 	}
-	lines := fmt.Sprintf(`ip link add egret.vx address %s mtu %[8]d type vxlan id %[2]d dstport %[3]d local %[4]s nolearning gbp
-		sysctl -qw net/ipv4/conf/egret.vx/rp_filter=0 net/ipv4/conf/all/rp_filter=0
-		ip link set egret.vx up
-		ip neigh add %[5]s lladdr %[6]s dev egret.vx nud permanent
-		bridge fdb append %[6]s dev egret.vx dst %[7]s
-		ip -4 rule add pref 1000 fwmark 0/0x2000 goto 32766
-		ip -4 rule add pref 1100 fwmark 0x2000/0x3fff lookup 7000
-		ip -4 rule add pref 1200 fwmark 0x2002/0x3fff lookup 7002
-		ip -6 rule add pref 1000 fwmark 0/0x2000 goto 32766
-		ip -6 rule add pref 1100 fwmark 0x2000/0x3fff lookup 7000
-		ip -6 rule add pref 1200 fwmark 0x2002/0x3fff lookup 7002
-		ip -6 route add default via %[5]s dev egret.vx table 7002
-		`, egress.OverlayMAC(self), egress.OverlayVNI, egress.OverlayPort, self, local, mac, peer, mtu)
-	if self.Is4() {
-		lines += fmt.Sprintf(`ip addr add %s/32 dev egret.vx scope link noprefixroute
-			ip neigh add %s lladdr %s dev egret.vx nud permanent
-			ip -4 route add default via %[2]s dev egret.vx onlink table 7002`, self, peer, mac)
-	} else {
-		lines += fmt.Sprintf(`ip addr add 192.0.0.8/32 dev egret.vx scope link noprefixroute
-			ip -4 route add default via inet6 %s dev egret.vx table 7002`, local)
+	err := in(func() error {
+		r, err := routing.New(routing.Config{})
+		if err != nil {
+			return err
+		}
+		defer r.Close()
+		have, err := r.Observe()
+		if err != nil {
+			return err
+		}
+		return r.Apply(routing.Diff(have, routing.State{Overlay: routing.Overlay{Local: self, MTU: mtu}, Peers: []routing.Peer{{Underlay: peer}}}))
+	})
+	if err != nil {
+		t.Fatal(err)
 	}
-	for line := range strings.Lines(lines) {
-		run(strings.TrimSpace(line))
-	}
+}
+
+// atPod are the lines of a State of node 1, which has the pod, where node 2 is the gateway: there. atGateway are those of that one; here is node 1.
+func (f sides) atPod(id int, there netip.Addr) string {
+	return fmt.Sprintf("pod %s %d\nnexthop %[2]d 0x3ffe\ngateway %[2]d 2\noverlaysource %[2]d %s\npeer 2 %s\n", f.pod, id, f.overlaySource(id), there)
+}
+
+func (f sides) atGateway(id int, here netip.Addr) string {
+	return fmt.Sprintf("hosted %d %s 0x3fff\nsender %s %s %[1]d\npeer 1 %[3]s\n", id, f.egress, here, f.overlaySource(id))
+}
+
+// overlaySource is that of node 1.
+func (f sides) overlaySource(id int) netip.Addr {
+	return egress.OverlaySource(1, egress.ID(id), f.egressIP())
 }

@@ -33,12 +33,14 @@ const (
 
 // How many elements the sets may hold. The kernel keeps a set without such a bound in a table that it resizes in the background, and
 // a dump that comes upon that misses elements with no sign of it. A bounded set is an array of lists, read in order: 8 bytes for each
-// element that there might be, 13 MB in all.
+// element that there might be, 17 MB in all.
 const (
 	maxIDs   = uint32(egress.MaxID) + 1
 	maxNodes = egress.MaxNodeIndex + 1
-	maxPods  = 16384 // of one family; a hundred times what a kubelet runs by default
-	// maxSenders is how many pods may share the egress IPs of one gateway, of one family.
+	maxPods  = 16384 // of one family, and of their egress IPs; a hundred times what a kubelet runs by default
+	// maxHosted is how many egress IPs one node may have, of one family.
+	maxHosted = 8192
+	// maxSenders is how many nodes may share the egress IPs of one gateway, each counted once for every IP, of one family.
 	maxSenders = 65536
 	// maxUnits is how many units of ports (egress.MinBlock) other nodes may have of the egress IPs of one gateway, of one family: all ports of 256 IPs.
 	maxUnits = 256 << 10
@@ -89,36 +91,36 @@ func inetTable(s State) table {
 		t.sets = append(t.sets,
 			set{name: "selected" + f.digit, key: f.address, size: maxPods},
 			set{name: "pod" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxPods},
-			set{name: "snat" + f.digit, key: mark, value: f.address, flags: flagMap, size: maxIDs},
+			set{name: "snat" + f.digit, key: mark, value: f.address, flags: flagMap, size: maxHosted},
+			set{name: "overlay" + f.digit, key: mark, value: f.address, flags: flagMap, size: maxPods},
 			set{name: "known" + f.digit, key: f.address, size: maxPods},
 			set{name: "podcidr" + f.digit, key: f.address, flags: flagInterval},
 			set{name: "seen" + f.digit, key: f.address, flags: flagDynamic | flagTimeout, size: maxPods},
 			set{name: "held" + f.digit, key: f.address, flags: flagDynamic | flagTimeout, size: maxPods},
 			set{name: "except" + f.digit, key: f.address, flags: flagInterval},
-			set{name: "egressip" + f.digit, key: f.address, size: maxIDs},
+			set{name: "egressip" + f.digit, key: f.address, size: maxHosted},
 			set{name: "node" + f.digit, key: f.address, size: maxNodes},
 			set{name: "peer" + f.digit, key: f.peer, size: maxNodes},
 			set{name: "sender" + f.digit, key: f.sender, size: maxSenders, ofOtherNodes: true},
 			set{name: "source" + f.digit, key: f.address, size: maxIDs},
 			set{name: "pooled" + f.digit, key: f.address, size: maxIDs},
-			set{name: "block" + f.digit, key: mark, value: f.block, flags: flagMap, size: maxIDs},
-			set{name: "shared" + f.digit, key: mark, value: f.block, flags: flagMap, size: maxIDs},
+			set{name: "block" + f.digit, key: mark, value: f.block, flags: flagMap, size: maxPods},
+			set{name: "shared" + f.digit, key: mark, value: f.block, flags: flagMap, size: maxHosted, ofOtherNodes: true},
 			set{name: "port" + f.digit, key: f.unit, value: mark, flags: flagMap, size: maxUnits, ofOtherNodes: true},
 			set{name: "origin" + f.digit, key: f.origin, size: maxUnits, ofOtherNodes: true},
-			set{name: "hostedip" + f.digit, key: f.address, size: maxIDs},
-			set{name: "exit" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxIDs},
-			set{name: "id" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxIDs},
-			set{name: "permit" + f.digit, key: f.address, size: maxIDs, permits: true})
+			set{name: "hostedip" + f.digit, key: f.address, size: maxHosted},
+			set{name: "exit" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxHosted},
+			set{name: "id" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxHosted},
+			set{name: "permit" + f.digit, key: f.address, size: maxHosted, permits: true})
 	}
 	t.sets = append(t.sets,
-		set{name: "answer6", key: address6, size: maxIDs, permits: true},
+		set{name: "answer6", key: address6, size: maxHosted, permits: true},
 		set{name: "guarded", key: mark, flags: flagDynamic | flagTimeout, size: maxIDs},
 		set{name: "opened", key: mark, flags: flagDynamic | flagTimeout, size: maxIDs},
-		set{name: "bandwidth", key: mark, object: objectLimit, flags: flagObject, size: maxIDs},
-		set{name: "nexthop", key: markPair, value: mark, flags: flagMap, size: maxIDs},
-		set{name: "gateway", key: mark, value: mark, flags: flagMap, size: maxIDs},
-		set{name: "gateway_id", key: mark, value: mark, flags: flagMap, size: maxIDs},
-		set{name: "hosted", key: markPair, value: mark, flags: flagMap, size: maxIDs})
+		set{name: "bandwidth", key: mark, object: objectLimit, flags: flagObject, size: maxHosted},
+		set{name: "nexthop", key: markPair, value: mark, flags: flagMap, size: maxPods},
+		set{name: "gateway", key: mark, value: mark, flags: flagMap, size: maxPods},
+		set{name: "hosted", key: markPair, value: mark, flags: flagMap, size: maxHosted})
 	return t
 }
 
@@ -139,7 +141,7 @@ func steeringChains(hold time.Duration) []chain {
 	return []chain{
 		// Most of what comes here is of connections that are none of ours, and has to go on after as few expressions as can be.
 		{"prerouting", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -90, ""}, []rule{
-			pre(fromPass(), enter("steer_passed")),
+			pre(fromOverlay(), enter("steer_passed")),
 			pre(tagged(), enter("steer_tagged")),
 			pre(confirmed(), accept()),
 			pre(fresh, jump("classify")),
@@ -147,7 +149,7 @@ func steeringChains(hold time.Duration) []chain {
 			pre(tagged(), enter("steer")),
 		}},
 		{"steer_tagged", hook{}, []rule{
-			newRule("steer_tagged", direction("reply", 1), setMark(egress.ReturnMark), accept()),
+			newRule("steer_tagged", direction("reply", 1), setMark(egress.ToNodeMark), accept()),
 			newRule("steer_tagged", enter("steer")),
 		}},
 		{"classify", hook{}, slices.Concat(forged("classify"), notEgress("classify"), perFamily(func(f family) rule {
@@ -174,23 +176,21 @@ func steeringChains(hold time.Duration) []chain {
 		{"errors", hook{}, perFamily(func(f family) rule {
 			return newRule("errors", ctState("related", expr.CtStateBitRELATED), direction("original", 0), tagged(), errorAboutPod(f), enter("steer"))
 		})},
-		// What has passed once is never sent on that way again, and nothing else than egress connections passes. An answer to a connection
-		// that this node does not know, or not any more, would be in conntrack as one to the pod, and take its port.
-		{"steer_passed", hook{}, slices.Concat(
-			[]rule{
-				newRule("steer_passed", untracked(), markIs(egress.RoutingBit, egress.RoutingBit), accept()), // by block_pass
-				newRule("steer_passed", direction("reply", 1), tagged(), setMark(0), accept()),
-				newRule("steer_passed", lost, count(CounterInvalid), drop()),
-			},
-			perFamily(func(f family) rule { return newRule("steer_passed", fresh, toPod(f), count(CounterInvalid), drop()) }),
-			[]rule{
-				newRule("steer_passed", fresh, connMarkFromID()),
-				checkSender("steer_passed"),
-				// The pod's node says whose the packet is; what conntrack has of its connection may be older.
-				newRule("steer_passed", markFromID()),
-				newRule("steer_passed", markFromBoth("hosted"), accept()),
-				newRule("steer_passed", count(CounterUnhosted), drop()),
-			})},
+		// What has passed once is never sent on that way again, and nothing else than egress connections passes: an answer to a connection
+		// that this node does not know, or not any more, has no id.
+		{"steer_passed", hook{}, append(perFamily(func(f family) rule {
+			return newRule("steer_passed", untracked(), saddrIn(f, "pooled"+f.digit), accept()) // by block_pass
+		}),
+			newRule("steer_passed", direction("reply", 1), tagged(), setMark(0), accept()),
+			newRule("steer_passed", lost, count(CounterInvalid), drop()),
+			newRule("steer_passed", markIs(egress.Mark(egress.MaxID), 0), count(CounterInvalid), drop()),
+			newRule("steer_passed", fresh, connMarkFromID()),
+			newRule("steer_passed", jump("senders")),
+			// The pod's node says whose the packet is; what conntrack has of its connection may be older.
+			newRule("steer_passed", markFromID()),
+			newRule("steer_passed", markFromBoth("hosted"), accept()),
+			newRule("steer_passed", count(CounterUnhosted), drop()),
+		)},
 	}
 }
 
@@ -233,14 +233,13 @@ func notEgress(chain string) []rule {
 
 // leavingChains see egress connections on their way out: forward, then three times postrouting.
 func leavingChains(s State) []chain {
-	id := egress.Mark(egress.MaxID)
 	post := func(kind nftables.ChainType, prio nftables.ChainPriority) hook {
 		return hook{kind, "postrouting", *nftables.ChainHookPostrouting, prio, ""}
 	}
-	clamp := []rule{newRule("mss", toPass(), mssOfRoute())}
+	clamp := []rule{newRule("mss", intoOverlay(), mssOfRoute())}
 	if s.OverlayMTU > ipv6.headers {
 		clamp = append(clamp, perFamily(func(f family) rule {
-			return newRule("mss", fromPass(), words("meta nfproto "+f.protocol, f.is()...), mss(s.OverlayMTU-f.headers))
+			return newRule("mss", fromOverlay(), words("meta nfproto "+f.protocol, f.is()...), mss(s.OverlayMTU-f.headers))
 		})...)
 	}
 	// A connection of this node's own finds no smaller way when its gateway moves.
@@ -250,7 +249,7 @@ func leavingChains(s State) []chain {
 		})...)
 	}
 	// The link of the pod that this goes to may carry less.
-	clamp = append(clamp, newRule("mss", fromPass(), mssOfRoute()))
+	clamp = append(clamp, newRule("mss", tagged(), mssOfRoute()))
 	fwd := []rule{
 		newRule("forward", tcpSYN(), jump("mss")),
 		newRule("forward", confirmed(), accept()),
@@ -263,30 +262,38 @@ func leavingChains(s State) []chain {
 	if s.RandomPorts {
 		ports = randomPort
 	}
-	own := perFamily(func(f family) rule { return newRule("translate_egress", toPass(), snatToSelf(f)) })
-	own = slices.Concat([]rule{newRule("translate_egress", opens())},
-		perFamily(func(f family) rule { return newRule("translate_egress", snatToRange(f, "block", ports)) }), own,
-		perFamily(func(f family) rule { return newRule("translate_egress", snatToRange(f, "shared", ports)) }),
-		perFamily(func(f family) rule { return newRule("translate_egress", snatFrom(f, "snat"+f.digit, ports)) }))
-	identity := words(fmt.Sprintf("meta mark set ct mark & 0x%08x", uint32(id)), loadCt(expr.CtKeyMARK), mask(id, 0), setMeta(expr.MetaKeyMARK))
+	toRange := func(chain, set string) []rule {
+		return perFamily(func(f family) rule { return newRule(chain, snatToRange(f, set, ports)) })
+	}
+	to := func(chain, set string) []rule {
+		return perFamily(func(f family) rule { return newRule(chain, snatFrom(f, set+f.digit, ports)) })
+	}
+	// A block is for the node's own pods.
+	translate := append([]rule{newRule("translate_egress", fromOverlay(), enter("translate_last")), newRule("translate_egress", opens())},
+		toRange("translate_egress", "block")...)
+	translate = append(translate, newRule("translate_egress", intoOverlay(), enter("translate_overlay")), newRule("translate_egress", enter("translate_last")))
 	permitted := perFamily(func(f family) rule { return newRule("permitted", alive(), saddrIn(f, "permit"+f.digit), accept()) })
 	return []chain{
 		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0, ""}, fwd},
 		{"mss", hook{}, clamp},
-		// The packet mark becomes the id, which VXLAN carries as its group policy. The loop leaves the mark alone.
 		{"identity", post(nftables.ChainTypeFilter, 0), append([]rule{
-			leavesForOverlay("identity"), newRule("identity", toPass(), jump("to_node")), newRule("identity", toPass(), identity),
+			leavesForOverlay("identity"), newRule("identity", intoOverlay(), enter("to_node")),
 		}, unmarked()...)},
 		unmarkedChain(),
 		// Before every other NAT: what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
 		{"translate", post(nftables.ChainTypeNAT, egress.TranslatePriority), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
-		{"translate_egress", hook{}, slices.Concat(own, guarded("translate_egress"))},
+		{"translate_egress", hook{}, translate},
+		{"translate_overlay", hook{}, slices.Concat(to("translate_overlay", "overlay"), guarded("translate_overlay"))},
+		{"translate_last", hook{}, slices.Concat(toRange("translate_last", "shared"), to("translate_last", "snat"), guarded("translate_last"))},
 		// After every SNAT: what still is no permitted egress IP never leaves.
 		{"guard", post(nftables.ChainTypeFilter, 300), []rule{newRule("guard", tagged(), direction("original", 0), enter("permitted"))}},
 		{"permitted", hook{}, slices.Concat([]rule{
-			newRule("permitted", toPass(), accept()),
+			newRule("permitted", intoOverlay(), enter("passing")),
 			newRule("permitted", overLimit(markOfConnection, "bandwidth"), count(CounterBandwidth), drop()),
 		}, permitted, guarded("permitted"))},
+		// Into the overlay goes what was translated here.
+		{"passing", hook{}, slices.Concat(perFamily(func(f family) rule { return newRule("passing", saddrIn(f, "pooled"+f.digit), accept()) }),
+			perFamily(func(f family) rule { return newRule("passing", fromOverlaySource(f), accept()) }), guarded("passing"))},
 	}
 }
 
@@ -359,7 +366,7 @@ func arpTable() table {
 	sender := load(expr.PayloadBaseNetworkHeader, 14, 4)
 	return table{
 		family: nftables.TableFamilyARP, name: egress.TableName,
-		sets:     []set{{name: "egressip4", key: address4, size: maxIDs}, {name: "permit4", key: address4, size: maxIDs, permits: true}},
+		sets:     []set{{name: "egressip4", key: address4, size: maxHosted}, {name: "permit4", key: address4, size: maxHosted, permits: true}},
 		counters: []string{CounterARP},
 		chains: []chain{{"out", hook{nftables.ChainTypeFilter, "output", 1 /* NF_ARP_OUT, linux/netfilter_arp.h */, 0, ""}, []rule{
 			newRule("out", words("arp saddr ip @egressip4 arp saddr ip != @permit4", sender, in("egressip4"), sender, notIn("permit4")),
@@ -374,8 +381,8 @@ func arpTable() table {
 func netdevTable(carriers map[string]Carrier, overlay bool) table {
 	t := table{
 		family: nftables.TableFamilyNetdev, name: egress.TableName,
-		sets: []set{{name: "carried4", key: linkAddress4, size: maxIDs}, {name: "node", key: mark, value: ether, flags: flagMap, size: maxNodes},
-			{name: "permit4", key: address4, size: maxIDs, permits: true}},
+		sets: []set{{name: "carried4", key: linkAddress4, size: maxHosted}, {name: "node", key: mark, value: ether, flags: flagMap, size: maxNodes},
+			{name: "permit4", key: address4, size: maxHosted, permits: true}},
 	}
 	if overlay {
 		t.chains = append(t.chains, addressNodeChain())

@@ -28,11 +28,13 @@ type State struct {
 	Hold     time.Duration
 	// NextHops say where the connections of local pods go, by id. The packets of an id without entry are dropped and counted.
 	NextHops map[egress.ID]egress.Mark
-	// Blocks are the ports of an egress IP that connections of this node's pods get here, by id. The ids of other protocols than those with ports, and
+	// Blocks are the ports of an egress IP that connections of this node's pods get here, by id. Other protocols than those with ports, and
 	// ids without block, are translated by the gateway.
 	Blocks map[egress.ID]egress.Block
 	// Gateways are the Node.Index of the gateway of what leaves by egress.ToGatewayMark, by id.
 	Gateways map[egress.ID]int
+	// OverlaySources are what the source of a packet to such a gateway is translated to where no block says otherwise, by id.
+	OverlaySources map[egress.ID]netip.Addr
 	// Ports are the blocks of other nodes at the egress IPs of Hosted: their packets leave with those, and what comes for those goes to them.
 	Ports []Port
 	// Peers are the overlay endpoints of other nodes, by Node.Index. Where there are any, the overlay link has to be there.
@@ -47,8 +49,8 @@ type State struct {
 	// Self is the overlay endpoint of this node, and Nodes are those of the peers: VXLAN between others is dropped.
 	Self  netip.Addr
 	Nodes []netip.Addr
-	// Senders are the pods of other nodes that may send with the egress IPs that are here. KeepSenders keeps those that are not among them, and of
-	// Ports: not all are known yet.
+	// Senders are the other nodes that may send with the egress IPs that are here otherwise than by Ports. KeepSenders keeps those of both that are
+	// not among them: not all are known yet.
 	Senders     []Sender
 	KeepSenders bool
 	// Sources are all egress IPs of the cluster, and Pooled those of pools: nobody else may send with them. Others are a node's own address.
@@ -83,10 +85,10 @@ type Port struct {
 	Node  netip.Addr // its overlay endpoint
 }
 
-// Sender is a pod of an egress, and the overlay endpoint of its node.
+// Sender is a node with pods of an egress, by its overlay endpoint, and what they have as their source in the overlay (egress.OverlaySource).
 type Sender struct {
-	Node, Pod netip.Addr
-	ID        egress.ID
+	Node, Source netip.Addr
+	ID           egress.ID
 }
 
 // Carrier is a link on which ARP requests for egress IPs are answered, with a permit, before the kernel sees them.
@@ -155,8 +157,8 @@ func (s State) elements() map[string]elements {
 		}
 	}
 	for _, from := range s.Senders {
-		if f, pod, ok := familyOf(from.Pod); ok {
-			put("sender"+f.digit, mac(from.Node)+key(pod)+markKey(from.ID.ConnMark()), "")
+		if f, source, ok := familyOf(from.Source); ok {
+			put("sender"+f.digit, mac(from.Node)+key(source)+markKey(from.ID.ConnMark()), "")
 		}
 	}
 	for id, b := range s.Blocks {
@@ -164,9 +166,13 @@ func (s State) elements() map[string]elements {
 			put("block"+f.digit, markKey(id.ConnMark()), key(ip)+portKey(b.First)+key(ip)+portKey(b.Last()))
 		}
 	}
+	for id, ip := range s.OverlaySources {
+		if f, ip, ok := familyOf(ip); ok {
+			put("overlay"+f.digit, markKey(id.ConnMark()), key(ip))
+		}
+	}
 	for id, index := range s.Gateways {
-		put("gateway", markKey(id.ConnMark()), markKey(egress.PeerMark(index)))
-		put("gateway_id", markKey(id.ConnMark()), markKey(egress.PeerMark(index)|egress.Mark(id)))
+		put("gateway", markKey(id.ConnMark()), markKey(egress.PeerMark(index)|egress.Mark(id)))
 	}
 	for _, p := range s.Ports {
 		f, ip, ok := familyOf(p.IP)

@@ -150,25 +150,6 @@ func (f family) daddr() expr.Any {
 
 func words(w string, exprs ...expr.Any) term { return term{words: w, exprs: exprs} }
 
-// passed matches what came from the pod's node or goes to the gateway, or back: over the overlay, or through the loop.
-func passed(name string, k expr.MetaKey) term {
-	return words(fmt.Sprintf(`%s "%s*"`, name, egress.PassPrefix), loadMeta(k), equals([]byte(egress.PassPrefix)...))
-}
-
-func fromPass() term { return passed("iifname", expr.MetaKeyIIFNAME) }
-func toPass() term   { return passed("oifname", expr.MetaKeyOIFNAME) }
-
-func fromLoop() term {
-	return words(fmt.Sprintf("iifname %q", egress.LoopIn), loadMeta(expr.MetaKeyIIFNAME), equals([]byte(linkKey(egress.LoopIn))...))
-}
-
-// setZone puts the connection of a packet that conntrack has not seen yet into a zone, by the packets of who opened it. The others are
-// found in the default zone: there, no two connections have the same.
-func setZone(zone uint16) term {
-	return words(fmt.Sprintf("ct original zone set %d", zone),
-		&expr.Immediate{Register: reg, Data: binaryutil.NativeEndian.PutUint16(zone)}, originalZone{})
-}
-
 func direction(name string, value byte) term {
 	return words("ct direction "+name, loadCt(expr.CtKeyDIRECTION), equals(value))
 }
@@ -258,6 +239,10 @@ func setMark(m egress.Mark) term {
 		setMeta(expr.MetaKeyMARK))
 }
 
+func markIsNot(m egress.Mark) term {
+	return words(fmt.Sprintf("meta mark != 0x%08x", uint32(m)), loadMeta(expr.MetaKeyMARK), differs(native(uint32(m))...))
+}
+
 // markFromBoth sets the packet mark to what a map has for the packet mark and the connection mark together; the rule ends there when it has
 // nothing. It is how two marks are compared: a map has pairs of equal ones only.
 func markFromBoth(set string) term {
@@ -287,12 +272,6 @@ func icmpOf(f family) term {
 	return words("meta l4proto "+f.icmp, loadMeta(expr.MetaKeyL4PROTO), equals(f.icmpNum))
 }
 
-// toPod matches what is for a selected pod. The mark that is set is of no use: it is how a rule matches the keys of a map.
-func toPod(f family) term {
-	set := "pod" + f.digit
-	return words(fmt.Sprintf("meta mark set %s daddr map @%s", f.name, set), append(f.is(), f.daddr(), mapped(set), setMeta(expr.MetaKeyMARK))...)
-}
-
 // connMarkFromID tags a connection with the id that VXLAN brought as the packet mark, markFromID the packet.
 func connMarkFromID() term { return fromID("ct mark", setCtMark()) }
 func markFromID() term     { return fromID("meta mark", setMeta(expr.MetaKeyMARK)) }
@@ -315,11 +294,6 @@ func mss(bytes int) term {
 
 func (f family) snat() *expr.NAT {
 	return &expr.NAT{Type: expr.NATTypeSourceNAT, Family: uint32(f.number), RegAddrMin: reg}
-}
-
-// snatToSelf binds a connection to the source that it has, so that no later SNAT changes it.
-func snatToSelf(f family) term {
-	return words(fmt.Sprintf("snat %s to %[1]s saddr", f.name), append(f.is(), f.saddr(), f.snat())...)
 }
 
 // snatFrom translates to what the map has for the connection; ports are how the source port is chosen.

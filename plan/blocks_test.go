@@ -6,14 +6,14 @@ import (
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
-	"github.com/google/go-cmp/cmp/cmpopts"
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/nft"
 )
 
-// The pod's node translates to its own block, whoever the gateway is; the gateway lets the blocks of others pass.
-func TestBlocksAreUsedWhereBothEndsKnowThem(t *testing.T) {
+// The pod's node translates to its own block, whoever the gateway is; the gateway lets the blocks of others pass. What has no port of a block gets
+// one of the gateway's: there the pod's node stands for it.
+func TestTheBlockOfThePodsNodeIsUsedWhoeverIsTheGateway(t *testing.T) {
 	a := netip.MustParseAddr
 	ip, under := a("10.10.0.50"), map[string]netip.Addr{"n1": a("10.10.0.101"), "n2": a("10.10.0.102")}
 	block := func(node string, first uint16, size int) egress.Block {
@@ -36,49 +36,66 @@ func TestBlocksAreUsedWhereBothEndsKnowThem(t *testing.T) {
 		ByNode:   map[string]egress.Members{"e": of1},
 		ByEgress: map[string]map[string]egress.Members{"e": {"n1": of1, "n2": members("n2", other)}},
 		Followed: map[string]bool{"e": true},
-		Agents:   map[string]egress.Agent{},
 	}
-	facts := Facts{Node: "n1", Underlay: under["n1"], Uplink: Link{Name: "eth0", MTU: 1500, Up: true}, Blocks: true}
+	facts := Facts{Node: "n1", Underlay: under["n1"], Uplink: Link{Name: "eth0", MTU: 1500, Up: true}}
+	ports := []nft.Port{{Block: other, Index: 2, Node: under["n2"]}}
+	senders := []nft.Sender{{Node: under["n2"], Source: egress.OverlaySource(2, 5, ip), ID: 5}}
 	for name, tt := range map[string]struct {
-		owner    string
-		role     Role
-		features []string
-		noBlocks bool
-		hop      egress.Mark
-		gateway  int
-		used     bool
-		ports    []nft.Port
+		owner   string
+		role    Role
+		without bool // blocks of this node
+		hop     egress.Mark
+		gateway int
+		source  netip.Addr
+		ports   []nft.Port
+		senders []nft.Sender
 	}{
-		"another node is the gateway":                 {owner: "n2", features: []string{egress.BlocksFeature}, hop: egress.ToGatewayMark, gateway: 2, used: true},
-		"the gateway's agent is away":                 {owner: "n2", hop: egress.ToGatewayMark, gateway: 2, used: true},
-		"the gateway is of a former version":          {owner: "n2", features: []string{"vlan"}, hop: egress.NodeMark(2)},
-		"this kernel has no chains on the way out":    {owner: "n2", noBlocks: true, features: []string{egress.BlocksFeature}, hop: egress.NodeMark(2)},
-		"the pod's own node is the gateway":           {owner: "n1", role: Hold, hop: egress.LocalMark, used: true, ports: []nft.Port{{Block: other, Index: 2, Node: under["n2"]}}},
-		"the pod's own node is about to hand it over": {owner: "n1", role: Relay, hop: egress.LocalMark, used: true, ports: []nft.Port{{Block: other, Index: 2, Node: under["n2"]}}},
-		"nobody holds the IP":                         {used: true},
+		"another node is the gateway": {owner: "n2", hop: egress.ToGatewayMark, gateway: 2, source: egress.OverlaySource(1, 5, ip)},
+		"another node is the gateway, and this one has no block": {
+			owner: "n2", without: true, hop: egress.ToGatewayMark, gateway: 2, source: egress.OverlaySource(1, 5, ip),
+		},
+		"another node is about to hand it over to this one": {
+			owner: "n2", role: Arrive, hop: egress.ToGatewayMark, gateway: 2, source: egress.OverlaySource(1, 5, ip), ports: ports, senders: senders,
+		},
+		"the pod's own node is the gateway":                       {owner: "n1", role: Hold, hop: egress.LocalMark, ports: ports, senders: senders},
+		"the pod's own node is the gateway, without block":        {owner: "n1", role: Hold, without: true, hop: egress.LocalMark, ports: ports, senders: senders},
+		"the pod's own node is about to hand it over":             {owner: "n1", role: Relay, hop: egress.LocalMark, ports: ports, senders: senders},
+		"the pod's own node holds it, and the record says nobody": {role: Hold, hop: egress.LocalMark, ports: ports, senders: senders},
+		"nobody holds the IP":                                     {},
+		"the gateway is no node any more":                         {owner: "n3"},
 	} {
 		t.Run(name, func(t *testing.T) {
-			s, f := base, facts
-			f.Blocks = !tt.noBlocks
+			s := base
 			s.Owners = map[netip.Addr]egress.Owner{}
 			if tt.owner != "" {
 				s.Owners[ip] = egress.Owner{IP: ip, Node: tt.owner}
 			}
-			if tt.features != nil {
-				s.Agents = map[string]egress.Agent{tt.owner: {Node: tt.owner, Features: tt.features}}
+			if tt.without {
+				none := members("n1")
+				s.ByNode = map[string]egress.Members{"e": none}
+				s.ByEgress = map[string]map[string]egress.Members{"e": {"n1": none, "n2": base.ByEgress["e"]["n2"]}}
 			}
-			d := Build(&s, f, map[netip.Addr]Role{ip: tt.role})
+			d := Build(&s, facts, map[netip.Addr]Role{ip: tt.role})
 			if got := d.NFT.NextHops[5]; got != tt.hop {
 				t.Errorf("next hop %s, want %s", got, tt.hop)
 			}
 			if got := d.NFT.Gateways[5]; got != tt.gateway {
 				t.Errorf("gateway %d, want %d", got, tt.gateway)
 			}
-			if got, ok := d.NFT.Blocks[5]; ok != tt.used || ok && got != large {
-				t.Errorf("block %v, %t; want the largest that is not retired: %t", got, ok, tt.used)
+			if got := d.NFT.OverlaySources[5]; got != tt.source {
+				t.Errorf("source in the overlay %s, want %s", got, tt.source)
 			}
-			if diff := cmp.Diff(tt.ports, d.NFT.Ports, cmpopts.EquateComparable(netip.Addr{})); diff != "" {
+			if got, ok := d.NFT.Blocks[5]; ok == tt.without || ok && got != large {
+				t.Errorf("block %v, %t; want the largest that is not retired: %t", got, ok, !tt.without)
+			}
+			if diff := cmp.Diff(tt.ports, d.NFT.Ports, compare); diff != "" {
 				t.Errorf("ports of others (-want +got):\n%s", diff)
+			}
+			if diff := cmp.Diff(tt.senders, d.NFT.Senders, compare); diff != "" {
+				t.Errorf("senders (-want +got):\n%s", diff)
+			}
+			if h, hosted := d.NFT.Hosted[5]; hosted != (tt.role != None) || h.Shared != hosted {
+				t.Errorf("hosted %+v, want it shared with the block of the other node", h)
 			}
 			if forwarded := slices.Contains(d.Routing.Forwarded, ip); forwarded != (tt.role != None) {
 				t.Errorf("forwarded: %t", forwarded)
@@ -86,9 +103,46 @@ func TestBlocksAreUsedWhereBothEndsKnowThem(t *testing.T) {
 			if link, local := d.Routing.Addresses[ip]; local != (tt.role == Hold) || local && link != egress.AddressLink {
 				t.Errorf("local on %q, %t", link, local)
 			}
-			if _, ok := d.Routing.Returns[a("10.244.1.2")]; ok {
-				t.Error("the node's own pod has a way back through the loop")
-			}
 		})
+	}
+}
+
+// By the index of the node the gateway finds the way back: it is told that of each, once for every egress IP.
+func TestEachNodeWithPodsIsASenderOfEachEgressIPOfItsFamily(t *testing.T) {
+	s := guide("node-1")
+	six := ip("fd10::11")
+	p := s.Egresses["egress-0001"]
+	p.Addresses = append(p.Addresses, egress.Address{IP: six, ID: 1000, Pool: "pool"})
+	s.Egresses["egress-0001"] = p
+	s.Owners[six] = egress.Owner{IP: six, Node: "node-1", Revision: 10}
+	three := s.ByEgress["egress-0001"]["node-2"]
+	three.Node = "node-3"
+	gone := three
+	gone.Node = "node-4"
+	s.ByEgress["egress-0001"]["node-3"], s.ByEgress["egress-0001"]["node-4"] = three, gone
+	got := Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: Hold, six: Hold}).NFT.Senders
+	slices.SortFunc(got, func(a, b nft.Sender) int { return a.Source.Compare(b.Source) })
+	want := []nft.Sender{
+		{Node: ip("10.10.0.102"), Source: egress.OverlaySource(2, 1, egressIP), ID: 1},
+		{Node: ip("10.10.0.103"), Source: egress.OverlaySource(3, 1, egressIP), ID: 1},
+		{Node: ip("10.10.0.102"), Source: egress.OverlaySource(2, 1000, six), ID: 1000},
+		{Node: ip("10.10.0.103"), Source: egress.OverlaySource(3, 1000, six), ID: 1000},
+	}
+	if diff := cmp.Diff(want, got, compare); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+// What other nodes send meanwhile would be dropped.
+func TestSendersAreKeptUntilThoseOfAllNodesAreKnown(t *testing.T) {
+	s := guide("node-1")
+	for role, keep := range map[Role]bool{None: false, Pending: true, Arrive: true, Hold: true, Relay: true} {
+		if d := Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: role}); d.NFT.KeepSenders != keep || len(d.Follow) > 0 != keep {
+			t.Errorf("role %d, not followed yet: keep %t, follow %v", role, d.NFT.KeepSenders, d.Follow)
+		}
+	}
+	s.Followed = map[string]bool{"egress-0001": true}
+	if d := Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: Hold}); d.NFT.KeepSenders {
+		t.Error("all are known, and former ones are kept")
 	}
 }

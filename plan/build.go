@@ -25,7 +25,7 @@ const (
 	// Relay sends packets with the IP but does not answer for it: the owner that is about to hand it over, and for a while after that.
 	Relay
 	// Arrive is the role of a planned move's target before the hand-over: as Relay, but what comes for the IP too early ends here. Passed
-	// on, it would be a connection to the IP, and keep its port from the connection that it belongs to.
+	// on, it would be a connection to the IP.
 	Arrive
 	// Hold is the owner's role: it answers for the IP and sends with it.
 	Hold
@@ -40,9 +40,8 @@ type Desired struct {
 	Permits []nft.Permit
 	// Announce maps an egress IP to the link on which it is announced.
 	Announce map[netip.Addr]string
-	// Members are the pods that may send with an id that the node sends with, its own and those of other nodes. Some may be missing while
-	// Routing.KeepReturns.
-	Members map[egress.ID]map[netip.Addr]bool
+	// Blocks are all that the node has, those included that retire, by the id of their IP.
+	Blocks map[egress.ID][]egress.Block
 	// Unknown are nodes whose pods' addresses are not known, sorted, where an egress selects pods of this one: connections to those would be
 	// taken for some to the outside. While there are any, the kernel keeps the pods that it has, and gets no new ones.
 	Unknown []string
@@ -65,9 +64,11 @@ func Build(s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) Desired {
 			Blocks:   map[egress.ID]egress.Block{},
 			Gateways: map[egress.ID]int{},
 			Hosted:   map[egress.ID]nft.Hosted{},
+
+			OverlaySources: map[egress.ID]netip.Addr{},
 		},
 		Announce: map[netip.Addr]string{},
-		Members:  map[egress.ID]map[netip.Addr]bool{},
+		Blocks:   map[egress.ID][]egress.Block{},
 	}
 	keep := blind(s, "")
 	d.NFT.Keep, d.Routing.Keep, d.VLAN.Keep = keep, keep, keep
@@ -112,7 +113,7 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 		if a, ok := n.Primary(f.Underlay); ok && name != f.Node {
 			d.NFT.Nodes = append(d.NFT.Nodes, a)
 			d.Routing.Peers = append(d.Routing.Peers, routing.Peer{Node: name, Underlay: a})
-			if f.Blocks && n.Index > 0 {
+			if n.Index > 0 {
 				d.NFT.Peers[n.Index] = a
 			}
 		}
@@ -141,7 +142,6 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 		d.NFT.Unselected = append(d.NFT.Unselected, pod.IPs...)
 	}
 	d.Routing.Pods = slices.Clone(own)
-	gateways := map[string]bool{f.Node: true} // itself always: there is one rule and one route less to change in a move
 	if slices.ContainsFunc(slices.Collect(maps.Keys(s.ByNode)), func(name string) bool { return name != egress.Unselected }) {
 		d.Unknown = Unknown(s, f.Cluster)
 		d.NFT.Keep = d.NFT.Keep || d.Unknown != nil
@@ -151,6 +151,13 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 		policy, ok := s.Egresses[name]
 		if name == egress.Unselected || !ok && blind(s, "egresses/"+name) {
 			continue // of the latter, the kernel keeps what it has
+		}
+		for _, a := range policy.Addresses {
+			for _, b := range members.Blocks {
+				if a.IP == b.IP && b.Fault() == nil {
+					d.Blocks[a.ID] = append(d.Blocks[a.ID], b)
+				}
+			}
 		}
 		for _, pod := range members.Pods {
 			for _, ip := range pod.IPs {
@@ -168,43 +175,23 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 				if roles[a.IP] == Hold {
 					owner = f.Node
 				}
-				n := s.Nodes[owner]
-				block, ok := egress.Current(members.Blocks, a.IP)
-				switch ok = ok && f.Blocks && forwards(s, owner); {
-				case n.Index == 0:
-				case ok && owner == f.Node:
-					d.NFT.NextHops[a.ID] = exits.mark(a.Pool)
-				case ok:
-					d.NFT.NextHops[a.ID], d.NFT.Gateways[a.ID] = egress.ToGatewayMark, n.Index
-				default:
-					d.NFT.NextHops[a.ID] = egress.NodeMark(n.Index)
-					gateways[owner] = true
-				}
-				if ok {
+				if block, ok := egress.Current(members.Blocks, a.IP); ok {
 					d.NFT.Blocks[a.ID] = block
+				}
+				self, gateway := s.Nodes[f.Node].Index, s.Nodes[owner].Index
+				switch {
+				case gateway == 0:
+				case owner == f.Node:
+					d.NFT.NextHops[a.ID] = exits.mark(a.Pool)
+				default:
+					d.NFT.NextHops[a.ID], d.NFT.Gateways[a.ID] = egress.ToGatewayMark, gateway
+					if self > 0 {
+						d.NFT.OverlaySources[a.ID] = egress.OverlaySource(self, a.ID, a.IP)
+					}
 				}
 			}
 		}
 	}
-	for _, name := range slices.Sorted(maps.Keys(gateways)) {
-		if via, ok := underlay(s, f, name); ok && s.Nodes[name].Index > 0 {
-			d.Routing.NextHops = append(d.Routing.NextHops, routing.NextHop{Mark: egress.NodeMark(s.Nodes[name].Index), Via: via})
-		}
-	}
-}
-
-// forwards reports whether a gateway takes what its pods' nodes have translated. One without a record is away, and was not asked.
-func forwards(s *egress.Snapshot, gateway string) bool {
-	a, known := s.Agents[gateway]
-	return !known || slices.Contains(a.Features, egress.BlocksFeature)
-}
-
-// underlay returns the address of a node that this one reaches it by, and its own.
-func underlay(s *egress.Snapshot, f Facts, node string) (netip.Addr, bool) {
-	if node == f.Node {
-		return f.Underlay, true
-	}
-	return s.Nodes[node].Primary(f.Underlay)
 }
 
 // addressFor returns the address of the egress for a pod's IP. Without one of the IP's family it is the zero address: the members list
@@ -220,7 +207,7 @@ func addressFor(p egress.Policy, pod netip.Addr) egress.Address {
 
 // buildHosted adds what the egress IPs need that the node holds or relays.
 func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role, exits exits) {
-	d.Routing.Returns, d.Routing.Addresses = map[netip.Addr]netip.Addr{}, map[netip.Addr]string{}
+	d.Routing.Addresses = map[netip.Addr]string{}
 	for _, t := range targets(s) {
 		role := roles[t.IP]
 		if d.NFT.Sources = append(d.NFT.Sources, t.IP); t.Pool != "" {
@@ -235,7 +222,7 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 		}
 		for _, name := range t.egresses {
 			d.Follow = append(d.Follow, name)
-			d.Routing.KeepReturns = d.Routing.KeepReturns || !s.Followed[name]
+			d.NFT.KeepSenders = d.NFT.KeepSenders || !s.Followed[name]
 		}
 		if role == Pending {
 			continue
@@ -253,42 +240,26 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 		if own && role == Hold {
 			exits.answer(d, t.Address)
 		}
-		d.Members[t.ID] = map[netip.Addr]bool{}
 		for _, name := range t.egresses {
 			for node, members := range s.ByEgress[name] {
-				via, ok := underlay(s, f, node)
-				straight := false // this node's own, with a block: its packets take no way through the loop
+				via, ok := s.Nodes[node].Primary(f.Underlay)
+				other := ok && node != f.Node && s.Nodes[node].Index > 0
 				for _, b := range members.Blocks {
-					if b.IP != t.IP || b.Fault() != nil || !f.Blocks {
+					if b.IP != t.IP || b.Fault() != nil {
 						continue
 					}
-					hosted.Shared = true
-					switch {
-					case node == f.Node:
-						straight = true
-					case ok:
+					if hosted.Shared = true; other {
 						d.NFT.Ports = append(d.NFT.Ports, nft.Port{Block: b, Index: s.Nodes[node].Index, Node: via})
 					}
 				}
-				for _, pod := range members.Pods {
-					for _, ip := range pod.IPs {
-						if ip.Is4() != t.IP.Is4() {
-							continue
-						}
-						if d.Members[t.ID][ip] = true; !ok || straight {
-							continue
-						}
-						d.Routing.Returns[ip] = via
-						if node != f.Node {
-							d.NFT.Senders = append(d.NFT.Senders, nft.Sender{Node: via, Pod: ip, ID: t.ID})
-						}
-					}
+				if other {
+					source := egress.OverlaySource(s.Nodes[node].Index, t.ID, t.IP)
+					d.NFT.Senders = append(d.NFT.Senders, nft.Sender{Node: via, Source: source, ID: t.ID})
 				}
 			}
 		}
 		d.NFT.Hosted[t.ID] = hosted
 	}
-	d.NFT.KeepSenders = d.Routing.KeepReturns
 	buildUnread(d, s, f, roles)
 	slices.Sort(d.Follow)
 	d.Follow = slices.Compact(d.Follow)

@@ -60,42 +60,50 @@ func TestBandwidthOfAnEgressIPIsInBytesAndTheLowestOfItsEgresses(t *testing.T) {
 
 func TestBuildSteersSelectedPods(t *testing.T) {
 	type want struct {
-		pods  map[netip.Addr]egress.ID
-		next  map[egress.ID]egress.Mark
-		hosts map[egress.ID]nft.Hosted
-		hops  []routing.NextHop
+		pods     map[netip.Addr]egress.ID
+		next     map[egress.ID]egress.Mark
+		gateways map[egress.ID]int
+		sources  map[egress.ID]netip.Addr
+		hosts    map[egress.ID]nft.Hosted
 	}
 	known := map[netip.Addr]egress.ID{ip("10.244.1.2"): 1, ip("fd44::1"): 0} // the egress still waits for its IPv6 address
 	here := map[egress.ID]nft.Hosted{1: {IP: egressIP, Mark: egress.LocalMark}}
-	local, away := map[egress.ID]egress.Mark{1: egress.NodeMark(1)}, map[egress.ID]egress.Mark{1: egress.NodeMark(2)}
-	loop := []routing.NextHop{{Mark: egress.NodeMark(1), Via: ip("10.10.0.101")}}
-	hops := append(loop[:1:1], routing.NextHop{Mark: egress.NodeMark(2), Via: ip("10.10.0.102")})
+	local, away := map[egress.ID]egress.Mark{1: egress.LocalMark}, map[egress.ID]egress.Mark{1: egress.ToGatewayMark}
+	two, source := map[egress.ID]int{1: 2}, map[egress.ID]netip.Addr{1: egress.OverlaySource(1, 1, egressIP)}
 	tests := map[string]struct {
 		s    *egress.Snapshot
 		role Role
 		want want
 	}{
-		"to the gateway, over the overlay":                    {guide("node-2"), None, want{known, away, nil, hops}},
-		"through the loop, when this node holds the IP":       {guide("node-1"), Hold, want{known, local, here, loop}},
-		"nowhere, when nobody holds the IP":                   {guide(""), None, want{known, nil, nil, loop}},
-		"no further, while it waits for an earlier permit":    {guide("node-1"), None, want{known, local, nil, loop}},
-		"to the owner still, while this node prepares a move": {guide("node-2"), Arrive, want{known, away, here, hops}},
-		"through the loop still, while it hands over":         {guide("node-1"), Relay, want{known, local, here, loop}},
+		"to the gateway, over the overlay":                    {guide("node-2"), None, want{known, away, two, source, nil}},
+		"out, when this node holds the IP":                    {guide("node-1"), Hold, want{known, local, nil, nil, here}},
+		"nowhere, when nobody holds the IP":                   {guide(""), None, want{known, nil, nil, nil, nil}},
+		"no further, while it waits for an earlier permit":    {guide("node-1"), None, want{known, local, nil, nil, nil}},
+		"to the owner still, while this node prepares a move": {guide("node-2"), Arrive, want{known, away, two, source, here}},
+		"out still, while it hands over":                      {guide("node-1"), Relay, want{known, local, nil, nil, here}},
+		"to the new owner, after it has handed over":          {guide("node-2"), Relay, want{known, away, two, source, here}},
+		"nowhere, while this node is not numbered": {func() *egress.Snapshot { // nobody could answer
+			s := guide("node-2")
+			n := s.Nodes["node-1"]
+			n.Index = 0
+			s.Nodes["node-1"] = n
+			return s
+		}(), None, want{known, away, two, nil, nil}},
 		"nowhere, while the egress has no address": {func() *egress.Snapshot {
 			s := guide("")
 			s.Egresses["egress-0001"] = egress.Policy{Name: "egress-0001"}
 			return s
-		}(), None, want{map[netip.Addr]egress.ID{ip("10.244.1.2"): 0, ip("fd44::1"): 0}, nil, nil, loop}},
+		}(), None, want{map[netip.Addr]egress.ID{ip("10.244.1.2"): 0, ip("fd44::1"): 0}, nil, nil, nil, nil}},
 		"nowhere, when the egress's record is not there": {func() *egress.Snapshot {
 			s := guide("")
 			delete(s.Egresses, "egress-0001")
 			return s
-		}(), None, want{map[netip.Addr]egress.ID{ip("10.244.1.2"): 0, ip("fd44::1"): 0}, nil, nil, loop}},
+		}(), None, want{map[netip.Addr]egress.ID{ip("10.244.1.2"): 0, ip("fd44::1"): 0}, nil, nil, nil, nil}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
 			d := Build(tt.s, facts("node-1"), map[netip.Addr]Role{egressIP: tt.role})
-			got := want{d.NFT.Pods, d.NFT.NextHops, d.NFT.Hosted, d.Routing.NextHops}
+			got := want{d.NFT.Pods, d.NFT.NextHops, d.NFT.Gateways, d.NFT.OverlaySources, d.NFT.Hosted}
 			if diff := cmp.Diff(tt.want, got, compare, cmp.AllowUnexported(want{})); diff != "" {
 				t.Errorf("desired (-want +got):\n%s", diff)
 			}
@@ -138,16 +146,8 @@ func TestBuildAnswersOnlyForWhatItHolds(t *testing.T) {
 		if diff := cmp.Diff(wantPermits, d.Permits, compare); diff != "" {
 			t.Errorf("role %d: permits (-want +got):\n%s", role, diff)
 		}
-		// Only a gateway needs to know where replies go.
-		wantReturns := map[netip.Addr]netip.Addr{ip("10.244.1.2"): ip("10.10.0.101"), ip("10.244.2.2"): ip("10.10.0.102")}
-		if role == None {
-			wantReturns = nil
-		}
-		if diff := cmp.Diff(wantReturns, d.Routing.Returns, compare); diff != "" {
-			t.Errorf("role %d: returns (-want +got):\n%s", role, diff)
-		}
-		// And which pods of other nodes may send. Its own are looked up where they begin.
-		wantSenders := []nft.Sender{{Node: ip("10.10.0.102"), Pod: ip("10.244.2.2"), ID: 1}}
+		// Only a gateway needs to know which other nodes may send, and so where replies go. Its own pods are looked up where they begin.
+		wantSenders := []nft.Sender{{Node: ip("10.10.0.102"), Source: egress.OverlaySource(2, 1, egressIP), ID: 1}}
 		if role == None {
 			wantSenders = nil
 		}
@@ -205,6 +205,9 @@ func TestBuildOverlay(t *testing.T) {
 	}
 	if diff := cmp.Diff([]routing.Peer{{Node: "node-2", Underlay: ip("10.10.0.102")}, {Node: "node-3", Underlay: ip("10.10.0.103")}}, d.Routing.Peers, compare); diff != "" {
 		t.Errorf("peers (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(map[int]netip.Addr{2: ip("10.10.0.102"), 3: ip("10.10.0.103")}, d.NFT.Peers, compare); diff != "" {
+		t.Errorf("peers by their index (-want +got):\n%s", diff)
 	}
 	var except []string
 	for _, p := range d.NFT.Except {

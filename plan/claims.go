@@ -27,8 +27,6 @@ type Facts struct {
 	NoVLAN     bool
 	// AnswersARP says that the tables can answer ARP requests, whether the kernel would or not.
 	AnswersARP bool
-	// Blocks says that the kernel has what blocks of ports take.
-	Blocks bool
 	// Local are the unicast addresses on the node's links, those of Egret's own links left out.
 	Local map[netip.Addr]bool
 	// Hold is for how long a pod that is not known yet waits with its first connection to the outside; 0: not at all.

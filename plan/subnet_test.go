@@ -60,8 +60,8 @@ func TestBuildLeavesByTheSubnetOfThePool(t *testing.T) {
 			f.Links, f.PoolUplink = links, tt.uplink
 			d := Build(s, f, map[netip.Addr]Role{addr: Hold})
 			m := d.NFT.Hosted[1].Mark
-			if len(d.Routing.Subnets) != 1 || m < egress.SubnetMark(0) || d.NFT.NextHops[1] != egress.NodeMark(1) {
-				t.Fatalf("subnets %+v, mark %#x, hosted %+v", d.Routing.Subnets, m, d.NFT.Hosted[1])
+			if len(d.Routing.Subnets) != 1 || m < egress.SubnetMark(0) || d.NFT.NextHops[1] != m {
+				t.Fatalf("subnets %+v, mark %#x, next hop %#x, hosted %+v", d.Routing.Subnets, m, d.NFT.NextHops[1], d.NFT.Hosted[1])
 			}
 			wantSubnet := routing.Subnet{Mark: m, Link: tt.want.link, Prefix: tt.subnet.Prefix(), Gateway: tt.subnet.Gateway}
 			if diff := cmp.Diff(wantSubnet, d.Routing.Subnets[0], compare); diff != "" {

@@ -83,13 +83,17 @@ func Diff(have Observed, want State) Changes {
 			slots[e.command+" "+e.slot] = true
 		}
 	}
+	held := map[string]bool{}
 	for _, e := range old {
-		places[e.place] = true
+		places[e.place], held[e.command+" "+e.slot] = true, true
 	}
 	for _, e := range sorted(wanted) {
 		if _, ok := old[e.key()]; !ok {
 			verb := verbs[e.kind]
-			if e.kind == route && places[e.place] {
+			switch {
+			case e.kind == route && held[e.command+" "+e.slot]:
+				verb = "replace"
+			case e.kind == route && places[e.place]:
 				verb = "append" // the old one is used until it goes
 			}
 			o := op{e.command + " " + verb + " " + e.words, func(w *writer) error { return present(e.add(w, verb)) }, e.exit}
@@ -101,7 +105,7 @@ func Diff(have Observed, want State) Changes {
 		}
 	}
 	for _, e := range slices.Backward(sorted(old)) {
-		if want.Keep || want.KeepReturns && e.returns {
+		if want.Keep {
 			continue
 		}
 		if _, ok := wanted[e.key()]; !ok && !slots[e.command+" "+e.slot] {
@@ -123,11 +127,9 @@ func Diff(have Observed, want State) Changes {
 			c.removes = append(c.removes, removeLocal(f, ip, link))
 		}
 	}
-	if !want.Overlay.Local.IsValid() {
-		for _, name := range ourLinks[:len(ourLinks)-1] { // LoopIn goes with the other end
-			if have.links[name].exists() {
-				c.removes = append(c.removes, removeLink(name))
-			}
+	for _, name := range []string{egress.OverlayLink, formerLink} {
+		if have.links[name].exists() && (name == formerLink || !want.Overlay.Local.IsValid()) {
+			c.removes = append(c.removes, removeLink(name))
 		}
 	}
 	return c

@@ -1,5 +1,5 @@
 // Package routing makes packets that carry a routing mark find their way between the nodes: the overlay link, the permanent
-// neighbour and FDB entries of its peers, the policy rules, and the route tables of next hops and returns.
+// FDB entries of its peers, the policy rules, and the route tables of the overlay and of the ways out.
 //
 // It owns, in the network namespace of who called New:
 //

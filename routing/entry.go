@@ -1,11 +1,13 @@
 package routing
 
 import (
+	"errors"
 	"fmt"
 	"math"
 	"net"
 	"net/netip"
 	"reflect"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
@@ -33,21 +35,20 @@ type entry struct {
 	// with the same slot is wanted, adding that one replaces this one.
 	slot string
 	// place is shared by routes that take each other's place: same table and destination.
-	place   string
-	bound   string      // the link of ours that it goes with
-	returns bool        // a route of State.Returns
-	local   netip.Addr  // what the route makes local, whatever its table
-	exit    egress.Mark // of the subnet that a route or rule is for; 0: it is for none
-	add     func(w *writer, verb string) error
-	del     func(w *writer) error
+	place string
+	bound string      // the link of ours that it goes with
+	local netip.Addr  // what the route makes local, whatever its table
+	exit  egress.Mark // of the subnet that a route or rule is for; 0: it is for none
+	add   func(w *writer, verb string) error
+	del   func(w *writer) error
 }
 
 func (e entry) key() string { return e.command + " " + e.words }
 
 // exitOf returns the mark of the subnet that a table is for; 0: it is for none.
 func exitOf(table int) egress.Mark {
-	if n := table - egress.ReturnTable; n > egress.MaxNodeIndex && n <= egress.MaxNodeIndex+egress.SubnetMarks {
-		return egress.NodeMark(n)
+	if m := egress.RoutingBit + egress.Mark(table-egress.FirstTable); m.IsSubnet() {
+		return m
 	}
 	return 0
 }
@@ -69,7 +70,10 @@ func ruleEntry(f family, r netlink.Rule) entry {
 	}
 	e.words = fmt.Sprintf("pref %d", r.Priority)
 	plain := newRule(f, r.Priority, egress.Mark(r.Mark), egress.Mark(mask))
-	plain.Protocol, plain.IifName = r.Protocol, r.IifName
+	plain.Protocol, plain.IifName, plain.Dst = r.Protocol, r.IifName, r.Dst
+	if r.Dst != nil {
+		e.words += " to " + prefixOf(r.Dst).String()
+	}
 	if r.IifName != "" {
 		e.words += " iif " + r.IifName
 	}
@@ -94,41 +98,18 @@ func ruleEntry(f family, r netlink.Rule) entry {
 	return e
 }
 
-// newRoute returns a route of ours, over the overlay link, whose index is filled in when it is written.
-func newRoute(f family, table int, dst netip.Prefix, via netip.Addr) netlink.Route {
-	r := netlink.Route{
-		Family: f.af, Table: table, Dst: ipNet(dst), Type: unix.RTN_UNICAST, Protocol: egress.RouteProtocol, Priority: f.metric,
-	}
-	gw := f.gateway(via)
-	if f.has(gw) {
-		r.Gw = gw.AsSlice()
-	} else {
-		r.Via = &netlink.Via{AddrFamily: familyOf(gw).af, Addr: gw.AsSlice()}
-	}
+// anyNode is the next hop on the overlay of what goes to a node that the route does not say: for IPv4 an end of tunnels (RFC 6333, section 5.7).
+func (f family) anyNode() netip.Addr {
 	if f.af == unix.AF_INET {
-		// The peers' addresses are in no subnet of the overlay link. IPv6 next hops are link-local and need no such word.
-		r.Flags = int(netlink.FLAG_ONLINK)
+		return netip.AddrFrom4([4]byte{192, 0, 0, 2})
 	}
-	return r
+	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: 2})
 }
-
-// noNode returns the n-th next hop that is no node: for IPv4 an end of tunnels (RFC 6333, section 5.7), for IPv6 any.
-func (f family) noNode(n byte) netip.Addr {
-	if f.af == unix.AF_INET {
-		return netip.AddrFrom4([4]byte{192, 0, 0, n})
-	}
-	return netip.AddrFrom16([16]byte{0: 0xfe, 1: 0x80, 15: n})
-}
-
-// loopGateway is the next hop on the loop, a link that asks nobody for it. anyNode is that on the overlay, of what goes to a node that the route
-// does not say.
-func (f family) loopGateway() netip.Addr { return f.noNode(1) }
-func (f family) anyNode() netip.Addr     { return f.noNode(2) }
 
 // nobody is the MAC address of no node: a frame that is sent to it goes nowhere.
 var nobody = net.HardwareAddr{0x02, 0xe9, 0, 0, 0, 0}
 
-// routeVia returns a route of ours by a next hop of noNode.
+// routeVia returns a route of ours by a next hop on a link whose subnets that is not of.
 func routeVia(f family, table int, dst netip.Prefix, gateway netip.Addr) netlink.Route {
 	r := netlink.Route{
 		Family: f.af, Table: table, Dst: ipNet(dst), Type: unix.RTN_UNICAST, Protocol: egress.RouteProtocol, Priority: f.metric,
@@ -155,15 +136,23 @@ func localRoute(f family, table int, ip netip.Addr) netlink.Route {
 	return r
 }
 
-// removeLocal removes the route that the kernel makes with an address.
+// localAfter is within what time the kernel makes the local route of a new IPv6 address, which a worker of its does (linux: addrconf_dad_work).
+const localAfter = 50 * time.Millisecond
+
+// removeLocal removes the route that the kernel makes with an address. One that is about to be made is waited for: until it is gone, answers to the
+// pods of other nodes end here.
 func removeLocal(f family, ip netip.Addr, link string) op {
 	r := localRoute(f, unix.RT_TABLE_LOCAL, ip)
 	r.Protocol, r.Priority = 0, 0 // whatever they are
 	return op{fmt.Sprintf("ip %s route del local %s dev %s table local", f.option, ip, link), func(w *writer) (err error) {
-		if r.LinkIndex, err = w.index(link); err == nil {
-			err = w.handle.RouteDel(&r)
+		if r.LinkIndex, err = w.index(link); err != nil {
+			return absent(err)
 		}
-		return absent(err)
+		for end := time.Now().Add(localAfter); ; time.Sleep(time.Millisecond) {
+			if err = w.handle.RouteDel(&r); !errors.Is(err, unix.ESRCH) || f.af == unix.AF_INET || time.Now().After(end) {
+				return absent(err)
+			}
+		}
 	}, 0}
 }
 
@@ -201,7 +190,7 @@ var linkless = map[int]string{unix.RTN_UNREACHABLE: "unreachable ", unix.RTN_BLA
 // routeEntry returns the entry of any route; dev is the name of its link. See ruleEntry.
 func routeEntry(f family, r netlink.Route, dev string) entry {
 	dst := prefixOf(r.Dst)
-	e := entry{kind: route, command: "ip " + f.option + " route", bound: dev, returns: r.Table == egress.ReturnTable, exit: exitOf(r.Table)}
+	e := entry{kind: route, command: "ip " + f.option + " route", bound: dev, exit: exitOf(r.Table)}
 	e.place = fmt.Sprintf("%s %s table %d", f.option, dst, r.Table)
 	e.words = dst.String()
 	if dst == f.any {
@@ -218,18 +207,18 @@ func routeEntry(f family, r netlink.Route, dev string) entry {
 	plain := netlink.Route{Family: r.Family, Table: r.Table, Dst: r.Dst, Type: r.Type, Protocol: r.Protocol, Priority: r.Priority, Scope: r.Scope}
 	// The kernel adds flags of its own, as for a link without carrier.
 	r.Flags &= int(netlink.FLAG_ONLINK)
-	plain.Flags, plain.Gw, plain.Via, plain.LinkIndex, plain.Src = r.Flags, r.Gw, r.Via, r.LinkIndex, r.Src
+	plain.Flags, plain.Gw, plain.LinkIndex, plain.Src = r.Flags, r.Gw, r.LinkIndex, r.Src
 	if r.Gw != nil {
 		e.words += " via " + addrOf(r.Gw).String()
-	} else if via, ok := r.Via.(*netlink.Via); ok {
-		e.words += " via inet6 " + addrOf(via.Addr).String()
 	}
 	if dev != "" {
 		e.words += " dev " + dev
 	}
+	slot := len(e.words)
 	if r.Src != nil {
 		e.words += " src " + addrOf(r.Src).String()
 	}
+	rest := len(e.words)
 	if r.Scope == netlink.SCOPE_LINK {
 		e.words += " scope link"
 	}
@@ -240,6 +229,7 @@ func routeEntry(f family, r netlink.Route, dev string) entry {
 	if r.Priority != f.metric {
 		e.words += fmt.Sprintf(" metric %d", r.Priority)
 	}
+	e.slot = e.words[:slot] + e.words[rest:] // with another source it is the same route: IPv6 has no two that differ in nothing else
 	if !reflect.DeepEqual(plain, r) {
 		e.words += " # with more attributes: " + r.String()
 	}

@@ -3,7 +3,6 @@ package routing
 import (
 	"errors"
 	"fmt"
-	"maps"
 	"net/netip"
 	"os"
 	"strings"
@@ -36,11 +35,10 @@ const (
 // link is what the kernel says of one of our links. The zero link: there is none.
 type link struct {
 	index    int
-	peer     int    // of a veth link: the index of the other end
 	made     string // what cannot be changed, in the words of ip(8)
 	mtu      int
 	mac      string
-	up, arp  bool
+	up       bool
 	rpFilter int
 	// acceptLocal is accept_local, -1 where the link has no IPv4.
 	acceptLocal int
@@ -49,8 +47,8 @@ type link struct {
 
 func (l link) exists() bool { return l.index != 0 }
 
-// ourLinks are the links that this package makes.
-var ourLinks = []string{egress.OverlayLink, egress.LoopOut, egress.LoopIn}
+// formerLink is what a former version made beside the overlay link: one end of a pair.
+const formerLink = "egret.vo"
 
 // madeAs returns the words with which the overlay link is made.
 func madeAs(local netip.Addr) string {
@@ -80,44 +78,29 @@ func describe(l netlink.Link) string {
 	return b.String()
 }
 
-// changeLinks returns what makes our links, and then what makes them as want has them. gone are those that are not there, or are removed in
-// the course.
+// changeLinks returns what makes our link, and then what makes it as want has it. gone are the links that are not there, or are removed in the
+// course.
 func (o Observed) changeLinks(want Overlay) (made, ops []op, gone map[string]bool) {
 	gone = map[string]bool{}
+	gone[formerLink] = true
 	if !want.Local.IsValid() {
-		for _, name := range ourLinks {
-			gone[name] = true
-		}
+		gone[egress.OverlayLink] = true
 		return nil, nil, gone
 	}
-	now := maps.Clone(o.links)
-	if now == nil {
-		now = map[string]link{}
-	}
-	fresh := link{mtu: want.MTU, mac: egress.OverlayMAC(want.Local).String(), arp: true}
-	replace := func(add op, names ...string) {
-		for _, name := range names {
-			if now[name].exists() {
-				made = append(made, removeLink(name))
-			}
-			now[name], gone[name] = fresh, true
+	now := o.links[egress.OverlayLink]
+	if now.made != madeAs(want.Local) {
+		if now.exists() {
+			made = append(made, removeLink(egress.OverlayLink))
 		}
-		made = append(made, add)
+		made, gone[egress.OverlayLink] = append(made, addOverlay(want)), true
+		now = link{mtu: want.MTU, mac: egress.OverlayMAC(want.Local).String()}
 	}
-	if now[egress.OverlayLink].made != madeAs(want.Local) {
-		replace(addOverlay(want), egress.OverlayLink)
-	}
-	if out, in := now[egress.LoopOut], now[egress.LoopIn]; out.made != loopMade || in.made != loopMade || out.peer != in.index || in.peer != out.index {
-		replace(addLoop(want), egress.LoopOut, egress.LoopIn)
-	}
-	for _, name := range ourLinks {
-		ops = append(ops, now[name].change(name, want, o.off)...)
-	}
-	return made, ops, gone
+	return made, now.change(want, o.off), gone
 }
 
 // change returns what makes the link as o wants it.
-func (l link) change(name string, o Overlay, off map[int]bool) (ops []op) {
+func (l link) change(o Overlay, off map[int]bool) (ops []op) {
+	const name = egress.OverlayLink
 	set := func(words string, run func(*writer, netlink.Link) error) {
 		ops = append(ops, op{"ip link set " + name + " " + words, func(w *writer) error {
 			dev, err := w.link(name)
@@ -133,13 +116,10 @@ func (l link) change(name string, o Overlay, off map[int]bool) (ops []op) {
 	if l.mtu != o.MTU && o.MTU != 0 {
 		set(fmt.Sprintf("mtu %d", o.MTU), func(w *writer, dev netlink.Link) error { return w.handle.LinkSetMTU(dev, o.MTU) })
 	}
-	if name != egress.OverlayLink && l.arp { // both ends have one MAC: there is nobody to ask
-		set("arp off", func(w *writer, dev netlink.Link) error { return w.handle.LinkSetARPOff(dev) })
-	}
-	if name != egress.LoopOut && l.rpFilter != looseFilter {
+	if l.rpFilter != looseFilter {
 		ops = append(ops, loosen(name))
 	}
-	if name == egress.OverlayLink && l.acceptLocal != 1 {
+	if l.acceptLocal != 1 {
 		ops = append(ops, acceptLocal(name))
 	}
 	// Before up: that is when the kernel would make an address.
@@ -152,33 +132,19 @@ func (l link) change(name string, o Overlay, off map[int]bool) (ops []op) {
 	return ops
 }
 
-// attributes returns those that our links are made with, and the words for them.
-func (o Overlay) attributes(name string) (netlink.LinkAttrs, string) {
+// attributes returns those that our link is made with, and the words for them.
+func (o Overlay) attributes() (netlink.LinkAttrs, string) {
 	attrs := netlink.NewLinkAttrs()
-	attrs.Name, attrs.MTU, attrs.HardwareAddr = name, o.MTU, egress.OverlayMAC(o.Local)
+	attrs.Name, attrs.MTU, attrs.HardwareAddr = egress.OverlayLink, o.MTU, egress.OverlayMAC(o.Local)
 	mtu := ""
 	if o.MTU != 0 {
 		mtu = fmt.Sprintf(" mtu %d", o.MTU)
 	}
-	return attrs, fmt.Sprintf("%s%s address %s", name, mtu, attrs.HardwareAddr)
-}
-
-// loopMade is how the ends of the loop are made.
-const loopMade = "type veth"
-
-func addLoop(o Overlay) op {
-	attrs, out := o.attributes(egress.LoopOut)
-	_, in := o.attributes(egress.LoopIn)
-	return op{fmt.Sprintf("ip link add %s %s peer name %s", out, loopMade, in), func(w *writer) error {
-		w.forget()
-		return present(w.handle.LinkAdd(&netlink.Veth{
-			LinkAttrs: attrs, PeerName: egress.LoopIn, PeerHardwareAddr: attrs.HardwareAddr, PeerMTU: uint32(o.MTU),
-		}))
-	}, 0}
+	return attrs, fmt.Sprintf("%s%s address %s", attrs.Name, mtu, attrs.HardwareAddr)
 }
 
 func addOverlay(o Overlay) op {
-	attrs, words := o.attributes(egress.OverlayLink)
+	attrs, words := o.attributes()
 	return op{"ip link add " + words + " " + madeAs(o.Local), func(w *writer) error {
 		w.forget()
 		err := w.handle.LinkAdd(&netlink.Vxlan{
@@ -283,8 +249,8 @@ func (r *Router) link(name string) (link, error) {
 	}
 	a := dev.Attrs()
 	l := link{
-		index: a.Index, peer: a.ParentIndex, made: describe(dev), mtu: a.MTU, mac: a.HardwareAddr.String(),
-		up: a.RawFlags&unix.IFF_UP != 0, arp: a.RawFlags&unix.IFF_NOARP == 0, rpFilter: -1, acceptLocal: -1, genMode: map[int]int{},
+		index: a.Index, made: describe(dev), mtu: a.MTU, mac: a.HardwareAddr.String(),
+		up: a.RawFlags&unix.IFF_UP != 0, rpFilter: -1, acceptLocal: -1, genMode: map[int]int{},
 	}
 	return l, l.readConf(answers[0])
 }

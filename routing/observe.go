@@ -41,7 +41,7 @@ func (o Observed) Locals() []netip.Addr {
 // Observe reads what the kernel holds of ours. An error means that nothing is known.
 func (r *Router) Observe() (Observed, error) {
 	o := Observed{off: map[int]bool{}, links: map[string]link{}, entries: map[string]entry{}, locals: map[netip.Addr]string{}}
-	for _, name := range ourLinks {
+	for _, name := range []string{egress.OverlayLink, formerLink} {
 		l, err := r.link(name)
 		if err != nil {
 			return Observed{}, fmt.Errorf("reading link %s: %w", name, err)
@@ -137,7 +137,7 @@ func (r *Router) routes(f family) ([]entry, error) {
 		return names[index]
 	}
 	for _, l := range list {
-		if l.Table < egress.ReturnTable || l.Table > maxTable {
+		if l.Table < egress.FirstTable || l.Table > maxTable {
 			continue
 		}
 		for _, one := range split(l) {
@@ -187,7 +187,7 @@ func split(r netlink.Route) []netlink.Route {
 	for _, hop := range r.MultiPath {
 		one := r
 		one.MultiPath = nil
-		one.LinkIndex, one.Gw, one.Via, one.Flags = hop.LinkIndex, hop.Gw, hop.Via, hop.Flags
+		one.LinkIndex, one.Gw, one.Flags = hop.LinkIndex, hop.Gw, hop.Flags
 		all = append(all, one)
 	}
 	return all

@@ -14,14 +14,34 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 )
 
-// marks does what package nft does about marks: toward a gateway they become an id, replies get the return mark, and none in the end.
+// marks does what package nft does about marks: toward a gateway and a node they become an id, the worst there is, which is ToGatewayMark and more;
+// and what comes out of the overlay on the pod's node has none.
 const marks = `table inet test {
- chain pre { type filter hook prerouting priority -90; iifname "cni0" meta mark set 0x2002; iifname "out0" meta mark set 0x2000; iifname "egret.vx" meta mark set 0; }
- chain post { type filter hook postrouting priority 0; oifname "egret.vx" meta mark set 5; }
+ chain pre { type filter hook prerouting priority -90;
+  iifname "cni0" meta mark set 0x3ffe; iifname "out0" meta mark set 0x3ffd; iifname "egret.vx" meta mark set 0; }
+ chain post { type filter hook postrouting priority 0; oifname "egret.vx" meta mark set 0x8fffe; }
 }`
 
-// leave is what the gateway has more: what comes out of the overlay and is not for a pod leaves.
+// leave is what the gateway has more: what comes out of the overlay leaves.
 const leave = `table inet test { chain pre { iifname "egret.vx" meta mark set 0x3fff; }; }`
+
+// blockIP and blockIP6 are egress IPs of which the pod's node has a block.
+const blockIP, blockIP6 = "10.10.0.50", "fd10::50"
+
+// source and source6 are what the pod's node has as its source for all else.
+var (
+	source  = egress.OverlaySource(1, 5, netip.MustParseAddr(blockIP)).String()
+	source6 = egress.OverlaySource(1, 5, netip.MustParseAddr(blockIP6)).String()
+)
+
+// translate is what package nft does about sources on the pod's node.
+func translate(source, source6 string) string {
+	return fmt.Sprintf(`table inet nat {}
+delete table inet nat
+table inet nat { chain post { type nat hook postrouting priority 100;
+ oifname "egret.vx" snat ip to %s; oifname "egret.vx" snat ip6 to %s; }
+}`, source, source6)
+}
 
 // site is a pod on its node, and a gateway with a host outside, each in a namespace of its own.
 type site struct {
@@ -63,24 +83,25 @@ func newSite(t *testing.T, under [2]string) site {
 	s.in(s.node, `ip link set cni0 up
 		ip addr add 10.244.1.1/24 dev cni0
 		ip addr add fd44:1::1/64 dev cni0 nodad`)
-	reach(t, node, State{Overlay: Overlay{Local: a, MTU: mtu}, Peers: []Peer{{"b", b}}, NextHops: []NextHop{{egress.NodeMark(2), b}},
+	reach(t, node, State{Overlay: Overlay{Local: a, MTU: mtu}, Peers: []Peer{{"b", b}},
 		Pods: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd44:1::2/128")}})
+	leadTo(t, b)
 	netns.Switch(t, s.gateway)
 	move(t, "host", s.outside)
 	prepare(t, "peer", b)
 	s.in(s.gateway, `ip link set out0 up
 		ip addr add 203.0.113.1/24 dev out0
 		ip addr add 2001:db8::1/64 dev out0 nodad`)
-	reach(t, gateway, State{Overlay: Overlay{Local: b, MTU: mtu}, Peers: []Peer{{"a", a}}, Returns: map[netip.Addr]netip.Addr{
-		netip.MustParseAddr("10.244.1.2"): a, netip.MustParseAddr("fd44:1::2"): a,
-	}})
+	reach(t, gateway, State{Overlay: Overlay{Local: b, MTU: mtu}, Peers: []Peer{{"a", a}},
+		Forwarded: []netip.Addr{netip.MustParseAddr(blockIP), netip.MustParseAddr(blockIP6)}})
+	leadTo(t, a)
 	s.in(s.pod, "ip link set pod name eth0\n"+podLines)
 	s.in(s.outside, `ip link set host up
 		ip addr add 203.0.113.10/24 dev host
 		ip addr add 2001:db8::10/64 dev host nodad
 		ip route add default via 203.0.113.1
 		ip route add default via 2001:db8::1`)
-	s.nft(s.node, marks)
+	s.nft(s.node, marks+"\n"+translate(source, source6))
 	s.nft(s.gateway, marks+"\n"+leave)
 	return s
 }
@@ -111,7 +132,15 @@ func (s site) ping(ip string, size int) (string, bool) {
 	return string(out), err == nil
 }
 
-// TestPacketsGoThereAndBack pings an address outside from a pod, over the overlay to its gateway.
+// leadTo gives what goes to some node the MAC address of that one, as package nft does with each frame by what the packet is.
+func leadTo(t *testing.T, node netip.Addr) {
+	t.Helper()
+	for _, next := range []string{"192.0.0.2", "fe80::2"} {
+		netns.Run(t, fmt.Sprintf("ip neigh replace %s lladdr %s dev egret.vx nud permanent", next, egress.OverlayMAC(node)))
+	}
+}
+
+// TestPacketsGoThereAndBack pings an address outside from a pod, over the overlay to its gateway, and back to its node.
 func TestPacketsGoThereAndBack(t *testing.T) {
 	for _, under := range [][2]string{{"10.10.0.101", "10.10.0.102"}, {"fd10::101", "fd10::102"}} {
 		t.Run("underlay "+under[0], func(t *testing.T) {
@@ -120,13 +149,28 @@ func TestPacketsGoThereAndBack(t *testing.T) {
 			if netip.MustParseAddr(under[0]).Is6() {
 				mtu = 1430
 			}
-			// As large as fits.
-			for ip, size := range map[string]int{"203.0.113.10": mtu - 28, "2001:db8::10": mtu - 48} {
-				if out, ok := s.ping(ip, size); !ok {
-					t.Errorf("%s", out)
+			for what, sources := range map[string][2]string{"by a block": {blockIP, blockIP6}, "by none": {source, source6}} {
+				s.nft(s.node, translate(sources[0], sources[1]))
+				// As large as fits.
+				for ip, size := range map[string]int{"203.0.113.10": mtu - 28, "2001:db8::10": mtu - 48} {
+					if out, ok := s.ping(ip, size); !ok {
+						t.Errorf("%s: %s", what, out)
+					}
 				}
 			}
 		})
+	}
+}
+
+// No node is meant by a frame that package nft has given no other MAC address than the next hop's.
+func TestWhatIsForNoNodeReachesNone(t *testing.T) {
+	s := newSite(t, [2]string{"10.10.0.101", "10.10.0.102"})
+	s.in(s.node, `ip neigh replace 192.0.0.2 lladdr 02:e9:00:00:00:00 dev egret.vx nud permanent
+		ip neigh replace fe80::2 lladdr 02:e9:00:00:00:00 dev egret.vx nud permanent`)
+	for _, ip := range []string{"203.0.113.10", "2001:db8::10"} {
+		if out, ok := s.ping(ip, 56); ok {
+			t.Errorf("%s", out)
+		}
 	}
 }
 
@@ -140,7 +184,7 @@ func TestWhatComesOutOfTheOverlayWithoutTablesGoesNowhere(t *testing.T) {
 	s.in(s.outside, `nft add table inet seen
 		nft add counter inet seen n
 		nft add chain inet seen in { type filter hook prerouting priority 0 ; }
-		nft add rule inet seen in meta l4proto { icmp , ipv6-icmp } ip saddr 10.244.1.2 counter name n
+		nft add rule inet seen in icmp type echo-request counter name n
 		nft add rule inet seen in icmpv6 type echo-request counter name n`)
 	for _, ip := range []string{"203.0.113.10", "2001:db8::10"} {
 		if out, ok := s.ping(ip, 56); !ok {
@@ -164,12 +208,108 @@ func TestWhatComesOutOfTheOverlayWithoutTablesGoesNowhere(t *testing.T) {
 	}
 }
 
+// badIDs are ids with the bits of routing marks, and others.
+var badIDs = []egress.ID{
+	1, 5, 0x1001, 0x1fff, 0x2000, 0x2001, 0x3000, 0x3001, 0x3002, 0x3ffc, 0x3ffd, 0x3ffe, 0x3fff, 0x4000, 0x6000, 0x7ffe,
+	0x8000, 0xbffd, 0xfffe, egress.MaxID,
+}
+
+// newWays makes a node of the namespace, with an uplink, subnets and what goes to other nodes, and returns what ip says of a packet's way: "" if it
+// has none.
+func newWays(t *testing.T) (way func(mark egress.Mark, packet string) string) {
+	t.Helper()
+	r := open(t)
+	prepare(t, "up0", netip.MustParseAddr("10.10.0.101"))
+	netns.Run(t, "ip addr add 2001:db8::1/64 dev up0 nodad")
+	want := parseState(t, sections(t, "testdata/subnets.txtar")["state"])
+	want.Forwarded = []netip.Addr{netip.MustParseAddr(blockIP), netip.MustParseAddr(blockIP6)}
+	reach(t, r, want)
+	return func(mark egress.Mark, packet string) string {
+		option := "-4"
+		if strings.Contains(packet, ":") {
+			option = "-6"
+		}
+		got, err := exec.Command("sh", "-c", fmt.Sprintf("ip %s route get %s mark %s", option, packet, mark)).Output()
+		if err != nil || strings.Contains(string(got), "blackhole") {
+			return ""
+		}
+		return string(got)
+	}
+}
+
+// An id has bits at the places of a routing mark's, and is none: not in the rules of gateways and nodes, nor in those of subnets.
+func TestNoIDIsTakenForARoutingMarkWithoutTables(t *testing.T) {
+	way := newWays(t)
+	for _, packet := range []string{
+		"203.0.113.10 from " + source, source + " from 203.0.113.10", blockIP + " from 203.0.113.10",
+		"2001:db8:1::10 from " + source6, source6 + " from 2001:db8:1::10", blockIP6 + " from 2001:db8:1::10",
+	} {
+		for _, id := range badIDs {
+			if got := way(egress.IDBit|egress.Mark(id), packet+" iif egret.vx"); got != "" {
+				t.Errorf("id %#x, to %s: %s", uint16(id), packet, got)
+			}
+		}
+		if got := way(egress.LocalMark, packet+" iif egret.vx"); !strings.Contains(got, "dev up0") {
+			t.Errorf("with the mark of the tables, to %s: %q, want it to leave", packet, got)
+		}
+	}
+}
+
+// What the overlay link sends has the mark of what is in it as the kernel looks for its way.
+func TestTheOverlaysOwnPacketsGoToTheNodeWhateverTheID(t *testing.T) {
+	way := newWays(t)
+	for _, node := range []string{"10.10.0.102", "2001:db8::102"} {
+		for _, id := range badIDs {
+			if got := way(egress.IDBit|egress.Mark(id), node); !strings.Contains(got, "dev up0") || strings.Contains(got, " table ") {
+				t.Errorf("id %#x, to %s: %q", uint16(id), node, got)
+			}
+		}
+	}
+	for mark, want := range map[egress.Mark]string{egress.ToGatewayMark: "dev egret.vx", egress.SubnetMark(1): "dev up0 table 11097"} {
+		if got := way(mark, "203.0.113.10 from "+source+" iif egret.vx"); !strings.Contains(got, want) {
+			t.Errorf("a routing mark, %s: %q, want %s", mark, got, want)
+		}
+	}
+}
+
 // As Calico with WireGuard and wg-quick set it: the kernel then looks for the source of a packet with the packet's mark.
 func TestSourceChecksWithTheMarkDropNoEgressTraffic(t *testing.T) {
 	s := newSite(t, [2]string{"10.10.0.101", "10.10.0.102"})
 	for _, ns := range []int{s.node, s.gateway} {
 		s.in(ns, "sysctl -qw net.ipv4.conf.all.src_valid_mark=1 net.ipv4.conf.all.rp_filter=1")
 	}
+	if out, ok := s.ping("203.0.113.10", 56); !ok {
+		t.Errorf("%s", out)
+	}
+}
+
+// So it is where the pod's own node is the gateway, by the subnet of a pool: the packet has the subnet's mark from the pod's link on.
+func TestSourceChecksWithTheMarkOfASubnetDropNoEgressTraffic(t *testing.T) {
+	node := open(t)
+	s := site{t: t, node: netns.Current(t)}
+	netns.Run(t, "ip link add eth0 type veth peer name host")
+	netns.Run(t, "ip link add cni0 type veth peer name pod")
+	netns.Enter(t)
+	s.pod = netns.Current(t)
+	netns.Enter(t)
+	s.outside = netns.Current(t)
+	netns.Switch(t, s.node)
+	move(t, "host", s.outside)
+	move(t, "pod", s.pod)
+	here, gateway := netip.MustParseAddr("10.10.0.101"), netip.MustParseAddr("10.10.0.200")
+	prepare(t, "eth0", here)
+	s.in(s.node, "ip link set cni0 up\nip addr add 10.244.1.1/24 dev cni0\nsysctl -qw net.ipv4.conf.all.src_valid_mark=1")
+	s.in(s.pod, "ip link set pod name eth0\nip link set eth0 up\nip addr add 10.244.1.2/24 dev eth0\nip route add default via 10.244.1.1")
+	s.in(s.outside, "ip link set host up\nip addr add 10.10.0.200/24 dev host\nip addr add 203.0.113.10/32 dev lo")
+	s.nft(s.node, fmt.Sprintf(`table inet test {
+		chain pre { type filter hook prerouting priority -90; iifname "cni0" meta mark set %s; }
+		chain post { type nat hook postrouting priority 0; oifname "eth0" masquerade; }
+	}`, egress.SubnetMark(1)))
+	netns.Switch(t, s.node)
+	reach(t, node, State{
+		Overlay: Overlay{Local: here, MTU: 1450}, Pods: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")},
+		Subnets: []Subnet{{Mark: egress.SubnetMark(1), Link: "eth0", Prefix: netip.PrefixFrom(gateway, 24).Masked(), Gateway: gateway}},
+	})
 	if out, ok := s.ping("203.0.113.10", 56); !ok {
 		t.Errorf("%s", out)
 	}

@@ -157,10 +157,7 @@ func (w *writer) addRoute(e entry, r netlink.Route, dev, verb string) error {
 			return err
 		}
 	}
-	do := w.handle.RouteAdd
-	if verb == "append" {
-		do = w.handle.RouteAppend
-	}
+	do := map[string]func(*netlink.Route) error{"add": w.handle.RouteAdd, "append": w.handle.RouteAppend, "replace": w.handle.RouteReplace}[verb]
 	if err = do(&r); !errors.Is(err, unix.EEXIST) {
 		return err
 	}

@@ -19,7 +19,7 @@ func TestTheUplinkIsNeverALinkOfOurs(t *testing.T) {
 	if _, err := uplink(t, ip); err == nil || !strings.Contains(err.Error(), "10.10.0.101") {
 		t.Errorf("no link carries it: %v", err)
 	}
-	reach(t, r, parseState(t, sections(t, "testdata/moved.txtar")["state"]))
+	reach(t, r, parseState(t, sections(t, "testdata/source.txtar")["state"]))
 	if l, err := uplink(t, ip); err == nil {
 		t.Errorf("only the overlay carries it: got %s", l.Name)
 	}

@@ -58,14 +58,14 @@ func quiet(changes <-chan struct{}) {
 func TestWatchTellsOfWhatOthersDoToOurs(t *testing.T) {
 	r := open(t)
 	netns.Run(t, "ip link add uplink type veth peer name other")
-	reach(t, r, parseState(t, sections(t, "testdata/moved.txtar")["state"]))
+	reach(t, r, parseState(t, sections(t, "testdata/blocks.txtar")["state"]))
 	changes := watch(t)
 	for _, line := range []string{
 		"ip rule del pref 1200",
 		"ip -6 rule del pref 1999",
-		"ip route flush table 7000",
-		"ip -6 route flush table 11095",
-		"ip neigh del 10.10.0.103 dev egret.vx",
+		"ip route flush table 15189",
+		"ip -6 route flush table 15190",
+		"ip neigh del 192.0.0.2 dev egret.vx",
 		"bridge fdb del 02:e9:ae:f4:27:9f dev egret.vx dst 10.10.0.103",
 		"ip addr add 10.10.0.8/24 dev uplink",
 		"ip addr add fd10::8/64 dev uplink nodad",
@@ -87,7 +87,7 @@ func TestWatchIsSilentAboutTheRoutesOfOthers(t *testing.T) {
 	netns.Run(t, "ip link set uplink up")
 	netns.Run(t, "ip link set other up")
 	netns.Run(t, "ip addr add 10.10.0.101/24 dev uplink")
-	reach(t, r, parseState(t, sections(t, "testdata/moved.txtar")["state"]))
+	reach(t, r, parseState(t, sections(t, "testdata/blocks.txtar")["state"]))
 	changes := watch(t)
 	quiet(changes)
 	batch(t, "ip", slices.Repeat([]string{"route add 192.0.2.0/24 via 10.10.0.1", "route del 192.0.2.0/24"}, 100)...)
@@ -127,7 +127,7 @@ func TestWatchTakesLostEventsForAChange(t *testing.T) {
 	// Routes of others, so that only the loss can make Watch call. Each message takes a kilobyte or so of the buffer's 200.
 	for i := range 2000 {
 		f := families[0]
-		route := newRoute(f, 100, f.any, f.any.Addr())
+		route := routeVia(f, 100, f.any, f.any.Addr())
 		route.Gw, route.Flags, route.LinkIndex, route.Protocol, route.Priority = nil, 0, 1, 95, i+1
 		if err := r.handle.RouteAdd(&route); err != nil {
 			t.Fatal(err)

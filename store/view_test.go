@@ -135,13 +135,13 @@ func TestRecordsThatCannotBeReadAreFaultsAndTheOthersServe(t *testing.T) {
 	s := viewed(t, c).Snapshot()
 	want := `agents/n1: key and value disagree: the key says n1, node is n2
 cordons/n1: decoding egress.Cordon: unexpected end of JSON input
-egresses/e: id 0: want 1 to 8191
+egresses/e: id 0: want 1 to 65535
 egresses/two: ip 10.0.0.2 is the second of its family
 members/by-node/n1/e: key and value disagree: the key says n1, node is n2
 members/by-node/n1/v: IP of pod a/b "invalid IP": want an IPv4 or IPv6 address, without a zone
 members/by-node/n1/x/y: key ends in "x/y": want a name
 moves/10.0.0.1: to is empty
-nodes/n1: index 0: want 1 to 4095
+nodes/n1: index 0: want 1 to 65535
 nodes/n2: decoding egress.Node: ParseAddr("192.168.0.300"): IPv4 field has value >255
 owners/10.0.0.03: key ends in "10.0.0.03": want an IPv4 or IPv6 address in its usual form
 owners/10.0.0.2: key and value disagree: the key says 10.0.0.2, ip is 10.0.0.1

@@ -152,7 +152,7 @@ func (f *agentFlags) run(c *cobra.Command) error {
 	cfg.Log = log
 	log.Info("egret agent", "version", version, "node", cfg.Node, "endpoints", f.etcd.endpoints, "lease_ttl", cfg.LeaseTTL, "permit", cfg.Permit,
 		"packet_mark_mask", egress.MarkMask, "conn_mark", egress.ConnTag, "overlay_port", egress.OverlayPort,
-		"rule_priorities", fmt.Sprintf("%d-%d", egress.MinPriority, egress.MaxPriority), "tables_from", egress.ReturnTable)
+		"rule_priorities", fmt.Sprintf("%d-%d", egress.MinPriority, egress.MaxPriority), "tables_from", egress.FirstTable)
 	if cfg.GossipKey == nil {
 		log.Warn("no gossip: a dead agent is found when its lease ends, and no IP outlives the loss of etcd by more than that; " +
 			"it takes --gossip-port and --gossip-key-file")
