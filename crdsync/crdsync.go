@@ -211,14 +211,16 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 		g.Go(func() error { return st.run(ctx) })
 		g.Go(func() error { return r.housekeeping(lead, st.tellPools).run(ctx) })
 		ports := blocks{size: r.BlockSize, rest: cmp.Or(r.BlockRest, blockRest)}
-		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, clusterCIDRs: r.ClusterCIDRs, blocks: ports, log: r.Log, sweep: func(c control) {
+		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, clusterCIDRs: r.ClusterCIDRs, blocks: ports, log: r.Log}
+		m.sweep = func(c control) {
 			g.Go(func() error {
 				if err := sweep(ctx, r.Store, lead, r.cache, c); err != nil && ctx.Err() == nil {
 					r.Log.Warn("what is left of IPs and nodes that are gone was not removed; the next leader does it", "err", err)
 				}
 				return nil
 			})
-		}}
+		}
+		g.Go(func() error { return m.resync(ctx) })
 		return m.run(ctx)
 	})
 	return g.Wait()

@@ -49,6 +49,7 @@ func TestAgainstARealAPI(t *testing.T) {
 		"a replica that saw no change undoes none":         testStaleReplica,
 		"a change that is taken back at once is mirrored":  testTakenBack,
 		"records that were spoiled are mended":             testSpoiled,
+		"a change of which there was no word is mirrored":  testAgain,
 		"more changes than fit one transaction":            testMany,
 		"of two egresses that collide the loser says so":   testConflict,
 		"every change of a status is told once":            testEvents,

@@ -46,6 +46,7 @@ func TestLifeCycle(t *testing.T) {
 		"what a former leader left behind is swept":                testSweep,
 		"nothing is there that another test left":                  testLeftovers,
 		"a pod's event is one transaction, and no news is none":    testTransactions,
+		"a pod's event waits for no status of other egresses":      testOwnersLost,
 	} {
 		t.Run(name, func(t *testing.T) { test(newCluster(t, kube)) })
 	}

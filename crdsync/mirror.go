@@ -20,8 +20,6 @@ const (
 	// answer is tried less and less often.
 	minBackoff = 20 * time.Millisecond
 	maxBackoff = 5 * time.Second
-	// resync is how often everything is compared all the same. It writes nothing when nothing is amiss.
-	resync = time.Minute
 )
 
 // mirror writes what the Kubernetes API shows into etcd. Its methods are for one goroutine.
@@ -66,8 +64,6 @@ func (m *mirror) begin() {
 // run mirrors until the leadership is over, or ctx ends.
 func (m *mirror) run(ctx context.Context) error {
 	m.begin()
-	everything := time.NewTicker(resync)
-	defer everything.Stop()
 	w := work{objects: true}
 	for wait := minBackoff; ; {
 		err := m.pass(ctx, &w)
@@ -103,8 +99,6 @@ func (m *mirror) run(ctx context.Context) error {
 			case <-retry:
 			case <-m.dirty.wake:
 			case <-m.cache.Changed():
-			case <-everything.C:
-				m.dirty.add(work{objects: true})
 			case <-ctx.Done():
 				return ctx.Err()
 			}

@@ -154,6 +154,9 @@ func testDegraded(c *cluster) {
 	c.wantCondition("egress-staging-web", "Degraded ProgrammingError: node node-1: conntrack: full")
 	agent("node-4", nil)
 	c.wantCondition("egress-prod-web", "Degraded ProgrammingError: node node-1: conntrack: full")
+	const unknown = "no further pod gets its egress IP: the addresses of pods on node-9 (1 nodes) are not known"
+	agent("node-1", map[string]string{"pods": unknown})
+	c.wantCondition("egress-prod-web", "Degraded ProgrammingError: node node-1: pods: "+unknown)
 	agent("node-1", nil)
 	c.wantCondition("egress-prod-web", "Degraded")
 	c.wantTold("egress-prod-web", on+"node-4", "Warning Degraded node node-4: nftables: refused; node node-4: routes: no")
@@ -386,5 +389,15 @@ func TestWhatWasMirroredOfOneObjectIsNotSaidOfAnother(t *testing.T) {
 		if _, differs := s.desired(egressKind, u); differs != tt.want {
 			t.Errorf("%s: to be written %t, want %t", name, differs, tt.want)
 		}
+	}
+}
+
+func TestAPassComparesNoStatuses(t *testing.T) {
+	s := &status{wake: make(chan struct{}, 1)} // without a cache or a source, nothing can be compared
+	for range 2 {
+		s.publish(control{usage: map[string]v1beta1.IPPoolUsage{"p": {Total: 1}}})
+	}
+	if len(s.wake) != 1 || s.published.usage["p"].Total != 1 || s.usage != nil {
+		t.Errorf("woken %d times, published %v, compared with %v: want it left to others", len(s.wake), s.published.usage, s.usage)
 	}
 }

@@ -41,7 +41,7 @@ type EgressList struct {
 // EgressSpec says which Pods, which IP, and how much of the network.
 //
 // +kubebuilder:validation:XValidation:rule="has(self.egressIP) || has(self.externalIPPool) && size(self.externalIPPool) > 0 || has(self.egressIPs) && size(self.egressIPs) > 0 || has(self.externalIPPools) && size(self.externalIPPools) > 0",message="neither egressIP nor externalIPPool is set: want one of them, or both"
-// +kubebuilder:validation:XValidation:rule="!(has(self.egressIP) || has(self.externalIPPool) && size(self.externalIPPool) > 0) || !(has(self.egressIPs) && size(self.egressIPs) > 0 || has(self.externalIPPools) && size(self.externalIPPools) > 0)",message="want egressIP and externalIPPool, or egressIPs and externalIPPools, not a mixture"
+// +kubebuilder:validation:XValidation:rule="!(has(self.egressIP) || has(self.externalIPPool) && size(self.externalIPPool) > 0) || !(has(self.egressIPs) && size(self.egressIPs) > 0 || has(self.externalIPPools) && size(self.externalIPPools) > 0)",message="want egressIP and externalIPPool, or egressIPs and externalIPPools, not a mixture",messageExpression="(has(self.egressIP) ? 'egressIP ' + self.egressIP : 'externalIPPool ' + self.externalIPPool) + ' beside ' + (has(self.egressIPs) && size(self.egressIPs) > 0 ? 'egressIPs ' + self.egressIPs.join(' and ') : 'externalIPPools ' + self.externalIPPools.join(' and ')) + ': want egressIP and externalIPPool, or egressIPs and externalIPPools, not a mixture'"
 type EgressSpec struct {
 	// AppliedTo selects the Pods. An empty one selects nothing.
 	AppliedTo AppliedTo `json:"appliedTo"`
@@ -64,7 +64,7 @@ type EgressSpec struct {
 	// +kubebuilder:validation:MaxItems=2
 	// +kubebuilder:validation:items:MinLength=1
 	// +kubebuilder:validation:items:MaxLength=253
-	// +kubebuilder:validation:XValidation:rule="size(self) < 2 || self[0] != self[1]",message="want two different pools, one of each IP family"
+	// +kubebuilder:validation:XValidation:rule="size(self) < 2 || self[0] != self[1]",message="want two different pools, one of each IP family",messageExpression="'externalIPPools ' + self[0] + ' and ' + self[1] + ': want two different pools, one of each IP family'"
 	// +listType=atomic
 	ExternalIPPools []string `json:"externalIPPools,omitempty"`
 	// Bandwidth limits the traffic that leaves with the IP.

@@ -126,8 +126,9 @@ var egresses = map[string]struct{ spec, err string }{
 	"all operators": {`{appliedTo: {podSelector: {matchExpressions: [{key: a, operator: In, values: [b]}, {key: a, operator: NotIn, values: [c, '']},
   {key: a, operator: Exists}, {key: d, operator: DoesNotExist, values: []}]}}, egressIP: 10.10.0.8}`, ""},
 	"another operator":        {"{appliedTo: {podSelector: {matchExpressions: [{key: a, operator: Near}]}}, egressIP: 10.10.0.8}", `supported values: "In"`},
-	"In without a value":      {"{appliedTo: {namespaceSelector: {matchExpressions: [{key: a, operator: In}]}}, egressIP: 10.10.0.8}", "want values with"},
-	"Exists with a value":     {"{appliedTo: {podSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}}, egressIP: 10.10.0.8}", "want values with"},
+	"In without a value":      {"{appliedTo: {namespaceSelector: {matchExpressions: [{key: a, operator: In}]}}, egressIP: 10.10.0.8}", "operator In without values: want one at least"},
+	"Exists with a value":     {"{appliedTo: {podSelector: {matchExpressions: [{key: a, operator: Exists, values: [b]}]}}, egressIP: 10.10.0.8}", `operator Exists with values ["b"]: want none`},
+	"Exists with values":      {"{appliedTo: {podSelector: {matchExpressions: [{key: a, operator: Exists, values: [b, c]}]}}, egressIP: 10.10.0.8}", `operator Exists with values ["b" ...]: want none`},
 	"an expression's value":   {"{appliedTo: {podSelector: {matchExpressions: [{key: a, operator: In, values: ['b c']}]}}, egressIP: 10.10.0.8}", "should match"},
 	"a bandwidth":             {"{appliedTo: {}, egressIP: 10.10.0.8, bandwidth: {rate: 800M, burst: 2G}}", ""},
 	"a bandwidth of IEC":      {"{appliedTo: {}, egressIP: 10.10.0.8, bandwidth: {rate: 1Gi, burst: 1e6}}", "must be of type string"},
@@ -148,11 +149,11 @@ var egresses = map[string]struct{ spec, err string }{
 	"two IPv6 addresses":      {"{appliedTo: {}, egressIPs: ['fd00::8', 'fd00::9']}", "egressIPs fd00::8 and fd00::9: want at most one of each IP family"},
 	"three addresses":         {"{appliedTo: {}, egressIPs: [10.10.0.8, 'fd00::8', 'fd00::9']}", "Too many"},
 	"one that is none":        {"{appliedTo: {}, egressIPs: [10.10.0.8, '']}", "want an IPv4 or IPv6 address"},
-	"a pool twice":            {"{appliedTo: {}, externalIPPools: [p, p]}", "want two different pools"},
+	"a pool twice":            {"{appliedTo: {}, externalIPPools: [p, p]}", "externalIPPools p and p: want two different pools, one of each IP family"},
 	"an empty name of a pool": {"{appliedTo: {}, externalIPPools: [p, '']}", "should be at least 1 chars long"},
-	"singular and plural IPs": {"{appliedTo: {}, egressIP: 10.10.0.8, egressIPs: ['fd00::8']}", "not a mixture"},
-	"a singular IP of plural": {"{appliedTo: {}, egressIP: 10.10.0.8, externalIPPools: [p, q]}", "not a mixture"},
-	"plural IPs of one pool":  {"{appliedTo: {}, egressIPs: [10.10.0.8], externalIPPool: p}", "not a mixture"},
+	"singular and plural IPs": {"{appliedTo: {}, egressIP: 10.10.0.8, egressIPs: ['fd00::8']}", "egressIP 10.10.0.8 beside egressIPs fd00::8: want egressIP and externalIPPool, or egressIPs and externalIPPools, not a mixture"},
+	"a singular IP of plural": {"{appliedTo: {}, egressIP: 10.10.0.8, externalIPPools: [p, q]}", "egressIP 10.10.0.8 beside externalIPPools p and q: want egressIP and externalIPPool"},
+	"plural IPs of one pool":  {"{appliedTo: {}, egressIPs: [10.10.0.8], externalIPPool: p}", "externalIPPool p beside egressIPs 10.10.0.8: want egressIP and externalIPPool"},
 }
 
 var pools = map[string]struct{ spec, err string }{

@@ -26,7 +26,7 @@ type LabelValue string
 
 // LabelSelectorRequirement is one expression about a label.
 //
-// +kubebuilder:validation:XValidation:rule="(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",message="want values with the operators In and NotIn, and none with Exists and DoesNotExist"
+// +kubebuilder:validation:XValidation:rule="(self.operator in ['In', 'NotIn']) == (has(self.values) && size(self.values) > 0)",message="want values with the operators In and NotIn, and none with Exists and DoesNotExist",messageExpression="'operator ' + self.operator + (has(self.values) && size(self.values) > 0 ? ' with values [\"' + self.values[0] + (size(self.values) > 1 ? '\" ...' : '\"') + ']: want none' : ' without values: want one at least')"
 type LabelSelectorRequirement struct {
 	// Key is the label's name.
 	// +kubebuilder:validation:MaxLength=317

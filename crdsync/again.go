@@ -1,0 +1,84 @@
+package crdsync
+
+import (
+	"context"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/store"
+)
+
+const (
+	// resync is how often everything is compared all the same. It writes nothing when nothing is amiss.
+	resync = time.Minute
+	// resyncPause is between the nodes, and namespaces, of which the pods are compared then.
+	resyncPause = 10 * time.Millisecond
+)
+
+// resync has everything compared once more, again and again, until ctx ends.
+func (m *mirror) resync(ctx context.Context) error {
+	tick := time.NewTicker(resync)
+	defer tick.Stop()
+	for {
+		select {
+		case <-tick.C:
+			m.again(ctx)
+		case <-ctx.Done():
+			return ctx.Err()
+		}
+	}
+}
+
+// again has everything compared once more: beside the passes what can be told so, and all pods a node at a time. A pass that compares everything
+// takes a second or more with 5,000 egresses, and pods' events would wait for it: there is one only when something is amiss.
+func (m *mirror) again(ctx context.Context) {
+	if m.amiss() {
+		m.dirty.add(work{objects: true})
+		return
+	}
+	m.dirty.add(work{scene: true}) // the statuses
+	for _, w := range m.bits() {
+		m.dirty.add(w)
+		select {
+		case <-time.After(resyncPause):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// amiss reports whether a pass would change anything but members, ranges and blocks of ports. It uses only what is safe for concurrent use.
+func (m *mirror) amiss() bool {
+	now := view{m.cache, m.cache.Revision()}
+	o, _ := m.source.objects()
+	c := plan(o, readRecords(m.cache), time.Now().UTC().Truncate(time.Second), m.isListed)
+	puts, deletes, err := controlDifference(now, c)
+	return err != nil || len(puts) > 0 || len(deletes) > 0
+}
+
+// bits returns the work that comes to all members, ranges and blocks of ports. As amiss, it uses only what is safe for concurrent use.
+func (m *mirror) bits() (out []work) {
+	nodes := append(m.source.nodesWithPods(), m.source.nodes.GetIndexer().ListKeys()...)
+	nodes = append(nodes, egress.AllNodes)
+	for key := range m.cache.List(store.PodPrefix) {
+		nodes = append(nodes, strings.TrimPrefix(key, store.PodPrefix))
+	}
+	for node := range listedMembers(m.cache) {
+		nodes = append(nodes, node)
+	}
+	for key, r := range m.cache.List(store.BlockPrefix) {
+		if b, err := store.DecodeBlock(key, r); err == nil {
+			nodes = append(nodes, b.Node)
+		}
+	}
+	slices.Sort(nodes)
+	for _, namespace := range m.source.namespaces.GetIndexer().ListKeys() {
+		out = append(out, work{namespaces: map[string]bool{namespace: true}})
+	}
+	for _, node := range slices.Compact(nodes) {
+		out = append(out, work{pods: map[string]bool{node: true}})
+	}
+	return out
+}
