@@ -361,113 +361,116 @@ func TestConnectionsOutliveTheirGateway(t *testing.T) {
 // the gateway.
 func TestWhatIsNoTCPFindsItsWayBack(t *testing.T) {
 	for _, f := range blockSides() {
-		for name, tt := range map[string]struct {
-			gateway int
-			without bool // a block
-		}{
-			"another node is the gateway":                   {gateway: 3},
-			"its own node is the gateway":                   {gateway: 2},
-			"another node is the gateway, and translates":   {gateway: 3, without: true},
-			"its own node is the gateway, and has no block": {gateway: 2, without: true},
-		} {
-			t.Run(f.pod+"/"+name, func(t *testing.T) {
-				gateway := tt.gateway
-				b := newBlockSite(t, f)
-				b.gates = gateway
-				if tt.without {
-					b.without(2)
-				}
-				b.reach()
-				pod := b.pods["c"]
-				if !pod.ok("ping -c1 -w3 " + f.server) {
-					t.Error("no answer to a ping")
-				}
-				var server net.PacketConn
-				b.ext.do(func() (err error) {
-					server, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "7002"))
-					return err
-				})
-				defer server.Close()
-				seen := make(chan netip.AddrPort, 100)
-				go func() {
-					buf := make([]byte, 1<<16)
-					for {
-						n, from, err := server.ReadFrom(buf)
-						if err != nil {
-							return
-						}
-						seen <- netip.MustParseAddrPort(from.String())
-						server.WriteTo(buf[:n], from) // what is lost shows as no answer
+		t.Run(f.pod, func(t *testing.T) {
+			b := newBlockSite(t, f)
+			for name, tt := range map[string]struct {
+				gateway int
+				without bool // a block
+			}{
+				"another node is the gateway":                   {gateway: 3},
+				"its own node is the gateway":                   {gateway: 2},
+				"another node is the gateway, and translates":   {gateway: 3, without: true},
+				"its own node is the gateway, and has no block": {gateway: 2, without: true},
+			} {
+				t.Run(name, func(t *testing.T) {
+					gateway := tt.gateway
+					b.gates, b.mangle = gateway, nil
+					if tt.without {
+						b.without(2)
 					}
-				}()
-				talk := func(size int) error {
-					var got int
-					err := netns.Do(pod.name, func() error {
-						c, err := net.Dial("udp", net.JoinHostPort(f.server, "7002"))
-						if err != nil {
-							return err
+					b.reach()
+					b.output(b.nodes[2].space, "conntrack -F") // as the agent does where the gateway is another
+					pod := b.pods["c"]
+					if !pod.ok("ping -c1 -w3 " + f.server) {
+						t.Error("no answer to a ping")
+					}
+					var server net.PacketConn
+					b.ext.do(func() (err error) {
+						server, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "7002"))
+						return err
+					})
+					defer server.Close()
+					seen := make(chan netip.AddrPort, 100)
+					go func() {
+						buf := make([]byte, 1<<16)
+						for {
+							n, from, err := server.ReadFrom(buf)
+							if err != nil {
+								return
+							}
+							seen <- netip.MustParseAddrPort(from.String())
+							server.WriteTo(buf[:n], from) // what is lost shows as no answer
 						}
-						defer c.Close()
-						for range 4 { // the path's MTU is learned on the way, on both ends
-							if err := c.SetDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+					}()
+					talk := func(size int) error {
+						var got int
+						err := netns.Do(pod.name, func() error {
+							c, err := net.Dial("udp", net.JoinHostPort(f.server, "7002"))
+							if err != nil {
 								return err
 							}
-							if _, err = c.Write(make([]byte, size)); err == nil {
-								got, err = c.Read(make([]byte, 1<<16))
+							defer c.Close()
+							for range 4 { // the path's MTU is learned on the way, on both ends
+								if err := c.SetDeadline(time.Now().Add(500 * time.Millisecond)); err != nil {
+									return err
+								}
+								if _, err = c.Write(make([]byte, size)); err == nil {
+									got, err = c.Read(make([]byte, 1<<16))
+								}
+								if err == nil {
+									break
+								}
 							}
-							if err == nil {
-								break
-							}
+							return err
+						})
+						if err == nil && got != size {
+							err = fmt.Errorf("%d bytes come back of %d", got, size)
 						}
 						return err
-					})
-					if err == nil && got != size {
-						err = fmt.Errorf("%d bytes come back of %d", got, size)
 					}
-					return err
-				}
-				for _, size := range []int{1, 4000} {
-					if err := talk(size); err != nil {
-						t.Errorf("%d bytes: %v", size, err)
-						continue
-					}
-					if what := fmt.Sprintf("a datagram of %d bytes", size); tt.without {
-						b.inNoBlock(what, <-seen)
-					} else {
-						b.inBlock(what, <-seen, 2)
-					}
-				}
-				refused := func() error {
-					return netns.Do(pod.name, func() error {
-						c, err := net.Dial("udp", net.JoinHostPort(f.server, "9"))
-						if err != nil {
-							return err
+					for _, size := range []int{1, 4000} {
+						if err := talk(size); err != nil {
+							t.Errorf("%d bytes: %v", size, err)
+							continue
 						}
-						defer c.Close()
-						c.Write([]byte("?"))
-						if err := c.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
-							return err
+						if what := fmt.Sprintf("a datagram of %d bytes", size); tt.without {
+							b.inNoBlock(what, <-seen)
+						} else {
+							b.inBlock(what, <-seen, 2)
 						}
-						_, err = c.Read(make([]byte, 10))
-						return err
-					})
-				}
-				if err := refused(); !errors.Is(err, syscall.ECONNREFUSED) {
-					t.Errorf("a closed port: %v, want that it is said", err)
-				}
-				// The TTL ends at the node, at the gateway, at the server.
-				far := 3
-				if gateway == 2 {
-					far = 2
-				}
-				for ttl := 1; ttl < far; ttl++ {
-					out, _ := exec.Command("ip", "netns", "exec", pod.name, "ping", "-c1", "-W2", "-t", strconv.Itoa(ttl), f.server).CombinedOutput()
-					if !strings.Contains(string(out), "exceeded") && !strings.Contains(string(out), "limit") {
-						t.Errorf("a ping with %d hops to go: nothing is said:\n%s", ttl, out)
 					}
-				}
-			})
-		}
+					refused := func() error {
+						return netns.Do(pod.name, func() error {
+							c, err := net.Dial("udp", net.JoinHostPort(f.server, "9"))
+							if err != nil {
+								return err
+							}
+							defer c.Close()
+							c.Write([]byte("?"))
+							if err := c.SetReadDeadline(time.Now().Add(2 * time.Second)); err != nil {
+								return err
+							}
+							_, err = c.Read(make([]byte, 10))
+							return err
+						})
+					}
+					if err := refused(); !errors.Is(err, syscall.ECONNREFUSED) {
+						t.Errorf("a closed port: %v, want that it is said", err)
+					}
+					// The TTL ends at the node, at the gateway, at the server.
+					far := 3
+					if gateway == 2 {
+						far = 2
+					}
+					for ttl := 1; ttl < far; ttl++ {
+						out, _ := exec.Command("ip", "netns", "exec", pod.name, "ping", "-c1", "-W2", "-t", strconv.Itoa(ttl), f.server).CombinedOutput()
+						if !strings.Contains(string(out), "exceeded") && !strings.Contains(string(out), "limit") {
+							t.Errorf("a ping with %d hops to go: nothing is said:\n%s", ttl, out)
+						}
+					}
+				})
+			}
+		})
 	}
 }
 

@@ -38,11 +38,7 @@ func newSpace(t testing.TB, name string) space {
 // run runs lines of commands in the namespace.
 func (s space) run(lines string) {
 	s.t.Helper()
-	for line := range strings.Lines(lines) {
-		if line = strings.TrimSpace(line); line != "" {
-			netns.Run(s.t, "ip netns exec "+s.name+" "+line)
-		}
-	}
+	netns.RunAll(s.t, s.name, lines)
 }
 
 // ok reports whether a command in the namespace succeeds.
@@ -192,15 +188,13 @@ func counts(t testing.TB, tables *Tables, name string, f func()) {
 func outside(t testing.TB) space {
 	t.Helper()
 	ext := newSpace(t, "ext")
-	for line := range strings.Lines(`ip link add eth0 type veth peer name eth0 netns ` + ext.name + `
+	netns.RunAll(t, "", `ip link add eth0 type veth peer name eth0 netns `+ext.name+`
 		ip link set eth0 up
 		ip addr add 10.10.0.101/24 dev eth0
 		ip addr add fd10::101/64 dev eth0 nodad
 		ip route add default via 10.10.0.200
 		ip -6 route add default via fd10::200
-		sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1`) {
-		netns.Run(t, line)
-	}
+		sysctl -qw net.ipv4.ip_forward=1 net.ipv6.conf.all.forwarding=1`)
 	ext.run(`ip link set eth0 up
 		ip addr add 10.10.0.200/24 dev eth0
 		ip addr add fd10::200/64 dev eth0 nodad
@@ -213,10 +207,10 @@ func outside(t testing.TB) space {
 func pod(t testing.TB) space {
 	t.Helper()
 	p := newSpace(t, "pod")
-	netns.Run(t, "ip link add cni0 type veth peer name eth0 netns "+p.name)
-	netns.Run(t, "ip link set cni0 up")
-	netns.Run(t, "ip addr add 10.244.1.1/24 dev cni0")
-	netns.Run(t, "ip addr add fd44:1::1/64 dev cni0 nodad")
+	netns.RunAll(t, "", `ip link add cni0 type veth peer name eth0 netns `+p.name+`
+		ip link set cni0 up
+		ip addr add 10.244.1.1/24 dev cni0
+		ip addr add fd44:1::1/64 dev cni0 nodad`)
 	nft(t, `table inet cni { chain post { type nat hook postrouting priority 100;
 		ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade; ip6 saddr fd44::/16 ip6 daddr != fd44::/16 masquerade; }; }`)
 	p.run(`ip link set eth0 up

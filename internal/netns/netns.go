@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"os"
 	"os/exec"
+	"regexp"
 	"runtime"
 	"strings"
 	"testing"
@@ -100,4 +101,73 @@ func Run(t testing.TB, line string) string {
 		t.Fatalf("%s: %v\n%s", line, err, out)
 	}
 	return string(out)
+}
+
+// sysctl does what sysctl(8) does for key=value: of a key whose first separator is a dot, the slashes are dots.
+func sysctl(setting string) error {
+	key, value, _ := strings.Cut(setting, "=")
+	if i := strings.IndexAny(key, "./"); i >= 0 && key[i] == '.' {
+		key = strings.NewReplacer(".", "/", "/", ".").Replace(key)
+	}
+	return os.WriteFile("/proc/sys/"+key, []byte(value), 0)
+}
+
+// ofIP begins a line that ip(8) takes in a batch.
+var ofIP = regexp.MustCompile(`^ip( -[46])? (link|addr|route|rule|neigh) `)
+
+// RunAll runs lines of commands, as Run, in a named namespace; "": that of the calling goroutine. Lines of ip that follow each other are one process,
+// and `sysctl -qw` is none: on an emulated machine a process takes longer than what it is started for.
+func RunAll(t testing.TB, name, lines string) {
+	t.Helper()
+	all := func() error {
+		program, batch := "", []string(nil)
+		end := func() error {
+			if len(batch) == 0 {
+				return nil
+			}
+			f := append(strings.Fields(program), "-batch", "-")
+			c := exec.Command(f[0], f[1:]...)
+			c.Stdin = strings.NewReader(strings.Join(batch, "\n") + "\n")
+			out, err := c.CombinedOutput()
+			if err != nil {
+				err = fmt.Errorf("%s of\n%s: %w\n%s", strings.Join(f, " "), strings.Join(batch, "\n"), err, out)
+			}
+			batch = nil
+			return err
+		}
+		for line := range strings.Lines(lines) {
+			line = strings.TrimSpace(line)
+			is := ofIP.FindStringSubmatch(line)
+			if is == nil || program != "ip"+is[1] {
+				if err := end(); err != nil {
+					return err
+				}
+			}
+			switch f := strings.Fields(line); {
+			case is != nil:
+				program = "ip" + is[1]
+				batch = append(batch, line[len(program):])
+			case strings.HasPrefix(line, "sysctl -qw "):
+				for _, setting := range f[2:] {
+					if err := sysctl(setting); err != nil {
+						return fmt.Errorf("%s: %w", line, err)
+					}
+				}
+			case len(f) > 0:
+				if out, err := exec.Command(f[0], f[1:]...).CombinedOutput(); err != nil {
+					return fmt.Errorf("%s: %w\n%s", line, err, out)
+				}
+			}
+		}
+		return end()
+	}
+	err := error(nil)
+	if name == "" {
+		err = all()
+	} else {
+		err = Do(name, all)
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
 }
