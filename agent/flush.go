@@ -74,9 +74,11 @@ func (f flush) matches(c conntrack.Connection, known *pods) bool {
 			!slices.ContainsFunc(known.except, func(p netip.Prefix) bool { return p.Contains(c.Destination) })
 	case selected && own == id:
 		want := known.sources[id]
-		return (f.repaired || f.strays || f.stranded[id]) && want.IsValid() && c.Translated != want
-	case egress.OverlaySources4.Contains(c.Source) || egress.OverlaySources6.Contains(c.Source):
-		return false // of another node's pod
+		ofOthers := known.hosted[want] && c.Port >= egress.FirstBlockPort
+		return (f.repaired || f.strays || f.stranded[id]) && want.IsValid() && (c.Translated != want || ofOthers)
+	case egress.OverlaySources4.Contains(c.Source) || egress.OverlaySources6.Contains(c.Source): // of another node's pod
+		_, hosted := known.hosted[c.Translated]
+		return (f.repaired || f.strays) && known.hosted != nil && !hosted
 	default:
 		return f.pods[c.Source] || f.strays
 	}
@@ -87,6 +89,7 @@ type pods struct {
 	local   map[netip.Addr]egress.ID     // the node's own
 	blocks  map[egress.ID][]egress.Block // the node's, those included that retire
 	sources map[egress.ID]netip.Addr     // what connections are translated to that are by no block
+	hosted  map[netip.Addr]bool          // the egress IPs that are translated to here, and whether nodes have blocks of their ports; nil: it is not known yet
 	except  []netip.Prefix
 	whole   bool // none is missing from local
 }
@@ -145,7 +148,24 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 			f.owed.stranded[id] = true
 		}
 	}
-	f.known = &pods{local: d.NFT.Pods, blocks: d.Blocks, sources: sources, except: d.NFT.Except, whole: !d.NFT.Keep}
+	hosted := f.known.hosted
+	if !d.NFT.Keep && !d.NFT.KeepSenders {
+		hosted = map[netip.Addr]bool{}
+		for _, h := range d.NFT.Hosted {
+			hosted[h.IP] = h.Shared
+			if was, known := f.known.hosted[h.IP]; known && h.Shared && !was {
+				f.owed.unhosted[h.IP] = true // it may have ports that are other nodes' from now on
+			}
+		}
+		for id, before := range f.known.blocks {
+			if slices.ContainsFunc(before, func(b egress.Block) bool {
+				return !slices.ContainsFunc(d.Blocks[id], func(now egress.Block) bool { return now.Has(b.IP, b.First) && now.Has(b.IP, b.Last()) })
+			}) {
+				f.owed.stranded[id] = true
+			}
+		}
+	}
+	f.known = &pods{local: d.NFT.Pods, blocks: d.Blocks, sources: sources, hosted: hosted, except: d.NFT.Except, whole: !d.NFT.Keep}
 	if !f.dueLocked().empty() {
 		select {
 		case f.kick <- struct{}{}:
@@ -155,10 +175,10 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 	return f.err
 }
 
-// dueLocked is what can be done now. A pod that is not known yet is no stray.
+// dueLocked is what can be done now. What is not known yet is no stray.
 func (f *flusher) dueLocked() flush {
 	due := f.owed
-	due.strays = due.strays && f.known.whole
+	due.strays = due.strays && f.known.whole && f.known.hosted != nil
 	return due
 }
 

@@ -277,7 +277,7 @@ func TestWhatIsByNoBlockGoesWithItsGateway(t *testing.T) {
 		gateway string
 		gone    []string
 	}{
-		{"nowhere", nil}, // it is not known yet what stays
+		{"nowhere", []string{"of another node"}}, // it is not known yet what of the own stays; what other nodes had here is of another time
 		{"elsewhere", byIP},
 		{"elsewhere", nil},
 		{"nowhere", nil},

@@ -181,8 +181,9 @@ func (a *agent) roles(t *turn) (next time.Time) {
 			next = earlier(next, usable)
 			continue
 		}
-		if !a.inUse[k] { // else the snapshot may be older than the hand-over
+		if _, lingers := a.linger[ip]; lingers && !a.inUse[k] { // else the snapshot may be older than the hand-over
 			delete(a.linger, ip)
+			a.flusher.returns(ip)
 		}
 		t.roles[ip], inUse[k] = plan.Hold, true
 	}

@@ -29,9 +29,9 @@ var settings = []struct{ key, want, use, consequence string }{
 	{"net/ipv4/ip_forward", "1", "gateways", "a gateway drops other nodes' IPv4 egress traffic: sysctl -w net.ipv4.ip_forward=1"},
 	{"net/netfilter/nf_conntrack_tcp_loose", "1", "open TCP connections", "they break when their egress IP moves, and when a pod becomes selected, since conntrack takes no connection up in the middle: " +
 		"sysctl -w net.netfilter.nf_conntrack_tcp_loose=1"},
-	{"net/ipv4/fwmark_reflect", "0", "pools with subnetInfo", "what a gateway answers about a packet that leaves by the pool's subnet, as that it is too large, goes there and not to the pod: " +
+	{"net/ipv4/fwmark_reflect", "0", "gateways", "what a gateway answers about a packet of another node's pod, as that it is too large, goes where that was going and not to the pod: " +
 		"sysctl -w net.ipv4.fwmark_reflect=0"},
-	{"net/ipv6/fwmark_reflect", "0", "pools with subnetInfo", "what a gateway answers about a packet that leaves by the pool's subnet, as that it is too large, goes there and not to the pod: " +
+	{"net/ipv6/fwmark_reflect", "0", "gateways", "what a gateway answers about a packet of another node's pod, as that it is too large, goes where that was going and not to the pod: " +
 		"sysctl -w net.ipv6.fwmark_reflect=0"},
 	{"net/ipv4/conf/all/src_valid_mark", "", "strict rp_filter on pods' links", ""},
 	{"net/ipv6/conf/all/forwarding", "1", "gateways", "a gateway drops other nodes' IPv6 egress traffic: sysctl -w net.ipv6.conf.all.forwarding=1"},

@@ -20,7 +20,7 @@ type Mark uint32
 const (
 	// MarkMask covers the bits of the packet mark that are Egret's: 0x4000 and 0x8000 are kube-proxy's, 0xffff0000 Calico's.
 	MarkMask Mark = 0x3fff
-	// RoutingBit is in every routing mark, and in no other mark of ours without IDBit.
+	// RoutingBit is in every routing mark, and where a packet is routed in no other mark of ours without IDBit.
 	RoutingBit Mark = 0x2000
 	// IDBit tells an ID that comes out of the overlay, or goes there, from a routing mark: VXLAN has it as the bit A of its group policy
 	// (linux: VXLAN_GBP_POLICY_APPLIED).

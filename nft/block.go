@@ -125,9 +125,8 @@ func toBlocks(chain string) []rule {
 // nodeOfDestination sets the packet mark to the PeerMark of the node whose egress.OverlaySource the destination is.
 func nodeOfDestination(f family) term {
 	end := load(expr.PayloadBaseNetworkHeader, f.source+2*f.address.Bytes-4, 4)
-	return words(fmt.Sprintf("meta mark set @nh,%d,32 << 16", 8*(f.source+2*f.address.Bytes-4)), append(f.is(), end,
-		&expr.Byteorder{SourceRegister: reg, DestRegister: reg, Op: expr.ByteorderNtoh, Len: 4, Size: 4}, shiftLeft{bits: 16},
-		setMeta(expr.MetaKeyMARK))...)
+	return words(fmt.Sprintf("meta mark set @nh,%d,32 << 16", 8*(f.source+2*f.address.Bytes-4)), end,
+		&expr.Byteorder{SourceRegister: reg, DestRegister: reg, Op: expr.ByteorderNtoh, Len: 4, Size: 4}, shiftLeft{bits: 16}, setMeta(expr.MetaKeyMARK))
 }
 
 // blockChains decide what passes a gateway without conntrack: block_from what comes out of the overlay with an egress IP, block_back what
@@ -164,7 +163,9 @@ func blockChains() []chain {
 func toNodeChain() chain {
 	rules := append([]rule{newRule("to_node", direction("original", 0),
 		words("meta mark set ct mark map @gateway", loadCt(expr.CtKeyMARK), mapped("gateway"), setMeta(expr.MetaKeyMARK)), accept())},
-		perFamily(func(f family) rule { return newRule("to_node", direction("reply", 1), nodeOfDestination(f), accept()) })...)
+		perFamily(func(f family) rule {
+			return newRule("to_node", direction("reply", 1), toOverlaySource(f), nodeOfDestination(f), accept())
+		})...)
 	for _, f := range families {
 		for _, p := range f.portsAt(returning) {
 			t := p.ofOther(f)
@@ -173,7 +174,7 @@ func toNodeChain() chain {
 			rules = append(rules, newRule("to_node", t, accept()))
 		}
 	}
-	return chain{"to_node", hook{}, rules}
+	return chain{"to_node", hook{}, append(rules, newRule("to_node", setMark(0)))} // it is for nobody, whatever mark others have given to it
 }
 
 // snatToRange translates to the ports that a map has for the connection's id. The rule ends where there are none, or for a protocol without ports.

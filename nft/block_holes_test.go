@@ -366,3 +366,28 @@ func TestWithoutTheGatewaysTablesNothingLeavesWithAnotherSource(t *testing.T) {
 		}
 	}
 }
+
+// Another program marks the overlay's own packets, as a firewall of the nodes does. An answer, which has no id, has no mark of its own.
+func TestMarksOfOthersOnTheOverlaysPacketsDropNoAnswer(t *testing.T) {
+	for _, f := range blockSides() {
+		t.Run(f.pod, func(t *testing.T) {
+			b := newBlockSite(t, f)
+			b.ext.serve(f.server)
+			for n := 2; n <= 3; n++ {
+				b.nodes[n].run("nft add table inet other")
+				for i, hook := range []string{"input priority 0", "prerouting priority -150", "output priority -150"} {
+					b.nodes[n].run(fmt.Sprintf("nft add chain inet other c%d { type filter hook %s; }", i, hook))
+					b.nodes[n].run(fmt.Sprintf("nft add rule inet other c%d udp dport %d meta mark set 0x10000", i, egress.OverlayPort))
+				}
+			}
+			for what, without := range map[string]bool{"by a block": false, "without a block": true} {
+				if b.mangle = nil; without {
+					b.without(2)
+				}
+				b.reach()
+				b.output(b.nodes[2].space, "conntrack -F")
+				eventually(t, what+": no answer", func() bool { return b.pods["c"].seen(f.server) == f.egress })
+			}
+		})
+	}
+}

@@ -37,9 +37,9 @@ func overlayChains() []chain {
 			return newRule("overlay_from", fromPeer(f), reversePath("exists"), notrack(), accept())
 		}), foreign("overlay_from"))},
 		// Whatever else comes here: by a broadcast, or by a Service, after its DNAT and after IPVS (98).
-		{"overlay_local", base("input", nftables.ChainHookInput, 300), []rule{
-			foreign("overlay_local", toOverlay(), tracked()),
-		}},
+		{"overlay_local", base("input", nftables.ChainHookInput, 300), []rule{newRule("overlay_local", toOverlay(), enter("overlay_heard"))}},
+		// A frame without an id would come out of the overlay with the mark that others have given to its packet.
+		{"overlay_heard", hook{}, []rule{foreign("overlay_heard", tracked()), newRule("overlay_heard", setMark(0))}},
 		{"overlay_out", base("output", nftables.ChainHookOutput, -300), []rule{
 			newRule("overlay_out", toOverlay(), enter("overlay_sent")),
 		}},
@@ -77,15 +77,18 @@ func byOverlay(name string, k expr.MetaKey) term {
 	return words(fmt.Sprintf("%s %q", name, egress.OverlayLink), loadMeta(k), equals([]byte(linkKey(egress.OverlayLink))...))
 }
 
-// fromOverlaySource matches what has an egress.OverlaySource as its source.
-func fromOverlaySource(f family) term {
+// fromOverlaySource matches what has an egress.OverlaySource as its source, toOverlaySource what has one as its destination.
+func fromOverlaySource(f family) term { return overlaySource(f, "saddr", f.source) }
+func toOverlaySource(f family) term   { return overlaySource(f, "daddr", f.source+f.address.Bytes) }
+
+func overlaySource(f family, side string, offset uint32) term {
 	prefix := egress.OverlaySources4
 	if f.number == unix.NFPROTO_IPV6 {
 		prefix = egress.OverlaySources6
 	}
 	fixed := prefix.Addr().AsSlice()[:prefix.Bits()/8]
-	return words(fmt.Sprintf("%s saddr %s", f.name, prefix),
-		append(f.is(), load(expr.PayloadBaseNetworkHeader, f.source, uint32(len(fixed))), equals(fixed...))...)
+	return words(fmt.Sprintf("%s %s %s", f.name, side, prefix),
+		append(f.is(), load(expr.PayloadBaseNetworkHeader, offset, uint32(len(fixed))), equals(fixed...))...)
 }
 
 func toOverlay() term { return udpTo(egress.OverlayPort) }

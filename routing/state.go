@@ -157,8 +157,8 @@ func (s State) familyEntries(f family) []entry {
 	toGateway.Table = egress.ToGatewayMark.Table()
 	toNode := newRule(f, egress.LastPriority, egress.ToNodeMark, egress.RuleMask)
 	toNode.Table = egress.ToNodeMark.Table()
-	// Also without a mark: where the kernel looks for the way back to a packet's source.
-	sources := newRule(f, egress.SelfPriority, 0, egress.RoutingBit)
+	// Whatever the mark: the kernel looks for the way back to a packet's source without one, and answers with that of what it answers (fwmark_reflect).
+	sources := newRule(f, egress.SelfPriority, 0, 0)
 	sources.Dst, sources.Table = ipNet(f.overlaySources()), toNode.Table
 	self, local := newRule(f, egress.SelfPriority, 0, egress.RoutingBit), newRule(f, egress.AddressPriority, 0, egress.RoutingBit)
 	self.IifName, self.Table, local.Table = loopback, toNode.Table, egress.AddressTable
