@@ -110,15 +110,15 @@ type flusher struct {
 	wake   func()
 	kick   chan struct{} // capacity 1
 
-	mu    sync.Mutex // guards what follows
-	owed  flush      // to be done
-	known *pods
-	err   error // of the last try
+	mu      sync.Mutex // guards what follows
+	toFlush flush      // asked for, and not begun
+	known   *pods
+	err     error // of the last try
 }
 
 func newFlusher(wake func()) *flusher {
-	f := &flusher{delete: conntrack.Delete, wake: wake, kick: make(chan struct{}, 1), owed: newFlush(), known: &pods{}}
-	f.owed.all, f.owed.strays = true, true // what the former agent left undone is not known
+	f := &flusher{delete: conntrack.Delete, wake: wake, kick: make(chan struct{}, 1), toFlush: newFlush(), known: &pods{}}
+	f.toFlush.all, f.toFlush.strays = true, true // what the former agent left undone is not known
 	return f
 }
 
@@ -128,13 +128,13 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if len(c.Repairs) > 0 {
-		f.owed.all, f.owed.strays, f.owed.repaired = true, true, true
+		f.toFlush.all, f.toFlush.strays, f.toFlush.repaired = true, true, true
 	}
 	for _, ip := range c.Reselected {
-		f.owed.pods[ip] = true
+		f.toFlush.pods[ip] = true
 	}
 	for _, ip := range c.Unhosted {
-		f.owed.unhosted[ip] = true
+		f.toFlush.unhosted[ip] = true
 	}
 	sources := map[egress.ID]netip.Addr{}
 	for _, id := range d.NFT.Pods {
@@ -145,7 +145,7 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 			source = here.IP
 		}
 		if sources[id] = source; source != f.known.sources[id] {
-			f.owed.stranded[id] = true
+			f.toFlush.stranded[id] = true
 		}
 	}
 	hosted := f.known.hosted
@@ -154,14 +154,15 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 		for _, h := range d.NFT.Hosted {
 			hosted[h.IP] = h.Shared
 			if was, known := f.known.hosted[h.IP]; known && h.Shared && !was {
-				f.owed.unhosted[h.IP] = true // it may have ports that are other nodes' from now on
+				f.toFlush.unhosted[h.IP] = true // it may have ports that are other nodes' from now on
 			}
 		}
 		for id, before := range f.known.blocks {
-			if slices.ContainsFunc(before, func(b egress.Block) bool {
-				return !slices.ContainsFunc(d.Blocks[id], func(now egress.Block) bool { return now.Has(b.IP, b.First) && now.Has(b.IP, b.Last()) })
-			}) {
-				f.owed.stranded[id] = true
+			has := func(b egress.Block) bool {
+				return slices.ContainsFunc(d.Blocks[id], func(now egress.Block) bool { return now.Has(b.IP, b.First) && now.Has(b.IP, b.Last()) })
+			}
+			if slices.ContainsFunc(before, func(b egress.Block) bool { return !has(b) }) {
+				f.toFlush.stranded[id] = true
 			}
 		}
 	}
@@ -177,7 +178,7 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 
 // dueLocked is what can be done now. What is not known yet is no stray.
 func (f *flusher) dueLocked() flush {
-	due := f.owed
+	due := f.toFlush
 	due.strays = due.strays && f.known.whole && f.known.hosted != nil
 	return due
 }
@@ -186,7 +187,7 @@ func (f *flusher) dueLocked() flush {
 func (f *flusher) returns(ip netip.Addr) {
 	f.mu.Lock()
 	defer f.mu.Unlock()
-	f.owed.unhosted[ip] = true
+	f.toFlush.unhosted[ip] = true
 }
 
 // run flushes until ctx ends.
@@ -204,9 +205,9 @@ func (f *flusher) run(ctx context.Context) error {
 // flush does what is due. What fails stays so, and the next pass tries again.
 func (f *flusher) flush() {
 	f.mu.Lock()
-	due, strays := f.dueLocked(), f.owed.strays
-	f.owed = newFlush()
-	f.owed.strays = strays && !due.strays
+	due, strays := f.dueLocked(), f.toFlush.strays
+	f.toFlush = newFlush()
+	f.toFlush.strays = strays && !due.strays
 	f.mu.Unlock()
 	err := f.delete(func(c conntrack.Connection) bool {
 		f.mu.Lock()
@@ -216,7 +217,7 @@ func (f *flusher) flush() {
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	if err != nil {
-		f.owed.add(due)
+		f.toFlush.add(due)
 	}
 	changed := (err == nil) != (f.err == nil)
 	if f.err = err; changed {

@@ -317,7 +317,7 @@ func TestWhatCannotBeFlushedIsAFaultAndTriedAgain(t *testing.T) {
 	}
 	for range 2 {
 		f.flush()
-		if !f.owed.unhosted[ip] {
+		if !f.toFlush.unhosted[ip] {
 			t.Error("what failed counts as done")
 		}
 		if err := f.follow(nft.Changes{}, d); !errors.Is(err, broken) {
@@ -331,8 +331,8 @@ func TestWhatCannotBeFlushedIsAFaultAndTriedAgain(t *testing.T) {
 	}
 	broken = nil
 	f.flush()
-	if err := f.follow(nft.Changes{}, d); err != nil || !f.owed.empty() {
-		t.Errorf("done: error %v, owed %+v", err, f.owed)
+	if err := f.follow(nft.Changes{}, d); err != nil || !f.toFlush.empty() {
+		t.Errorf("done: error %v, owed %+v", err, f.toFlush)
 	}
 	if woken != 2 {
 		t.Errorf("told %d times, want when it failed and when it did not any more", woken)

@@ -181,9 +181,8 @@ func (a *agent) roles(t *turn) (next time.Time) {
 			next = earlier(next, usable)
 			continue
 		}
-		if _, lingers := a.linger[ip]; lingers && !a.inUse[k] { // else the snapshot may be older than the hand-over
-			delete(a.linger, ip)
-			a.flusher.returns(ip)
+		if !a.inUse[k] { // else the snapshot may be older than the hand-over
+			a.returns(ip)
 		}
 		t.roles[ip], inUse[k] = plan.Hold, true
 	}
@@ -197,10 +196,7 @@ func (a *agent) roles(t *turn) (next time.Time) {
 		delete(t.roles, o.IP) // silent first: the lock goes only when the kernel is done
 	}
 	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
-		if _, lingers := a.linger[m.IP]; lingers { // what is left of its last time here has to go
-			delete(a.linger, m.IP)
-			a.flusher.returns(m.IP)
-		}
+		a.returns(m.IP)
 		t.roles[m.IP] = plan.Arrive
 	}
 	for _, d := range plan.Departures(t.Snapshot, t.facts) {
@@ -217,6 +213,14 @@ func (a *agent) roles(t *turn) (next time.Time) {
 		}
 	}
 	return next
+}
+
+// returns ends the relaying for the next owner of an IP that comes back: what is left of its last time here has to go.
+func (a *agent) returns(ip netip.Addr) {
+	if _, lingers := a.linger[ip]; lingers {
+		delete(a.linger, ip)
+		a.flusher.returns(ip)
+	}
 }
 
 // program makes the kernel equal to d, as far as it lets itself. fenced reports whether the tables hold what d asks; without that, nothing

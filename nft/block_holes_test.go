@@ -327,8 +327,6 @@ func TestByABlockNoSourceNATOfOthersComesBeforeOurs(t *testing.T) {
 // Somebody deletes the gateway's tables, as a flush does where nobody owns them. What comes out of the overlay goes nowhere: others would make it the
 // node's.
 func TestWithoutTheGatewaysTablesNothingLeavesWithAnotherSource(t *testing.T) {
-	cni := `table inet cni { chain post { type nat hook postrouting priority 100; ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade;
-		ip6 saddr fd44::/16 ip6 daddr != fd44::/16 masquerade; }; }`
 	for _, f := range blockSides() {
 		for name, others := range map[string]string{"beside a plain CNI": cni, "beside kindnet": kindnet} {
 			for what, without := range map[string]bool{"by a block": false, "without a block": true} {

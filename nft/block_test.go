@@ -186,13 +186,7 @@ func (b *blockSite) reach() {
 			want.Addresses = map[netip.Addr]string{ip: "egret0"}
 			node.run(fmt.Sprintf("ip addr replace %s dev egret0", netip.PrefixFrom(ip, ip.BitLen())))
 		}
-		node.do(func() error {
-			have, err := node.router.Observe()
-			if err != nil {
-				return err
-			}
-			return node.router.Apply(routing.Diff(have, want))
-		})
+		node.do(func() error { return route(node.router, want) })
 		node.do(func() error { reach(b.t, node.tables, b.state(n)); return nil })
 		if n == b.gates {
 			if err := node.tables.Permit([]Permit{{ip, true}}, time.Hour); err != nil {
@@ -204,6 +198,15 @@ func (b *blockSite) reach() {
 	}
 	mac := strings.Fields(b.output(b.nodes[b.gates].space, "ip -br link show dev eth0"))[2]
 	b.ext.run(fmt.Sprintf("ip neigh replace %s lladdr %s dev eth0 nud permanent", ip, mac))
+}
+
+// route makes the routes of the namespace of the calling thread what they are to be.
+func route(r *routing.Router, want routing.State) error {
+	have, err := r.Observe()
+	if err != nil {
+		return err
+	}
+	return r.Apply(routing.Diff(have, want))
 }
 
 func (b *blockSite) output(s space, line string) (out string) {

@@ -203,6 +203,10 @@ func outside(t testing.TB) space {
 	return ext
 }
 
+// cni is how a CNI masquerades what leaves the pods' network.
+const cni = `table inet cni { chain post { type nat hook postrouting priority 100;
+	ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade; ip6 saddr fd44::/16 ip6 daddr != fd44::/16 masquerade; }; }`
+
 // pod makes a pod, linked to the namespace of the calling thread as a CNI does it, which masquerades what leaves the pods' network.
 func pod(t testing.TB) space {
 	t.Helper()
@@ -211,8 +215,7 @@ func pod(t testing.TB) space {
 		ip link set cni0 up
 		ip addr add 10.244.1.1/24 dev cni0
 		ip addr add fd44:1::1/64 dev cni0 nodad`)
-	nft(t, `table inet cni { chain post { type nat hook postrouting priority 100;
-		ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade; ip6 saddr fd44::/16 ip6 daddr != fd44::/16 masquerade; }; }`)
+	nft(t, cni)
 	p.run(`ip link set eth0 up
 		ip addr add 10.244.1.2/24 dev eth0
 		ip addr add fd44:1::2/64 dev eth0 nodad

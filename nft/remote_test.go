@@ -57,11 +57,7 @@ func overlayTo(t testing.TB, in func(func() error) error, self, peer netip.Addr)
 			return err
 		}
 		defer r.Close()
-		have, err := r.Observe()
-		if err != nil {
-			return err
-		}
-		return r.Apply(routing.Diff(have, routing.State{Overlay: routing.Overlay{Local: self, MTU: mtu}, Peers: []routing.Peer{{Underlay: peer}}}))
+		return route(r, routing.State{Overlay: routing.Overlay{Local: self, MTU: mtu}, Peers: []routing.Peer{{Underlay: peer}}})
 	})
 	if err != nil {
 		t.Fatal(err)

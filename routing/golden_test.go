@@ -162,9 +162,6 @@ func TestGoldens(t *testing.T) {
 	}
 }
 
-// batches begins a line of a program that takes many.
-var batches = regexp.MustCompile(`^(ip|bridge)( -[46])?`)
-
 // TestTheLinesDoWhatApplyDoes gives the lines of every golden to a shell.
 func TestTheLinesDoWhatApplyDoes(t *testing.T) {
 	files, _ := filepath.Glob("testdata/*.txtar")
@@ -172,28 +169,13 @@ func TestTheLinesDoWhatApplyDoes(t *testing.T) {
 		t.Run(strings.TrimSuffix(filepath.Base(file), ".txtar"), func(t *testing.T) {
 			r := open(t)
 			s := sections(t, file)
-			program, lines := "", []string(nil)
-			done := func() {
-				if len(lines) > 0 {
-					batch(t, program, lines...)
-				}
-				lines = nil
-			}
+			var lines strings.Builder
 			for line := range strings.Lines(s["lines"]) {
-				if strings.Contains(line, " route del local ") {
-					continue // there is no such address here
-				}
-				f := batches.FindString(line)
-				if f != program || f == "" {
-					done()
-				}
-				if program = f; f == "" {
-					netns.Run(t, line)
-				} else {
-					lines = append(lines, strings.TrimSpace(line[len(f):]))
+				if !strings.Contains(line, " route del local ") { // there is no such address here
+					lines.WriteString(line)
 				}
 			}
-			done()
+			netns.RunAll(t, "", lines.String())
 			if left := Diff(observe(t, r), parseState(t, s["state"])); !left.Empty() {
 				t.Errorf("still to do:\n%s", left)
 			}

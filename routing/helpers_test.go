@@ -1,11 +1,12 @@
 package routing
 
 import (
-	"os/exec"
 	"regexp"
 	"slices"
 	"strings"
 	"testing"
+
+	"github.com/egret-project/egret/internal/netns"
 )
 
 // unordered returns the lines sorted: rules of one priority, neighbours and the like come in the order in which they were made.
@@ -13,18 +14,14 @@ func unordered(text string) []string {
 	return slices.Sorted(strings.Lines(text))
 }
 
-// batch gives lines to one process of ip or bridge, and returns what it prints: on an emulated machine a process takes longer than what
-// it is started for.
+// batch is netns.Batch for a test.
 func batch(t *testing.T, program string, lines ...string) string {
 	t.Helper()
-	f := append(strings.Fields(program), "-batch", "-")
-	c := exec.Command(f[0], f[1:]...)
-	c.Stdin = strings.NewReader(strings.Join(lines, "\n") + "\n")
-	out, err := c.CombinedOutput()
+	out, err := netns.Batch(program, lines...)
 	if err != nil {
-		t.Fatalf("%s: %v\n%s", strings.Join(f, " "), err, out)
+		t.Fatal(err)
 	}
-	return string(out)
+	return out
 }
 
 // parts is asked for between two lines, and parted is what ip prints of it.

@@ -110,9 +110,7 @@ func newSite(t *testing.T, under [2]string) site {
 func (s site) in(ns int, lines string) {
 	s.t.Helper()
 	netns.Switch(s.t, ns)
-	for line := range strings.Lines(lines) {
-		netns.Run(s.t, strings.TrimSpace(line))
-	}
+	netns.RunAll(s.t, "", lines)
 }
 
 // nft runs a script of nft(8) there.

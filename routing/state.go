@@ -31,9 +31,9 @@ type State struct {
 	// Addresses are the egress IPs that are addresses of the node, with the link that they are on: local for what others send to them without a
 	// mark. The kernel's own route of that, which it makes with the address and looks at before all marks, goes.
 	Addresses map[netip.Addr]string
-	// Pods are the addresses of this node's own pods, and maybe of others: no table for a mark leads elsewhere with them. What the kernel itself sends to them may have the mark of what it
-	// answers (fwmark_reflect), and where it looks whether a packet comes in where its source is, it may do so with the packet's mark
-	// (src_valid_mark).
+	// Pods are the addresses of this node's own pods, and maybe of others: no table for a mark leads elsewhere with them. What the
+	// kernel itself sends to them may have the mark of what it answers (fwmark_reflect), and where it looks whether a packet comes in
+	// where its source is, it may do so with the packet's mark (src_valid_mark).
 	Pods []netip.Prefix
 	// Keep keeps everything that is not in the State: a record could not be read, and an error never causes a delete.
 	Keep bool
@@ -67,6 +67,8 @@ type family struct {
 	af     int
 	option string // of ip(8)
 	any    netip.Prefix
+	// overlaySources hold every egress.OverlaySource of the family.
+	overlaySources netip.Prefix
 	// metric is what the kernel takes when a route names none: 0 for IPv4, IP6_RT_PRIO_USER for IPv6 (uapi/linux/ipv6_route.h).
 	metric int
 	// off is the file that says whether new links are without the family; a kernel that does not know the family has no such file.
@@ -75,8 +77,8 @@ type family struct {
 }
 
 var families = []family{
-	{af: unix.AF_INET, option: "-4", any: netip.PrefixFrom(netip.IPv4Unspecified(), 0)},
-	{af: unix.AF_INET6, option: "-6", any: netip.PrefixFrom(netip.IPv6Unspecified(), 0), metric: 1024,
+	{af: unix.AF_INET, option: "-4", any: netip.PrefixFrom(netip.IPv4Unspecified(), 0), overlaySources: egress.OverlaySources4},
+	{af: unix.AF_INET6, option: "-6", any: netip.PrefixFrom(netip.IPv6Unspecified(), 0), overlaySources: egress.OverlaySources6, metric: 1024,
 		off: "/proc/sys/net/ipv6/conf/default/disable_ipv6"},
 }
 
@@ -100,14 +102,6 @@ func (f family) support() (known, on bool) {
 	}
 	b, err := os.ReadFile(f.off)
 	return err == nil, err == nil && strings.TrimSpace(string(b)) == "0"
-}
-
-// overlaySources are the addresses of the family that a node knows another one by.
-func (f family) overlaySources() netip.Prefix {
-	if f.af == unix.AF_INET {
-		return egress.OverlaySources4
-	}
-	return egress.OverlaySources6
 }
 
 // noIPv4 is the address of an overlay link whose underlay is IPv6: a link without any IPv4 address drops every IPv4 packet as soon as
@@ -159,7 +153,7 @@ func (s State) familyEntries(f family) []entry {
 	toNode.Table = egress.ToNodeMark.Table()
 	// Whatever the mark: the kernel looks for the way back to a packet's source without one, and answers with that of what it answers (fwmark_reflect).
 	sources := newRule(f, egress.SelfPriority, 0, 0)
-	sources.Dst, sources.Table = ipNet(f.overlaySources()), toNode.Table
+	sources.Dst, sources.Table = ipNet(f.overlaySources), toNode.Table
 	self, local := newRule(f, egress.SelfPriority, 0, egress.RoutingBit), newRule(f, egress.AddressPriority, 0, egress.RoutingBit)
 	self.IifName, self.Table, local.Table = loopback, toNode.Table, egress.AddressTable
 	es := []entry{addressEntry(f, f.address(s.Overlay.Local), egress.OverlayLink), ruleEntry(f, closed), ruleEntry(f, guard), ruleEntry(f, others),
@@ -167,7 +161,7 @@ func (s State) familyEntries(f family) []entry {
 		routeEntry(f, noRoute(f, unix.RTN_BLACKHOLE, egress.ClosedTable, f.any, lastMetric), ""),
 		neighbourEntry(f, f.anyNode(), nobody, netlink.NUD_PERMANENT),
 		routeEntry(f, routeVia(f, toGateway.Table, f.any, f.anyNode()), egress.OverlayLink)}
-	toNodes := []netip.Prefix{f.overlaySources()}
+	toNodes := []netip.Prefix{f.overlaySources}
 	for _, ip := range s.Forwarded {
 		if f.has(ip) {
 			toNodes = append(toNodes, netip.PrefixFrom(ip, ip.BitLen()))

@@ -112,62 +112,78 @@ func sysctl(setting string) error {
 	return os.WriteFile("/proc/sys/"+key, []byte(value), 0)
 }
 
-// ofIP begins a line that ip(8) takes in a batch.
-var ofIP = regexp.MustCompile(`^ip( -[46])? (link|addr|route|rule|neigh) `)
+// inBatch begins a line that ip(8) or bridge(8) takes in a batch.
+var inBatch = regexp.MustCompile(`^(ip(?: -[46])?|bridge) (?:link|addr|route|rule|neigh|fdb) `)
 
-// RunAll runs lines of commands, as Run, in a named namespace; "": that of the calling goroutine. Lines of ip that follow each other are one process,
-// and `sysctl -qw` is none: on an emulated machine a process takes longer than what it is started for.
+// Batch gives lines, without the name of the program, to one process of ip or bridge in the namespace of the calling goroutine, and returns what it
+// prints: on an emulated machine a process takes longer than what it is started for.
+func Batch(program string, lines ...string) (string, error) {
+	f := append(strings.Fields(program), "-batch", "-")
+	c := exec.Command(f[0], f[1:]...)
+	c.Stdin = strings.NewReader(strings.Join(lines, "\n") + "\n")
+	out, err := c.CombinedOutput()
+	if err != nil {
+		return "", fmt.Errorf("%s of\n%s: %w\n%s", strings.Join(f, " "), strings.Join(lines, "\n"), err, out)
+	}
+	return string(out), nil
+}
+
+// RunAll runs lines of commands, as Run, in a named namespace; "": that of the calling goroutine. Lines of ip or bridge that follow each other are one
+// process, and `sysctl -qw` is none.
 func RunAll(t testing.TB, name, lines string) {
 	t.Helper()
-	all := func() error {
-		program, batch := "", []string(nil)
-		end := func() error {
-			if len(batch) == 0 {
-				return nil
-			}
-			f := append(strings.Fields(program), "-batch", "-")
-			c := exec.Command(f[0], f[1:]...)
-			c.Stdin = strings.NewReader(strings.Join(batch, "\n") + "\n")
-			out, err := c.CombinedOutput()
-			if err != nil {
-				err = fmt.Errorf("%s of\n%s: %w\n%s", strings.Join(f, " "), strings.Join(batch, "\n"), err, out)
-			}
-			batch = nil
-			return err
-		}
-		for line := range strings.Lines(lines) {
-			line = strings.TrimSpace(line)
-			is := ofIP.FindStringSubmatch(line)
-			if is == nil || program != "ip"+is[1] {
-				if err := end(); err != nil {
-					return err
-				}
-			}
-			switch f := strings.Fields(line); {
-			case is != nil:
-				program = "ip" + is[1]
-				batch = append(batch, line[len(program):])
-			case strings.HasPrefix(line, "sysctl -qw "):
-				for _, setting := range f[2:] {
-					if err := sysctl(setting); err != nil {
-						return fmt.Errorf("%s: %w", line, err)
-					}
-				}
-			case len(f) > 0:
-				if out, err := exec.Command(f[0], f[1:]...).CombinedOutput(); err != nil {
-					return fmt.Errorf("%s: %w\n%s", line, err, out)
-				}
-			}
-		}
-		return end()
+	in := func(f func() error) error { return f() }
+	if name != "" {
+		in = func(f func() error) error { return Do(name, f) }
 	}
-	err := error(nil)
-	if name == "" {
-		err = all()
-	} else {
-		err = Do(name, all)
-	}
-	if err != nil {
+	if err := in(func() error { return runAll(lines) }); err != nil {
 		t.Fatal(err)
 	}
+}
+
+func runAll(lines string) error {
+	program, batch := "", []string(nil)
+	end := func() (err error) {
+		if len(batch) > 0 {
+			_, err = Batch(program, batch...)
+		}
+		batch = nil
+		return err
+	}
+	for line := range strings.Lines(lines) {
+		line = strings.TrimSpace(line)
+		is := inBatch.FindStringSubmatch(line)
+		if is == nil || is[1] != program {
+			if err := end(); err != nil {
+				return err
+			}
+		}
+		if is != nil {
+			program = is[1]
+			batch = append(batch, line[len(program):])
+		} else if err := runOne(strings.Fields(line)); err != nil {
+			return fmt.Errorf("%s: %w", line, err)
+		}
+	}
+	return end()
+}
+
+// runOne runs a command; none is no error.
+func runOne(f []string) error {
+	switch {
+	case len(f) == 0:
+		return nil
+	case len(f) > 2 && f[0] == "sysctl" && f[1] == "-qw":
+		for _, setting := range f[2:] {
+			if err := sysctl(setting); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	out, err := exec.Command(f[0], f[1:]...).CombinedOutput()
+	if err != nil {
+		err = fmt.Errorf("%w\n%s", err, out)
+	}
+	return err
 }
