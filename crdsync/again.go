@@ -2,11 +2,10 @@ package crdsync
 
 import (
 	"context"
+	"maps"
 	"slices"
-	"strings"
 	"time"
 
-	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/store"
 )
 
@@ -60,14 +59,8 @@ func (m *mirror) amiss() bool {
 
 // bits returns the work that comes to all members, ranges and blocks of ports. As amiss, it uses only what is safe for concurrent use.
 func (m *mirror) bits() (out []work) {
-	nodes := append(m.source.nodesWithPods(), m.source.nodes.GetIndexer().ListKeys()...)
-	nodes = append(nodes, egress.AllNodes)
-	for key := range m.cache.List(store.PodPrefix) {
-		nodes = append(nodes, strings.TrimPrefix(key, store.PodPrefix))
-	}
-	for node := range listedMembers(m.cache) {
-		nodes = append(nodes, node)
-	}
+	nodes := slices.Concat(m.source.nodesWithPods(), m.source.nodes.GetIndexer().ListKeys(), listedRanges(m.cache))
+	nodes = slices.AppendSeq(nodes, maps.Keys(listedMembers(m.cache)))
 	for key, r := range m.cache.List(store.BlockPrefix) {
 		if b, err := store.DecodeBlock(key, r); err == nil {
 			nodes = append(nodes, b.Node)

@@ -47,8 +47,13 @@ func (m *mirror) rangeDifference(now view, node string, pods []pod) ([]unit, err
 
 // nodesWithRanges returns all names that may have a record of ranges, or have to have one.
 func (m *mirror) nodesWithRanges() []string {
-	out := append(slices.Collect(maps.Keys(m.nodes)), egress.AllNodes)
-	for key := range m.cache.List(store.PodPrefix) {
+	return append(slices.Collect(maps.Keys(m.nodes)), listedRanges(m.cache)...)
+}
+
+// listedRanges returns all names that may have a record of ranges in etcd.
+func listedRanges(cache *store.Cache) []string {
+	out := []string{egress.AllNodes}
+	for key := range cache.List(store.PodPrefix) {
 		out = append(out, strings.TrimPrefix(key, store.PodPrefix))
 	}
 	return out
