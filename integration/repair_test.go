@@ -125,7 +125,7 @@ func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
 		{"known nodes", node, "nft flush set inet egret node4", "nft list set inet egret node4"},
 		{"the rules of a chain", node, "nft flush chain inet egret prerouting", "nft list chain inet egret prerouting"},
 		{"a rule that accepts everything", gateway, "nft insert rule inet egret permitted accept", "nft list chain inet egret permitted"},
-		{"a chain's policy", gateway, "nft 'add chain inet egret forward { policy drop ; }'", "nft list chain inet egret forward"},
+		{"a chain's policy", gateway, "nft 'add chain inet egret guard { policy drop ; }'", "nft list chain inet egret guard"},
 		{"the overlay's forwarding", gateway, "sysctl -qw net.ipv4.conf.egret/vx.forwarding=0", "sysctl net.ipv4.conf.egret/vx.forwarding"},
 		{"the overlay's IPv6 is off", gateway, "sysctl -qw net.ipv6.conf.egret/vx.disable_ipv6=1", "ip -6 addr show egret.vx"},
 		{"permits", gateway, "nft 'flush set inet egret permit4 ; flush set inet egret permit6 ; flush set arp egret permit4'", "nft list set arp egret permit4"},

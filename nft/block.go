@@ -111,7 +111,7 @@ func fromBlocks(chain string) []rule {
 		// No node says how this one routes.
 		newRule(chain, markIs(egress.IDBit, 0), markIsNot(0), count(CounterSender), drop()),
 	}, perFamily(func(f family) rule {
-		return newRule(chain, saddrIn(f, "pooled"+f.digit), enter("block_from"+f.digit))
+		return newRule(chain, words("meta nfproto "+f.protocol, f.is()...), enter("block_from"+f.digit))
 	})...)
 }
 
@@ -145,7 +145,7 @@ func blockChains() []chain {
 		chains = append(chains,
 			chain{name("from"), hook{}, slices.Concat(check, []rule{
 				newRule(name("from"), saddrIn(f, "hostedip"+f.digit), count(CounterSender), drop()),
-				newRule(name("from"), count(CounterUnhosted), drop()),
+				newRule(name("from"), saddrIn(f, "pooled"+f.digit), count(CounterUnhosted), drop()),
 			})},
 			chain{name("pass"), hook{}, []rule{
 				newRule(name("pass"), f.markOfSource("id"), overLimit(markOfPacket, "bandwidth"), count(CounterBandwidth), drop()),

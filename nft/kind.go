@@ -26,6 +26,7 @@ type kind struct {
 var (
 	address4 = kind{SetDatatype: nftables.TypeIPAddr, order: binaryutil.BigEndian}
 	address6 = kind{SetDatatype: nftables.TypeIP6Addr, order: binaryutil.BigEndian}
+	index    = kind{SetDatatype: nftables.TypeIFIndex, order: binaryutil.NativeEndian}
 	link     = kind{SetDatatype: nftables.TypeIFName, order: binaryutil.BigEndian} // padded with zeros
 	ether    = kind{SetDatatype: nftables.TypeEtherAddr, order: binaryutil.BigEndian}
 	mark     = kind{SetDatatype: nftables.TypeMark, order: binaryutil.NativeEndian}
@@ -40,6 +41,7 @@ var (
 
 	linkAddress4     = concat(link, address4)
 	peer4, peer6     = concat(address4, ether), concat(address6, ether)
+	heard4, heard6   = concat(address4, ether, index), concat(address6, ether, index)
 	sender4, sender6 = concat(ether, address4, mark), concat(ether, address6, mark)
 	markPair         = concat(mark, mark)
 	unit4, unit6     = concat(address4, port), concat(address6, port)

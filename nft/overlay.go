@@ -2,6 +2,8 @@ package nft
 
 import (
 	"fmt"
+	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -32,10 +34,15 @@ func overlayChains() []chain {
 		{"passed", hook{}, fromBlocks("passed")},
 		// What is only forwarded, and to no node, is none of ours: pods may use the port among themselves.
 		{"overlay", hook{}, append(toNode("overlay", "overlay_from"), foreign("overlay", localDestination()))},
-		// A node sends to a node: this one, or another where this one routes between them.
-		{"overlay_from", hook{}, append(perFamily(func(f family) rule {
-			return newRule("overlay_from", fromPeer(f), reversePath("exists"), notrack(), accept())
-		}), foreign("overlay_from"))},
+		// A node sends to a node: this one, or another where this one routes between them. The way to it is looked up once in a while only: it costs
+		// as much as all else here.
+		{"overlay_from", hook{}, slices.Concat(
+			perFamily(func(f family) rule { return newRule("overlay_from", heard(f), notrack(), accept()) }),
+			perFamily(func(f family) rule { return newRule("overlay_from", fromPeer(f), reversePath("exists"), hear(f)) }),
+			perFamily(func(f family) rule {
+				return newRule("overlay_from", fromPeer(f), reversePath("exists"), notrack(), accept())
+			}),
+			[]rule{foreign("overlay_from")})},
 		// Whatever else comes here: by a broadcast, or by a Service, after its DNAT and after IPVS (98).
 		{"overlay_local", base("input", nftables.ChainHookInput, 300), []rule{newRule("overlay_local", toOverlay(), enter("overlay_heard"))}},
 		// A frame without an id would come out of the overlay with the mark that others have given to its packet.
@@ -124,9 +131,28 @@ func reversePath(result string) term {
 // fromPeer matches VXLAN of another node by its source, and by the source of the Ethernet frame in it: after the
 // headers of UDP and VXLAN, and the frame's destination. So the latter tells later which node a packet is of.
 func fromPeer(f family) term {
-	frame := &expr.Payload{DestRegister: register(f.address.Bytes), Base: expr.PayloadBaseTransportHeader, Offset: 8 + 8 + 6, Len: 6}
-	return words(fmt.Sprintf("%s saddr . @th,176,48 @peer%s", f.name, f.digit),
-		append(f.is(), f.saddr(), frame, in("peer"+f.digit))...)
+	return words(fmt.Sprintf("%s saddr . @th,176,48 @peer%s", f.name, f.digit), append(f.is(), f.saddr(), frameSource(f), in("peer"+f.digit))...)
+}
+
+func frameSource(f family) expr.Any {
+	return &expr.Payload{DestRegister: register(f.address.Bytes), Base: expr.PayloadBaseTransportHeader, Offset: 8 + 8 + 6, Len: 6}
+}
+
+// heardFor is for how long a node may send by a link after that was found to be the way to it.
+const heardFor = time.Second
+
+// hear remembers by which link a node sends, heard matches what is sent so. Where the set takes no more, the rule ends.
+func hear(f family) term {
+	return words(fmt.Sprintf("add @heard%s { %s saddr . @th,176,48 . iif timeout %dms }", f.digit, f.name, heardFor.Milliseconds()),
+		append(heardKey(f), &expr.Dynset{SrcRegKey: reg, SetName: "heard" + f.digit, Operation: unix.NFT_DYNSET_OP_ADD, Timeout: heardFor})...)
+}
+
+func heard(f family) term {
+	return words(fmt.Sprintf("%s saddr . @th,176,48 . iif @heard%s", f.name, f.digit), slices.Concat(f.is(), heardKey(f), []expr.Any{in("heard" + f.digit)})...)
+}
+
+func heardKey(f family) []expr.Any {
+	return []expr.Any{f.saddr(), frameSource(f), &expr.Meta{Key: expr.MetaKeyIIF, Register: register(f.address.Bytes + 8)}}
 }
 
 // unknownSender matches what does not have the source that, for the egress IP that the connection is of, it has from the node that sent it.

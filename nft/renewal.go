@@ -121,28 +121,27 @@ func (t table) renewed(r Renewal) table {
 	if r.Window < tick {
 		return t
 	}
-	at := map[nftables.TableFamily]hook{
-		// Before conntrack and the route lookup.
-		nftables.TableFamilyINet:   {nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -300, ""},
+	at := map[nftables.TableFamily]hook{ // in inet: before conntrack and the route lookup, from a chain that is there
 		nftables.TableFamilyARP:    {nftables.ChainTypeFilter, "input", 0 /* NF_ARP_IN, linux/netfilter_arp.h */, 0, ""},
 		nftables.TableFamilyNetdev: {nftables.ChainTypeFilter, "ingress", *nftables.ChainHookIngress, 0, loopback},
 	}[t.family]
-	own := []term{
-		words(fmt.Sprintf("iif %q", loopback), loadMeta(expr.MetaKeyIIF), equals(native(loopbackIndex)...)),
-		markIs(egress.RenewalMask, egress.RenewalMark),
-	}
-	var enter []rule
+	looped := words(fmt.Sprintf("iif %q", loopback), loadMeta(expr.MetaKeyIIF), equals(native(loopbackIndex)...))
+	own := []term{looped, markIs(egress.RenewalMask, egress.RenewalMark)}
+	var entries []rule
 	if t.family != nftables.TableFamilyINet {
-		enter = append(enter, newRule("renewal", append(own, jump("renew"))...))
+		entries = append(entries, newRule("renewal", append(own, jump("renew"))...))
 	} else {
+		first := &t.chains[0]
+		first.rules = append(first.rules, newRule(first.name, looped, enter("renewal")))
+		own = own[1:]
 		// The marks of others are all kinds of numbers (Cilium's have an identity in the upper half), but not on such packets.
 		for _, f := range []byte{protocolOfFrames4, protocolOfFrames6} {
 			own := append(own[:len(own):len(own)], words(fmt.Sprintf("meta l4proto %d", f), loadMeta(expr.MetaKeyL4PROTO), equals(f)))
-			enter = append(enter, newRule("renewal", append(own, jump("renew"))...), newRule("renewal", append(own, drop())...))
+			entries = append(entries, newRule("renewal", append(own, jump("renew"))...), newRule("renewal", append(own, drop())...))
 		}
 	}
 	if t.family == nftables.TableFamilyARP { // in netdev it is on its way to another table
-		enter = append(enter, newRule("renewal", append(own, drop())...))
+		entries = append(entries, newRule("renewal", append(own, drop())...))
 	}
 	ticket := []expr.Any{loadMeta(expr.MetaKeyMARK), mask(ticketMask, 0)}
 	words4 := fmt.Sprintf("meta mark & 0x%08x", uint32(ticketMask))
@@ -160,7 +159,7 @@ func (t table) renewed(r Renewal) table {
 	for _, d := range r.Lengths {
 		rules = append(rules, newRule("renew", when(renews, d), update("alive", "meta protocol", []expr.Any{loadMeta(expr.MetaKeyPROTOCOL)}, d), back()))
 	}
-	t.chains = append(t.chains, chain{"renew", hook{}, rules}, chain{"renewal", at, enter})
+	t.chains = append(t.chains, chain{"renew", hook{}, rules}, chain{"renewal", at, entries})
 	return t
 }
 

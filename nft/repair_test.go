@@ -53,7 +53,7 @@ func TestDamageByHandIsMended(t *testing.T) {
 		{"a verdict map holds on to a chain", "add chain inet egret extra; add map inet egret jumps { type mark : verdict; elements = { 1 : jump extra }; }", true},
 		{"objects are added", "add counter inet egret extra; add quota inet egret much { over 10 mbytes; }", true},
 		{"a chain is called elsewhere", "flush table inet egret; delete chain inet egret guard; add chain inet egret guard { type filter hook postrouting priority 99; policy accept; }", true},
-		{"a chain drops by policy", "add chain inet egret identity { policy drop; }", true},
+		{"a chain drops by policy", "add chain inet egret guard { policy drop; }", true},
 		{"a chain is deleted", "flush table inet egret; delete chain inet egret invalid", true},
 		{"a set is of another type", "flush table inet egret; delete map inet egret pod4; add map inet egret pod4 { type ipv4_addr : ipv4_addr; elements = { 1.1.1.1 : 2.2.2.2 }; }", true},
 		{"a set is no map", "flush table inet egret; delete map inet egret hosted; add set inet egret hosted { type mark; }", true},

@@ -101,6 +101,7 @@ func inetTable(s State) table {
 			set{name: "egressip" + f.digit, key: f.address, size: maxHosted},
 			set{name: "node" + f.digit, key: f.address, size: maxNodes},
 			set{name: "peer" + f.digit, key: f.peer, size: maxNodes},
+			set{name: "heard" + f.digit, key: f.heard, flags: flagDynamic | flagTimeout, size: maxNodes},
 			set{name: "sender" + f.digit, key: f.sender, size: maxSenders, ofOtherNodes: true},
 			set{name: "source" + f.digit, key: f.address, size: maxIDs},
 			set{name: "pooled" + f.digit, key: f.address, size: maxIDs},
@@ -178,9 +179,8 @@ func steeringChains(hold time.Duration) []chain {
 		})},
 		// What has passed once is never sent on that way again, and nothing else than egress connections passes: an answer to a connection
 		// that this node does not know, or not any more, has no id.
-		{"steer_passed", hook{}, append(perFamily(func(f family) rule {
-			return newRule("steer_passed", untracked(), saddrIn(f, "pooled"+f.digit), accept()) // by block_pass
-		}),
+		{"steer_passed", hook{}, []rule{
+			newRule("steer_passed", untracked(), markIs(egress.IDBit|egress.RoutingBit, egress.RoutingBit), accept()), // by block_pass
 			newRule("steer_passed", direction("reply", 1), tagged(), setMark(0), accept()),
 			newRule("steer_passed", lost, count(CounterInvalid), drop()),
 			newRule("steer_passed", markIs(egress.Mark(egress.MaxID), 0), count(CounterInvalid), drop()),
@@ -190,7 +190,7 @@ func steeringChains(hold time.Duration) []chain {
 			newRule("steer_passed", markFromID()),
 			newRule("steer_passed", markFromBoth("hosted"), accept()),
 			newRule("steer_passed", count(CounterUnhosted), drop()),
-		)},
+		}},
 	}
 }
 
@@ -231,7 +231,7 @@ func notEgress(chain string) []rule {
 		newRule(chain, hereType(), back()))
 }
 
-// leavingChains see egress connections on their way out: forward, then three times postrouting.
+// leavingChains see egress connections on their way out, in postrouting.
 func leavingChains(s State) []chain {
 	post := func(kind nftables.ChainType, prio nftables.ChainPriority) hook {
 		return hook{kind, "postrouting", *nftables.ChainHookPostrouting, prio, ""}
@@ -250,14 +250,6 @@ func leavingChains(s State) []chain {
 	}
 	// The link of the pod that this goes to may carry less.
 	clamp = append(clamp, newRule("mss", tagged(), mssOfRoute()))
-	fwd := []rule{
-		newRule("forward", tcpSYN(), jump("mss")),
-		newRule("forward", confirmed(), accept()),
-	}
-	// An answer to a connection of which this node does not know yet.
-	fwd = append(fwd, perFamily(func(f family) rule {
-		return newRule("forward", ctState("new", expr.CtStateBitNEW), daddrIn(f, "egressip"+f.digit), count(CounterService), drop())
-	})...)
 	ports := samePort
 	if s.RandomPorts {
 		ports = randomPort
@@ -274,26 +266,32 @@ func leavingChains(s State) []chain {
 	translate = append(translate, newRule("translate_egress", intoOverlay(), enter("translate_overlay")), newRule("translate_egress", enter("translate_last")))
 	permitted := perFamily(func(f family) rule { return newRule("permitted", alive(), saddrIn(f, "permit"+f.digit), accept()) })
 	return []chain{
-		{"forward", hook{nftables.ChainTypeFilter, "forward", *nftables.ChainHookForward, 0, ""}, fwd},
 		{"mss", hook{}, clamp},
-		{"identity", post(nftables.ChainTypeFilter, 0), append([]rule{
-			leavesForOverlay("identity"), newRule("identity", intoOverlay(), enter("to_node")),
-		}, unmarked()...)},
 		unmarkedChain(),
 		// Before every other NAT: what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
-		{"translate", post(nftables.ChainTypeNAT, egress.TranslatePriority), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
+		// An answer to a connection that this node does not know yet goes nowhere.
+		{"translate", post(nftables.ChainTypeNAT, egress.TranslatePriority), append([]rule{newRule("translate", tagged(), enter("translate_egress"))},
+			perFamily(func(f family) rule {
+				return newRule("translate", forwarded(), daddrIn(f, "egressip"+f.digit), count(CounterService), drop())
+			})...)},
 		{"translate_egress", hook{}, translate},
 		{"translate_overlay", hook{}, slices.Concat(to("translate_overlay", "overlay"), guarded("translate_overlay"))},
 		{"translate_last", hook{}, slices.Concat(toRange("translate_last", "shared"), to("translate_last", "snat"), guarded("translate_last"))},
-		// After every SNAT: what still is no permitted egress IP never leaves.
-		{"guard", post(nftables.ChainTypeFilter, 300), []rule{newRule("guard", tagged(), direction("original", 0), enter("permitted"))}},
+		// After every SNAT: what still is no permitted egress IP never leaves. It is the one chain here that sees every packet that is sent, and so the
+		// place of what else there is to do with those.
+		{"guard", post(nftables.ChainTypeFilter, 300), append([]rule{
+			newRule("guard", tcpSYN(), jump("mss")),
+			leavesForOverlay("guard"),
+			newRule("guard", tagged(), direction("original", 0), enter("permitted")),
+			newRule("guard", intoOverlay(), enter("to_node")),
+		}, unmarked()...)},
 		{"permitted", hook{}, slices.Concat([]rule{
 			newRule("permitted", intoOverlay(), enter("passing")),
 			newRule("permitted", overLimit(markOfConnection, "bandwidth"), count(CounterBandwidth), drop()),
 		}, permitted, guarded("permitted"))},
 		// Into the overlay goes what was translated here.
-		{"passing", hook{}, slices.Concat(perFamily(func(f family) rule { return newRule("passing", saddrIn(f, "pooled"+f.digit), accept()) }),
-			perFamily(func(f family) rule { return newRule("passing", fromOverlaySource(f), accept()) }), guarded("passing"))},
+		{"passing", hook{}, slices.Concat(perFamily(func(f family) rule { return newRule("passing", saddrIn(f, "pooled"+f.digit), enter("to_node")) }),
+			perFamily(func(f family) rule { return newRule("passing", fromOverlaySource(f), enter("to_node")) }), guarded("passing"))},
 	}
 }
 
@@ -313,10 +311,14 @@ func remembered(of markSource) term {
 }
 
 // unmarked are the rules that lead to what drops what a selected pod sends to the outside without its egress: another program has overwritten the
-// mark of the connection, or the packet has its destination from after prerouting, as with IPVS, which sends it as the node sends its own. They
-// come before any SNAT: the source is the pod's still.
+// mark of the connection, or the packet has its destination from after prerouting, as with IPVS, which sends it as the node sends its own. Others may
+// have given it another source meanwhile; conntrack knows the pod's still. What is in no connection has the pod's.
 func unmarked() []rule {
-	return perFamily(func(f family) rule { return newRule("identity", saddrIn(f, "selected"+f.digit), enter("unmarked")) })
+	return slices.Concat(
+		perFamily(func(f family) rule { return newRule("guard", openedBy(f, "selected"+f.digit), enter("unmarked")) }),
+		perFamily(func(f family) rule {
+			return newRule("guard", untracked(), saddrIn(f, "selected"+f.digit), enter("unmarked"))
+		}))
 }
 
 // unmarkedChain lets answers go on to who opened a connection to the pod.

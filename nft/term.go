@@ -77,6 +77,7 @@ type family struct {
 	headers  int    // bytes of an IP and a TCP header without options: an MTU without them is the MSS
 	address  kind
 	peer     kind
+	heard    kind
 	sender   kind
 	unit     kind
 	origin   kind
@@ -86,10 +87,10 @@ type family struct {
 }
 
 var (
-	ipv4 = family{"ip", "4", "ipv4", unix.NFPROTO_IPV4, 12, "icmp", unix.IPPROTO_ICMP, "errors", 20 + 20, address4, peer4, sender4, unit4, origin4, block4,
+	ipv4 = family{"ip", "4", "ipv4", unix.NFPROTO_IPV4, 12, "icmp", unix.IPPROTO_ICMP, "errors", 20 + 20, address4, peer4, heard4, sender4, unit4, origin4, block4,
 		[]permitSet{{nftables.TableFamilyARP, "permit4"}, {nftables.TableFamilyNetdev, "permit4"}},
 		[]clock{{nftables.TableFamilyINet, etherIPv4}, {nftables.TableFamilyARP, etherARP}, {nftables.TableFamilyNetdev, etherARP}}}
-	ipv6 = family{"ip6", "6", "ipv6", unix.NFPROTO_IPV6, 8, "ipv6-icmp", unix.IPPROTO_ICMPV6, "neighbor", 40 + 20, address6, peer6, sender6, unit6, origin6, block6,
+	ipv6 = family{"ip6", "6", "ipv6", unix.NFPROTO_IPV6, 8, "ipv6-icmp", unix.IPPROTO_ICMPV6, "neighbor", 40 + 20, address6, peer6, heard6, sender6, unit6, origin6, block6,
 		[]permitSet{{nftables.TableFamilyINet, "answer6"}},
 		[]clock{{nftables.TableFamilyINet, etherIPv6}}}
 	families = []family{ipv4, ipv6}
@@ -256,14 +257,27 @@ func podMark(f family, what string, store expr.Any) term {
 	return words(fmt.Sprintf("%s set %s saddr map @%s", what, f.name, set), append(f.is(), f.saddr(), mapped(set), store)...)
 }
 
+func (f family) original() expr.Any {
+	if f.number == unix.NFPROTO_IPV6 {
+		return originalSource{key: unix.NFT_CT_SRC_IP6}
+	}
+	return originalSource{key: unix.NFT_CT_SRC_IP}
+}
+
+// openedBy matches the packets, both ways, of connections that somebody in the set has opened.
+func openedBy(f family, set string) term {
+	return words(fmt.Sprintf("ct original %s saddr @%s", f.name, set), f.original(), in(set))
+}
+
+// forwarded matches, in postrouting, what is not of the node itself.
+func forwarded() term {
+	return words("iif != 0", loadMeta(expr.MetaKeyIIF), differs(native(0)...))
+}
+
 // errorAboutPod matches an ICMP error of this node about a packet of a connection that a selected pod opened, to who sent it, and makes
 // it the pod's own.
 func errorAboutPod(f family) term {
-	original := originalSource{key: unix.NFT_CT_SRC_IP}
-	if f.number == unix.NFPROTO_IPV6 {
-		original.key = unix.NFT_CT_SRC_IP6
-	}
-	set := "pod" + f.digit
+	original, set := f.original(), "pod"+f.digit
 	return words(fmt.Sprintf("meta mark set ct original %s saddr map @%s %[1]s saddr set ct original %[1]s saddr", f.name, set),
 		slices.Concat([]expr.Any{original, mapped(set), setMeta(expr.MetaKeyMARK)}, f.is(), []expr.Any{original, setSource{f: f}})...)
 }
