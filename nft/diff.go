@@ -10,7 +10,8 @@ import (
 	"github.com/google/nftables"
 )
 
-// Changes are the difference between the kernel and a State: one transaction. The zero Changes are empty.
+// Changes are the difference between the kernel and a State: one transaction, after one more where tables themselves are changed, as when they
+// are taken over. The zero Changes are empty.
 type Changes struct {
 	// Reselected are the pods that got an egress IP, got another one, or have none any more, sorted by family. To the outside, connections that
 	// they opened before are dropped for as long as conntrack knows them.
@@ -22,17 +23,17 @@ type Changes struct {
 	// else's hand. Missing elements are not in it.
 	Repairs []string
 
-	ops []op
+	tables, ops []op
 }
 
 // Empty reports whether there is nothing to write.
-func (c Changes) Empty() bool { return len(c.ops) == 0 }
+func (c Changes) Empty() bool { return len(c.tables)+len(c.ops) == 0 }
 
-// String returns the transaction as the lines of a script for nft -f, in order; "" when it is empty. One rule, that on the target of
+// String returns the transactions as the lines of a script for nft -f, in order; "" when it is empty. One rule, that on the target of
 // neighbor advertisements, nft prints like that but does not take. That sources are held no more is left out.
 func (c Changes) String() string {
 	var b strings.Builder
-	for _, o := range c.ops {
+	for _, o := range slices.Concat(c.tables, c.ops) {
 		if o.quiet {
 			continue
 		}
@@ -94,8 +95,9 @@ func Diff(have Observed, want State) Changes {
 }
 
 // own makes the table that of the socket, where there is one, and returns it, and what is left of the old one then. One that its former owner has
-// left is taken over as it is. The kernel makes no other table one that is owned, nor takes the flag away: such a table is made anew, in the
-// same transaction, and only permits, which are renewed all the time, are lost.
+// left is taken over as it is: that, and to wake one that sleeps, is a transaction of its own, since the kernel hooks no chain in one that changes
+// the table (linux: nf_tables_addchain). The kernel makes no other table one that is owned, nor takes the flag away: such a table is made anew, in
+// one transaction with all that is in it, and only permits, which are renewed all the time, are lost.
 func (c *Changes) own(old observedTable, t table, socket uint32) (observedTable, table) {
 	if socket != 0 {
 		t.flags = flagsOwned
@@ -105,9 +107,9 @@ func (c *Changes) own(old observedTable, t table, socket uint32) (observedTable,
 	case (old.flags^t.flags)&flagPersist != 0:
 		c.ops = append(c.ops, t.deleteTable())
 		old = observedTable{}
-	case old.flags == flagPersist:
-		c.ops = append(c.ops, t.addTable())
-		old.flags = t.flags
+	case old.flags != t.flags:
+		c.tables = append(c.tables, t.addTable())
+		old.flags |= t.flags
 	}
 	return old, t
 }

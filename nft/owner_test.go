@@ -111,6 +111,32 @@ func TestTablesOfADeadAgentAreTakenOver(t *testing.T) {
 	tables.write.nl, _ = dial() // for the test's end to close
 }
 
+// A version that has other chains, or hooks them elsewhere, comes after one that owned its tables.
+func TestTablesOfADeadAgentThatHadOtherChainsAreMended(t *testing.T) {
+	tables, ok := owned(t)
+	if !ok {
+		return
+	}
+	want := parseState(t, "pod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff\nfenced 10.10.0.8")
+	reach(t, tables, want)
+	before := blocks(list(t))
+	for _, was := range []string{
+		"flush table inet egret; delete chain inet egret guard; add chain inet egret guard { type filter hook postrouting priority 99; policy accept; }",
+		"flush table inet egret; delete chain inet egret input; add chain inet egret former { type filter hook input priority 0; policy accept; }",
+	} {
+		if err := tables.write.nl.Close(); err != nil {
+			t.Fatal(err)
+		}
+		nft(t, was)
+		tables.write.nl, _ = dial() // for the test's end to close
+		tables = openHere(t, Config{})
+		reach(t, tables, want)
+		if diff := cmp.Diff(before, blocks(list(t))); diff != "" {
+			t.Errorf("after %s (-want +got):\n%s", was, diff)
+		}
+	}
+}
+
 // A version that owns its tables comes after one that does not, and goes before one.
 func TestAnUpgradeOwnsTheTablesAndADowngradeDoesNot(t *testing.T) {
 	netns.Enter(t)

@@ -119,7 +119,7 @@ func (t *Tables) Close() error {
 	return errors.Join(errs...)
 }
 
-// Apply writes changes as one transaction: all of it, or nothing and an error. Empty Changes write nothing. The error is ErrStale when
+// Apply writes changes: all of them, or nothing, but that tables were taken over, and an error. Empty Changes write nothing. The error is ErrStale when
 // the kernel is no more as it was observed, also because these very Changes were applied before: observe again, and apply what is
 // left.
 func (t *Tables) Apply(c Changes) error {
@@ -127,11 +127,15 @@ func (t *Tables) Apply(c Changes) error {
 		return nil
 	}
 	start := time.Now()
-	if err := t.write.commit(c.ops); err != nil {
+	for _, ops := range [][]op{c.tables, c.ops} {
+		err := t.write.commit(ops)
+		if err == nil {
+			continue
+		}
 		if errors.Is(err, unix.ENOENT) || errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EBUSY) {
 			err = errors.Join(ErrStale, err)
 		}
-		return fmt.Errorf("applying %d changes of nftables: %w", len(c.ops), err)
+		return fmt.Errorf("applying %d changes of nftables: %w", len(ops), err)
 	}
 	for _, r := range c.Repairs {
 		if table, ok := strings.CutSuffix(r, absent); ok {

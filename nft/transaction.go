@@ -21,7 +21,12 @@ type writer struct {
 
 // commit sends ops as one transaction: the kernel takes all of it or, when there is an error, nothing. The error names the first part
 // that was refused. Only an error in which no part is named, such as unix.ENOBUFS for lost answers, leaves open what happened.
-func (w *writer) commit(ops []op) error { return w.send(ops, true) }
+func (w *writer) commit(ops []op) error {
+	if len(ops) == 0 {
+		return nil
+	}
+	return w.send(ops, true)
+}
 
 // send sends a transaction; without its end, the kernel only says what it would answer.
 func (w *writer) send(ops []op, end bool) error {
