@@ -316,18 +316,20 @@ func number(order []request, out map[string]*outcome, inUse map[egress.ID]netip.
 	return last
 }
 
-// indexNodes gives an index to the nodes that have none, or that of a node before them; nodes is sorted by name. Where none is left, the
-// index stays 0.
-func indexNodes(nodes []egress.Node) {
-	used := map[int]bool{}
-	last := 0
+// indexNodes gives an index to the nodes that have none, or that of a node before them; nodes is sorted by name. last is the one that was given
+// out last, 0 where that is not known; it returns the one that is last now. Where none is left, the index stays 0.
+func indexNodes(nodes []egress.Node, last int) int {
+	used, largest := map[int]bool{}, 0
 	for i, n := range nodes {
 		if n.Index < 1 || n.Index > egress.MaxNodeIndex || used[n.Index] {
 			nodes[i].Index = 0
 		} else {
 			used[n.Index] = true
-			last = max(last, n.Index)
+			largest = max(largest, n.Index)
 		}
+	}
+	if last == 0 { // nobody has counted yet
+		last = largest
 	}
 	for i, n := range nodes {
 		if n.Index != 0 {
@@ -337,6 +339,7 @@ func indexNodes(nodes []egress.Node) {
 			nodes[i].Index, used[next], last = next, true, next
 		}
 	}
+	return last
 }
 
 // nextFree returns the first number after last that is not used, of 1 to limit; after limit comes 1. So a number that was given back

@@ -241,9 +241,22 @@ func TestIDsAreNotUsedAgainAtOnce(t *testing.T) {
 	}
 }
 
+func TestTheIndexOfANodeThatWentIsNotUsedAgainAtOnce(t *testing.T) {
+	nodes := []egress.Node{{Name: "a", Index: 1}, {Name: "b", Index: 2}}
+	last := indexNodes(nodes, 2)
+	for _, want := range []int{3, 4} { // the node with the largest index goes, and another comes
+		nodes = []egress.Node{nodes[0], {Name: "b"}}
+		if last = indexNodes(nodes, last); nodes[1].Index != want || last != want {
+			t.Fatalf("the next node has index %d, and %d is the last: want %d", nodes[1].Index, last, want)
+		}
+	}
+}
+
 func TestNodeIndexesAreStableAndUnique(t *testing.T) {
 	nodes := []egress.Node{{Name: "a", Index: 3}, {Name: "b"}, {Name: "c", Index: 3}, {Name: "d", Index: egress.MaxNodeIndex}, {Name: "e", Index: -1}}
-	indexNodes(nodes)
+	if last := indexNodes(nodes, 0); last != 4 {
+		t.Errorf("the last is %d, want 4", last)
+	}
 	got := map[string]int{}
 	for _, n := range nodes {
 		got[n.Name] = n.Index

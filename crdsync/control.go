@@ -94,10 +94,7 @@ func plan(o objects, have records, now time.Time, frozen func(egressName string,
 	for _, d := range o.demands {
 		out[d.name].err = errors.Join(out[d.name].err, o.poolFaults(d))
 	}
-	last := number(requests, out, have.ids, have.lastID)
-	if last != 0 {
-		c.values[counterKey] = counter{last}
-	}
+	c.count(idCounter, int(number(requests, out, have.ids, egress.ID(have.counters[idCounter].Last))))
 	for i, d := range o.demands {
 		c.addEgress(d, requests[i].wants, *out[d.name], pools, have, frozen)
 	}
@@ -271,12 +268,18 @@ func (c *control) addServices(services []egress.ServiceCIDR, have records) {
 	}
 }
 
+func (c *control) count(key string, last int) {
+	if last != 0 {
+		c.values[key] = counter{last}
+	}
+}
+
 func (c *control) addNodes(nodes []egress.Node, have records) {
 	nodes = slices.Clone(nodes)
 	for i, n := range nodes {
 		nodes[i].Index = have.nodes[n.Name].Index
 	}
-	indexNodes(nodes)
+	c.count(indexCounter, indexNodes(nodes, have.counters[indexCounter].Last))
 	for _, n := range nodes {
 		if n.Index == 0 {
 			c.faults["index of node "+n.Name] = fmt.Errorf("no index is left: %d nodes have one", egress.MaxNodeIndex)

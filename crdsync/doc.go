@@ -2,8 +2,8 @@
 // speaks to the Kubernetes API, so nothing in the traffic path notices when that is down.
 //
 // Into etcd go pools, egresses, nodes, and the pods that each egress selects, per node; it allocates the egress IPs, the ids that
-// stand for them on the wire, the nodes' indexes, and, with a block size, ports of the egress IPs to nodes (ports.go). It owns these keys (docs/design.md has the schema), counters/ids and compaction besides, and
-// nothing in the kernel. Back go the status of Egress and ExternalIPPool, and Events of what changed in an Egress's.
+// stand for them on the wire, the nodes' indexes, and, with a block size, ports of the egress IPs to nodes (ports.go). It owns these keys
+// (docs/design.md has the schema), counters/ids, counters/indexes and compaction besides, and nothing in the kernel. Back go the status of Egress and ExternalIPPool, and Events of what changed in an Egress's.
 //
 // Any event only marks something dirty. One goroutine then compares what the objects ask for with what a cache of etcd shows, and
 // writes the difference: of a pod, that of its node; of an object or a record, that of everything. Several replicas run; an election in

@@ -10,12 +10,16 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// counterKey is the key of a counter: the id that was given out last, so that the next one is another, even when the last was given
-// back meanwhile.
-const counterKey = "counters/ids"
+// The keys of counters: the id, and the index of a node, that was given out last, so that the next one is another, even when the last was
+// given back meanwhile.
+const (
+	counterPrefix = "counters/"
+	idCounter     = counterPrefix + "ids"
+	indexCounter  = counterPrefix + "indexes"
+)
 
 type counter struct {
-	Last egress.ID `json:"last"`
+	Last int `json:"last"`
 }
 
 // records are crdsync's own records as etcd shows them, members left out.
@@ -24,8 +28,8 @@ type records struct {
 	policies    map[string]egress.Policy
 	allocations map[netip.Addr]egress.Allocation
 	ids         map[egress.ID]netip.Addr // of the allocations too
-	lastID      egress.ID
 	nodes       map[string]egress.Node
+	counters    map[string]counter // by key
 	services    map[string]egress.ServiceCIDR
 	// faults are the records that cannot be read, by key. Those of allocations are in allocations all the same, without an egress when
 	// none is known to use the address.
@@ -39,8 +43,9 @@ func readRecords(cache *store.Cache) records {
 	r.policies = decodeAll[egress.Policy](cache, store.EgressPrefix, r.faults)
 	r.nodes = decodeAll[egress.Node](cache, store.NodePrefix, r.faults)
 	r.services = decodeAll[egress.ServiceCIDR](cache, store.ServicePrefix, r.faults)
-	for _, c := range decodeAll[counter](cache, counterKey, r.faults) {
-		r.lastID = c.Last
+	r.counters = map[string]counter{}
+	for name, c := range decodeAll[counter](cache, counterPrefix, r.faults) {
+		r.counters[counterPrefix+name] = c
 	}
 	for name, a := range decodeAll[egress.Allocation](cache, store.AllocationPrefix, r.faults) {
 		if ip, err := netip.ParseAddr(name); err == nil && a.IP == ip && a.ID != 0 && a.ID <= egress.MaxID {
