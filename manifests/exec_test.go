@@ -34,10 +34,7 @@ func TestExecIntoAPodFindsItsEtcd(t *testing.T) {
 	writeCertificate(t, secret)
 	endpoint, put := secureEtcd(t, secret)
 	put(prefix+store.CordonKey("node-7"), `{"node": "node-7"}`)
-	bin := filepath.Join(t.TempDir(), "egret")
-	if out, err := exec.Command("go", "build", "-o", bin, "../cmd/egret").CombinedOutput(); err != nil {
-		t.Fatalf("building egret: %v\n%s", err, out)
-	}
+	bin := egret(t)
 	for name, s := range podSpecs(t) {
 		container := s.Containers[0]
 		mounts := strings.NewReplacer(mountPath(t, container, "etcd"), secret)

@@ -2,6 +2,7 @@ package manifests
 
 import (
 	"bytes"
+	"errors"
 	"io/fs"
 	"os"
 	"os/exec"
@@ -9,6 +10,7 @@ import (
 	"regexp"
 	"slices"
 	"strings"
+	"sync"
 	"testing"
 
 	"github.com/google/go-cmp/cmp"
@@ -30,16 +32,8 @@ type document struct {
 }
 
 // documents decodes every object of every file. Fields that the object's type does not have are errors.
-func documents(t *testing.T) (out []document) {
+func documents(t testing.TB) (out []document) {
 	t.Helper()
-	scheme := runtime.NewScheme()
-	for _, add := range []func(*runtime.Scheme) error{
-		admissionregistrationv1.AddToScheme, appsv1.AddToScheme, corev1.AddToScheme, rbacv1.AddToScheme, apiextensionsv1.AddToScheme, v1beta1.AddToScheme,
-	} {
-		if err := add(scheme); err != nil {
-			t.Fatal(err)
-		}
-	}
 	files, err := fs.Glob(FS, "*/*.yaml")
 	if err != nil || len(files) < 8 {
 		t.Fatalf("listing the manifests: %d files, %v", len(files), err)
@@ -50,21 +44,42 @@ func documents(t *testing.T) (out []document) {
 			t.Fatal(err)
 		}
 		for _, doc := range bytes.Split(b, []byte("\n---\n")) {
-			var kind runtime.TypeMeta
-			if err := yaml.Unmarshal(doc, &kind); err != nil {
-				t.Fatalf("%s: %v", file, err)
-			}
-			o, err := scheme.New(kind.GroupVersionKind())
-			if err != nil {
-				t.Fatalf("%s: %v", file, err)
-			}
-			if err := yaml.UnmarshalStrict(doc, o); err != nil {
-				t.Errorf("%s: %s: %v", file, kind.Kind, err)
-			}
-			out = append(out, document{file, o})
+			out = append(out, decode(t, file, doc))
 		}
 	}
 	return out
+}
+
+// scheme has the types of all objects that there are.
+var scheme = sync.OnceValues(func() (*runtime.Scheme, error) {
+	scheme := runtime.NewScheme()
+	var errs []error
+	for _, add := range []func(*runtime.Scheme) error{
+		admissionregistrationv1.AddToScheme, appsv1.AddToScheme, corev1.AddToScheme, rbacv1.AddToScheme, apiextensionsv1.AddToScheme, v1beta1.AddToScheme,
+	} {
+		errs = append(errs, add(scheme))
+	}
+	return scheme, errors.Join(errs...)
+})
+
+func decode(t testing.TB, file string, doc []byte) document {
+	t.Helper()
+	types, err := scheme()
+	if err != nil {
+		t.Fatal(err)
+	}
+	var kind runtime.TypeMeta
+	if err := yaml.Unmarshal(doc, &kind); err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+	o, err := types.New(kind.GroupVersionKind())
+	if err != nil {
+		t.Fatalf("%s: %v\n%s", file, err, doc)
+	}
+	if err := yaml.UnmarshalStrict(doc, o); err != nil {
+		t.Errorf("%s: %s: %v", file, kind.Kind, err)
+	}
+	return document{file, o}
 }
 
 func TestGeneratedFilesAreThoseOfTheTypes(t *testing.T) {
@@ -115,10 +130,14 @@ func TestManifestsHaveNoUnknownField(t *testing.T) {
 }
 
 // podSpecs returns the pods that the manifests make, by the egret command that they run.
-func podSpecs(t *testing.T) map[string]corev1.PodSpec {
+func podSpecs(t testing.TB) map[string]corev1.PodSpec {
 	t.Helper()
+	return podsOf(documents(t))
+}
+
+func podsOf(docs []document) map[string]corev1.PodSpec {
 	out := map[string]corev1.PodSpec{}
-	for _, d := range documents(t) {
+	for _, d := range docs {
 		var s corev1.PodSpec
 		switch o := d.object.(type) {
 		case *appsv1.DaemonSet:
@@ -161,10 +180,7 @@ func TestVariablesInArgumentsAreDefined(t *testing.T) {
 
 func TestFlagsInManifestsExist(t *testing.T) {
 	t.Parallel()
-	bin := filepath.Join(t.TempDir(), "egret")
-	if out, err := exec.Command("go", "build", "-o", bin, "../cmd/egret").CombinedOutput(); err != nil {
-		t.Fatalf("building egret: %v\n%s", err, out)
-	}
+	bin := egret(t)
 	for name, s := range podSpecs(t) {
 		help, err := exec.Command(bin, name, "--help").CombinedOutput()
 		if err != nil {

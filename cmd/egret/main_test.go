@@ -39,39 +39,41 @@ func TestBadInputIsNamed(t *testing.T) {
 		args []string
 		want []string // each has to be in the error
 	}{
-		"unknown command":         {[]string{"fly"}, []string{"fly"}},
-		"unknown flag":            {[]string{"agent", "--wings=2"}, []string{"wings"}},
-		"kind":                    {[]string{"get", "birds"}, []string{"birds"}},
-		"output format":           {[]string{"get", "owners", "-o", "xml", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms"}, []string{"xml", "json"}},
-		"no IP to move":           {[]string{"move", "--to", "node-1"}, []string{"arg"}},
-		"not an IP":               {[]string{"move", "ten.ten", "--to", "node-1"}, []string{"ten.ten", "IPv4"}},
-		"not an IP to unpin":      {[]string{"unpin", "ten.ten"}, []string{"ten.ten", "IPv4"}},
-		"history of no IP":        {[]string{"history", "ten.ten"}, []string{"ten.ten", "IPv4"}},
-		"history's format":        {[]string{"history", "10.0.0.1", "-o", "xml"}, []string{"xml", "json"}},
-		"no node to drain":        {[]string{"drain"}, []string{"arg"}},
-		"drain timeout":           {[]string{"drain", "node-1", "--wait", "--timeout", "0s"}, []string{"--timeout"}},
-		"capacity":                {[]string{"crdsync", "--egress.maxEgressIPsPerNode", "256"}, []string{"256", "1 to 255"}},
-		"block size no power":     {[]string{"crdsync", "--block-size", "1000", "--election-ttl", "1s"}, []string{"--block-size 1000", "power of two from 64 to 32768", "--election-ttl"}},
-		"block size too small":    {[]string{"crdsync", "--block-size", "32"}, []string{"--block-size 32", "64 to 32768"}},
-		"block size too large":    {[]string{"crdsync", "--block-size", "65536"}, []string{"--block-size 65536", "64 to 32768"}},
-		"block size negative":     {[]string{"crdsync", "--block-size=-64"}, []string{"--block-size -64"}},
-		"blocks of no IP":         {[]string{"get", "blocks", "ten.ten"}, []string{"ten.ten", "IPv4"}},
-		"an IP of another kind":   {[]string{"get", "owners", "10.0.0.1"}, []string{"owners", "blocks"}},
-		"no target":               {[]string{"move", "10.0.0.1"}, []string{"to"}},
-		"timeout":                 {[]string{"move", "10.0.0.1", "--to", "a", "--timeout", "1ms"}, []string{"--timeout", "1ms", "2s"}},
-		"duration":                {[]string{"agent", "--lease-ttl", "soon"}, []string{"lease-ttl", "soon"}},
-		"lease too short":         {[]string{"agent", "--lease-ttl", "1s"}, []string{"--lease-ttl", "1s", "2s"}},
-		"every fault at once":     {[]string{"agent", "--lease-ttl", "1s", "--node-ip", "x", "--rebalance", "always", "--egress.exceptCIDRs", "10.0.0.0", "--log-level", "loud"}, []string{"--lease-ttl", "--node-ip", "always", "10.0.0.0", "loud"}},
-		"no node":                 {[]string{"agent", "--node", ""}, []string{"--node"}},
-		"config file missing":     {[]string{"agent", "--config", filepath.Join(dir, "none")}, []string{"--config", "none"}},
-		"config file unreadable":  {[]string{"agent", "--config", file("broken", "a: [")}, []string{"broken"}},
-		"config option unknown":   {[]string{"agent", "--config", file("unknown", "wings: 2")}, []string{"wings"}},
-		"config value malformed":  {[]string{"agent", "--config", file("value", "lease-ttl: soon")}, []string{"lease-ttl", "soon"}},
-		"CA file missing":         {[]string{"get", "owners", "--cacert", filepath.Join(dir, "ca")}, []string{"--cacert", "ca"}},
-		"CA file without content": {[]string{"get", "owners", "--cacert", file("empty.crt", "")}, []string{"--cacert", "empty.crt", "PEM"}},
-		"certificate without key": {[]string{"get", "owners", "--cert", "x"}, []string{"--cert", "--key"}},
-		"election TTL":            {[]string{"crdsync", "--election-ttl", "1500ms"}, []string{"--election-ttl", "1.5s"}},
-		"kubeconfig missing":      {[]string{"crdsync", "--kubeconfig", filepath.Join(dir, "kube")}, []string{"--kubeconfig", "kube"}},
+		"unknown command":             {[]string{"fly"}, []string{"fly"}},
+		"unknown flag":                {[]string{"agent", "--wings=2"}, []string{"wings"}},
+		"kind":                        {[]string{"get", "birds"}, []string{"birds"}},
+		"output format":               {[]string{"get", "owners", "-o", "xml", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms"}, []string{"xml", "json"}},
+		"no IP to move":               {[]string{"move", "--to", "node-1"}, []string{"arg"}},
+		"not an IP":                   {[]string{"move", "ten.ten", "--to", "node-1"}, []string{"ten.ten", "IPv4"}},
+		"not an IP to unpin":          {[]string{"unpin", "ten.ten"}, []string{"ten.ten", "IPv4"}},
+		"history of no IP":            {[]string{"history", "ten.ten"}, []string{"ten.ten", "IPv4"}},
+		"history's format":            {[]string{"history", "10.0.0.1", "-o", "xml"}, []string{"xml", "json"}},
+		"no node to drain":            {[]string{"drain"}, []string{"arg"}},
+		"drain timeout":               {[]string{"drain", "node-1", "--wait", "--timeout", "0s"}, []string{"--timeout"}},
+		"capacity":                    {[]string{"crdsync", "--egress.maxEgressIPsPerNode", "256"}, []string{"256", "1 to 255"}},
+		"block size no power":         {[]string{"crdsync", "--block-size", "1000", "--election-ttl", "1s"}, []string{"--block-size 1000", "power of two from 64 to 32768", "--election-ttl"}},
+		"block size too small":        {[]string{"crdsync", "--block-size", "32"}, []string{"--block-size 32", "64 to 32768"}},
+		"block size too large":        {[]string{"crdsync", "--block-size", "65536"}, []string{"--block-size 65536", "64 to 32768"}},
+		"block size negative":         {[]string{"crdsync", "--block-size=-64"}, []string{"--block-size -64"}},
+		"blocks of no IP":             {[]string{"get", "blocks", "ten.ten"}, []string{"ten.ten", "IPv4"}},
+		"an IP of another kind":       {[]string{"get", "owners", "10.0.0.1"}, []string{"owners", "blocks"}},
+		"no target":                   {[]string{"move", "10.0.0.1"}, []string{"to"}},
+		"timeout":                     {[]string{"move", "10.0.0.1", "--to", "a", "--timeout", "1ms"}, []string{"--timeout", "1ms", "2s"}},
+		"duration":                    {[]string{"agent", "--lease-ttl", "soon"}, []string{"lease-ttl", "soon"}},
+		"lease too short":             {[]string{"agent", "--lease-ttl", "1s"}, []string{"--lease-ttl", "1s", "2s"}},
+		"every fault at once":         {[]string{"agent", "--lease-ttl", "1s", "--node-ip", "x", "--rebalance", "always", "--egress.exceptCIDRs", "10.0.0.0", "--log-level", "loud"}, []string{"--lease-ttl", "--node-ip", "always", "10.0.0.0", "loud"}},
+		"no node":                     {[]string{"agent", "--node", ""}, []string{"--node"}},
+		"config file missing":         {[]string{"agent", "--config", filepath.Join(dir, "none")}, []string{"--config", "none"}},
+		"config file unreadable":      {[]string{"agent", "--config", file("broken", "a: [")}, []string{"broken"}},
+		"config option unknown":       {[]string{"agent", "--config", file("unknown", "wings: 2")}, []string{"wings"}},
+		"config option unknown below": {[]string{"agent", "--config", file("below", "egress: {wings: [2]}")}, []string{"below", "egress.wings"}},
+		"config option twice":         {[]string{"agent", "--config", file("twice", "egress: {exceptCIDRs: []}\negress.exceptCIDRs: []")}, []string{"twice", "egress.exceptCIDRs"}},
+		"config value malformed":      {[]string{"agent", "--config", file("value", "lease-ttl: soon")}, []string{"lease-ttl", "soon"}},
+		"CA file missing":             {[]string{"get", "owners", "--cacert", filepath.Join(dir, "ca")}, []string{"--cacert", "ca"}},
+		"CA file without content":     {[]string{"get", "owners", "--cacert", file("empty.crt", "")}, []string{"--cacert", "empty.crt", "PEM"}},
+		"certificate without key":     {[]string{"get", "owners", "--cert", "x"}, []string{"--cert", "--key"}},
+		"election TTL":                {[]string{"crdsync", "--election-ttl", "1500ms"}, []string{"--election-ttl", "1.5s"}},
+		"kubeconfig missing":          {[]string{"crdsync", "--kubeconfig", filepath.Join(dir, "kube")}, []string{"--kubeconfig", "kube"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
@@ -85,6 +87,36 @@ func TestBadInputIsNamed(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// The layout of antrea-agent.conf, and that of a list of flags.
+func TestConfigFileIsUnderstoodInBothLayouts(t *testing.T) {
+	for _, body := range []string{
+		"egress:\n  exceptCIDRs: [10.1.0.0/16, 10.2.0.0/16]\n  snatFullyRandomPorts: true\ngossip-port: 65000\nlease-ttl: 7s\n",
+		"egress.exceptCIDRs: [10.1.0.0/16, 10.2.0.0/16]\negress.snatFullyRandomPorts: true\ngossip-port: 65000\nlease-ttl: 7s\n",
+	} {
+		file := filepath.Join(t.TempDir(), "egret-agent.conf")
+		if err := os.WriteFile(file, []byte(body), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		s := agentCommand().Flags()
+		if err := s.Set("lease-ttl", "9s"); err != nil { // the command line wins
+			t.Fatal(err)
+		}
+		if err := fromFile(s, file); err != nil {
+			t.Fatal(err)
+		}
+		for name, want := range map[string]string{
+			"egress.exceptCIDRs": "[10.1.0.0/16,10.2.0.0/16]", "egress.snatFullyRandomPorts": "true", "gossip-port": "65000", "lease-ttl": "9s",
+		} {
+			if got := s.Lookup(name).Value.String(); got != want {
+				t.Errorf("%s is %s with %q, want %s", name, got, body, want)
+			}
+		}
+	}
+	if got := text(float64(1000000)); got != "1000000" {
+		t.Errorf("a million is %q", got)
 	}
 }
 

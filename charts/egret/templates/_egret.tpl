@@ -1,0 +1,71 @@
+{{- define "egret.image" -}}
+{{- with .Values.image -}}
+{{ .repository }}{{ if .digest }}@{{ .digest }}{{ else }}:{{ .tag | default $.Chart.AppVersion }}{{ end }}
+{{- end -}}
+{{- end -}}
+
+{{- /* The file of options of a command: the guide's under its own names, then whatever else was given. A key of agent.config or
+crdsync.config that a value of its own sets would leave open which of both counts. */ -}}
+{{- define "egret.config.agent" -}}
+{{- include "egret.twice" (dict "config" .Values.agent.config "at" "agent.config" "own" (list "egress" "egress.exceptCIDRs" "egress.snatFullyRandomPorts" "cluster-cidrs" "etcd-prefix" "endpoints")) -}}
+egress:
+  exceptCIDRs: {{ toJson .Values.egress.exceptCIDRs }}
+  snatFullyRandomPorts: {{ .Values.egress.snatFullyRandomPorts }}
+{{- with .Values.clusterCIDRs }}
+cluster-cidrs: {{ toJson . }}
+{{- end }}
+{{- with .Values.agent.config }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "egret.config.crdsync" -}}
+{{- include "egret.twice" (dict "config" .Values.crdsync.config "at" "crdsync.config" "own" (list "egress" "egress.maxEgressIPsPerNode" "cluster-cidrs" "webhook" "etcd-prefix" "endpoints")) -}}
+egress:
+  maxEgressIPsPerNode: {{ .Values.egress.maxEgressIPsPerNode }}
+{{- with .Values.clusterCIDRs }}
+cluster-cidrs: {{ toJson . }}
+{{- end }}
+{{- with .Values.crdsync.config }}
+{{ toYaml . }}
+{{- end }}
+{{- end -}}
+
+{{- define "egret.twice" -}}
+{{- range .own -}}
+{{- if hasKey $.config . -}}
+{{- fail (printf "%s: option %q has a value of its own in this chart: set that one (see values.yaml)" $.at .) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
+{{- define "egret.etcd.endpoints" -}}
+{{- required "etcd.endpoints: want the URLs of your etcd's members, like https://10.0.0.1:2379" (join "," .Values.etcd.endpoints) -}}
+{{- end -}}
+
+{{- define "egret.etcd.env" -}}
+# What kubectl exec runs here reads these, too, as egret get and egret drain.
+- name: ETCDCTL_ENDPOINTS
+  valueFrom:
+    configMapKeyRef:
+      name: egret
+      key: endpoints
+- name: EGRET_ETCD_PREFIX
+  valueFrom:
+    configMapKeyRef:
+      name: egret
+      key: etcd-prefix
+{{- if .Values.etcd.tls.enabled }}
+- name: ETCDCTL_CACERT
+  value: /etc/egret/etcd/ca.crt
+- name: ETCDCTL_CERT
+  value: /etc/egret/etcd/tls.crt
+- name: ETCDCTL_KEY
+  value: /etc/egret/etcd/tls.key
+{{- end }}
+{{- end -}}
+
+{{- /* Pods do not see a ConfigMap's change in their variables and options: with this they are replaced, one after the other. */ -}}
+{{- define "egret.checksum" -}}
+{{ sha256sum (printf "%s %s %s" (include "egret.etcd.endpoints" .root) .root.Values.etcd.prefix (include .config .root)) }}
+{{- end -}}

@@ -1,0 +1,364 @@
+package manifests
+
+import (
+	"bytes"
+	"encoding/json"
+	"fmt"
+	"os"
+	"os/exec"
+	"path/filepath"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+	appsv1 "k8s.io/api/apps/v1"
+	corev1 "k8s.io/api/core/v1"
+	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
+	"sigs.k8s.io/yaml"
+)
+
+const chart = "../charts/egret"
+
+// programs are built once for all tests of the package, with the flags of `make build`, whose compiled packages they share.
+var programs struct {
+	once            sync.Once
+	renderer, egret string
+	err             error
+}
+
+func TestMain(m *testing.M) {
+	dir, err := os.MkdirTemp("", "egret-manifests-")
+	if err != nil {
+		fmt.Fprintln(os.Stderr, err)
+		os.Exit(1)
+	}
+	programs.renderer, programs.egret = filepath.Join(dir, "render"), filepath.Join(dir, "egret")
+	code := m.Run()
+	os.RemoveAll(dir) // what stays is in the folder for temporary files
+	os.Exit(code)
+}
+
+func built(t testing.TB) {
+	t.Helper()
+	programs.once.Do(func() {
+		for dir, args := range map[string][]string{"render": {programs.renderer, "."}, ".": {programs.egret, "../cmd/egret"}} {
+			c := exec.Command("go", append([]string{"build", "-C", dir, "-trimpath", "-o"}, args...)...)
+			c.Env = append(os.Environ(), "CGO_ENABLED=0")
+			if out, err := c.CombinedOutput(); err != nil {
+				programs.err = fmt.Errorf("%v: %w\n%s", c.Args, err, out)
+			}
+		}
+	})
+	if programs.err != nil {
+		t.Fatal(programs.err)
+	}
+}
+
+func renderer(t testing.TB) string { built(t); return programs.renderer }
+func egret(t testing.TB) string    { built(t); return programs.egret }
+
+// render renders the chart with values, as helm template does.
+func render(t testing.TB, values string, args ...string) (string, error) {
+	t.Helper()
+	file := filepath.Join(t.TempDir(), "values.yaml")
+	if err := os.WriteFile(file, []byte(values), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	var out, bad bytes.Buffer
+	c := exec.Command(renderer(t), append(args, "-values", file, chart)...)
+	c.Stdout, c.Stderr = &out, &bad
+	if err := c.Run(); err != nil {
+		return "", fmt.Errorf("%w: %s", err, bad.String())
+	}
+	return out.String(), nil
+}
+
+func TestPlainManifestsAreThoseOfTheChart(t *testing.T) {
+	t.Parallel()
+	dir := t.TempDir()
+	if out, err := exec.Command(renderer(t), "-values", "values.yaml", "-out", dir, chart).CombinedOutput(); err != nil {
+		t.Fatalf("rendering the chart: %v\n%s", err, out)
+	}
+	for committed, made := range map[string]string{"deploy": dir, filepath.Join(chart, "files", "crds"): "crds"} {
+		if d := cmp.Diff(contents(t, made), contents(t, committed)); d != "" {
+			t.Errorf("%s is not up to date, run `make generate` (-want +got):\n%s", committed, d)
+		}
+	}
+}
+
+// contents returns the files of a folder by name.
+func contents(t *testing.T, dir string) map[string]string {
+	t.Helper()
+	entries, err := os.ReadDir(dir)
+	if err != nil || len(entries) == 0 {
+		t.Fatalf("%s: %d files, %v", dir, len(entries), err)
+	}
+	out := map[string]string{}
+	for _, e := range entries {
+		b, err := os.ReadFile(filepath.Join(dir, e.Name()))
+		if err != nil {
+			t.Fatal(err)
+		}
+		out[e.Name()] = string(b)
+	}
+	return out
+}
+
+// A value that the schema does not know is refused, so one that values.yaml does not list cannot be found by anybody.
+func TestEveryValueIsDocumented(t *testing.T) {
+	var values map[string]any
+	read(t, filepath.Join(chart, "values.yaml"), &values)
+	var schema map[string]any
+	read(t, filepath.Join(chart, "values.schema.json"), &schema)
+	n := 0
+	var walk func(path string, schema, values map[string]any)
+	walk = func(path string, schema, values map[string]any) {
+		properties := schema["properties"].(map[string]any)
+		if schema["additionalProperties"] != false {
+			t.Errorf("%s: the schema takes names that it does not list", path)
+		}
+		for name := range values {
+			if _, ok := properties[name]; !ok {
+				t.Errorf("%s%s is in values.yaml and not in the schema", path, name)
+			}
+		}
+		for name, p := range properties {
+			if path+name == "global" {
+				continue
+			}
+			property := p.(map[string]any)
+			if text, _ := property["description"].(string); !strings.HasSuffix(text, ".") {
+				t.Errorf("%s%s: the schema says no sentence about it", path, name)
+			}
+			value, ok := values[name]
+			if !ok {
+				t.Errorf("%s%s is in the schema and has no default in values.yaml", path, name)
+			}
+			if _, ok := property["properties"]; ok {
+				below, _ := value.(map[string]any)
+				walk(path+name+".", property, below)
+				continue
+			}
+			n++
+		}
+	}
+	walk("", schema, values)
+	if n < 20 {
+		t.Errorf("looked at %d values alone", n)
+	}
+}
+
+func read(t *testing.T, file string, into any) {
+	t.Helper()
+	b, err := os.ReadFile(file)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if filepath.Ext(file) == ".json" {
+		err = json.Unmarshal(b, into)
+	} else {
+		err = yaml.UnmarshalStrict(b, into)
+	}
+	if err != nil {
+		t.Fatalf("%s: %v", file, err)
+	}
+}
+
+const ownEtcd = `
+etcd: {endpoints: ["https://10.0.0.1:2379", "https://10.0.0.2:2379"]}
+`
+
+func TestFaultyValuesAreRefused(t *testing.T) {
+	for name, tt := range map[string]struct{ values, want string }{
+		"no etcd":                 {`{}`, "etcd.endpoints"},
+		"unknown value":           {ownEtcd + "wings: 2", "wings"},
+		"unknown value below":     {ownEtcd + "agent: {wings: 2}", "wings"},
+		"endpoint without scheme": {`etcd: {endpoints: ["10.0.0.1:2379"]}`, "endpoints"},
+		"two endpoints in one":    {`etcd: {endpoints: ["https://10.0.0.1:2379,https://10.0.0.2:2379"]}`, "endpoints"},
+		"address for a range":     {ownEtcd + "egress: {exceptCIDRs: [10.0.0.1]}", "exceptCIDRs"},
+		"too many egress IPs":     {ownEtcd + "egress: {maxEgressIPsPerNode: 256}", "maxEgressIPsPerNode"},
+		"digest without content":  {ownEtcd + "image: {digest: latest}", "digest"},
+		"option with two values":  {ownEtcd + "agent: {config: {egress.exceptCIDRs: [10.0.0.0/8]}}", "egress.exceptCIDRs"},
+		"options with two values": {ownEtcd + "crdsync: {config: {egress: {maxEgressIPsPerNode: 3}}}", "crdsync.config"},
+		"no replica":              {ownEtcd + "crdsync: {replicas: 0}", "replicas"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			if _, err := render(t, tt.values); err == nil || !strings.Contains(err.Error(), tt.want) {
+				t.Errorf("error %v: want one that names %s", err, tt.want)
+			}
+		})
+	}
+}
+
+// variants are values that change what there is.
+var variants = map[string]string{
+	"as it comes": ownEtcd,
+	"bare": ownEtcd + `
+webhook: {enabled: false}
+crds: {install: false}
+agent: {nodeSelector: {kubernetes.io/os: null}, tolerations: [], resources: {}}
+crdsync: {tolerations: [], resources: {}, replicas: 1}
+`,
+	"without TLS": `
+etcd: {endpoints: ["http://10.0.0.1:2379"], prefix: /mine/, tls: {enabled: false}}
+`,
+	"all said": ownEtcd + `
+namespace: {create: true}
+image: {repository: registry.example:5000/egret, digest: "sha256:` + strings.Repeat("0a", 32) + `", pullPolicy: Always, pullSecrets: [one, two]}
+egress: {exceptCIDRs: [192.168.0.0/16, "fd00::/8"], maxEgressIPsPerNode: 9, snatFullyRandomPorts: true}
+clusterCIDRs: [10.244.0.0/16]
+gossip: {existingSecret: mine}
+agent:
+  config: {rebalance: auto, gossip-port: 8490, lease-ttl: 12s, hold-unknown: 0s}
+  nodeSelector: {a: b}
+  tolerations: [{key: x, operator: Exists, effect: NoSchedule}]
+  resources: {limits: {memory: 256Mi}, requests: {cpu: 1}}
+crdsync: {config: {block-size: 512, etcd-defragment: false}, nodeSelector: {c: d}}
+`,
+}
+
+func TestNoVariantHasAnUnknownField(t *testing.T) {
+	for name, values := range variants {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			docs := decoded(t, values)
+			if n := len(docs); n < 7 {
+				t.Errorf("%d objects alone", n)
+			}
+			// Each volume that is mounted is there, and each ConfigMap and Secret that is made is the one that is mounted.
+			made := map[string]bool{}
+			for _, d := range docs {
+				switch o := d.object.(type) {
+				case *corev1.ConfigMap:
+					made["ConfigMap "+o.Name] = true
+				case *corev1.Secret:
+					made["Secret "+o.Name] = true
+				}
+			}
+			for command, s := range podsOf(docs) {
+				var volumes []string
+				for _, v := range s.Volumes {
+					volumes = append(volumes, v.Name)
+					if v.ConfigMap != nil && !made["ConfigMap "+v.ConfigMap.Name] {
+						t.Errorf("%s: there is no ConfigMap %s", command, v.ConfigMap.Name)
+					}
+				}
+				for _, m := range s.Containers[0].VolumeMounts {
+					if !slices.Contains(volumes, m.Name) {
+						t.Errorf("%s: there is no volume %s", command, m.Name)
+					}
+				}
+			}
+		})
+	}
+}
+
+func decoded(t testing.TB, values string) []document {
+	t.Helper()
+	out, err := render(t, values)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var docs []document
+	for _, doc := range strings.Split(out, "\n---\n") {
+		docs = append(docs, decode(t, "chart", []byte(strings.TrimPrefix(doc, "---\n"))))
+	}
+	return docs
+}
+
+func TestWhatIsSaidInValuesIsDone(t *testing.T) {
+	t.Parallel()
+	docs := decoded(t, variants["all said"])
+	for command, s := range podsOf(docs) {
+		c := s.Containers[0]
+		if c.Image != "registry.example:5000/egret@sha256:"+strings.Repeat("0a", 32) || c.ImagePullPolicy != corev1.PullAlways || len(s.ImagePullSecrets) != 2 {
+			t.Errorf("%s: image %s, pulled %s with %v", command, c.Image, c.ImagePullPolicy, s.ImagePullSecrets)
+		}
+	}
+	agent := podsOf(docs)["agent"]
+	if agent.NodeSelector["a"] != "b" || len(agent.Tolerations) != 1 || agent.Containers[0].Resources.Limits.Memory().String() != "256Mi" {
+		t.Errorf("agents go to %v, tolerate %v, may use %v", agent.NodeSelector, agent.Tolerations, agent.Containers[0].Resources.Limits)
+	}
+	for _, d := range docs {
+		if s, ok := d.object.(*corev1.Secret); ok {
+			t.Errorf("Secret %s is made beside that of the values", s.Name)
+		}
+	}
+	for name, s := range podsOf(decoded(t, variants["without TLS"])) {
+		for _, e := range s.Containers[0].Env {
+			if strings.HasPrefix(e.Value, "/etc/egret/etcd") {
+				t.Errorf("%s without TLS: %s is %s", name, e.Name, e.Value)
+			}
+		}
+	}
+	if slices.Contains(podsOf(decoded(t, variants["bare"]))["crdsync"].Containers[0].Args, "--webhook") {
+		t.Error("crdsync serves a webhook that the API server does not know")
+	}
+}
+
+// helm uninstall would delete all Egress and ExternalIPPool objects with their CRDs.
+func TestObjectsOutliveTheRelease(t *testing.T) {
+	t.Parallel()
+	n := 0
+	for _, d := range decoded(t, ownEtcd) {
+		if crd, ok := d.object.(*apiextensionsv1.CustomResourceDefinition); ok {
+			n++
+			if crd.Annotations["helm.sh/resource-policy"] != "keep" {
+				t.Errorf("CRD %s goes with the release: annotations %v", crd.Name, crd.Annotations)
+			}
+		}
+	}
+	if n != 2 {
+		t.Errorf("the chart installs %d CRDs, want 2", n)
+	}
+}
+
+// The files of options are read by the program itself, which refuses what it does not know. It is made to end by a faulty option of the
+// command line, and has nothing else to say.
+func TestOptionsOfTheChartAreUnderstood(t *testing.T) {
+	for name, values := range variants {
+		for _, d := range decoded(t, values) {
+			config, ok := d.object.(*corev1.ConfigMap)
+			if !ok {
+				continue
+			}
+			for command, fault := range map[string]string{"agent": "--log-level=loud", "crdsync": "--log-level=loud"} {
+				file := filepath.Join(t.TempDir(), "options")
+				if err := os.WriteFile(file, []byte(config.Data["egret-"+command+".conf"]), 0o600); err != nil {
+					t.Fatal(err)
+				}
+				out, _ := exec.Command(egret(t), command, "--config", file, fault).CombinedOutput() // always fails: the output is looked at
+				if want := "egret: --log-level \"loud\": want debug, info, warn or error\n"; string(out) != want {
+					t.Errorf("%s: egret %s says %q of\n%s", name, command, out, config.Data["egret-"+command+".conf"])
+				}
+			}
+		}
+	}
+}
+
+// A pod sees the options that it was started with. Other options are other pods, and the same are the same.
+func TestPodsAreReplacedWhenTheirOptionsChange(t *testing.T) {
+	t.Parallel()
+	const plus = "\nagent: {config: {rebalance: auto}}"
+	before, after := annotations(decoded(t, ownEtcd)), annotations(decoded(t, ownEtcd+plus))
+	if before["egret-agent"] == after["egret-agent"] || before["egret-crdsync"] != after["egret-crdsync"] {
+		t.Errorf("with other options of the agent: agents before %s after %s, crdsync %s and %s",
+			before["egret-agent"], after["egret-agent"], before["egret-crdsync"], after["egret-crdsync"])
+	}
+}
+
+func annotations(docs []document) map[string]string {
+	out := map[string]string{}
+	for _, d := range docs {
+		switch o := d.object.(type) {
+		case *appsv1.DaemonSet:
+			out[o.Name] = o.Spec.Template.Annotations["egret/config"]
+		case *appsv1.Deployment:
+			out[o.Name] = o.Spec.Template.Annotations["egret/config"]
+		}
+	}
+	return out
+}
