@@ -5,10 +5,20 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # The race detector wants the data plane tests to have time; a package that hangs is killed by this bound.
 TIMEOUT := 15m
 
-.PHONY: build demo test test-unit test-integration test-vm test-faults lint generate kube tools clean
+.PHONY: build image demo test test-unit test-integration test-vm test-faults lint generate kube tools clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-lab
+
+# The image, without Docker: an archive for `ctr image import`, `docker load`, `skopeo copy oci-archive:` or `crane push`. Two builds of one commit
+# have one digest. make image ARCH=amd64,arm64 REPOSITORY=registry.example/egret
+ARCH       ?= $(shell go env GOARCH)
+REPOSITORY ?= ghcr.io/egret-project/egret
+
+image:
+	mkdir -p bin
+	go run -C image . -version $(VERSION) -revision $$(git rev-parse HEAD) -time $$(git show -s --format=%ct HEAD) -arch $(ARCH) \
+		-name $(REPOSITORY):$(VERSION) -out $(CURDIR)/bin/egret-image.tar
 
 # What the demo and the tests need beside Go: system packages, and a kube-apiserver built from the Go module proxy.
 tools:
@@ -34,6 +44,7 @@ test:
 # Without root, the tests that need network namespaces skip themselves here; as root they run.
 test-unit: tools kube
 	go test -race -shuffle=on -timeout $(TIMEOUT) $$(go list ./... | grep -v /integration)
+	go test -C image -shuffle=on -timeout $(TIMEOUT) ./...
 
 test-integration: build kube
 	go test -count=1 -shuffle=on -timeout 30m $$(go list ./integration/... | grep -v /faults)
@@ -55,6 +66,7 @@ lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }
 	go vet ./...
 	go vet -C manifests/render ./...
+	go vet -C image ./...
 	go tool staticcheck ./...
 
 generate:
