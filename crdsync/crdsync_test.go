@@ -121,7 +121,7 @@ func testServiceCIDRs(c *cluster) {
 	allow(c, as.Impersonate.UserName)
 	stop = c.run(as)
 	c.node("node-7", "192.0.2.7")
-	c.wantRecords("nodes/*", map[string]string{"nodes/node-7": "1 192.0.2.7"})
+	c.wantRecords("nodes/*", map[string]string{"nodes/node-7": "3 192.0.2.7"})
 	c.wantRecords("services/*", want)
 	stop()
 

@@ -69,7 +69,7 @@ func testRemains(c *cluster) {
 		}
 	}
 	c.wantRecords("allocations/*", map[string]string{"allocations/10.10.0.11": "many/2 b", "allocations/10.10.0.1": "one/3 c"})
-	c.wantRecords("nodes/*", map[string]string{"nodes/node-2": "1 192.0.2.2"})
+	c.wantRecords("nodes/*", map[string]string{"nodes/node-2": "3 192.0.2.2"})
 	c.wantRemains("pins/10.10.0.11", "history/10.10.0.11/1-node-1", "cordons/node-2")
 }
 

@@ -61,11 +61,19 @@ type status struct {
 	queues    map[string]workqueue.TypedRateLimitingInterface[item] // by kind; nil before begin, shut down after run
 	// written are the versions of objects of which the status was written: an informer that still shows one is behind.
 	written  map[item]string
+	decoded  map[string]decoded // by egress
 	verdicts map[string]verdict // nil until publish was called
 	usage    map[string]v1beta1.IPPoolUsage
 	faults   map[string]error // as those of control
 	pressed  map[string]string
 	scene    scene
+}
+
+// decoded is what an object of an informer says. Decoding it is most of what comparing it costs, and with thousands of egresses few are others
+// than the last time.
+type decoded struct {
+	of     *unstructured.Unstructured
+	status v1beta1.EgressStatus
 }
 
 // begin makes the status ready to be looked at: a leadership begins.
@@ -76,7 +84,7 @@ func (s *status) begin(ctx context.Context) error {
 	for _, kind := range []string{egressKind, poolKind} {
 		s.queues[kind] = workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[item](minStatusBackoff, maxStatusBackoff))
 	}
-	s.written, s.wake = map[item]string{}, make(chan struct{}, 1)
+	s.written, s.decoded, s.wake = map[item]string{}, map[string]decoded{}, make(chan struct{}, 1)
 	s.verdicts, s.usage, s.faults, s.pressed, s.scene = nil, nil, nil, nil, scene{}
 	return s.diary.begin(ctx)
 }
@@ -204,6 +212,9 @@ func (s *status) write(ctx context.Context, it item) (later time.Duration, err e
 	s.mu.Lock()
 	if !ok {
 		delete(s.written, it)
+		if it.kind == egressKind {
+			delete(s.decoded, it.name)
+		}
 		s.mu.Unlock()
 		return 0, s.diary.close(ctx, it)
 	}
@@ -303,8 +314,8 @@ func (s *status) update(ctx context.Context, kind string, u *unstructured.Unstru
 func (s *status) desired(kind string, u *unstructured.Unstructured) (want any, differs bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	raw, _, _ := unstructured.NestedMap(u.Object, "status") // what is not a map is to be replaced
 	if kind == poolKind {
+		raw, _, _ := unstructured.NestedMap(u.Object, "status") // what is not a map is to be replaced
 		usage, ok := s.usage[u.GetName()]
 		var old v1beta1.ExternalIPPoolStatus
 		err := runtime.DefaultUnstructuredConverter.FromUnstructured(raw, &old)
@@ -314,12 +325,13 @@ func (s *status) desired(kind string, u *unstructured.Unstructured) (want any, d
 	if !ok || v.uid != u.GetUID() || v.generation != u.GetGeneration() {
 		return nil, false
 	}
-	var old v1beta1.EgressStatus
-	if err := runtime.DefaultUnstructuredConverter.FromUnstructured(raw, &old); err != nil {
-		old = v1beta1.EgressStatus{}
+	old := s.decoded[u.GetName()]
+	if old.of != u {
+		old = decoded{u, readStatus(u)}
+		s.decoded[u.GetName()] = old
 	}
-	status := egressStatus(old, v, s.scene, time.Now())
-	return &status, !equalStatus(old, status)
+	status := egressStatus(old.status, v, s.scene, time.Now())
+	return &status, !equalStatus(old.status, status)
 }
 
 // readScene reads from the cache what agents and operators write. A record that cannot be read counts as none.
