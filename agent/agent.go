@@ -14,6 +14,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/egret-project/egret/announce"
@@ -21,6 +22,7 @@ import (
 	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/gossip"
+	"github.com/egret-project/egret/monitor"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/routing"
@@ -35,6 +37,10 @@ type Config struct {
 	Store   *store.Client // stays the caller's to close
 	Log     *slog.Logger
 	Version string // published in agents/<node>
+
+	// Monitor is where checks of health are registered, and Metrics where what the agent counts is; nil: nowhere. Both are the caller's to serve.
+	Monitor *monitor.Server
+	Metrics prometheus.Registerer
 
 	LeaseTTL   time.Duration // whole seconds; etcd raises it to its own floor
 	Permit     time.Duration // for how long the kernel keeps answering when nobody renews; the same on all nodes

@@ -12,6 +12,7 @@ import (
 	"slices"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/dynamic"
 	eventsclient "k8s.io/client-go/kubernetes/typed/events/v1"
@@ -19,6 +20,7 @@ import (
 
 	"github.com/egret-project/egret/crdsync/admission"
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/monitor"
 	"github.com/egret-project/egret/store"
 )
 
@@ -56,6 +58,9 @@ type Config struct {
 	// Webhook is nil when the API server is not to ask us about objects.
 	Webhook *Webhook
 	Log     *slog.Logger
+	// Monitor is where checks of health are registered, and Metrics where what crdsync counts is; nil: nowhere. Both are the caller's to serve.
+	Monitor *monitor.Server
+	Metrics prometheus.Registerer
 
 	readPatience time.Duration // for tests; 0: the constant
 }

@@ -30,6 +30,7 @@ type agentFlags struct {
 	gossipPort                           int
 	shareTables                          bool
 	gossipKeyFile, onStoreLoss           string
+	monitor                              monitorFlags
 }
 
 func agentCommand() *cobra.Command {
@@ -63,6 +64,7 @@ func agentCommand() *cobra.Command {
 	s.IntVar(&f.gossipPort, "gossip-port", gossip.DefaultPort, "TCP and UDP port on which the agents find out within a second who is dead; 0: off")
 	s.StringVar(&f.gossipKeyFile, "gossip-key-file", "", "file of the gossip's key, 16, 24 or 32 bytes in base64, the same on all nodes; without it there is no gossip")
 	s.StringVar(&f.onStoreLoss, "on-store-loss", "freeze", "freeze: keep the egress IPs while all agents have lost etcd (needs the gossip); release: let them go")
+	f.monitor.add(s, egress.StatusPort)
 	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
 	c.RunE = configured(&f.config, func(c *cobra.Command, _ []string) error { return f.run(c) })
 	return c
@@ -123,7 +125,7 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	cfg.Except, err = prefixes("--egress.exceptCIDRs", f.except)
 	errs = append(errs, err)
 	cfg.Cluster, err = prefixes("--cluster-cidrs", f.cluster)
-	errs = append(errs, err)
+	errs = append(errs, err, f.monitor.Validate())
 	return cfg, errors.Join(errs...)
 }
 
@@ -157,9 +159,13 @@ func (f *agentFlags) run(c *cobra.Command) error {
 		log.Warn("no gossip: a dead agent is found when its lease ends, and no IP outlives the loss of etcd by more than that; " +
 			"it takes --gossip-port and --gossip-key-file")
 	}
-	if cfg.Store, err = f.etcd.await(c.Context(), log); err != nil {
-		return err
-	}
-	defer cfg.Store.Close()
-	return agent.Run(c.Context(), cfg)
+	cfg.Monitor, cfg.Metrics = f.monitor.server(log)
+	return serving(c.Context(), cfg.Monitor, func() error {
+		var err error
+		if cfg.Store, err = f.etcd.await(c.Context(), log); err != nil {
+			return err
+		}
+		defer cfg.Store.Close()
+		return agent.Run(c.Context(), cfg)
+	})
 }

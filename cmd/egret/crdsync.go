@@ -13,6 +13,7 @@ import (
 	"k8s.io/klog/v2"
 
 	"github.com/egret-project/egret/crdsync"
+	"github.com/egret-project/egret/egress"
 )
 
 func crdsyncCommand() *cobra.Command {
@@ -28,6 +29,7 @@ func crdsyncCommand() *cobra.Command {
 		defragment                            bool
 		cluster                               []string
 		blockSize                             int
+		watched                               monitorFlags
 	)
 	c := &cobra.Command{
 		Use:   "crdsync",
@@ -52,6 +54,7 @@ func crdsyncCommand() *cobra.Command {
 	s.BoolVar(&defragment, "etcd-defragment", true, "defragment etcd's members where that pays, one at a time, its leader last, while all are well")
 	s.StringSliceVar(&cluster, "cluster-cidrs", nil, "ranges of the cluster's pods, for all agents; crdsync writes down the addresses of pods that are in none of them, nor in their node's podCIDRs")
 	s.IntVar(&blockSize, "block-size", 1024, "how many ports of an egress IP a node gets for its own pods at first, a power of two from 64 to 32768; 0: none (docs/ports.md)")
+	watched.add(s, egress.SyncStatusPort)
 	s.StringVar(&level, "log-level", "info", "debug, info, warn or error")
 	c.RunE = configured(&config, func(c *cobra.Command, _ []string) error {
 		log, err := logger(level)
@@ -69,7 +72,7 @@ func crdsyncCommand() *cobra.Command {
 			ID: id, ElectionTTL: ttl, Log: log, NodeCapacityDefault: maxEgressIPs, FollowCordon: followCordon, CompactAfter: compactAfter,
 			Defragment: defragment, ClusterCIDRs: ranges, BlockSize: blockSize,
 		}
-		if err = errors.Join(err, bad, cfg.Validate()); err != nil {
+		if err = errors.Join(err, bad, cfg.Validate(), watched.Validate()); err != nil {
 			return err
 		}
 		klog.SetLogger(logr.FromSlogHandler(log.Handler()))
@@ -78,17 +81,20 @@ func crdsyncCommand() *cobra.Command {
 		if err != nil {
 			return fmt.Errorf("reading the Kubernetes configuration (--kubeconfig %q): %w", kubeconfig, err)
 		}
-		client, err := etcd.await(c.Context(), log)
-		if err != nil {
-			return err
-		}
-		defer client.Close()
-		log.Info("egret crdsync", "version", version, "id", id, "endpoints", etcd.endpoints, "api", kube.Host)
-		cfg.Kube, cfg.Store = kube, client
-		if serve {
-			cfg.Webhook = &webhook
-		}
-		return crdsync.Run(c.Context(), cfg)
+		cfg.Monitor, cfg.Metrics = watched.server(log)
+		return serving(c.Context(), cfg.Monitor, func() error {
+			client, err := etcd.await(c.Context(), log)
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			log.Info("egret crdsync", "version", version, "id", id, "endpoints", etcd.endpoints, "api", kube.Host)
+			cfg.Kube, cfg.Store = kube, client
+			if serve {
+				cfg.Webhook = &webhook
+			}
+			return crdsync.Run(c.Context(), cfg)
+		})
 	})
 	return c
 }

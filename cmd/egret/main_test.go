@@ -74,6 +74,8 @@ func TestBadInputIsNamed(t *testing.T) {
 		"certificate without key":     {[]string{"get", "owners", "--cert", "x"}, []string{"--cert", "--key"}},
 		"election TTL":                {[]string{"crdsync", "--election-ttl", "1500ms"}, []string{"--election-ttl", "1.5s"}},
 		"kubeconfig missing":          {[]string{"crdsync", "--kubeconfig", filepath.Join(dir, "kube")}, []string{"--kubeconfig", "kube"}},
+		"status for the world":        {[]string{"agent", "--status-address", "0.0.0.0:8481", "--lease-ttl", "1s"}, []string{"--status-address", "loopback", "--lease-ttl"}},
+		"metrics without TLS":         {[]string{"crdsync", "--metrics-address", "10.0.0.1:8482"}, []string{"--metrics-address", "--metrics-client-ca-file"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {

@@ -1,0 +1,148 @@
+package monitor
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"net/http"
+	"net/netip"
+	"time"
+
+	"github.com/prometheus/client_golang/prometheus"
+	"golang.org/x/sync/errgroup"
+)
+
+// What one client may take, and for how long. A scrape of 1,000 egress IPs is 2 MB and takes milliseconds; a question is a line.
+const (
+	maxLocal    = 32 // connections, of the node's own processes
+	maxRemote   = 8
+	maxHeader   = 4 << 10 // bytes; net/http reads as many again before it gives up
+	readTimeout = 2 * time.Second
+	sendTimeout = 10 * time.Second
+)
+
+// Config says where to listen, and for what. The zero Config listens nowhere.
+type Config struct {
+	// Local is a loopback address and a port, for /healthz, /readyz and /metrics; "": none.
+	Local string
+	// Remote is an address and a port for /metrics alone, over TLS; "": none.
+	Remote string
+	TLS    TLS // of Remote
+	// Metrics are what /metrics shows; nil: there is no such page.
+	Metrics prometheus.Gatherer
+	Log     *slog.Logger // nil: none
+}
+
+// Validate returns all that is wrong with the Config, by the options that commands have for it.
+func (c Config) Validate() error {
+	var errs []error
+	if c.Local != "" {
+		if at, err := netip.ParseAddrPort(c.Local); err != nil || !at.Addr().IsLoopback() || at.Port() == 0 {
+			errs = append(errs, fmt.Errorf("--status-address %q: want a loopback address and a port, like 127.0.0.1:8481; others ask at --metrics-address", c.Local))
+		}
+	}
+	if c.Remote == "" {
+		return errors.Join(errs...)
+	}
+	if at, err := netip.ParseAddrPort(c.Remote); err != nil || at.Addr().IsLoopback() || at.Port() == 0 {
+		errs = append(errs, fmt.Errorf("--metrics-address %q: want an address of this node and a port, like 10.0.0.1:8481", c.Remote))
+	}
+	_, err := c.TLS.load()
+	return errors.Join(append(errs, err)...)
+}
+
+// Server serves what Config says. Its methods are safe for concurrent use.
+type Server struct {
+	Config
+	live, ready *checks
+}
+
+// New returns a Server that does nothing yet.
+func New(cfg Config) *Server {
+	if cfg.Log == nil {
+		cfg.Log = slog.New(slog.DiscardHandler)
+	}
+	return &Server{Config: cfg, live: &checks{}, ready: &checks{}}
+}
+
+// Live registers a check of /healthz under a name, in place of one that has the name: an error of it says that a restart is the remedy. Checks run at
+// each question, and are to return at once: one that has not returned after a second counts as failed.
+func (s *Server) Live(name string, check func() error) { s.live.add(name, check) }
+
+// Ready registers a check of /readyz likewise: an error of it says that the daemon cannot do its work at present.
+func (s *Server) Ready(name string, check func() error) { s.ready.add(name, check) }
+
+// Run serves until ctx ends, and then returns nil. An address that cannot be had is logged and tried again.
+func (s *Server) Run(ctx context.Context) error {
+	metrics := http.NotFoundHandler()
+	if s.Metrics != nil {
+		metrics = newPage(s.Metrics, s.Log)
+	}
+	local := http.NewServeMux()
+	local.Handle("GET /healthz", s.live)
+	local.Handle("GET /readyz", s.ready)
+	local.Handle("GET /metrics", metrics)
+	remote := http.NewServeMux()
+	remote.Handle("GET /metrics", metrics)
+	var g errgroup.Group
+	if s.Local != "" {
+		g.Go(func() error {
+			s.serve(ctx, s.Local, local, func(l net.Listener) net.Listener { return newLimit(l, maxLocal, isLoopback) })
+			return nil
+		})
+	}
+	if s.Remote != "" {
+		reload := &certificates{files: s.TLS, log: s.Log}
+		g.Go(func() error {
+			s.serve(ctx, s.Remote, remote, func(l net.Listener) net.Listener { return reload.listener(newLimit(l, maxRemote, anybody)) })
+			return nil
+		})
+	}
+	return g.Wait()
+}
+
+// serve listens, and listens again, until ctx ends.
+func (s *Server) serve(ctx context.Context, address string, h http.Handler, wrap func(net.Listener) net.Listener) {
+	const minBackoff, maxBackoff = 100 * time.Millisecond, 5 * time.Second
+	said := ""
+	for backoff := minBackoff; ctx.Err() == nil; backoff = min(2*backoff, maxBackoff) {
+		var listen net.ListenConfig
+		l, err := listen.Listen(ctx, "tcp", address)
+		if err == nil {
+			said = ""
+			err = serveOn(ctx, wrap(l), h, s.Log)
+		}
+		if ctx.Err() != nil {
+			return
+		}
+		if text := err.Error(); text != said {
+			said = text
+			s.Log.Warn("status is not served, will retry", "address", address, "err", err)
+		}
+		select {
+		case <-ctx.Done():
+		case <-time.After(backoff):
+		}
+	}
+}
+
+// serveOn serves until ctx ends or the listener fails. One request a connection: nothing is kept for a client that comes every half minute.
+func serveOn(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
+	server := &http.Server{
+		Handler: h, MaxHeaderBytes: maxHeader, ReadTimeout: readTimeout, WriteTimeout: sendTimeout,
+		// What a client does wrong is not the operator's, and would fill the log.
+		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
+	}
+	server.SetKeepAlivesEnabled(false)
+	defer context.AfterFunc(ctx, func() { _ = server.Close() })() // whoever waits for an answer asks again
+	return server.Serve(l)
+}
+
+func isLoopback(a net.Addr) bool {
+	from, ok := a.(*net.TCPAddr)
+	return ok && from.IP.IsLoopback()
+}
+
+func anybody(net.Addr) bool { return true }

@@ -1,0 +1,86 @@
+package monitor
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net"
+	"os"
+	"sync"
+	"time"
+)
+
+// TLS are the files of the listener for others. They are read again while it runs, so that certificates can be replaced.
+type TLS struct {
+	Cert, Key string // of this server, in PEM
+	ClientCA  string // the CAs of the certificates that clients have to show, in PEM
+}
+
+// reloadAfter is for how long files are not read again: a handshake is anybody's to begin.
+const reloadAfter = 10 * time.Second
+
+// load reads the files.
+func (t TLS) load() (*tls.Config, error) {
+	if t.Cert == "" || t.Key == "" || t.ClientCA == "" {
+		return nil, errors.New("--metrics-address: want --metrics-cert-file, --metrics-key-file and --metrics-client-ca-file too: what leaves the node " +
+			"is for those alone who show a certificate of that CA")
+	}
+	pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
+	if err != nil {
+		return nil, fmt.Errorf("reading --metrics-cert-file and --metrics-key-file: %w", err)
+	}
+	pem, err := os.ReadFile(t.ClientCA)
+	if err != nil {
+		return nil, fmt.Errorf("reading --metrics-client-ca-file: %w", err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("reading --metrics-client-ca-file %s: it holds no PEM certificate", t.ClientCA)
+	}
+	return &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool,
+		SessionTicketsDisabled: true, // a session would outlive the CA that it was opened by
+	}, nil
+}
+
+// certificates are what the files held when they were last read.
+type certificates struct {
+	files TLS
+	log   *slog.Logger
+	mu    sync.Mutex // guards the rest
+	last  *tls.Config
+	at    time.Time
+}
+
+func (c *certificates) listener(l net.Listener) net.Listener {
+	return tls.NewListener(l, &tls.Config{
+		MinVersion:         tls.VersionTLS13,
+		GetConfigForClient: func(*tls.ClientHelloInfo) (*tls.Config, error) { return c.config() },
+	})
+}
+
+// config returns what to shake hands with. Files that cannot be read leave what they held before.
+func (c *certificates) config() (*tls.Config, error) {
+	c.mu.Lock()
+	defer c.mu.Unlock()
+	if !c.at.IsZero() && time.Since(c.at) < reloadAfter {
+		if c.last == nil {
+			return nil, errors.New("no certificate")
+		}
+		return c.last, nil
+	}
+	c.at = time.Now()
+	next, err := c.files.load()
+	switch {
+	case err == nil:
+		c.last = next
+	case c.last == nil:
+		c.log.Warn("metrics are not served to others", "err", err)
+		return nil, err
+	default:
+		c.log.Warn("certificates of --metrics-address stay as they were", "err", err)
+	}
+	return c.last, nil
+}
