@@ -144,7 +144,7 @@ func blockChains() []chain {
 		}
 		chains = append(chains,
 			chain{name("from"), hook{}, slices.Concat(check, []rule{
-				newRule(name("from"), saddrIn(f, "hostedip"+f.digit), count(CounterSender), drop()),
+				newRule(name("from"), f.markOfSource("id"), count(CounterSender), drop()), // hostedip counts what comes for the IP, and nothing else
 				newRule(name("from"), saddrIn(f, "pooled"+f.digit), count(CounterUnhosted), drop()),
 			})},
 			chain{name("pass"), hook{}, []rule{

@@ -56,8 +56,11 @@ func decodeElement(b []byte) (e element, err error) {
 					return nil
 				}
 				return each(b, func(n uint16, b []byte) error {
-					if n == unix.NFTA_COUNTER_PACKETS {
+					switch n {
+					case unix.NFTA_COUNTER_PACKETS:
 						e.packets = attrs{n: b}.uint64(n)
+					case unix.NFTA_COUNTER_BYTES:
+						e.bytes = attrs{n: b}.uint64(n)
 					}
 					return nil
 				})

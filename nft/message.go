@@ -128,6 +128,12 @@ func (t table) encodeSet(e *netlink.AttributeEncoder, s set, id uint32) {
 	if s.flags&flagObject != 0 {
 		e.Uint32(unix.NFTA_SET_OBJ_TYPE, uint32(s.object))
 	}
+	if s.counted {
+		e.Nested(attrSetExpr, always(func(e *netlink.AttributeEncoder) {
+			e.String(unix.NFTA_EXPR_NAME, "counter")
+			e.Nested(unix.NFTA_EXPR_DATA, always(func(*netlink.AttributeEncoder) {})) // from 0 on
+		}))
+	}
 	if s.size > 0 {
 		e.Nested(unix.NFTA_SET_DESC, always(func(e *netlink.AttributeEncoder) { e.Uint32(unix.NFTA_SET_DESC_SIZE, s.size) }))
 	}
@@ -174,6 +180,7 @@ type element struct {
 	timeout    time.Duration // to be written; 0: none
 	left       time.Duration // as it was read
 	packets    uint64        // of its counter, as it was read
+	bytes      uint64
 }
 
 func (t table) addElements(set string, names []string, list []element) op {

@@ -44,7 +44,10 @@ type observedHook struct {
 }
 
 // observedSet is comparable.
-type observedSet struct{ flags, key, keyLen, value, valueLen, object, size uint32 }
+type observedSet struct {
+	flags, key, keyLen, value, valueLen, object, size uint32
+	counted                                           bool
+}
 
 // objectKind is NFT_OBJECT_* (linux/netfilter/nf_tables.h).
 type objectKind uint32
@@ -181,7 +184,7 @@ func (t *Tables) observeSets(want table, o *observedTable) error {
 			return fmt.Errorf("sets: %w", err)
 		}
 		o.sets[a.string(unix.NFTA_SET_NAME)] = observedSet{flags, a.uint32(unix.NFTA_SET_KEY_TYPE), a.uint32(unix.NFTA_SET_KEY_LEN),
-			a.uint32(unix.NFTA_SET_DATA_TYPE), a.uint32(unix.NFTA_SET_DATA_LEN), a.uint32(unix.NFTA_SET_OBJ_TYPE), desc.uint32(unix.NFTA_SET_DESC_SIZE)}
+			a.uint32(unix.NFTA_SET_DATA_TYPE), a.uint32(unix.NFTA_SET_DATA_LEN), a.uint32(unix.NFTA_SET_OBJ_TYPE), desc.uint32(unix.NFTA_SET_DESC_SIZE), a[attrSetExpr] != nil}
 	}
 	return nil
 }
@@ -283,7 +286,7 @@ func (s set) fault(o observedTable) string {
 	if !ok {
 		return "absent"
 	}
-	want := observedSet{s.flags, s.key.GetNFTMagic(), s.key.Bytes, s.value.GetNFTMagic(), s.value.Bytes, uint32(s.object), s.size}
+	want := observedSet{s.flags, s.key.GetNFTMagic(), s.key.Bytes, s.value.GetNFTMagic(), s.value.Bytes, uint32(s.object), s.size, s.counted}
 	if have != want {
 		return "of another type"
 	}

@@ -109,8 +109,9 @@ func inetTable(s State) table {
 			set{name: "shared" + f.digit, key: mark, value: f.block, flags: flagMap, size: maxHosted, ofOtherNodes: true},
 			set{name: "port" + f.digit, key: f.unit, value: mark, flags: flagMap, size: maxUnits, ofOtherNodes: true},
 			set{name: "origin" + f.digit, key: f.origin, size: maxUnits, ofOtherNodes: true},
-			set{name: "hostedip" + f.digit, key: f.address, size: maxHosted},
-			set{name: "exit" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxHosted},
+			set{name: "hostedip" + f.digit, key: f.address, size: maxHosted, counted: true},
+			set{name: "sentby" + f.digit, key: f.address, size: maxHosted, counted: true},
+			set{name: "exit" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxHosted, counted: true},
 			set{name: "id" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxHosted},
 			set{name: "permit" + f.digit, key: f.address, size: maxHosted, permits: true})
 	}
@@ -264,7 +265,11 @@ func leavingChains(s State) []chain {
 	translate := append([]rule{newRule("translate_egress", fromOverlay(), enter("translate_last")), newRule("translate_egress", opens())},
 		toRange("translate_egress", "block")...)
 	translate = append(translate, newRule("translate_egress", intoOverlay(), enter("translate_overlay")), newRule("translate_egress", enter("translate_last")))
-	permitted := perFamily(func(f family) rule { return newRule("permitted", alive(), saddrIn(f, "permit"+f.digit), accept()) })
+	permitted := perFamily(func(f family) rule {
+		return newRule("permitted", alive(), saddrIn(f, "permit"+f.digit), saddrIn(f, "sentby"+f.digit), accept())
+	})
+	// Counting is no condition.
+	permitted = append(permitted, perFamily(func(f family) rule { return newRule("permitted", alive(), saddrIn(f, "permit"+f.digit), accept()) })...)
 	return []chain{
 		{"mss", hook{}, clamp},
 		unmarkedChain(),

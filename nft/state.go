@@ -125,6 +125,7 @@ func (s State) elements() map[string]elements {
 			put("hosted", pairKey(id.ConnMark()), markKey(h.Mark))
 			put("snat"+f.digit, markKey(id.ConnMark()), key(ip))
 			put("hostedip"+f.digit, key(ip), "")
+			put("sentby"+f.digit, key(ip), "")
 			if h.Shared {
 				put("shared"+f.digit, markKey(id.ConnMark()), key(ip)+portKey(egress.StatefulPort)+key(ip)+portKey(egress.FirstBlockPort-1))
 			}

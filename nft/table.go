@@ -25,6 +25,8 @@ type set struct {
 	object objectKind // of a map of objects
 	flags  uint32
 	size   uint32 // how many elements it may hold; 0: as many as come
+	// counted: each element counts the packets that are found to have its key, and their bytes.
+	counted bool
 	// permits: Permit and Revoke fill it.
 	permits bool
 	// ofOtherNodes: it says what other nodes may send, which State.KeepSenders keeps.
@@ -50,6 +52,9 @@ const (
 	flagsOwned     = flagOwner | flagPersist
 	attrTableOwner = 7 // NFTA_TABLE_OWNER
 )
+
+// attrSetExpr is the attribute of what each element of a set has of its own (NFTA_SET_EXPR).
+const attrSetExpr = 17
 
 // anonymous is what the kernel makes the name of an anonymous set from (linux: nf_tables_set_alloc_name).
 const anonymous = "__set%d"
@@ -122,6 +127,9 @@ func (s set) definition() string {
 		out += " flags timeout;"
 	case flagDynamic | flagTimeout:
 		out += " flags dynamic,timeout;"
+	}
+	if s.counted {
+		out += " counter;"
 	}
 	return out + " }"
 }
