@@ -86,6 +86,7 @@ type agent struct {
 	drops     *drops
 	ports     *ports
 	flusher   *flusher
+	metrics   *metrics
 	features  []string       // what the record of the agent says of its kernel
 	gossip    *gossip.Gossip // nil: off
 	freeze    *freeze        // nil: no gossip
@@ -210,7 +211,7 @@ func open(cfg Config) (*agent, error) {
 		asked: map[netip.Addr]time.Time{}, avoid: map[string]time.Time{}, misplaced: map[egress.Move]time.Time{},
 		inUse: map[lock]bool{}, resets: map[string]int{}, met: map[string]time.Time{}, dead: map[string]time.Time{},
 	}
-	a.flusher = newFlusher(a.wake)
+	a.flusher, a.metrics = newFlusher(a.wake), newMetrics()
 	var err error
 	if a.tables, err = nft.New(nft.Config{Log: cfg.Log, Shared: cfg.ShareTables}); err != nil {
 		return nil, err
@@ -222,7 +223,7 @@ func open(cfg Config) (*agent, error) {
 		return nil, err
 	}
 	a.permits = newPermits(a.tables, cfg.Permit, cfg.LeaseTTL)
-	a.permits.bounded = cfg.GossipKey != nil
+	a.permits.bounded, a.permits.metrics = cfg.GossipKey != nil, a.metrics
 	if cfg.GossipKey != nil {
 		a.freeze = newFreeze(&freeze{
 			length: cfg.Permit, keep: cfg.Freeze, peers: a.peers,
@@ -244,6 +245,11 @@ func open(cfg Config) (*agent, error) {
 		probe: func(ctx context.Context, want map[netip.Addr]string) (map[netip.Addr]announce.Conflict, error) {
 			return announce.Probe(ctx, want, announce.ProbeGap)
 		}})
+	if cfg.Metrics != nil {
+		if err := a.metrics.register(cfg.Metrics, monitor.NewReading(read(), a.readMetrics)); err != nil {
+			return nil, fmt.Errorf("registering metrics: %w", err)
+		}
+	}
 	return a, nil
 }
 
@@ -362,6 +368,7 @@ func (a *agent) keepLease(ctx context.Context) error {
 		if !errors.Is(err, store.ErrLeaseLost) {
 			return fmt.Errorf("keeping the lease: %w", err)
 		}
+		a.metrics.add(metricLost, 1)
 		a.Log.Warn("lease lost", "lease", store.FormatLease(a.currentLease().ID()))
 		if err := a.permits.withdraw(nil); err != nil {
 			a.Log.Warn("permits not withdrawn; they end by themselves", "err", err)
@@ -390,13 +397,18 @@ func (a *agent) confirm(ctx context.Context) error {
 		asking.TryGo(func() error {
 			try, cancel := context.WithTimeout(ctx, a.Permit)
 			defer cancel()
-			lease := a.currentLease()
-			err := lease.Confirm(try, a.Node) // the permits say when they are not renewed, keepLease when the lease is lost
+			lease, began := a.currentLease(), time.Now()
+			err := lease.Confirm(try, a.Node)
+			if err == nil {
+				a.metrics.took(metricQuestion, time.Since(began))
+			} else if ctx.Err() == nil {
+				a.metrics.add(metricNoAnswer, 1)
+			}
 			if errors.Is(err, store.ErrLeaseLost) && lease == a.currentLease() {
 				// At once: a machine that was paused may have permits left, since its clock stood still.
 				return a.permits.withdraw(nil)
 			}
-			return nil // not known: the permits end by themselves
+			return nil // not known: the permits say when they are not renewed, keepLease when the lease is lost
 		})
 		select {
 		case <-ctx.Done():
@@ -442,7 +454,10 @@ func (a *agent) loop(ctx context.Context) error {
 		case <-a.view.Changed():
 		case <-timer.C:
 		}
+		a.metrics.came(a.view.Arrived())
+		began := time.Now()
 		next, err := a.pass(ctx)
+		a.metrics.passed(time.Since(began), err, a.inUse)
 		err = errors.Join(err, a.publishFaults(ctx, err))
 		a.report(ctx, err)
 		wait := time.Until(next)

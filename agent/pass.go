@@ -54,6 +54,7 @@ func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
 	}
 	var again time.Time
 	t.facts.Taken, again = a.probes.follow(s, t.now)
+	a.metrics.arrivals(&t, a.Node, func(node string) bool { return a.gossip != nil && a.isDead(node) })
 	next = earlier(a.roles(&t), again)
 	d := plan.Build(s, t.facts, t.roles)
 	a.view.Follow(d.Follow)
@@ -61,6 +62,7 @@ func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
 	if fenced {
 		a.ports.follow(d.Blocks)
 	}
+	a.metrics.programmed(fenced && err == nil, time.Now())
 	due, err2 := a.transact(ctx, t, d, fenced, err)
 	return earlier(next, due), errors.Join(err, err2, in("pods", unknown(d.Unknown)))
 }
@@ -97,6 +99,7 @@ func (a *agent) letGo(ctx context.Context, t turn) error {
 		if a.holds(t, o) {
 			ok, err := a.Store.Release(ctx, o)
 			if errs = append(errs, err); ok {
+				a.metrics.add(metricReleases, 1, string(egress.ReasonRelease))
 				a.Log.Info("released", "egress_ip", o.IP)
 			}
 		}
@@ -183,6 +186,7 @@ func (a *agent) roles(t *turn) (next time.Time) {
 		}
 		if !a.inUse[k] { // else the snapshot may be older than the hand-over
 			a.returns(ip)
+			a.metrics.takes(o)
 		}
 		t.roles[ip], inUse[k] = plan.Hold, true
 	}
@@ -279,6 +283,9 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 		arrive(moves.Entries())
 	}
 	a.log(ctx, addrs, moves, rules)
+	for part, c := range map[string]fmt.Stringer{"addresses": addrs, "routes": moves, "nftables": rules} {
+		a.metrics.changes(part, c)
+	}
 	a.countResets(moves.Loosened, d)
 	errs = append(errs,
 		in("conntrack", a.flusher.follow(rules, d)),
@@ -297,6 +304,7 @@ func (a *agent) countResets(loosened []string, d plan.Desired) {
 		n, known := a.resets[link]
 		if a.resets[link] = 0; known { // else the link is new
 			a.resets[link] = n + 1
+			a.metrics.add(metricResets, 1, link)
 			a.Log.Warn("rp_filter was reset, and is loose again", "link", link, "times", n+1)
 		}
 	}
@@ -337,6 +345,7 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 		}
 		ok, err := a.Store.Release(ctx, o)
 		if errs = append(errs, err); ok {
+			a.metrics.add(metricReleases, 1, string(egress.ReasonRelease))
 			a.Log.Info("released", "egress_ip", o.IP)
 		}
 	}
@@ -356,6 +365,7 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 		}
 		if ok {
 			a.history.trim(dep.Owner.IP)
+			a.metrics.add(metricReleases, 1, string(cmp.Or(dep.Move.Why, egress.ReasonMove)))
 			a.Log.Info("handed over", "egress_ip", dep.Owner.IP, "node", dep.To.Node, "why", cmp.Or(dep.Move.Why, egress.ReasonMove))
 		}
 	}
@@ -504,6 +514,7 @@ func (a *agent) revoke(ctx context.Context, t turn) (next time.Time, err error) 
 			err = a.Store.Revoke(ctx, id)
 		}
 		if errs = append(errs, err); err == nil {
+			a.metrics.add(metricRevoked, 1)
 			a.Log.Warn("lease of an agent that is dead or whose node is gone revoked", "node", r.Agent.Node, "lease", lease)
 		}
 	}

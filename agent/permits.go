@@ -24,6 +24,8 @@ type permits struct {
 	frozen func() time.Time
 	kick   chan struct{} // capacity 1: renew now
 
+	metrics *metrics
+
 	mu   sync.Mutex // guards what follows, and keeps a renewal from overtaking a withdrawal
 	list []nft.Permit
 	// written: the kernel has the permits of list, and no others. What renews them renews all that it has.
@@ -254,7 +256,11 @@ func (p *permits) run(ctx context.Context, log *slog.Logger) error {
 			p.mu.Unlock()
 			return nil
 		}
+		left, any := time.Until(p.until), len(p.list) > 0
 		err := p.renewLocked()
+		if any {
+			p.metrics.renewed(left, err, p.slow)
+		}
 		if p.slow != nil && slow == nil {
 			log.Warn("permits renewed by commits, which make others read the ruleset anew", "err", p.slow)
 		}

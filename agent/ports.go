@@ -47,6 +47,13 @@ type ports struct {
 	mu     sync.Mutex // guards what follows
 	blocks map[egress.ID][]egress.Block
 	said   map[netip.Addr]egress.PortUse
+	last   map[netip.Addr]portCount
+}
+
+// portCount is how many ports of a block were in use, to the busiest destination, when that was last counted.
+type portCount struct {
+	block egress.Block
+	most  int
 }
 
 // portUse is what is known of the ports of one egress IP.
@@ -80,6 +87,13 @@ func (p *ports) use() map[netip.Addr]egress.PortUse {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	return p.said
+}
+
+// counts returns how many ports of each egress IP are in use.
+func (p *ports) counts() map[netip.Addr]portCount {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.last
 }
 
 // run looks again and again, until ctx ends.
@@ -251,14 +265,18 @@ func (u *portUse) judge() {
 
 // say makes what was found out what the node has to say, and reports whether that has changed.
 func (p *ports) say(now time.Time) bool {
-	say := map[netip.Addr]egress.PortUse{}
+	say, last := map[netip.Addr]egress.PortUse{}, make(map[netip.Addr]portCount, len(p.known))
 	for _, u := range p.known {
+		if u.block.Size > 0 && !u.listed.IsZero() {
+			last[u.block.IP] = portCount{u.block, u.most}
+		}
 		if use := (egress.PortUse{Want: u.want, Drained: slices.Sorted(maps.Keys(u.drained))}); use.Want > 0 || len(use.Drained) > 0 {
 			say[u.blocks[0].IP] = use
 		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
+	p.last = last
 	if samePorts(say, p.said) || now.Sub(p.spoken) < sayEvery {
 		return false
 	}

@@ -34,6 +34,8 @@ type blocks struct {
 	size int           // how many ports the first block of a node has; 0: no node has any
 	rest time.Duration // how long a freed block rests
 
+	metrics *metrics // nil: nobody asks
+
 	byIP    map[netip.Addr]map[uint16]*block
 	byNode  map[string]map[blockID]*block
 	resting map[blockID]*block
@@ -84,11 +86,12 @@ type demanded struct {
 // begin empties the index: a leadership begins. revision is the cache's.
 func (b *blocks) begin(revision int64) {
 	*b = blocks{
-		size: b.size, rest: b.rest,
+		size: b.size, rest: b.rest, metrics: b.metrics,
 		byIP: map[netip.Addr]map[uint16]*block{}, byNode: map[string]map[blockID]*block{}, resting: map[blockID]*block{},
 		copies: map[blockID]map[holding]egress.Block{}, listed: map[holding][]blockID{}, asked: map[string]demanded{}, faults: map[string]error{},
 		touched: map[netip.Addr]bool{}, overlap: map[netip.Addr]map[string]error{}, short: map[string]map[netip.Addr]shortage{},
 	}
+	b.metrics.noPorts()
 	b.renew(revision)
 }
 
@@ -219,6 +222,7 @@ func (b *blocks) set(id blockID, n *block, err error) {
 	b.touched[id.ip] = true
 	old := b.byIP[id.ip][id.first]
 	if old != nil {
+		b.metrics.ports(id.ip, -old.Size)
 		delete(b.byIP[id.ip], id.first)
 		if len(b.byIP[id.ip]) == 0 {
 			delete(b.byIP, id.ip)
@@ -236,6 +240,7 @@ func (b *blocks) set(id blockID, n *block, err error) {
 		b.byIP[id.ip] = map[uint16]*block{}
 	}
 	b.byIP[id.ip][id.first] = n
+	b.metrics.ports(id.ip, n.Size)
 	if n.Node != "" {
 		if b.byNode[n.Node] == nil {
 			b.byNode[n.Node] = map[blockID]*block{}

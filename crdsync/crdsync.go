@@ -104,15 +104,21 @@ func Run(ctx context.Context, cfg Config) error {
 	if err != nil {
 		return fmt.Errorf("making a client of the Kubernetes API: %w", err)
 	}
-	r := &replica{Config: cfg, kube: kube, dynamic: dyn, events: events, cache: cfg.Store.NewCache(prefixes...)}
+	r := &replica{Config: cfg, kube: kube, dynamic: dyn, events: events, cache: cfg.Store.NewCache(prefixes...), metrics: newMetrics()}
 	r.cache.Track()
+	if cfg.Metrics != nil {
+		if err := r.metrics.register(cfg.Metrics, monitor.NewReading(read(), r.readMetrics)); err != nil {
+			return fmt.Errorf("registering metrics: %w", err)
+		}
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.cache.Run(ctx) })
 	g.Go(func() error { return r.stand(ctx) })
 	g.Go(func() error { return r.rescue(ctx) })
 	if w := cfg.Webhook; w != nil {
 		g.Go(func() error {
-			return admission.Run(ctx, admission.Config{Kube: kube, Address: w.Address, Namespace: w.Namespace, InUse: r.inUse, Log: cfg.Log})
+			return admission.Run(ctx, admission.Config{Kube: kube, Address: w.Address, Namespace: w.Namespace, InUse: r.inUse, Log: cfg.Log,
+				Reviewed: func(verdict string) { r.metrics.add(metricReviews, 1, verdict) }})
 		})
 	}
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
@@ -128,6 +134,7 @@ type replica struct {
 	dynamic dynamic.Interface
 	events  eventsclient.EventsGetter
 	cache   *store.Cache
+	metrics *metrics
 }
 
 // inUse returns the addresses that etcd shows as allocated.
@@ -182,7 +189,9 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 		return fmt.Errorf("%w: %w", errUnread, err)
 	}
 	d := newDirty()
-	st := &status{dynamic: r.dynamic, cache: r.cache, diary: &diary{client: r.events, instance: r.ID, store: r.Store, lead: lead, log: r.Log}, log: r.Log}
+	st := &status{dynamic: r.dynamic, cache: r.cache, diary: &diary{client: r.events, instance: r.ID, store: r.Store, lead: lead, log: r.Log}, log: r.Log, counts: r.metrics}
+	r.metrics.leads(st)
+	defer r.metrics.leads(nil)
 	src, err := newSource(ctx, r.kube, nodeDefaults{r.NodeCapacityDefault, r.FollowCordon}, d, st.look)
 	if err != nil {
 		return err
@@ -215,8 +224,8 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 		}
 		g.Go(func() error { return st.run(ctx) })
 		g.Go(func() error { return r.housekeeping(lead, st.tellPools).run(ctx) })
-		ports := blocks{size: r.BlockSize, rest: cmp.Or(r.BlockRest, blockRest)}
-		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, clusterCIDRs: r.ClusterCIDRs, blocks: ports, log: r.Log}
+		ports := blocks{size: r.BlockSize, rest: cmp.Or(r.BlockRest, blockRest), metrics: r.metrics}
+		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, clusterCIDRs: r.ClusterCIDRs, blocks: ports, log: r.Log, metrics: r.metrics}
 		m.sweep = func(c control) {
 			g.Go(func() error {
 				if err := sweep(ctx, r.Store, lead, r.cache, c); err != nil && ctx.Err() == nil {

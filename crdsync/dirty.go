@@ -3,6 +3,7 @@ package crdsync
 import (
 	"maps"
 	"sync"
+	"time"
 )
 
 // work says what may have changed.
@@ -13,6 +14,7 @@ type work struct {
 	scene      bool            // what agents and operators write into etcd: the status tells of it
 	namespaces map[string]bool // those whose labels changed
 	pods       map[string]bool // the nodes whose pods, or members in etcd, changed
+	since      time.Time       // when the first of the events came
 }
 
 func (w *work) addPods(node string) {
@@ -35,6 +37,12 @@ func newDirty() *dirty { return &dirty{wake: make(chan struct{}, 1)} }
 // add adds work, and wakes whoever waits for it.
 func (d *dirty) add(w work) {
 	d.mu.Lock()
+	if d.since.IsZero() {
+		d.since = time.Now()
+	}
+	if !w.since.IsZero() && w.since.Before(d.since) { // it is tried again
+		d.since = w.since
+	}
 	d.objects = d.objects || w.objects
 	d.nodes = d.nodes || w.nodes
 	d.records = d.records || w.records

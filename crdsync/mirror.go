@@ -47,6 +47,7 @@ type mirror struct {
 	sweep     func(control)              // called once, after the first pass
 	refused   refusals
 	blocks    blocks
+	metrics   *metrics // nil: nobody asks
 	pressure  pressure // of blocks
 	// pressed is the pressure that was published last.
 	pressed pressure
@@ -66,7 +67,11 @@ func (m *mirror) run(ctx context.Context) error {
 	m.begin()
 	w := work{objects: true}
 	for wait := minBackoff; ; {
+		began := time.Now()
 		err := m.pass(ctx, &w)
+		if ctx.Err() == nil {
+			m.metrics.passed(began, w.since, err)
+		}
 		switch {
 		case ctx.Err() != nil:
 			return ctx.Err()

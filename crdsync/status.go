@@ -53,6 +53,7 @@ type status struct {
 	cache   *store.Cache
 	diary   *diary
 	log     *slog.Logger
+	counts  *metrics // nil: nobody asks
 
 	wake chan struct{} // capacity 1: something was published
 
@@ -186,6 +187,11 @@ func (s *status) work(ctx context.Context, queue workqueue.TypedRateLimitingInte
 	defer cancel()
 	defer context.AfterFunc(ctx, func() { time.AfterFunc(finishTimeout, cancel) })()
 	later, err := s.write(finish, it)
+	if err == nil {
+		s.counts.add(metricStatus, 1, it.kind, "ok")
+	} else if ctx.Err() == nil {
+		s.counts.add(metricStatus, 1, it.kind, "failed")
+	}
 	switch {
 	case err == nil || ctx.Err() != nil:
 		queue.Forget(it)

@@ -41,6 +41,7 @@ type Cache struct {
 	changed  map[string]bool // keys that changed since take; nil: nobody takes
 	watching bool
 	lost     time.Time // since when it is not watching; zero: it was never lost
+	arrived  time.Time // when the first change came since Arrived was called; zero: none has
 }
 
 // NewCache returns a cache of the records below the prefixes, which are without the Client's own: OwnerPrefix, or OwnerKey(ip), or ""
@@ -174,6 +175,15 @@ func (k *Cache) take() (changed map[string]*Record, whole []string, revision int
 	return changed, k.whole, k.revision, true
 }
 
+// Arrived returns when the first of the changes came that came since the last call; the zero Time: there are none.
+func (k *Cache) Arrived() time.Time {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	at := k.arrived
+	k.arrived = time.Time{}
+	return at
+}
+
 // Track makes the cache remember which keys change, for TakeChanged. It is for before Run.
 func (k *Cache) Track() { k.changed = map[string]bool{} }
 
@@ -230,6 +240,9 @@ func (k *Cache) update(revision int64, ranges []string, fill func(put func(strin
 		close(k.ready)
 	}
 	if changed {
+		if k.arrived.IsZero() {
+			k.arrived = time.Now()
+		}
 		signal(k.change)
 	}
 }

@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/egret-project/egret/egress"
 )
@@ -47,6 +48,9 @@ func (v *View) Changed() <-chan struct{} { return v.cache.Changed() }
 
 // Healthy reports whether the view follows etcd at present; see Cache.Healthy.
 func (v *View) Healthy() bool { return v.cache.Healthy() }
+
+// Arrived returns when the first change came since the last call; see Cache.Arrived. All of them are in the next Snapshot.
+func (v *View) Arrived() time.Time { return v.cache.Arrived() }
 
 // Snapshot returns etcd as it was at one revision, nil before the first whole list. It is the same pointer while nothing changes, and
 // nothing in it ever changes. A record that cannot be read (no JSON, key and value disagree, an invalid address or id) is in Faults,

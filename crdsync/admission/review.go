@@ -26,9 +26,17 @@ type reviewer struct {
 	pools func(context.Context) (map[string]egress.Pool, map[string]error, error) // with those that cannot be read, and why
 	inUse func() ([]egress.Allocation, error)
 	log   *slog.Logger
+	// reviewed is as Config's.
+	reviewed func(verdict string)
 }
 
 func (r *reviewer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
+	verdict := "failed"
+	defer func() {
+		if r.reviewed != nil {
+			r.reviewed(verdict)
+		}
+	}()
 	var review admissionv1.AdmissionReview
 	body, err := io.ReadAll(http.MaxBytesReader(w, req.Body, maxReview))
 	if err == nil {
@@ -49,7 +57,9 @@ func (r *reviewer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	}
 	answer := admissionv1.AdmissionReview{TypeMeta: review.TypeMeta}
 	answer.Response = &admissionv1.AdmissionResponse{UID: review.Request.UID, Allowed: wrong == nil}
+	verdict = "allowed"
 	if wrong != nil {
+		verdict = "refused"
 		answer.Response.Result = &metav1.Status{
 			Status: metav1.StatusFailure, Code: http.StatusUnprocessableEntity, Reason: metav1.StatusReasonInvalid, Message: wrong.Error(),
 		}

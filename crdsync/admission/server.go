@@ -53,6 +53,8 @@ type Config struct {
 	// InUse returns the addresses that are allocated. An error: that is not known now.
 	InUse func() ([]egress.Allocation, error)
 	Log   *slog.Logger
+	// Reviewed is told what came of each question: allowed, refused, or failed. nil: nobody is.
+	Reviewed func(verdict string)
 }
 
 // Run answers the API server's reviews until ctx ends, and then returns ctx's error. A port that is taken, or a cluster that does not let
@@ -170,7 +172,7 @@ func (s *server) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 // serve answers until ctx ends.
 func (s *server) serve(ctx context.Context) error {
 	mux := http.NewServeMux()
-	mux.Handle("POST "+Path, &reviewer{pools: s.pools, inUse: s.InUse, log: s.Log})
+	mux.Handle("POST "+Path, &reviewer{pools: s.pools, inUse: s.InUse, log: s.Log, reviewed: s.Reviewed})
 	h := &http.Server{
 		Addr: s.Address, Handler: mux, ReadTimeout: readTimeout, WriteTimeout: writeTimeout,
 		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.certificate},
