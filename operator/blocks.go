@@ -24,8 +24,14 @@ func Blocks(ctx context.Context, c *store.Client, ip netip.Addr, format string, 
 	if err != nil {
 		return err
 	}
-	l := listing{header: "IP PORTS SIZE NODE STATE SINCE"}
-	now := time.Now()
+	if err := listBlocks(blocks, time.Now()).write(format, w); err != nil {
+		return err
+	}
+	return unread(faults)
+}
+
+func listBlocks(blocks []egress.Block, now time.Time) listing {
+	l := listing{kind: KindBlocks, header: "IP PORTS SIZE NODE STATE SINCE"}
 	for _, b := range blocks {
 		state, since := stateOf(b)
 		l.records = append(l.records, b)
@@ -33,10 +39,7 @@ func Blocks(ctx context.Context, c *store.Client, ip netip.Addr, format string, 
 			b.IP.String(), fmt.Sprintf("%d-%d", b.First, b.Last()), strconv.Itoa(b.Size), b.Node, state, age(now, since),
 		})
 	}
-	if err := l.write(format, w); err != nil {
-		return err
-	}
-	return unread(faults)
+	return l
 }
 
 // stateOf says what a block is for at present, and since when it is the node's, or rests.

@@ -19,7 +19,7 @@ func CheckNode(nodeIP netip.Addr, more []check.Finding, format string, w io.Writ
 		return err
 	}
 	findings = append(findings, more...)
-	l := listing{header: "CHECK LEVEL FOUND FOR CONSEQUENCE"}
+	l := listing{kind: "check", header: "CHECK LEVEL FOUND FOR CONSEQUENCE"}
 	missing := 0
 	for _, f := range findings {
 		l.records = append(l.records, f)

@@ -15,6 +15,7 @@ import (
 	"text/tabwriter"
 	"time"
 
+	"k8s.io/client-go/util/jsonpath"
 	"sigs.k8s.io/yaml"
 
 	"github.com/egret-project/egret/egress"
@@ -23,9 +24,12 @@ import (
 )
 
 // Kinds are what Get can list.
-var Kinds = []string{"allocations", KindBlocks, "cordons", "egresses", "nodes", "owners", "pins", "pools"}
+var Kinds = []string{"agents", "allocations", KindBlocks, "cordons", "egresses", kindMembers, "moves", "nodes", "owners", "pins", "pools"}
 
-// Check returns an error that says what is wrong with a kind or a format: "json", "yaml", or "" for a table.
+// kindMembers is the kind of the pods of each egress on each node.
+const kindMembers = "members"
+
+// Check returns an error that says what is wrong with a kind or a format (see CheckFormat).
 func Check(kind, format string) error {
 	if !slices.Contains(Kinds, kind) {
 		return fmt.Errorf("kind %q: want one of %s", kind, strings.Join(Kinds, ", "))
@@ -33,12 +37,24 @@ func Check(kind, format string) error {
 	return CheckFormat(format)
 }
 
-// CheckFormat is Check for a format alone.
+// CheckFormat returns an error that says what is wrong with a format: "json", "yaml", "name", "jsonpath=..." as kubectl has it, or "" for a table.
 func CheckFormat(format string) error {
-	if !slices.Contains([]string{"", "json", "yaml"}, format) {
-		return fmt.Errorf("output format %q: want json or yaml", format)
+	if template, ok := strings.CutPrefix(format, "jsonpath="); ok {
+		_, err := parsePath(template)
+		return err
+	}
+	if !slices.Contains([]string{"", "json", "yaml", "name"}, format) {
+		return fmt.Errorf("output format %q: want json, yaml, name, or jsonpath='{...}'", format)
 	}
 	return nil
+}
+
+func parsePath(template string) (*jsonpath.JSONPath, error) {
+	p := jsonpath.New("output").AllowMissingKeys(true)
+	if err := p.Parse(template); err != nil {
+		return nil, fmt.Errorf("output format jsonpath=%s: %w; want one as kubectl has it, like '{.items[*].node}'", template, err)
+	}
+	return p, nil
 }
 
 // Get writes the records of a kind to w, sorted by key; see Check. Records that cannot be read are left out and returned as an error,
@@ -50,14 +66,23 @@ func Get(ctx context.Context, c *store.Client, kind, format string, w io.Writer)
 	if kind == KindBlocks {
 		return Blocks(ctx, c, netip.Addr{}, format, w)
 	}
-	all, err := c.ReadAll(ctx)
+	all, err := read(ctx, c, kind)
 	if err != nil {
 		return err
 	}
-	if err := list(kind, all).write(format, w); err != nil {
+	if err := list(kind, all, time.Now()).write(format, w); err != nil {
 		return err
 	}
 	return unread(slices.DeleteFunc(all.Faults, func(f egress.Fault) bool { return !strings.HasPrefix(f.Key, kind+"/") }))
+}
+
+// read reads what a kind is listed from: members, which are as many as there are pods, only where they are asked for.
+func read(ctx context.Context, c *store.Client, kind string) (store.Everything, error) {
+	if kind == kindMembers {
+		whole, err := c.ReadWhole(ctx)
+		return whole.Everything, err
+	}
+	return c.ReadAll(ctx)
 }
 
 // unread returns an error that names records that cannot be read; nil: there are none.
@@ -71,6 +96,7 @@ func unread(faults []egress.Fault) error {
 
 // listing is one kind's records, and the same as rows of a table.
 type listing struct {
+	kind    string // for names
 	records []any
 	header  string
 	rows    [][]string
@@ -82,18 +108,80 @@ func (l listing) write(format string, w io.Writer) error {
 		return writeJSON(w, l.records)
 	case "yaml":
 		return writeYAML(w, l.records)
+	case "name":
+		for _, row := range l.rows {
+			if _, err := fmt.Fprintf(w, "%s/%s\n", l.kind, l.name(row)); err != nil {
+				return err
+			}
+		}
+		return nil
+	}
+	if template, ok := strings.CutPrefix(format, "jsonpath="); ok {
+		return writePath(w, template, l.records)
 	}
 	return writeTable(w, l.header, l.rows)
 }
 
-func list(kind string, all store.Everything) listing {
-	var l listing
+// name returns what names the record of a row: its first column, of what is below an IP or an egress the second as well.
+func (l listing) name(row []string) string {
+	if l.kind == kindMembers || l.kind == KindBlocks {
+		return row[0] + "/" + row[1]
+	}
+	return row[0]
+}
+
+// writePath writes what a template chooses of the records, which are the field items of a list as kubectl prints one.
+func writePath(w io.Writer, template string, records []any) error {
+	p, err := parsePath(template)
+	if err != nil {
+		return err
+	}
+	b, err := json.Marshal(map[string]any{"kind": "List", "items": records})
+	if err != nil {
+		return err
+	}
+	var plain any // with the names that the JSON has
+	if err := json.Unmarshal(b, &plain); err != nil {
+		return err
+	}
+	if err := p.Execute(w, plain); err != nil {
+		return fmt.Errorf("output format jsonpath=%s: %w", template, err)
+	}
+	_, err = fmt.Fprintln(w)
+	return err
+}
+
+func list(kind string, all store.Everything, now time.Time) listing {
+	l := listing{kind: kind}
 	add := func(record any, row ...string) {
 		l.records = append(l.records, record)
 		l.rows = append(l.rows, row)
 	}
-	now := time.Now()
 	switch kind {
+	case "agents":
+		l.header = "NODE ADDRESS VERSION AGE LEASE FAULTS"
+		for _, name := range slices.Sorted(maps.Keys(all.Agents)) {
+			a := all.Agents[name]
+			add(a, name, a.Address.String(), dash(a.Version), age(now, a.Since), a.Lease, dash(strings.Join(troubles(a), ",")))
+		}
+	case kindMembers:
+		l.header = "EGRESS NODE PODS PORTS"
+		for _, name := range slices.Sorted(maps.Keys(all.ByEgress)) {
+			for _, node := range slices.Sorted(maps.Keys(all.ByEgress[name])) {
+				m := all.ByEgress[name][node]
+				ports := 0
+				for _, b := range m.Blocks {
+					ports += b.Size
+				}
+				add(m, name, node, strconv.Itoa(len(m.Pods)), strconv.Itoa(ports))
+			}
+		}
+	case "moves":
+		l.header = "IP FROM TO AGE WHY READY"
+		for _, ip := range slices.SortedFunc(maps.Keys(all.Moves), netip.Addr.Compare) {
+			m := all.Moves[ip]
+			add(m, ip.String(), dash(all.Owners[ip].Node), m.To, age(now, m.Since), string(cmp.Or(m.Why, egress.ReasonMove)), strconv.FormatBool(m.ReadyAt(all.Agents[m.To])))
+		}
 	case "allocations":
 		l.header = "IP POOL ID EGRESSES AGE"
 		for _, a := range all.Allocations {
@@ -155,6 +243,21 @@ func list(kind string, all store.Everything) listing {
 	return l
 }
 
+// troubles are the parts of a node that are at fault, and what else its agent says is wrong.
+func troubles(a egress.Agent) []string {
+	out := slices.Sorted(maps.Keys(a.Faults))
+	for what, n := range map[string]int{"address in use": len(a.Conflicts), "drops": len(a.Dropped), "pool refused": len(a.Refused)} {
+		if n > 0 {
+			out = append(out, what)
+		}
+	}
+	slices.Sort(out)
+	if a.Restarting {
+		out = append(out, "restarting")
+	}
+	return out
+}
+
 func agentState(all store.Everything, node string, now time.Time) string {
 	a, ok := all.Agents[node]
 	if !ok {
@@ -175,7 +278,9 @@ func holds(all store.Everything, node string) int {
 
 func writeTable(w io.Writer, header string, rows [][]string) error {
 	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	fmt.Fprintln(t, strings.ReplaceAll(header, " ", "\t"))
+	if header != "" {
+		fmt.Fprintln(t, strings.ReplaceAll(header, " ", "\t"))
+	}
 	for _, row := range rows {
 		fmt.Fprintln(t, strings.Join(row, "\t"))
 	}
@@ -234,3 +339,21 @@ func join[T fmt.Stringer](s []T) string {
 	}
 	return some(out)
 }
+
+// writeOne writes one value as JSON, writeOneYAML as YAML.
+func writeOne(w io.Writer, v any) error {
+	e := json.NewEncoder(w)
+	e.SetIndent("", "  ")
+	return e.Encode(v)
+}
+
+func writeOneYAML(w io.Writer, v any) error {
+	b, err := yaml.Marshal(v)
+	if err != nil {
+		return err
+	}
+	_, err = w.Write(b)
+	return err
+}
+
+func compareIPs(a, b netip.Addr) int { return a.Compare(b) }

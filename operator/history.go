@@ -21,7 +21,7 @@ func History(ctx context.Context, c *store.Client, ip netip.Addr, format string,
 		return faulty
 	}
 	explain(tenures)
-	l := listing{header: "SINCE NODE FOR WHY FROM"}
+	l := listing{kind: "history", header: "SINCE NODE FOR WHY FROM"}
 	for i, t := range tenures {
 		end := time.Now()
 		if i+1 < len(tenures) {

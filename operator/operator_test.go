@@ -32,7 +32,7 @@ func snapshot() *egress.Snapshot {
 func TestGetNodesShowsAgentsWhoseNodeIsGone(t *testing.T) {
 	s := snapshot()
 	delete(s.Nodes, "node-1")
-	l := list("nodes", store.Everything{Snapshot: *s})
+	l := list("nodes", store.Everything{Snapshot: *s}, time.Now())
 	if len(l.rows) != 2 || len(l.records) != 1 || strings.Join(l.rows[1][:5], " ") != "node-1 - gone up - 1" {
 		t.Errorf("rows %q", l.rows)
 	}

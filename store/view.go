@@ -111,9 +111,13 @@ func (c *Client) ReadAll(ctx context.Context) (Everything, error) {
 	for key, r := range records {
 		t.apply(key, &r, true)
 	}
+	return t.everything(revision), nil
+}
+
+func (t *tables) everything(revision int64) Everything {
 	all := Everything{Snapshot: *t.snapshot(revision)}
 	for _, ip := range slices.SortedFunc(maps.Keys(t.allocations.m), netip.Addr.Compare) {
 		all.Allocations = append(all.Allocations, t.allocations.m[ip])
 	}
-	return all, nil
+	return all
 }

@@ -3,6 +3,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"os"
 	"os/signal"
@@ -10,6 +11,8 @@ import (
 	"syscall"
 
 	"github.com/spf13/cobra"
+
+	"github.com/egret-project/egret/operator"
 )
 
 // version is set by the linker; see the Makefile.
@@ -21,8 +24,17 @@ func main() {
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "egret:", err)
-		os.Exit(1)
+		os.Exit(exitStatus(err))
 	}
+}
+
+// exitStatus returns what the process ends with: 1, unless the error says otherwise.
+func exitStatus(err error) int {
+	var v operator.Verdict
+	if errors.As(err, &v) {
+		return v.Status
+	}
+	return 1
 }
 
 func root() *cobra.Command {
@@ -39,6 +51,6 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 	}
 	c.AddCommand(agentCommand(), checkCommand(), cleanupCommand(), crdsyncCommand(), getCommand(), historyCommand(),
-		moveCommand(), unpinCommand(), cordonCommand(), uncordonCommand(), drainCommand())
+		moveCommand(), unpinCommand(), cordonCommand(), uncordonCommand(), drainCommand(), statusCommand(), describeCommand(), traceCommand())
 	return c
 }

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -21,6 +22,7 @@ var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 func getCommand() *cobra.Command {
 	var etcd etcdFlags
 	var output string
+	var watch bool
 	c := &cobra.Command{
 		Use:       "get " + strings.Join(operator.Kinds, "|") + " [IP]",
 		Short:     "Print what etcd holds",
@@ -29,10 +31,14 @@ func getCommand() *cobra.Command {
 		ValidArgs: operator.Kinds,
 	}
 	etcd.add(c.Flags())
-	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: a table)")
+	c.Flags().StringVarP(&output, "output", "o", "", "json, yaml, name, or jsonpath='{...}' (default: a table)")
+	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and print what comes, changes and goes")
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
 		if err := operator.Check(args[0], output); err != nil {
 			return err
+		}
+		if watch && (output != "" || len(args) == 2) {
+			return errors.New("--watch prints a table of all records of a kind: want neither --output nor an IP with it")
 		}
 		var of netip.Addr
 		if len(args) == 2 {
@@ -49,10 +55,95 @@ func getCommand() *cobra.Command {
 			return err
 		}
 		defer client.Close()
+		if watch {
+			return operator.Watch(c.Context(), client, args[0], c.OutOrStdout())
+		}
 		if args[0] == operator.KindBlocks {
 			return operator.Blocks(c.Context(), client, of, output, c.OutOrStdout())
 		}
 		return operator.Get(c.Context(), client, args[0], output, c.OutOrStdout())
+	})
+	return c
+}
+
+func statusCommand() *cobra.Command {
+	var etcd etcdFlags
+	var output string
+	c := &cobra.Command{
+		Use:   "status",
+		Short: "Print the whole system on one screen, and what is wrong with it",
+		Long: "Print the whole system on one screen, and what is wrong with it. The exit status is 0 when all is well, 2 when traffic of some pods does\n" +
+			"not flow, 3 when something else needs a person, and 1 when etcd could not be asked. It goes by what is in etcd.",
+		Args: cobra.NoArgs,
+	}
+	etcd.add(c.Flags())
+	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: text)")
+	c.RunE = configured(nil, func(c *cobra.Command, _ []string) error {
+		client, err := etcd.dial(c.Context(), quiet)
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		return operator.Status(c.Context(), client, output, c.OutOrStdout())
+	})
+	return c
+}
+
+func describeCommand() *cobra.Command {
+	var etcd etcdFlags
+	c := &cobra.Command{
+		Use:       "describe " + strings.Join(operator.Described, "|") + " NAME",
+		Short:     "Print all that etcd has about one thing, and what is wrong with it",
+		Args:      cobra.ExactArgs(2),
+		ValidArgs: operator.Described,
+	}
+	etcd.add(c.Flags())
+	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
+		if err := operator.CheckDescribed(args[0], args[1]); err != nil {
+			return err
+		}
+		client, err := etcd.dial(c.Context(), quiet)
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		return operator.Describe(c.Context(), client, args[0], args[1], c.OutOrStdout())
+	})
+	return c
+}
+
+func traceCommand() *cobra.Command {
+	var etcd etcdFlags
+	var output, to string
+	c := &cobra.Command{
+		Use:   "trace NAMESPACE/POD",
+		Short: "Print why a pod leaves with the address that it has outside, or why it does not",
+		Long: "Print why a pod leaves with the address that it has outside, step by step, by the records in etcd and by what the agents say of their\n" +
+			"kernels, and last a verdict. A step with !! stops it, one with ? may. The exit status is 0 when it gets through as far as etcd tells, 2 when it does\n" +
+			"not, 3 when something may be in its way, and 1 when that is not known.",
+		Args: cobra.ExactArgs(1),
+	}
+	etcd.add(c.Flags())
+	c.Flags().StringVar(&to, "to", "", "the address that the pod connects to (default: any outside)")
+	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: text)")
+	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
+		q := operator.Question{Pod: args[0]}
+		if err := operator.CheckDescribed("pod", q.Pod); err != nil {
+			return err
+		}
+		if to != "" {
+			ip, err := netip.ParseAddr(to)
+			if err != nil {
+				return fmt.Errorf("--to %q: want an IPv4 or IPv6 address", to)
+			}
+			q.To = ip.Unmap()
+		}
+		client, err := etcd.dial(c.Context(), quiet)
+		if err != nil {
+			return err
+		}
+		defer client.Close()
+		return operator.Trace(c.Context(), client, q, output, c.OutOrStdout())
 	})
 	return c
 }

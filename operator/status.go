@@ -1,0 +1,167 @@
+package operator
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/store"
+)
+
+// Verdict is the error of a command that has done what it was asked for, and found something wrong.
+type Verdict struct {
+	Status int // the exit status: 2, something is broken; 3, something is degraded
+	Text   string
+}
+
+func (v Verdict) Error() string { return v.Text }
+
+// overview is what Status prints.
+type overview struct {
+	Etcd     string            `json:"etcd"`
+	Leader   string            `json:"crdsync"`
+	Nodes    map[string]int    `json:"nodes"`
+	Egresses map[string]int    `json:"egresses"`
+	Pools    map[string]string `json:"pools"`
+	Moves    []egress.Move     `json:"moves,omitempty"`
+	Cordons  []egress.Cordon   `json:"cordons,omitempty"`
+	Troubles []Trouble         `json:"troubles,omitempty"`
+}
+
+// Status writes the whole system on one screen, in a format: "json", "yaml", or "" for text. The error is a Verdict when something is wrong.
+func Status(ctx context.Context, c *store.Client, format string, w io.Writer) error {
+	if !slices.Contains([]string{"", "json", "yaml"}, format) {
+		return fmt.Errorf("output format %q: want json or yaml", format)
+	}
+	whole, err := c.ReadWhole(ctx)
+	if err != nil {
+		return err
+	}
+	space, err := c.Space(ctx)
+	if err != nil {
+		return err
+	}
+	return status(whole, space, time.Now(), format, w)
+}
+
+func status(whole store.Whole, space store.Space, now time.Time, format string, w io.Writer) error {
+	o := overview{Leader: whole.Leader, Nodes: map[string]int{"all": len(whole.Nodes)}, Egresses: map[string]int{"all": len(whole.Egresses)}, Pools: map[string]string{}}
+	o.Troubles = troublesOf(whole)
+	o.Etcd = fmt.Sprintf("%d members, revision %d", len(space.Members), space.Revision)
+	if space.NoSpace {
+		o.Troubles = append([]Trouble{{Degraded, "etcd", "it is full (NOSPACE): traffic goes on, and nothing changes hands until there is room; crdsync makes some where it can"}}, o.Troubles...)
+	}
+	if space.Fault != nil {
+		o.Troubles = append([]Trouble{{Degraded, "etcd", strings.ReplaceAll(space.Fault.Error(), "\n", "; ")}}, o.Troubles...)
+	}
+	slices.SortStableFunc(o.Troubles, func(a, b Trouble) int { return strings.Compare(string(a.Level), string(b.Level)) })
+	for _, name := range slices.Sorted(maps.Keys(whole.Nodes)) {
+		if _, alive := whole.Agents[name]; alive {
+			o.Nodes["alive"]++
+		}
+		if _, cordoned := whole.Cordons[name]; cordoned || whole.Nodes[name].Cordoned {
+			o.Nodes["cordoned"]++
+		}
+	}
+	pods := 0
+	for name, nodes := range whole.ByEgress {
+		if _, there := whole.Egresses[name]; there {
+			for _, m := range nodes {
+				pods += len(m.Pods)
+			}
+		}
+	}
+	o.Egresses["pods"] = pods
+	for _, p := range whole.Egresses {
+		for _, a := range p.Addresses {
+			o.Egresses["ips"]++
+			if _, held := whole.Owners[a.IP]; held {
+				o.Egresses["held"]++
+			}
+		}
+	}
+	used := map[string]int{}
+	for _, a := range whole.Allocations {
+		used[a.Pool]++
+	}
+	for name, p := range whole.Pools {
+		o.Pools[name] = fmt.Sprintf("%d of %d", used[name], p.Total())
+	}
+	for _, ip := range slices.SortedFunc(maps.Keys(whole.Moves), compareIPs) {
+		o.Moves = append(o.Moves, whole.Moves[ip])
+	}
+	for _, node := range slices.Sorted(maps.Keys(whole.Cordons)) {
+		o.Cordons = append(o.Cordons, whole.Cordons[node])
+	}
+	var err error
+	switch format {
+	case "json":
+		err = writeOne(w, o)
+	case "yaml":
+		err = writeOneYAML(w, o)
+	default:
+		err = o.write(w, now)
+	}
+	if err != nil {
+		return err
+	}
+	return o.verdict()
+}
+
+func (o overview) verdict() error {
+	broken := 0
+	for _, t := range o.Troubles {
+		if t.Level == Broken {
+			broken++
+		}
+	}
+	switch {
+	case broken > 0:
+		return Verdict{2, fmt.Sprintf("%d broken, %d degraded", broken, len(o.Troubles)-broken)}
+	case len(o.Troubles) > 0:
+		return Verdict{3, fmt.Sprintf("%d degraded", len(o.Troubles))}
+	}
+	return nil
+}
+
+// maxTroubles is how many are written in words: a screen.
+const maxTroubles = 20
+
+func (o overview) write(w io.Writer, now time.Time) error {
+	rows := [][]string{
+		{"etcd", o.Etcd},
+		{"crdsync", "leader " + nobody(o.Leader)},
+		{"nodes", fmt.Sprintf("%d, %d with a live agent, %d cordoned", o.Nodes["all"], o.Nodes["alive"], o.Nodes["cordoned"])},
+		{"egresses", fmt.Sprintf("%d with %d pods; %d of %d IPs are held", o.Egresses["all"], o.Egresses["pods"], o.Egresses["held"], o.Egresses["ips"])},
+	}
+	var pools []string
+	for _, name := range slices.Sorted(maps.Keys(o.Pools)) {
+		pools = append(pools, name+" "+o.Pools[name])
+	}
+	if len(pools) > 5 {
+		pools = append(pools[:5], fmt.Sprintf("and %d more (egret get pools)", len(pools)-5))
+	}
+	rows = append(rows, []string{"pools", some(pools)})
+	for _, m := range o.Moves {
+		rows = append(rows, []string{"moves", fmt.Sprintf("%s to %s, asked for %s ago", m.IP, m.To, age(now, m.Since))})
+	}
+	for _, c := range o.Cordons {
+		rows = append(rows, []string{"cordon", fmt.Sprintf("%s, %s ago", c.Node, age(now, c.Since))})
+	}
+	for i, t := range o.Troubles {
+		if i == maxTroubles {
+			rows = append(rows, []string{"", fmt.Sprintf("and %d more (-o json has all)", len(o.Troubles)-i)})
+			break
+		}
+		rows = append(rows, []string{string(t.Level), t.What + ": " + t.Why})
+	}
+	if len(o.Troubles) == 0 {
+		rows = append(rows, []string{"all is well", ""})
+	}
+	return writeTable(w, "", rows)
+}

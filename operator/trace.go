@@ -1,0 +1,327 @@
+package operator
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/plan"
+	"github.com/egret-project/egret/store"
+)
+
+// Question is what Trace answers: how a pod leaves.
+type Question struct {
+	Pod string     // namespace/name
+	To  netip.Addr // the zero Addr: to anywhere outside
+}
+
+// Step is one on the way of a pod's packet.
+type Step struct {
+	What  string `json:"what"`
+	Text  string `json:"text"`
+	Fault fault  `json:"fault,omitempty"`
+}
+
+// fault says what a step means for the packet; empty: it goes on.
+type fault string
+
+const (
+	stops  fault = "stops"  // it does not leave, or nothing comes back
+	doubts fault = "doubts" // it leaves as far as etcd tells, and something may be in its way
+	passes fault = "passes" // it leaves as if there were no egress
+)
+
+// Trace writes why a pod leaves with the address that it has outside, step by step, and last a verdict in one sentence, in a format: "json", "yaml" or
+// "" for text. It goes by the records in etcd: what kernels do is what they were told by these, unless an agent says otherwise. The error is a
+// Verdict when it does not get through, or something may be in its way.
+func Trace(ctx context.Context, c *store.Client, q Question, format string, w io.Writer) error {
+	if !slices.Contains([]string{"", "json", "yaml"}, format) {
+		return fmt.Errorf("output format %q: want json or yaml", format)
+	}
+	whole, err := c.ReadWhole(ctx)
+	if err != nil {
+		return err
+	}
+	steps, err := trace(whole, q, time.Now())
+	if err != nil {
+		return err
+	}
+	text, status := conclude(steps)
+	switch format {
+	case "json":
+		err = writeOne(w, map[string]any{"steps": steps, "verdict": text})
+	case "yaml":
+		err = writeOneYAML(w, map[string]any{"steps": steps, "verdict": text})
+	default:
+		var rows [][]string
+		for _, s := range steps {
+			mark := map[fault]string{stops: "!! ", doubts: "?  "}[s.Fault]
+			rows = append(rows, []string{s.What, mark + s.Text})
+		}
+		if err = writeTable(w, "", rows); err == nil {
+			_, err = fmt.Fprintf(w, "\n%s\n", text)
+		}
+	}
+	if err != nil || status == 0 {
+		return err
+	}
+	return Verdict{status, text}
+}
+
+// conclude returns the verdict, and the exit status that it means: 0, the pod leaves as it should; 2, it does not; 3, something may be in its way.
+func conclude(steps []Step) (string, int) {
+	for _, f := range []fault{stops, passes, doubts} {
+		i := slices.IndexFunc(steps, func(s Step) bool { return s.Fault == f })
+		if i < 0 {
+			continue
+		}
+		switch s := steps[i]; f {
+		case stops:
+			return "It does not get through: " + s.Text + ".", 2
+		case passes:
+			return "It leaves as if there were no egress, with the address that the CNI gives to it: " + s.Text + ".", 0
+		default:
+			return "As far as etcd tells it gets through, " + result(steps) + ", but: " + s.Text + ".", 3
+		}
+	}
+	return "As far as etcd tells it gets through, " + result(steps) + ".", 0
+}
+
+// result is the text of the last step.
+func result(steps []Step) string { return steps[len(steps)-1].Text }
+
+// trace returns the steps of a pod's way, one way after the other where it has addresses of both families. The last step says how it leaves; where one
+// stops it, the others are still told. An error: etcd has no such pod.
+func trace(w store.Whole, q Question, now time.Time) ([]Step, error) {
+	var steps []Step
+	step := func(what string, f fault, format string, a ...any) {
+		steps = append(steps, Step{what, fmt.Sprintf(format, a...), f})
+	}
+	node, pod, of := find(w, q.Pod)
+	if node == "" {
+		return nil, fmt.Errorf("etcd has no pod %s: it is no namespace/name of a pod that runs, it has no address yet, it is on the network of its node "+
+			"(such pods have no egress), or crdsync has not written it (`egret status`)", q.Pod)
+	}
+	step("pod", "", "%s with %s on %s", q.Pod, join(pod), node)
+	if len(of) == 0 {
+		step("selection", passes, "no egress selects it: labels of the pod and its namespace are not what any egress's appliedTo asks for, or an "+
+			"older one had it first (condition Conflict of the egress)")
+		return steps, nil
+	}
+	if q.To.IsValid() {
+		if why := excepted(&w.Snapshot, q.To); why != "" {
+			step("destination", passes, "%s is %s, to which no egress applies", q.To, why)
+			return steps, nil
+		}
+		step("destination", "", "%s is outside, unless --egress.exceptCIDRs or --cluster-cidrs of the agents name it, which etcd does not know", q.To)
+	}
+	found := false
+	for _, name := range slices.Sorted(maps.Keys(of)) {
+		for _, ip := range of[name] {
+			if q.To.IsValid() && q.To.Is4() != ip.Is4() {
+				continue
+			}
+			found = true
+			step("selection", "", "%s is selected by egress %s", ip, name)
+			steps = append(steps, leaves(w, name, node, ip, now)...)
+		}
+	}
+	if !found {
+		step("address", stops, "the pod has no address of the family of %s that an egress applies to", q.To)
+	}
+	return steps, nil
+}
+
+// find returns the node of a pod, its addresses, and which of them which egress applies to.
+func find(w store.Whole, pod string) (node string, ips []netip.Addr, of map[string][]netip.Addr) {
+	of = map[string][]netip.Addr{}
+	look := func(m egress.Members) {
+		for _, p := range m.Pods {
+			if p.Pod == pod {
+				node = m.Node
+				ips = append(ips, p.IPs...)
+				if m.Egress != egress.Unselected {
+					of[m.Egress] = append(of[m.Egress], p.IPs...)
+				}
+			}
+		}
+	}
+	for _, nodes := range w.ByEgress {
+		for _, m := range nodes {
+			look(m)
+		}
+	}
+	for _, m := range w.Unselected {
+		look(m)
+	}
+	slices.SortFunc(ips, netip.Addr.Compare)
+	return node, slices.Compact(ips), of
+}
+
+// excepted says what of the cluster a destination is; "": nothing.
+func excepted(s *egress.Snapshot, to netip.Addr) string {
+	in := func(list []netip.Prefix) bool {
+		return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(to) })
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
+		n := s.Nodes[name]
+		if slices.Contains(n.Addresses, to) {
+			return "an address of node " + name
+		}
+		if in(n.PodCIDRs) {
+			return "of the pods of node " + name
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Pods)) {
+		if in(s.Pods[name].CIDRs) {
+			return "of the cluster's pods"
+		}
+	}
+	for _, name := range slices.Sorted(maps.Keys(s.Services)) {
+		if in(s.Services[name].CIDRs) {
+			return "of ServiceCIDR " + name
+		}
+	}
+	return ""
+}
+
+// leaves returns the steps from the pod's node on, for an address of a pod and the egress that applies to it.
+func leaves(w store.Whole, name, node string, pod netip.Addr, now time.Time) (steps []Step) {
+	step := func(what string, f fault, format string, a ...any) {
+		steps = append(steps, Step{what, fmt.Sprintf(format, a...), f})
+	}
+	policy, known := w.Egresses[name]
+	if !known {
+		step("egress", stops, "egress %s is gone, and its record of pods not yet", name)
+		return steps
+	}
+	i := slices.IndexFunc(policy.Addresses, func(a egress.Address) bool { return a.IP.Is4() == pod.Is4() })
+	if i < 0 {
+		step("address", stops, "egress %s has no address of the family of %s, and what it sends is dropped: `kubectl describe egress %s` says why", name, pod, name)
+		return steps
+	}
+	a := policy.Addresses[i]
+	step("address", "", "%s, %s", a.IP, addressText(w, a, now))
+	home(w, node, a.IP, step)
+	owner, held := w.Owners[a.IP]
+	if !held {
+		step("owner", stops, "%s", unheld(&w.Snapshot, a))
+		return steps
+	}
+	gateway(w, owner, node, step)
+	if m, moving := w.Moves[a.IP]; moving {
+		step("move", "", "to %s, asked for %s ago: both forward meanwhile", m.To, age(now, m.Since))
+	}
+	way := fmt.Sprintf("as %s by its own node %s", a.IP, node)
+	if owner.Node != node {
+		way = fmt.Sprintf("as %s by gateway %s", a.IP, owner.Node)
+		tunnel(w, node, owner.Node, step)
+	}
+	ports(w, name, node, a, step)
+	out(w, owner, a, step)
+	if b := policy.Bandwidth; b != nil {
+		step("limit", "", "%d bit/s, bursts of %d bits, all pods together: what is above is dropped", b.Rate, b.Burst)
+	}
+	step("leaves", "", "%s", way)
+	return steps
+}
+
+// home tells of the pod's node.
+func home(w store.Whole, node string, ip netip.Addr, step func(string, fault, string, ...any)) {
+	a, alive := w.Agents[node]
+	switch {
+	case plan.Gone(&w.Snapshot, node):
+		step("pod's node", stops, "node %s has no record: its Node object is gone, or crdsync has not written it, and no gateway lets its pods out", node)
+	case !alive:
+		step("pod's node", doubts, "the agent of %s is down: its kernel has what it was last told, and learns of nothing new", node)
+	case a.Restarting:
+		step("pod's node", doubts, "the agent of %s was told to stop, and no other one has come yet: its kernel has what it was last told", node)
+	default:
+		step("pod's node", "", "%s, its agent %s is alive", node, dash(a.Version))
+	}
+	if why := a.Dropped[ip]; why != "" {
+		step("pod's node", stops, "%s drops it: %s", node, why)
+	}
+	for _, part := range slices.Sorted(maps.Keys(a.Faults)) {
+		step("pod's node", doubts, "%s cannot program its %s: %s", node, part, a.Faults[part])
+	}
+}
+
+// gateway tells of the owner, and of its node where that is not the pod's, of which home has told.
+func gateway(w store.Whole, o egress.Owner, home string, step func(string, fault, string, ...any)) {
+	a, alive := w.Agents[o.Node]
+	switch {
+	case !alive:
+		step("owner", stops, "%s has the lock of %s, and its agent is down: the kernel there is silent, and another node takes over when the lease ends", o.Node, o.IP)
+	case a.Lease != store.FormatLease(o.Lease):
+		step("owner", stops, "%s has the lock of %s under lease %s of a former agent: this one (lease %s) does not answer for it", o.Node, o.IP, store.FormatLease(o.Lease), a.Lease)
+	case plan.Gone(&w.Snapshot, o.Node):
+		step("owner", stops, "%s has the lock of %s, and there is no such node: it serves nothing", o.Node, o.IP)
+	case a.Restarting:
+		step("owner", doubts, "%s holds %s, and its agent is being restarted: the kernel there serves on for --restart-grace", o.Node, o.IP)
+	default:
+		step("owner", "", "%s holds %s, its agent is alive under the lease of the lock (revision %d)", o.Node, o.IP, o.Revision)
+	}
+	if by := a.Conflicts[o.IP]; by != "" {
+		step("owner", doubts, "another host uses %s, and may get the answers: %s", o.IP, by)
+	}
+	if o.Node == home {
+		return
+	}
+	if why := a.Dropped[o.IP]; why != "" {
+		step("owner", stops, "%s drops it: %s", o.Node, why)
+	}
+	for _, part := range slices.Sorted(maps.Keys(a.Faults)) {
+		step("owner", doubts, "%s cannot program its %s: %s", o.Node, part, a.Faults[part])
+	}
+}
+
+// tunnel tells of the way from the pod's node to the gateway.
+func tunnel(w store.Whole, from, to string, step func(string, fault, string, ...any)) {
+	src, dst := w.Nodes[from], w.Nodes[to]
+	switch {
+	case len(src.Addresses) == 0 || len(dst.Addresses) == 0:
+		step("tunnel", stops, "%s or %s has no address in its record: there is no overlay between them", from, to)
+	case src.Index == 0 || dst.Index == 0:
+		step("tunnel", stops, "%s or %s has no index: crdsync gives one (its log says why not)", from, to)
+	default:
+		step("tunnel", "", "VXLAN from %s (%s) to %s (%s), UDP port %d, VNI %d", from, src.Addresses[0], to, dst.Addresses[0], egress.OverlayPort, egress.OverlayVNI)
+	}
+}
+
+// ports tells who translates, and to which ports.
+func ports(w store.Whole, name, node string, a egress.Address, step func(string, fault, string, ...any)) {
+	block, ok := egress.Current(w.ByEgress[name][node].Blocks, a.IP)
+	switch {
+	case ok:
+		step("translation", "", "on %s, to %s and ports %d-%d", node, a.IP, block.First, block.Last())
+		if want := w.Agents[node].Ports[a.IP].Want; want > block.Size {
+			step("translation", doubts, "%s asks for %d ports of %s and has %d: more than three quarters of them are in use to one destination", node, want, a.IP, block.Size)
+		}
+	case a.Pool == "":
+		step("translation", "", "at the gateway, to %s: a static IP has no blocks", a.IP)
+	default:
+		step("translation", doubts, "at the gateway: %s has no ports of %s of its own (`egret get blocks %s`), so connections end with the gateway", node, a.IP, a.IP)
+	}
+}
+
+// out tells how it leaves the gateway.
+func out(w store.Whole, o egress.Owner, a egress.Address, step func(string, fault, string, ...any)) {
+	pool := w.Pools[a.Pool]
+	if why := w.Agents[o.Node].Refused[a.Pool]; why != "" && a.Pool != "" {
+		step("way out", stops, "%s cannot serve pool %s: %s", o.Node, a.Pool, why)
+	}
+	switch s := pool.Subnet; {
+	case s == nil:
+		step("way out", "", "by the routes of %s", o.Node)
+	case s.VLAN != 0:
+		step("way out", "", "by link %s (VLAN %d of the switch has to reach %s), gateway %s of %s", egress.VLANLink(s.VLAN), s.VLAN, o.Node, s.Gateway, s.Prefix())
+	default:
+		step("way out", "", "by gateway %s of %s", s.Gateway, s.Prefix())
+	}
+}

@@ -1,0 +1,299 @@
+package operator
+
+import (
+	"bytes"
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/store"
+)
+
+var podIP = netip.MustParseAddr("10.244.1.5")
+
+// whole returns a cluster in which all is well: node-1 holds the IP of web, and node-2 has its pod prod/web-1. prod/db-1 is of no egress.
+func whole() store.Whole {
+	s := snapshot()
+	s.Egresses["web"] = egress.Policy{Name: "web", Created: time.Now(), Addresses: []egress.Address{{IP: ip, ID: 1, Pool: "pool"}}}
+	s.Pools["pool"] = egress.Pool{Name: "pool", Ranges: []egress.Range{{Start: ip, End: ip.Next()}}}
+	s.Nodes = map[string]egress.Node{
+		"node-1": {Name: "node-1", Index: 1, Addresses: []netip.Addr{netip.MustParseAddr("10.10.0.101")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}},
+		"node-2": {Name: "node-2", Index: 2, Addresses: []netip.Addr{netip.MustParseAddr("10.10.0.102")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
+	}
+	s.Agents = map[string]egress.Agent{"node-1": {Node: "node-1", Lease: store.FormatLease(0xa1), Version: "v1"}, "node-2": {Node: "node-2", Lease: store.FormatLease(0xa2), Version: "v1"}}
+	s.Owners[ip] = egress.Owner{IP: ip, Node: "node-1", Lease: 0xa1, Revision: 7, Since: time.Now(), Why: egress.ReasonClaim}
+	s.Services = map[string]egress.ServiceCIDR{"kubernetes": {Name: "kubernetes", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}}
+	block := egress.Block{IP: ip, First: 2048, Size: 1024, Node: "node-2", Since: time.Now()}
+	s.ByEgress = map[string]map[string]egress.Members{"web": {"node-2": {
+		Egress: "web", Node: "node-2", Pods: []egress.Member{{Pod: "prod/web-1", IPs: []netip.Addr{podIP}}}, Blocks: []egress.Block{block},
+	}}}
+	return store.Whole{
+		Everything: store.Everything{Snapshot: *s, Allocations: []egress.Allocation{{IP: ip, Pool: "pool", ID: 1, Egresses: []string{"web"}}}},
+		Unselected: map[string]egress.Members{"node-2": {Egress: "-", Node: "node-2", Pods: []egress.Member{{Pod: "prod/db-1", IPs: []netip.Addr{podIP.Next()}}}}},
+		Blocks:     []egress.Block{block}, Leader: "crdsync-1",
+	}
+}
+
+func agent(w store.Whole, node string, change func(*egress.Agent)) {
+	a := w.Agents[node]
+	change(&a)
+	w.Agents[node] = a
+}
+
+// Deliberate faults, as etcd shows them. Each is named, and each verdict is the right one.
+func TestTraceNamesWhatIsInTheWay(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(w *store.Whole, q *Question)
+		status int
+		want   string // in the verdict
+	}{
+		"nothing": {func(*store.Whole, *Question) {}, 0, "gets through, as 10.10.0.11 by gateway node-1."},
+		"its own node is the gateway": {func(w *store.Whole, _ *Question) {
+			w.Owners[ip] = egress.Owner{IP: ip, Node: "node-2", Lease: 0xa2}
+		}, 0, "as 10.10.0.11 by its own node node-2."},
+		"to the outside":       {func(_ *store.Whole, q *Question) { q.To = netip.MustParseAddr("203.0.113.9") }, 0, "gets through"},
+		"to another pod":       {func(_ *store.Whole, q *Question) { q.To = netip.MustParseAddr("10.244.0.7") }, 0, "of the pods of node node-1"},
+		"to a service":         {func(_ *store.Whole, q *Question) { q.To = netip.MustParseAddr("10.96.0.1") }, 0, "ServiceCIDR kubernetes"},
+		"to a node":            {func(_ *store.Whole, q *Question) { q.To = netip.MustParseAddr("10.10.0.101") }, 0, "an address of node node-1"},
+		"to the other family":  {func(_ *store.Whole, q *Question) { q.To = netip.MustParseAddr("2001:db8::1") }, 2, "no address of the family of 2001:db8::1"},
+		"no egress selects it": {func(_ *store.Whole, q *Question) { q.Pod = "prod/db-1" }, 0, "no egress selects it"},
+		"the egress has no address": {func(w *store.Whole, _ *Question) {
+			w.Egresses["web"] = egress.Policy{Name: "web"}
+		}, 2, "no address of the family"},
+		"the egress is gone":              {func(w *store.Whole, _ *Question) { delete(w.Egresses, "web") }, 2, "egress web is gone"},
+		"nobody holds it, somebody could": {func(w *store.Whole, _ *Question) { delete(w.Owners, ip) }, 2, "nobody holds 10.10.0.11 yet: node-1, node-2 could"},
+		"nobody can hold it: cordoned, and dead": {func(w *store.Whole, _ *Question) {
+			delete(w.Owners, ip)
+			w.Cordons["node-1"] = egress.Cordon{Node: "node-1"}
+			delete(w.Agents, "node-2")
+		}, 2, "node-2: without a live agent; node-1: cordoned"},
+		"nobody can hold it: full": {func(w *store.Whole, _ *Question) {
+			delete(w.Owners, ip)
+			w.Egresses["api"] = egress.Policy{Name: "api", Addresses: []egress.Address{{IP: ip.Next(), ID: 2, Pool: "pool"}}}
+			w.Owners[ip.Next()] = egress.Owner{IP: ip.Next(), Node: "node-1", Lease: 0xa1}
+			n := w.Nodes["node-1"]
+			n.Capacity = 1
+			w.Nodes["node-1"] = n
+			delete(w.Agents, "node-2")
+		}, 2, "node-1: full"},
+		"the pool selects no node": {func(w *store.Whole, _ *Question) {
+			delete(w.Owners, ip)
+			w.Pools["pool"] = egress.Pool{Name: "pool", NodeSelector: egress.Selector{MatchLabels: map[string]string{"egress": "yes"}}}
+		}, 2, "pool pool selects no node"},
+		"the pool is gone": {func(w *store.Whole, _ *Question) { delete(w.Owners, ip); delete(w.Pools, "pool") }, 2, "there is no pool pool"},
+		"a static IP is on no link": {func(w *store.Whole, _ *Question) {
+			delete(w.Owners, ip)
+			w.Egresses["web"] = egress.Policy{Name: "web", Addresses: []egress.Address{{IP: ip, ID: 1}}}
+		}, 2, "it is static, and no node with a live agent has it"},
+		"the gateway's agent is dead": {func(w *store.Whole, _ *Question) { delete(w.Agents, "node-1") }, 2, "node-1 has the lock of 10.10.0.11, and its agent is down"},
+		"a lock of a former agent":    {func(w *store.Whole, _ *Question) { agent(*w, "node-1", func(a *egress.Agent) { a.Lease = "b1" }) }, 2, "under lease 00000000000000a1 of a former agent"},
+		"the gateway restarts":        {func(w *store.Whole, _ *Question) { agent(*w, "node-1", func(a *egress.Agent) { a.Restarting = true }) }, 3, "being restarted"},
+		"the gateway's node is gone":  {func(w *store.Whole, _ *Question) { delete(w.Nodes, "node-1") }, 2, "there is no such node"},
+		"the pod's node is gone":      {func(w *store.Whole, _ *Question) { delete(w.Nodes, "node-2") }, 2, "node node-2 has no record"},
+		"the pod's node has no agent": {func(w *store.Whole, _ *Question) { delete(w.Agents, "node-2") }, 3, "the agent of node-2 is down"},
+		"another host uses the IP": {func(w *store.Whole, _ *Question) {
+			agent(*w, "node-1", func(a *egress.Agent) { a.Conflicts = map[netip.Addr]string{ip: "02:00:00:00:00:09 on eth0"} })
+		}, 3, "02:00:00:00:00:09 on eth0"},
+		"another NAT is first": {func(w *store.Whole, _ *Question) {
+			agent(*w, "node-2", func(a *egress.Agent) { a.Dropped = map[netip.Addr]string{ip: "chain ip nat post comes first"} })
+		}, 2, "node-2 drops it: chain ip nat post comes first"},
+		"another NAT at the gateway": {func(w *store.Whole, _ *Question) {
+			agent(*w, "node-1", func(a *egress.Agent) { a.Dropped = map[netip.Addr]string{ip: "chain ip nat post comes first"} })
+		}, 2, "node-1 drops it"},
+		"the pod's node cannot program": {func(w *store.Whole, _ *Question) {
+			agent(*w, "node-2", func(a *egress.Agent) { a.Faults = map[string]string{"nftables": "EPERM"} })
+		}, 3, "node-2 cannot program its nftables: EPERM"},
+		"the VLAN is another's": {func(w *store.Whole, _ *Question) {
+			p := w.Pools["pool"]
+			p.Subnet = &egress.Subnet{Gateway: netip.MustParseAddr("10.10.0.1"), PrefixLength: 24, VLAN: 100}
+			w.Pools["pool"] = p
+			agent(*w, "node-1", func(a *egress.Agent) { a.Refused = map[string]string{"pool": "VLAN 100 is eth0.100's"} })
+		}, 2, "node-1 cannot serve pool pool: VLAN 100 is eth0.100's"},
+		"no ports are left": {func(w *store.Whole, _ *Question) {
+			m := w.ByEgress["web"]["node-2"]
+			m.Blocks = nil
+			w.ByEgress["web"]["node-2"] = m
+		}, 3, "node-2 has no ports of 10.10.0.11 of its own"},
+		"ports run out": {func(w *store.Whole, _ *Question) {
+			agent(*w, "node-2", func(a *egress.Agent) { a.Ports = map[netip.Addr]egress.PortUse{ip: {Want: 4096}} })
+		}, 3, "asks for 4096 ports of 10.10.0.11 and has 1024"},
+		"a node without an index": {func(w *store.Whole, _ *Question) {
+			n := w.Nodes["node-1"]
+			n.Index = 0
+			w.Nodes["node-1"] = n
+		}, 2, "has no index"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w, q := whole(), Question{Pod: "prod/web-1"}
+			tt.change(&w, &q)
+			steps, err := trace(w, q, time.Now())
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, status := conclude(steps)
+			if status != tt.status || !strings.Contains(text, tt.want) {
+				t.Errorf("verdict %d %q, want %d and %q; the steps:\n%v", status, text, tt.status, tt.want, steps)
+			}
+		})
+	}
+}
+
+func TestTraceOfAPodThatIsNotThereSaysWhatItMayBe(t *testing.T) {
+	_, err := trace(whole(), Question{Pod: "prod/web-9"}, time.Now())
+	if err == nil || !strings.Contains(err.Error(), "prod/web-9") || !strings.Contains(err.Error(), "egret status") {
+		t.Errorf("error %v", err)
+	}
+}
+
+// A pod of two families goes two ways; the one asked for is told alone.
+func TestTraceTellsEachFamily(t *testing.T) {
+	w := whole()
+	six, pod6 := netip.MustParseAddr("fd10::11"), netip.MustParseAddr("fd44::5")
+	w.Egresses["six"] = egress.Policy{Name: "six", Addresses: []egress.Address{{IP: six, ID: 2, Pool: "pool"}}}
+	w.ByEgress["six"] = map[string]egress.Members{"node-2": {Egress: "six", Node: "node-2", Pods: []egress.Member{{Pod: "prod/web-1", IPs: []netip.Addr{pod6}}}}}
+	steps, err := trace(w, Question{Pod: "prod/web-1"}, time.Now())
+	if text, status := conclude(steps); err != nil || status != 2 || !strings.Contains(text, "nobody holds fd10::11") {
+		t.Errorf("of both: %d %q, %v", status, text, err)
+	}
+	steps, err = trace(w, Question{Pod: "prod/web-1", To: netip.MustParseAddr("203.0.113.9")}, time.Now())
+	if text, status := conclude(steps); err != nil || status != 0 {
+		t.Errorf("of IPv4: %d %q, %v", status, text, err)
+	}
+}
+
+func TestStatusIsOneScreenWithAnExitStatus(t *testing.T) {
+	space := store.Space{Members: make([]store.Member, 3), Revision: 42}
+	for name, tt := range map[string]struct {
+		change func(*store.Whole)
+		status int
+		want   []string
+	}{
+		"all is well":        {func(*store.Whole) {}, 0, []string{"3 members", "leader crdsync-1", "2, 2 with a live agent, 0 cordoned", "1 with 1 pods; 1 of 1 IPs are held", "pool 1 of 2", "all is well"}},
+		"an IP on no node":   {func(w *store.Whole) { delete(w.Owners, ip) }, 2, []string{"0 of 1 IPs are held", "broken", "egress web: nobody holds 10.10.0.11 yet"}},
+		"no agent on a node": {func(w *store.Whole) { delete(w.Agents, "node-2") }, 3, []string{"1 with a live agent", "degraded", "node node-2: its agent is down"}},
+		"no leader":          {func(w *store.Whole) { w.Leader = "" }, 3, []string{"crdsync: none leads"}},
+		"a fault": {func(w *store.Whole) {
+			agent(*w, "node-1", func(a *egress.Agent) { a.Faults = map[string]string{"routes": "EPERM"} })
+		}, 3, []string{"node node-1: routes: EPERM"}},
+		"both": {func(w *store.Whole) {
+			w.Leader = ""
+			delete(w.Egresses, "web")
+			w.Egresses["x"] = egress.Policy{Name: "x"}
+		}, 2, []string{"egress x: it has no address", "none leads"}},
+		"a record that cannot be read": {func(w *store.Whole) { w.Faults = []egress.Fault{{Key: "pools/x", Err: errors.New("no JSON")}} }, 3, []string{"record pools/x"}},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := whole()
+			tt.change(&w)
+			var out bytes.Buffer
+			err := status(w, space, time.Now(), "", &out)
+			got, v := 0, Verdict{}
+			if errors.As(err, &v) {
+				got = v.Status
+			} else if err != nil {
+				t.Fatal(err)
+			}
+			if got != tt.status {
+				t.Errorf("exit status %d, want %d: %v", got, tt.status, err)
+			}
+			for _, text := range tt.want {
+				if !strings.Contains(out.String(), text) {
+					t.Errorf("%q is not in\n%s", text, out.String())
+				}
+			}
+			if lines := strings.Count(out.String(), "\n"); lines > 40 {
+				t.Errorf("%d lines", lines)
+			}
+		})
+	}
+	// A thousand faults are still a screen, and all of them in JSON.
+	w := whole()
+	for i := range 1000 {
+		w.Faults = append(w.Faults, egress.Fault{Key: strings.Repeat("x", i%7), Err: errors.New("no JSON")})
+	}
+	var text, all bytes.Buffer
+	_, _ = status(w, space, time.Now(), "", &text), status(w, space, time.Now(), "json", &all)
+	if strings.Count(text.String(), "\n") > 40 || strings.Count(all.String(), "no JSON") != 1000 {
+		t.Errorf("%d lines of text, %d faults in JSON", strings.Count(text.String(), "\n"), strings.Count(all.String(), "no JSON"))
+	}
+}
+
+func TestDescribeTellsOfOneThing(t *testing.T) {
+	w := whole()
+	w.Pins = map[netip.Addr]egress.Pin{ip: {IP: ip, Node: "node-1"}}
+	w.Moves = map[netip.Addr]egress.Move{ip: {IP: ip, To: "node-2", Since: time.Now()}}
+	agent(w, "node-1", func(a *egress.Agent) { a.Conflicts = map[netip.Addr]string{ip: "02:00:00:00:00:09 on eth0"} })
+	history := []egress.Tenure{{IP: ip, Node: "node-1", Since: time.Now(), Why: egress.ReasonClaim}}
+	for _, tt := range []struct {
+		kind, name string
+		want       []string
+	}{
+		{"egress", "web", []string{"10.10.0.11, of pool pool, on node-1", "node-2: prod/web-1, ports 2048-3071", "Wrong:"}},
+		{"ip", "10.10.0.11", []string{"id 1", "Egress:", "web", "Pinned:", "Move:", "to node-2", "2048-3071 of node-2, used", "History:", "claim", "02:00:00:00:00:09"}},
+		{"node", "node-1", []string{"index 1", "Agent:", "v1", "Holds:", "10.10.0.11", "Room:", "1 of -", "Wrong:"}},
+		{"node", "node-2", []string{"web: prod/web-1"}},
+		{"pod", "prod/web-1", []string{"selected by egress web", "VXLAN from node-2"}},
+	} {
+		rows, err := describe(w, tt.kind, tt.name, history, time.Now())
+		var out bytes.Buffer
+		if err == nil {
+			err = writeTable(&out, "", rows)
+		}
+		for _, text := range tt.want {
+			if err != nil || !strings.Contains(out.String(), text) {
+				t.Errorf("describe %s %s: %v; %q is not in\n%s", tt.kind, tt.name, err, text, out.String())
+			}
+		}
+	}
+	for kind, name := range map[string]string{"egress": "x", "ip": "10.10.0.99", "node": "x", "pod": "prod/x"} {
+		if _, err := describe(w, kind, name, nil, time.Now()); err == nil || !strings.Contains(err.Error(), name) {
+			t.Errorf("describe %s %s, which is not there: %v", kind, name, err)
+		}
+	}
+}
+
+// The records come from a real etcd, the election's too.
+func TestStatusAndTraceReadEtcd(t *testing.T) {
+	c := client(t)
+	w := whole()
+	for name, n := range w.Nodes {
+		put(t, c, store.NodeKey(name), n)
+	}
+	for name, a := range w.Agents {
+		put(t, c, store.AgentKey(name), a)
+	}
+	put(t, c, store.PoolKey("pool"), w.Pools["pool"])
+	put(t, c, store.EgressKey("web"), w.Egresses["web"])
+	put(t, c, store.MembersByEgressKey("web", "node-2"), w.ByEgress["web"]["node-2"])
+	put(t, c, store.MembersByNodeKey("node-2", "web"), w.ByEgress["web"]["node-2"])
+	put(t, c, store.MembersByNodeKey("node-2", "-"), w.Unselected["node-2"])
+	put(t, c, store.BlockKey(ip, 2048), w.Blocks[0])
+	lead, err := c.Campaign(t.Context(), "crdsync-7", 10*time.Second)
+	if err != nil {
+		t.Fatal(err)
+	}
+	var out bytes.Buffer
+	var v Verdict
+	if err := Status(t.Context(), c, "", &out); !errors.As(err, &v) || v.Status != 2 || !strings.Contains(out.String(), "leader crdsync-7") {
+		t.Errorf("status: %v\n%s", err, out.String())
+	}
+	put(t, c, store.OwnerKey(ip), w.Owners[ip]) // its lease is not that of the agent: the test has none
+	out.Reset()
+	if err := Trace(t.Context(), c, Question{Pod: "prod/web-1"}, "", &out); !errors.As(err, &v) || v.Status != 2 || !strings.Contains(out.String(), "of a former agent") {
+		t.Errorf("trace: %v\n%s", err, out.String())
+	}
+	out.Reset()
+	if err := Trace(t.Context(), c, Question{Pod: "prod/db-1"}, "json", &out); err != nil || !strings.Contains(out.String(), "no egress selects it") {
+		t.Errorf("trace of a pod of no egress: %v\n%s", err, out.String())
+	}
+	if err := lead.Resign(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	out.Reset()
+	if err := Status(t.Context(), c, "yaml", &out); !errors.As(err, &v) || v.Status != 3 || !strings.Contains(out.String(), "none leads") {
+		t.Errorf("status without a leader: %v\n%s", err, out.String())
+	}
+}

@@ -1,0 +1,135 @@
+package operator
+
+import (
+	"cmp"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/plan"
+	"github.com/egret-project/egret/store"
+)
+
+// Level says how bad a trouble is.
+type Level string
+
+// The levels.
+const (
+	Broken   Level = "broken"   // traffic of some pods does not flow
+	Degraded Level = "degraded" // it flows, or should, and something needs a person
+)
+
+// Trouble is something that is wrong.
+type Trouble struct {
+	Level Level  `json:"level"`
+	What  string `json:"what"` // "egress web", "node node-1", "etcd"
+	Why   string `json:"why"`  // and what to do
+}
+
+// troublesOf returns what is wrong as far as etcd tells, what is broken first.
+func troublesOf(w store.Whole) []Trouble {
+	var out []Trouble
+	say := func(l Level, what, format string, a ...any) {
+		out = append(out, Trouble{l, what, fmt.Sprintf(format, a...)})
+	}
+	for _, name := range slices.Sorted(maps.Keys(w.Egresses)) {
+		p := w.Egresses[name]
+		if len(p.Addresses) == 0 {
+			say(Broken, "egress "+name, "it has no address, and what its pods send to the outside is dropped: `kubectl describe egress %s` says why", name)
+		}
+		for _, a := range p.Addresses {
+			if _, owned := w.Owners[a.IP]; !owned {
+				say(Broken, "egress "+name, "%s", unheld(&w.Snapshot, a))
+			}
+		}
+	}
+	for _, node := range slices.Sorted(maps.Keys(w.Agents)) {
+		a := w.Agents[node]
+		for _, ip := range slices.SortedFunc(maps.Keys(a.Dropped), netip.Addr.Compare) {
+			say(Broken, "node "+node, "%s: %s", ip, a.Dropped[ip])
+		}
+		for _, ip := range slices.SortedFunc(maps.Keys(a.Conflicts), netip.Addr.Compare) {
+			say(Broken, "node "+node, "%s is used by another host: %s", ip, a.Conflicts[ip])
+		}
+		for _, part := range slices.Sorted(maps.Keys(a.Faults)) {
+			say(Degraded, "node "+node, "%s: %s", part, a.Faults[part])
+		}
+		for _, pool := range slices.Sorted(maps.Keys(a.Refused)) {
+			say(Degraded, "node "+node, "it cannot hold IPs of pool %s: %s", pool, a.Refused[pool])
+		}
+		if plan.Gone(&w.Snapshot, node) {
+			say(Degraded, "node "+node, "its agent runs, and there is no such node: its Node object was deleted, or crdsync has not written the record")
+		}
+	}
+	for _, node := range slices.Sorted(maps.Keys(w.Nodes)) {
+		if a, alive := w.Agents[node]; !alive {
+			say(Degraded, "node "+node, "its agent is down: `kubectl -n egret-system get pods -o wide` says whether it runs")
+		} else if a.Restarting {
+			say(Degraded, "node "+node, "its agent was told to stop, and no other one has come yet")
+		}
+	}
+	if w.Leader == "" {
+		say(Degraded, "crdsync", "none leads: new pods and egresses wait; a look at its pods and logs says why")
+	}
+	for _, f := range w.Faults {
+		say(Degraded, "record "+f.Key, "it cannot be read: %v", f.Err)
+	}
+	slices.SortStableFunc(out, func(a, b Trouble) int { return cmp.Compare(string(a.Level), string(b.Level)) })
+	return out
+}
+
+// unheld says why no node holds an address, as far as etcd tells.
+func unheld(s *egress.Snapshot, a egress.Address) string {
+	if a.Pool == "" {
+		return fmt.Sprintf("nobody holds %s: it is static, and no node with a live agent has it on a link", a.IP)
+	}
+	pool, there := s.Pools[a.Pool]
+	if !there {
+		return fmt.Sprintf("nobody holds %s: there is no pool %s", a.IP, a.Pool)
+	}
+	var selected, dead, cordoned, full []string
+	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
+		if !pool.NodeSelector.Matches(s.Nodes[name].Labels) {
+			continue
+		}
+		selected = append(selected, name)
+		switch _, alive := s.Agents[name]; {
+		case !alive:
+			dead = append(dead, name)
+		case plan.Cordoned(s, name):
+			cordoned = append(cordoned, name)
+		case plan.Room(s, name) <= 0:
+			full = append(full, name)
+		}
+	}
+	could := plan.Candidates(s, a.Pool)
+	could = slices.DeleteFunc(could, func(n string) bool { return slices.Contains(full, n) })
+	switch {
+	case len(selected) == 0:
+		return fmt.Sprintf("nobody holds %s: pool %s selects no node: its nodeSelector has to fit the labels of some", a.IP, a.Pool)
+	case len(could) > 0:
+		return fmt.Sprintf("nobody holds %s yet: %s could", a.IP, few(could))
+	}
+	why := ""
+	for _, state := range []struct {
+		nodes []string
+		what  string
+	}{{dead, "without a live agent"}, {cordoned, "cordoned (`egret uncordon`, kubectl uncordon)"}, {full, "full (`egret get nodes`)"}} {
+		if len(state.nodes) > 0 {
+			why += "; " + few(state.nodes) + ": " + state.what
+		}
+	}
+	return fmt.Sprintf("nobody holds %s: of pool %s's nodes, none can%s", a.IP, a.Pool, why)
+}
+
+// few names some of many.
+func few(names []string) string {
+	const most = 3
+	if len(names) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+	}
+	return strings.Join(names, ", ")
+}
