@@ -223,6 +223,9 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 			return err
 		}
 		g.Go(func() error { return st.run(ctx) })
+		did := newActs(r.Store, st)
+		g.Go(func() error { return did.cache.Run(ctx) })
+		g.Go(func() error { return did.run(ctx) })
 		g.Go(func() error { return r.housekeeping(lead, st.tellPools).run(ctx) })
 		ports := blocks{size: r.BlockSize, rest: cmp.Or(r.BlockRest, blockRest), metrics: r.metrics}
 		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, clusterCIDRs: r.ClusterCIDRs, blocks: ports, log: r.Log, metrics: r.metrics}

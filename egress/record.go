@@ -204,6 +204,7 @@ type Tenure struct {
 	Since time.Time  `json:"since"`
 	Why   Reason     `json:"why"`
 	From  string     `json:"from,omitempty"` // who held it before, where the writer knew
+	By    string     `json:"by,omitempty"`   // who asked for it, of a Move
 }
 
 // Move is moves/<ip>: a planned move was asked for, by the operator or by the owner. The record is bound to a lease of its writer, so
@@ -218,6 +219,8 @@ type Move struct {
 	ReadyLease string `json:"readyLease,omitempty"`
 	// Why is what the next owner's record says; empty: ReasonMove.
 	Why Reason `json:"why,omitempty"`
+	// By is the person who asked, as Act.By; empty: the owner's agent.
+	By string `json:"by,omitempty"`
 	// Force lets the target take more IPs than it may hold.
 	Force bool `json:"force,omitempty"`
 
@@ -242,3 +245,26 @@ type Cordon struct {
 	Since time.Time `json:"since"`
 	Why   string    `json:"why,omitempty"`
 }
+
+// Act is acts/<when>-<what>-<whom>: a person did something with an egress command. It is written in the transaction that does it, and remembered for 90 days.
+type Act struct {
+	What Deed       `json:"what"`
+	IP   netip.Addr `json:"ip,omitzero"`    // it is about
+	Node string     `json:"node,omitempty"` // it is about, or the target
+	// By is who did it, as the command that he used says: user and host, and the name in the certificate that it showed to etcd.
+	By    string    `json:"by"`
+	Since time.Time `json:"since"`
+}
+
+// Deed is what a person did.
+type Deed string
+
+// The deeds.
+const (
+	ActMove     Deed = "move" // asked for it: the history of the IP says whether it came true
+	ActPin      Deed = "pin"
+	ActUnpin    Deed = "unpin"
+	ActCordon   Deed = "cordon"
+	ActUncordon Deed = "uncordon"
+	ActDrain    Deed = "drain"
+)

@@ -24,7 +24,10 @@ import (
 )
 
 // Kinds are what Get can list.
-var Kinds = []string{"agents", "allocations", KindBlocks, "cordons", "egresses", kindMembers, "moves", "nodes", "owners", "pins", "pools"}
+var Kinds = []string{kindActs, "agents", "allocations", KindBlocks, "cordons", "egresses", kindMembers, "moves", "nodes", "owners", "pins", "pools"}
+
+// kindActs is the kind of what people did with these commands.
+const kindActs = "acts"
 
 // kindMembers is the kind of the pods of each egress on each node.
 const kindMembers = "members"
@@ -65,6 +68,13 @@ func Get(ctx context.Context, c *store.Client, kind, format string, w io.Writer)
 	}
 	if kind == KindBlocks {
 		return Blocks(ctx, c, netip.Addr{}, format, w)
+	}
+	if kind == kindActs {
+		acts, faults, err := c.Acts(ctx)
+		if err != nil {
+			return err
+		}
+		return errors.Join(listActs(acts).write(format, w), unread(faults))
 	}
 	all, err := read(ctx, c, kind)
 	if err != nil {
@@ -124,7 +134,7 @@ func (l listing) write(format string, w io.Writer) error {
 
 // name returns what names the record of a row: its first column, of what is below an IP or an egress the second as well.
 func (l listing) name(row []string) string {
-	if l.kind == kindMembers || l.kind == KindBlocks {
+	if l.kind == kindMembers || l.kind == KindBlocks || l.kind == kindActs {
 		return row[0] + "/" + row[1]
 	}
 	return row[0]
@@ -256,6 +266,19 @@ func troubles(a egress.Agent) []string {
 		out = append(out, "restarting")
 	}
 	return out
+}
+
+func listActs(acts []egress.Act) listing {
+	l := listing{kind: kindActs, header: "TIME WHAT IP NODE BY"}
+	for _, a := range acts {
+		ip := "-"
+		if a.IP.IsValid() {
+			ip = a.IP.String()
+		}
+		l.records = append(l.records, a)
+		l.rows = append(l.rows, []string{a.Since.Format(timeFormat), string(a.What), ip, dash(a.Node), a.By})
+	}
+	return l
 }
 
 func agentState(all store.Everything, node string, now time.Time) string {

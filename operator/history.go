@@ -2,6 +2,7 @@ package operator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -10,6 +11,8 @@ import (
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/store"
 )
+
+const timeFormat = "2006-01-02T15:04:05.000Z07:00"
 
 // History writes who held an IP, since when, and why, the oldest first, as Get writes records.
 func History(ctx context.Context, c *store.Client, ip netip.Addr, format string, w io.Writer) error {
@@ -21,15 +24,31 @@ func History(ctx context.Context, c *store.Client, ip netip.Addr, format string,
 		return faulty
 	}
 	explain(tenures)
-	l := listing{kind: "history", header: "SINCE NODE FOR WHY FROM"}
+	acts, unreadable, err := c.Acts(ctx)
+	if err != nil {
+		return err
+	}
+	faulty = errors.Join(faulty, unread(unreadable))
+	l := listing{kind: "history", header: "SINCE NODE FOR WHY FROM BY"}
+	// What people did with the IP, in the table; -o json has the tenures, and `egret get acts` has all acts. Moves are told as they came true.
+	told := func(before time.Time) {
+		for len(acts) > 0 && (before.IsZero() || acts[0].Since.Before(before)) {
+			if a := acts[0]; a.IP == ip && a.What != egress.ActMove {
+				l.rows = append(l.rows, []string{a.Since.Format(timeFormat), dash(a.Node), "-", string(a.What), "-", a.By})
+			}
+			acts = acts[1:]
+		}
+	}
 	for i, t := range tenures {
+		told(t.Since)
 		end := time.Now()
 		if i+1 < len(tenures) {
 			end = tenures[i+1].Since
 		}
 		l.records = append(l.records, t)
-		l.rows = append(l.rows, []string{t.Since.Format("2006-01-02T15:04:05.000Z07:00"), dash(t.Node), age(end, t.Since), string(t.Why), dash(t.From)})
+		l.rows = append(l.rows, []string{t.Since.Format(timeFormat), dash(t.Node), age(end, t.Since), string(t.Why), dash(t.From), dash(t.By)})
 	}
+	told(time.Time{})
 	if err := l.write(format, w); err != nil {
 		return fmt.Errorf("printing the history of %s: %w", ip, err)
 	}

@@ -19,12 +19,16 @@ import (
 // Cordon makes a node take no egress IPs, and give away those that it holds: its agent moves them, one at a time, without losing a packet.
 // It returns before that has happened; see Drain.
 func Cordon(ctx context.Context, c *store.Client, node string, w io.Writer) error {
+	return cordon(ctx, c, node, "operator", w)
+}
+
+func cordon(ctx context.Context, c *store.Client, node, why string, w io.Writer) error {
 	all, err := c.ReadAll(ctx)
 	if err == nil {
 		err = known(all, node)
 	}
 	if err == nil {
-		err = c.Cordon(ctx, egress.Cordon{Node: node, Since: time.Now().UTC().Truncate(time.Second), Why: "operator"})
+		err = c.Cordon(ctx, egress.Cordon{Node: node, Since: time.Now().UTC().Truncate(time.Second), Why: why})
 	}
 	if err != nil {
 		return fmt.Errorf("cordoning %s: %w", node, err)
@@ -69,7 +73,7 @@ func known(all store.Everything, node string) error {
 // meanwhile as well, and none comes after the cordon. An error names what is left, and why; the cordon stays. A static egress IP does not leave:
 // it is where its address is.
 func Drain(ctx context.Context, c *store.Client, node string, patience time.Duration, w io.Writer) error {
-	if err := Cordon(ctx, c, node, w); err != nil {
+	if err := cordon(ctx, c, node, string(egress.ActDrain), w); err != nil {
 		return err
 	}
 	all, err := c.ReadAll(ctx) // what was claimed before the cordon is there by now

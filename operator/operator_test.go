@@ -435,13 +435,22 @@ func TestHistorySaysWhoHeldItWhenAndWhy(t *testing.T) {
 	at := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)
 	for i, h := range []egress.Tenure{
 		{Node: "node-1", Why: egress.ReasonClaim},
-		{Node: "node-2", Why: egress.ReasonDrain, From: "node-1"},
+		{Node: "node-2", Why: egress.ReasonDrain, From: "node-1", By: "alice@laptop"},
 		{Node: "node-1", Why: egress.ReasonClaim}, // node-2 had not given it back
 		{Why: egress.ReasonRelease, From: "node-1"},
 		{Node: "node-3", Why: egress.ReasonClaim},
 	} {
 		h.IP, h.Since = ip, at.Add(time.Duration(i)*time.Minute)
 		put(t, c, store.HistoryKey(h), h)
+	}
+	for _, a := range []egress.Act{
+		{What: egress.ActPin, IP: ip, Node: "node-3", By: "bob@desk", Since: at.Add(150 * time.Second)},
+		{What: egress.ActUnpin, IP: ip, By: "bob@desk", Since: at.Add(time.Hour)},
+		{What: egress.ActMove, IP: ip, Node: "node-2", By: "bob@desk", Since: at.Add(time.Hour)}, // the tenure says it
+		{What: egress.ActPin, IP: ip.Next(), Node: "node-3", By: "bob@desk", Since: at},
+		{What: egress.ActCordon, Node: "node-3", By: "bob@desk", Since: at},
+	} {
+		put(t, c, store.ActKey(a), a)
 	}
 	var out bytes.Buffer
 	if err := History(t.Context(), c, ip, "", &out); err != nil {
@@ -452,7 +461,8 @@ func TestHistorySaysWhoHeldItWhenAndWhy(t *testing.T) {
 		fields := strings.Fields(line)
 		got = append(got, strings.Join(append(fields[1:2], fields[3:]...), " ")) // not when, and for how long
 	}
-	want := []string{"NODE WHY FROM", "node-1 claim -", "node-2 drain node-1", "node-1 crash node-2", "- release node-1", "node-3 claim -"}
+	want := []string{"NODE WHY FROM BY", "node-1 claim - -", "node-2 drain node-1 alice@laptop", "node-1 crash node-2 -", "node-3 pin - bob@desk", "- release node-1 -",
+		"node-3 claim - -", "- unpin - bob@desk"}
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("history (-want +got):\n%s", diff)
 	}

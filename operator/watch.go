@@ -59,6 +59,10 @@ func Watch(ctx context.Context, c *store.Client, kind string, w io.Writer) error
 
 // look reads a kind, and returns how it is listed at a time.
 func look(ctx context.Context, c *store.Client, kind string) (func(time.Time) listing, error) {
+	if kind == kindActs {
+		acts, _, err := c.Acts(ctx)
+		return func(time.Time) listing { return listActs(acts) }, err
+	}
 	if kind == KindBlocks {
 		blocks, _, err := c.Blocks(ctx, netip.Addr{})
 		return func(now time.Time) listing { return listBlocks(blocks, now) }, err

@@ -52,6 +52,8 @@ type Config struct {
 	DialTimeout        time.Duration // how long Dial tries; 0: DefaultDialTimeout
 	MemberInterval     time.Duration // how often etcd's members are asked for, to reach them too; 0: DefaultMemberInterval
 	Log                *slog.Logger  // nil: nothing is logged
+	// By is the person for whom the Client moves, pins and cordons, as the records of that say; empty: it does so for no person, and writes none.
+	By string
 }
 
 // Client speaks to etcd. It is safe for concurrent use.
@@ -59,6 +61,7 @@ type Client struct {
 	etcd   *clientv3.Client
 	prefix string
 	log    *slog.Logger
+	by     string
 	caches atomic.Int64 // how many were made: each has a watch stream of its own
 	newest atomic.Int64 // the revision that etcd had when it last answered Confirm
 	missed atomic.Bool  // the last that a cache said of etcd is that it was lost
@@ -88,7 +91,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	timeout := cmp.Or(cfg.DialTimeout, DefaultDialTimeout)
-	c := &Client{prefix: prefix, log: log}
+	c := &Client{prefix: prefix, log: log, by: cfg.By}
 	var err error
 	c.etcd, err = clientv3.New(clientv3.Config{
 		Context: context.WithoutCancel(ctx), Endpoints: cfg.Endpoints, TLS: cfg.TLS, Username: cfg.Username, Password: cfg.Password,

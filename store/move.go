@@ -15,8 +15,10 @@ import (
 // error names its target.
 func (c *Client) RequestMoves(ctx context.Context, patience time.Duration, moves ...egress.Move) (*Lease, error) {
 	values := make([][]byte, len(moves))
+	var undo []func()
 	for i, m := range moves {
 		var err error
+		m.By = c.by
 		if values[i], err = Encode(m); err != nil {
 			return nil, err
 		}
@@ -28,6 +30,13 @@ func (c *Client) RequestMoves(ctx context.Context, patience time.Duration, moves
 	var none []clientv3.Cmp
 	var puts, gets []clientv3.Op
 	for i, m := range moves {
+		act, undone, err := c.act(ctx, egress.Act{What: egress.ActMove, IP: m.IP, Node: m.To})
+		if err != nil {
+			_ = l.Revoke(ctx) // it ends by itself
+			return nil, err
+		}
+		undo = append(undo, undone)
+		puts = append(puts, act...)
 		key := c.key(MoveKey(m.IP))
 		none = append(none, absent(key))
 		puts = append(puts, clientv3.OpPut(key, string(values[i]), clientv3.WithLease(l.id)))
@@ -52,6 +61,9 @@ func (c *Client) RequestMoves(ctx context.Context, patience time.Duration, moves
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	_ = l.Revoke(end) // it ends by itself
+	for _, undone := range undo {
+		undone()
+	}
 	return nil, fmt.Errorf("requesting a move: %w", err)
 }
 

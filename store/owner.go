@@ -140,7 +140,7 @@ func (c *Client) HandOver(ctx context.Context, o egress.Owner, m egress.Move, to
 	if err != nil {
 		return fail(err)
 	}
-	h, err := c.putTenure(egress.Tenure{IP: o.IP, Node: to.Node, Why: why, From: o.Node})
+	h, err := c.putTenure(egress.Tenure{IP: o.IP, Node: to.Node, Why: why, From: o.Node, By: m.By})
 	if err != nil {
 		return fail(err)
 	}

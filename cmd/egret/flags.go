@@ -11,10 +11,12 @@ import (
 	"maps"
 	"net/netip"
 	"os"
+	"os/user"
 	"slices"
 	"strconv"
 	"strings"
 	"time"
+	"unicode"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
@@ -32,6 +34,7 @@ type etcdFlags struct {
 	insecureSkipVerify bool
 	user, password     string
 	dialTimeout        time.Duration
+	acts               bool // the command does something for a person, who is named
 }
 
 func (f *etcdFlags) add(s *pflag.FlagSet) {
@@ -172,8 +175,44 @@ func (f *etcdFlags) dial(ctx context.Context, log *slog.Logger) (*store.Client, 
 	user, password, _ := strings.Cut(f.user, ":")
 	return store.Dial(ctx, store.Config{
 		Endpoints: f.endpoints, Prefix: f.prefix, TLS: t, Username: user, Password: cmp.Or(password, f.password),
-		DialTimeout: f.dialTimeout, Log: log,
+		DialTimeout: f.dialTimeout, Log: log, By: f.by(),
 	})
+}
+
+// by returns who runs a command, for records of what it does: user and host, before sudo, and the names that etcd is shown. It is what the command
+// says of itself: whoever may write to etcd may write another.
+func (f *etcdFlags) by() string {
+	if !f.acts {
+		return ""
+	}
+	name := os.Getenv("SUDO_USER")
+	if u, err := user.Current(); name == "" && err == nil {
+		name = u.Username
+	}
+	host, _ := os.Hostname() // without one it is not told
+	out := cmp.Or(name, "uid "+strconv.Itoa(os.Getuid())) + "@" + cmp.Or(host, "-")
+	if pair, err := tls.LoadX509KeyPair(f.cert, f.key); f.cert != "" && err == nil {
+		out += " (certificate " + pair.Leaf.Subject.String() + ")"
+	}
+	if name, _, _ := strings.Cut(f.user, ":"); name != "" {
+		out += " (etcd user " + name + ")"
+	}
+	return printable(out)
+}
+
+// printable returns a text of one line and bounded length: a name is anybody's choice, and goes to terminals.
+func printable(text string) string {
+	const most = 200
+	text = strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) {
+			return '?'
+		}
+		return r
+	}, strings.ToValidUTF8(text, "?"))
+	if len(text) > most {
+		text = strings.ToValidUTF8(text[:most], "") + "..."
+	}
+	return text
 }
 
 // await is dial for what runs for good: it goes on until etcd answers, or refuses.

@@ -149,7 +149,7 @@ func traceCommand() *cobra.Command {
 }
 
 func moveCommand() *cobra.Command {
-	var etcd etcdFlags
+	etcd := etcdFlags{acts: true}
 	var cfg operator.MoveConfig
 	c := &cobra.Command{
 		Use:   "move IP --to NODE",
@@ -197,9 +197,13 @@ func isIP(c *cobra.Command, args []string) error {
 	return err
 }
 
+// does makes a command as on does, which does something for a person.
+func does(use, short string, run func(context.Context, *store.Client, string, io.Writer) error) *cobra.Command {
+	return on(use, short, etcdFlags{acts: true}, run)
+}
+
 // on makes a command of one argument that works with a client of etcd.
-func on(use, short string, run func(context.Context, *store.Client, string, io.Writer) error) *cobra.Command {
-	var etcd etcdFlags
+func on(use, short string, etcd etcdFlags, run func(context.Context, *store.Client, string, io.Writer) error) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1)}
 	etcd.add(c.Flags())
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
@@ -214,7 +218,7 @@ func on(use, short string, run func(context.Context, *store.Client, string, io.W
 }
 
 func unpinCommand() *cobra.Command {
-	c := on("unpin IP", "Drop the pin of an egress IP; it stays where it is", func(ctx context.Context, c *store.Client, arg string, w io.Writer) error {
+	c := does("unpin IP", "Drop the pin of an egress IP; it stays where it is", func(ctx context.Context, c *store.Client, arg string, w io.Writer) error {
 		ip, err := egressIP(arg)
 		if err != nil {
 			return err
@@ -226,17 +230,17 @@ func unpinCommand() *cobra.Command {
 }
 
 func cordonCommand() *cobra.Command {
-	return on("cordon NODE", "Make a node take no egress IPs, and give away those that it holds", operator.Cordon)
+	return does("cordon NODE", "Make a node take no egress IPs, and give away those that it holds", operator.Cordon)
 }
 
 func uncordonCommand() *cobra.Command {
-	return on("uncordon NODE", "Let a node take egress IPs again", operator.Uncordon)
+	return does("uncordon NODE", "Let a node take egress IPs again", operator.Uncordon)
 }
 
 func drainCommand() *cobra.Command {
 	var wait bool
 	var patience time.Duration
-	c := on("drain NODE", "Move all egress IPs away from a node, one at a time, without losing a packet, and let it take none",
+	c := does("drain NODE", "Move all egress IPs away from a node, one at a time, without losing a packet, and let it take none",
 		func(ctx context.Context, c *store.Client, node string, w io.Writer) error {
 			if !wait {
 				return operator.Drain(ctx, c, node, 0, w)
@@ -256,7 +260,7 @@ func drainCommand() *cobra.Command {
 
 func historyCommand() *cobra.Command {
 	var output string
-	c := on("history IP", "Print who held an egress IP, since when, and why", func(ctx context.Context, c *store.Client, arg string, w io.Writer) error {
+	c := on("history IP", "Print who held an egress IP, since when, why, and who asked for it", etcdFlags{}, func(ctx context.Context, c *store.Client, arg string, w io.Writer) error {
 		ip, err := egressIP(arg)
 		if err != nil {
 			return err

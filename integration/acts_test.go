@@ -1,0 +1,81 @@
+package integration
+
+import (
+	"fmt"
+	"os"
+	"strings"
+	"testing"
+	"time"
+)
+
+// What people do with commands is told by name: in the history of the IP, in the list of acts, and as Events, once, also after another leader took over.
+func TestWhoMovedPinnedAndCordonedIsTold(t *testing.T) {
+	n := newNamespace(t)
+	ip, gateway, _ := n.remote("acts", "10.10.0.52")
+	to := otherNode(gateway)
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	egret(t, "move", ip.String(), "--to", to, "--pin")
+	egret(t, "unpin", ip.String())
+	egret(t, "cordon", gateway)
+	egret(t, "uncordon", gateway)
+	history := egret(t, "history", ip.String())
+	for _, want := range []string{"move", "pin", "unpin"} {
+		found := false
+		for line := range strings.Lines(history) {
+			f := strings.Fields(line)
+			found = found || len(f) == 6 && f[3] == want && strings.HasSuffix(f[5], "@"+host)
+		}
+		if !found {
+			t.Errorf("the history does not say who did %s:\n%s", want, history)
+		}
+	}
+	acts := egret(t, "get", "acts", "-o", `jsonpath={range .items[*]}{.what} {.ip}{.node}{"\n"}{end}`)
+	for _, want := range []string{"move " + ip.String() + to, "pin " + ip.String() + to, "unpin " + ip.String(), "cordon " + gateway, "uncordon " + gateway} {
+		if !strings.Contains(acts, want+"\n") {
+			t.Errorf("%q is none of the acts:\n%s", want, acts)
+		}
+	}
+	told := func() error {
+		events := kubectl(t, "get", "events", "-n", "default", "-o", `jsonpath={range .items[*]}{.reason} {.involvedObject.kind} {.involvedObject.name} {.message}{"\n"}{end}`)
+		for _, want := range []string{
+			fmt.Sprintf("MoveRequested Egress acts %s: a move to node %s was asked for by ", ip, to), fmt.Sprintf("IPPinned Egress acts %s: pinned to node %s by ", ip, to),
+			fmt.Sprintf("IPUnpinned Egress acts %s: unpinned by ", ip), fmt.Sprintf("EgretCordoned Node %s node %[1]s takes no egress IPs", gateway), fmt.Sprintf("EgretUncordoned Node %s", gateway),
+		} {
+			lines := 0
+			for line := range strings.Lines(events) {
+				if strings.HasPrefix(line, want) && strings.Contains(line, "@"+host) {
+					lines++
+				}
+			}
+			// Other tests cordon nodes, too.
+			if lines == 0 || lines > 1 && strings.Contains(want, "Egress acts") {
+				return fmt.Errorf("%d Events begin with %q:\n%s", lines, want, events)
+			}
+		}
+		return nil
+	}
+	eventually(t, 15*time.Second, told)
+	before := strings.Count(kubectl(t, "get", "events", "-n", "default", "-o", "name"), "\n")
+	if err := cluster.Stop(t.Context(), "crdsync", ""); err != nil {
+		t.Fatal(err)
+	}
+	if err := cluster.Start(t.Context(), "crdsync", ""); err != nil {
+		t.Fatal(err)
+	}
+	egret(t, "move", ip.String(), "--to", gateway)
+	eventually(t, 20*time.Second, func() error { // the new leader has told of this one, and so of all before
+		if events := kubectl(t, "get", "events", "-n", "default"); !strings.Contains(events, fmt.Sprintf("a move to node %s was asked for", gateway)) {
+			return fmt.Errorf("the new leader has not told:\n%s", events)
+		}
+		return nil
+	})
+	if err := told(); err != nil {
+		t.Error(err)
+	}
+	if after := strings.Count(kubectl(t, "get", "events", "-n", "default", "-o", "name"), "\n"); after > before+3 { // the move, and where the IP went
+		t.Errorf("%d Events before, %d after another leader took over", before, after)
+	}
+}
