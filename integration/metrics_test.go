@@ -58,6 +58,7 @@ func fetch(t *testing.T, kind, name string, port int, path string) (status int, 
 func scrape(t *testing.T, kind, name string, port int) page {
 	t.Helper()
 	status, body := fetch(t, kind, name, port, "/metrics")
+	scraped = time.Now()
 	if status != http.StatusOK {
 		t.Fatalf("%s: %d %s", name, status, body)
 	}
@@ -69,10 +70,16 @@ func scrape(t *testing.T, kind, name string, port int) page {
 	return page{body, families}
 }
 
-// agents returns what the agents tell. Their pages are a second old at most.
+// scraped is when a page was asked for last.
+var scraped time.Time
+
+// anew waits until no daemon tells what it gathered when it was asked last: pages are a second old at most.
+func anew() { time.Sleep(time.Until(scraped.Add(1100 * time.Millisecond))) }
+
+// agents returns what the agents tell now.
 func agents(t *testing.T) map[string]page {
 	t.Helper()
-	time.Sleep(1100 * time.Millisecond) // what was gathered before is not told any more
+	anew()
 	out := map[string]page{}
 	for _, node := range nodes() {
 		out[node] = scrape(t, "node", node, egress.StatusPort)
@@ -136,7 +143,7 @@ func TestMetricsSayWhatPacketsSaid(t *testing.T) {
 
 	// Traffic, by another node's gateway.
 	before := agents(t)
-	r := probe(t, pod, 2*time.Second, func() {})
+	r := probe(t, pod, time.Second, func() {})
 	lossless(t, "beside scrapes", r)
 	after := agents(t)
 	const size = 20 + 8 + 8 // IP, UDP, a number
@@ -187,15 +194,13 @@ func TestMetricsSayWhatPacketsSaid(t *testing.T) {
 	is("what the gateway gave up", grown(map[string]page{gateway: before[gateway]}, map[string]page{gateway: after[gateway]}, "egret_releases_total", "cause=move"), 1)
 
 	// A power-off, under a probe.
-	time.Sleep(2 * time.Second) // the agents know each other
-	before = agents(t)
-	r = probe(t, pod, 5*time.Second, func() {
+	before = after
+	r = probe(t, pod, 4*time.Second, func() {
 		if err := cluster.Crash(t.Context(), heir); err != nil {
 			t.Fatal(err)
 		}
 	})
 	_, last := held(t, "metrics")
-	time.Sleep(1100 * time.Millisecond)
 	then := scrape(t, "node", last, egress.StatusPort)
 	if err := cluster.Recover(t.Context(), heir); err != nil {
 		t.Fatal(err)
@@ -215,7 +220,6 @@ func TestMetricsSayWhatPacketsSaid(t *testing.T) {
 	}
 
 	// crdsync says who holds it.
-	time.Sleep(1100 * time.Millisecond)
 	p := scrape(t, "control", "", egress.SyncStatusPort)
 	sync := func(name string, labels ...string) float64 {
 		v, _ := p.value(metric(t, crdsync.Metrics(), name), labels...)
@@ -232,7 +236,7 @@ func TestMetricsSayWhatPacketsSaid(t *testing.T) {
 	if sync("egret_webhook_reviews_total", "verdict=allowed") == 0 || sync("egret_crdsync_event_to_etcd_seconds") == 0 || sync("egret_crdsync_pass_duration_seconds") == 0 {
 		t.Error("crdsync counted no review, no event, or no pass")
 	}
-	pageIsWell(t, "agent", agent.Metrics(), slices.Collect(maps.Values(agents(t)))...)
+	pageIsWell(t, "agent", agent.Metrics(), slices.Collect(maps.Values(after))...)
 	pageIsWell(t, "crdsync", crdsync.Metrics(), p)
 }
 

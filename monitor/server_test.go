@@ -99,6 +99,7 @@ func want(t *testing.T, address, path string, code int, text string) {
 }
 
 func TestAnswersAreByWhatIsRegistered(t *testing.T) {
+	t.Parallel()
 	var live, ready atomic.Bool
 	by := func(b *atomic.Bool, text string) func() error {
 		return func() error {
@@ -124,12 +125,14 @@ func TestAnswersAreByWhatIsRegistered(t *testing.T) {
 }
 
 func TestNothingIsRegisteredNothingIsWrong(t *testing.T) {
+	t.Parallel()
 	address, _ := start(t, func(*Server) {})
 	want(t, address, "/healthz", 200, "ok\n")
 	want(t, address, "/readyz", 200, "ok\n")
 }
 
 func TestACheckThatHangsOrPanicsIsAnAnswer(t *testing.T) {
+	t.Parallel()
 	hang, asked := make(chan struct{}), atomic.Int32{}
 	defer close(hang)
 	address, _ := start(t, func(s *Server) {
@@ -151,6 +154,7 @@ func TestACheckThatHangsOrPanicsIsAnAnswer(t *testing.T) {
 }
 
 func TestOnlyQuestionsAreAnswered(t *testing.T) {
+	t.Parallel()
 	address, g := start(t, func(*Server) {})
 	for _, method := range []string{"POST", "PUT", "DELETE", "PATCH", "OPTIONS", "CONNECT"} {
 		for _, path := range []string{"/healthz", "/readyz", "/metrics"} {
@@ -179,6 +183,7 @@ func TestOnlyQuestionsAreAnswered(t *testing.T) {
 }
 
 func TestManyQuestionsAreOneLook(t *testing.T) {
+	t.Parallel()
 	address, g := start(t, func(*Server) {})
 	begin := time.Now()
 	var all sync.WaitGroup
@@ -196,6 +201,7 @@ func TestManyQuestionsAreOneLook(t *testing.T) {
 }
 
 func TestALookThatHangsHoldsUpNoOtherPage(t *testing.T) {
+	t.Parallel()
 	address, g := start(t, func(*Server) {})
 	g.hold = make(chan struct{})
 	var stuck sync.WaitGroup
@@ -210,6 +216,7 @@ func TestALookThatHangsHoldsUpNoOtherPage(t *testing.T) {
 
 // An attempt: someone on the node opens connections and says nothing, says it a byte at a time, or reads nothing of the answer.
 func TestWhoeverHoldsConnectionsKeepsNobodyFromAnswers(t *testing.T) {
+	t.Parallel()
 	address, _ := start(t, func(*Server) {})
 	var held []net.Conn
 	for i := range 5 * maxLocal {
@@ -245,6 +252,7 @@ func isTimeout(err error) bool {
 }
 
 func TestAHeaderWithoutEndIsCutOff(t *testing.T) {
+	t.Parallel()
 	address, _ := start(t, func(*Server) {})
 	c, err := net.Dial("tcp", address)
 	if err != nil {
@@ -267,6 +275,7 @@ func TestAHeaderWithoutEndIsCutOff(t *testing.T) {
 }
 
 func TestATakenPortIsTriedAgain(t *testing.T) {
+	t.Parallel()
 	address := fmt.Sprintf("127.0.0.1:%d", port.Hold(t))
 	other, err := net.Listen("tcp", address)
 	if err != nil {
