@@ -5,7 +5,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # The race detector wants the data plane tests to have time; a package that hangs is killed by this bound.
 TIMEOUT := 15m
 
-.PHONY: build image demo test test-unit test-integration test-vm test-faults lint generate kube tools clean
+.PHONY: build image demo test test-unit test-integration test-vm test-faults test-alerts lint generate kube tools clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-lab
@@ -47,7 +47,7 @@ test-unit: tools kube
 	go test -C image -shuffle=on -timeout $(TIMEOUT) ./...
 
 test-integration: build kube
-	go test -count=1 -shuffle=on -timeout 30m $$(go list ./integration/... | grep -v /faults)
+	go test -count=1 -shuffle=on -timeout 30m $$(go list ./integration/... | grep -v -e /faults -e /alerts)
 
 # The tests of the packages that program the kernel, on Debian's kernel in a virtual machine: integration/vm/test.
 test-vm: tools
@@ -61,6 +61,10 @@ ROUND    ?= -1
 
 test-faults: build kube
 	go test -count=1 -v -timeout 0 ./integration/faults -seed $(SEED) -round $(ROUND) -time $(DURATION) -interval $(INTERVAL)
+
+# Alerts fired by their faults, in a lab that a Prometheus scrapes: two minutes.
+test-alerts: build kube
+	go test -count=1 -v ./integration/alerts
 
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

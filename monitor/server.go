@@ -46,10 +46,15 @@ func (c Config) Validate() error {
 	if c.Remote == "" {
 		return errors.Join(errs...)
 	}
-	if at, err := netip.ParseAddrPort(c.Remote); err != nil || at.Addr().IsLoopback() || at.Port() == 0 {
+	at, err := netip.ParseAddrPort(c.Remote)
+	local, lerr := netip.ParseAddrPort(c.Local)
+	switch {
+	case err != nil || at.Addr().IsLoopback() || at.Port() == 0:
 		errs = append(errs, fmt.Errorf("--metrics-address %q: want an address of this node and a port, like 10.0.0.1:8481", c.Remote))
+	case at.Addr().IsUnspecified() && lerr == nil && at.Port() == local.Port():
+		errs = append(errs, fmt.Errorf("--metrics-address %q: all addresses are that of --status-address %s too: want one address of this node, or another port", c.Remote, c.Local))
 	}
-	_, err := c.TLS.load()
+	_, err = c.TLS.load()
 	return errors.Join(append(errs, err)...)
 }
 

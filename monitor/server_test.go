@@ -300,6 +300,7 @@ func TestConfigThatMakesNoSenseIsNamed(t *testing.T) {
 		"loopback for others":      {Config{Remote: "[::1]:8481"}, []string{"--metrics-address", "[::1]:8481"}},
 		"others without TLS":       {Config{Remote: "10.0.0.1:8481"}, []string{"--metrics-cert-file", "--metrics-client-ca-file"}},
 		"others without a CA":      {Config{Remote: "10.0.0.1:8481", TLS: TLS{Cert: "a", Key: "b"}}, []string{"--metrics-client-ca-file"}},
+		"the port is taken":        {Config{Local: "127.0.0.1:8481", Remote: "0.0.0.0:8481"}, []string{"--metrics-address", "0.0.0.0:8481", "127.0.0.1:8481", "another port"}},
 		"both faults":              {Config{Local: "x", Remote: "y"}, []string{"--status-address", "--metrics-address", "--metrics-cert-file"}},
 		"a file that is not there": {Config{Remote: "10.0.0.1:8481", TLS: TLS{Cert: "/none", Key: "/none", ClientCA: "/none"}}, []string{"/none", "--metrics-cert-file"}},
 	} {
