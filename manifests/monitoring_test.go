@@ -24,7 +24,7 @@ type alert struct {
 	Labels, Annotations map[string]string
 }
 
-func read(t *testing.T, file string) []byte {
+func content(t *testing.T, file string) []byte {
 	t.Helper()
 	b, err := os.ReadFile(file)
 	if err != nil {
@@ -38,7 +38,7 @@ func alerts(t *testing.T) (out []alert) {
 	var file struct {
 		Groups []struct{ Rules []alert }
 	}
-	if err := yaml.Unmarshal(read(t, "monitoring/rules.yaml"), &file); err != nil {
+	if err := yaml.Unmarshal(content(t, "monitoring/rules.yaml"), &file); err != nil {
 		t.Fatal(err)
 	}
 	for _, g := range file.Groups {
@@ -69,7 +69,7 @@ func TestEachAlertFiresAndIsQuietBefore(t *testing.T) {
 			} `json:"promql_expr_test"`
 		}
 	}
-	if err := yaml.Unmarshal(read(t, "monitoring/rules_test.yaml"), &tests); err != nil {
+	if err := yaml.Unmarshal(content(t, "monitoring/rules_test.yaml"), &tests); err != nil {
 		t.Fatal(err)
 	}
 	// One that is not tested, or of which no test wants that it fires, or none that it is quiet.
@@ -90,7 +90,7 @@ func TestEachAlertFiresAndIsQuietBefore(t *testing.T) {
 
 func TestEachAlertSaysWhatToDo(t *testing.T) {
 	var sections []string
-	for _, m := range regexp.MustCompile(`(?m)^### (\w+)$`).FindAllStringSubmatch(string(read(t, "../docs/alerts.md")), -1) {
+	for _, m := range regexp.MustCompile(`(?m)^### (\w+)$`).FindAllStringSubmatch(string(content(t, "../docs/alerts.md")), -1) {
 		sections = append(sections, m[1])
 	}
 	var names []string
@@ -147,7 +147,7 @@ func TestTheDashboardShowsMetricsThatExist(t *testing.T) {
 			Targets     []struct{ Expr string }
 		}
 	}
-	if err := json.Unmarshal(read(t, "monitoring/dashboard.json"), &board); err != nil {
+	if err := json.Unmarshal(content(t, "monitoring/dashboard.json"), &board); err != nil {
 		t.Fatal(err)
 	}
 	if len(board.Panels) < 10 {
@@ -195,7 +195,7 @@ func TestThePortsOfTheScrapeConfigAreTheDaemons(t *testing.T) {
 			} `json:"relabel_configs"`
 		} `json:"scrape_configs"`
 	}
-	if err := yaml.Unmarshal(read(t, "monitoring/scrape.yaml"), &file); err != nil {
+	if err := yaml.Unmarshal(content(t, "monitoring/scrape.yaml"), &file); err != nil {
 		t.Fatal(err)
 	}
 	ports := map[string]int{"egret-agent": egress.StatusPort, "egret-crdsync": egress.SyncStatusPort}
