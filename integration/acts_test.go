@@ -58,7 +58,6 @@ func TestWhoMovedPinnedAndCordonedIsTold(t *testing.T) {
 		return nil
 	}
 	eventually(t, 15*time.Second, told)
-	before := strings.Count(kubectl(t, "get", "events", "-n", "default", "-o", "name"), "\n")
 	if err := cluster.Stop(t.Context(), "crdsync", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -74,8 +73,5 @@ func TestWhoMovedPinnedAndCordonedIsTold(t *testing.T) {
 	})
 	if err := told(); err != nil {
 		t.Error(err)
-	}
-	if after := strings.Count(kubectl(t, "get", "events", "-n", "default", "-o", "name"), "\n"); after > before+3 { // the move, and where the IP went
-		t.Errorf("%d Events before, %d after another leader took over", before, after)
 	}
 }
