@@ -187,8 +187,8 @@ func restart(t *testing.T, node string) {
 	}
 }
 
-// guarded is the set of what was dropped in the last 30 s, by whatever test.
-var guarded = regexp.MustCompile(`(?s)\tset guarded \{.*?\n\t\}\n`)
+// recent are the sets of what was dropped in the last 30 s, by whatever test, and of who sent by the overlay in the last second.
+var recent = regexp.MustCompile(`(?s)\tset (guarded|heard[46]) \{.*?\n\t\}\n`)
 
 // kernel returns all of ours on a node but the clocks of the permits, and what was dropped.
 func kernel(t *testing.T, node string) string {
@@ -199,7 +199,7 @@ func kernel(t *testing.T, node string) string {
 		if err != nil {
 			t.Fatalf("%s: %v\n%s", line, err, out)
 		}
-		b.WriteString(guarded.ReplaceAllString(stable(string(out)), "") + "\n")
+		b.WriteString(recent.ReplaceAllString(stable(string(out)), "") + "\n")
 	}
 	return clocks.ReplaceAllString(b.String(), "")
 }

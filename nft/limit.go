@@ -133,11 +133,18 @@ type shiftLeft struct {
 	bits     uint32
 }
 
-// originalSource loads the address of who opened the connection. Package expr knows the key of neither family.
-type originalSource struct {
-	expr.Any // as above
-	key      uint32
+// connSource loads the address of who sends in one direction of a connection. Package expr knows the key of neither family.
+type connSource struct {
+	expr.Any  // as above
+	key       uint32
+	direction uint8
 }
+
+// The directions of a connection (IP_CT_DIR_*, linux/netfilter/nf_conntrack_tuple_common.h).
+const (
+	original uint8 = iota
+	reply
+)
 
 // setSource writes the address of who sent a packet. Package expr has no checksum of ICMPv6, which covers it.
 type setSource struct {
@@ -170,11 +177,11 @@ func marshal(family byte, x expr.Any) ([]byte, error) {
 			e.Uint32(bitwiseOp, bitwiseLeftShift)
 			e.Nested(bitwiseData, always(func(e *netlink.AttributeEncoder) { e.Bytes(unix.NFTA_DATA_VALUE, native(x.bits)) }))
 		})
-	case originalSource:
+	case connSource:
 		return data("ct", func(e *netlink.AttributeEncoder) {
 			e.Uint32(unix.NFTA_CT_KEY, x.key)
 			e.Uint32(unix.NFTA_CT_DREG, reg)
-			e.Uint8(unix.NFTA_CT_DIRECTION, 0) // original
+			e.Uint8(unix.NFTA_CT_DIRECTION, x.direction)
 		})
 	case setSource:
 		return data("payload", func(e *netlink.AttributeEncoder) {

@@ -181,7 +181,8 @@ func steeringChains(hold time.Duration) []chain {
 		// What has passed once is never sent on that way again, and nothing else than egress connections passes: an answer to a connection
 		// that this node does not know, or not any more, has no id.
 		{"steer_passed", hook{}, []rule{
-			newRule("steer_passed", untracked(), markIs(egress.IDBit|egress.RoutingBit, egress.RoutingBit), accept()), // by block_pass
+			newRule("steer_passed", untracked(), saddrIn(ipv4, "pooled4"), accept()), // by block_pass
+			newRule("steer_passed", untracked(), saddrIn(ipv6, "pooled6"), accept()),
 			newRule("steer_passed", direction("reply", 1), tagged(), setMark(0), accept()),
 			newRule("steer_passed", lost, count(CounterInvalid), drop()),
 			newRule("steer_passed", markIs(egress.Mark(egress.MaxID), 0), count(CounterInvalid), drop()),
@@ -271,32 +272,33 @@ func leavingChains(s State) []chain {
 	// Counting is no condition.
 	permitted = append(permitted, perFamily(func(f family) rule { return newRule("permitted", alive(), saddrIn(f, "permit"+f.digit), accept()) })...)
 	return []chain{
+		// Before every SNAT: the source is the pod's still, and the MSS that of the ways to both ends.
+		{"identity", post(nftables.ChainTypeFilter, 0), slices.Concat([]rule{
+			newRule("identity", tcpSYN(), jump("mss")),
+			leavesForOverlay("identity"),
+			newRule("identity", intoOverlay(), enter("to_node")),
+			newRule("identity", ctState("new", expr.CtStateBitNEW), forwarded(), jump("opening")),
+		}, unmarked())},
 		{"mss", hook{}, clamp},
+		// An answer to a connection that this node does not know yet goes nowhere.
+		{"opening", hook{}, append([]rule{newRule("opening", confirmed(), back())}, perFamily(func(f family) rule {
+			return newRule("opening", daddrIn(f, "egressip"+f.digit), count(CounterService), drop())
+		})...)},
 		unmarkedChain(),
 		// Before every other NAT: what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
-		// An answer to a connection that this node does not know yet goes nowhere.
-		{"translate", post(nftables.ChainTypeNAT, egress.TranslatePriority), append([]rule{newRule("translate", tagged(), enter("translate_egress"))},
-			perFamily(func(f family) rule {
-				return newRule("translate", forwarded(), daddrIn(f, "egressip"+f.digit), count(CounterService), drop())
-			})...)},
+		{"translate", post(nftables.ChainTypeNAT, egress.TranslatePriority), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
 		{"translate_egress", hook{}, translate},
 		{"translate_overlay", hook{}, slices.Concat(to("translate_overlay", "overlay"), guarded("translate_overlay"))},
 		{"translate_last", hook{}, slices.Concat(toRange("translate_last", "shared"), to("translate_last", "snat"), guarded("translate_last"))},
-		// After every SNAT: what still is no permitted egress IP never leaves. It is the one chain here that sees every packet that is sent, and so the
-		// place of what else there is to do with those.
-		{"guard", post(nftables.ChainTypeFilter, 300), append([]rule{
-			newRule("guard", tcpSYN(), jump("mss")),
-			leavesForOverlay("guard"),
-			newRule("guard", tagged(), direction("original", 0), enter("permitted")),
-			newRule("guard", intoOverlay(), enter("to_node")),
-		}, unmarked()...)},
+		// After every SNAT: what still is no permitted egress IP never leaves.
+		{"guard", post(nftables.ChainTypeFilter, 300), []rule{newRule("guard", tagged(), direction("original", 0), enter("permitted"))}},
 		{"permitted", hook{}, slices.Concat([]rule{
 			newRule("permitted", intoOverlay(), enter("passing")),
 			newRule("permitted", overLimit(markOfConnection, "bandwidth"), count(CounterBandwidth), drop()),
 		}, permitted, guarded("permitted"))},
 		// Into the overlay goes what was translated here.
-		{"passing", hook{}, slices.Concat(perFamily(func(f family) rule { return newRule("passing", saddrIn(f, "pooled"+f.digit), enter("to_node")) }),
-			perFamily(func(f family) rule { return newRule("passing", fromOverlaySource(f), enter("to_node")) }), guarded("passing"))},
+		{"passing", hook{}, slices.Concat(perFamily(func(f family) rule { return newRule("passing", saddrIn(f, "pooled"+f.digit), accept()) }),
+			perFamily(func(f family) rule { return newRule("passing", fromOverlaySource(f), accept()) }), guarded("passing"))},
 	}
 }
 
@@ -316,21 +318,19 @@ func remembered(of markSource) term {
 }
 
 // unmarked are the rules that lead to what drops what a selected pod sends to the outside without its egress: another program has overwritten the
-// mark of the connection, or the packet has its destination from after prerouting, as with IPVS, which sends it as the node sends its own. Others may
-// have given it another source meanwhile; conntrack knows the pod's still. What is in no connection has the pod's.
+// mark of the connection, or the packet has its destination from after prerouting, as with IPVS, which sends it as the node sends its own. They
+// come before any SNAT: the source is the pod's still.
 func unmarked() []rule {
-	return slices.Concat(
-		perFamily(func(f family) rule { return newRule("guard", openedBy(f, "selected"+f.digit), enter("unmarked")) }),
-		perFamily(func(f family) rule {
-			return newRule("guard", untracked(), saddrIn(f, "selected"+f.digit), enter("unmarked"))
-		}))
+	return perFamily(func(f family) rule { return newRule("identity", saddrIn(f, "selected"+f.digit), enter("unmarked")) })
 }
 
-// unmarkedChain lets answers go on to who opened a connection to the pod.
+// unmarkedChain lets answers go on to who opened a connection to the pod: to a selected one, for what a pod says of a connection to somebody else
+// (an ICMP error, which conntrack relates to it) goes that way, too.
 func unmarkedChain() chain {
 	r := func(terms ...term) rule { return newRule("unmarked", terms...) }
 	return chain{"unmarked", hook{}, slices.Concat(
-		[]rule{r(direction("reply", 1), accept()), r(tagged(), accept())}, notEgress("unmarked"), []rule{r(count(CounterUnmarked), drop())})}
+		perFamily(func(f family) rule { return r(direction("reply", 1), openedTo(f, "selected"+f.digit), accept()) }),
+		[]rule{r(tagged(), accept())}, notEgress("unmarked"), []rule{r(count(CounterUnmarked), drop())})}
 }
 
 // hostChains fence the egress IPs that this node has as addresses: they are for packets that pass, not for the node.

@@ -257,16 +257,17 @@ func podMark(f family, what string, store expr.Any) term {
 	return words(fmt.Sprintf("%s set %s saddr map @%s", what, f.name, set), append(f.is(), f.saddr(), mapped(set), store)...)
 }
 
-func (f family) original() expr.Any {
+// connSource loads who sends in a connection, in one of its directions: who opened it, or whom it is to.
+func (f family) connSource(direction uint8) expr.Any {
 	if f.number == unix.NFPROTO_IPV6 {
-		return originalSource{key: unix.NFT_CT_SRC_IP6}
+		return connSource{key: unix.NFT_CT_SRC_IP6, direction: direction}
 	}
-	return originalSource{key: unix.NFT_CT_SRC_IP}
+	return connSource{key: unix.NFT_CT_SRC_IP, direction: direction}
 }
 
-// openedBy matches the packets, both ways, of connections that somebody in the set has opened.
-func openedBy(f family, set string) term {
-	return words(fmt.Sprintf("ct original %s saddr @%s", f.name, set), f.original(), in(set))
+// openedTo matches the packets, both ways, of connections to somebody in the set.
+func openedTo(f family, set string) term {
+	return words(fmt.Sprintf("ct reply %s saddr @%s", f.name, set), f.connSource(reply), in(set))
 }
 
 // forwarded matches, in postrouting, what is not of the node itself.
@@ -277,9 +278,9 @@ func forwarded() term {
 // errorAboutPod matches an ICMP error of this node about a packet of a connection that a selected pod opened, to who sent it, and makes
 // it the pod's own.
 func errorAboutPod(f family) term {
-	original, set := f.original(), "pod"+f.digit
+	source, set := f.connSource(original), "pod"+f.digit
 	return words(fmt.Sprintf("meta mark set ct original %s saddr map @%s %[1]s saddr set ct original %[1]s saddr", f.name, set),
-		slices.Concat([]expr.Any{original, mapped(set), setMeta(expr.MetaKeyMARK)}, f.is(), []expr.Any{original, setSource{f: f}})...)
+		slices.Concat([]expr.Any{source, mapped(set), setMeta(expr.MetaKeyMARK)}, f.is(), []expr.Any{source, setSource{f: f}})...)
 }
 
 func icmpOf(f family) term {
