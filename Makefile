@@ -8,7 +8,7 @@ TIMEOUT := 15m
 .PHONY: build image demo test test-unit test-integration test-vm test-faults test-alerts lint generate kube tools clean
 
 build:
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-lab
+	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-etcd ./cmd/egret-lab
 
 # The image, without Docker: an archive for `ctr image import`, `docker load`, `skopeo copy oci-archive:` or `crane push`. Two builds of one commit
 # have one digest. make image ARCH=amd64,arm64 REPOSITORY=registry.example/egret

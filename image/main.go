@@ -1,4 +1,4 @@
-// Command image builds the image of Egret without Docker: one static binary and nothing else, for one or more architectures, as an archive of an
+// Command image builds the image of Egret without Docker: its static binaries and nothing else, for one or more architectures, as an archive of an
 // OCI image layout, which containerd, Docker, skopeo and crane read. It says the digest.
 //
 //	go run -C image . -version V -revision COMMIT -arch amd64,arm64 -out egret.tar
@@ -36,7 +36,10 @@ type config struct {
 	created           time.Time
 }
 
-const binary = "usr/local/bin/egret"
+// What is in the image, all below one folder. The first is what it runs.
+var binaries = []string{"egret", "egret-etcd"}
+
+const folder = "usr/local/bin/"
 
 func main() {
 	var c config
@@ -83,11 +86,14 @@ func (c *config) build() (v1.ImageIndex, error) {
 }
 
 func (c *config) image(arch string) (v1.Image, error) {
-	program, err := c.compile(arch)
-	if err != nil {
-		return nil, err
+	programs := map[string][]byte{}
+	for _, name := range binaries {
+		var err error
+		if programs[name], err = c.compile(name, arch); err != nil {
+			return nil, err
+		}
 	}
-	files, err := archive(program)
+	files, err := archive(programs)
 	if err != nil {
 		return nil, err
 	}
@@ -110,7 +116,7 @@ func (c *config) image(arch string) (v1.Image, error) {
 	file = file.DeepCopy()
 	file.OS, file.Architecture, file.Created = "linux", arch, v1.Time{Time: c.created}
 	file.Config = v1.Config{
-		Entrypoint: []string{"/" + binary}, Env: []string{"PATH=/usr/local/bin"}, User: "65532:65532", Labels: c.labels(),
+		Entrypoint: []string{"/" + folder + binaries[0]}, Env: []string{"PATH=/usr/local/bin"}, User: "65532:65532", Labels: c.labels(),
 	}
 	return mutate.ConfigFile(image, file)
 }
@@ -125,16 +131,16 @@ func (c *config) labels() map[string]string {
 	}
 }
 
-// compile returns the static binary. The flags are those of `make build`, so that what that has compiled is used; -buildvcs would put in whether
+// compile returns a static binary. The flags are those of `make build`, so that what that has compiled is used; -buildvcs would put in whether
 // the checkout is clean, which the version says already.
-func (c *config) compile(arch string) ([]byte, error) {
+func (c *config) compile(name, arch string) ([]byte, error) {
 	dir, err := os.MkdirTemp("", "egret-image-")
 	if err != nil {
 		return nil, err
 	}
 	defer os.RemoveAll(dir)
-	out := filepath.Join(dir, "egret")
-	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.version="+c.version, "-o", out, "./cmd/egret")
+	out := filepath.Join(dir, name)
+	cmd := exec.Command("go", "build", "-trimpath", "-buildvcs=false", "-ldflags", "-s -w -X main.version="+c.version, "-o", out, "./cmd/"+name)
 	cmd.Dir, cmd.Stderr = c.source, os.Stderr
 	cmd.Env = append(os.Environ(), "CGO_ENABLED=0", "GOOS=linux", "GOARCH="+arch, "GOWORK=off", "GOFLAGS=")
 	if err := cmd.Run(); err != nil {
@@ -143,20 +149,22 @@ func (c *config) compile(arch string) ([]byte, error) {
 	return os.ReadFile(out)
 }
 
-// archive returns the one layer: the binary in its folders, all of them root's, which the user of the image cannot change.
-func archive(program []byte) ([]byte, error) {
+// archive returns the one layer: the binaries in their folder, all of them root's, which the user of the image cannot change.
+func archive(programs map[string][]byte) ([]byte, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)
-	for _, dir := range []string{"usr/", "usr/local/", "usr/local/bin/"} {
+	for _, dir := range []string{"usr/", "usr/local/", folder} {
 		if err := w.WriteHeader(&tar.Header{Typeflag: tar.TypeDir, Name: dir, Mode: 0o755, ModTime: time.Unix(0, 0)}); err != nil {
 			return nil, err
 		}
 	}
-	if err := w.WriteHeader(&tar.Header{Name: binary, Mode: 0o755, Size: int64(len(program)), ModTime: time.Unix(0, 0)}); err != nil {
-		return nil, err
-	}
-	if _, err := w.Write(program); err != nil {
-		return nil, err
+	for _, name := range binaries {
+		if err := w.WriteHeader(&tar.Header{Name: folder + name, Mode: 0o755, Size: int64(len(programs[name])), ModTime: time.Unix(0, 0)}); err != nil {
+			return nil, err
+		}
+		if _, err := w.Write(programs[name]); err != nil {
+			return nil, err
+		}
 	}
 	err := w.Close()
 	return buf.Bytes(), err

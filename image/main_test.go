@@ -11,6 +11,7 @@ import (
 	"path/filepath"
 	"regexp"
 	"runtime"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -103,7 +104,7 @@ func isAsTheDockerfileSays(t *testing.T, c config, image v1.Image) {
 	}
 	for _, line := range []string{
 		"USER " + file.Config.User, `ENTRYPOINT ["` + strings.Join(file.Config.Entrypoint, `", "`) + `"]`,
-		`ENV ` + strings.Replace(file.Config.Env[0], "=", `="`, 1) + `"`, "COPY --from=build /egret /" + binary,
+		`ENV ` + strings.Replace(file.Config.Env[0], "=", `="`, 1) + `"`, "COPY --from=build /egret /egret-etcd /" + folder,
 	} {
 		if !strings.Contains(last, "\n"+line+"\n") {
 			t.Errorf("the Dockerfile does not say %s", line)
@@ -126,8 +127,8 @@ func runs(t *testing.T, c config, image v1.Image) {
 		t.Fatal(err)
 	}
 	defer r.Close()
-	program := filepath.Join(t.TempDir(), "egret")
-	files := 0
+	dir := t.TempDir()
+	var files []string
 	for tr := tar.NewReader(r); ; {
 		h, err := tr.Next()
 		if errors.Is(err, io.EOF) {
@@ -142,7 +143,7 @@ func runs(t *testing.T, c config, image v1.Image) {
 		if h.Typeflag != tar.TypeReg {
 			continue
 		}
-		files++
+		files = append(files, filepath.Base(h.Name))
 		b, err := io.ReadAll(tr)
 		if err != nil {
 			t.Fatal(err)
@@ -150,16 +151,18 @@ func runs(t *testing.T, c config, image v1.Image) {
 		if bytes.Contains(b, []byte("ld-linux")) {
 			t.Error("the binary wants a dynamic loader, which the image has not")
 		}
-		if err := os.WriteFile(program, b, 0o700); err != nil {
+		if err := os.WriteFile(filepath.Join(dir, filepath.Base(h.Name)), b, 0o700); err != nil {
 			t.Fatal(err)
 		}
 	}
-	if files != 1 {
-		t.Errorf("%d files, want the binary alone", files)
+	if !slices.Equal(files, binaries) {
+		t.Errorf("files are %v, want %v alone", files, binaries)
 	}
-	out, err := exec.Command(program, "--version").CombinedOutput()
-	if err != nil || !strings.Contains(string(out), c.version) {
-		t.Errorf("egret --version: %v, %s: want %s", err, out, c.version)
+	for _, name := range files {
+		out, err := exec.Command(filepath.Join(dir, name), "--version").CombinedOutput()
+		if err != nil || !strings.Contains(string(out), c.version) {
+			t.Errorf("%s --version: %v, %s: want %s", name, err, out, c.version)
+		}
 	}
 }
 

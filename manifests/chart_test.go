@@ -15,6 +15,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"sigs.k8s.io/yaml"
 )
@@ -182,6 +183,9 @@ func TestFaultyValuesAreRefused(t *testing.T) {
 		"digest without content":  {ownEtcd + "image: {digest: latest}", "digest"},
 		"option with two values":  {ownEtcd + "agent: {config: {egress.exceptCIDRs: [10.0.0.0/8]}}", "egress.exceptCIDRs"},
 		"options with two values": {ownEtcd + "crdsync: {config: {egress: {maxEgressIPsPerNode: 3}}}", "crdsync.config"},
+		"bundled without TLS":     {`etcd: {tls: {enabled: false}, bundled: {enabled: true}}`, "etcd.tls.enabled"},
+		"two members":             {`etcd: {bundled: {enabled: true, replicas: 2}}`, "replicas"},
+		"snapshot elsewhere":      {`etcd: {bundled: {enabled: true, restoreFrom: ../x.db}}`, "restoreFrom"},
 		"no replica":              {ownEtcd + "crdsync: {replicas: 0}", "replicas"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -204,6 +208,15 @@ crdsync: {tolerations: [], resources: {}, replicas: 1}
 `,
 	"without TLS": `
 etcd: {endpoints: ["http://10.0.0.1:2379"], prefix: /mine/, tls: {enabled: false}}
+`,
+	"bundled etcd": `
+etcd: {bundled: {enabled: true}}
+`,
+	"bundled etcd on volumes": `
+etcd: {bundled: {enabled: true, replicas: 1, storageClass: fast, snapshots: {schedule: ""}, nodeSelector: {node-role.kubernetes.io/control-plane: null}}}
+`,
+	"bundled etcd restored": `
+etcd: {bundled: {enabled: true, restoreFrom: egret-1.db}}
 `,
 	"all said": ownEtcd + `
 namespace: {create: true}
@@ -267,6 +280,57 @@ func decoded(t testing.TB, values string) []document {
 		docs = append(docs, decode(t, "chart", []byte(strings.TrimPrefix(doc, "---\n"))))
 	}
 	return docs
+}
+
+// Secrets that `egret credentials` makes, and the names that it puts into them, are those that the pods go by.
+func TestPodsOfTheBundledEtcdFindTheirCredentials(t *testing.T) {
+	t.Parallel()
+	docs := decoded(t, variants["bundled etcd"])
+	pods := podsOf(docs)
+	var may []string
+	for _, d := range docs {
+		switch o := d.object.(type) {
+		case *corev1.Secret:
+			t.Errorf("the chart makes Secret %s, which credentials makes, too", o.Name)
+		case *rbacv1.Role:
+			if o.Name == "egret-credentials" {
+				may = o.Rules[1].ResourceNames
+			}
+		}
+	}
+	for command, secrets := range map[string][]string{
+		"agent": {"egret-etcd-agent", "egret-gossip"}, "crdsync": {"egret-etcd-crdsync"}, "run": {"egret-etcd-server"}, "snapshot": {"egret-etcd-root"},
+	} {
+		var mounted []string
+		for _, v := range pods[command].Volumes {
+			if v.Secret != nil {
+				mounted = append(mounted, v.Secret.SecretName)
+			}
+		}
+		if d := cmp.Diff(secrets, mounted); d != "" {
+			t.Errorf("%s mounts (-want +got):\n%s", command, d)
+		}
+		for _, s := range mounted {
+			if !slices.Contains(may, s) {
+				t.Errorf("credentials may not write Secret %s", s)
+			}
+		}
+	}
+	for _, command := range []string{"agent", "crdsync"} {
+		env := map[string]string{}
+		for _, e := range pods[command].Containers[0].Env {
+			env[e.Name] = e.Value
+		}
+		if env["EGRET_ETCD_SERVER_NAME"] != "egret-etcd.egret-system.svc" || env["ETCDCTL_ENDPOINTS"] != "https://$(EGRET_ETCD_SERVICE_HOST):8483" {
+			t.Errorf("%s goes to %s and expects %s", command, env["ETCDCTL_ENDPOINTS"], env["EGRET_ETCD_SERVER_NAME"])
+		}
+	}
+	all := strings.Join(pods["run"].Containers[0].Args, " ")
+	for _, want := range []string{"egret-etcd-0=https://egret-etcd-0.egret-etcd-peers.egret-system.svc:8484,", ",egret-etcd-2=https://egret-etcd-2.egret-etcd-peers", "--quota-backend-bytes=536870912"} {
+		if !strings.Contains(all, want) {
+			t.Errorf("members run with %s: want %s", all, want)
+		}
+	}
 }
 
 func TestWhatIsSaidInValuesIsDone(t *testing.T) {

@@ -16,7 +16,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 	admissionregistrationv1 "k8s.io/api/admissionregistration/v1"
 	appsv1 "k8s.io/api/apps/v1"
+	batchv1 "k8s.io/api/batch/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"k8s.io/apimachinery/pkg/runtime"
@@ -55,7 +57,7 @@ var scheme = sync.OnceValues(func() (*runtime.Scheme, error) {
 	scheme := runtime.NewScheme()
 	var errs []error
 	for _, add := range []func(*runtime.Scheme) error{
-		admissionregistrationv1.AddToScheme, appsv1.AddToScheme, corev1.AddToScheme, rbacv1.AddToScheme, apiextensionsv1.AddToScheme, v1beta1.AddToScheme,
+		admissionregistrationv1.AddToScheme, appsv1.AddToScheme, batchv1.AddToScheme, policyv1.AddToScheme, corev1.AddToScheme, rbacv1.AddToScheme, apiextensionsv1.AddToScheme, v1beta1.AddToScheme,
 	} {
 		errs = append(errs, add(scheme))
 	}
@@ -144,6 +146,13 @@ func podsOf(docs []document) map[string]corev1.PodSpec {
 			s = o.Spec.Template.Spec
 		case *appsv1.Deployment:
 			s = o.Spec.Template.Spec
+		case *appsv1.StatefulSet:
+			s = o.Spec.Template.Spec
+			for _, claim := range o.Spec.VolumeClaimTemplates {
+				s.Volumes = append(s.Volumes, corev1.Volume{Name: claim.Name})
+			}
+		case *batchv1.CronJob:
+			s = o.Spec.JobTemplate.Spec.Template.Spec
 		default:
 			continue
 		}

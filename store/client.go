@@ -46,6 +46,8 @@ type Config struct {
 	Endpoints []string    // host:port, or URLs
 	Prefix    string      // what every key begins with; empty: DefaultPrefix; a slash at its end is added
 	TLS       *tls.Config // nil: no TLS, unless an endpoint is an https URL
+	// ReadTLS returns what TLS is to be at each further connection; nil: as it is.
+	ReadTLS func() (*tls.Config, error)
 	// Username and Password are for etcd's own authentication. It costs etcd a password check for each renewal of a lease: prefer
 	// client certificates.
 	Username, Password string
@@ -93,6 +95,14 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	timeout := cmp.Or(cfg.DialTimeout, DefaultDialTimeout)
 	c := &Client{prefix: prefix, log: log, by: cfg.By}
 	var err error
+	options := []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
+		// gRPC waits up to 120 s before it connects again, and 20 s for a connection: longer than any lease.
+		Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
+		MinConnectTimeout: 3 * time.Second,
+	})}
+	if cfg.TLS != nil && cfg.ReadTLS != nil {
+		options = append(options, grpc.WithTransportCredentials(Reloading(cfg.ReadTLS)))
+	}
 	c.etcd, err = clientv3.New(clientv3.Config{
 		Context: context.WithoutCancel(ctx), Endpoints: cfg.Endpoints, TLS: cfg.TLS, Username: cfg.Username, Password: cfg.Password,
 		DialTimeout: timeout, MaxCallRecvMsgSize: maxResponse,
@@ -101,11 +111,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		// 10 s is the least that gRPC sends. The timeout is TCP_USER_TIMEOUT as well, so a renewal that is not acknowledged ends the
 		// connection after 3 s, and a lease of 10 s leaves time for a new one.
 		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 3 * time.Second,
-		DialOptions: []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
-			// gRPC waits up to 120 s before it connects again, and 20 s for a connection: longer than any lease.
-			Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
-			MinConnectTimeout: 3 * time.Second,
-		})},
+		DialOptions: options,
 	})
 	if err == nil {
 		if err = c.probe(ctx, timeout); err != nil {

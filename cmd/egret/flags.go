@@ -26,11 +26,12 @@ import (
 )
 
 // etcdFlags are the flags that every command shares. They are named as etcdctl names them, and take their values from its environment
-// variables, ETCDCTL_ENDPOINTS and so on, where they are not given; the prefix, which etcdctl does not know, from EGRET_ETCD_PREFIX.
+// variables, ETCDCTL_ENDPOINTS and so on, where they are not given; what etcdctl does not know, from EGRET_ETCD_PREFIX and EGRET_ETCD_SERVER_NAME.
 type etcdFlags struct {
 	endpoints          []string
 	prefix             string
 	cacert, cert, key  string
+	serverName         string
 	insecureSkipVerify bool
 	user, password     string
 	dialTimeout        time.Duration
@@ -43,6 +44,7 @@ func (f *etcdFlags) add(s *pflag.FlagSet) {
 	s.StringVar(&f.cacert, "cacert", "", "file of the CA certificates that etcd's certificate is checked against")
 	s.StringVar(&f.cert, "cert", "", "file of the client certificate shown to etcd")
 	s.StringVar(&f.key, "key", "", "file of the client certificate's key")
+	s.StringVar(&f.serverName, "etcd-server-name", "", "name that etcd's certificate is to have (default: the host of the endpoint)")
 	s.BoolVar(&f.insecureSkipVerify, "insecure-skip-tls-verify", false, "do not check etcd's certificate (tests only)")
 	s.StringVar(&f.user, "user", "", "etcd user, as name or name:password")
 	s.StringVar(&f.password, "password", "", "etcd password, when --user has none")
@@ -65,9 +67,9 @@ func prefixes(flag string, texts []string) (out []netip.Prefix, err error) {
 // fromEnvironment sets the flags that etcdctl reads from its environment and that were not given.
 func fromEnvironment(s *pflag.FlagSet) error {
 	var errs []error
-	for _, name := range []string{"endpoints", "etcd-prefix", "cacert", "cert", "key", "insecure-skip-tls-verify", "user", "password", "dial-timeout"} {
+	for _, name := range []string{"endpoints", "etcd-prefix", "etcd-server-name", "cacert", "cert", "key", "insecure-skip-tls-verify", "user", "password", "dial-timeout"} {
 		of := "ETCDCTL_"
-		if name == "etcd-prefix" {
+		if strings.HasPrefix(name, "etcd-") {
 			of = "EGRET_"
 		}
 		v := of + strings.ToUpper(strings.ReplaceAll(name, "-", "_"))
@@ -174,7 +176,7 @@ func (f *etcdFlags) dial(ctx context.Context, log *slog.Logger) (*store.Client, 
 	}
 	user, password, _ := strings.Cut(f.user, ":")
 	return store.Dial(ctx, store.Config{
-		Endpoints: f.endpoints, Prefix: f.prefix, TLS: t, Username: user, Password: cmp.Or(password, f.password),
+		Endpoints: f.endpoints, Prefix: f.prefix, TLS: t, ReadTLS: f.tls, Username: user, Password: cmp.Or(password, f.password),
 		DialTimeout: f.dialTimeout, Log: log, By: f.by(),
 	})
 }
@@ -229,16 +231,16 @@ func (f *etcdFlags) await(ctx context.Context, log *slog.Logger) (*store.Client,
 	}
 }
 
-// tls returns nil when no flag and no endpoint asks for TLS.
+// tls returns nil when no flag and no endpoint asks for TLS. It is asked again at each connection: certificates that were replaced need no restart.
 func (f *etcdFlags) tls() (*tls.Config, error) {
 	https := false
 	for _, e := range f.endpoints {
 		https = https || strings.HasPrefix(e, "https://")
 	}
-	if !https && f.cacert == "" && f.cert == "" && f.key == "" && !f.insecureSkipVerify {
+	if !https && f.cacert == "" && f.cert == "" && f.key == "" && !f.insecureSkipVerify && f.serverName == "" {
 		return nil, nil
 	}
-	c := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: f.insecureSkipVerify}
+	c := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: f.insecureSkipVerify, ServerName: f.serverName}
 	if f.cacert != "" {
 		pem, err := os.ReadFile(f.cacert)
 		if err != nil {

@@ -39,17 +39,39 @@ cluster-cidrs: {{ toJson . }}
 {{- end -}}
 {{- end -}}
 
+{{- /* Endpoints that are given win. Of the bundled etcd it is its Service, by the variable that the kubelet sets: that takes no cluster DNS. The clients
+learn the members' own addresses from it, and need it no more. */ -}}
 {{- define "egret.etcd.endpoints" -}}
-{{- required "etcd.endpoints: want the URLs of your etcd's members, like https://10.0.0.1:2379" (join "," .Values.etcd.endpoints) -}}
+{{- if or .Values.etcd.endpoints (not .Values.etcd.bundled.enabled) -}}
+{{- required "etcd.endpoints: want the URLs of your etcd's members, like https://10.0.0.1:2379, or etcd.bundled.enabled=true" (join "," .Values.etcd.endpoints) -}}
+{{- else -}}
+https://$(EGRET_ETCD_SERVICE_HOST):8483
+{{- end -}}
+{{- end -}}
+
+{{- define "egret.etcd.serverName" -}}
+{{- if .Values.etcd.tls.serverName -}}
+{{ .Values.etcd.tls.serverName }}
+{{- else if .Values.etcd.bundled.enabled -}}
+egret-etcd.{{ .Release.Namespace }}.svc
+{{- end -}}
+{{- end -}}
+
+{{- define "egret.gossip.secret" -}}
+{{ .Values.gossip.existingSecret | default "egret-gossip" }}
 {{- end -}}
 
 {{- define "egret.etcd.env" -}}
 # What kubectl exec runs here reads these, too, as egret get and egret drain.
 - name: ETCDCTL_ENDPOINTS
+  {{- if and .Values.etcd.bundled.enabled (not .Values.etcd.endpoints) }}
+  value: {{ include "egret.etcd.endpoints" . }}
+  {{- else }}
   valueFrom:
     configMapKeyRef:
       name: egret
       key: endpoints
+  {{- end }}
 - name: EGRET_ETCD_PREFIX
   valueFrom:
     configMapKeyRef:
@@ -62,6 +84,10 @@ cluster-cidrs: {{ toJson . }}
   value: /etc/egret/etcd/tls.crt
 - name: ETCDCTL_KEY
   value: /etc/egret/etcd/tls.key
+{{- with include "egret.etcd.serverName" . }}
+- name: EGRET_ETCD_SERVER_NAME
+  value: {{ . }}
+{{- end }}
 {{- end }}
 {{- end -}}
 

@@ -1,0 +1,197 @@
+package main
+
+import (
+	"bytes"
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"net"
+	"net/netip"
+	"net/url"
+	"os"
+	"path/filepath"
+	"strconv"
+	"strings"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/client/pkg/v3/transport"
+	"go.etcd.io/etcd/client/pkg/v3/types"
+	"go.etcd.io/etcd/etcdutl/v3/snapshot"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
+)
+
+// member is the configuration of `egret-etcd run`.
+type member struct {
+	name, dataDir, initialCluster, token string
+	hostIP, listenIP                     string
+	clientPort, peerPort, statusPort     int
+	certs                                string
+	peerNames                            []string
+	quota                                int64
+	compactAfter                         time.Duration
+	restore                              string
+}
+
+func runCommand() *cobra.Command {
+	var m member
+	c := &cobra.Command{
+		Use:   "run",
+		Short: "Run a member",
+		Long: "Runs a member of etcd until SIGTERM. Clients and members show each other certificates: ca.crt, tls.crt and tls.key of --certs. The\n" +
+			"data directory wins over --initial-cluster, which counts at the first start alone.",
+		Args: cobra.NoArgs,
+	}
+	s := c.Flags()
+	s.StringVar(&m.name, "name", "", "name of this member, one of --initial-cluster")
+	s.StringVar(&m.dataDir, "data-dir", "/var/lib/egret-etcd", "directory of this member's data")
+	s.StringVar(&m.initialCluster, "initial-cluster", "", "all members, as name=https://host:port, comma separated")
+	s.StringVar(&m.token, "initial-cluster-token", "egret", "what tells this cluster from others")
+	s.StringVar(&m.hostIP, "host-ip", "", "address of this node that clients dial")
+	s.StringVar(&m.listenIP, "listen-ip", "", "address to listen on for clients and members (default: all)")
+	s.IntVar(&m.clientPort, "client-port", 8483, "port for clients")
+	s.IntVar(&m.peerPort, "peer-port", 8484, "port for members")
+	s.IntVar(&m.statusPort, "status-port", 8485, "port on 127.0.0.1 for /health, /readyz, /livez and /metrics; 0: none")
+	s.StringVar(&m.certs, "certs", "/etc/egret/etcd", "directory with ca.crt, tls.crt and tls.key; certificates that are replaced there are used from the next connection on")
+	s.StringSliceVar(&m.peerNames, "peer-common-names", []string{"egret-etcd"}, "common names of certificates that members show: a client of etcd is no member")
+	s.Int64Var(&m.quota, "quota-backend-bytes", 512<<20, "how large the database may be; beyond it etcd takes nothing until there is room")
+	s.DurationVar(&m.compactAfter, "auto-compaction-retention", time.Hour, "how long it is remembered what a key was")
+	s.StringVar(&m.restore, "restore-from", "", "snapshot to begin with where --data-dir has no data yet: the same file at every member")
+	c.RunE = func(c *cobra.Command, _ []string) error { return m.run(c.Context()) }
+	return c
+}
+
+// config returns the configuration of etcd, or every fault at once.
+func (m *member) config() (*embed.Config, error) {
+	var errs []error
+	fault := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
+	host, err := netip.ParseAddr(m.hostIP)
+	if err != nil {
+		fault("--host-ip %q: want an address of this node, as clients dial it", m.hostIP)
+	}
+	members, err := types.NewURLsMap(m.initialCluster)
+	if err != nil || len(members) == 0 {
+		fault("--initial-cluster %q: want name=https://host:port of each member: %v", m.initialCluster, err)
+	}
+	own, ok := members[m.name]
+	if !ok {
+		fault("--name %q: it is not one of --initial-cluster %s", m.name, m.initialCluster)
+	}
+	if m.quota < 16<<20 || m.quota > 8<<30 {
+		fault("--quota-backend-bytes %d: want 16 MB (%d) to 8 GB (%d)", m.quota, 16<<20, int64(8)<<30)
+	}
+	if m.compactAfter < time.Minute {
+		fault("--auto-compaction-retention %v: want 1m at least", m.compactAfter)
+	}
+	for _, file := range []string{"ca.crt", "tls.crt", "tls.key"} {
+		if _, err := os.Stat(filepath.Join(m.certs, file)); err != nil {
+			fault("--certs: %w: `egret credentials` makes them", err)
+		}
+	}
+	if len(errs) > 0 {
+		return nil, errors.Join(errs...)
+	}
+	cfg := embed.NewConfig()
+	cfg.Name, cfg.Dir, cfg.InitialCluster, cfg.InitialClusterToken = m.name, m.dataDir, m.initialCluster, m.token
+	cfg.ListenClientUrls, cfg.ListenPeerUrls = at("https", m.listenIP, m.clientPort), at("https", m.listenIP, m.peerPort)
+	cfg.AdvertiseClientUrls, cfg.AdvertisePeerUrls = at("https", host.String(), m.clientPort), own
+	cfg.ListenMetricsUrls = nil
+	if m.statusPort != 0 {
+		cfg.ListenMetricsUrls = at("http", "127.0.0.1", m.statusPort)
+	}
+	tls := func() transport.TLSInfo {
+		return transport.TLSInfo{
+			CertFile: filepath.Join(m.certs, "tls.crt"), KeyFile: filepath.Join(m.certs, "tls.key"), TrustedCAFile: filepath.Join(m.certs, "ca.crt"), ClientCertAuth: true,
+		}
+	}
+	cfg.ClientTLSInfo, cfg.PeerTLSInfo = tls(), tls()
+	// Members are told by the common name: their addresses change with their nodes, and etcd would compare them with those of the certificate.
+	cfg.PeerTLSInfo.AllowedCNs, cfg.PeerTLSInfo.SkipClientSANVerify = m.peerNames, true
+	// The gateway speaks to etcd in the name of the member, whoever asks it.
+	cfg.EnableGRPCGateway = false
+	cfg.QuotaBackendBytes = m.quota
+	cfg.AutoCompactionMode, cfg.AutoCompactionRetention = embed.CompactorModePeriodic, m.compactAfter.String()
+	cfg.LogLevel = "warn"
+	return cfg, cfg.Validate()
+}
+
+func at(scheme, ip string, port int) []url.URL {
+	return []url.URL{{Scheme: scheme, Host: net.JoinHostPort(ip, strconv.Itoa(port))}}
+}
+
+func (m *member) run(ctx context.Context) error {
+	cfg, err := m.config()
+	if err != nil {
+		return err
+	}
+	if err := m.begin(cfg); err != nil {
+		return err
+	}
+	ca, err := os.ReadFile(cfg.ClientTLSInfo.TrustedCAFile)
+	if err != nil {
+		return err
+	}
+	e, err := embed.StartEtcd(cfg)
+	if err != nil {
+		return fmt.Errorf("starting etcd: %w", err)
+	}
+	defer e.Close()
+	log := e.GetLogger()
+	ready := e.Server.ReadyNotify()
+	look := time.NewTicker(time.Minute)
+	defer look.Stop()
+	for {
+		select {
+		case <-ready:
+			log.Warn("egret-etcd serves", zap.String("name", m.name), zap.String("version", version), zap.String("endpoint", cfg.AdvertiseClientUrls[0].String()))
+			ready = nil
+		case <-look.C:
+			if now, err := os.ReadFile(cfg.ClientTLSInfo.TrustedCAFile); err == nil && !bytes.Equal(now, ca) {
+				ca = now
+				log.Error("the CAs changed, and etcd reads them when it starts: restart the members one after the other within a week",
+					zap.String("file", cfg.ClientTLSInfo.TrustedCAFile))
+			}
+		case <-e.Server.StopNotify():
+			return errors.New("etcd stopped by itself: its log says why")
+		case err := <-e.Err():
+			return err
+		case <-ctx.Done():
+			// Before its clients are closed, which takes seconds where they watch: a leader that hands over costs them less than an election.
+			if err := e.Server.TryTransferLeadershipOnShutdown(); err != nil {
+				log.Warn("the others will have to elect a leader", zap.Error(err))
+			}
+			return nil
+		}
+	}
+}
+
+// begin makes the data directory, from a snapshot where there is one and no data.
+func (m *member) begin(cfg *embed.Config) error {
+	if err := os.MkdirAll(filepath.Dir(m.dataDir), 0o700); err != nil {
+		return err
+	}
+	if m.restore == "" {
+		return nil
+	}
+	if entries, err := os.ReadDir(m.dataDir); err == nil && len(entries) > 0 {
+		return nil // it has begun
+	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+		return err
+	}
+	_ = os.Remove(m.dataDir) // an empty one is in the way of restoring; where it is not there, nothing is
+	// Beside its place, and moved when it is whole: a member must not begin with half of it.
+	half := strings.TrimSuffix(m.dataDir, "/") + ".restoring"
+	if err := os.RemoveAll(half); err != nil {
+		return err
+	}
+	err := snapshot.NewV3(zap.NewNop()).Restore(snapshot.RestoreConfig{
+		SnapshotPath: m.restore, Name: m.name, OutputDataDir: half, PeerURLs: []string{cfg.AdvertisePeerUrls[0].String()},
+		InitialCluster: m.initialCluster, InitialClusterToken: m.token,
+	})
+	if err != nil {
+		return fmt.Errorf("restoring --restore-from %s: %w", m.restore, err)
+	}
+	return os.Rename(half, m.dataDir)
+}

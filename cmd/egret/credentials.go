@@ -1,0 +1,54 @@
+package main
+
+import (
+	"fmt"
+	"time"
+
+	"github.com/spf13/cobra"
+	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/tools/clientcmd"
+
+	"github.com/egret-project/egret/crdsync/credentials"
+)
+
+func credentialsCommand() *cobra.Command {
+	var config, kubeconfig, master, level string
+	var once bool
+	cfg := credentials.Config{}
+	c := &cobra.Command{
+		Use:   "credentials",
+		Short: "Make and replace the certificates of Egret's own etcd, and the key of the gossip",
+		Long: "Keeps Secrets of one namespace: the CA of the etcd that Egret runs, certificates of its members and clients, and the key of the\n" +
+			"agents' gossip. Certificates live for 90 days and are replaced when 30 are left; the key is made once.",
+		Args: cobra.NoArgs,
+	}
+	s := c.Flags()
+	s.StringVar(&config, "config", "", "YAML file of these options, without the dashes; the command line wins")
+	s.StringVar(&kubeconfig, "kubeconfig", "", "kubeconfig file (default: the pod's service account)")
+	s.StringVar(&master, "master", "", "URL of the Kubernetes API, in place of the kubeconfig's")
+	s.StringVar(&cfg.Namespace, "namespace", "egret-system", "namespace of the Secrets")
+	s.StringVar(&cfg.Service, "etcd-service", "egret-etcd", "Service of etcd's members, whose name their certificates have")
+	s.StringVar(&cfg.Peers, "etcd-peer-service", "egret-etcd-peers", "headless Service that names each member to the others")
+	s.BoolVar(&once, "once", false, "make what is missing or due, and end")
+	s.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	c.RunE = configured(&config, func(c *cobra.Command, _ []string) error {
+		var err error
+		if cfg.Log, err = logger(level); err != nil {
+			return err
+		}
+		kube, err := clientcmd.BuildConfigFromFlags(master, kubeconfig)
+		if err != nil {
+			return fmt.Errorf("reading the Kubernetes configuration (--kubeconfig %q): %w", kubeconfig, err)
+		}
+		kube.Timeout = 10 * time.Second
+		if cfg.Kube, err = kubernetes.NewForConfig(kube); err != nil {
+			return err
+		}
+		if once {
+			return credentials.Once(c.Context(), cfg, time.Now())
+		}
+		cfg.Log.Info("egret credentials", "version", version, "namespace", cfg.Namespace, "api", kube.Host)
+		return credentials.Run(c.Context(), cfg)
+	})
+	return c
+}

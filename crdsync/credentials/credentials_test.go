@@ -1,0 +1,210 @@
+package credentials
+
+import (
+	"crypto/tls"
+	"crypto/x509"
+	"log/slog"
+	"maps"
+	"slices"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+	corev1 "k8s.io/api/core/v1"
+	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
+	"k8s.io/client-go/kubernetes"
+
+	"github.com/egret-project/egret/internal/kubetest"
+)
+
+// cluster is a namespace of a real API server.
+type cluster struct {
+	*testing.T
+	cfg Config
+}
+
+func newCluster(t *testing.T) cluster {
+	t.Helper()
+	kube, err := kubernetes.NewForConfig(kubetest.New(t))
+	if err != nil {
+		t.Fatal(err)
+	}
+	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "egret-system"}}
+	if _, err := kube.CoreV1().Namespaces().Create(t.Context(), ns, metav1.CreateOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	return cluster{t, Config{Kube: kube, Namespace: ns.Name, Service: "egret-etcd", Peers: "egret-etcd-peers", Log: slog.New(slog.DiscardHandler)}}
+}
+
+func (c cluster) secrets() map[string]corev1.Secret {
+	c.Helper()
+	list, err := c.cfg.Kube.CoreV1().Secrets(c.cfg.Namespace).List(c.Context(), metav1.ListOptions{})
+	if err != nil {
+		c.Fatal(err)
+	}
+	out := map[string]corev1.Secret{}
+	for _, s := range list.Items {
+		out[s.Name] = s
+	}
+	return out
+}
+
+func (c cluster) once(now time.Time) {
+	c.Helper()
+	if err := Once(c.Context(), c.cfg, now); err != nil {
+		c.Fatal(err)
+	}
+}
+
+// trusts fails the test unless whoever has the one Secret accepts a member, or a client, that has the other.
+func (c cluster) trusts(reader, shown corev1.Secret, now time.Time) {
+	c.Helper()
+	pair, err := tls.X509KeyPair(shown.Data[corev1.TLSCertKey], shown.Data[corev1.TLSPrivateKeyKey])
+	if err != nil {
+		c.Fatalf("%s: %v", shown.Name, err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(reader.Data["ca.crt"]) {
+		c.Fatalf("%s has no CA", reader.Name)
+	}
+	o := x509.VerifyOptions{Roots: pool, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
+	if shown.Name == "egret-etcd-server" {
+		o.KeyUsages, o.DNSName = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, c.cfg.ServerName()
+	}
+	_, err = pair.Leaf.Verify(o)
+	if err == nil && o.DNSName != "" {
+		o.DNSName = "egret-etcd-2.egret-etcd-peers.egret-system.svc" // as the other members dial it
+		_, err = pair.Leaf.Verify(o)
+	}
+	if err != nil {
+		c.Errorf("at %s, who has %s of revision %s does not trust %s of revision %s: %v",
+			now.Format(time.DateOnly), reader.Name, reader.ResourceVersion, shown.Name, shown.ResourceVersion, err)
+	}
+}
+
+var want = []string{"egret-etcd-agent", "egret-etcd-ca", "egret-etcd-crdsync", "egret-etcd-operator", "egret-etcd-root", "egret-etcd-server", "egret-gossip"}
+
+func TestSecretsAreMadeOnceBySeveralAndKept(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	now := time.Now()
+	var wg sync.WaitGroup
+	errs := make([]error, 5)
+	for i := range errs {
+		wg.Go(func() { errs[i] = Once(t.Context(), c.cfg, now) })
+	}
+	wg.Wait()
+	for _, err := range errs {
+		if err != nil {
+			t.Error(err)
+		}
+	}
+	made := c.secrets()
+	if d := cmp.Diff(want, slices.Sorted(maps.Keys(made))); d != "" {
+		t.Fatalf("secrets (-want +got):\n%s", d)
+	}
+	for _, s := range made {
+		if s.Name == gossipSecret || s.Name == caSecret {
+			continue
+		}
+		c.trusts(made["egret-etcd-server"], s, now)
+		c.trusts(s, made["egret-etcd-server"], now)
+		if len(s.Data) != 3 {
+			t.Errorf("%s has %v: want a certificate, its key, and the CA's certificate", s.Name, slices.Sorted(maps.Keys(s.Data)))
+		}
+	}
+	c.once(now.Add(leafLife / 2))
+	for name, s := range c.secrets() {
+		if s.ResourceVersion != made[name].ResourceVersion {
+			t.Errorf("%s was written again", name)
+		}
+	}
+	// What is deleted is made anew, but for nothing else.
+	if err := c.cfg.Kube.CoreV1().Secrets(c.cfg.Namespace).Delete(t.Context(), "egret-etcd-agent", metav1.DeleteOptions{}); err != nil {
+		t.Fatal(err)
+	}
+	c.once(now)
+	for name, s := range c.secrets() {
+		if same := s.UID == made[name].UID; same == (name == "egret-etcd-agent") {
+			t.Errorf("after egret-etcd-agent was deleted: %s is the same: %v", name, same)
+		}
+	}
+}
+
+// Pods read a changed Secret minutes later, and who was down reads it after days. So of two passes one after the other, whatever was written by one is
+// trusted by who has what was written by the other; and at no time is a certificate over.
+func TestFifteenYearsOfRotationPartNobody(t *testing.T) {
+	t.Parallel()
+	// Without an API server: several hundred passes would wait for it.
+	c := cluster{t, Config{Namespace: "egret-system", Service: "egret-etcd", Peers: "egret-etcd-peers"}}
+	made := map[string]corev1.Secret{}
+	keep := func(name string, _ corev1.SecretType, change change) error {
+		data, changed, err := change(made[name].Data)
+		if changed {
+			made[name] = corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: data}
+		}
+		return err
+	}
+	begin := time.Now()
+	var before map[string]corev1.Secret
+	var signers = map[string]bool{}
+	gossip := ""
+	for now := begin; now.Before(begin.Add(15 * 365 * 24 * time.Hour)); now = now.Add(9 * 24 * time.Hour) {
+		if err := c.cfg.pass(now, keep); err != nil {
+			t.Fatal(err)
+		}
+		secrets := maps.Clone(made)
+		server := secrets["egret-etcd-server"]
+		pair, err := tls.X509KeyPair(server.Data[corev1.TLSCertKey], server.Data[corev1.TLSPrivateKeyKey])
+		if err != nil {
+			t.Fatal(err)
+		}
+		signers[pair.Leaf.Issuer.String()] = true
+		if gossip == "" {
+			gossip = string(secrets[gossipSecret].Data["key"])
+		}
+		if string(secrets[gossipSecret].Data["key"]) != gossip {
+			t.Fatal("the gossip has another key")
+		}
+		for _, one := range []map[string]corev1.Secret{secrets, before} {
+			for _, other := range []map[string]corev1.Secret{secrets, before} {
+				if one != nil && other != nil {
+					c.trusts(one["egret-etcd-agent"], other["egret-etcd-server"], now)
+					c.trusts(one["egret-etcd-server"], other["egret-etcd-agent"], now)
+				}
+			}
+		}
+		before = secrets
+		if t.Failed() {
+			t.FailNow()
+		}
+	}
+	if len(signers) < 3 {
+		t.Errorf("%d CAs have signed in 15 years, want three", len(signers))
+	}
+}
+
+// A CA that cannot be read may be that of a newer version. Another one in its place would part etcd's members.
+func TestAFaultyCAIsNotReplaced(t *testing.T) {
+	t.Parallel()
+	c := newCluster(t)
+	c.once(time.Now())
+	made := c.secrets()
+	s := made[caSecret]
+	s.Data[corev1.TLSPrivateKeyKey] = []byte("of another version")
+	if _, err := c.cfg.Kube.CoreV1().Secrets(c.cfg.Namespace).Update(t.Context(), &s, metav1.UpdateOptions{}); err == nil {
+		err = Once(t.Context(), c.cfg, time.Now())
+		if err == nil || !strings.Contains(err.Error(), "Secret egret-system/egret-etcd-ca") || !strings.Contains(err.Error(), "delete it") {
+			t.Errorf("error %v: want one that names the Secret and the remedy", err)
+		}
+	} else {
+		t.Fatal(err)
+	}
+	for name, s := range c.secrets() {
+		if name != caSecret && s.ResourceVersion != made[name].ResourceVersion {
+			t.Errorf("%s was written", name)
+		}
+	}
+}

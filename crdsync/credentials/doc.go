@@ -1,0 +1,18 @@
+// Package credentials makes the Secrets that an installation needs and nobody should have to make by hand: certificates of the etcd that
+// Egret runs and of its clients, and the key of the agents' gossip. It replaces certificates when a third of their life is left.
+//
+// It owns these Secrets of one namespace, and nothing else:
+//
+//	egret-etcd-ca        the CA, and while it is replaced the next one: whoever reads it makes any of the others
+//	egret-etcd-server    the members, among each other and to clients
+//	egret-etcd-agent, -crdsync, -operator, -root   clients, whom etcd knows by the common name of the certificate
+//	egret-gossip         the gossip's key
+//
+// Invariants:
+//   - What is there and good is left alone: a pass over good Secrets writes nothing.
+//   - The gossip's key is made once and never changed. Agents with two keys do not hear each other.
+//   - Every certificate is trusted by all who read a Secret that was written before it: a new CA is trusted for a week before it signs, and
+//     the old one until it ends.
+//   - A Secret of ours that cannot be read is an error that names it and is left as it is: it may be of a newer version, and what it
+//     signed is in use. Deleting it is how a person asks for a new one.
+package credentials
