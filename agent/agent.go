@@ -111,7 +111,8 @@ type agent struct {
 	announced   map[netip.Addr]string    // as of the last pass that was complete
 	lastFault   string                   // what report logged last
 	lastSkipped string                   // what skipped logged last
-	faultySince time.Time                // since when passes cannot program everything; zero: they can
+	ready       readiness
+	faultySince time.Time // since when passes cannot program everything; zero: they can
 
 	asked     map[netip.Addr]time.Time  // since when a planned move that this node asked for is seen
 	avoid     map[string]time.Time      // until when a node is asked for nothing, since it did not get ready
@@ -123,6 +124,9 @@ type lock struct {
 	ip       netip.Addr
 	revision int64
 }
+
+// ReadyCheck is the name of the agent's check of /readyz: whoever waits before Run says so under it.
+const ReadyCheck = "agent"
 
 // Run is the agent of a node: it works in the network namespace of the calling thread until ctx ends, and then leaves kernel and lease
 // as they are, the locks under a lease of RestartGrace and the permits extended to its end, so that the next agent of the node carries on
@@ -144,6 +148,9 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer a.tables.Close()
+	if cfg.Monitor != nil {
+		cfg.Monitor.Ready(ReadyCheck, a.ready.check)
+	}
 	if err := a.start(ctx); err != nil {
 		return err
 	}
@@ -460,6 +467,9 @@ func (a *agent) loop(ctx context.Context) error {
 		a.metrics.passed(time.Since(began), err, a.inUse)
 		err = errors.Join(err, a.publishFaults(ctx, err))
 		a.report(ctx, err)
+		if a.view.Snapshot() != nil { // without one, a pass has nothing to do
+			a.ready.passed(err)
+		}
 		wait := time.Until(next)
 		if next.IsZero() {
 			wait = time.Hour

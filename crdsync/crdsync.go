@@ -10,6 +10,7 @@ import (
 	"math/bits"
 	"net/netip"
 	"slices"
+	"sync/atomic"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -111,6 +112,9 @@ func Run(ctx context.Context, cfg Config) error {
 			return fmt.Errorf("registering metrics: %w", err)
 		}
 	}
+	if cfg.Monitor != nil {
+		cfg.Monitor.Ready(ReadyCheck, r.check)
+	}
 	g, ctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return r.cache.Run(ctx) })
 	g.Go(func() error { return r.stand(ctx) })
@@ -135,6 +139,23 @@ type replica struct {
 	events  eventsclient.EventsGetter
 	cache   *store.Cache
 	metrics *metrics
+	reached atomic.Bool // the Kubernetes API, once
+}
+
+// ReadyCheck is the name of crdsync's check of /readyz: whoever waits before Run says so under it.
+const ReadyCheck = "crdsync"
+
+// check reports whether the replica has read etcd and reached the Kubernetes API since it began: then it can take over.
+func (r *replica) check() error {
+	select {
+	case <-r.cache.Ready():
+	default:
+		return errors.New("etcd has not been read yet")
+	}
+	if !r.reached.Load() {
+		return errors.New("the Kubernetes API has not answered yet")
+	}
+	return nil
 }
 
 // inUse returns the addresses that etcd shows as allocated.
@@ -159,6 +180,7 @@ func (r *replica) stand(ctx context.Context) error {
 		if err := r.reach(ctx); err != nil {
 			return err
 		}
+		r.reached.Store(true)
 		lead, end, err := r.campaign(ctx)
 		switch {
 		case errors.Is(err, errUnread):

@@ -18,6 +18,8 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"sigs.k8s.io/yaml"
+
+	"github.com/egret-project/egret/egress"
 )
 
 const chart = "../charts/egret"
@@ -425,4 +427,23 @@ func annotations(docs []document) map[string]string {
 		}
 	}
 	return out
+}
+
+// The kubelet asks at the loopback address of the node, where the daemons answer to nobody else, and a rollout waits for the answer.
+func TestProbesAskWhereTheDaemonsAnswer(t *testing.T) {
+	t.Parallel()
+	for _, variant := range []string{"as it comes", "bundled etcd"} {
+		pods := podsOf(decoded(t, variants[variant]))
+		for command, port := range map[string]int{"agent": egress.StatusPort, "crdsync": egress.SyncStatusPort} {
+			c := pods[command].Containers[0]
+			for path, probe := range map[string]*corev1.Probe{"/healthz": c.StartupProbe, "/readyz": c.ReadinessProbe} {
+				if probe == nil || probe.HTTPGet == nil || probe.HTTPGet.Host != "127.0.0.1" || probe.HTTPGet.Port.IntValue() != port || probe.HTTPGet.Path != path {
+					t.Errorf("%s: probe %+v, want %s at 127.0.0.1:%d", command, probe, path, port)
+				}
+			}
+			if c.LivenessProbe != nil {
+				t.Errorf("%s has a liveness probe: without etcd all would be restarted", command)
+			}
+		}
+	}
 }

@@ -123,7 +123,7 @@ func TestManifestsHaveNoUnknownField(t *testing.T) {
 	slices.Sort(kinds)
 	want := []string{
 		"ClusterRole", "ClusterRole", "ClusterRoleBinding", "ClusterRoleBinding", "ConfigMap", "CustomResourceDefinition",
-		"CustomResourceDefinition", "DaemonSet", "Deployment", "Egress", "Egress", "ExternalIPPool", "Namespace", "Role", "RoleBinding", "Service",
+		"CustomResourceDefinition", "DaemonSet", "Deployment", "Egress", "Egress", "ExternalIPPool", "Namespace", "PodDisruptionBudget", "Role", "RoleBinding", "Service",
 		"ServiceAccount", "ValidatingWebhookConfiguration",
 	}
 	if d := cmp.Diff(want, kinds); d != "" {

@@ -160,6 +160,7 @@ func (f *agentFlags) run(c *cobra.Command) error {
 			"it takes --gossip-port and --gossip-key-file")
 	}
 	cfg.Monitor, cfg.Metrics = f.monitor.server(log)
+	cfg.Monitor.Ready(agent.ReadyCheck, waitsForEtcd)
 	return serving(c.Context(), cfg.Monitor, func() error {
 		var err error
 		if cfg.Store, err = f.etcd.await(c.Context(), log); err != nil {

@@ -82,6 +82,7 @@ func crdsyncCommand() *cobra.Command {
 			return fmt.Errorf("reading the Kubernetes configuration (--kubeconfig %q): %w", kubeconfig, err)
 		}
 		cfg.Monitor, cfg.Metrics = watched.server(log)
+		cfg.Monitor.Ready(crdsync.ReadyCheck, waitsForEtcd)
 		return serving(c.Context(), cfg.Monitor, func() error {
 			client, err := etcd.await(c.Context(), log)
 			if err != nil {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 
@@ -34,6 +35,9 @@ func (f *monitorFlags) server(log *slog.Logger) (*monitor.Server, *prometheus.Re
 	cfg.Metrics, cfg.Log = metrics, log
 	return monitor.New(cfg), metrics
 }
+
+// waitsForEtcd is what a daemon says until it has registered a check of its own: one without any would be ready.
+func waitsForEtcd() error { return errors.New("etcd has not answered yet: see the log") }
 
 // serving serves status from before a daemon runs until it has ended, also while it says its last words.
 func serving(ctx context.Context, s *monitor.Server, daemon func() error) error {

@@ -1,0 +1,24 @@
+package agent
+
+import (
+	"errors"
+	"testing"
+)
+
+// A DaemonSet goes on to the next node when the agent of this one is ready.
+func TestAnAgentIsReadyWhenAPassIsWhole(t *testing.T) {
+	var r readiness
+	if r.check() == nil {
+		t.Error("ready before any pass")
+	}
+	fault := errors.New("creating table inet egret: operation not supported")
+	r.passed(fault)
+	if err := r.check(); !errors.Is(err, fault) {
+		t.Errorf("after a pass that failed: %v, want its error", err)
+	}
+	r.passed(nil)
+	r.passed(fault)
+	if err := r.check(); err != nil {
+		t.Errorf("an agent that worked is not ready for a later fault: %v", err)
+	}
+}
