@@ -285,7 +285,11 @@ func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) 
 	if err != nil {
 		return fmt.Errorf("reading the permits of the former agent: %w", err)
 	}
-	held, err := l.Owned(ctx)
+	owned := l.Renumber
+	if former.Restarting {
+		owned = l.Owned // they get new revisions with their next lease
+	}
+	held, err := owned(ctx)
 	if err != nil {
 		return err
 	}
@@ -296,7 +300,7 @@ func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) 
 	}
 	a.setLease(l)
 	a.since = former.Since
-	a.permits.bounded = a.permits.bounded || former.Revocable
+	a.permits.bounded, a.permits.known = a.permits.bounded || former.Revocable, former.Revocable
 	if err := l.Confirm(ctx, a.Node); err != nil {
 		return err
 	}
@@ -316,7 +320,11 @@ func (a *agent) resume(held []netip.Addr, left map[netip.Addr]time.Duration) {
 			delete(left, ip)
 		}
 	}
-	if err := errors.Join(a.tables.Revoke(slices.Collect(maps.Keys(left))...), a.permits.grant(list, a.currentLease())); err != nil {
+	err := a.tables.Revoke(slices.Collect(maps.Keys(left))...)
+	if len(list) > 0 {
+		err = errors.Join(err, a.permits.grant(list, a.currentLease()))
+	}
+	if err != nil {
 		a.Log.Warn("permits of the former agent not renewed; the first pass does that", "err", err) // the tables may be damaged
 	}
 }
@@ -425,17 +433,18 @@ func (a *agent) confirm(ctx context.Context) error {
 	}
 }
 
-// peers returns the other agents, as etcd last had them.
-func (a *agent) peers() []string {
-	var out []string
-	if s := a.view.Snapshot(); s != nil {
-		for name := range s.Agents {
-			if name != a.Node {
-				out = append(out, name)
-			}
+// peers returns the other agents, as etcd last had them. known is false before the first snapshot.
+func (a *agent) peers() (names []string, known bool) {
+	s := a.view.Snapshot()
+	if s == nil {
+		return nil, false
+	}
+	for name := range s.Agents {
+		if name != a.Node {
+			names = append(names, name)
 		}
 	}
-	return out
+	return names, true
 }
 
 // wake marks the loop dirty. It never blocks.
@@ -541,7 +550,7 @@ func (a *agent) lengthen(ctx context.Context) (*store.Lease, error) {
 	r.Node, r.Restarting, r.Revocable = a.Node, true, false
 	return next, a.currentLease().MoveTo(ctx, next, r, func(ip netip.Addr) bool {
 		// One that came just now would wait for the next agent: others can use it at once.
-		return s == nil || a.permits.answering(ip) || plan.PoolOf(s, ip) == ""
+		return s == nil || a.permits.keeps(ip) || plan.PoolOf(s, ip) == ""
 	})
 }
 

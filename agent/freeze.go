@@ -20,8 +20,9 @@ type freeze struct {
 	send      func(node string, message []byte)
 	renew     func()           // the permits, now; must not block
 	confirmed func() time.Time // when the lease was last confirmed
-	peers     func() []string  // all other agents, as etcd last had them
-	wake      func()           // the agent: somebody is astray; must not block
+	// peers returns all other agents, as etcd last had them; known is false while this process has not seen it.
+	peers func() (names []string, known bool)
+	wake  func() // the agent: somebody is astray; must not block
 
 	process uint64 // tells the answers to a former process of the node apart
 	start   time.Time
@@ -68,7 +69,8 @@ func (f *freeze) run(ctx context.Context) error {
 		if !f.missing() || !f.keep {
 			continue
 		}
-		for _, peer := range f.peers() {
+		peers, _ := f.peers()
+		for _, peer := range peers {
 			f.say(peer, message{Process: f.process, Sent: time.Since(f.start), Silent: time.Since(f.confirmed()) > f.length})
 		}
 	}
@@ -147,10 +149,14 @@ func (f *freeze) frozen() time.Time {
 	if !f.keep {
 		return time.Time{}
 	}
+	peers, known := f.peers()
+	if !known {
+		return time.Time{} // nobody knows who has to promise
+	}
 	f.mu.Lock()
 	defer f.mu.Unlock()
 	oldest := time.Now()
-	for _, peer := range f.peers() {
+	for _, peer := range peers {
 		if f.asked[peer].Before(oldest) {
 			oldest = f.asked[peer]
 		}

@@ -81,6 +81,7 @@ type wire struct {
 	confirmed map[string]time.Time
 	cut       map[string]bool
 	silent    bool // who asks has no permits
+	blind     bool // nobody has seen etcd yet
 	all       map[string]*freeze
 }
 
@@ -89,7 +90,9 @@ func newWire(length time.Duration, names ...string) *wire {
 	for _, me := range names {
 		w.all[me] = newFreeze(&freeze{
 			length: length, keep: true, renew: func() {}, wake: func() {},
-			peers: func() []string { return slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == me }) },
+			peers: func() ([]string, bool) {
+				return slices.DeleteFunc(slices.Clone(names), func(n string) bool { return n == me }), !w.blind
+			},
 			send: func(to string, b []byte) {
 				w.mu.Lock()
 				cut := w.cut[me] || w.cut[to]
@@ -111,7 +114,8 @@ func newWire(length time.Duration, names ...string) *wire {
 // ask lets an agent ask all others, and returns whether all promised.
 func (w *wire) ask(who string) bool {
 	f, now := w.all[who], time.Now()
-	for _, peer := range f.peers() {
+	peers, _ := f.peers()
+	for _, peer := range peers {
 		f.say(peer, message{Process: f.process, Sent: time.Since(f.start), Silent: w.silent})
 	}
 	return !f.frozen().Before(now)
@@ -150,6 +154,18 @@ func TestIPsAreKeptOnlyWhileAllHaveLostEtcd(t *testing.T) {
 				t.Errorf("a keeps its IPs: %t, want %t", got, tt.want)
 			}
 		})
+	}
+}
+
+// TestWhoDoesNotKnowTheOthersHasNoPromiseOfAll: an agent that adopted permits, and lost etcd before it had seen it, kept them for as long as
+// that took.
+func TestWhoDoesNotKnowTheOthersHasNoPromiseOfAll(t *testing.T) {
+	for _, names := range [][]string{{"a"}, {"a", "b"}} {
+		w := newWire(time.Minute, names...)
+		w.etcd()
+		if w.blind = true; w.ask("a") {
+			t.Errorf("one of %v keeps its IPs, and does not know who the others are", names)
+		}
 	}
 }
 

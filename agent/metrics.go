@@ -338,7 +338,8 @@ func (a *agent) readMetrics(put func(d monitor.Metric, value float64, labels ...
 	}
 	if a.gossip != nil {
 		members := map[gossip.State]int{gossip.Alive: 0, gossip.Dead: 0, gossip.Left: 0, gossip.Unknown: 0}
-		for _, peer := range a.peers() {
+		peers, _ := a.peers()
+		for _, peer := range peers {
 			members[a.gossip.State(peer)]++
 		}
 		for state, n := range members {

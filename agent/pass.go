@@ -97,14 +97,24 @@ func (a *agent) letGo(ctx context.Context, t turn) error {
 	var errs []error
 	for _, o := range t.Owners {
 		if a.holds(t, o) {
-			ok, err := a.Store.Release(ctx, o)
-			if errs = append(errs, err); ok {
-				a.metrics.add(metricReleases, 1, string(egress.ReasonRelease))
-				a.Log.Info("released", "egress_ip", o.IP)
-			}
+			errs = append(errs, a.release(ctx, o))
 		}
 	}
 	return errors.Join(errs...)
+}
+
+// release gives a lock back. An IP that this node has not used yet may be another's still, for which whoever is next has to wait.
+func (a *agent) release(ctx context.Context, o egress.Owner) error {
+	release := a.Store.ReleaseUnused
+	if a.inUse[lock{o.IP, o.Revision}] {
+		release = a.Store.Release
+	}
+	ok, err := release(ctx, o)
+	if ok {
+		a.metrics.add(metricReleases, 1, string(egress.ReasonRelease))
+		a.Log.Info("released", "egress_ip", o.IP)
+	}
+	return err
 }
 
 // turn is what one pass works from.
@@ -335,7 +345,7 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 	// Milliseconds are usual. While etcd does not answer, the kernel is looked after all the same.
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	errs := []error{a.publish(ctx, t, fenced)}
+	errs := []error{a.publish(ctx, t)}
 	if !fenced {
 		return time.Time{}, errors.Join(errs...)
 	}
@@ -343,11 +353,7 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 		if !a.holds(t, o) {
 			continue // a former lease of this node
 		}
-		ok, err := a.Store.Release(ctx, o)
-		if errs = append(errs, err); ok {
-			a.metrics.add(metricReleases, 1, string(egress.ReasonRelease))
-			a.Log.Info("released", "egress_ip", o.IP)
-		}
+		errs = append(errs, a.release(ctx, o))
 	}
 	for _, m := range plan.Arrivals(t.Snapshot, t.facts) {
 		if !m.ReadyAt(t.Agents[a.Node]) && t.roles[m.IP] == plan.Arrive && !d.NFT.KeepSenders && !hampers(faulty, d, m.IP) {
@@ -384,7 +390,7 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 }
 
 // publish keeps agents/<node> up to date.
-func (a *agent) publish(ctx context.Context, t turn, fenced bool) error {
+func (a *agent) publish(ctx context.Context, t turn) error {
 	if a.since.IsZero() {
 		a.since = time.Now().UTC().Truncate(time.Second)
 	}
@@ -403,8 +409,7 @@ func (a *agent) publish(ctx context.Context, t turn, fenced bool) error {
 		r.Conflicts[ip] = c.String()
 	}
 	r.Dropped, r.Ports = a.drops.why(), a.ports.use()
-	// What a former agent extended is cut by now.
-	r.Revocable = a.gossip != nil && (fenced || have.Revocable)
+	r.Revocable = a.gossip != nil && a.permits.revocable()
 	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) &&
 		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Dropped, r.Dropped) && maps.Equal(have.Refused, r.Refused) && samePorts(have.Ports, r.Ports) && have.Revocable == r.Revocable && have.Restarting == r.Restarting {
 		return nil

@@ -37,6 +37,9 @@ type permits struct {
 	last  bool      // extended: never renewed again
 	slow  error     // why the last renewal took a commit
 
+	// known: the kernel acknowledged that it has no permits but bounded ones, or the record of the former agent said so.
+	known bool
+
 	gone, silent []netip.Addr // withdrawn, wholly and to answer, and the kernel has not confirmed it
 }
 
@@ -97,7 +100,29 @@ func (p *permits) grant(list []nft.Permit, lease *store.Lease) error {
 	// Read, not remembered: the tables may have been made anew since. What cannot be read is written.
 	same, err := p.tables.Permitted(list)
 	p.written = same && err == nil
+	if len(list) == 0 {
+		return p.clearLocked()
+	}
 	return p.renewLocked()
+}
+
+// clearLocked ends all permits that the kernel has, as those of a former agent whose lease is gone.
+func (p *permits) clearLocked() error {
+	if !p.written {
+		if err := p.tables.Permit(nil, 0); err != nil {
+			return err
+		}
+		p.written, p.gone, p.silent = true, nil, nil
+	}
+	p.known = true
+	return nil
+}
+
+// revocable reports whether peers may revoke the lease: what follows from what the kernel acknowledged, not from what it was asked for.
+func (p *permits) revocable() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.known && p.bounded
 }
 
 // extend renews the permits to the end of the lease, under which their locks are and which nobody revokes, and returns how long that is.
@@ -108,11 +133,11 @@ func (p *permits) extend(lease *store.Lease) (time.Duration, error) {
 	return time.Until(lease.Valid()), p.renewLocked()
 }
 
-// answering reports whether the kernel was told to answer for ip.
-func (p *permits) answering(ip netip.Addr) bool {
+// keeps reports whether the kernel was told to answer for ip, or has not confirmed that it ceased to.
+func (p *permits) keeps(ip netip.Addr) bool {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return slices.ContainsFunc(p.list, func(have nft.Permit) bool { return have.IP == ip && have.Answer })
+	return slices.Contains(p.gone, ip) || slices.Contains(p.silent, ip) || slices.ContainsFunc(p.list, func(have nft.Permit) bool { return have.IP == ip && have.Answer })
 }
 
 // answers reports whether the permit to answer for ip is alive.
@@ -154,6 +179,7 @@ func (p *permits) renewLocked() error {
 		switch {
 		case err == nil:
 			p.limit, p.until, p.slow = limit, ends, nil
+			p.known = p.known || p.bounded
 			return nil
 		case errors.Is(err, errUnconfirmed):
 			return err
@@ -185,6 +211,7 @@ func (p *permits) writeLocked() error {
 	}
 	// One transaction made both what they are, and all of it was done.
 	p.written, p.gone, p.silent = end.Sub(wrote) >= shortest, nil, nil
+	p.known = p.known || p.bounded
 	p.limit, p.until = limit, end
 	return nil
 }

@@ -113,6 +113,69 @@ func TestWithdrawnPermitsAreGoneAtOnceAndOthersStay(t *testing.T) {
 	}
 }
 
+// A former agent left permits that are longer than P: of a lease without gossip, or one that was to outlive a restart.
+func TestPeersMayRevokeOnlyWhatTheKernelHasBounded(t *testing.T) {
+	client, tables := world(t)
+	ip := netip.MustParseAddr("10.10.0.11")
+	former := []nft.Permit{{IP: ip, Answer: true}}
+	lease, err := client.Grant(t.Context(), time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.PutAgent(t.Context(), lease, egress.Agent{Node: "a"}); err != nil {
+		t.Fatal(err)
+	}
+	for name, list := range map[string][]nft.Permit{"it holds the IP": former, "its lease is another": nil} {
+		if err := tables.Permit(former, 10*time.Second); err != nil {
+			t.Fatal(err)
+		}
+		p := permitsOf(t, tables, 300*time.Millisecond)
+		p.bounded = true
+		// The lease is not confirmed yet, so nothing is written.
+		if err := p.grant(list, lease); list != nil && (!errors.Is(err, errUnconfirmed) || p.revocable()) {
+			t.Errorf("%s, not confirmed: %v, revocable %t, while the kernel goes on for seconds", name, err, p.revocable())
+		}
+		if err := lease.Confirm(t.Context(), "a"); err != nil {
+			t.Fatal(err)
+		}
+		if err := p.grant(list, lease); err != nil || !p.revocable() {
+			t.Errorf("%s: %v, revocable %t", name, err, p.revocable())
+		}
+		left, err := tables.Permits()
+		if err != nil || left[ip] > p.length || list == nil && left[ip] > 0 {
+			t.Errorf("%s: %v left, %v", name, left[ip], err)
+		}
+		if lease, err = client.Grant(t.Context(), time.Minute); err != nil {
+			t.Fatal(err)
+		}
+		if err := client.PutAgent(t.Context(), lease, egress.Agent{Node: "a"}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
+// An agent that is told to stop keeps the lock of an IP that its kernel still answers for, whatever it was asked for.
+func TestALockIsKeptUntilTheKernelIsSilent(t *testing.T) {
+	client, tables := world(t)
+	lease, err := client.Grant(t.Context(), time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	ip := netip.MustParseAddr("10.10.0.11")
+	p := permitsOf(t, tables, time.Minute)
+	if err := p.grant([]nft.Permit{{IP: ip, Answer: true}}, lease); err != nil || !p.keeps(ip) {
+		t.Fatalf("answering: %v, keeps %t", err, p.keeps(ip))
+	}
+	p.silent = []netip.Addr{ip} // as after a withdrawal that the kernel refused
+	p.list = []nft.Permit{{IP: ip}}
+	if !p.keeps(ip) {
+		t.Error("the lock of an IP that the kernel answers for is given back")
+	}
+	if err := p.withdraw([]nft.Permit{{IP: ip}}); err != nil || p.keeps(ip) {
+		t.Errorf("silent: %v, keeps %t", err, p.keeps(ip))
+	}
+}
+
 func TestPermitsWithoutGossipEndWithTheLease(t *testing.T) {
 	client, tables := world(t)
 	lease, err := client.Grant(t.Context(), 60*time.Second)

@@ -104,12 +104,23 @@ func (c *Client) released(ctx context.Context, ip netip.Addr, by string) (from s
 	return by, []clientv3.Cmp{since.WithPrefix()}
 }
 
-// Release gives up the lock of an egress IP. false: it is not the one of o.Revision any more, and stays.
+// Release gives up the lock of an egress IP, of which the node is silent. false: it is not the one of o.Revision any more, and stays.
 func (c *Client) Release(ctx context.Context, o egress.Owner) (bool, error) {
+	return c.release(ctx, o, o.Node)
+}
+
+// ReleaseUnused is Release for a node that has not used the IP since it got the lock, and may not have waited for the owner before it to fall
+// silent: whoever is next has to.
+func (c *Client) ReleaseUnused(ctx context.Context, o egress.Owner) (bool, error) {
+	return c.release(ctx, o, "")
+}
+
+// release gives up a lock; from is who is known to be silent, and empty when nobody is.
+func (c *Client) release(ctx context.Context, o egress.Owner, from string) (bool, error) {
 	if o.Revision == 0 {
 		return false, fmt.Errorf("releasing %s: the record has no revision", o.IP)
 	}
-	h, err := c.putTenure(egress.Tenure{IP: o.IP, Why: egress.ReasonRelease, From: o.Node})
+	h, err := c.putTenure(egress.Tenure{IP: o.IP, Why: egress.ReasonRelease, From: from})
 	if err != nil {
 		return false, err
 	}

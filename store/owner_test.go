@@ -393,6 +393,86 @@ func TestEveryChangeOfOwnerIsInTheHistoryAndNothingElse(t *testing.T) {
 	}
 }
 
+// n1 holds ip1, and its kernel answers although the agent is frozen. n2 gets the lock, and gives it back before it has waited for n1.
+func TestALockThatWasNotUsedIsNotTakenOverAtOnce(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	held := func() egress.Owner {
+		t.Helper()
+		o, err := DecodeOwner(get(t, s.Client(), OwnerKey(ip1)))
+		if err != nil {
+			t.Fatal(err)
+		}
+		return o
+	}
+	for name, giveBack := range map[string]func(*Lease) error{
+		"it may not hold the IP any more": func(*Lease) error {
+			_, err := c.ReleaseUnused(t.Context(), held())
+			return err
+		},
+		"it is told to stop": func(l *Lease) error {
+			return l.MoveTo(t.Context(), grant(t, c, time.Minute), egress.Agent{Node: "n2"}, func(netip.Addr) bool { return false })
+		},
+	} {
+		second := owner
+		second.Node = "n2"
+		l := grant(t, c, time.Minute)
+		if err := c.PutAgent(t.Context(), l, egress.Agent{Node: "n2"}); err != nil {
+			t.Fatal(err)
+		}
+		claim(t, c, l, second)
+		if err := giveBack(l); err != nil {
+			t.Fatal(err)
+		}
+		third := owner
+		third.Node, third.From = "n3", "n2"
+		claim(t, c, grant(t, c, time.Minute), third)
+		if o := held(); o.Node != "n3" || o.From != "" {
+			t.Errorf("%s: the owner is %s from %q: it would use the IP at once", name, o.Node, o.From)
+		}
+		del(t, c, OwnerKey(ip1))
+		del(t, c, AgentKey("n2"))
+	}
+}
+
+// An agent was killed with a change under way, and its successor has adopted the lease.
+func TestWhatAFormerProcessSentDoesNothingToRenumberedLocks(t *testing.T) {
+	c := dial(t, start(t))
+	h := prepare(t, c)
+	under := func() *Lease {
+		t.Helper()
+		l, err := c.Adopt(t.Context(), h.owner(t).Lease)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	ips, err := under().Renumber(t.Context())
+	if err != nil || len(ips) != 1 || ips[0] != ip1 {
+		t.Fatalf("renumbered %v, %v, want %s", ips, err, ip1)
+	}
+	o := h.owner(t)
+	if o.Revision <= h.o.Revision {
+		t.Errorf("revision %d, want one after %d", o.Revision, h.o.Revision)
+	}
+	if ok, err := c.HandOver(t.Context(), h.o, h.m, h.to); ok || err != nil {
+		t.Errorf("the former process hands over: %t, %v", ok, err)
+	}
+	if ok, err := c.Release(t.Context(), h.o); ok || err != nil {
+		t.Errorf("the former process gives back: %t, %v", ok, err)
+	}
+	o.Revision, h.o.Revision = 0, 0
+	if diff := cmp.Diff(h.o, o, compare); diff != "" {
+		t.Errorf("the lock changed (-before +after):\n%s", diff)
+	}
+	if ok, err := c.HandOver(t.Context(), h.owner(t), h.m, h.to); !ok || err != nil {
+		t.Errorf("the successor hands over: %t, %v", ok, err)
+	}
+	if err := c.Revoke(t.Context(), h.owner(t).Lease); err != nil {
+		t.Fatal(err)
+	}
+}
+
 func TestAnIPIsUnusedFromItsAllocationToItsFirstOwner(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
