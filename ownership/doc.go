@@ -1,0 +1,61 @@
+// Package ownership decides for the agent of one node which egress IPs its kernel answers for and sends with, and what it does about their
+// locks in etcd. Machine is pure: it has no I/O, no goroutine, no clock and no log. Events go in, effects come out, and time is an argument.
+//
+// The package agent does not run it yet: it still decides by its own code (permits.go, freeze.go, pass.go), of which this package is an
+// extract with the same numbers, waits and conditions. The tests of this package are what judges both; what they found is mended in both.
+// Planned moves that a node asks for by itself (drain, rebalance), questions about other holders of an IP, and what the kernel holds beside
+// its permits are the agent's own.
+//
+// # The promise
+//
+// No two kernels answer for one egress IP at any moment. All that follows is with gossip; without, the last section.
+//
+// # Why it holds
+//
+// P is Config.Permit. A node may answer for an IP from when Machine.roles says plan.Hold, until its kernel's permit ends. So there are two
+// sides, which meet at the lock: when a permit of a former owner has certainly ended, and when a new one begins.
+//
+// A permit ends P after a moment at which nobody had revoked the lease of its lock, whatever agent, network and etcd do from then on:
+//
+//  1. etcd's yes counts from when the question was sent, not from when the answer came (Machine.confirmed).
+//  2. Only a linearizable read counts; a leader of etcd that was cut off still grants renewals (Lease.renewed leaves Confirmed alone).
+//  3. What is known of one lease says nothing about locks under another (Machine.limit).
+//  4. The kernel gets a tenth of P less than the bound, for the write and for clocks of different speed (Machine.Look). A write that took
+//     longer than half of that is cut by whoever wrote it.
+//  5. A permit that was narrowed is never lengthened, and what the kernel did not acknowledge is asked for again (Machine.Narrow).
+//
+// A new owner begins when no permit of a former one can be left:
+//
+//  6. It waits P from when it saw its own lock, which came after the end of the former lease (Machine.roles). The two spans of P are on two
+//     clocks, and the later one does not begin before the earlier one.
+//  7. It need not wait when the former owner fell silent before the lock changed: it handed the IP over (Machine.settle: only with the role
+//     plan.Relay, after the kernel acknowledged the silence), or gave it back. An owner that gives back what it has not used yet has not
+//     waited itself, so whoever is next has to (Release.Unused).
+//  8. It need not wait for an IP that its own kernel answers for all along (Adopted). What a former process of the node sent may still be on
+//     its way to etcd: so the next one gives all its locks new revisions before it resumes their permits, and a late Release or HandOver, which
+//     is of the old revision, does nothing.
+//  9. Peers revoke only the lease of an agent that says in its record that its permits are bounded, and it says so when its kernel has
+//     acknowledged that it has no others (Machine.revocable).
+//
+// While all agents have lost etcd, permits go on by promises:
+//
+//  10. A promise binds for P from when it is given: no claim, no revocation (Machine.act), no use of what was claimed and not used yet
+//     (Machine.roles). It counts from when it was asked for, so it ends for who asked before it ends for who promised (promises.heard).
+//  11. All that could claim have to promise (promises.all); before the first snapshot nobody knows who that is, and no promise counts.
+//  12. A promise carries on what etcd's yes began, and begins nothing (Machine.limit, now.Before(p.limit)).
+//  13. A process that begins does not know what its former one promised, so it is bound for P (promises.init).
+//  14. Answers to a former process count for nothing (Message.Process).
+//
+// A restart: the locks move to a lease that nobody revokes, then the permits are lengthened to its end (Extended). Locks that the kernel
+// answers for, or has not acknowledged silence about, move along; others are given back (Machine.Keeps).
+//
+// Without gossip nobody revokes: permits end when the lease does, at the earliest, and claimers wait P from then. The premise is that etcd
+// keeps a lease for its TTL after each renewal that it granted.
+//
+// # What is assumed
+//
+// P is the same on all nodes. Clocks of nodes differ in speed by half a percent at most. A process is not frozen between its look at the clock
+// and a commit of permits for longer than the margin (the agent cuts such a commit as soon as it runs again). A machine is not paused together
+// with its clock. Etcd is linearizable, and is not restored to an older revision. No agent joins that those who have lost etcd do not know.
+// The tests say more in docs/ownership.md.
+package ownership

@@ -1,0 +1,330 @@
+package ownership
+
+import (
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/plan"
+)
+
+// Config is what a Machine works with. All durations are by the clock of its node.
+type Config struct {
+	Node       string
+	Permit     time.Duration // P: for how long the kernel goes on when nobody renews; what a claimer waits
+	ClaimDelay time.Duration // how much longer each next candidate of an IP waits
+	Linger     time.Duration // for how long a former owner relays after a planned move
+	Gossip     bool          // the agents say to each other who is alive; permits are bounded
+	Freeze     bool          // keep the IPs while all agents have lost etcd
+	Process    uint64        // tells the answers to a former process of the node apart
+	Start      time.Time     // of the process
+}
+
+// Machine decides for the agent of one node. It is not safe for concurrent use.
+type Machine struct {
+	cfg      Config
+	lease    Lease
+	permits  permits
+	promises promises
+	tenures  tenures
+	peers    peers
+	claims   claims
+	view     *egress.Snapshot // the last one
+	pass     pass
+}
+
+// pass is one round of work: what it began from, and what it is about to do.
+type pass struct {
+	snapshot *egress.Snapshot
+	facts    plan.Facts
+	lease    int64 // one for the whole pass: another one means other locks
+	now      time.Time
+	roles    map[netip.Addr]plan.Role
+	next     time.Time // when there is more to do by time alone
+}
+
+// New returns the machine of a process that begins, without a lease.
+func New(cfg Config) *Machine {
+	m := &Machine{cfg: cfg}
+	m.permits.bounded = cfg.Gossip
+	m.promises.init(cfg)
+	m.tenures.init()
+	m.peers.init()
+	return m
+}
+
+// Event is what happened. Those that begin a stage of a pass come in the order View, Facts, Programmed, Settled.
+type Event interface{ event() }
+
+type (
+	// Granted: etcd gave a lease, or renewed one that was adopted, at the request sent at Sent. The machine's locks are under it from now on.
+	Granted struct {
+		Lease int64
+		Sent  time.Time
+		TTL   time.Duration
+	}
+	// Renewed: etcd renewed the lease at the request sent at Sent.
+	Renewed struct {
+		Lease int64
+		Sent  time.Time
+		TTL   time.Duration
+	}
+	// Lost: etcd does not know the lease.
+	Lost struct{ Lease int64 }
+	// Confirmed: agents/<node> was there under the lease, in a linearizable read that was sent at Sent and answered at Revision.
+	Confirmed struct {
+		Lease    int64
+		Sent     time.Time
+		Revision int64
+	}
+	// View: etcd as it was at one revision. It begins a pass.
+	View struct{ Snapshot *egress.Snapshot }
+	// Facts: what the node knows of itself, who is dead by the gossip, and the IPs of which the node asks whether another host has them.
+	Facts struct {
+		Facts  plan.Facts
+		Dead   func(node string) bool
+		Asking []netip.Addr
+	}
+	// Programmed: the kernel holds what the roles ask for. Not Fenced: its tables do not.
+	Programmed struct{ Fenced bool }
+	// Settled: the effects of Programmed were tried.
+	Settled struct{}
+	// HandedOver: etcd's answer to a HandOver, or none (Err).
+	HandedOver struct {
+		IP  netip.Addr
+		OK  bool
+		Err bool
+	}
+	// Heard: a peer's word.
+	Heard struct {
+		From    string
+		Message Message
+	}
+	// Question: it is time to ask the peers for promises, every tenth of P.
+	Question struct{}
+	// Adopted: this process goes on with the permits that the kernel had for locks under its lease.
+	Adopted struct {
+		IPs       []netip.Addr
+		Revocable bool // as the former agent's record said
+	}
+	// Extended: the locks are under a lease that outlives the process, and which nobody revokes: the permits may last as long.
+	Extended struct {
+		Lease int64
+		Sent  time.Time
+		TTL   time.Duration
+	}
+)
+
+func (Granted) event()    {}
+func (Renewed) event()    {}
+func (Lost) event()       {}
+func (Confirmed) event()  {}
+func (View) event()       {}
+func (Facts) event()      {}
+func (Programmed) event() {}
+func (Settled) event()    {}
+func (HandedOver) event() {}
+func (Heard) event()      {}
+func (Question) event()   {}
+func (Adopted) event()    {}
+func (Extended) event()   {}
+
+// Effect is what is to be done, in the order of the list.
+type Effect interface{ effect() }
+
+type (
+	// Withdraw ends every permit at once.
+	Withdraw struct{}
+	// Restrict ends at once what May does not allow of a permit.
+	Restrict struct{}
+	// Renew renews the permits now.
+	Renew struct{}
+	// Program makes the kernel hold what the roles ask for, its permits included.
+	Program struct{ Roles map[netip.Addr]plan.Role }
+	// Publish says in agents/<node> whether peers may revoke the lease.
+	Publish struct{ Revocable bool }
+	// Release gives a lock back, if it is of that revision still. Unused: this node has not waited yet until the owner before it was
+	// certainly silent, so whoever is next has to.
+	Release struct {
+		Owner  egress.Owner
+		Unused bool
+	}
+	// Ready says that this node, the target of the move, is ready.
+	Ready struct{ Move egress.Move }
+	// HandOver gives a lock to the target of a move, if all three are of their revisions.
+	HandOver struct{ plan.Departure }
+	// Revoke ends the lease of an agent. Former: it is one of this node's own former life.
+	Revoke struct {
+		Node   string
+		Lease  int64
+		Former bool
+	}
+	// Claim takes a lock that nobody has. From is who had it last.
+	Claim struct {
+		plan.Claim
+		From string
+	}
+	// Say sends a message to a peer, which may get lost.
+	Say struct {
+		To      string
+		Message Message
+	}
+	// Wake begins a pass: something changed that the view does not show.
+	Wake struct{}
+)
+
+func (Withdraw) effect() {}
+func (Restrict) effect() {}
+func (Renew) effect()    {}
+func (Program) effect()  {}
+func (Publish) effect()  {}
+func (Release) effect()  {}
+func (Ready) effect()    {}
+func (HandOver) effect() {}
+func (Revoke) effect()   {}
+func (Claim) effect()    {}
+func (Say) effect()      {}
+func (Wake) effect()     {}
+
+// Step takes an event in and says what is to be done.
+func (m *Machine) Step(now time.Time, e Event) []Effect {
+	switch e := e.(type) {
+	case Granted:
+		m.lease = Lease{ID: e.Lease, TTL: e.TTL, Valid: e.Sent.Add(e.TTL)}
+	case Renewed:
+		m.lease.renewed(e)
+	case Lost:
+		return m.lost(e)
+	case Confirmed:
+		m.confirmed(e)
+	case View:
+		return m.begin(now, e)
+	case Facts:
+		return m.plan(now, e)
+	case Programmed:
+		return m.settle(e)
+	case Settled:
+		return m.act(now)
+	case HandedOver:
+		if e.OK || e.Err { // an answer may get lost
+			m.tenures.linger[e.IP] = now.Add(m.cfg.Linger)
+		}
+	case Heard:
+		return m.promises.heard(now, e, m.lease.Confirmed)
+	case Question:
+		return m.promises.ask(now, m.lease.Confirmed, m.others)
+	case Adopted:
+		for _, ip := range e.IPs {
+			m.tenures.adopted[ip] = true
+		}
+		m.permits.bounded, m.permits.known = m.permits.bounded || e.Revocable, e.Revocable
+	case Extended:
+		m.lease = Lease{ID: e.Lease, TTL: e.TTL, Valid: e.Sent.Add(e.TTL)}
+		m.permits.bounded, m.permits.lease, m.permits.last = false, e.Lease, true
+	}
+	return nil
+}
+
+// Next returns when the machine has more to do by time alone, as of its last pass; zero: never.
+func (m *Machine) Next() time.Time { return m.pass.next }
+
+// Lease returns what is known of the lease.
+func (m *Machine) Lease() Lease { return m.lease }
+
+// begin begins a pass. First, and by the snapshot alone: an IP that is not this node's any more is not answered for, whatever fails later.
+func (m *Machine) begin(now time.Time, e View) []Effect {
+	m.view = e.Snapshot
+	m.pass = pass{snapshot: e.Snapshot, lease: m.lease.ID, now: now}
+	return []Effect{Restrict{}}
+}
+
+// holds reports whether a lock is this agent's.
+func (m *Machine) holds(o egress.Owner) bool { return o.Node == m.cfg.Node && o.Lease == m.pass.lease }
+
+// May returns what may stay of the permit of an IP, by the snapshot of the pass alone.
+func (m *Machine) May(ip netip.Addr) (send, answer bool) {
+	s := m.pass.snapshot
+	held := m.holds(s.Owners[ip])
+	return held || s.Moves[ip].To == m.cfg.Node || m.pass.now.Before(m.tenures.linger[ip]), held
+}
+
+// plan sets what this node does for each egress IP.
+func (m *Machine) plan(now time.Time, e Facts) []Effect {
+	m.pass.facts = e.Facts
+	if m.cfg.Gossip {
+		m.peers.see(&m.pass, m.cfg.Node, func(node string) bool { return e.Dead(node) || m.promises.partitioned(now, node) })
+	}
+	m.roles(e.Asking)
+	return []Effect{Program{Roles: m.pass.roles}}
+}
+
+// settle does what the kernel is ready for: it gives back and hands over what it has fallen silent about. Without its tables a node claims
+// nothing and releases nothing: it might still be answering.
+func (m *Machine) settle(e Programmed) []Effect {
+	s, f := m.pass.snapshot, m.pass.facts
+	out := []Effect{Publish{Revocable: m.revocable()}}
+	if !e.Fenced {
+		return out
+	}
+	for _, o := range plan.Releases(s, f) {
+		if m.holds(o) { // else it is of a former lease of this node
+			out = append(out, Release{Owner: o, Unused: !m.tenures.inUse[lock{o.IP, o.Revision}]})
+		}
+	}
+	for _, move := range plan.Arrivals(s, f) {
+		if !move.ReadyAt(s.Agents[m.cfg.Node]) && m.pass.roles[move.IP] == plan.Arrive {
+			out = append(out, Ready{Move: move})
+		}
+	}
+	for _, d := range plan.Departures(s, f) {
+		if m.pass.roles[d.Owner.IP] == plan.Relay {
+			out = append(out, HandOver{Departure: d})
+		}
+	}
+	return out
+}
+
+// act takes what others have lost, unless this node has promised not to.
+func (m *Machine) act(now time.Time) []Effect {
+	if m.cfg.Gossip {
+		if bound := m.promises.bound(); now.Before(bound) {
+			m.pass.next = earlier(m.pass.next, bound)
+			return nil
+		}
+	}
+	out := m.endFormer()
+	out = append(out, m.revoke()...)
+	return append(out, m.claim()...)
+}
+
+// others returns the other agents, as etcd last had them.
+func (m *Machine) others() []string {
+	if m.view == nil {
+		return nil
+	}
+	var out []string
+	for name := range m.view.Agents {
+		if name != m.cfg.Node {
+			out = append(out, name)
+		}
+	}
+	slices.Sort(out)
+	return out
+}
+
+// earlier returns the earlier of two times; the zero time is never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// later returns the later of two times.
+func later(a, b time.Time) time.Time {
+	if a.After(b) {
+		return a
+	}
+	return b
+}

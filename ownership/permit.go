@@ -1,0 +1,133 @@
+package ownership
+
+import (
+	"errors"
+	"net/netip"
+	"slices"
+	"time"
+)
+
+// Permit lets the kernel use an egress IP until the bound of all its permits.
+type Permit struct {
+	IP netip.Addr
+	// Answer: it answers ARP and NDP for the IP. Without it, it only sends with the IP.
+	Answer bool
+}
+
+// permits are the kernel's copy of the locks. They all end together.
+type permits struct {
+	list []Permit
+	// lease is the one that the locks of list are under. What is known of a later one says nothing about them.
+	lease int64
+	// bounded: they end within P of a moment at which nobody had revoked the lease, so that peers may revoke it.
+	bounded bool
+	// known: the kernel acknowledged that it has no permits but bounded ones, or the former agent of the node said so.
+	known bool
+	last  bool      // extended: never renewed again
+	limit time.Time // when they must have ended
+	until time.Time // when they end, as the kernel acknowledged
+
+	gone, silent []netip.Addr // ended, wholly and to answer, and the kernel has not acknowledged it
+}
+
+// ErrUnconfirmed says that the lease may be gone: nothing is renewed.
+var ErrUnconfirmed = errors.New("lease not confirmed by etcd in time: egress IPs are let go")
+
+// Shortest is the shortest permit: below a tick of the kernel, of 10 ms at the most, there are none.
+const Shortest = 20 * time.Millisecond
+
+// Grant makes list the permits, of locks under the lease of the pass. same says that the kernel has exactly these: read, not remembered. Else
+// they have to be written, also where there are none, since those of a former process may be there.
+func (m *Machine) Grant(list []Permit, same bool) {
+	if len(list) == 0 && same {
+		m.permits.known = true
+	}
+	if m.permits.lease != m.pass.lease {
+		m.permits.limit = time.Time{}
+	}
+	m.permits.list, m.permits.lease = list, m.pass.lease
+}
+
+// Narrow ends what may does not allow of each permit, and returns what the kernel has to end: the permits that are gone, and those that are
+// silent, also of former calls that were not Acknowledged. Permits that were narrowed are never lengthened by a renewal.
+func (m *Machine) Narrow(may func(netip.Addr) (send, answer bool)) (gone, silent []netip.Addr) {
+	p := &m.permits
+	var list []Permit
+	for _, have := range p.list {
+		send, answer := may(have.IP)
+		if !send {
+			p.gone = append(p.gone, have.IP)
+			continue
+		}
+		if have.Answer && !answer {
+			p.silent = append(p.silent, have.IP)
+			have.Answer = false
+		}
+		list = append(list, have)
+	}
+	p.list = list
+	return p.gone, p.silent
+}
+
+// Acknowledged takes in that the kernel has ended all that Narrow said.
+func (m *Machine) Acknowledged() { m.permits.gone, m.permits.silent = nil, nil }
+
+// Permits returns the permits that the kernel is to have.
+func (m *Machine) Permits() []Permit { return slices.Clone(m.permits.list) }
+
+// Look returns when permits that are renewed now end, and their limit: they have to be written within half of what is between the two.
+// It is asked immediately before they are written.
+func (m *Machine) Look(now time.Time) (end, limit time.Time, err error) {
+	limit, margin, err := m.limit(now)
+	if err != nil {
+		return end, limit, err
+	}
+	if end = limit.Add(-margin); end.Sub(now) < Shortest {
+		return end, limit, ErrUnconfirmed
+	}
+	return end, limit, nil
+}
+
+// Written takes in that the kernel has the permits, and no others, until end.
+func (m *Machine) Written(end, limit time.Time) {
+	p := &m.permits
+	p.until, p.limit = end, limit
+	p.known = p.known || p.bounded
+	m.Acknowledged()
+}
+
+// limit returns when the permits must have ended, and by how much they are to end earlier.
+//
+// Bounded: P after the lease was confirmed, or after every peer promised to use no IP that it claims. A promise carries on what a
+// confirmation began, and never begins anew: a peer may have been free in between. A tenth is left for the write.
+//
+// Not bounded: P after the lease ends at the earliest, since a claimer waits for that. All of it is left.
+func (m *Machine) limit(now time.Time) (limit time.Time, margin time.Duration, err error) {
+	p, length := &m.permits, m.cfg.Permit
+	if p.lease != m.lease.ID || m.lease.Valid.IsZero() {
+		return time.Time{}, 0, ErrUnconfirmed
+	}
+	if !p.bounded {
+		return m.lease.Valid.Add(length), length, nil
+	}
+	since := m.lease.Confirmed
+	if since.IsZero() {
+		return time.Time{}, 0, ErrUnconfirmed
+	}
+	if now.Before(p.limit) && m.view != nil { // else it is not known who has to promise
+		since = later(since, m.promises.all(now, m.others()))
+	}
+	limit = later(since.Add(length), p.limit)
+	return limit, length / 10, nil
+}
+
+// revocable reports whether the record of the agent may say that peers may revoke its lease. It follows from what the kernel acknowledged,
+// not from what it was asked for.
+func (m *Machine) revocable() bool { return m.cfg.Gossip && m.permits.known }
+
+// Keeps reports whether the lock of an IP goes on under the next lease when the agent stops: the kernel answers for it, or has not
+// acknowledged that it ceased to. Any other would wait for the next agent, and others can use it at once.
+func (m *Machine) Keeps(ip netip.Addr) bool {
+	p := &m.permits
+	return slices.Contains(p.gone, ip) || slices.Contains(p.silent, ip) || slices.Contains(p.list, Permit{IP: ip, Answer: true})
+}

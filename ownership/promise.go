@@ -1,0 +1,121 @@
+package ownership
+
+import "time"
+
+// promises is the rule for the case that all agents lose etcd: then nobody can claim, and each keeps its IPs. An agent without etcd asks
+// every other. One that has lost etcd too, or has only just got it back, promises: for P from now it claims nothing, revokes nothing, and
+// uses no IP that it has claimed and does not use yet. With the promise of all that could claim the agent goes on as if etcd had confirmed
+// its lease when it asked. All, not most: of the rest any could claim once the lease has ended.
+//
+// Who asks without a permit left, and gets no promise, is partitioned: cut off from an etcd that others have. It need not be waited for.
+type promises struct {
+	length   time.Duration
+	keep     bool // ask; without it the machine only promises
+	process  uint64
+	start    time.Time
+	answered map[string]time.Time // when what a peer last promised to was sent
+	promised time.Time            // when this agent last promised; at its start it does not know
+	lost     time.Time            // when etcd was last missed
+	refused  map[string]refusal   // by who asked for a promise and got none
+}
+
+// refusal is a time in which an agent without permits asked again and again, while this one had etcd. After P it is partitioned: until then
+// it may be on its way to another member of etcd.
+type refusal struct{ first, last time.Time }
+
+// Message is what agents say to each other.
+type Message struct {
+	Process uint64        `json:"process"` // of the agent that asks
+	Sent    time.Duration `json:"sent"`    // when it asked, by its own clock
+	Promise bool          `json:"promise,omitempty"`
+	Silent  bool          `json:"silent,omitempty"` // who asks has no permit any more
+}
+
+// returning is for how long an agent goes on promising when etcd is back: the others' connections may come back later, for they wait
+// up to a second between two attempts.
+const returning = 3 * time.Second
+
+func (p *promises) init(cfg Config) {
+	p.length, p.keep, p.process, p.start = cfg.Permit, cfg.Freeze, cfg.Process, cfg.Start
+	p.answered, p.refused = map[string]time.Time{}, map[string]refusal{}
+	p.promised = cfg.Start
+}
+
+// ask asks the peers while etcd is missing.
+func (p *promises) ask(now, confirmed time.Time, peers func() []string) []Effect {
+	if !p.missing(now, confirmed) || !p.keep {
+		return nil
+	}
+	var out []Effect
+	for _, peer := range peers() {
+		out = append(out, Say{To: peer, Message: Message{
+			Process: p.process, Sent: now.Sub(p.start), Silent: now.Sub(confirmed) > p.length,
+		}})
+	}
+	return out
+}
+
+// missing reports whether etcd has been silent for so long that the permits are in danger. It is asked every fifth of P, and all have to
+// miss it before the first permit ends.
+func (p *promises) missing(now, confirmed time.Time) bool {
+	if now.Sub(confirmed) < p.length*3/10 {
+		return false
+	}
+	p.lost = now
+	return true
+}
+
+// heard answers a question, or notes a promise.
+func (p *promises) heard(now time.Time, e Heard, confirmed time.Time) []Effect {
+	m := e.Message
+	if m.Promise {
+		if m.Process == p.process {
+			p.answered[e.From] = later(p.answered[e.From], p.start.Add(m.Sent))
+			return []Effect{Renew{}}
+		}
+		return nil
+	}
+	missing, was := p.missing(now, confirmed), p.partitioned(now, e.From)
+	if promise := missing || now.Sub(p.lost) < returning; promise {
+		p.promised = now
+		delete(p.refused, e.From)
+		m.Promise = true
+		return []Effect{Say{To: e.From, Message: m}}
+	}
+	if !m.Silent {
+		delete(p.refused, e.From)
+		return nil
+	}
+	r := refusal{p.refused[e.From].first, now}
+	if r.last.Sub(p.refused[e.From].last) > p.length {
+		r.first = r.last
+	}
+	p.refused[e.From] = r
+	if !was && p.partitioned(now, e.From) {
+		return []Effect{Wake{}}
+	}
+	return nil
+}
+
+// partitioned reports whether an agent has been cut off from etcd for some time, and still is.
+func (p *promises) partitioned(now time.Time, node string) bool {
+	r := p.refused[node]
+	return r.last.Sub(r.first) >= p.length && now.Sub(r.last) < p.length
+}
+
+// all returns the latest moment since which all peers have promised; zero: not all have.
+func (p *promises) all(now time.Time, peers []string) time.Time {
+	if !p.keep {
+		return time.Time{}
+	}
+	oldest := now
+	for _, peer := range peers {
+		if p.answered[peer].Before(oldest) {
+			oldest = p.answered[peer]
+		}
+	}
+	return oldest
+}
+
+// bound returns until when this agent's promises bind it.
+func (p *promises) bound() time.Time { return p.promised.Add(p.length) }

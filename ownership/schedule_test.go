@@ -1,0 +1,362 @@
+package ownership
+
+import (
+	"flag"
+	"fmt"
+	"os"
+	"runtime"
+	"strings"
+	"sync"
+	"sync/atomic"
+	"testing"
+	"time"
+)
+
+// gossip lets every agent find out, some time later, who is alive.
+func (w *world) gossip() {
+	for _, n := range w.nodes {
+		for _, o := range w.nodes {
+			if n != o {
+				w.after(w.between(200*time.Millisecond, 700*time.Millisecond), func() { n.hears(o) })
+			}
+		}
+	}
+}
+
+func (n *node) hears(o *node) {
+	if n.m == nil || !n.gossip {
+		return
+	}
+	was := n.heard[o.id]
+	is := was
+	up := o.m != nil && o.gossip && n.w.now >= o.frozen && n.w.reaches(n.id, o.id) && n.w.reaches(o.id, n.id)
+	switch {
+	case up:
+		is = alive
+	case was == alive:
+		is = dead
+	}
+	if is != was {
+		n.w.say("%s: gossip says that %s is %s", n.name, o.name, [...]string{"unknown", "alive", "left", "dead"}[is])
+		n.heard[o.id] = is
+		n.wake()
+	}
+}
+
+// fault does one thing that can happen to a cluster.
+func (w *world) fault() {
+	n := w.nodes[w.N(len(w.nodes))]
+	long := w.between(50*time.Millisecond, 4*time.Second)
+	if w.chance(2) {
+		for _, o := range w.nodes { // most of what can go wrong is about who holds an IP
+			if len(o.kernel.list) > 0 && w.chance(2) {
+				n = o
+			}
+		}
+	}
+	switch w.N(16) {
+	case 0:
+		n.kill("by a fault")
+		w.after(w.between(0, 2*time.Second), n.boot)
+	case 1:
+		n.stop()
+		w.after(w.between(time.Second, 4*time.Second), n.boot)
+	case 2:
+		w.say("%s: power off for %v", n.name, long)
+		n.powerOff()
+		w.after(long, func() { n.off = false; n.boot() })
+	case 3, 4:
+		w.say("%s: frozen for %v", n.name, long)
+		n.frozen = w.now + long
+		w.gossip()
+		w.after(long, w.gossip)
+	case 5:
+		w.partition(n.id, etcdEnd, long, w.chance(2), w.chance(2))
+	case 6:
+		w.partition(n.id, etcdEnd, long, true, true)
+		for _, o := range w.nodes {
+			if o != n && w.chance(2) {
+				w.partition(n.id, o.id, long, true, true)
+			}
+		}
+	case 7:
+		o := w.nodes[w.N(len(w.nodes))]
+		w.partition(n.id, o.id, long, w.chance(2), true)
+	case 8:
+		w.say("%s: its requests to etcd may take long for %v", n.name, long)
+		n.slow = w.now + long
+	case 9:
+		w.say("etcd: no answers for %v", long)
+		w.etcd.down = true
+		term := w.etcd.term
+		w.after(long, func() {
+			if w.etcd.term == term {
+				w.say("etcd: answers again")
+				w.etcd.down = false
+				for id := range w.etcd.leases {
+					w.etcd.leases[id].expires = w.now + w.etcd.leases[id].ttl
+				}
+				w.watchers()
+			}
+		})
+	case 10:
+		for _, o := range w.nodes {
+			if o.m != nil && o.heard[n.id] == alive && w.chance(2) {
+				w.say("%s: gossip says falsely that %s is dead", o.name, n.name)
+				o.heard[n.id] = dead
+				o.wake()
+			}
+		}
+		w.after(long/4, w.gossip)
+	case 11:
+		w.say("%s: writes to its kernel fail for %v", n.name, long)
+		n.broken = w.now + long
+		if w.chance(2) {
+			n.kill("by a fault")
+			w.after(w.between(0, time.Second), n.boot)
+		}
+	case 12:
+		w.say("%s: its watch says nothing for %v", n.name, long)
+		n.stalled = w.now + long
+	case 13, 14:
+		ip := w.ips[w.N(len(w.ips))]
+		w.say("operator: move %s to %s", ip, n.name)
+		w.etcd.requestMove(ip, n.name, 3*time.Second)
+	case 15:
+		if w.opt.restores && w.backup != nil && !w.stopped() {
+			w.say("etcd: restored to revision %d", w.backup.rev)
+			w.etcd.restore(w.backup)
+			return
+		}
+		if w.opt.noGossip || w.opt.toggle {
+			return // a lease is all that they have
+		}
+		w.say("etcd: its leader is cut off, and grants renewals, for %v", long)
+		w.etcd.deposed = true
+		w.after(long, func() { w.etcd.deposed = false })
+	}
+	if w.opt.restores && w.chance(3) {
+		w.say("etcd: a backup of revision %d", w.etcd.rev)
+		w.backup = w.etcd.backup()
+	}
+}
+
+// stopped reports whether the kernel of a node without an agent has permits that outlive the lease that an older etcd would know.
+func (w *world) stopped() bool {
+	for _, n := range w.nodes {
+		if (n.m == nil || n.stopping) && n.kernel.until > w.now+n.permit {
+			return true
+		}
+	}
+	return false
+}
+
+func (w *world) partition(a, b int, d time.Duration, to, from bool) {
+	if a == b {
+		return
+	}
+	name := func(i int) string {
+		if i == etcdEnd {
+			return "etcd"
+		}
+		return w.nodes[i].name
+	}
+	if to {
+		w.say("network: nothing passes from %s to %s for %v", name(a), name(b), d)
+		w.cut[[2]int{a, b}] = true
+	}
+	if from {
+		w.say("network: nothing passes from %s to %s for %v", name(b), name(a), d)
+		w.cut[[2]int{b, a}] = true
+	}
+	w.gossip()
+	w.after(d, func() {
+		delete(w.cut, [2]int{a, b})
+		delete(w.cut, [2]int{b, a})
+		w.gossip()
+	})
+}
+
+// simulate runs one schedule and returns what it violated; "" is nothing.
+func simulate(seed uint64, opt options, story *strings.Builder) string {
+	w := newWorld(seed, opt)
+	w.story = story
+	for _, n := range w.nodes {
+		n.kernel.w = w
+		w.after(w.between(0, 100*time.Millisecond), n.boot)
+	}
+	if opt.script != nil {
+		opt.script(w)
+	} else {
+		const calm = 3 * time.Second // the join grace ends
+		if w.chance(2) {
+			w.after(w.between(calm, calm+opt.faults), func() { w.wait = 1 + w.N(6) })
+		}
+		for range 1 + w.N(8) {
+			w.after(w.between(calm, calm+opt.faults), w.fault)
+		}
+		w.run(calm)
+	}
+	w.run(w.now + opt.faults)
+	w.heal()
+	// Within a restart's grace, or the lease, and what a take-over takes.
+	end := w.now + max(restartGrace, leaseTTL) + 6*time.Second
+	for settled := false; !settled; {
+		w.run(w.now + time.Second)
+		fail := func(string, ...any) {}
+		if w.now >= end {
+			fail = w.fail
+		}
+		settled = w.settled(fail)
+	}
+	return w.violation
+}
+
+// heal ends all faults.
+func (w *world) heal() {
+	w.say("all faults end")
+	clear(w.cut)
+	if w.etcd.down {
+		for _, l := range w.etcd.leases {
+			l.expires = w.now + l.ttl
+		}
+	}
+	w.etcd.down, w.etcd.deposed = false, false
+	for _, n := range w.nodes {
+		n.frozen, n.stalled, n.slow, n.broken, n.off = min(n.frozen, w.now), min(n.stalled, w.now), min(n.slow, w.now), min(n.broken, w.now), false
+		n.boot()
+	}
+	w.gossip()
+	w.after(time.Second, w.gossip)
+	w.after(3*time.Second, w.gossip)
+}
+
+// settled reports whether every IP has an owner, which answers, and nothing is written any more.
+func (w *world) settled(fail func(format string, args ...any)) bool {
+	if w.violation != "" {
+		return true
+	}
+	for _, n := range w.nodes {
+		if !n.running || n.kernel.until > w.now+n.permit && n.gossip {
+			fail("%s does not run by the usual permits, long after all faults have ended", n.name)
+			return false
+		}
+	}
+	for _, ip := range w.ips {
+		o, owned := w.etcd.owners[ip]
+		if !owned {
+			fail("nobody holds %s, long after all faults have ended", ip)
+			return false
+		}
+		if n := w.nodes[o.Node[0]-'A']; !n.kernel.answers(ip) {
+			fail("%s holds %s and does not answer for it, long after all faults have ended", n.name, ip)
+			return false
+		}
+	}
+	writes := w.writes
+	w.run(w.now + 500*time.Millisecond)
+	if w.writes != writes {
+		fail("etcd was written %d times while all is steady, long after all faults have ended", w.writes-writes)
+		return false
+	}
+	return true
+}
+
+// trigger lets something happen to who is about to change etcd.
+func (w *world) trigger(n *node) {
+	if w.wait == 0 {
+		return
+	}
+	if w.wait--; w.wait > 0 {
+		return
+	}
+	long := w.between(50*time.Millisecond, 3*time.Second)
+	if w.chance(2) {
+		w.say("%s: its requests to etcd may take long for %v", n.name, long)
+		n.slow = w.now + long
+	}
+	w.after(w.between(0, 4*time.Millisecond), func() {
+		switch w.N(5) {
+		case 0, 1:
+			n.kill("in the middle of a change")
+			w.after(w.between(0, 500*time.Millisecond), n.boot)
+		case 2:
+			n.stop()
+			w.after(w.between(time.Second, 2*time.Second), n.boot)
+		case 3:
+			w.say("%s: frozen for %v", n.name, long)
+			n.frozen = w.now + long
+			w.gossip()
+			w.after(long, w.gossip)
+		case 4:
+			w.partition(n.id, etcdEnd, long, w.chance(2), true)
+		}
+	})
+}
+
+var (
+	seeds    = flag.Int("schedules", 0, "how many schedules to run; 0: for as long as -schedules-time says")
+	lasting  = flag.Duration("schedules-time", 5*time.Second, "for how long to run schedules")
+	oneSeed  = flag.Uint64("schedule", 0, "the seed of one schedule, to be told as a story")
+	restores = flag.Bool("schedules-restores", false, "with restores of etcd")
+	toggles  = flag.Bool("schedules-toggle", false, "with gossip switched on and off")
+	mixed    = flag.Bool("schedules-mixed", false, "with different P")
+	first    = flag.Bool("schedules-first", false, "end with the first schedule that fails")
+	firstOne = flag.Uint64("schedules-from", 0, "the first seed; 0: a new one")
+)
+
+// usual are the options of a schedule from a seed.
+func usual(seed uint64) options {
+	return options{nodes: 5, faults: 4 * time.Second, restores: *restores, mixedP: *mixed, noGossip: seed%8 == 0, toggle: seed%8 == 1 || *toggles}
+}
+
+// TestSchedules runs schedules from new seeds.
+func TestSchedules(t *testing.T) {
+	if *oneSeed != 0 {
+		var story strings.Builder
+		v := simulate(*oneSeed, usual(*oneSeed), &story)
+		t.Logf("seed %d: %s\n%s", *oneSeed, v, story.String())
+		if v != "" {
+			t.Fail()
+		}
+		return
+	}
+	begin := *firstOne
+	if begin == 0 {
+		begin = uint64(time.Now().UnixNano())
+	}
+	var next, failed atomic.Int64
+	var mu sync.Mutex
+	start := time.Now()
+	kinds := map[string]int{}
+	var wg sync.WaitGroup
+	for range runtime.GOMAXPROCS(0) {
+		wg.Go(func() {
+			for {
+				i := next.Add(1) - 1
+				if *first && failed.Load() > 0 || *seeds > 0 && i >= int64(*seeds) || *seeds == 0 && time.Since(start) > *lasting {
+					next.Add(-1)
+					return
+				}
+				seed := begin + uint64(i)
+				v := simulate(seed, usual(seed), nil)
+				if v == "" {
+					continue
+				}
+				mu.Lock()
+				kind := strings.Join(strings.Fields(v)[2:6], " ")
+				if kinds[kind]++; kinds[kind] <= 1 || os.Getenv("ALL") != "" {
+					fmt.Printf("seed %d: %s\n", seed, v)
+				}
+				mu.Unlock()
+				if failed.Add(1) == 1 {
+					var story strings.Builder
+					simulate(seed, usual(seed), &story)
+					t.Errorf("seed %d: %s\n%s", seed, v, story.String())
+				}
+			}
+		})
+	}
+	wg.Wait()
+	t.Logf("%d schedules in %v from seed %d, %d failed %v", next.Load(), time.Since(start).Round(time.Millisecond), begin, failed.Load(), kinds)
+}
