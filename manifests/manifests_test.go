@@ -122,7 +122,7 @@ func TestManifestsHaveNoUnknownField(t *testing.T) {
 	}
 	slices.Sort(kinds)
 	want := []string{
-		"ClusterRole", "ClusterRole", "ClusterRoleBinding", "ClusterRoleBinding", "ConfigMap", "CustomResourceDefinition",
+		"ClusterRole", "ClusterRole", "ClusterRole", "ClusterRole", "ClusterRoleBinding", "ClusterRoleBinding", "ConfigMap", "CustomResourceDefinition",
 		"CustomResourceDefinition", "DaemonSet", "Deployment", "Egress", "Egress", "ExternalIPPool", "Namespace", "PodDisruptionBudget", "Role", "RoleBinding", "Service",
 		"ServiceAccount", "ValidatingWebhookConfiguration",
 	}
