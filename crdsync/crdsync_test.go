@@ -121,7 +121,7 @@ func testServiceCIDRs(c *cluster) {
 	allow(c, as.Impersonate.UserName)
 	stop = c.run(as)
 	c.node("node-7", "192.0.2.7")
-	c.wantRecords("nodes/*", map[string]string{"nodes/node-7": "3 192.0.2.7"})
+	c.wantRecords("nodes/*", map[string]string{"nodes/node-7": "1 192.0.2.7"})
 	c.wantRecords("services/*", want)
 	stop()
 
@@ -483,14 +483,23 @@ func testSpoiled(c *cluster) {
 		c.wantRecords("nodes/*", nodes)
 	}
 	whole()
+	last := 2
 	for _, key := range []string{"allocations/10.10.0.12", "egresses/egress-staging-web", "nodes/node-2", "ids/2", "pools/external-ip-pool"} {
-		if _, err := c.etcd.Client().Put(c.Context(), store.DefaultPrefix+key, "{spoiled"); err != nil {
-			c.Fatal(err)
+		for _, spoil := range []func() error{
+			func() error {
+				_, err := c.etcd.Client().Put(c.Context(), store.DefaultPrefix+key, "{spoiled")
+				return err
+			},
+			func() error { _, err := c.etcd.Client().Delete(c.Context(), store.DefaultPrefix+key); return err },
+		} {
+			if err := spoil(); err != nil {
+				c.Fatal(err)
+			}
+			if key == "nodes/node-2" { // which index it had is not known any more
+				last++
+				nodes[key] = fmt.Sprint(last, " 192.0.2.2")
+			}
+			whole()
 		}
-		whole()
-		if _, err := c.etcd.Client().Delete(c.Context(), store.DefaultPrefix+key); err != nil {
-			c.Fatal(err)
-		}
-		whole()
 	}
 }
