@@ -285,11 +285,7 @@ func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) 
 	if err != nil {
 		return fmt.Errorf("reading the permits of the former agent: %w", err)
 	}
-	owned := l.Renumber
-	if former.Restarting {
-		owned = l.Owned // they get new revisions with their next lease
-	}
-	held, err := owned(ctx)
+	held, err := l.Owned(ctx)
 	if err != nil {
 		return err
 	}

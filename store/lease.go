@@ -163,32 +163,6 @@ func (l *Lease) Owned(ctx context.Context) ([]netip.Addr, error) {
 	return out, err
 }
 
-// Renumber gives each lock under the lease a new revision, and returns whose they are. What a former process of the node sent and etcd has not
-// done yet, a Release or a HandOver, is of the old revisions: it does nothing from then on.
-func (l *Lease) Renumber(ctx context.Context) ([]netip.Addr, error) {
-	ips, err := l.Owned(ctx)
-	if err != nil {
-		return nil, err
-	}
-	for batch := range slices.Chunk(ips, maxTxnOps/2) {
-		var ifs []clientv3.Cmp
-		var then []clientv3.Op
-		for _, ip := range batch {
-			key := l.client.key(OwnerKey(ip))
-			ifs = append(ifs, clientv3.Compare(clientv3.LeaseValue(key), "=", l.id))
-			then = append(then, clientv3.OpPut(key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(l.id)))
-		}
-		resp, err := l.client.txn(ctx, ifs, then, nil)
-		if err == nil && !resp.Succeeded {
-			err = errors.New("a lock has changed meanwhile")
-		}
-		if err != nil {
-			return nil, fmt.Errorf("renumbering the locks of lease %s: %w", FormatLease(l.ID()), err)
-		}
-	}
-	return ips, nil
-}
-
 // lockOf returns the egress IP whose lock a key is, prefix included.
 func (c *Client) lockOf(key string) (netip.Addr, bool) {
 	text, ok := strings.CutPrefix(key, c.key(OwnerPrefix))

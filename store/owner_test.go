@@ -435,44 +435,6 @@ func TestALockThatWasNotUsedIsNotTakenOverAtOnce(t *testing.T) {
 	}
 }
 
-// An agent was killed with a change under way, and its successor has adopted the lease.
-func TestWhatAFormerProcessSentDoesNothingToRenumberedLocks(t *testing.T) {
-	c := dial(t, start(t))
-	h := prepare(t, c)
-	under := func() *Lease {
-		t.Helper()
-		l, err := c.Adopt(t.Context(), h.owner(t).Lease)
-		if err != nil {
-			t.Fatal(err)
-		}
-		return l
-	}
-	ips, err := under().Renumber(t.Context())
-	if err != nil || len(ips) != 1 || ips[0] != ip1 {
-		t.Fatalf("renumbered %v, %v, want %s", ips, err, ip1)
-	}
-	o := h.owner(t)
-	if o.Revision <= h.o.Revision {
-		t.Errorf("revision %d, want one after %d", o.Revision, h.o.Revision)
-	}
-	if ok, err := c.HandOver(t.Context(), h.o, h.m, h.to); ok || err != nil {
-		t.Errorf("the former process hands over: %t, %v", ok, err)
-	}
-	if ok, err := c.Release(t.Context(), h.o); ok || err != nil {
-		t.Errorf("the former process gives back: %t, %v", ok, err)
-	}
-	o.Revision, h.o.Revision = 0, 0
-	if diff := cmp.Diff(h.o, o, compare); diff != "" {
-		t.Errorf("the lock changed (-before +after):\n%s", diff)
-	}
-	if ok, err := c.HandOver(t.Context(), h.owner(t), h.m, h.to); !ok || err != nil {
-		t.Errorf("the successor hands over: %t, %v", ok, err)
-	}
-	if err := c.Revoke(t.Context(), h.owner(t).Lease); err != nil {
-		t.Fatal(err)
-	}
-}
-
 func TestAnIPIsUnusedFromItsAllocationToItsFirstOwner(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
