@@ -111,7 +111,7 @@ func fromBlocks(chain string) []rule {
 		// No node says how this one routes.
 		newRule(chain, markIs(egress.IDBit, 0), markIsNot(0), count(CounterSender), drop()),
 	}, perFamily(func(f family) rule {
-		return newRule(chain, words("meta nfproto "+f.protocol, f.is()...), enter("block_from"+f.digit))
+		return newRule(chain, ofFamily(f), enter("block_from"+f.digit))
 	})...)
 }
 

@@ -58,16 +58,21 @@ func datagram(from, to netip.AddrPort, payload []byte) []byte {
 	src, dst := from.Addr().AsSlice(), to.Addr().AsSlice()
 	sum := checksum(src, dst, []byte{0, 0, 0, unix.IPPROTO_UDP}, udp[4:6], []byte{0, 0}, udp)
 	binary.BigEndian.PutUint16(udp[6:], sum)
+	return packetOf(from.Addr(), to.Addr(), unix.IPPROTO_UDP, udp)
+}
+
+// packetOf returns an IP packet.
+func packetOf(from, to netip.Addr, protocol byte, payload []byte) []byte {
 	var ip []byte
-	if from.Addr().Is4() {
-		ip = []byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}
-		binary.BigEndian.PutUint16(ip[2:], uint16(20+len(udp)))
-		binary.BigEndian.PutUint16(ip[10:], checksum(ip, src, dst))
+	if from.Is4() {
+		ip = []byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0}
+		binary.BigEndian.PutUint16(ip[2:], uint16(20+len(payload)))
+		binary.BigEndian.PutUint16(ip[10:], checksum(ip, from.AsSlice(), to.AsSlice()))
 	} else {
-		ip = []byte{0x60, 0, 0, 0, 0, 0, unix.IPPROTO_UDP, 64}
-		binary.BigEndian.PutUint16(ip[4:], uint16(len(udp)))
+		ip = []byte{0x60, 0, 0, 0, 0, 0, protocol, 64}
+		binary.BigEndian.PutUint16(ip[4:], uint16(len(payload)))
 	}
-	return append(append(append(ip, src...), dst...), udp...)
+	return append(append(append(ip, from.AsSlice()...), to.AsSlice()...), payload...)
 }
 
 // checksum is that of RFC 1071 over parts of even length, but the last.
@@ -105,6 +110,11 @@ func udp(from, to netip.Addr, port int, payload []byte) error {
 
 // raw sends a datagram with a source of the sender's choice, as a pod with NET_RAW can.
 func raw(from, to netip.Addr, port uint16, payload []byte) error {
+	return sendRaw(datagram(netip.AddrPortFrom(from, 7003), netip.AddrPortFrom(to, port), payload), to)
+}
+
+// sendRaw sends an IP packet as it is.
+func sendRaw(b []byte, to netip.Addr) error {
 	family, addr := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: to.As16()})
 	if to.Is4() {
 		family, addr = unix.AF_INET, &unix.SockaddrInet4{Addr: to.As4()}
@@ -114,7 +124,7 @@ func raw(from, to netip.Addr, port uint16, payload []byte) error {
 		return err
 	}
 	defer unix.Close(fd)
-	return unix.Sendto(fd, datagram(netip.AddrPortFrom(from, 7003), netip.AddrPortFrom(to, port), payload), 0, addr)
+	return unix.Sendto(fd, b, 0, addr)
 }
 
 // local runs f on the node itself.

@@ -121,7 +121,7 @@ func (t table) renewed(r Renewal) table {
 	if r.Window < tick {
 		return t
 	}
-	at := map[nftables.TableFamily]hook{ // in inet: before conntrack and the route lookup, from a chain that is there
+	at := map[nftables.TableFamily]hook{ // in inet: from overlay_in, before conntrack and the route lookup
 		nftables.TableFamilyARP:    {nftables.ChainTypeFilter, "input", 0 /* NF_ARP_IN, linux/netfilter_arp.h */, 0, ""},
 		nftables.TableFamilyNetdev: {nftables.ChainTypeFilter, "ingress", *nftables.ChainHookIngress, 0, loopback},
 	}[t.family]
@@ -131,8 +131,8 @@ func (t table) renewed(r Renewal) table {
 	if t.family != nftables.TableFamilyINet {
 		entries = append(entries, newRule("renewal", append(own, jump("renew"))...))
 	} else {
-		first := &t.chains[0]
-		first.rules = append(first.rules, newRule(first.name, looped, enter("renewal")))
+		way := &t.chains[slices.IndexFunc(t.chains, func(c chain) bool { return c.name == "overlay_in" })]
+		way.rules = append(way.rules, newRule(way.name, looped, enter("renewal")))
 		own = own[1:]
 		// The marks of others are all kinds of numbers (Cilium's have an identity in the upper half), but not on such packets.
 		for _, f := range []byte{protocolOfFrames4, protocolOfFrames6} {

@@ -180,9 +180,9 @@ func steeringChains(hold time.Duration) []chain {
 		})},
 		// What has passed once is never sent on that way again, and nothing else than egress connections passes: an answer to a connection
 		// that this node does not know, or not any more, has no id.
-		{"steer_passed", hook{}, []rule{
-			newRule("steer_passed", untracked(), saddrIn(ipv4, "pooled4"), accept()), // by block_pass
-			newRule("steer_passed", untracked(), saddrIn(ipv6, "pooled6"), accept()),
+		{"steer_passed", hook{}, append(perFamily(func(f family) rule {
+			return newRule("steer_passed", untracked(), saddrIn(f, "pooled"+f.digit), accept()) // by block_pass
+		}),
 			newRule("steer_passed", direction("reply", 1), tagged(), setMark(0), accept()),
 			newRule("steer_passed", lost, count(CounterInvalid), drop()),
 			newRule("steer_passed", markIs(egress.Mark(egress.MaxID), 0), count(CounterInvalid), drop()),
@@ -192,7 +192,7 @@ func steeringChains(hold time.Duration) []chain {
 			newRule("steer_passed", markFromID()),
 			newRule("steer_passed", markFromBoth("hosted"), accept()),
 			newRule("steer_passed", count(CounterUnhosted), drop()),
-		}},
+		)},
 	}
 }
 
@@ -220,7 +220,7 @@ func holdRules(hold time.Duration) []rule {
 		seen, held := "seen"+f.digit, "held"+f.digit
 		rules = append(rules,
 			newRule("hold", words(fmt.Sprintf("%s saddr != @%s", f.name, seen), append(f.is(), f.saddr(), notIn(seen))...), f.remember("add", held, hold)),
-			newRule("hold", words("meta nfproto "+f.protocol, f.is()...), f.remember("update", seen, seenFor)),
+			newRule("hold", ofFamily(f), f.remember("update", seen, seenFor)),
 			newRule("hold", saddrIn(f, held), count(CounterUnknown), drop()))
 	}
 	return rules
@@ -241,13 +241,13 @@ func leavingChains(s State) []chain {
 	clamp := []rule{newRule("mss", intoOverlay(), mssOfRoute())}
 	if s.OverlayMTU > ipv6.headers {
 		clamp = append(clamp, perFamily(func(f family) rule {
-			return newRule("mss", fromOverlay(), words("meta nfproto "+f.protocol, f.is()...), mss(s.OverlayMTU-f.headers))
+			return newRule("mss", fromOverlay(), ofFamily(f), mss(s.OverlayMTU-f.headers))
 		})...)
 	}
 	// A connection of this node's own finds no smaller way when its gateway moves.
 	if s.OverlayMTU > ipv6.headers {
 		clamp = append(clamp, perFamily(func(f family) rule {
-			return newRule("mss", tagged(), words("meta nfproto "+f.protocol, f.is()...), mss(s.OverlayMTU-f.headers))
+			return newRule("mss", tagged(), ofFamily(f), mss(s.OverlayMTU-f.headers))
 		})...)
 	}
 	// The link of the pod that this goes to may carry less.

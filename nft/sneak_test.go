@@ -55,31 +55,25 @@ func sniff(t *testing.T, ext space, f sides, protocol byte) func() []string {
 	}
 }
 
-// packetOf returns an IP packet.
-func packetOf(from, to netip.Addr, protocol byte, payload []byte) []byte {
-	var ip []byte
-	if from.Is4() {
-		ip = []byte{0x45, 0, 0, 0, 0, 0, 0, 0, 64, protocol, 0, 0}
-		binary.BigEndian.PutUint16(ip[2:], uint16(20+len(payload)))
-		binary.BigEndian.PutUint16(ip[10:], checksum(ip, from.AsSlice(), to.AsSlice()))
-	} else {
-		ip = []byte{0x60, 0, 0, 0, 0, 0, protocol, 64}
-		binary.BigEndian.PutUint16(ip[4:], uint16(len(payload)))
+// ownGateway returns the host outside, and a pod that an egress selects, of which this node is the gateway. more is what else there is to the State.
+func ownGateway(t *testing.T, f sides, more string) (ext, p space) {
+	t.Helper()
+	tables := open(t)
+	ext, p = outside(t), pod(t)
+	f.hold(t)
+	reach(t, tables, parseState(t, f.base()+more+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
+	if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
+		t.Fatal(err)
 	}
-	return append(append(append(ip, from.AsSlice()...), to.AsSlice()...), payload...)
+	return ext, p
 }
 
-func sendRaw(b []byte, to netip.Addr) error {
-	family, addr := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: to.As16()})
-	if to.Is4() {
-		family, addr = unix.AF_INET, &unix.SockaddrInet4{Addr: to.As4()}
+// icmp is the protocol number of ICMP.
+func (f sides) icmp() byte {
+	if f.egressIP().Is6() {
+		return unix.IPPROTO_ICMPV6
 	}
-	fd, err := unix.Socket(family, unix.SOCK_RAW|unix.SOCK_CLOEXEC, unix.IPPROTO_RAW)
-	if err != nil {
-		return err
-	}
-	defer unix.Close(fd)
-	return unix.Sendto(fd, b, 0, addr)
+	return unix.IPPROTO_ICMP
 }
 
 // unreachable is an ICMP error about a datagram.
@@ -110,25 +104,15 @@ func segment(from, to netip.AddrPort, flags byte) []byte {
 func TestWhatAPodSaysOfConnectionsOfOthersDoesNotLeave(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
-			tables := open(t)
-			ext, p := outside(t), pod(t)
+			ext, p := ownGateway(t, f, "")
 			second := []string{"10.244.1.3", "fd44:1::3"}[f.egressIP().BitLen()/128]
 			p.run("ip addr add " + second + "/32 dev lo")
 			netns.Run(t, fmt.Sprintf("ip route add %s via %s", second, f.pod))
 			ext.serve(f.server)
-			f.hold(t)
-			reach(t, tables, parseState(t, f.base()+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
-			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
-				t.Fatal(err)
-			}
 			if got := p.seen(f.server); got != f.egress {
 				t.Fatalf("the pod leaves as %q", got)
 			}
-			proto := byte(unix.IPPROTO_ICMP)
-			if f.egressIP().Is6() {
-				proto = unix.IPPROTO_ICMPV6
-			}
-			icmp := sniff(t, ext, f, proto)
+			icmp := sniff(t, ext, f, f.icmp())
 			server, me := netip.MustParseAddr(f.server), netip.MustParseAddr(f.pod)
 			for _, o := range []struct {
 				who  string
@@ -167,13 +151,7 @@ func TestInvalidPacketsToALateEndpointDoNotLeave(t *testing.T) {
 	for _, f := range bothSides {
 		for _, how := range []string{"as IPVS sends it", "by a stateless DNAT"} {
 			t.Run(f.pod+"/"+how, func(t *testing.T) {
-				tables := open(t)
-				ext, p := outside(t), pod(t)
-				f.hold(t)
-				reach(t, tables, parseState(t, f.base()+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
-				if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
-					t.Fatal(err)
-				}
+				ext, p := ownGateway(t, f, "")
 				tcp := sniff(t, ext, f, unix.IPPROTO_TCP)
 				server, me, vip := netip.MustParseAddr(f.server), netip.MustParseAddr(f.pod), netip.MustParseAddr(f.gateway)
 				const rst = 4
@@ -202,14 +180,8 @@ func TestInvalidPacketsToALateEndpointDoNotLeave(t *testing.T) {
 func TestTheMSSOfThePodsLinkIsThatOfTheAnswers(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
-			tables := open(t)
-			ext, p := outside(t), pod(t)
-			f.hold(t)
+			ext, p := ownGateway(t, f, "mtu 1450\n")
 			netns.Run(t, "ip link set cni0 mtu 1300")
-			reach(t, tables, parseState(t, "mtu 1450\n"+f.base()+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
-			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
-				t.Fatal(err)
-			}
 			var l net.Listener
 			ext.do(func() (err error) { l, err = net.Listen("tcp", net.JoinHostPort(f.server, "7010")); return err })
 			defer l.Close()
@@ -224,19 +196,9 @@ func TestTheMSSOfThePodsLinkIsThatOfTheAnswers(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer a.Close()
-			mss := func(c net.Conn) (n int) {
-				r, _ := c.(*net.TCPConn).SyscallConn()
-				r.Control(func(fd uintptr) {
-					info, err := unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO)
-					if err == nil {
-						n = int(info.Snd_mss)
-					}
-				})
-				return n
-			}
-			t.Logf("the server sends segments of %d, the pod of %d", mss(a), mss(c))
-			if most := 1300 - 40; mss(a) > most {
-				t.Errorf("the server sends segments of %d bytes, the pod's link takes %d", mss(a), most)
+			size, err := segmentSize(a)
+			if most := 1300 - 40; err != nil || size > most {
+				t.Errorf("the server sends segments of %d bytes (%v), the pod's link takes %d", size, err, most)
 			}
 		})
 	}
@@ -293,14 +255,8 @@ func TestWhatComesForAnEgressIPThatIsNotThereYetDoesNotGoOn(t *testing.T) {
 func TestAResetInThePodsNameDoesNotLeave(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
-			tables := open(t)
-			ext, _ := outside(t), pod(t)
-			f.hold(t)
+			ext, _ := ownGateway(t, f, "")
 			ext.run("ip route add " + f.pod + " via " + f.node)
-			reach(t, tables, parseState(t, f.base()+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
-			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
-				t.Fatal(err)
-			}
 			nft(t, "table inet fw { chain x { type filter hook forward priority 0; iifname eth0 ct state invalid meta l4proto tcp reject with tcp reset; }; }")
 			tcp := sniff(t, ext, f, unix.IPPROTO_TCP)
 			server, to := netip.MustParseAddr(f.server), netip.MustParseAddr(f.pod)
@@ -320,17 +276,7 @@ func TestAResetInThePodsNameDoesNotLeave(t *testing.T) {
 func TestWhatAPodSaysOfConnectionsFromOutsideDoesNotLeave(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
-			tables := open(t)
-			ext, p := outside(t), pod(t)
-			f.hold(t)
-			reach(t, tables, parseState(t, f.base()+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
-			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
-				t.Fatal(err)
-			}
-			proto := byte(unix.IPPROTO_ICMP)
-			if f.egressIP().Is6() {
-				proto = unix.IPPROTO_ICMPV6
-			}
+			ext, p := ownGateway(t, f, "")
 			server, me, node := netip.MustParseAddr(f.server), netip.MustParseAddr(f.pod), netip.MustParseAddr(f.node)
 			s, err := net.ListenUDP("udp", &net.UDPAddr{IP: node.AsSlice(), Port: 5000})
 			if err != nil {
@@ -348,7 +294,7 @@ func TestWhatAPodSaysOfConnectionsFromOutsideDoesNotLeave(t *testing.T) {
 			if _, _, err := s.ReadFrom(make([]byte, 10)); err != nil {
 				t.Fatal(err)
 			}
-			icmp := sniff(t, ext, f, proto)
+			icmp := sniff(t, ext, f, f.icmp())
 			quote := datagram(netip.AddrPortFrom(server, 7000), netip.AddrPortFrom(node, 5000), []byte("secret"))
 			if err := p.in()(func() error { return sendRaw(unreachable(me, server, quote), server) }); err != nil {
 				t.Fatal(err)
@@ -385,13 +331,7 @@ func TestWhatOthersUntrackAndMarkAtTheGatewayDoesNotLeave(t *testing.T) {
 func TestAStatelessSourceNATOfOthersHidesNoPod(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
-			tables := open(t)
-			ext, _ := outside(t), pod(t)
-			f.hold(t)
-			reach(t, tables, parseState(t, f.base()+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
-			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
-				t.Fatal(err)
-			}
+			ext, _ := ownGateway(t, f, "")
 			family := map[bool]string{true: "ip", false: "ip6"}[f.egressIP().Is4()]
 			nft(t, fmt.Sprintf(`table inet vs { chain out { type filter hook output priority -300; udp dport 7002 notrack; };
 				chain post { type filter hook postrouting priority 100; ct state untracked %[1]s saddr %[2]s %[1]s saddr set %[3]s; }; }`, family, f.pod, f.node))
@@ -414,15 +354,8 @@ func TestTheMSSOfThePodsLinkIsThatOfTheAnswersByABlock(t *testing.T) {
 				b.dial("c", 0, 7010)
 				a := <-conns
 				defer a.Close()
-				n := 0
-				r, _ := a.(*net.TCPConn).SyscallConn()
-				r.Control(func(fd uintptr) {
-					if info, err := unix.GetsockoptTCPInfo(int(fd), unix.SOL_TCP, unix.TCP_INFO); err == nil {
-						n = int(info.Snd_mss)
-					}
-				})
-				if n > 1260 {
-					t.Errorf("the server sends segments of %d", n)
+				if n, err := segmentSize(a); err != nil || n > 1260 {
+					t.Errorf("the server sends segments of %d (%v)", n, err)
 				}
 			})
 		}
@@ -435,10 +368,9 @@ func TestWhatAPodSaysOfConnectionsOfOthersDoesNotLeaveByABlock(t *testing.T) {
 		t.Run(f.pod, func(t *testing.T) {
 			b := newBlockSite(t, f)
 			b.ext.serve(f.server)
-			proto := byte(unix.IPPROTO_ICMP)
 			node := b.underlay(1)
 			if f.egressIP().Is6() {
-				proto, node = unix.IPPROTO_ICMPV6, netip.MustParseAddr("fd10::101")
+				node = netip.MustParseAddr("fd10::101")
 			}
 			b.nodes[1].do(func() error {
 				c, err := (&net.Dialer{LocalAddr: &net.UDPAddr{IP: node.AsSlice(), Port: 5000}}).Dial("udp", net.JoinHostPort(f.server, "7000"))
@@ -450,7 +382,7 @@ func TestWhatAPodSaysOfConnectionsOfOthersDoesNotLeaveByABlock(t *testing.T) {
 				}
 				return err
 			})
-			icmp := sniff(t, b.ext, f, proto)
+			icmp := sniff(t, b.ext, f, f.icmp())
 			server := netip.MustParseAddr(f.server)
 			b.pods["a"].do(func() error {
 				return sendRaw(unreachable(b.podAddress("a"), server, datagram(netip.AddrPortFrom(server, 7000), netip.AddrPortFrom(node, 5000), []byte("secret"))), server)
@@ -483,14 +415,8 @@ func TestWhatComesForAnEgressIPDoesNotGoOnByAnotherNAT(t *testing.T) {
 func TestASelectedPodsQuestionToAnEgressIPDoesNotGoOn(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
-			tables := open(t)
-			ext, p := outside(t), pod(t)
-			f.hold(t)
 			other := []string{"10.10.0.9", "fd10::9"}[f.egressIP().BitLen()/128]
-			reach(t, tables, parseState(t, f.base()+"fenced "+other+"\npod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
-			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
-				t.Fatal(err)
-			}
+			ext, p := ownGateway(t, f, "fenced "+other+"\n")
 			netns.Run(t, fmt.Sprintf("ip route add %s via %s", other, f.lan))
 			ext.run(fmt.Sprintf("ip addr add %s dev lo", other))
 			if p.ok("ping -c1 -W0.5 " + other) {

@@ -172,6 +172,8 @@ func tagged() term {
 		loadCt(expr.CtKeyMARK), mask(egress.ConnTagMask, 0), equals(native(uint32(egress.ConnTag))...))
 }
 
+func ofFamily(f family) term { return words("meta nfproto "+f.protocol, f.is()...) }
+
 func saddrIn(f family, set string) term {
 	return words(fmt.Sprintf("%s saddr @%s", f.name, set), append(f.is(), f.saddr(), in(set))...)
 }
