@@ -104,8 +104,7 @@ func read() []monitor.Metric {
 
 // metrics is what an agent counts. A nil *metrics counts nothing.
 type metrics struct {
-	counters   map[string]*prometheus.CounterVec
-	histograms map[string]*prometheus.HistogramVec
+	counts *monitor.Counts
 
 	mu       sync.Mutex // guards what follows
 	owned    []netip.Addr
@@ -120,18 +119,7 @@ type metrics struct {
 }
 
 func newMetrics() *metrics {
-	m := &metrics{counters: map[string]*prometheus.CounterVec{}, histograms: map[string]*prometheus.HistogramVec{},
-		begun: map[netip.Addr]time.Time{}, last: map[netip.Addr]string{}, taken: map[netip.Addr]egress.Owner{}}
-	for _, d := range counted() {
-		if d.Type == monitor.Counter {
-			m.counters[d.Name] = d.CounterVec()
-		} else {
-			m.histograms[d.Name] = d.HistogramVec()
-		}
-		if len(d.Labels) == 0 { // they are there from the beginning, as 0
-			m.add(d, 0)
-		}
-	}
+	m := &metrics{counts: monitor.NewCounts(counted()), begun: map[netip.Addr]time.Time{}, last: map[netip.Addr]string{}, taken: map[netip.Addr]egress.Owner{}}
 	for _, how := range []string{"frames", "commit", "failed"} {
 		m.add(metricRenewals, 0, how)
 	}
@@ -143,36 +131,20 @@ func newMetrics() *metrics {
 
 // register makes all metrics of the agent known. An error: another one has them there.
 func (m *metrics) register(to prometheus.Registerer, reading *monitor.Reading) error {
-	all := []prometheus.Collector{reading}
-	for _, c := range m.counters {
-		all = append(all, c)
-	}
-	for _, h := range m.histograms {
-		all = append(all, h)
-	}
-	var errs []error
-	for _, c := range all {
-		errs = append(errs, to.Register(c))
-	}
-	return errors.Join(errs...)
+	return errors.Join(to.Register(m.counts), to.Register(reading))
 }
 
 // add counts n more.
 func (m *metrics) add(d monitor.Metric, n int, labels ...string) {
-	if m == nil {
-		return
-	}
-	if c := m.counters[d.Name]; c != nil {
-		c.WithLabelValues(labels...).Add(float64(n))
-	} else if len(labels) == len(d.Labels) {
-		m.histograms[d.Name].WithLabelValues(labels...)
+	if m != nil {
+		m.counts.Add(d, n, labels...)
 	}
 }
 
 // took notes that something took so long.
 func (m *metrics) took(d monitor.Metric, long time.Duration, labels ...string) {
 	if m != nil {
-		m.histograms[d.Name].WithLabelValues(labels...).Observe(long.Seconds())
+		m.counts.Took(d, long, labels...)
 	}
 }
 

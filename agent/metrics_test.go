@@ -48,13 +48,16 @@ func (p *passes) pass(after time.Duration, o egress.Owner, to string, uses, whol
 func histogram(t *testing.T, m *metrics, d monitor.Metric) map[string]string {
 	t.Helper()
 	registry := prometheus.NewRegistry()
-	registry.MustRegister(m.histograms[d.Name])
+	registry.MustRegister(m.counts)
 	families, err := registry.Gather()
 	if err != nil {
 		t.Fatal(err)
 	}
 	out := map[string]string{}
 	for _, f := range families {
+		if f.GetName() != d.Name {
+			continue
+		}
 		for _, one := range f.Metric {
 			label := ""
 			for _, l := range one.Label {

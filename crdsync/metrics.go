@@ -63,8 +63,7 @@ func read() []monitor.Metric {
 
 // metrics is what a replica counts, and of what its leadership is read. A nil *metrics counts nothing.
 type metrics struct {
-	counters   map[string]*prometheus.CounterVec
-	histograms map[string]*prometheus.HistogramVec
+	counts *monitor.Counts
 
 	mu     sync.Mutex // guards what follows
 	status *status    // nil: another replica leads
@@ -72,16 +71,7 @@ type metrics struct {
 }
 
 func newMetrics() *metrics {
-	m := &metrics{counters: map[string]*prometheus.CounterVec{}, histograms: map[string]*prometheus.HistogramVec{}}
-	for _, d := range counted() {
-		if d.Type == monitor.Counter {
-			m.counters[d.Name] = d.CounterVec()
-		} else {
-			m.histograms[d.Name] = d.HistogramVec()
-			m.histograms[d.Name].WithLabelValues() // there from the beginning
-		}
-	}
-	m.add(metricPassFailed, 0)
+	m := &metrics{counts: monitor.NewCounts(counted())}
 	for _, kind := range []string{egressKind, poolKind} {
 		m.add(metricStatus, 0, kind, "ok")
 		m.add(metricStatus, 0, kind, "failed")
@@ -93,25 +83,18 @@ func newMetrics() *metrics {
 }
 
 func (m *metrics) register(to prometheus.Registerer, reading *monitor.Reading) error {
-	errs := []error{to.Register(reading)}
-	for _, c := range m.counters {
-		errs = append(errs, to.Register(c))
-	}
-	for _, h := range m.histograms {
-		errs = append(errs, to.Register(h))
-	}
-	return errors.Join(errs...)
+	return errors.Join(to.Register(m.counts), to.Register(reading))
 }
 
 func (m *metrics) add(d monitor.Metric, n int, labels ...string) {
 	if m != nil {
-		m.counters[d.Name].WithLabelValues(labels...).Add(float64(n))
+		m.counts.Add(d, n, labels...)
 	}
 }
 
 func (m *metrics) took(d monitor.Metric, long time.Duration) {
 	if m != nil {
-		m.histograms[d.Name].WithLabelValues().Observe(long.Seconds())
+		m.counts.Took(d, long)
 	}
 }
 

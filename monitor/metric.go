@@ -3,6 +3,7 @@ package monitor
 import (
 	"fmt"
 	"strings"
+	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
 )
@@ -30,14 +31,59 @@ type Metric struct {
 // Desc describes the metric to Prometheus.
 func (m Metric) Desc() *prometheus.Desc { return prometheus.NewDesc(m.Name, m.Help, m.Labels, nil) }
 
-// CounterVec returns a counter for each set of label values.
-func (m Metric) CounterVec() *prometheus.CounterVec {
-	return prometheus.NewCounterVec(prometheus.CounterOpts{Name: m.Name, Help: m.Help}, m.Labels)
+// Counts is a set of counters and histograms that a daemon counts. Its methods are safe for concurrent use.
+type Counts struct {
+	counters   map[string]*prometheus.CounterVec
+	histograms map[string]*prometheus.HistogramVec
 }
 
-// HistogramVec returns a histogram for each set of label values.
-func (m Metric) HistogramVec() *prometheus.HistogramVec {
-	return prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: m.Name, Help: m.Help, Buckets: m.Buckets}, m.Labels)
+// NewCounts returns what counts the metrics, which are counters or histograms. Those without labels are there from the beginning, as 0.
+func NewCounts(list []Metric) *Counts {
+	c := &Counts{map[string]*prometheus.CounterVec{}, map[string]*prometheus.HistogramVec{}}
+	for _, m := range list {
+		if m.Type == Counter {
+			c.counters[m.Name] = prometheus.NewCounterVec(prometheus.CounterOpts{Name: m.Name, Help: m.Help}, m.Labels)
+		} else {
+			c.histograms[m.Name] = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: m.Name, Help: m.Help, Buckets: m.Buckets}, m.Labels)
+		}
+		switch {
+		case len(m.Labels) > 0:
+		case m.Type == Counter:
+			c.Add(m, 0)
+		default:
+			c.histograms[m.Name].WithLabelValues()
+		}
+	}
+	return c
+}
+
+// Add counts n more.
+func (c *Counts) Add(m Metric, n int, labels ...string) {
+	c.counters[m.Name].WithLabelValues(labels...).Add(float64(n))
+}
+
+// Took notes that something took so long.
+func (c *Counts) Took(m Metric, long time.Duration, labels ...string) {
+	c.histograms[m.Name].WithLabelValues(labels...).Observe(long.Seconds())
+}
+
+func (c *Counts) all(f func(prometheus.Collector)) {
+	for _, v := range c.counters {
+		f(v)
+	}
+	for _, v := range c.histograms {
+		f(v)
+	}
+}
+
+// Describe describes all.
+func (c *Counts) Describe(out chan<- *prometheus.Desc) {
+	c.all(func(v prometheus.Collector) { v.Describe(out) })
+}
+
+// Collect tells what was counted.
+func (c *Counts) Collect(out chan<- prometheus.Metric) {
+	c.all(func(v prometheus.Collector) { v.Collect(out) })
 }
 
 // Reading is a set of metrics that are read when they are asked for.
