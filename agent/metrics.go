@@ -2,11 +2,9 @@ package agent
 
 import (
 	"errors"
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -231,12 +229,9 @@ func (m *metrics) cause(o egress.Owner) string {
 	return string(egress.ReasonClaim)
 }
 
-// changes counts what is about to be, or was, written to a part of the kernel.
-func (m *metrics) changes(part string, c fmt.Stringer) {
-	if m == nil {
-		return
-	}
-	if n := strings.Count(c.String(), "\n"); n > 0 {
+// changes counts n changes that are about to be, or were, written to a part of the kernel.
+func (m *metrics) changes(part string, n int) {
+	if m != nil && n > 0 {
 		m.add(metricKernel, n, part)
 		m.wrote = true
 	}

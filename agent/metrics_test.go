@@ -139,22 +139,18 @@ func TestTakeoversAreToldByCauseWithWhatTheyTook(t *testing.T) {
 func TestAChangeIsTimedUntilTheKernelHasIt(t *testing.T) {
 	m, now := newMetrics(), time.Now()
 	m.came(now)
-	m.changes("nftables", lines("add element ...\nadd element ...\n"))
+	m.changes("nftables", 2)
 	m.programmed(false, now.Add(time.Second))
 	m.came(now.Add(time.Second))
-	m.changes("routes", lines("ip route add ...\n"))
+	m.changes("routes", 1)
 	m.programmed(true, now.Add(2*time.Second))
 	m.came(now.Add(time.Hour)) // of something that the kernel has nothing of
-	m.changes("routes", lines(""))
+	m.changes("routes", 0)
 	m.programmed(true, now.Add(2*time.Hour))
 	if got := histogram(t, m, metricToKernel)[""]; got != "1 in 2.0s" {
 		t.Errorf("told %s, want 1 in 2.0s", got)
 	}
 }
-
-type lines string
-
-func (l lines) String() string { return string(l) }
 
 func TestWhatAPassCouldNotProgramIsToldByPart(t *testing.T) {
 	m := newMetrics()

@@ -292,10 +292,9 @@ func (a *agent) program(ctx context.Context, d plan.Desired, lease *store.Lease)
 	if !whole {
 		arrive(moves.Entries())
 	}
-	a.log(ctx, addrs, moves, rules)
-	for part, c := range map[string]fmt.Stringer{"addresses": addrs, "routes": moves, "nftables": rules} {
-		a.metrics.changes(part, c)
-	}
+	a.log(ctx, "addresses", addrs)
+	a.log(ctx, "routes", moves)
+	a.log(ctx, "nftables", rules)
 	a.countResets(moves.Loosened, d)
 	errs = append(errs,
 		in("conntrack", a.flusher.follow(rules, d)),
@@ -325,18 +324,19 @@ func (a *agent) countResets(loosened []string, d plan.Desired) {
 	}
 }
 
-// log says what changed in the kernel: one line a change, and a steady state is silent. The lines of the ruleset itself, which is the
-// same on every node, are for debugging.
-func (a *agent) log(ctx context.Context, changes ...fmt.Stringer) {
-	for _, c := range changes {
-		for line := range strings.Lines(c.String()) {
-			level := slog.LevelInfo
-			if _, nft := c.(nft.Changes); nft && !strings.Contains(line, " element ") {
-				level = slog.LevelDebug
-			}
-			a.Log.Log(ctx, level, "kernel changed", "change", strings.TrimRight(line, "\n"))
+// log says and counts what changed in a part of the kernel: one line a change, and a steady state is silent. The lines of the ruleset itself,
+// which is the same on every node, are for debugging.
+func (a *agent) log(ctx context.Context, part string, changes fmt.Stringer) {
+	n := 0
+	for line := range strings.Lines(changes.String()) {
+		n++
+		level := slog.LevelInfo
+		if _, nft := changes.(nft.Changes); nft && !strings.Contains(line, " element ") {
+			level = slog.LevelDebug
 		}
+		a.Log.Log(ctx, level, "kernel changed", "change", strings.TrimRight(line, "\n"))
 	}
+	a.metrics.changes(part, n)
 }
 
 // transact does in etcd what the kernel is ready for, and returns when the next claim is due. Without its tables a node
