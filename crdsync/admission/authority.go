@@ -4,15 +4,12 @@ import (
 	"bytes"
 	"context"
 	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"time"
 
@@ -20,20 +17,15 @@ import (
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+
+	"github.com/egret-project/egret/crdsync/certificate"
 )
 
 const (
 	secretName  = "egret-webhook-ca" // of type kubernetes.io/tls; its first certificate is the CA's, the others are of CAs before it
 	caLife      = 10 * 365 * 24 * time.Hour
 	servingLife = 30 * 24 * time.Hour
-	// skew is by how much the clock of an API server may be behind.
-	skew = time.Hour
 )
-
-// due reports whether a certificate is to be replaced: when a third of its life is left.
-func due(c *x509.Certificate, now time.Time) bool {
-	return now.After(c.NotAfter.Add(-c.NotAfter.Sub(c.NotBefore) / 3))
-}
 
 // authority is a CA: what signs, and what is trusted.
 type authority struct {
@@ -44,47 +36,26 @@ type authority struct {
 
 // newAuthority returns a CA; trusted are the certificates, in PEM, that stay trusted beside it.
 func newAuthority(now time.Time, trusted []byte) (authority, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
+	cert, key, err := certificate.New(&x509.Certificate{
+		Subject: pkix.Name{CommonName: "egret webhook CA"}, NotBefore: now.Add(-certificate.Skew), NotAfter: now.Add(caLife), IsCA: true,
+		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	}, nil, nil)
 	if err != nil {
-		return authority{}, fmt.Errorf("making a key: %w", err)
+		return authority{}, err
 	}
-	template := &x509.Certificate{
-		Subject: pkix.Name{CommonName: "egret webhook CA"}, NotBefore: now.Add(-skew), NotAfter: now.Add(caLife), IsCA: true,
-		BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature, SerialNumber: serial(),
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, template, &key.PublicKey, key)
-	if err != nil {
-		return authority{}, fmt.Errorf("making a CA: %w", err)
-	}
-	cert, err := x509.ParseCertificate(der)
-	return authority{cert, key, append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: der}), trusted...)}, err
-}
-
-// serial returns a number that no other certificate has: two CAs share a name.
-func serial() *big.Int {
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	b[0] &= 0x7f
-	return new(big.Int).SetBytes(b[:])
+	return authority{cert, key, append(pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}), trusted...)}, nil
 }
 
 // serve returns a certificate for a server of these names.
 func (a authority) serve(now time.Time, names []string, ips []net.IP) (*tls.Certificate, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return nil, fmt.Errorf("making a key: %w", err)
-	}
-	template := &x509.Certificate{
-		Subject: pkix.Name{CommonName: names[0]}, DNSNames: names, IPAddresses: ips, SerialNumber: serial(),
-		NotBefore: now.Add(-skew), NotAfter: now.Add(servingLife),
+	leaf, key, err := certificate.New(&x509.Certificate{
+		Subject: pkix.Name{CommonName: names[0]}, DNSNames: names, IPAddresses: ips, NotBefore: now.Add(-certificate.Skew), NotAfter: now.Add(servingLife),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth},
-	}
-	der, err := x509.CreateCertificate(rand.Reader, template, a.cert, &key.PublicKey, a.key)
+	}, a.cert, a.key)
 	if err != nil {
-		return nil, fmt.Errorf("making a serving certificate: %w", err)
+		return nil, err
 	}
-	leaf, err := x509.ParseCertificate(der)
-	return &tls.Certificate{Certificate: [][]byte{der}, PrivateKey: key, Leaf: leaf}, err
+	return &tls.Certificate{Certificate: [][]byte{leaf.Raw}, PrivateKey: key, Leaf: leaf}, nil
 }
 
 // secret returns the CA as the cluster keeps it.
@@ -123,7 +94,7 @@ func loadAuthority(ctx context.Context, kube kubernetes.Interface, namespace str
 		var trusted []byte
 		if !missing {
 			a, err := readAuthority(s.Data)
-			if err == nil && !due(a.cert, now) {
+			if err == nil && !certificate.Due(a.cert, now) {
 				return a, nil
 			}
 			if err == nil {

@@ -22,6 +22,7 @@ import (
 	"k8s.io/client-go/tools/cache"
 
 	"github.com/egret-project/egret/api/v1beta1"
+	"github.com/egret-project/egret/crdsync/certificate"
 	"github.com/egret-project/egret/crdsync/spec"
 	"github.com/egret-project/egret/egress"
 )
@@ -140,7 +141,7 @@ func (s *server) certify(ctx context.Context) error {
 	// The CA is published before its certificate is shown. Where that does not work, no certificate is worse than one.
 	err = a.publish(ctx, s.kube)
 	c := s.current.Load()
-	if c != nil && !due(c.Leaf, now) && (err != nil || s.issuer == string(a.cert.Raw)) {
+	if c != nil && !certificate.Due(c.Leaf, now) && (err != nil || s.issuer == string(a.cert.Raw)) {
 		return err
 	}
 	names, ips := s.names()

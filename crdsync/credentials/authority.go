@@ -3,39 +3,30 @@ package credentials
 import (
 	"bytes"
 	"crypto"
-	"crypto/ecdsa"
-	"crypto/elliptic"
-	"crypto/rand"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
 	"errors"
 	"fmt"
-	"math/big"
 	"net"
 	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
+
+	"github.com/egret-project/egret/crdsync/certificate"
 )
 
 const (
 	caLife   = 10 * 365 * 24 * time.Hour
 	leafLife = 90 * 24 * time.Hour
-	// skew is by how much the clock of a node may be behind.
-	skew = time.Hour
 	// settle is for how long a new CA is trusted before it signs: a kubelet brings a changed Secret into its pods within minutes, and a person
 	// has time to restart the members of etcd, which read the CAs that they trust when they start.
 	settle = 7 * 24 * time.Hour
 
 	nextCert, nextKey = "next.crt", "next.key"
 )
-
-// due reports whether a certificate is to be replaced: when a third of its life is left.
-func due(c *x509.Certificate, now time.Time) bool {
-	return now.After(c.NotAfter.Add(-c.NotAfter.Sub(c.NotBefore) / 3))
-}
 
 // pair is a certificate with its key.
 type pair struct {
@@ -51,28 +42,13 @@ type authority struct {
 }
 
 func newPair(template, parent *x509.Certificate, signer crypto.Signer) (pair, error) {
-	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
-	if err != nil {
-		return pair{}, fmt.Errorf("making a key: %w", err)
-	}
-	if signer == nil {
-		parent, signer = template, key
-	}
-	var b [16]byte
-	_, _ = rand.Read(b[:]) // never fails
-	b[0] &= 0x7f
-	template.SerialNumber = new(big.Int).SetBytes(b[:])
-	der, err := x509.CreateCertificate(rand.Reader, template, parent, key.Public(), signer)
-	if err != nil {
-		return pair{}, fmt.Errorf("making the certificate of %s: %w", template.Subject.CommonName, err)
-	}
-	cert, err := x509.ParseCertificate(der)
+	cert, key, err := certificate.New(template, parent, signer)
 	return pair{cert, key}, err
 }
 
 func newCA(now time.Time) (pair, error) {
 	return newPair(&x509.Certificate{
-		Subject: pkix.Name{CommonName: "egret etcd CA " + now.UTC().Format(time.DateOnly)}, NotBefore: now.Add(-skew), NotAfter: now.Add(caLife), IsCA: true,
+		Subject: pkix.Name{CommonName: "egret etcd CA " + now.UTC().Format(time.DateOnly)}, NotBefore: now.Add(-certificate.Skew), NotAfter: now.Add(caLife), IsCA: true,
 		BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 	}, nil, nil)
 }
@@ -87,11 +63,11 @@ func (a *authority) advance(now time.Time) (bool, error) {
 		ca, err := newCA(now)
 		a.signs = ca
 		return true, err
-	case a.next != nil && now.After(a.next.cert.NotBefore.Add(skew+settle)):
+	case a.next != nil && now.After(a.next.cert.NotBefore.Add(certificate.Skew+settle)):
 		a.old = append(a.old, a.signs.cert)
 		a.signs, a.next = *a.next, nil
 		return true, nil
-	case a.next == nil && due(a.signs.cert, now):
+	case a.next == nil && certificate.Due(a.signs.cert, now):
 		ca, err := newCA(now)
 		a.next = &ca
 		return true, err
@@ -188,7 +164,7 @@ func (a *authority) issue(s subject, have map[string][]byte, now time.Time) (map
 		return map[string][]byte{"ca.crt": trusted, corev1.TLSCertKey: have[corev1.TLSCertKey], corev1.TLSPrivateKeyKey: have[corev1.TLSPrivateKeyKey]}, true, nil
 	}
 	template := &x509.Certificate{
-		Subject: pkix.Name{CommonName: s.name}, DNSNames: s.dns, IPAddresses: s.ips, NotBefore: now.Add(-skew), NotAfter: now.Add(leafLife),
+		Subject: pkix.Name{CommonName: s.name}, DNSNames: s.dns, IPAddresses: s.ips, NotBefore: now.Add(-certificate.Skew), NotAfter: now.Add(leafLife),
 		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
 	}
 	if len(s.dns) > 0 { // members are each other's clients
@@ -205,7 +181,7 @@ func (a *authority) issue(s subject, have map[string][]byte, now time.Time) (map
 // good reports whether a Secret has a certificate for s that is trusted and not due.
 func (a *authority) good(s subject, have map[string][]byte, now time.Time) bool {
 	p, _, err := readPair(have[corev1.TLSCertKey], have[corev1.TLSPrivateKeyKey])
-	if err != nil || due(p.cert, now) || p.cert.Subject.CommonName != s.name || !slices.Equal(p.cert.DNSNames, s.dns) {
+	if err != nil || certificate.Due(p.cert, now) || p.cert.Subject.CommonName != s.name || !slices.Equal(p.cert.DNSNames, s.dns) {
 		return false
 	}
 	pool := x509.NewCertPool()
