@@ -332,7 +332,7 @@ func TestWhatCannotBeFlushedIsAFaultAndTriedAgain(t *testing.T) {
 	broken = nil
 	f.flush()
 	if err := f.follow(nft.Changes{}, d); err != nil || !f.toFlush.empty() {
-		t.Errorf("done: error %v, owed %+v", err, f.toFlush)
+		t.Errorf("done: error %v, to flush %+v", err, f.toFlush)
 	}
 	if woken != 2 {
 		t.Errorf("told %d times, want when it failed and when it did not any more", woken)

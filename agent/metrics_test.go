@@ -19,7 +19,7 @@ import (
 	"github.com/egret-project/egret/nft"
 )
 
-// scene is what an agent sees, pass by pass.
+// passes is what an agent sees, pass by pass.
 type passes struct {
 	m    *metrics
 	now  time.Time

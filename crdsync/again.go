@@ -37,7 +37,7 @@ func (m *mirror) again(ctx context.Context) {
 		m.dirty.add(work{objects: true})
 		return
 	}
-	m.dirty.add(work{scene: true}) // the statuses
+	m.dirty.add(work{cluster: true}) // the statuses
 	for _, w := range m.bits() {
 		m.dirty.add(w)
 		select {

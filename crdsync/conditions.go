@@ -17,8 +17,8 @@ import (
 // maxNamed is how many of one kind a message names: a person reads it, and an event takes 1024 bytes.
 const maxNamed = 3
 
-// scene is what etcd shows about who holds addresses, and who could.
-type scene struct {
+// clusterState is what etcd shows about who holds addresses, and who could.
+type clusterState struct {
 	owners  map[netip.Addr]egress.Owner
 	load    map[string]int // how many of them each node is
 	agents  map[string]egress.Agent
@@ -32,7 +32,7 @@ type scene struct {
 }
 
 // egressStatus returns the status of an egress. old is what it was: a condition keeps its time while its status stays.
-func egressStatus(old v1beta1.EgressStatus, v verdict, s scene, now time.Time) v1beta1.EgressStatus {
+func egressStatus(old v1beta1.EgressStatus, v verdict, s clusterState, now time.Time) v1beta1.EgressStatus {
 	var out v1beta1.EgressStatus
 	var from, held, missing []string
 	for _, a := range v.addresses {
@@ -104,7 +104,7 @@ func conflict(v verdict) (c v1beta1.EgressCondition, ok bool) {
 }
 
 // conflict says which host outside the cluster uses an address, by the first node that heard of it; "": none does.
-func (s scene) conflict(ip netip.Addr) string {
+func (s clusterState) conflict(ip netip.Addr) string {
 	for _, n := range slices.Sorted(maps.Keys(s.agents)) {
 		if who, ok := s.agents[n].Conflicts[ip]; ok {
 			return fmt.Sprintf("another host uses it, %s of node %s", who, n)
@@ -115,7 +115,7 @@ func (s scene) conflict(ip netip.Addr) string {
 
 // degraded returns the condition of an egress for which a node could not program everything, drops its packets, or has too few ports, or whose
 // address a host outside the cluster uses as well; ok is false for all others. The nodes that hold its addresses come first: they serve all its pods.
-func (s scene) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
+func (s clusterState) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	var nodes []string
 	for _, a := range v.addresses {
 		if n := s.owners[a.IP].Node; len(s.agents[n].Faults) > 0 && !slices.Contains(nodes, n) {
@@ -162,7 +162,7 @@ func (s scene) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
 }
 
 // dropped says which nodes drop packets of an egress, and why, a few of them.
-func (s scene) dropped(v verdict) (said []string) {
+func (s clusterState) dropped(v verdict) (said []string) {
 	for _, a := range v.addresses {
 		for _, n := range s.droppers[a.IP] {
 			if len(said) < maxNamed {
@@ -174,7 +174,7 @@ func (s scene) dropped(v verdict) (said []string) {
 }
 
 // unheld says why no node holds an address, as far as etcd shows.
-func (s scene) unheld(a egress.Address) string {
+func (s clusterState) unheld(a egress.Address) string {
 	if a.Pool == "" {
 		return fmt.Sprintf("no node with a live agent has %s on an interface", a.IP)
 	}

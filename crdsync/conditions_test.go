@@ -19,7 +19,7 @@ func TestConditionsNameTheCause(t *testing.T) {
 	pool := egress.Address{IP: ip("10.0.0.1"), ID: 1, Pool: "a"}
 	gateway := egress.Pool{Name: "a", NodeSelector: egress.Selector{MatchLabels: map[string]string{"gw": "1"}}}
 	nodes := []egress.Node{{Name: "n1", Labels: map[string]string{"gw": "1"}}, {Name: "n2"}}
-	held := scene{owners: map[netip.Addr]egress.Owner{pool.IP: {IP: pool.IP, Node: "n1"}}, pools: map[string]egress.Pool{"a": gateway}, nodes: nodes}
+	held := clusterState{owners: map[netip.Addr]egress.Owner{pool.IP: {IP: pool.IP, Node: "n1"}}, pools: map[string]egress.Pool{"a": gateway}, nodes: nodes}
 	free := held
 	free.owners = nil
 	alive := free
@@ -30,7 +30,7 @@ func TestConditionsNameTheCause(t *testing.T) {
 	full.nodes, full.load = []egress.Node{{Name: "n1", Labels: map[string]string{"gw": "1"}, Capacity: 3}}, map[string]int{"n1": 3}
 	nobody := alive
 	nobody.nodes = nodes[1:]
-	each := scene{
+	each := clusterState{
 		pools: map[string]egress.Pool{"a": {Name: "a"}}, load: map[string]int{"n6": 3}, cordons: map[string]egress.Cordon{"n5": {}},
 		agents: map[string]egress.Agent{"n5": {}, "n6": {}, "n7": {Refused: map[string]string{"a": "link x has VLAN 7"}}, "n8": {}},
 		nodes: []egress.Node{
@@ -43,7 +43,7 @@ func TestConditionsNameTheCause(t *testing.T) {
 	tests := map[string]struct {
 		address egress.Address
 		err     error
-		scene   scene
+		cluster clusterState
 		want    string // what IPAllocated says | what IPAssigned says
 	}{
 		"held":             {pool, nil, held, allocated + " | True Assigned 10.0.0.1 is on node n1"},
@@ -60,11 +60,11 @@ func TestConditionsNameTheCause(t *testing.T) {
 	}
 	for name, tt := range tests {
 		v := verdict{err: tt.err}
-		wantIP, wantNode := "", tt.scene.owners[tt.address.IP].Node
+		wantIP, wantNode := "", tt.cluster.owners[tt.address.IP].Node
 		if tt.address.IP.IsValid() {
 			v.addresses, wantIP = []egress.Address{tt.address}, tt.address.IP.String()
 		}
-		got := egressStatus(v1beta1.EgressStatus{}, v, tt.scene, time.Unix(100, 0))
+		got := egressStatus(v1beta1.EgressStatus{}, v, tt.cluster, time.Unix(100, 0))
 		if got.EgressIP != wantIP || got.EgressNode != wantNode {
 			t.Errorf("%s: IP %q on node %q, want %q on %q", name, got.EgressIP, got.EgressNode, wantIP, wantNode)
 		}
@@ -79,18 +79,18 @@ func TestConditionsNameTheCause(t *testing.T) {
 }
 
 func TestAnEgressWithTooFewPortsIsDegraded(t *testing.T) {
-	faulty := scene{agents: map[string]egress.Agent{"n1": {Faults: map[string]string{"routes": "none"}}}, faulty: map[string][]string{"a": {"n1"}}}
+	faulty := clusterState{agents: map[string]egress.Agent{"n1": {Faults: map[string]string{"routes": "none"}}}, faulty: map[string][]string{"a": {"n1"}}}
 	for name, tt := range map[string]struct {
-		scene scene
-		ports string
-		want  string
+		cluster clusterState
+		ports   string
+		want    string
 	}{
-		"enough":               {scene{}, "", ""},
-		"too few":              {scene{}, "node n1 has no ports", "PortsExhausted: node n1 has no ports"},
+		"enough":               {clusterState{}, "", ""},
+		"too few":              {clusterState{}, "node n1 has no ports", "PortsExhausted: node n1 has no ports"},
 		"and what weighs more": {faulty, "node n1 has no ports", "ProgrammingError: node n1: routes: none; node n1 has no ports"},
 	} {
 		got := ""
-		if c, ok := tt.scene.degraded(verdict{name: "a", ports: tt.ports}); ok {
+		if c, ok := tt.cluster.degraded(verdict{name: "a", ports: tt.ports}); ok {
 			got = c.Reason + ": " + c.Message
 		}
 		if got != tt.want {
@@ -119,13 +119,13 @@ func TestTheMessageNamesAFewOfTheNodesWithTooFewPorts(t *testing.T) {
 func TestTransitionTimesChangeOnlyWithTheStatus(t *testing.T) {
 	early, late := time.Unix(100, 5), time.Unix(200, 5)
 	v := verdict{addresses: []egress.Address{{IP: ip("10.0.0.1"), ID: 1}}}
-	first := egressStatus(v1beta1.EgressStatus{}, v, scene{}, early)
-	second := egressStatus(first, v, scene{}, late)
+	first := egressStatus(v1beta1.EgressStatus{}, v, clusterState{}, early)
+	second := egressStatus(first, v, clusterState{}, late)
 	if !equalStatus(first, second) {
 		t.Errorf("nothing happened (-want +got):\n%s", cmp.Diff(first, second))
 	}
 	v.generation = 2
-	owned := scene{owners: map[netip.Addr]egress.Owner{ip("10.0.0.1"): {Node: "n1"}}}
+	owned := clusterState{owners: map[netip.Addr]egress.Owner{ip("10.0.0.1"): {Node: "n1"}}}
 	third := egressStatus(second, v, owned, late)
 	if equalStatus(second, third) {
 		t.Error("the status is the same after the IP got an owner")

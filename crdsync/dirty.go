@@ -11,7 +11,7 @@ type work struct {
 	objects    bool            // an Egress or ExternalIPPool: all that depends on them
 	nodes      bool            // a Node
 	records    bool            // crdsync's own records in etcd, members left out
-	scene      bool            // what agents and operators write into etcd: the status tells of it
+	cluster    bool            // what agents and operators write into etcd: the status tells of it
 	namespaces map[string]bool // those whose labels changed
 	pods       map[string]bool // the nodes whose pods, or members in etcd, changed
 	since      time.Time       // when the first of the events came
@@ -46,7 +46,7 @@ func (d *dirty) add(w work) {
 	d.objects = d.objects || w.objects
 	d.nodes = d.nodes || w.nodes
 	d.records = d.records || w.records
-	d.scene = d.scene || w.scene
+	d.cluster = d.cluster || w.cluster
 	if d.pods == nil {
 		d.namespaces, d.pods = map[string]bool{}, map[string]bool{}
 	}

@@ -379,7 +379,7 @@ func testPoolWarning(c *cluster) {
 
 func TestAnIPWithoutANodeIsAWarningAfterAWhile(t *testing.T) {
 	start := time.Unix(100, 0)
-	status := egressStatus(v1beta1.EgressStatus{}, verdict{addresses: []egress.Address{{IP: ip("10.0.0.9"), ID: 2}}}, scene{}, start)
+	status := egressStatus(v1beta1.EgressStatus{}, verdict{addresses: []egress.Address{{IP: ip("10.0.0.9"), ID: 2}}}, clusterState{}, start)
 	for after, want := range map[time.Duration][]string{0: nil, patience - time.Second: nil, patience: {"AssignmentError"}} {
 		a, warnings, later := accountOf(status, start.Add(after))
 		if d := gocmp.Diff(want, a.Warnings); d != "" || later != max(patience-after, 0) {
@@ -391,7 +391,7 @@ func TestAnIPWithoutANodeIsAWarningAfterAWhile(t *testing.T) {
 			}
 		}
 	}
-	failed := egressStatus(v1beta1.EgressStatus{}, verdict{err: errors.New("no pool")}, scene{}, start)
+	failed := egressStatus(v1beta1.EgressStatus{}, verdict{err: errors.New("no pool")}, clusterState{}, start)
 	if a, _, _ := accountOf(failed, start.Add(patience)); !slices.Equal(a.Warnings, []string{"AllocationError: no pool"}) {
 		t.Errorf("an egress without an IP is warned of for %q", a.Warnings)
 	}

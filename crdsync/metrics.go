@@ -168,15 +168,15 @@ func (r *replica) readMetrics(put func(d monitor.Metric, value float64, labels .
 // metrics puts what the leader knows of the cluster.
 func (s *status) metrics(put func(d monitor.Metric, value float64, labels ...string)) {
 	s.mu.Lock()
-	verdicts, usage, scene := s.verdicts, s.usage, s.scene // replaced, never changed
+	verdicts, usage, cluster := s.verdicts, s.usage, s.cluster // replaced, never changed
 	s.mu.Unlock()
 	if verdicts == nil {
 		return // nothing was compared yet
 	}
-	put(metricNodes, float64(len(scene.nodes)))
+	put(metricNodes, float64(len(cluster.nodes)))
 	agents := map[string]int{"alive": 0, "restarting": 0, "missing": 0}
-	for _, n := range scene.nodes {
-		switch a, running := scene.agents[n.Name]; {
+	for _, n := range cluster.nodes {
+		switch a, running := cluster.agents[n.Name]; {
 		case !running:
 			agents["missing"]++
 		case a.Restarting:
@@ -197,11 +197,11 @@ func (s *status) metrics(put func(d monitor.Metric, value float64, labels ...str
 		seen := map[egress.Address]bool{}
 		for _, a := range v.addresses {
 			if !seen[a] {
-				put(metricInfo, 1, name, a.IP.String(), a.Pool, scene.owners[a.IP].Node)
+				put(metricInfo, 1, name, a.IP.String(), a.Pool, cluster.owners[a.IP].Node)
 			}
 			seen[a] = true
 		}
-		for _, c := range egressStatus(v1beta1.EgressStatus{}, v, scene, now).Conditions {
+		for _, c := range egressStatus(v1beta1.EgressStatus{}, v, cluster, now).Conditions {
 			good := metav1.ConditionTrue
 			if c.Type == v1beta1.Conflict || c.Type == v1beta1.Degraded {
 				good = metav1.ConditionFalse

@@ -167,7 +167,7 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 		m.sweep(c)
 		m.sweep = nil
 	}
-	if w.records || w.scene || !told {
+	if w.records || w.cluster || !told {
 		m.told, m.pressed = m.overlaps, m.pressure
 		m.publish(c)
 	}
@@ -188,7 +188,7 @@ func (m *mirror) recordsChanged(w *work) {
 		switch {
 		case node != "" && name != "":
 			w.addPods(node)
-			w.scene = w.scene || m.atFault(node) // the status names the egresses that have pods there
+			w.cluster = w.cluster || m.atFault(node) // the status names the egresses that have pods there
 			m.list(node, name)
 			m.blocks.membersChanged(m.cache, node, name)
 		case strings.HasPrefix(key, store.BlockPrefix):
@@ -196,7 +196,7 @@ func (m *mirror) recordsChanged(w *work) {
 		case strings.HasPrefix(key, store.PodPrefix):
 			w.addPods(strings.TrimPrefix(key, store.PodPrefix))
 		case strings.HasPrefix(key, store.OwnerPrefix), strings.HasPrefix(key, store.AgentPrefix), strings.HasPrefix(key, store.CordonPrefix):
-			w.scene = true
+			w.cluster = true
 			if strings.HasPrefix(key, store.OwnerPrefix) {
 				m.ownerGone(key)
 			} else if node, ok := strings.CutPrefix(key, store.AgentPrefix); ok && m.blocks.agentChanged(m.cache, node) {

@@ -67,7 +67,7 @@ type status struct {
 	usage    map[string]v1beta1.IPPoolUsage
 	faults   map[string]error // as those of control
 	pressed  map[string]string
-	scene    scene
+	cluster  clusterState
 }
 
 // decoded is what an object of an informer says. Decoding it is most of what comparing it costs, and with thousands of egresses few are others
@@ -86,7 +86,7 @@ func (s *status) begin(ctx context.Context) error {
 		s.queues[kind] = workqueue.NewTypedRateLimitingQueue(workqueue.NewTypedItemExponentialFailureRateLimiter[item](minStatusBackoff, maxStatusBackoff))
 	}
 	s.written, s.decoded, s.wake = map[item]string{}, map[string]decoded{}, make(chan struct{}, 1)
-	s.verdicts, s.usage, s.faults, s.pressed, s.scene = nil, nil, nil, nil, scene{}
+	s.verdicts, s.usage, s.faults, s.pressed, s.cluster = nil, nil, nil, nil, clusterState{}
 	return s.diary.begin(ctx)
 }
 
@@ -153,12 +153,12 @@ func (s *status) compare(ctx context.Context) {
 }
 
 func (s *status) compareAll() {
-	now := readScene(s.cache)
+	now := readClusterState(s.cache)
 	s.mu.Lock()
 	c := s.published
 	now.pools, now.nodes = c.pools, c.nodes // the cache may be behind
 	first := s.verdicts == nil
-	s.verdicts, s.usage, s.faults, s.pressed, s.scene = c.verdicts, c.usage, c.faults, c.pressed, now
+	s.verdicts, s.usage, s.faults, s.pressed, s.cluster = c.verdicts, c.usage, c.faults, c.pressed, now
 	s.mu.Unlock()
 	s.lookAll(poolKind, s.source.pools, first)
 	s.lookAll(egressKind, s.source.egresses, first)
@@ -336,14 +336,14 @@ func (s *status) desired(kind string, u *unstructured.Unstructured) (want any, d
 		old = decoded{u, readStatus(u)}
 		s.decoded[u.GetName()] = old
 	}
-	status := egressStatus(old.status, v, s.scene, time.Now())
+	status := egressStatus(old.status, v, s.cluster, time.Now())
 	return &status, !equalStatus(old.status, status)
 }
 
-// readScene reads from the cache what agents and operators write. A record that cannot be read counts as none.
-func readScene(c *store.Cache) scene {
+// readClusterState reads from the cache what agents and operators write. A record that cannot be read counts as none.
+func readClusterState(c *store.Cache) clusterState {
 	faults := map[string]error{} // their writers, and the agents, report them
-	s := scene{
+	s := clusterState{
 		owners:  map[netip.Addr]egress.Owner{},
 		load:    map[string]int{},
 		agents:  decodeAll[egress.Agent](c, store.AgentPrefix, faults),
