@@ -59,19 +59,13 @@ func Describe(ctx context.Context, c *store.Client, kind, name string, w io.Writ
 
 // describe returns what there is to say, as rows of a word and a text.
 func describe(w store.Whole, kind, name string, history []egress.Tenure, now time.Time) (rows [][]string, err error) {
+	last := ""
 	add := func(what, format string, a ...any) {
-		if len(rows) > 0 && len(rows[len(rows)-1]) > 0 {
-			for i := len(rows) - 1; i >= 0; i-- { // the word stands once
-				if rows[i][0] == what+":" {
-					rows = append(rows, []string{"", fmt.Sprintf(format, a...)})
-					return
-				}
-				if rows[i][0] != "" {
-					break
-				}
-			}
+		word := what + ":"
+		if what == last { // the word stands once
+			word = ""
 		}
-		rows = append(rows, []string{what + ":", fmt.Sprintf(format, a...)})
+		rows, last = append(rows, []string{word, fmt.Sprintf(format, a...)}), what
 	}
 	var about func(Trouble) bool
 	switch kind {
@@ -156,7 +150,7 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 			add("Cordoned", "%s", by)
 		}
 		held := 0
-		for _, ip := range slices.SortedFunc(maps.Keys(w.Owners), compareIPs) {
+		for _, ip := range slices.SortedFunc(maps.Keys(w.Owners), netip.Addr.Compare) {
 			if o := w.Owners[ip]; o.Node == name {
 				held++
 				add("Holds", "%s for %s, by %s", ip, age(now, o.Since), o.Why)

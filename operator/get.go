@@ -115,7 +115,7 @@ type listing struct {
 func (l listing) write(format string, w io.Writer) error {
 	switch format {
 	case "json":
-		return writeJSON(w, l.records)
+		return writeJSON(w, append([]any{}, l.records...)) // none is [], not null
 	case "yaml":
 		return writeYAML(w, l.records)
 	case "name":
@@ -310,22 +310,38 @@ func writeTable(w io.Writer, header string, rows [][]string) error {
 	return t.Flush() // a tabwriter keeps what Fprintln could not write for Flush to report
 }
 
-func writeJSON(w io.Writer, records []any) error {
+func writeJSON(w io.Writer, v any) error {
 	e := json.NewEncoder(w)
 	e.SetIndent("", "  ")
-	if records == nil {
-		records = []any{}
-	}
-	return e.Encode(records)
+	return e.Encode(v)
 }
 
-func writeYAML(w io.Writer, records []any) error {
-	b, err := yaml.Marshal(records)
+func writeYAML(w io.Writer, v any) error {
+	b, err := yaml.Marshal(v)
 	if err != nil {
 		return err
 	}
 	_, err = w.Write(b)
 	return err
+}
+
+// checkReport returns an error that says what is wrong with a format of what is no list of records: "json", "yaml", or "" for text.
+func checkReport(format string) error {
+	if !slices.Contains([]string{"", "json", "yaml"}, format) {
+		return fmt.Errorf("output format %q: want json or yaml", format)
+	}
+	return nil
+}
+
+// writeReport writes what is no list of records.
+func writeReport(w io.Writer, format string, v any, text func() error) error {
+	switch format {
+	case "json":
+		return writeJSON(w, v)
+	case "yaml":
+		return writeYAML(w, v)
+	}
+	return text()
 }
 
 // age prints how long ago t was, as kubectl does: the largest unit that fits.
@@ -362,21 +378,3 @@ func join[T fmt.Stringer](s []T) string {
 	}
 	return some(out)
 }
-
-// writeOne writes one value as JSON, writeOneYAML as YAML.
-func writeOne(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
-	e.SetIndent("", "  ")
-	return e.Encode(v)
-}
-
-func writeOneYAML(w io.Writer, v any) error {
-	b, err := yaml.Marshal(v)
-	if err != nil {
-		return err
-	}
-	_, err = w.Write(b)
-	return err
-}
-
-func compareIPs(a, b netip.Addr) int { return a.Compare(b) }

@@ -5,11 +5,13 @@ import (
 	"fmt"
 	"io"
 	"maps"
+	"net/netip"
 	"slices"
 	"strings"
 	"time"
 
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/store"
 )
 
@@ -35,8 +37,8 @@ type overview struct {
 
 // Status writes the whole system on one screen, in a format: "json", "yaml", or "" for text. The error is a Verdict when something is wrong.
 func Status(ctx context.Context, c *store.Client, format string, w io.Writer) error {
-	if !slices.Contains([]string{"", "json", "yaml"}, format) {
-		return fmt.Errorf("output format %q: want json or yaml", format)
+	if err := checkReport(format); err != nil {
+		return err
 	}
 	whole, err := c.ReadWhole(ctx)
 	if err != nil {
@@ -59,12 +61,12 @@ func status(whole store.Whole, space store.Space, now time.Time, format string, 
 	if space.Fault != nil {
 		o.Troubles = append([]Trouble{{Degraded, "etcd", strings.ReplaceAll(space.Fault.Error(), "\n", "; ")}}, o.Troubles...)
 	}
-	slices.SortStableFunc(o.Troubles, func(a, b Trouble) int { return strings.Compare(string(a.Level), string(b.Level)) })
+	worstFirst(o.Troubles)
 	for _, name := range slices.Sorted(maps.Keys(whole.Nodes)) {
 		if _, alive := whole.Agents[name]; alive {
 			o.Nodes["alive"]++
 		}
-		if _, cordoned := whole.Cordons[name]; cordoned || whole.Nodes[name].Cordoned {
+		if plan.Cordoned(&whole.Snapshot, name) {
 			o.Nodes["cordoned"]++
 		}
 	}
@@ -92,22 +94,13 @@ func status(whole store.Whole, space store.Space, now time.Time, format string, 
 	for name, p := range whole.Pools {
 		o.Pools[name] = fmt.Sprintf("%d of %d", used[name], p.Total())
 	}
-	for _, ip := range slices.SortedFunc(maps.Keys(whole.Moves), compareIPs) {
+	for _, ip := range slices.SortedFunc(maps.Keys(whole.Moves), netip.Addr.Compare) {
 		o.Moves = append(o.Moves, whole.Moves[ip])
 	}
 	for _, node := range slices.Sorted(maps.Keys(whole.Cordons)) {
 		o.Cordons = append(o.Cordons, whole.Cordons[node])
 	}
-	var err error
-	switch format {
-	case "json":
-		err = writeOne(w, o)
-	case "yaml":
-		err = writeOneYAML(w, o)
-	default:
-		err = o.write(w, now)
-	}
-	if err != nil {
+	if err := writeReport(w, format, o, func() error { return o.write(w, now) }); err != nil {
 		return err
 	}
 	return o.verdict()

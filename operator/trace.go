@@ -40,8 +40,8 @@ const (
 // "" for text. It goes by the records in etcd: what kernels do is what they were told by these, unless an agent says otherwise. The error is a
 // Verdict when it does not get through, or something may be in its way.
 func Trace(ctx context.Context, c *store.Client, q Question, format string, w io.Writer) error {
-	if !slices.Contains([]string{"", "json", "yaml"}, format) {
-		return fmt.Errorf("output format %q: want json or yaml", format)
+	if err := checkReport(format); err != nil {
+		return err
 	}
 	whole, err := c.ReadWhole(ctx)
 	if err != nil {
@@ -52,21 +52,18 @@ func Trace(ctx context.Context, c *store.Client, q Question, format string, w io
 		return err
 	}
 	text, status := conclude(steps)
-	switch format {
-	case "json":
-		err = writeOne(w, map[string]any{"steps": steps, "verdict": text})
-	case "yaml":
-		err = writeOneYAML(w, map[string]any{"steps": steps, "verdict": text})
-	default:
+	err = writeReport(w, format, map[string]any{"steps": steps, "verdict": text}, func() error {
 		var rows [][]string
 		for _, s := range steps {
 			mark := map[fault]string{stops: "!! ", doubts: "?  "}[s.Fault]
 			rows = append(rows, []string{s.What, mark + s.Text})
 		}
-		if err = writeTable(w, "", rows); err == nil {
-			_, err = fmt.Fprintf(w, "\n%s\n", text)
+		if err := writeTable(w, "", rows); err != nil {
+			return err
 		}
-	}
+		_, err := fmt.Fprintf(w, "\n%s\n", text)
+		return err
+	})
 	if err != nil || status == 0 {
 		return err
 	}

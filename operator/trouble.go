@@ -77,8 +77,12 @@ func troublesOf(w store.Whole) []Trouble {
 	for _, f := range w.Faults {
 		say(Degraded, "record "+f.Key, "it cannot be read: %v", f.Err)
 	}
-	slices.SortStableFunc(out, func(a, b Trouble) int { return cmp.Compare(string(a.Level), string(b.Level)) })
+	worstFirst(out)
 	return out
+}
+
+func worstFirst(list []Trouble) {
+	slices.SortStableFunc(list, func(a, b Trouble) int { return cmp.Compare(a.Level, b.Level) }) // by the alphabet, as it is
 }
 
 // unheld says why no node holds an address, as far as etcd tells.
