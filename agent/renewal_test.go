@@ -143,28 +143,25 @@ func TestIptablesSaveIsNotSlowedDownByRenewals(t *testing.T) {
 		}
 		return took
 	}
-	// The fastest of each counts: others use the machine, too.
-	without := map[string]time.Duration{}
-	t.Run("without Egret", func(t *testing.T) {
-		netns.Enter(t)
-		load()
-		for reader := range readers {
-			without[reader] = time.Hour
-			for range 4 {
-				without[reader] = min(without[reader], took(reader))
-			}
-		}
-	})
 	renewing(t, 3, 500*time.Millisecond)
 	load()
+	with := netns.Current(t)
+	netns.Enter(t)
+	load()
+	without := netns.Current(t)
+	// Others use the machine, too: the fastest of each counts, and they take turns, so that both have had the same machine.
 	for reader := range readers {
-		with, most := time.Hour, without[reader]*12/10
-		for n := 0; n < 10 && with > most; n++ {
-			with = min(with, took(reader))
+		best := map[int]time.Duration{without: time.Hour, with: time.Hour}
+		slow := func() bool { return best[with] > best[without]*12/10 }
+		for n := 0; n < 4 || n < 15 && slow(); n++ {
+			for ns := range best {
+				netns.Switch(t, ns)
+				best[ns] = min(best[ns], took(reader))
+			}
 		}
-		t.Logf("%s, %d rules of others: %v without Egret, %v with it", reader, rules, without[reader], with)
-		if with > most {
-			t.Errorf("%s of %d rules of others takes %v, and %v without Egret: want 1.2 times that at most", reader, rules, with, without[reader])
+		t.Logf("%s, %d rules of others: %v without Egret, %v with it", reader, rules, best[without], best[with])
+		if slow() {
+			t.Errorf("%s of %d rules of others takes %v, and %v without Egret: want 1.2 times that at most", reader, rules, best[with], best[without])
 		}
 	}
 }
