@@ -47,6 +47,7 @@ var regressions = []struct {
 }{
 	{"a gateway that boots sends nothing with its own address", 1, 3},
 	{"a gateway that boots beside frozen ones sends nothing with its own address", 931524, 6},
+	{"a node that boots twice within seconds is judged from each boot on", 800881, 1},
 }
 
 func TestSchedulesThatFailedOnce(t *testing.T) {

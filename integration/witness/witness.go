@@ -52,8 +52,8 @@ type band struct {
 	// unknown are the destinations to which the pod's node does not know the pod yet, since when. Nothing is judged from then on until the
 	// first packet with the right source.
 	unknown map[netip.Addr]time.Time
-	// known are the times of those first packets.
-	known map[netip.Addr]time.Time
+	// known are those first packets.
+	known map[netip.Addr]lab.Packet
 }
 
 // tenure is a time during which a node owned an IP; it ends with the next one.
@@ -146,7 +146,7 @@ func (w *Witness) follow(ctx context.Context, done chan struct{}) {
 // Select says that from now on, until the end of the run, a pod (namespace/name) leaves as each of ips, one of a family at most. The pod's
 // source ports are set for that. The pod opens no connection before Select returns.
 func (w *Witness) Select(ctx context.Context, pod string, ips ...netip.Addr) error {
-	b := &band{pod: pod, sources: map[netip.Addr]netip.Addr{}, unknown: map[netip.Addr]time.Time{}, known: map[netip.Addr]time.Time{}}
+	b := &band{pod: pod, sources: map[netip.Addr]netip.Addr{}, unknown: map[netip.Addr]time.Time{}, known: map[netip.Addr]lab.Packet{}}
 	for _, ip := range ips {
 		b.sources[OutsideOf(ip)] = ip
 	}
@@ -165,10 +165,14 @@ func (w *Witness) Select(ctx context.Context, pod string, ips ...netip.Addr) err
 func (w *Witness) Booting(pod, node string) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
+	w.takePackets() // what came since an earlier boot is judged by that one
 	for _, b := range w.bands {
+		if b.pod != pod {
+			continue
+		}
+		b.node = node
 		for to := range b.sources {
-			if b.pod == pod {
-				b.node = node
+			if b.unknown[to].IsZero() {
 				b.unknown[to] = time.Now()
 			}
 		}
@@ -287,7 +291,7 @@ func (w *Witness) takePackets() {
 			w.seen++ // by a port of its node's block, or by its own
 			if since := b.unknown[p.Dst]; !since.IsZero() && !p.Time.Before(since) && w.ofNode(b.node, p) {
 				delete(b.unknown, p.Dst)
-				b.known[p.Dst] = p.Time
+				b.known[p.Dst] = p
 			}
 		}
 		i := (int(p.SrcPort) - firstPort) / bandSize
@@ -300,14 +304,18 @@ func (w *Witness) takePackets() {
 		case !since.IsZero() && !p.Time.Before(since):
 			if p.Src == want {
 				delete(b.unknown, p.Dst)
-				b.known[p.Dst] = p.Time
+				b.known[p.Dst] = p
 			}
-		case p.Src != want && p.Time.Sub(b.known[p.Dst]) < queued:
+		case p.Src != want && p.Time.Sub(b.known[p.Dst].Time) < queued:
 		case p.Reset && fromNodeItself(p):
 			// The node's own kernel, to who still talks to a connection that the CNI had masqueraded before the node knew the pod: its
 			// conntrack entry was flushed since.
 		case p.Src != want && len(w.strange) < 10:
-			w.strange = append(w.strange, fmt.Errorf("a packet of %s left with another source than %s: %s", b.pod, want, p))
+			err := fmt.Errorf("a packet of %s left with another source than %s: %s", b.pod, want, p)
+			if first := b.known[p.Dst]; !first.Time.IsZero() {
+				err = fmt.Errorf("%w; the node knew the pod by then: %s", err, first)
+			}
+			w.strange = append(w.strange, err)
 		}
 	}
 }
