@@ -52,7 +52,7 @@ func (m *mirror) again(ctx context.Context) {
 func (m *mirror) amiss() bool {
 	now := view{m.cache, m.cache.Revision()}
 	o, _ := m.source.objects()
-	c := plan(o, readRecords(m.cache), time.Now().UTC().Truncate(time.Second), m.isListed)
+	c := newControl(o, readRecords(m.cache), time.Now().UTC().Truncate(time.Second), m.isListed)
 	puts, deletes, err := controlDifference(now, c)
 	return err != nil || len(puts) > 0 || len(deletes) > 0
 }

@@ -3,6 +3,7 @@ package crdsync
 import (
 	"fmt"
 	"maps"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/egret-project/egret/api/v1beta1"
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/plan"
 )
 
 // maxNamed is how many of one kind a message names: a person reads it, and an event takes 1024 bytes.
@@ -19,12 +21,9 @@ const maxNamed = 3
 
 // clusterState is what etcd shows about who holds addresses, and who could.
 type clusterState struct {
-	owners  map[netip.Addr]egress.Owner
-	load    map[string]int // how many of them each node is
-	agents  map[string]egress.Agent
-	nodes   []egress.Node
-	cordons map[string]egress.Cordon
-	pools   map[string]egress.Pool
+	// Snapshot has the pools and nodes that crdsync writes, and the agents, owners and cordons that others do; the rest is empty.
+	egress.Snapshot
+	load map[string]int // how many owners each node is
 	// faulty are the nodes that run pods of an egress and could not program everything, by egress, sorted.
 	faulty map[string][]string
 	// droppers are the nodes that drop packets of an egress IP, sorted.
@@ -41,8 +40,8 @@ func egressStatus(old v1beta1.EgressStatus, v verdict, s clusterState, now time.
 		} else {
 			from = append(from, fmt.Sprintf("%s is of pool %s", a.IP, a.Pool))
 		}
-		out.Addresses = append(out.Addresses, v1beta1.EgressAddress{IP: a.IP.String(), Node: s.owners[a.IP].Node})
-		if o, ok := s.owners[a.IP]; ok {
+		out.Addresses = append(out.Addresses, v1beta1.EgressAddress{IP: a.IP.String(), Node: s.Owners[a.IP].Node})
+		if o, ok := s.Owners[a.IP]; ok {
 			held = append(held, fmt.Sprintf("%s is on node %s", a.IP, o.Node))
 		} else {
 			missing = append(missing, s.unheld(a))
@@ -105,8 +104,8 @@ func conflict(v verdict) (c v1beta1.EgressCondition, ok bool) {
 
 // conflict says which host outside the cluster uses an address, by the first node that heard of it; "": none does.
 func (s clusterState) conflict(ip netip.Addr) string {
-	for _, n := range slices.Sorted(maps.Keys(s.agents)) {
-		if who, ok := s.agents[n].Conflicts[ip]; ok {
+	for _, n := range slices.Sorted(maps.Keys(s.Agents)) {
+		if who, ok := s.Agents[n].Conflicts[ip]; ok {
 			return fmt.Sprintf("another host uses it, %s of node %s", who, n)
 		}
 	}
@@ -118,7 +117,7 @@ func (s clusterState) conflict(ip netip.Addr) string {
 func (s clusterState) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	var nodes []string
 	for _, a := range v.addresses {
-		if n := s.owners[a.IP].Node; len(s.agents[n].Faults) > 0 && !slices.Contains(nodes, n) {
+		if n := s.Owners[a.IP].Node; len(s.Agents[n].Faults) > 0 && !slices.Contains(nodes, n) {
 			nodes = append(nodes, n)
 		}
 	}
@@ -129,7 +128,7 @@ func (s clusterState) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	}
 	var said []string
 	for _, n := range nodes[:min(len(nodes), maxNamed)] {
-		faults := s.agents[n].Faults
+		faults := s.Agents[n].Faults
 		for _, part := range slices.Sorted(maps.Keys(faults)) {
 			said = append(said, fmt.Sprintf("node %s: %s: %s", n, part, faults[part]))
 		}
@@ -139,11 +138,11 @@ func (s clusterState) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	}
 	reason := v1beta1.ReasonProgrammingError
 	for _, a := range v.addresses {
-		if o, held := s.owners[a.IP]; held && s.agents[o.Node].Conflicts[a.IP] != "" {
+		if o, held := s.Owners[a.IP]; held && s.Agents[o.Node].Conflicts[a.IP] != "" {
 			if len(said) == 0 {
 				reason = v1beta1.ReasonAddressInUse
 			}
-			said = append(said, fmt.Sprintf("node %s: %s: another host uses it too, %s", o.Node, a.IP, s.agents[o.Node].Conflicts[a.IP]))
+			said = append(said, fmt.Sprintf("node %s: %s: another host uses it too, %s", o.Node, a.IP, s.Agents[o.Node].Conflicts[a.IP]))
 		}
 	}
 	if dropped := s.dropped(v); len(dropped) > 0 {
@@ -166,70 +165,21 @@ func (s clusterState) dropped(v verdict) (said []string) {
 	for _, a := range v.addresses {
 		for _, n := range s.droppers[a.IP] {
 			if len(said) < maxNamed {
-				said = append(said, fmt.Sprintf("node %s: %s: %s", n, a.IP, s.agents[n].Dropped[a.IP]))
+				said = append(said, fmt.Sprintf("node %s: %s: %s", n, a.IP, s.Agents[n].Dropped[a.IP]))
 			}
 		}
 	}
 	return said
 }
 
-// unheld says why no node holds an address, as far as etcd shows.
+// unheld says why no node holds an address.
 func (s clusterState) unheld(a egress.Address) string {
-	if a.Pool == "" {
-		return fmt.Sprintf("no node with a live agent has %s on an interface", a.IP)
-	}
-	pool, ok := s.pools[a.Pool]
-	if !ok {
-		return fmt.Sprintf("no node holds %s: pool %s does not exist", a.IP, a.Pool)
-	}
-	selected, could := 0, 0
-	var refused, dead, cordoned, full []string
-	for _, n := range s.nodes {
-		if !pool.NodeSelector.Matches(n.Labels) {
-			continue
+	return plan.Unheld(&s.Snapshot, a, func(node string) int {
+		if limit := s.Nodes[node].Capacity; limit > 0 {
+			return limit - s.load[node]
 		}
-		selected++
-		_, running := s.agents[n.Name]
-		_, byHand := s.cordons[n.Name]
-		switch why := s.agents[n.Name].Refused[a.Pool]; {
-		case why != "":
-			refused = append(refused, n.Name+": "+why)
-		case !running:
-			dead = append(dead, n.Name)
-		case byHand || n.Cordoned:
-			cordoned = append(cordoned, n.Name)
-		case n.Capacity > 0 && s.load[n.Name] >= n.Capacity:
-			full = append(full, n.Name)
-		default:
-			could++
-		}
-	}
-	switch {
-	case selected == 0:
-		return fmt.Sprintf("no node holds %s: pool %s selects no node", a.IP, a.Pool)
-	case could > 0:
-		return fmt.Sprintf("no node holds %s yet: %s could", a.IP, count(could, "node"))
-	}
-	why := fmt.Sprintf("no node holds %s: pool %s selects %s", a.IP, a.Pool, count(selected, "node"))
-	for _, state := range []struct {
-		what  string
-		nodes []string
-	}{{"refused by ", refused}, {"without a live agent: ", dead}, {"cordoned: ", cordoned}, {"without room, see egret get nodes: ", full}} {
-		if n := len(state.nodes) - maxNamed; n > 0 {
-			state.nodes = append(state.nodes[:maxNamed], fmt.Sprintf("and %d more", n))
-		}
-		if len(state.nodes) > 0 {
-			why += "; " + state.what + strings.Join(state.nodes, ", ")
-		}
-	}
-	return why
-}
-
-func count(n int, noun string) string {
-	if n == 1 {
-		return "1 " + noun
-	}
-	return fmt.Sprintf("%d %ss", n, noun)
+		return math.MaxInt
+	})
 }
 
 // line returns an error's text on one line.

@@ -15,28 +15,37 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
+func byName(nodes ...egress.Node) map[string]egress.Node {
+	out := map[string]egress.Node{}
+	for _, n := range nodes {
+		out[n.Name] = n
+	}
+	return out
+}
+
 func TestConditionsNameTheCause(t *testing.T) {
 	pool := egress.Address{IP: ip("10.0.0.1"), ID: 1, Pool: "a"}
 	gateway := egress.Pool{Name: "a", NodeSelector: egress.Selector{MatchLabels: map[string]string{"gw": "1"}}}
 	nodes := []egress.Node{{Name: "n1", Labels: map[string]string{"gw": "1"}}, {Name: "n2"}}
-	held := clusterState{owners: map[netip.Addr]egress.Owner{pool.IP: {IP: pool.IP, Node: "n1"}}, pools: map[string]egress.Pool{"a": gateway}, nodes: nodes}
+	held := clusterState{Snapshot: egress.Snapshot{
+		Owners: map[netip.Addr]egress.Owner{pool.IP: {IP: pool.IP, Node: "n1"}}, Pools: map[string]egress.Pool{"a": gateway}, Nodes: byName(nodes...),
+	}}
 	free := held
-	free.owners = nil
+	free.Owners = nil
 	alive := free
-	alive.agents = map[string]egress.Agent{"n1": {}, "n2": {}}
+	alive.Agents = map[string]egress.Agent{"n1": {}, "n2": {}}
 	cordoned := alive
-	cordoned.cordons = map[string]egress.Cordon{"n1": {}}
+	cordoned.Cordons = map[string]egress.Cordon{"n1": {}}
 	full := alive
-	full.nodes, full.load = []egress.Node{{Name: "n1", Labels: map[string]string{"gw": "1"}, Capacity: 3}}, map[string]int{"n1": 3}
+	full.Nodes, full.load = byName(egress.Node{Name: "n1", Labels: map[string]string{"gw": "1"}, Capacity: 3}), map[string]int{"n1": 3}
 	nobody := alive
-	nobody.nodes = nodes[1:]
-	each := clusterState{
-		pools: map[string]egress.Pool{"a": {Name: "a"}}, load: map[string]int{"n6": 3}, cordons: map[string]egress.Cordon{"n5": {}},
-		agents: map[string]egress.Agent{"n5": {}, "n6": {}, "n7": {Refused: map[string]string{"a": "link x has VLAN 7"}}, "n8": {}},
-		nodes: []egress.Node{
-			{Name: "n1"}, {Name: "n2"}, {Name: "n3"}, {Name: "n4"}, {Name: "n5"}, {Name: "n6", Capacity: 3}, {Name: "n7"}, {Name: "n8", Cordoned: true},
-		},
-	}
+	nobody.Nodes = byName(nodes[1:]...)
+	each := clusterState{load: map[string]int{"n6": 3}, Snapshot: egress.Snapshot{
+		Pools: map[string]egress.Pool{"a": {Name: "a"}}, Cordons: map[string]egress.Cordon{"n5": {}},
+		Agents: map[string]egress.Agent{"n5": {}, "n6": {}, "n7": {Refused: map[string]string{"a": "link x has VLAN 7"}}, "n8": {}, "n9": {Restarting: true}},
+		Nodes: byName(egress.Node{Name: "n1"}, egress.Node{Name: "n2"}, egress.Node{Name: "n3"}, egress.Node{Name: "n4"}, egress.Node{Name: "n5"},
+			egress.Node{Name: "n6", Capacity: 3}, egress.Node{Name: "n7"}, egress.Node{Name: "n8", Cordoned: true}, egress.Node{Name: "n9"}),
+	}}
 	const allocated = "True Allocated 10.0.0.1 is of pool a"
 	static := egress.Address{IP: ip("10.0.0.9"), ID: 2}
 	refused := errors.Join(errors.New("one"), errors.New("two"))
@@ -51,8 +60,8 @@ func TestConditionsNameTheCause(t *testing.T) {
 		"no node selected": {pool, nil, nobody, allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects no node"},
 		"no agent":         {pool, nil, free, allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 1 node; without a live agent: n1"},
 		"cordoned":         {pool, nil, cordoned, allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 1 node; cordoned: n1"},
-		"each for a reason of its own": {pool, nil, each, allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 8 nodes; " +
-			"refused by n7: link x has VLAN 7; without a live agent: n1, n2, n3, and 1 more; cordoned: n5, n8; without room, see egret get nodes: n6"},
+		"each for a reason of its own": {pool, nil, each, allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 9 nodes; " +
+			"refused by n7: link x has VLAN 7; without a live agent: n1, n2, n3, and 1 more; cordoned: n5, n8; with an agent that restarts: n9; without room, see egret get nodes: n6"},
 		"no room": {pool, nil, full, allocated + " | False AssignmentError no node holds 10.0.0.1: pool a selects 1 node; without room, see egret get nodes: n1"},
 		"refused": {egress.Address{}, refused, held, "False AllocationError one; two | False AssignmentError no egress IP is allocated"},
 		"static": {static, nil, held,
@@ -60,7 +69,7 @@ func TestConditionsNameTheCause(t *testing.T) {
 	}
 	for name, tt := range tests {
 		v := verdict{err: tt.err}
-		wantIP, wantNode := "", tt.cluster.owners[tt.address.IP].Node
+		wantIP, wantNode := "", tt.cluster.Owners[tt.address.IP].Node
 		if tt.address.IP.IsValid() {
 			v.addresses, wantIP = []egress.Address{tt.address}, tt.address.IP.String()
 		}
@@ -79,7 +88,10 @@ func TestConditionsNameTheCause(t *testing.T) {
 }
 
 func TestAnEgressWithTooFewPortsIsDegraded(t *testing.T) {
-	faulty := clusterState{agents: map[string]egress.Agent{"n1": {Faults: map[string]string{"routes": "none"}}}, faulty: map[string][]string{"a": {"n1"}}}
+	faulty := clusterState{
+		Snapshot: egress.Snapshot{Agents: map[string]egress.Agent{"n1": {Faults: map[string]string{"routes": "none"}}}},
+		faulty:   map[string][]string{"a": {"n1"}},
+	}
 	for name, tt := range map[string]struct {
 		cluster clusterState
 		ports   string
@@ -125,7 +137,7 @@ func TestTransitionTimesChangeOnlyWithTheStatus(t *testing.T) {
 		t.Errorf("nothing happened (-want +got):\n%s", cmp.Diff(first, second))
 	}
 	v.generation = 2
-	owned := clusterState{owners: map[netip.Addr]egress.Owner{ip("10.0.0.1"): {Node: "n1"}}}
+	owned := clusterState{Snapshot: egress.Snapshot{Owners: map[netip.Addr]egress.Owner{ip("10.0.0.1"): {Node: "n1"}}}}
 	third := egressStatus(second, v, owned, late)
 	if equalStatus(second, third) {
 		t.Error("the status is the same after the IP got an owner")

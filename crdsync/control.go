@@ -53,8 +53,8 @@ type control struct {
 	had       map[netip.Addr]bool // the addresses that an egress has in etcd
 }
 
-// plan returns what etcd has to hold, given what it holds. frozen tells whether a pod is listed in etcd as one of an egress.
-func plan(o objects, have records, now time.Time, frozen func(egressName string, p pod) bool) control {
+// newControl returns what etcd has to hold, given what it holds. frozen tells whether a pod is listed in etcd as one of an egress.
+func newControl(o objects, have records, now time.Time, frozen func(egressName string, p pod) bool) control {
 	c := control{values: map[string]any{}, keep: map[string]bool{}, verdicts: map[string]verdict{}, faults: map[string]error{}}
 	pools := maps.Clone(o.pools)
 	c.pools, c.nodes, c.had = pools, o.nodes, map[netip.Addr]bool{}

@@ -173,10 +173,10 @@ func (s *status) metrics(put func(d monitor.Metric, value float64, labels ...str
 	if verdicts == nil {
 		return // nothing was compared yet
 	}
-	put(metricNodes, float64(len(cluster.nodes)))
+	put(metricNodes, float64(len(cluster.Nodes)))
 	agents := map[string]int{"alive": 0, "restarting": 0, "missing": 0}
-	for _, n := range cluster.nodes {
-		switch a, running := cluster.agents[n.Name]; {
+	for name := range cluster.Nodes {
+		switch a, running := cluster.Agents[name]; {
 		case !running:
 			agents["missing"]++
 		case a.Restarting:
@@ -197,7 +197,7 @@ func (s *status) metrics(put func(d monitor.Metric, value float64, labels ...str
 		seen := map[egress.Address]bool{}
 		for _, a := range v.addresses {
 			if !seen[a] {
-				put(metricInfo, 1, name, a.IP.String(), a.Pool, cluster.owners[a.IP].Node)
+				put(metricInfo, 1, name, a.IP.String(), a.Pool, cluster.Owners[a.IP].Node)
 			}
 			seen[a] = true
 		}

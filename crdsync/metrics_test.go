@@ -20,11 +20,13 @@ import (
 // leading returns a replica that leads, of a cluster with so many egresses and nodes.
 func leading(egresses, nodes int) *replica {
 	s := &status{verdicts: map[string]verdict{}, usage: map[string]v1beta1.IPPoolUsage{"pool": {Total: 2000, Used: int64(egresses)}}}
-	s.cluster = clusterState{owners: map[netip.Addr]egress.Owner{}, load: map[string]int{}, agents: map[string]egress.Agent{}, pools: map[string]egress.Pool{"pool": {Name: "pool"}}}
+	s.cluster = clusterState{load: map[string]int{}, Snapshot: egress.Snapshot{
+		Owners: map[netip.Addr]egress.Owner{}, Agents: map[string]egress.Agent{}, Pools: map[string]egress.Pool{"pool": {Name: "pool"}}, Nodes: map[string]egress.Node{},
+	}}
 	for i := range nodes {
 		name := fmt.Sprint("node-", i)
-		s.cluster.nodes = append(s.cluster.nodes, egress.Node{Name: name})
-		s.cluster.agents[name] = egress.Agent{Node: name}
+		s.cluster.Nodes[name] = egress.Node{Name: name}
+		s.cluster.Agents[name] = egress.Agent{Node: name}
 	}
 	m := newMetrics()
 	m.noPorts()
@@ -32,7 +34,7 @@ func leading(egresses, nodes int) *replica {
 		ip := netip.AddrFrom4([4]byte{10, 1, byte(i / 250), byte(i%250 + 1)})
 		name := fmt.Sprint("egress-", i)
 		s.verdicts[name] = verdict{name: name, addresses: []egress.Address{{IP: ip, ID: egress.ID(i + 1), Pool: "pool"}}}
-		s.cluster.owners[ip] = egress.Owner{IP: ip, Node: fmt.Sprint("node-", i%nodes)}
+		s.cluster.Owners[ip] = egress.Owner{IP: ip, Node: fmt.Sprint("node-", i%nodes)}
 		m.ports(ip, 1024*10)
 	}
 	m.leads(s)
@@ -67,12 +69,12 @@ func TestMetricsTellOfTheClusterWhileLeading(t *testing.T) {
 	r := leading(3, 2)
 	s := r.metrics.status
 	// One has no owner, one no address, and one agent is gone, another one restarts.
-	delete(s.cluster.owners, netip.MustParseAddr("10.1.0.2"))
+	delete(s.cluster.Owners, netip.MustParseAddr("10.1.0.2"))
 	v := s.verdicts["egress-2"]
 	v.addresses, v.err = nil, fmt.Errorf("pool x does not exist")
 	s.verdicts["egress-2"] = v
-	delete(s.cluster.agents, "node-0")
-	s.cluster.agents["node-1"] = egress.Agent{Node: "node-1", Restarting: true}
+	delete(s.cluster.Agents, "node-0")
+	s.cluster.Agents["node-1"] = egress.Agent{Node: "node-1", Restarting: true}
 	r.metrics.ports(netip.MustParseAddr("10.1.0.3"), -10240)
 	r.metrics.passed(time.Now(), time.Now(), nil)
 	r.metrics.passed(time.Now(), time.Now(), store.ErrConflict)

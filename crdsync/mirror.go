@@ -128,7 +128,7 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 			m.nodesChanged(w)
 		}
 		have = readRecords(m.cache)
-		c = plan(m.objects, have, time.Now().UTC().Truncate(time.Second), m.isListed)
+		c = newControl(m.objects, have, time.Now().UTC().Truncate(time.Second), m.isListed)
 		maps.Copy(c.faults, m.faults)
 		m.blocks.reported(c.faults)
 		m.report(c.faults)

@@ -156,7 +156,10 @@ func (s *status) compareAll() {
 	now := readClusterState(s.cache)
 	s.mu.Lock()
 	c := s.published
-	now.pools, now.nodes = c.pools, c.nodes // the cache may be behind
+	now.Pools, now.Nodes = c.pools, map[string]egress.Node{} // the cache may be behind
+	for _, n := range c.nodes {
+		now.Nodes[n.Name] = n
+	}
 	first := s.verdicts == nil
 	s.verdicts, s.usage, s.faults, s.pressed, s.cluster = c.verdicts, c.usage, c.faults, c.pressed, now
 	s.mu.Unlock()
@@ -344,21 +347,23 @@ func (s *status) desired(kind string, u *unstructured.Unstructured) (want any, d
 func readClusterState(c *store.Cache) clusterState {
 	faults := map[string]error{} // their writers, and the agents, report them
 	s := clusterState{
-		owners:  map[netip.Addr]egress.Owner{},
-		load:    map[string]int{},
-		agents:  decodeAll[egress.Agent](c, store.AgentPrefix, faults),
-		cordons: decodeAll[egress.Cordon](c, store.CordonPrefix, faults),
+		Snapshot: egress.Snapshot{
+			Owners:  map[netip.Addr]egress.Owner{},
+			Agents:  decodeAll[egress.Agent](c, store.AgentPrefix, faults),
+			Cordons: decodeAll[egress.Cordon](c, store.CordonPrefix, faults),
+		},
+		load: map[string]int{},
 	}
 	for _, o := range decodeAll[egress.Owner](c, store.OwnerPrefix, faults) {
-		s.owners[o.IP] = o
+		s.Owners[o.IP] = o
 		s.load[o.Node]++
 	}
 	s.faulty, s.droppers = map[string][]string{}, map[netip.Addr][]string{}
-	for _, node := range slices.Sorted(maps.Keys(s.agents)) {
-		for ip := range s.agents[node].Dropped {
+	for _, node := range slices.Sorted(maps.Keys(s.Agents)) {
+		for ip := range s.Agents[node].Dropped {
 			s.droppers[ip] = append(s.droppers[ip], node)
 		}
-		if len(s.agents[node].Faults) == 0 {
+		if len(s.Agents[node].Faults) == 0 {
 			continue
 		}
 		prefix := store.MembersByNodeKey(node, "")

@@ -80,7 +80,7 @@ func TestTraceSaysWhatBecomesOfPackets(t *testing.T) {
 
 	kubectl(t, "patch", "externalippool", "trace", "--type", "merge", "-p", `{"spec":{"nodeSelector":{"matchLabels":{"no":"node"}}}}`)
 	exits(t, 2, "pool trace selects no node", "trace", pod)
-	exits(t, 2, "egress trace: nobody holds "+ip.String(), "status")
+	exits(t, 2, "egress trace: no node holds "+ip.String(), "status")
 	ctx, cancel := context.WithTimeout(t.Context(), time.Second)
 	defer cancel()
 	if seen, err := cluster.Source(ctx, pod); err == nil {

@@ -64,12 +64,12 @@ func TestTraceNamesWhatIsInTheWay(t *testing.T) {
 			w.Egresses["web"] = egress.Policy{Name: "web"}
 		}, 2, "no address of the family"},
 		"the egress is gone":              {func(w *store.Whole, _ *Question) { delete(w.Egresses, "web") }, 2, "egress web is gone"},
-		"nobody holds it, somebody could": {func(w *store.Whole, _ *Question) { delete(w.Owners, ip) }, 2, "nobody holds 10.10.0.11 yet: node-1, node-2 could"},
+		"nobody holds it, somebody could": {func(w *store.Whole, _ *Question) { delete(w.Owners, ip) }, 2, "no node holds 10.10.0.11 yet: 2 nodes could"},
 		"nobody can hold it: cordoned, and dead": {func(w *store.Whole, _ *Question) {
 			delete(w.Owners, ip)
 			w.Cordons["node-1"] = egress.Cordon{Node: "node-1"}
 			delete(w.Agents, "node-2")
-		}, 2, "node-2: without a live agent; node-1: cordoned"},
+		}, 2, "without a live agent: node-2; cordoned: node-1"},
 		"nobody can hold it: full": {func(w *store.Whole, _ *Question) {
 			delete(w.Owners, ip)
 			w.Egresses["api"] = egress.Policy{Name: "api", Addresses: []egress.Address{{IP: ip.Next(), ID: 2, Pool: "pool"}}}
@@ -78,16 +78,16 @@ func TestTraceNamesWhatIsInTheWay(t *testing.T) {
 			n.Capacity = 1
 			w.Nodes["node-1"] = n
 			delete(w.Agents, "node-2")
-		}, 2, "node-1: full"},
+		}, 2, "without room, see egret get nodes: node-1"},
 		"the pool selects no node": {func(w *store.Whole, _ *Question) {
 			delete(w.Owners, ip)
 			w.Pools["pool"] = egress.Pool{Name: "pool", NodeSelector: egress.Selector{MatchLabels: map[string]string{"egress": "yes"}}}
 		}, 2, "pool pool selects no node"},
-		"the pool is gone": {func(w *store.Whole, _ *Question) { delete(w.Owners, ip); delete(w.Pools, "pool") }, 2, "there is no pool pool"},
+		"the pool is gone": {func(w *store.Whole, _ *Question) { delete(w.Owners, ip); delete(w.Pools, "pool") }, 2, "pool pool does not exist"},
 		"a static IP is on no link": {func(w *store.Whole, _ *Question) {
 			delete(w.Owners, ip)
 			w.Egresses["web"] = egress.Policy{Name: "web", Addresses: []egress.Address{{IP: ip, ID: 1}}}
-		}, 2, "it is static, and no node with a live agent has it"},
+		}, 2, "no node with a live agent has 10.10.0.11 on an interface"},
 		"the gateway's agent is dead": {func(w *store.Whole, _ *Question) { delete(w.Agents, "node-1") }, 2, "node-1 has the lock of 10.10.0.11, and its agent is down"},
 		"a lock of a former agent":    {func(w *store.Whole, _ *Question) { agent(*w, "node-1", func(a *egress.Agent) { a.Lease = "b1" }) }, 2, "under lease 00000000000000a1 of a former agent"},
 		"the gateway restarts":        {func(w *store.Whole, _ *Question) { agent(*w, "node-1", func(a *egress.Agent) { a.Restarting = true }) }, 3, "being restarted"},
@@ -155,7 +155,7 @@ func TestTraceTellsEachFamily(t *testing.T) {
 	w.Egresses["six"] = egress.Policy{Name: "six", Addresses: []egress.Address{{IP: six, ID: 2, Pool: "pool"}}}
 	w.ByEgress["six"] = map[string]egress.Members{"node-2": {Egress: "six", Node: "node-2", Pods: []egress.Member{{Pod: "prod/web-1", IPs: []netip.Addr{pod6}}}}}
 	steps, err := trace(w, Question{Pod: "prod/web-1"}, time.Now())
-	if text, status := conclude(steps); err != nil || status != 2 || !strings.Contains(text, "nobody holds fd10::11") {
+	if text, status := conclude(steps); err != nil || status != 2 || !strings.Contains(text, "no node holds fd10::11") {
 		t.Errorf("of both: %d %q, %v", status, text, err)
 	}
 	steps, err = trace(w, Question{Pod: "prod/web-1", To: netip.MustParseAddr("203.0.113.9")}, time.Now())
@@ -172,7 +172,7 @@ func TestStatusIsOneScreenWithAnExitStatus(t *testing.T) {
 		want   []string
 	}{
 		"all is well":        {func(*store.Whole) {}, 0, []string{"3 members", "leader crdsync-1", "2, 2 with a live agent, 0 cordoned", "1 with 1 pods; 1 of 1 IPs are held", "pool 1 of 2", "all is well"}},
-		"an IP on no node":   {func(w *store.Whole) { delete(w.Owners, ip) }, 2, []string{"0 of 1 IPs are held", "broken", "egress web: nobody holds 10.10.0.11 yet"}},
+		"an IP on no node":   {func(w *store.Whole) { delete(w.Owners, ip) }, 2, []string{"0 of 1 IPs are held", "broken", "egress web: no node holds 10.10.0.11 yet"}},
 		"no agent on a node": {func(w *store.Whole) { delete(w.Agents, "node-2") }, 3, []string{"1 with a live agent", "degraded", "node node-2: its agent is down"}},
 		"no leader":          {func(w *store.Whole) { w.Leader = "" }, 3, []string{"crdsync: none leads"}},
 		"a fault": {func(w *store.Whole) {

@@ -87,46 +87,7 @@ func worstFirst(list []Trouble) {
 
 // unheld says why no node holds an address, as far as etcd tells.
 func unheld(s *egress.Snapshot, a egress.Address) string {
-	if a.Pool == "" {
-		return fmt.Sprintf("nobody holds %s: it is static, and no node with a live agent has it on a link", a.IP)
-	}
-	pool, there := s.Pools[a.Pool]
-	if !there {
-		return fmt.Sprintf("nobody holds %s: there is no pool %s", a.IP, a.Pool)
-	}
-	var selected, dead, cordoned, full []string
-	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
-		if !pool.NodeSelector.Matches(s.Nodes[name].Labels) {
-			continue
-		}
-		selected = append(selected, name)
-		switch _, alive := s.Agents[name]; {
-		case !alive:
-			dead = append(dead, name)
-		case plan.Cordoned(s, name):
-			cordoned = append(cordoned, name)
-		case plan.Room(s, name) <= 0:
-			full = append(full, name)
-		}
-	}
-	could := plan.Candidates(s, a.Pool)
-	could = slices.DeleteFunc(could, func(n string) bool { return slices.Contains(full, n) })
-	switch {
-	case len(selected) == 0:
-		return fmt.Sprintf("nobody holds %s: pool %s selects no node: its nodeSelector has to fit the labels of some", a.IP, a.Pool)
-	case len(could) > 0:
-		return fmt.Sprintf("nobody holds %s yet: %s could", a.IP, few(could))
-	}
-	why := ""
-	for _, state := range []struct {
-		nodes []string
-		what  string
-	}{{dead, "without a live agent"}, {cordoned, "cordoned (`egret uncordon`, kubectl uncordon)"}, {full, "full (`egret get nodes`)"}} {
-		if len(state.nodes) > 0 {
-			why += "; " + few(state.nodes) + ": " + state.what
-		}
-	}
-	return fmt.Sprintf("nobody holds %s: of pool %s's nodes, none can%s", a.IP, a.Pool, why)
+	return plan.Unheld(s, a, func(node string) int { return plan.Room(s, node) })
 }
 
 // few names some of many.
