@@ -11,7 +11,6 @@ import (
 	"net/netip"
 	"runtime"
 	"slices"
-	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -24,6 +23,7 @@ import (
 	"github.com/egret-project/egret/gossip"
 	"github.com/egret-project/egret/monitor"
 	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/routing"
 	"github.com/egret-project/egret/store"
@@ -80,6 +80,7 @@ type agent struct {
 	router    *routing.Router
 	links     *vlan.Links
 	announcer *announce.Announcer
+	machine   *machine
 	permits   *permits
 	history   *history
 	probes    *probes
@@ -89,40 +90,21 @@ type agent struct {
 	metrics   *metrics
 	features  []string       // what the record of the agent says of its kernel
 	gossip    *gossip.Gossip // nil: off
-	freeze    *freeze        // nil: no gossip
 	dirty     chan struct{}  // capacity 1
 
-	mu    sync.Mutex // guards lease
-	lease *store.Lease
-
 	// What follows belongs to the goroutine of loop.
-	since       time.Time                // when the agent of this node came alive
-	adopted     map[netip.Addr]bool      // permits found in the kernel at start: no waiting for those
-	seen        map[lock]time.Time       // since when a lock of this node is seen
-	unowned     map[netip.Addr]time.Time // since when an IP is seen without an owner
-	former      map[netip.Addr]string    // who held an IP last
-	claimed     map[netip.Addr]bool      // claimed in the last pass, and not seen yet
-	inUse       map[lock]bool            // locks of this node that it acts upon
-	met         map[string]time.Time     // since when the lease of an agent is seen
-	dead        map[string]time.Time     // since when the agent of a lease is seen to be dead
-	resets      map[string]int           // how often somebody reset rp_filter of a VLAN link
-	missed      map[string]bool          // nodes that were lost to this one while it was cut off, and are not seen again yet
-	linger      map[netip.Addr]time.Time // until when this node relays for the IP's next owner
-	announced   map[netip.Addr]string    // as of the last pass that was complete
-	lastFault   string                   // what report logged last
-	lastSkipped string                   // what skipped logged last
+	since       time.Time             // when the agent of this node came alive
+	claimed     map[netip.Addr]bool   // claimed in the last pass, and not seen yet
+	resets      map[string]int        // how often somebody reset rp_filter of a VLAN link
+	announced   map[netip.Addr]string // as of the last pass that was complete
+	lastFault   string                // what report logged last
+	lastSkipped string                // what skipped logged last
 	ready       readiness
 	faultySince time.Time // since when passes cannot program everything; zero: they can
 
 	asked     map[netip.Addr]time.Time  // since when a planned move that this node asked for is seen
 	avoid     map[string]time.Time      // until when a node is asked for nothing, since it did not get ready
 	misplaced map[egress.Move]time.Time // since when an IP belongs to another node
-}
-
-// lock is one tenure of an egress IP: the revision is the fencing token.
-type lock struct {
-	ip       netip.Addr
-	revision int64
 }
 
 // ReadyCheck is the name of the agent's check of /readyz: whoever waits before Run says so under it.
@@ -162,12 +144,14 @@ func Run(ctx context.Context, cfg Config) error {
 		_ = last.Wait() // they end without error
 	}()
 	last.Go(func() error { return a.permits.run(after, a.Log) })
-	if a.permits.bounded {
+	var bounded bool
+	a.machine.ask(func(m *ownership.Machine) { bounded = m.Bounded() })
+	if bounded {
 		last.Go(func() error { return a.confirm(after) })
 	}
 	if a.gossip != nil {
 		last.Go(func() error { return a.gossip.Run(after) })
-		last.Go(func() error { return a.freeze.run(after) })
+		last.Go(func() error { return a.question(after) })
 	}
 	g, gctx := errgroup.WithContext(ctx)
 	g.Go(func() error { return a.view.Run(gctx) })
@@ -213,10 +197,11 @@ func open(cfg Config) (*agent, error) {
 		Config: cfg,
 		view:   cfg.Store.NewView(cfg.Node),
 		dirty:  make(chan struct{}, 1),
-		seen:   map[lock]time.Time{}, unowned: map[netip.Addr]time.Time{}, linger: map[netip.Addr]time.Time{},
-		adopted: map[netip.Addr]bool{}, history: newHistory(),
-		asked: map[netip.Addr]time.Time{}, avoid: map[string]time.Time{}, misplaced: map[egress.Move]time.Time{},
-		inUse: map[lock]bool{}, resets: map[string]int{}, met: map[string]time.Time{}, dead: map[string]time.Time{},
+		machine: newMachine(ownership.Config{
+			Node: cfg.Node, Permit: cfg.Permit, ClaimDelay: cfg.ClaimDelay, Linger: cfg.Linger, Gossip: cfg.GossipKey != nil, Freeze: cfg.Freeze,
+		}),
+		history: newHistory(),
+		asked:   map[netip.Addr]time.Time{}, avoid: map[string]time.Time{}, misplaced: map[egress.Move]time.Time{}, resets: map[string]int{},
 	}
 	a.flusher, a.metrics = newFlusher(a.wake), newMetrics()
 	var err error
@@ -229,24 +214,16 @@ func open(cfg Config) (*agent, error) {
 	if a.links, err = vlan.New(vlan.Config{Log: cfg.Log}); err != nil {
 		return nil, err
 	}
-	a.permits = newPermits(a.tables, cfg.Permit, cfg.LeaseTTL)
-	a.permits.bounded, a.permits.metrics = cfg.GossipKey != nil, a.metrics
+	a.permits = newPermits(a.tables, a.machine, cfg.Permit, cfg.LeaseTTL)
+	a.permits.metrics = a.metrics
 	if cfg.GossipKey != nil {
-		a.freeze = newFreeze(&freeze{
-			length: cfg.Permit, keep: cfg.Freeze, peers: a.peers,
-			send:      func(node string, m []byte) { a.gossip.Send(node, m) },
-			renew:     a.permits.soon,
-			wake:      a.wake,
-			confirmed: func() time.Time { return a.currentLease().Confirmed() },
-		})
-		a.permits.frozen = a.freeze.frozen
 		a.gossip = gossip.New(gossip.Config{
-			Node: cfg.Node, Port: cfg.GossipPort, Key: cfg.GossipKey, Log: cfg.Log, Changed: a.wake, Receive: a.freeze.receive,
+			Node: cfg.Node, Port: cfg.GossipPort, Key: cfg.GossipKey, Log: cfg.Log, Changed: a.wake, Receive: a.heard,
 		})
 	}
 	a.ports = newPorts(&ports{log: cfg.Log, opened: a.tables.Opened, list: conntrack.Marked, wake: a.wake, reuses: conntrack.ReusesPorts()})
 	a.drops = &drops{log: cfg.Log, look: a.tables.Guarded, wake: a.wake, cause: a.causeOf}
-	a.announcer = announce.New(announce.Config{Log: cfg.Log, Permitted: a.permits.answers, Changed: a.wake})
+	a.announcer = announce.New(announce.Config{Log: cfg.Log, Permitted: a.machine.answers, Changed: a.wake})
 	a.probes = newProbes(&probes{log: cfg.Log, unused: cfg.Store.Unused, wake: a.wake,
 		there: func(link string) bool { _, err := net.InterfaceByName(link); return err == nil },
 		probe: func(ctx context.Context, want map[netip.Addr]string) (map[netip.Addr]announce.Conflict, error) {
@@ -294,35 +271,38 @@ func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) 
 			return err
 		}
 	}
-	a.setLease(l)
+	a.machine.grant(l)
 	a.since = former.Since
-	a.permits.bounded, a.permits.known = a.permits.bounded || former.Revocable, former.Revocable
-	if err := l.Confirm(ctx, a.Node); err != nil {
+	yes, err := l.Confirm(ctx, a.Node)
+	if err != nil {
 		return err
 	}
-	a.resume(held, left)
-	a.Log.Info("lease adopted", "lease", former.Lease, "dur", l.TTL(), "egress_ips", len(a.adopted))
+	a.machine.step(ownership.Confirmed{Lease: l.ID(), Sent: yes.Sent, Revision: yes.Revision})
+	n := a.resume(held, left, former)
+	a.Log.Info("lease adopted", "lease", former.Lease, "dur", l.TTL(), "egress_ips", n)
 	return nil
 }
 
 // resume renews the permits that the kernel still has for what this node holds, at once: the former agent may have been killed. What it was
-// the relay for it is not any more.
-func (a *agent) resume(held []netip.Addr, left map[netip.Addr]time.Duration) {
+// the relay for it is not any more. It returns how many those are.
+func (a *agent) resume(held []netip.Addr, left map[netip.Addr]time.Duration, former egress.Agent) int {
 	var list []nft.Permit
+	var ips []netip.Addr
 	for _, ip := range held {
 		if left[ip] > 0 {
-			list = append(list, nft.Permit{IP: ip, Answer: true})
-			a.adopted[ip] = true
+			list, ips = append(list, nft.Permit{IP: ip, Answer: true}), append(ips, ip)
 			delete(left, ip)
 		}
 	}
+	a.machine.step(ownership.Adopted{IPs: ips, Revocable: former.Revocable})
 	err := a.tables.Revoke(slices.Collect(maps.Keys(left))...)
 	if len(list) > 0 {
-		err = errors.Join(err, a.permits.grant(list, a.currentLease()))
+		err = errors.Join(err, a.permits.grant(list))
 	}
 	if err != nil {
 		a.Log.Warn("permits of the former agent not renewed; the first pass does that", "err", err) // the tables may be damaged
 	}
+	return len(ips)
 }
 
 // shorten moves the locks from a lease that was to outlive the restart to one of the usual length. No permit may outlive that, even if this
@@ -352,27 +332,18 @@ func (a *agent) newLease(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("taking a lease: %w", err)
 	}
-	a.setLease(l)
+	a.machine.grant(l)
 	a.Log.Info("lease taken", "lease", store.FormatLease(l.ID()), "dur", l.TTL())
 	return nil
-}
-
-func (a *agent) currentLease() *store.Lease {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	return a.lease
-}
-
-func (a *agent) setLease(l *store.Lease) {
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	a.lease = l
 }
 
 // keepLease renews the lease, and takes a new one when etcd has dropped it: every lock is gone then, and so are the permits.
 func (a *agent) keepLease(ctx context.Context) error {
 	for {
-		err := a.currentLease().Run(ctx, a.wake)
+		lease := a.machine.current()
+		err := lease.Run(ctx, func(sent time.Time, ttl time.Duration) {
+			a.machine.step(ownership.Renewed{Lease: lease.ID(), Sent: sent, TTL: ttl})
+		}, a.wake)
 		if ctx.Err() != nil {
 			return nil
 		}
@@ -380,8 +351,8 @@ func (a *agent) keepLease(ctx context.Context) error {
 			return fmt.Errorf("keeping the lease: %w", err)
 		}
 		a.metrics.add(metricLost, 1)
-		a.Log.Warn("lease lost", "lease", store.FormatLease(a.currentLease().ID()))
-		if err := a.permits.withdraw(nil); err != nil {
+		a.Log.Warn("lease lost", "lease", store.FormatLease(lease.ID()))
+		if err := a.tell(ownership.Lost{Lease: lease.ID()}); err != nil {
 			a.Log.Warn("permits not withdrawn; they end by themselves", "err", err)
 		}
 		for wait := 100 * time.Millisecond; ; wait = min(2*wait, time.Second) {
@@ -408,16 +379,18 @@ func (a *agent) confirm(ctx context.Context) error {
 		asking.TryGo(func() error {
 			try, cancel := context.WithTimeout(ctx, a.Permit)
 			defer cancel()
-			lease, began := a.currentLease(), time.Now()
-			err := lease.Confirm(try, a.Node)
-			if err == nil {
-				a.metrics.took(metricQuestion, time.Since(began))
-			} else if ctx.Err() == nil {
+			lease := a.machine.current()
+			yes, err := lease.Confirm(try, a.Node)
+			switch {
+			case err == nil:
+				a.machine.step(ownership.Confirmed{Lease: lease.ID(), Sent: yes.Sent, Revision: yes.Revision})
+				a.metrics.took(metricQuestion, time.Since(yes.Sent))
+				return nil
+			case ctx.Err() == nil:
 				a.metrics.add(metricNoAnswer, 1)
 			}
-			if errors.Is(err, store.ErrLeaseLost) && lease == a.currentLease() {
-				// At once: a machine that was paused may have permits left, since its clock stood still.
-				return a.permits.withdraw(nil)
+			if errors.Is(err, store.ErrLeaseLost) {
+				return a.tell(ownership.Lost{Lease: lease.ID()})
 			}
 			return nil // not known: the permits say when they are not renewed, keepLease when the lease is lost
 		})
@@ -427,20 +400,6 @@ func (a *agent) confirm(ctx context.Context) error {
 		case <-tick.C:
 		}
 	}
-}
-
-// peers returns the other agents, as etcd last had them. known is false before the first snapshot.
-func (a *agent) peers() (names []string, known bool) {
-	s := a.view.Snapshot()
-	if s == nil {
-		return nil, false
-	}
-	for name := range s.Agents {
-		if name != a.Node {
-			names = append(names, name)
-		}
-	}
-	return names, true
 }
 
 // wake marks the loop dirty. It never blocks.
@@ -469,7 +428,7 @@ func (a *agent) loop(ctx context.Context) error {
 		a.metrics.came(a.view.Arrived())
 		began := time.Now()
 		next, err := a.pass(ctx)
-		a.metrics.passed(time.Since(began), err, a.inUse)
+		a.metrics.passed(time.Since(began), err, a.machine.inUse())
 		err = errors.Join(err, a.publishFaults(ctx, err))
 		a.report(ctx, err)
 		if a.view.Snapshot() != nil { // without one, a pass has nothing to do
@@ -512,7 +471,8 @@ func (a *agent) lastWords(ctx context.Context) {
 	defer cancel()
 	if s := a.view.Snapshot(); s != nil && plan.Gone(s, a.Node) {
 		// No agent comes back to a node that is gone.
-		if err := a.letGo(ctx, turn{Snapshot: s, lease: a.currentLease()}); err != nil {
+		a.machine.begin(s)
+		if err := a.letGo(ctx); err != nil {
 			a.Log.Warn("egress IPs of a node that is gone not let go", "err", err)
 		}
 	}
@@ -544,9 +504,10 @@ func (a *agent) lengthen(ctx context.Context) (*store.Lease, error) {
 		return nil, err
 	}
 	r.Node, r.Restarting, r.Revocable = a.Node, true, false
-	return next, a.currentLease().MoveTo(ctx, next, r, func(ip netip.Addr) bool {
+	return next, a.machine.current().MoveTo(ctx, next, r, func(ip netip.Addr) (keeps bool) {
 		// One that came just now would wait for the next agent: others can use it at once.
-		return s == nil || a.permits.keeps(ip) || plan.PoolOf(s, ip) == ""
+		a.machine.ask(func(m *ownership.Machine) { keeps = m.Keeps(ip) })
+		return keeps || s == nil || plan.PoolOf(s, ip) == ""
 	})
 }
 

@@ -68,7 +68,7 @@ func (a *agent) giveAway(ctx context.Context, t turn) (next time.Time, err error
 		}
 	}
 	i := slices.IndexFunc(to, func(node string) bool { return a.avoid[node].IsZero() })
-	if i < 0 || !a.holds(t, o) {
+	if i < 0 || !t.holds(o) {
 		return next, errors.Join(errs...)
 	}
 	ips := []netip.Addr{o.IP}

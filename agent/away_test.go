@@ -9,6 +9,7 @@ import (
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/etcdtest"
+	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/store"
 )
@@ -29,17 +30,20 @@ func newGiver(t *testing.T) *giver {
 	}
 	t.Cleanup(func() { c.Close() })
 	g := &giver{&agent{
-		Config: Config{Node: "node-1", Store: c, Log: slog.New(slog.DiscardHandler)},
-		asked:  map[netip.Addr]time.Time{}, avoid: map[string]time.Time{}, misplaced: map[egress.Move]time.Time{},
+		Config:  Config{Node: "node-1", Store: c, Log: slog.New(slog.DiscardHandler)},
+		machine: newMachine(ownership.Config{}),
+		asked:   map[netip.Addr]time.Time{}, avoid: map[string]time.Time{}, misplaced: map[egress.Move]time.Time{},
 	}, t}
-	if g.lease, err = c.Grant(t.Context(), time.Minute); err != nil {
+	lease, err := c.Grant(t.Context(), time.Minute)
+	if err != nil {
 		t.Fatal(err)
 	}
+	g.machine.grant(lease)
 	g.put(store.PoolKey("pool"), egress.Pool{Name: "pool"})
 	for i, ip := range given {
 		name := fmt.Sprintf("e%d", i)
 		g.put(store.EgressKey(name), egress.Policy{Name: name, Created: time.Unix(int64(i), 0), Addresses: []egress.Address{{IP: ip, ID: egress.ID(i + 1), Pool: "pool"}}})
-		if ok, err := c.Claim(t.Context(), g.lease, egress.Owner{IP: ip, Node: g.Node}); !ok || err != nil {
+		if ok, err := c.Claim(t.Context(), lease, egress.Owner{IP: ip, Node: g.Node}); !ok || err != nil {
 			t.Fatal(ok, err)
 		}
 	}
@@ -65,7 +69,7 @@ func (g *giver) put(key string, record any) {
 // at gives away at that time, and returns the moves that are asked for afterwards, and when there is more to do.
 func (g *giver) at(now time.Time) (moves map[netip.Addr]egress.Move, next time.Time) {
 	g.t.Helper()
-	next, err := g.giveAway(g.t.Context(), turn{Snapshot: g.snapshot(), facts: plan.Facts{Node: g.Node}, lease: g.lease, now: now})
+	next, err := g.giveAway(g.t.Context(), turn{Snapshot: g.snapshot(), facts: plan.Facts{Node: g.Node}, lease: g.machine.current(), now: now})
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -91,7 +95,7 @@ func TestATargetThatDoesNotGetReadyIsReplaced(t *testing.T) {
 	}
 	moves, _ := g.at(now)
 	first := moves[given[0]]
-	if len(moves) != 1 || first.Why != egress.ReasonDrain || first.Lease != g.lease.ID() || first.To == "node-1" {
+	if len(moves) != 1 || first.Why != egress.ReasonDrain || first.Lease != g.machine.current().ID() || first.To == "node-1" {
 		t.Fatalf("moves %+v, want one of %s, under the agent's lease", moves, given[0])
 	}
 	if moves, next := g.at(now); moves[given[0]].Revision != first.Revision || !next.Equal(now.Add(patience)) {
@@ -124,7 +128,7 @@ func TestATargetThatBeginsToRestartIsReplacedAtOnce(t *testing.T) {
 	}
 	moves, _ := g.at(now)
 	first := moves[given[0]]
-	if ok, err := g.Store.Ready(t.Context(), first, g.lease); !ok || err != nil { // by whatever lease
+	if ok, err := g.Store.Ready(t.Context(), first, g.machine.current()); !ok || err != nil { // by whatever lease
 		t.Fatal(ok, err)
 	}
 	g.put(store.AgentKey(first.To), egress.Agent{Node: first.To, Restarting: true})

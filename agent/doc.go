@@ -6,10 +6,11 @@
 // agents/<node>, the locks owners/<ip> that it claimed, and the readiness of moves toward its node.
 //
 // Invariants:
-//   - A permit is renewed only while etcd is known to keep the agent's lease, counted from when the confirmed request was sent.
-//   - A lock that was claimed is used only when the permit of a former owner has certainly ended.
+//   - A permit is renewed only while etcd is known to keep the agent's lease, counted from when the confirmed request was sent (ownership).
+//   - A lock that was claimed is used only when the permit of a former owner has certainly ended (ownership).
 //   - Nothing is applied before etcd was read whole, and nothing is deleted because of an error.
 //   - A steady state writes nothing but the lease, and renews permits without a commit. Termination leaves kernel and lease to a successor.
 //
-// What it remembers is only time: since when a lock is seen, and until when a former owner relays. All else is read again.
+// Which IPs the node answers for, and what becomes of their locks, package ownership decides, which remembers only time: since when a lock is
+// seen, and until when a former owner relays. All else is read again.
 package agent

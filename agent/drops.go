@@ -107,7 +107,7 @@ func (a *agent) causeOf(id egress.ID) (ip netip.Addr, why string, ok bool) {
 		}
 	}
 	owner := s.Owners[ip].Node
-	if !ip.IsValid() || owner == "" || owner == a.Node && !a.permits.lasts(ip) {
+	if !ip.IsValid() || owner == "" || owner == a.Node && !a.machine.lasts(ip) {
 		return ip, "", false // said elsewhere, or as it should be
 	}
 	if translators := blame(check.NATAhead, "%s translates them first: give it a priority above %d", egress.TranslatePriority, ""); owner == a.Node || translators != "" {

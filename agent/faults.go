@@ -92,7 +92,7 @@ func (a *agent) publishFaults(ctx context.Context, err error) error {
 	} else if a.faultySince.IsZero() {
 		a.faultySince = time.Now()
 	}
-	s, lease := a.view.Snapshot(), a.currentLease()
+	s, lease := a.view.Snapshot(), a.machine.current()
 	if s == nil || len(now) > 0 && time.Since(a.faultySince) < faultAge {
 		return nil
 	}

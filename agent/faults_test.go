@@ -15,6 +15,7 @@ import (
 	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/internal/netns"
 	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/routing"
 	"github.com/egret-project/egret/store"
@@ -57,7 +58,8 @@ func TestFaultsArePublishedOnceTheyStand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &agent{Config: Config{Node: "node-1", Store: client}, view: client.NewView("node-1"), lease: lease}
+	a := &agent{Config: Config{Node: "node-1", Store: client}, view: client.NewView("node-1"), machine: newMachine(ownership.Config{})}
+	a.machine.grant(lease)
 	if err := client.PutAgent(t.Context(), lease, egress.Agent{Node: "node-1", Version: "v1"}); err != nil {
 		t.Fatal(err)
 	}

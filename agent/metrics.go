@@ -257,7 +257,7 @@ func (m *metrics) came(since time.Time) {
 }
 
 // passed notes how a pass went.
-func (m *metrics) passed(long time.Duration, err error, inUse map[lock]bool) {
+func (m *metrics) passed(long time.Duration, err error, owned []netip.Addr) {
 	if m == nil {
 		return
 	}
@@ -268,10 +268,6 @@ func (m *metrics) passed(long time.Duration, err error, inUse map[lock]bool) {
 		if degraded = slices.Sorted(maps.Keys(faults(err))); len(degraded) == 0 {
 			degraded = []string{"other"}
 		}
-	}
-	owned := make([]netip.Addr, 0, len(inUse))
-	for k := range inUse {
-		owned = append(owned, k.ip)
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -305,9 +301,12 @@ func (a *agent) readMetrics(put func(d monitor.Metric, value float64, labels ...
 	}
 	if a.gossip != nil {
 		members := map[gossip.State]int{gossip.Alive: 0, gossip.Dead: 0, gossip.Left: 0, gossip.Unknown: 0}
-		peers, _ := a.peers()
-		for _, peer := range peers {
-			members[a.gossip.State(peer)]++
+		if s := a.view.Snapshot(); s != nil {
+			for peer := range s.Agents {
+				if peer != a.Node {
+					members[a.gossip.State(peer)]++
+				}
+			}
 		}
 		for state, n := range members {
 			put(metricGossip, float64(n), state.String())

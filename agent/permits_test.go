@@ -10,6 +10,7 @@ import (
 	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/internal/netns"
 	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/store"
 )
 
@@ -42,12 +43,45 @@ func program(t *testing.T, tables *nft.Tables, want nft.State) {
 	}
 }
 
-// permitsOf returns permits of a length, and makes the tables renew them.
-func permitsOf(t *testing.T, tables *nft.Tables, length time.Duration) *permits {
+// permitsOf returns the permits of node a, and makes the tables renew them. cfg says how long they are, and whether there is gossip.
+func permitsOf(t *testing.T, tables *nft.Tables, cfg ownership.Config) *permits {
 	t.Helper()
-	p := newPermits(tables, length, time.Minute)
+	cfg.Node = "a"
+	p := newPermits(tables, newMachine(cfg), cfg.Permit, time.Minute)
 	program(t, tables, nft.State{Renewal: p.renewal})
 	return p
+}
+
+// under grants permits of locks under a lease.
+func (p *permits) under(lease *store.Lease, list []nft.Permit) error {
+	p.machine.grant(lease)
+	p.machine.begin(&egress.Snapshot{Agents: map[string]egress.Agent{"a": {}, "b": {}}})
+	return p.grant(list)
+}
+
+// confirm asks etcd whether the lease is there.
+func (p *permits) confirm(t *testing.T, lease *store.Lease) error {
+	t.Helper()
+	yes, err := lease.Confirm(t.Context(), "a")
+	if err == nil {
+		p.machine.step(ownership.Confirmed{Lease: lease.ID(), Sent: yes.Sent, Revision: yes.Revision})
+	}
+	return err
+}
+
+func (p *permits) renew() error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return p.renewLocked()
+}
+
+func (p *permits) revocable() bool {
+	return p.machine.step(ownership.Programmed{})[0].(ownership.Publish).Revocable
+}
+
+func (p *permits) keeps(ip netip.Addr) (keeps bool) {
+	p.machine.ask(func(m *ownership.Machine) { keeps = m.Keeps(ip) })
+	return keeps
 }
 
 // TestPermitsLiveByTheLeaseTheyWereGrantedUnder: an agent that lost its lease and has a new one must not renew what it held by the old.
@@ -58,7 +92,7 @@ func TestPermitsLiveByTheLeaseTheyWereGrantedUnder(t *testing.T) {
 		t.Fatal(err)
 	}
 	ip := netip.MustParseAddr("10.10.0.11")
-	p := permitsOf(t, tables, 300*time.Millisecond)
+	p := permitsOf(t, tables, ownership.Config{Permit: 300 * time.Millisecond})
 	held := func() bool {
 		t.Helper()
 		left, err := tables.Permits()
@@ -67,25 +101,24 @@ func TestPermitsLiveByTheLeaseTheyWereGrantedUnder(t *testing.T) {
 		}
 		return left[ip] > 0
 	}
-	if err := p.grant([]nft.Permit{{IP: ip, Answer: true}}, first); err != nil || !held() || !p.answers(ip) {
-		t.Fatalf("with a lease: %v, permit %t, answers %t", err, held(), p.answers(ip))
+	if err := p.under(first, []nft.Permit{{IP: ip, Answer: true}}); err != nil || !held() || !p.machine.answers(ip) {
+		t.Fatalf("with a lease: %v, permit %t, answers %t", err, held(), p.machine.answers(ip))
 	}
 	if err := first.Revoke(t.Context()); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := client.Grant(t.Context(), 60*time.Second); err != nil {
+	second, err := client.Grant(t.Context(), 60*time.Second)
+	if err != nil {
 		t.Fatal(err)
 	}
-	p.mu.Lock()
-	err = p.renewLocked()
-	p.mu.Unlock()
-	if !errors.Is(err, errUnconfirmed) {
-		t.Errorf("renewing without the lease: %v, want %v", err, errUnconfirmed)
+	p.machine.grant(second)
+	if err := p.renew(); !errors.Is(err, ownership.ErrUnconfirmed) {
+		t.Errorf("renewing without the lease: %v, want %v", err, ownership.ErrUnconfirmed)
 	}
 	// In the kernel it lasts as long as it was to: the lease did not end by itself.
-	for deadline := time.Now().Add(4 * time.Second); held() || p.answers(ip); {
+	for deadline := time.Now().Add(4 * time.Second); held() || p.machine.answers(ip); {
 		if time.Now().After(deadline) {
-			t.Fatalf("the permit does not end by itself: in the kernel %t, answers %t", held(), p.answers(ip))
+			t.Fatalf("the permit does not end by itself: in the kernel %t, answers %t", held(), p.machine.answers(ip))
 		}
 	}
 }
@@ -97,8 +130,8 @@ func TestWithdrawnPermitsAreGoneAtOnceAndOthersStay(t *testing.T) {
 		t.Fatal(err)
 	}
 	a, b := netip.MustParseAddr("10.10.0.11"), netip.MustParseAddr("10.10.0.12")
-	p := permitsOf(t, tables, time.Minute)
-	if err := p.grant([]nft.Permit{{IP: a, Answer: true}, {IP: b, Answer: true}}, lease); err != nil {
+	p := permitsOf(t, tables, ownership.Config{Permit: time.Minute})
+	if err := p.under(lease, []nft.Permit{{IP: a, Answer: true}, {IP: b, Answer: true}}); err != nil {
 		t.Fatal(err)
 	}
 	if err := p.withdraw([]nft.Permit{{IP: b}}); err != nil {
@@ -108,7 +141,7 @@ func TestWithdrawnPermitsAreGoneAtOnceAndOthersStay(t *testing.T) {
 	if err != nil || left[a] != 0 || left[b] == 0 {
 		t.Errorf("permits %v, %v: want only %s", left, err, b)
 	}
-	if p.answers(a) || p.answers(b) {
+	if p.machine.answers(a) || p.machine.answers(b) {
 		t.Error("a permit that was narrowed to sending still answers")
 	}
 }
@@ -129,16 +162,15 @@ func TestPeersMayRevokeOnlyWhatTheKernelHasBounded(t *testing.T) {
 		if err := tables.Permit(former, 10*time.Second); err != nil {
 			t.Fatal(err)
 		}
-		p := permitsOf(t, tables, 300*time.Millisecond)
-		p.bounded = true
+		p := permitsOf(t, tables, ownership.Config{Permit: 300 * time.Millisecond, Gossip: true})
 		// The lease is not confirmed yet, so nothing is written.
-		if err := p.grant(list, lease); list != nil && (!errors.Is(err, errUnconfirmed) || p.revocable()) {
+		if err := p.under(lease, list); list != nil && (!errors.Is(err, ownership.ErrUnconfirmed) || p.revocable()) {
 			t.Errorf("%s, not confirmed: %v, revocable %t, while the kernel goes on for seconds", name, err, p.revocable())
 		}
-		if err := lease.Confirm(t.Context(), "a"); err != nil {
+		if err := p.confirm(t, lease); err != nil {
 			t.Fatal(err)
 		}
-		if err := p.grant(list, lease); err != nil || !p.revocable() {
+		if err := p.grant(list); err != nil || !p.revocable() {
 			t.Errorf("%s: %v, revocable %t", name, err, p.revocable())
 		}
 		left, err := tables.Permits()
@@ -162,12 +194,13 @@ func TestALockIsKeptUntilTheKernelIsSilent(t *testing.T) {
 		t.Fatal(err)
 	}
 	ip := netip.MustParseAddr("10.10.0.11")
-	p := permitsOf(t, tables, time.Minute)
-	if err := p.grant([]nft.Permit{{IP: ip, Answer: true}}, lease); err != nil || !p.keeps(ip) {
+	p := permitsOf(t, tables, ownership.Config{Permit: time.Minute})
+	if err := p.under(lease, []nft.Permit{{IP: ip, Answer: true}}); err != nil || !p.keeps(ip) {
 		t.Fatalf("answering: %v, keeps %t", err, p.keeps(ip))
 	}
-	p.silent = []netip.Addr{ip} // as after a withdrawal that the kernel refused
-	p.list = []nft.Permit{{IP: ip}}
+	p.machine.ask(func(m *ownership.Machine) { // as for a withdrawal that the kernel refused
+		m.Narrow(func(netip.Addr) (send, answer bool) { return true, false })
+	})
 	if !p.keeps(ip) {
 		t.Error("the lock of an IP that the kernel answers for is given back")
 	}
@@ -183,8 +216,8 @@ func TestPermitsWithoutGossipEndWithTheLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	ip := netip.MustParseAddr("10.10.0.11")
-	p := permitsOf(t, tables, 300*time.Millisecond)
-	if err := p.grant([]nft.Permit{{IP: ip, Answer: true}}, lease); err != nil {
+	p := permitsOf(t, tables, ownership.Config{Permit: 300 * time.Millisecond})
+	if err := p.under(lease, []nft.Permit{{IP: ip, Answer: true}}); err != nil {
 		t.Fatal(err)
 	}
 	left, err := tables.Permits()

@@ -17,6 +17,7 @@ import (
 
 	"github.com/egret-project/egret/internal/netns"
 	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/store"
 )
 
@@ -56,8 +57,8 @@ func renewing(t *testing.T, n int, length time.Duration) (*permits, *store.Lease
 		four, six = four.Next(), six.Next()
 		list = append(list, nft.Permit{IP: four, Answer: true}, nft.Permit{IP: six, Answer: true})
 	}
-	p := permitsOf(t, tables, length)
-	if err := p.grant(list, lease); err != nil {
+	p := permitsOf(t, tables, ownership.Config{Permit: length})
+	if err := p.under(lease, list); err != nil {
 		t.Fatal(err)
 	}
 	ctx, stop := context.WithCancel(t.Context())

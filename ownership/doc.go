@@ -1,10 +1,9 @@
 // Package ownership decides for the agent of one node which egress IPs its kernel answers for and sends with, and what it does about their
 // locks in etcd. Machine is pure: it has no I/O, no goroutine, no clock and no log. Events go in, effects come out, and time is an argument.
 //
-// The package agent does not run it yet: it still decides by its own code (permits.go, freeze.go, pass.go), of which this package is an
-// extract with the same numbers, waits and conditions. The tests of this package are what judges both; what they found is mended in both.
-// Planned moves that a node asks for by itself (drain, rebalance), questions about other holders of an IP, and what the kernel holds beside
-// its permits are the agent's own.
+// The package agent drives it: it brings the events, and does the effects in kernel and etcd. Planned moves that a node asks for by itself
+// (drain, rebalance), questions about other holders of an IP, and what the kernel holds beside its permits are the agent's own. It may leave
+// a Ready, a HandOver, a Revoke or a Claim undone, as when the kernel is not ready for it: the next pass asks again.
 //
 // # The promise
 //
@@ -33,7 +32,7 @@
 //     waited itself, so whoever is next has to (Release.Unused).
 //  8. It need not wait for an IP that its own kernel answers for all along (Adopted). What a former process of the node sent may still be on
 //     its way to etcd: so the next one gives all its locks new revisions before it resumes their permits, and a late Release or HandOver, which
-//     is of the old revision, does nothing.
+//     is of the old revision, does nothing (the simulator's does; the agent does not yet: docs/ownership.md).
 //  9. Peers revoke only the lease of an agent that says in its record that its permits are bounded, and it says so when its kernel has
 //     acknowledged that it has no others (Machine.revocable).
 //

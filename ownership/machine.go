@@ -1,6 +1,7 @@
 package ownership
 
 import (
+	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -90,6 +91,8 @@ type (
 	Programmed struct{ Fenced bool }
 	// Settled: the effects of Programmed were tried.
 	Settled struct{}
+	// Unable: the node cannot serve any IP, and its kernel is silent about all of them. It takes the place of Facts and what comes after that.
+	Unable struct{}
 	// HandedOver: etcd's answer to a HandOver, or none (Err).
 	HandedOver struct {
 		IP  netip.Addr
@@ -124,6 +127,7 @@ func (View) event()       {}
 func (Facts) event()      {}
 func (Programmed) event() {}
 func (Settled) event()    {}
+func (Unable) event()     {}
 func (HandedOver) event() {}
 func (Heard) event()      {}
 func (Question) event()   {}
@@ -172,6 +176,10 @@ type (
 	}
 	// Wake begins a pass: something changed that the view does not show.
 	Wake struct{}
+	// Used says that this node uses a lock from now on.
+	Used struct{ Owner egress.Owner }
+	// Returned says that an IP that this node still relayed for its next owner comes back: what is left of its last time here has to go.
+	Returned struct{ IP netip.Addr }
 )
 
 func (Withdraw) effect() {}
@@ -186,6 +194,8 @@ func (Revoke) effect()   {}
 func (Claim) effect()    {}
 func (Say) effect()      {}
 func (Wake) effect()     {}
+func (Used) effect()     {}
+func (Returned) effect() {}
 
 // Step takes an event in and says what is to be done.
 func (m *Machine) Step(now time.Time, e Event) []Effect {
@@ -206,6 +216,8 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 		return m.settle(e)
 	case Settled:
 		return m.act(now)
+	case Unable:
+		return m.letGo()
 	case HandedOver:
 		if e.OK || e.Err { // an answer may get lost
 			m.tenures.linger[e.IP] = now.Add(m.cfg.Linger)
@@ -218,6 +230,7 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 		for _, ip := range e.IPs {
 			m.tenures.adopted[ip] = true
 		}
+		m.pass.lease = m.lease.ID
 		m.permits.bounded, m.permits.known = m.permits.bounded || e.Revocable, e.Revocable
 	case Extended:
 		m.lease = Lease{ID: e.Lease, TTL: e.TTL, Valid: e.Sent.Add(e.TTL)}
@@ -228,6 +241,23 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 
 // Next returns when the machine has more to do by time alone, as of its last pass; zero: never.
 func (m *Machine) Next() time.Time { return m.pass.next }
+
+// Promised reports whether this node has promised to take nothing.
+func (m *Machine) Promised(now time.Time) bool { return m.cfg.Gossip && now.Before(m.promises.bound()) }
+
+// Partitioned reports whether an agent is known to be cut off from an etcd that others have.
+func (m *Machine) Partitioned(now time.Time, node string) bool {
+	return m.promises.partitioned(now, node)
+}
+
+// InUse returns the IPs whose locks this node acts upon.
+func (m *Machine) InUse() []netip.Addr {
+	var out []netip.Addr
+	for k := range m.tenures.inUse {
+		out = append(out, k.ip)
+	}
+	return out
+}
 
 // Lease returns what is known of the lease.
 func (m *Machine) Lease() Lease { return m.lease }
@@ -255,8 +285,8 @@ func (m *Machine) plan(now time.Time, e Facts) []Effect {
 	if m.cfg.Gossip {
 		m.peers.see(&m.pass, m.cfg.Node, func(node string) bool { return e.Dead(node) || m.promises.partitioned(now, node) })
 	}
-	m.roles(e.Asking)
-	return []Effect{Program{Roles: m.pass.roles}}
+	news := m.roles(e.Asking)
+	return append([]Effect{Program{Roles: m.pass.roles}}, news...)
 }
 
 // settle does what the kernel is ready for: it gives back and hands over what it has fallen silent about. Without its tables a node claims
@@ -269,7 +299,7 @@ func (m *Machine) settle(e Programmed) []Effect {
 	}
 	for _, o := range plan.Releases(s, f) {
 		if m.holds(o) { // else it is of a former lease of this node
-			out = append(out, Release{Owner: o, Unused: !m.tenures.inUse[lock{o.IP, o.Revision}]})
+			out = append(out, m.release(o))
 		}
 	}
 	for _, move := range plan.Arrivals(s, f) {
@@ -285,13 +315,29 @@ func (m *Machine) settle(e Programmed) []Effect {
 	return out
 }
 
+func (m *Machine) release(o egress.Owner) Release {
+	return Release{Owner: o, Unused: !m.tenures.inUse[lock{o.IP, o.Revision}]}
+}
+
+// letGo gives every lock back, but not before the kernel has acknowledged that it is silent.
+func (m *Machine) letGo() []Effect {
+	if p := &m.permits; len(p.list)+len(p.gone)+len(p.silent) > 0 {
+		return nil
+	}
+	var out []Effect
+	for _, ip := range slices.SortedFunc(maps.Keys(m.pass.snapshot.Owners), netip.Addr.Compare) {
+		if o := m.pass.snapshot.Owners[ip]; m.holds(o) {
+			out = append(out, m.release(o))
+		}
+	}
+	return out
+}
+
 // act takes what others have lost, unless this node has promised not to.
 func (m *Machine) act(now time.Time) []Effect {
-	if m.cfg.Gossip {
-		if bound := m.promises.bound(); now.Before(bound) {
-			m.pass.next = earlier(m.pass.next, bound)
-			return nil
-		}
+	if m.Promised(now) {
+		m.pass.next = earlier(m.pass.next, m.promises.bound())
+		return nil
 	}
 	out := m.endFormer()
 	out = append(out, m.revoke()...)

@@ -701,7 +701,6 @@ func (n *node) resume(former egress.Agent, held []netip.Addr, leftOver map[netip
 	n.step(Adopted{IPs: ips, Revocable: former.Revocable})
 	n.do(func(free func()) {
 		n.revoke(gone, nil, func(error) {
-			n.m.pass.lease = n.m.lease.ID
 			n.kernel.exact = n.kernel.same(list)
 			n.m.Grant(list, n.kernel.exact)
 			n.write(func(error) { free(); n.loops() })
@@ -953,7 +952,7 @@ func (n *node) exit(why string) {
 	}
 }
 
-// handOn is agent.lastWords.
+// handOn is what an agent does that is told to stop.
 func (n *node) handOn() {
 	exit := n.exit
 	n.in(time.Second, func() { exit("the last words took too long") })

@@ -96,6 +96,25 @@ func (m *Machine) Written(end, limit time.Time) {
 	m.Acknowledged()
 }
 
+// Lasts reports whether the permit to send with an IP is alive, and whether that to answer for it is.
+func (m *Machine) Lasts(now time.Time, ip netip.Addr) (send, answer bool) {
+	for _, have := range m.permits.list {
+		if have.IP == ip && now.Before(m.permits.until) {
+			return true, have.Answer
+		}
+	}
+	return false, false
+}
+
+// Until returns when the permits end, as the kernel acknowledged.
+func (m *Machine) Until() time.Time { return m.permits.until }
+
+// Extended reports whether the permits last until the end of a lease that outlives the process: they are never renewed again.
+func (m *Machine) Extended() bool { return m.permits.last }
+
+// Bounded reports whether the permits need etcd's yes, again and again.
+func (m *Machine) Bounded() bool { return m.permits.bounded }
+
 // limit returns when the permits must have ended, and by how much they are to end earlier.
 //
 // Bounded: P after the lease was confirmed, or after every peer promised to use no IP that it claims. A promise carries on what a

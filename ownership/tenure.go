@@ -23,8 +23,8 @@ type lock struct {
 
 func (t *tenures) init() { t.adopted, t.linger = map[netip.Addr]bool{}, map[netip.Addr]time.Time{} }
 
-// roles sets what this node may do for each egress IP.
-func (m *Machine) roles(asking []netip.Addr) {
+// roles sets what this node may do for each egress IP, and says which locks it uses from now on, and which IPs come back to it.
+func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	p, t := &m.pass, &m.tenures
 	p.roles = map[netip.Addr]plan.Role{}
 	seen, inUse := map[lock]time.Time{}, map[lock]bool{}
@@ -51,7 +51,7 @@ func (m *Machine) roles(asking []netip.Addr) {
 			continue
 		}
 		if !t.inUse[k] { // else the snapshot may be older than the hand-over
-			delete(t.linger, ip)
+			news = append(append(news, t.returned(ip)...), Used{o})
 		}
 		p.roles[ip], inUse[k] = plan.Hold, true
 	}
@@ -65,7 +65,7 @@ func (m *Machine) roles(asking []netip.Addr) {
 		delete(p.roles, o.IP) // silent first: the lock goes only when the kernel is done
 	}
 	for _, move := range plan.Arrivals(p.snapshot, p.facts) {
-		delete(t.linger, move.IP)
+		news = append(news, t.returned(move.IP)...)
 		p.roles[move.IP] = plan.Arrive
 	}
 	for _, d := range plan.Departures(p.snapshot, p.facts) {
@@ -81,4 +81,14 @@ func (m *Machine) roles(asking []netip.Addr) {
 			p.next = earlier(p.next, until)
 		}
 	}
+	return news
+}
+
+// returned ends the relaying for the next owner of an IP.
+func (t *tenures) returned(ip netip.Addr) []Effect {
+	if _, lingers := t.linger[ip]; !lingers {
+		return nil
+	}
+	delete(t.linger, ip)
+	return []Effect{Returned{ip}}
 }

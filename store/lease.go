@@ -30,7 +30,6 @@ type Lease struct {
 	mu    sync.Mutex // guards what follows
 	valid time.Time
 	lost  bool
-	seen  time.Time // see Confirmed
 }
 
 // Grant takes a new lease. etcd counts in whole seconds, so a fraction of one is rounded up, and it raises what is below its floor
@@ -75,28 +74,34 @@ func (l *Lease) TTL() time.Duration {
 
 // Renew renews the lease with one request. errors.Is(err, ErrLeaseLost): it is gone, for good. Any other error: nothing is known, try again.
 func (l *Lease) Renew(ctx context.Context) error {
+	_, err := l.renew(ctx)
+	return err
+}
+
+// renew is Renew; sent is when the request was.
+func (l *Lease) renew(ctx context.Context) (sent time.Time, err error) {
 	if l.isLost() {
-		return l.errLost()
+		return sent, l.errLost()
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	sent := time.Now()
+	sent = time.Now()
 	resp, err := hedge(ctx, 200*time.Millisecond, func(ctx context.Context) (*clientv3.LeaseKeepAliveResponse, error) {
 		return l.client.etcd.KeepAliveOnce(ctx, l.id)
 	})
 	if err != nil {
-		return fmt.Errorf("renewing lease %s: %w", FormatLease(l.ID()), l.known(err))
+		return sent, fmt.Errorf("renewing lease %s: %w", FormatLease(l.ID()), l.known(err))
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.lost {
-		return l.errLost()
+		return sent, l.errLost()
 	}
 	l.ttl = time.Duration(resp.TTL) * time.Second
 	if until := sent.Add(l.ttl); until.After(l.valid) {
 		l.valid = until
 	}
-	return nil
+	return sent, nil
 }
 
 // Valid returns until when etcd certainly keeps the lease, unless somebody revokes it: the TTL after the last confirmed request was
@@ -107,33 +112,29 @@ func (l *Lease) Valid() time.Time {
 	return l.valid
 }
 
-// Confirm asks etcd whether agents/<node> is there under the lease. It is a linearizable read, unlike a renewal, which a leader that was
-// cut off and does not know it yet still grants: so nobody had revoked the lease when the request was sent. errors.Is(err, ErrLeaseLost): it
-// is gone. Any other error says that this is not known.
-func (l *Lease) Confirm(ctx context.Context, node string) error {
-	sent := time.Now()
-	resp, err := l.client.etcd.Get(ctx, l.client.key(AgentKey(node)))
-	if err != nil {
-		return fmt.Errorf("confirming lease %s: %w", FormatLease(l.ID()), err)
-	}
-	l.client.newest.Store(resp.Header.Revision)
-	if len(resp.Kvs) == 0 || resp.Kvs[0].Lease != l.ID() {
-		return errors.Join(fmt.Errorf("confirming lease %s: %s is not under it", FormatLease(l.ID()), AgentKey(node)), l.Renew(ctx))
-	}
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	if !l.lost && sent.After(l.seen) {
-		l.seen = sent
-	}
-	return nil
+// Confirmation is etcd's yes to a question: nobody had revoked the lease when it was sent.
+type Confirmation struct {
+	Sent     time.Time // on the monotonic clock
+	Revision int64     // of etcd, at the answer
 }
 
-// Confirmed returns when the last successful Confirm was sent, on the monotonic clock: the lease was not revoked before. It is the zero
-// time before the first and once the lease is lost.
-func (l *Lease) Confirmed() time.Time {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.seen
+// Confirm asks etcd whether agents/<node> is there under the lease. It is a linearizable read, unlike a renewal, which a leader that was
+// cut off and does not know it yet still grants. errors.Is(err, ErrLeaseLost): it is gone. Any other error says that this is not known.
+func (l *Lease) Confirm(ctx context.Context, node string) (c Confirmation, err error) {
+	c.Sent = time.Now()
+	resp, err := l.client.etcd.Get(ctx, l.client.key(AgentKey(node)))
+	if err != nil {
+		return c, fmt.Errorf("confirming lease %s: %w", FormatLease(l.ID()), err)
+	}
+	c.Revision = resp.Header.Revision
+	l.client.newest.Store(c.Revision)
+	if len(resp.Kvs) == 0 || resp.Kvs[0].Lease != l.ID() {
+		return c, errors.Join(fmt.Errorf("confirming lease %s: %s is not under it", FormatLease(l.ID()), AgentKey(node)), l.Renew(ctx))
+	}
+	if l.isLost() {
+		return c, l.errLost()
+	}
+	return c, nil
 }
 
 // keys returns the keys under the lease.
@@ -245,8 +246,9 @@ const (
 
 // Run renews the lease ten times per TTL, at most every 100 ms and at least every second, until ctx ends, whose error it then returns,
 // or the lease is lost (ErrLeaseLost). It does not revoke the lease. changed, which may be nil, is called when renewals begin to fail,
-// when the lease is no longer Valid, when renewals succeed again, and when the lease is lost; not on each renewal.
-func (l *Lease) Run(ctx context.Context, changed func()) error {
+// when the lease is no longer Valid, when renewals succeed again, and when the lease is lost; not on each renewal. renewed, which may be nil, is
+// called on each, with when the request was sent and for how long etcd keeps the lease from then on.
+func (l *Lease) Run(ctx context.Context, renewed func(sent time.Time, ttl time.Duration), changed func()) error {
 	ttl := l.TTL()
 	interval := min(max(ttl/10, 100*time.Millisecond), time.Second)
 	// A request that hangs leaves time for three more.
@@ -260,10 +262,13 @@ func (l *Lease) Run(ctx context.Context, changed func()) error {
 		case <-tick.C:
 		}
 		try, cancel := context.WithTimeout(ctx, timeout)
-		err := l.Renew(try)
+		sent, err := l.renew(try)
 		cancel()
 		if ctx.Err() != nil {
 			return ctx.Err()
+		}
+		if err == nil && renewed != nil {
+			renewed(sent, l.TTL())
 		}
 		is := l.condition(err)
 		l.report(is, err)
@@ -338,7 +343,7 @@ func (l *Lease) known(err error) error {
 func (l *Lease) lose() {
 	l.mu.Lock()
 	defer l.mu.Unlock()
-	l.lost, l.valid, l.seen = true, time.Time{}, time.Time{}
+	l.lost, l.valid = true, time.Time{}
 }
 
 func (l *Lease) isLost() bool {

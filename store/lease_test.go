@@ -103,27 +103,25 @@ func TestAConfirmationCountsFromWhenItWasAskedFor(t *testing.T) {
 	if err := c.PutAgent(t.Context(), l, egress.Agent{Node: "a"}); err != nil {
 		t.Fatal(err)
 	}
-	if !l.Confirmed().IsZero() {
-		t.Error("confirmed before anybody asked")
-	}
 	const late = 500 * time.Millisecond
 	s.Freeze()
 	time.AfterFunc(late, s.Mend)
 	began := time.Now()
-	if err := l.Confirm(t.Context(), "a"); err != nil {
-		t.Fatal(err)
+	yes, err := l.Confirm(t.Context(), "a")
+	if err != nil || yes.Revision == 0 {
+		t.Fatal(yes, err)
 	}
-	if took, counts := time.Since(began), l.Confirmed().Sub(began); took < late || counts > late/2 {
+	if took, counts := time.Since(began), yes.Sent.Sub(began); took < late || counts > late/2 {
 		t.Errorf("the answer came after %v and counts from %v, want from the question", took, counts)
 	}
-	if err := l.Confirm(t.Context(), "b"); err == nil || errors.Is(err, ErrLeaseLost) {
+	if _, err := l.Confirm(t.Context(), "b"); err == nil || errors.Is(err, ErrLeaseLost) {
 		t.Errorf("asked for a record that is not there, under a lease that is: %v, want that it is not known", err)
 	}
 	if err := c.Revoke(t.Context(), l.ID()); err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Confirm(t.Context(), "a"); !errors.Is(err, ErrLeaseLost) || !l.Confirmed().IsZero() {
-		t.Errorf("after the revocation: %v, confirmed %v; want %v", err, l.Confirmed(), ErrLeaseLost)
+	if _, err := l.Confirm(t.Context(), "a"); !errors.Is(err, ErrLeaseLost) {
+		t.Errorf("after the revocation: %v, want %v", err, ErrLeaseLost)
 	}
 }
 
@@ -135,7 +133,7 @@ func TestALostLeaseIsLostForEverythingAndForGood(t *testing.T) {
 		"claim": func(l *Lease) error { _, err := c.Claim(t.Context(), l, owner); return err },
 		"agent": func(l *Lease) error { return c.PutAgent(t.Context(), l, agent) },
 		"adopt": func(l *Lease) error { _, err := c.Adopt(t.Context(), l.ID()); l.lose(); return err },
-		"run":   func(l *Lease) error { return l.Run(t.Context(), nil) },
+		"run":   func(l *Lease) error { return l.Run(t.Context(), nil, nil) },
 	} {
 		l := grant(t, c, 10*time.Second)
 		if _, err := s.Client().Revoke(t.Context(), l.id); err != nil {
@@ -209,7 +207,7 @@ func TestRunKeepsALeaseThroughAnOutageAndTellsOnlyChanges(t *testing.T) {
 	c := dial(t, s)
 	l := grant(t, c, 3*time.Second)
 	changed := make(chan struct{}, 100)
-	background(t, func(ctx context.Context) error { return l.Run(ctx, func() { changed <- struct{}{} }) })
+	background(t, func(ctx context.Context) error { return l.Run(ctx, nil, func() { changed <- struct{}{} }) })
 	granted := l.Valid()
 	<-time.After(time.Until(granted)) // it would have ended by now
 	if !l.Valid().After(granted) || len(changed) > 0 {
@@ -235,7 +233,7 @@ func TestRunTellsWhenALeaseIsNoLongerValidAndWhenItIsLost(t *testing.T) {
 	claim(t, c, l, owner)
 	changed := make(chan struct{}, 100)
 	done := make(chan error, 1)
-	go func() { done <- l.Run(t.Context(), func() { changed <- struct{}{} }) }()
+	go func() { done <- l.Run(t.Context(), nil, func() { changed <- struct{}{} }) }()
 	s.Cut()
 	recv(t, "word that renewals fail", changed)
 	recv(t, "word that it is no longer valid", changed)

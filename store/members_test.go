@@ -31,7 +31,7 @@ func TestLeaseAndLockOutliveTheLeaderOfEtcd(t *testing.T) {
 	s, c := trio(t)
 	l := grant(t, c, 6*time.Second)
 	claim(t, c, l, owner)
-	background(t, func(ctx context.Context) error { return l.Run(ctx, nil) })
+	background(t, func(ctx context.Context) error { return l.Run(ctx, nil, nil) })
 	lead := s.Leader()
 	end := gone(t, s.Member(other(lead)).Client(), OwnerKey(ip1))
 	s.Stop(lead)
@@ -137,7 +137,7 @@ func TestWithTheMinorityOfEtcdNothingIsConfirmedClaimedOrDeleted(t *testing.T) {
 	if err := c.PutAgent(t.Context(), l, agent); err != nil {
 		t.Fatal(err)
 	}
-	background(t, func(ctx context.Context) error { return l.Run(ctx, nil) }) // and is not told that it is lost
+	background(t, func(ctx context.Context) error { return l.Run(ctx, nil, nil) }) // and is not told that it is lost
 	k := tracked(t, c, OwnerPrefix, AgentPrefix)
 	took(k)
 	lead := s.Leader() // which does not know at first that it is alone
@@ -145,7 +145,7 @@ func TestWithTheMinorityOfEtcdNothingIsConfirmedClaimedOrDeleted(t *testing.T) {
 	s.Stop(other(other(lead)))
 	outage, cancel := context.WithTimeout(t.Context(), l.TTL()+time.Second)
 	defer cancel()
-	if err := l.Confirm(outage, agent.Node); err == nil {
+	if _, err := l.Confirm(outage, agent.Node); err == nil {
 		t.Error("the lease was confirmed")
 	}
 	second := owner
@@ -154,14 +154,17 @@ func TestWithTheMinorityOfEtcdNothingIsConfirmedClaimedOrDeleted(t *testing.T) {
 		t.Errorf("claimed: %t, %v", ok, err)
 	}
 	<-outage.Done()
-	if l.Valid().After(time.Now()) || !l.Confirmed().IsZero() {
-		t.Errorf("valid until %v, confirmed %v", l.Valid(), l.Confirmed())
+	if l.Valid().After(time.Now()) {
+		t.Errorf("valid until %v", l.Valid())
 	}
 	if changed := took(k); len(changed) > 0 {
 		t.Errorf("changed: %v", changed)
 	}
 	s.Start(other(lead), other(other(lead)))
-	for began := time.Now(); l.Confirm(t.Context(), agent.Node) != nil; {
+	for began := time.Now(); ; {
+		if _, err := l.Confirm(t.Context(), agent.Node); err == nil {
+			break
+		}
 		if time.Since(began) > deadline {
 			t.Fatal("not confirmed any more")
 		}
@@ -181,7 +184,7 @@ func TestClientFollowsTheReplacementOfEveryMember(t *testing.T) {
 	c := dialConfig(t, Config{Endpoints: s.Endpoints(), MemberInterval: 100 * time.Millisecond, Log: log.logger()})
 	l := grant(t, c, 10*time.Second)
 	claim(t, c, l, owner)
-	background(t, func(ctx context.Context) error { return l.Run(ctx, nil) })
+	background(t, func(ctx context.Context) error { return l.Run(ctx, nil, nil) })
 	k := tracked(t, c, OwnerPrefix)
 	for i := range 3 {
 		s.Replace(i)

@@ -49,7 +49,7 @@ func TestAFullEtcdKeepsLeasesAndAnswersButTakesNoClaim(t *testing.T) {
 
 	for what, try := range map[string]func() error{
 		"renewing a lease":   func() error { return l.Renew(t.Context()) },
-		"confirming a lease": func() error { return l.Confirm(t.Context(), owner.Node) },
+		"confirming a lease": func() error { _, err := l.Confirm(t.Context(), owner.Node); return err },
 		"adopting a lease":   func() error { _, err := c.Adopt(t.Context(), l.ID()); return err },
 		"reading":            func() error { _, err := c.List(t.Context(), OwnerPrefix); return err },
 		"revoking a lease":   func() error { return other.Revoke(t.Context()) },

@@ -1,0 +1,134 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"math/rand/v2"
+	"net/netip"
+	"sync"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/ownership"
+	"github.com/egret-project/egret/store"
+)
+
+// machine is the node's ownership.Machine, for the goroutines that have events for it. Whoever brings an event does what the machine then
+// decides, after it is free for others again.
+type machine struct {
+	mu    sync.Mutex // guards what follows
+	m     *ownership.Machine
+	lease *store.Lease // the machine's
+}
+
+func newMachine(cfg ownership.Config) *machine {
+	cfg.Process, cfg.Start = rand.Uint64(), time.Now()
+	return &machine{m: ownership.New(cfg)}
+}
+
+func (m *machine) step(e ownership.Event) []ownership.Effect {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.m.Step(time.Now(), e)
+}
+
+// ask calls f with the machine.
+func (m *machine) ask(f func(*ownership.Machine)) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	f(m.m)
+}
+
+// grant makes a lease the one that the machine's locks are under.
+func (m *machine) grant(l *store.Lease) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.lease = l
+	m.m.Step(time.Now(), ownership.Granted{Lease: l.ID(), Sent: l.Valid().Add(-l.TTL()), TTL: l.TTL()})
+}
+
+// begin begins a pass, with the lease of all of it.
+func (m *machine) begin(s *egress.Snapshot) (lease *store.Lease, now time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	now = time.Now()
+	m.m.Step(now, ownership.View{Snapshot: s}) // asks for nothing but what a pass begins with
+	return m.lease, now
+}
+
+func (m *machine) current() *store.Lease {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lease
+}
+
+// inUse returns the IPs whose locks the node acts upon.
+func (m *machine) inUse() []netip.Addr {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.m.InUse()
+}
+
+// next returns when the machine has more to do by time alone.
+func (m *machine) next() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.m.Next()
+}
+
+// answers reports whether the permit to answer for ip is alive, lasts whether that to send with it is.
+func (m *machine) answers(ip netip.Addr) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	_, answer := m.m.Lasts(time.Now(), ip)
+	return answer
+}
+
+func (m *machine) lasts(ip netip.Addr) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	send, _ := m.m.Lasts(time.Now(), ip)
+	return send
+}
+
+// tell gives the machine an event from outside of a pass, and does what it asks for.
+func (a *agent) tell(e ownership.Event) (err error) {
+	for _, effect := range a.machine.step(e) {
+		switch f := effect.(type) {
+		case ownership.Withdraw:
+			err = errors.Join(err, a.permits.withdraw(nil))
+		case ownership.Renew:
+			a.permits.soon()
+		case ownership.Wake:
+			a.wake()
+		case ownership.Say:
+			if b, err := json.Marshal(f.Message); err == nil { // it cannot fail
+				a.gossip.Send(f.To, b)
+			}
+		}
+	}
+	return err
+}
+
+// heard takes in a peer's word.
+func (a *agent) heard(from string, b []byte) {
+	var m ownership.Message
+	if json.Unmarshal(b, &m) == nil { // else it is of a version to come
+		_ = a.tell(ownership.Heard{From: from, Message: m}) // withdraws nothing
+	}
+}
+
+// question asks the peers for promises while etcd is missing, until ctx ends.
+func (a *agent) question(ctx context.Context) error {
+	tick := time.NewTicker(a.Permit / 10)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			_ = a.tell(ownership.Question{}) // withdraws nothing
+		}
+	}
+}

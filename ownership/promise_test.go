@@ -1,0 +1,178 @@
+package ownership
+
+import (
+	"testing"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// wire is machines that hear each other at once, with a clock for all.
+type wire struct {
+	now    time.Time
+	cut    map[string]bool // off from its peers
+	all    map[string]*Machine
+	woken  map[string]int
+	silent bool // who asks has no permits
+}
+
+const oneMinute = time.Minute // how long the permits of a wire are
+
+func newWire(names ...string) *wire {
+	w := &wire{now: epoch, cut: map[string]bool{}, all: map[string]*Machine{}, woken: map[string]int{}}
+	for i, name := range names {
+		m := New(Config{Node: name, Permit: oneMinute, Gossip: true, Freeze: true, Process: uint64(i + 1), Start: w.now})
+		m.Step(w.now, Granted{Lease: int64(i + 1), Sent: w.now, TTL: time.Hour})
+		w.all[name] = m
+	}
+	return w
+}
+
+// see shows everybody etcd, with an agent for each.
+func (w *wire) see() {
+	s := &egress.Snapshot{Agents: map[string]egress.Agent{}}
+	for name := range w.all {
+		s.Agents[name] = egress.Agent{Node: name}
+	}
+	for _, m := range w.all {
+		m.Step(w.now, View{Snapshot: s})
+	}
+}
+
+// etcd says that these have it now.
+func (w *wire) etcd(names ...string) {
+	for _, name := range names {
+		m := w.all[name]
+		m.Step(w.now, Confirmed{Lease: m.Lease().ID, Sent: w.now})
+	}
+}
+
+// ask lets an agent ask all others, and returns whether all promised.
+func (w *wire) ask(who string) bool {
+	m := w.all[who]
+	for _, peer := range m.others() {
+		w.deliver(who, Say{To: peer, Message: Message{Process: m.cfg.Process, Sent: w.now.Sub(m.cfg.Start), Silent: w.silent}})
+	}
+	return m.view != nil && !m.promises.all(w.now, m.others()).Before(w.now)
+}
+
+func (w *wire) deliver(from string, s Say) {
+	if w.cut[from] || w.cut[s.To] {
+		return
+	}
+	for _, effect := range w.all[s.To].Step(w.now, Heard{From: from, Message: s.Message}) {
+		switch f := effect.(type) {
+		case Say:
+			w.deliver(s.To, f)
+		case Wake:
+			w.woken[s.To]++
+		}
+	}
+}
+
+func TestIPsAreKeptOnlyWhileAllHaveLostEtcd(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		have []string // etcd
+		cut  string   // off from its peers
+		want bool
+	}{
+		{"nobody has etcd", nil, "", true},
+		{"one peer has it", []string{"c"}, "", false},
+		{"one peer does not answer", nil, "c", false},
+		{"both peers have it", []string{"b", "c"}, "", false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWire("a", "b", "c")
+			w.see()
+			w.now = w.now.Add(time.Hour)
+			w.etcd(tt.have...)
+			w.cut[tt.cut] = true
+			if got := w.ask("a"); got != tt.want {
+				t.Errorf("a keeps its IPs: %t, want %t", got, tt.want)
+			}
+		})
+	}
+}
+
+// An agent that adopted permits, and lost etcd before it had seen it, kept them for as long as that took.
+func TestWhoDoesNotKnowTheOthersHasNoPromiseOfAll(t *testing.T) {
+	w := newWire("a")
+	m := w.all["a"]
+	m.Step(w.now, Confirmed{Lease: m.Lease().ID, Sent: w.now})
+	m.Step(w.now, Adopted{Revocable: true})
+	m.Grant([]Permit{{Answer: true}}, true)
+	m.Written(w.now.Add(oneMinute), w.now.Add(oneMinute))
+	w.now = w.now.Add(oneMinute / 2)
+	before, _, err := m.Look(w.now)
+	if w.see(); err != nil {
+		t.Fatal(err)
+	}
+	if after, _, err := m.Look(w.now); err != nil || !before.Before(after) {
+		t.Errorf("alone, without etcd: permits until %v before the first snapshot, %v after it, %v: want later, since nobody else is there", before, after, err)
+	}
+}
+
+func TestPromiseBindsAndOutlastsTheReturnOfEtcd(t *testing.T) {
+	w := newWire("a", "b")
+	w.see()
+	w.now = w.now.Add(time.Hour)
+	if !w.ask("a") {
+		t.Fatal("b has lost etcd and does not promise")
+	}
+	if b := w.all["b"]; !b.Promised(w.now.Add(oneMinute-1)) || b.Promised(w.now.Add(oneMinute)) {
+		t.Error("b is not bound for a permit's length")
+	}
+	if w.etcd("b"); !w.ask("a") {
+		t.Error("b has got etcd back just now, a has not, and b promises no more")
+	}
+	w.now = w.now.Add(returning)
+	if w.etcd("b"); w.ask("a") {
+		t.Error("b has had etcd for long and still promises")
+	}
+}
+
+// It is cut off from an etcd that others have. While nobody has it, or for a moment, it is not.
+func TestWhoAsksInVainIsPartitioned(t *testing.T) {
+	w := newWire("a", "b")
+	w.see()
+	w.silent = true
+	ask := func(d time.Duration, etcd ...string) {
+		for end := w.now.Add(d); w.now.Before(end); w.now = w.now.Add(oneMinute / 10) {
+			w.etcd(etcd...)
+			w.ask("a")
+		}
+	}
+	for _, step := range []struct {
+		name string
+		do   func()
+		want bool
+	}{
+		{"a asks for a moment", func() { ask(oneMinute, "b") }, false},
+		{"a goes on asking", func() { ask(oneMinute, "b") }, true},
+		{"a asks no more", func() { w.now = w.now.Add(oneMinute) }, false},
+		{"a asks anew", func() { ask(oneMinute, "b") }, false},
+		{"a has permits: its etcd is slow", func() { w.silent = false; ask(5*oneMinute, "b"); w.silent = true }, false},
+		{"nobody has etcd", func() { ask(5 * oneMinute) }, false},
+		{"b has it again", func() { ask(returning+oneMinute/2, "b") }, false},
+		{"and a has not", func() { ask(oneMinute, "b") }, true},
+	} {
+		if step.do(); w.all["b"].Partitioned(w.now, "a") != step.want {
+			t.Errorf("%s: partitioned is %t", step.name, !step.want)
+		}
+	}
+	if w.woken["b"] != 2 {
+		t.Errorf("b was woken %d times, want 2", w.woken["b"])
+	}
+}
+
+func TestAnswersToAFormerProcessCountForNothing(t *testing.T) {
+	w := newWire("a", "b")
+	w.see()
+	w.now = w.now.Add(time.Hour)
+	a := w.all["a"]
+	w.deliver("a", Say{To: "b", Message: Message{Process: a.cfg.Process + 10, Sent: w.now.Sub(a.cfg.Start)}})
+	if !a.promises.all(w.now, a.others()).IsZero() {
+		t.Error("the answer to another process was taken for a promise")
+	}
+}
