@@ -257,7 +257,7 @@ func (e *etcd) moveTo(from, next int64, a egress.Agent, ips []netip.Addr, keep f
 			e.owners[ip] = o
 		} else {
 			delete(e.owners, ip)
-			e.last[ip] = tenure{egress.Tenure{IP: ip, Why: egress.ReasonRelease}, rev}
+			e.last[ip] = tenure{egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: silentSince(o, a.Node)}, rev}
 		}
 	}
 	for ip, m := range e.moves {
@@ -270,6 +270,14 @@ func (e *etcd) moveTo(from, next int64, a egress.Agent, ips []netip.Addr, keep f
 	e.agents[a.Node], e.under[a.Node] = a, next
 	e.w.watchers()
 	return true
+}
+
+// silentSince is store.Client.silent.
+func silentSince(o egress.Owner, node string) string {
+	if o.From == "" {
+		return ""
+	}
+	return node
 }
 
 func leaseName(id int64) string {

@@ -315,8 +315,9 @@ func (m *Machine) settle(e Programmed) []Effect {
 	return out
 }
 
+// release gives a lock back. Who has got it by a hand-over had nothing to wait for.
 func (m *Machine) release(o egress.Owner) Release {
-	return Release{Owner: o, Unused: !m.tenures.inUse[lock{o.IP, o.Revision}]}
+	return Release{Owner: o, Unused: o.From == "" && !m.tenures.inUse[lock{o.IP, o.Revision}]}
 }
 
 // letGo gives every lock back, but not before the kernel has acknowledged that it is silent.

@@ -817,7 +817,7 @@ func (e *etcd) moveLocks(from, next int64, node string, ips []netip.Addr, keep f
 			e.owners[ip] = o
 		} else {
 			delete(e.owners, ip)
-			e.last[ip] = tenure{egress.Tenure{IP: ip, Why: egress.ReasonRelease}, rev}
+			e.last[ip] = tenure{egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: silentSince(o, node)}, rev}
 		}
 	}
 	e.w.watchers()

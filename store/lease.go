@@ -210,12 +210,15 @@ func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep fu
 				case key == record:
 					then = append(then, clientv3.OpPut(record, string(v), clientv3.WithLease(next.id)))
 				case isLock && !keep(ip):
-					// From nobody: the agent may not have waited yet for the owner before it to fall silent.
-					h, err := l.client.putTenure(egress.Tenure{IP: ip, Why: egress.ReasonRelease})
+					revision, from, err := l.client.silent(ctx, key, a.Node)
 					if err != nil {
 						return fail(err)
 					}
-					then = append(then, clientv3.OpDelete(key), h)
+					h, err := l.client.putTenure(egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: from})
+					if err != nil {
+						return fail(err)
+					}
+					ifs, then = append(ifs, unchanged(key, revision)), append(then, clientv3.OpDelete(key), h)
 				default:
 					then = append(then, clientv3.OpPut(key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(next.id)))
 				}
@@ -233,6 +236,19 @@ func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep fu
 		}
 	}
 	return nil
+}
+
+// silent returns of a lock that node gives back, without having used it, whether the node's word that nobody answers for the IP is good: by is node
+// when the owner before it had fallen silent by then, as at a hand-over, and else nobody. The lock is that of the revision.
+func (c *Client) silent(ctx context.Context, lock, node string) (revision int64, by string, err error) {
+	resp, err := c.etcd.Get(ctx, lock)
+	if err != nil || len(resp.Kvs) == 0 {
+		return 0, "", err
+	}
+	if o, err := DecodeOwner(recordOf(resp.Kvs[0])); err == nil && o.From != "" {
+		by = node
+	}
+	return resp.Kvs[0].ModRevision, by, nil
 }
 
 // condition is how a lease is doing.
