@@ -19,7 +19,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 
 	"github.com/egret-project/egret/egress"
@@ -109,7 +108,7 @@ func (a *arena) furnish(ctx context.Context) error {
 	if a.Witness, err = witness.Start(life, a.Lab); err != nil {
 		return err
 	}
-	if a.etcd, err = clientv3.New(clientv3.Config{Endpoints: a.EtcdEndpoints(), Logger: zap.NewNop()}); err != nil {
+	if a.etcd, err = a.DialEtcd(); err != nil {
 		return err
 	}
 	for n := range nodes {

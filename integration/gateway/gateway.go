@@ -10,7 +10,6 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/integration/lab"
@@ -28,9 +27,9 @@ type Gateway struct {
 
 // Open returns the gateway of an egress IP, which need not be there yet. Who calls it calls Close.
 func Open(l *lab.Lab, ip netip.Addr) (*Gateway, error) {
-	etcd, err := clientv3.New(clientv3.Config{Endpoints: l.EtcdEndpoints(), Logger: zap.NewNop()})
+	etcd, err := l.DialEtcd()
 	if err != nil {
-		return nil, fmt.Errorf("making a client of etcd: %w", err)
+		return nil, err
 	}
 	return &Gateway{l, ip, etcd}, nil
 }

@@ -8,7 +8,6 @@ import (
 
 	"github.com/egret-project/egret/store"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 	"golang.org/x/sync/errgroup"
 )
 
@@ -143,9 +142,9 @@ func (l *Lab) waitAgents(ctx context.Context, nodes ...int) error {
 	if _, ok := l.process(crdsyncProc); ok {
 		procs = append(procs, crdsyncProc)
 	}
-	client, err := clientv3.New(clientv3.Config{Endpoints: l.EtcdEndpoints(), Logger: zap.NewNop()})
+	client, err := l.DialEtcd()
 	if err != nil {
-		return fmt.Errorf("making a client of etcd: %w", err)
+		return err
 	}
 	defer client.Close()
 	return l.wait(ctx, "the agents", readyTimeout, procs, func(ctx context.Context) error {

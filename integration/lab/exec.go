@@ -11,6 +11,12 @@ import (
 	"path/filepath"
 	"strings"
 	"syscall"
+	"time"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/backoff"
 )
 
 // Name returns the lab's name.
@@ -21,6 +27,16 @@ func (l *Lab) EgretPath() string { return l.cfg.Egret }
 
 // Kubeconfig returns the path of the kubeconfig of a cluster admin, for programs on this machine.
 func (l *Lab) Kubeconfig() string { return l.path("kubeconfig") }
+
+// DialEtcd returns a client of Egret's etcd that is back within half a second of an outage's end, however long that was. Who calls it closes it.
+func (l *Lab) DialEtcd() (*clientv3.Client, error) {
+	c, err := clientv3.New(clientv3.Config{Endpoints: l.EtcdEndpoints(), Logger: zap.NewNop(), DialOptions: []grpc.DialOption{grpc.WithConnectParams(
+		grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 400 * time.Millisecond}})}})
+	if err != nil {
+		return nil, fmt.Errorf("making a client of etcd: %w", err)
+	}
+	return c, nil
+}
 
 // EtcdEndpoints returns the members of Egret's etcd as host:port, for programs on this machine.
 func (l *Lab) EtcdEndpoints() []string {

@@ -12,7 +12,6 @@ import (
 
 	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
-	"go.uber.org/zap"
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/integration/lab"
@@ -81,8 +80,7 @@ func Start(ctx context.Context, l *lab.Lab) (*Witness, error) {
 	if w.lan, err = l.Sniff(ctx, "lan"); err != nil {
 		return nil, err
 	}
-	w.etcd, err = clientv3.New(clientv3.Config{Endpoints: l.EtcdEndpoints(), DialTimeout: 5 * time.Second, Logger: zap.NewNop()})
-	if err != nil {
+	if w.etcd, err = l.DialEtcd(); err != nil {
 		return nil, err
 	}
 	now, err := w.etcd.Get(ctx, "/egret/owners/", clientv3.WithPrefix(), clientv3.WithCountOnly())
