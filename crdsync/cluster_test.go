@@ -12,6 +12,7 @@ import (
 	"testing"
 	"time"
 
+	clientv3 "go.etcd.io/etcd/client/v3"
 	corev1 "k8s.io/api/core/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
@@ -41,6 +42,7 @@ type cluster struct {
 	dyn   dynamic.Interface
 	etcd  *etcdtest.Server
 	store *store.Client
+	root  *store.Client // nil: etcd has no users
 	log   *slog.Logger
 	// webhook is what run serves; nil: none
 	webhook *Webhook
@@ -102,6 +104,38 @@ func (c *cluster) removeObjects() {
 	if err != nil {
 		c.Errorf("removing objects: %v", err)
 	}
+}
+
+// underItsRole has etcd hold crdsync to its role.
+func (c *cluster) underItsRole() *cluster {
+	c.Helper()
+	role := store.Role{Name: "egret-crdsync", Users: []string{"crdsync"}, Grants: store.CrdsyncGrants}
+	changes, _, err := c.store.DiffRoles(c.Context(), []store.Role{role})
+	etcd := c.store.Etcd()
+	for _, user := range []string{"crdsync", "root"} {
+		_, added := etcd.UserAdd(c.Context(), user, "secret") // else they would have no password
+		err = errors.Join(err, added)
+	}
+	err = errors.Join(err, c.store.ChangeRoles(c.Context(), changes), c.store.EnableAuth(c.Context(), "root"))
+	if err != nil {
+		c.Fatal(err)
+	}
+	c.store.Close()
+	for user, client := range map[string]**store.Client{"crdsync": &c.store, "root": &c.root} {
+		if *client, err = store.Dial(c.Context(), store.Config{Endpoints: []string{c.etcd.Endpoint()}, Username: user, Password: "secret"}); err != nil {
+			c.Fatal(err)
+		}
+	}
+	c.Cleanup(func() { c.root.Close() })
+	return c
+}
+
+// direct returns a client that may do everything.
+func (c *cluster) direct() *clientv3.Client {
+	if c.root != nil {
+		return c.root.Etcd()
+	}
+	return c.etcd.Client()
 }
 
 // run starts crdsync, as the service account of the manifests, and returns what stops it.

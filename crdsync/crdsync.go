@@ -83,7 +83,7 @@ type Webhook struct {
 // prefixes are what crdsync reads of etcd: what it writes, and what the status tells of.
 var prefixes = []string{
 	store.PoolPrefix, store.EgressPrefix, store.AllocationPrefix, store.IDPrefix, store.NodePrefix, store.ServicePrefix, store.PodPrefix,
-	store.MembersByNode, store.MembersByEgress, store.BlockPrefix, counterPrefix, store.OwnerPrefix, store.AgentPrefix, store.CordonPrefix,
+	store.MembersByNode, store.MembersByEgress, store.BlockPrefix, store.CounterPrefix, store.OwnerPrefix, store.AgentPrefix, store.CordonPrefix,
 }
 
 // Run mirrors the Kubernetes API into etcd whenever it is elected, until ctx ends, and then returns nil. A replica that cannot read both

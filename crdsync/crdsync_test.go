@@ -70,6 +70,21 @@ func TestAgainstARealAPI(t *testing.T) {
 	}
 }
 
+// TestCrdsyncWorksUnderItsRole runs what writes each kind of record where etcd lets crdsync write nothing else.
+func TestCrdsyncWorksUnderItsRole(t *testing.T) {
+	kube := kubetest.New(t)
+	applyRBAC(t, kube)
+	for name, test := range map[string]func(*cluster){
+		"the guide's example reaches etcd and the status": testExample,
+		"Service CIDRs reach etcd":                        testServiceCIDRs,
+		"members follow their pods":                       testMembers,
+		"a released address goes to whoever waits":        testRelease,
+		"more changes than fit one transaction":           testMany,
+	} {
+		t.Run(name, func(t *testing.T) { test(newCluster(t, kube).underItsRole()) })
+	}
+}
+
 func testExample(c *cluster) {
 	c.node("node-4", "192.0.2.4")
 	c.node("node-6", "192.0.2.6")

@@ -13,9 +13,8 @@ import (
 // The keys of counters: the id, and the index of a node, that was given out last, so that the next one is another, even when the last was
 // given back meanwhile.
 const (
-	counterPrefix = "counters/"
-	idCounter     = counterPrefix + "ids"
-	indexCounter  = counterPrefix + "indexes"
+	idCounter    = store.CounterPrefix + "ids"
+	indexCounter = store.CounterPrefix + "indexes"
 )
 
 type counter struct {
@@ -44,8 +43,8 @@ func readRecords(cache *store.Cache) records {
 	r.nodes = decodeAll[egress.Node](cache, store.NodePrefix, r.faults)
 	r.services = decodeAll[egress.ServiceCIDR](cache, store.ServicePrefix, r.faults)
 	r.counters = map[string]counter{}
-	for name, c := range decodeAll[counter](cache, counterPrefix, r.faults) {
-		r.counters[counterPrefix+name] = c
+	for name, c := range decodeAll[counter](cache, store.CounterPrefix, r.faults) {
+		r.counters[store.CounterPrefix+name] = c
 	}
 	for name, a := range decodeAll[egress.Allocation](cache, store.AllocationPrefix, r.faults) {
 		if ip, err := netip.ParseAddr(name); err == nil && a.IP == ip && a.ID != 0 && a.ID <= egress.MaxID {

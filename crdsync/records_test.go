@@ -22,7 +22,7 @@ import (
 // records returns what etcd holds below the prefix of Egret but the elections, and the revisions of the keys.
 func (c *cluster) records() (values map[string]string, revisions map[string]int64) {
 	c.Helper()
-	resp, err := c.etcd.Client().Get(c.Context(), store.DefaultPrefix, clientv3.WithPrefix())
+	resp, err := c.direct().Get(c.Context(), store.DefaultPrefix, clientv3.WithPrefix())
 	if err != nil {
 		c.Fatal(err)
 	}
@@ -41,7 +41,7 @@ func (c *cluster) put(key string, v any) {
 	c.Helper()
 	b, err := store.Encode(v)
 	if err == nil {
-		_, err = c.etcd.Client().Put(c.Context(), store.DefaultPrefix+key, string(b))
+		_, err = c.direct().Put(c.Context(), store.DefaultPrefix+key, string(b))
 	}
 	if err != nil {
 		c.Fatal(err)

@@ -139,7 +139,7 @@ func (w *writer) commit(ctx context.Context, units []unit) error {
 		w.refused.remove(whole)
 		w.tell(whole, w.c, w.have)
 		return nil
-	case !errors.Is(err, store.ErrRefused), len(whole) == 1 && strings.HasPrefix(whole[0].Key, counterPrefix): // nothing is given out that is not counted
+	case !errors.Is(err, store.ErrRefused), len(whole) == 1 && strings.HasPrefix(whole[0].Key, store.CounterPrefix): // nothing is given out that is not counted
 		return err
 	case len(free) == 1 && len(free[0].pairs()) == 1:
 		wait := w.refused.add(free[0], err, time.Now())

@@ -24,7 +24,7 @@ type unit []store.Op
 
 // order is the order in which kinds of keys are written. An address is taken before the egress has it, and an egress is there before
 // its pods are; what goes, goes the other way round.
-var order = []string{counterPrefix, store.IDPrefix, store.AllocationPrefix, store.PoolPrefix, store.NodePrefix, store.ServicePrefix, store.EgressPrefix}
+var order = []string{store.CounterPrefix, store.IDPrefix, store.AllocationPrefix, store.PoolPrefix, store.NodePrefix, store.ServicePrefix, store.EgressPrefix}
 
 // view is the cache, and its revision when a pass began to read it. What was decided by what the cache showed then must not be written over
 // a record that came later.
@@ -64,7 +64,7 @@ func controlDifference(cache view, c control) (puts, deletes []unit, err error) 
 			}
 		}
 		for _, key := range slices.Sorted(maps.Keys(keys)) {
-			if c.keep[key] || prefix == counterPrefix && c.values[key] == nil {
+			if c.keep[key] || prefix == store.CounterPrefix && c.values[key] == nil {
 				continue
 			}
 			op, ok, e := difference(cache, key, c.values[key])

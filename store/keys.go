@@ -27,6 +27,7 @@ const (
 	CordonPrefix        = "cordons/"
 	HistoryPrefix       = "history/"
 	ToldPrefix          = "told/"
+	CounterPrefix       = "counters/" // what crdsync gave out last
 	ActPrefix           = "acts/"
 	CompactionKey       = "compaction" // when etcd had which revision, crdsync's own record
 	crdsyncElectionName = "elections/crdsync"

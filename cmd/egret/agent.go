@@ -14,6 +14,7 @@ import (
 	"github.com/egret-project/egret/agent"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/gossip"
+	"github.com/egret-project/egret/store"
 )
 
 // agentFlags is the configuration of `egret agent`.
@@ -167,6 +168,7 @@ func (f *agentFlags) run(c *cobra.Command) error {
 			return err
 		}
 		defer cfg.Store.Close()
+		defer sayRights(c.Context(), cfg.Store, store.AgentGrants, store.IDPrefix, log)()
 		return agent.Run(c.Context(), cfg)
 	})
 }

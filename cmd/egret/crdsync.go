@@ -14,6 +14,7 @@ import (
 
 	"github.com/egret-project/egret/crdsync"
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/store"
 )
 
 func crdsyncCommand() *cobra.Command {
@@ -89,6 +90,7 @@ func crdsyncCommand() *cobra.Command {
 				return err
 			}
 			defer client.Close()
+			defer sayRights(c.Context(), client, store.CrdsyncGrants, store.OwnerPrefix, log)()
 			log.Info("egret crdsync", "version", version, "id", id, "endpoints", etcd.endpoints, "api", kube.Host)
 			cfg.Kube, cfg.Store = kube, client
 			if serve {

@@ -1,0 +1,191 @@
+package main
+
+import (
+	"context"
+	"crypto/tls"
+	"errors"
+	"fmt"
+	"io"
+	"log/slog"
+	"strings"
+	"sync"
+	"time"
+
+	"github.com/spf13/cobra"
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+
+	"github.com/egret-project/egret/crdsync/credentials"
+	"github.com/egret-project/egret/store"
+)
+
+// rbac is what `egret etcd-rbac` was told.
+type rbac struct {
+	etcd                     etcdFlags
+	agent, crdsync, operator []string
+	root                     string
+	apply, enable            bool
+	keep                     time.Duration
+}
+
+func rbacCommand() *cobra.Command {
+	var r rbac
+	var level string
+	c := &cobra.Command{
+		Use:   "etcd-rbac",
+		Short: "Print, or make, etcd's users and roles that let each part of Egret write its own keys alone",
+		Long: "Compares etcd's users and roles with what agents, crdsync and operators need, and prints what is missing or too much as etcdctl's commands;\n" +
+			"with --apply it makes it so. A user is the common name of a client certificate. With --enable etcd holds all of its clients to their roles\n" +
+			"from then on, those of others too. Where it does so already, this takes the user root.",
+		Args: cobra.NoArgs,
+	}
+	s := c.Flags()
+	r.etcd.add(s)
+	s.StringSliceVar(&r.agent, "agent", []string{credentials.Agent}, "users of agents, comma separated")
+	s.StringSliceVar(&r.crdsync, "crdsync", []string{credentials.Crdsync}, "users of crdsync")
+	s.StringSliceVar(&r.operator, "operator", []string{credentials.Operator}, "users of the operator's commands")
+	s.StringVar(&r.root, "root", credentials.Root, "user that may do everything, for --enable")
+	s.BoolVar(&r.apply, "apply", false, "make it so")
+	s.BoolVar(&r.enable, "enable", false, "with --apply: have etcd hold its clients to their roles")
+	s.DurationVar(&r.keep, "keep", 0, "with --apply: go on, and look again this often; 0: once")
+	s.StringVar(&level, "log-level", "info", "debug, info, warn or error; with --keep")
+	c.RunE = configured(nil, func(c *cobra.Command, _ []string) error {
+		if err := r.validate(); err != nil {
+			return err
+		}
+		if r.keep == 0 {
+			client, err := r.etcd.dial(c.Context(), quiet)
+			if err != nil {
+				return err
+			}
+			defer client.Close()
+			return r.once(c.Context(), client, c.OutOrStdout())
+		}
+		log, err := logger(level)
+		if err != nil {
+			return err
+		}
+		return r.run(c.Context(), log, c.OutOrStdout())
+	})
+	return c
+}
+
+// validate refuses what would lock the caller out.
+func (r *rbac) validate() error {
+	var errs []error
+	if !r.apply && (r.enable || r.keep != 0) {
+		errs = append(errs, errors.New("--enable and --keep change something: they want --apply"))
+	}
+	if r.keep < 0 {
+		errs = append(errs, fmt.Errorf("--keep %v: want a time, or 0", r.keep))
+	}
+	if r.enable {
+		who, _, _ := strings.Cut(r.etcd.user, ":")
+		if pair, err := tls.LoadX509KeyPair(r.etcd.cert, r.etcd.key); who == "" && r.etcd.cert != "" && err == nil {
+			who = pair.Leaf.Subject.CommonName
+		}
+		if who != r.root {
+			errs = append(errs, fmt.Errorf("--enable as %q: afterwards only %q may change etcd's users, so it takes that one: show its certificate (--cert), or name it with --root or --user",
+				who, r.root))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+func (r *rbac) roles(prefix string) []store.Role {
+	role := func(part string, users []string, grants []store.Grant) store.Role {
+		return store.Role{Name: store.RoleName(prefix, part), Users: users, Grants: grants}
+	}
+	return []store.Role{
+		role("agent", r.agent, store.AgentGrants), role("crdsync", r.crdsync, store.CrdsyncGrants), role("operator", r.operator, store.OperatorGrants),
+	}
+}
+
+// run looks again and again until ctx ends.
+func (r *rbac) run(ctx context.Context, log *slog.Logger, w io.Writer) error {
+	client, err := r.etcd.await(ctx, log)
+	if err != nil {
+		return err
+	}
+	defer client.Close()
+	for said := ""; ; {
+		if err := r.once(ctx, client, w); err == nil {
+			said = ""
+		} else if ctx.Err() == nil && err.Error() != said {
+			said = err.Error()
+			log.Error("cannot keep etcd's users, will retry", "err", err)
+		}
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-time.After(r.keep):
+		}
+	}
+}
+
+func (r *rbac) once(ctx context.Context, client *store.Client, w io.Writer) error {
+	changes, more, err := client.DiffRoles(ctx, r.roles(client.Prefix()))
+	if errors.Is(err, rpctypes.ErrPermissionDenied) {
+		return fmt.Errorf("%w: it takes etcd's user root: show its certificate, --cert and --key", err)
+	}
+	if err != nil {
+		return err
+	}
+	for _, m := range more {
+		if r.keep == 0 {
+			fmt.Fprintf(w, "# has other roles, too, and may do what they say: user %s\n", m)
+		}
+	}
+	for _, change := range changes {
+		fmt.Fprintln(w, "etcdctl "+change.Etcdctl)
+	}
+	on, err := client.AuthEnabled(ctx)
+	if err != nil {
+		return err
+	}
+	if !on && !r.enable && r.keep == 0 {
+		fmt.Fprintln(w, "# etcd asks nobody who he is until `etcdctl auth enable`, or --apply --enable: any client may write everything")
+	}
+	if !r.apply {
+		return nil
+	}
+	if err := client.ChangeRoles(ctx, changes); err != nil {
+		return err
+	}
+	if on || !r.enable {
+		return nil
+	}
+	if err := client.EnableAuth(ctx, r.root); err != nil {
+		return err
+	}
+	fmt.Fprintln(w, "etcdctl auth enable")
+	return nil
+}
+
+// sayRights logs what etcd does not let a daemon do, and whether it lets it do more than its part: foreign are keys of another part. The daemon begins
+// meanwhile, with what it may; stop ends the question.
+func sayRights(ctx context.Context, client *store.Client, grants []store.Grant, foreign string, log *slog.Logger) (stop func()) {
+	ctx, cancel := context.WithCancel(ctx)
+	var wg sync.WaitGroup
+	wg.Go(func() {
+		switch lacks, err := client.Lacks(ctx, grants); {
+		case ctx.Err() != nil:
+		case err != nil:
+			log.Warn("it is not known what etcd allows", "err", err)
+		case len(lacks) > 0:
+			log.Error("etcd does not allow what this needs", "err", refusedBy(lacks))
+		default:
+			if refused, err := client.Lacks(ctx, []store.Grant{{Key: foreign, Write: true}}); err == nil && len(refused) == 0 {
+				log.Info("etcd lets any client write everything: egret etcd-rbac gives each part its own keys")
+			}
+		}
+	})
+	return func() {
+		cancel()
+		wg.Wait()
+	}
+}
+
+// refusedBy is the error of a user that lacks rights.
+func refusedBy(lacks []string) error {
+	return fmt.Errorf("etcd refuses to %s: run `egret etcd-rbac --apply` as etcd's user root, and see whether this certificate is of a user with a role", strings.Join(lacks, ", "))
+}
