@@ -143,9 +143,15 @@ func rank(s *egress.Snapshot) map[netip.Addr][]string {
 		}
 	}
 	out := map[netip.Addr][]string{}
+	able := map[string][]string{} // pool -> Candidates
 	for _, t := range all {
 		if _, owned := s.Owners[t.IP]; owned || t.Pool == "" {
 			continue
+		}
+		for _, pool := range []string{t.Pool, t.partner.Pool} {
+			if _, known := able[pool]; !known {
+				able[pool] = Candidates(s, pool)
+			}
 		}
 		if first := out[t.partner.IP]; len(first) > 0 {
 			out[t.IP] = first
@@ -157,7 +163,7 @@ func rank(s *egress.Snapshot) map[netip.Addr][]string {
 			room = 2
 		}
 		var nodes []string
-		for _, n := range candidates(s, t) {
+		for _, n := range candidates(s, t, able) {
 			if limit := s.Nodes[n].Capacity; limit == 0 || held[n]+room <= limit {
 				nodes = append(nodes, n)
 			}
@@ -168,12 +174,17 @@ func rank(s *egress.Snapshot) map[netip.Addr][]string {
 		share := size[t.Pool] / len(nodes)
 		full := func(n string) int { return max(inPool[[2]string{t.Pool, n}]+1-share, 0) }
 		wish := cmp.Or(wished(s, t.IP), wished(s, t.partner.IP))
+		type place struct {
+			wished, full int
+			weight       uint64
+		}
+		places := map[string]place{}
+		for _, n := range nodes {
+			places[n] = place{btoi(n == wish), full(n), weight(t.IP, n)}
+		}
 		slices.SortFunc(nodes, func(a, b string) int {
-			return cmp.Or(
-				cmp.Compare(btoi(b == wish), btoi(a == wish)),
-				cmp.Compare(full(a), full(b)),
-				cmp.Compare(weight(t.IP, b), weight(t.IP, a)),
-				cmp.Compare(a, b))
+			x, y := places[a], places[b]
+			return cmp.Or(cmp.Compare(y.wished, x.wished), cmp.Compare(x.full, y.full), cmp.Compare(y.weight, x.weight), cmp.Compare(a, b))
 		})
 		out[t.IP] = nodes
 		held[nodes[0]] += room
@@ -182,18 +193,18 @@ func rank(s *egress.Snapshot) map[netip.Addr][]string {
 	return out
 }
 
-// candidates returns the nodes that may hold a pool IP beside its partner, capacity left aside.
-func candidates(s *egress.Snapshot, t target) []string {
-	nodes := Candidates(s, t.Pool)
+// candidates returns the nodes that may hold a pool IP beside its partner, capacity left aside. able has the Candidates of both pools.
+func candidates(s *egress.Snapshot, t target, able map[string][]string) []string {
+	nodes := able[t.Pool]
 	if !t.partner.IP.IsValid() {
 		return nodes
 	}
 	both := nodes
 	if t.partner.Pool != "" {
-		both = Candidates(s, t.partner.Pool)
+		both = able[t.partner.Pool]
 	}
 	o, owned := s.Owners[t.partner.IP]
-	return slices.DeleteFunc(nodes, func(n string) bool {
+	return slices.DeleteFunc(slices.Clone(nodes), func(n string) bool {
 		switch {
 		case owned:
 			return n != o.Node || !slices.Contains(both, n)
