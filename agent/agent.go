@@ -144,9 +144,7 @@ func Run(ctx context.Context, cfg Config) error {
 		_ = last.Wait() // they end without error
 	}()
 	last.Go(func() error { return a.permits.run(after, a.Log) })
-	var bounded bool
-	a.machine.ask(func(m *ownership.Machine) { bounded = m.Bounded() })
-	if bounded {
+	if a.machine.Bounded() {
 		last.Go(func() error { return a.confirm(after) })
 	}
 	if a.gossip != nil {
@@ -428,7 +426,7 @@ func (a *agent) loop(ctx context.Context) error {
 		a.metrics.came(a.view.Arrived())
 		began := time.Now()
 		next, err := a.pass(ctx)
-		a.metrics.passed(time.Since(began), err, a.machine.inUse())
+		a.metrics.passed(time.Since(began), err, a.machine.InUse())
 		err = errors.Join(err, a.publishFaults(ctx, err))
 		a.report(ctx, err)
 		if a.view.Snapshot() != nil { // without one, a pass has nothing to do
@@ -504,10 +502,9 @@ func (a *agent) lengthen(ctx context.Context) (*store.Lease, error) {
 		return nil, err
 	}
 	r.Node, r.Restarting, r.Revocable = a.Node, true, false
-	return next, a.machine.current().MoveTo(ctx, next, r, func(ip netip.Addr) (keeps bool) {
+	return next, a.machine.current().MoveTo(ctx, next, r, func(ip netip.Addr) bool {
 		// One that came just now would wait for the next agent: others can use it at once.
-		a.machine.ask(func(m *ownership.Machine) { keeps = m.Keeps(ip) })
-		return keeps || s == nil || plan.PoolOf(s, ip) == ""
+		return a.machine.Keeps(ip) || s == nil || plan.PoolOf(s, ip) == ""
 	})
 }
 

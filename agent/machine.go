@@ -14,38 +14,27 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// machine is the node's ownership.Machine, for the goroutines that have events for it. Whoever brings an event does what the machine then
-// decides, after it is free for others again.
+// machine is the node's ownership.Machine, with the lease that its locks are under.
 type machine struct {
-	mu    sync.Mutex // guards what follows
-	m     *ownership.Machine
-	lease *store.Lease // the machine's
+	*ownership.Machine
+
+	mu    sync.Mutex // guards lease, and that it is the Machine's
+	lease *store.Lease
 }
 
 func newMachine(cfg ownership.Config) *machine {
 	cfg.Process, cfg.Start = rand.Uint64(), time.Now()
-	return &machine{m: ownership.New(cfg)}
+	return &machine{Machine: ownership.New(cfg)}
 }
 
-func (m *machine) step(e ownership.Event) []ownership.Effect {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.m.Step(time.Now(), e)
-}
-
-// ask calls f with the machine.
-func (m *machine) ask(f func(*ownership.Machine)) {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	f(m.m)
-}
+func (m *machine) step(e ownership.Event) []ownership.Effect { return m.Step(time.Now(), e) }
 
 // grant makes a lease the one that the machine's locks are under.
 func (m *machine) grant(l *store.Lease) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.lease = l
-	m.m.Step(time.Now(), ownership.Granted{Lease: l.ID(), Sent: l.Valid().Add(-l.TTL()), TTL: l.TTL()})
+	m.step(ownership.Granted{Lease: l.ID(), Sent: l.Valid().Add(-l.TTL()), TTL: l.TTL()})
 }
 
 // begin begins a pass, with the lease of all of it.
@@ -53,7 +42,7 @@ func (m *machine) begin(s *egress.Snapshot) (lease *store.Lease, now time.Time) 
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now = time.Now()
-	m.m.Step(now, ownership.View{Snapshot: s}) // asks for nothing but what a pass begins with
+	m.Step(now, ownership.View{Snapshot: s}) // asks for nothing but what a pass begins with
 	return m.lease, now
 }
 
@@ -63,32 +52,14 @@ func (m *machine) current() *store.Lease {
 	return m.lease
 }
 
-// inUse returns the IPs whose locks the node acts upon.
-func (m *machine) inUse() []netip.Addr {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.m.InUse()
-}
-
-// next returns when the machine has more to do by time alone.
-func (m *machine) next() time.Time {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	return m.m.Next()
-}
-
 // answers reports whether the permit to answer for ip is alive, lasts whether that to send with it is.
 func (m *machine) answers(ip netip.Addr) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	_, answer := m.m.Lasts(time.Now(), ip)
+	_, answer := m.Lasts(time.Now(), ip)
 	return answer
 }
 
 func (m *machine) lasts(ip netip.Addr) bool {
-	m.mu.Lock()
-	defer m.mu.Unlock()
-	send, _ := m.m.Lasts(time.Now(), ip)
+	send, _ := m.Lasts(time.Now(), ip)
 	return send
 }
 

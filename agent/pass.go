@@ -60,7 +60,7 @@ func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
 	}
 	a.metrics.programmed(fenced && err == nil, time.Now())
 	due, err2 := a.transact(ctx, t, d, fenced, err)
-	return earlier(earlier(next, due), a.machine.next()), errors.Join(err, err2, in("pods", unknown(d.Unknown)))
+	return earlier(earlier(next, due), a.machine.Next()), errors.Join(err, err2, in("pods", unknown(d.Unknown)))
 }
 
 // unknown says that no further pod gets its egress IP, since the addresses of the pods of these nodes are not known.
@@ -314,9 +314,7 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 			}
 		}
 		a.claimed = claimed
-		promised := false
-		a.machine.ask(func(m *ownership.Machine) { promised = m.Promised(time.Now()) })
-		if !promised {
+		if !a.machine.Promised(time.Now()) {
 			due, err := a.giveAway(ctx, t)
 			next, errs = earlier(next, due), append(errs, err)
 		}
@@ -390,8 +388,7 @@ func (a *agent) meet(t turn) (dead func(node string) bool) {
 	peers := map[string]netip.Addr{}
 	for name, r := range t.Agents {
 		if name != a.Node {
-			peers[name], gone[name] = r.Address, a.gossip.State(name) == gossip.Dead
-			a.machine.ask(func(m *ownership.Machine) { gone[name] = gone[name] || m.Partitioned(t.now, name) })
+			peers[name], gone[name] = r.Address, a.gossip.State(name) == gossip.Dead || a.machine.Partitioned(t.now, name)
 		}
 	}
 	a.gossip.Set(t.facts.Underlay, peers)

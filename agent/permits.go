@@ -40,30 +40,27 @@ func (p *permits) withdraw(keep []nft.Permit) error {
 	for _, k := range keep {
 		kept[k.IP] = k
 	}
-	return p.narrow(func(*ownership.Machine) func(netip.Addr) (send, answer bool) {
-		return func(ip netip.Addr) (send, answer bool) {
-			k, ok := kept[ip]
-			return ok, k.Answer
-		}
+	return p.narrow(func(ip netip.Addr) (send, answer bool) {
+		k, ok := kept[ip]
+		return ok, k.Answer
 	})
 }
 
 // restrict ends at once what the snapshot that the pass began with does not allow.
 func (p *permits) restrict() error {
-	return p.narrow(func(m *ownership.Machine) func(netip.Addr) (send, answer bool) { return m.May })
+	return p.narrow(p.machine.May)
 }
 
-// narrow ends at once what of each permit the function that may returns does not let stay.
-func (p *permits) narrow(may func(*ownership.Machine) func(netip.Addr) (send, answer bool)) error {
+// narrow ends at once what may does not let stay of a permit.
+func (p *permits) narrow(may func(netip.Addr) (send, answer bool)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	var gone, silent []netip.Addr
-	p.machine.ask(func(m *ownership.Machine) { gone, silent = m.Narrow(may(m)) })
+	gone, silent := p.machine.Narrow(may)
 	if err := errors.Join(p.tables.Revoke(gone...), p.tables.RevokeAnswer(silent...)); err != nil {
 		p.written = false
 		return err
 	}
-	p.machine.ask((*ownership.Machine).Acknowledged)
+	p.machine.Acknowledged()
 	return nil
 }
 
@@ -78,7 +75,7 @@ func (p *permits) grant(list []nft.Permit) error {
 	// Read, not remembered: the tables may have been made anew since. What cannot be read is written.
 	same, err := p.tables.Permitted(list)
 	p.written = same && err == nil
-	p.machine.ask(func(m *ownership.Machine) { m.Grant(permits, p.written) })
+	p.machine.Grant(permits, p.written)
 	if len(list) > 0 {
 		return p.renewLocked()
 	}
@@ -87,7 +84,7 @@ func (p *permits) grant(list []nft.Permit) error {
 			return err
 		}
 		p.written = true
-		p.machine.ask(func(m *ownership.Machine) { m.Written(time.Now(), time.Time{}) })
+		p.machine.Written(time.Now(), time.Time{})
 	}
 	return nil
 }
@@ -105,13 +102,9 @@ func (p *permits) extend(lease *store.Lease) (time.Duration, error) {
 // exactly those, and else with one.
 func (p *permits) renewLocked() error {
 	var list []nft.Permit
-	var until time.Time
-	p.machine.ask(func(m *ownership.Machine) {
-		for _, have := range m.Permits() {
-			list = append(list, nft.Permit(have))
-		}
-		until = m.Until()
-	})
+	for _, have := range p.machine.Permits() {
+		list = append(list, nft.Permit(have))
+	}
 	if len(list) == 0 {
 		return nil
 	}
@@ -122,18 +115,18 @@ func (p *permits) renewLocked() error {
 		var limit time.Time
 		ends, err := p.tables.Renew(p.renewal, list, func() (time.Duration, error) {
 			now := time.Now()
-			end, most, err := p.look(now)
+			end, most, err := p.machine.Look(now)
 			limit = most
 			return end.Sub(now), err
 		})
 		switch {
 		case err == nil:
 			p.slow = nil
-			p.machine.ask(func(m *ownership.Machine) { m.Written(ends, limit) })
+			p.machine.Written(ends, limit)
 			return nil
 		case errors.Is(err, ownership.ErrUnconfirmed):
 			return err
-		case time.Until(until) > p.length/2:
+		case time.Until(p.machine.Until()) > p.length/2:
 			return nil // there are more to come
 		}
 		p.slow = err
@@ -144,7 +137,7 @@ func (p *permits) renewLocked() error {
 // writeLocked is renewLocked with a commit.
 func (p *permits) writeLocked(list []nft.Permit) error {
 	now := time.Now()
-	end, limit, err := p.look(now)
+	end, limit, err := p.machine.Look(now)
 	if err != nil {
 		return err
 	}
@@ -161,14 +154,8 @@ func (p *permits) writeLocked(list []nft.Permit) error {
 	}
 	// One transaction made all of them what they are.
 	p.written = end.Sub(wrote) >= ownership.Shortest
-	p.machine.ask(func(m *ownership.Machine) { m.Written(end, limit) })
+	p.machine.Written(end, limit)
 	return nil
-}
-
-// look is the machine's Look.
-func (p *permits) look(now time.Time) (end, limit time.Time, err error) {
-	p.machine.ask(func(m *ownership.Machine) { end, limit, err = m.Look(now) })
-	return end, limit, err
 }
 
 // soon asks run for a renewal. It never blocks.
@@ -192,15 +179,11 @@ func (p *permits) run(ctx context.Context, log *slog.Logger) error {
 		case <-p.kick:
 		}
 		p.mu.Lock()
-		var left time.Duration
-		var any, extended bool
-		p.machine.ask(func(m *ownership.Machine) {
-			left, any, extended = time.Until(m.Until()), len(m.Permits()) > 0, m.Extended()
-		})
-		if extended {
+		if p.machine.Extended() {
 			p.mu.Unlock()
 			return nil
 		}
+		left, any := time.Until(p.machine.Until()), len(p.machine.Permits()) > 0
 		err := p.renewLocked()
 		if any {
 			p.metrics.renewed(left, err, p.slow)

@@ -79,11 +79,6 @@ func (p *permits) revocable() bool {
 	return p.machine.step(ownership.Programmed{})[0].(ownership.Publish).Revocable
 }
 
-func (p *permits) keeps(ip netip.Addr) (keeps bool) {
-	p.machine.ask(func(m *ownership.Machine) { keeps = m.Keeps(ip) })
-	return keeps
-}
-
 // TestPermitsLiveByTheLeaseTheyWereGrantedUnder: an agent that lost its lease and has a new one must not renew what it held by the old.
 func TestPermitsLiveByTheLeaseTheyWereGrantedUnder(t *testing.T) {
 	client, tables := world(t)
@@ -195,17 +190,15 @@ func TestALockIsKeptUntilTheKernelIsSilent(t *testing.T) {
 	}
 	ip := netip.MustParseAddr("10.10.0.11")
 	p := permitsOf(t, tables, ownership.Config{Permit: time.Minute})
-	if err := p.under(lease, []nft.Permit{{IP: ip, Answer: true}}); err != nil || !p.keeps(ip) {
-		t.Fatalf("answering: %v, keeps %t", err, p.keeps(ip))
+	if err := p.under(lease, []nft.Permit{{IP: ip, Answer: true}}); err != nil || !p.machine.Keeps(ip) {
+		t.Fatalf("answering: %v, keeps %t", err, p.machine.Keeps(ip))
 	}
-	p.machine.ask(func(m *ownership.Machine) { // as for a withdrawal that the kernel refused
-		m.Narrow(func(netip.Addr) (send, answer bool) { return true, false })
-	})
-	if !p.keeps(ip) {
+	p.machine.Narrow(func(netip.Addr) (send, answer bool) { return true, false }) // as for a withdrawal that the kernel refused
+	if !p.machine.Keeps(ip) {
 		t.Error("the lock of an IP that the kernel answers for is given back")
 	}
-	if err := p.withdraw([]nft.Permit{{IP: ip}}); err != nil || p.keeps(ip) {
-		t.Errorf("silent: %v, keeps %t", err, p.keeps(ip))
+	if err := p.withdraw([]nft.Permit{{IP: ip}}); err != nil || p.machine.Keeps(ip) {
+		t.Errorf("silent: %v, keeps %t", err, p.machine.Keeps(ip))
 	}
 }
 

@@ -10,8 +10,7 @@ import (
 	"github.com/egret-project/egret/plan"
 )
 
-// BenchmarkPass is a pass of one of 50 gateways among 5,000 nodes with 10,000 egress IPs: at rest, and when nobody holds any of them. Meanwhile the
-// machine answers nobody else.
+// BenchmarkPass is a pass of one of 50 gateways among 5,000 nodes with 10,000 egress IPs: at rest, and when nobody holds any of them.
 func BenchmarkPass(b *testing.B) {
 	const nodes, gateways, ips = 5000, 50, 10000
 	s := &egress.Snapshot{

@@ -4,6 +4,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/egret-project/egret/egress"
@@ -22,17 +23,20 @@ type Config struct {
 	Start      time.Time     // of the process
 }
 
-// Machine decides for the agent of one node. It is not safe for concurrent use.
+// Machine decides for the agent of one node. The events of a pass come one after the other: View, Facts, Programmed, HandedOver, Settled, Unable,
+// and Grant. All other events and methods may come meanwhile: a pass may look at thousands of IPs, and permits are renewed all the same.
 type Machine struct {
-	cfg      Config
+	cfg     Config
+	tenures tenures
+	peers   peers
+	claims  claims
+	pass    pass
+
+	mu       sync.Mutex // guards what follows
 	lease    Lease
 	permits  permits
 	promises promises
-	tenures  tenures
-	peers    peers
-	claims   claims
 	view     *egress.Snapshot // the last one
-	pass     pass
 }
 
 // pass is one round of work: what it began from, and what it is about to do.
@@ -200,14 +204,6 @@ func (Returned) effect() {}
 // Step takes an event in and says what is to be done.
 func (m *Machine) Step(now time.Time, e Event) []Effect {
 	switch e := e.(type) {
-	case Granted:
-		m.lease = Lease{ID: e.Lease, TTL: e.TTL, Valid: e.Sent.Add(e.TTL)}
-	case Renewed:
-		m.lease.renewed(e)
-	case Lost:
-		return m.lost(e)
-	case Confirmed:
-		m.confirmed(e)
 	case View:
 		return m.begin(now, e)
 	case Facts:
@@ -222,6 +218,19 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 		if e.OK || e.Err { // an answer may get lost
 			m.tenures.linger[e.IP] = now.Add(m.cfg.Linger)
 		}
+		return nil
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	switch e := e.(type) {
+	case Granted:
+		m.lease = Lease{ID: e.Lease, TTL: e.TTL, Valid: e.Sent.Add(e.TTL)}
+	case Renewed:
+		m.lease.renewed(e)
+	case Lost:
+		return m.lost(e)
+	case Confirmed:
+		m.confirmed(e)
 	case Heard:
 		return m.promises.heard(now, e, m.lease.Confirmed)
 	case Question:
@@ -243,14 +252,26 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 func (m *Machine) Next() time.Time { return m.pass.next }
 
 // Promised reports whether this node has promised to take nothing.
-func (m *Machine) Promised(now time.Time) bool { return m.cfg.Gossip && now.Before(m.promises.bound()) }
+func (m *Machine) Promised(now time.Time) bool { return now.Before(m.bound()) }
+
+// bound returns until when the promises of this node bind it. Without gossip it makes none.
+func (m *Machine) bound() time.Time {
+	if !m.cfg.Gossip {
+		return time.Time{}
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.promises.bound()
+}
 
 // Partitioned reports whether an agent is known to be cut off from an etcd that others have.
 func (m *Machine) Partitioned(now time.Time, node string) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	return m.promises.partitioned(now, node)
 }
 
-// InUse returns the IPs whose locks this node acts upon.
+// InUse returns the IPs whose locks this node acts upon, as of its last pass.
 func (m *Machine) InUse() []netip.Addr {
 	var out []netip.Addr
 	for k := range m.tenures.inUse {
@@ -260,10 +281,16 @@ func (m *Machine) InUse() []netip.Addr {
 }
 
 // Lease returns what is known of the lease.
-func (m *Machine) Lease() Lease { return m.lease }
+func (m *Machine) Lease() Lease {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.lease
+}
 
 // begin begins a pass. First, and by the snapshot alone: an IP that is not this node's any more is not answered for, whatever fails later.
 func (m *Machine) begin(now time.Time, e View) []Effect {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	m.view = e.Snapshot
 	m.pass = pass{snapshot: e.Snapshot, lease: m.lease.ID, now: now}
 	return []Effect{Restrict{}}
@@ -283,7 +310,7 @@ func (m *Machine) May(ip netip.Addr) (send, answer bool) {
 func (m *Machine) plan(now time.Time, e Facts) []Effect {
 	m.pass.facts = e.Facts
 	if m.cfg.Gossip {
-		m.peers.see(&m.pass, m.cfg.Node, func(node string) bool { return e.Dead(node) || m.promises.partitioned(now, node) })
+		m.peers.see(&m.pass, m.cfg.Node, func(node string) bool { return e.Dead(node) || m.Partitioned(now, node) })
 	}
 	news := m.roles(e.Asking)
 	return append([]Effect{Program{Roles: m.pass.roles}}, news...)
@@ -322,7 +349,10 @@ func (m *Machine) release(o egress.Owner) Release {
 
 // letGo gives every lock back, but not before the kernel has acknowledged that it is silent.
 func (m *Machine) letGo() []Effect {
-	if p := &m.permits; len(p.list)+len(p.gone)+len(p.silent) > 0 {
+	m.mu.Lock()
+	left := len(m.permits.list) + len(m.permits.gone) + len(m.permits.silent)
+	m.mu.Unlock()
+	if left > 0 {
 		return nil
 	}
 	var out []Effect
@@ -337,7 +367,7 @@ func (m *Machine) letGo() []Effect {
 // act takes what others have lost, unless this node has promised not to.
 func (m *Machine) act(now time.Time) []Effect {
 	if m.Promised(now) {
-		m.pass.next = earlier(m.pass.next, m.promises.bound())
+		m.pass.next = earlier(m.pass.next, m.bound())
 		return nil
 	}
 	out := m.endFormer()
@@ -345,7 +375,7 @@ func (m *Machine) act(now time.Time) []Effect {
 	return append(out, m.claim()...)
 }
 
-// others returns the other agents, as etcd last had them.
+// others returns the other agents, as etcd last had them. The caller holds mu.
 func (m *Machine) others() []string {
 	if m.view == nil {
 		return nil

@@ -39,6 +39,8 @@ const Shortest = 20 * time.Millisecond
 // Grant makes list the permits, of locks under the lease of the pass. same says that the kernel has exactly these: read, not remembered. Else
 // they have to be written, also where there are none, since those of a former process may be there.
 func (m *Machine) Grant(list []Permit, same bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	if len(list) == 0 && same {
 		m.permits.known = true
 	}
@@ -51,6 +53,8 @@ func (m *Machine) Grant(list []Permit, same bool) {
 // Narrow ends what may does not allow of each permit, and returns what the kernel has to end: the permits that are gone, and those that are
 // silent, also of former calls that were not Acknowledged. Permits that were narrowed are never lengthened by a renewal.
 func (m *Machine) Narrow(may func(netip.Addr) (send, answer bool)) (gone, silent []netip.Addr) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	p := &m.permits
 	var list []Permit
 	for _, have := range p.list {
@@ -70,14 +74,24 @@ func (m *Machine) Narrow(may func(netip.Addr) (send, answer bool)) (gone, silent
 }
 
 // Acknowledged takes in that the kernel has ended all that Narrow said.
-func (m *Machine) Acknowledged() { m.permits.gone, m.permits.silent = nil, nil }
+func (m *Machine) Acknowledged() {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	m.permits.gone, m.permits.silent = nil, nil
+}
 
 // Permits returns the permits that the kernel is to have.
-func (m *Machine) Permits() []Permit { return slices.Clone(m.permits.list) }
+func (m *Machine) Permits() []Permit {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return slices.Clone(m.permits.list)
+}
 
 // Look returns when permits that are renewed now end, and their limit: they have to be written within half of what is between the two.
 // It is asked immediately before they are written.
 func (m *Machine) Look(now time.Time) (end, limit time.Time, err error) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	limit, margin, err := m.limit(now)
 	if err != nil {
 		return end, limit, err
@@ -90,14 +104,17 @@ func (m *Machine) Look(now time.Time) (end, limit time.Time, err error) {
 
 // Written takes in that the kernel has the permits, and no others, until end.
 func (m *Machine) Written(end, limit time.Time) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	p := &m.permits
 	p.until, p.limit = end, limit
-	p.known = p.known || p.bounded
-	m.Acknowledged()
+	p.known, p.gone, p.silent = p.known || p.bounded, nil, nil
 }
 
 // Lasts reports whether the permit to send with an IP is alive, and whether that to answer for it is.
 func (m *Machine) Lasts(now time.Time, ip netip.Addr) (send, answer bool) {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	for _, have := range m.permits.list {
 		if have.IP == ip && now.Before(m.permits.until) {
 			return true, have.Answer
@@ -107,15 +124,27 @@ func (m *Machine) Lasts(now time.Time, ip netip.Addr) (send, answer bool) {
 }
 
 // Until returns when the permits end, as the kernel acknowledged.
-func (m *Machine) Until() time.Time { return m.permits.until }
+func (m *Machine) Until() time.Time {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.permits.until
+}
 
 // Extended reports whether the permits last until the end of a lease that outlives the process: they are never renewed again.
-func (m *Machine) Extended() bool { return m.permits.last }
+func (m *Machine) Extended() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.permits.last
+}
 
 // Bounded reports whether the permits need etcd's yes, again and again.
-func (m *Machine) Bounded() bool { return m.permits.bounded }
+func (m *Machine) Bounded() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.permits.bounded
+}
 
-// limit returns when the permits must have ended, and by how much they are to end earlier.
+// limit returns when the permits must have ended, and by how much they are to end earlier. The caller holds mu.
 //
 // Bounded: P after the lease was confirmed, or after every peer promised to use no IP that it claims. A promise carries on what a
 // confirmation began, and never begins anew: a peer may have been free in between. A tenth is left for the write.
@@ -142,11 +171,17 @@ func (m *Machine) limit(now time.Time) (limit time.Time, margin time.Duration, e
 
 // revocable reports whether the record of the agent may say that peers may revoke its lease. It follows from what the kernel acknowledged,
 // not from what it was asked for.
-func (m *Machine) revocable() bool { return m.cfg.Gossip && m.permits.known }
+func (m *Machine) revocable() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.cfg.Gossip && m.permits.known
+}
 
 // Keeps reports whether the lock of an IP goes on under the next lease when the agent stops: the kernel answers for it, or has not
 // acknowledged that it ceased to. Any other would wait for the next agent, and others can use it at once.
 func (m *Machine) Keeps(ip netip.Addr) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
 	p := &m.permits
 	return slices.Contains(p.gone, ip) || slices.Contains(p.silent, ip) || slices.Contains(p.list, Permit{IP: ip, Answer: true})
 }

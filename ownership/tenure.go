@@ -27,7 +27,7 @@ func (t *tenures) init() { t.adopted, t.linger = map[netip.Addr]bool{}, map[neti
 func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	p, t := &m.pass, &m.tenures
 	p.roles = map[netip.Addr]plan.Role{}
-	seen, inUse := map[lock]time.Time{}, map[lock]bool{}
+	seen, inUse, bound := map[lock]time.Time{}, map[lock]bool{}, m.bound()
 	for ip, o := range p.snapshot.Owners {
 		if !m.holds(o) {
 			continue
@@ -42,8 +42,8 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 			}
 		}
 		usable := seen[k].Add(m.cfg.Permit)
-		if m.cfg.Gossip && !atOnce {
-			usable = later(usable, m.promises.bound())
+		if !atOnce {
+			usable = later(usable, bound)
 		}
 		if !t.inUse[k] && p.now.Before(usable) {
 			p.roles[ip] = plan.Pending
