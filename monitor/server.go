@@ -25,13 +25,14 @@ const (
 
 // Config says where to listen, and for what. The zero Config listens nowhere.
 type Config struct {
-	// Local is a loopback address and a port, for /healthz, /readyz and /metrics; "": none.
+	// Local is a loopback address and a port, for /healthz, /readyz, /metrics and /log-level; "": none.
 	Local string
 	// Remote is an address and a port for /metrics alone, over TLS; "": none.
 	Remote string
 	TLS    TLS // of Remote
 	// Metrics are what /metrics shows; nil: there is no such page.
 	Metrics prometheus.Gatherer
+	Level   *LogLevel    // what /log-level reads and sets; nil: there is no such page
 	Log     *slog.Logger // nil: none
 }
 
@@ -81,16 +82,7 @@ func (s *Server) Ready(name string, check func() error) { s.ready.add(name, chec
 
 // Run serves until ctx ends, and then returns nil. An address that cannot be had is logged and tried again.
 func (s *Server) Run(ctx context.Context) error {
-	metrics := http.NotFoundHandler()
-	if s.Metrics != nil {
-		metrics = newPage(s.Metrics, s.Log)
-	}
-	local := http.NewServeMux()
-	local.Handle("GET /healthz", s.live)
-	local.Handle("GET /readyz", s.ready)
-	local.Handle("GET /metrics", metrics)
-	remote := http.NewServeMux()
-	remote.Handle("GET /metrics", metrics)
+	local, remote := s.pages()
 	var g errgroup.Group
 	if s.Local != "" {
 		g.Go(func() error {
@@ -106,6 +98,24 @@ func (s *Server) Run(ctx context.Context) error {
 		})
 	}
 	return g.Wait()
+}
+
+// pages returns what is answered at Local and at Remote.
+func (s *Server) pages() (local, remote *http.ServeMux) {
+	metrics := http.NotFoundHandler()
+	if s.Metrics != nil {
+		metrics = newPage(s.Metrics, s.Log)
+	}
+	local, remote = http.NewServeMux(), http.NewServeMux()
+	local.Handle("GET /healthz", s.live)
+	local.Handle("GET /readyz", s.ready)
+	local.Handle("GET /metrics", metrics)
+	if s.Level != nil {
+		local.Handle("GET /log-level", levelPage{s.Level, s.Log})
+		local.Handle("PUT /log-level", levelPage{s.Level, s.Log})
+	}
+	remote.Handle("GET /metrics", metrics)
+	return local, remote
 }
 
 // serve listens, and listens again, until ctx ends.

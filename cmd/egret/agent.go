@@ -20,7 +20,7 @@ import (
 // agentFlags is the configuration of `egret agent`.
 type agentFlags struct {
 	etcd                                 etcdFlags
-	config, node, nodeIP, logLevel       string
+	config, node, nodeIP                 string
 	uplink                               string
 	leaseTTL, permit, claimDelay, linger time.Duration
 	restartGrace                         time.Duration
@@ -32,6 +32,7 @@ type agentFlags struct {
 	shareTables                          bool
 	gossipKeyFile, onStoreLoss           string
 	monitor                              monitorFlags
+	log                                  logFlags
 }
 
 func agentCommand() *cobra.Command {
@@ -66,7 +67,7 @@ func agentCommand() *cobra.Command {
 	s.StringVar(&f.gossipKeyFile, "gossip-key-file", "", "file of the gossip's key, 16, 24 or 32 bytes in base64, the same on all nodes; without it there is no gossip")
 	s.StringVar(&f.onStoreLoss, "on-store-loss", "freeze", "freeze: keep the egress IPs while all agents have lost etcd (needs the gossip); release: let them go")
 	f.monitor.add(s, egress.StatusPort)
-	s.StringVar(&f.logLevel, "log-level", "info", "debug, info, warn or error")
+	f.log.add(s)
 	c.RunE = configured(&f.config, func(c *cobra.Command, _ []string) error { return f.run(c) })
 	return c
 }
@@ -145,7 +146,7 @@ func gossipKey(file string) ([]byte, error) {
 
 func (f *agentFlags) run(c *cobra.Command) error {
 	cfg, err := f.validate()
-	log, lerr := logger(f.logLevel)
+	log, level, lerr := f.log.logger(os.Stderr)
 	if err := errors.Join(err, lerr); err != nil {
 		return err
 	}
@@ -160,7 +161,7 @@ func (f *agentFlags) run(c *cobra.Command) error {
 		log.Warn("no gossip: a dead agent is found when its lease ends, and no IP outlives the loss of etcd by more than that; " +
 			"it takes --gossip-port and --gossip-key-file")
 	}
-	cfg.Monitor, cfg.Metrics = f.monitor.server(log)
+	cfg.Monitor, cfg.Metrics = f.monitor.server(log, level)
 	cfg.Monitor.Ready(agent.ReadyCheck, waitsForEtcd)
 	return serving(c.Context(), cfg.Monitor, func() error {
 		var err error

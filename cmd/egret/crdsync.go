@@ -19,18 +19,19 @@ import (
 
 func crdsyncCommand() *cobra.Command {
 	var (
-		etcd                                  etcdFlags
-		config, kubeconfig, master, id, level string
-		ttl                                   time.Duration
-		serve                                 bool
-		webhook                               crdsync.Webhook
-		maxEgressIPs                          int
-		followCordon                          bool
-		compactAfter                          time.Duration
-		defragment                            bool
-		cluster                               []string
-		blockSize                             int
-		watched                               monitorFlags
+		etcd                           etcdFlags
+		config, kubeconfig, master, id string
+		ttl                            time.Duration
+		serve                          bool
+		webhook                        crdsync.Webhook
+		maxEgressIPs                   int
+		followCordon                   bool
+		compactAfter                   time.Duration
+		defragment                     bool
+		cluster                        []string
+		blockSize                      int
+		watched                        monitorFlags
+		logs                           logFlags
 	)
 	c := &cobra.Command{
 		Use:   "crdsync",
@@ -56,9 +57,9 @@ func crdsyncCommand() *cobra.Command {
 	s.StringSliceVar(&cluster, "cluster-cidrs", nil, "ranges of the cluster's pods, for all agents; crdsync writes down the addresses of pods that are in none of them, nor in their node's podCIDRs")
 	s.IntVar(&blockSize, "block-size", 1024, "how many ports of an egress IP a node gets for its own pods at first, a power of two from 64 to 32768; 0: none (docs/ports.md)")
 	watched.add(s, egress.SyncStatusPort)
-	s.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	logs.add(s)
 	c.RunE = configured(&config, func(c *cobra.Command, _ []string) error {
-		log, err := logger(level)
+		log, level, err := logs.logger(os.Stderr)
 		if ttl < 2*time.Second || ttl%time.Second != 0 {
 			err = errors.Join(err, fmt.Errorf("--election-ttl %v: want whole seconds, at least 2s", ttl))
 		}
@@ -82,7 +83,7 @@ func crdsyncCommand() *cobra.Command {
 		if err != nil {
 			return fmt.Errorf("reading the Kubernetes configuration (--kubeconfig %q): %w", kubeconfig, err)
 		}
-		cfg.Monitor, cfg.Metrics = watched.server(log)
+		cfg.Monitor, cfg.Metrics = watched.server(log, level)
 		cfg.Monitor.Ready(crdsync.ReadyCheck, waitsForEtcd)
 		return serving(c.Context(), cfg.Monitor, func() error {
 			client, err := etcd.await(c.Context(), log)

@@ -2,6 +2,7 @@ package main
 
 import (
 	"fmt"
+	"os"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -12,7 +13,8 @@ import (
 )
 
 func credentialsCommand() *cobra.Command {
-	var config, kubeconfig, master, level string
+	var config, kubeconfig, master string
+	var logs logFlags
 	var once bool
 	cfg := credentials.Config{}
 	c := &cobra.Command{
@@ -30,10 +32,10 @@ func credentialsCommand() *cobra.Command {
 	s.StringVar(&cfg.Service, "etcd-service", "egret-etcd", "Service of etcd's members, whose name their certificates have")
 	s.StringVar(&cfg.Peers, "etcd-peer-service", "egret-etcd-peers", "headless Service that names each member to the others")
 	s.BoolVar(&once, "once", false, "make what is missing or due, and end")
-	s.StringVar(&level, "log-level", "info", "debug, info, warn or error")
+	logs.add(s)
 	c.RunE = configured(&config, func(c *cobra.Command, _ []string) error {
 		var err error
-		if cfg.Log, err = logger(level); err != nil {
+		if cfg.Log, _, err = logs.logger(os.Stderr); err != nil {
 			return err
 		}
 		kube, err := clientcmd.BuildConfigFromFlags(master, kubeconfig)

@@ -7,6 +7,7 @@ import (
 	"crypto/x509"
 	"errors"
 	"fmt"
+	"io"
 	"log/slog"
 	"maps"
 	"net/netip"
@@ -22,6 +23,7 @@ import (
 	"github.com/spf13/pflag"
 	"sigs.k8s.io/yaml"
 
+	"github.com/egret-project/egret/monitor"
 	"github.com/egret-project/egret/store"
 )
 
@@ -264,11 +266,29 @@ func (f *etcdFlags) tls() (*tls.Config, error) {
 	return c, nil
 }
 
-// logger returns the logger of the daemons.
-func logger(level string) (*slog.Logger, error) {
+// logFlags are the options of the daemons for their logs.
+type logFlags struct{ level, format string }
+
+func (f *logFlags) add(s *pflag.FlagSet) {
+	s.StringVar(&f.level, "log-level", "info", "debug, info, warn or error; egret log-level changes it for a while")
+	s.StringVar(&f.format, "log-format", "text", "text or json, a line for each")
+}
+
+// logger returns the logger of a daemon, which writes to w, and its level.
+func (f *logFlags) logger(w io.Writer) (*slog.Logger, *monitor.LogLevel, error) {
 	var l slog.Level
-	if err := l.UnmarshalText([]byte(level)); err != nil {
-		return nil, fmt.Errorf("--log-level %q: want debug, info, warn or error", level)
+	var errs []error
+	if err := l.UnmarshalText([]byte(f.level)); err != nil {
+		errs = append(errs, fmt.Errorf("--log-level %q: want debug, info, warn or error", f.level))
 	}
-	return slog.New(slog.NewTextHandler(os.Stderr, &slog.HandlerOptions{Level: l})), nil
+	level := monitor.NewLogLevel(l)
+	options := &slog.HandlerOptions{Level: level}
+	handlers := map[string]slog.Handler{"text": slog.NewTextHandler(w, options), "json": slog.NewJSONHandler(w, options)}
+	if handlers[f.format] == nil {
+		errs = append(errs, fmt.Errorf("--log-format %q: want text or json", f.format))
+	}
+	if err := errors.Join(errs...); err != nil {
+		return nil, nil, err
+	}
+	return slog.New(handlers[f.format]), level, nil
 }

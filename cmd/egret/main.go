@@ -50,7 +50,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	c.AddCommand(agentCommand(), checkCommand(), cleanupCommand(), credentialsCommand(), crdsyncCommand(), rbacCommand(), getCommand(), historyCommand(),
+	c.AddCommand(agentCommand(), checkCommand(), cleanupCommand(), credentialsCommand(), crdsyncCommand(), rbacCommand(), logLevelCommand(), getCommand(), historyCommand(),
 		moveCommand(), unpinCommand(), cordonCommand(), uncordonCommand(), drainCommand(), statusCommand(), describeCommand(), traceCommand())
 	return c
 }

@@ -25,14 +25,14 @@ func (f *monitorFlags) add(s *pflag.FlagSet, port int) {
 }
 
 // server returns what serves status, and where metrics are registered.
-func (f *monitorFlags) server(log *slog.Logger) (*monitor.Server, *prometheus.Registry) {
+func (f *monitorFlags) server(log *slog.Logger, level *monitor.LogLevel) (*monitor.Server, *prometheus.Registry) {
 	cfg, metrics := f.Config, prometheus.NewRegistry()
 	info := prometheus.NewGauge(prometheus.GaugeOpts{
 		Name: "egret_build_info", Help: "1, by the version of the program.", ConstLabels: prometheus.Labels{"version": version},
 	})
 	info.Set(1)
 	metrics.MustRegister(info, collectors.NewGoCollector(), collectors.NewProcessCollector(collectors.ProcessCollectorOpts{}))
-	cfg.Metrics, cfg.Log = metrics, log
+	cfg.Metrics, cfg.Log, cfg.Level = metrics, log, level
 	return monitor.New(cfg), metrics
 }
 

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"log/slog"
+	"os"
 	"strings"
 	"sync"
 	"time"
@@ -29,7 +30,7 @@ type rbac struct {
 
 func rbacCommand() *cobra.Command {
 	var r rbac
-	var level string
+	var logs logFlags
 	c := &cobra.Command{
 		Use:   "etcd-rbac",
 		Short: "Print, or make, etcd's users and roles that let each part of Egret write its own keys alone",
@@ -47,7 +48,7 @@ func rbacCommand() *cobra.Command {
 	s.BoolVar(&r.apply, "apply", false, "make it so")
 	s.BoolVar(&r.enable, "enable", false, "with --apply: have etcd hold its clients to their roles")
 	s.DurationVar(&r.keep, "keep", 0, "with --apply: go on, and look again this often; 0: once")
-	s.StringVar(&level, "log-level", "info", "debug, info, warn or error; with --keep")
+	logs.add(s)
 	c.RunE = configured(nil, func(c *cobra.Command, _ []string) error {
 		if err := r.validate(); err != nil {
 			return err
@@ -60,7 +61,7 @@ func rbacCommand() *cobra.Command {
 			defer client.Close()
 			return r.once(c.Context(), client, c.OutOrStdout())
 		}
-		log, err := logger(level)
+		log, _, err := logs.logger(os.Stderr)
 		if err != nil {
 			return err
 		}
