@@ -311,7 +311,9 @@ func TestInvariant5ASteadyStateAndARestartWriteNothing(t *testing.T) {
 				want = 3 // the locks move to a lease that outlives the restart, and from there to another; the next agent's record
 				most = 7 // the permits are extended, and cut, and the tables taken over
 			}
-			if got := written(t, etcd, before); len(got) != want {
+			// Every so often crdsync notes which revision etcd has, to know by then what may be compacted.
+			got := slices.DeleteFunc(written(t, etcd, before), func(change string) bool { return strings.HasSuffix(change, "PUT /egret/compaction") })
+			if len(got) != want {
 				t.Errorf("%d transactions in etcd, want %d:\n%s", len(got), want, strings.Join(got, "\n"))
 			}
 			stop()
