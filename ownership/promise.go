@@ -36,7 +36,7 @@ type Message struct {
 const returning = 3 * time.Second
 
 func (p *promises) init(cfg Config) {
-	p.length, p.keep, p.process, p.start = cfg.Permit, cfg.Freeze, cfg.Process, cfg.Start
+	p.length, p.keep, p.process, p.start = cfg.Permit, cfg.Freeze && cfg.Gossip, cfg.Process, cfg.Start
 	p.answered, p.refused = map[string]time.Time{}, map[string]refusal{}
 	p.promised = cfg.Start
 }

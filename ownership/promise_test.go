@@ -113,6 +113,25 @@ func TestWhoDoesNotKnowTheOthersHasNoPromiseOfAll(t *testing.T) {
 	}
 }
 
+// An agent without gossip that adopted bounded permits asks nobody, so nobody has promised it anything, also where it knows of no other agent.
+func TestWithoutGossipThereAreNoPromises(t *testing.T) {
+	now := epoch
+	m := New(Config{Node: "a", Permit: oneMinute, Freeze: true, Start: now})
+	m.Step(now, Granted{Lease: 1, Sent: now, TTL: time.Hour})
+	m.Step(now, Confirmed{Lease: 1, Sent: now})
+	m.Step(now, Adopted{Revocable: true})
+	m.Step(now, View{Snapshot: &egress.Snapshot{Agents: map[string]egress.Agent{"a": {Node: "a"}}}})
+	m.Grant([]Permit{{Answer: true}}, true)
+	end, limit, err := m.Look(now)
+	if err != nil {
+		t.Fatal(err)
+	}
+	m.Written(end, limit)
+	if later, _, err := m.Look(now.Add(oneMinute / 2)); err != nil || later.After(end) {
+		t.Errorf("without etcd's yes the permits go on until %v, %v; want %v", later, err, end)
+	}
+}
+
 func TestPromiseBindsAndOutlastsTheReturnOfEtcd(t *testing.T) {
 	w := newWire("a", "b")
 	w.see()
