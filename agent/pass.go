@@ -50,7 +50,7 @@ func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
 	}
 	dead := a.meet(t)
 	t.facts.Taken, next = a.probes.follow(s, t.now)
-	a.metrics.arrivals(&t, a.Node, dead)
+	a.metrics.arrivals(&t, a.Node, func(node string) bool { return dead(node) || a.machine.Partitioned(t.now, node) })
 	a.roles(&t, dead)
 	d := plan.Build(s, t.facts, t.roles)
 	a.view.Follow(d.Follow)
@@ -379,20 +379,20 @@ func (a *agent) claim(ctx context.Context, t turn, c ownership.Claim) (ok bool, 
 	return ok, err
 }
 
-// meet tells the gossip of the other agents, and returns who is dead by it, or cut off.
+// meet tells the gossip of the other agents, and returns who is dead by it.
 func (a *agent) meet(t turn) (dead func(node string) bool) {
-	gone := map[string]bool{}
+	gone, peers := map[string]bool{}, map[string]netip.Addr{}
+	dead = func(node string) bool { return gone[node] }
 	if a.gossip == nil {
-		return func(string) bool { return false }
+		return dead
 	}
-	peers := map[string]netip.Addr{}
 	for name, r := range t.Agents {
 		if name != a.Node {
-			peers[name], gone[name] = r.Address, a.gossip.State(name) == gossip.Dead || a.machine.Partitioned(t.now, name)
+			peers[name], gone[name] = r.Address, a.gossip.State(name) == gossip.Dead
 		}
 	}
 	a.gossip.Set(t.facts.Underlay, peers)
-	return func(node string) bool { return gone[node] }
+	return dead
 }
 
 // revoke ends the lease of an agent. While etcd is full nobody could claim what that frees, nor the agent, should it live, get another lease: then it

@@ -3,7 +3,6 @@ package crdsync
 import (
 	"fmt"
 	"maps"
-	"math"
 	"net/netip"
 	"slices"
 	"strings"
@@ -174,12 +173,7 @@ func (s clusterState) dropped(v verdict) (said []string) {
 
 // unheld says why no node holds an address.
 func (s clusterState) unheld(a egress.Address) string {
-	return plan.Unheld(&s.Snapshot, a, func(node string) int {
-		if limit := s.Nodes[node].Capacity; limit > 0 {
-			return limit - s.load[node]
-		}
-		return math.MaxInt
-	})
+	return plan.Unheld(&s.Snapshot, a, func(node string) int { return s.load[node] })
 }
 
 // line returns an error's text on one line.

@@ -4,7 +4,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/http"
-	"net/netip"
 	"sync"
 	"time"
 )
@@ -91,7 +90,7 @@ func (p levelPage) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 
 func levelOf(r *http.Request) (level slog.Level, d time.Duration, err error) {
 	// A browser on this node would name the site that it thinks it talks to.
-	if at, err := netip.ParseAddrPort(r.Host); err != nil || !at.Addr().IsLoopback() || r.Header.Get(LevelHeader) == "" {
+	if !IsLocal(r.Host) || r.Header.Get(LevelHeader) == "" {
 		return level, d, fmt.Errorf("the level is set at the loopback address itself, with a header %s: egret log-level does", LevelHeader)
 	}
 	q := r.URL.Query()

@@ -40,7 +40,7 @@ type Config struct {
 func (c Config) Validate() error {
 	var errs []error
 	if c.Local != "" {
-		if at, err := netip.ParseAddrPort(c.Local); err != nil || !at.Addr().IsLoopback() || at.Port() == 0 {
+		if !IsLocal(c.Local) {
 			errs = append(errs, fmt.Errorf("--status-address %q: want a loopback address and a port, like 127.0.0.1:8481; others ask at --metrics-address", c.Local))
 		}
 	}
@@ -57,6 +57,12 @@ func (c Config) Validate() error {
 	}
 	_, err = c.TLS.load()
 	return errors.Join(append(errs, err)...)
+}
+
+// IsLocal reports whether an address is a loopback address and a port, as Local has to be.
+func IsLocal(address string) bool {
+	at, err := netip.ParseAddrPort(address)
+	return err == nil && at.Addr().IsLoopback() && at.Port() != 0
 }
 
 // Server serves what Config says. Its methods are safe for concurrent use.

@@ -208,6 +208,15 @@ func podNames(m egress.Members) string {
 	return few(names)
 }
 
+// few names some of many.
+func few(names []string) string {
+	const most = 3
+	if len(names) > most {
+		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
+	}
+	return strings.Join(names, ", ")
+}
+
 func portsText(m egress.Members) string {
 	var out []string
 	for _, b := range m.Blocks {

@@ -4,7 +4,6 @@ import (
 	"bytes"
 	"net/netip"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -12,6 +11,7 @@ import (
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/etcdtest"
+	"github.com/egret-project/egret/internal/syncbuf"
 	"github.com/egret-project/egret/store"
 )
 
@@ -379,24 +379,13 @@ func TestMoveToANodeWhoseAgentBeginsToRestartSaysSoAtOnce(t *testing.T) {
 }
 
 // lines is what a command printed so far.
-type lines struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (l *lines) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
+type lines struct{ syncbuf.Buffer }
 
 // wait waits until the command has printed text.
 func (l *lines) wait(t *testing.T, text string) {
 	t.Helper()
 	for end := time.Now().Add(10 * time.Second); ; {
-		l.mu.Lock()
-		got := l.b.String()
-		l.mu.Unlock()
+		got := l.String()
 		if strings.Contains(got, text) {
 			return
 		}

@@ -6,7 +6,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/plan"
@@ -87,14 +86,5 @@ func worstFirst(list []Trouble) {
 
 // unheld says why no node holds an address, as far as etcd tells.
 func unheld(s *egress.Snapshot, a egress.Address) string {
-	return plan.Unheld(s, a, func(node string) int { return plan.Room(s, node) })
-}
-
-// few names some of many.
-func few(names []string) string {
-	const most = 3
-	if len(names) > most {
-		return fmt.Sprintf("%s and %d more", strings.Join(names[:most], ", "), len(names)-most)
-	}
-	return strings.Join(names, ", ")
+	return plan.Unheld(s, a, func(node string) int { return plan.Held(s, node) })
 }

@@ -4,37 +4,19 @@ import (
 	"bytes"
 	"context"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/internal/syncbuf"
 	"github.com/egret-project/egret/store"
 )
-
-// written is what was written so far.
-type written struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (w *written) Write(p []byte) (int, error) {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.b.Write(p)
-}
-
-func (w *written) String() string {
-	w.mu.Lock()
-	defer w.mu.Unlock()
-	return w.b.String()
-}
 
 func TestWatchPrintsWhatComesChangesAndGoes(t *testing.T) {
 	c := client(t)
 	put(t, c, store.NodeKey("node-1"), egress.Node{Name: "node-1", Index: 1})
 	ctx, cancel := context.WithCancel(t.Context())
-	var out written
+	var out syncbuf.Buffer
 	done := make(chan error, 1)
 	go func() { done <- Watch(ctx, c, "nodes", &out) }()
 	wait := func(what string, n int) {

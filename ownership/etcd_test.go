@@ -272,7 +272,7 @@ func (e *etcd) moveTo(from, next int64, a egress.Agent, ips []netip.Addr, keep f
 	return true
 }
 
-// silentSince is store.Client.silent.
+// silentSince returns whose word it is that nobody answers for an IP whose lock a node gives back unused, as store.Lease.MoveTo has it.
 func silentSince(o egress.Owner, node string) string {
 	if o.From == "" {
 		return ""

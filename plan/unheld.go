@@ -11,8 +11,9 @@ import (
 // maxNamed is how many nodes Unheld names for each reason.
 const maxNamed = 3
 
-// Unheld says why no node holds an address, as far as the snapshot tells. room is Room, or what is equal to it and knows it already.
-func Unheld(s *egress.Snapshot, a egress.Address, room func(node string) int) string {
+// Unheld says why no node holds an address, as far as the snapshot tells. held is Held, or what knows it already; it is asked of nodes that have a
+// limit.
+func Unheld(s *egress.Snapshot, a egress.Address, held func(node string) int) string {
 	if a.Pool == "" {
 		return fmt.Sprintf("no node with a live agent has %s on an interface", a.IP)
 	}
@@ -22,7 +23,7 @@ func Unheld(s *egress.Snapshot, a egress.Address, room func(node string) int) st
 	}
 	selected, could := 0, 0
 	var refused, dead, restarting, cordoned, full []string
-	for name := range s.Nodes {
+	for name, node := range s.Nodes {
 		if !selects(s, pool, name) {
 			continue
 		}
@@ -37,7 +38,7 @@ func Unheld(s *egress.Snapshot, a egress.Address, room func(node string) int) st
 			cordoned = append(cordoned, name)
 		case agent.Restarting:
 			restarting = append(restarting, name)
-		case room(name) <= 0:
+		case node.Capacity != 0 && held(name) >= node.Capacity:
 			full = append(full, name)
 		default:
 			could++

@@ -201,24 +201,27 @@ func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep fu
 	// Nobody hands over to an agent whose record is under another lease, so what came until then is seen by the second look.
 	for range 2 {
 		for batch := range slices.Chunk(keys, maxTxnOps/2) {
+			back, err := l.client.unused(ctx, batch, keep)
+			if err != nil {
+				return fail(err)
+			}
 			var ifs []clientv3.Cmp
 			var then []clientv3.Op
 			for _, key := range batch {
 				ifs = append(ifs, clientv3.Compare(clientv3.LeaseValue(key), "=", l.id))
-				ip, isLock := l.client.lockOf(key)
-				switch {
+				switch o, given := back[key]; {
 				case key == record:
 					then = append(then, clientv3.OpPut(record, string(v), clientv3.WithLease(next.id)))
-				case isLock && !keep(ip):
-					revision, from, err := l.client.silent(ctx, key, a.Node)
+				case given:
+					t := egress.Tenure{IP: o.IP, Why: egress.ReasonRelease}
+					if o.From != "" { // as at a hand-over: the owner before had fallen silent, and this node never answered
+						t.From = a.Node
+					}
+					h, err := l.client.putTenure(t)
 					if err != nil {
 						return fail(err)
 					}
-					h, err := l.client.putTenure(egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: from})
-					if err != nil {
-						return fail(err)
-					}
-					ifs, then = append(ifs, unchanged(key, revision)), append(then, clientv3.OpDelete(key), h)
+					ifs, then = append(ifs, unchanged(key, o.Revision)), append(then, clientv3.OpDelete(key), h)
 				default:
 					then = append(then, clientv3.OpPut(key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(next.id)))
 				}
@@ -238,17 +241,35 @@ func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep fu
 	return nil
 }
 
-// silent returns of a lock that node gives back, without having used it, whether the node's word that nobody answers for the IP is good: by is node
-// when the owner before it had fallen silent by then, as at a hand-over, and else nobody. The lock is that of the revision.
-func (c *Client) silent(ctx context.Context, lock, node string) (revision int64, by string, err error) {
-	resp, err := c.etcd.Get(ctx, lock)
-	if err != nil || len(resp.Kvs) == 0 {
-		return 0, "", err
+// unused returns the owners' records of the locks among keys that an agent does not keep, by key, in one question to etcd. Of a record that is not
+// there or cannot be read there is the IP, and nobody before.
+func (c *Client) unused(ctx context.Context, keys []string, keep func(netip.Addr) bool) (map[string]egress.Owner, error) {
+	out := map[string]egress.Owner{}
+	var gets []clientv3.Op
+	for _, key := range keys {
+		if ip, isLock := c.lockOf(key); isLock && !keep(ip) {
+			out[key] = egress.Owner{IP: ip}
+			gets = append(gets, clientv3.OpGet(key))
+		}
 	}
-	if o, err := DecodeOwner(recordOf(resp.Kvs[0])); err == nil && o.From != "" {
-		by = node
+	if len(gets) == 0 {
+		return out, nil
 	}
-	return resp.Kvs[0].ModRevision, by, nil
+	resp, err := c.txn(ctx, nil, gets, nil)
+	if err != nil {
+		return nil, err
+	}
+	for _, r := range resp.Responses {
+		for _, kv := range r.GetResponseRange().Kvs {
+			o := out[string(kv.Key)]
+			if read, err := DecodeOwner(recordOf(kv)); err == nil {
+				o.From = read.From
+			}
+			o.Revision = kv.ModRevision
+			out[string(kv.Key)] = o
+		}
+	}
+	return out, nil
 }
 
 // condition is how a lease is doing.

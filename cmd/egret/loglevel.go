@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/http"
-	"net/netip"
 	"net/url"
 	"strings"
 	"time"
@@ -31,7 +30,7 @@ func logLevelCommand() *cobra.Command {
 			if lasts <= 0 || lasts > monitor.MaxLevelTime {
 				return fmt.Errorf("--for %v: want a duration above 0 and at most %v", lasts, monitor.MaxLevelTime)
 			}
-			if at, err := netip.ParseAddrPort(address); err != nil || !at.Addr().IsLoopback() {
+			if !monitor.IsLocal(address) {
 				return fmt.Errorf("--status-address %q: want a loopback address and a port, like 127.0.0.1:%d for crdsync", address, egress.SyncStatusPort)
 			}
 			level := ""

@@ -12,7 +12,6 @@ import (
 	"os"
 	"path/filepath"
 	"strings"
-	"sync"
 	"testing"
 	"time"
 
@@ -21,6 +20,7 @@ import (
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/etcdtest"
+	"github.com/egret-project/egret/internal/syncbuf"
 	"github.com/egret-project/egret/store"
 )
 
@@ -147,7 +147,7 @@ func TestADaemonSaysWhatEtcdDoesNotAllowIt(t *testing.T) {
 	s := newSecured(t)
 	say := func(who string, grants []store.Grant, foreign, until string) string {
 		t.Helper()
-		var out locked
+		var out syncbuf.Buffer
 		stop := sayRights(t.Context(), s.client(who), grants, foreign, slog.New(slog.NewTextHandler(&out, nil)))
 		defer stop()
 		for end := time.Now().Add(20 * time.Second); !strings.Contains(out.String(), until); time.Sleep(10 * time.Millisecond) {
@@ -171,22 +171,4 @@ func TestADaemonSaysWhatEtcdDoesNotAllowIt(t *testing.T) {
 			t.Errorf("%s: %v, %v", who, lacks, err)
 		}
 	}
-}
-
-// locked is a buffer that is written and read at once.
-type locked struct {
-	mu sync.Mutex // guards b
-	b  bytes.Buffer
-}
-
-func (l *locked) Write(p []byte) (int, error) {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.Write(p)
-}
-
-func (l *locked) String() string {
-	l.mu.Lock()
-	defer l.mu.Unlock()
-	return l.b.String()
 }
