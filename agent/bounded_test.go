@@ -86,7 +86,7 @@ func TestMovedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
 	}
 	ip := netip.MustParseAddr("10.10.1.0")
 	for range locks {
-		if ok, err := client.Claim(t.Context(), old, egress.Owner{IP: ip, Node: "a", Why: egress.ReasonClaim}); err != nil || !ok {
+		if ok, err := client.Claim(t.Context(), old, egress.Owner{IP: ip, Node: "a", Why: egress.ReasonClaim}, 0); err != nil || !ok {
 			t.Fatal(ok, err)
 		}
 		ip = ip.Next()
@@ -109,7 +109,7 @@ func TestMovedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
 	if err != nil || !a.Restarting || a.Revocable || a.Lease != store.FormatLease(next.ID()) {
 		t.Errorf("the record is %+v, %v", a, err)
 	}
-	if ok, err := client.Claim(t.Context(), next, egress.Owner{IP: netip.MustParseAddr("10.10.1.7")}); err != nil || !ok {
+	if ok, err := client.Claim(t.Context(), next, egress.Owner{IP: netip.MustParseAddr("10.10.1.7")}, 0); err != nil || !ok {
 		t.Errorf("a lock is not under the new lease: %t, %v", ok, err)
 	}
 	if err := old.MoveTo(t.Context(), next, egress.Agent{Node: "a"}, all); err == nil {

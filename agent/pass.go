@@ -371,7 +371,7 @@ func (a *agent) claim(ctx context.Context, t turn, c ownership.Claim) (ok bool, 
 	if c.Why != egress.ReasonStatic && !a.probes.clear(c.Claim, t.now) {
 		return false, nil
 	}
-	ok, err = a.Store.Claim(ctx, t.lease, egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why, From: c.From})
+	ok, err = a.Store.Claim(ctx, t.lease, egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why}, c.Seen)
 	if ok && !a.claimed[c.IP] { // else the view has not seen it yet
 		a.history.trim(c.IP)
 		a.Log.Info("claimed", "egress_ip", c.IP, "why", c.Why)

@@ -10,15 +10,15 @@ import (
 // claims is what is known of the IPs that nobody holds.
 type claims struct {
 	unowned map[netip.Addr]time.Time // since when an IP is seen without an owner
-	former  map[netip.Addr]string    // who held an IP last
+	seen    map[netip.Addr]int64     // the revision of an IP's last lock
 }
 
 // claim tries for the egress IPs whose time has come: the first in rank at once, each next one a step later.
 func (m *Machine) claim() []Effect {
 	s, now := m.pass.snapshot, m.pass.now
-	unowned, former := map[netip.Addr]time.Time{}, map[netip.Addr]string{}
+	unowned, seen := map[netip.Addr]time.Time{}, map[netip.Addr]int64{}
 	for ip, o := range s.Owners {
-		former[ip] = o.Node
+		seen[ip] = o.Revision
 	}
 	lag := 0
 	if m.cfg.Gossip {
@@ -33,13 +33,13 @@ func (m *Machine) claim() []Effect {
 		if unowned[c.IP] = m.claims.unowned[c.IP]; unowned[c.IP].IsZero() {
 			unowned[c.IP] = now
 		}
-		former[c.IP] = m.claims.former[c.IP]
+		seen[c.IP] = m.claims.seen[c.IP]
 		if due := unowned[c.IP].Add(time.Duration(c.Rank+lag) * m.cfg.ClaimDelay); now.Before(due) {
 			m.pass.next = earlier(m.pass.next, due)
 			continue
 		}
-		out = append(out, Claim{Claim: c, From: former[c.IP]})
+		out = append(out, Claim{Claim: c, Seen: seen[c.IP]})
 	}
-	m.claims.unowned, m.claims.former = unowned, former
+	m.claims.unowned, m.claims.seen = unowned, seen
 	return out
 }

@@ -28,8 +28,8 @@
 //  6. It waits P from when it saw its own lock, which came after the end of the former lease (Machine.roles). The two spans of P are on two
 //     clocks, and the later one does not begin before the earlier one.
 //  7. It need not wait when the former owner fell silent before the lock changed: it handed the IP over (Machine.settle: only with the role
-//     plan.Relay, after the kernel acknowledged the silence), or gave it back. An owner that gives back what it has not used yet has not
-//     waited itself, so whoever is next has to (Release.Unused).
+//     plan.Relay, after the kernel acknowledged the silence), or gave it back after the last lock that the new one saw (Claim.Seen). An owner
+//     that gives back what it has not used yet has not waited itself, so whoever is next has to (Release.Unused).
 //  8. It need not wait for an IP that its own kernel answers for all along (Adopted). What a former process of the node sent may still be on
 //     its way to etcd: so the next one gives all its locks new revisions before it resumes their permits, and a late Release or HandOver, which
 //     is of the old revision, does nothing (the simulator's does; the agent does not yet: docs/ownership.md).

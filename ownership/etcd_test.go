@@ -153,13 +153,13 @@ func (e *etcd) putOwner(o egress.Owner, t egress.Tenure) {
 	e.w.watchers()
 }
 
-// released is the read of store.Client.Claim: by, if that node gave the IP up, and the revision up to which that is known.
-func (e *etcd) released(ip netip.Addr, by string) (from string, rev int64) {
+// released is the read of store.Client.Claim: who gave the IP up after the lock of revision seen, and the revision up to which that is known.
+func (e *etcd) released(ip netip.Addr, seen int64) (from string, rev int64) {
 	t, ok := e.last[ip]
-	if !ok || t.Node != "" || t.Why != egress.ReasonRelease || t.From != by {
+	if !ok || t.Node != "" || t.Why != egress.ReasonRelease || t.rev <= seen {
 		return "", 0
 	}
-	return by, t.rev
+	return t.From, t.rev
 }
 
 // claim is the transaction of store.Client.Claim; rev is what released said.

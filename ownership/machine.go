@@ -168,10 +168,10 @@ type (
 		Lease  int64
 		Former bool
 	}
-	// Claim takes a lock that nobody has. From is who had it last.
+	// Claim takes a lock that nobody has. Seen is the revision of the last lock of the IP that this node saw, or 0.
 	Claim struct {
 		plan.Claim
-		From string
+		Seen int64
 	}
 	// Say sends a message to a peer, which may get lost.
 	Say struct {

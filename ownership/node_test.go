@@ -529,11 +529,11 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 				return ok
 			}, "claims %s from %q", f.IP, o.From)
 		}
-		if f.From == "" {
+		if f.Seen == 0 {
 			claim()
 			return
 		}
-		n.ask(left, func(e *etcd) { o.From, rev = e.released(f.IP, f.From) }, func(ok bool) {
+		n.ask(left, func(e *etcd) { o.From, rev = e.released(f.IP, f.Seen) }, func(ok bool) {
 			if !ok {
 				o.From = ""
 			}

@@ -55,12 +55,12 @@ func (c *Client) PutAgent(ctx context.Context, l *Lease, a egress.Agent) error {
 
 // Claim takes the lock of an egress IP for the lease. false: somebody else has it, or had it a moment ago, or the operator has cordoned the
 // node, which may have what is static all the same. It is true as well when the lock is the lease's already, as after a claim whose answer
-// was lost. o.From is the last owner that the caller saw; the record has it only if that gave the IP up, and nothing happened to the lock
-// since. errors.Is(err, ErrLeaseLost): the lease is gone.
-func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner) (bool, error) {
+// was lost. seen is the revision of the last lock of the IP that the caller saw, or 0: the record says From whom it comes if somebody gave the
+// IP up after that, and nothing happened to the lock since. errors.Is(err, ErrLeaseLost): the lease is gone.
+func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner, seen int64) (bool, error) {
 	var still []clientv3.Cmp
-	if o.From != "" {
-		o.From, still = c.released(ctx, o.IP, o.From)
+	if o.From = ""; seen > 0 {
+		o.From, still = c.released(ctx, o.IP, seen)
 	}
 	v, err := Encode(o)
 	if err != nil {
@@ -88,20 +88,20 @@ func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner) (bool, err
 	return len(kvs) == 1 && kvs[0].Lease == l.ID(), nil
 }
 
-// released returns by, if that node gave the IP up and nothing else happened to its lock since, and what holds as long as that is so. By
-// history alone it would not do: that of an etcd which was restored says nothing of an owner that came later.
-func (c *Client) released(ctx context.Context, ip netip.Addr, by string) (from string, still []clientv3.Cmp) {
+// released returns who gave the IP up after the lock of revision seen, if nothing else happened to its lock since, and what holds as long as that
+// is so. By history alone it would not do: that of an etcd which was restored says nothing of an owner that came later.
+func (c *Client) released(ctx context.Context, ip netip.Addr, seen int64) (from string, still []clientv3.Cmp) {
 	resp, err := c.history(ctx, ip, 1)
 	if err != nil || len(resp.Kvs) == 0 {
 		return "", nil // the claimer waits, as for an owner that is dead
 	}
 	last := resp.Kvs[0]
 	t, err := Decode[egress.Tenure](recordOf(last))
-	if err != nil || t.Node != "" || t.Why != egress.ReasonRelease || t.From != by {
+	if err != nil || t.Node != "" || t.Why != egress.ReasonRelease || last.CreateRevision <= seen {
 		return "", nil
 	}
 	since := clientv3.Compare(clientv3.CreateRevision(c.key(HistoryPrefix+ip.String()+"/")), "<", last.CreateRevision+1)
-	return by, []clientv3.Cmp{since.WithPrefix()}
+	return t.From, []clientv3.Cmp{since.WithPrefix()}
 }
 
 // Release gives up the lock of an egress IP, of which the node is silent. false: it is not the one of o.Revision any more, and stays.

@@ -22,7 +22,7 @@ func TestOfManyClaimersOneWins(t *testing.T) {
 	for range 10 {
 		l := grant(t, c, time.Minute)
 		wg.Go(func() {
-			ok, err := c.Claim(t.Context(), l, owner)
+			ok, err := c.Claim(t.Context(), l, owner, 0)
 			if err != nil {
 				t.Error(err)
 			}
@@ -36,7 +36,7 @@ func TestOfManyClaimersOneWins(t *testing.T) {
 	if l == nil || get(t, s.Client(), OwnerKey(ip1)).Lease != l.ID() {
 		t.Fatalf("winner %v, record %+v", l, get(t, s.Client(), OwnerKey(ip1)))
 	}
-	if ok, err := c.Claim(t.Context(), l, owner); !ok || err != nil {
+	if ok, err := c.Claim(t.Context(), l, owner, 0); !ok || err != nil {
 		t.Errorf("claiming what is one's own: %t, %v", ok, err)
 	}
 }
@@ -47,7 +47,7 @@ func TestACordonedNodeClaimsNothingButWhatIsStatic(t *testing.T) {
 	if err := c.Cordon(t.Context(), egress.Cordon{Node: owner.Node}); err != nil {
 		t.Fatal(err)
 	}
-	if ok, err := c.Claim(t.Context(), l, owner); ok || err != nil {
+	if ok, err := c.Claim(t.Context(), l, owner, 0); ok || err != nil {
 		t.Errorf("claimed: %t, %v", ok, err)
 	}
 	static := owner
@@ -86,51 +86,58 @@ func TestReleaseIsFenced(t *testing.T) {
 func TestClaimSaysWhoGaveTheIPUp(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
-	next := func(saw string) egress.Owner {
-		t.Helper()
-		o := owner
-		o.Node, o.From = "n2", saw
-		claim(t, c, grant(t, c, time.Minute), o)
-		got, err := DecodeOwner(get(t, s.Client(), OwnerKey(ip1)))
-		if err != nil {
-			t.Fatal(err)
-		}
-		return got
-	}
-	release := func() {
+	held := func() egress.Owner {
 		t.Helper()
 		o, err := DecodeOwner(get(t, s.Client(), OwnerKey(ip1)))
 		if err != nil {
 			t.Fatal(err)
 		}
+		return o
+	}
+	next := func(node string, seen int64) egress.Owner {
+		t.Helper()
+		o := owner
+		o.Node, o.From = node, "n9" // which says nothing
+		claimSeen(t, c, grant(t, c, time.Minute), o, seen)
+		return held()
+	}
+	release := func() (was int64) {
+		t.Helper()
+		o := held()
 		if ok, err := c.Release(t.Context(), o); !ok || err != nil {
 			t.Fatal(ok, err)
 		}
+		return o.Revision
 	}
-	if o := next("n1"); o.From != "" {
+	if o := next("n1", 1); o.From != "" {
 		t.Errorf("the first owner has it from %q", o.From)
 	}
-	release()
-	if o := next("n2"); o.From != "n2" {
-		t.Errorf("n2 gave it up, the next owner has it from %q", o.From)
+	first := release()
+	if o := next("n2", first); o.From != "n1" {
+		t.Errorf("n1 gave it up, the next owner has it from %q", o.From)
 	}
 	release()
-	if o := next("n9"); o.From != "" {
-		t.Errorf("the last owner seen had died, says the claimer: from %q", o.From)
+	if o := next("n3", first); o.From != "n2" {
+		t.Errorf("n1 gave it up, and n2, which the claimer did not see; the next owner has it from %q", o.From)
 	}
 	release()
-	if o := next(""); o.From != "" {
+	if o := next("n2", 1<<40); o.From != "" {
+		t.Errorf("etcd was restored, and the claimer saw an owner of whom it does not know: from %q", o.From)
+	}
+	release()
+	if o := next("n2", 0); o.From != "" {
 		t.Errorf("no owner was seen: from %q", o.From)
 	}
-	o, err := DecodeOwner(get(t, s.Client(), OwnerKey(ip1)))
-	if err != nil {
+	dead := held()
+	if _, err := s.Client().Revoke(t.Context(), clientv3.LeaseID(dead.Lease)); err != nil {
 		t.Fatal(err)
 	}
-	if _, err := s.Client().Revoke(t.Context(), clientv3.LeaseID(o.Lease)); err != nil {
-		t.Fatal(err)
-	}
-	if o := next("n2"); o.From != "" {
-		t.Errorf("n2 died, the next owner has it from %q", o.From)
+	for _, seen := range []int64{first, dead.Revision} {
+		o := next("n2", seen)
+		if o.From != "" {
+			t.Errorf("n2 died, the next owner has it from %q", o.From)
+		}
+		del(t, c, OwnerKey(ip1))
 	}
 }
 
@@ -369,7 +376,7 @@ func told(t *testing.T, c *Client) []string {
 func TestEveryChangeOfOwnerIsInTheHistoryAndNothingElse(t *testing.T) {
 	c := dial(t, start(t))
 	h := prepare(t, c) // n1 claims
-	if ok, err := c.Claim(t.Context(), h.lease, egress.Owner{IP: ip1, Node: "n3"}); ok || err != nil {
+	if ok, err := c.Claim(t.Context(), h.lease, egress.Owner{IP: ip1, Node: "n3"}, 0); ok || err != nil {
 		t.Fatal("claiming what n1 has:", ok, err)
 	}
 	stale := h.o
@@ -421,12 +428,13 @@ func TestALockThatWasNotUsedIsNotTakenOverAtOnce(t *testing.T) {
 			t.Fatal(err)
 		}
 		claim(t, c, l, second)
+		got := held().Revision
 		if err := giveBack(l); err != nil {
 			t.Fatal(err)
 		}
 		third := owner
-		third.Node, third.From = "n3", "n2"
-		claim(t, c, grant(t, c, time.Minute), third)
+		third.Node = "n3"
+		claimSeen(t, c, grant(t, c, time.Minute), third, got)
 		if o := held(); o.Node != "n3" || o.From != "" {
 			t.Errorf("%s: the owner is %s from %q: it would use the IP at once", name, o.Node, o.From)
 		}

@@ -116,9 +116,10 @@ func TestEachPartWorksUnderItsRole(t *testing.T) {
 	must("asking for a move", ok, err)
 	ok, err = agent.WithdrawMove(t.Context(), h.move(t))
 	must("withdrawing a move", ok, err)
-	ok, err = agent.Release(t.Context(), h.owner(t))
+	o := h.owner(t)
+	ok, err = agent.Release(t.Context(), o)
 	must("releasing", ok, err)
-	must("claiming again", true, second(agent.Claim(t.Context(), next, egress.Owner{IP: ip1, Node: "n2", From: "n2"})))
+	must("claiming again", true, second(agent.Claim(t.Context(), next, egress.Owner{IP: ip1, Node: "n2"}, o.Revision)))
 	must("revoking the lease of a dead agent", true, agent.Revoke(t.Context(), next.ID()))
 	if r := get(t, agent.etcd, OwnerKey(ip1)); r.Revision != 0 {
 		t.Error("the lock outlived the lease")
