@@ -4,8 +4,10 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -99,7 +101,25 @@ func (a *agent) question(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			_ = a.tell(ownership.Question{}) // withdraws nothing
+			if time.Since(a.machine.Lease().Confirmed) < a.Permit/4 {
+				continue // etcd answers: nobody has to be asked
+			}
+			if s := a.view.Snapshot(); s != nil {
+				_ = a.tell(ownership.Question{Peers: a.peers(s)}) // withdraws nothing
+			}
 		}
 	}
+}
+
+// peers returns the other agents that could claim: those that etcd knows, and those that joined while it does not answer.
+func (a *agent) peers(s *egress.Snapshot) []string {
+	all := map[string]bool{}
+	for name := range s.Agents {
+		all[name] = true
+	}
+	for _, name := range a.gossip.Alive() {
+		all[name] = true
+	}
+	delete(all, a.Node)
+	return slices.Sorted(maps.Keys(all))
 }

@@ -87,6 +87,19 @@ func (g *Gossip) State(node string) State {
 	return g.known[node].state
 }
 
+// Alive returns the other members that are.
+func (g *Gossip) Alive() []string {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	var out []string
+	for name, m := range g.known {
+		if m.state == Alive {
+			out = append(out, name)
+		}
+	}
+	return out
+}
+
 // Send sends a message of 1 to 1000 bytes to a live member, once, by UDP: it may be lost.
 func (g *Gossip) Send(node string, message []byte) {
 	g.mu.Lock()

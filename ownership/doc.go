@@ -40,7 +40,8 @@
 //
 //  10. A promise binds for P from when it is given: no claim, no revocation (Machine.act), no use of what was claimed and not used yet
 //     (Machine.roles). It counts from when it was asked for, so it ends for who asked before it ends for who promised (promises.heard).
-//  11. All that could claim have to promise (promises.all); before the first snapshot nobody knows who that is, and no promise counts.
+//  11. All that could claim have to promise (promises.all): the agents of etcd's last snapshot, and those that joined since and that the gossip
+//     knows. Before the first snapshot nobody knows who that is, and no promise counts.
 //  12. A promise carries on what etcd's yes began, and begins nothing (Machine.limit, now.Before(p.limit)).
 //  13. A process that begins does not know what its former one promised, so it is bound for P (promises.init).
 //  14. Answers to a former process count for nothing (Message.Process).
@@ -55,6 +56,6 @@
 //
 // P is the same on all nodes. Clocks of nodes differ in speed by half a percent at most. A process is not frozen between its look at the clock
 // and a commit of permits for longer than the margin (the agent cuts such a commit as soon as it runs again). A machine is not paused together
-// with its clock. Etcd is linearizable, and is not restored to an older revision. No agent joins that those who have lost etcd do not know.
+// with its clock. Etcd is linearizable, and is not restored to an older revision. No agent joins that those who have lost etcd do not hear of by the gossip.
 // The tests say more in docs/ownership.md.
 package ownership

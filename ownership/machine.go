@@ -36,7 +36,6 @@ type Machine struct {
 	lease    Lease
 	permits  permits
 	promises promises
-	view     *egress.Snapshot // the last one
 }
 
 // pass is one round of work: what it began from, and what it is about to do.
@@ -108,8 +107,9 @@ type (
 		From    string
 		Message Message
 	}
-	// Question: it is time to ask the peers for promises, every tenth of P.
-	Question struct{}
+	// Question: it is time to ask the peers for promises, every tenth of P. Peers are all other agents that could claim: those of etcd's last
+	// snapshot, and those that the gossip knows to be alive. There is none before the first snapshot.
+	Question struct{ Peers []string }
 	// Adopted: this process goes on with the permits that the kernel had for locks under its lease.
 	Adopted struct {
 		IPs       []netip.Addr
@@ -234,7 +234,7 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 	case Heard:
 		return m.promises.heard(now, e, m.lease.Confirmed)
 	case Question:
-		return m.promises.ask(now, m.lease.Confirmed, m.others)
+		return m.promises.ask(now, m.lease.Confirmed, e.Peers)
 	case Adopted:
 		for _, ip := range e.IPs {
 			m.tenures.adopted[ip] = true
@@ -291,7 +291,6 @@ func (m *Machine) Lease() Lease {
 func (m *Machine) begin(now time.Time, e View) []Effect {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.view = e.Snapshot
 	m.pass = pass{snapshot: e.Snapshot, lease: m.lease.ID, now: now}
 	return []Effect{Restrict{}}
 }
@@ -373,21 +372,6 @@ func (m *Machine) act(now time.Time) []Effect {
 	out := m.endFormer()
 	out = append(out, m.revoke()...)
 	return append(out, m.claim()...)
-}
-
-// others returns the other agents, as etcd last had them. The caller holds mu.
-func (m *Machine) others() []string {
-	if m.view == nil {
-		return nil
-	}
-	var out []string
-	for name := range m.view.Agents {
-		if name != m.cfg.Node {
-			out = append(out, name)
-		}
-	}
-	slices.Sort(out)
-	return out
 }
 
 // earlier returns the earlier of two times; the zero time is never.

@@ -905,7 +905,15 @@ func (n *node) renewing() {
 }
 
 func (n *node) questions() {
-	n.step(Question{})
+	if n.view != nil {
+		var peers []string
+		for _, o := range n.w.nodes {
+			if _, there := n.view.Agents[o.name]; o != n && (there || n.heard[o.id] == alive) {
+				peers = append(peers, o.name)
+			}
+		}
+		n.step(Question{Peers: peers})
+	}
 	// While etcd answers, nothing comes of it.
 	due := n.m.Lease().Confirmed.Add(n.permit * 3 / 10).Sub(n.clock())
 	n.in(max(n.permit/10, due), n.questions)

@@ -162,8 +162,8 @@ func (m *Machine) limit(now time.Time) (limit time.Time, margin time.Duration, e
 	if since.IsZero() {
 		return time.Time{}, 0, ErrUnconfirmed
 	}
-	if now.Before(p.limit) && m.view != nil { // else it is not known who has to promise
-		since = later(since, m.promises.all(now, m.others()))
+	if now.Before(p.limit) {
+		since = later(since, m.promises.all(now))
 	}
 	limit = later(since.Add(length), p.limit)
 	return limit, length / 10, nil

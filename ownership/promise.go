@@ -13,6 +13,8 @@ type promises struct {
 	keep     bool // ask; without it the machine only promises
 	process  uint64
 	start    time.Time
+	known    bool                 // who could claim: peers
+	peers    []string             // as of the last Question
 	answered map[string]time.Time // when what a peer last promised to was sent
 	promised time.Time            // when this agent last promised; at its start it does not know
 	lost     time.Time            // when etcd was last missed
@@ -42,12 +44,13 @@ func (p *promises) init(cfg Config) {
 }
 
 // ask asks the peers while etcd is missing.
-func (p *promises) ask(now, confirmed time.Time, peers func() []string) []Effect {
+func (p *promises) ask(now, confirmed time.Time, peers []string) []Effect {
+	p.known, p.peers = true, peers
 	if !p.missing(now, confirmed) || !p.keep {
 		return nil
 	}
 	var out []Effect
-	for _, peer := range peers() {
+	for _, peer := range peers {
 		out = append(out, Say{To: peer, Message: Message{
 			Process: p.process, Sent: now.Sub(p.start), Silent: now.Sub(confirmed) > p.length,
 		}})
@@ -104,12 +107,12 @@ func (p *promises) partitioned(now time.Time, node string) bool {
 }
 
 // all returns the latest moment since which all peers have promised; zero: not all have.
-func (p *promises) all(now time.Time, peers []string) time.Time {
-	if !p.keep {
+func (p *promises) all(now time.Time) time.Time {
+	if !p.keep || !p.known {
 		return time.Time{}
 	}
 	oldest := now
-	for _, peer := range peers {
+	for _, peer := range p.peers {
 		if p.answered[peer].Before(oldest) {
 			oldest = p.answered[peer]
 		}

@@ -1,6 +1,8 @@
 package ownership
 
 import (
+	"maps"
+	"slices"
 	"testing"
 	"time"
 
@@ -34,8 +36,9 @@ func (w *wire) see() {
 	for name := range w.all {
 		s.Agents[name] = egress.Agent{Node: name}
 	}
-	for _, m := range w.all {
+	for name, m := range w.all {
 		m.Step(w.now, View{Snapshot: s})
+		m.Step(w.now, Question{Peers: slices.DeleteFunc(slices.Sorted(maps.Keys(w.all)), func(peer string) bool { return peer == name })})
 	}
 }
 
@@ -50,10 +53,10 @@ func (w *wire) etcd(names ...string) {
 // ask lets an agent ask all others, and returns whether all promised.
 func (w *wire) ask(who string) bool {
 	m := w.all[who]
-	for _, peer := range m.others() {
+	for _, peer := range m.promises.peers {
 		w.deliver(who, Say{To: peer, Message: Message{Process: m.cfg.Process, Sent: w.now.Sub(m.cfg.Start), Silent: w.silent}})
 	}
-	return m.view != nil && !m.promises.all(w.now, m.others()).Before(w.now)
+	return !m.promises.all(w.now).Before(w.now)
 }
 
 func (w *wire) deliver(from string, s Say) {
@@ -191,7 +194,7 @@ func TestAnswersToAFormerProcessCountForNothing(t *testing.T) {
 	w.now = w.now.Add(time.Hour)
 	a := w.all["a"]
 	w.deliver("a", Say{To: "b", Message: Message{Process: a.cfg.Process + 10, Sent: w.now.Sub(a.cfg.Start)}})
-	if !a.promises.all(w.now, a.others()).IsZero() {
+	if !a.promises.all(w.now).IsZero() {
 		t.Error("the answer to another process was taken for a promise")
 	}
 }

@@ -360,3 +360,28 @@ func TestSchedules(t *testing.T) {
 	wg.Wait()
 	t.Logf("%d schedules in %v from seed %d, %d failed %v", next.Load(), time.Since(start).Round(time.Millisecond), begin, failed.Load(), kinds)
 }
+
+// A node joins while all others have lost etcd. It claims what they hold by their promises: they hear of it by the gossip, and have to ask it, too.
+func TestWhoJoinsWhileTheOthersHaveLostEtcdHasToPromise(t *testing.T) {
+	for seed := range uint64(20) {
+		var story strings.Builder
+		claimed := false
+		v := simulate(seed, options{nodes: 5, faults: 8 * time.Second, script: func(w *world) {
+			late := w.nodes[4]
+			late.off = true
+			late.life++
+			w.run(3 * time.Second)
+			for _, n := range w.nodes[:4] {
+				w.partition(n.id, etcdEnd, 7*time.Second, true, true)
+			}
+			w.after(leaseTTL/2, func() { late.off = false; late.boot() })
+			w.after(6900*time.Millisecond, func() { claimed = w.etcd.owners[w.ips[0]].Node == late.name })
+		}}, &story)
+		if v != "" {
+			t.Fatalf("seed %d: %s\n%s", seed, v, story.String())
+		}
+		if !claimed {
+			t.Errorf("seed %d: the node that joined has not claimed what the others lost", seed)
+		}
+	}
+}
