@@ -241,7 +241,7 @@ func (a *agent) start(ctx context.Context) error {
 	if err != nil {
 		return fmt.Errorf("reading the node's former agent: %w", err)
 	}
-	id, err := store.ParseLease(former.Lease)
+	id, err := egress.ParseLease(former.Lease)
 	if err != nil {
 		return a.newLease(ctx) // there was none
 	}
@@ -265,9 +265,12 @@ func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) 
 		return err
 	}
 	if former.Restarting {
-		if l, err = a.shorten(ctx, l, former, held, left); err != nil {
-			return err
-		}
+		l, err = a.shorten(ctx, l, former, held, left)
+	} else {
+		err = l.Renumber(ctx, held) // a hand-over of the former agent may be on its way
+	}
+	if err != nil {
+		return err
 	}
 	a.machine.grant(l)
 	a.since = former.Since
@@ -275,7 +278,7 @@ func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) 
 	if err != nil {
 		return err
 	}
-	a.machine.step(ownership.Confirmed{Lease: l.ID(), Sent: yes.Sent, Revision: yes.Revision})
+	a.machine.step(ownership.Confirmed{Lease: l.ID(), Sent: yes.Sent, Restores: yes.Restores})
 	n := a.resume(held, left, former)
 	a.Log.Info("lease adopted", "lease", former.Lease, "dur", l.TTL(), "egress_ips", n)
 	return nil
@@ -292,7 +295,7 @@ func (a *agent) resume(held []netip.Addr, left map[netip.Addr]time.Duration, for
 			delete(left, ip)
 		}
 	}
-	a.machine.step(ownership.Adopted{IPs: ips, Revocable: former.Revocable})
+	a.machine.step(ownership.Adopted{IPs: ips, Revocable: former.Revocable, Permit: time.Duration(former.Permit)})
 	err := a.tables.Revoke(slices.Collect(maps.Keys(left))...)
 	if len(list) > 0 {
 		err = errors.Join(err, a.permits.grant(list))
@@ -331,7 +334,7 @@ func (a *agent) newLease(ctx context.Context) error {
 		return fmt.Errorf("taking a lease: %w", err)
 	}
 	a.machine.grant(l)
-	a.Log.Info("lease taken", "lease", store.FormatLease(l.ID()), "dur", l.TTL())
+	a.Log.Info("lease taken", "lease", egress.FormatLease(l.ID()), "dur", l.TTL())
 	return nil
 }
 
@@ -349,7 +352,7 @@ func (a *agent) keepLease(ctx context.Context) error {
 			return fmt.Errorf("keeping the lease: %w", err)
 		}
 		a.metrics.add(metricLost, 1)
-		a.Log.Warn("lease lost", "lease", store.FormatLease(lease.ID()))
+		a.Log.Warn("lease lost", "lease", egress.FormatLease(lease.ID()))
 		if err := a.tell(ownership.Lost{Lease: lease.ID()}); err != nil {
 			a.Log.Warn("permits not withdrawn; they end by themselves", "err", err)
 		}
@@ -381,7 +384,7 @@ func (a *agent) confirm(ctx context.Context) error {
 			yes, err := lease.Confirm(try, a.Node)
 			switch {
 			case err == nil:
-				a.machine.step(ownership.Confirmed{Lease: lease.ID(), Sent: yes.Sent, Revision: yes.Revision})
+				a.machine.step(ownership.Confirmed{Lease: lease.ID(), Sent: yes.Sent, Restores: yes.Restores})
 				a.metrics.took(metricQuestion, time.Since(yes.Sent))
 				return nil
 			case ctx.Err() == nil:
@@ -474,12 +477,12 @@ func (a *agent) lastWords(ctx context.Context) {
 			a.Log.Warn("egress IPs of a node that is gone not let go", "err", err)
 		}
 	}
-	lease, err := a.lengthen(ctx)
+	lease, moved, err := a.lengthen(ctx)
 	if err != nil {
 		a.Log.Warn("locks not kept for the next agent: traffic stops until it runs", "err", err)
 		return
 	}
-	left, err := a.permits.extend(lease)
+	left, err := a.permits.extend(lease, moved)
 	if err != nil {
 		a.Log.Warn("permits not extended: traffic stops until the next agent runs", "err", err)
 		return
@@ -487,25 +490,30 @@ func (a *agent) lastWords(ctx context.Context) {
 	a.Log.Info("stopped; kernel and lease stay for the next agent", "dur", left)
 }
 
-func (a *agent) lengthen(ctx context.Context) (*store.Lease, error) {
+// lengthen moves the locks to a lease that outlives a restart, and returns of which egress IPs.
+func (a *agent) lengthen(ctx context.Context) (next *store.Lease, moved []netip.Addr, err error) {
 	r, err := a.Store.Agent(ctx, a.Node)
 	if err != nil {
-		return nil, err
+		return nil, nil, err
 	}
 	grace := max(a.LeaseTTL, a.RestartGrace)
 	s := a.view.Snapshot()
 	if s != nil && plan.Cordoned(s, a.Node) {
 		grace = a.LeaseTTL // the node is about to go, and others can take what it still holds
 	}
-	next, err := a.Store.Grant(ctx, grace)
-	if err != nil {
-		return nil, err
+	if next, err = a.Store.Grant(ctx, grace); err != nil {
+		return nil, nil, err
 	}
 	r.Node, r.Restarting, r.Revocable = a.Node, true, false
-	return next, a.machine.current().MoveTo(ctx, next, r, func(ip netip.Addr) bool {
+	err = a.machine.current().MoveTo(ctx, next, r, func(ip netip.Addr) bool {
+		if a.machine.keeps(ip) {
+			moved = append(moved, ip)
+			return true
+		}
 		// One that came just now would wait for the next agent: others can use it at once.
-		return a.machine.Keeps(ip) || s == nil || plan.PoolOf(s, ip) == ""
+		return s == nil || plan.PoolOf(s, ip) == ""
 	})
+	return next, moved, err
 }
 
 // look checks the node, logs what is amiss, and returns what the record of the agent says of its kernel.

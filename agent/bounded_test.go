@@ -9,7 +9,6 @@ import (
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/ownership"
-	"github.com/egret-project/egret/store"
 )
 
 // TestBoundedPermitsEndWithoutConfirmation: the lease is good for a minute, but nobody asks etcd whether it was revoked.
@@ -27,7 +26,7 @@ func TestBoundedPermitsEndWithoutConfirmation(t *testing.T) {
 	p := permitsOf(t, tables, ownership.Config{Permit: 300 * time.Millisecond, Gossip: true, Freeze: true})
 	// promise lets the only peer promise, if it is asked.
 	promise := func() {
-		for _, effect := range p.machine.step(ownership.Question{}) {
+		for _, effect := range p.machine.step(ownership.Question{Peers: []string{"b"}}) {
 			said := effect.(ownership.Say)
 			said.Message.Promise = true
 			p.machine.step(ownership.Heard{From: said.To, Message: said.Message})
@@ -41,7 +40,6 @@ func TestBoundedPermitsEndWithoutConfirmation(t *testing.T) {
 		}
 		return all[ip]
 	}
-	p.machine.begin(&egress.Snapshot{Agents: map[string]egress.Agent{"a": {}, "b": {}}})
 	if promise(); !errors.Is(p.under(lease, list), ownership.ErrUnconfirmed) {
 		t.Error("a promise began what no confirmation had")
 	}
@@ -106,7 +104,7 @@ func TestMovedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	a, err := client.Agent(t.Context(), "a")
-	if err != nil || !a.Restarting || a.Revocable || a.Lease != store.FormatLease(next.ID()) {
+	if err != nil || !a.Restarting || a.Revocable || a.Lease != egress.FormatLease(next.ID()) {
 		t.Errorf("the record is %+v, %v", a, err)
 	}
 	if ok, err := client.Claim(t.Context(), next, egress.Owner{IP: netip.MustParseAddr("10.10.1.7")}, 0); err != nil || !ok {

@@ -12,7 +12,6 @@ import (
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/routing"
-	"github.com/egret-project/egret/store"
 )
 
 const (
@@ -97,7 +96,7 @@ func (a *agent) publishFaults(ctx context.Context, err error) error {
 		return nil
 	}
 	r, ok := s.Agents[a.Node]
-	if !ok || maps.Equal(r.Faults, now) || r.Lease != store.FormatLease(lease.ID()) {
+	if !ok || maps.Equal(r.Faults, now) || r.Lease != egress.FormatLease(lease.ID()) {
 		return nil // without a record of this agent there is nothing to add to: publish writes it first
 	}
 	r.Faults = now

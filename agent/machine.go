@@ -60,6 +60,9 @@ func (m *machine) answers(ip netip.Addr) bool {
 	return answer
 }
 
+// keeps reports whether the lock of ip goes on when this agent stops.
+func (m *machine) keeps(ip netip.Addr) bool { return m.Keeps(time.Now(), ip) }
+
 func (m *machine) lasts(ip netip.Addr) bool {
 	send, _ := m.Lasts(time.Now(), ip)
 	return send

@@ -288,6 +288,8 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 		switch f := effect.(type) {
 		case ownership.Publish:
 			errs = append(errs, a.publish(ctx, t, f.Revocable))
+		case ownership.Longest:
+			errs = append(errs, a.longest(ctx, t, f))
 		case ownership.Release:
 			errs = append(errs, a.release(ctx, f))
 		case ownership.Ready:
@@ -305,6 +307,8 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 		claimed := map[netip.Addr]bool{}
 		for _, effect := range a.machine.step(ownership.Settled{}) {
 			switch f := effect.(type) {
+			case ownership.Longest:
+				errs = append(errs, a.longest(ctx, t, f))
 			case ownership.Revoke:
 				due, err := a.revoke(ctx, f)
 				next, errs = earlier(next, due), append(errs, err)
@@ -323,6 +327,19 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 		err = errors.Join(err, a.tell(ownership.Lost{Lease: t.lease.ID()}))
 	}
 	return next, err
+}
+
+// longest says in etcd for how long a claimer has to wait.
+func (a *agent) longest(ctx context.Context, t turn, l ownership.Longest) error {
+	put := a.Store.LowerPermit
+	if l.Raise {
+		put = a.Store.RaisePermit
+	}
+	ok, err := put(ctx, l.Permit, t.Revision)
+	if ok {
+		a.Log.Info("longest permit changed", "was", t.Longest, "dur", l.Permit)
+	}
+	return err
 }
 
 // handOver gives a lock to the target of a move.
@@ -344,7 +361,7 @@ func (a *agent) publish(ctx context.Context, t turn, revocable bool) error {
 		a.since = time.Now().UTC().Truncate(time.Second)
 	}
 	r := egress.Agent{
-		Node: a.Node, Address: t.facts.Underlay, MAC: egress.OverlayMAC(t.facts.Underlay).String(), Lease: store.FormatLease(t.lease.ID()),
+		Node: a.Node, Address: t.facts.Underlay, MAC: egress.OverlayMAC(t.facts.Underlay).String(), Lease: egress.FormatLease(t.lease.ID()),
 		Version: a.Version, Features: a.features, Since: a.since, Refused: plan.Refused(t.Snapshot, t.facts),
 	}
 	have := t.Agents[a.Node]
@@ -358,9 +375,9 @@ func (a *agent) publish(ctx context.Context, t turn, revocable bool) error {
 		r.Conflicts[ip] = c.String()
 	}
 	r.Dropped, r.Ports = a.drops.why(), a.ports.use()
-	r.Revocable = revocable
+	r.Revocable, r.Permit = revocable, egress.Duration(a.Permit)
 	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) &&
-		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Dropped, r.Dropped) && maps.Equal(have.Refused, r.Refused) && samePorts(have.Ports, r.Ports) && have.Revocable == r.Revocable && have.Restarting == r.Restarting {
+		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Dropped, r.Dropped) && maps.Equal(have.Refused, r.Refused) && samePorts(have.Ports, r.Ports) && have.Revocable == r.Revocable && have.Permit == r.Permit && have.Restarting == r.Restarting {
 		return nil
 	}
 	return a.Store.PutAgent(ctx, t.lease, r)
@@ -410,7 +427,7 @@ func (a *agent) revoke(ctx context.Context, r ownership.Revoke) (next time.Time,
 	} else {
 		a.metrics.add(metricRevoked, 1)
 	}
-	a.Log.Warn(what, "node", r.Node, "lease", store.FormatLease(r.Lease))
+	a.Log.Warn(what, "node", r.Node, "lease", egress.FormatLease(r.Lease))
 	return next, nil
 }
 

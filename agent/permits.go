@@ -89,11 +89,11 @@ func (p *permits) grant(list []nft.Permit) error {
 	return nil
 }
 
-// extend renews the permits to the end of the lease, under which their locks are and which nobody revokes, and returns how long that is.
-func (p *permits) extend(lease *store.Lease) (time.Duration, error) {
+// extend renews the permits of ips to the end of the lease, under which their locks are and which nobody revokes, and returns how long that is.
+func (p *permits) extend(lease *store.Lease, ips []netip.Addr) (time.Duration, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	p.machine.step(ownership.Extended{Lease: lease.ID(), Sent: lease.Valid().Add(-lease.TTL()), TTL: lease.TTL()})
+	p.machine.step(ownership.Extended{Lease: lease.ID(), Sent: lease.Valid().Add(-lease.TTL()), TTL: lease.TTL(), IPs: ips})
 	p.written = false // to the very end of the lease, which no Length reaches
 	return time.Until(lease.Valid()), p.renewLocked()
 }

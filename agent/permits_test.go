@@ -55,7 +55,9 @@ func permitsOf(t *testing.T, tables *nft.Tables, cfg ownership.Config) *permits 
 // under grants permits of locks under a lease.
 func (p *permits) under(lease *store.Lease, list []nft.Permit) error {
 	p.machine.grant(lease)
-	p.machine.begin(&egress.Snapshot{Agents: map[string]egress.Agent{"a": {}, "b": {}}})
+	p.machine.begin(&egress.Snapshot{
+		Agents: map[string]egress.Agent{"a": {Lease: egress.FormatLease(lease.ID()), Permit: egress.Duration(p.length)}, "b": {}}, Longest: p.length,
+	})
 	return p.grant(list)
 }
 
@@ -64,7 +66,7 @@ func (p *permits) confirm(t *testing.T, lease *store.Lease) error {
 	t.Helper()
 	yes, err := lease.Confirm(t.Context(), "a")
 	if err == nil {
-		p.machine.step(ownership.Confirmed{Lease: lease.ID(), Sent: yes.Sent, Revision: yes.Revision})
+		p.machine.step(ownership.Confirmed{Lease: lease.ID(), Sent: yes.Sent, Restores: yes.Restores})
 	}
 	return err
 }
@@ -190,15 +192,15 @@ func TestALockIsKeptUntilTheKernelIsSilent(t *testing.T) {
 	}
 	ip := netip.MustParseAddr("10.10.0.11")
 	p := permitsOf(t, tables, ownership.Config{Permit: time.Minute})
-	if err := p.under(lease, []nft.Permit{{IP: ip, Answer: true}}); err != nil || !p.machine.Keeps(ip) {
-		t.Fatalf("answering: %v, keeps %t", err, p.machine.Keeps(ip))
+	if err := p.under(lease, []nft.Permit{{IP: ip, Answer: true}}); err != nil || !p.machine.keeps(ip) {
+		t.Fatalf("answering: %v, keeps %t", err, p.machine.keeps(ip))
 	}
 	p.machine.Narrow(func(netip.Addr) (send, answer bool) { return true, false }) // as for a withdrawal that the kernel refused
-	if !p.machine.Keeps(ip) {
+	if !p.machine.keeps(ip) {
 		t.Error("the lock of an IP that the kernel answers for is given back")
 	}
-	if err := p.withdraw([]nft.Permit{{IP: ip}}); err != nil || p.machine.Keeps(ip) {
-		t.Errorf("silent: %v, keeps %t", err, p.machine.Keeps(ip))
+	if err := p.withdraw([]nft.Permit{{IP: ip}}); err != nil || p.machine.keeps(ip) {
+		t.Errorf("silent: %v, keeps %t", err, p.machine.keeps(ip))
 	}
 }
 

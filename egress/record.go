@@ -1,6 +1,7 @@
 package egress
 
 import (
+	"fmt"
 	"net/netip"
 	"time"
 )
@@ -156,12 +157,41 @@ type Agent struct {
 	Refused map[string]string `json:"refused,omitempty"`
 	// Ports is what the node has to say of its blocks of ports, by egress IP.
 	Ports map[netip.Addr]PortUse `json:"ports,omitempty"`
+	// Permit is how long the permits of the agent's kernel may be, P. Empty: an older agent does not say.
+	Permit Duration `json:"permit,omitempty"`
 	// Restarting is set by an agent that was told to stop and expects a successor, in the write that moves it to another lease. It is given no
 	// IP until the successor has taken over.
 	Restarting bool `json:"restarting,omitempty"`
 	// Revocable says that the agent's permits end within one permit length of its last look at this record, whoever revokes its lease:
 	// peers may do that when the gossip reports it dead. An agent that is told to stop moves its keys to a lease that is not.
 	Revocable bool `json:"revocable,omitempty"`
+}
+
+// Permits is permit: the longest P that an agent may have. Who claims the IP of an owner that was lost waits that long.
+type Permits struct {
+	Longest Duration `json:"longest"`
+}
+
+// Duration is a length of time, in text as Go writes it: 500ms.
+type Duration time.Duration
+
+// Is compares it with one.
+func (d Duration) Is(t time.Duration) bool { return time.Duration(d) == t }
+
+// MarshalText writes it.
+func (d Duration) MarshalText() ([]byte, error) { return []byte(time.Duration(d).String()), nil }
+
+// UnmarshalText reads what MarshalText writes; it is longer than nothing.
+func (d *Duration) UnmarshalText(b []byte) error {
+	t, err := time.ParseDuration(string(b))
+	if err != nil {
+		return err
+	}
+	if t <= 0 {
+		return fmt.Errorf("duration %s: want more than 0", b)
+	}
+	*d = Duration(t)
+	return nil
 }
 
 // Owner is owners/<ip>, under the owner's lease: the lock of one egress IP.

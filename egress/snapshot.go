@@ -2,11 +2,16 @@ package egress
 
 import (
 	"net/netip"
+	"time"
 )
 
 // Snapshot is what etcd says, as one agent sees it. Maps may be nil; nothing in a Snapshot may be changed by who reads it.
 type Snapshot struct {
 	Revision int64
+	// Restores counts how often an answer of etcd has shown this process that etcd is another one than before, as after a restore.
+	Restores int
+	// Longest is the longest P of the agents, as the record permit has it; 0: there is none.
+	Longest  time.Duration
 	Pools    map[string]Pool
 	Egresses map[string]Policy
 	Nodes    map[string]Node

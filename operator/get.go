@@ -201,7 +201,7 @@ func list(kind string, all store.Everything, now time.Time) listing {
 		l.header = "IP NODE AGE WHY LEASE REVISION"
 		for _, ip := range slices.SortedFunc(maps.Keys(all.Owners), netip.Addr.Compare) {
 			o := all.Owners[ip]
-			add(o, ip.String(), o.Node, age(now, o.Since), string(o.Why), store.FormatLease(o.Lease), strconv.FormatInt(o.Revision, 10))
+			add(o, ip.String(), o.Node, age(now, o.Since), string(o.Why), egress.FormatLease(o.Lease), strconv.FormatInt(o.Revision, 10))
 		}
 	case "nodes":
 		l.header = "NODE ADDRESSES INDEX AGENT HOLDS CAPACITY CORDONED"

@@ -23,7 +23,7 @@ func whole() store.Whole {
 		"node-1": {Name: "node-1", Index: 1, Addresses: []netip.Addr{netip.MustParseAddr("10.10.0.101")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.0.0/24")}},
 		"node-2": {Name: "node-2", Index: 2, Addresses: []netip.Addr{netip.MustParseAddr("10.10.0.102")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
 	}
-	s.Agents = map[string]egress.Agent{"node-1": {Node: "node-1", Lease: store.FormatLease(0xa1), Version: "v1"}, "node-2": {Node: "node-2", Lease: store.FormatLease(0xa2), Version: "v1"}}
+	s.Agents = map[string]egress.Agent{"node-1": {Node: "node-1", Lease: egress.FormatLease(0xa1), Version: "v1"}, "node-2": {Node: "node-2", Lease: egress.FormatLease(0xa2), Version: "v1"}}
 	s.Owners[ip] = egress.Owner{IP: ip, Node: "node-1", Lease: 0xa1, Revision: 7, Since: time.Now(), Why: egress.ReasonClaim}
 	s.Services = map[string]egress.ServiceCIDR{"kubernetes": {Name: "kubernetes", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}}}
 	block := egress.Block{IP: ip, First: 2048, Size: 1024, Node: "node-2", Since: time.Now()}

@@ -23,7 +23,7 @@ func BenchmarkPass(b *testing.B) {
 		if i < gateways {
 			n.Labels = map[string]string{"gateway": "yes"}
 		}
-		s.Nodes[name], s.Agents[name] = n, egress.Agent{Node: name, Lease: leaseName(int64(i + 1))}
+		s.Nodes[name], s.Agents[name] = n, egress.Agent{Node: name, Lease: egress.FormatLease(int64(i + 1))}
 	}
 	owners := map[netip.Addr]egress.Owner{}
 	ip := netip.MustParseAddr("10.0.0.0")

@@ -11,6 +11,7 @@ import (
 type claims struct {
 	unowned map[netip.Addr]time.Time // since when an IP is seen without an owner
 	seen    map[netip.Addr]int64     // the revision of an IP's last lock
+	shorter time.Time                // since when the longest P could be shorter
 }
 
 // claim tries for the egress IPs whose time has come: the first in rank at once, each next one a step later.

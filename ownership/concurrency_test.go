@@ -15,8 +15,9 @@ func TestPermitsAreRenewedWhileAPassGoesOn(t *testing.T) {
 	m := New(Config{Node: "a", Permit: time.Second, Gossip: true, Freeze: true, Process: 1, Start: now})
 	m.Step(now, Granted{Lease: 1, Sent: now, TTL: time.Minute})
 	m.Step(now, View{Snapshot: &egress.Snapshot{
-		Agents: map[string]egress.Agent{"a": {Node: "a"}, "b": {Node: "b"}},
-		Owners: map[netip.Addr]egress.Owner{ip: {IP: ip, Node: "a", Lease: 1, Revision: 1, From: "b"}},
+		Agents:  map[string]egress.Agent{"a": {Node: "a", Lease: egress.FormatLease(1), Permit: egress.Duration(time.Second)}, "b": {Node: "b"}},
+		Longest: time.Second,
+		Owners:  map[netip.Addr]egress.Owner{ip: {IP: ip, Node: "a", Lease: 1, Revision: 1, From: "b"}},
 	}})
 	m.Grant([]Permit{{IP: ip, Answer: true}}, false)
 	first := true

@@ -25,28 +25,43 @@
 //
 // A new owner begins when no permit of a former one can be left:
 //
-//  6. It waits P from when it saw its own lock, which came after the end of the former lease (Machine.roles). The two spans of P are on two
+//  6. It waits the longest P (below) from when it saw its own lock, which came after the end of the former lease (Machine.roles). The two spans of P are on two
 //     clocks, and the later one does not begin before the earlier one.
 //  7. It need not wait when the former owner fell silent before the lock changed: it handed the IP over (Machine.settle: only with the role
 //     plan.Relay, after the kernel acknowledged the silence), or gave it back after the last lock that the new one saw (Claim.Seen). An owner
 //     that gives back what it has not used yet has not waited itself, so whoever is next has to (Release.Unused).
 //  8. It need not wait for an IP that its own kernel answers for all along (Adopted). What a former process of the node sent may still be on
 //     its way to etcd: so the next one gives all its locks new revisions before it resumes their permits, and a late Release or HandOver, which
-//     is of the old revision, does nothing (the simulator's does; the agent does not yet: docs/ownership.md).
+//     is of the old revision, does nothing (store.Lease.Renumber).
 //  9. Peers revoke only the lease of an agent that says in its record that its permits are bounded, and it says so when its kernel has
 //     acknowledged that it has no others (Machine.revocable).
 //
+// P may differ between nodes, and change when an agent is started anew. Etcd has the longest one:
+//
+//  10. A permit is as long as P only by a yes that was asked for after etcd said so to all who claim later: in the agent's record and, with the
+//     same or a longer one, in the record permit (Machine.declared). A successor with a longer P goes on with the former one's until then (Adopted).
+//  11. Who claims goes by the record permit in the snapshot that shows its lock, which is not older than the lock (Machine.roles). It is lowered
+//     ten times as long after the last agent with a longer P was seen, if none has come in that very moment (Machine.shorten).
+//
+// An etcd that is restored to an older revision is another one. Answers show that (egress.Snapshot.Restores):
+//
+//  12. Such an answer is no yes, until there is a view of the same etcd (Machine.confirmed, Machine.restored).
+//  13. All locks of the first such view are new to their node, whether it has used them or not, and nobody is known to have given anything up
+//     before that (Machine.roles). So permits of the former etcd are over when the first lock is used.
+//
 // While all agents have lost etcd, permits go on by promises:
 //
-//  10. A promise binds for P from when it is given: no claim, no revocation (Machine.act), no use of what was claimed and not used yet
+//  14. A promise binds for the longer P of the two from when it is given: no claim, no revocation (Machine.act), no use of what was claimed and not used yet
 //     (Machine.roles). It counts from when it was asked for, so it ends for who asked before it ends for who promised (promises.heard).
-//  11. All that could claim have to promise (promises.all): the agents of etcd's last snapshot, and those that joined since and that the gossip
-//     knows. Before the first snapshot nobody knows who that is, and no promise counts.
-//  12. A promise carries on what etcd's yes began, and begins nothing (Machine.limit, now.Before(p.limit)).
-//  13. A process that begins does not know what its former one promised, so it is bound for P (promises.init).
-//  14. Answers to a former process count for nothing (Message.Process).
+//  15. All that could claim have to promise (promises.all): the agents of etcd's last snapshot, and those that joined since and that the gossip
+//     knows; the gossip has joinGrace to hear of a process before that uses what it claims (Machine.roles). Before the first snapshot nobody knows
+//     who has to promise, and after the answer of another etcd there is one, so no promise counts.
+//  16. A promise carries on what etcd's yes began, and begins nothing (Machine.limit, now.Before(p.limit)).
+//  17. A process that begins does not know what its former one promised, so it is bound for the longest P (promises.see).
+//  18. Answers to a former process count for nothing (Message.Process).
 //
-// A restart: the locks move to a lease that nobody revokes, then the permits are lengthened to its end (Extended). Locks that the kernel
+// A restart: the locks move to a lease that nobody revokes, then the permits are lengthened to its end (Extended), where the kernel has some and the
+// lock has moved. Locks that the kernel
 // answers for, or has not acknowledged silence about, move along; others are given back (Machine.Keeps).
 //
 // Without gossip nobody revokes: permits end when the lease does, at the earliest, and claimers wait P from then. The premise is that etcd
@@ -54,8 +69,10 @@
 //
 // # What is assumed
 //
-// P is the same on all nodes. Clocks of nodes differ in speed by half a percent at most. A process is not frozen between its look at the clock
+// Clocks of nodes differ in speed by half a percent at most. A process is not frozen between its look at the clock
 // and a commit of permits for longer than the margin (the agent cuts such a commit as soon as it runs again). A machine is not paused together
-// with its clock. Etcd is linearizable, and is not restored to an older revision. No agent joins that those who have lost etcd do not hear of by the gossip.
+// with its clock. Etcd is linearizable. One that is restored has an older revision or term of raft than before, or a much newer revision, and was
+// backed up after the last restart of an agent, whose permits it does not know; without gossip it says nothing of permits at all. Who joins while others
+// have lost etcd can be reached by them within joinGrace.
 // The tests say more in docs/ownership.md.
 package ownership

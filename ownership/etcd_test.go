@@ -1,7 +1,6 @@
 package ownership
 
 import (
-	"fmt"
 	"maps"
 	"net/netip"
 	"slices"
@@ -12,17 +11,20 @@ import (
 
 // etcd is a simulated one: linearizable, with revisions and leases, by true time. A snapshot that was taken of it never changes.
 type etcd struct {
-	w      *world
-	rev    int64
-	term   int64
-	owners map[netip.Addr]egress.Owner
-	agents map[string]egress.Agent // Lease is what the record says
-	under  map[string]int64        // the lease that a record of agents is under
-	moves  map[netip.Addr]egress.Move
-	last   map[netip.Addr]tenure // of an IP's history
-	leases map[int64]*lease
-	nextID int64
-	down   bool
+	w          *world
+	rev        int64
+	term       int64
+	owners     map[netip.Addr]egress.Owner
+	agents     map[string]egress.Agent // Lease is what the record says
+	longest    time.Duration           // P
+	longestRev int64
+	agentsRev  int64            // of the last change of agents
+	under      map[string]int64 // the lease that a record of agents is under
+	moves      map[netip.Addr]egress.Move
+	last       map[netip.Addr]tenure // of an IP's history
+	leases     map[int64]*lease
+	nextID     int64
+	down       bool
 	// deposed: renewals are granted by a leader that was cut off, and do nothing.
 	deposed bool
 
@@ -50,7 +52,7 @@ func (e *etcd) changed() int64 {
 func (e *etcd) take() *egress.Snapshot {
 	if e.snapshot == nil {
 		s := *e.w.base
-		s.Revision, s.Agents, s.Owners, s.Moves = e.rev, maps.Clone(e.agents), maps.Clone(e.owners), maps.Clone(e.moves)
+		s.Revision, s.Agents, s.Owners, s.Moves, s.Longest = e.rev, maps.Clone(e.agents), maps.Clone(e.owners), maps.Clone(e.moves), e.longest
 		e.snapshot = &s
 	}
 	return e.snapshot
@@ -136,11 +138,21 @@ func (e *etcd) putAgent(id int64, a egress.Agent) bool {
 	if e.leases[id] == nil {
 		return false
 	}
-	if have, ok := e.agents[a.Node]; ok && e.under[a.Node] == id && have.Revocable == a.Revocable && have.Restarting == a.Restarting && have.Lease == a.Lease {
+	if have, ok := e.agents[a.Node]; ok && e.under[a.Node] == id && have.Revocable == a.Revocable && have.Restarting == a.Restarting && have.Lease == a.Lease && have.Permit == a.Permit {
 		return true
 	}
 	e.agents[a.Node], e.under[a.Node] = a, id
-	e.changed()
+	e.agentsRev = e.changed()
+	e.w.watchers()
+	return true
+}
+
+// setLongest is store.Client.RaisePermit and LowerPermit, of who saw etcd at revision seen.
+func (e *etcd) setLongest(l Longest, seen int64) bool {
+	if e.longestRev > seen || !l.Raise && e.agentsRev > seen {
+		return false
+	}
+	e.longest, e.longestRev = l.Permit, e.changed()
 	e.w.watchers()
 	return true
 }
@@ -196,7 +208,7 @@ func (e *etcd) release(o egress.Owner, unused bool) bool {
 
 // handOver is store.Client.HandOver.
 func (e *etcd) handOver(o egress.Owner, m egress.Move, to egress.Agent) bool {
-	id := leaseID(to.Lease)
+	id, _ := egress.ParseLease(to.Lease) // 0: it has none
 	if e.owners[o.IP].Revision != o.Revision || e.moves[o.IP].Revision != m.Revision || e.under[to.Node] != id || id == 0 {
 		return false
 	}
@@ -211,7 +223,7 @@ func (e *etcd) ready(m egress.Move, id int64) bool {
 	if !ok || have.Revision != m.Revision {
 		return false
 	}
-	have.Ready, have.ReadyLease = true, leaseName(id)
+	have.Ready, have.ReadyLease = true, egress.FormatLease(id)
 	have.Revision = e.changed()
 	e.moves[m.IP] = have
 	e.w.watchers()
@@ -266,7 +278,7 @@ func (e *etcd) moveTo(from, next int64, a egress.Agent, ips []netip.Addr, keep f
 			e.moves[ip] = m
 		}
 	}
-	a.Lease = leaseName(next)
+	a.Lease = egress.FormatLease(next)
 	e.agents[a.Node], e.under[a.Node] = a, next
 	e.w.watchers()
 	return true
@@ -278,23 +290,4 @@ func silentSince(o egress.Owner, node string) string {
 		return ""
 	}
 	return node
-}
-
-func leaseName(id int64) string {
-	if id == 0 {
-		return ""
-	}
-	return fmt.Sprintf("%016x", id)
-}
-
-func leaseID(name string) (id int64) {
-	for _, c := range []byte(name) {
-		id <<= 4
-		if c >= 'a' {
-			id |= int64(c-'a') + 10
-		} else {
-			id |= int64(c - '0')
-		}
-	}
-	return id
 }

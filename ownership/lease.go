@@ -18,8 +18,13 @@ func (l *Lease) renewed(e Renewed) {
 	}
 }
 
-// confirmed takes in etcd's yes. A renewal would not do: a leader of etcd that was cut off and does not know it still grants those.
+// confirmed takes in etcd's yes. A renewal would not do: a leader of etcd that was cut off and does not know it still grants those. Nor does the
+// yes of an etcd that was restored since the view: the lock may be another's there.
 func (m *Machine) confirmed(e Confirmed) {
+	if e.Restores != m.restores {
+		m.promises.void = true // etcd does answer
+		return
+	}
 	if l := &m.lease; e.Lease == l.ID && !l.Valid.IsZero() {
 		l.Confirmed = later(l.Confirmed, e.Sent)
 	}

@@ -14,7 +14,7 @@ import (
 // Config is what a Machine works with. All durations are by the clock of its node.
 type Config struct {
 	Node       string
-	Permit     time.Duration // P: for how long the kernel goes on when nobody renews; what a claimer waits
+	Permit     time.Duration // P: for how long the kernel goes on when nobody renews
 	ClaimDelay time.Duration // how much longer each next candidate of an IP waits
 	Linger     time.Duration // for how long a former owner relays after a planned move
 	Gossip     bool          // the agents say to each other who is alive; permits are bounded
@@ -34,6 +34,7 @@ type Machine struct {
 
 	mu       sync.Mutex // guards what follows
 	lease    Lease
+	restores int // as of the view, or of the first Confirmed
 	permits  permits
 	promises promises
 }
@@ -76,11 +77,12 @@ type (
 	}
 	// Lost: etcd does not know the lease.
 	Lost struct{ Lease int64 }
-	// Confirmed: agents/<node> was there under the lease, in a linearizable read that was sent at Sent and answered at Revision.
+	// Confirmed: agents/<node> was there under the lease, in a linearizable read that was sent at Sent, when this process had seen that many
+	// Restores of etcd. An answer which shows another one is none.
 	Confirmed struct {
 		Lease    int64
 		Sent     time.Time
-		Revision int64
+		Restores int
 	}
 	// View: etcd as it was at one revision. It begins a pass.
 	View struct{ Snapshot *egress.Snapshot }
@@ -112,14 +114,18 @@ type (
 	Question struct{ Peers []string }
 	// Adopted: this process goes on with the permits that the kernel had for locks under its lease.
 	Adopted struct {
-		IPs       []netip.Addr
-		Revocable bool // as the former agent's record said
+		IPs []netip.Addr
+		// As the former agent's record said; an older one says no Permit.
+		Revocable bool
+		Permit    time.Duration
 	}
-	// Extended: the locks are under a lease that outlives the process, and which nobody revokes: the permits may last as long.
+	// Extended: the locks of the IPs are under a lease that outlives the process, and which nobody revokes: the permits that the kernel has for
+	// them may last as long.
 	Extended struct {
 		Lease int64
 		Sent  time.Time
 		TTL   time.Duration
+		IPs   []netip.Addr
 	}
 )
 
@@ -150,8 +156,14 @@ type (
 	Renew struct{}
 	// Program makes the kernel hold what the roles ask for, its permits included.
 	Program struct{ Roles map[netip.Addr]plan.Role }
-	// Publish says in agents/<node> whether peers may revoke the lease.
+	// Publish says in agents/<node> what P is, and whether peers may revoke the lease.
 	Publish struct{ Revocable bool }
+	// Longest makes P of all agents what etcd says of the longest one: Raise where this node's is longer, else after all agents with a longer one are
+	// gone, and only if none has come since the snapshot.
+	Longest struct {
+		Permit time.Duration
+		Raise  bool
+	}
 	// Release gives a lock back, if it is of that revision still. Unused: this node has not waited yet until the owner before it was
 	// certainly silent, so whoever is next has to.
 	Release struct {
@@ -191,6 +203,7 @@ func (Restrict) effect() {}
 func (Renew) effect()    {}
 func (Program) effect()  {}
 func (Publish) effect()  {}
+func (Longest) effect()  {}
 func (Release) effect()  {}
 func (Ready) effect()    {}
 func (HandOver) effect() {}
@@ -225,6 +238,7 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 	switch e := e.(type) {
 	case Granted:
 		m.lease = Lease{ID: e.Lease, TTL: e.TTL, Valid: e.Sent.Add(e.TTL)}
+		m.permits.length = 0
 	case Renewed:
 		m.lease.renewed(e)
 	case Lost:
@@ -241,8 +255,15 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 		}
 		m.pass.lease = m.lease.ID
 		m.permits.bounded, m.permits.known = m.permits.bounded || e.Revocable, e.Revocable
+		// Claimers know of the former one's P.
+		if m.permits.length = m.cfg.Permit; e.Permit > 0 {
+			m.permits.length = min(m.permits.length, e.Permit)
+		}
 	case Extended:
 		m.lease = Lease{ID: e.Lease, TTL: e.TTL, Valid: e.Sent.Add(e.TTL)}
+		m.permits.list = slices.DeleteFunc(slices.Clone(m.permits.list), func(p Permit) bool {
+			return p.Answer && !(now.Before(m.permits.looked) && slices.Contains(e.IPs, p.IP))
+		})
 		m.permits.bounded, m.permits.lease, m.permits.last = false, e.Lease, true
 	}
 	return nil
@@ -261,7 +282,7 @@ func (m *Machine) bound() time.Time {
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return m.promises.bound()
+	return m.promises.until
 }
 
 // Partitioned reports whether an agent is known to be cut off from an etcd that others have.
@@ -292,7 +313,28 @@ func (m *Machine) begin(now time.Time, e View) []Effect {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	m.pass = pass{snapshot: e.Snapshot, lease: m.lease.ID, now: now}
+	m.restored(e.Snapshot.Restores)
+	m.declared(e.Snapshot)
+	m.promises.see(e.Snapshot.Longest)
 	return []Effect{Restrict{}}
+}
+
+// restored takes in that etcd is another one than before. What the former one said ends, and nobody knows any more who has seen this node's P.
+func (m *Machine) restored(restores int) {
+	if restores != m.restores {
+		m.restores, m.promises.void = restores, false
+		m.lease.Confirmed, m.permits.length = time.Time{}, 0
+	}
+}
+
+// declared lets permits be as long as P, once etcd says that to all who come to claim: in the agent's record, which keeps the longest P from being
+// shortened, and in that.
+func (m *Machine) declared(s *egress.Snapshot) {
+	r := s.Agents[m.cfg.Node]
+	if p := m.cfg.Permit; m.permits.length != p && r.Permit.Is(p) && r.Lease == egress.FormatLease(m.lease.ID) && s.Longest >= p {
+		// What was confirmed before may be of a time when claimers did not know.
+		m.permits.length, m.lease.Confirmed = p, time.Time{}
+	}
 }
 
 // holds reports whether a lock is this agent's.
@@ -320,6 +362,9 @@ func (m *Machine) plan(now time.Time, e Facts) []Effect {
 func (m *Machine) settle(e Programmed) []Effect {
 	s, f := m.pass.snapshot, m.pass.facts
 	out := []Effect{Publish{Revocable: m.revocable()}}
+	if s.Longest < m.cfg.Permit {
+		out = append(out, Longest{Permit: m.cfg.Permit, Raise: true})
+	}
 	if !e.Fenced {
 		return out
 	}
@@ -341,9 +386,9 @@ func (m *Machine) settle(e Programmed) []Effect {
 	return out
 }
 
-// release gives a lock back. Who has got it by a hand-over had nothing to wait for.
+// release gives a lock back.
 func (m *Machine) release(o egress.Owner) Release {
-	return Release{Owner: o, Unused: o.From == "" && !m.tenures.inUse[lock{o.IP, o.Revision}]}
+	return Release{Owner: o, Unused: !m.tenures.inUse[lock{o.IP, o.Revision}]}
 }
 
 // letGo gives every lock back, but not before the kernel has acknowledged that it is silent.
@@ -371,7 +416,31 @@ func (m *Machine) act(now time.Time) []Effect {
 	}
 	out := m.endFormer()
 	out = append(out, m.revoke()...)
+	out = append(out, m.shorten(now)...)
 	return append(out, m.claim()...)
+}
+
+// shorten lets claimers wait less long once the agents with a longer P are gone, and their permits: that is up to the first of the others.
+func (m *Machine) shorten(now time.Time) []Effect {
+	s, most, first := m.pass.snapshot, time.Duration(0), m.cfg.Node
+	for name, a := range s.Agents {
+		if most = max(most, time.Duration(a.Permit)); a.Permit == 0 {
+			most = s.Longest // of an older version, which does not say
+		}
+		first = min(first, name)
+	}
+	if most == 0 || most >= s.Longest || first != m.cfg.Node {
+		m.claims.shorter = time.Time{}
+		return nil
+	}
+	if m.claims.shorter.IsZero() {
+		m.claims.shorter = now
+	}
+	if due := m.claims.shorter.Add(10 * s.Longest); now.Before(due) {
+		m.pass.next = earlier(m.pass.next, due)
+		return nil
+	}
+	return []Effect{Longest{Permit: most}}
 }
 
 // earlier returns the earlier of two times; the zero time is never.

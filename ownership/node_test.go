@@ -32,6 +32,8 @@ type node struct {
 	frozen   time.Duration // until when the process stands still
 	view     *egress.Snapshot
 	viewTerm int64
+	head     head          // of the answers of etcd
+	restores int           // how often an answer showed that etcd is another one
 	stalled  time.Duration // until when its watch says nothing
 	slow     time.Duration // until when its requests to etcd may take long
 	broken   time.Duration // until when writes to the kernel fail
@@ -226,12 +228,32 @@ func (n *node) watch() {
 		case n.view == nil || term > n.viewTerm || s.Revision > n.view.Revision:
 			n.in(0, func() {
 				if n.view == nil || term > n.viewTerm || term == n.viewTerm && s.Revision > n.view.Revision {
-					n.view, n.viewTerm = s, term
+					if term > n.viewTerm {
+						n.answers(n.head, head{term, s.Revision})
+					}
+					v := *s
+					v.Restores = n.restores
+					n.view, n.viewTerm = &v, term
 					n.wake()
 				}
 			})
 		}
 	})
+}
+
+// head is what etcd says of itself in an answer: it has another term of raft after a restore.
+type head struct{ term, revision int64 }
+
+// answers takes in an answer of etcd, and what was known when it was asked: false when it is another etcd.
+func (n *node) answers(asked, h head) bool {
+	if asked != (head{}) && (h.revision < asked.revision || h.term != asked.term) {
+		n.restores++
+		n.head = h
+		n.w.say("%s: sees that etcd is another one", n.name)
+		return false
+	}
+	n.head = head{h.term, max(n.head.revision, h.revision)}
+	return true
 }
 
 // rewatch sets up a watch that may have missed something, again and again.
@@ -500,9 +522,9 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 	}
 	switch f := f.(type) {
 	case Publish:
-		r := egress.Agent{Node: n.name, Lease: leaseName(id), Revocable: f.Revocable}
+		r := egress.Agent{Node: n.name, Lease: egress.FormatLease(id), Revocable: f.Revocable, Permit: egress.Duration(n.permit)}
 		have := n.m.pass.snapshot.Agents[n.name]
-		if have.Lease == r.Lease && have.Revocable == r.Revocable && have.Restarting == r.Restarting {
+		if have.Lease == r.Lease && have.Revocable == r.Revocable && have.Restarting == r.Restarting && have.Permit == r.Permit {
 			answer(true, false)
 			return
 		}
@@ -511,6 +533,9 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 			lost = !ok
 			return ok
 		}, "agent's record, revocable %t, lease %x", f.Revocable, id)
+	case Longest:
+		seen := n.m.pass.snapshot.Revision
+		ask(func(e *etcd) bool { return e.setLongest(f, seen) }, "longest P %v, raised %t", f.Permit, f.Raise)
 	case Release:
 		ask(func(e *etcd) bool { return e.release(f.Owner, f.Unused) }, "releases %s of revision %d", f.Owner.IP, f.Owner.Revision)
 	case Ready:
@@ -577,7 +602,10 @@ func (n *node) boot() {
 	}
 	n.life++
 	n.running, n.stopping, n.busy, n.dirty, n.view, n.asking, n.frozen, n.backoff = false, false, false, false, nil, 0, 0, 0
-	n.viewTerm = 0
+	n.viewTerm, n.head, n.restores = 0, head{}, 0
+	if n.w.opt.mixedP {
+		n.permit = []time.Duration{200 * time.Millisecond, permitLength, time.Second}[n.w.N(3)]
+	}
 	n.kernel.queue, n.kernel.used, n.kernel.exact = nil, false, false
 	for i := range n.heard {
 		n.heard[i] = unknown
@@ -611,7 +639,8 @@ func (n *node) start(again func()) {
 			n.newLease(again, n.loops)
 			return
 		}
-		id, kept, sent := leaseID(former.Lease), false, n.clock()
+		id, _ := egress.ParseLease(former.Lease) // it wrote one
+		kept, sent := false, n.clock()
 		var ttl time.Duration
 		n.ask(5*time.Second, func(e *etcd) {
 			if kept = e.renew(id); kept {
@@ -698,7 +727,7 @@ func (n *node) resume(former egress.Agent, held []netip.Addr, leftOver map[netip
 			gone = append(gone, ip)
 		}
 	}
-	n.step(Adopted{IPs: ips, Revocable: former.Revocable})
+	n.step(Adopted{IPs: ips, Revocable: former.Revocable, Permit: time.Duration(former.Permit)})
 	n.do(func(free func()) {
 		n.revoke(gone, nil, func(error) {
 			n.kernel.exact = n.kernel.same(list)
@@ -774,6 +803,11 @@ func (n *node) moveTo(from, to int64, a egress.Agent, keep func(netip.Addr) bool
 			case round == 2 && len(ips) == 0:
 				done(true)
 			default:
+				kept := map[netip.Addr]bool{} // as of the request
+				for _, ip := range ips {
+					kept[ip] = keep(ip)
+				}
+				keep := func(ip netip.Addr) bool { return kept[ip] }
 				if round == 2 {
 					// The record is under the next lease already.
 					var moved bool
@@ -848,17 +882,17 @@ func (n *node) confirming() {
 
 // confirm is store.Lease.Confirm.
 func (n *node) confirm(done func(bool)) {
-	id, sent := n.m.Lease().ID, n.clock()
+	id, sent, asked, restores := n.m.Lease().ID, n.clock(), n.head, n.restores
 	n.asking++
 	var there bool
-	var rev int64
-	n.ask(n.permit, func(e *etcd) { there, rev = e.under[n.name] == id, e.rev }, func(ok bool) {
+	var h head
+	n.ask(n.permit, func(e *etcd) { there, h = e.under[n.name] == id, head{e.term, e.rev} }, func(ok bool) {
 		n.asking--
 		switch {
-		case !ok:
+		case !ok || !n.answers(asked, h):
 			done(false)
 		case there:
-			n.step(Confirmed{Lease: id, Sent: sent, Revision: rev})
+			n.step(Confirmed{Lease: id, Sent: sent, Restores: restores})
 			done(true)
 		default:
 			n.keep(id, n.permit, done)
@@ -978,7 +1012,14 @@ func (n *node) handOn() {
 			}
 			from := n.m.Lease().ID
 			r.Node, r.Restarting, r.Revocable = n.name, true, false
-			n.moveTo(from, next.Lease, r, n.m.Keeps, func(ok bool) {
+			keep := func(ip netip.Addr) bool {
+				keep := n.m.Keeps(n.clock(), ip)
+				if keep {
+					next.IPs = append(next.IPs, ip)
+				}
+				return keep
+			}
+			n.moveTo(from, next.Lease, r, keep, func(ok bool) {
 				if !ok {
 					exit("locks not moved")
 					return

@@ -4,9 +4,9 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strconv"
 	"time"
 
+	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/plan"
 )
 
@@ -68,7 +68,7 @@ func (m *Machine) revoke() []Effect {
 			m.pass.next = earlier(m.pass.next, due)
 			continue
 		}
-		if id, err := strconv.ParseInt(lease, 16, 64); err == nil {
+		if id, err := egress.ParseLease(lease); err == nil { // else nobody can end it
 			out = append(out, Revoke{Node: r.Agent.Node, Lease: id})
 		}
 	}

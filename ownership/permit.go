@@ -19,6 +19,8 @@ type permits struct {
 	list []Permit
 	// lease is the one that the locks of list are under. What is known of a later one says nothing about them.
 	lease int64
+	// length is P, or what the former agent's was while claimers may not know of a longer one; 0: they know of none.
+	length time.Duration
 	// bounded: they end within P of a moment at which nobody had revoked the lease, so that peers may revoke it.
 	bounded bool
 	// known: the kernel acknowledged that it has no permits but bounded ones, or the former agent of the node said so.
@@ -26,6 +28,8 @@ type permits struct {
 	last  bool      // extended: never renewed again
 	limit time.Time // when they must have ended
 	until time.Time // when they end, as the kernel acknowledged
+	// looked is when they end at the latest, whatever the kernel did of what it was asked for.
+	looked time.Time
 
 	gone, silent []netip.Addr // ended, wholly and to answer, and the kernel has not acknowledged it
 }
@@ -99,6 +103,7 @@ func (m *Machine) Look(now time.Time) (end, limit time.Time, err error) {
 	if end = limit.Add(-margin); end.Sub(now) < Shortest {
 		return end, limit, ErrUnconfirmed
 	}
+	m.permits.looked = later(m.permits.looked, end)
 	return end, limit, nil
 }
 
@@ -151,15 +156,15 @@ func (m *Machine) Bounded() bool {
 //
 // Not bounded: P after the lease ends at the earliest, since a claimer waits for that. All of it is left.
 func (m *Machine) limit(now time.Time) (limit time.Time, margin time.Duration, err error) {
-	p, length := &m.permits, m.cfg.Permit
+	p := &m.permits
 	if p.lease != m.lease.ID || m.lease.Valid.IsZero() {
 		return time.Time{}, 0, ErrUnconfirmed
 	}
 	if !p.bounded {
-		return m.lease.Valid.Add(length), length, nil
+		return m.lease.Valid.Add(m.cfg.Permit), m.cfg.Permit, nil
 	}
-	since := m.lease.Confirmed
-	if since.IsZero() {
+	since, length := m.lease.Confirmed, p.length
+	if since.IsZero() || length == 0 {
 		return time.Time{}, 0, ErrUnconfirmed
 	}
 	if now.Before(p.limit) {
@@ -179,9 +184,9 @@ func (m *Machine) revocable() bool {
 
 // Keeps reports whether the lock of an IP goes on under the next lease when the agent stops: the kernel answers for it, or has not
 // acknowledged that it ceased to. Any other would wait for the next agent, and others can use it at once.
-func (m *Machine) Keeps(ip netip.Addr) bool {
+func (m *Machine) Keeps(now time.Time, ip netip.Addr) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	p := &m.permits
-	return slices.Contains(p.gone, ip) || slices.Contains(p.silent, ip) || slices.Contains(p.list, Permit{IP: ip, Answer: true})
+	return slices.Contains(p.gone, ip) || slices.Contains(p.silent, ip) || slices.Contains(p.list, Permit{IP: ip, Answer: true}) && now.Before(p.looked)
 }

@@ -14,9 +14,10 @@ type promises struct {
 	process  uint64
 	start    time.Time
 	known    bool                 // who could claim: peers
+	void     bool                 // etcd was restored, and this node has not seen yet what it holds
 	peers    []string             // as of the last Question
 	answered map[string]time.Time // when what a peer last promised to was sent
-	promised time.Time            // when this agent last promised; at its start it does not know
+	until    time.Time            // until when this agent's promises bind it
 	lost     time.Time            // when etcd was last missed
 	refused  map[string]refusal   // by who asked for a promise and got none
 }
@@ -31,6 +32,7 @@ type Message struct {
 	Sent    time.Duration `json:"sent"`    // when it asked, by its own clock
 	Promise bool          `json:"promise,omitempty"`
 	Silent  bool          `json:"silent,omitempty"` // who asks has no permit any more
+	Permit  time.Duration `json:"permit,omitempty"` // P of who asks: that long a promise binds
 }
 
 // returning is for how long an agent goes on promising when etcd is back: the others' connections may come back later, for they wait
@@ -40,8 +42,11 @@ const returning = 3 * time.Second
 func (p *promises) init(cfg Config) {
 	p.length, p.keep, p.process, p.start = cfg.Permit, cfg.Freeze && cfg.Gossip, cfg.Process, cfg.Start
 	p.answered, p.refused = map[string]time.Time{}, map[string]refusal{}
-	p.promised = cfg.Start
+	p.see(cfg.Permit)
 }
+
+// see takes in the longest P: a process does not know what its former one promised, nor to whom.
+func (p *promises) see(longest time.Duration) { p.until = later(p.until, p.start.Add(longest)) }
 
 // ask asks the peers while etcd is missing.
 func (p *promises) ask(now, confirmed time.Time, peers []string) []Effect {
@@ -52,7 +57,7 @@ func (p *promises) ask(now, confirmed time.Time, peers []string) []Effect {
 	var out []Effect
 	for _, peer := range peers {
 		out = append(out, Say{To: peer, Message: Message{
-			Process: p.process, Sent: now.Sub(p.start), Silent: now.Sub(confirmed) > p.length,
+			Process: p.process, Sent: now.Sub(p.start), Silent: now.Sub(confirmed) > p.length, Permit: p.length,
 		}})
 	}
 	return out
@@ -80,7 +85,7 @@ func (p *promises) heard(now time.Time, e Heard, confirmed time.Time) []Effect {
 	}
 	missing, was := p.missing(now, confirmed), p.partitioned(now, e.From)
 	if promise := missing || now.Sub(p.lost) < returning; promise {
-		p.promised = now
+		p.until = later(p.until, now.Add(max(p.length, m.Permit)))
 		delete(p.refused, e.From)
 		m.Promise = true
 		return []Effect{Say{To: e.From, Message: m}}
@@ -108,7 +113,7 @@ func (p *promises) partitioned(now time.Time, node string) bool {
 
 // all returns the latest moment since which all peers have promised; zero: not all have.
 func (p *promises) all(now time.Time) time.Time {
-	if !p.keep || !p.known {
+	if !p.keep || !p.known || p.void {
 		return time.Time{}
 	}
 	oldest := now
@@ -119,6 +124,3 @@ func (p *promises) all(now time.Time) time.Time {
 	}
 	return oldest
 }
-
-// bound returns until when this agent's promises bind it.
-func (p *promises) bound() time.Time { return p.promised.Add(p.length) }

@@ -9,10 +9,12 @@ import (
 
 // tenures are the locks of this node, and what is left of those that it had.
 type tenures struct {
-	adopted map[netip.Addr]bool      // permits that the kernel had when this process began: no waiting for those
-	seen    map[lock]time.Time       // since when a lock of this node is seen
-	inUse   map[lock]bool            // locks of this node that it acts upon
-	linger  map[netip.Addr]time.Time // until when this node relays for the IP's next owner
+	adopted  map[netip.Addr]bool      // permits that the kernel had when this process began: no waiting for those
+	waits    map[lock]time.Time       // since when a lock of this node is seen that it may not use yet
+	inUse    map[lock]bool            // locks of this node that it acts upon
+	linger   map[netip.Addr]time.Time // until when this node relays for the IP's next owner
+	begun    bool
+	restores int // of etcd, as of the last pass
 }
 
 // lock is one tenure of an egress IP: the revision is the fencing token.
@@ -27,26 +29,30 @@ func (t *tenures) init() { t.adopted, t.linger = map[netip.Addr]bool{}, map[neti
 func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	p, t := &m.pass, &m.tenures
 	p.roles = map[netip.Addr]plan.Role{}
-	seen, inUse, bound := map[lock]time.Time{}, map[lock]bool{}, m.bound()
+	first := !t.begun
+	if t.begun = true; p.snapshot.Restores != t.restores {
+		// What this node and others had in the etcd of before is not known any more: all wait for all.
+		first, t.restores = true, p.snapshot.Restores
+		t.waits, t.inUse, t.adopted, m.claims = nil, nil, nil, claims{}
+	}
+	bound := m.bound()
+	if m.cfg.Gossip { // by then those who have lost etcd know that this process is there, and ask it
+		bound = later(bound, m.cfg.Start.Add(joinGrace))
+	}
+	waits, inUse := map[lock]time.Time{}, map[lock]bool{}
 	for ip, o := range p.snapshot.Owners {
 		if !m.holds(o) {
 			continue
 		}
 		k := lock{ip, o.Revision}
-		// The former owner fell silent before it wrote the record, or the kernel of this node was in service all along.
-		atOnce := o.From != "" || t.adopted[ip]
-		if seen[k] = t.seen[k]; seen[k].IsZero() {
-			seen[k] = p.now
-			if atOnce {
-				seen[k] = p.now.Add(-m.cfg.Permit)
-			}
+		// The former owner fell silent before it wrote the record, in this etcd, or the kernel of this node was in service all along.
+		atOnce := o.From != "" && !first || t.adopted[ip]
+		since, waiting := t.waits[k]
+		if !waiting && !atOnce && !t.inUse[k] {
+			since, waiting = p.now, true
 		}
-		usable := seen[k].Add(m.cfg.Permit)
-		if !atOnce {
-			usable = later(usable, bound)
-		}
-		if !t.inUse[k] && p.now.Before(usable) {
-			p.roles[ip] = plan.Pending
+		if usable := later(since.Add(max(m.cfg.Permit, p.snapshot.Longest)), bound); waiting && p.now.Before(usable) {
+			waits[k], p.roles[ip] = since, plan.Pending
 			p.next = earlier(p.next, usable)
 			continue
 		}
@@ -55,7 +61,7 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		}
 		p.roles[ip], inUse[k] = plan.Hold, true
 	}
-	t.seen, t.inUse, t.adopted = seen, inUse, nil
+	t.waits, t.inUse, t.adopted = waits, inUse, nil
 	for _, ip := range asking {
 		if p.roles[ip] == plan.None {
 			p.roles[ip] = plan.Ask

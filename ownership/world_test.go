@@ -124,9 +124,6 @@ func newWorld(seed uint64, opt options) *world {
 	}
 	for i := range opt.nodes {
 		n := &node{w: w, id: i, name: string(rune('A' + i)), permit: permitLength, grace: restartGrace, gossip: !opt.noGossip}
-		if opt.mixedP && w.N(2) == 0 {
-			n.permit = []time.Duration{200 * time.Millisecond, time.Second}[w.N(2)]
-		}
 		n.offset = time.Duration(w.Int64N(int64(1000 * time.Hour)))
 		n.drift = w.Float64()*0.01 - 0.005
 		w.base.Nodes[n.name] = egress.Node{Name: n.name, Index: i + 1, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 10, 0, byte(101 + i)})}}

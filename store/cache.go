@@ -37,6 +37,7 @@ type Cache struct {
 	records  map[string]Record
 	whole    []string // the ranges of which records has everything
 	revision int64
+	restores int             // of etcd, before the list
 	listed   bool            // ready is closed
 	changed  map[string]bool // keys that changed since take; nil: nobody takes
 	watching bool
@@ -156,13 +157,26 @@ func (k *Cache) Healthy() bool {
 	return k.watching
 }
 
-// take returns the keys that changed since the last take with their records, nil where they are gone, the ranges of which everything
-// is there, and the revision. ok is false before the first whole list.
-func (k *Cache) take() (changed map[string]*Record, whole []string, revision int64, ok bool) {
+// Restores returns how often etcd had turned out to be another one than before when the records were listed.
+func (k *Cache) Restores() int {
+	k.mu.Lock()
+	defer k.mu.Unlock()
+	return k.restores
+}
+
+// state is what a Cache is of.
+type state struct {
+	whole    []string // the ranges of which everything is there
+	revision int64
+	restores int
+}
+
+// take returns the keys that changed since the last take with their records, nil where they are gone. ok is false before the first whole list.
+func (k *Cache) take() (changed map[string]*Record, is state, ok bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	if !k.listed {
-		return nil, nil, 0, false
+		return nil, is, false
 	}
 	changed = make(map[string]*Record, len(k.changed))
 	for key := range k.changed {
@@ -172,7 +186,7 @@ func (k *Cache) take() (changed map[string]*Record, whole []string, revision int
 		}
 	}
 	clear(k.changed)
-	return changed, k.whole, k.revision, true
+	return changed, state{k.whole, k.revision, k.restores}, true
 }
 
 // Arrived returns when the first of the changes came that came since the last call; the zero Time: there are none.
@@ -196,15 +210,15 @@ func (k *Cache) TakeChanged() []string {
 	return keys
 }
 
-// replace makes records, which are those of the ranges, all that the cache holds.
-func (k *Cache) replace(records map[string]Record, ranges []string, revision int64) {
-	k.update(revision, ranges, func(put func(string, *Record)) {
+// replace makes the list, which is that of the ranges, all that the cache holds.
+func (k *Cache) replace(l list, ranges []string) {
+	k.update(l.revision, l.restores, ranges, func(put func(string, *Record)) {
 		for key := range k.records {
-			if _, ok := records[key]; !ok {
+			if _, ok := l.records[key]; !ok {
 				put(key, nil)
 			}
 		}
-		for key, r := range records {
+		for key, r := range l.records {
 			put(key, &r)
 		}
 	})
@@ -212,11 +226,11 @@ func (k *Cache) replace(records map[string]Record, ranges []string, revision int
 
 // update lets fill put records, nil for those that are gone, after which the ranges, nil for those of before, are whole. It says so when
 // that changed anything.
-func (k *Cache) update(revision int64, ranges []string, fill func(put func(string, *Record))) {
+func (k *Cache) update(revision int64, restores int, ranges []string, fill func(put func(string, *Record))) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
-	changed := ranges != nil && !slices.Equal(ranges, k.whole)
-	if changed {
+	changed := restores != k.restores || ranges != nil && !slices.Equal(ranges, k.whole)
+	if k.restores = restores; ranges != nil {
 		k.whole = ranges
 	}
 	fill(func(key string, r *Record) {

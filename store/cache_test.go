@@ -27,7 +27,7 @@ func tracked(t *testing.T, c *Client, prefixes ...string) *Cache {
 }
 
 func took(k *Cache) []string {
-	changed, _, _, _ := k.take()
+	changed, _, _ := k.take()
 	return slices.Sorted(maps.Keys(changed))
 }
 
@@ -149,6 +149,9 @@ func TestARestoredEtcdIsListedAnew(t *testing.T) {
 	took(k)
 	restore()
 	until(t, "what was restored", k.Changed(), func() bool { return value(k, "owners/changed") == "old" && value(k, "owners/added") == "" })
+	if k.Restores() != 1 {
+		t.Errorf("etcd was restored %d times, says the cache", k.Restores())
+	}
 	if diff := cmp.Diff([]string{"owners/added", "owners/changed"}, took(k)); diff != "" {
 		t.Errorf("changed keys (-want +got):\n%s", diff)
 	}
@@ -156,7 +159,7 @@ func TestARestoredEtcdIsListedAnew(t *testing.T) {
 	until(t, "a change after it", k.Changed(), func() bool { return value(k, "owners/later") == "new" })
 }
 
-func TestAnotherEtcdIsKnownByItsHeaders(t *testing.T) {
+func TestAnotherEtcdIsKnownByItsAnswers(t *testing.T) {
 	head := func(cluster, term uint64, revision int64) *pb.ResponseHeader {
 		return &pb.ResponseHeader{ClusterId: cluster, RaftTerm: term, Revision: revision}
 	}
@@ -166,16 +169,54 @@ func TestAnotherEtcdIsKnownByItsHeaders(t *testing.T) {
 		another  bool
 	}{
 		{"the first", nil, head(1, 2, 10), false},
-		{"the first, behind what was listed", nil, head(1, 2, 9), true},
 		{"the same, with another leader", head(1, 2, 10), head(1, 3, 12), false},
-		{"the same, that answered before the last events", head(1, 2, 10), head(1, 2, 10), false},
+		{"the same, that had nothing to do", head(1, 2, 10), head(1, 2, 10), false},
+		{"restored, and behind", head(1, 2, 10), head(1, 2, 9), true},
 		{"restored, and ahead by now", head(1, 5, 10), head(1, 2, 20), true},
+		{"restored, with a higher revision", head(1, 2, 10), head(1, 2, 1_000_000_009), true},
 		{"another cluster", head(1, 2, 10), head(7, 2, 20), true},
 	} {
-		s := &session{upTo: 12, head: tt.was}
-		if err := s.compare(answer{tt.now, 10}); (err != nil) != tt.another {
-			t.Errorf("%s: %v", tt.name, err)
+		var h heads
+		if tt.was != nil {
+			if _, err := h.answered(h.ask(), tt.was); err != nil {
+				t.Fatal(err)
+			}
 		}
+		early, asked := h.ask(), h.ask()
+		restores, err := h.answered(asked, tt.now)
+		if tt.another != (restores == 1) || tt.another != (err != nil) {
+			t.Errorf("%s: restores %d, %v", tt.name, restores, err)
+		}
+		select {
+		case <-asked.changed:
+			if !tt.another {
+				t.Errorf("%s: it is said to have changed", tt.name)
+			}
+		default:
+			if tt.another {
+				t.Errorf("%s: nobody is told", tt.name)
+			}
+		}
+		// A second answer says the same again.
+		if again, err := h.answered(early, tt.now); again != restores || tt.another != (err != nil) {
+			t.Errorf("%s: a second answer: restores %d, %v", tt.name, again, err)
+		}
+		if later, err := h.answered(h.ask(), tt.now); later != restores || err != nil {
+			t.Errorf("%s: a later answer: restores %d, %v", tt.name, later, err)
+		}
+	}
+}
+
+// Events of a watch count too: etcd may have answered nothing since.
+func TestAnEtcdThatIsBehindItsEventsIsAnother(t *testing.T) {
+	var h heads
+	is := &pb.ResponseHeader{ClusterId: 1, RaftTerm: 2, Revision: 10}
+	if _, err := h.answered(h.ask(), is); err != nil {
+		t.Fatal(err)
+	}
+	h.saw(11)
+	if restores, err := h.answered(h.ask(), is); restores != 1 || err == nil {
+		t.Errorf("restores %d, %v", restores, err)
 	}
 }
 

@@ -29,6 +29,7 @@ const (
 	ToldPrefix          = "told/"
 	CounterPrefix       = "counters/" // what crdsync gave out last
 	ActPrefix           = "acts/"
+	PermitKey           = "permit"
 	CompactionKey       = "compaction" // when etcd had which revision, crdsync's own record
 	crdsyncElectionName = "elections/crdsync"
 )

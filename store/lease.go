@@ -90,7 +90,7 @@ func (l *Lease) renew(ctx context.Context) (sent time.Time, err error) {
 		return l.client.etcd.KeepAliveOnce(ctx, l.id)
 	})
 	if err != nil {
-		return sent, fmt.Errorf("renewing lease %s: %w", FormatLease(l.ID()), l.known(err))
+		return sent, fmt.Errorf("renewing lease %s: %w", egress.FormatLease(l.ID()), l.known(err))
 	}
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -114,22 +114,25 @@ func (l *Lease) Valid() time.Time {
 
 // Confirmation is etcd's yes to a question: nobody had revoked the lease when it was sent.
 type Confirmation struct {
-	Sent     time.Time // on the monotonic clock
-	Revision int64     // of etcd, at the answer
+	Sent time.Time // on the monotonic clock
+	// Restores is how often this Client had found out, when it asked, that etcd is another one than before. The answer is of the same.
+	Restores int
 }
 
 // Confirm asks etcd whether agents/<node> is there under the lease. It is a linearizable read, unlike a renewal, which a leader that was
 // cut off and does not know it yet still grants. errors.Is(err, ErrLeaseLost): it is gone. Any other error says that this is not known.
 func (l *Lease) Confirm(ctx context.Context, node string) (c Confirmation, err error) {
+	asked := l.client.heads.ask()
 	c.Sent = time.Now()
 	resp, err := l.client.etcd.Get(ctx, l.client.key(AgentKey(node)))
-	if err != nil {
-		return c, fmt.Errorf("confirming lease %s: %w", FormatLease(l.ID()), err)
+	if err == nil {
+		c.Restores, err = l.client.heads.answered(asked, resp.Header)
 	}
-	c.Revision = resp.Header.Revision
-	l.client.newest.Store(c.Revision)
+	if err != nil {
+		return c, fmt.Errorf("confirming lease %s: %w", egress.FormatLease(l.ID()), err)
+	}
 	if len(resp.Kvs) == 0 || resp.Kvs[0].Lease != l.ID() {
-		return c, errors.Join(fmt.Errorf("confirming lease %s: %s is not under it", FormatLease(l.ID()), AgentKey(node)), l.Renew(ctx))
+		return c, errors.Join(fmt.Errorf("confirming lease %s: %s is not under it", egress.FormatLease(l.ID()), AgentKey(node)), l.Renew(ctx))
 	}
 	if l.isLost() {
 		return c, l.errLost()
@@ -143,7 +146,7 @@ func (l *Lease) keys(ctx context.Context) ([]string, error) {
 	defer cancel()
 	resp, err := l.client.etcd.TimeToLive(ctx, l.id, clientv3.WithAttachedKeys())
 	if err != nil {
-		return nil, fmt.Errorf("reading the keys of lease %s: %w", FormatLease(l.ID()), err)
+		return nil, fmt.Errorf("reading the keys of lease %s: %w", egress.FormatLease(l.ID()), err)
 	}
 	out := make([]string, len(resp.Keys))
 	for i, k := range resp.Keys {
@@ -162,6 +165,31 @@ func (l *Lease) Owned(ctx context.Context) ([]netip.Addr, error) {
 		}
 	}
 	return out, err
+}
+
+// Renumber gives the locks of the egress IPs, which are under the lease, new revisions: what a former process sent about them comes to nothing. An
+// etcd that is full takes neither, and the locks stay as they are.
+func (l *Lease) Renumber(ctx context.Context, ips []netip.Addr) error {
+	for batch := range slices.Chunk(ips, maxTxnOps) {
+		var ifs []clientv3.Cmp
+		var then []clientv3.Op
+		for _, ip := range batch {
+			key := l.client.key(OwnerKey(ip))
+			ifs = append(ifs, clientv3.Compare(clientv3.LeaseValue(key), "=", l.id))
+			then = append(then, clientv3.OpPut(key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(l.id)))
+		}
+		done, err := l.client.txn(ctx, ifs, then, nil)
+		if errors.Is(err, rpctypes.ErrNoSpace) {
+			return nil
+		}
+		if err == nil && !done.Succeeded {
+			err = errors.New("a lock has changed meanwhile")
+		}
+		if err != nil {
+			return fmt.Errorf("renumbering the locks of lease %s: %w", egress.FormatLease(l.ID()), err)
+		}
+	}
+	return nil
 }
 
 // lockOf returns the egress IP whose lock a key is, prefix included.
@@ -184,9 +212,9 @@ func (l *Lease) MoveTo(ctx context.Context, next *Lease, a egress.Agent, keep fu
 // moveTo is MoveTo; listed is called when the keys were listed for the first time.
 func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep func(netip.Addr) bool, listed func()) error {
 	fail := func(err error) error {
-		return fmt.Errorf("moving the keys of lease %s to %s: %w", FormatLease(l.ID()), FormatLease(next.ID()), err)
+		return fmt.Errorf("moving the keys of lease %s to %s: %w", egress.FormatLease(l.ID()), egress.FormatLease(next.ID()), err)
 	}
-	a.Lease = FormatLease(next.ID())
+	a.Lease = egress.FormatLease(next.ID())
 	v, err := Encode(a)
 	if err != nil {
 		return fail(err)
@@ -336,7 +364,7 @@ func (l *Lease) report(is condition, err error) {
 	switch {
 	case is == confirmed:
 		if l.loud {
-			l.client.log.Info("lease renewed again", "lease", FormatLease(l.ID()))
+			l.client.log.Info("lease renewed again", "lease", egress.FormatLease(l.ID()))
 		}
 		l.said, l.loud = false, false
 	case l.said || errors.Is(err, ErrLeaseLost):
@@ -344,7 +372,7 @@ func (l *Lease) report(is condition, err error) {
 		l.said = true
 	case time.Until(l.Valid()) < l.TTL()/2:
 		l.said, l.loud = true, true
-		l.client.log.Warn("lease not renewed, will retry", "lease", FormatLease(l.ID()), "err", err)
+		l.client.log.Warn("lease not renewed, will retry", "lease", egress.FormatLease(l.ID()), "err", err)
 	}
 }
 
@@ -363,7 +391,7 @@ func (c *Client) revoke(ctx context.Context, id clientv3.LeaseID) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	if _, err := c.etcd.Revoke(ctx, id); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		return fmt.Errorf("revoking lease %s: %w", FormatLease(int64(id)), err)
+		return fmt.Errorf("revoking lease %s: %w", egress.FormatLease(int64(id)), err)
 	}
 	return nil
 }
@@ -390,5 +418,5 @@ func (l *Lease) isLost() bool {
 }
 
 func (l *Lease) errLost() error {
-	return fmt.Errorf("renewing lease %s: %w", FormatLease(l.ID()), ErrLeaseLost)
+	return fmt.Errorf("renewing lease %s: %w", egress.FormatLease(l.ID()), ErrLeaseLost)
 }

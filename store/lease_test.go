@@ -114,7 +114,7 @@ func TestAConfirmationCountsFromWhenItWasAskedFor(t *testing.T) {
 	time.AfterFunc(late, s.Mend)
 	began := time.Now()
 	yes, err := l.Confirm(t.Context(), "a")
-	if err != nil || yes.Revision == 0 {
+	if err != nil || yes.Restores != 0 {
 		t.Fatal(yes, err)
 	}
 	if took, counts := time.Since(began), yes.Sent.Sub(began); took < late || counts > late/2 {

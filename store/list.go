@@ -29,35 +29,48 @@ func recordOf(kv *mvccpb.KeyValue) Record {
 
 // List returns the records below a prefix, by their keys, as etcd has them now.
 func (c *Client) List(ctx context.Context, prefix string) (map[string]Record, error) {
-	records, _, err := c.list(ctx, []string{prefix}, 0)
-	return records, err
+	l, err := c.list(ctx, []string{prefix}, 0)
+	return l.records, err
 }
 
-// list returns the records below the prefixes, all of one revision, and that revision; 0 asks for the present one. It is one Txn, or
-// several of the same revision when there are more prefixes than a Txn takes.
-func (c *Client) list(ctx context.Context, prefixes []string, revision int64) (map[string]Record, int64, error) {
+// list is what some prefixes held, by key, at one revision of the etcd that was the last after so many restores.
+type list struct {
+	records  map[string]Record
+	revision int64
+	restores int
+}
+
+// list lists the records below the prefixes at a revision; 0 asks for the present one. It is one Txn, or several of the same revision when there are
+// more prefixes than a Txn takes.
+func (c *Client) list(ctx context.Context, prefixes []string, revision int64) (list, error) {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
-	records := map[string]Record{}
+	asked := c.heads.ask()
+	out := list{records: map[string]Record{}, revision: revision, restores: asked.restores}
 	for chunk := range slices.Chunk(prefixes, maxTxnOps) {
 		ops := make([]clientv3.Op, len(chunk))
 		for i, p := range chunk {
-			ops[i] = clientv3.OpGet(c.key(p), clientv3.WithPrefix(), clientv3.WithRev(revision))
+			ops[i] = clientv3.OpGet(c.key(p), clientv3.WithPrefix(), clientv3.WithRev(out.revision))
 		}
 		resp, err := hedge(ctx, time.Second, func(ctx context.Context) (*clientv3.TxnResponse, error) { return c.etcd.Txn(ctx).Then(ops...).Commit() })
 		if err != nil {
-			return nil, 0, fmt.Errorf("listing %s: %w", strings.Join(chunk, ", "), err)
+			return out, fmt.Errorf("listing %s: %w", strings.Join(chunk, ", "), err)
 		}
-		if revision == 0 {
-			revision = resp.Header.Revision
+		restores, err := c.heads.answered(asked, resp.Header)
+		if err != nil && out.revision != 0 {
+			return out, fmt.Errorf("listing %s: %w", strings.Join(chunk, ", "), err)
+		}
+		if out.revision == 0 {
+			out.revision, out.restores = resp.Header.Revision, restores
+			asked = c.heads.ask()
 		}
 		for _, r := range resp.Responses {
 			for _, kv := range r.GetResponseRange().Kvs {
-				records[strings.TrimPrefix(string(kv.Key), c.prefix)] = recordOf(kv)
+				out.records[strings.TrimPrefix(string(kv.Key), c.prefix)] = recordOf(kv)
 			}
 		}
 	}
-	return records, revision, nil
+	return out, nil
 }
 
 // EachKey calls f with the keys below a prefix, in order and page by page, until it returns an error. What changes meanwhile may be seen or not.

@@ -96,7 +96,7 @@ func TestCacheLosesAndRepeatsNothingOverTheLossOfEtcdsLeader(t *testing.T) {
 	})
 	seen := map[string]bool{}
 	until(t, "all that was written", k.Changed(), func() bool {
-		changed, _, _, _ := k.take()
+		changed, _, _ := k.take()
 		for key, r := range changed {
 			if r == nil || seen[key] {
 				t.Errorf("%s is deleted or repeated: %v", key, r)

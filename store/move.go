@@ -101,7 +101,7 @@ func (c *Client) Ready(ctx context.Context, m egress.Move, l *Lease) (bool, erro
 		return false, fmt.Errorf("getting ready for %s: the record of the move has no revision", m.IP)
 	}
 	revision := m.Revision
-	m.Ready, m.ReadyLease = true, FormatLease(l.ID())
+	m.Ready, m.ReadyLease = true, egress.FormatLease(l.ID())
 	v, err := Encode(m)
 	if err != nil {
 		return false, err

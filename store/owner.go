@@ -38,7 +38,7 @@ func (c *Client) Agent(ctx context.Context, node string) (egress.Agent, error) {
 // PutAgent writes agents/<node> under the lease, which it enters in the record. It writes nothing when the record is there already.
 // errors.Is(err, ErrLeaseLost): the lease is gone.
 func (c *Client) PutAgent(ctx context.Context, l *Lease, a egress.Agent) error {
-	a.Lease = FormatLease(l.ID())
+	a.Lease = egress.FormatLease(l.ID())
 	v, err := Encode(a)
 	if err != nil {
 		return err
@@ -142,7 +142,7 @@ func (c *Client) HandOver(ctx context.Context, o egress.Owner, m egress.Move, to
 	if o.IP != m.IP || m.To != to.Node || o.Revision == 0 || m.Revision == 0 {
 		return fail(fmt.Errorf("want owner and move of one IP, with revisions, and the agent that the move names, got %s, %s to %s", o.IP, m.IP, m.To))
 	}
-	id, err := ParseLease(to.Lease)
+	id, err := egress.ParseLease(to.Lease)
 	if err != nil {
 		return fail(err)
 	}
@@ -173,4 +173,28 @@ func absent(key string) clientv3.Cmp { return clientv3.Compare(clientv3.CreateRe
 
 func unchanged(key string, revision int64) clientv3.Cmp {
 	return clientv3.Compare(clientv3.ModRevision(key), "=", revision)
+}
+
+// RaisePermit makes p the longest permit that an agent may have, of who saw in etcd, at that revision, that it is a shorter one. false: that has
+// changed since.
+func (c *Client) RaisePermit(ctx context.Context, p time.Duration, seen int64) (bool, error) {
+	return c.putPermit(ctx, p, seen)
+}
+
+// LowerPermit is RaisePermit for who saw that no agent has a permit as long as etcd says, for long enough: nor does any now.
+func (c *Client) LowerPermit(ctx context.Context, p time.Duration, seen int64) (bool, error) {
+	return c.putPermit(ctx, p, seen, clientv3.Compare(clientv3.ModRevision(c.key(AgentPrefix)), "<", seen+1).WithPrefix())
+}
+
+func (c *Client) putPermit(ctx context.Context, p time.Duration, seen int64, ifs ...clientv3.Cmp) (bool, error) {
+	v, err := Encode(egress.Permits{Longest: egress.Duration(p)})
+	if err != nil {
+		return false, err
+	}
+	key := c.key(PermitKey)
+	resp, err := c.txn(ctx, append(ifs, clientv3.Compare(clientv3.ModRevision(key), "<", seen+1)), []clientv3.Op{clientv3.OpPut(key, string(v))}, nil)
+	if err != nil {
+		return false, fmt.Errorf("writing %s: %w", PermitKey, err)
+	}
+	return resp.Succeeded, nil
 }

@@ -171,7 +171,7 @@ func TestAgentIsWrittenOnlyWhenItDiffers(t *testing.T) {
 	}
 	got, err := c.Agent(t.Context(), "n1")
 	want := restarting
-	want.Lease = FormatLease(next.ID())
+	want.Lease = egress.FormatLease(next.ID())
 	if diff := cmp.Diff(want, got, compare); diff != "" || err != nil {
 		t.Errorf("read again: %v (-want +got):\n%s", err, diff)
 	}
@@ -195,7 +195,7 @@ func prepare(t *testing.T, c *Client) handover {
 	t.Helper()
 	h := handover{c: c, lease: grant(t, c, time.Minute)}
 	claim(t, c, grant(t, c, time.Minute), owner)
-	h.to = egress.Agent{Node: "n2", Lease: FormatLease(h.lease.ID())}
+	h.to = egress.Agent{Node: "n2", Lease: egress.FormatLease(h.lease.ID())}
 	if err := c.PutAgent(t.Context(), h.lease, h.to); err != nil {
 		t.Fatal(err)
 	}

@@ -45,18 +45,6 @@ func Decode[T any](r Record) (T, error) {
 // DecodeOwner reads the record of an owners/<ip> key.
 func DecodeOwner(r Record) (egress.Owner, error) { return Decode[egress.Owner](r) }
 
-// FormatLease returns the lease id as etcdctl prints it, hexadecimal.
-func FormatLease(id int64) string { return fmt.Sprintf("%016x", uint64(id)) }
-
-// ParseLease parses what FormatLease returns. 0 is no lease.
-func ParseLease(s string) (int64, error) {
-	id, err := strconv.ParseUint(s, 16, 63)
-	if err != nil || id == 0 {
-		return 0, fmt.Errorf("parsing lease id %q: want a hexadecimal number, as etcdctl prints it", s)
-	}
-	return int64(id), nil
-}
-
 // The checks below say what is wrong with a record that is JSON. They take the key's last part and the value.
 
 func disagree(field string, value, key any) error {
@@ -170,6 +158,13 @@ func checkPin(ip netip.Addr, p egress.Pin) error {
 	return errors.Join(same("ip", p.IP, ip), required("node", p.Node))
 }
 
+func checkPermits(_ string, p egress.Permits) error {
+	if p.Longest <= 0 {
+		return errors.New("longest is missing")
+	}
+	return nil
+}
+
 func checkCordon(node string, c egress.Cordon) error { return same("node", c.Node, node) }
 
 func checkAllocation(ip netip.Addr, a egress.Allocation) error {
@@ -224,6 +219,13 @@ func DecodeBlock(key string, r Record) (egress.Block, error) {
 func parseName(s string) (string, error) {
 	if s == "" || strings.Contains(s, "/") {
 		return "", fmt.Errorf("key ends in %q: want a name", s)
+	}
+	return s, nil
+}
+
+func parseNothing(s string) (string, error) {
+	if s != "" {
+		return "", fmt.Errorf("key goes on with %q", s)
 	}
 	return s, nil
 }

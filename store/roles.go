@@ -27,7 +27,7 @@ type Grant struct {
 //
 // It reads allocations for `egret check`, which runs beside it.
 var (
-	AgentGrants = append([]Grant{{Key: "", One: true}}, grants( // the first is what Dial asks for
+	AgentGrants = append([]Grant{{Key: "", One: true}, {Key: PermitKey, Write: true}}, grants( // the first is what Dial asks for
 		[]string{PoolPrefix, EgressPrefix, AllocationPrefix, NodePrefix, ServicePrefix, PodPrefix, PinPrefix, CordonPrefix, MembersByNode, MembersByEgress},
 		[]string{AgentPrefix, OwnerPrefix, MovePrefix, HistoryPrefix})...)
 	// Pins, history and cordons are crdsync's to delete, with the IP or the Node that they are of.

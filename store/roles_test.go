@@ -146,7 +146,7 @@ func prepareAs(t *testing.T, agent, operator *Client) handover {
 	t.Helper()
 	h := handover{c: agent, lease: grant(t, agent, time.Minute)}
 	claim(t, agent, grant(t, agent, time.Minute), owner)
-	h.to = egress.Agent{Node: "n2", Lease: FormatLease(h.lease.ID())}
+	h.to = egress.Agent{Node: "n2", Lease: egress.FormatLease(h.lease.ID())}
 	if err := agent.PutAgent(t.Context(), h.lease, h.to); err != nil {
 		t.Fatal(err)
 	}

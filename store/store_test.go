@@ -265,14 +265,14 @@ func TestEncodeIsOneLineThatAPersonCanRead(t *testing.T) {
 }
 
 func TestLeaseIDsReadAsEtcdctlPrintsThem(t *testing.T) {
-	if got := FormatLease(0x326963a02758b527); got != "326963a02758b527" {
+	if got := egress.FormatLease(0x326963a02758b527); got != "326963a02758b527" {
 		t.Errorf("got %s", got)
 	}
-	if id, err := ParseLease("00000000000000ff"); id != 255 || err != nil {
+	if id, err := egress.ParseLease("00000000000000ff"); id != 255 || err != nil {
 		t.Errorf("got %d, %v", id, err)
 	}
 	for _, bad := range []string{"", "0", "x", "-1", "ffffffffffffffff"} {
-		if id, err := ParseLease(bad); err == nil {
+		if id, err := egress.ParseLease(bad); err == nil {
 			t.Errorf("%q: got %d", bad, id)
 		}
 	}

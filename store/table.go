@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
+	"time"
 
 	"github.com/egret-project/egret/egress"
 )
@@ -82,6 +83,7 @@ type tables struct {
 	moves       table[netip.Addr, egress.Move]
 	pins        table[netip.Addr, egress.Pin]
 	cordons     table[string, egress.Cordon]
+	permits     table[string, egress.Permits]
 	byNode      table[string, egress.Members]
 	byEgress    table[membersKey, egress.Members]
 
@@ -103,6 +105,7 @@ func newTables(node string) *tables {
 		moves:       table[netip.Addr, egress.Move]{below: MovePrefix, parse: parseIP, check: checkMove},
 		pins:        table[netip.Addr, egress.Pin]{below: PinPrefix, parse: parseIP, check: checkPin},
 		cordons:     table[string, egress.Cordon]{below: CordonPrefix, parse: parseName, check: checkCordon},
+		permits:     table[string, egress.Permits]{below: PermitKey, parse: parseNothing, check: checkPermits},
 		byNode: table[string, egress.Members]{
 			below: MembersByNodeKey(node, ""), parse: parseName,
 			check: func(name string, m egress.Members) error { return checkMembers(membersKey{name, node}, m) },
@@ -114,7 +117,7 @@ func newTables(node string) *tables {
 
 func (t *tables) kinds() []kind {
 	return []kind{
-		&t.pools, &t.egresses, &t.allocations, &t.nodes, &t.services, &t.pods, &t.agents, &t.owners, &t.moves, &t.pins, &t.cordons, &t.byNode, &t.byEgress,
+		&t.pools, &t.egresses, &t.allocations, &t.nodes, &t.services, &t.pods, &t.agents, &t.owners, &t.moves, &t.pins, &t.cordons, &t.permits, &t.byNode, &t.byEgress,
 	}
 }
 
@@ -141,6 +144,7 @@ func (t *tables) snapshot(revision int64) *egress.Snapshot {
 		Revision: revision,
 		Pools:    t.pools.lend(), Egresses: t.egresses.lend(), Nodes: t.nodes.lend(), Services: t.services.lend(), Pods: t.pods.lend(), Agents: t.agents.lend(), Owners: t.owners.lend(),
 		Moves: t.moves.lend(), Pins: t.pins.lend(), Cordons: t.cordons.lend(), ByNode: t.byNode.lend(),
+		Longest: time.Duration(t.permits.m[""].Longest),
 	}
 	if !t.byEgress.lent {
 		t.nested = map[string]map[string]egress.Members{}

@@ -20,7 +20,7 @@ type View struct {
 
 	mu       sync.Mutex // guards what follows
 	followed []string
-	whole    []string // the ranges of which last has everything
+	is       state    // of last
 	asked    []string // followed, when last was made
 	tables   *tables
 	last     *egress.Snapshot
@@ -35,7 +35,7 @@ func (c *Client) NewView(node string) *View {
 }
 
 // control are the prefixes of the records that every agent watches whole.
-var control = []string{PoolPrefix, EgressPrefix, NodePrefix, ServicePrefix, PodPrefix, AgentPrefix, OwnerPrefix, MovePrefix, PinPrefix, CordonPrefix}
+var control = []string{PoolPrefix, EgressPrefix, NodePrefix, ServicePrefix, PodPrefix, AgentPrefix, OwnerPrefix, MovePrefix, PinPrefix, CordonPrefix, PermitKey}
 
 // Run keeps the view equal to etcd until ctx ends, and then returns the error of ctx; see Cache.Run.
 func (v *View) Run(ctx context.Context) error { return v.cache.Run(ctx) }
@@ -58,20 +58,21 @@ func (v *View) Arrived() time.Time { return v.cache.Arrived() }
 func (v *View) Snapshot() *egress.Snapshot {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	changed, whole, revision, ok := v.cache.take()
+	changed, is, ok := v.cache.take()
 	if !ok {
 		return nil
 	}
-	if v.last != nil && len(changed) == 0 && slices.Equal(whole, v.whole) && slices.Equal(v.asked, v.followed) {
+	if v.last != nil && len(changed) == 0 && slices.Equal(is.whole, v.is.whole) && is.restores == v.is.restores && slices.Equal(v.asked, v.followed) {
 		return v.last
 	}
 	for key, r := range changed {
 		v.tables.apply(key, r, v.last == nil)
 	}
-	v.last, v.whole, v.asked = v.tables.snapshot(revision), whole, v.followed
+	v.last, v.is, v.asked = v.tables.snapshot(is.revision), is, v.followed
+	v.last.Restores = is.restores
 	v.last.Followed = map[string]bool{}
 	for _, name := range v.followed {
-		if slices.Contains(whole, MembersByEgressKey(name, "")) {
+		if slices.Contains(is.whole, MembersByEgressKey(name, "")) {
 			v.last.Followed[name] = true
 		}
 	}
@@ -103,15 +104,15 @@ type Everything struct {
 
 // ReadAll reads everything at one revision. Records that cannot be read are in Faults.
 func (c *Client) ReadAll(ctx context.Context) (Everything, error) {
-	records, revision, err := c.list(ctx, append(slices.Clone(control), AllocationPrefix), 0)
+	list, err := c.list(ctx, append(slices.Clone(control), AllocationPrefix), 0)
 	if err != nil {
 		return Everything{}, fmt.Errorf("reading etcd: %w", err)
 	}
 	t := newTables("")
-	for key, r := range records {
+	for key, r := range list.records {
 		t.apply(key, &r, true)
 	}
-	return t.everything(revision), nil
+	return t.everything(list.revision), nil
 }
 
 func (t *tables) everything(revision int64) Everything {

@@ -21,7 +21,7 @@ var (
 	pool   = egress.Pool{Name: "p", Ranges: []egress.Range{{Start: ip1, End: addr("10.0.0.9")}}, Subnet: &egress.Subnet{Gateway: ip1, PrefixLength: 24, VLAN: 7}}
 	policy = egress.Policy{Name: "e", Addresses: []egress.Address{{IP: ip1, ID: 1, Pool: "p"}, {IP: ip6, ID: 2, Pool: "p6"}}, Created: noon, Generation: 1}
 	node   = egress.Node{Name: "n1", Index: 1, Addresses: []netip.Addr{addr("192.168.0.1")}, PodCIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}}
-	agent  = egress.Agent{Node: "n1", Address: addr("192.168.0.1"), Lease: FormatLease(7), Version: "v", Since: noon}
+	agent  = egress.Agent{Node: "n1", Address: addr("192.168.0.1"), Lease: egress.FormatLease(7), Version: "v", Since: noon}
 	owner  = egress.Owner{IP: ip1, Node: "n1", Since: noon, Why: egress.ReasonClaim}
 	move   = egress.Move{IP: ip1, To: "n2", Since: noon}
 	pin    = egress.Pin{IP: ip6, Node: "n1"}

@@ -8,7 +8,6 @@ import (
 	"sync"
 	"time"
 
-	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"google.golang.org/grpc/connectivity"
 )
@@ -30,7 +29,6 @@ var (
 	errUnconfirmed  = fmt.Errorf("etcd did not confirm a change of several ranges within %v", confirmTimeout)
 	errBehind       = fmt.Errorf("the watches are behind etcd and say nothing for %v", lagTimeout)
 	errDisconnected = errors.New("connection lost")
-	errRestored     = errors.New("etcd is not the one that was listed: it was restored, or replaced")
 )
 
 // session is one list and the watches that follow it, until one of them breaks.
@@ -42,14 +40,12 @@ type session struct {
 	cache  *Cache
 	wg     sync.WaitGroup
 	msgs   chan message
-	states chan bool // the connection is up
-	heads  chan answer
+	states chan bool     // the connection is up
 	ask    chan struct{} // capacity 1: ask etcd how far it is
 
 	ranges  map[string]*watched
 	upTo    int64 // the cache shows this revision
 	pending []event
-	head    *pb.ResponseHeader // the last of heads
 }
 
 // watched is one range.
@@ -57,12 +53,6 @@ type watched struct {
 	prefix string
 	upTo   int64 // all events up to this revision have come
 	cancel context.CancelFunc
-}
-
-// answer is etcd's to the question who it is.
-type answer struct {
-	head  *pb.ResponseHeader
-	asked int64 // the revision that the cache showed before the question
 }
 
 type message struct {
@@ -81,27 +71,32 @@ type event struct {
 // follow lists and watches until something breaks, and says what.
 func (k *Cache) follow(ctx context.Context) error {
 	prefixes := k.wanted()
-	records, revision, err := k.client.list(ctx, prefixes, 0)
+	list, err := k.client.list(ctx, prefixes, 0)
 	if err != nil {
 		return err
 	}
-	k.replace(records, prefixes, revision)
+	k.replace(list, prefixes)
 	ctx, cancel := context.WithCancel(ctx)
 	s := &session{
-		cache: k, upTo: revision, ranges: map[string]*watched{},
-		msgs: make(chan message), states: make(chan bool), heads: make(chan answer), ask: make(chan struct{}, 1),
+		cache: k, upTo: list.revision, ranges: map[string]*watched{},
+		msgs: make(chan message), states: make(chan bool), ask: make(chan struct{}, 1),
 	}
 	defer s.wg.Wait()
 	defer cancel()
 	for _, p := range prefixes {
-		s.watch(ctx, p, revision)
+		s.watch(ctx, p, list.revision)
 	}
 	s.wg.Go(func() { s.connection(ctx) })
 	s.wg.Go(func() { s.questions(ctx) })
-	return s.run(ctx)
+	now := k.client.heads.ask()
+	if now.restores != list.restores {
+		return errRestored
+	}
+	return s.run(ctx, now.changed)
 }
 
-func (s *session) run(ctx context.Context) error {
+// run follows the watches, until restored is closed at the latest.
+func (s *session) run(ctx context.Context, restored <-chan struct{}) error {
 	var again <-chan time.Time // while something is pending
 	var since time.Time        // when the oldest pending event came, or the cache last moved on
 	lag := time.NewTicker(lagInterval)
@@ -127,13 +122,11 @@ func (s *session) run(ctx context.Context) error {
 			} else {
 				s.cache.contact(errDisconnected)
 			}
-		case h := <-s.heads:
-			if err := s.compare(h); err != nil {
-				return err
-			}
+		case <-restored:
+			return errRestored
 		case <-lag.C:
 			switch {
-			case s.cache.client.newest.Load() <= s.upTo || len(s.ranges) == 0:
+			case s.cache.client.heads.ask().revision <= s.upTo || len(s.ranges) == 0:
 				behind = time.Time{}
 			case behind.IsZero():
 				behind = time.Now()
@@ -234,8 +227,9 @@ func (s *session) settle() bool {
 		return false
 	}
 	s.upTo = upTo
+	s.cache.client.heads.saw(upTo)
 	var rest []event
-	s.cache.update(upTo, nil, func(put func(string, *Record)) {
+	s.cache.update(upTo, s.cache.Restores(), nil, func(put func(string, *Record)) {
 		for _, e := range s.pending {
 			if e.revision <= upTo {
 				put(e.key, e.record)
@@ -263,11 +257,14 @@ func (s *session) adjust(ctx context.Context) error {
 	if len(s.ranges) == 0 {
 		s.upTo = 0 // nothing to fit: the present revision
 	}
-	records, revision, err := k.client.list(ctx, added, s.upTo)
+	list, err := k.client.list(ctx, added, s.upTo)
 	if err != nil {
 		return err
 	}
-	s.upTo = revision
+	if list.restores != k.Restores() {
+		return errRestored
+	}
+	s.upTo = list.revision
 	for p, w := range s.ranges {
 		if !wanted[p] {
 			w.cancel()
@@ -281,13 +278,13 @@ func (s *session) adjust(ctx context.Context) error {
 		}
 	}
 	s.pending = rest
-	k.update(s.upTo, prefixes, func(put func(string, *Record)) {
+	k.update(s.upTo, k.Restores(), prefixes, func(put func(string, *Record)) {
 		for key := range k.records {
 			if !covered(prefixes, key) {
 				put(key, nil)
 			}
 		}
-		for key, r := range records {
+		for key, r := range list.records {
 			put(key, &r)
 		}
 	})
@@ -336,32 +333,15 @@ func (s *session) identify(ctx context.Context) bool {
 	c := s.cache.client
 	for {
 		try, cancel := context.WithTimeout(ctx, requestTimeout)
-		asked := s.cache.Revision()
+		asked := c.heads.ask()
 		resp, err := c.etcd.Get(try, c.prefix, clientv3.WithCountOnly()) // linearizable: not older than what anybody has seen
 		cancel()
 		if err == nil {
-			select {
-			case s.heads <- answer{resp.Header, asked}:
-				return true
-			case <-ctx.Done():
-				return false
-			}
+			_, _ = c.heads.answered(asked, resp.Header) // run is told
+			return true
 		}
 		if !sleep(ctx, minBackoff) {
 			return false
 		}
 	}
-}
-
-// compare returns an error when etcd is not the one that the session began with. Whoever restores a snapshot begins a new cluster, mostly
-// of the same id, but at an older revision or an older term of raft. Neither goes back by a change of member or leader, not even to a
-// follower that is behind: it answers the question with what the leader had committed, which includes an entry of the leader's term. But
-// events may come while the answer is on its way, so it is measured by what was known when it was asked for.
-func (s *session) compare(a answer) error {
-	was, h := s.head, a.head
-	s.head = h
-	if h.Revision < a.asked || was != nil && (h.ClusterId != was.ClusterId || h.RaftTerm < was.RaftTerm) {
-		return errRestored
-	}
-	return nil
 }

@@ -19,13 +19,13 @@ type Whole struct {
 
 // ReadWhole reads all that etcd holds at one revision. Records that cannot be read are in Faults.
 func (c *Client) ReadWhole(ctx context.Context) (Whole, error) {
-	records, revision, err := c.list(ctx, append(slices.Clone(control), AllocationPrefix, MembersByEgress, MembersByNode, BlockPrefix, crdsyncElectionName+"/"), 0)
+	list, err := c.list(ctx, append(slices.Clone(control), AllocationPrefix, MembersByEgress, MembersByNode, BlockPrefix, crdsyncElectionName+"/"), 0)
 	if err != nil {
 		return Whole{}, fmt.Errorf("reading etcd: %w", err)
 	}
 	w := Whole{Unselected: map[string]egress.Members{}}
 	t, first := newTables(""), int64(0)
-	for key, r := range records {
+	for key, r := range list.records {
 		rest, ofNode := strings.CutPrefix(key, MembersByNode)
 		node, name, _ := strings.Cut(rest, "/")
 		switch {
@@ -56,6 +56,6 @@ func (c *Client) ReadWhole(ctx context.Context) (Whole, error) {
 		}
 	}
 	slices.SortFunc(w.Blocks, CompareBlocks)
-	w.Everything = t.everything(revision)
+	w.Everything = t.everything(list.revision)
 	return w, nil
 }

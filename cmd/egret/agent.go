@@ -52,7 +52,7 @@ func agentCommand() *cobra.Command {
 	s.StringVar(&f.nodeIP, "node-ip", "", "address of this node that the overlay uses (default: the first of its Kubernetes InternalIPs)")
 	s.StringVar(&f.uplink, "uplink", "", "link that all egress IPs leave by (default: the one whose subnet holds the IP, else that of the node's address)")
 	s.DurationVar(&f.leaseTTL, "lease-ttl", 10*time.Second, "how long etcd keeps the locks of an agent that it hears nothing of; whole seconds, at least 2s")
-	s.DurationVar(&f.permit, "permit", 500*time.Millisecond, "how long the kernel goes on answering for an egress IP when the agent is stuck; the same on all nodes")
+	s.DurationVar(&f.permit, "permit", 500*time.Millisecond, "how long the kernel goes on answering for an egress IP when the agent is stuck; on a node that takes over the longest one of all counts")
 	s.DurationVar(&f.claimDelay, "claim-delay", time.Second, "how much longer each next candidate waits before it claims a free egress IP")
 	s.DurationVar(&f.linger, "linger", 5*time.Second, "how long the former owner forwards what is under way after a planned move")
 	s.DurationVar(&f.restartGrace, "restart-grace", 40*time.Second, "how long the kernel serves on without an agent that was told to stop; if the node goes down in that time, its IPs are out of service for the rest of it")
