@@ -41,6 +41,7 @@ type options struct {
 	noGossip bool
 	mixedP   bool
 	restores bool
+	focus    int          // the fault that half of the faults are; 0: none
 	toggle   bool         // gossip, at the start of an agent
 	script   func(*world) // instead of random faults
 	noChecks bool
