@@ -122,9 +122,13 @@ func (c *cluster) underItsRole() *cluster {
 	}
 	c.store.Close()
 	for user, client := range map[string]**store.Client{"crdsync": &c.store, "root": &c.root} {
-		if *client, err = store.Dial(c.Context(), store.Config{Endpoints: []string{c.etcd.Endpoint()}, Username: user, Password: "secret"}); err != nil {
+		// A password takes etcd a while to check.
+		cfg := store.Config{Endpoints: []string{c.etcd.Endpoint()}, Username: user, Password: "secret", DialTimeout: deadline}
+		dialled, err := store.Dial(c.Context(), cfg)
+		if err != nil {
 			c.Fatal(err)
 		}
+		*client = dialled
 	}
 	c.Cleanup(func() { c.root.Close() })
 	return c

