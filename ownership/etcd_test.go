@@ -149,7 +149,7 @@ func (e *etcd) putAgent(id int64, a egress.Agent) bool {
 
 // setLongest is store.Client.RaisePermit and LowerPermit, of who saw etcd at revision seen.
 func (e *etcd) setLongest(l Longest, seen int64) bool {
-	if e.longestRev > seen || !l.Raise && e.agentsRev > seen {
+	if e.w.opt.noLongest || e.longestRev > seen || !l.Raise && e.agentsRev > seen {
 		return false
 	}
 	e.longest, e.longestRev = l.Permit, e.changed()

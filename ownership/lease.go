@@ -27,6 +27,7 @@ func (m *Machine) confirmed(e Confirmed) {
 	}
 	if l := &m.lease; e.Lease == l.ID && !l.Valid.IsZero() {
 		l.Confirmed = later(l.Confirmed, e.Sent)
+		m.promises.known = false // who has to promise the next time is asked then
 	}
 }
 

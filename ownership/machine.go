@@ -110,7 +110,7 @@ type (
 		Message Message
 	}
 	// Question: it is time to ask the peers for promises, every tenth of P. Peers are all other agents that could claim: those of etcd's last
-	// snapshot, and those that the gossip knows to be alive. There is none before the first snapshot.
+	// snapshot, and those that the gossip knows to be alive. There is none before the first snapshot, nor need there be one while etcd answers.
 	Question struct{ Peers []string }
 	// Adopted: this process goes on with the permits that the kernel had for locks under its lease.
 	Adopted struct {

@@ -939,7 +939,7 @@ func (n *node) renewing() {
 }
 
 func (n *node) questions() {
-	if n.view != nil {
+	if n.view != nil && n.clock().Sub(n.m.Lease().Confirmed) >= n.permit/4 {
 		var peers []string
 		for _, o := range n.w.nodes {
 			if _, there := n.view.Agents[o.name]; o != n && (there || n.heard[o.id] == alive) {

@@ -198,3 +198,21 @@ func TestAnswersToAFormerProcessCountForNothing(t *testing.T) {
 		t.Error("the answer to another process was taken for a promise")
 	}
 }
+
+// Who was alone when etcd was lost the last time, and is not any more, has nobody's promise before it has asked.
+func TestWhoHasToPromiseIsAskedAnewEachTime(t *testing.T) {
+	w := newWire("a")
+	w.see()
+	m := w.all["a"]
+	m.Step(w.now, Adopted{Revocable: true})
+	m.Grant([]Permit{{Answer: true}}, true)
+	m.Step(w.now, Question{})
+	m.Written(w.now, w.now.Add(oneMinute))
+	w.now = w.now.Add(oneMinute / 2)
+	w.etcd("a")
+	want := w.now.Add(oneMinute)
+	w.now = w.now.Add(oneMinute / 5)
+	if _, limit, err := m.Look(w.now); err != nil || !limit.Equal(want) {
+		t.Errorf("permits until %v, %v; want %v after the last yes", limit, err, oneMinute)
+	}
+}

@@ -17,7 +17,11 @@ func (w *world) gossip() {
 	for _, n := range w.nodes {
 		for _, o := range w.nodes {
 			if n != o {
-				w.after(w.between(200*time.Millisecond, 700*time.Millisecond), func() { n.hears(o) })
+				slowest := 700 * time.Millisecond
+				if w.chance(4) {
+					slowest = 1800 * time.Millisecond
+				}
+				w.after(w.between(200*time.Millisecond, slowest), func() { n.hears(o) })
 			}
 		}
 	}
@@ -43,6 +47,9 @@ func (n *node) hears(o *node) {
 	}
 }
 
+// focuses are faults that have to come together for some mistakes to be found, by what that is about.
+var focuses = map[string][]int{"loss": {10, 16}, "restore": {12, 17}}
+
 // fault does one thing that can happen to a cluster.
 func (w *world) fault() {
 	n := w.nodes[w.N(len(w.nodes))]
@@ -55,8 +62,8 @@ func (w *world) fault() {
 		}
 	}
 	kind := w.N(18)
-	if w.opt.focus > 0 && w.chance(2) {
-		kind = w.opt.focus
+	if w.opt.focus != "" && w.chance(2) {
+		kind = focuses[w.opt.focus][w.N(len(focuses[w.opt.focus]))]
 	}
 	switch kind {
 	case 0:
@@ -159,7 +166,7 @@ func (w *world) fault() {
 		for _, ip := range w.ips {
 			w.etcd.requestMove(ip, n.name, 3*time.Second)
 		}
-		w.after(w.between(50*time.Millisecond, time.Second), func() {
+		w.after(w.between(20*time.Millisecond, 500*time.Millisecond), func() {
 			if !w.stopped() {
 				w.say("etcd: restored to revision %d", backup.rev)
 				w.etcd.restore(backup)
@@ -307,7 +314,11 @@ func (w *world) trigger(n *node) {
 		n.slow = w.now + long
 	}
 	w.after(w.between(0, 4*time.Millisecond), func() {
-		switch w.N(6) {
+		kind := w.N(6)
+		if w.opt.focus == "loss" {
+			kind = 5
+		}
+		switch kind {
 		case 0, 1:
 			n.kill("in the middle of a change")
 			w.after(w.between(0, 500*time.Millisecond), n.boot)
@@ -336,7 +347,7 @@ var (
 	restores = flag.Bool("schedules-restores", false, "with restores of etcd")
 	toggles  = flag.Bool("schedules-toggle", false, "with gossip switched on and off")
 	mixed    = flag.Bool("schedules-mixed", false, "with different P")
-	focus    = flag.Int("schedules-focus", 0, "the number of the fault that half of the faults are")
+	focus    = flag.String("schedules-focus", "", "what half of the faults are about: loss (of etcd), restore")
 	first    = flag.Bool("schedules-first", false, "end with the first schedule that fails")
 	firstOne = flag.Uint64("schedules-from", 0, "the first seed; 0: a new one")
 )
@@ -404,14 +415,15 @@ func TestSchedules(t *testing.T) {
 // A node joins while all others have lost etcd. It claims what they hold by their promises: they hear of it by the gossip, and have to ask it, too.
 func TestWhoJoinsWhileTheOthersHaveLostEtcdHasToPromise(t *testing.T) {
 	claimed := 0
-	for seed := range uint64(40) {
+	for seed := range uint64(200) {
 		var story strings.Builder
-		v := simulate(seed, options{nodes: 5, faults: 8 * time.Second, script: func(w *world) {
-			late := w.nodes[4]
+		others := 1 + 3*int(seed%2)
+		v := simulate(seed, options{nodes: others + 1, faults: 8 * time.Second, script: func(w *world) {
+			late := w.nodes[others]
 			late.off = true
 			late.life++
 			w.run(3 * time.Second)
-			for _, n := range w.nodes[:4] {
+			for _, n := range w.nodes[:others] {
 				w.partition(n.id, etcdEnd, 7*time.Second, true, true)
 			}
 			// Before and after the others' leases end.
@@ -426,7 +438,45 @@ func TestWhoJoinsWhileTheOthersHaveLostEtcdHasToPromise(t *testing.T) {
 			t.Fatalf("seed %d: %s\n%s", seed, v, story.String())
 		}
 	}
-	if claimed < 20 {
-		t.Errorf("of 40 nodes that joined %d have claimed what the others lost, want half of them", claimed)
+	if claimed < 100 {
+		t.Errorf("of 200 nodes that joined %d have claimed what the others lost, want half of them", claimed)
+	}
+}
+
+// The owner's P is longer than the claimer's, and etcd has not taken that yet. The owner is frozen, and the claimer, for which it is dead, waits its own.
+func TestAPermitIsNoLongerThanClaimersKnow(t *testing.T) {
+	for seed := range uint64(50) {
+		var story strings.Builder
+		w := newWorld(seed, options{nodes: 3, noLongest: true})
+		w.story = &story
+		for _, n := range w.nodes {
+			n.kernel.w, n.permit = w, 200*time.Millisecond
+			n.boot()
+		}
+		owner := w.nodes[0]
+		owner.permit = time.Second
+		owner.kill("its P is another one")
+		owner.boot()
+		w.run(5 * time.Second)
+		for _, n := range w.nodes {
+			for _, ip := range w.ips {
+				if w.etcd.owners[ip].Node == n.name && n.kernel.answers(ip) {
+					t.Fatalf("seed %d: %s answers for %s, and nobody knows for how long", seed, n.name, ip)
+				}
+			}
+		}
+		// Now etcd has the P of the others.
+		w.opt.noLongest = false
+		w.etcd.setLongest(Longest{Permit: 200 * time.Millisecond, Raise: true}, w.etcd.rev)
+		w.opt.noLongest = true
+		for range 20 {
+			w.run(w.now + 100*time.Millisecond)
+			if owner.kernel.until > w.now && len(owner.kernel.list) > 0 {
+				t.Fatalf("seed %d: the one with the longer P answers, and claimers wait less long", seed)
+			}
+		}
+		if w.violation != "" {
+			t.Fatalf("seed %d: %s\n%s", seed, w.violation, story.String())
+		}
 	}
 }

@@ -41,10 +41,12 @@ type options struct {
 	noGossip bool
 	mixedP   bool
 	restores bool
-	focus    int          // the fault that half of the faults are; 0: none
+	focus    string       // what half of the faults are about
 	toggle   bool         // gossip, at the start of an agent
 	script   func(*world) // instead of random faults
 	noChecks bool
+	// noLongest: etcd does not take the longest P, so nobody knows of it.
+	noLongest bool
 }
 
 type event struct {

@@ -66,8 +66,9 @@ type Client struct {
 	by     string
 	caches atomic.Int64 // how many were made: each has a watch stream of its own
 	heads  heads
-	missed atomic.Bool // the last that a cache said of etcd is that it was lost
-	full   atomic.Bool // see NoSpace
+	newest atomic.Int64 // the revision that etcd had when it last answered Confirm
+	missed atomic.Bool  // the last that a cache said of etcd is that it was lost
+	full   atomic.Bool  // see NoSpace
 	wg     sync.WaitGroup
 }
 

@@ -127,6 +127,7 @@ func (l *Lease) Confirm(ctx context.Context, node string) (c Confirmation, err e
 	resp, err := l.client.etcd.Get(ctx, l.client.key(AgentKey(node)))
 	if err == nil {
 		c.Restores, err = l.client.heads.answered(asked, resp.Header)
+		l.client.newest.Store(resp.Header.Revision)
 	}
 	if err != nil {
 		return c, fmt.Errorf("confirming lease %s: %w", egress.FormatLease(l.ID()), err)

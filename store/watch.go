@@ -126,7 +126,7 @@ func (s *session) run(ctx context.Context, restored <-chan struct{}) error {
 			return errRestored
 		case <-lag.C:
 			switch {
-			case s.cache.client.heads.ask().revision <= s.upTo || len(s.ranges) == 0:
+			case s.cache.client.newest.Load() <= s.upTo || len(s.ranges) == 0:
 				behind = time.Time{}
 			case behind.IsZero():
 				behind = time.Now()
