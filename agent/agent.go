@@ -260,6 +260,9 @@ func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) 
 	if err != nil {
 		return fmt.Errorf("reading the permits of the former agent: %w", err)
 	}
+	if err := a.endRelays(left); err != nil {
+		return err
+	}
 	held, err := l.Owned(ctx)
 	if err != nil {
 		return err
@@ -267,7 +270,7 @@ func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) 
 	if former.Restarting {
 		l, err = a.shorten(ctx, l, former, held, left)
 	} else {
-		err = l.Renumber(ctx, held) // a hand-over of the former agent may be on its way
+		held, err = renumber(ctx, l, held)
 	}
 	if err != nil {
 		return err
@@ -282,6 +285,35 @@ func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) 
 	n := a.resume(held, left, former)
 	a.Log.Info("lease adopted", "lease", former.Lease, "dur", l.TTL(), "egress_ips", n)
 	return nil
+}
+
+// endRelays ends the permits that are not to answer, and takes them out of left: what the former agent only relayed it may have given away.
+func (a *agent) endRelays(left map[netip.Addr]time.Duration) error {
+	answering, err := a.tables.Answering()
+	if err != nil {
+		return fmt.Errorf("reading the permits of the former agent: %w", err)
+	}
+	var relayed []netip.Addr
+	for ip := range left {
+		if !answering[ip] {
+			relayed = append(relayed, ip)
+			delete(left, ip)
+		}
+	}
+	return a.tables.Revoke(relayed...)
+}
+
+// renumber gives the locks new revisions: what the former agent has sent, a hand-over or a release, may arrive yet. Some may arrive meanwhile.
+func renumber(ctx context.Context, l *store.Lease, held []netip.Addr) ([]netip.Addr, error) {
+	for again := 3; ; again-- {
+		err := l.Renumber(ctx, held)
+		if !errors.Is(err, store.ErrChanged) || again == 0 {
+			return held, err
+		}
+		if held, err = l.Owned(ctx); err != nil {
+			return nil, err
+		}
+	}
 }
 
 // resume renews the permits that the kernel still has for what this node holds, at once: the former agent may have been killed. What it was
@@ -370,8 +402,6 @@ func (a *agent) keepLease(ctx context.Context) error {
 
 // confirm asks etcd again and again whether the lease is still there, for permits that are bounded by the answer.
 func (a *agent) confirm(ctx context.Context) error {
-	tick := time.NewTicker(a.Permit / 5)
-	defer tick.Stop()
 	// Nobody waits for a question that hangs, as with a member of etcd that is stuck: the next one goes to another member.
 	var asking errgroup.Group
 	asking.SetLimit(5)
@@ -398,7 +428,7 @@ func (a *agent) confirm(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-time.After(a.machine.Length() / 5):
 		}
 	}
 }

@@ -408,7 +408,13 @@ func (a *agent) meet(t turn) (dead func(node string) bool) {
 			peers[name], gone[name] = r.Address, a.gossip.State(name) == gossip.Dead
 		}
 	}
-	a.gossip.Set(t.facts.Underlay, peers)
+	nodes := map[string]netip.Addr{}
+	for name, n := range t.Nodes {
+		if len(n.Addresses) > 0 {
+			nodes[name] = n.Addresses[0]
+		}
+	}
+	a.gossip.Set(t.facts.Underlay, peers, nodes)
 	return dead
 }
 

@@ -108,7 +108,7 @@ func (p *permits) renewLocked() error {
 	if len(list) == 0 {
 		return nil
 	}
-	if !p.written || p.renewal.Window == 0 {
+	if !p.written || p.renewal.Window == 0 || p.machine.Length() < p.length { // its frames are as exact as its own length bears
 		return p.writeLocked(list)
 	}
 	for range 2 { // a machine with much to do may take longer than a ticket lives
@@ -168,16 +168,17 @@ func (p *permits) soon() {
 
 // run renews the permits every quarter of their length, and when it is asked to, until ctx ends.
 func (p *permits) run(ctx context.Context, log *slog.Logger) error {
-	tick := time.NewTicker(p.length / 4)
-	defer tick.Stop()
+	timer := time.NewTimer(0)
+	defer timer.Stop()
 	var last, slow error
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
+		case <-timer.C:
 		case <-p.kick:
 		}
+		timer.Reset(p.machine.Length() / 4)
 		p.mu.Lock()
 		if p.machine.Extended() {
 			p.mu.Unlock()

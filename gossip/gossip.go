@@ -12,6 +12,7 @@ import (
 	"time"
 
 	"github.com/hashicorp/memberlist"
+	"golang.org/x/sync/errgroup"
 )
 
 // DefaultPort is the TCP and UDP port of the gossip.
@@ -48,6 +49,8 @@ type Gossip struct {
 	mu    sync.Mutex // guards what follows
 	self  netip.Addr
 	peers map[string]netip.Addr
+	nodes map[string]netip.Addr
+	calls int // how often those of nodes were called
 	known map[string]member
 	list  *memberlist.Memberlist // nil before the first Set and after Run
 }
@@ -63,10 +66,12 @@ func New(cfg Config) *Gossip {
 	return &Gossip{cfg: cfg, told: make(chan struct{}, 1), known: map[string]member{}}
 }
 
-// Set tells the node's own address, which is bound once, and the addresses of the peers by node. It never blocks.
-func (g *Gossip) Set(self netip.Addr, peers map[string]netip.Addr) {
+// Set tells the node's own address, which is bound once, and the addresses of the peers by node. At those of nodes there may be members too, of whom
+// nobody knows, as when they have lost etcd and their leases: who begins calls them, ten times. It never blocks.
+func (g *Gossip) Set(self netip.Addr, peers, nodes map[string]netip.Addr) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
+	g.nodes = nodes
 	if g.self.IsValid() && maps.Equal(peers, g.peers) {
 		return
 	}
@@ -147,8 +152,20 @@ func (g *Gossip) Run(ctx context.Context) error {
 func (g *Gossip) join(ctx context.Context) error {
 	g.mu.Lock()
 	self, list := g.self, g.list
+	all := map[string]netip.Addr{}
+	maps.Copy(all, g.peers)
+	if self.IsValid() && g.calls < 10 {
+		g.calls++
+		strangers := 0
+		for name, addr := range g.nodes { // in another order each time; one that answers knows the others
+			if _, known := all[name]; !known && strangers < maxStrangers {
+				strangers++
+				all[name] = addr
+			}
+		}
+	}
 	var missing []string
-	for name, addr := range g.peers {
+	for name, addr := range all {
 		if g.known[name].state != Alive && name != g.cfg.Node {
 			missing = append(missing, name+"/"+netip.AddrPortFrom(addr, uint16(g.cfg.Port)).String())
 		}
@@ -166,13 +183,22 @@ func (g *Gossip) join(ctx context.Context) error {
 		g.list = list
 		g.mu.Unlock()
 	}
+	var calls errgroup.Group
+	calls.SetLimit(maxStrangers) // one that is off takes a second
 	for _, peer := range missing {
 		if ctx.Err() == nil {
-			_, _ = list.Join([]string{peer}) // not up yet, or gone: called again
+			calls.Go(func() error {
+				_, err := list.Join([]string{peer}) // not up yet, or gone: called again
+				return err
+			})
 		}
 	}
+	_ = calls.Wait()
 	return nil
 }
+
+// maxStrangers is how many nodes of which nobody knows whether they have a member are called at a time.
+const maxStrangers = 32
 
 // config is memberlist's for a LAN, tuned: a member that misses a probe (100 ms, asked by others too) is suspected for 300 ms, and then
 // dead: half a second after it died; the library's own for one machine take 4 to 8 s. Short probes cost packets only;

@@ -47,7 +47,7 @@ func start(t *testing.T, i, port int, key []byte, peers map[string]netip.Addr) (
 	t.Helper()
 	g := New(Config{Node: name(i), Port: port, Key: key, Log: slog.New(slog.DiscardHandler), Changed: func() {},
 		Receive: func(from string, m []byte) { inbox <- from + " to " + name(i) + ": " + string(m) }})
-	g.Set(addr(i), peers)
+	g.Set(addr(i), peers, nil)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); g.Run(ctx) }()
@@ -162,10 +162,30 @@ func TestNewPeersAreJoined(t *testing.T) {
 	key := bytes.Repeat([]byte{7}, 16)
 	a, _ := start(t, 0, port, key, nil)
 	b, _ := start(t, 1, port, key, nil)
-	a.Set(addr(0), map[string]netip.Addr{name(1): addr(1)})
+	a.Set(addr(0), map[string]netip.Addr{name(1): addr(1)}, nil)
 	await(t, a, name(1), Alive)
 	await(t, b, name(0), Alive)
 	if a.State(name(9)) != Unknown {
 		t.Error("somebody unknown is known")
 	}
+}
+
+// Those who have lost etcd are not in its records any more, and who begins is not in theirs.
+func TestWhoBeginsFindsMembersOfWhomNobodyKnows(t *testing.T) {
+	all, _ := members(t, 2)
+	nodes := map[string]netip.Addr{"off": netip.MustParseAddr("127.0.0.99")}
+	for i := range 3 {
+		nodes[name(i)] = addr(i)
+	}
+	began := time.Now()
+	g := New(Config{Node: name(2), Port: all[0].cfg.Port, Key: all[0].cfg.Key, Log: slog.New(slog.DiscardHandler), Changed: func() {}})
+	g.Set(addr(2), nil, nodes)
+	ctx, cancel := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() { defer close(done); g.Run(ctx) }()
+	t.Cleanup(func() { cancel(); <-done })
+	for _, other := range all {
+		await(t, other, name(2), Alive)
+	}
+	t.Logf("found after %v", time.Since(began))
 }

@@ -149,6 +149,27 @@ func (t *Tables) Permits() (map[netip.Addr]time.Duration, error) {
 	return out, err
 }
 
+// Answering returns the IPs whose permits are to answer for them, too, as long as they last.
+func (t *Tables) Answering() (map[netip.Addr]bool, error) {
+	out := map[netip.Addr]bool{}
+	err := t.read.whole(func(uint32) error {
+		clear(out)
+		for _, f := range families {
+			list, err := t.dumpSet(f.answer[0].table(), f.answer[0].name)
+			if err != nil && !errors.Is(err, unix.ENOENT) {
+				return fmt.Errorf("reading permits: %w", err)
+			}
+			for _, e := range list {
+				if ip, ok := netip.AddrFromSlice([]byte(e.key)); ok {
+					out[ip] = true
+				}
+			}
+		}
+		return nil
+	})
+	return out, err
+}
+
 // allPermitSets returns the sets that permits are in, in order.
 func allPermitSets() []permitSet {
 	var all []permitSet

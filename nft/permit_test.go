@@ -70,14 +70,22 @@ func TestOnlyAnsweringIsRevoked(t *testing.T) {
 		t.Fatal(err)
 	}
 	in := func(set, ip string) bool { return strings.Contains(netns.Run(t, "nft list set "+set), ip+" ") }
-	if !in("arp egret permit4", "10.10.0.8") || !in("inet egret answer6", "fd10::8") {
-		t.Error("no permit to answer")
+	answering := func() int {
+		t.Helper()
+		ips, err := tables.Answering()
+		if err != nil {
+			t.Fatal(err)
+		}
+		return len(ips)
+	}
+	if !in("arp egret permit4", "10.10.0.8") || !in("inet egret answer6", "fd10::8") || answering() != 2 {
+		t.Errorf("no permit to answer; %d are said", answering())
 	}
 	absent := netip.MustParseAddr("10.10.0.99")
 	if err := tables.RevokeAnswer(ip4, absent, ip6, ip4); err != nil {
 		t.Fatal(err)
 	}
-	if in("arp egret permit4", "10.10.0.8") || in("inet egret answer6", "fd10::8") {
+	if in("arp egret permit4", "10.10.0.8") || in("inet egret answer6", "fd10::8") || answering() != 0 {
 		t.Error("the permit to answer is still there")
 	}
 	// A relay's renewal gives nothing back.

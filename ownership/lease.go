@@ -22,7 +22,7 @@ func (l *Lease) renewed(e Renewed) {
 // yes of an etcd that was restored since the view: the lock may be another's there.
 func (m *Machine) confirmed(e Confirmed) {
 	if e.Restores != m.restores {
-		m.promises.void = true // etcd does answer
+		m.promises.void = e.Restores > m.restores // etcd does answer
 		return
 	}
 	if l := &m.lease; e.Lease == l.ID && !l.Valid.IsZero() {

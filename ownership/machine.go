@@ -333,7 +333,7 @@ func (m *Machine) declared(s *egress.Snapshot) {
 	r := s.Agents[m.cfg.Node]
 	if p := m.cfg.Permit; m.permits.length != p && r.Permit.Is(p) && r.Lease == egress.FormatLease(m.lease.ID) && s.Longest >= p {
 		// What was confirmed before may be of a time when claimers did not know.
-		m.permits.length, m.lease.Confirmed = p, time.Time{}
+		m.permits.former, m.permits.length, m.permits.longer = m.permits.length, p, m.pass.now
 	}
 }
 

@@ -677,7 +677,7 @@ func (n *node) adopt(former egress.Agent, g Granted, again func()) {
 	leftOver := map[netip.Addr]bool{}
 	if n.w.now < n.kernel.until {
 		for ip := range n.kernel.list {
-			leftOver[ip] = true
+			leftOver[ip] = n.kernel.list[ip]
 		}
 	}
 	var held []netip.Addr

@@ -19,8 +19,10 @@ type permits struct {
 	list []Permit
 	// lease is the one that the locks of list are under. What is known of a later one says nothing about them.
 	lease int64
-	// length is P, or what the former agent's was while claimers may not know of a longer one; 0: they know of none.
-	length time.Duration
+	// length is P, or what the former agent's was while claimers may not know of a longer one; 0: they know of none. It became P at longer, and counts for
+	// what was asked for after that; before, former does.
+	length, former time.Duration
+	longer         time.Time
 	// bounded: they end within P of a moment at which nobody had revoked the lease, so that peers may revoke it.
 	bounded bool
 	// known: the kernel acknowledged that it has no permits but bounded ones, or the former agent of the node said so.
@@ -89,6 +91,18 @@ func (m *Machine) Permits() []Permit {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return slices.Clone(m.permits.list)
+}
+
+// Length returns how long permits may be at present: P, or what the former agent's was while claimers may not know of a longer one.
+func (m *Machine) Length() time.Duration {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	if p := &m.permits; m.lease.Confirmed.Before(p.longer) && p.former > 0 {
+		return p.former
+	} else if p.length > 0 {
+		return p.length
+	}
+	return m.cfg.Permit
 }
 
 // Look returns when permits that are renewed now end, and their limit: they have to be written within half of what is between the two.
@@ -164,6 +178,9 @@ func (m *Machine) limit(now time.Time) (limit time.Time, margin time.Duration, e
 		return m.lease.Valid.Add(m.cfg.Permit), m.cfg.Permit, nil
 	}
 	since, length := m.lease.Confirmed, p.length
+	if since.Before(p.longer) {
+		length = p.former
+	}
 	if since.IsZero() || length == 0 {
 		return time.Time{}, 0, ErrUnconfirmed
 	}

@@ -13,8 +13,8 @@ type tenures struct {
 	waits    map[lock]time.Time       // since when a lock of this node is seen that it may not use yet
 	inUse    map[lock]bool            // locks of this node that it acts upon
 	linger   map[netip.Addr]time.Time // until when this node relays for the IP's next owner
-	begun    bool
-	restores int // of etcd, as of the last pass
+	begun    time.Time                // when this process met the others first; zero: not yet
+	restores int                      // of etcd, as of the last pass
 }
 
 // lock is one tenure of an egress IP: the revision is the fencing token.
@@ -29,15 +29,18 @@ func (t *tenures) init() { t.adopted, t.linger = map[netip.Addr]bool{}, map[neti
 func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	p, t := &m.pass, &m.tenures
 	p.roles = map[netip.Addr]plan.Role{}
-	first := !t.begun
-	if t.begun = true; p.snapshot.Restores != t.restores {
+	first := t.begun.IsZero()
+	if first {
+		t.begun = p.now
+	}
+	if p.snapshot.Restores != t.restores {
 		// What this node and others had in the etcd of before is not known any more: all wait for all.
 		first, t.restores = true, p.snapshot.Restores
 		t.waits, t.inUse, t.adopted, m.claims = nil, nil, nil, claims{}
 	}
 	bound := m.bound()
 	if m.cfg.Gossip { // by then those who have lost etcd know that this process is there, and ask it
-		bound = later(bound, m.cfg.Start.Add(joinGrace))
+		bound = later(bound, t.begun.Add(joinGrace))
 	}
 	waits, inUse := map[lock]time.Time{}, map[lock]bool{}
 	for ip, o := range p.snapshot.Owners {

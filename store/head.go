@@ -3,6 +3,7 @@ package store
 import (
 	"errors"
 	"sync"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 )
@@ -10,8 +11,14 @@ import (
 // errRestored says that an answer was of another etcd than before.
 var errRestored = errors.New("etcd is another one than before: it was restored, or replaced")
 
+// errTerm says that an answer was of an older term of raft than the one before, a moment ago.
+var errTerm = errors.New("a member of etcd answers with an older term than another: asked again")
+
 // bump is by how much a revision does not grow between two answers, but where a restore raised it: etcdutl snapshot restore --bump-revision.
 const bump = 1 << 29
+
+// termsDiffer is how long etcd's members may answer with different terms of raft: one that got its state as a whole has the new term with the next write.
+const termsDiffer = 3 * time.Second
 
 // head is how far etcd has come, as its answers to linearizable questions say.
 type head struct {
@@ -20,16 +27,17 @@ type head struct {
 }
 
 // precedes reports whether etcd may have come from a to b. Whoever restores a snapshot begins a new cluster, mostly of the same id, but at an older
-// revision, a much newer one, or an older term of raft. Neither goes back by a change of member or leader, not even to a follower that is behind: it
-// answers with what the leader had committed, which includes an entry of the leader's term.
+// revision, or a much newer one. A revision does not go back by a change of member or leader, nor by a member that is behind: it answers with what the
+// leader had committed.
 func (a head) precedes(b head) bool {
-	return a.cluster == 0 || a.cluster == b.cluster && a.term <= b.term && a.revision <= b.revision && b.revision-a.revision < bump
+	return a.cluster == 0 || a.cluster == b.cluster && a.revision <= b.revision && b.revision-a.revision < bump
 }
 
 // heads notes what etcd answers, and so finds out that it was restored. It is safe for concurrent use.
 type heads struct {
 	mu       sync.Mutex // guards what follows
 	newest   head
+	at       time.Time // of the last answer of that term or a newer one
 	restores int
 	changed  chan struct{} // closed with the next restore
 }
@@ -51,30 +59,41 @@ func (h *heads) ask() question {
 	return question{h.newest, h.restores, h.changed}
 }
 
-// saw takes in the revision of an event: a question that is asked from now on is not answered by an older one.
-func (h *heads) saw(revision int64) {
+// saw takes in the revision of an event of a watch that began after so many restores: a question that is asked from now on is not answered by an older
+// one.
+func (h *heads) saw(revision int64, restores int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	h.newest.revision = max(h.newest.revision, revision)
+	if restores == h.restores {
+		h.newest.revision = max(h.newest.revision, revision)
+	}
 }
 
 // answered takes in the answer. It is measured by what was known when etcd was asked, for two answers may overtake each other. errRestored: it is
-// another etcd, and restores counts that.
+// another etcd than then, and restores counts that, if no other answer has shown it: then nobody knows of which of them this one is. errTerm: it may be.
 func (h *heads) answered(q question, r *pb.ResponseHeader) (restores int, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
-	is := head{r.ClusterId, r.RaftTerm, r.Revision}
-	if q.precedes(is) {
+	is, now := head{r.ClusterId, r.RaftTerm, r.Revision}, time.Now()
+	switch {
+	case h.restores != q.restores: // another answer has shown it
+		return q.restores, errRestored
+	case q.precedes(is) && q.term > is.term && now.Sub(h.at) < termsDiffer:
+		return h.restores, errTerm
+	case q.precedes(is) && q.term <= is.term:
 		if h.newest.precedes(is) {
-			h.newest = is
+			h.newest.cluster, h.newest.revision = is.cluster, is.revision
 		}
-		return q.restores, nil
+		if is.term >= h.newest.term {
+			h.newest.term, h.at = is.term, now
+		}
+		return h.restores, nil
 	}
-	if !h.newest.precedes(is) || h.restores == q.restores { // else another answer has shown it
-		h.newest = is
-		h.restores++
+	h.newest, h.at = is, now
+	h.restores++
+	if h.changed != nil {
 		close(h.changed)
-		h.changed = make(chan struct{})
 	}
+	h.changed = make(chan struct{})
 	return h.restores, errRestored
 }

@@ -19,6 +19,9 @@ import (
 // ErrLeaseLost says that etcd does not know the lease: it ended, or was revoked, and every key under it is gone.
 var ErrLeaseLost = errors.New("lease lost")
 
+// ErrChanged says that a lock is not under the lease any more.
+var ErrChanged = errors.New("a lock has changed meanwhile")
+
 // Lease is an etcd lease that lives while it is renewed. It is safe for concurrent use.
 type Lease struct {
 	client *Client
@@ -169,7 +172,7 @@ func (l *Lease) Owned(ctx context.Context) ([]netip.Addr, error) {
 }
 
 // Renumber gives the locks of the egress IPs, which are under the lease, new revisions: what a former process sent about them comes to nothing. An
-// etcd that is full takes neither, and the locks stay as they are.
+// etcd that is full takes neither, and the locks stay as they are. errors.Is(err, ErrChanged): one is not under the lease any more.
 func (l *Lease) Renumber(ctx context.Context, ips []netip.Addr) error {
 	for batch := range slices.Chunk(ips, maxTxnOps) {
 		var ifs []clientv3.Cmp
@@ -184,7 +187,7 @@ func (l *Lease) Renumber(ctx context.Context, ips []netip.Addr) error {
 			return nil
 		}
 		if err == nil && !done.Succeeded {
-			err = errors.New("a lock has changed meanwhile")
+			err = ErrChanged
 		}
 		if err != nil {
 			return fmt.Errorf("renumbering the locks of lease %s: %w", egress.FormatLease(l.ID()), err)

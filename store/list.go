@@ -57,7 +57,7 @@ func (c *Client) list(ctx context.Context, prefixes []string, revision int64) (l
 			return out, fmt.Errorf("listing %s: %w", strings.Join(chunk, ", "), err)
 		}
 		restores, err := c.heads.answered(asked, resp.Header)
-		if err != nil && out.revision != 0 {
+		if err != nil && (out.revision != 0 || restores == asked.restores) { // else it is what shows it
 			return out, fmt.Errorf("listing %s: %w", strings.Join(chunk, ", "), err)
 		}
 		if out.revision == 0 {

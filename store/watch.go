@@ -227,7 +227,7 @@ func (s *session) settle() bool {
 		return false
 	}
 	s.upTo = upTo
-	s.cache.client.heads.saw(upTo)
+	s.cache.client.heads.saw(upTo, s.cache.Restores())
 	var rest []event
 	s.cache.update(upTo, s.cache.Restores(), nil, func(put func(string, *Record)) {
 		for _, e := range s.pending {
@@ -337,8 +337,9 @@ func (s *session) identify(ctx context.Context) bool {
 		resp, err := c.etcd.Get(try, c.prefix, clientv3.WithCountOnly()) // linearizable: not older than what anybody has seen
 		cancel()
 		if err == nil {
-			_, _ = c.heads.answered(asked, resp.Header) // run is told
-			return true
+			if _, err = c.heads.answered(asked, resp.Header); !errors.Is(err, errTerm) { // run is told of a restore
+				return true
+			}
 		}
 		if !sleep(ctx, minBackoff) {
 			return false

@@ -189,6 +189,8 @@ func (m *member) begin(cfg *embed.Config) error {
 	err := snapshot.NewV3(zap.NewNop()).Restore(snapshot.RestoreConfig{
 		SnapshotPath: m.restore, Name: m.name, OutputDataDir: half, PeerURLs: []string{cfg.AdvertisePeerUrls[0].String()},
 		InitialCluster: m.initialCluster, InitialClusterToken: m.token,
+		// So agents know that it is another etcd, and every watch begins anew.
+		RevisionBump: 1 << 30, MarkCompacted: true,
 	})
 	if err != nil {
 		return fmt.Errorf("restoring --restore-from %s: %w", m.restore, err)
