@@ -60,13 +60,13 @@ func (m *machine) answers(ip netip.Addr) bool {
 	return answer
 }
 
-// keeps reports whether the lock of ip goes on when this agent stops.
-func (m *machine) keeps(ip netip.Addr) bool { return m.Keeps(time.Now(), ip) }
-
 func (m *machine) lasts(ip netip.Addr) bool {
 	send, _ := m.Lasts(time.Now(), ip)
 	return send
 }
+
+// keeps reports whether the lock of ip goes on when this agent stops.
+func (m *machine) keeps(ip netip.Addr) bool { return m.Keeps(time.Now(), ip) }
 
 // tell gives the machine an event from outside of a pass, and does what it asks for.
 func (a *agent) tell(e ownership.Event) (err error) {

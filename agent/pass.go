@@ -408,13 +408,13 @@ func (a *agent) meet(t turn) (dead func(node string) bool) {
 			peers[name], gone[name] = r.Address, a.gossip.State(name) == gossip.Dead
 		}
 	}
-	nodes := map[string]netip.Addr{}
-	for name, n := range t.Nodes {
-		if len(n.Addresses) > 0 {
-			nodes[name] = n.Addresses[0]
+	a.gossip.Set(t.facts.Underlay, peers, func(yield func(string, netip.Addr) bool) { // in another order each time
+		for name, n := range t.Nodes {
+			if len(n.Addresses) > 0 && !yield(name, n.Addresses[0]) {
+				return
+			}
 		}
-	}
-	a.gossip.Set(t.facts.Underlay, peers, nodes)
+	})
 	return dead
 }
 

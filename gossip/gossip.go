@@ -3,6 +3,7 @@ package gossip
 import (
 	"context"
 	"fmt"
+	"iter"
 	"log"
 	"log/slog"
 	"maps"
@@ -49,7 +50,7 @@ type Gossip struct {
 	mu    sync.Mutex // guards what follows
 	self  netip.Addr
 	peers map[string]netip.Addr
-	nodes map[string]netip.Addr
+	nodes iter.Seq2[string, netip.Addr]
 	calls int // how often those of nodes were called
 	known map[string]member
 	list  *memberlist.Memberlist // nil before the first Set and after Run
@@ -67,8 +68,8 @@ func New(cfg Config) *Gossip {
 }
 
 // Set tells the node's own address, which is bound once, and the addresses of the peers by node. At those of nodes there may be members too, of whom
-// nobody knows, as when they have lost etcd and their leases: who begins calls them, ten times. It never blocks.
-func (g *Gossip) Set(self netip.Addr, peers, nodes map[string]netip.Addr) {
+// nobody knows, as when they have lost etcd and their leases: who begins calls them, ten times, some in the order in which nodes has them. It never blocks.
+func (g *Gossip) Set(self netip.Addr, peers map[string]netip.Addr, nodes iter.Seq2[string, netip.Addr]) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.nodes = nodes
@@ -154,12 +155,13 @@ func (g *Gossip) join(ctx context.Context) error {
 	self, list := g.self, g.list
 	all := map[string]netip.Addr{}
 	maps.Copy(all, g.peers)
-	if self.IsValid() && g.calls < 10 {
+	if self.IsValid() && g.nodes != nil && g.calls < 10 {
 		g.calls++
-		strangers := 0
-		for name, addr := range g.nodes { // in another order each time; one that answers knows the others
-			if _, known := all[name]; !known && strangers < maxStrangers {
-				strangers++
+		for name, addr := range g.nodes { // one that answers knows the others
+			if len(all) == len(g.peers)+maxStrangers {
+				break
+			}
+			if _, known := all[name]; !known {
 				all[name] = addr
 			}
 		}

@@ -5,6 +5,7 @@ import (
 	"context"
 	"fmt"
 	"log/slog"
+	"maps"
 	"net/netip"
 	"testing"
 	"time"
@@ -179,7 +180,7 @@ func TestWhoBeginsFindsMembersOfWhomNobodyKnows(t *testing.T) {
 	}
 	began := time.Now()
 	g := New(Config{Node: name(2), Port: all[0].cfg.Port, Key: all[0].cfg.Key, Log: slog.New(slog.DiscardHandler), Changed: func() {}})
-	g.Set(addr(2), nil, nodes)
+	g.Set(addr(2), nil, maps.All(nodes))
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); g.Run(ctx) }()

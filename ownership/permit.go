@@ -1,6 +1,7 @@
 package ownership
 
 import (
+	"cmp"
 	"errors"
 	"net/netip"
 	"slices"
@@ -97,12 +98,15 @@ func (m *Machine) Permits() []Permit {
 func (m *Machine) Length() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	if p := &m.permits; m.lease.Confirmed.Before(p.longer) && p.former > 0 {
+	return cmp.Or(m.permits.by(m.lease.Confirmed), m.permits.length, m.cfg.Permit)
+}
+
+// by returns how long permits may be by a yes that was asked for then; 0: claimers know of no length.
+func (p *permits) by(confirmed time.Time) time.Duration {
+	if confirmed.Before(p.longer) {
 		return p.former
-	} else if p.length > 0 {
-		return p.length
 	}
-	return m.cfg.Permit
+	return p.length
 }
 
 // Look returns when permits that are renewed now end, and their limit: they have to be written within half of what is between the two.
@@ -177,10 +181,7 @@ func (m *Machine) limit(now time.Time) (limit time.Time, margin time.Duration, e
 	if !p.bounded {
 		return m.lease.Valid.Add(m.cfg.Permit), m.cfg.Permit, nil
 	}
-	since, length := m.lease.Confirmed, p.length
-	if since.Before(p.longer) {
-		length = p.former
-	}
+	since, length := m.lease.Confirmed, p.by(m.lease.Confirmed)
 	if since.IsZero() || length == 0 {
 		return time.Time{}, 0, ErrUnconfirmed
 	}

@@ -43,9 +43,10 @@ type session struct {
 	states chan bool     // the connection is up
 	ask    chan struct{} // capacity 1: ask etcd how far it is
 
-	ranges  map[string]*watched
-	upTo    int64 // the cache shows this revision
-	pending []event
+	restores int // of etcd, before the list
+	ranges   map[string]*watched
+	upTo     int64 // the cache shows this revision
+	pending  []event
 }
 
 // watched is one range.
@@ -78,7 +79,7 @@ func (k *Cache) follow(ctx context.Context) error {
 	k.replace(list, prefixes)
 	ctx, cancel := context.WithCancel(ctx)
 	s := &session{
-		cache: k, upTo: list.revision, ranges: map[string]*watched{},
+		cache: k, restores: list.restores, upTo: list.revision, ranges: map[string]*watched{},
 		msgs: make(chan message), states: make(chan bool), ask: make(chan struct{}, 1),
 	}
 	defer s.wg.Wait()
@@ -227,9 +228,9 @@ func (s *session) settle() bool {
 		return false
 	}
 	s.upTo = upTo
-	s.cache.client.heads.saw(upTo, s.cache.Restores())
+	s.cache.client.heads.saw(upTo, s.restores)
 	var rest []event
-	s.cache.update(upTo, s.cache.Restores(), nil, func(put func(string, *Record)) {
+	s.cache.update(upTo, s.restores, nil, func(put func(string, *Record)) {
 		for _, e := range s.pending {
 			if e.revision <= upTo {
 				put(e.key, e.record)
@@ -261,7 +262,7 @@ func (s *session) adjust(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if list.restores != k.Restores() {
+	if list.restores != s.restores {
 		return errRestored
 	}
 	s.upTo = list.revision
@@ -278,7 +279,7 @@ func (s *session) adjust(ctx context.Context) error {
 		}
 	}
 	s.pending = rest
-	k.update(s.upTo, k.Restores(), prefixes, func(put func(string, *Record)) {
+	k.update(s.upTo, s.restores, prefixes, func(put func(string, *Record)) {
 		for key := range k.records {
 			if !covered(prefixes, key) {
 				put(key, nil)
