@@ -76,6 +76,7 @@ type Config struct {
 type agent struct {
 	Config
 	view      *store.View
+	cluster   *plan.Cluster // of the last pass
 	tables    *nft.Tables
 	router    *routing.Router
 	links     *vlan.Links
@@ -502,7 +503,7 @@ func (a *agent) lastWords(ctx context.Context) {
 	defer cancel()
 	if s := a.view.Snapshot(); s != nil && plan.Gone(s, a.Node) {
 		// No agent comes back to a node that is gone.
-		a.machine.begin(s)
+		a.machine.begin(plan.New(s))
 		if err := a.letGo(ctx); err != nil {
 			a.Log.Warn("egress IPs of a node that is gone not let go", "err", err)
 		}
@@ -527,9 +528,12 @@ func (a *agent) lengthen(ctx context.Context) (next *store.Lease, moved []netip.
 		return nil, nil, err
 	}
 	grace := max(a.LeaseTTL, a.RestartGrace)
-	s := a.view.Snapshot()
-	if s != nil && plan.Cordoned(s, a.Node) {
-		grace = a.LeaseTTL // the node is about to go, and others can take what it still holds
+	var cluster *plan.Cluster
+	if s := a.view.Snapshot(); s != nil {
+		cluster = plan.New(s)
+		if plan.Cordoned(s, a.Node) {
+			grace = a.LeaseTTL // the node is about to go, and others can take what it still holds
+		}
 	}
 	if next, err = a.Store.Grant(ctx, grace); err != nil {
 		return nil, nil, err
@@ -541,7 +545,7 @@ func (a *agent) lengthen(ctx context.Context) (next *store.Lease, moved []netip.
 			return true
 		}
 		// One that came just now would wait for the next agent: others can use it at once.
-		return s == nil || plan.PoolOf(s, ip) == ""
+		return cluster == nil || cluster.PoolOf(ip) == ""
 	})
 	return next, moved, err
 }

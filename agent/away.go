@@ -10,7 +10,6 @@ import (
 	"time"
 
 	"github.com/egret-project/egret/egress"
-	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/store"
 )
 
@@ -33,7 +32,7 @@ func (a *agent) giveAway(ctx context.Context, t turn) (next time.Time, err error
 		if asked[ip] = a.asked[ip]; asked[ip].IsZero() {
 			asked[ip] = t.now
 		}
-		able := slices.Contains(plan.Candidates(t.Snapshot, plan.PoolOf(t.Snapshot, ip)), m.To)
+		able := slices.Contains(t.Candidates(t.PoolOf(ip)), m.To)
 		if due := asked[ip].Add(patience); able && t.now.Before(due) {
 			next = earlier(next, due)
 			continue
@@ -55,7 +54,7 @@ func (a *agent) giveAway(ctx context.Context, t turn) (next time.Time, err error
 			delete(a.avoid, node)
 		}
 	}
-	o, to := plan.Leaving(t.Snapshot, t.facts)
+	o, to := t.Leaving(t.facts)
 	why := egress.ReasonDrain
 	if len(to) == 0 {
 		var due time.Time
@@ -73,7 +72,7 @@ func (a *agent) giveAway(ctx context.Context, t turn) (next time.Time, err error
 	}
 	ips := []netip.Addr{o.IP}
 	if why == egress.ReasonRebalance { // a cordoned node gives away one at a time
-		ips = plan.Together(t.Snapshot, o.IP)
+		ips = t.Together(o.IP)
 	}
 	for _, ip := range ips {
 		m := egress.Move{IP: ip, To: to[i], Since: t.now.UTC().Truncate(time.Millisecond), Why: why}
@@ -93,7 +92,7 @@ func (a *agent) belongs(t turn) (o egress.Owner, to []string, next time.Time) {
 	if a.Rebalance == 0 {
 		return o, nil, next
 	}
-	misplaced := plan.Misplacements(t.Snapshot)
+	misplaced := t.Misplacements()
 	since := map[egress.Move]time.Time{}
 	for _, m := range misplaced {
 		k := egress.Move{IP: m.Owner.IP, To: m.To}
@@ -102,7 +101,7 @@ func (a *agent) belongs(t turn) (o egress.Owner, to []string, next time.Time) {
 		}
 	}
 	a.misplaced = since
-	m, ok := plan.Rebalance(t.Snapshot, misplaced)
+	m, ok := t.Rebalance(misplaced)
 	if !ok || m.Owner.Node != a.Node {
 		return o, nil, next
 	}

@@ -69,7 +69,7 @@ func (g *giver) put(key string, record any) {
 // at gives away at that time, and returns the moves that are asked for afterwards, and when there is more to do.
 func (g *giver) at(now time.Time) (moves map[netip.Addr]egress.Move, next time.Time) {
 	g.t.Helper()
-	next, err := g.giveAway(g.t.Context(), turn{Snapshot: g.snapshot(), facts: plan.Facts{Node: g.Node}, lease: g.machine.current(), now: now})
+	next, err := g.giveAway(g.t.Context(), turn{Cluster: plan.New(g.snapshot()), facts: plan.Facts{Node: g.Node}, lease: g.machine.current(), now: now})
 	if err != nil {
 		g.t.Fatal(err)
 	}

@@ -13,6 +13,7 @@ import (
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/ownership"
+	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/store"
 )
 
@@ -40,11 +41,11 @@ func (m *machine) grant(l *store.Lease) {
 }
 
 // begin begins a pass, with the lease of all of it.
-func (m *machine) begin(s *egress.Snapshot) (lease *store.Lease, now time.Time) {
+func (m *machine) begin(c *plan.Cluster) (lease *store.Lease, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now = time.Now()
-	m.Step(now, ownership.View{Snapshot: s}) // asks for nothing but what a pass begins with
+	m.Step(now, ownership.View{Cluster: c}) // asks for nothing but what a pass begins with
 	return m.lease, now
 }
 

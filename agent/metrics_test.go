@@ -17,6 +17,7 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 	"github.com/egret-project/egret/monitor"
 	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/plan"
 )
 
 // passes is what an agent sees, pass by pass.
@@ -37,7 +38,7 @@ func (p *passes) pass(after time.Duration, o egress.Owner, to string, uses, whol
 	if to != "" {
 		s.Moves = map[netip.Addr]egress.Move{ip: {IP: ip, To: to}}
 	}
-	p.m.arrivals(&turn{Snapshot: s, now: p.now}, "here", func(node string) bool { return p.dead[node] })
+	p.m.arrivals(&turn{Cluster: plan.New(s), now: p.now}, "here", func(node string) bool { return p.dead[node] })
 	if uses {
 		p.m.takes(o)
 	}

@@ -31,8 +31,9 @@ func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
 		return time.Time{}, nil
 	}
 	a.skipped(s)
-	t := turn{Snapshot: s}
-	t.lease, t.now = a.machine.begin(s)
+	a.cluster = a.cluster.With(s)
+	t := turn{Cluster: a.cluster}
+	t.lease, t.now = a.machine.begin(t.Cluster)
 	// First, and by the snapshot alone: an IP that is not this node's any more is not answered for, whatever else fails below.
 	if err := a.permits.restrict(); err != nil {
 		return time.Time{}, err
@@ -52,7 +53,7 @@ func (a *agent) pass(ctx context.Context) (next time.Time, err error) {
 	t.facts.Taken, next = a.probes.follow(s, t.now)
 	a.metrics.arrivals(&t, a.Node, func(node string) bool { return dead(node) || a.machine.Partitioned(t.now, node) })
 	a.roles(&t, dead)
-	d := plan.Build(s, t.facts, t.roles)
+	d := plan.Build(t.Cluster, t.facts, t.roles)
 	a.view.Follow(d.Follow)
 	fenced, err := a.program(ctx, d)
 	if fenced {
@@ -108,7 +109,7 @@ func (a *agent) release(ctx context.Context, r ownership.Release) error {
 
 // turn is what one pass works from.
 type turn struct {
-	*egress.Snapshot
+	*plan.Cluster
 	facts plan.Facts
 	lease *store.Lease // one for the whole pass: another one means other locks
 	now   time.Time

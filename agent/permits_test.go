@@ -11,6 +11,7 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/ownership"
+	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/store"
 )
 
@@ -55,9 +56,9 @@ func permitsOf(t *testing.T, tables *nft.Tables, cfg ownership.Config) *permits 
 // under grants permits of locks under a lease.
 func (p *permits) under(lease *store.Lease, list []nft.Permit) error {
 	p.machine.grant(lease)
-	p.machine.begin(&egress.Snapshot{
+	p.machine.begin(plan.New(&egress.Snapshot{
 		Agents: map[string]egress.Agent{"a": {Lease: egress.FormatLease(lease.ID()), Permit: egress.Duration(p.length)}, "b": {}}, Longest: p.length,
-	})
+	}))
 	return p.grant(list)
 }
 

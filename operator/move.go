@@ -32,7 +32,7 @@ func Move(ctx context.Context, c *store.Client, cfg MoveConfig, w io.Writer) err
 		return err
 	}
 	ip, to := cfg.IP, cfg.To
-	for _, ip := range plan.Together(&all.Snapshot, ip) {
+	for _, ip := range plan.New(&all.Snapshot).Together(ip) {
 		if err == nil {
 			err = refusal(&all.Snapshot, ip, to)
 		}
@@ -144,26 +144,26 @@ func refusal(s *egress.Snapshot, ip netip.Addr, to string) error {
 		return fmt.Errorf("the node's agent is down")
 	case agent.Restarting:
 		return errRestarts
-	case !slices.Contains(plan.Candidates(s, pool), to):
+	case !slices.Contains(plan.New(s).Candidates(pool), to):
 		if plan.Cordoned(s, to) {
 			return fmt.Errorf("the node is cordoned: `egret uncordon %s`, or kubectl uncordon", to)
 		}
-		return fmt.Errorf("pool %s does not select the node; it selects %s", pool, nobody(strings.Join(plan.Candidates(s, pool), ", ")))
+		return fmt.Errorf("pool %s does not select the node; it selects %s", pool, nobody(strings.Join(plan.New(s).Candidates(pool), ", ")))
 	}
 	return nil
 }
 
 // elsewhere returns what there is to move: of ip and the other IP of its egress those that the node does not hold.
 func elsewhere(s *egress.Snapshot, ip netip.Addr, to string) []netip.Addr {
-	return slices.DeleteFunc(plan.Together(s, ip), func(ip netip.Addr) bool { return s.Owners[ip].Node == to })
+	return slices.DeleteFunc(plan.New(s).Together(ip), func(ip netip.Addr) bool { return s.Owners[ip].Node == to })
 }
 
 // objection says what speaks against a move that the operator can make all the same, with --force; nil: nothing.
 func objection(s *egress.Snapshot, cfg MoveConfig) error {
 	pin, pinned := s.Pins[cfg.IP]
 	switch {
-	case len(elsewhere(s, cfg.IP, cfg.To)) > plan.Room(s, cfg.To):
-		return fmt.Errorf("the node holds %d egress IPs and may hold %d; --force moves it all the same", plan.Held(s, cfg.To), s.Nodes[cfg.To].Capacity)
+	case len(elsewhere(s, cfg.IP, cfg.To)) > plan.New(s).Room(cfg.To):
+		return fmt.Errorf("the node holds %d egress IPs and may hold %d; --force moves it all the same", plan.New(s).Held(cfg.To), s.Nodes[cfg.To].Capacity)
 	case pinned && pin.Node != cfg.To && !cfg.Pin:
 		return fmt.Errorf("it is pinned to %s: `egret unpin %s`, or --pin to pin it to %s; --force moves it all the same", pin.Node, cfg.IP, cfg.To)
 	}

@@ -179,12 +179,13 @@ func stuck(s *egress.Snapshot, node string, ip netip.Addr) string {
 	case a.Restarting:
 		return "the node's agent restarts"
 	}
-	_, to := plan.Leaving(s, plan.Facts{Node: node})
+	cluster := plan.New(s)
+	_, to := cluster.Leaving(plan.Facts{Node: node})
 	if len(to) > 0 || len(s.Moves) > 0 {
 		return "it waits for its turn, or its target does not get ready: the logs of the agents say more"
 	}
-	pool := plan.PoolOf(s, ip)
-	candidates := plan.Candidates(s, pool)
+	pool := cluster.PoolOf(ip)
+	candidates := cluster.Candidates(pool)
 	if len(candidates) == 0 {
 		return fmt.Sprintf("no other node that pool %s selects has a live agent and is not cordoned", pool)
 	}

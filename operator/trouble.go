@@ -34,6 +34,7 @@ func troublesOf(w store.Whole) []Trouble {
 	say := func(l Level, what, format string, a ...any) {
 		out = append(out, Trouble{l, what, fmt.Sprintf(format, a...)})
 	}
+	cluster := plan.New(&w.Snapshot)
 	for _, name := range slices.Sorted(maps.Keys(w.Egresses)) {
 		p := w.Egresses[name]
 		if len(p.Addresses) == 0 {
@@ -41,7 +42,7 @@ func troublesOf(w store.Whole) []Trouble {
 		}
 		for _, a := range p.Addresses {
 			if _, owned := w.Owners[a.IP]; !owned {
-				say(Broken, "egress "+name, "%s", unheld(&w.Snapshot, a))
+				say(Broken, "egress "+name, "%s", unheld(cluster, a))
 			}
 		}
 	}
@@ -85,6 +86,6 @@ func worstFirst(list []Trouble) {
 }
 
 // unheld says why no node holds an address, as far as etcd tells.
-func unheld(s *egress.Snapshot, a egress.Address) string {
-	return plan.Unheld(s, a, func(node string) int { return plan.Held(s, node) })
+func unheld(c *plan.Cluster, a egress.Address) string {
+	return plan.Unheld(c.Snapshot, a, c.Held)
 }

@@ -41,8 +41,11 @@ func BenchmarkPass(b *testing.B) {
 			m.Step(now, Granted{Lease: 1, Sent: now, TTL: time.Minute})
 			facts := Facts{Facts: plan.Facts{Node: "node-0", Uplink: plan.Link{Name: "eth0", Up: true}}, Dead: func(string) bool { return false }}
 			longest := time.Duration(0)
+			cluster := plan.New(s)
 			for b.Loop() {
-				for _, e := range []Event{View{Snapshot: s}, facts, Programmed{Fenced: true}, Settled{}} {
+				news := *s // a record changed that has nothing to do with who owns what
+				cluster = cluster.With(&news)
+				for _, e := range []Event{View{Cluster: cluster}, facts, Programmed{Fenced: true}, Settled{}} {
 					began := time.Now()
 					m.Step(now, e)
 					longest = max(longest, time.Since(began))

@@ -4,43 +4,43 @@ import (
 	"net/netip"
 	"time"
 
-	"github.com/egret-project/egret/plan"
+	"github.com/egret-project/egret/egress"
 )
 
 // claims is what is known of the IPs that nobody holds.
 type claims struct {
-	unowned map[netip.Addr]time.Time // since when an IP is seen without an owner
-	seen    map[netip.Addr]int64     // the revision of an IP's last lock
-	shorter time.Time                // since when the longest P could be shorter
+	unowned map[netip.Addr]time.Time    // since when an IP is seen without an owner
+	seen    map[netip.Addr]int64        // the revision of the last lock of each of them
+	owners  map[netip.Addr]egress.Owner // as of the last look at what nobody holds
+	shorter time.Time                   // since when the longest P could be shorter
 }
 
 // claim tries for the egress IPs whose time has come: the first in rank at once, each next one a step later.
 func (m *Machine) claim() []Effect {
-	s, now := m.pass.snapshot, m.pass.now
+	c, now := m.pass.cluster, m.pass.now
 	unowned, seen := map[netip.Addr]time.Time{}, map[netip.Addr]int64{}
-	for ip, o := range s.Owners {
-		seen[ip] = o.Revision
-	}
 	lag := 0
-	if m.cfg.Gossip {
-		living := *s
-		living.Agents = plan.Living(s, m.cfg.Node, m.peers.dead)
-		if s = &living; len(living.Agents) == 0 {
-			s, lag = m.pass.snapshot, 1 // cut off from its peers: they go first
-		}
+	if living := *c.Snapshot; m.cfg.Gossip && len(m.peers.living) == 0 {
+		lag = 1 // cut off from its peers: they go first
+	} else if m.cfg.Gossip {
+		living.Agents = m.peers.living
+		c = c.With(&living)
 	}
 	var out []Effect
-	for _, c := range plan.Claims(s, m.pass.facts) {
-		if unowned[c.IP] = m.claims.unowned[c.IP]; unowned[c.IP].IsZero() {
-			unowned[c.IP] = now
+	for _, claim := range c.Claims(m.pass.facts) {
+		ip := claim.IP
+		if unowned[ip] = m.claims.unowned[ip]; unowned[ip].IsZero() {
+			unowned[ip] = now
 		}
-		seen[c.IP] = m.claims.seen[c.IP]
-		if due := unowned[c.IP].Add(time.Duration(c.Rank+lag) * m.cfg.ClaimDelay); now.Before(due) {
+		if seen[ip] = m.claims.seen[ip]; m.claims.owners[ip].Revision > 0 {
+			seen[ip] = m.claims.owners[ip].Revision
+		}
+		if due := unowned[ip].Add(time.Duration(claim.Rank+lag) * m.cfg.ClaimDelay); now.Before(due) {
 			m.pass.next = earlier(m.pass.next, due)
 			continue
 		}
-		out = append(out, Claim{Claim: c, Seen: seen[c.IP]})
+		out = append(out, Claim{Claim: claim, Seen: seen[ip]})
 	}
-	m.claims.unowned, m.claims.seen = unowned, seen
+	m.claims.unowned, m.claims.seen, m.claims.owners = unowned, seen, m.pass.cluster.Owners
 	return out
 }

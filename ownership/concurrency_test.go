@@ -14,11 +14,11 @@ func TestPermitsAreRenewedWhileAPassGoesOn(t *testing.T) {
 	ip, now := netip.MustParseAddr("10.0.0.1"), epoch
 	m := New(Config{Node: "a", Permit: time.Second, Gossip: true, Freeze: true, Process: 1, Start: now})
 	m.Step(now, Granted{Lease: 1, Sent: now, TTL: time.Minute})
-	m.Step(now, View{Snapshot: &egress.Snapshot{
+	m.Step(now, View{Cluster: plan.New(&egress.Snapshot{
 		Agents:  map[string]egress.Agent{"a": {Node: "a", Lease: egress.FormatLease(1), Permit: egress.Duration(time.Second)}, "b": {Node: "b"}},
 		Longest: time.Second,
 		Owners:  map[netip.Addr]egress.Owner{ip: {IP: ip, Node: "a", Lease: 1, Revision: 1, From: "b"}},
-	}})
+	})})
 	m.Grant([]Permit{{IP: ip, Answer: true}}, false)
 	first := true
 	inPass, goOn, done := make(chan bool), make(chan bool), make(chan bool)

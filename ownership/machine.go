@@ -41,12 +41,12 @@ type Machine struct {
 
 // pass is one round of work: what it began from, and what it is about to do.
 type pass struct {
-	snapshot *egress.Snapshot
-	facts    plan.Facts
-	lease    int64 // one for the whole pass: another one means other locks
-	now      time.Time
-	roles    map[netip.Addr]plan.Role
-	next     time.Time // when there is more to do by time alone
+	cluster *plan.Cluster
+	facts   plan.Facts
+	lease   int64 // one for the whole pass: another one means other locks
+	now     time.Time
+	roles   map[netip.Addr]plan.Role
+	next    time.Time // when there is more to do by time alone
 }
 
 // New returns the machine of a process that begins, without a lease.
@@ -85,7 +85,7 @@ type (
 		Restores int
 	}
 	// View: etcd as it was at one revision. It begins a pass.
-	View struct{ Snapshot *egress.Snapshot }
+	View struct{ Cluster *plan.Cluster }
 	// Facts: what the node knows of itself, who is dead by the gossip, and the IPs of which the node asks whether another host has them.
 	Facts struct {
 		Facts  plan.Facts
@@ -312,10 +312,10 @@ func (m *Machine) Lease() Lease {
 func (m *Machine) begin(now time.Time, e View) []Effect {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.pass = pass{snapshot: e.Snapshot, lease: m.lease.ID, now: now}
-	m.restored(e.Snapshot.Restores)
-	m.declared(e.Snapshot)
-	m.promises.see(e.Snapshot.Longest)
+	m.pass = pass{cluster: e.Cluster, lease: m.lease.ID, now: now}
+	m.restored(e.Cluster.Restores)
+	m.declared(e.Cluster.Snapshot)
+	m.promises.see(e.Cluster.Longest)
 	return []Effect{Restrict{}}
 }
 
@@ -342,7 +342,7 @@ func (m *Machine) holds(o egress.Owner) bool { return o.Node == m.cfg.Node && o.
 
 // May returns what may stay of the permit of an IP, by the snapshot of the pass alone.
 func (m *Machine) May(ip netip.Addr) (send, answer bool) {
-	s := m.pass.snapshot
+	s := m.pass.cluster
 	held := m.holds(s.Owners[ip])
 	return held || s.Moves[ip].To == m.cfg.Node || m.pass.now.Before(m.tenures.linger[ip]), held
 }
@@ -360,7 +360,7 @@ func (m *Machine) plan(now time.Time, e Facts) []Effect {
 // settle does what the kernel is ready for: it gives back and hands over what it has fallen silent about. Without its tables a node claims
 // nothing and releases nothing: it might still be answering.
 func (m *Machine) settle(e Programmed) []Effect {
-	s, f := m.pass.snapshot, m.pass.facts
+	s, f := m.pass.cluster, m.pass.facts
 	out := []Effect{Publish{Revocable: m.revocable()}}
 	if s.Longest < m.cfg.Permit {
 		out = append(out, Longest{Permit: m.cfg.Permit, Raise: true})
@@ -368,17 +368,17 @@ func (m *Machine) settle(e Programmed) []Effect {
 	if !e.Fenced {
 		return out
 	}
-	for _, o := range plan.Releases(s, f) {
+	for _, o := range s.Releases(f) {
 		if m.holds(o) { // else it is of a former lease of this node
 			out = append(out, m.release(o))
 		}
 	}
-	for _, move := range plan.Arrivals(s, f) {
+	for _, move := range s.Arrivals(f) {
 		if !move.ReadyAt(s.Agents[m.cfg.Node]) && m.pass.roles[move.IP] == plan.Arrive {
 			out = append(out, Ready{Move: move})
 		}
 	}
-	for _, d := range plan.Departures(s, f) {
+	for _, d := range s.Departures(f) {
 		if m.pass.roles[d.Owner.IP] == plan.Relay {
 			out = append(out, HandOver{Departure: d})
 		}
@@ -400,8 +400,8 @@ func (m *Machine) letGo() []Effect {
 		return nil
 	}
 	var out []Effect
-	for _, ip := range slices.SortedFunc(maps.Keys(m.pass.snapshot.Owners), netip.Addr.Compare) {
-		if o := m.pass.snapshot.Owners[ip]; m.holds(o) {
+	for _, ip := range slices.SortedFunc(maps.Keys(m.pass.cluster.Owners), netip.Addr.Compare) {
+		if o := m.pass.cluster.Owners[ip]; m.holds(o) {
 			out = append(out, m.release(o))
 		}
 	}
@@ -422,7 +422,7 @@ func (m *Machine) act(now time.Time) []Effect {
 
 // shorten lets claimers wait less long once the agents with a longer P are gone, and their permits: that is up to the first of the others.
 func (m *Machine) shorten(now time.Time) []Effect {
-	s, most, first := m.pass.snapshot, time.Duration(0), m.cfg.Node
+	s, most, first := m.pass.cluster, time.Duration(0), m.cfg.Node
 	for name, a := range s.Agents {
 		if most = max(most, time.Duration(a.Permit)); a.Permit == 0 {
 			most = s.Longest // of an older version, which does not say

@@ -31,6 +31,7 @@ type node struct {
 	stopping bool
 	frozen   time.Duration // until when the process stands still
 	view     *egress.Snapshot
+	cluster  *plan.Cluster // of view, when the last pass began
 	viewTerm int64
 	head     head          // of the answers of etcd
 	restores int           // how often an answer showed that etcd is another one
@@ -418,7 +419,8 @@ func (n *node) wake() {
 
 // pass is the agent's: withdraw, program, permit, and then etcd.
 func (n *node) pass() {
-	n.step(View{Snapshot: n.view})
+	n.cluster = n.cluster.With(n.view)
+	n.step(View{Cluster: n.cluster})
 	n.narrow(n.m.May, func(err error) {
 		if err != nil {
 			n.end(err)
@@ -523,7 +525,7 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 	switch f := f.(type) {
 	case Publish:
 		r := egress.Agent{Node: n.name, Lease: egress.FormatLease(id), Revocable: f.Revocable, Permit: egress.Duration(n.permit)}
-		have := n.m.pass.snapshot.Agents[n.name]
+		have := n.m.pass.cluster.Agents[n.name]
 		if have.Lease == r.Lease && have.Revocable == r.Revocable && have.Restarting == r.Restarting && have.Permit == r.Permit {
 			answer(true, false)
 			return
@@ -534,7 +536,7 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 			return ok
 		}, "agent's record, revocable %t, lease %x", f.Revocable, id)
 	case Longest:
-		seen := n.m.pass.snapshot.Revision
+		seen := n.m.pass.cluster.Revision
 		ask(func(e *etcd) bool { return e.setLongest(f, seen) }, "longest P %v, raised %t", f.Permit, f.Raise)
 	case Release:
 		ask(func(e *etcd) bool { return e.release(f.Owner, f.Unused) }, "releases %s of revision %d", f.Owner.IP, f.Owner.Revision)

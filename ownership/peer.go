@@ -2,7 +2,6 @@ package ownership
 
 import (
 	"maps"
-	"net/netip"
 	"slices"
 	"time"
 
@@ -13,9 +12,10 @@ import (
 // peers is what the gossip says of the other agents, and since when.
 type peers struct {
 	dead    func(node string) bool
-	known   map[string]time.Time // since when a lease is seen
-	since   map[string]time.Time // since when the agent of a lease is seen to be dead
-	ignored map[string]bool      // nodes that died while this one was cut off, and have not been seen since
+	living  map[string]egress.Agent // plan.Living of the pass
+	known   map[string]time.Time    // since when a lease is seen
+	since   map[string]time.Time    // since when the agent of a lease is seen to be dead
+	ignored map[string]bool         // nodes that died while this one was cut off, and have not been seen since
 }
 
 func (p *peers) init() {
@@ -31,17 +31,21 @@ const joinGrace = 2 * time.Second
 
 // see takes in who is dead.
 func (p *peers) see(now *pass, node string, dead func(string) bool) {
-	known := map[string]time.Time{}
-	for name, a := range now.snapshot.Agents {
-		if name == node {
-			continue
-		}
-		if known[a.Lease] = p.known[a.Lease]; known[a.Lease].IsZero() {
-			known[a.Lease] = now.now
+	s := now.cluster.Snapshot
+	for _, a := range s.Agents {
+		if p.known[a.Lease].IsZero() {
+			p.known[a.Lease] = now.now
 		}
 	}
-	p.known, p.dead = known, dead
-	p.ignored = plan.Missed(now.snapshot, node, dead, p.ignored)
+	if len(p.known) > len(s.Agents) { // some are former ones
+		there := map[string]bool{}
+		for _, a := range s.Agents {
+			there[a.Lease] = true
+		}
+		maps.DeleteFunc(p.known, func(lease string, _ time.Time) bool { return !there[lease] })
+	}
+	p.dead, p.living = dead, plan.Living(s, node, dead)
+	p.ignored = plan.Missed(s, node, p.living == nil, dead, p.ignored)
 }
 
 // revoke ends the leases of dead agents, and of those that go on with IPs although their node is gone, which frees the IPs: the first in
@@ -52,7 +56,7 @@ func (m *Machine) revoke() []Effect {
 	}
 	var out []Effect
 	since := map[string]time.Time{}
-	for _, r := range plan.Revocations(m.pass.snapshot, m.cfg.Node, m.peers.dead) {
+	for _, r := range plan.Revocations(m.pass.cluster.Snapshot, m.cfg.Node, m.peers.living, m.peers.dead) {
 		if m.peers.ignored[r.Agent.Node] {
 			continue
 		}
@@ -80,12 +84,14 @@ func (m *Machine) revoke() []Effect {
 // that one is silent about those IPs: nobody has to wait for the end of such a lease.
 func (m *Machine) endFormer() []Effect {
 	var out []Effect
-	ended := map[int64]bool{}
-	for _, ip := range slices.SortedFunc(maps.Keys(m.pass.snapshot.Owners), netip.Addr.Compare) {
-		if o := m.pass.snapshot.Owners[ip]; o.Node == m.cfg.Node && !m.holds(o) && !ended[o.Lease] {
-			ended[o.Lease] = true
-			out = append(out, Revoke{Node: o.Node, Lease: o.Lease, Former: true})
+	former := map[int64]bool{}
+	for _, o := range m.pass.cluster.Owners {
+		if o.Node == m.cfg.Node && !m.holds(o) {
+			former[o.Lease] = true
 		}
+	}
+	for _, lease := range slices.Sorted(maps.Keys(former)) {
+		out = append(out, Revoke{Node: m.cfg.Node, Lease: lease, Former: true})
 	}
 	return out
 }

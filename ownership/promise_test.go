@@ -7,6 +7,7 @@ import (
 	"time"
 
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/plan"
 )
 
 // wire is machines that hear each other at once, with a clock for all.
@@ -37,7 +38,7 @@ func (w *wire) see() {
 		s.Agents[name] = egress.Agent{Node: name}
 	}
 	for name, m := range w.all {
-		m.Step(w.now, View{Snapshot: s})
+		m.Step(w.now, View{Cluster: plan.New(s)})
 		m.Step(w.now, Question{Peers: slices.DeleteFunc(slices.Sorted(maps.Keys(w.all)), func(peer string) bool { return peer == name })})
 	}
 }
@@ -123,7 +124,7 @@ func TestWithoutGossipThereAreNoPromises(t *testing.T) {
 	m.Step(now, Granted{Lease: 1, Sent: now, TTL: time.Hour})
 	m.Step(now, Confirmed{Lease: 1, Sent: now})
 	m.Step(now, Adopted{Revocable: true})
-	m.Step(now, View{Snapshot: &egress.Snapshot{Agents: map[string]egress.Agent{"a": {Node: "a"}}}})
+	m.Step(now, View{Cluster: plan.New(&egress.Snapshot{Agents: map[string]egress.Agent{"a": {Node: "a"}}})})
 	m.Grant([]Permit{{Answer: true}}, true)
 	end, limit, err := m.Look(now)
 	if err != nil {

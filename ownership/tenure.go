@@ -33,9 +33,9 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	if first {
 		t.begun = p.now
 	}
-	if p.snapshot.Restores != t.restores {
+	if p.cluster.Restores != t.restores {
 		// What this node and others had in the etcd of before is not known any more: all wait for all.
-		first, t.restores = true, p.snapshot.Restores
+		first, t.restores = true, p.cluster.Restores
 		t.waits, t.inUse, t.adopted, m.claims = nil, nil, nil, claims{}
 	}
 	bound := m.bound()
@@ -43,7 +43,7 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		bound = later(bound, t.begun.Add(joinGrace))
 	}
 	waits, inUse := map[lock]time.Time{}, map[lock]bool{}
-	for ip, o := range p.snapshot.Owners {
+	for ip, o := range p.cluster.Owners {
 		if !m.holds(o) {
 			continue
 		}
@@ -54,7 +54,7 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		if !waiting && !atOnce && !t.inUse[k] {
 			since, waiting = p.now, true
 		}
-		if usable := later(since.Add(max(m.cfg.Permit, p.snapshot.Longest)), bound); waiting && p.now.Before(usable) {
+		if usable := later(since.Add(max(m.cfg.Permit, p.cluster.Longest)), bound); waiting && p.now.Before(usable) {
 			waits[k], p.roles[ip] = since, plan.Pending
 			p.next = earlier(p.next, usable)
 			continue
@@ -70,14 +70,14 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 			p.roles[ip] = plan.Ask
 		}
 	}
-	for _, o := range plan.Releases(p.snapshot, p.facts) {
+	for _, o := range p.cluster.Releases(p.facts) {
 		delete(p.roles, o.IP) // silent first: the lock goes only when the kernel is done
 	}
-	for _, move := range plan.Arrivals(p.snapshot, p.facts) {
+	for _, move := range p.cluster.Arrivals(p.facts) {
 		news = append(news, t.returned(move.IP)...)
 		p.roles[move.IP] = plan.Arrive
 	}
-	for _, d := range plan.Departures(p.snapshot, p.facts) {
+	for _, d := range p.cluster.Departures(p.facts) {
 		if p.roles[d.Owner.IP] == plan.Hold {
 			p.roles[d.Owner.IP] = plan.Relay
 		}

@@ -75,7 +75,7 @@ func TestTheBlockOfThePodsNodeIsUsedWhoeverIsTheGateway(t *testing.T) {
 				s.ByNode = map[string]egress.Members{"e": none}
 				s.ByEgress = map[string]map[string]egress.Members{"e": {"n1": none, "n2": base.ByEgress["e"]["n2"]}}
 			}
-			d := Build(&s, facts, map[netip.Addr]Role{ip: tt.role})
+			d := Build(New(&s), facts, map[netip.Addr]Role{ip: tt.role})
 			if got := d.NFT.NextHops[5]; got != tt.hop {
 				t.Errorf("next hop %s, want %s", got, tt.hop)
 			}
@@ -120,7 +120,7 @@ func TestEachNodeWithPodsIsASenderOfEachEgressIPOfItsFamily(t *testing.T) {
 	gone := three
 	gone.Node = "node-4"
 	s.ByEgress["egress-0001"]["node-3"], s.ByEgress["egress-0001"]["node-4"] = three, gone
-	got := Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: Hold, six: Hold}).NFT.Senders
+	got := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: Hold, six: Hold}).NFT.Senders
 	slices.SortFunc(got, func(a, b nft.Sender) int { return a.Source.Compare(b.Source) })
 	want := []nft.Sender{
 		{Node: ip("10.10.0.102"), Source: egress.OverlaySource(2, 1, egressIP), ID: 1},
@@ -137,12 +137,12 @@ func TestEachNodeWithPodsIsASenderOfEachEgressIPOfItsFamily(t *testing.T) {
 func TestSendersAreKeptUntilThoseOfAllNodesAreKnown(t *testing.T) {
 	s := guide("node-1")
 	for role, keep := range map[Role]bool{None: false, Pending: true, Arrive: true, Hold: true, Relay: true} {
-		if d := Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: role}); d.NFT.KeepSenders != keep || len(d.Follow) > 0 != keep {
+		if d := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: role}); d.NFT.KeepSenders != keep || len(d.Follow) > 0 != keep {
 			t.Errorf("role %d, not followed yet: keep %t, follow %v", role, d.NFT.KeepSenders, d.Follow)
 		}
 	}
 	s.Followed = map[string]bool{"egress-0001": true}
-	if d := Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: Hold}); d.NFT.KeepSenders {
+	if d := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: Hold}); d.NFT.KeepSenders {
 		t.Error("all are known, and former ones are kept")
 	}
 }

@@ -56,7 +56,8 @@ const (
 )
 
 // Build returns what the kernel of the node has to hold when it has the given roles. An IP that is not in roles has the role None.
-func Build(s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) Desired {
+func Build(c *Cluster, f Facts, roles map[netip.Addr]Role) Desired {
+	s := c.Snapshot
 	d := Desired{
 		NFT: nft.State{
 			Pods:     map[netip.Addr]egress.ID{},
@@ -75,7 +76,7 @@ func Build(s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) Desired {
 	buildOverlay(&d, s, f)
 	exits := exits{s, f, subnetMarks(s)}
 	buildPods(&d, s, f, roles, exits)
-	buildHosted(&d, s, f, roles, exits)
+	buildHosted(&d, c, f, roles, exits)
 	return d
 }
 
@@ -206,9 +207,10 @@ func addressFor(p egress.Policy, pod netip.Addr) egress.Address {
 }
 
 // buildHosted adds what the egress IPs need that the node holds or relays.
-func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role, exits exits) {
+func buildHosted(d *Desired, c *Cluster, f Facts, roles map[netip.Addr]Role, exits exits) {
 	d.Routing.Addresses = map[netip.Addr]string{}
-	for _, t := range targets(s) {
+	s := c.Snapshot
+	for _, t := range c.targets {
 		role := roles[t.IP]
 		if d.NFT.Sources = append(d.NFT.Sources, t.IP); t.Pool != "" {
 			d.NFT.Pooled = append(d.NFT.Pooled, t.IP)
@@ -260,7 +262,7 @@ func buildHosted(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]R
 		}
 		d.NFT.Hosted[t.ID] = hosted
 	}
-	buildUnread(d, s, f, roles)
+	buildUnread(d, c, f, roles)
 	slices.Sort(d.Follow)
 	d.Follow = slices.Compact(d.Follow)
 	slices.SortFunc(d.NFT.Fenced, netip.Addr.Compare)
@@ -278,16 +280,12 @@ func limit(b *egress.Bandwidth) nft.Limit {
 
 // buildUnread lets what is held go on although the record of its egress cannot be read: the kernel keeps what it has of it, and that is
 // permitted.
-func buildUnread(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role) {
+func buildUnread(d *Desired, c *Cluster, f Facts, roles map[netip.Addr]Role) {
 	if !d.NFT.Keep {
 		return
 	}
-	known := map[netip.Addr]bool{}
-	for _, t := range targets(s) {
-		known[t.IP] = true
-	}
 	for ip, role := range roles {
-		if role == Hold && !known[ip] && !f.Local[ip] {
+		if _, known := c.target(ip); role == Hold && !known && !f.Local[ip] {
 			d.Permits = append(d.Permits, nft.Permit{IP: ip, Answer: true})
 			d.NFT.Fenced = append(d.NFT.Fenced, ip)
 			d.VLAN.Addresses = append(d.VLAN.Addresses, ip)

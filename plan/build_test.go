@@ -50,7 +50,7 @@ func TestBandwidthOfAnEgressIPIsInBytesAndTheLowestOfItsEgresses(t *testing.T) {
 			}
 			delete(s.Egresses, "egress-0001")
 			for role, want := range map[Role]nft.Limit{Hold: tt.want, Relay: tt.want, Pending: {}} {
-				if got := Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: role}).NFT.Hosted[1].Limit; got != want {
+				if got := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: role}).NFT.Hosted[1].Limit; got != want {
 					t.Errorf("role %d: %+v, want %+v", role, got, want)
 				}
 			}
@@ -102,7 +102,7 @@ func TestBuildSteersSelectedPods(t *testing.T) {
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
-			d := Build(tt.s, facts("node-1"), map[netip.Addr]Role{egressIP: tt.role})
+			d := Build(New(tt.s), facts("node-1"), map[netip.Addr]Role{egressIP: tt.role})
 			got := want{d.NFT.Pods, d.NFT.NextHops, d.NFT.Gateways, d.NFT.OverlaySources, d.NFT.Hosted}
 			if diff := cmp.Diff(tt.want, got, compare, cmp.AllowUnexported(want{})); diff != "" {
 				t.Errorf("desired (-want +got):\n%s", diff)
@@ -115,21 +115,21 @@ func TestBuildSteersSelectedPods(t *testing.T) {
 func TestBuildSendsNoPodOfTheNodeToAGateway(t *testing.T) {
 	s := guide("node-2")
 	want := []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24"), netip.MustParsePrefix("fd44::1/128")}
-	if d := cmp.Diff(want, Build(s, facts("node-1"), nil).Routing.Pods, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
+	if d := cmp.Diff(want, Build(New(s), facts("node-1"), nil).Routing.Pods, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
 	n := s.Nodes["node-1"]
 	n.PodCIDRs = nil
 	s.Nodes["node-1"] = n
 	want[0] = netip.MustParsePrefix("10.244.1.2/32")
-	if d := cmp.Diff(want, Build(s, facts("node-1"), nil).Routing.Pods, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
+	if d := cmp.Diff(want, Build(New(s), facts("node-1"), nil).Routing.Pods, cmp.Comparer(func(a, b netip.Prefix) bool { return a == b })); d != "" {
 		t.Errorf("without pod CIDRs (-want +got):\n%s", d)
 	}
 }
 
 func TestBuildAnswersOnlyForWhatItHolds(t *testing.T) {
 	for role, want := range map[Role]struct{ fenced, answers bool }{None: {}, Relay: {}, Arrive: {fenced: true}, Hold: {true, true}} {
-		d := Build(guide("node-1"), facts("node-1"), map[netip.Addr]Role{egressIP: role})
+		d := Build(New(guide("node-1")), facts("node-1"), map[netip.Addr]Role{egressIP: role})
 		carried := d.NFT.Carriers["eth0"].IPs
 		if got := len(d.NFT.Fenced); (got == 1) != want.fenced {
 			t.Errorf("role %d: %d fenced", role, got)
@@ -167,12 +167,12 @@ func TestBuildLeavesARPToTheKernelWhereTheTablesOrTheLinkAreNotUpToIt(t *testing
 		"a link without MAC":       func(f *Facts) { f.Uplink.MAC = [6]byte{} },
 	} {
 		f := facts("node-1")
-		if change(&f); Build(guide("node-1"), f, map[netip.Addr]Role{egressIP: Hold}).NFT.Carriers != nil {
+		if change(&f); Build(New(guide("node-1")), f, map[netip.Addr]Role{egressIP: Hold}).NFT.Carriers != nil {
 			t.Errorf("%s: the uplink is a carrier all the same", name)
 		}
 	}
 	want := map[string]nft.Carrier{"eth0": {MAC: facts("node-1").Uplink.MAC}}
-	if diff := cmp.Diff(want, Build(guide(""), facts("node-1"), nil).NFT.Carriers); diff != "" {
+	if diff := cmp.Diff(want, Build(New(guide("")), facts("node-1"), nil).NFT.Carriers); diff != "" {
 		t.Errorf("a node that holds nothing: carriers (-want +got):\n%s", diff)
 	}
 }
@@ -182,7 +182,7 @@ func TestBuildNeverAnswersForAStaticIP(t *testing.T) {
 	p := s.Egresses["egress-0001"]
 	p.Addresses = []egress.Address{{IP: egressIP, ID: 1}}
 	s.Egresses["egress-0001"] = p
-	d := Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: Hold})
+	d := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: Hold})
 	if len(d.VLAN.Addresses)+len(d.NFT.Fenced)+len(d.Announce) > 0 {
 		t.Errorf("addresses %v, fenced %v, announced %v: a static IP is its link's", d.VLAN.Addresses, d.NFT.Fenced, d.Announce)
 	}
@@ -199,7 +199,7 @@ func TestBuildOverlay(t *testing.T) {
 	f.Except = []netip.Prefix{netip.MustParsePrefix("192.168.0.0/16")}
 	s := guide("")
 	s.Services = map[string]egress.ServiceCIDR{"kubernetes": {Name: "kubernetes", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16"), netip.MustParsePrefix("fd96::/112")}}}
-	d := Build(s, f, nil)
+	d := Build(New(s), f, nil)
 	if diff := cmp.Diff(routing.Overlay{Local: ip("10.10.0.101"), MTU: 1450}, d.Routing.Overlay, compare); diff != "" {
 		t.Errorf("overlay (-want +got):\n%s", diff)
 	}
@@ -224,12 +224,12 @@ func TestBuildKeepsWhatMayBeOfARecordThatCouldNeverBeRead(t *testing.T) {
 	delete(s.Egresses, "egress-0001")
 	s.Faults = []egress.Fault{{Key: "egresses/egress-0001"}}
 	hold := map[netip.Addr]Role{egressIP: Hold}
-	d := Build(s, facts("node-1"), hold)
+	d := Build(New(s), facts("node-1"), hold)
 	if d.NFT.Keep || d.Routing.Keep || d.VLAN.Keep || len(d.Permits) > 0 {
 		t.Errorf("it could be read before, or is new: keep %t %t %t, permits %v", d.NFT.Keep, d.Routing.Keep, d.VLAN.Keep, d.Permits)
 	}
 	s.Faults[0].Blind = true
-	d = Build(s, facts("node-1"), hold)
+	d = Build(New(s), facts("node-1"), hold)
 	if !d.NFT.Keep || !d.Routing.Keep || !d.VLAN.Keep {
 		t.Errorf("keep %t %t %t", d.NFT.Keep, d.Routing.Keep, d.VLAN.Keep)
 	}
@@ -239,7 +239,7 @@ func TestBuildKeepsWhatMayBeOfARecordThatCouldNeverBeRead(t *testing.T) {
 	if len(d.NFT.Pods) > 0 {
 		t.Errorf("its pods are set to %v, not left as they are", d.NFT.Pods)
 	}
-	if len(Build(s, facts("node-1"), nil).Permits) > 0 {
+	if len(Build(New(s), facts("node-1"), nil).Permits) > 0 {
 		t.Error("what is not held is permitted")
 	}
 }

@@ -4,8 +4,6 @@ import (
 	"cmp"
 	"crypto/sha256"
 	"encoding/binary"
-	"maps"
-	"math"
 	"net/netip"
 	"slices"
 	"time"
@@ -51,67 +49,27 @@ type Claim struct {
 	Link string
 }
 
-// target is one egress IP, as the egresses that use it describe it.
-type target struct {
-	egress.Address
-	egresses  []string          // sorted
-	created   int64             // of the oldest, Unix nanoseconds
-	bandwidth *egress.Bandwidth // the one with the lowest rate; nil: none sets a limit
-	// partner is the other address of the egress that a pool IP belongs to: both live on one node. The zero Address: there is none.
-	partner egress.Address
-}
-
-// leads reports whether the partner follows the target, rather than the other way round. A static IP is where it is.
-func (t target) leads() bool { return t.partner.Pool != "" && t.IP.Less(t.partner.IP) }
-
-// targets returns the egress IPs of the snapshot, oldest egress first.
-func targets(s *egress.Snapshot) []target {
-	byIP := map[netip.Addr]*target{}
-	for _, name := range slices.Sorted(maps.Keys(s.Egresses)) {
-		p := s.Egresses[name]
-		for _, a := range p.Addresses {
-			t := byIP[a.IP]
-			if t == nil {
-				t = &target{Address: a, created: p.Created.UnixNano()}
-				byIP[a.IP] = t
-				if i := slices.IndexFunc(p.Addresses, func(o egress.Address) bool { return o.IP != a.IP }); a.Pool != "" && i >= 0 {
-					t.partner = p.Addresses[i]
-				}
-			}
-			t.egresses = append(t.egresses, name)
-			t.created = min(t.created, p.Created.UnixNano())
-			if b := p.Bandwidth; b != nil && (t.bandwidth == nil || b.Rate < t.bandwidth.Rate) {
-				t.bandwidth = b
-			}
-		}
-	}
-	out := make([]target, 0, len(byIP))
-	for _, t := range byIP {
-		out = append(out, *t)
-	}
-	slices.SortFunc(out, func(a, b target) int {
-		return cmp.Or(cmp.Compare(a.created, b.created), a.IP.Compare(b.IP))
-	})
-	return out
-}
-
 // Claims returns the egress IPs that nobody holds and that the node may hold, by IP. Pool IPs are ranked among all candidates; a
 // static IP is claimed by whoever has it on a link. There are never more pool IPs than the node has room for: what it is first for
 // goes before what it would take in another's place, and older egresses before younger. A node without a record claims nothing.
-func Claims(s *egress.Snapshot, f Facts) []Claim {
+func (c *Cluster) Claims(f Facts) []Claim {
+	s := c.Snapshot
 	if _, known := s.Nodes[f.Node]; !known || !f.Uplink.Up {
 		return nil
 	}
 	var out []Claim
-	all, ranked := targets(s), rank(s)
-	for _, t := range all {
+	ranked := c.rank()
+	for _, t := range c.targets {
+		if len(ranked) == 0 {
+			break
+		}
 		if i := slices.Index(ranked[t.IP], f.Node); i >= 0 && f.serves(s.Pools[t.Pool], t.IP) && !f.Taken[t.IP] {
 			out = append(out, Claim{IP: t.IP, Why: egress.ReasonClaim, Rank: i, Link: f.link(s.Pools[t.Pool], t.IP)})
 		}
 	}
 	slices.SortStableFunc(out, func(a, b Claim) int { return cmp.Compare(a.Rank, b.Rank) })
-	out = out[:min(len(out), Room(s, f.Node))]
-	for _, t := range all {
+	out = out[:min(len(out), c.Room(f.Node))]
+	for _, t := range c.targets {
 		if _, owned := s.Owners[t.IP]; !owned && t.Pool == "" && f.Local[t.IP] {
 			out = append(out, Claim{IP: t.IP, Why: egress.ReasonStatic})
 		}
@@ -126,12 +84,15 @@ func Claims(s *egress.Snapshot, f Facts) []Claim {
 // after those that have not, by how far it is above, so that the IPs of a dead node spread over all survivors. The operator's wish (a pin,
 // or a move under way) comes before everything. Of the two IPs of an egress, the second goes where the first is, or is to go, and the
 // first where the second is already.
-func rank(s *egress.Snapshot) map[netip.Addr][]string {
-	all := targets(s)
+func (c *Cluster) rank() map[netip.Addr][]string {
+	s := c.Snapshot
+	if !slices.ContainsFunc(c.targets, func(t target) bool { _, owned := s.Owners[t.IP]; return !owned && t.Pool != "" }) {
+		return nil
+	}
 	size := map[string]int{} // pool -> egress IPs in use
 	held := map[string]int{} // node -> egress IPs held, or promised below
 	inPool := map[[2]string]int{}
-	for _, t := range all {
+	for _, t := range c.targets {
 		size[t.Pool]++
 		if o, owned := s.Owners[t.IP]; owned && t.Pool != "" {
 			held[o.Node]++
@@ -142,16 +103,16 @@ func rank(s *egress.Snapshot) map[netip.Addr][]string {
 			}
 		}
 	}
+	type place struct {
+		node           string
+		wished, inPool int
+		weight         uint64
+	}
+	var places []place
 	out := map[netip.Addr][]string{}
-	able := map[string][]string{} // pool -> Candidates
-	for _, t := range all {
+	for _, t := range c.targets {
 		if _, owned := s.Owners[t.IP]; owned || t.Pool == "" {
 			continue
-		}
-		for _, pool := range []string{t.Pool, t.partner.Pool} {
-			if _, known := able[pool]; !known {
-				able[pool] = Candidates(s, pool)
-			}
 		}
 		if first := out[t.partner.IP]; len(first) > 0 {
 			out[t.IP] = first
@@ -162,30 +123,25 @@ func rank(s *egress.Snapshot) map[netip.Addr][]string {
 		if _, owned := s.Owners[t.partner.IP]; t.leads() && !owned {
 			room = 2
 		}
-		var nodes []string
-		for _, n := range candidates(s, t, able) {
+		places = places[:0]
+		wish, weight := cmp.Or(wished(s, t.IP), wished(s, t.partner.IP)), weights(t.IP)
+		for _, n := range c.candidates(t) {
 			if limit := s.Nodes[n].Capacity; limit == 0 || held[n]+room <= limit {
-				nodes = append(nodes, n)
+				places = append(places, place{n, btoi(n == wish), inPool[[2]string{t.Pool, n}], weight(n)})
 			}
 		}
-		if len(nodes) == 0 {
+		if len(places) == 0 {
 			continue
 		}
-		share := size[t.Pool] / len(nodes)
-		full := func(n string) int { return max(inPool[[2]string{t.Pool, n}]+1-share, 0) }
-		wish := cmp.Or(wished(s, t.IP), wished(s, t.partner.IP))
-		type place struct {
-			wished, full int
-			weight       uint64
-		}
-		places := map[string]place{}
-		for _, n := range nodes {
-			places[n] = place{btoi(n == wish), full(n), weight(t.IP, n)}
-		}
-		slices.SortFunc(nodes, func(a, b string) int {
-			x, y := places[a], places[b]
-			return cmp.Or(cmp.Compare(y.wished, x.wished), cmp.Compare(x.full, y.full), cmp.Compare(y.weight, x.weight), cmp.Compare(a, b))
+		share := size[t.Pool] / len(places)
+		slices.SortFunc(places, func(a, b place) int {
+			full := func(p place) int { return max(p.inPool+1-share, 0) }
+			return cmp.Or(cmp.Compare(b.wished, a.wished), cmp.Compare(full(a), full(b)), cmp.Compare(b.weight, a.weight), cmp.Compare(a.node, b.node))
 		})
+		nodes := make([]string, len(places))
+		for i, p := range places {
+			nodes[i] = p.node
+		}
 		out[t.IP] = nodes
 		held[nodes[0]] += room
 		inPool[[2]string{t.Pool, nodes[0]}]++
@@ -193,15 +149,15 @@ func rank(s *egress.Snapshot) map[netip.Addr][]string {
 	return out
 }
 
-// candidates returns the nodes that may hold a pool IP beside its partner, capacity left aside. able has the Candidates of both pools.
-func candidates(s *egress.Snapshot, t target, able map[string][]string) []string {
-	nodes := able[t.Pool]
+// candidates returns the nodes that may hold a pool IP beside its partner, capacity left aside.
+func (c *Cluster) candidates(t target) []string {
+	s, nodes := c.Snapshot, c.Candidates(t.Pool)
 	if !t.partner.IP.IsValid() {
 		return nodes
 	}
 	both := nodes
 	if t.partner.Pool != "" {
-		both = able[t.partner.Pool]
+		both = c.Candidates(t.partner.Pool)
 	}
 	o, owned := s.Owners[t.partner.IP]
 	return slices.DeleteFunc(slices.Clone(nodes), func(n string) bool {
@@ -223,24 +179,6 @@ func apart(s *egress.Snapshot, t target, node string) bool {
 	}
 	o, owned := s.Owners[t.partner.IP]
 	return owned && o.Node != node && !t.leads() && s.Moves[t.IP].To != o.Node && s.Moves[t.partner.IP].To != node && !Cordoned(s, node)
-}
-
-// Candidates returns the nodes that may hold the IPs of a pool, capacity left aside: those that the pool selects, with a live agent that can
-// serve it and is not about to restart, and that are not cordoned. What a node holds while its agent restarts it keeps. Sorted. A pool that is
-// not there has none.
-func Candidates(s *egress.Snapshot, pool string) []string {
-	p, ok := s.Pools[pool]
-	if !ok {
-		return nil
-	}
-	var out []string
-	for name := range s.Agents {
-		if a := s.Agents[name]; mayHold(s, p, name) && a.Refused[pool] == "" && !a.Restarting {
-			out = append(out, name)
-		}
-	}
-	slices.Sort(out)
-	return out
 }
 
 func mayHold(s *egress.Snapshot, p egress.Pool, node string) bool {
@@ -265,27 +203,6 @@ func Cordoned(s *egress.Snapshot, node string) bool {
 	return cordoned || s.Nodes[node].Cordoned
 }
 
-// Held returns how many pool IPs a node holds, or is about to by a planned move.
-func Held(s *egress.Snapshot, node string) int {
-	n := 0
-	for _, t := range targets(s) {
-		o, owned := s.Owners[t.IP]
-		if owned && t.Pool != "" && (o.Node == node || s.Moves[t.IP].To == node) {
-			n++
-		}
-	}
-	return n
-}
-
-// Room returns how many more pool IPs a node may take; math.MaxInt: it has no limit.
-func Room(s *egress.Snapshot, node string) int {
-	limit := s.Nodes[node].Capacity
-	if limit == 0 {
-		return math.MaxInt
-	}
-	return max(limit-Held(s, node), 0)
-}
-
 // wished returns the node that the operator wants to hold ip, or "".
 func wished(s *egress.Snapshot, ip netip.Addr) string {
 	if m, ok := s.Moves[ip]; ok {
@@ -294,8 +211,16 @@ func wished(s *egress.Snapshot, ip netip.Addr) string {
 	return s.Pins[ip].Node
 }
 
-// weight is the rendezvous hash: the node with the largest weight for an IP is its first choice.
-func weight(ip netip.Addr, node string) uint64 { return weightOf(ip.String(), node) }
+// weights returns the rendezvous hash of an IP: the node with the largest weight is its first choice.
+func weights(ip netip.Addr) func(node string) uint64 {
+	key := append(ip.AppendTo(nil), '/')
+	length := len(key)
+	return func(node string) uint64 {
+		key = append(key[:length], node...)
+		h := sha256.Sum256(key)
+		return binary.BigEndian.Uint64(h[:])
+	}
+}
 
 func weightOf(what, node string) uint64 {
 	h := sha256.Sum256([]byte(what + "/" + node))
@@ -306,17 +231,14 @@ func weightOf(what, node string) uint64 {
 // this node, that it cannot serve because its uplink has no carrier or no IPv6, whose egress has its other IP elsewhere, and of static IPs
 // that left its links. While the record of some egress or pool cannot be read, nothing is given back for want of it. What a cordoned node
 // holds leaves by planned moves: see Leaving.
-func Releases(s *egress.Snapshot, f Facts) []egress.Owner {
-	byIP := map[netip.Addr]target{}
-	for _, t := range targets(s) {
-		byIP[t.IP] = t
-	}
+func (c *Cluster) Releases(f Facts) []egress.Owner {
+	s := c.Snapshot
 	var out []egress.Owner
 	for ip, o := range s.Owners {
 		if o.Node != f.Node {
 			continue
 		}
-		t, used := byIP[ip]
+		t, used := c.target(ip)
 		p, known := s.Pools[t.Pool]
 		switch {
 		case !used || t.Pool != "" && !known:

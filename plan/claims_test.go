@@ -52,7 +52,7 @@ func facts(node string) Facts {
 
 func claimed(s *egress.Snapshot, f Facts) map[string]int {
 	out := map[string]int{}
-	for _, c := range Claims(s, f) {
+	for _, c := range New(s).Claims(f) {
 		out[c.IP.String()] = c.Rank
 	}
 	return out
@@ -60,7 +60,7 @@ func claimed(s *egress.Snapshot, f Facts) map[string]int {
 
 // own gives every IP to its first in rank.
 func own(s *egress.Snapshot) {
-	for a, nodes := range rank(s) {
+	for a, nodes := range New(s).rank() {
 		s.Owners[a] = egress.Owner{IP: a, Node: nodes[0]}
 	}
 }
@@ -145,20 +145,20 @@ func TestStaticIPIsClaimedWhereItIsOnALink(t *testing.T) {
 	s := cluster(2, 0)
 	s.Egresses["static"] = egress.Policy{Name: "static", Addresses: []egress.Address{{IP: ip("10.10.0.102"), ID: 7}}}
 	f := facts("node-2")
-	if got := Claims(s, f); len(got) != 0 {
+	if got := New(s).Claims(f); len(got) != 0 {
 		t.Errorf("not on a link: claims %v, want none", got)
 	}
 	f.Local = map[netip.Addr]bool{ip("10.10.0.102"): true}
 	want := []Claim{{IP: ip("10.10.0.102"), Why: egress.ReasonStatic}}
-	if diff := cmp.Diff(want, Claims(s, f), compare); diff != "" {
+	if diff := cmp.Diff(want, New(s).Claims(f), compare); diff != "" {
 		t.Errorf("on a link: claims (-want +got):\n%s", diff)
 	}
 	s.Owners[ip("10.10.0.102")] = egress.Owner{IP: ip("10.10.0.102"), Node: "node-2"}
-	if got := Releases(s, f); len(got) != 0 {
+	if got := New(s).Releases(f); len(got) != 0 {
 		t.Errorf("on a link: releases %v, want none", got)
 	}
 	f.Local = nil
-	if got := Releases(s, f); len(got) != 1 {
+	if got := New(s).Releases(f); len(got) != 1 {
 		t.Errorf("gone from its link: releases %v, want it", got)
 	}
 }
@@ -204,7 +204,7 @@ func TestInvariant6EqualSnapshotsGiveEqualClaimsOnEveryNode(t *testing.T) {
 	for i := 1; i <= nodes; i++ {
 		node := fmt.Sprintf("node-%d", i)
 		s := shuffled(cluster(nodes, ips), r)
-		for _, c := range Claims(s, facts(node)) {
+		for _, c := range New(s).Claims(facts(node)) {
 			if ranks[c.IP] == nil {
 				ranks[c.IP] = map[int]string{}
 			}
@@ -213,7 +213,7 @@ func TestInvariant6EqualSnapshotsGiveEqualClaimsOnEveryNode(t *testing.T) {
 			}
 			ranks[c.IP][c.Rank] = node
 		}
-		if diff := cmp.Diff(Claims(s, facts(node)), Claims(shuffled(s, r), facts(node)), compare); diff != "" {
+		if diff := cmp.Diff(New(s).Claims(facts(node)), New(shuffled(s, r)).Claims(facts(node)), compare); diff != "" {
 			t.Errorf("%s: the claims depend on the order of maps:\n%s", node, diff)
 		}
 	}
@@ -272,7 +272,7 @@ func TestReleases(t *testing.T) {
 			tt.prepare(s)
 			f := facts("node-1")
 			f.Uplink.Up = name != "the uplink has no carrier"
-			if got := Releases(s, f); len(got) != tt.want {
+			if got := New(s).Releases(f); len(got) != tt.want {
 				t.Errorf("releases %v, want %d", got, tt.want)
 			}
 		})
@@ -296,13 +296,13 @@ func TestNodeWithoutIPv6HasNothingToDoWithIPv6EgressIPs(t *testing.T) {
 	for _, held := range []netip.Addr{a, v6} {
 		s.Owners[held] = egress.Owner{IP: held, Node: "node-1"}
 	}
-	if got := Releases(s, f); len(got) != 1 || got[0].IP != v6 {
+	if got := New(s).Releases(f); len(got) != 1 || got[0].IP != v6 {
 		t.Errorf("releases %v, want only %s", got, v6)
 	}
 	for _, held := range []netip.Addr{a, v6} {
 		s.Owners[held], s.Moves[held] = egress.Owner{IP: held, Node: "node-2"}, egress.Move{IP: held, To: "node-1"}
 	}
-	if got := Arrivals(s, f); len(got) != 1 || got[0].IP != a {
+	if got := New(s).Arrivals(f); len(got) != 1 || got[0].IP != a {
 		t.Errorf("arrivals %v, want only %s", got, a)
 	}
 }
@@ -312,30 +312,30 @@ func TestMoves(t *testing.T) {
 	s := cluster(3, 1)
 	s.Owners[a] = egress.Owner{IP: a, Node: "node-1", Revision: 5}
 	s.Moves[a] = egress.Move{IP: a, To: "node-2", Revision: 6}
-	if got := Arrivals(s, facts("node-2")); len(got) != 1 {
+	if got := New(s).Arrivals(facts("node-2")); len(got) != 1 {
 		t.Errorf("target: arrivals %v, want one", got)
 	}
-	if got := append(Arrivals(s, facts("node-1")), Arrivals(s, facts("node-3"))...); len(got) != 0 {
+	if got := append(New(s).Arrivals(facts("node-1")), New(s).Arrivals(facts("node-3"))...); len(got) != 0 {
 		t.Errorf("elsewhere: arrivals %v, want none", got)
 	}
-	if got := Departures(s, facts("node-1")); len(got) != 0 {
+	if got := New(s).Departures(facts("node-1")); len(got) != 0 {
 		t.Errorf("target not ready: departures %v, want none", got)
 	}
 	s.Moves[a] = egress.Move{IP: a, To: "node-2", Revision: 7, Ready: true}
 	want := []Departure{{Owner: s.Owners[a], Move: s.Moves[a], To: s.Agents["node-2"]}}
-	if diff := cmp.Diff(want, Departures(s, facts("node-1")), compare); diff != "" {
+	if diff := cmp.Diff(want, New(s).Departures(facts("node-1")), compare); diff != "" {
 		t.Errorf("target ready: departures (-want +got):\n%s", diff)
 	}
 	s.Cordons["node-2"] = egress.Cordon{Node: "node-2"}
-	if got := Arrivals(s, facts("node-2")); len(got) != 0 {
+	if got := New(s).Arrivals(facts("node-2")); len(got) != 0 {
 		t.Errorf("cordoned target: arrivals %v, want none", got)
 	}
-	if got := Departures(s, facts("node-1")); len(got) != 0 {
+	if got := New(s).Departures(facts("node-1")); len(got) != 0 {
 		t.Errorf("cordoned target: departures %v, want none", got)
 	}
 	delete(s.Cordons, "node-2")
 	delete(s.Agents, "node-2")
-	if got := Departures(s, facts("node-1")); len(got) != 0 {
+	if got := New(s).Departures(facts("node-1")); len(got) != 0 {
 		t.Errorf("dead target: departures %v, want none", got)
 	}
 }
@@ -351,22 +351,22 @@ func TestAStaticIPOnTwoNodesIsHeldByOne(t *testing.T) {
 		return f
 	}
 	for _, node := range []string{"node-1", "node-2"} { // the lock goes to the first that asks
-		if got := Claims(s, on(node, true)); len(got) != 1 {
+		if got := New(s).Claims(on(node, true)); len(got) != 1 {
 			t.Errorf("%s, free: claims %v, want one", node, got)
 		}
 	}
 	s.Owners[a] = egress.Owner{IP: a, Node: "node-1"}
-	if got := Claims(s, on("node-2", true)); len(got) != 0 {
+	if got := New(s).Claims(on("node-2", true)); len(got) != 0 {
 		t.Errorf("held elsewhere: claims %v, want none", got)
 	}
-	if got := Releases(s, on("node-1", true)); len(got) != 0 {
+	if got := New(s).Releases(on("node-1", true)); len(got) != 0 {
 		t.Errorf("on both: releases %v, want none", got)
 	}
-	if got := Releases(s, on("node-1", false)); len(got) != 1 {
+	if got := New(s).Releases(on("node-1", false)); len(got) != 1 {
 		t.Errorf("gone from its holder: releases %v, want it", got)
 	}
 	delete(s.Owners, a)
-	if got := append(Claims(s, on("node-1", false)), Claims(s, on("node-2", true))...); len(got) != 1 {
+	if got := append(New(s).Claims(on("node-1", false)), New(s).Claims(on("node-2", true))...); len(got) != 1 {
 		t.Errorf("on the other node alone: claims %v, want one", got)
 	}
 }

@@ -63,14 +63,14 @@ func TestBothIPsOfAnEgress(t *testing.T) {
 		}
 		f, got := facts(tt.node), ""
 		f.Local = map[netip.Addr]bool{four: s.Owners[four].Node == tt.node}
-		for i, c := range Claims(s, f) {
+		for i, c := range New(s).Claims(f) {
 			if i > 0 {
 				got += " "
 			}
 			got += fmt.Sprintf("%s/%d", c.IP, c.Rank)
 		}
 		got += " |"
-		for _, o := range Releases(s, f) {
+		for _, o := range New(s).Releases(f) {
 			got += " " + o.IP.String()
 		}
 		if d := cmp.Diff(tt.want, got); d != "" {
@@ -118,11 +118,11 @@ func TestBothIPsMeetAgain(t *testing.T) {
 	r := rand.New(rand.NewPCG(seed, 0))
 	s := dual(nodes, egresses)
 	turn := func(node string, rank int) (changed bool) {
-		for _, o := range Releases(s, facts(node)) {
+		for _, o := range New(s).Releases(facts(node)) {
 			delete(s.Owners, o.IP)
 			changed = true
 		}
-		for _, c := range Claims(s, facts(node)) {
+		for _, c := range New(s).Claims(facts(node)) {
 			if _, owned := s.Owners[c.IP]; !owned && c.Rank <= rank && r.IntN(3) > 0 {
 				s.Owners[c.IP] = egress.Owner{IP: c.IP, Node: node}
 			}
@@ -180,7 +180,7 @@ func TestInvariant6HoldsForBothFamilies(t *testing.T) {
 	first := map[netip.Addr]string{}
 	for i := 1; i <= nodes; i++ {
 		node := fmt.Sprintf("node-%d", i)
-		for _, c := range Claims(shuffled(dual(nodes, egresses), r), facts(node)) {
+		for _, c := range New(shuffled(dual(nodes, egresses), r)).Claims(facts(node)) {
 			if c.Rank == 0 && first[c.IP] != "" {
 				t.Errorf("%s: both %s and %s are first", c.IP, first[c.IP], node)
 			}
@@ -219,7 +219,7 @@ func TestBothIPsLeaveACordonedNode(t *testing.T) {
 		t.Errorf("%q leaves to %v, want 10.10.0.11, to the node with room for both", got, to)
 	}
 	hold("node-3", "node-1", "node-2", "node-2")
-	if got := Releases(s, facts("node-1")); len(got) != 0 {
+	if got := New(s).Releases(facts("node-1")); len(got) != 0 {
 		t.Errorf("the second is given back: %v, want a planned move", got)
 	}
 	if got, to := leaving(s, "node-1"); got != "fd00::1" || !slices.Equal(to, []string{"node-3"}) {
@@ -236,12 +236,12 @@ func TestRebalancingMovesTheFirstIPForBoth(t *testing.T) {
 			s.Owners[a] = egress.Owner{IP: a, Node: "node-1"}
 		}
 		s.Pins[pinned] = egress.Pin{IP: pinned, Node: "node-2"}
-		misplaced := Misplacements(s)
+		misplaced := New(s).Misplacements()
 		if len(misplaced) != 1 || misplaced[0].Owner.IP != four || misplaced[0].To != "node-2" {
 			t.Errorf("%s is pinned: misplaced %v, want %s to go to node-2", pinned, misplaced, four)
 		}
 		withCapacity(1)(s)
-		if m, ok := Rebalance(s, misplaced); ok {
+		if m, ok := New(s).Rebalance(misplaced); ok {
 			t.Errorf("%s is pinned: %v moves to a node with room for one", pinned, m)
 		}
 	}

@@ -15,7 +15,7 @@ import (
 
 // leaving returns the IP that a node gives away next, and to whom; "" : none.
 func leaving(s *egress.Snapshot, node string) (ip string, to []string) {
-	o, to := Leaving(s, facts(node))
+	o, to := New(s).Leaving(facts(node))
 	if len(to) == 0 {
 		return "", nil
 	}
@@ -76,7 +76,7 @@ func TestADrainFillsNobodyBeyondItsCapacityAndStaysWithinTheShare(t *testing.T) 
 		}
 	}
 	for range 120 {
-		o, to := Leaving(s, facts("node-1"))
+		o, to := New(s).Leaving(facts("node-1"))
 		if len(to) == 0 {
 			break
 		}
@@ -87,10 +87,10 @@ func TestADrainFillsNobodyBeyondItsCapacityAndStaysWithinTheShare(t *testing.T) 
 			t.Errorf("%s moved from %s, which is well", a, node)
 		}
 	}
-	if n := Held(s, "node-1"); n != 0 {
+	if n := New(s).Held("node-1"); n != 0 {
 		t.Errorf("%d IPs are left", n)
 	}
-	if n2, n3 := Held(s, "node-2"), Held(s, "node-3"); n2 > 30 && n2 > countOf(others, "node-2") || n3 > 35 && n3 > countOf(others, "node-3") {
+	if n2, n3 := New(s).Held("node-2"), New(s).Held("node-3"); n2 > 30 && n2 > countOf(others, "node-2") || n3 > 35 && n3 > countOf(others, "node-3") {
 		t.Errorf("node-2 holds %d of 30, node-3 %d of 35", n2, n3)
 	}
 }
@@ -114,7 +114,7 @@ func TestWhatNobodyCanTakeStaysInServiceUntilThereIsRoom(t *testing.T) {
 	if got, to := leaving(s, "node-1"); got != "" {
 		t.Errorf("%s leaves to %v, which is full", got, to)
 	}
-	if got := Releases(s, facts("node-1")); len(got) != 0 {
+	if got := New(s).Releases(facts("node-1")); len(got) != 0 {
 		t.Errorf("releases %v, want none", got)
 	}
 	delete(s.Owners, ip("10.10.0.12"))
@@ -135,7 +135,7 @@ func TestATargetTakesNoMoreThanItHasRoomForWhoeverAsks(t *testing.T) {
 		s.Moves[ip(a)] = egress.Move{IP: ip(a), To: "node-3", Since: now.Add(-time.Duration(i) * time.Second)}
 	}
 	arrivals := func() (out []string) {
-		for _, m := range Arrivals(s, facts("node-3")) {
+		for _, m := range New(s).Arrivals(facts("node-3")) {
 			out = append(out, m.IP.String())
 		}
 		return out
@@ -164,7 +164,7 @@ func TestWhenCapacityIsShortOlderEgressesGoFirstAndTheOthersWait(t *testing.T) {
 	taken := map[string]string{}
 	settle := func() {
 		for _, node := range []string{"node-1", "node-2"} {
-			for _, c := range Claims(s, facts(node)) {
+			for _, c := range New(s).Claims(facts(node)) {
 				if c.Rank == 0 {
 					taken[c.IP.String()] = node
 				}
@@ -187,12 +187,12 @@ func TestWhenCapacityIsShortOlderEgressesGoFirstAndTheOthersWait(t *testing.T) {
 
 func TestANodeThatStepsInForAnotherClaimsNoMoreThanItHasRoomFor(t *testing.T) {
 	s := cluster(2, 6)
-	for a := range rank(s) {
+	for a := range New(s).rank() {
 		s.Pins[a] = egress.Pin{IP: a, Node: "node-2"} // node-2 is first for all, lives, and does not claim
 	}
 	capacity(s, "node-1", 2)
 	want := []Claim{{IP: ip("10.10.0.11"), Why: egress.ReasonClaim, Rank: 1, Link: "eth0"}, {IP: ip("10.10.0.12"), Why: egress.ReasonClaim, Rank: 1, Link: "eth0"}}
-	if diff := cmp.Diff(want, Claims(s, facts("node-1")), compare); diff != "" {
+	if diff := cmp.Diff(want, New(s).Claims(facts("node-1")), compare); diff != "" {
 		t.Errorf("claims (-want +got):\n%s", diff)
 	}
 }
@@ -201,7 +201,7 @@ func TestRebalancingBringsIPsBackOneAtATime(t *testing.T) {
 	s := cluster(4, 40)
 	own(s)
 	at := maps.Clone(s.Owners)
-	if got := Misplacements(s); len(got) != 0 {
+	if got := New(s).Misplacements(); len(got) != 0 {
 		t.Fatalf("at first: misplaced %v, want none", got)
 	}
 	agent := s.Agents["node-4"]
@@ -209,28 +209,28 @@ func TestRebalancingBringsIPsBackOneAtATime(t *testing.T) {
 	maps.DeleteFunc(s.Owners, func(_ netip.Addr, o egress.Owner) bool { return o.Node == "node-4" })
 	own(s)
 	s.Agents["node-4"] = agent
-	misplaced := Misplacements(s)
+	misplaced := New(s).Misplacements()
 	if len(misplaced) == 0 {
 		t.Fatal("after node-4 was away: nothing is misplaced")
 	}
-	m, ok := Rebalance(s, misplaced)
+	m, ok := New(s).Rebalance(misplaced)
 	if !ok {
 		t.Fatal("nothing to move")
 	}
 	s.Moves[m.Owner.IP] = egress.Move{IP: m.Owner.IP, To: m.To}
-	if m, ok := Rebalance(s, misplaced); ok {
+	if m, ok := New(s).Rebalance(misplaced); ok {
 		t.Errorf("a second one moves at the same time: %v", m)
 	}
 	clear(s.Moves)
 	lost := s.Owners[m.Owner.IP]
 	delete(s.Owners, m.Owner.IP)
-	if m, ok := Rebalance(s, misplaced); ok {
+	if m, ok := New(s).Rebalance(misplaced); ok {
 		t.Errorf("one moves while another has no owner: %v", m)
 	}
 	s.Owners[m.Owner.IP] = lost
 	moved := 0
 	for ; ; moved++ {
-		m, ok := Rebalance(s, Misplacements(s))
+		m, ok := New(s).Rebalance(New(s).Misplacements())
 		if !ok || moved > 40 {
 			break
 		}
@@ -247,7 +247,7 @@ func TestOneMoreEgressMovesNoOther(t *testing.T) {
 		own(s)
 		s.Egresses = cluster(10, n+1).Egresses
 		own(s)
-		if got := Misplacements(s); len(got) != 0 {
+		if got := New(s).Misplacements(); len(got) != 0 {
 			t.Errorf("%d IPs on 10 nodes, and one more: %d are misplaced, want none", n, len(got))
 		}
 	}
@@ -259,11 +259,11 @@ func TestRebalancingRespectsPinsCordonsAndRoom(t *testing.T) {
 	a := ip("10.10.0.11")
 	s.Pins[a] = egress.Pin{IP: a, Node: "node-2"}
 	want := []Misplaced{{Owner: s.Owners[a], To: "node-2"}}
-	if diff := cmp.Diff(want, Misplacements(s), compare); diff != "" {
+	if diff := cmp.Diff(want, New(s).Misplacements(), compare); diff != "" {
 		t.Errorf("pinned elsewhere (-want +got):\n%s", diff)
 	}
 	s.Cordons["node-2"] = egress.Cordon{Node: "node-2"}
-	if got := Misplacements(s); len(got) != 0 {
+	if got := New(s).Misplacements(); len(got) != 0 {
 		t.Errorf("pinned to a cordoned node: %v, want none", got)
 	}
 	s = cluster(2, 2)
@@ -271,7 +271,7 @@ func TestRebalancingRespectsPinsCordonsAndRoom(t *testing.T) {
 	hold(s, "node-2", 2)
 	s.Pins[a] = egress.Pin{IP: a, Node: "node-2"}
 	capacity(s, "node-2", 1)
-	if m, ok := Rebalance(s, Misplacements(s)); ok {
+	if m, ok := New(s).Rebalance(New(s).Misplacements()); ok {
 		t.Errorf("to a full node: %v", m)
 	}
 }

@@ -36,7 +36,7 @@ func TestWithoutAWordOfANodesPodsNoFurtherPodIsProgrammed(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			f := facts("node-1")
 			f.Cluster = tt.cluster
-			d := Build(withoutPodCIDRs(tt.ranges), f, nil)
+			d := Build(New(withoutPodCIDRs(tt.ranges)), f, nil)
 			if !slices.Equal(d.Unknown, tt.unknown) || d.NFT.Keep != (tt.unknown != nil) || (len(d.NFT.Pods) == 0) != (tt.unknown != nil) {
 				t.Errorf("unknown %v, keep %t, pods %v; want unknown %v", d.Unknown, d.NFT.Keep, d.NFT.Pods, tt.unknown)
 			}
@@ -49,7 +49,7 @@ func TestWithoutAWordOfANodesPodsNoFurtherPodIsProgrammed(t *testing.T) {
 	}
 	s := withoutPodCIDRs(nil)
 	delete(s.ByNode, "egress-0001")
-	if d := Build(s, facts("node-1"), nil); d.Unknown != nil || d.NFT.Keep {
+	if d := Build(New(s), facts("node-1"), nil); d.Unknown != nil || d.NFT.Keep {
 		t.Errorf("a node without selected pods: unknown %v, keep %t", d.Unknown, d.NFT.Keep)
 	}
 }
@@ -58,7 +58,7 @@ func TestNewPodsAreHeldByTheRangesThatWereNamed(t *testing.T) {
 	cidr, own := netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("100.80.0.0/16")
 	f := facts("node-3")
 	f.Cluster = []netip.Prefix{own}
-	d := Build(withoutPodCIDRs(map[string]egress.PodRanges{"-": {Node: "-", CIDRs: []netip.Prefix{cidr}}}), f, nil)
+	d := Build(New(withoutPodCIDRs(map[string]egress.PodRanges{"-": {Node: "-", CIDRs: []netip.Prefix{cidr}}})), f, nil)
 	if want := []netip.Prefix{cidr, own}; !slices.Equal(d.NFT.PodCIDRs, want) {
 		t.Errorf("held are sources of %v, want %v", d.NFT.PodCIDRs, want)
 	}

@@ -19,8 +19,17 @@ type Revocation struct {
 
 // Living returns the agents that are not dead by the gossip. There are none while the node does not see most of them alive, itself
 // included: it may be the one that is cut off. Of two halves the one with the first name counts as most. Agents whose nodes are gone are not
-// counted, alive or dead: an autoscaler may take most of them away at once.
+// counted, alive or dead: an autoscaler may take most of them away at once. What it returns is not to be changed.
 func Living(s *egress.Snapshot, node string, dead func(node string) bool) map[string]egress.Agent {
+	absent := 0
+	for name := range s.Agents {
+		if Gone(s, name) || name != node && dead(name) {
+			absent++
+		}
+	}
+	if absent == 0 && len(s.Agents) > 0 {
+		return s.Agents // as nearly always
+	}
 	out := map[string]egress.Agent{}
 	first, all := node, 0
 	for name, a := range s.Agents {
@@ -40,10 +49,9 @@ func Living(s *egress.Snapshot, node string, dead func(node string) bool) map[st
 }
 
 // Revocations returns the agents whose leases the node is to revoke, by name: those that are dead by the gossip, or whose node is gone,
-// that hold egress IPs, and bound their permits. There are none where Living knows none.
-func Revocations(s *egress.Snapshot, node string, dead func(node string) bool) []Revocation {
-	living := Living(s, node, dead)
-	if _, ok := living[node]; !ok {
+// that hold egress IPs, and bound their permits. living are those of Living: without any there are none.
+func Revocations(s *egress.Snapshot, node string, living map[string]egress.Agent, dead func(node string) bool) []Revocation {
+	if _, ok := living[node]; !ok || len(living) == len(s.Agents) {
 		return nil
 	}
 	holds := map[string]bool{}
@@ -51,8 +59,7 @@ func Revocations(s *egress.Snapshot, node string, dead func(node string) bool) [
 		holds[o.Node] = true
 	}
 	var out []Revocation
-	for _, name := range slices.Sorted(maps.Keys(s.Agents)) {
-		a := s.Agents[name]
+	for name, a := range s.Agents {
 		if _, ok := living[name]; ok || !holds[name] || !a.Revocable || a.Restarting {
 			continue
 		}
@@ -62,14 +69,14 @@ func Revocations(s *egress.Snapshot, node string, dead func(node string) bool) [
 		})
 		out = append(out, Revocation{Agent: a, Alive: !dead(name), Rank: slices.Index(ranked, node)})
 	}
+	slices.SortFunc(out, func(a, b Revocation) int { return cmp.Compare(a.Agent.Node, b.Agent.Node) })
 	return out
 }
 
 // Missed returns the nodes that died by the gossip while the node itself may have been cut off, and have not been seen since: missed
 // are those so far. Their deaths say nothing. When the gossip comes back it finds them one by one, and the first ones found may make
-// most before the others are.
-func Missed(s *egress.Snapshot, node string, dead func(node string) bool, missed map[string]bool) map[string]bool {
-	alone := Living(s, node, dead) == nil
+// most before the others are. alone says that Living knows none.
+func Missed(s *egress.Snapshot, node string, alone bool, dead func(node string) bool, missed map[string]bool) map[string]bool {
 	out := map[string]bool{}
 	for name := range s.Agents {
 		if name != node && dead(name) && (alone || missed[name]) {

@@ -63,7 +63,8 @@ func TestRevocations(t *testing.T) {
 			ip := netip.MustParseAddr("10.0.0.1")
 			s := known(&egress.Snapshot{Agents: tt.agents, Owners: map[netip.Addr]egress.Owner{ip: {IP: ip, Node: tt.owner}}}, tt.gone...)
 			var got []string
-			for _, r := range Revocations(s, tt.node, func(n string) bool { return slices.Contains(tt.dead, n) }) {
+			dead := func(n string) bool { return slices.Contains(tt.dead, n) }
+			for _, r := range Revocations(s, tt.node, Living(s, tt.node, dead), dead) {
 				got = append(got, r.Agent.Node)
 			}
 			if d := cmp.Diff(tt.want, got); d != "" {
@@ -84,7 +85,8 @@ func TestDeathsSeenWhileCutOffSayNothing(t *testing.T) {
 		{[]string{"c"}, nil},
 	}
 	for i, step := range steps {
-		missed = Missed(s, "a", func(n string) bool { return slices.Contains(step.dead, n) }, missed)
+		dead := func(n string) bool { return slices.Contains(step.dead, n) }
+		missed = Missed(s, "a", Living(s, "a", dead) == nil, dead, missed)
 		if got := slices.Sorted(maps.Keys(missed)); !slices.Equal(got, step.want) {
 			t.Errorf("step %d: missed %v, want %v", i, got, step.want)
 		}
@@ -100,7 +102,8 @@ func TestEachRevokerHasARankOfItsOwn(t *testing.T) {
 	known(s)
 	var ranks []int
 	for _, n := range []string{"b", "c", "d"} {
-		for _, r := range Revocations(s, n, func(n string) bool { return n == "a" }) {
+		dead := func(n string) bool { return n == "a" }
+		for _, r := range Revocations(s, n, Living(s, n, dead), dead) {
 			ranks = append(ranks, r.Rank)
 		}
 	}

@@ -58,7 +58,7 @@ func TestBuildLeavesByTheSubnetOfThePool(t *testing.T) {
 			s.Owners[addr] = egress.Owner{IP: addr, Node: "node-1", Revision: 9}
 			f := facts("node-1")
 			f.Links, f.PoolUplink = links, tt.uplink
-			d := Build(s, f, map[netip.Addr]Role{addr: Hold})
+			d := Build(New(s), f, map[netip.Addr]Role{addr: Hold})
 			m := d.NFT.Hosted[1].Mark
 			if len(d.Routing.Subnets) != 1 || m < egress.SubnetMark(0) || d.NFT.NextHops[1] != m {
 				t.Fatalf("subnets %+v, mark %#x, next hop %#x, hosted %+v", d.Routing.Subnets, m, d.NFT.NextHops[1], d.NFT.Hosted[1])
@@ -89,20 +89,20 @@ func TestPoolsOfOneVLANShareItsLinkAndItsRoutes(t *testing.T) {
 	second := ip("10.10.0.12")
 	s.Egresses["second"] = egress.Policy{Name: "second", Addresses: []egress.Address{{IP: second, ID: 2, Pool: "other"}}}
 	s.Owners[second] = egress.Owner{IP: second, Node: "node-1", Revision: 10}
-	d := Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: Hold, second: Hold})
+	d := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: Hold, second: Hold})
 	want := map[int]vlan.VLAN{10: {Parent: "eth0", MTU: 1500, MAC: egress.VLANMAC(ip("10.10.0.101"), 10).String(),
 		Addresses: []netip.Prefix{netip.MustParsePrefix("10.10.0.12/24"), netip.MustParsePrefix("10.10.0.11/24")}}}
 	if diff := cmp.Diff(want, d.VLAN.VLANs, compare); diff != "" || len(d.Routing.Subnets) != 1 {
 		t.Errorf("VLANs (-want +got):\n%s\nsubnets %+v, want one", diff, d.Routing.Subnets)
 	}
 	// While somebody is asked for, that has the IP perhaps, there is the link, and nothing else.
-	d = Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: Ask})
+	d = Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: Ask})
 	if v := d.VLAN.VLANs[10]; v.Parent != "eth0" || len(v.Addresses) > 0 || len(d.Permits) > 0 || len(d.NFT.Hosted) > 0 || len(d.Announce) > 0 {
 		t.Errorf("asking: VLANs %+v, permits %+v, hosted %+v, announced %v", d.VLAN.VLANs, d.Permits, d.NFT.Hosted, d.Announce)
 	}
 	// Before and after a hand-over the link is there as well, and nothing answers.
 	for _, role := range []Role{Relay, Arrive} {
-		d = Build(s, facts("node-1"), map[netip.Addr]Role{egressIP: role})
+		d = Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: role})
 		if v := d.VLAN.VLANs[10]; v.Parent != "eth0" || len(v.Addresses) > 0 || len(d.Routing.Subnets) != 1 || len(d.Announce) > 0 {
 			t.Errorf("role %d: VLANs %+v, subnets %+v, announced %v", role, d.VLAN.VLANs, d.Routing.Subnets, d.Announce)
 		}
@@ -131,13 +131,13 @@ func TestPoolsThatANodeCannotServeAreRefused(t *testing.T) {
 		if !strings.HasPrefix(got, tt.want) || (got == "") != (tt.want == "") {
 			t.Errorf("%s: refused %q, want %q", name, got, tt.want)
 		}
-		if claims := len(Claims(s, f)); (claims > 0) != (tt.want == "") {
+		if claims := len(New(s).Claims(f)); (claims > 0) != (tt.want == "") {
 			t.Errorf("%s: %d claims, refused %q", name, claims, got)
 		}
 		agent := s.Agents["node-1"]
 		agent.Refused = Refused(s, f)
 		s.Agents["node-1"] = agent
-		if n := len(Candidates(s, "pool")); n != map[bool]int{true: 3, false: 2}[tt.want == ""] {
+		if n := len(New(s).Candidates("pool")); n != map[bool]int{true: 3, false: 2}[tt.want == ""] {
 			t.Errorf("%s: %d candidates", name, n)
 		}
 	}
