@@ -538,7 +538,7 @@ func (a *agent) lengthen(ctx context.Context) (next *store.Lease, moved []netip.
 	if next, err = a.Store.Grant(ctx, grace); err != nil {
 		return nil, nil, err
 	}
-	r.Node, r.Restarting, r.Revocable = a.Node, true, false
+	r.Node, r.Restarting, r.Revocable, r.Suspectable = a.Node, true, false, false
 	err = a.machine.current().MoveTo(ctx, next, r, func(ip netip.Addr) bool {
 		if a.machine.keeps(ip) {
 			moved = append(moved, ip)

@@ -43,7 +43,7 @@ func newGiver(t *testing.T) *giver {
 	for i, ip := range given {
 		name := fmt.Sprintf("e%d", i)
 		g.put(store.EgressKey(name), egress.Policy{Name: name, Created: time.Unix(int64(i), 0), Addresses: []egress.Address{{IP: ip, ID: egress.ID(i + 1), Pool: "pool"}}})
-		if ok, err := c.Claim(t.Context(), lease, egress.Owner{IP: ip, Node: g.Node}, 0); !ok || err != nil {
+		if ok, err := c.Claim(t.Context(), lease, egress.Owner{IP: ip, Node: g.Node}, store.Former{}); !ok || err != nil {
 			t.Fatal(ok, err)
 		}
 	}

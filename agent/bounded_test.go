@@ -9,6 +9,7 @@ import (
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/ownership"
+	"github.com/egret-project/egret/store"
 )
 
 // TestBoundedPermitsEndWithoutConfirmation: the lease is good for a minute, but nobody asks etcd whether it was revoked.
@@ -84,7 +85,7 @@ func TestMovedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
 	}
 	ip := netip.MustParseAddr("10.10.1.0")
 	for range locks {
-		if ok, err := client.Claim(t.Context(), old, egress.Owner{IP: ip, Node: "a", Why: egress.ReasonClaim}, 0); err != nil || !ok {
+		if ok, err := client.Claim(t.Context(), old, egress.Owner{IP: ip, Node: "a", Why: egress.ReasonClaim}, store.Former{}); err != nil || !ok {
 			t.Fatal(ok, err)
 		}
 		ip = ip.Next()
@@ -107,7 +108,7 @@ func TestMovedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
 	if err != nil || !a.Restarting || a.Revocable || a.Lease != egress.FormatLease(next.ID()) {
 		t.Errorf("the record is %+v, %v", a, err)
 	}
-	if ok, err := client.Claim(t.Context(), next, egress.Owner{IP: netip.MustParseAddr("10.10.1.7")}, 0); err != nil || !ok {
+	if ok, err := client.Claim(t.Context(), next, egress.Owner{IP: netip.MustParseAddr("10.10.1.7")}, store.Former{}); err != nil || !ok {
 		t.Errorf("a lock is not under the new lease: %t, %v", ok, err)
 	}
 	if err := old.MoveTo(t.Context(), next, egress.Agent{Node: "a"}, all); err == nil {

@@ -55,7 +55,7 @@ func newNode(t *testing.T) *node {
 		t.Fatal(err)
 	}
 	for _, ip := range pooled {
-		if ok, err := client.Claim(t.Context(), n.others, egress.Owner{IP: ip, Node: "node-2"}, 0); err != nil || !ok {
+		if ok, err := client.Claim(t.Context(), n.others, egress.Owner{IP: ip, Node: "node-2"}, store.Former{}); err != nil || !ok {
 			t.Fatal(ok, err)
 		}
 	}

@@ -30,7 +30,7 @@ var (
 	metricTakeover = monitor.Metric{Name: "egret_takeover_duration_seconds", Type: monitor.Histogram, Labels: []string{"cause"}, Buckets: takeBuckets,
 		Help: "How long it took until this node used an egress IP, by the cause: claim, nobody had held it; crash, its owner had died; release, its owner " +
 			"had given it up; move, drain, rebalance, it was handed over; static, the address is the node's. It counts from when this agent saw that the IP " +
-			"had no living owner, or that it was asked to take it; for a death, half a second after it."}
+			"had no living owner, or that it was asked to take it; for a death, a third of a second after it."}
 	metricReleases = monitor.Metric{Name: "egret_releases_total", Type: monitor.Counter, Labels: []string{"cause"},
 		Help: "Egress IPs that this node gave up, by the cause: release, it might not or could not serve it; move, drain, rebalance, it handed it over."}
 	metricRevoked = monitor.Metric{Name: "egret_leases_revoked_total", Type: monitor.Counter,

@@ -310,6 +310,8 @@ func (a *agent) transact(ctx context.Context, t turn, d plan.Desired, fenced boo
 			switch f := effect.(type) {
 			case ownership.Longest:
 				errs = append(errs, a.longest(ctx, t, f))
+			case ownership.Suspect:
+				errs = append(errs, a.suspect(ctx, f))
 			case ownership.Revoke:
 				due, err := a.revoke(ctx, f)
 				next, errs = earlier(next, due), append(errs, err)
@@ -376,9 +378,9 @@ func (a *agent) publish(ctx context.Context, t turn, revocable bool) error {
 		r.Conflicts[ip] = c.String()
 	}
 	r.Dropped, r.Ports = a.drops.why(), a.ports.use()
-	r.Revocable, r.Permit = revocable, egress.Duration(a.Permit)
+	r.Revocable, r.Suspectable, r.Permit = revocable, revocable, egress.Duration(a.Permit)
 	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) &&
-		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Dropped, r.Dropped) && maps.Equal(have.Refused, r.Refused) && samePorts(have.Ports, r.Ports) && have.Revocable == r.Revocable && have.Permit == r.Permit && have.Restarting == r.Restarting {
+		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Dropped, r.Dropped) && maps.Equal(have.Refused, r.Refused) && samePorts(have.Ports, r.Ports) && have.Revocable == r.Revocable && have.Suspectable == r.Suspectable && have.Permit == r.Permit && have.Restarting == r.Restarting {
 		return nil
 	}
 	return a.Store.PutAgent(ctx, t.lease, r)
@@ -389,7 +391,7 @@ func (a *agent) claim(ctx context.Context, t turn, c ownership.Claim) (ok bool, 
 	if c.Why != egress.ReasonStatic && !a.probes.clear(c.Claim, t.now) {
 		return false, nil
 	}
-	ok, err = a.Store.Claim(ctx, t.lease, egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why}, c.Seen)
+	ok, err = a.Store.Claim(ctx, t.lease, egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why}, store.Former{Revision: c.Seen, Suspicion: c.Suspicion})
 	if ok && !a.claimed[c.IP] { // else the view has not seen it yet
 		a.history.trim(c.IP)
 		a.Log.Info("claimed", "egress_ip", c.IP, "why", c.Why)
@@ -419,11 +421,26 @@ func (a *agent) meet(t turn) (dead func(node string) bool) {
 	return dead
 }
 
+// suspect writes a suspicion against an agent.
+func (a *agent) suspect(ctx context.Context, s ownership.Suspect) error {
+	s.Suspicion.Since = time.Now().UTC().Truncate(time.Millisecond)
+	ok, err := a.Store.Suspect(ctx, s.Suspicion, s.Seen)
+	if ok {
+		a.Log.Info("agent suspected", "node", s.Suspicion.Node, "lease", s.Suspicion.Lease)
+	}
+	return err
+}
+
 // revoke ends the lease of an agent. While etcd is full nobody could claim what that frees, nor the agent, should it live, get another lease: then it
 // returns when to look again.
 func (a *agent) revoke(ctx context.Context, r ownership.Revoke) (next time.Time, err error) {
 	if !r.Former && a.Store.AskNoSpace(ctx) {
 		return time.Now().Add(time.Second), nil
+	}
+	if r.Suspicion.Revision > 0 {
+		if stands, err := a.Store.Suspected(ctx, r.Suspicion); err != nil || !stands {
+			return next, err
+		}
 	}
 	if err := a.Store.Revoke(ctx, r.Lease); err != nil {
 		return next, err

@@ -234,7 +234,7 @@ func TestPermitsOfAFormerAgentAreCutToTheNextLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	mine, relayed := netip.MustParseAddr("10.10.0.11"), netip.MustParseAddr("10.10.0.13")
-	if ok, err := client.Claim(t.Context(), long, egress.Owner{IP: mine, Node: "a", Why: egress.ReasonClaim}, 0); err != nil || !ok {
+	if ok, err := client.Claim(t.Context(), long, egress.Owner{IP: mine, Node: "a", Why: egress.ReasonClaim}, store.Former{}); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
 	permitted := func() map[netip.Addr]time.Duration {

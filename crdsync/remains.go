@@ -11,7 +11,7 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// What operators and agents wrote of an IP or a node goes with it: the pin and the history of an IP that is allocated no more, the cordon of a
+// What operators and agents wrote of an IP or a node goes with it: the pin and the history of an IP that is allocated no more, the cordon of, and a suspicion against, a
 // node whose Node object is gone. An IP that is given out anew has neither from before.
 
 // remainsOf returns the changes that take away what is left of an IP.
@@ -29,7 +29,7 @@ func (c control) withRemains(op store.Op) unit {
 		}
 	}
 	if node, ok := strings.CutPrefix(op.Key, store.NodePrefix); ok && op.Value == nil && !c.hasNode(node) {
-		u = append(u, store.Op{Key: store.CordonKey(node)})
+		u = append(u, store.Op{Key: store.CordonKey(node)}, store.Op{Key: store.SuspicionKey(node)})
 	}
 	return u
 }
@@ -76,14 +76,14 @@ func sweep(ctx context.Context, c *store.Client, lead *store.Leadership, cache *
 		return err
 	}
 	last := ""
-	for _, prefix := range []string{store.PinPrefix, store.HistoryPrefix, store.CordonPrefix} {
+	for _, prefix := range []string{store.PinPrefix, store.HistoryPrefix, store.CordonPrefix, store.SuspicionPrefix} {
 		err := c.EachKey(ctx, prefix, sweepPage, func(key string) error {
 			name, _, _ := strings.Cut(strings.TrimPrefix(key, prefix), "/")
 			if name == last { // of one IP there are many keys
 				return nil
 			}
 			last = name
-			if prefix == store.CordonPrefix {
+			if prefix == store.CordonPrefix || prefix == store.SuspicionPrefix {
 				if now.hasNode(name) {
 					return nil
 				}

@@ -165,6 +165,22 @@ type Agent struct {
 	// Revocable says that the agent's permits end within one permit length of its last look at this record, whoever revokes its lease:
 	// peers may do that when the gossip reports it dead. An agent that is told to stop moves its keys to a lease that is not.
 	Revocable bool `json:"revocable,omitempty"`
+	// Suspectable says that the agent ends a Suspicion against it before it takes etcd's answers for a yes. Without it, and Revocable, peers do not
+	// revoke its lease.
+	Suspectable bool `json:"suspectable,omitempty"`
+}
+
+// Suspicion is suspicions/<node>: a peer has heard by the gossip that the agent of the node is dead. An agent that lives ends it, by deleting the record,
+// before it takes any of etcd's answers for a yes. So while it stands the agent's permits end, at the latest P after it was written; and that it
+// stands is etcd's own word that the agent is dead, or cut off.
+type Suspicion struct {
+	Node  string    `json:"node"`
+	Lease string    `json:"lease"` // the agent's
+	By    string    `json:"by"`    // the peer's node
+	Since time.Time `json:"since"`
+
+	// Revision is the key's mod revision.
+	Revision int64 `json:"-"`
 }
 
 // Permits is permit: the longest P that an agent may have. Who claims the IP of an owner that was lost waits that long.
@@ -203,6 +219,8 @@ type Owner struct {
 	// From is the node that handed the IP over, in a planned move, or gave it up: it stopped answering for the IP before the record was
 	// written, so the new owner has nothing to wait for.
 	From string `json:"from,omitempty"`
+	// Suspicion is the revision of the Suspicion that stood against the former owner when its lock ended: it got no yes from etcd after that. 0: none did.
+	Suspicion int64 `json:"suspicion,omitempty"`
 
 	// Lease and Revision come with the key, not with its value. Revision is the key's mod revision: the fencing token.
 	Lease    int64 `json:"-"`

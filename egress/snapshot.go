@@ -23,6 +23,8 @@ type Snapshot struct {
 	Moves   map[netip.Addr]Move
 	Pins    map[netip.Addr]Pin
 	Cordons map[string]Cordon
+	// Suspicions are by the node of the agent that they are against.
+	Suspicions map[string]Suspicion
 	// ByNode holds the members of this node: egress name -> members. Unselected may be one of the names.
 	ByNode map[string]Members
 	// ByEgress holds the members of the egresses that were asked for: egress name -> node name -> members.

@@ -202,15 +202,15 @@ func (g *Gossip) join(ctx context.Context) error {
 // maxStrangers is how many nodes of which nobody knows whether they have a member are called at a time.
 const maxStrangers = 32
 
-// config is memberlist's for a LAN, tuned: a member that misses a probe (100 ms, asked by others too) is suspected for 300 ms, and then
-// dead: half a second after it died; the library's own for one machine take 4 to 8 s. Short probes cost packets only;
-// it is the suspicion that bears a busy machine, since who hears of it says that it lives. docs/failover.md has what was measured.
+// config is memberlist's for a LAN, tuned: a member that misses a probe (100 ms, asked by others too) is suspected for 100 ms, and then
+// dead: a third of a second after it died; the library's own for one machine take 4 to 8 s. Short probes cost packets only. That a busy machine is
+// held for dead now and then costs little: before anything follows from it, etcd is asked (egress.Suspicion). docs/failover.md has what was measured.
 func (g *Gossip) config(self netip.Addr) *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.BindAddr, c.BindPort = g.cfg.Node, self.String(), g.cfg.Port
 	c.AdvertiseAddr, c.AdvertisePort = self.String(), g.cfg.Port
 	c.SecretKey = g.cfg.Key
-	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = 100*time.Millisecond, 40*time.Millisecond, 3
+	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = 100*time.Millisecond, 40*time.Millisecond, 1
 	c.SuspicionMaxTimeoutMult = 1 // as long with few confirmations as with many
 	c.AwarenessMaxMultiplier = 2  // an agent that is slow itself may wait twice as long, not eight times
 	c.GossipInterval = 50 * time.Millisecond

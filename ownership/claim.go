@@ -10,7 +10,7 @@ import (
 // claims is what is known of the IPs that nobody holds.
 type claims struct {
 	unowned map[netip.Addr]time.Time    // since when an IP is seen without an owner
-	seen    map[netip.Addr]int64        // the revision of the last lock of each of them
+	last    map[netip.Addr]egress.Owner // the last one of each of them
 	owners  map[netip.Addr]egress.Owner // as of the last look at what nobody holds
 	shorter time.Time                   // since when the longest P could be shorter
 }
@@ -18,7 +18,7 @@ type claims struct {
 // claim tries for the egress IPs whose time has come: the first in rank at once, each next one a step later.
 func (m *Machine) claim() []Effect {
 	c, now := m.pass.cluster, m.pass.now
-	unowned, seen := map[netip.Addr]time.Time{}, map[netip.Addr]int64{}
+	unowned, last := map[netip.Addr]time.Time{}, map[netip.Addr]egress.Owner{}
 	lag := 0
 	if living := *c.Snapshot; m.cfg.Gossip && len(m.peers.living) == 0 {
 		lag = 1 // cut off from its peers: they go first
@@ -32,15 +32,24 @@ func (m *Machine) claim() []Effect {
 		if unowned[ip] = m.claims.unowned[ip]; unowned[ip].IsZero() {
 			unowned[ip] = now
 		}
-		if seen[ip] = m.claims.seen[ip]; m.claims.owners[ip].Revision > 0 {
-			seen[ip] = m.claims.owners[ip].Revision
+		if last[ip] = m.claims.last[ip]; m.claims.owners[ip].Revision > 0 {
+			last[ip] = m.claims.owners[ip]
 		}
 		if due := unowned[ip].Add(time.Duration(claim.Rank+lag) * m.cfg.ClaimDelay); now.Before(due) {
 			m.pass.next = earlier(m.pass.next, due)
 			continue
 		}
-		out = append(out, Claim{Claim: claim, Seen: seen[ip]})
+		out = append(out, Claim{Claim: claim, Seen: last[ip].Revision, Suspicion: m.suspicion(last[ip])})
 	}
-	m.claims.unowned, m.claims.seen, m.claims.owners = unowned, seen, m.pass.cluster.Owners
+	m.claims.unowned, m.claims.last, m.claims.owners = unowned, last, m.pass.cluster.Owners
 	return out
+}
+
+// suspicion returns the one that stands against the owner of a lock that has ended. Under another lease the agent may have been one that does not end
+// suspicions.
+func (m *Machine) suspicion(o egress.Owner) egress.Suspicion {
+	if s, stands := m.pass.cluster.Suspicions[o.Node]; stands && s.Lease == egress.FormatLease(o.Lease) {
+		return s
+	}
+	return egress.Suspicion{}
 }

@@ -16,6 +16,7 @@ func TestPermitsAreRenewedWhileAPassGoesOn(t *testing.T) {
 	m.Step(now, Granted{Lease: 1, Sent: now, TTL: time.Minute})
 	m.Step(now, View{Cluster: plan.New(&egress.Snapshot{
 		Agents:  map[string]egress.Agent{"a": {Node: "a", Lease: egress.FormatLease(1), Permit: egress.Duration(time.Second)}, "b": {Node: "b"}},
+		Nodes:   map[string]egress.Node{"a": {}, "b": {}},
 		Longest: time.Second,
 		Owners:  map[netip.Addr]egress.Owner{ip: {IP: ip, Node: "a", Lease: 1, Revision: 1, From: "b"}},
 	})})

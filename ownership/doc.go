@@ -25,16 +25,20 @@
 //
 // A new owner begins when no permit of a former one can be left:
 //
-//  6. It waits the longest P (below) from when it saw its own lock, which came after the end of the former lease (Machine.roles). The two spans of P are on two
-//     clocks, and the later one does not begin before the earlier one.
+//  6. It waits the longest P (below) from when it saw its own lock, which came after the end of the former lease (Machine.roles), or from when it saw a
+//     suspicion against the former owner, if etcd says in the lock that it stood until that end (Owner.Suspicion, Machine.suspicion): while one stands
+//     the owner gets no yes, since it has to end it first (store.Lease.Confirm). The two spans of P are on two clocks, and the later one does not begin
+//     before the earlier one.
 //  7. It need not wait when the former owner fell silent before the lock changed: it handed the IP over (Machine.settle: only with the role
 //     plan.Relay, after the kernel acknowledged the silence), or gave it back after the last lock that the new one saw (Claim.Seen). An owner
 //     that gives back what it has not used yet has not waited itself, so whoever is next has to (Release.Unused).
 //  8. It need not wait for an IP that its own kernel answers for all along, and does not only relay (Adopted). What a former process of the
 //     node sent may still be on its way to etcd: so the next one gives all its locks new revisions before it resumes their permits, and a
 //     late Release or HandOver, which is of the old revision, does nothing (store.Lease.Renumber).
-//  9. Peers revoke only the lease of an agent that says in its record that its permits are bounded, and it says so when its kernel has
-//     acknowledged that it has no others (Machine.revocable).
+//  9. Peers suspect and revoke only the lease of an agent that says in its record that its permits are bounded, and it says so when its kernel has
+//     acknowledged that it has no others (Machine.revocable). A suspicion is of one lease, and of a record that is as it was read; an agent that adopts
+//     the lease, or moves to one that lasts longer, ends it first (store.Client.Suspect, store.Lease.MoveTo). What stood in an etcd that was restored
+//     counts for nothing (peers.suspect).
 //
 // P may differ between nodes, and change when an agent is started anew. Etcd has the longest one:
 //
@@ -71,9 +75,10 @@
 //
 // Clocks of nodes differ in speed by half a percent at most. A process is not frozen between its look at the clock and a commit of permits for
 // longer than the margin (the agent cuts such a commit as soon as it runs again). A machine is not paused together with its clock. Etcd is
-// linearizable. One that is restored has an older revision or term of raft than each agent knows when it first asks it, or a much newer
+// linearizable. An etcd that is restored has an older revision or term of raft than each agent knows when it first asks it, or a much newer
 // revision (egret-etcd sees to that), and was backed up after the last restart of an agent, whose permits it does not know; without gossip it
-// says nothing of permits at all. All agents know of the record permit before one is started with another P. Who joins while others have lost
+// says nothing of permits at all. An agent of a version that knows no suspicions does not adopt, within half a second, the lease of one that does and
+// was killed. All agents know of the record permit before one is started with another P. Who joins while others have lost
 // etcd can be reached by them within joinGrace.
 // The tests say more in docs/ownership.md.
 package ownership

@@ -19,6 +19,8 @@ type etcd struct {
 	longest    time.Duration           // P
 	longestRev int64
 	agentsRev  int64            // of the last change of agents
+	recordRev  map[string]int64 // of the last change of one's record
+	suspicions map[string]egress.Suspicion
 	under      map[string]int64 // the lease that a record of agents is under
 	moves      map[netip.Addr]egress.Move
 	last       map[netip.Addr]tenure // of an IP's history
@@ -53,6 +55,7 @@ func (e *etcd) take() *egress.Snapshot {
 	if e.snapshot == nil {
 		s := *e.w.base
 		s.Revision, s.Agents, s.Owners, s.Moves, s.Longest = e.rev, maps.Clone(e.agents), maps.Clone(e.owners), maps.Clone(e.moves), e.longest
+		s.Suspicions = maps.Clone(e.suspicions)
 		e.snapshot = &s
 	}
 	return e.snapshot
@@ -63,6 +66,7 @@ func (e *etcd) backup() *etcd {
 	b := *e
 	b.owners, b.agents, b.under, b.moves = maps.Clone(e.owners), maps.Clone(e.agents), maps.Clone(e.under), maps.Clone(e.moves)
 	b.last, b.leases = maps.Clone(e.last), map[int64]*lease{}
+	b.recordRev, b.suspicions = maps.Clone(e.recordRev), maps.Clone(e.suspicions)
 	for id, l := range e.leases {
 		c := *l
 		b.leases[id] = &c
@@ -138,11 +142,12 @@ func (e *etcd) putAgent(id int64, a egress.Agent) bool {
 	if e.leases[id] == nil {
 		return false
 	}
-	if have, ok := e.agents[a.Node]; ok && e.under[a.Node] == id && have.Revocable == a.Revocable && have.Restarting == a.Restarting && have.Lease == a.Lease && have.Permit == a.Permit {
+	if have, ok := e.agents[a.Node]; ok && e.under[a.Node] == id && have.Revocable == a.Revocable && have.Restarting == a.Restarting && have.Lease == a.Lease && have.Permit == a.Permit && have.Suspectable == a.Suspectable {
 		return true
 	}
 	e.agents[a.Node], e.under[a.Node] = a, id
 	e.agentsRev = e.changed()
+	e.recordRev[a.Node] = e.agentsRev
 	e.w.watchers()
 	return true
 }
@@ -174,20 +179,48 @@ func (e *etcd) released(ip netip.Addr, seen int64) (from string, rev int64) {
 	return t.From, t.rev
 }
 
-// claim is the transaction of store.Client.Claim; rev is what released said.
-func (e *etcd) claim(id int64, o egress.Owner, rev int64) (ok, lost bool) {
+// claim is the transaction of store.Client.Claim; rev is what released said. again: it is to be tried without the suspicion.
+func (e *etcd) claim(id int64, o egress.Owner, c Claim, rev int64) (ok, lost, again bool) {
 	if e.leases[id] == nil {
-		return false, true
+		return false, true, false
 	}
 	if have, owned := e.owners[o.IP]; owned {
-		return have.Lease == id, false
+		return have.Lease == id, false, false
 	}
 	if o.From != "" && e.last[o.IP].rev > rev {
-		return false, false
+		return false, false, false
+	}
+	if o.Suspicion > 0 && (e.suspicions[c.Suspicion.Node].Revision != o.Suspicion || e.last[o.IP].rev > c.Seen) {
+		return false, false, true
 	}
 	o.Lease = id
 	e.putOwner(o, egress.Tenure{IP: o.IP, Node: o.Node, Why: o.Why})
-	return true, false
+	return true, false, false
+}
+
+// suspect is store.Client.Suspect.
+func (e *etcd) suspect(s egress.Suspicion, seen int64) bool {
+	id, _ := egress.ParseLease(s.Lease) // it is an agent's
+	if _, there := e.suspicions[s.Node]; there || e.under[s.Node] != id || e.recordRev[s.Node] > seen {
+		return false
+	}
+	s.Revision = e.changed()
+	e.suspicions[s.Node] = s
+	e.w.watchers()
+	return true
+}
+
+// acquit is the second transaction of store.Lease.Confirm.
+func (e *etcd) acquit(node string, id int64) bool {
+	if e.under[node] != id {
+		return false
+	}
+	if _, there := e.suspicions[node]; there {
+		delete(e.suspicions, node)
+		e.changed()
+		e.w.watchers()
+	}
+	return true
 }
 
 // release is store.Client.Release.
@@ -279,7 +312,8 @@ func (e *etcd) moveTo(from, next int64, a egress.Agent, ips []netip.Addr, keep f
 		}
 	}
 	a.Lease = egress.FormatLease(next)
-	e.agents[a.Node], e.under[a.Node] = a, next
+	e.agents[a.Node], e.under[a.Node], e.recordRev[a.Node] = a, next, rev
+	delete(e.suspicions, a.Node)
 	e.w.watchers()
 	return true
 }

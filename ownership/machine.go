@@ -158,6 +158,11 @@ type (
 	Program struct{ Roles map[netip.Addr]plan.Role }
 	// Publish says in agents/<node> what P is, and whether peers may revoke the lease.
 	Publish struct{ Revocable bool }
+	// Suspect writes a suspicion against an agent, if there is none, and its record is as it was at revision Seen.
+	Suspect struct {
+		Suspicion egress.Suspicion
+		Seen      int64
+	}
 	// Longest makes P of all agents what etcd says of the longest one: Raise where this node's is longer, else after all agents with a longer one are
 	// gone, and only if none has come since the snapshot.
 	Longest struct {
@@ -174,16 +179,19 @@ type (
 	Ready struct{ Move egress.Move }
 	// HandOver gives a lock to the target of a move, if all three are of their revisions.
 	HandOver struct{ plan.Departure }
-	// Revoke ends the lease of an agent. Former: it is one of this node's own former life.
+	// Revoke ends the lease of an agent, if the suspicion against it still stands, where there is one. Former: it is one of this node's own former life.
 	Revoke struct {
-		Node   string
-		Lease  int64
-		Former bool
+		Node      string
+		Lease     int64
+		Former    bool
+		Suspicion egress.Suspicion
 	}
-	// Claim takes a lock that nobody has. Seen is the revision of the last lock of the IP that this node saw, or 0.
+	// Claim takes a lock that nobody has. Seen is the revision of the last lock of the IP that this node saw, or 0, and Suspicion the one that
+	// stands against its owner, if any.
 	Claim struct {
 		plan.Claim
-		Seen int64
+		Seen      int64
+		Suspicion egress.Suspicion
 	}
 	// Say sends a message to a peer, which may get lost.
 	Say struct {
@@ -204,6 +212,7 @@ func (Renew) effect()    {}
 func (Program) effect()  {}
 func (Publish) effect()  {}
 func (Longest) effect()  {}
+func (Suspect) effect()  {}
 func (Release) effect()  {}
 func (Ready) effect()    {}
 func (HandOver) effect() {}

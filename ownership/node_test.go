@@ -524,9 +524,9 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 	}
 	switch f := f.(type) {
 	case Publish:
-		r := egress.Agent{Node: n.name, Lease: egress.FormatLease(id), Revocable: f.Revocable, Permit: egress.Duration(n.permit)}
+		r := egress.Agent{Node: n.name, Lease: egress.FormatLease(id), Revocable: f.Revocable, Suspectable: f.Revocable, Permit: egress.Duration(n.permit)}
 		have := n.m.pass.cluster.Agents[n.name]
-		if have.Lease == r.Lease && have.Revocable == r.Revocable && have.Restarting == r.Restarting && have.Permit == r.Permit {
+		if have.Lease == r.Lease && have.Revocable == r.Revocable && have.Restarting == r.Restarting && have.Permit == r.Permit && have.Suspectable == r.Suspectable {
 			answer(true, false)
 			return
 		}
@@ -544,17 +544,40 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 		ask(func(e *etcd) bool { return e.ready(f.Move, id) }, "ready for %s", f.Move.IP)
 	case HandOver:
 		ask(func(e *etcd) bool { return e.handOver(f.Owner, f.Move, f.To) }, "hands %s over to %s", f.Owner.IP, f.To.Node)
+	case Suspect:
+		ask(func(e *etcd) bool { return e.suspect(f.Suspicion, f.Seen) }, "suspects %s", f.Suspicion.Node)
 	case Revoke:
-		ask(func(e *etcd) bool { e.revoke(f.Lease); return true }, "revokes lease %x of %s", f.Lease, f.Node)
+		revoke := func() {
+			ask(func(e *etcd) bool { e.revoke(f.Lease); return true }, "revokes lease %x of %s", f.Lease, f.Node)
+		}
+		if f.Suspicion.Revision == 0 {
+			revoke()
+			return
+		}
+		stands := false
+		n.ask(left, func(e *etcd) { stands = e.suspicions[f.Node].Revision == f.Suspicion.Revision }, func(ok bool) {
+			if !ok || !stands {
+				answer(false, !ok)
+				return
+			}
+			revoke()
+		})
 	case Claim:
 		o := egress.Owner{IP: f.IP, Node: n.name, Why: f.Why}
 		var rev int64
 		claim := func() {
+			if o.From == "" {
+				o.Suspicion = f.Suspicion.Revision
+			}
 			ask(func(e *etcd) bool {
-				var ok bool
-				ok, lost = e.claim(id, o, rev)
+				ok, gone, again := e.claim(id, o, f, rev)
+				if again { // at once: what may come between two requests may come before both
+					o.Suspicion = 0
+					ok, gone, _ = e.claim(id, o, f, rev)
+				}
+				lost = gone
 				return ok
-			}, "claims %s from %q", f.IP, o.From)
+			}, "claims %s from %q, suspicion %d", f.IP, o.From, o.Suspicion)
 		}
 		if f.Seen == 0 {
 			claim()
@@ -886,9 +909,16 @@ func (n *node) confirming() {
 func (n *node) confirm(done func(bool)) {
 	id, sent, asked, restores := n.m.Lease().ID, n.clock(), n.head, n.restores
 	n.asking++
-	var there bool
+	var there, suspected bool
 	var h head
-	n.ask(n.permit, func(e *etcd) { there, h = e.under[n.name] == id, head{e.term, e.rev} }, func(ok bool) {
+	deadline := sent.Add(n.permit)
+	var answer func(ok bool)
+	answer = func(ok bool) {
+		if ok && there && suspected {
+			suspected, sent = false, n.clock()
+			n.ask(deadline.Sub(sent), func(e *etcd) { there, h = e.acquit(n.name, id), head{e.term, e.rev} }, answer)
+			return
+		}
 		n.asking--
 		switch {
 		case !ok || !n.answers(asked, h):
@@ -899,7 +929,11 @@ func (n *node) confirm(done func(bool)) {
 		default:
 			n.keep(id, n.permit, done)
 		}
-	})
+	}
+	n.ask(n.permit, func(e *etcd) {
+		there, h = e.under[n.name] == id, head{e.term, e.rev}
+		_, suspected = e.suspicions[n.name]
+	}, answer)
 }
 
 // keep renews the lease once.

@@ -1,6 +1,7 @@
 package ownership
 
 import (
+	"cmp"
 	"maps"
 	"slices"
 	"time"
@@ -11,15 +12,31 @@ import (
 
 // peers is what the gossip says of the other agents, and since when.
 type peers struct {
-	dead    func(node string) bool
-	living  map[string]egress.Agent // plan.Living of the pass
-	known   map[string]time.Time    // since when a lease is seen
-	since   map[string]time.Time    // since when the agent of a lease is seen to be dead
-	ignored map[string]bool         // nodes that died while this one was cut off, and have not been seen since
+	dead   func(node string) bool
+	living map[string]egress.Agent // plan.Living of the pass
+	known  map[string]time.Time    // since when a lease is seen
+	since  map[string]time.Time    // since when the agent of a lease is seen to be dead
+
+	suspicions map[string]suspicion // the last one against the agent of each node
+	doubts     map[string]doubt     // by lease
+	restores   int                  // of etcd, as of suspicions
+}
+
+// suspicion is one in etcd, as this node saw it.
+type suspicion struct {
+	revision     int64
+	since, ended time.Time // when it was seen first, and when it was seen not to be there any more; zero: it is
+}
+
+// doubt is how often the agent of a lease has ended a suspicion while the gossip held it for dead, and until when it is not suspected again.
+type doubt struct {
+	lived int
+	until time.Time
 }
 
 func (p *peers) init() {
 	p.known, p.since, p.dead = map[string]time.Time{}, map[string]time.Time{}, func(string) bool { return false }
+	p.suspicions, p.doubts = map[string]suspicion{}, map[string]doubt{}
 }
 
 // letGoTime is how long the agent of a node that is gone has to let go by itself: it takes milliseconds, and a second and a half where its
@@ -45,39 +62,113 @@ func (p *peers) see(now *pass, node string, dead func(string) bool) {
 		maps.DeleteFunc(p.known, func(lease string, _ time.Time) bool { return !there[lease] })
 	}
 	p.dead, p.living = dead, plan.Living(s, node, dead)
-	p.ignored = plan.Missed(s, node, p.living == nil, dead, p.ignored)
+	p.suspect(now)
 }
 
-// revoke ends the leases of dead agents, and of those that go on with IPs although their node is gone, which frees the IPs: the first in
+// suspect takes in the suspicions that etcd has.
+func (p *peers) suspect(now *pass) {
+	s := now.cluster.Snapshot
+	if s.Restores != p.restores { // what stood in another etcd says nothing, even with the same revision
+		p.suspicions, p.restores = map[string]suspicion{}, s.Restores
+	}
+	for name, r := range s.Suspicions {
+		if p.suspicions[name].revision != r.Revision {
+			p.suspicions[name] = suspicion{revision: r.Revision, since: now.now}
+		}
+	}
+	for name, was := range p.suspicions {
+		switch _, stands := s.Suspicions[name]; {
+		case stands:
+		case was.ended.IsZero():
+			was.ended = now.now
+			p.suspicions[name] = was
+			if a, there := s.Agents[name]; there { // it ended it itself
+				d := p.doubts[a.Lease]
+				p.doubts[a.Lease] = doubt{d.lived + 1, now.now.Add(min(trust<<d.lived, mostTrust))}
+			}
+		case now.now.Sub(was.ended) > remembered: // nobody claims by it any more
+			delete(p.suspicions, name)
+		}
+	}
+	maps.DeleteFunc(p.doubts, func(_ string, d doubt) bool { return now.now.Sub(d.until) > remembered })
+}
+
+// suspected returns when this node saw the suspicion of a revision first; otherwise if it has not.
+func (p *peers) suspected(revision int64, otherwise time.Time) time.Time {
+	for _, s := range p.suspicions {
+		if s.revision == revision {
+			return s.since
+		}
+	}
+	return otherwise
+}
+
+// An agent that ended a suspicion, although the gossip holds it for dead, is not suspected again for trust, then twice as long, and so on up to
+// mostTrust. Suspicions that are gone are remembered for some time.
+const (
+	trust      = time.Second
+	mostTrust  = 4 * time.Second
+	remembered = 10 * time.Second
+)
+
+// revoke ends the leases of dead agents, which frees their IPs, and of those that go on with IPs although their node is gone: the first in
 // rank at once, each next one a step later.
+//
+// That an agent is dead is first the gossip's word, which may be wrong, and then etcd's: a suspicion, which an agent that lives ends each time that it
+// asks etcd for a yes, five times in P. It has a bit more than half of P for that; the next owner has to wait until the end of it in any case.
 func (m *Machine) revoke() []Effect {
 	if !m.cfg.Gossip {
 		return nil
 	}
+	p, s, now := &m.peers, m.pass.cluster.Snapshot, m.pass.now
 	var out []Effect
 	since := map[string]time.Time{}
-	for _, r := range plan.Revocations(m.pass.cluster.Snapshot, m.cfg.Node, m.peers.living, m.peers.dead) {
-		if m.peers.ignored[r.Agent.Node] {
-			continue
+	due := func(at time.Time) bool {
+		if now.Before(at) {
+			m.pass.next = earlier(m.pass.next, at)
+			return false
 		}
-		lease := r.Agent.Lease
-		if since[lease] = m.peers.since[lease]; since[lease].IsZero() {
-			since[lease] = m.pass.now
+		return true
+	}
+	for _, r := range plan.Revocations(s, m.cfg.Node, p.living, p.dead) {
+		node, lease := r.Agent.Node, r.Agent.Lease
+		id, err := egress.ParseLease(lease)
+		if err != nil {
+			continue // nobody can end it
 		}
-		due := later(since[lease].Add(time.Duration(r.Rank)*m.cfg.ClaimDelay), m.peers.known[lease].Add(joinGrace))
+		if since[lease] = p.since[lease]; since[lease].IsZero() {
+			since[lease] = now
+		}
+		turn, lag := time.Duration(r.Rank)*m.cfg.ClaimDelay, time.Duration(0)
+		if p.living == nil { // this node may be the one that is cut off: others go first, as far as they are there
+			turn, lag = turn/20, m.cfg.ClaimDelay
+		}
 		if r.Alive {
-			due = due.Add(letGoTime)
+			lag += letGoTime
 		}
-		if m.pass.now.Before(due) {
-			m.pass.next = earlier(m.pass.next, due)
-			continue
-		}
-		if id, err := egress.ParseLease(lease); err == nil { // else nobody can end it
-			out = append(out, Revoke{Node: r.Agent.Node, Lease: id})
+		begin := later(since[lease].Add(lag+turn), p.known[lease].Add(joinGrace))
+		suspicion, stands := s.Suspicions[node]
+		switch {
+		case r.Gone:
+			if due(begin) {
+				out = append(out, Revoke{Node: node, Lease: id})
+			}
+		case !stands:
+			if due(later(begin, p.doubts[lease].until)) {
+				p.doubts[lease] = doubt{p.doubts[lease].lived, now.Add(trust)} // a look at etcd may miss that it was there
+				out = append(out, Suspect{egress.Suspicion{Node: node, Lease: lease, By: m.cfg.Node}, s.Revision})
+			}
+		case due(later(begin, p.suspicions[node].since.Add(m.answerTime(r.Agent)+turn))):
+			out = append(out, Revoke{Node: node, Lease: id, Suspicion: suspicion})
 		}
 	}
-	m.peers.since = since
+	p.since = since
 	return out
+}
+
+// answerTime is for how long a suspicion against an agent has to stand until its lease is revoked.
+func (m *Machine) answerTime(a egress.Agent) time.Duration {
+	return cmp.Or(time.Duration(a.Permit), m.cfg.Permit) * 6 / 10
 }
 
 // endFormer ends the leases of this node's former life that locks are still under, as after a restore of etcd. A node has one agent, and

@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"os"
 	"runtime"
+	"slices"
 	"strings"
 	"sync"
 	"sync/atomic"
@@ -48,7 +49,7 @@ func (n *node) hears(o *node) {
 }
 
 // focuses are faults that have to come together for some mistakes to be found, by what that is about.
-var focuses = map[string][]int{"loss": {10, 16}, "restore": {12, 17}}
+var focuses = map[string][]int{"loss": {10, 16}, "restore": {12, 17}, "suspicion": {3, 18}}
 
 // fault does one thing that can happen to a cluster.
 func (w *world) fault() {
@@ -61,7 +62,7 @@ func (w *world) fault() {
 			}
 		}
 	}
-	kind := w.N(18)
+	kind := w.N(19)
 	if w.opt.focus != "" && w.chance(2) {
 		kind = focuses[w.opt.focus][w.N(len(focuses[w.opt.focus]))]
 	}
@@ -172,6 +173,33 @@ func (w *world) fault() {
 				w.etcd.restore(backup)
 			}
 		})
+	}
+	if kind == 18 {
+		// Somebody who lives is held for dead, and something happens to it while it says that it lives.
+		w.say("gossip: all are told falsely that %s is dead", n.name)
+		for _, o := range w.nodes {
+			if o.m != nil && o != n && w.N(4) > 0 {
+				o.heard[n.id] = dead
+				o.wake()
+			}
+		}
+		if w.chance(2) {
+			w.say("%s: its requests to etcd may take long for %v", n.name, long)
+			n.slow = w.now + long
+		}
+		w.after(w.between(0, 600*time.Millisecond), func() {
+			switch w.N(4) {
+			case 0:
+				n.stop()
+			case 1:
+				n.kill("while it was suspected")
+			case 2:
+				w.partition(n.id, etcdEnd, long, w.chance(2), true)
+				return
+			}
+			w.after(w.between(0, time.Second), n.boot)
+		})
+		w.after(long, w.gossip)
 	}
 	if w.opt.restores && w.chance(3) {
 		w.say("etcd: a backup of revision %d", w.etcd.rev)
@@ -347,7 +375,7 @@ var (
 	restores = flag.Bool("schedules-restores", false, "with restores of etcd")
 	toggles  = flag.Bool("schedules-toggle", false, "with gossip switched on and off")
 	mixed    = flag.Bool("schedules-mixed", false, "with different P")
-	focus    = flag.String("schedules-focus", "", "what half of the faults are about: loss (of etcd), restore")
+	focus    = flag.String("schedules-focus", "", "what half of the faults are about: loss (of etcd), restore, suspicion")
 	first    = flag.Bool("schedules-first", false, "end with the first schedule that fails")
 	firstOne = flag.Uint64("schedules-from", 0, "the first seed; 0: a new one")
 )
@@ -478,5 +506,43 @@ func TestAPermitIsNoLongerThanClaimersKnow(t *testing.T) {
 		if w.violation != "" {
 			t.Fatalf("seed %d: %s\n%s", seed, w.violation, story.String())
 		}
+	}
+}
+
+// The smallest cluster: whichever of two nodes loses power, the other is half of all. It took the lease's whole time to find out.
+func TestWhicheverOfTwoNodesLosesPowerTheOtherTakesOver(t *testing.T) {
+	var took []time.Duration
+	died := map[string]int{}
+	for seed := range uint64(100) {
+		var story strings.Builder
+		v := simulate(seed, options{nodes: 2, faults: 5 * time.Second, script: func(w *world) {
+			w.run(4 * time.Second)
+			ip := w.ips[0]
+			w.etcd.requestMove(ip, w.nodes[seed%2].name, 3*time.Second)
+			w.run(6 * time.Second)
+			owner := w.nodes[w.etcd.owners[ip].Node[0]-'A']
+			other := w.nodes[1-owner.id]
+			died[owner.name]++
+			off := w.now
+			owner.powerOff()
+			var heard time.Duration
+			for !other.kernel.answers(ip) && w.now < off+4*time.Second {
+				if heard == 0 && other.heard[owner.id] == dead {
+					heard = w.now
+				}
+				w.run(w.now + time.Millisecond)
+			}
+			took = append(took, w.now-heard)
+			owner.off = false
+		}}, &story)
+		if v != "" {
+			t.Fatalf("seed %d: %s\n%s", seed, v, story.String())
+		}
+	}
+	slices.Sort(took)
+	if p50, p90 := took[len(took)/2], took[len(took)*9/10]; p50 > permitLength+100*time.Millisecond || p90 > permitLength+400*time.Millisecond || len(died) != 2 {
+		t.Errorf("from the gossip's word to the first answer: p50 %v, p90 %v, want P (%v) and what etcd and the kernel take; died %v, want each now and then", p50, p90, permitLength, died)
+	} else {
+		t.Logf("p50 %v, p90 %v, longest %v; died %v", p50, p90, took[len(took)-1], died)
 	}
 }

@@ -52,7 +52,9 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		atOnce := o.From != "" && !first || t.adopted[ip]
 		since, waiting := t.waits[k]
 		if !waiting && !atOnce && !t.inUse[k] {
-			since, waiting = p.now, true
+			if since, waiting = p.now, true; !first { // the former owner got no yes from a suspicion on that stood until its lease ended
+				since = m.peers.suspected(o.Suspicion, p.now)
+			}
 		}
 		if usable := later(since.Add(max(m.cfg.Permit, p.cluster.Longest)), bound); waiting && p.now.Before(usable) {
 			waits[k], p.roles[ip] = since, plan.Pending

@@ -1,7 +1,6 @@
 package plan
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 	"testing"
@@ -26,7 +25,7 @@ func TestRevocations(t *testing.T) {
 	agents := func(names ...string) map[string]egress.Agent {
 		out := map[string]egress.Agent{}
 		for _, n := range names {
-			out[n] = egress.Agent{Node: n, Lease: "lease-" + n, Revocable: true}
+			out[n] = egress.Agent{Node: n, Lease: "lease-" + n, Revocable: true, Suspectable: true}
 		}
 		return out
 	}
@@ -45,9 +44,11 @@ func TestRevocations(t *testing.T) {
 	}{
 		{"a dead owner", agents("a", "b", "c"), "a", "b", []string{"a"}, []string{"a"}, nil},
 		{"a dead node without an IP is let be", agents("a", "b", "c"), "b", "b", []string{"a"}, nil, nil},
-		{"whoever sees most dead is cut off itself", agents("a", "b", "c"), "a", "b", []string{"a", "c"}, nil, nil},
-		{"of two halves that with the first name", agents("a", "b"), "b", "a", []string{"b"}, []string{"b"}, nil},
-		{"and not the other", agents("a", "b"), "a", "b", []string{"a"}, nil, nil},
+		{"also by a node that may be cut off itself", agents("a", "b", "c"), "a", "b", []string{"a", "c"}, []string{"a"}, nil},
+		{"of two, by the first", agents("a", "b"), "b", "a", []string{"b"}, []string{"b"}, nil},
+		{"and by the other", agents("a", "b"), "a", "b", []string{"a"}, []string{"a"}, nil},
+		{"one that does not end suspicions", with(agents("b", "c"), egress.Agent{Node: "a", Revocable: true}), "a", "b", []string{"a"}, nil, nil},
+		{"whose node is gone", with(agents("b", "c"), egress.Agent{Node: "a", Revocable: true}), "a", "b", []string{"a"}, []string{"a"}, []string{"a"}},
 		{"one whose permits have no bound", with(agents("b", "c"), egress.Agent{Node: "a"}), "a", "b", []string{"a"}, nil, nil},
 		{"one that is told to stop", with(agents("b", "c"), egress.Agent{Node: "a", Revocable: true, Restarting: true}), "a", "b", []string{"a"}, nil, nil},
 		{"not by an agent without a record", agents("a", "b", "c"), "a", "d", []string{"a"}, nil, nil},
@@ -74,40 +75,29 @@ func TestRevocations(t *testing.T) {
 	}
 }
 
-func TestDeathsSeenWhileCutOffSayNothing(t *testing.T) {
-	s := known(&egress.Snapshot{Agents: map[string]egress.Agent{"a": {Node: "a"}, "b": {Node: "b"}, "c": {Node: "c"}}})
-	var missed map[string]bool
-	steps := []struct{ dead, want []string }{
-		{[]string{"b"}, nil}, // the node sees two of three
-		{[]string{"b", "c"}, []string{"b", "c"}},
-		{[]string{"c"}, []string{"c"}}, // the gossip is coming back
-		{nil, nil},
-		{[]string{"c"}, nil},
-	}
-	for i, step := range steps {
-		dead := func(n string) bool { return slices.Contains(step.dead, n) }
-		missed = Missed(s, "a", Living(s, "a", dead) == nil, dead, missed)
-		if got := slices.Sorted(maps.Keys(missed)); !slices.Equal(got, step.want) {
-			t.Errorf("step %d: missed %v, want %v", i, got, step.want)
-		}
-	}
-}
-
 func TestEachRevokerHasARankOfItsOwn(t *testing.T) {
 	ip := netip.MustParseAddr("10.0.0.1")
 	s := &egress.Snapshot{Agents: map[string]egress.Agent{}, Owners: map[netip.Addr]egress.Owner{ip: {IP: ip, Node: "a"}}}
 	for _, n := range []string{"a", "b", "c", "d"} {
-		s.Agents[n] = egress.Agent{Node: n, Revocable: true}
+		s.Agents[n] = egress.Agent{Node: n, Revocable: true, Suspectable: true}
 	}
 	known(s)
-	var ranks []int
-	for _, n := range []string{"b", "c", "d"} {
-		dead := func(n string) bool { return n == "a" }
-		for _, r := range Revocations(s, n, Living(s, n, dead), dead) {
-			ranks = append(ranks, r.Rank)
+	for _, tt := range []struct {
+		name string
+		dead func(node, peer string) bool
+	}{
+		{"it is dead", func(_, peer string) bool { return peer == "a" }},
+		{"nobody hears anybody", func(node, peer string) bool { return node != peer }},
+	} {
+		var ranks []int
+		for _, n := range []string{"b", "c", "d"} {
+			dead := func(peer string) bool { return tt.dead(n, peer) }
+			for _, r := range Revocations(s, n, Living(s, n, dead), dead) {
+				ranks = append(ranks, r.Rank)
+			}
 		}
-	}
-	if slices.Sort(ranks); !slices.Equal(ranks, []int{0, 1, 2}) {
-		t.Errorf("ranks %v", ranks)
+		if slices.Sort(ranks); !slices.Equal(ranks, []int{0, 1, 2}) {
+			t.Errorf("%s: ranks %v", tt.name, ranks)
+		}
 	}
 }

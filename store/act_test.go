@@ -98,7 +98,7 @@ func TestAMoveThatCameTrueSaysInTheHistoryWhoAskedForIt(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
-	if ok, err := c.Claim(t.Context(), leases["node-1"], egress.Owner{IP: ip, Node: "node-1", Why: egress.ReasonClaim}, 0); !ok || err != nil {
+	if ok, err := c.Claim(t.Context(), leases["node-1"], egress.Owner{IP: ip, Node: "node-1", Why: egress.ReasonClaim}, Former{}); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	if _, err := c.RequestMoves(t.Context(), time.Minute, egress.Move{IP: ip, To: "node-2"}); err != nil {

@@ -25,6 +25,7 @@ const (
 	MovePrefix          = "moves/"
 	PinPrefix           = "pins/"
 	CordonPrefix        = "cordons/"
+	SuspicionPrefix     = "suspicions/"
 	HistoryPrefix       = "history/"
 	ToldPrefix          = "told/"
 	CounterPrefix       = "counters/" // what crdsync gave out last
@@ -84,6 +85,9 @@ func PinKey(ip netip.Addr) string { return PinPrefix + ip.String() }
 
 // CordonKey is the key of an egress.Cordon.
 func CordonKey(node string) string { return CordonPrefix + node }
+
+// SuspicionKey is the key of an egress.Suspicion.
+func SuspicionKey(node string) string { return SuspicionPrefix + node }
 
 // ToldKey is the key under which crdsync remembers what it told of an object.
 func ToldKey(kind, name string) string { return ToldPrefix + kind + "/" + name }

@@ -122,12 +122,21 @@ type Confirmation struct {
 	Restores int
 }
 
-// Confirm asks etcd whether agents/<node> is there under the lease. It is a linearizable read, unlike a renewal, which a leader that was
-// cut off and does not know it yet still grants. errors.Is(err, ErrLeaseLost): it is gone. Any other error says that this is not known.
+// Confirm asks etcd whether agents/<node> is there under the lease, and no suspicion against the node: one that is there is deleted, and asked again.
+// It is a linearizable read, unlike a renewal, which a leader that was cut off and does not know it yet still grants. errors.Is(err, ErrLeaseLost): it
+// is gone. Any other error says that this is not known.
 func (l *Lease) Confirm(ctx context.Context, node string) (c Confirmation, err error) {
+	record, suspicion := l.client.key(AgentKey(node)), l.client.key(SuspicionKey(node))
+	under := clientv3.Compare(clientv3.LeaseValue(record), "=", l.id)
 	asked := l.client.heads.ask()
 	c.Sent = time.Now()
-	resp, err := l.client.etcd.Get(ctx, l.client.key(AgentKey(node)))
+	resp, err := l.client.etcd.Txn(ctx).If(under, absent(suspicion)).Else(clientv3.OpGet(record)).Commit() // of a key alone there is no lease
+	if err == nil && !resp.Succeeded {
+		if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 && kvs[0].Lease == l.ID() {
+			c.Sent = time.Now()
+			resp, err = l.client.etcd.Txn(ctx).If(under).Then(clientv3.OpDelete(suspicion)).Commit()
+		}
+	}
 	if err == nil {
 		c.Restores, err = l.client.heads.answered(asked, resp.Header)
 		l.client.newest.Store(resp.Header.Revision)
@@ -135,7 +144,7 @@ func (l *Lease) Confirm(ctx context.Context, node string) (c Confirmation, err e
 	if err != nil {
 		return c, fmt.Errorf("confirming lease %s: %w", egress.FormatLease(l.ID()), err)
 	}
-	if len(resp.Kvs) == 0 || resp.Kvs[0].Lease != l.ID() {
+	if !resp.Succeeded {
 		return c, errors.Join(fmt.Errorf("confirming lease %s: %s is not under it", egress.FormatLease(l.ID()), AgentKey(node)), l.Renew(ctx))
 	}
 	if l.isLost() {
@@ -242,8 +251,8 @@ func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep fu
 			for _, key := range batch {
 				ifs = append(ifs, clientv3.Compare(clientv3.LeaseValue(key), "=", l.id))
 				switch o, given := back[key]; {
-				case key == record:
-					then = append(then, clientv3.OpPut(record, string(v), clientv3.WithLease(next.id)))
+				case key == record: // who suspects it saw another record
+					then = append(then, clientv3.OpPut(record, string(v), clientv3.WithLease(next.id)), clientv3.OpDelete(l.client.key(SuspicionKey(a.Node))))
 				case given:
 					t := egress.Tenure{IP: o.IP, Why: egress.ReasonRelease}
 					if o.From != "" { // as at a hand-over: the owner before had fallen silent, and this node never answered
@@ -389,6 +398,38 @@ func (l *Lease) Revoke(ctx context.Context) error {
 // Revoke ends the lease of a dead agent, which deletes its keys. Nil when it is gone already.
 func (c *Client) Revoke(ctx context.Context, id int64) error {
 	return c.revoke(ctx, clientv3.LeaseID(id))
+}
+
+// Suspect writes a suspicion against the agent of a node, which is there under a lease, and whose record was read at revision seen. false: the record has
+// changed since, or there is a suspicion already.
+func (c *Client) Suspect(ctx context.Context, s egress.Suspicion, seen int64) (bool, error) {
+	id, err := egress.ParseLease(s.Lease)
+	if err != nil {
+		return false, fmt.Errorf("suspecting %s: %w", s.Node, err)
+	}
+	v, err := Encode(s)
+	if err != nil {
+		return false, err
+	}
+	key, record := c.key(SuspicionKey(s.Node)), c.key(AgentKey(s.Node))
+	resp, err := c.txn(ctx,
+		[]clientv3.Cmp{absent(key), clientv3.Compare(clientv3.LeaseValue(record), "=", clientv3.LeaseID(id)), clientv3.Compare(clientv3.ModRevision(record), "<", seen+1)},
+		[]clientv3.Op{clientv3.OpPut(key, string(v))}, nil)
+	if err != nil {
+		return false, fmt.Errorf("suspecting %s: %w", s.Node, err)
+	}
+	return resp.Succeeded, nil
+}
+
+// Suspected reports whether a suspicion, as it was at a revision, still stands.
+func (c *Client) Suspected(ctx context.Context, s egress.Suspicion) (bool, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	resp, err := c.etcd.Get(ctx, c.key(SuspicionKey(s.Node)), clientv3.WithKeysOnly())
+	if err != nil {
+		return false, fmt.Errorf("reading the suspicion against %s: %w", s.Node, err)
+	}
+	return len(resp.Kvs) == 1 && resp.Kvs[0].ModRevision == s.Revision, nil
 }
 
 func (c *Client) revoke(ctx context.Context, id clientv3.LeaseID) error {

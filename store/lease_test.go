@@ -41,7 +41,7 @@ func claim(t *testing.T, c *Client, l *Lease, o egress.Owner) {
 // claimSeen claims for a node that saw the lock of that revision last.
 func claimSeen(t *testing.T, c *Client, l *Lease, o egress.Owner, seen int64) {
 	t.Helper()
-	if ok, err := c.Claim(t.Context(), l, o, seen); !ok || err != nil {
+	if ok, err := c.Claim(t.Context(), l, o, Former{Revision: seen}); !ok || err != nil {
 		t.Fatalf("claiming: %t, %v", ok, err)
 	}
 }
@@ -136,7 +136,7 @@ func TestALostLeaseIsLostForEverythingAndForGood(t *testing.T) {
 	c := dial(t, s)
 	for name, use := range map[string]func(*Lease) error{
 		"renew": func(l *Lease) error { return l.Renew(t.Context()) },
-		"claim": func(l *Lease) error { _, err := c.Claim(t.Context(), l, owner, 0); return err },
+		"claim": func(l *Lease) error { _, err := c.Claim(t.Context(), l, owner, Former{}); return err },
 		"agent": func(l *Lease) error { return c.PutAgent(t.Context(), l, agent) },
 		"adopt": func(l *Lease) error { _, err := c.Adopt(t.Context(), l.ID()); l.lose(); return err },
 		"run":   func(l *Lease) error { return l.Run(t.Context(), nil, nil) },

@@ -51,7 +51,7 @@ func TestAnIPIsClaimedSoonAfterTheLossOfEtcdsLeader(t *testing.T) {
 	s.Stop(s.Leader())
 	began := time.Now()
 	for {
-		ok, err := c.Claim(t.Context(), l, owner, 0)
+		ok, err := c.Claim(t.Context(), l, owner, Former{})
 		if ok {
 			break
 		}
@@ -150,7 +150,7 @@ func TestWithTheMinorityOfEtcdNothingIsConfirmedClaimedOrDeleted(t *testing.T) {
 	}
 	second := owner
 	second.IP = addr("10.0.0.99")
-	if ok, err := c.Claim(t.Context(), l, second, 0); ok || err == nil {
+	if ok, err := c.Claim(t.Context(), l, second, Former{}); ok || err == nil {
 		t.Errorf("claimed: %t, %v", ok, err)
 	}
 	<-outage.Done()

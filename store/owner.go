@@ -53,14 +53,26 @@ func (c *Client) PutAgent(ctx context.Context, l *Lease, a egress.Agent) error {
 	return nil
 }
 
+// Former is the last lock of an egress IP that an agent saw. The zero Former is none.
+type Former struct {
+	Revision int64
+	// Suspicion is the one that stands against the lock's owner, with the lease that the lock was under; zero: none.
+	Suspicion egress.Suspicion
+}
+
 // Claim takes the lock of an egress IP for the lease. false: somebody else has it, or had it a moment ago, or the operator has cordoned the
 // node, which may have what is static all the same. It is true as well when the lock is the lease's already, as after a claim whose answer
-// was lost. seen is the revision of the last lock of the IP that the caller saw, or 0: the record says From whom it comes if somebody gave the
-// IP up after that, and nothing happened to the lock since. errors.Is(err, ErrLeaseLost): the lease is gone.
-func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner, seen int64) (bool, error) {
+// was lost. The record says From whom the IP comes if somebody gave it up after the former lock, and nothing happened to the lock since; and it has the
+// former lock's suspicion, if that still stands, and nobody had a lock of the IP in between. errors.Is(err, ErrLeaseLost): the lease is gone.
+func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner, former Former) (bool, error) {
 	var still []clientv3.Cmp
-	if o.From = ""; seen > 0 {
-		o.From, still = c.released(ctx, o.IP, seen)
+	if o.From, o.Suspicion = "", 0; former.Revision > 0 {
+		o.From, still = c.released(ctx, o.IP, former.Revision)
+		if s := former.Suspicion; o.From == "" && s.Revision > 0 {
+			o.Suspicion = s.Revision
+			last := clientv3.Compare(clientv3.CreateRevision(c.key(HistoryPrefix+o.IP.String()+"/")), "<", former.Revision+1)
+			still = append(still, unchanged(c.key(SuspicionKey(s.Node)), s.Revision), last.WithPrefix())
+		}
 	}
 	v, err := Encode(o)
 	if err != nil {
@@ -85,6 +97,10 @@ func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner, seen int64
 		return true, nil
 	}
 	kvs := resp.Responses[0].GetResponseRange().Kvs
+	if len(kvs) == 0 && o.Suspicion > 0 {
+		former.Suspicion = egress.Suspicion{}
+		return c.Claim(ctx, l, o, former) // it does not stand any more, or there was another owner
+	}
 	return len(kvs) == 1 && kvs[0].Lease == l.ID(), nil
 }
 

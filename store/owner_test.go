@@ -22,7 +22,7 @@ func TestOfManyClaimersOneWins(t *testing.T) {
 	for range 10 {
 		l := grant(t, c, time.Minute)
 		wg.Go(func() {
-			ok, err := c.Claim(t.Context(), l, owner, 0)
+			ok, err := c.Claim(t.Context(), l, owner, Former{})
 			if err != nil {
 				t.Error(err)
 			}
@@ -36,7 +36,7 @@ func TestOfManyClaimersOneWins(t *testing.T) {
 	if l == nil || get(t, s.Client(), OwnerKey(ip1)).Lease != l.ID() {
 		t.Fatalf("winner %v, record %+v", l, get(t, s.Client(), OwnerKey(ip1)))
 	}
-	if ok, err := c.Claim(t.Context(), l, owner, 0); !ok || err != nil {
+	if ok, err := c.Claim(t.Context(), l, owner, Former{}); !ok || err != nil {
 		t.Errorf("claiming what is one's own: %t, %v", ok, err)
 	}
 }
@@ -47,7 +47,7 @@ func TestACordonedNodeClaimsNothingButWhatIsStatic(t *testing.T) {
 	if err := c.Cordon(t.Context(), egress.Cordon{Node: owner.Node}); err != nil {
 		t.Fatal(err)
 	}
-	if ok, err := c.Claim(t.Context(), l, owner, 0); ok || err != nil {
+	if ok, err := c.Claim(t.Context(), l, owner, Former{}); ok || err != nil {
 		t.Errorf("claimed: %t, %v", ok, err)
 	}
 	static := owner
@@ -376,7 +376,7 @@ func told(t *testing.T, c *Client) []string {
 func TestEveryChangeOfOwnerIsInTheHistoryAndNothingElse(t *testing.T) {
 	c := dial(t, start(t))
 	h := prepare(t, c) // n1 claims
-	if ok, err := c.Claim(t.Context(), h.lease, egress.Owner{IP: ip1, Node: "n3"}, 0); ok || err != nil {
+	if ok, err := c.Claim(t.Context(), h.lease, egress.Owner{IP: ip1, Node: "n3"}, Former{}); ok || err != nil {
 		t.Fatal("claiming what n1 has:", ok, err)
 	}
 	stale := h.o

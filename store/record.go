@@ -25,7 +25,7 @@ func Encode(v any) ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// Decode reads a record of package egress. Unknown fields are ignored. Of an Owner and a Move, Lease and Revision come from the key.
+// Decode reads a record of package egress. Unknown fields are ignored. Of an Owner and a Move, Lease and Revision come from the key, of a Suspicion Revision.
 // It checks the JSON alone: what a View does not accept may pass here.
 func Decode[T any](r Record) (T, error) {
 	var v T
@@ -38,6 +38,8 @@ func Decode[T any](r Record) (T, error) {
 		p.Lease, p.Revision = r.Lease, r.Revision
 	case *egress.Move:
 		p.Lease, p.Revision = r.Lease, r.Revision
+	case *egress.Suspicion:
+		p.Revision = r.Revision
 	}
 	return v, nil
 }
@@ -166,6 +168,8 @@ func checkPermits(_ string, p egress.Permits) error {
 }
 
 func checkCordon(node string, c egress.Cordon) error { return same("node", c.Node, node) }
+
+func checkSuspicion(node string, s egress.Suspicion) error { return same("node", s.Node, node) }
 
 func checkAllocation(ip netip.Addr, a egress.Allocation) error {
 	return errors.Join(same("ip", a.IP, ip), validID(a.ID))

@@ -29,12 +29,12 @@ type Grant struct {
 var (
 	AgentGrants = append([]Grant{{Key: "", One: true}, {Key: PermitKey, Write: true}}, grants( // the first is what Dial asks for
 		[]string{PoolPrefix, EgressPrefix, AllocationPrefix, NodePrefix, ServicePrefix, PodPrefix, PinPrefix, CordonPrefix, MembersByNode, MembersByEgress},
-		[]string{AgentPrefix, OwnerPrefix, MovePrefix, HistoryPrefix})...)
-	// Pins, history and cordons are crdsync's to delete, with the IP or the Node that they are of.
+		[]string{AgentPrefix, OwnerPrefix, MovePrefix, HistoryPrefix, SuspicionPrefix})...)
+	// Pins, history, cordons and suspicions are crdsync's to delete, with the IP or the Node that they are of.
 	CrdsyncGrants = append([]Grant{{Key: CompactionKey, One: true, Write: true}}, grants(
 		[]string{""},
 		[]string{PoolPrefix, EgressPrefix, AllocationPrefix, IDPrefix, CounterPrefix, MembersByNode, MembersByEgress, BlockPrefix, NodePrefix,
-			ServicePrefix, PodPrefix, ToldPrefix, crdsyncElectionName + "/", PinPrefix, HistoryPrefix, CordonPrefix})...)
+			ServicePrefix, PodPrefix, ToldPrefix, crdsyncElectionName + "/", PinPrefix, HistoryPrefix, CordonPrefix, SuspicionPrefix})...)
 	OperatorGrants = grants([]string{""}, []string{MovePrefix, PinPrefix, CordonPrefix, ActPrefix})
 )
 

@@ -92,7 +92,7 @@ func TestEachPartWorksUnderItsRole(t *testing.T) {
 	lead, err := crdsync.Campaign(t.Context(), "one", time.Minute)
 	must("standing for election", lead != nil, err)
 	for _, k := range []string{PoolKey("p"), EgressKey("e"), AllocationKey(ip1), IDKey(1), CounterPrefix + "ids", MembersByNodeKey("n1", "e"), MembersByEgressKey("e", "n1"),
-		BlockKey(ip1, 2048), NodeKey("n1"), PodKey("n1"), ServiceKey("s"), ToldKey("Egress", "e"), CompactionKey, PinKey(ip1), CordonKey("n1")} {
+		BlockKey(ip1, 2048), NodeKey("n1"), PodKey("n1"), ServiceKey("s"), ToldKey("Egress", "e"), CompactionKey, PinKey(ip1), CordonKey("n1"), SuspicionKey("n1")} {
 		must("writing "+k, true, lead.Commit(t.Context(), Op{Key: k, Value: []byte("{}"), Absent: true}, Op{Key: BlockPrefix + ip1.String() + "/", Still: 1 << 40}))
 	}
 	must("deleting what an IP leaves", true, lead.Commit(t.Context(), Op{Key: PinKey(ip1)}, Op{Key: HistoryPrefix + ip1.String() + "/", Below: true}, Op{Key: CordonKey("n1")}))
@@ -105,9 +105,15 @@ func TestEachPartWorksUnderItsRole(t *testing.T) {
 	background(t, view.Run)
 	recv(t, "the view", view.Ready())
 	h := prepareAs(t, agent, operator)
-	must("confirming", true, second(h.lease.Confirm(t.Context(), "n2")))
+	suspicion := egress.Suspicion{Node: "n2", Lease: egress.FormatLease(h.lease.ID())}
+	ok, err := agent.Suspect(t.Context(), suspicion, 1<<40)
+	must("suspecting", ok, err)
+	must("reading a suspicion", true, second(agent.Suspected(t.Context(), suspicion)))
+	for range 2 { // the first time against a suspicion
+		must("confirming", true, second(h.lease.Confirm(t.Context(), "n2")))
+	}
 	must("renewing", true, h.lease.Renew(t.Context()))
-	ok, err := agent.HandOver(t.Context(), h.o, h.m, h.to)
+	ok, err = agent.HandOver(t.Context(), h.o, h.m, h.to)
 	must("handing over", ok, err)
 	must("ending a request", true, h.request.Revoke(t.Context()))
 	next := grant(t, agent, time.Minute)
@@ -119,7 +125,7 @@ func TestEachPartWorksUnderItsRole(t *testing.T) {
 	o := h.owner(t)
 	ok, err = agent.Release(t.Context(), o)
 	must("releasing", ok, err)
-	must("claiming again", true, second(agent.Claim(t.Context(), next, egress.Owner{IP: ip1, Node: "n2"}, o.Revision)))
+	must("claiming again", true, second(agent.Claim(t.Context(), next, egress.Owner{IP: ip1, Node: "n2"}, Former{Revision: o.Revision})))
 	must("revoking the lease of a dead agent", true, agent.Revoke(t.Context(), next.ID()))
 	if r := get(t, agent.etcd, OwnerKey(ip1)); r.Revision != 0 {
 		t.Error("the lock outlived the lease")

@@ -60,7 +60,7 @@ func TestAFullEtcdKeepsLeasesAndAnswersButTakesNoClaim(t *testing.T) {
 	}
 	for what, try := range map[string]func() error{
 		"granting a lease": func() error { _, err := c.Grant(t.Context(), time.Second); return err },
-		"claiming":         func() error { o := owner; o.IP = ip2; _, err := c.Claim(t.Context(), l, o, 0); return err },
+		"claiming":         func() error { o := owner; o.IP = ip2; _, err := c.Claim(t.Context(), l, o, Former{}); return err },
 	} {
 		if err := try(); !errors.Is(err, rpctypes.ErrNoSpace) {
 			t.Errorf("%s: %v, want that there is no space", what, err)

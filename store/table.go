@@ -83,6 +83,7 @@ type tables struct {
 	moves       table[netip.Addr, egress.Move]
 	pins        table[netip.Addr, egress.Pin]
 	cordons     table[string, egress.Cordon]
+	suspicions  table[string, egress.Suspicion]
 	permits     table[string, egress.Permits]
 	byNode      table[string, egress.Members]
 	byEgress    table[membersKey, egress.Members]
@@ -105,6 +106,7 @@ func newTables(node string) *tables {
 		moves:       table[netip.Addr, egress.Move]{below: MovePrefix, parse: parseIP, check: checkMove},
 		pins:        table[netip.Addr, egress.Pin]{below: PinPrefix, parse: parseIP, check: checkPin},
 		cordons:     table[string, egress.Cordon]{below: CordonPrefix, parse: parseName, check: checkCordon},
+		suspicions:  table[string, egress.Suspicion]{below: SuspicionPrefix, parse: parseName, check: checkSuspicion},
 		permits:     table[string, egress.Permits]{below: PermitKey, parse: parseNothing, check: checkPermits},
 		byNode: table[string, egress.Members]{
 			below: MembersByNodeKey(node, ""), parse: parseName,
@@ -117,7 +119,7 @@ func newTables(node string) *tables {
 
 func (t *tables) kinds() []kind {
 	return []kind{
-		&t.pools, &t.egresses, &t.allocations, &t.nodes, &t.services, &t.pods, &t.agents, &t.owners, &t.moves, &t.pins, &t.cordons, &t.permits, &t.byNode, &t.byEgress,
+		&t.pools, &t.egresses, &t.allocations, &t.nodes, &t.services, &t.pods, &t.agents, &t.owners, &t.moves, &t.pins, &t.cordons, &t.suspicions, &t.permits, &t.byNode, &t.byEgress,
 	}
 }
 
@@ -143,7 +145,7 @@ func (t *tables) snapshot(revision int64) *egress.Snapshot {
 	s := &egress.Snapshot{
 		Revision: revision,
 		Pools:    t.pools.lend(), Egresses: t.egresses.lend(), Nodes: t.nodes.lend(), Services: t.services.lend(), Pods: t.pods.lend(), Agents: t.agents.lend(), Owners: t.owners.lend(),
-		Moves: t.moves.lend(), Pins: t.pins.lend(), Cordons: t.cordons.lend(), ByNode: t.byNode.lend(),
+		Moves: t.moves.lend(), Pins: t.pins.lend(), Cordons: t.cordons.lend(), Suspicions: t.suspicions.lend(), ByNode: t.byNode.lend(),
 		Longest: time.Duration(t.permits.m[""].Longest),
 	}
 	if !t.byEgress.lent {

@@ -12,7 +12,7 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// View is what the agent of one node sees of etcd: pools, egresses, nodes, Service CIDRs, pods' ranges, agents, owners, moves, pins, cordons, the members of its
+// View is what the agent of one node sees of etcd: pools, egresses, nodes, Service CIDRs, pods' ranges, agents, owners, moves, pins, cordons, suspicions, the members of its
 // own node, and those of the egresses that it follows. It is safe for concurrent use.
 type View struct {
 	cache *Cache
@@ -35,7 +35,7 @@ func (c *Client) NewView(node string) *View {
 }
 
 // control are the prefixes of the records that every agent watches whole.
-var control = []string{PoolPrefix, EgressPrefix, NodePrefix, ServicePrefix, PodPrefix, AgentPrefix, OwnerPrefix, MovePrefix, PinPrefix, CordonPrefix, PermitKey}
+var control = []string{PoolPrefix, EgressPrefix, NodePrefix, ServicePrefix, PodPrefix, AgentPrefix, OwnerPrefix, MovePrefix, PinPrefix, CordonPrefix, SuspicionPrefix, PermitKey}
 
 // Run keeps the view equal to etcd until ctx ends, and then returns the error of ctx; see Cache.Run.
 func (v *View) Run(ctx context.Context) error { return v.cache.Run(ctx) }

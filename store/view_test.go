@@ -69,7 +69,7 @@ func TestViewHasEveryRecordThatANodeNeedsAndNoOther(t *testing.T) {
 	put(t, c, MembersByNodeKey("n2", "e"), members("e", "n2", "10.244.2.1"))
 	put(t, c, MembersByEgressKey("e", "n1"), mine)
 	l := grant(t, c, time.Minute)
-	if ok, err := c.Claim(t.Context(), l, owner, 0); !ok || err != nil {
+	if ok, err := c.Claim(t.Context(), l, owner, Former{}); !ok || err != nil {
 		t.Fatal(ok, err)
 	}
 	if _, err := c.RequestMoves(t.Context(), time.Minute, move); err != nil {

@@ -114,7 +114,7 @@ func TestEtcdHoldsEachCertificateToItsPart(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if ok, err := agent.Claim(t.Context(), l, egress.Owner{IP: netip.MustParseAddr("10.10.0.11"), Node: "n1"}, 0); !ok || err != nil {
+	if ok, err := agent.Claim(t.Context(), l, egress.Owner{IP: netip.MustParseAddr("10.10.0.11"), Node: "n1"}, store.Former{}); !ok || err != nil {
 		t.Errorf("an agent claims: %t, %v", ok, err)
 	}
 	if _, err := agent.Etcd().Put(t.Context(), "/egret/allocations/10.10.0.11", "{}"); !errors.Is(err, rpctypes.ErrPermissionDenied) {
