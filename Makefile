@@ -5,7 +5,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # The race detector wants the data plane tests to have time; a package that hangs is killed by this bound.
 TIMEOUT := 15m
 
-.PHONY: build image demo test test-unit test-integration test-vm test-faults test-alerts lint generate kube tools clean
+.PHONY: build image demo test test-unit test-integration test-vm test-faults test-alerts test-schedules lint generate kube tools clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-etcd ./cmd/egret-lab
@@ -36,6 +36,7 @@ test:
 	mkdir -p bin && rm -f $(EGRET_NEEDS)
 	integration/tools bin/path
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-unit
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-schedules
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-vm
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-integration
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-faults
@@ -45,6 +46,12 @@ test:
 test-unit: tools kube
 	go test -race -shuffle=on -timeout $(TIMEOUT) $$(go list ./... | grep -v /integration)
 	go test -C image -shuffle=on -timeout $(TIMEOUT) ./...
+
+# Schedules of who owns an IP (docs/ownership.md), as many as SCHEDULES allows, from new seeds.
+SCHEDULES ?= 3m
+
+test-schedules:
+	go test -count=1 -v -timeout 0 ./ownership -run 'TestSchedules$$' -schedules-time $(SCHEDULES)
 
 test-integration: build kube
 	go test -count=1 -shuffle=on -timeout 30m $$(go list ./integration/... | grep -v -e /faults -e /alerts)

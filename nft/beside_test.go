@@ -54,27 +54,16 @@ func TestNoSourceNATOfOthersComesBeforeOurs(t *testing.T) {
 				if err := tables.Permit([]Permit{{netip.MustParseAddr(f.egress), true}}, time.Hour); err != nil {
 					t.Fatal(err)
 				}
-				if got := p.seenSoon(f.server); got != f.egress {
+				if got := p.seen(f.server); got != f.egress {
 					t.Errorf("the pod is seen as %q, want %s (%d packets dropped by the guard)", got, f.egress, counter(t, tables, CounterGuard))
 				}
 				reach(t, tables, parseState(t, f.base()))
-				if got := p.seenSoon(f.server); got != f.node {
+				if got := p.seen(f.server); got != f.node {
 					t.Errorf("not selected: seen as %q, want the other's %s", got, f.node)
 				}
 			}
 		})
 	}
-}
-
-// seenSoon is seen, asked again where no answer comes: a busy machine is late.
-func (s space) seenSoon(ip string) (source string) {
-	s.t.Helper()
-	for range 5 {
-		if source = s.seen(ip); source != "" {
-			break
-		}
-	}
-	return source
 }
 
 // kindnet is what kindnet's ipmasq programs.
@@ -111,11 +100,11 @@ func TestTheGuardTellsWhoseItDropped(t *testing.T) {
 				}
 				return g
 			}
-			if got := p.seenSoon(f.server); got != f.egress || len(guarded()) > 0 {
+			if got := p.seen(f.server); got != f.egress || len(guarded()) > 0 {
 				t.Errorf("the pod is seen as %q, and the guard says %v", got, guarded())
 			}
 			nft(t, "table inet other { chain post { type nat hook postrouting priority -199; oifname eth0 masquerade; }; }")
-			if got := p.seen(f.server); got != "" {
+			if got := p.seenAtOnce(f.server); got != "" {
 				t.Errorf("the pod is seen as %q", got)
 			}
 			if ago, ok := guarded()[5]; !ok || ago < 0 || ago > 10*time.Second {

@@ -67,7 +67,7 @@ func BenchmarkBlock(b *testing.B) {
 				s.reach()
 				tt.make(s)
 				s.ext.serve(f.server)
-				eventually(b, "the pod does not get out", func() bool { return s.pods["c"].seen(f.server) != "" })
+				eventually(b, "the pod does not get out", func() bool { return s.pods["c"].seenAtOnce(f.server) != "" })
 				send(b, s.ext, s.pods["c"], f.server)
 			})
 		}

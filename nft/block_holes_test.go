@@ -384,7 +384,7 @@ func TestMarksOfOthersOnTheOverlaysPacketsDropNoAnswer(t *testing.T) {
 				}
 				b.reach()
 				b.output(b.nodes[2].space, "conntrack -F")
-				eventually(t, what+": no answer", func() bool { return b.pods["c"].seen(f.server) == f.egress })
+				eventually(t, what+": no answer", func() bool { return b.pods["c"].seenAtOnce(f.server) == f.egress })
 			}
 		})
 	}

@@ -484,14 +484,14 @@ func TestANodeSendsWithItsOwnPortsOnly(t *testing.T) {
 			b := newBlockSite(t, f)
 			b.ext.serve(f.server)
 			far := b.nodes[3].tables
-			eventually(t, "the pod does not get out", func() bool { return b.pods["a"].seen(f.server) != "" })
+			eventually(t, "the pod does not get out", func() bool { return b.pods["a"].seenAtOnce(f.server) != "" })
 			if got := b.pods["a"].seen(f.server); got != f.egress {
 				t.Fatalf("source %q, want the egress IP", got)
 			}
 			refuses := func(what, counter string) {
 				t.Helper()
 				counts(t, far, counter, func() {
-					if got := b.pods["a"].seen(f.server); got != "" {
+					if got := b.pods["a"].seenAtOnce(f.server); got != "" {
 						t.Errorf("%s: source %q, want nothing", what, got)
 					}
 				})
@@ -556,7 +556,7 @@ func TestNobodyReachesAPodThroughItsBlock(t *testing.T) {
 		t.Run(f.pod, func(t *testing.T) {
 			b := newBlockSite(t, f)
 			b.ext.serve(f.server)
-			eventually(t, "the pod does not get out", func() bool { return b.pods["a"].seen(f.server) == f.egress })
+			eventually(t, "the pod does not get out", func() bool { return b.pods["a"].seenAtOnce(f.server) == f.egress })
 			for n := 1; n <= 3; n++ {
 				port := strconv.Itoa(int(b.block(n).First) + 7)
 				for _, s := range []space{b.pods["a"], b.nodes[1].space, b.nodes[3].space} {

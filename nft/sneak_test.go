@@ -243,7 +243,7 @@ func TestWhatComesForAnEgressIPThatIsNotThereYetDoesNotGoOn(t *testing.T) {
 						t.Errorf("%s: an echo request to an egress IP is forwarded", others)
 					}
 				})
-				if p.seen(f.egress) != "" {
+				if p.seenAtOnce(f.egress) != "" {
 					t.Errorf("%s: a datagram to an egress IP is forwarded", others)
 				}
 			}
