@@ -17,7 +17,8 @@ import (
 // Faults are what can happen to the owner of the egress IP: it is powered off, its uplink loses its carrier, it is drained, its IP is moved.
 var Faults = []string{gateway.PowerOff, gateway.Uplink, gateway.Drain, gateway.Move}
 
-// Config says what to measure. Lab.Nodes must be 3 at least: the pod's node is no candidate, but for moves, which go around all nodes.
+// Config says what to measure. Lab.Nodes must be 2 at least. The pod's node is no candidate, but for
+// moves, which go around all nodes, and where there is only one more: that one is the owner when the fault comes.
 type Config struct {
 	Lab   lab.Config
 	Fault string // one of Faults
@@ -33,8 +34,8 @@ func (c Config) Validate() error {
 	if c.Runs < 1 {
 		errs = append(errs, fmt.Errorf("%d runs: want 1 at least", c.Runs))
 	}
-	if c.Lab.Nodes < 3 {
-		errs = append(errs, fmt.Errorf("%d nodes: want 3 at least, the pod's, the owner and an heir", c.Lab.Nodes))
+	if c.Lab.Nodes < 2 {
+		errs = append(errs, fmt.Errorf("%d nodes: want 2 at least, the owner and an heir", c.Lab.Nodes))
 	}
 	return errors.Join(errs...)
 }
@@ -103,15 +104,14 @@ func Run(ctx context.Context, cfg Config, told func(run int, r Result)) (results
 
 // prepare makes egress and pod, and waits until the pod leaves with the egress IP.
 func (b *bench) prepare(ctx context.Context) error {
-	home := lab.NodeName(b.Lab.Nodes)
-	left := home
-	if b.Fault == gateway.Move {
+	left := b.home()
+	if b.Fault == gateway.Move || b.Lab.Nodes == 2 {
 		left = "" // no node
 	}
 	if err := gateway.Apply(ctx, b.lab, fmt.Sprintf(objects, left)); err != nil {
 		return err
 	}
-	if _, err := b.lab.Pod(ctx, lab.PodConfig{Name: pod, Node: home, Labels: map[string]string{"app": "failover"}}); err != nil {
+	if _, err := b.lab.Pod(ctx, lab.PodConfig{Name: pod, Node: b.home(), Labels: map[string]string{"app": "failover"}}); err != nil {
 		return err
 	}
 	if _, err := b.gateway.Owner(ctx, ""); err != nil {
@@ -128,6 +128,11 @@ func (b *bench) once(ctx context.Context) (Result, error) {
 	owner, err := b.gateway.Owner(ctx, "")
 	if err != nil {
 		return Result{}, err
+	}
+	if b.Lab.Nodes == 2 && owner == b.home() && b.Fault != gateway.Move {
+		if owner, err = b.away(ctx, owner); err != nil {
+			return Result{}, err
+		}
 	}
 	fault, err := b.gateway.Fault(b.Fault, owner, b.nodes())
 	if err != nil {
@@ -166,6 +171,24 @@ func (b *bench) once(ctx context.Context) (Result, error) {
 		return Result{}, fmt.Errorf("no answer for %v, %v after there was a new owner", result.Tail, after)
 	}
 	return Result{result.LongestGap, result.Lost}, nil
+}
+
+// home returns the pod's node: of two, that with the later name.
+func (b *bench) home() string { return lab.NodeName(b.Lab.Nodes) }
+
+// away moves the IP away from its owner, and returns the next one.
+func (b *bench) away(ctx context.Context, owner string) (string, error) {
+	move, err := b.gateway.Fault(gateway.Move, owner, b.nodes())
+	if err == nil {
+		err = move.Inject(ctx)
+	}
+	if err == nil {
+		owner, err = b.gateway.Owner(ctx, owner)
+	}
+	if err != nil {
+		return "", err
+	}
+	return owner, gateway.Sleep(ctx, gateway.Joining)
 }
 
 // nodes returns the names of all nodes.
