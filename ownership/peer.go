@@ -28,7 +28,8 @@ type suspicion struct {
 	since, ended time.Time // when it was seen first, and when it was seen not to be there any more; zero: it is
 }
 
-// doubt is how often the agent of a lease has ended a suspicion while the gossip held it for dead, and until when it is not suspected again.
+// doubt is how often the agent of a lease has ended a suspicion while the gossip held it for dead without a break, and until when it is not suspected
+// again.
 type doubt struct {
 	lived int
 	until time.Time
@@ -90,7 +91,6 @@ func (p *peers) suspect(now *pass) {
 			delete(p.suspicions, name)
 		}
 	}
-	maps.DeleteFunc(p.doubts, func(_ string, d doubt) bool { return now.now.Sub(d.until) > remembered })
 }
 
 // suspected returns when this node saw the suspicion of a revision first; otherwise if it has not.
@@ -103,8 +103,8 @@ func (p *peers) suspected(revision int64, otherwise time.Time) time.Time {
 	return otherwise
 }
 
-// An agent that ended a suspicion, although the gossip holds it for dead, is not suspected again for trust, then twice as long, and so on up to
-// mostTrust. Suspicions that are gone are remembered for some time.
+// An agent that ended a suspicion, and that the gossip goes on to hold for dead, is not suspected again for trust, then twice as long, and so on up to
+// mostTrust: as where the gossip is cut off. Suspicions that are gone are remembered for some time.
 const (
 	trust      = time.Second
 	mostTrust  = 4 * time.Second
@@ -162,6 +162,7 @@ func (m *Machine) revoke() []Effect {
 			out = append(out, Revoke{Node: node, Lease: id, Suspicion: suspicion})
 		}
 	}
+	maps.DeleteFunc(p.doubts, func(lease string, _ doubt) bool { return since[lease].IsZero() }) // the gossip says that it lives
 	p.since = since
 	return out
 }
