@@ -68,6 +68,8 @@ type Config struct {
 
 	ShareTables bool // let other programs write to the nftables tables, where the kernel can keep them off
 
+	Exposed string // why etcd is not spoken to by mTLS, for the record; empty: it is
+
 	Except  []netip.Prefix // destinations that are never SNATed, on top of nodes and pod CIDRs
 	Cluster []netip.Prefix // ranges of pods and Services, which are not SNATed either
 }

@@ -365,7 +365,7 @@ func (a *agent) publish(ctx context.Context, t turn, revocable bool) error {
 	}
 	r := egress.Agent{
 		Node: a.Node, Address: t.facts.Underlay, MAC: egress.OverlayMAC(t.facts.Underlay).String(), Lease: egress.FormatLease(t.lease.ID()),
-		Version: a.Version, Features: a.features, Since: a.since, Refused: plan.Refused(t.Snapshot, t.facts),
+		Version: a.Version, Features: a.features, Since: a.since, Refused: plan.Refused(t.Snapshot, t.facts), Exposed: a.Exposed,
 	}
 	have := t.Agents[a.Node]
 	r.Faults = have.Faults // publishFaults changes them
@@ -380,7 +380,7 @@ func (a *agent) publish(ctx context.Context, t turn, revocable bool) error {
 	r.Dropped, r.Ports = a.drops.why(), a.ports.use()
 	r.Revocable, r.Suspectable, r.Permit = revocable, revocable, egress.Duration(a.Permit)
 	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) &&
-		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Dropped, r.Dropped) && maps.Equal(have.Refused, r.Refused) && samePorts(have.Ports, r.Ports) && have.Revocable == r.Revocable && have.Suspectable == r.Suspectable && have.Permit == r.Permit && have.Restarting == r.Restarting {
+		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Dropped, r.Dropped) && maps.Equal(have.Refused, r.Refused) && samePorts(have.Ports, r.Ports) && have.Revocable == r.Revocable && have.Suspectable == r.Suspectable && have.Permit == r.Permit && have.Restarting == r.Restarting && have.Exposed == r.Exposed {
 		return nil
 	}
 	return a.Store.PutAgent(ctx, t.lease, r)

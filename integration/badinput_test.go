@@ -22,12 +22,12 @@ func TestKernelThatLacksSomethingIsNamed(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 	defer cancel()
 	out, err := cluster.Exec(ctx, "node", "node-3", "setpriv", "--bounding-set=-net_admin", "--inh-caps=-net_admin",
-		egretPath, "agent", "--node", "node-3", "--endpoints", endpoint)
+		egretPath, "agent", "--node", "node-3", "--endpoints", endpoint, "--insecure")
 	if err == nil || !strings.Contains(fmt.Sprint(err, string(out)), "CAP_NET_ADMIN") {
 		t.Errorf("an agent without CAP_NET_ADMIN: %v\n%s\nwant an error that names it", err, out)
 	}
 	renew(t, "node-3") // and in service: else the second would be the first
-	out, err = cluster.Exec(ctx, "node", "node-3", egretPath, "agent", "--node", "node-3", "--endpoints", endpoint)
+	out, err = cluster.Exec(ctx, "node", "node-3", egretPath, "agent", "--node", "node-3", "--endpoints", endpoint, "--insecure")
 	if err == nil || !strings.Contains(fmt.Sprint(err, string(out)), "another egret agent") {
 		t.Errorf("a second agent on the node: %v\n%s\nwant an error that says so", err, out)
 	}

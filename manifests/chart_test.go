@@ -186,6 +186,8 @@ func TestFaultyValuesAreRefused(t *testing.T) {
 		"option with two values":  {ownEtcd + "agent: {config: {egress.exceptCIDRs: [10.0.0.0/8]}}", "egress.exceptCIDRs"},
 		"options with two values": {ownEtcd + "crdsync: {config: {egress: {maxEgressIPsPerNode: 3}}}", "crdsync.config"},
 		"bundled without TLS":     {`etcd: {tls: {enabled: false}, bundled: {enabled: true}}`, "etcd.tls.enabled"},
+		"plain etcd with TLS":     {`etcd: {endpoints: ["https://10.0.0.1:2379", "http://10.0.0.2:2379"]}`, "http://10.0.0.2:2379 is not https"},
+		"insecure by an option":   {ownEtcd + "agent: {config: {insecure: true}}", "agent.config"},
 		"two members":             {`etcd: {bundled: {enabled: true, replicas: 2}}`, "replicas"},
 		"snapshot elsewhere":      {`etcd: {bundled: {enabled: true, restoreFrom: ../x.db}}`, "restoreFrom"},
 		"no replica":              {ownEtcd + "crdsync: {replicas: 0}", "replicas"},
@@ -353,7 +355,15 @@ func TestWhatIsSaidInValuesIsDone(t *testing.T) {
 			t.Errorf("Secret %s is made beside that of the values", s.Name)
 		}
 	}
+	for name, s := range podsOf(decoded(t, variants["as it comes"])) {
+		if slices.Contains(s.Containers[0].Args, "--insecure") {
+			t.Errorf("%s goes on without TLS, which nobody said", name)
+		}
+	}
 	for name, s := range podsOf(decoded(t, variants["without TLS"])) {
+		if !slices.Contains(s.Containers[0].Args, "--insecure") {
+			t.Errorf("%s does not start without TLS: its arguments are %q", name, s.Containers[0].Args)
+		}
 		for _, e := range s.Containers[0].Env {
 			if strings.HasPrefix(e.Value, "/etc/egret/etcd") {
 				t.Errorf("%s without TLS: %s is %s", name, e.Name, e.Value)
@@ -396,7 +406,8 @@ func TestOptionsOfTheChartAreUnderstood(t *testing.T) {
 				if err := os.WriteFile(file, []byte(config.Data["egret-"+command+".conf"]), 0o600); err != nil {
 					t.Fatal(err)
 				}
-				out, _ := exec.Command(egret(t), command, "--config", file, fault).CombinedOutput() // always fails: the output is looked at
+				// The variables of a pod, which say where etcd is, are not here.
+				out, _ := exec.Command(egret(t), command, "--config", file, "--insecure", fault).CombinedOutput() // always fails: the output is looked at
 				if want := "egret: --log-level \"loud\": want debug, info, warn or error\n"; string(out) != want {
 					t.Errorf("%s: egret %s says %q of\n%s", name, command, out, config.Data["egret-"+command+".conf"])
 				}

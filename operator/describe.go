@@ -138,6 +138,9 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 		add("Pod CIDRs", "%s", join(n.PodCIDRs))
 		if alive {
 			add("Agent", "%s, %s old, lease %s", dash(a.Version), age(now, a.Since), a.Lease)
+			if a.Exposed != "" {
+				add("Etcd", "spoken to %s, as --insecure allows", a.Exposed)
+			}
 			add("Kernel", "%s", dash(strings.Join(a.Features, ", ")))
 		} else {
 			add("Agent", "down")
@@ -174,7 +177,7 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 		return rows, nil
 	}
 	for _, t := range troublesOf(w) {
-		if about(t) {
+		if t.Level != Noted && about(t) {
 			add("Wrong", "%s: %s", t.Level, t.Why)
 		}
 	}

@@ -107,17 +107,15 @@ func status(whole store.Whole, space store.Space, now time.Time, format string, 
 }
 
 func (o overview) verdict() error {
-	broken := 0
+	n := map[Level]int{}
 	for _, t := range o.Troubles {
-		if t.Level == Broken {
-			broken++
-		}
+		n[t.Level]++
 	}
 	switch {
-	case broken > 0:
-		return Verdict{2, fmt.Sprintf("%d broken, %d degraded", broken, len(o.Troubles)-broken)}
-	case len(o.Troubles) > 0:
-		return Verdict{3, fmt.Sprintf("%d degraded", len(o.Troubles))}
+	case n[Broken] > 0:
+		return Verdict{2, fmt.Sprintf("%d broken, %d degraded", n[Broken], n[Degraded])}
+	case n[Degraded] > 0:
+		return Verdict{3, fmt.Sprintf("%d degraded", n[Degraded])}
 	}
 	return nil
 }
@@ -153,7 +151,7 @@ func (o overview) write(w io.Writer, now time.Time) error {
 		}
 		rows = append(rows, []string{string(t.Level), t.What + ": " + t.Why})
 	}
-	if len(o.Troubles) == 0 {
+	if o.verdict() == nil {
 		rows = append(rows, []string{"all is well", ""})
 	}
 	return writeTable(w, "", rows)

@@ -178,6 +178,11 @@ func TestStatusIsOneScreenWithAnExitStatus(t *testing.T) {
 		"a fault": {func(w *store.Whole) {
 			agent(*w, "node-1", func(a *egress.Agent) { a.Faults = map[string]string{"routes": "EPERM"} })
 		}, 3, []string{"node node-1: routes: EPERM"}},
+		"what --insecure allowed": {func(w *store.Whole) {
+			for _, node := range []string{"node-1", "node-2"} {
+				agent(*w, node, func(a *egress.Agent) { a.Exposed = "http://10.0.0.1:2379 without TLS" })
+			}
+		}, 0, []string{"noted", "etcd: agents speak to it http://10.0.0.1:2379 without TLS, as --insecure allows", "any node: node-1, node-2", "all is well"}},
 		"both": {func(w *store.Whole) {
 			w.Leader = ""
 			delete(w.Egresses, "web")
@@ -226,6 +231,7 @@ func TestDescribeTellsOfOneThing(t *testing.T) {
 	w.Pins = map[netip.Addr]egress.Pin{ip: {IP: ip, Node: "node-1"}}
 	w.Moves = map[netip.Addr]egress.Move{ip: {IP: ip, To: "node-2", Since: time.Now()}}
 	agent(w, "node-1", func(a *egress.Agent) { a.Conflicts = map[netip.Addr]string{ip: "02:00:00:00:00:09 on eth0"} })
+	agent(w, "node-2", func(a *egress.Agent) { a.Exposed = "http://10.10.0.1:2379 without TLS" })
 	history := []egress.Tenure{{IP: ip, Node: "node-1", Since: time.Now(), Why: egress.ReasonClaim}}
 	for _, tt := range []struct {
 		kind, name string
@@ -234,7 +240,7 @@ func TestDescribeTellsOfOneThing(t *testing.T) {
 		{"egress", "web", []string{"10.10.0.11, of pool pool, on node-1", "node-2: prod/web-1, ports 2048-3071", "Wrong:"}},
 		{"ip", "10.10.0.11", []string{"id 1", "Egress:", "web", "Pinned:", "Move:", "to node-2", "2048-3071 of node-2, used", "History:", "claim", "02:00:00:00:00:09"}},
 		{"node", "node-1", []string{"index 1", "Agent:", "v1", "Holds:", "10.10.0.11", "Room:", "1 of -", "Wrong:"}},
-		{"node", "node-2", []string{"web: prod/web-1"}},
+		{"node", "node-2", []string{"web: prod/web-1", "Etcd:", "http://10.10.0.1:2379 without TLS"}},
 		{"pod", "prod/web-1", []string{"selected by egress web", "VXLAN from node-2"}},
 	} {
 		rows, err := describe(w, tt.kind, tt.name, history, time.Now())

@@ -6,6 +6,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/plan"
@@ -19,6 +20,7 @@ type Level string
 const (
 	Broken   Level = "broken"   // traffic of some pods does not flow
 	Degraded Level = "degraded" // it flows, or should, and something needs a person
+	Noted    Level = "noted"    // a person has allowed it; all is well otherwise
 )
 
 // Trouble is something that is wrong.
@@ -71,6 +73,15 @@ func troublesOf(w store.Whole) []Trouble {
 			say(Degraded, "node "+node, "its agent was told to stop, and no other one has come yet")
 		}
 	}
+	exposed := map[string][]string{}
+	for _, node := range slices.Sorted(maps.Keys(w.Agents)) {
+		if why := w.Agents[node].Exposed; why != "" {
+			exposed[why] = append(exposed[why], node)
+		}
+	}
+	for _, why := range slices.Sorted(maps.Keys(exposed)) {
+		say(Noted, "etcd", "agents speak to it %s, as --insecure allows, so that who reaches it gives egress IPs to any node: %s", why, first(exposed[why], 3))
+	}
 	if w.Leader == "" {
 		say(Degraded, "crdsync", "none leads: new pods and egresses wait; a look at its pods and logs says why")
 	}
@@ -79,6 +90,14 @@ func troublesOf(w store.Whole) []Trouble {
 	}
 	worstFirst(out)
 	return out
+}
+
+// first writes some of a list, and how many more there are.
+func first(list []string, most int) string {
+	if len(list) <= most {
+		return strings.Join(list, ", ")
+	}
+	return fmt.Sprintf("%s and %d more", strings.Join(list[:most], ", "), len(list)-most)
 }
 
 func worstFirst(list []Trouble) {

@@ -78,7 +78,7 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	fault := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
 	cfg := agent.Config{
 		Node: f.node, Version: version, LeaseTTL: f.leaseTTL, Permit: f.permit, ClaimDelay: f.claimDelay, Linger: f.linger, RestartGrace: f.restartGrace,
-		Uplink: f.uplink, HoldUnknown: f.holdUnknown, RandomPorts: f.randomPorts, ShareTables: f.shareTables,
+		Uplink: f.uplink, HoldUnknown: f.holdUnknown, RandomPorts: f.randomPorts, ShareTables: f.shareTables, Exposed: f.etcd.exposed(),
 	}
 	if f.node == "" {
 		fault("--node: want the name of the Kubernetes node that this is")
@@ -127,7 +127,7 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	cfg.Except, err = prefixes("--egress.exceptCIDRs", f.except)
 	errs = append(errs, err)
 	cfg.Cluster, err = prefixes("--cluster-cidrs", f.cluster)
-	errs = append(errs, err, f.monitor.Validate())
+	errs = append(errs, err, f.monitor.Validate(), f.etcd.secured())
 	return cfg, errors.Join(errs...)
 }
 
@@ -157,6 +157,7 @@ func (f *agentFlags) run(c *cobra.Command) error {
 	log.Info("egret agent", "version", version, "node", cfg.Node, "endpoints", f.etcd.endpoints, "lease_ttl", cfg.LeaseTTL, "permit", cfg.Permit,
 		"packet_mark_mask", egress.MarkMask, "conn_mark", egress.ConnTag, "overlay_port", egress.OverlayPort,
 		"rule_priorities", fmt.Sprintf("%d-%d", egress.MinPriority, egress.MaxPriority), "tables_from", egress.FirstTable)
+	f.etcd.warn(log)
 	if cfg.GossipKey == nil {
 		log.Warn("no gossip: a dead agent is found when its lease ends, and no IP outlives the loss of etcd by more than that; " +
 			"it takes --gossip-port and --gossip-key-file")

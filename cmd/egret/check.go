@@ -44,7 +44,8 @@ func checkCommand() *cobra.Command {
 		}
 		var client *store.Client
 		var err error
-		if c.Flags().Changed("endpoints") { // by the environment too
+		asked := c.Flags().Changed("endpoints") // by the environment too
+		if asked {
 			if client, err = etcd.dial(c.Context(), slog.New(slog.DiscardHandler)); err == nil {
 				defer client.Close()
 			}
@@ -53,6 +54,7 @@ func checkCommand() *cobra.Command {
 		for _, look := range []func(context.Context, *store.Client, error) check.Finding{operator.CheckEtcd, operator.CheckAgents, operator.CheckPods} {
 			more = append(more, look(c.Context(), client, err))
 		}
+		more = append(more, etcd.check(c.Context(), asked))
 		return operator.CheckNode(ip.Unmap(), more, output, c.OutOrStdout())
 	})
 	return c

@@ -74,11 +74,12 @@ func crdsyncCommand() *cobra.Command {
 			ID: id, ElectionTTL: ttl, Log: log, NodeCapacityDefault: maxEgressIPs, FollowCordon: followCordon, CompactAfter: compactAfter,
 			Defragment: defragment, ClusterCIDRs: ranges, BlockSize: blockSize,
 		}
-		if err = errors.Join(err, bad, cfg.Validate(), watched.Validate()); err != nil {
+		if err = errors.Join(err, bad, cfg.Validate(), watched.Validate(), etcd.secured()); err != nil {
 			return err
 		}
 		klog.SetLogger(logr.FromSlogHandler(log.Handler()))
 		slog.SetDefault(log)
+		etcd.warn(log)
 		kube, err := clientcmd.BuildConfigFromFlags(master, kubeconfig)
 		if err != nil {
 			return fmt.Errorf("reading the Kubernetes configuration (--kubeconfig %q): %w", kubeconfig, err)

@@ -35,6 +35,7 @@ type etcdFlags struct {
 	cacert, cert, key  string
 	serverName         string
 	insecureSkipVerify bool
+	insecure           bool
 	user, password     string
 	dialTimeout        time.Duration
 	acts               bool // the command does something for a person, who is named
@@ -48,6 +49,7 @@ func (f *etcdFlags) add(s *pflag.FlagSet) {
 	s.StringVar(&f.key, "key", "", "file of the client certificate's key")
 	s.StringVar(&f.serverName, "etcd-server-name", "", "name that etcd's certificate is to have (default: the host of the endpoint)")
 	s.BoolVar(&f.insecureSkipVerify, "insecure-skip-tls-verify", false, "do not check etcd's certificate (tests only)")
+	s.BoolVar(&f.insecure, "insecure", false, "go on without mTLS to etcd: agent and crdsync start without it, and --password is sent in the clear; for trials only")
 	s.StringVar(&f.user, "user", "", "etcd user, as name or name:password")
 	s.StringVar(&f.password, "password", "", "etcd password, when --user has none")
 	s.DurationVar(&f.dialTimeout, "dial-timeout", 5*time.Second, "how long to wait for etcd's first answer")
@@ -177,8 +179,12 @@ func (f *etcdFlags) dial(ctx context.Context, log *slog.Logger) (*store.Client, 
 		return nil, err
 	}
 	user, password, _ := strings.Cut(f.user, ":")
+	password = cmp.Or(password, f.password)
+	if plain := f.plain(); user != "" && password != "" && plain != "" && !f.insecure {
+		return nil, fmt.Errorf("--user %s: its password would go to %s in the clear: give https URLs, or --insecure", user, plain)
+	}
 	return store.Dial(ctx, store.Config{
-		Endpoints: f.endpoints, Prefix: f.prefix, TLS: t, ReadTLS: f.tls, Username: user, Password: cmp.Or(password, f.password),
+		Endpoints: f.endpoints, Prefix: f.prefix, TLS: t, ReadTLS: f.tls, Username: user, Password: password,
 		DialTimeout: f.dialTimeout, Log: log, By: f.by(),
 	})
 }
@@ -235,11 +241,7 @@ func (f *etcdFlags) await(ctx context.Context, log *slog.Logger) (*store.Client,
 
 // tls returns nil when no flag and no endpoint asks for TLS. It is asked again at each connection: certificates that were replaced need no restart.
 func (f *etcdFlags) tls() (*tls.Config, error) {
-	https := false
-	for _, e := range f.endpoints {
-		https = https || strings.HasPrefix(e, "https://")
-	}
-	if !https && f.cacert == "" && f.cert == "" && f.key == "" && !f.insecureSkipVerify && f.serverName == "" {
+	if !f.wantsTLS() {
 		return nil, nil
 	}
 	c := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: f.insecureSkipVerify, ServerName: f.serverName}

@@ -73,7 +73,12 @@ func TestBadInputIsNamed(t *testing.T) {
 		"CA file without content":     {[]string{"get", "owners", "--cacert", file("empty.crt", "")}, []string{"--cacert", "empty.crt", "PEM"}},
 		"certificate without key":     {[]string{"get", "owners", "--cert", "x"}, []string{"--cert", "--key"}},
 		"election TTL":                {[]string{"crdsync", "--election-ttl", "1500ms"}, []string{"--election-ttl", "1.5s"}},
-		"kubeconfig missing":          {[]string{"crdsync", "--kubeconfig", filepath.Join(dir, "kube")}, []string{"--kubeconfig", "kube"}},
+		"agent without TLS":           {[]string{"agent", "--endpoints", "http://10.0.0.1:2379", "--lease-ttl", "1s"}, []string{"http://10.0.0.1:2379 without TLS", "--insecure", "--lease-ttl"}},
+		"crdsync without TLS":         {[]string{"crdsync", "--endpoints", "http://10.0.0.1:2379"}, []string{"http://10.0.0.1:2379 without TLS", "--insecure"}},
+		"etcd of this node":           {[]string{"agent"}, []string{"127.0.0.1:2379 without TLS", "--insecure"}},
+		"users kept without TLS":      {[]string{"etcd-rbac", "--apply", "--keep", "1m"}, []string{"127.0.0.1:2379 without TLS", "--insecure"}},
+		"password in the clear":       {[]string{"get", "owners", "--user", "root:x", "--endpoints", "http://10.0.0.1:2379"}, []string{"--user root:", "in the clear", "--insecure"}},
+		"kubeconfig missing":          {[]string{"crdsync", "--insecure", "--kubeconfig", filepath.Join(dir, "kube")}, []string{"--kubeconfig", "kube"}},
 		"status for the world":        {[]string{"agent", "--status-address", "0.0.0.0:8481", "--lease-ttl", "1s"}, []string{"--status-address", "loopback", "--lease-ttl"}},
 		"metrics without TLS":         {[]string{"crdsync", "--metrics-address", "10.0.0.1:8482"}, []string{"--metrics-address", "--metrics-client-ca-file"}},
 		"jsonpath unreadable":         {[]string{"get", "nodes", "-o", "jsonpath={.items[}"}, []string{"jsonpath", "{.items[}"}},
@@ -131,6 +136,7 @@ func TestConfigFileIsUnderstoodInBothLayouts(t *testing.T) {
 func TestDestinationsOfBothFlagsAreExcepted(t *testing.T) {
 	f := agentFlags{
 		node: "node-1", leaseTTL: 10 * time.Second, permit: time.Second, rebalance: "off", holdDown: time.Minute, onStoreLoss: "freeze",
+		etcd:   etcdFlags{insecure: true},
 		except: []string{"192.168.0.0/16"}, cluster: []string{"10.244.7.9/16", "fd44::/16"},
 	}
 	cfg, err := f.validate()

@@ -79,6 +79,9 @@ func (r *rbac) validate() error {
 	if r.keep < 0 {
 		errs = append(errs, fmt.Errorf("--keep %v: want a time, or 0", r.keep))
 	}
+	if r.keep != 0 {
+		errs = append(errs, r.etcd.secured())
+	}
 	if r.enable {
 		who, _, _ := strings.Cut(r.etcd.user, ":")
 		if pair, err := tls.LoadX509KeyPair(r.etcd.cert, r.etcd.key); who == "" && r.etcd.cert != "" && err == nil {

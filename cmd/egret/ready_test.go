@@ -17,7 +17,7 @@ func TestADaemonWithoutEtcdIsAliveAndNotReady(t *testing.T) {
 	p := port.Hold(t)
 	ctx, cancel := context.WithCancel(t.Context())
 	c := root()
-	c.SetArgs([]string{"crdsync", "--master", "http://127.0.0.1:1", "--endpoints", "127.0.0.1:1", "--dial-timeout", "300ms", "--status-address", fmt.Sprint("127.0.0.1:", p)})
+	c.SetArgs([]string{"crdsync", "--master", "http://127.0.0.1:1", "--endpoints", "127.0.0.1:1", "--insecure", "--dial-timeout", "300ms", "--status-address", fmt.Sprint("127.0.0.1:", p)})
 	ended := make(chan struct{})
 	go func() {
 		_ = c.ExecuteContext(ctx) // it ends with the context's error

@@ -4,6 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"os/exec"
+	"slices"
+	"strings"
 	"time"
 
 	"github.com/egret-project/egret/store"
@@ -13,6 +16,9 @@ import (
 
 // etcdPrefix is egret's default.
 const etcdPrefix = "/egret/"
+
+// insecure is what agents and crdsync want to be told where etcd is plain, as that of a lab is.
+const insecure = "--insecure"
 
 // component is one process of the lab.
 type component struct {
@@ -28,7 +34,7 @@ func (l *Lab) serve() component {
 func (l *Lab) apiServer() component { return component{apiProc, "control", l.apiServerArgs()} }
 
 func (l *Lab) crdsync() component {
-	argv := []string{l.cfg.Egret, "crdsync", "--kubeconfig", l.path("kubeconfig.crdsync"), "--endpoints", l.AgentEndpoints()}
+	argv := []string{l.cfg.Egret, "crdsync", "--kubeconfig", l.path("kubeconfig.crdsync"), "--endpoints", l.AgentEndpoints(), insecure}
 	if !l.cfg.NoWebhook {
 		argv = append(argv, "--webhook")
 	}
@@ -38,7 +44,7 @@ func (l *Lab) crdsync() component {
 func (l *Lab) agent(node string) component {
 	return component{agentProc(node), node, append([]string{
 		l.cfg.Egret, "agent", "--node", node, "--endpoints", l.AgentEndpoints(), "--lease-ttl", l.cfg.LeaseTTL.String(),
-		"--gossip-key-file", l.path(gossipKey),
+		"--gossip-key-file", l.path(gossipKey), insecure,
 	}, l.cfg.AgentFlags...)}
 }
 
@@ -118,13 +124,20 @@ func (l *Lab) Start(ctx context.Context, what, node string) error {
 }
 
 // Upgrade ends a node's agent as Stop does, and starts the program egret, a path, as its agent: one of another version. Start starts the
-// lab's own again.
+// lab's own again. It is not given --insecure where it does not know that.
 func (l *Lab) Upgrade(ctx context.Context, node, egret string) error {
 	if _, err := l.NodeNumber(node); err != nil {
 		return err
 	}
 	c := l.agent(node)
 	c.argv[0] = egret
+	help, err := exec.CommandContext(ctx, egret, "agent", "--help").CombinedOutput()
+	if err != nil {
+		return fmt.Errorf("asking %s for the options of an agent: %w: %s", egret, err, help)
+	}
+	if !slices.Contains(strings.Fields(string(help)), insecure) { // an older one goes to a plain etcd without being told
+		c.argv = slices.DeleteFunc(c.argv, func(arg string) bool { return arg == insecure })
+	}
 	return l.change(ctx, func(s *state) error {
 		if err := l.stop(ctx, c.proc, stopGrace); err != nil {
 			return err

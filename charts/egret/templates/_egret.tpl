@@ -7,7 +7,7 @@
 {{- /* The file of options of a command: the guide's under its own names, then whatever else was given. A key of agent.config or
 crdsync.config that a value of its own sets would leave open which of both counts. */ -}}
 {{- define "egret.config.agent" -}}
-{{- include "egret.twice" (dict "config" .Values.agent.config "at" "agent.config" "own" (list "egress" "egress.exceptCIDRs" "egress.snatFullyRandomPorts" "cluster-cidrs" "etcd-prefix" "endpoints")) -}}
+{{- include "egret.twice" (dict "config" .Values.agent.config "at" "agent.config" "own" (list "egress" "egress.exceptCIDRs" "egress.snatFullyRandomPorts" "cluster-cidrs" "etcd-prefix" "endpoints" "insecure")) -}}
 egress:
   exceptCIDRs: {{ toJson .Values.egress.exceptCIDRs }}
   snatFullyRandomPorts: {{ .Values.egress.snatFullyRandomPorts }}
@@ -20,7 +20,7 @@ cluster-cidrs: {{ toJson . }}
 {{- end -}}
 
 {{- define "egret.config.crdsync" -}}
-{{- include "egret.twice" (dict "config" .Values.crdsync.config "at" "crdsync.config" "own" (list "egress" "egress.maxEgressIPsPerNode" "cluster-cidrs" "webhook" "etcd-prefix" "endpoints")) -}}
+{{- include "egret.twice" (dict "config" .Values.crdsync.config "at" "crdsync.config" "own" (list "egress" "egress.maxEgressIPsPerNode" "cluster-cidrs" "webhook" "etcd-prefix" "endpoints" "insecure")) -}}
 egress:
   maxEgressIPsPerNode: {{ .Values.egress.maxEgressIPsPerNode }}
 {{- with .Values.clusterCIDRs }}
@@ -42,6 +42,11 @@ cluster-cidrs: {{ toJson . }}
 {{- /* Endpoints that are given win. Of the bundled etcd it is its Service, by the variable that the kubelet sets: that takes no cluster DNS. The clients
 learn the members' own addresses from it, and need it no more. */ -}}
 {{- define "egret.etcd.endpoints" -}}
+{{- range .Values.etcd.endpoints -}}
+{{- if and $.Values.etcd.tls.enabled (not (hasPrefix "https://" .)) -}}
+{{- fail (printf "etcd.endpoints: %s is not https: agents and crdsync do not start with it unless etcd.tls.enabled=false, which is for trials" .) -}}
+{{- end -}}
+{{- end -}}
 {{- if or .Values.etcd.endpoints (not .Values.etcd.bundled.enabled) -}}
 {{- required "etcd.endpoints: want the URLs of your etcd's members, like https://10.0.0.1:2379, or etcd.bundled.enabled=true" (join "," .Values.etcd.endpoints) -}}
 {{- else -}}
