@@ -465,8 +465,8 @@ func (a *agent) loop(ctx context.Context) error {
 		a.metrics.passed(time.Since(began), err, a.machine.InUse())
 		err = errors.Join(err, a.publishFaults(ctx, err))
 		a.report(ctx, err)
-		if a.view.Snapshot() != nil { // without one, a pass has nothing to do
-			a.ready.passed(err)
+		if a.view.Snapshot() != nil && a.ready.passed(err) { // without a snapshot, a pass has nothing to do
+			a.wake() // the record is to say so
 		}
 		wait := time.Until(next)
 		if next.IsZero() {

@@ -379,8 +379,9 @@ func (a *agent) publish(ctx context.Context, t turn, revocable bool) error {
 	}
 	r.Dropped, r.Ports = a.drops.why(), a.ports.use()
 	r.Revocable, r.Suspectable, r.Permit = revocable, revocable, egress.Duration(a.Permit)
+	r.Ready = have.Ready && !have.Restarting || a.ready.check() == nil
 	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) &&
-		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Dropped, r.Dropped) && maps.Equal(have.Refused, r.Refused) && samePorts(have.Ports, r.Ports) && have.Revocable == r.Revocable && have.Suspectable == r.Suspectable && have.Permit == r.Permit && have.Restarting == r.Restarting && have.Exposed == r.Exposed {
+		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Dropped, r.Dropped) && maps.Equal(have.Refused, r.Refused) && samePorts(have.Ports, r.Ports) && have.Revocable == r.Revocable && have.Suspectable == r.Suspectable && have.Permit == r.Permit && have.Restarting == r.Restarting && have.Exposed == r.Exposed && have.Ready == r.Ready {
 		return nil
 	}
 	return a.Store.PutAgent(ctx, t.lease, r)

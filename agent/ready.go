@@ -13,11 +13,13 @@ type readiness struct {
 	err  error // of the last pass, until one is done
 }
 
-// passed notes the end of a pass.
-func (r *readiness) passed(err error) {
+// passed notes the end of a pass, and reports whether the agent is ready by it, and was not before.
+func (r *readiness) passed(err error) (first bool) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
+	first = !r.done && err == nil
 	r.done, r.err = r.done || err == nil, err
+	return first
 }
 
 func (r *readiness) check() error {

@@ -12,11 +12,15 @@ func TestAnAgentIsReadyWhenAPassIsWhole(t *testing.T) {
 		t.Error("ready before any pass")
 	}
 	fault := errors.New("creating table inet egret: operation not supported")
-	r.passed(fault)
+	if r.passed(fault) {
+		t.Error("ready by a pass that failed")
+	}
 	if err := r.check(); !errors.Is(err, fault) {
 		t.Errorf("after a pass that failed: %v, want its error", err)
 	}
-	r.passed(nil)
+	if !r.passed(nil) || r.passed(nil) {
+		t.Error("the first whole pass, and no other, makes it ready")
+	}
 	r.passed(fault)
 	if err := r.check(); err != nil {
 		t.Errorf("an agent that worked is not ready for a later fault: %v", err)

@@ -16,6 +16,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
 	"k8s.io/client-go/dynamic"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
 	eventsclient "k8s.io/client-go/kubernetes/typed/events/v1"
 	"k8s.io/client-go/rest"
 
@@ -45,6 +46,8 @@ type Config struct {
 	NodeCapacityDefault int
 	// FollowCordon treats a node that is cordoned in Kubernetes, or shutting down, as cordoned.
 	FollowCordon bool
+	// StartupTaint is the key of a taint that is taken off nodes whose agent is ready; empty: none.
+	StartupTaint string
 	// CompactAfter is for how long etcd is to know what a key was; 0: somebody else compacts. Defragment has etcd's members give back the room
 	// that they do not use. HousekeepingInterval is how often both are looked at; 0: every 10 s.
 	CompactAfter         time.Duration
@@ -68,10 +71,11 @@ type Config struct {
 
 // Validate returns all that is wrong with the Config.
 func (c Config) Validate() error {
+	var err error
 	if n := c.BlockSize; n != 0 && (n < egress.MinBlock || n > egress.MaxBlock || bits.OnesCount(uint(n)) != 1) {
-		return fmt.Errorf("--block-size %d: want 0, or a power of two from %d to %d", n, egress.MinBlock, egress.MaxBlock)
+		err = fmt.Errorf("--block-size %d: want 0, or a power of two from %d to %d", n, egress.MinBlock, egress.MaxBlock)
 	}
-	return nil
+	return errors.Join(err, validTaint(c.StartupTaint))
 }
 
 // Webhook says where the API server asks. Package admission has more.
@@ -214,11 +218,21 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 	st := &status{dynamic: r.dynamic, cache: r.cache, diary: &diary{client: r.events, instance: r.ID, store: r.Store, lead: lead, log: r.Log}, log: r.Log, counts: r.metrics}
 	r.metrics.leads(st)
 	defer r.metrics.leads(nil)
-	src, err := newSource(ctx, r.kube, nodeDefaults{r.NodeCapacityDefault, r.FollowCordon}, d, st.look)
+	src, err := newSource(ctx, r.kube, nodeDefaults{r.NodeCapacityDefault, r.FollowCordon, r.StartupTaint}, d, st.look)
 	if err != nil {
 		return err
 	}
 	st.source = src
+	var untaint *startup
+	if r.StartupTaint != "" {
+		client, err := corev1client.NewForConfig(r.kube)
+		if err != nil {
+			return fmt.Errorf("making a client of the Kubernetes API: %w", err)
+		}
+		if untaint, err = newStartup(r.StartupTaint, src, r.Store.NewCache(store.AgentPrefix), client, r.Log); err != nil {
+			return err
+		}
+	}
 	if src.services == nil {
 		r.Log.Warn("this API server shows no ServiceCIDRs (Kubernetes has them since 1.33): --cluster-cidrs of the agents has to name them")
 	}
@@ -248,6 +262,10 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 		did := newActs(r.Store, st)
 		g.Go(func() error { return did.cache.Run(ctx) })
 		g.Go(func() error { return did.run(ctx) })
+		if untaint != nil {
+			g.Go(func() error { return untaint.agents.Run(ctx) })
+			g.Go(func() error { return untaint.run(ctx) })
+		}
 		g.Go(func() error { return r.housekeeping(lead, st.tellPools).run(ctx) })
 		ports := blocks{size: r.BlockSize, rest: cmp.Or(r.BlockRest, blockRest), metrics: r.metrics}
 		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, clusterCIDRs: r.ClusterCIDRs, blocks: ports, log: r.Log, metrics: r.metrics}

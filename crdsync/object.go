@@ -78,10 +78,12 @@ func readPool(u *unstructured.Unstructured) (egress.Pool, error) {
 	return p, err
 }
 
-// nodeDefaults say how nodes are read: the capacity of one without the annotation, and whether Kubernetes' own cordon counts.
+// nodeDefaults say how nodes are read: the capacity of one without the annotation, whether Kubernetes' own cordon counts, and the key of a taint that
+// is kept beside those of nodes that leave.
 type nodeDefaults struct {
 	capacity     int
 	followCordon bool
+	startupTaint string
 }
 
 // taintsOfLeaving are those of nodes that are shut down, or will be: set by an operator, a cloud's controller, the autoscaler.

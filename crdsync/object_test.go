@@ -159,11 +159,11 @@ func TestReadNode(t *testing.T) {
 		if tt.ready != "" {
 			n.Status.Conditions[0].Status, n.Status.Conditions[0].Message = corev1.ConditionFalse, tt.ready
 		}
-		trimmed, err := trim(n)
+		trimmed, err := nodeDefaults{}.trim(n)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := readNode(trimmed.(*corev1.Node), nodeDefaults{5, !tt.ignore})
+		got, err := readNode(trimmed.(*corev1.Node), nodeDefaults{capacity: 5, followCordon: !tt.ignore})
 		wantError(t, name, err, tt.err)
 		want.Capacity, want.Cordoned = tt.capacity, tt.cordoned
 		if d := cmp.Diff(want, got, compareIPs, cmpopts.EquateComparable(netip.Prefix{})); d != "" {

@@ -67,7 +67,7 @@ func newSource(ctx context.Context, kube *rest.Config, defaults nodeDefaults, d 
 		return nil, fmt.Errorf("making a client of the Kubernetes API: %w", err)
 	}
 	objects := dynamicinformer.NewFilteredDynamicSharedInformerFactory(dyn, 0, metav1.NamespaceAll, latest)
-	core := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(trim), informers.WithTweakListOptions(latest))
+	core := informers.NewSharedInformerFactoryWithOptions(client, 0, informers.WithTransform(defaults.trim), informers.WithTweakListOptions(latest))
 	s := &source{
 		egresses:   objects.ForResource(v1beta1.EgressResource).Informer(),
 		pools:      objects.ForResource(v1beta1.PoolResource).Informer(),
@@ -315,7 +315,7 @@ func (s *source) objects() (o objects, faults map[string]error) {
 }
 
 // trim drops what nobody here reads: most of a pod and a node.
-func trim(o any) (any, error) {
+func (d nodeDefaults) trim(o any) (any, error) {
 	switch o := o.(type) {
 	case *corev1.Pod:
 		return &corev1.Pod{
@@ -328,6 +328,11 @@ func trim(o any) (any, error) {
 			ObjectMeta: trimMeta(o.ObjectMeta),
 			Spec:       corev1.NodeSpec{PodCIDR: o.Spec.PodCIDR, PodCIDRs: o.Spec.PodCIDRs, Unschedulable: o.Spec.Unschedulable, Taints: leavingTaints(o)},
 			Status:     corev1.NodeStatus{Addresses: o.Status.Addresses, Conditions: shutdown(o)},
+		}
+		for _, t := range o.Spec.Taints {
+			if d.startupTaint != "" && t.Key == d.startupTaint {
+				n.Spec.Taints = append(n.Spec.Taints, t)
+			}
 		}
 		if limit, ok := o.Annotations[capacityAnnotation]; ok {
 			n.Annotations = map[string]string{capacityAnnotation: limit}

@@ -73,7 +73,7 @@ func testHeartbeats(c *cluster) {
 	ctx, cancel := context.WithCancel(c.Context())
 	kube := rest.CopyConfig(c.kube)
 	kube.Timeout = 0
-	src, err := newSource(ctx, kube, nodeDefaults{255, true}, d, func(string, string) {})
+	src, err := newSource(ctx, kube, nodeDefaults{capacity: 255, followCordon: true}, d, func(string, string) {})
 	if err != nil {
 		c.Fatal(err)
 	}

@@ -157,6 +157,8 @@ type Agent struct {
 	Refused map[string]string `json:"refused,omitempty"`
 	// Ports is what the node has to say of its blocks of ports, by egress IP.
 	Ports map[netip.Addr]PortUse `json:"ports,omitempty"`
+	// Ready says that the node's kernel was programmed as a whole, once: by this agent, or by one before whose lease it has adopted.
+	Ready bool `json:"ready,omitempty"`
 	// Exposed says why the agent does not speak to etcd by mTLS (--insecure). Empty: it does, or an older agent does not say.
 	Exposed string `json:"exposed,omitempty"`
 	// Permit is how long the permits of the agent's kernel may be, P. Empty: an older agent does not say.

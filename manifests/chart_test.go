@@ -190,6 +190,9 @@ func TestFaultyValuesAreRefused(t *testing.T) {
 		"insecure by an option":   {ownEtcd + "agent: {config: {insecure: true}}", "agent.config"},
 		"two members":             {`etcd: {bundled: {enabled: true, replicas: 2}}`, "replicas"},
 		"snapshot elsewhere":      {`etcd: {bundled: {enabled: true, restoreFrom: ../x.db}}`, "restoreFrom"},
+		"taint without a domain":  {ownEtcd + "startupTaint: agent-not-ready", "startupTaint"},
+		"taint with a policy":     {ownEtcd + "startupTaint: \"a/b' || 'a\"", "startupTaint"},
+		"taint by an option":      {ownEtcd + "crdsync: {config: {startup-taint: a/b}}", "crdsync.config"},
 		"no replica":              {ownEtcd + "crdsync: {replicas: 0}", "replicas"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -218,6 +221,14 @@ etcd: {bundled: {enabled: true}}
 `,
 	"bundled etcd on volumes": `
 etcd: {bundled: {enabled: true, replicas: 1, storageClass: fast, snapshots: {schedule: ""}, nodeSelector: {node-role.kubernetes.io/control-plane: null}}}
+`,
+	"start-up taint": `
+startupTaint: egret/agent-not-ready
+etcd: {bundled: {enabled: true}}
+`,
+	"start-up taint alone": ownEtcd + `
+startupTaint: startup-taint.cluster-autoscaler.kubernetes.io/egret
+crdsync: {tolerations: []}
 `,
 	"bundled etcd restored": `
 etcd: {bundled: {enabled: true, restoreFrom: egret-1.db}}
@@ -372,6 +383,38 @@ func TestWhatIsSaidInValuesIsDone(t *testing.T) {
 	}
 	if slices.Contains(podsOf(decoded(t, variants["bare"]))["crdsync"].Containers[0].Args, "--webhook") {
 		t.Error("crdsync serves a webhook that the API server does not know")
+	}
+}
+
+// Pods without which no agent gets ready wait for none, and crdsync may change nodes where it is to take a taint off them, and else not.
+func TestTheStartupTaintIsTolerated(t *testing.T) {
+	t.Parallel()
+	for name, taint := range map[string]string{
+		"as it comes": "", "bundled etcd": "", "start-up taint": "egret/agent-not-ready", "start-up taint alone": "startup-taint.cluster-autoscaler.kubernetes.io/egret",
+	} {
+		docs := decoded(t, variants[name])
+		for command, s := range podsOf(docs) {
+			tolerates := slices.ContainsFunc(s.Tolerations, func(o corev1.Toleration) bool {
+				return o.Operator == corev1.TolerationOpExists && o.Effect == "" && (o.Key == taint && taint != "" || o.Key == "")
+			})
+			if want := taint != "" || command == "agent"; tolerates != want {
+				t.Errorf("%s: %s tolerates %v: want the taint in it: %t", name, command, s.Tolerations, want)
+			}
+		}
+		for _, d := range docs {
+			r, ok := d.object.(*rbacv1.ClusterRole)
+			if !ok {
+				continue
+			}
+			for _, rule := range r.Rules {
+				if !slices.Contains(rule.Resources, "nodes") || slices.Equal(rule.Verbs, []string{"get", "list", "watch"}) {
+					continue
+				}
+				if taint == "" || r.Name != "egret-crdsync-nodes" || !slices.Equal(rule.Verbs, []string{"patch"}) {
+					t.Errorf("%s: ClusterRole %s may %v nodes", name, r.Name, rule.Verbs)
+				}
+			}
+		}
 	}
 }
 

@@ -26,6 +26,7 @@ func crdsyncCommand() *cobra.Command {
 		webhook                        crdsync.Webhook
 		maxEgressIPs                   int
 		followCordon                   bool
+		startupTaint                   string
 		compactAfter                   time.Duration
 		defragment                     bool
 		cluster                        []string
@@ -52,6 +53,7 @@ func crdsyncCommand() *cobra.Command {
 	s.StringVar(&webhook.Namespace, "namespace", "egret-system", "namespace of the webhook's Service, and of the Secret with its CA")
 	s.IntVar(&maxEgressIPs, "egress.maxEgressIPsPerNode", 255, "how many egress IPs a node may hold, 1 to 255; the node annotation node.antrea.io/max-egress-ips wins")
 	s.BoolVar(&followCordon, "follow-kubernetes-cordon", true, "a node that is cordoned in Kubernetes, or shutting down, gives its egress IPs away and takes none")
+	s.StringVar(&startupTaint, "startup-taint", "", "key of a taint that new nodes are registered with, and that is taken off when the node's agent is ready, like egret/agent-not-ready (default: none)")
 	s.DurationVar(&compactAfter, "etcd-compact-after", time.Hour, "how long etcd remembers what a key was, 1m at least; older is dropped, of others' keys too; 0: others compact")
 	s.BoolVar(&defragment, "etcd-defragment", true, "defragment etcd's members where that pays, one at a time, its leader last, while all are well")
 	s.StringSliceVar(&cluster, "cluster-cidrs", nil, "ranges of the cluster's pods, for all agents; crdsync writes down the addresses of pods that are in none of them, nor in their node's podCIDRs")
@@ -71,7 +73,7 @@ func crdsyncCommand() *cobra.Command {
 		}
 		ranges, bad := prefixes("--cluster-cidrs", cluster)
 		cfg := crdsync.Config{
-			ID: id, ElectionTTL: ttl, Log: log, NodeCapacityDefault: maxEgressIPs, FollowCordon: followCordon, CompactAfter: compactAfter,
+			ID: id, ElectionTTL: ttl, Log: log, NodeCapacityDefault: maxEgressIPs, FollowCordon: followCordon, StartupTaint: startupTaint, CompactAfter: compactAfter,
 			Defragment: defragment, ClusterCIDRs: ranges, BlockSize: blockSize,
 		}
 		if err = errors.Join(err, bad, cfg.Validate(), watched.Validate(), etcd.secured()); err != nil {

@@ -20,9 +20,12 @@ cluster-cidrs: {{ toJson . }}
 {{- end -}}
 
 {{- define "egret.config.crdsync" -}}
-{{- include "egret.twice" (dict "config" .Values.crdsync.config "at" "crdsync.config" "own" (list "egress" "egress.maxEgressIPsPerNode" "cluster-cidrs" "webhook" "etcd-prefix" "endpoints" "insecure")) -}}
+{{- include "egret.twice" (dict "config" .Values.crdsync.config "at" "crdsync.config" "own" (list "egress" "egress.maxEgressIPsPerNode" "cluster-cidrs" "webhook" "startup-taint" "etcd-prefix" "endpoints" "insecure")) -}}
 egress:
   maxEgressIPsPerNode: {{ .Values.egress.maxEgressIPsPerNode }}
+{{- with .Values.startupTaint }}
+startup-taint: {{ . }}
+{{- end }}
 {{- with .Values.clusterCIDRs }}
 cluster-cidrs: {{ toJson . }}
 {{- end }}
@@ -60,6 +63,17 @@ https://$(EGRET_ETCD_SERVICE_HOST):8483
 {{- else if .Values.etcd.bundled.enabled -}}
 egret-etcd.{{ .Release.Namespace }}.svc
 {{- end -}}
+{{- end -}}
+
+{{- /* What an agent needs to get ready is on nodes that wait for it, too. */ -}}
+{{- define "egret.tolerations" -}}
+{{- with .tolerations }}
+{{ toYaml . }}
+{{- end }}
+{{- with .startupTaint }}
+- key: {{ . }}
+  operator: Exists
+{{- end }}
 {{- end -}}
 
 {{- define "egret.gossip.secret" -}}
