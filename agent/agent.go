@@ -68,6 +68,7 @@ type Config struct {
 
 	ShareTables bool // let other programs write to the nftables tables, where the kernel can keep them off
 
+	Sysctl  string // where the settings of /proc/sys/net can be written; empty: there
 	Exposed string // why etcd is not spoken to by mTLS, for the record; empty: it is
 
 	Except  []netip.Prefix // destinations that are never SNATed, on top of nodes and pod CIDRs
@@ -212,7 +213,7 @@ func open(cfg Config) (*agent, error) {
 	if a.router, err = routing.New(routing.Config{Log: cfg.Log}); err != nil {
 		return nil, err
 	}
-	if a.links, err = vlan.New(vlan.Config{Log: cfg.Log}); err != nil {
+	if a.links, err = vlan.New(vlan.Config{Log: cfg.Log, Sysctl: cfg.Sysctl}); err != nil {
 		return nil, err
 	}
 	a.permits = newPermits(a.tables, a.machine, cfg.Permit, cfg.LeaseTTL)
@@ -559,7 +560,9 @@ func (a *agent) look() ([]string, error) {
 		return nil, err
 	}
 	for _, f := range findings {
-		if f.Level != check.OK {
+		if f.Check == check.Untried { // the agent's container is not to be able to
+			a.Log.Info("check", "name", f.Check, "found", f.Found)
+		} else if f.Level != check.OK {
 			a.Log.Warn("check", "name", f.Check, "found", f.Found, "for", f.For, "consequence", f.Consequence)
 		}
 	}

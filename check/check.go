@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"net/netip"
 	"runtime"
+	"strings"
 
 	"golang.org/x/sys/unix"
 )
@@ -56,23 +57,43 @@ func Names(findings []Finding) []string {
 	return out
 }
 
-// features tries all probes in a network namespace of their own.
+// Untried is the name of the check for what could not be tried for want of a network namespace.
+const Untried = "kernel-features"
+
+// features tries all probes in a network namespace of their own. Where none can be made (CAP_SYS_ADMIN), it tries in the caller's those that change
+// nothing there.
 func features() []Finding {
 	done := make(chan []Finding)
 	go func() {
 		runtime.LockOSThread() // for good: the thread ends with the goroutine, and the namespace with the thread
-		err := unix.Unshare(unix.CLONE_NEWNET)
-		var out []Finding
-		for _, p := range probes {
-			f := Finding{Check: p.name, Level: OK, Found: "yes", For: p.use}
-			if err != nil {
-				f.Level, f.Found, f.Consequence = Warning, fmt.Sprintf("unknown: making a network namespace: %v", err), "run the check with CAP_SYS_ADMIN"
-			} else if err := p.try(); err != nil {
-				f.Level, f.Found, f.Consequence = p.level, fmt.Sprintf("no: %v", err), p.consequence
-			}
-			out = append(out, f)
-		}
-		done <- out
+		done <- tryAll(unix.Unshare(unix.CLONE_NEWNET))
 	}()
 	return <-done
+}
+
+// tryAll tries all probes; err says why the thread is not in a network namespace of its own.
+func tryAll(err error) []Finding {
+	var out []Finding
+	var untried []string
+	for _, p := range probes {
+		try := p.try
+		if err != nil {
+			try = p.here
+		}
+		if try == nil {
+			untried = append(untried, p.name)
+			continue
+		}
+		f := Finding{Check: p.name, Level: OK, Found: "yes", For: p.use}
+		if err := try(); err != nil {
+			f.Level, f.Found, f.Consequence = p.level, fmt.Sprintf("no: %v", err), p.consequence
+		}
+		out = append(out, f)
+	}
+	if len(untried) > 0 {
+		out = append(out, Finding{Check: Untried, Level: Warning, For: "everything",
+			Found:       fmt.Sprintf("not tried (%s): making a network namespace: %v", strings.Join(untried, ", "), err),
+			Consequence: "what is missing of it, the agent finds when it starts: run the check on the node, as root with CAP_SYS_ADMIN"})
+	}
+	return out
 }

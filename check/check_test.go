@@ -1,9 +1,15 @@
 package check
 
 import (
+	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
+
+	netfilter "github.com/mdlayher/netlink"
+	"github.com/vishvananda/netlink"
+	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/internal/need"
 	"github.com/egret-project/egret/internal/netns"
@@ -131,5 +137,51 @@ func TestUplinkIsThatOfTheNodeIP(t *testing.T) {
 		if f := uplink(netip.MustParseAddr(ip)); f.Found != want {
 			t.Errorf("%s: found %q, want %q", ip, f.Found, want)
 		}
+	}
+}
+
+// A container that is not privileged makes no network namespace, and the agent goes by what is tried: whether it holds IPs of VLANs, and answers ARP.
+func TestWithoutANamespaceOfItsOwnTheCheckChangesNothing(t *testing.T) {
+	netns.Enter(t)
+	before := netns.Run(t, "nft list ruleset") + netns.Run(t, "ip -br link")
+	can := Names(features())
+	for _, p := range probes {
+		if p.here == nil {
+			continue
+		}
+		for range 2 { // what one leaves would be in the way of the other
+			if err := p.here(); (err == nil) != slices.Contains(can, p.name) {
+				t.Errorf("%s: %v; in a namespace of its own it finds %q", p.name, err, can)
+			}
+		}
+	}
+	if after := netns.Run(t, "nft list ruleset") + netns.Run(t, "ip -br link"); after != before {
+		t.Errorf("it leaves\n%s", after)
+	}
+	// What the kernel does not know is found missing.
+	unknown := message(unix.NFT_MSG_NEWTABLE, unix.NFPROTO_INET,
+		netfilter.Attribute{Type: unix.NFTA_TABLE_NAME, Data: []byte(dryName + "\x00")}, netfilter.Attribute{Type: unix.NFTA_TABLE_FLAGS, Data: []byte{0x40, 0, 0, 0}})
+	if err := dry(unix.NFPROTO_INET, unknown); err == nil {
+		t.Error("a table with a flag that there is not is taken for one that can be")
+	}
+	if err := netlink.LinkAdd(&netlink.GenericLink{LinkAttrs: named("t-none"), LinkType: "egret-none"}); !errors.Is(err, unix.EOPNOTSUPP) {
+		t.Errorf("a link of an unknown type: %v, want what is not EINVAL", err)
+	}
+}
+
+func TestWithoutCAPSYSADMINTheCheckSaysWhatItDidNotTry(t *testing.T) {
+	netns.Enter(t)
+	netns.Keep(t, unix.CAP_NET_ADMIN, unix.CAP_NET_RAW)
+	can := Names(features())
+	out := tryAll(unix.Unshare(unix.CLONE_NEWNET))
+	names := Names(out)
+	for _, want := range []string{VLAN, ARPAnswers, "nft-owner"} {
+		if slices.Contains(names, want) != slices.Contains(can, want) {
+			t.Errorf("%q are there, and in a namespace of its own %q: want %s in both, or in none", names, can, want)
+		}
+	}
+	last := out[len(out)-1]
+	if last.Check != Untried || last.Level != Warning || !strings.Contains(last.Found, "nft-maps") || slices.Contains(names, "nft-maps") {
+		t.Errorf("%q are tried, and %+v", names, last)
 	}
 }

@@ -19,6 +19,7 @@ type probe struct {
 	level       Level // when it is not there
 	consequence string
 	try         func() error
+	here        func() error // tries it without changing anything; nil: there is no way
 }
 
 const (
@@ -30,52 +31,52 @@ var probes = []probe{
 	{"policy-routing", "the way to a gateway", Missing, noAgent, func() error {
 		_, err := netlink.RuleList(unix.AF_INET)
 		return err
-	}},
-	{"vxlan-gbp", "the overlay between nodes", Missing, noAgent, tryVXLAN},
+	}, nil},
+	{"vxlan-gbp", "the overlay between nodes", Missing, noAgent, tryVXLAN, nil},
 	{"dummy", "the link of the egress IPs", Warning, "a bridge without ports takes its place", func() error {
 		return addLink(&netlink.Dummy{LinkAttrs: named("t-dummy")})
-	}},
+	}, nil},
 	{"bridge", "the link of the egress IPs, where there is no dummy", Warning, "without it and without dummy, no egress IP can be held", func() error {
 		return addLink(&netlink.Bridge{LinkAttrs: named("t-bridge")})
-	}},
-	{VLAN, "pools with a VLAN", Warning, "this node cannot hold the IPs of pools with a VLAN", tryVLAN},
+	}, nil},
+	{VLAN, "pools with a VLAN", Warning, "this node cannot hold the IPs of pools with a VLAN", tryVLAN, askVLAN},
 	{"nft-inet-nat", "SNAT", Missing, noTables, func() error {
 		return tryChain(nftables.TableFamilyINet, &nftables.Chain{
 			Name: "nat", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
 		})
-	}},
+	}, nil},
 	{"nft-maps", "one element a pod and an egress IP", Missing, noTables, func() error {
 		return trySet(&nftables.Set{Name: "m", IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeMark})
-	}},
+	}, nil},
 	{"nft-timeouts", "permits that end by themselves", Missing, noTables, func() error {
 		return trySet(&nftables.Set{Name: "s", HasTimeout: true, KeyType: nftables.TypeIPAddr})
-	}},
+	}, nil},
 	{"nft-ct", "knowing the connections of selected pods", Missing, noTables, func() error {
 		return tryChain(nftables.TableFamilyINet, &nftables.Chain{
 			Name: "ct", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
 		}, &expr.Ct{Key: expr.CtKeyMARK, Register: 1})
-	}},
+	}, nil},
 	{"nft-arp", "being silent about egress IPs of other nodes", Missing, noTables, func() error {
 		return tryChain(nftables.TableFamilyARP, &nftables.Chain{
 			Name: "arp", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
 		})
-	}},
+	}, nil},
 	{"nft-netdev", "silence and answers about egress IPs", Missing, noTables, func() error {
 		return tryTable(nftables.TableFamilyNetdev, "egret", func(*nftables.Conn, *nftables.Table) error { return nil })
-	}},
+	}, nil},
 	{"nft-egress", "sending packets to another gateway (Linux 5.16)", Missing, noTables, func() error {
 		return tryChain(nftables.TableFamilyNetdev, &nftables.Chain{
 			Name: "out", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookEgress, Priority: nftables.ChainPriorityFilter, Device: "lo",
 		})
-	}},
+	}, nil},
 	{"nft-owner", "tables that nobody else changes or flushes", Warning,
-		"where somebody flushes all of nftables, as `systemctl restart nftables` does, selected pods of this node leave with other sources until the agent has mended that", tryOwner},
+		"where somebody flushes all of nftables, as `systemctl restart nftables` does, selected pods of this node leave with other sources until the agent has mended that", tryOwner, dryOwner},
 	{ARPAnswers, "answering ARP where arp_ignore keeps the kernel from it", Warning,
-		"where net.ipv4.conf.all.arp_ignore is not 0, no neighbour finds this node's egress IPs", tryForward},
+		"where net.ipv4.conf.all.arp_ignore is not 0, no neighbour finds this node's egress IPs", tryForward, dryForward},
 	{"conntrack-netlink", "moves that open connections notice", Missing, noTables, func() error {
 		_, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
 		return err
-	}},
+	}, nil},
 }
 
 // VLAN is the name of the check for links of VLANs.
@@ -90,42 +91,84 @@ func tryForward() error {
 	if err := tryChain(nftables.TableFamilyNetdev, &nftables.Chain{Name: name}); err != nil {
 		return err
 	}
-	// Register 1, into which nothing is loaded: nothing calls the chain.
+	return commit(forward(name))
+}
+
+// forward is that rule, in a chain of a table of that name. It uses register 1, into which nothing is loaded: nothing calls the chain.
+func forward(name string) netfilter.Message {
 	forward := expressionOf("fwd", netfilter.Attribute{Type: unix.NFTA_FWD_SREG_DEV, Data: []byte{0, 0, 0, unix.NFT_REG_1}})
 	load := expressionOf("meta", netfilter.Attribute{Type: unix.NFTA_META_KEY, Data: []byte{0, 0, 0, unix.NFT_META_IIF}},
 		netfilter.Attribute{Type: unix.NFTA_META_DREG, Data: []byte{0, 0, 0, unix.NFT_REG_1}})
-	rule := attributes(
+	return message(unix.NFT_MSG_NEWRULE, unix.NFPROTO_NETDEV,
 		netfilter.Attribute{Type: unix.NFTA_RULE_TABLE, Data: []byte(name + "\x00")},
 		netfilter.Attribute{Type: unix.NFTA_RULE_CHAIN, Data: []byte(name + "\x00")},
 		netfilter.Attribute{Type: unix.NLA_F_NESTED | unix.NFTA_RULE_EXPRESSIONS, Data: attributes(load, forward)})
-	return commit(unix.NFT_MSG_NEWRULE, unix.NFPROTO_NETDEV, rule)
 }
 
-// tryOwner makes a table that is owned and outlives its owner. The library has no flags of tables.
-func tryOwner() error {
+// dryName is the table and the chain of transactions that are made to fail.
+const dryName = "egret-check"
+
+func dryForward() error {
+	return dry(unix.NFPROTO_NETDEV,
+		message(unix.NFT_MSG_NEWTABLE, unix.NFPROTO_NETDEV, netfilter.Attribute{Type: unix.NFTA_TABLE_NAME, Data: []byte(dryName + "\x00")}),
+		message(unix.NFT_MSG_NEWCHAIN, unix.NFPROTO_NETDEV,
+			netfilter.Attribute{Type: unix.NFTA_CHAIN_TABLE, Data: []byte(dryName + "\x00")}, netfilter.Attribute{Type: unix.NFTA_CHAIN_NAME, Data: []byte(dryName + "\x00")}),
+		forward(dryName))
+}
+
+// owned is a table that is owned and outlives its owner. The library has no flags of tables.
+func owned(name string) netfilter.Message {
 	const ownerAndPersist = 1<<1 | 1<<2 // linux/netfilter/nf_tables.h
-	return commit(unix.NFT_MSG_NEWTABLE, unix.NFPROTO_INET, attributes(
-		netfilter.Attribute{Type: unix.NFTA_TABLE_NAME, Data: []byte("owner\x00")},
-		netfilter.Attribute{Type: unix.NFTA_TABLE_FLAGS, Data: []byte{0, 0, 0, ownerAndPersist}}))
+	return message(unix.NFT_MSG_NEWTABLE, unix.NFPROTO_INET,
+		netfilter.Attribute{Type: unix.NFTA_TABLE_NAME, Data: []byte(name + "\x00")},
+		netfilter.Attribute{Type: unix.NFTA_TABLE_FLAGS, Data: []byte{0, 0, 0, ownerAndPersist}})
 }
 
-// commit sends a transaction of one message.
-func commit(typ int, family byte, data []byte) error {
+func tryOwner() error { return commit(owned("owner")) }
+func dryOwner() error { return dry(unix.NFPROTO_INET, owned(dryName)) }
+
+// message is one of a transaction of nftables.
+func message(typ int, family byte, data ...netfilter.Attribute) netfilter.Message {
+	return netfilter.Message{
+		Header: netfilter.Header{Type: netfilter.HeaderType(unix.NFNL_SUBSYS_NFTABLES<<8 | typ), Flags: netfilter.Request | netfilter.Create},
+		Data:   append([]byte{family, 0, 0, 0}, attributes(data...)...),
+	}
+}
+
+// commit sends a transaction. The last message is answered in any case, and others where they fail.
+func commit(messages ...netfilter.Message) error {
 	c, err := netfilter.Dial(unix.NETLINK_NETFILTER, nil)
 	if err != nil {
 		return err
 	}
 	defer c.Close()
-	message := func(typ int, flags netfilter.HeaderFlags, data ...byte) netfilter.Message {
-		return netfilter.Message{Header: netfilter.Header{Type: netfilter.HeaderType(typ), Flags: netfilter.Request | flags}, Data: data}
+	frame := func(typ int) netfilter.Message {
+		return netfilter.Message{Header: netfilter.Header{Type: netfilter.HeaderType(typ), Flags: netfilter.Request}, Data: []byte{0, 0, 0, unix.NFNL_SUBSYS_NFTABLES}}
 	}
-	_, err = c.SendMessages([]netfilter.Message{
-		message(unix.NFNL_MSG_BATCH_BEGIN, 0, 0, 0, 0, unix.NFNL_SUBSYS_NFTABLES),
-		message(unix.NFNL_SUBSYS_NFTABLES<<8|typ, netfilter.Create|netfilter.Acknowledge, append([]byte{family, 0, 0, 0}, data...)...),
-		message(unix.NFNL_MSG_BATCH_END, 0, 0, 0, 0, unix.NFNL_SUBSYS_NFTABLES),
-	})
-	if err == nil {
+	messages[len(messages)-1].Header.Flags |= netfilter.Acknowledge
+	batch := append([]netfilter.Message{frame(unix.NFNL_MSG_BATCH_BEGIN)}, messages...)
+	if _, err = c.SendMessages(append(batch, frame(unix.NFNL_MSG_BATCH_END))); err == nil {
 		_, err = c.Receive()
+	}
+	return err
+}
+
+// dry has the kernel go through a transaction, and then give it up: the last message is one that cannot be, a table that must not be there yet.
+func dry(family byte, messages ...netfilter.Message) error {
+	last := message(unix.NFT_MSG_NEWTABLE, family, netfilter.Attribute{Type: unix.NFTA_TABLE_NAME, Data: []byte(dryName + "\x00")})
+	last.Header.Flags |= netfilter.Excl
+	err := commit(append(messages, last)...)
+	if errors.Is(err, unix.EEXIST) { // the first that failed
+		return nil
+	}
+	return err
+}
+
+// askVLAN asks for a VLAN link on no other. A kernel without VLANs does not get as far as to refuse that.
+func askVLAN() error {
+	err := netlink.LinkAdd(&netlink.Vlan{LinkAttrs: named("t-vlan"), VlanId: 7})
+	if errors.Is(err, unix.EINVAL) {
+		return nil
 	}
 	return err
 }

@@ -210,7 +210,7 @@ var variants = map[string]string{
 	"bare": ownEtcd + `
 webhook: {enabled: false}
 crds: {install: false}
-agent: {nodeSelector: {kubernetes.io/os: null}, tolerations: [], resources: {}}
+agent: {nodeSelector: {kubernetes.io/os: null}, tolerations: [], resources: {}, privileged: true}
 crdsync: {tolerations: [], resources: {}, replicas: 1}
 `,
 	"without TLS": `

@@ -172,7 +172,7 @@ func (l *Links) makeVLAN(id int, v VLAN) error {
 		return nil
 	case err == nil:
 		// The routers of the VLAN are not the node's. Where /proc is read-only, the node's own setting holds.
-		_ = os.WriteFile("/proc/sys/net/ipv6/conf/"+attrs.Name+"/accept_ra", []byte("0"), 0)
+		_ = os.WriteFile(l.sysctl+"/ipv6/conf/"+attrs.Name+"/accept_ra", []byte("0"), 0)
 	}
 	return err
 }

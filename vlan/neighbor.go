@@ -34,8 +34,10 @@ type answered struct {
 
 // The settings of a link by which the kernel answers, and when. By default it waits for up to 0.8 s, to let others go first (RFC 4861, section
 // 7.2.8); there are none.
-func proxyNDP(link string) string   { return "/proc/sys/net/ipv6/conf/" + link + "/proxy_ndp" }
-func proxyDelay(link string) string { return "/proc/sys/net/ipv6/neigh/" + link + "/proxy_delay" }
+func (l *Links) proxyNDP(link string) string { return l.sysctl + "/ipv6/conf/" + link + "/proxy_ndp" }
+func (l *Links) proxyDelay(link string) string {
+	return l.sysctl + "/ipv6/neigh/" + link + "/proxy_delay"
+}
 
 // The delay also says, in the kernel itself, what proxy_ndp was before: off with none, on with one of up to 20 ms. (Of 10 ms, HZ=250 makes none.)
 const wasOff, wasOn = "0", "2"
@@ -46,34 +48,34 @@ func setting(path string) string {
 }
 
 // turnOn makes a link answer.
-func turnOn(link string) error {
+func (l *Links) turnOn(link string) error {
 	delay := wasOff
-	switch have := setting(proxyDelay(link)); {
+	switch have := setting(l.proxyDelay(link)); {
 	case have == wasOff || have == wasOn:
 		delay = have // so it was before us
-	case setting(proxyNDP(link)) == "1":
+	case setting(l.proxyNDP(link)) == "1":
 		delay = wasOn
 	}
 	// In this order: a delay of ours alone does nothing.
-	if err := os.WriteFile(proxyDelay(link), []byte(delay), 0); err != nil {
+	if err := os.WriteFile(l.proxyDelay(link), []byte(delay), 0); err != nil {
 		return err
 	}
-	return os.WriteFile(proxyNDP(link), []byte("1"), 0)
+	return os.WriteFile(l.proxyNDP(link), []byte("1"), 0)
 }
 
 // turnOff leaves the link's settings as they were before turnOn.
-func turnOff(link string) error {
-	switch setting(proxyDelay(link)) {
+func (l *Links) turnOff(link string) error {
+	switch setting(l.proxyDelay(link)) {
 	case wasOff:
-		if err := os.WriteFile(proxyNDP(link), []byte("0"), 0); err != nil {
+		if err := os.WriteFile(l.proxyNDP(link), []byte("0"), 0); err != nil {
 			return err
 		}
 	case wasOn:
 	default:
 		return nil
 	}
-	delay := cmp.Or(setting(proxyDelay("default")), "80") // only the first network namespace has a default to be read
-	return os.WriteFile(proxyDelay(link), []byte(delay), 0)
+	delay := cmp.Or(setting(l.proxyDelay("default")), "80") // only the first network namespace has a default to be read
+	return os.WriteFile(l.proxyDelay(link), []byte(delay), 0)
 }
 
 func group(ip netip.Addr) netip.Prefix {
@@ -137,8 +139,8 @@ func (l *Links) answers(joined map[int][]netip.Prefix) (map[string]answered, err
 		}
 		name := dev.Attrs().Name
 		if len(a.ips) > 0 {
-			delay := setting(proxyDelay(name))
-			a.ready = setting(proxyNDP(name)) == "1" && (delay == wasOff || delay == wasOn)
+			delay := setting(l.proxyDelay(name))
+			a.ready = setting(l.proxyNDP(name)) == "1" && (delay == wasOff || delay == wasOn)
 		}
 		out[name] = a
 	}
@@ -179,7 +181,7 @@ func (c *Changes) diffAnswers(have map[string]answered, want map[string][]netip.
 		}
 		add := func(line string, run func(*Links) error) { c.adds = append(c.adds, op{line: line, run: run}) }
 		if !have[link].ready {
-			add(fmt.Sprintf("sysctl -w net/ipv6/neigh/%s/proxy_delay=0 net/ipv6/conf/%[1]s/proxy_ndp=1", link), func(*Links) error { return turnOn(link) })
+			add(fmt.Sprintf("sysctl -w net/ipv6/neigh/%s/proxy_delay=0 net/ipv6/conf/%[1]s/proxy_ndp=1", link), func(l *Links) error { return l.turnOn(link) })
 		}
 		groups := map[netip.Prefix]bool{}
 		for _, ip := range ips {
@@ -207,7 +209,7 @@ func (c *Changes) diffAnswers(have map[string]answered, want map[string][]netip.
 		}
 		if len(groups) == 0 { // first: without entries of ours, nobody would look at it again
 			remove(fmt.Sprintf("sysctl -w net/ipv6/conf/%s/proxy_ndp=0 net/ipv6/neigh/%[1]s/proxy_delay=80", link),
-				func(*Links) error { return turnOff(link) })
+				func(l *Links) error { return l.turnOff(link) })
 		}
 		for _, ip := range slices.SortedFunc(slices.Values(have[link].ips), netip.Addr.Compare) {
 			if !slices.Contains(want[link], ip) {

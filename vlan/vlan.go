@@ -1,6 +1,7 @@
 package vlan
 
 import (
+	"cmp"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -70,11 +71,15 @@ func (o Observed) Addresses() []netip.Addr {
 // Config is what Links work with.
 type Config struct {
 	Log *slog.Logger // nil: silent
+	// Sysctl is where the settings of /proc/sys/net are written; empty: there. In a container that is read-only, unless it is privileged, while a bind
+	// mount of the node's is not. Whoever opens a file there sees the settings of his own network namespace, not of the one that mounted it.
+	Sysctl string
 }
 
 // Links reads and writes the kernel. Its methods may be called from any goroutine.
 type Links struct {
 	log    *slog.Logger
+	sysctl string
 	handle *netlink.Handle
 	rt     *rtnetlink.Conn // for what the library has no words for
 }
@@ -93,7 +98,7 @@ func New(cfg Config) (*Links, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Links{log: cfg.Log, handle: h, rt: rt}, nil
+	return &Links{log: cfg.Log, sysctl: cmp.Or(cfg.Sysctl, "/proc/sys/net"), handle: h, rt: rt}, nil
 }
 
 // Close closes the sockets. The kernel keeps what it has.

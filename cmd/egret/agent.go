@@ -30,6 +30,7 @@ type agentFlags struct {
 	holdDown, holdUnknown                time.Duration
 	gossipPort                           int
 	shareTables                          bool
+	sysctl                               string
 	gossipKeyFile, onStoreLoss           string
 	monitor                              monitorFlags
 	log                                  logFlags
@@ -63,6 +64,7 @@ func agentCommand() *cobra.Command {
 	s.DurationVar(&f.holdDown, "rebalance-hold-down", 5*time.Minute, "for how long an IP has to belong elsewhere before --rebalance=auto moves it")
 	s.DurationVar(&f.holdUnknown, "hold-unknown", 2*time.Second, "how long a new pod waits with its first connection out of the cluster, until it is known whether an egress selects it; 0: not at all")
 	s.BoolVar(&f.shareTables, "share-tables", false, "let other programs change and flush Egret's nftables tables; without it, Linux 6.9 and later keep them off while the agent runs")
+	s.StringVar(&f.sysctl, "sysctl-dir", "/proc/sys/net", "where the settings of /proc/sys/net can be written: in a container that is not privileged, a mount of the node's")
 	s.IntVar(&f.gossipPort, "gossip-port", gossip.DefaultPort, "TCP and UDP port on which the agents find out within a second who is dead; 0: off")
 	s.StringVar(&f.gossipKeyFile, "gossip-key-file", "", "file of the gossip's key, 16, 24 or 32 bytes in base64, the same on all nodes; without it there is no gossip")
 	s.StringVar(&f.onStoreLoss, "on-store-loss", "freeze", "freeze: keep the egress IPs while all agents have lost etcd (needs the gossip); release: let them go")
@@ -78,7 +80,7 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	fault := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
 	cfg := agent.Config{
 		Node: f.node, Version: version, LeaseTTL: f.leaseTTL, Permit: f.permit, ClaimDelay: f.claimDelay, Linger: f.linger, RestartGrace: f.restartGrace,
-		Uplink: f.uplink, HoldUnknown: f.holdUnknown, RandomPorts: f.randomPorts, ShareTables: f.shareTables, Exposed: f.etcd.exposed(),
+		Uplink: f.uplink, HoldUnknown: f.holdUnknown, RandomPorts: f.randomPorts, ShareTables: f.shareTables, Sysctl: f.sysctl, Exposed: f.etcd.exposed(),
 	}
 	if f.node == "" {
 		fault("--node: want the name of the Kubernetes node that this is")

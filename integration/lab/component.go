@@ -25,27 +25,32 @@ type component struct {
 	proc  string
 	netns string // "node-1"; empty for the machine's own
 	argv  []string
+	// confined: it has no more rights than the container of the manifests (see confine).
+	confined bool
 }
 
 func (l *Lab) serve() component {
-	return component{serveProc, "", []string{l.cfg.Self, "serve", l.cfg.Name}}
+	return component{proc: serveProc, argv: []string{l.cfg.Self, "serve", l.cfg.Name}}
 }
 
-func (l *Lab) apiServer() component { return component{apiProc, "control", l.apiServerArgs()} }
+func (l *Lab) apiServer() component {
+	return component{proc: apiProc, netns: "control", argv: l.apiServerArgs()}
+}
 
 func (l *Lab) crdsync() component {
 	argv := []string{l.cfg.Egret, "crdsync", "--kubeconfig", l.path("kubeconfig.crdsync"), "--endpoints", l.AgentEndpoints(), insecure}
 	if !l.cfg.NoWebhook {
 		argv = append(argv, "--webhook")
 	}
-	return component{crdsyncProc, "control", argv}
+	return component{proc: crdsyncProc, netns: "control", argv: argv}
 }
 
 func (l *Lab) agent(node string) component {
-	return component{agentProc(node), node, append([]string{
+	argv := append([]string{
 		l.cfg.Egret, "agent", "--node", node, "--endpoints", l.AgentEndpoints(), "--lease-ttl", l.cfg.LeaseTTL.String(),
-		"--gossip-key-file", l.path(gossipKey), insecure,
-	}, l.cfg.AgentFlags...)}
+		"--gossip-key-file", l.path(gossipKey), insecure, "--sysctl-dir=" + l.path(sysctlDir),
+	}, l.cfg.AgentFlags...)
+	return component{proc: agentProc(node), netns: node, argv: argv, confined: true}
 }
 
 // components returns those that a command names: "etcd" (Egret's, all members; that of the API server is left alone), one member,
@@ -124,7 +129,7 @@ func (l *Lab) Start(ctx context.Context, what, node string) error {
 }
 
 // Upgrade ends a node's agent as Stop does, and starts the program egret, a path, as its agent: one of another version. Start starts the
-// lab's own again. It is not given --insecure where it does not know that.
+// lab's own again. Options that it does not know it is not given, and then it is not confined.
 func (l *Lab) Upgrade(ctx context.Context, node, egret string) error {
 	if _, err := l.NodeNumber(node); err != nil {
 		return err
@@ -135,9 +140,13 @@ func (l *Lab) Upgrade(ctx context.Context, node, egret string) error {
 	if err != nil {
 		return fmt.Errorf("asking %s for the options of an agent: %w: %s", egret, err, help)
 	}
-	if !slices.Contains(strings.Fields(string(help)), insecure) { // an older one goes to a plain etcd without being told
-		c.argv = slices.DeleteFunc(c.argv, func(arg string) bool { return arg == insecure })
+	// An older one goes to a plain etcd without being told, and wants all rights.
+	unknown := func(arg string) bool {
+		name, _, _ := strings.Cut(arg, "=")
+		return strings.HasPrefix(name, "--") && !slices.Contains(strings.Fields(string(help)), name)
 	}
+	c.confined = !slices.ContainsFunc(c.argv, unknown)
+	c.argv = slices.DeleteFunc(c.argv, unknown)
 	return l.change(ctx, func(s *state) error {
 		if err := l.stop(ctx, c.proc, stopGrace); err != nil {
 			return err

@@ -58,7 +58,7 @@ func (l *Lab) initialCluster() string {
 }
 
 func (l *Lab) etcd(m member) component {
-	return component{m.proc, m.host.name, l.etcdArgs(m.proc, "http://"+m.clientAddr(), l.peerURL(m), l.initialCluster())}
+	return component{proc: m.proc, netns: m.host.name, argv: l.etcdArgs(m.proc, "http://"+m.clientAddr(), l.peerURL(m), l.initialCluster())}
 }
 
 func (l *Lab) etcds() []component {
@@ -71,7 +71,7 @@ func (l *Lab) etcds() []component {
 
 func (l *Lab) kubeEtcd() component {
 	client, peer := fmt.Sprintf("http://127.0.0.1:%d", kubeEtcdPort), fmt.Sprintf("http://127.0.0.1:%d", kubeEtcdPeerPort)
-	return component{kubeEtcdProc, "control", l.etcdArgs(kubeEtcdProc, client, peer, kubeEtcdProc+"="+peer)}
+	return component{proc: kubeEtcdProc, netns: "control", argv: l.etcdArgs(kubeEtcdProc, client, peer, kubeEtcdProc+"="+peer)}
 }
 
 func (l *Lab) etcdArgs(name, clientURL, peerURL, cluster string) []string {

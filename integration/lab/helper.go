@@ -32,7 +32,9 @@ func Helper(args []string) (status int, ok bool) {
 	var err error
 	switch args[1] {
 	case "nsexec": // PIDFILE NETNS CMD...
-		err = nsexec(args[2:])
+		err = nsexec(args[2:], func() error { return nil })
+	case "confined": // PIDFILE NETNS CMD...
+		err = nsexec(args[2:], confine)
 	case "serve": // LAB
 		err = serve(ctx, args[2])
 	case "etcd": // NAME DATADIR CLIENTURL PEERURL CLUSTER
@@ -47,9 +49,9 @@ func Helper(args []string) (status int, ok bool) {
 	return 0, true
 }
 
-// nsexec becomes a command in a network namespace; the process id stays. "-" stands for no pid file, and for no other namespace.
+// nsexec becomes a command in a network namespace, after confine; the process id stays. "-" stands for no pid file, and for no other namespace.
 // PATH is searched before the namespace is entered.
-func nsexec(args []string) error {
+func nsexec(args []string, confine func() error) error {
 	if len(args) < 3 {
 		return fmt.Errorf("want PIDFILE NETNS CMD..., got %q", args)
 	}
@@ -68,6 +70,9 @@ func nsexec(args []string) error {
 		if err := register(pidFile); err != nil {
 			return err
 		}
+	}
+	if err := confine(); err != nil {
+		return err
 	}
 	return fmt.Errorf("running %s: %w", path, syscall.Exec(path, argv, os.Environ()))
 }

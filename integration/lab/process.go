@@ -123,7 +123,11 @@ func (l *Lab) start(s *state, c component, files ...*os.File) error {
 	if c.netns != "" {
 		ns = netnsPath(l.netns(c.netns))
 	}
-	cmd := exec.Command(l.cfg.Self, append([]string{"nsexec", l.path("pids", c.proc), ns}, c.argv...)...)
+	verb := "nsexec"
+	if c.confined {
+		verb = "confined"
+	}
+	cmd := exec.Command(l.cfg.Self, append([]string{verb, l.path("pids", c.proc), ns}, c.argv...)...)
 	cmd.Dir, cmd.Stdout, cmd.Stderr, cmd.Env = l.dir, log, log, environment()
 	cmd.ExtraFiles = append([]*os.File{s.lock}, files...)
 	cmd.SysProcAttr = &syscall.SysProcAttr{Setsid: true}
