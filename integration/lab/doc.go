@@ -14,6 +14,9 @@
 // The same holds for IPv6 (fd10::/64, 2001:db8::10, fd44:N::/64) where the kernel has it. rp_filter is 1 everywhere, so that what
 // works here works in the strict case.
 //
+// An agent runs with the capabilities of the manifests' container, no way to get others, a read-only /proc/sys and a mount of
+// /proc/sys/net in the lab's folder. Its etcd is plain: agents and crdsync are told --insecure.
+//
 // A lab owns the folder /run/egret-lab/<name> (state, process ids, logs, data), the namespaces egret-<name>-* in /run/netns, and the
 // processes whose id and start time it recorded; nothing in the machine's own namespace but two listening ports on 127.0.0.1, which
 // its process `serve` relays to the API server and to etcd. It outlives the process that made it, until Down.
