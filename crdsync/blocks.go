@@ -34,7 +34,8 @@ type blocks struct {
 	size int           // how many ports the first block of a node has; 0: no node has any
 	rest time.Duration // how long a freed block rests
 
-	metrics *metrics // nil: nobody asks
+	metrics *metrics      // nil: nobody asks
+	history *blockHistory // nil: nobody remembers who had which ports
 
 	byIP    map[netip.Addr]map[uint16]*block
 	byNode  map[string]map[blockID]*block
@@ -86,7 +87,7 @@ type demanded struct {
 // begin empties the index: a leadership begins. revision is the cache's.
 func (b *blocks) begin(revision int64) {
 	*b = blocks{
-		size: b.size, rest: b.rest, metrics: b.metrics,
+		size: b.size, rest: b.rest, metrics: b.metrics, history: b.history,
 		byIP: map[netip.Addr]map[uint16]*block{}, byNode: map[string]map[blockID]*block{}, resting: map[blockID]*block{},
 		copies: map[blockID]map[holding]egress.Block{}, listed: map[holding][]blockID{}, asked: map[string]demanded{}, faults: map[string]error{},
 		touched: map[netip.Addr]bool{}, overlap: map[netip.Addr]map[string]error{}, short: map[string]map[netip.Addr]shortage{},
@@ -325,7 +326,7 @@ func (b *blocks) rested(now time.Time) (out []unit) {
 	b.looked = now
 	for id, n := range b.resting {
 		if !n.deleted && !b.reused[id] && !now.Before(n.seen.Add(b.rest)) {
-			out = append(out, unit{{Key: id.key(), Revision: n.revision}})
+			out = append(out, append(unit{{Key: id.key(), Revision: n.revision}}, b.history.remember(n.Block)...))
 		}
 	}
 	slices.SortFunc(out, func(x, y unit) int { return cmp.Compare(x[0].Key, y[0].Key) })
@@ -399,6 +400,8 @@ func (b *blocks) committed(ops unit, revision int64) {
 			if n := b.resting[blockID{of.IP, of.First}]; n != nil {
 				n.deleted = true
 			}
+		case strings.HasPrefix(op.Key, store.BlockHistoryPrefix):
+			b.history.written()
 		}
 	}
 }

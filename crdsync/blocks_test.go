@@ -2,6 +2,7 @@ package crdsync
 
 import (
 	"fmt"
+	"log/slog"
 	"maps"
 	"math/rand/v2"
 	"net/netip"
@@ -652,5 +653,108 @@ func TestBlocksThatOverlapAreTold(t *testing.T) {
 	clear(faults)
 	if b.reported(faults); len(faults) != 0 {
 		t.Errorf("it is gone: faults %v", faults)
+	}
+}
+
+// TestWhoHadAPortIsKnownWhenTheBlockIsAnothers has pods, agents and time do anything, and then asks of each moment whose each port was.
+func TestWhoHadAPortIsKnownWhenTheBlockIsAnothers(t *testing.T) {
+	type moment struct {
+		ip   netip.Addr
+		port uint16
+		at   time.Time
+	}
+	for seed := range uint64(20) {
+		r := rand.New(rand.NewPCG(seed, 15))
+		m := newModel(t)
+		l := &leader{model: m, blocks: newBlocks(64), policies: map[string]egress.Policy{}, groups: map[string]map[string]egress.Members{}, gone: map[string]bool{}}
+		l.rest, l.history = 3*time.Second, &blockHistory{log: slog.New(slog.DiscardHandler)}
+		for i, name := range []string{"a", "b"} {
+			l.policies[name] = egress.Policy{Name: name, Addresses: []egress.Address{{IP: ip(fmt.Sprintf("10.0.0.%d", 1+i)), ID: egress.ID(1 + i), Pool: "p"}}}
+		}
+		truth := map[moment]string{}
+		kept := 0
+		for step := range 200 {
+			at := time.Unix(int64(1000+step), 0).UTC()
+			node, name := fmt.Sprintf("n%d", r.IntN(3)), string(rune('a'+r.IntN(2)))
+			if groups, _ := oneEgress(node, name); r.IntN(2) == 0 {
+				l.groups[node] = groups
+			} else {
+				delete(l.groups, node)
+			}
+			m.show(l.blocks, &work{})
+			for id, n := range l.resting { // it rests by the clock of this test
+				n.seen = l.byIP[id.ip][id.first].Freed
+			}
+			l.pass(r, []string{node}, at)
+			for _, n := range m.blocks() {
+				if n.Freed.IsZero() {
+					truth[moment{n.IP, n.First, at}] = n.Node + " " + n.Egress
+				}
+			}
+		}
+		var tenures []egress.BlockTenure
+		for _, n := range m.blocks() {
+			tenures = append(tenures, n.Tenure())
+		}
+		for key, record := range m.now {
+			if strings.HasPrefix(key, store.BlockHistoryPrefix) {
+				n, err := store.DecodeBlockTenure(key, record)
+				if err != nil {
+					t.Fatal(err)
+				}
+				tenures = append(tenures, n)
+				kept++
+			}
+		}
+		for asked, want := range truth {
+			var got []string
+			for _, n := range tenures {
+				if n.IP == asked.ip && n.Has(asked.port, asked.at) {
+					got = append(got, n.Node+" "+n.Egress)
+				}
+			}
+			if len(got) != 1 || got[0] != want {
+				t.Fatalf("seed %d: %s:%d at %v was of %q, want %s alone", seed, asked.ip, asked.port, asked.at, got, want)
+			}
+		}
+		if kept < 5 || len(truth) < 100 {
+			t.Errorf("seed %d: %d tenures, %d moments: nothing was tried", seed, kept, len(truth))
+		}
+	}
+}
+
+func TestHistoryIsNoReasonToKeepABlock(t *testing.T) {
+	m, b := newModel(t), newBlocks(64)
+	b.history = &blockHistory{log: slog.New(slog.DiscardHandler), most: 1}
+	freed := time.Unix(1000, 0).UTC()
+	for _, first := range []uint16{2048, 2112} {
+		m.put(store.BlockKey(ip("10.0.0.1"), first), egress.Block{IP: ip("10.0.0.1"), First: first, Size: 64, Node: "n1", Since: freed.Add(-time.Hour), Freed: freed})
+	}
+	m.show(b, &work{})
+	for pass := range 2 {
+		for _, u := range b.rested(time.Now().Add(time.Hour)) {
+			if want := 2 - pass; len(u) != want { // the second one finds the history full
+				t.Errorf("pass %d: %d changes, want %d", pass, len(u), want)
+			}
+			revision, ok := m.commit(u)
+			if !ok {
+				t.Fatalf("%v is not taken", u)
+			}
+			b.committed(u, revision)
+			break
+		}
+	}
+	if n := len(m.blocks()); n != 0 || !b.history.full.Load() {
+		t.Errorf("%d blocks are left, full: %t", n, b.history.full.Load())
+	}
+}
+
+// TestAMembersUnitWithHistoryIsDividedByEgress: where etcd refuses one egress's Members, all others are written, whatever goes with them.
+func TestAMembersUnitWithHistoryIsDividedByEgress(t *testing.T) {
+	of := func(name string) unit {
+		return unit{{Key: "members/by-node/n/" + name}, {Key: "members/by-egress/" + name + "/n"}, {Key: "blocks/10.0.0.1/02048"}, {Key: "blocks-history/10.0.0.1/02048/x-y"}}
+	}
+	if pairs := slices.Concat(of("a"), of("b")).pairs(); len(pairs) != 2 || len(pairs[0]) != 4 || len(pairs[1]) != 4 {
+		t.Errorf("divided into %v", pairs)
 	}
 }

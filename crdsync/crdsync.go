@@ -59,6 +59,8 @@ type Config struct {
 	// has any, and what nodes have is taken away. BlockRest is how long a freed block rests; 0: 2 min.
 	BlockSize int
 	BlockRest time.Duration
+	// BlockHistory is for how long it is remembered who had a block; 0: not at all.
+	BlockHistory time.Duration
 	// Webhook is nil when the API server is not to ask us about objects.
 	Webhook *Webhook
 	Log     *slog.Logger
@@ -74,6 +76,9 @@ func (c Config) Validate() error {
 	var err error
 	if n := c.BlockSize; n != 0 && (n < egress.MinBlock || n > egress.MaxBlock || bits.OnesCount(uint(n)) != 1) {
 		err = fmt.Errorf("--block-size %d: want 0, or a power of two from %d to %d", n, egress.MinBlock, egress.MaxBlock)
+	}
+	if c.BlockHistory < 0 {
+		err = errors.Join(err, fmt.Errorf("--block-history %v: want a duration, or 0", c.BlockHistory))
 	}
 	return errors.Join(err, validTaint(c.StartupTaint))
 }
@@ -267,7 +272,12 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 			g.Go(func() error { return untaint.run(ctx) })
 		}
 		g.Go(func() error { return r.housekeeping(lead, st.tellPools).run(ctx) })
-		ports := blocks{size: r.BlockSize, rest: cmp.Or(r.BlockRest, blockRest), metrics: r.metrics}
+		remembered, err := r.remember(ctx, lead)
+		if err != nil {
+			return err
+		}
+		g.Go(func() error { return remembered.run(ctx) })
+		ports := blocks{size: r.BlockSize, rest: cmp.Or(r.BlockRest, blockRest), metrics: r.metrics, history: remembered}
 		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, clusterCIDRs: r.ClusterCIDRs, blocks: ports, log: r.Log, metrics: r.metrics}
 		m.sweep = func(c control) {
 			g.Go(func() error {

@@ -143,7 +143,8 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 		return err
 	}
 	to := &writer{mirror: m, c: c, have: have, held: map[string]bool{}}
-	if err := to.write(ctx, slices.Concat(puts, members, m.blocks.rested(time.Now()), deletes, m.remains(c))); err != nil {
+	// What has rested comes last: its history is put, and a full etcd, which refuses that, takes the other deletes.
+	if err := to.write(ctx, slices.Concat(puts, members, deletes, m.remains(c), m.blocks.rested(time.Now()))); err != nil {
 		return err
 	}
 	if m.blocks.news {

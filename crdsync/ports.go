@@ -76,7 +76,7 @@ func (b *blocks) divide(
 			}
 			op, ok, e := b.difference(id, n)
 			if err = errors.Join(err, e); ok {
-				changes[where] = append(changes[where], op)
+				changes[where] = append(append(changes[where], op), b.former(id, n)...)
 				guards[where] = true
 			}
 		}
@@ -253,7 +253,7 @@ func sizeFor(ports int) int {
 func (b *blocks) give(node string, p *portion, most, least int, now time.Time) (egress.Block, bool) {
 	r := b.room(p.ip)
 	for size := most; size >= least; size /= 2 {
-		n := egress.Block{IP: p.ip, Size: size, Node: node, Since: now}
+		n := egress.Block{IP: p.ip, Size: size, Node: node, Egress: p.egress, Since: now}
 		for _, o := range p.rest {
 			if id := (blockID{p.ip, o.First}); o.Size == size && !o.deleted && !b.reused[id] {
 				b.reused[id] = true

@@ -165,7 +165,7 @@ func (u unit) pairs() (out []unit) {
 			_, name, _ = strings.Cut(rest, "/")
 		} else if rest, ok := strings.CutPrefix(op.Key, store.MembersByEgress); ok {
 			name, _, _ = strings.Cut(rest, "/")
-		} else if strings.HasPrefix(op.Key, store.BlockPrefix) && out != nil {
+		} else if out != nil && (strings.HasPrefix(op.Key, store.BlockPrefix) || strings.HasPrefix(op.Key, store.BlockHistoryPrefix)) {
 			name = last
 		} else {
 			return []unit{u}

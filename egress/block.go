@@ -15,7 +15,9 @@ type Block struct {
 	First uint16     `json:"first"` // the lowest port, a multiple of Size
 	Size  int        `json:"size"`  // how many: a power of two, MinBlock to MaxBlock
 	Node  string     `json:"node"`
-	Since time.Time  `json:"since"`
+	// Egress is of whose pods' connections the ports were when the node got them. Empty: an older crdsync did not say.
+	Egress string    `json:"egress,omitempty"`
+	Since  time.Time `json:"since"`
 	// Retired says that no new connection is to get a port of it: the node says when the last one has ended (PortUse.Drained).
 	Retired bool `json:"retired,omitempty"`
 	// Freed is since when the node has it no more. Zero: it has.
@@ -62,6 +64,33 @@ func (b Block) Fault() error {
 		return fmt.Errorf("block of %d ports from %d: want a multiple of its size, %d or more", b.Size, b.First, FirstBlockPort)
 	}
 	return nil
+}
+
+// BlockTenure is blocks-history/<ip>/<first>/<until>-<since>: a block of ports was a node's from when to when. It is written in the transaction
+// that deletes the record of the block, or that gives the ports to the node anew: up to then the record itself says so.
+type BlockTenure struct {
+	IP     netip.Addr `json:"ip"`
+	First  uint16     `json:"first"`
+	Size   int        `json:"size"`
+	Node   string     `json:"node"`
+	Egress string     `json:"egress,omitempty"` // as Block.Egress
+	Since  time.Time  `json:"since"`
+	Until  time.Time  `json:"until"` // Block.Freed
+}
+
+// Tenure returns what is to be remembered of a block: that of one in use has no end yet.
+func (b Block) Tenure() BlockTenure {
+	return BlockTenure{IP: b.IP, First: b.First, Size: b.Size, Node: b.Node, Egress: b.Egress, Since: b.Since, Until: b.Freed}
+}
+
+// Has reports whether the port was the node's at a time, as far as the clock of the crdsync that wrote it goes. One without an end goes on.
+func (t BlockTenure) Has(port uint16, at time.Time) bool {
+	return t.Ports(port) && !at.Before(t.Since) && (t.Until.IsZero() || at.Before(t.Until))
+}
+
+// Ports reports whether the port is of the block.
+func (t BlockTenure) Ports(port uint16) bool {
+	return t.First <= port && int(port) < int(t.First)+t.Size
 }
 
 // PortUse is what a node's agent says of the ports of one egress IP.

@@ -34,6 +34,27 @@ func (c *Client) Blocks(ctx context.Context, ip netip.Addr) (blocks []egress.Blo
 	return blocks, faults, nil
 }
 
+// BlockHistory returns who had which ports of an egress IP before those who have them now, sorted by when they lost them, and the records that cannot
+// be read, by key.
+func (c *Client) BlockHistory(ctx context.Context, ip netip.Addr) (tenures []egress.BlockTenure, faults []egress.Fault, err error) {
+	records, err := c.List(ctx, BlockHistoryPrefix+ip.String()+"/")
+	if err != nil {
+		return nil, nil, fmt.Errorf("reading etcd: %w", err)
+	}
+	for _, key := range slices.Sorted(maps.Keys(records)) {
+		t, err := DecodeBlockTenure(key, records[key])
+		if err != nil {
+			faults = append(faults, egress.Fault{Key: key, Err: err})
+			continue
+		}
+		tenures = append(tenures, t)
+	}
+	slices.SortStableFunc(tenures, func(a, b egress.BlockTenure) int {
+		return cmp.Or(a.Until.Compare(b.Until), cmp.Compare(a.First, b.First))
+	})
+	return tenures, faults, nil
+}
+
 // CompareBlocks orders blocks by IP and first port, as in egress.Members.
 func CompareBlocks(a, b egress.Block) int {
 	return cmp.Or(a.IP.Compare(b.IP), cmp.Compare(a.First, b.First))

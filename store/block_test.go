@@ -91,3 +91,50 @@ func TestBlocksAreListedInOrderAndBadOnesNamed(t *testing.T) {
 		t.Errorf("those of one IP: %v (-want +got):\n%s", err, d)
 	}
 }
+
+func TestBlockHistoryIsListedByItsEndAndBadRecordsNamed(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	begin := time.Date(2026, 11, 28, 11, 0, 0, 0, time.UTC)
+	of := func(ip string, first uint16, since, until int) egress.BlockTenure {
+		return egress.BlockTenure{IP: netip.MustParseAddr(ip), First: first, Size: 64, Node: "n", Egress: "e",
+			Since: begin.Add(time.Duration(since) * time.Second), Until: begin.Add(time.Duration(until) * time.Second)}
+	}
+	good := []egress.BlockTenure{of("10.0.0.1", 4160, 0, 1), of("10.0.0.1", 4096, 0, 2), of("10.0.0.1", 4096, 2, 2), of("10.0.0.1", 4096, 2, 300)}
+	records := map[string]any{
+		"blocks-history/10.0.0.1/04096/20261128T110000Z-20261128T110000Z": of("10.0.0.1", 4160, 0, 0), // the key says another port
+		"blocks-history/10.0.0.1/04096/nonsense":                          "nonsense",
+		"blocks-history/10.0.0.10/04096/x":                                of("10.0.0.10", 4096, 0, 1), // of another IP, whose text begins alike
+		"blocks/10.0.0.1/04096":                                           egress.Block{IP: netip.MustParseAddr("10.0.0.1"), First: 4096, Size: 64, Node: "n"},
+	}
+	for _, b := range good {
+		records[BlockHistoryKey(b)] = b
+	}
+	for key, r := range records {
+		v, err := Encode(r)
+		if err == nil {
+			_, err = s.Client().Put(t.Context(), c.key(key), string(v))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	tenures, faults, err := c.BlockHistory(t.Context(), netip.MustParseAddr("10.0.0.1"))
+	if d := cmp.Diff(good, tenures, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); err != nil || d != "" {
+		t.Errorf("%v (-want +got):\n%s", err, d)
+	}
+	if len(faults) != 2 {
+		t.Errorf("faults: %v, want 2", faults)
+	}
+	for _, b := range good {
+		if ip, until, err := BlockHistoryEnd(BlockHistoryKey(b)); err != nil || ip != b.IP || !until.Equal(b.Until) {
+			t.Errorf("the key says %s, %v, %v; want %s, %v", ip, until, err, b.IP, b.Until)
+		}
+	}
+	if _, _, err := BlockHistoryEnd("blocks-history/10.0.0.1/04096"); err == nil {
+		t.Error("a key without a time is taken for one")
+	}
+	if blocks, bad, err := c.Blocks(t.Context(), netip.Addr{}); len(blocks) != 1 || len(bad) != 0 || err != nil {
+		t.Errorf("blocks in use %v, faults %v, %v: history is none of them", blocks, bad, err)
+	}
+}

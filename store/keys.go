@@ -17,6 +17,7 @@ const (
 	MembersByNode       = "members/by-node/"
 	MembersByEgress     = "members/by-egress/"
 	BlockPrefix         = "blocks/"
+	BlockHistoryPrefix  = "blocks-history/"
 	NodePrefix          = "nodes/"
 	ServicePrefix       = "services/"
 	PodPrefix           = "pods/"
@@ -60,6 +61,14 @@ func MembersByEgressKey(egressName, node string) string {
 // BlockKey is the key of an egress.Block: with five digits, in the order of the ports.
 func BlockKey(ip netip.Addr, first uint16) string {
 	return fmt.Sprintf("%s%s/%05d", BlockPrefix, ip, first)
+}
+
+// blockTime is the form of times in a BlockHistoryKey, in the order of the times: crdsync's have whole seconds.
+const blockTime = "20060102T150405Z"
+
+// BlockHistoryKey is the key of an egress.BlockTenure. A block that is given back and taken again within a second has another beginning.
+func BlockHistoryKey(t egress.BlockTenure) string {
+	return fmt.Sprintf("%s%s/%05d/%s-%s", BlockHistoryPrefix, t.IP, t.First, t.Until.UTC().Format(blockTime), t.Since.UTC().Format(blockTime))
 }
 
 // NodeKey is the key of an egress.Node.

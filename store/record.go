@@ -9,6 +9,7 @@ import (
 	"net/netip"
 	"strconv"
 	"strings"
+	"time"
 
 	"github.com/egret-project/egret/egress"
 )
@@ -216,6 +217,34 @@ func DecodeBlock(key string, r Record) (egress.Block, error) {
 		return egress.Block{IP: ip, First: first}, err
 	}
 	return b, nil
+}
+
+// DecodeBlockTenure reads the record of a blocks-history/<ip>/<first>/<until>-<since> key.
+func DecodeBlockTenure(key string, r Record) (egress.BlockTenure, error) {
+	t, err := Decode[egress.BlockTenure](r)
+	if err != nil {
+		return egress.BlockTenure{}, err
+	}
+	b := egress.Block{IP: t.IP, First: t.First, Size: t.Size}
+	err = errors.Join(validIP("ip", t.IP), required("node", t.Node), b.Fault())
+	if err == nil && BlockHistoryKey(t) != key {
+		err = disagree("the tenure", BlockHistoryKey(t), key)
+	}
+	return t, err
+}
+
+// BlockHistoryEnd reads of a key of blocks-history/ whose IP it is of, and when the node lost the block.
+func BlockHistoryEnd(key string) (ip netip.Addr, until time.Time, err error) {
+	parts := strings.Split(strings.TrimPrefix(key, BlockHistoryPrefix), "/")
+	if len(parts) != 3 {
+		return ip, until, fmt.Errorf("key %q: want <ip>/<first>/<until>-<since>", key)
+	}
+	if ip, err = parseIP(parts[0]); err != nil {
+		return ip, until, err
+	}
+	end, _, _ := strings.Cut(parts[2], "-")
+	until, err = time.Parse(blockTime, end)
+	return ip, until, err
 }
 
 // The parsers below read the last part of a key. They accept one spelling of each value, so that no two keys mean the same.

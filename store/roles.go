@@ -33,7 +33,7 @@ var (
 	// Pins, history, cordons and suspicions are crdsync's to delete, with the IP or the Node that they are of.
 	CrdsyncGrants = append([]Grant{{Key: CompactionKey, One: true, Write: true}}, grants(
 		[]string{""},
-		[]string{PoolPrefix, EgressPrefix, AllocationPrefix, IDPrefix, CounterPrefix, MembersByNode, MembersByEgress, BlockPrefix, NodePrefix,
+		[]string{PoolPrefix, EgressPrefix, AllocationPrefix, IDPrefix, CounterPrefix, MembersByNode, MembersByEgress, BlockPrefix, BlockHistoryPrefix, NodePrefix,
 			ServicePrefix, PodPrefix, ToldPrefix, crdsyncElectionName + "/", PinPrefix, HistoryPrefix, CordonPrefix, SuspicionPrefix})...)
 	OperatorGrants = grants([]string{""}, []string{MovePrefix, PinPrefix, CordonPrefix, ActPrefix})
 )
