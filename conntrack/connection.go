@@ -2,6 +2,7 @@ package conntrack
 
 import (
 	"net/netip"
+	"time"
 
 	"golang.org/x/sys/unix"
 
@@ -22,6 +23,25 @@ type Connection struct {
 	// Ended says that it is one of TCP that has ended, and is remembered for some time: in TIME_WAIT or CLOSE.
 	Ended bool
 }
+
+// Flow is what an entry says at a time, with all that is for a log of it.
+type Flow struct {
+	Connection
+	// ID is the number of the entry; with the rest that does not change it tells it from others, also from a later one of the same ends.
+	ID uint32
+	// SourcePort is the port at Source, before any translation, or the identifier of an ICMP echo; 0: the protocol has none.
+	SourcePort uint16
+	Replied    bool // the destination has answered
+	// Counted says that Sent, by the source, and Received are known: the kernel counts them with net.netfilter.nf_conntrack_acct=1 alone.
+	Counted        bool
+	Sent, Received Count
+	// Start and Stop are when the connection began and ended, by the kernel, with net.netfilter.nf_conntrack_timestamp=1; else zero. The event of a
+	// beginning has neither.
+	Start, Stop time.Time
+}
+
+// Count is how much passed in a direction, from the IP header on.
+type Count struct{ Packets, Bytes uint64 }
 
 // Filter says which entries are meant. What is zero in it says nothing; the zero Filter means all.
 type Filter struct {

@@ -93,8 +93,8 @@ func (t table) delete(family byte, f Filter, match func(Connection) bool) error 
 	var errs []error
 	for n := 1; ; n++ {
 		var found [][]byte
-		err := t.list(family, f, func(c Connection, attributes []byte) {
-			if match(c) {
+		err := t.list(family, f, func(c Flow, attributes []byte) {
+			if match(c.Connection) {
 				found = append(found, attributes)
 			}
 		})

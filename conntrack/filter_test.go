@@ -42,7 +42,7 @@ func listed(t testing.TB, f Filter) (all []Connection) {
 	}
 	defer c.Close()
 	for _, family := range f.families() {
-		if err := (table{c}).list(family, f, func(c Connection, _ []byte) { all = append(all, c) }); err != nil {
+		if err := (table{c}).list(family, f, func(c Flow, _ []byte) { all = append(all, c.Connection) }); err != nil {
 			t.Fatal(err)
 		}
 	}

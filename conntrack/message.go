@@ -15,15 +15,20 @@ import (
 
 // The messages and attributes of linux/netfilter/nfnetlink_conntrack.h.
 const (
+	begin  = unix.NFNL_SUBSYS_CTNETLINK << 8 // of an entry that is there since just now
 	get    = unix.NFNL_SUBSYS_CTNETLINK<<8 | 1
 	remove = unix.NFNL_SUBSYS_CTNETLINK<<8 | 2
 
-	tupleOrig  = 1
-	tupleReply = 2
-	protoInfo  = 4
-	mark       = 8
-	markMask   = 21
-	filter     = 25 // since Linux 5.8
+	tupleOrig                   = 1
+	tupleReply                  = 2
+	status                      = 3
+	protoInfo                   = 4
+	mark                        = 8
+	countersOrig, countersReply = 9, 10 // of both directions, with nf_conntrack_acct=1
+	entryID                     = 12
+	timestamps                  = 20 // with nf_conntrack_timestamp=1
+	markMask                    = 21
+	filter                      = 25 // since Linux 5.8
 
 	tupleIP       = 1 // in a tuple
 	tupleProtocol = 2
@@ -31,6 +36,12 @@ const (
 	tcpInfo  = 1 // in the protocol's own
 	tcpState = 1 // in that
 	timeWait = 7 // of linux/netfilter/nf_conntrack_tcp.h; what comes after it is CLOSE
+
+	seenReply = 1 << 1 // in the status: IPS_SEEN_REPLY of linux/netfilter/nf_conntrack_common.h
+
+	counterPackets, counterBytes = 1, 2 // in counters
+
+	timestampStart, timestampStop = 1, 2 // in timestamps
 
 	number          = 1 // in a tuple's protocol
 	sourcePort      = 2
@@ -125,7 +136,7 @@ func encodeTuple(e *netlink.AttributeEncoder, n uint16, tuple map[address]netip.
 
 // list calls found for each entry of a family that the kernel takes to be meant by the filter, with the attributes of its message. The
 // error is errInterrupted when some may be missing.
-func (t table) list(family byte, f Filter, found func(c Connection, attributes []byte)) error {
+func (t table) list(family byte, f Filter, found func(c Flow, attributes []byte)) error {
 	q, err := question(family, f)
 	if err != nil {
 		return err
@@ -147,8 +158,8 @@ func (t table) list(family byte, f Filter, found func(c Connection, attributes [
 		if len(m.Data) < headerLen {
 			return fmt.Errorf("netlink message of %d bytes", len(m.Data))
 		}
-		c, err := decode(m.Data[headerLen:])
-		if err != nil {
+		var c Flow
+		if err := decode(m.Data[headerLen:], &c); err != nil {
 			return err
 		}
 		found(c, m.Data[headerLen:])
@@ -205,46 +216,74 @@ func (t table) remove(family byte, attributes []byte) error {
 	return err
 }
 
-// decode returns what the attributes of an entry say.
-func decode(attributes []byte) (c Connection, err error) {
-	err = each(attributes, func(d *netlink.AttributeDecoder) error {
-		switch d.Type() {
+// decode reads what the attributes of an entry say into f, which is empty before.
+func decode(attributes []byte, f *Flow) error {
+	return each(attributes, func(typ uint16, value []byte) (err error) {
+		switch typ {
 		case mark:
-			c.Mark = egress.Mark(d.Uint32())
+			m, err := number32(value)
+			f.Mark = egress.Mark(m)
+			return err
 		case tupleOrig:
-			_, err := decodeTuple(d.Bytes(), func(where address, ip netip.Addr) {
-				if where == source {
-					c.Source = ip
-				}
-			})
+			var other netip.Addr
+			is, err := decodeTuple(value, &f.Source, &other)
+			f.SourcePort = is.port()
 			return err
 		case tupleReply:
-			ends, err := decodeTuple(d.Bytes(), func(where address, ip netip.Addr) {
-				if where == source {
-					c.Destination = ip
-				} else {
-					c.Translated = ip
-				}
-			})
-			c.Protocol, c.DestinationPort, c.Port = ends.protocol, ends.source, ends.destination
+			is, err := decodeTuple(value, &f.Destination, &f.Translated)
+			f.Protocol, f.DestinationPort, f.Port = is.protocol, is.source, is.destination
 			return err
 		case protoInfo:
-			return each(d.Bytes(), func(d *netlink.AttributeDecoder) error {
-				if d.Type() != tcpInfo {
+			return each(value, func(typ uint16, value []byte) error {
+				if typ != tcpInfo {
 					return nil
 				}
-				return each(d.Bytes(), func(d *netlink.AttributeDecoder) error {
-					if d.Type() == tcpState {
-						state := d.Uint8()
-						c.Ended = state == timeWait || state == timeWait+1
+				return each(value, func(typ uint16, value []byte) error {
+					if typ == tcpState && len(value) > 0 {
+						f.Ended = value[0] == timeWait || value[0] == timeWait+1
 					}
 					return nil
 				})
 			})
+		case entryID:
+			f.ID, err = number32(value)
+		case status:
+			bits, err := number32(value)
+			f.Replied = bits&seenReply != 0
+			return err
+		case countersOrig:
+			f.Counted = true
+			return decodeCount(value, &f.Sent)
+		case countersReply:
+			f.Counted = true
+			return decodeCount(value, &f.Received)
+		case timestamps:
+			return each(value, func(typ uint16, value []byte) error {
+				n, err := number64(value)
+				switch {
+				case err != nil || n == 0:
+				case typ == timestampStart:
+					f.Start = time.Unix(0, int64(n))
+				case typ == timestampStop:
+					f.Stop = time.Unix(0, int64(n))
+				}
+				return err
+			})
 		}
-		return nil
+		return err
 	})
-	return c, err
+}
+
+func decodeCount(attributes []byte, to *Count) error {
+	return each(attributes, func(typ uint16, value []byte) (err error) {
+		switch typ {
+		case counterPackets:
+			to.Packets, err = number64(value)
+		case counterBytes:
+			to.Bytes, err = number64(value)
+		}
+		return err
+	})
 }
 
 // ends are the protocol of a tuple and its ports; the identifier of an ICMP echo is taken for the destination's.
@@ -253,51 +292,87 @@ type ends struct {
 	source, destination uint16
 }
 
-func decodeTuple(attributes []byte, put func(where address, ip netip.Addr)) (is ends, err error) {
-	err = each(attributes, func(d *netlink.AttributeDecoder) error {
-		if d.Type() == tupleProtocol {
-			return each(d.Bytes(), func(d *netlink.AttributeDecoder) error {
-				switch d.Type() {
+// port is the port of the source; the identifier of an ICMP echo.
+func (e ends) port() uint16 {
+	if e.protocol == unix.IPPROTO_ICMP || e.protocol == unix.IPPROTO_ICMPV6 {
+		return e.destination
+	}
+	return e.source
+}
+
+func decodeTuple(attributes []byte, from, to *netip.Addr) (is ends, err error) {
+	err = each(attributes, func(typ uint16, value []byte) error {
+		switch typ {
+		case tupleProtocol:
+			return each(value, func(typ uint16, value []byte) (err error) {
+				switch typ {
 				case number:
-					is.protocol = d.Uint8()
+					if len(value) != 1 {
+						return errShort
+					}
+					is.protocol = value[0]
 				case sourcePort:
-					is.source = d.Uint16()
+					is.source, err = number16(value)
 				case destinationPort, icmpID, icmpv6ID:
-					is.destination = d.Uint16()
+					is.destination, err = number16(value)
+				}
+				return err
+			})
+		case tupleIP:
+			return each(value, func(typ uint16, value []byte) error {
+				ip, _ := netip.AddrFromSlice(value)
+				switch typ {
+				case source.ipv4, source.ipv6:
+					*from = ip
+				case destination.ipv4, destination.ipv6:
+					*to = ip
 				}
 				return nil
 			})
 		}
-		if d.Type() != tupleIP {
-			return nil
-		}
-		return each(d.Bytes(), func(d *netlink.AttributeDecoder) error {
-			ip, _ := netip.AddrFromSlice(d.Bytes())
-			for _, where := range []address{source, destination} {
-				if d.Type() == where.ipv4 || d.Type() == where.ipv6 {
-					put(where, ip)
-				}
-			}
-			return nil
-		})
+		return nil
 	})
 	return is, err
 }
 
-// each calls f for every attribute.
-func each(attributes []byte, f func(*netlink.AttributeDecoder) error) error {
-	d, err := netlink.NewAttributeDecoder(attributes)
-	if err != nil {
-		return fmt.Errorf("decoding netlink attributes: %w", err)
+var errShort = errors.New("decoding netlink attributes: one has not the length of its kind")
+
+func number16(b []byte) (uint16, error) {
+	if len(b) != 2 {
+		return 0, errShort
 	}
-	d.ByteOrder = binary.BigEndian
-	for d.Next() {
-		if err := f(d); err != nil {
+	return binary.BigEndian.Uint16(b), nil
+}
+
+func number32(b []byte) (uint32, error) {
+	if len(b) != 4 {
+		return 0, errShort
+	}
+	return binary.BigEndian.Uint32(b), nil
+}
+
+func number64(b []byte) (uint64, error) {
+	if len(b) != 8 {
+		return 0, errShort
+	}
+	return binary.BigEndian.Uint64(b), nil
+}
+
+// each calls f for every attribute (struct nlattr of linux/netlink.h). It allocates nothing: there are tens of thousands of events a second.
+func each(attributes []byte, f func(typ uint16, value []byte) error) error {
+	for len(attributes) > 0 {
+		if len(attributes) < unix.NLA_HDRLEN {
+			return errors.New("decoding netlink attributes: the last one is cut off")
+		}
+		n := int(binary.NativeEndian.Uint16(attributes))
+		typ := binary.NativeEndian.Uint16(attributes[2:]) &^ (unix.NLA_F_NESTED | unix.NLA_F_NET_BYTEORDER)
+		if n < unix.NLA_HDRLEN || n > len(attributes) {
+			return fmt.Errorf("decoding netlink attributes: one of %d bytes, of which %d are there", n, len(attributes))
+		}
+		if err := f(typ, attributes[unix.NLA_HDRLEN:n]); err != nil {
 			return err
 		}
-	}
-	if err := d.Err(); err != nil {
-		return fmt.Errorf("decoding netlink attributes: %w", err)
+		attributes = attributes[min((n+unix.NLA_ALIGNTO-1)&^(unix.NLA_ALIGNTO-1), len(attributes)):]
 	}
 	return nil
 }
