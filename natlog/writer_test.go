@@ -1,0 +1,203 @@
+package natlog
+
+import (
+	"bytes"
+	"encoding/json"
+	"log/slog"
+	"os"
+	"path/filepath"
+	"strings"
+	"sync"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/internal/need"
+)
+
+// gate is a writer that lets nothing through while it is shut.
+type gate struct {
+	mu   sync.Mutex
+	open bool
+	cond *sync.Cond
+	got  bytes.Buffer
+}
+
+func newGate() *gate {
+	g := &gate{}
+	g.cond = sync.NewCond(&g.mu)
+	return g
+}
+
+func (g *gate) Write(b []byte) (int, error) {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	for !g.open {
+		g.cond.Wait()
+	}
+	return g.got.Write(b)
+}
+
+func (g *gate) release() {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	g.open = true
+	g.cond.Broadcast()
+}
+
+// counts are what a Writer says that it wrote and lost.
+type counts struct {
+	mu     sync.Mutex
+	wrote  int
+	missed map[Reason]int
+}
+
+func (c *counts) config(cfg Config) Config {
+	c.missed = map[Reason]int{}
+	cfg.Log = slog.New(slog.DiscardHandler)
+	cfg.Wrote = func(n int) { c.mu.Lock(); defer c.mu.Unlock(); c.wrote += n }
+	cfg.Missed = func(r Reason, n int) { c.mu.Lock(); defer c.mu.Unlock(); c.missed[r] += n }
+	return cfg
+}
+
+// read returns how many connections begin in a log, and how many lines it says that were lost, by reason.
+func read(t *testing.T, log []byte) (began int, lost map[Reason]int) {
+	t.Helper()
+	lost = map[Reason]int{}
+	for l := range bytes.Lines(log) {
+		var is Line
+		if err := json.Unmarshal(l, &is); err != nil {
+			if len(bytes.TrimSpace(l)) > 0 {
+				t.Logf("torn: %q", l)
+			}
+			continue
+		}
+		switch is.Event {
+		case New:
+			began++
+		case Lost:
+			lost[is.Reason] += int(is.Lost)
+			if is.Since.IsZero() || is.Node != "n1" {
+				t.Errorf("%+v", is)
+			}
+		}
+	}
+	return began, lost
+}
+
+func TestAWriterThatHangsHoldsNobodyUpAndTellsWhatWasLost(t *testing.T) {
+	g, c := newGate(), &counts{}
+	w := NewWriter(c.config(Config{Out: g, Node: "n1", queue: 100_000}))
+	go w.Run()
+	const all = 5000
+	began := time.Now()
+	for range all {
+		w.Write(&Line{Event: New, Time: time.Now(), Node: "n1", PodName: "web"})
+	}
+	if took := time.Since(began); took > 5*time.Second {
+		t.Errorf("writing took %v", took)
+	}
+	if w.Close(10 * time.Millisecond) {
+		t.Error("all is said to be written")
+	}
+	g.release()
+	<-w.done
+	in, lost := read(t, g.got.Bytes())
+	if in+lost[LostQueue] != all || in == 0 || lost[LostQueue] == 0 || c.missed[LostQueue] != lost[LostQueue] || c.wrote != in+1 {
+		t.Errorf("%d lines, %v lost, %d and %v counted; want %d in all", in, lost, c.wrote, c.missed, all)
+	}
+}
+
+// TestAFullDiskLosesNoLineSilently has a file system that has room for some.
+func TestAFullDiskLosesNoLineSilently(t *testing.T) {
+	need.Root(t)
+	dir := t.TempDir()
+	if err := unix.Mount("tmpfs", dir, "tmpfs", 0, "size=128k"); err != nil {
+		t.Fatal(err)
+	}
+	defer func() { _ = unix.Unmount(dir, unix.MNT_DETACH) }()
+	ballast := filepath.Join(dir, "ballast")
+	name, c := filepath.Join(dir, "nat.log"), &counts{}
+	out := File(name, 1, 3, 0)
+	w := NewWriter(c.config(Config{Out: out, Node: "n1", pause: time.Millisecond}))
+	go w.Run()
+	total := 0
+	write := func(n int) {
+		for range n {
+			w.Write(&Line{Event: New, Time: time.Now(), Node: "n1", PodName: strings.Repeat("web", 10)})
+			total++
+		}
+		eventually(t, func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.lines == 0 })
+	}
+	write(100)
+	if err := os.WriteFile(ballast, make([]byte, 60<<10), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	for range 3 {
+		write(300) // they do not all fit
+		eventually(t, func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.wrote+c.missed[LostWrite] >= total })
+	}
+	if err := os.Remove(ballast); err != nil {
+		t.Fatal(err)
+	}
+	write(50)
+	if !w.Close(10 * time.Second) {
+		t.Error("not all is written")
+	}
+	if err := out.Close(); err != nil {
+		t.Error(err)
+	}
+	b, err := os.ReadFile(name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	in, lost := read(t, b)
+	if in+lost[LostWrite] != total || lost[LostWrite] < 200 || lost[LostWrite] != c.missed[LostWrite] {
+		t.Errorf("%d lines are in the log, which says that %v were lost, %v counted; want %d in all", in, lost, c.missed, total)
+	}
+}
+
+func TestALossThatCannotBeWrittenIsToldLater(t *testing.T) {
+	c := &counts{}
+	out := &failing{fails: 3}
+	w := NewWriter(c.config(Config{Out: out, Node: "n1", pause: time.Millisecond}))
+	w.Lose(LostSocket, 500, noon)
+	go w.Run()
+	eventually(t, func() bool { out.mu.Lock(); defer out.mu.Unlock(); return out.got.Len() > 0 })
+	if !w.Close(10 * time.Second) {
+		t.Error("not all is written")
+	}
+	if _, lost := read(t, out.got.Bytes()); lost[LostSocket] != 500 || len(lost) != 1 || c.missed[LostSocket] != 500 {
+		t.Errorf("the log says %v, counted are %v", lost, c.missed)
+	}
+}
+
+// failing is a writer that fails so often at first, in the middle of what it is given.
+type failing struct {
+	mu    sync.Mutex
+	fails int
+	got   bytes.Buffer
+}
+
+func (f *failing) Write(b []byte) (int, error) {
+	f.mu.Lock()
+	defer f.mu.Unlock()
+	if f.fails > 0 {
+		f.fails--
+		return 0, unix.ENOSPC
+	}
+	return f.got.Write(b)
+}
+
+// BenchmarkWrite is what a line costs who writes it.
+func BenchmarkWrite(b *testing.B) {
+	w := NewWriter(Config{Out: &bytes.Buffer{}, Node: "n1"})
+	l := Line{Event: New, Time: noon, Node: "n1", Egress: "web", PodName: "web-1", PodNamespace: "prod", Protocol: "tcp", Port: 2048, Start: noon}
+	b.ReportAllocs()
+	for b.Loop() {
+		if w.Write(&l); len(w.pending) > 1<<20 {
+			w.pending = w.pending[:0]
+		}
+	}
+}
