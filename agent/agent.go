@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"maps"
 	"net"
+	"net/http"
 	"net/netip"
 	"runtime"
 	"slices"
@@ -66,6 +67,8 @@ type Config struct {
 
 	RandomPorts bool // choose the source ports of SNATed connections at random
 
+	NATLog NATLog // what is logged of connections
+
 	ShareTables bool // let other programs write to the nftables tables, where the kernel can keep them off
 
 	Sysctl  string // where the settings of /proc/sys/net can be written; empty: there
@@ -90,6 +93,7 @@ type agent struct {
 	probes    *probes
 	drops     *drops
 	ports     *ports
+	natLog    *natLogger // nil: off
 	flusher   *flusher
 	metrics   *metrics
 	features  []string       // what the record of the agent says of its kernel
@@ -136,6 +140,10 @@ func Run(ctx context.Context, cfg Config) error {
 	defer a.tables.Close()
 	if cfg.Monitor != nil {
 		cfg.Monitor.Ready(ReadyCheck, a.ready.check)
+		who := &asked{node: cfg.Node, snapshot: a.view.Snapshot, log: a.natLog,
+			list: func(m egress.Mark) ([]conntrack.Flow, error) { return conntrack.Flows(m, ^egress.Mark(0)) }}
+		cfg.Monitor.Page(ConnectionsPage, http.HandlerFunc(who.connections))
+		cfg.Monitor.Page(LogPage, http.HandlerFunc(who.natLog))
 	}
 	if err := a.start(ctx); err != nil {
 		return err
@@ -162,6 +170,15 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return a.probes.run(gctx) })
 	g.Go(func() error { return a.drops.run(gctx) })
 	g.Go(func() error { return a.ports.run(gctx) })
+	g.Go(func() error { return a.natLog.run(gctx) })
+	if cfg.Monitor != nil {
+		g.Go(func() error {
+			if err := cfg.Monitor.ServeRoot(gctx, lock); err != nil {
+				a.Log.Warn("root is not told which pod has a port", "err", err)
+			}
+			return nil
+		})
+	}
 	g.Go(func() error { return a.flusher.run(gctx) })
 	g.Go(func() error { return a.history.run(gctx, a.Store, a.Log) })
 	watch := func(run func(context.Context, func()) error) {
@@ -187,7 +204,7 @@ func Run(ctx context.Context, cfg Config) error {
 // lockNode keeps a second agent off the node: an abstract unix socket lives and dies with the process, and is private to the network
 // namespace.
 func lockNode() (net.Listener, error) {
-	l, err := net.Listen("unix", "@egret/agent")
+	l, err := net.Listen("unix", Socket)
 	if err != nil {
 		return nil, fmt.Errorf("another egret agent runs in this network namespace: %w", err)
 	}
@@ -224,6 +241,13 @@ func open(cfg Config) (*agent, error) {
 		})
 	}
 	a.ports = newPorts(&ports{log: cfg.Log, opened: a.tables.Opened, list: conntrack.Marked, wake: a.wake, reuses: conntrack.ReusesPorts()})
+	if a.natLog, err = newNATLogger(natLogger{
+		cfg: cfg.NATLog, node: cfg.Node, version: cfg.Version, log: cfg.Log, snapshot: a.view.Snapshot, metrics: a.metrics,
+		listen: func() (*conntrack.Events, error) { return conntrack.Listen(egress.ConnTag, egress.ConnTagMask) },
+		list:   func() ([]conntrack.Flow, error) { return conntrack.Flows(egress.ConnTag, egress.ConnTagMask) },
+	}); err != nil {
+		return nil, err
+	}
 	a.drops = &drops{log: cfg.Log, look: a.tables.Guarded, wake: a.wake, cause: a.causeOf}
 	a.announcer = announce.New(announce.Config{Log: cfg.Log, Permitted: a.machine.answers, Changed: a.wake})
 	a.probes = newProbes(&probes{log: cfg.Log, unused: cfg.Store.Unused, wake: a.wake,

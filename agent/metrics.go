@@ -86,13 +86,21 @@ var (
 		Help: "Packets that Egret's tables on this node dropped, by the counter of `nft list counters table inet egret`; docs/design.md says what each is for."}
 )
 
+var (
+	metricLogLines = monitor.Metric{Name: "egret_nat_log_lines_total", Type: monitor.Counter,
+		Help: "Lines that were written to the log of connections (--nat-log)."}
+	metricLogLost = monitor.Metric{Name: "egret_nat_log_lost_total", Type: monitor.Counter, Labels: []string{"reason"},
+		Help: "Lines that are missing in the log of connections: socket, the agent did not read the kernel's events in time; queue, lines came faster than " +
+			"they were written; write, they could not be written, as on a full disk. The log itself says so as well."}
+)
+
 // Metrics returns all that an agent tells, in the order of the documentation.
 func Metrics() []monitor.Metric { return append(counted(), read()...) }
 
 // counted are those that the agent counts, read are those that are read when they are asked for.
 func counted() []monitor.Metric {
 	return []monitor.Metric{metricTakeover, metricReleases, metricRevoked, metricLost, metricMargin, metricRenewals, metricQuestion, metricNoAnswer, metricPass,
-		metricPassFailed, metricToKernel, metricKernel, metricResets}
+		metricPassFailed, metricToKernel, metricKernel, metricResets, metricLogLines, metricLogLost}
 }
 
 func read() []monitor.Metric {

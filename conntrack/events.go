@@ -178,6 +178,9 @@ func (e *Events) lost(some bool) int {
 	return n
 }
 
+// SetReadBuffer says how many bytes of events wait for Receive at most, as the kernel counts them.
+func (e *Events) SetReadBuffer(bytes int) error { return e.nl.SetReadBuffer(bytes) }
+
 // Close ends a Receive that waits, and all later ones.
 func (e *Events) Close() error {
 	e.closed.Store(true)

@@ -5,8 +5,11 @@
 // network of its node is probed with `host: 127.0.0.1`. The other one, which is off by default, serves /metrics alone to whoever shows a certificate
 // of the given CA.
 //
+// What a daemon knows of single pods it tells to fewer: the pages that it registers with Page are answered to root, by a unix socket (ServeRoot), and at the
+// second listener to clients whose certificates are named.
+//
 // Invariants:
-//   - A request changes nothing: there is neither a body that is read, nor a parameter, nor another method than GET and HEAD.
+//   - A request changes nothing: there is no body that is read, and no other method than GET and HEAD. Only the pages of Page have parameters.
 //   - What comes to the loopback address with another source than a loopback one is closed unread: with route_localnet=1, which kube-proxy sets,
 //     the kernel takes 127.0.0.1 from the network.
 //   - Nobody keeps others from being answered by holding connections: where there are too many, the oldest goes.

@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strings"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -30,6 +31,8 @@ type Config struct {
 	// Remote is an address and a port for /metrics alone, over TLS; "": none.
 	Remote string
 	TLS    TLS // of Remote
+	// Readers are the common names of the client certificates by which Remote also answers the questions of Page; nil: it answers nobody.
+	Readers []string
 	// Metrics are what /metrics shows; nil: there is no such page.
 	Metrics prometheus.Gatherer
 	Level   *LogLevel    // what /log-level reads and sets; nil: there is no such page
@@ -45,6 +48,9 @@ func (c Config) Validate() error {
 		}
 	}
 	if c.Remote == "" {
+		if len(c.Readers) > 0 {
+			errs = append(errs, errors.New("--who-clients: there are clients at --metrics-address alone: want that too"))
+		}
 		return errors.Join(errs...)
 	}
 	at, err := netip.ParseAddrPort(c.Remote)
@@ -54,6 +60,11 @@ func (c Config) Validate() error {
 		errs = append(errs, fmt.Errorf("--metrics-address %q: want an address of this node and a port, like 10.0.0.1:8481", c.Remote))
 	case at.Addr().IsUnspecified() && lerr == nil && at.Port() == local.Port():
 		errs = append(errs, fmt.Errorf("--metrics-address %q: all addresses are that of --status-address %s too: want one address of this node, or another port", c.Remote, c.Local))
+	}
+	for _, name := range c.Readers {
+		if strings.TrimSpace(name) == "" {
+			errs = append(errs, errors.New("--who-clients: want common names of client certificates, none of them empty"))
+		}
 	}
 	_, err = c.TLS.load()
 	return errors.Join(append(errs, err)...)
@@ -69,6 +80,7 @@ func IsLocal(address string) bool {
 type Server struct {
 	Config
 	live, ready *checks
+	questions   questions
 }
 
 // New returns a Server that does nothing yet.
@@ -121,6 +133,7 @@ func (s *Server) pages() (local, remote *http.ServeMux) {
 		local.Handle("PUT /log-level", levelPage{s.Level, s.Log})
 	}
 	remote.Handle("GET /metrics", metrics)
+	remote.Handle("GET /", s.questions.forReaders(s.Readers))
 	return local, remote
 }
 

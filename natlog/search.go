@@ -21,8 +21,8 @@ import (
 const (
 	// maxLine is more than a line has; what is longer is none of the log's.
 	maxLine = 64 << 10
-	// maxUses bounds how many connections an answer has: a port serves as many as there are destinations.
-	maxUses = 1000
+	// MaxUses bounds how many connections an answer has: a port serves as many as there are destinations.
+	MaxUses = 1000
 	// lossNear is how far from the time in question a loss may have hidden what was asked for: after one the agent lists what there is within seconds.
 	lossNear = time.Minute
 )
@@ -225,7 +225,7 @@ func (s *search) connection(l *Line) {
 		delete(s.open, k)
 	}
 	// What ended long before is of no interest, and there may be many.
-	if len(s.uses) > 4*maxUses {
+	if len(s.uses) > 4*MaxUses {
 		s.uses = slices.DeleteFunc(s.uses, func(u *use) bool { return !u.within(s.q) && !u.Stop.IsZero() })
 	}
 }
@@ -250,8 +250,8 @@ func (s *search) result(ctx context.Context) Answer {
 			a.Uses = append(a.Uses, u.Line)
 		}
 	}
-	if a.More = len(a.Uses) > maxUses; a.More {
-		a.Uses = a.Uses[:maxUses]
+	if a.More = len(a.Uses) > MaxUses; a.More {
+		a.Uses = a.Uses[:MaxUses]
 	}
 	switch {
 	case s.first.IsZero():

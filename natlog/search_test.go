@@ -131,11 +131,11 @@ func TestASearchThatTakesTooLongSaysSo(t *testing.T) {
 // TestAnAnswerIsBounded has more connections by one port than anybody reads.
 func TestAnAnswerIsBounded(t *testing.T) {
 	log := line(LogStart, 0, "")
-	for i := range 3 * maxUses {
+	for i := range 3 * MaxUses {
 		log += line(New, 1, "1", to(fmt.Sprintf("192.0.%d.%d", i/250, i%250)))
 	}
 	a, err := Search(t.Context(), Question{IP: netip.MustParseAddr("10.0.0.1"), Port: 2048, From: at(1), To: at(2)}, strings.NewReader(log))
-	if err != nil || !a.More || len(a.Uses) != maxUses {
+	if err != nil || !a.More || len(a.Uses) != MaxUses {
 		t.Errorf("%d uses, more: %t, %v", len(a.Uses), a.More, err)
 	}
 }

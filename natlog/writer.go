@@ -151,6 +151,7 @@ func (w *Writer) Run() {
 		for {
 			batch, lines, told, closed := w.take(spare)
 			if len(batch) == 0 {
+				spare = batch[:0] // the former one is what is queued into now
 				if closed {
 					return
 				}

@@ -173,6 +173,36 @@ func TestALossThatCannotBeWrittenIsToldLater(t *testing.T) {
 	}
 }
 
+// TestWhatIsQueuedIsNotWrittenOver has lines of two lengths come while others are written, now and then with a pause in which nothing is queued.
+func TestWhatIsQueuedIsNotWrittenOver(t *testing.T) {
+	c := &counts{}
+	var out bytes.Buffer
+	w := NewWriter(c.config(Config{Out: &out, Node: "n1"}))
+	go w.Run()
+	const all = 20_000
+	for i := range all {
+		w.Write(&Line{Event: New, Time: noon, Node: "n1", PodName: strings.Repeat("x", i%300)})
+		if i%500 == 0 {
+			w.wake()
+			time.Sleep(time.Millisecond)
+		}
+	}
+	if !w.Close(10 * time.Second) {
+		t.Error("not all is written")
+	}
+	next := 0
+	for l := range bytes.Lines(out.Bytes()) {
+		var is Line
+		if err := json.Unmarshal(l, &is); err != nil || len(is.PodName) != next%300 {
+			t.Fatalf("line %d: %q, %v", next, l, err)
+		}
+		next++
+	}
+	if next != all {
+		t.Errorf("%d lines, want %d", next, all)
+	}
+}
+
 // failing is a writer that fails so often at first, in the middle of what it is given.
 type failing struct {
 	mu    sync.Mutex

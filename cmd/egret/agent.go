@@ -33,6 +33,7 @@ type agentFlags struct {
 	sysctl                               string
 	gossipKeyFile, onStoreLoss           string
 	monitor                              monitorFlags
+	natLog                               agent.NATLog
 	log                                  logFlags
 }
 
@@ -68,7 +69,14 @@ func agentCommand() *cobra.Command {
 	s.IntVar(&f.gossipPort, "gossip-port", gossip.DefaultPort, "TCP and UDP port on which the agents find out within a second who is dead; 0: off")
 	s.StringVar(&f.gossipKeyFile, "gossip-key-file", "", "file of the gossip's key, 16, 24 or 32 bytes in base64, the same on all nodes; without it there is no gossip")
 	s.StringVar(&f.onStoreLoss, "on-store-loss", "freeze", "freeze: keep the egress IPs while all agents have lost etcd (needs the gossip); release: let them go")
+	s.StringVar(&f.natLog.File, "nat-log", "", "file for a line of JSON for each connection by an egress IP that begins and ends; - is the standard output (default: off; docs/natlog.md)")
+	s.IntVar(&f.natLog.MaxSize, "nat-log-max-size", 100, "how large that file may become before it is renamed and another one begun, in MB")
+	s.IntVar(&f.natLog.Files, "nat-log-max-files", 10, "how many renamed files of it are kept; 0: all")
+	s.IntVar(&f.natLog.Days, "nat-log-max-days", 0, "for how many days they are kept; 0: whatever their age")
+	s.StringSliceVar(&f.natLog.Filter, "nat-log-filter", nil, "log connections of these alone: egress=NAME, namespace=NAME, ip=ADDRESS, comma separated")
+	s.IntVar(&f.natLog.Sample, "nat-log-sample", 1, "log one connection in so many")
 	f.monitor.add(s, egress.StatusPort)
+	s.StringSliceVar(&f.monitor.Readers, "who-clients", nil, "common names of client certificates that may ask at --metrics-address which pod has a port (default: none; root may on the node)")
 	f.log.add(s)
 	c.RunE = configured(&f.config, func(c *cobra.Command, _ []string) error { return f.run(c) })
 	return c
@@ -81,6 +89,7 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	cfg := agent.Config{
 		Node: f.node, Version: version, LeaseTTL: f.leaseTTL, Permit: f.permit, ClaimDelay: f.claimDelay, Linger: f.linger, RestartGrace: f.restartGrace,
 		Uplink: f.uplink, HoldUnknown: f.holdUnknown, RandomPorts: f.randomPorts, ShareTables: f.shareTables, Sysctl: f.sysctl, Exposed: f.etcd.exposed(),
+		NATLog: f.natLog,
 	}
 	if f.node == "" {
 		fault("--node: want the name of the Kubernetes node that this is")
@@ -129,7 +138,7 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	cfg.Except, err = prefixes("--egress.exceptCIDRs", f.except)
 	errs = append(errs, err)
 	cfg.Cluster, err = prefixes("--cluster-cidrs", f.cluster)
-	errs = append(errs, err, f.monitor.Validate(), f.etcd.secured())
+	errs = append(errs, err, f.monitor.Validate(), f.natLog.Validate(), f.etcd.secured())
 	return cfg, errors.Join(errs...)
 }
 

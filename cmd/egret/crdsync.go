@@ -59,7 +59,7 @@ func crdsyncCommand() *cobra.Command {
 	s.BoolVar(&defragment, "etcd-defragment", true, "defragment etcd's members where that pays, one at a time, its leader last, while all are well")
 	s.StringSliceVar(&cluster, "cluster-cidrs", nil, "ranges of the cluster's pods, for all agents; crdsync writes down the addresses of pods that are in none of them, nor in their node's podCIDRs")
 	s.IntVar(&blockSize, "block-size", 1024, "how many ports of an egress IP a node gets for its own pods at first, a power of two from 64 to 32768; 0: none (docs/ports.md)")
-	s.DurationVar(&blockHistory, "block-history", 30*24*time.Hour, "how long etcd remembers which node had which ports, for egret who; 0: not at all (docs/ports.md)")
+	s.DurationVar(&blockHistory, "block-history", 30*24*time.Hour, "how long etcd remembers which node had which ports, for egret who; 0: not at all (docs/natlog.md)")
 	watched.add(s, egress.SyncStatusPort)
 	logs.add(s)
 	c.RunE = configured(&config, func(c *cobra.Command, _ []string) error {

@@ -1,0 +1,132 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"net/http"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/egret-project/egret/conntrack"
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/natlog"
+)
+
+const (
+	// Socket is the abstract unix socket of the agent, in the network namespace of the node: that there is one agent is known by it, and root asks there.
+	Socket = "@egret/agent"
+	// ConnectionsPage and LogPage are what is asked there, with the parameters ip, port, from and to (natlog.Question.Query). Both answer with a natlog.Reply.
+	ConnectionsPage, LogPage = "/connections", "/natlog"
+
+	// searchTime bounds how long files of the log are read for a question.
+	searchTime = 6 * time.Second
+	// askShare is how much longer than a question took no other is answered, so that asking takes no processor from a node.
+	askShare = 2
+)
+
+// asked answers who has, or had, a port.
+type asked struct {
+	node     string
+	snapshot func() *egress.Snapshot
+	list     func(egress.Mark) ([]conntrack.Flow, error)
+	log      *natLogger // nil: off
+
+	turn  sync.Mutex // held while a question is answered
+	until time.Time  // when the next one may be; guarded by turn
+}
+
+// one runs f, unless it is not the time for another question.
+func (a *asked) one(w http.ResponseWriter, f func() (natlog.Answer, error)) {
+	if !a.turn.TryLock() {
+		http.Error(w, "another question is being answered: ask again", http.StatusServiceUnavailable)
+		return
+	}
+	defer a.turn.Unlock()
+	began := time.Now()
+	if began.Before(a.until) {
+		http.Error(w, "the agent rests after a question that took long: ask again in "+a.until.Sub(began).Round(time.Second).String(), http.StatusServiceUnavailable)
+		return
+	}
+	answer, err := f()
+	if took := time.Since(began); took > 100*time.Millisecond {
+		a.until = time.Now().Add(askShare * took)
+	}
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusInternalServerError)
+		return
+	}
+	w.Header().Set("Content-Type", "application/json")
+	_ = json.NewEncoder(w).Encode(natlog.Reply{Node: a.node, Answer: answer}) // who asked has gone
+}
+
+// connections is ConnectionsPage: who has the port now, by the kernel.
+func (a *asked) connections(w http.ResponseWriter, r *http.Request) {
+	q, err := natlog.ParseQuestion(r.URL.Query())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	a.one(w, func() (answer natlog.Answer, err error) {
+		answer.Uses = []natlog.Line{}
+		s := a.snapshot()
+		if s == nil {
+			return answer, errors.New("the agent has not read etcd yet")
+		}
+		names := newNames()
+		names.follow(s, time.Now())
+		ids := map[egress.ID]bool{}
+		for _, p := range s.Egresses {
+			for _, address := range p.Addresses {
+				if address.IP == q.IP {
+					ids[address.ID] = true
+				}
+			}
+		}
+		for id := range ids {
+			flows, err := a.list(id.ConnMark())
+			if err != nil {
+				return answer, err
+			}
+			for _, c := range flows {
+				if c.Translated != q.IP || c.Port != q.Port || len(answer.Uses) == natlog.MaxUses {
+					answer.More = answer.More || len(answer.Uses) == natlog.MaxUses
+					continue
+				}
+				l := names.line(a.node, 0, &c)
+				l.Event, l.Time, l.Start, l.Answered = natlog.Known, time.Now(), c.Start, c.Replied
+				if c.Counted {
+					l.Traffic = &natlog.Traffic{SentPackets: c.Sent.Packets, SentBytes: c.Sent.Bytes, ReceivedPackets: c.Received.Packets, ReceivedBytes: c.Received.Bytes}
+				}
+				answer.Uses = append(answer.Uses, l)
+			}
+		}
+		slices.SortFunc(answer.Uses, natlog.Compare)
+		return answer, nil
+	})
+}
+
+// natLog is LogPage: who had the port, by the files of the log.
+func (a *asked) natLog(w http.ResponseWriter, r *http.Request) {
+	q, err := natlog.ParseQuestion(r.URL.Query())
+	switch {
+	case err != nil:
+		http.Error(w, err.Error(), http.StatusBadRequest)
+	case a.log == nil:
+		http.Error(w, "the agent of node "+a.node+" logs no connections: it takes --nat-log", http.StatusNotFound)
+	case a.log.cfg.File == StandardOutput:
+		http.Error(w, "the agent of node "+a.node+" writes its log of connections to its standard output, and cannot read it: give it to egret who --log", http.StatusNotFound)
+	default:
+		a.one(w, func() (natlog.Answer, error) {
+			ctx, cancel := context.WithTimeout(r.Context(), searchTime)
+			defer cancel()
+			answer, err := natlog.SearchFile(ctx, q, a.log.cfg.File)
+			if len(a.log.cfg.Filter) > 0 || a.log.sample() > 0 {
+				answer.Missing = append(answer.Missing, fmt.Sprintf("the log has not all connections: filter %q, one in %d", a.log.cfg.Filter, max(a.log.sample(), 1)))
+			}
+			return answer, err
+		})
+	}
+}

@@ -1,0 +1,340 @@
+package operator
+
+import (
+	"cmp"
+	"context"
+	"encoding/json"
+	"errors"
+	"fmt"
+	"io"
+	"net/http"
+	"net/netip"
+	"net/url"
+	"slices"
+	"strings"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/natlog"
+	"github.com/egret-project/egret/store"
+)
+
+// Ask asks the agent of a node: page is agent.ConnectionsPage or agent.LogPage. The error wraps ErrNoWay where this command does not reach that agent.
+type Ask func(ctx context.Context, node string, addresses []netip.Addr, page string, q url.Values) (natlog.Reply, error)
+
+// ErrNoWay says that there is no way to the agent of a node from here.
+var ErrNoWay = errors.New("the agent of that node is not reached from here")
+
+// WhoConfig is a question of who has, or had, a port of an egress IP.
+type WhoConfig struct {
+	natlog.Question
+	Now bool // the time in question is now
+	// Destination, Protocol: of these connections alone; zero: of all.
+	Destination netip.Addr
+	Protocol    string
+	Ask         Ask
+	// Pages are where an agent is asked for its connections and for its log.
+	Pages [2]string
+	// Again is the command line of the question, to be asked elsewhere.
+	Again  []string
+	Format string // json, yaml, or "" for text
+}
+
+// Holder is a node that had the port at the time.
+type Holder struct {
+	Node   string    `json:"node"`
+	Egress string    `json:"egress,omitempty"`
+	First  uint16    `json:"first,omitempty"`
+	Last   uint16    `json:"last,omitempty"`
+	Since  time.Time `json:"since,omitzero"`
+	Until  time.Time `json:"until,omitzero"` // none: it has it
+	// Gateway says that the port is of those by which the gateway translates for nodes without a block: its own, or another's pods.
+	Gateway bool `json:"gateway,omitempty"`
+	// Resting says that the node had lost the block by then, and the port rested: what had it before may still have been under way.
+	Resting bool `json:"resting,omitempty"`
+}
+
+// Used is the answer: who had the port.
+type Used struct {
+	IP      netip.Addr    `json:"ip"`
+	Port    uint16        `json:"port"`
+	From    time.Time     `json:"from"`
+	To      time.Time     `json:"to"`
+	Holders []Holder      `json:"nodes"`
+	Uses    []natlog.Line `json:"connections"`
+	Missing []string      `json:"missing,omitempty"` // why something may be missing
+	Ask     []string      `json:"ask,omitempty"`     // commands that say more
+}
+
+// Who writes which node had a port, and which pods used it. The error is a Verdict of status 2 when nobody had it, and of 1 when that could not be known.
+func Who(ctx context.Context, c *store.Client, cfg WhoConfig, w io.Writer) error {
+	if err := checkReport(cfg.Format); err != nil {
+		return err
+	}
+	holders, nodes, missing, err := whoHeld(ctx, c, cfg)
+	if err != nil {
+		return err
+	}
+	u := Used{IP: cfg.IP, Port: cfg.Port, From: cfg.From, To: cfg.To, Holders: holders, Uses: []natlog.Line{}, Missing: missing}
+	for _, h := range holders {
+		if slices.ContainsFunc(holders[:slices.Index(holders, h)], func(o Holder) bool { return o.Node == h.Node }) {
+			continue
+		}
+		u.ask(ctx, cfg, h.Node, nodes[h.Node].Addresses)
+	}
+	return u.answer(cfg, w)
+}
+
+// WhoInLogs writes which pods used a port, by logs alone.
+func WhoInLogs(ctx context.Context, cfg WhoConfig, w io.Writer, logs ...io.Reader) error {
+	if err := checkReport(cfg.Format); err != nil {
+		return err
+	}
+	a, err := natlog.Search(ctx, cfg.Question, logs...)
+	if err != nil {
+		return err
+	}
+	u := Used{IP: cfg.IP, Port: cfg.Port, From: cfg.From, To: cfg.To, Holders: []Holder{}, Uses: []natlog.Line{}, Missing: a.Missing}
+	if !a.Last.IsZero() && a.Last.Before(cfg.To) {
+		u.Missing = append(u.Missing, "the log ends at "+a.Last.UTC().Format(time.RFC3339))
+	}
+	u.add(cfg, a)
+	return u.answer(cfg, w)
+}
+
+// whoHeld returns which nodes had the port, by etcd, and why that may not be all.
+func whoHeld(ctx context.Context, c *store.Client, cfg WhoConfig) (holders []Holder, nodes map[string]egress.Node, missing []string, err error) {
+	blocks, bad, err := c.Blocks(ctx, cfg.IP)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	former, worse, err := c.BlockHistory(ctx, cfg.IP)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	all, err := c.ReadAll(ctx)
+	if err != nil {
+		return nil, nil, nil, err
+	}
+	owners, err := c.History(ctx, cfg.IP)
+	if err != nil {
+		missing = append(missing, err.Error())
+	}
+	for _, f := range append(bad, worse...) {
+		missing = append(missing, fmt.Sprintf("record %s could not be read: %v", f.Key, f.Err))
+	}
+	name, since := "", time.Time{}
+	for _, a := range all.Allocations {
+		if a.IP == cfg.IP {
+			name, since = strings.Join(a.Egresses, ","), a.Since
+		}
+	}
+	if name == "" && len(blocks) == 0 && len(former) == 0 && len(owners) == 0 {
+		return nil, nil, nil, fmt.Errorf("%s is no egress IP, and was none as far as etcd remembers: egret get allocations lists them", cfg.IP)
+	}
+	nodes = all.Nodes
+	if cfg.Port < egress.FirstBlockPort {
+		holders = gateways(cfg, owners, name)
+		if len(holders) == 0 {
+			missing = append(missing, "who was the gateway then is not known: etcd remembers the last changes of it")
+		}
+		return holders, nodes, missing, nil
+	}
+	first := time.Now()
+	if !since.IsZero() && since.Before(first) {
+		first = since // nobody had a block of the IP before it was one
+	}
+	tenures := former
+	for _, b := range blocks {
+		tenures = append(tenures, b.Tenure())
+	}
+	for _, t := range tenures {
+		if !t.Ports(cfg.Port) {
+			continue
+		}
+		h := Holder{Node: t.Node, Egress: cmp.Or(t.Egress, name), First: t.First, Last: t.First + uint16(t.Size-1), Since: t.Since, Until: t.Until}
+		switch {
+		case t.Since.Before(cfg.To) && (t.Until.IsZero() || t.Until.After(cfg.From)):
+			holders = append(holders, h)
+		case t.Since.Before(cfg.To) && t.Until.Add(clockSlack).After(cfg.From):
+			h.Resting = true
+			holders = append(holders, h)
+		}
+	}
+	if len(holders) == 0 && cfg.From.Before(first) {
+		missing = append(missing, fmt.Sprintf("etcd does not remember whose ports of %s were whose before %s", cfg.IP, stamp(first)))
+	}
+	slices.SortFunc(holders, func(a, b Holder) int { return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.Node, b.Node)) })
+	return holders, nodes, missing, nil
+}
+
+// clockSlack is how long after a node lost a block it is still asked: its connections are ended then, and clocks differ.
+const clockSlack = 2 * time.Minute
+
+// gateways returns who held the IP at the time.
+func gateways(cfg WhoConfig, owners []egress.Tenure, name string) (out []Holder) {
+	for i, t := range owners {
+		h := Holder{Node: t.Node, Egress: name, First: egress.StatefulPort, Last: egress.FirstBlockPort - 1, Since: t.Since, Gateway: true}
+		if i+1 < len(owners) {
+			h.Until = owners[i+1].Since
+		}
+		if h.Node != "" && h.Since.Before(cfg.To) && (h.Until.IsZero() || h.Until.After(cfg.From)) {
+			out = append(out, h)
+		}
+	}
+	return out
+}
+
+// ask asks the agent of a node, and adds what it says; where it is not reached, how to ask it.
+func (u *Used) ask(ctx context.Context, cfg WhoConfig, node string, addresses []netip.Addr) {
+	pages := cfg.Pages[1:] // the log
+	if cfg.Now {
+		pages = cfg.Pages[:1] // the kernel, which is all that there is of now
+	}
+	for _, page := range pages {
+		r, err := cfg.Ask(ctx, node, addresses, page, cfg.Query())
+		switch {
+		case errors.Is(err, ErrNoWay):
+			u.Missing = append(u.Missing, fmt.Sprintf("which pod of node %s it was: %v", node, err))
+			u.Ask = append(u.Ask, fmt.Sprintf("kubectl exec -n egret-system $(kubectl get pods -n egret-system -o name -l app.kubernetes.io/name=egret-agent "+
+				"--field-selector spec.nodeName=%s) -- %s", node, strings.Join(cfg.Again, " ")))
+		case err != nil:
+			u.Missing = append(u.Missing, err.Error())
+		default:
+			u.add(cfg, r.Answer)
+			for _, m := range r.Missing {
+				u.Missing = append(u.Missing, "node "+node+": "+m)
+			}
+		}
+	}
+}
+
+func (u *Used) add(cfg WhoConfig, a natlog.Answer) {
+	for _, l := range a.Uses {
+		if cfg.Destination.IsValid() && l.DestinationIP != cfg.Destination || cfg.Protocol != "" && l.Protocol != cfg.Protocol {
+			continue
+		}
+		u.Uses = append(u.Uses, l)
+	}
+	if a.More {
+		u.Missing = append(u.Missing, fmt.Sprintf("there are more than %d connections: --to and --protocol choose some", natlog.MaxUses))
+	}
+	slices.SortFunc(u.Uses, natlog.Compare)
+}
+
+// answer writes it, and returns what it comes to.
+func (u *Used) answer(cfg WhoConfig, w io.Writer) error {
+	if err := writeReport(w, cfg.Format, u, func() error { return u.text(w) }); err != nil {
+		return err
+	}
+	switch {
+	case len(u.Uses) > 0:
+		return nil
+	case len(u.Missing) > 0:
+		return Verdict{1, fmt.Sprintf("which pod had %s could not be known", netip.AddrPortFrom(u.IP, u.Port))}
+	}
+	return Verdict{2, fmt.Sprintf("no pod had %s", netip.AddrPortFrom(u.IP, u.Port))}
+}
+
+func (u *Used) text(w io.Writer) error {
+	out := func(format string, a ...any) { fmt.Fprintf(w, format, a...) } // what cannot be written shows in the table below, or was the whole
+	what := netip.AddrPortFrom(u.IP, u.Port).String()
+	when := "at " + stamp(u.From)
+	for _, h := range u.Holders {
+		of := fmt.Sprintf("node %s, ports %d-%d", h.Node, h.First, h.Last)
+		if h.Gateway {
+			of = fmt.Sprintf("node %s, as the gateway, for nodes without ports of their own", h.Node)
+		}
+		until := "on"
+		if !h.Until.IsZero() {
+			until = "to " + stamp(h.Until)
+		}
+		rests := ""
+		if h.Resting {
+			rests = "; it rested then"
+		}
+		out("%s %s: %s, egress %s, from %s %s%s\n", what, when, of, dash(h.Egress), stamp(h.Since), until, rests)
+	}
+	if len(u.Holders) == 0 {
+		out("%s %s\n", what, when)
+	}
+	var rows [][]string
+	for _, l := range u.Uses {
+		pod := l.PodNamespace + "/" + l.PodName
+		if l.PodName == "" {
+			pod = "-"
+		}
+		if l.PodNode != "" {
+			pod = "of node " + l.PodNode + ", as " + netip.AddrPortFrom(l.OverlayIP, l.OverlayPort).String()
+		}
+		start, stop := "before", "-"
+		if !l.Start.IsZero() {
+			start = stamp(l.Start)
+		} else if l.Event == natlog.Known && !l.Time.IsZero() {
+			start = "before " + stamp(l.Time)
+		}
+		if !l.Stop.IsZero() {
+			stop = stamp(l.Stop)
+		}
+		bytes := "-"
+		if l.Traffic != nil {
+			bytes = fmt.Sprintf("%d/%d", l.Traffic.SentBytes, l.Traffic.ReceivedBytes)
+		}
+		podIP := "-"
+		if l.PodIP.IsValid() {
+			podIP = netip.AddrPortFrom(l.PodIP, l.PodPort).String()
+		}
+		rows = append(rows, []string{pod, podIP, dash(l.Egress), l.Node, l.Protocol, netip.AddrPortFrom(l.DestinationIP, l.DestinationPort).String(), start, stop, bytes})
+	}
+	if len(rows) > 0 {
+		if err := writeTable(w, "POD ADDRESS EGRESS NODE PROTOCOL DESTINATION BEGAN ENDED BYTES", rows); err != nil {
+			return err
+		}
+	}
+	for _, m := range u.Missing {
+		out("not known: %s\n", m)
+	}
+	for _, m := range u.Ask {
+		out("ask there: %s\n", m)
+	}
+	return nil
+}
+
+func stamp(t time.Time) string { return t.UTC().Format(timeFormat) }
+
+// AskBy returns what asks agents by HTTP: base is the URL of a node's agent and the client by which it is reached; "": there is no way.
+func AskBy(base func(ctx context.Context, node string, addresses []netip.Addr) (string, *http.Client)) Ask {
+	return func(ctx context.Context, node string, addresses []netip.Addr, page string, q url.Values) (r natlog.Reply, err error) {
+		at, client := base(ctx, node, addresses)
+		if at == "" {
+			return r, ErrNoWay
+		}
+		ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
+		defer cancel()
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, at+page+"?"+q.Encode(), nil)
+		if err != nil {
+			return r, err
+		}
+		resp, err := client.Do(request)
+		if err != nil {
+			return r, fmt.Errorf("asking the agent of node %s: %w", node, err)
+		}
+		defer resp.Body.Close()
+		b, err := io.ReadAll(io.LimitReader(resp.Body, 8<<20))
+		switch {
+		case err != nil:
+			return r, fmt.Errorf("reading the answer of the agent of node %s: %w", node, err)
+		case resp.StatusCode == http.StatusNotFound && strings.HasPrefix(string(b), "404 "):
+			return r, fmt.Errorf("the agent of node %s does not answer who had a port: it is of an older version, or --who-clients names nobody", node)
+		case resp.StatusCode != http.StatusOK:
+			return r, fmt.Errorf("the agent of node %s: %s", node, strings.TrimSpace(string(b)))
+		}
+		if err := json.Unmarshal(b, &r); err != nil {
+			return r, fmt.Errorf("reading the answer of the agent of node %s: %w", node, err)
+		}
+		if r.Node != node {
+			return r, fmt.Errorf("%w: the agent that answers is that of node %s", ErrNoWay, r.Node)
+		}
+		return r, nil
+	}
+}
