@@ -23,6 +23,9 @@ import (
 	"github.com/egret-project/egret/operator"
 )
 
+// agentSocket is where the agent of this node is asked; tests have one of their own.
+var agentSocket = agent.Socket
+
 // whoFlags are the options of `egret who`.
 type whoFlags struct {
 	etcd                            etcdFlags
@@ -179,7 +182,7 @@ func (f *whoFlags) agents() (*http.Client, error) {
 // ask returns what asks agents: that of this node by its socket, others as the options say.
 func (f *whoFlags) ask(others *http.Client) operator.Ask {
 	here := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", agent.Socket)
+		return (&net.Dialer{}).DialContext(ctx, "unix", agentSocket)
 	}}}
 	byName := operator.AskBy(func(_ context.Context, _ string, addresses []netip.Addr) (string, *http.Client) {
 		if others == nil || len(addresses) == 0 {
@@ -188,7 +191,7 @@ func (f *whoFlags) ask(others *http.Client) operator.Ask {
 		return "https://" + net.JoinHostPort(addresses[0].String(), strconv.Itoa(f.agentsPort)), others
 	})
 	bySocket := operator.AskBy(func(ctx context.Context, _ string, _ []netip.Addr) (string, *http.Client) {
-		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", agent.Socket)
+		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", agentSocket)
 		if err != nil || os.Geteuid() != 0 {
 			return "", nil // there is no agent here, or it answers root alone
 		}

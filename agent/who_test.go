@@ -1,0 +1,117 @@
+package agent
+
+import (
+	"encoding/json"
+	"fmt"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/egret-project/egret/conntrack"
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/natlog"
+)
+
+// answers asks a page, and returns the status and what it says: pods and destinations, or the error.
+func answers(t *testing.T, page http.HandlerFunc, q natlog.Question) (int, string) {
+	t.Helper()
+	w := httptest.NewRecorder()
+	page(w, httptest.NewRequest(http.MethodGet, "/?"+q.Query().Encode(), nil))
+	if w.Code != http.StatusOK {
+		return w.Code, w.Body.String()
+	}
+	var r natlog.Reply
+	if err := json.Unmarshal(w.Body.Bytes(), &r); err != nil || r.Node != "n1" {
+		t.Fatalf("%+v, %v", r, err)
+	}
+	var out []string
+	for _, u := range r.Uses {
+		out = append(out, fmt.Sprintf("%s %s:%d", u.PodName, u.DestinationIP, u.DestinationPort))
+	}
+	return w.Code, strings.Join(append(out, r.Missing...), ", ")
+}
+
+func TestWhoHasAPortIsToldByTheKernelAndWhoHadItByTheLog(t *testing.T) {
+	l := newLogged(t, NATLog{})
+	l.start()
+	l.open(tcp("10.244.0.1", 1000, "192.0.2.1", "203.0.113.5:2048"), tcp("10.244.0.2", 1000, "192.0.2.2", "203.0.113.5:2048"),
+		tcp("10.244.0.2", 1000, "192.0.2.3", "203.0.113.5:2049"),
+		entry("10.244.0.9", "192.0.2.1", "udp", "--sport 1000 --dport 53", "203.0.113.9:2048", 9))
+	l.until(natlog.New, 4)
+	now := time.Now()
+	log := l.natLogger
+	a := &asked{node: "n1", snapshot: l.snapshot.Load, log: &log, list: func(m egress.Mark) (list []conntrack.Flow, err error) {
+		l.inside(func() { list, err = conntrack.Flows(m, ^egress.Mark(0)) })
+		return list, err
+	}}
+	q := natlog.Question{IP: netip.MustParseAddr("203.0.113.5"), Port: 2048, From: now, To: now.Add(time.Second)}
+	both := "web-1 192.0.2.1:443, web-2 192.0.2.2:443"
+	if code, got := answers(t, a.connections, q); got != both {
+		t.Errorf("the kernel: %d %q, want %q", code, got, both)
+	}
+	if code, got := answers(t, a.natLog, q); got != both {
+		t.Errorf("the log: %d %q, want %q", code, got, both)
+	}
+	for port, want := range map[uint16]string{2049: "web-2 192.0.2.3:443", 2050: ""} {
+		other := q
+		other.Port = port
+		if code, got := answers(t, a.connections, other); got != want {
+			t.Errorf("port %d: %d %q, want %q", port, code, got, want)
+		}
+	}
+	before := q
+	before.From, before.To = now.Add(-time.Hour), now.Add(-time.Hour+time.Second)
+	if code, got := answers(t, a.natLog, before); !strings.HasPrefix(got, "the log begins at") {
+		t.Errorf("before the log: %d %q", code, got)
+	}
+	log.cfg.Sample = 10
+	if _, got := answers(t, a.natLog, q); !strings.Contains(got, "one in 10") {
+		t.Errorf("a log of a sample: %q", got)
+	}
+	for name, cfg := range map[string]string{"--nat-log": "", "--log": StandardOutput} {
+		a.log, log.cfg.File = &log, cfg
+		if cfg == "" {
+			a.log = nil
+		}
+		if code, got := answers(t, a.natLog, q); code != http.StatusNotFound || !strings.Contains(got, name) {
+			t.Errorf("no log to be read: %d %q, want one with %s", code, got, name)
+		}
+	}
+	for _, bad := range []string{"", "ip=x&port=1&from=x&to=y", "ip=203.0.113.5&port=70000&from=2026-11-28T12:00:00Z&to=2026-11-28T12:00:01Z",
+		"ip=203.0.113.5&port=7000&from=2026-11-28T12:00:01Z&to=2026-11-28T12:00:01Z"} {
+		w := httptest.NewRecorder()
+		if a.connections(w, httptest.NewRequest(http.MethodGet, "/?"+bad, nil)); w.Code != http.StatusBadRequest {
+			t.Errorf("%q: %d %s", bad, w.Code, w.Body)
+		}
+	}
+	l.stop()
+}
+
+// TestQuestionsTakeTurnsAndTheAgentRests asks while a listing goes on, and after one that took long.
+func TestQuestionsTakeTurnsAndTheAgentRests(t *testing.T) {
+	s := &egress.Snapshot{Egresses: map[string]egress.Policy{"web": {Addresses: []egress.Address{{IP: netip.MustParseAddr("203.0.113.5"), ID: 5}}}}}
+	begun, end := make(chan bool), make(chan bool)
+	a := &asked{node: "n1", snapshot: func() *egress.Snapshot { return s }, list: func(egress.Mark) ([]conntrack.Flow, error) {
+		begun <- true
+		<-end
+		return nil, nil
+	}}
+	q := natlog.Question{IP: netip.MustParseAddr("203.0.113.5"), Port: 2048, From: time.Now(), To: time.Now().Add(time.Second)}
+	first := make(chan int)
+	go func() { code, _ := answers(t, a.connections, q); first <- code }()
+	<-begun
+	if code, got := answers(t, a.connections, q); code != http.StatusServiceUnavailable {
+		t.Errorf("beside another: %d %s", code, got)
+	}
+	time.Sleep(150 * time.Millisecond) // it takes long
+	end <- true
+	if code := <-first; code != http.StatusOK {
+		t.Errorf("the first: %d", code)
+	}
+	if code, got := answers(t, a.connections, q); code != http.StatusServiceUnavailable || !strings.Contains(got, "rests") {
+		t.Errorf("right after it: %d %s", code, got)
+	}
+}

@@ -1,0 +1,125 @@
+package monitor
+
+import (
+	"context"
+	"fmt"
+	"io"
+	"net"
+	"net/http"
+	"os"
+	"runtime"
+	"strings"
+	"testing"
+	"time"
+
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/internal/need"
+	"github.com/egret-project/egret/internal/port"
+)
+
+func tells(text string) http.Handler {
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) { fmt.Fprint(w, text, r.URL.RawQuery) })
+}
+
+// askSocket asks at a unix socket, by a connection that as makes.
+func askSocket(name, path string, as func(func())) (text string, err error) {
+	var c net.Conn
+	as(func() { c, err = net.Dial("unix", name) })
+	if err != nil {
+		return "", err
+	}
+	defer c.Close()
+	if err := c.SetDeadline(time.Now().Add(10 * time.Second)); err != nil {
+		return "", err
+	}
+	if _, err := fmt.Fprintf(c, "GET %s HTTP/1.0\r\n\r\n", path); err != nil {
+		return "", err
+	}
+	b, err := io.ReadAll(c)
+	return string(b), err
+}
+
+func TestWhatIsKnownOfPodsIsToldToRootAlone(t *testing.T) {
+	need.Root(t)
+	name := fmt.Sprintf("@egret/test-%d", os.Getpid())
+	l, err := net.Listen("unix", name)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer l.Close()
+	s := New(Config{Local: fmt.Sprintf("127.0.0.1:%d", port.Hold(t))})
+	s.Page("/connections", tells("pods "))
+	run(t, s)
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- s.ServeRoot(ctx, l) }()
+	self := func(f func()) { f() }
+	if got, err := askSocket(name, "/connections?a=b", self); err != nil || !strings.Contains(got, "pods a=b") || !strings.Contains(got, "no-store") {
+		t.Errorf("root: %q, %v", got, err)
+	}
+	if got, err := askSocket(name, "/metrics", self); err != nil || !strings.Contains(got, "404") {
+		t.Errorf("another page: %q, %v", got, err)
+	}
+	nobody := func(f func()) {
+		ended := make(chan bool)
+		go func() {
+			defer close(ended)
+			runtime.LockOSThread() // the thread ends with the goroutine, and what it is with it
+			if _, _, errno := unix.RawSyscall(unix.SYS_SETRESUID, 65534, 65534, 65534); errno != 0 {
+				t.Error(errno)
+			}
+			f()
+		}()
+		<-ended
+	}
+	if got, err := askSocket(name, "/connections", nobody); strings.Contains(got, "pods") {
+		t.Errorf("an unprivileged process of the node's network is told %q, %v", got, err)
+	}
+	await(t, func() bool { _, _, err := get(s.Local, "/healthz"); return err == nil })
+	if code, got, err := get(s.Local, "/connections"); err != nil || code != http.StatusNotFound {
+		t.Errorf("at the loopback address, which any process may ask: %d %q, %v", code, got, err)
+	}
+	for range 3 * maxRoot { // who holds connections keeps nobody from answers
+		c, err := net.Dial("unix", name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer c.Close()
+	}
+	if got, err := askSocket(name, "/connections", self); err != nil || !strings.Contains(got, "pods") {
+		t.Errorf("beside connections that say nothing: %q, %v", got, err)
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Error(err)
+	}
+	if again, err := net.Listen("unix", name); err == nil {
+		again.Close()
+		t.Error("the socket was closed: it is what keeps a second agent off the node")
+	}
+}
+
+// TestOthersAskAboutPodsByANamedCertificate: who may read metrics may not know who spoke with whom.
+func TestOthersAskAboutPodsByANamedCertificate(t *testing.T) {
+	ca := newAuthority(t)
+	for name, want := range map[string]int{"": http.StatusNotFound, "auditor": http.StatusForbidden, "prometheus": http.StatusOK} {
+		cfg := Config{Remote: fmt.Sprintf("127.0.0.1:%d", port.Hold(t)), TLS: ca.files(t, "egret"), Metrics: newGatherer()}
+		if name != "" {
+			cfg.Readers = []string{name}
+		}
+		s := New(cfg)
+		s.Page("/connections", tells("pods"))
+		run(t, s)
+		c := ca.client(t, &ca, time.Now().Add(time.Hour)) // it is prometheus
+		await(t, func() bool { _, _, err := ask(c, "https://"+cfg.Remote+"/metrics"); return err == nil })
+		code, got, err := ask(c, "https://"+cfg.Remote+"/connections")
+		if err != nil || code != want || strings.Contains(got, "pods") != (want == http.StatusOK) {
+			t.Errorf("--who-clients %q: %d %q, %v; want %d", name, code, got, err, want)
+		}
+		none := ca.client(t, nil, time.Now())
+		if _, got, err := ask(none, "https://"+cfg.Remote+"/connections"); err == nil {
+			t.Errorf("without a certificate: %q", got)
+		}
+	}
+}
