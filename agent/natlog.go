@@ -23,8 +23,8 @@ import (
 )
 
 const (
-	// maxFlows bounds the connections of which it is remembered how they began, some 250 bytes each: the kernel has no more by default on a node with
-	// 4 GB and more (nf_conntrack_max). The end of a further one is logged by what is known then.
+	// maxFlows bounds the connections of which it is remembered how they began, some 300 bytes each: the kernel has no more by
+	// default on a node with 4 GB and more (nf_conntrack_max). The end of a further one is logged by what is known then.
 	maxFlows = 1 << 18
 	// listEvery is how often all connections are listed as long as there are some of whose end the kernel may not tell; listShare bounds the time that
 	// takes, as portsShare.
@@ -34,6 +34,8 @@ const (
 	formerFor = 10 * time.Minute
 	// lastLines is how long an agent that ends waits for the log to be written.
 	lastLines = time.Second
+	// lastEvents is how long it reads what the kernel has told already, which takes milliseconds.
+	lastEvents = 300 * time.Millisecond
 )
 
 // NATLog says what is logged of connections, and where. The zero NATLog: nothing.
@@ -137,11 +139,12 @@ type natLogger struct {
 
 // flow is what is remembered of a connection that was logged.
 type flow struct {
-	line    natlog.Line // as it began
-	quiet   bool        // the kernel may not tell of its end
-	missing bool        // the last listing did not have it
-	skip    bool        // it is none that is logged
-	since   time.Time
+	names   *named         // nil: it is none that is logged
+	is      conntrack.Flow // without what was counted
+	since   time.Time      // when the agent heard of it
+	quiet   bool           // the kernel may not tell of its end
+	missing bool           // the last listing did not have it
+	known   bool           // it was there before: when it began is not known
 }
 
 type listed struct {
@@ -222,7 +225,6 @@ func (n *natLogger) follow(ctx context.Context) error {
 		return err
 	}
 	defer events.Close()
-	defer context.AfterFunc(ctx, func() { events.Close() })()
 	// A listing is looked at between events, and where there are none for a while: it wakes who waits for events no other way.
 	batches, next := make(chan []event), make(chan []event, 2)
 	next <- nil
@@ -258,6 +260,7 @@ func (n *natLogger) follow(ctx context.Context) error {
 	defer tick.Stop()
 	last := time.Now()
 	n.relist()
+	stopped, end, idle := ctx.Done(), (<-chan time.Time)(nil), (<-chan time.Time)(nil)
 	for {
 		select {
 		case batch, ok := <-batches:
@@ -274,8 +277,17 @@ func (n *natLogger) follow(ctx context.Context) error {
 		case l := <-n.listing:
 			n.merge(l, time.Now())
 		case <-tick.C:
-		case <-ctx.Done():
+		case <-idle:
 			return ctx.Err()
+		case <-end:
+			return ctx.Err()
+		case <-stopped:
+			// What the kernel has told up to now is logged, or would be missing without being lost.
+			stopped, end = nil, time.After(lastEvents)
+		}
+		if stopped == nil {
+			idle = time.After(lastEvents / 10)
+			continue
 		}
 		n.relist()
 		if n.written != nil {
@@ -336,20 +348,16 @@ func (n *natLogger) take(e *event, since, now time.Time) {
 
 // begin logs that a connection began, or is there.
 func (n *natLogger) begin(k uint64, c *conntrack.Flow, what natlog.Event, now time.Time) {
-	f := &flow{since: now, quiet: what == natlog.Known}
-	f.skip = !n.sampled(c)
-	if !f.skip {
-		f.line = n.line(c)
-		f.skip = !n.filter.has(&f.line)
-		f.line.Event, f.line.Time, f.line.Start = what, now, c.Start
-		if f.line.Start.IsZero() && what == natlog.New {
-			f.line.Start = now
-		}
+	if !n.sampled(c) {
+		return // which is told from itself again
 	}
-	if !f.skip {
-		n.out.Write(&f.line)
-	} else if n.sample() > 1 && !n.sampled(c) {
-		return // that is told from itself again
+	f := &flow{names: n.names.of(c), is: *c, since: now, quiet: what == natlog.Known, known: what == natlog.Known}
+	l := n.line(f)
+	l.Event, l.Time = what, now
+	if n.filter.has(&l) {
+		n.out.Write(&l)
+	} else {
+		f.names = nil
 	}
 	if old := n.flows[k]; old != nil && old.quiet {
 		n.quiet--
@@ -364,25 +372,24 @@ func (n *natLogger) begin(k uint64, c *conntrack.Flow, what natlog.Event, now ti
 
 // end logs that a connection ended; was is what is remembered of it, nil: nothing.
 func (n *natLogger) end(k uint64, was *flow, c *conntrack.Flow, now time.Time) {
-	var l natlog.Line
 	switch {
 	case was != nil:
 		delete(n.flows, k)
 		if was.quiet {
 			n.quiet--
 		}
-		if was.skip {
+		if was.names == nil {
 			return
 		}
-		l = was.line
-		l.Answered, l.Traffic = false, nil
 	case !n.sampled(c):
 		return
 	default:
-		if l = n.line(c); !n.filter.has(&l) {
+		was = &flow{names: n.names.of(c), is: *c, known: true}
+		if l := n.line(was); !n.filter.has(&l) {
 			return
 		}
 	}
+	l := n.line(was)
 	l.Event, l.Time, l.Stop, l.Unseen = natlog.End, now, now, c == nil
 	if c != nil {
 		l.Answered = c.Replied
@@ -474,7 +481,22 @@ func (n *natLogger) sampled(c *conntrack.Flow) bool {
 }
 
 // line says of a connection what does not change.
-func (n *natLogger) line(c *conntrack.Flow) natlog.Line { return n.names.line(n.node, n.sample(), c) }
+func (n *natLogger) line(f *flow) natlog.Line {
+	l := f.names.line(n.node, &f.is)
+	l.Sample, l.Start = n.sample(), f.is.Start
+	if l.Start.IsZero() && !f.known {
+		l.Start = f.since
+	}
+	return l
+}
+
+// named is what connections of one pod by one egress IP have in common.
+type named struct {
+	egress          string
+	ip              netip.Addr // the egress IP
+	namespace, name string     // of the pod
+	node            string     // of the pod, where it is another one
+}
 
 // names are the names of what connections have numbers and addresses of. It is safe for concurrent use.
 type names struct {
@@ -483,6 +505,12 @@ type names struct {
 	pods  map[netip.Addr]podName
 	ids   map[egress.ID]egressName
 	nodes map[int]string // by index
+	known map[namedKey]*named
+}
+
+type namedKey struct {
+	source netip.Addr
+	id     egress.ID
 }
 
 type podName struct {
@@ -509,6 +537,7 @@ func (n *names) follow(s *egress.Snapshot, now time.Time) {
 		return
 	}
 	n.last, n.nodes = s, nil
+	n.known = map[namedKey]*named{}
 	there := make(map[netip.Addr]podName, len(n.pods))
 	for name, m := range s.ByNode {
 		for _, p := range m.Pods {
@@ -583,27 +612,39 @@ func (n *names) nodeOf(index int) string {
 	return n.nodes[index]
 }
 
-// line says of a connection what does not change.
-func (n *names) line(node string, sample int, c *conntrack.Flow) natlog.Line {
+// of returns what the connections of a pod by an egress IP have in common, as it is now.
+func (n *names) of(c *conntrack.Flow) *named {
 	n.mu.Lock()
 	defer n.mu.Unlock()
-	l := natlog.Line{
-		Version: natlog.Version, Node: node, PodIP: c.Source, PodPort: c.SourcePort, Protocol: protocolName(c.Protocol), DestinationIP: c.Destination,
-		DestinationPort: c.DestinationPort, ID: c.ID, EgressIP: c.Translated, Port: c.Port, Sample: sample,
-	}
 	if n.last == nil {
-		return l
+		return &named{}
+	}
+	k := namedKey{c.Source, egress.ID(c.Mark & egress.Mark(egress.MaxID))}
+	if is := n.known[k]; is != nil {
+		return is
 	}
 	pod := n.pods[c.Source]
-	l.PodNamespace, l.PodName = pod.namespace, pod.name
-	e := n.egressOf(egress.ID(c.Mark&egress.Mark(egress.MaxID)), pod.egresses)
-	l.Egress = e.name
+	e := n.egressOf(k.id, pod.egresses)
+	is := &named{egress: e.name, ip: e.ip, namespace: pod.namespace, name: pod.name}
+	if overlaid(c.Source) {
+		is.node = n.nodeOf(indexOf(c.Source))
+	}
+	n.known[k] = is
+	return is
+}
+
+// line says of a connection what does not change.
+func (is *named) line(node string, c *conntrack.Flow) natlog.Line {
+	l := natlog.Line{
+		Version: natlog.Version, Node: node, PodIP: c.Source, PodPort: c.SourcePort, Protocol: protocolName(c.Protocol), DestinationIP: c.Destination,
+		DestinationPort: c.DestinationPort, ID: c.ID, EgressIP: c.Translated, Port: c.Port,
+		Egress: is.egress, PodNamespace: is.namespace, PodName: is.name, PodNode: is.node,
+	}
 	if overlaid(c.Translated) { // the gateway translates it once more
-		l.OverlayIP, l.OverlayPort, l.EgressIP, l.Port = c.Translated, c.Port, e.ip, 0
+		l.OverlayIP, l.OverlayPort, l.EgressIP, l.Port = c.Translated, c.Port, is.ip, 0
 	}
 	if overlaid(c.Source) { // as it does here
 		l.OverlayIP, l.OverlayPort, l.PodIP, l.PodPort = c.Source, c.SourcePort, netip.Addr{}, 0
-		l.PodNode = n.nodeOf(indexOf(c.Source))
 	}
 	return l
 }

@@ -2,6 +2,7 @@ package agent
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"encoding/json"
 	"fmt"
@@ -16,7 +17,7 @@ import (
 	"testing"
 	"time"
 
-	"github.com/google/go-cmp/cmp"
+	gocmp "github.com/google/go-cmp/cmp"
 
 	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
@@ -33,6 +34,7 @@ type logged struct {
 	inside   func(f func()) // runs f on a thread of the namespace
 	buffer   int            // of the socket; 0: as it is
 	stop     func()
+	size     int // of a file, in MB; 0: 100
 }
 
 func newLogged(t testing.TB, cfg NATLog) *logged {
@@ -62,7 +64,7 @@ func newLogged(t testing.TB, cfg NATLog) *logged {
 		Nodes:  map[string]egress.Node{"n1": {Name: "n1", Index: 1}, "n2": {Name: "n2", Index: 258}},
 		ByNode: map[string]egress.Members{"web": {Egress: "web", Node: "n1", Pods: pods}, "other": {Egress: "other", Node: "n1", Pods: []egress.Member{{Pod: "dev/x", IPs: []netip.Addr{ip("10.244.0.9")}}}}},
 	})
-	cfg.File, cfg.MaxSize = l.file, 100
+	cfg.File = l.file
 	l.natLogger = natLogger{
 		cfg: cfg, node: "n1", version: "test", log: slog.New(slog.DiscardHandler), snapshot: l.snapshot.Load, every: 50 * time.Millisecond,
 		listen: func() (e *conntrack.Events, err error) {
@@ -83,6 +85,7 @@ func newLogged(t testing.TB, cfg NATLog) *logged {
 // start begins to log, and returns when what is there was listed.
 func (l *logged) start() {
 	l.t.Helper()
+	l.cfg.MaxSize = cmp.Or(l.size, 100)
 	n, err := newNATLogger(l.natLogger)
 	if err != nil {
 		l.t.Fatal(err)
@@ -219,7 +222,7 @@ func TestConnectionsAreLoggedAsTheyBeginAndEnd(t *testing.T) {
 		}
 	}
 	slices.Sort(got)
-	if d := cmp.Diff(want, got); d != "" {
+	if d := gocmp.Diff(want, got); d != "" {
 		t.Errorf("begun (-want +got):\n%s", d)
 	}
 	if l.count(natlog.LogStart) != 1 || l.count(natlog.LogStop) != 1 || l.count(natlog.Lost) != 0 {
@@ -370,7 +373,7 @@ func TestFilterAndSampleChooseWholeConnections(t *testing.T) {
 		if n := len(began); n < 200 || n > 400 { // 300, and 16 is the standard deviation
 			t.Errorf("%d of 3001 are logged", n)
 		}
-		if d := cmp.Diff(began, ended); d != "" {
+		if d := gocmp.Diff(began, ended); d != "" {
 			t.Errorf("what began is not what ended:\n%s", d)
 		}
 	})

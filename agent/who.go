@@ -95,7 +95,7 @@ func (a *asked) connections(w http.ResponseWriter, r *http.Request) {
 					answer.More = answer.More || len(answer.Uses) == natlog.MaxUses
 					continue
 				}
-				l := names.line(a.node, 0, &c)
+				l := names.of(&c).line(a.node, &c)
 				l.Event, l.Time, l.Start, l.Answered = natlog.Known, time.Now(), c.Start, c.Replied
 				if c.Counted {
 					l.Traffic = &natlog.Traffic{SentPackets: c.Sent.Packets, SentBytes: c.Sent.Bytes, ReceivedPackets: c.Received.Packets, ReceivedBytes: c.Received.Bytes}

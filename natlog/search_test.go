@@ -8,6 +8,8 @@ import (
 	"net/netip"
 	"os"
 	"path/filepath"
+	"reflect"
+	"strconv"
 	"strings"
 	"testing"
 	"time"
@@ -39,11 +41,7 @@ func line(event Event, seconds float64, pod string, change ...func(*Line)) strin
 	for _, f := range change {
 		f(&l)
 	}
-	b, err := encode(&l)
-	if err != nil {
-		panic(err)
-	}
-	return string(b)
+	return string(appendLine(nil, &l))
 }
 
 func to(destination string) func(*Line) {
@@ -143,14 +141,55 @@ func TestAnAnswerIsBounded(t *testing.T) {
 // TestLinesAreJSONWhateverIsInThem: names come from etcd, and etcd's writers may be anybody.
 func TestLinesAreJSONWhateverIsInThem(t *testing.T) {
 	evil := "a\"b\\c\n\x00\xff{<é\u2028"
-	b, err := encode(&Line{Version: Version, Event: New, Time: noon, Node: evil, PodName: evil, Egress: evil, Filter: []string{evil}})
-	if err != nil || strings.Count(string(b), "\n") != 1 {
-		t.Fatalf("%q, %v: want one line", b, err)
+	b := appendLine(nil, &Line{Version: Version, Event: New, Time: noon, Node: evil, PodName: evil, Egress: evil, Filter: []string{evil}})
+	if strings.Count(string(b), "\n") != 1 {
+		t.Fatalf("%q: want one line", b)
 	}
 	var l Line
 	if err := json.Unmarshal(b, &l); err != nil || l.PodName != strings.ToValidUTF8(evil, "�") {
 		t.Errorf("%q, %v", l.PodName, err)
 	}
+}
+
+// TestLinesAreAsEncodingJSONHasThem sets each field alone, and all of them.
+func TestLinesAreAsEncodingJSONHasThem(t *testing.T) {
+	var all Line
+	same := func(what string, l Line) {
+		t.Helper()
+		want, err := json.Marshal(l)
+		if got := string(appendLine(nil, &l)); err != nil || got != string(want)+"\n" {
+			t.Errorf("%s: %v\n%s, want\n%s", what, err, got, want)
+		}
+	}
+	same("nothing", all)
+	for i := range reflect.TypeFor[Line]().NumField() {
+		var one Line
+		for _, l := range []*Line{&one, &all} {
+			switch f := reflect.ValueOf(l).Elem().Field(i); v := f.Addr().Interface().(type) {
+			case *time.Time:
+				*v = noon.Add(123456789)
+			case *netip.Addr:
+				*v = netip.MustParseAddr("2001:db8::5")
+			case *[]string:
+				*v = []string{"a=b", "c=<d>"}
+			case **Traffic:
+				*v = &Traffic{1, 2, 0, 1 << 60}
+			case *bool:
+				*v = true
+			default:
+				switch f.Kind() {
+				case reflect.String:
+					f.SetString("na\"me-" + strconv.Itoa(i))
+				case reflect.Int:
+					f.SetInt(int64(i) + 2)
+				default:
+					f.SetUint(uint64(i) + 2)
+				}
+			}
+		}
+		same(reflect.TypeFor[Line]().Field(i).Name, one)
+	}
+	same("all", all)
 }
 
 // TestNothingIsMissedWhileFilesAreRotated searches again and again while the log goes from file to file.

@@ -2,7 +2,6 @@ package natlog
 
 import (
 	"bytes"
-	"encoding/json"
 	"io"
 	"log/slog"
 	"sync"
@@ -71,11 +70,8 @@ func NewWriter(cfg Config) *Writer {
 // Write queues a line. It returns at once, also where there is no room: the line is lost then, and counted.
 func (w *Writer) Write(l *Line) {
 	l.Version = Version
-	b, err := encode(l)
-	if err != nil {
-		w.Lose(LostWrite, 1, l.Time) // of no value that a Line can have
-		return
-	}
+	room := lines.Get().(*[]byte)
+	b := appendLine((*room)[:0], l)
 	w.mu.Lock()
 	full := len(w.pending)+len(b) > w.queue || w.closed
 	if !full {
@@ -83,6 +79,8 @@ func (w *Writer) Write(l *Line) {
 		w.lines++
 	}
 	w.mu.Unlock()
+	*room = b
+	lines.Put(room)
 	if full {
 		w.Lose(LostQueue, 1, l.Time)
 		return
@@ -90,15 +88,8 @@ func (w *Writer) Write(l *Line) {
 	w.wake()
 }
 
-// encode returns a line with its end.
-func encode(l *Line) ([]byte, error) {
-	var b bytes.Buffer
-	b.Grow(512)
-	e := json.NewEncoder(&b)
-	e.SetEscapeHTML(false)
-	err := e.Encode(l)
-	return b.Bytes(), err
-}
+// lines are what lines are put together in.
+var lines = sync.Pool{New: func() any { return new(make([]byte, 0, 1<<10)) }}
 
 // Lose notes that n lines are missing since a time. The log says so with what is written next.
 func (w *Writer) Lose(r Reason, n int, since time.Time) {
@@ -207,11 +198,9 @@ func (w *Writer) take(spare []byte) (batch []byte, lines int, losses []told, clo
 		if l.n == 0 {
 			continue
 		}
-		b, err := encode(&Line{Version: Version, Event: Lost, Time: time.Now(), Node: w.Node, Reason: r, Lost: l.n, Since: l.since})
-		if err == nil {
-			missing, losses = append(missing, b...), append(losses, told{r, l})
-			delete(w.lost, r)
-		}
+		missing = appendLine(missing, &Line{Version: Version, Event: Lost, Time: time.Now(), Node: w.Node, Reason: r, Lost: l.n, Since: l.since})
+		losses = append(losses, told{r, l})
+		delete(w.lost, r)
 	}
 	if missing != nil {
 		batch = append(missing, batch...)
