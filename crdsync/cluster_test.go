@@ -150,7 +150,7 @@ func (c *cluster) run(kube *rest.Config) (stop func()) {
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan error, 1)
 	go func() {
-		cfg := Config{Kube: kube, Store: c.store, ID: "test", ElectionTTL: 10 * time.Second, Webhook: c.webhook, Log: c.log, BlockSize: c.blockSize, BlockRest: c.blockRest}
+		cfg := Config{Kube: kube, Store: c.store, ID: "test", ElectionTTL: 10 * time.Second, Webhook: c.webhook, Log: c.log, BlockSize: c.blockSize, BlockRest: c.blockRest, BlockHistory: 24 * time.Hour}
 		if c.housekeeping != 0 {
 			cfg.CompactAfter, cfg.Defragment, cfg.HousekeepingInterval = time.Hour, true, c.housekeeping
 		}

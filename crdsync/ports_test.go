@@ -11,6 +11,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"github.com/google/go-cmp/cmp/cmpopts"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 
@@ -168,6 +169,8 @@ func testPortsFreed(c *cluster) {
 	if d := time.Since(began); d < rest {
 		c.Errorf("it has rested for %v, want %v", d, rest)
 	}
+	n.Size, n.Node = 1024, "node-1"
+	c.wantHistory("10.10.0.1", n.Tenure())
 	c.pod("prod", "x", "node-1", "10.244.1.1", "a")
 	c.wantPorts("10.10.0.1 2048-3071 node-1", "10.10.0.1 3072-4095 node-2", "10.10.0.1 4096-5119 node-3")
 }
@@ -180,8 +183,24 @@ func testPortsBack(c *cluster) {
 	c.deletePod("prod", "x", 0)
 	c.deletePod("prod", "z", 0)
 	c.wantPorts("10.10.0.1 2048-3071 node-1x", "10.10.0.1 3072-4095 node-2x")
+	values, _ := c.records()
+	was, err := store.DecodeBlock("blocks/10.10.0.1/03072", store.Record{Value: []byte(values["blocks/10.10.0.1/03072"])})
+	if err != nil || was.Egress == "" {
+		c.Errorf("%+v, %v: want the egress that it was given for", was, err)
+	}
+	c.wantHistory("10.10.0.1") // the records of those that rest say it
 	c.pod("prod", "z", "node-2", "10.244.2.1", "a")
 	c.wantPorts("10.10.0.1 2048-3071 node-1x", "10.10.0.1 3072-4095 node-2")
+	c.wantHistory("10.10.0.1", was.Tenure())
+}
+
+// wantHistory fails where etcd remembers others of who had ports of an IP.
+func (c *cluster) wantHistory(ip string, want ...egress.BlockTenure) {
+	c.Helper()
+	got, faults, err := c.store.BlockHistory(c.Context(), netip.MustParseAddr(ip))
+	if d := cmp.Diff(want, got, cmpopts.EquateEmpty(), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" || err != nil || len(faults) > 0 {
+		c.Errorf("history: %v, %v (-want +got):\n%s", faults, err, d)
+	}
 }
 
 func testPortsOfAnotherEgress(c *cluster) {

@@ -25,6 +25,8 @@ const (
 	MaxUses = 1000
 	// lossNear is how far from the time in question a loss may have hidden what was asked for: after one the agent lists what there is within seconds.
 	lossNear = time.Minute
+	// heardLate is how late an agent may have heard of a connection: where nobody had the port at the time, who began so soon after it is told.
+	heardLate = 500 * time.Millisecond
 )
 
 // Question is who had a port of an egress IP.
@@ -41,6 +43,9 @@ type Answer struct {
 	Uses []Line `json:"uses"`
 	// More says that there are more Uses than are listed.
 	More bool `json:"more,omitempty"`
+	// Late says that the Uses began within half a second after the time in question, when nobody had the port: an agent hears of a connection a moment
+	// after it began.
+	Late bool `json:"late,omitempty"`
 	// Missing says why something may be missing, one reason each; empty: the log has all of that time.
 	Missing []string `json:"missing,omitempty"`
 	// Last is the time of the last line: what came later is not there.
@@ -248,6 +253,13 @@ func (s *search) result(ctx context.Context) Answer {
 	for _, u := range s.uses {
 		if u.within(s.q) {
 			a.Uses = append(a.Uses, u.Line)
+		}
+	}
+	for _, u := range s.uses {
+		if later := s.q; len(a.Uses) == 0 || a.Late {
+			if later.To = later.To.Add(heardLate); u.within(later) && u.Event == New {
+				a.Uses, a.Late = append(a.Uses, u.Line), true
+			}
 		}
 	}
 	if a.More = len(a.Uses) > MaxUses; a.More {

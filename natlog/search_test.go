@@ -69,9 +69,10 @@ func TestWhoHadAPort(t *testing.T) {
 		"two pods have it at a time, to two destinations": {
 			begin + line(New, 10, "1") + line(New, 11, "2", to("192.0.2.2")) + line(End, 20, "1", started(10)) + line(End, 21, "2", to("192.0.2.2"), started(11)),
 			map[float64]string{10: "1", 15: "1 2", 20: "2"}, ""},
-		"it goes on":                  {begin + line(New, 10, "1"), map[float64]string{9: "", 10: "1", 1000: "1"}, ""},
-		"it was there before the log": {begin + line(Known, 0.5, "1") + line(End, 20, "1"), map[float64]string{0.2: "1", 10: "1", 20: ""}, ""},
-		"its beginning was lost":      {begin + line(End, 20, "1"), map[float64]string{10: "1", 20: ""}, ""},
+		"it was heard of a moment later": {begin + line(New, 10.2, "1") + line(New, 10.4, "2", to("192.0.2.2")), map[float64]string{9.5: "", 10: "1 2", 10.3: "1"}, ""},
+		"it goes on":                     {begin + line(New, 10, "1"), map[float64]string{9: "", 10: "1", 1000: "1"}, ""},
+		"it was there before the log":    {begin + line(Known, 0.5, "1") + line(End, 20, "1"), map[float64]string{0.2: "1", 10: "1", 20: ""}, ""},
+		"its beginning was lost":         {begin + line(End, 20, "1"), map[float64]string{10: "1", 20: ""}, ""},
 		"its beginning was lost, and is known": {
 			begin + line(End, 20, "1", started(15)), map[float64]string{14: "", 15: "1", 20: ""}, ""},
 		"its end was lost, and the same ends meet again": {

@@ -104,7 +104,7 @@ func TestAWriterThatHangsHoldsNobodyUpAndTellsWhatWasLost(t *testing.T) {
 	g.release()
 	<-w.done
 	in, lost := read(t, g.got.Bytes())
-	if in+lost[LostQueue] != all || in == 0 || lost[LostQueue] == 0 || c.missed[LostQueue] != lost[LostQueue] || c.wrote != in+1 {
+	if in+lost[LostQueue] != all || in == 0 || lost[LostQueue] == 0 || c.missed[LostQueue] != lost[LostQueue] || c.wrote != bytes.Count(g.got.Bytes(), []byte("\n")) {
 		t.Errorf("%d lines, %v lost, %d and %v counted; want %d in all", in, lost, c.wrote, c.missed, all)
 	}
 }

@@ -62,6 +62,7 @@ type Used struct {
 	To      time.Time     `json:"to"`
 	Holders []Holder      `json:"nodes"`
 	Uses    []natlog.Line `json:"connections"`
+	Late    bool          `json:"late,omitempty"`    // natlog.Answer.Late
 	Missing []string      `json:"missing,omitempty"` // why something may be missing
 	Ask     []string      `json:"ask,omitempty"`     // commands that say more
 }
@@ -216,6 +217,7 @@ func (u *Used) add(cfg WhoConfig, a natlog.Answer) {
 		}
 		u.Uses = append(u.Uses, l)
 	}
+	u.Late = u.Late || a.Late && len(u.Uses) > 0
 	if a.More {
 		u.Missing = append(u.Missing, fmt.Sprintf("there are more than %d connections: --to and --protocol choose some", natlog.MaxUses))
 	}
@@ -290,6 +292,9 @@ func (u *Used) text(w io.Writer) error {
 		if err := writeTable(w, "POD ADDRESS EGRESS NODE PROTOCOL DESTINATION BEGAN ENDED BYTES", rows); err != nil {
 			return err
 		}
+	}
+	if u.Late {
+		out("these began up to half a second later, by the log, which is how late an agent may hear of a connection; nobody had the port before\n")
 	}
 	for _, m := range u.Missing {
 		out("not known: %s\n", m)
