@@ -17,7 +17,7 @@ const KindBlocks = "blocks"
 
 // Blocks writes the blocks of ports of an egress IP, or of all where ip is the zero Addr, as Get writes records.
 func Blocks(ctx context.Context, c *store.Client, ip netip.Addr, format string, w io.Writer) error {
-	if err := CheckFormat(format); err != nil {
+	if err := Check(KindBlocks, format); err != nil {
 		return err
 	}
 	blocks, faults, err := c.Blocks(ctx, ip)

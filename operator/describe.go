@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"bytes"
 	"context"
 	"fmt"
 	"io"
@@ -16,7 +17,7 @@ import (
 )
 
 // Described are what Describe can describe.
-var Described = []string{"egress", "ip", "node", "pod"}
+var Described = []string{"egress", "ip", "node", "pod", "pool"}
 
 // CheckDescribed returns an error that says what is wrong with a kind or a name.
 func CheckDescribed(kind, name string) error {
@@ -32,8 +33,8 @@ func CheckDescribed(kind, name string) error {
 	return nil
 }
 
-// Describe writes what etcd has about an egress, an egress IP, a node, or a pod (namespace/name), and what is wrong with it. An error says that
-// there is no such thing.
+// Describe writes what etcd has about an egress, an egress IP, a node, a pool, or a pod (namespace/name), and what is wrong with it. An error says
+// that there is no such thing.
 func Describe(ctx context.Context, c *store.Client, kind, name string, w io.Writer) error {
 	if err := CheckDescribed(kind, name); err != nil {
 		return err
@@ -67,6 +68,19 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 		}
 		rows, last = append(rows, []string{word, fmt.Sprintf(format, a...)}), what
 	}
+	// steered tells of where an IP is to be.
+	steered := func(ip netip.Addr) {
+		if p, ok := w.Pins[ip]; ok {
+			add("Pinned", "%s to %s", ip, p.Node)
+		}
+		if m, ok := w.Moves[ip]; ok {
+			by := ""
+			if m.By != "" {
+				by = ", by " + m.By
+			}
+			add("Move", "%s to %s, asked for %s ago%s", ip, m.To, age(now, m.Since), by)
+		}
+	}
 	var about func(Trouble) bool
 	switch kind {
 	case "egress":
@@ -76,7 +90,10 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 		}
 		add("Egress", "%s, %s old", name, age(now, p.Created))
 		for _, a := range p.Addresses {
-			add("Address", "%s, %s", a.IP, addressText(w, a, now))
+			add("Address", "%s, id %s, %s", a.IP, a.ID, addressText(w, a, now))
+		}
+		for _, a := range p.Addresses {
+			steered(a.IP)
 		}
 		for _, a := range p.Former {
 			add("Former", "%s of pool %s: it gets it again when the pool has it", a.IP, a.Pool)
@@ -88,7 +105,14 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 			m := w.ByEgress[name][node]
 			add("Pods", "%s: %s%s", node, podNames(m), portsText(m))
 		}
-		about = func(t Trouble) bool { return t.What == "egress "+name || aboutIPs(t, p) }
+		for _, a := range p.Addresses {
+			if a.Pool != "" {
+				add("Ports", "%s", givenOut(w, a.IP))
+			}
+		}
+		about = func(t Trouble) bool {
+			return t.What == "egress "+name || slices.ContainsFunc(p.Addresses, func(a egress.Address) bool { return mentions(t.Why, a.IP) })
+		}
 	case "ip":
 		ip, err := egressIPOf(name)
 		if err != nil {
@@ -111,22 +135,26 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 		} else if !found {
 			add("IP", "%s, which no egress uses", ip)
 		}
-		if p, ok := w.Pins[ip]; ok {
-			add("Pinned", "to %s", p.Node)
-		}
-		if m, ok := w.Moves[ip]; ok {
-			add("Move", "to %s, asked for %s ago", m.To, age(now, m.Since))
-		}
+		steered(ip)
 		for _, b := range w.Blocks {
 			if b.IP == ip {
 				state, since := stateOf(b)
 				add("Ports", "%d-%d of %s, %s for %s", b.First, b.Last(), b.Node, state, age(now, since))
 			}
 		}
-		for _, t := range slices.Backward(history) {
-			add("History", "%s  %s  %s", t.Since.Format("2006-01-02T15:04:05Z07:00"), nobody(t.Node), t.Why)
+		for _, node := range slices.Sorted(maps.Keys(w.Agents)) {
+			if want := w.Agents[node].Ports[ip].Want; want > 0 {
+				add("Wanted", "%s asks for a block of %d ports", node, want)
+			}
 		}
-		about = func(t Trouble) bool { return strings.Contains(t.Why, ip.String()) }
+		for _, t := range slices.Backward(history) {
+			by := ""
+			if t.By != "" {
+				by = "  by " + t.By
+			}
+			add("History", "%s  %s  %s%s", t.Since.Format("2006-01-02T15:04:05Z07:00"), nobody(t.Node), t.Why, by)
+		}
+		about = func(t Trouble) bool { return mentions(t.Why, ip) }
 	case "node":
 		n, known := w.Nodes[name]
 		a, alive := w.Agents[name]
@@ -137,7 +165,11 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 		add("Addresses", "%s", join(n.Addresses))
 		add("Pod CIDRs", "%s", join(n.PodCIDRs))
 		if alive {
-			add("Agent", "%s, %s old, lease %s", dash(a.Version), age(now, a.Since), a.Lease)
+			state := ""
+			if a.Restarting {
+				state = ", told to stop: its kernel serves on for --restart-grace"
+			}
+			add("Agent", "%s, %s old, lease %s, permits of %s%s", dash(a.Version), age(now, a.Since), dash(a.Lease), orDash(a.Permit), state)
 			if a.Exposed != "" {
 				add("Etcd", "spoken to %s, as --insecure allows", a.Exposed)
 			}
@@ -160,12 +192,60 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 			}
 		}
 		add("Room", "%d of %s", held, limit(n.Capacity))
+		for _, ip := range slices.SortedFunc(maps.Keys(w.Pins), netip.Addr.Compare) {
+			if w.Pins[ip].Node == name {
+				add("Pinned", "%s to it", ip)
+			}
+		}
+		for _, ip := range slices.SortedFunc(maps.Keys(w.Moves), netip.Addr.Compare) {
+			if m := w.Moves[ip]; m.To == name || w.Owners[ip].Node == name {
+				add("Move", "%s from %s to %s, asked for %s ago", ip, nobody(w.Owners[ip].Node), m.To, age(now, m.Since))
+			}
+		}
 		for _, e := range slices.Sorted(maps.Keys(w.ByEgress)) {
 			if m, ok := w.ByEgress[e][name]; ok {
 				add("Pods", "%s: %s%s", e, podNames(m), portsText(m))
 			}
 		}
+		if m := w.Unselected[name]; len(m.Pods) > 0 {
+			add("Pods", "of no egress: %s", podNames(m))
+		}
 		about = func(t Trouble) bool { return t.What == "node "+name }
+	case "pool":
+		p, ok := w.Pools[name]
+		if !ok {
+			return nil, fmt.Errorf("there is no pool %s: `egret get pools` lists them", name)
+		}
+		add("Pool", "%s", name)
+		for _, r := range p.Ranges {
+			add("Ranges", "%s", r)
+		}
+		if s := p.Subnet; s != nil && s.VLAN != 0 {
+			add("Subnet", "%s, gateway %s, VLAN %d", s.Prefix(), s.Gateway, s.VLAN)
+		} else if s != nil {
+			add("Subnet", "%s, gateway %s", s.Prefix(), s.Gateway)
+		}
+		used := slices.DeleteFunc(slices.Clone(w.Allocations), func(a egress.Allocation) bool { return a.Pool != name })
+		add("Used", "%d of %d", len(used), p.Total())
+		for _, a := range used {
+			add("Addresses", "%s of %s, on %s", a.IP, some(a.Egresses), nobody(w.Owners[a.IP].Node))
+		}
+		can := plan.Candidates(&w.Snapshot, name)
+		for _, node := range selected(&w.Snapshot, p) {
+			state := "can hold its IPs"
+			if why := w.Agents[node].Refused[name]; why != "" {
+				state = "cannot hold its IPs: " + why
+			} else if !slices.Contains(can, node) {
+				state = "cannot hold its IPs: cordoned, or without a live agent"
+			}
+			add("Nodes", "%s %s", node, state)
+		}
+		if len(selected(&w.Snapshot, p)) == 0 {
+			add("Nodes", "none: no node has the labels that its nodeSelector asks for")
+		}
+		about = func(t Trouble) bool {
+			return slices.ContainsFunc(used, func(a egress.Allocation) bool { return mentions(t.Why, a.IP) }) || strings.HasPrefix(t.Why, "it cannot hold IPs of pool "+name+":")
+		}
 	case "pod":
 		steps, err := trace(w, Question{Pod: name}, now)
 		if err != nil {
@@ -196,11 +276,34 @@ func addressText(w store.Whole, a egress.Address, now time.Time) string {
 	return from + ", on no node"
 }
 
-// aboutIPs reports whether a trouble is about an address of an egress.
-func aboutIPs(t Trouble, p egress.Policy) bool {
-	return slices.ContainsFunc(p.Addresses, func(a egress.Address) bool {
-		return strings.HasPrefix(t.Why, a.IP.String()+":") || strings.HasPrefix(t.Why, a.IP.String()+" ")
-	})
+// mentions reports whether an address is in a text: the whole address, not the beginning of another one.
+func mentions(text string, ip netip.Addr) bool {
+	part := func(s string, i int) bool {
+		return i >= 0 && i < len(s) && strings.IndexByte("0123456789abcdef", s[i]) >= 0
+	}
+	for word := ip.String(); ; {
+		before, after, found := strings.Cut(text, word)
+		if !found {
+			return false
+		}
+		joint := strings.HasSuffix(before, ".") || strings.HasSuffix(before, ":")
+		if !part(before, len(before)-1) && !(joint && part(before, len(before)-2)) && !part(after, 0) && !(strings.IndexAny(after, ".:") == 0 && part(after, 1)) {
+			return true
+		}
+		text = after
+	}
+}
+
+// givenOut says how many ports of an IP nodes have.
+func givenOut(w store.Whole, ip netip.Addr) string {
+	ports, nodes := 0, map[string]bool{}
+	for _, b := range w.Blocks {
+		if b.IP == ip {
+			ports += b.Size
+			nodes[b.Node] = true
+		}
+	}
+	return fmt.Sprintf("%d of %d of %s are given out, to %d nodes", ports, 1<<16-egress.FirstBlockPort, ip, len(nodes))
 }
 
 func podNames(m egress.Members) string {
@@ -241,4 +344,34 @@ func egressIPOf(text string) (netip.Addr, error) {
 		return ip, fmt.Errorf("%q: want an egress IP, an IPv4 or IPv6 address", text)
 	}
 	return ip.Unmap(), nil
+}
+
+// DescribeWrong describes the egresses and nodes with which something is wrong, as Describe does, the worst first and at most so many, and returns how many
+// more there are.
+func DescribeWrong(ctx context.Context, c *store.Client, most int, each func(n int, kind, name string, description []byte)) (left int, err error) {
+	w, err := c.ReadWhole(ctx)
+	if err != nil {
+		return 0, err
+	}
+	seen := map[string]bool{}
+	for _, t := range troublesOf(w) {
+		kind, name, _ := strings.Cut(t.What, " ")
+		if seen[t.What] || kind != "egress" && kind != "node" {
+			continue
+		}
+		if seen[t.What] = true; len(seen) > most {
+			left++
+			continue
+		}
+		var out bytes.Buffer
+		rows, err := describe(w, kind, name, nil, time.Now())
+		if err == nil {
+			err = writeTable(&out, "", rows)
+		}
+		if err != nil {
+			return left, err
+		}
+		each(len(seen), kind, name, out.Bytes())
+	}
+	return left, nil
 }

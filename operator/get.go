@@ -32,10 +32,16 @@ const kindActs = "acts"
 // kindMembers is the kind of the pods of each egress on each node.
 const kindMembers = "members"
 
-// Check returns an error that says what is wrong with a kind or a format (see CheckFormat).
+// wide is the format of a table with further columns, which records alone have.
+const wide = "wide"
+
+// Check returns an error that says what is wrong with a kind or a format: those of CheckFormat, and "wide".
 func Check(kind, format string) error {
 	if !slices.Contains(Kinds, kind) {
 		return fmt.Errorf("kind %q: want one of %s", kind, strings.Join(Kinds, ", "))
+	}
+	if format == wide {
+		return nil
 	}
 	return CheckFormat(format)
 }
@@ -110,6 +116,9 @@ type listing struct {
 	records []any
 	header  string
 	rows    [][]string
+	// more are the columns that a wide table has besides, for as many rows as there are in it.
+	moreHeader string
+	more       [][]string
 }
 
 func (l listing) write(format string, w io.Writer) error {
@@ -128,6 +137,15 @@ func (l listing) write(format string, w io.Writer) error {
 	}
 	if template, ok := strings.CutPrefix(format, "jsonpath="); ok {
 		return writePath(w, template, l.records)
+	}
+	if format == wide && l.moreHeader != "" {
+		rows := make([][]string, len(l.rows))
+		for i, row := range l.rows {
+			if rows[i] = slices.Clone(row); i < len(l.more) {
+				rows[i] = append(rows[i], l.more[i]...)
+			}
+		}
+		return writeTable(w, l.header+" "+l.moreHeader, rows)
 	}
 	return writeTable(w, l.header, l.rows)
 }
@@ -167,15 +185,18 @@ func list(kind string, all store.Everything, now time.Time) listing {
 		l.records = append(l.records, record)
 		l.rows = append(l.rows, row)
 	}
+	more := func(columns ...string) { l.more = append(l.more, columns) }
 	switch kind {
 	case "agents":
+		l.moreHeader = "MAC PERMIT KERNEL"
 		l.header = "NODE ADDRESS VERSION AGE LEASE FAULTS"
 		for _, name := range slices.Sorted(maps.Keys(all.Agents)) {
 			a := all.Agents[name]
 			add(a, name, a.Address.String(), dash(a.Version), age(now, a.Since), a.Lease, dash(strings.Join(troubles(a), ",")))
+			more(dash(a.MAC), orDash(a.Permit), some(a.Features))
 		}
 	case kindMembers:
-		l.header = "EGRESS NODE PODS PORTS"
+		l.header, l.moreHeader = "EGRESS NODE PODS PORTS", "NAMES"
 		for _, name := range slices.Sorted(maps.Keys(all.ByEgress)) {
 			for _, node := range slices.Sorted(maps.Keys(all.ByEgress[name])) {
 				m := all.ByEgress[name][node]
@@ -184,35 +205,42 @@ func list(kind string, all store.Everything, now time.Time) listing {
 					ports += b.Size
 				}
 				add(m, name, node, strconv.Itoa(len(m.Pods)), strconv.Itoa(ports))
+				more(dash(strings.ReplaceAll(podNames(m), ", ", ",")))
 			}
 		}
 	case "moves":
-		l.header = "IP FROM TO AGE WHY READY"
+		l.header, l.moreHeader = "IP FROM TO AGE WHY READY", "BY"
 		for _, ip := range slices.SortedFunc(maps.Keys(all.Moves), netip.Addr.Compare) {
 			m := all.Moves[ip]
 			add(m, ip.String(), dash(all.Owners[ip].Node), m.To, age(now, m.Since), string(cmp.Or(m.Why, egress.ReasonMove)), strconv.FormatBool(m.ReadyAt(all.Agents[m.To])))
+			more(dash(m.By))
 		}
 	case "allocations":
-		l.header = "IP POOL ID EGRESSES AGE"
+		l.header, l.moreHeader = "IP POOL ID EGRESSES AGE", "NODE"
 		for _, a := range all.Allocations {
 			add(a, a.IP.String(), dash(a.Pool), a.ID.String(), strings.Join(a.Egresses, ","), age(now, a.Since))
+			more(dash(all.Owners[a.IP].Node))
 		}
 	case "owners":
-		l.header = "IP NODE AGE WHY LEASE REVISION"
+		l.header, l.moreHeader = "IP NODE AGE WHY LEASE REVISION", "FROM EGRESSES"
+		egresses := byIP(&all.Snapshot)
 		for _, ip := range slices.SortedFunc(maps.Keys(all.Owners), netip.Addr.Compare) {
 			o := all.Owners[ip]
 			add(o, ip.String(), o.Node, age(now, o.Since), string(o.Why), egress.FormatLease(o.Lease), strconv.FormatInt(o.Revision, 10))
+			more(dash(o.From), some(egresses[ip]))
 		}
 	case "nodes":
-		l.header = "NODE ADDRESSES INDEX AGENT HOLDS CAPACITY CORDONED"
+		l.header, l.moreHeader = "NODE ADDRESSES INDEX AGENT HOLDS CAPACITY CORDONED", "POD-CIDRS FAULTS"
 		for _, name := range slices.Sorted(maps.Keys(all.Nodes)) {
 			n := all.Nodes[name]
 			add(n, name, join(n.Addresses), strconv.Itoa(n.Index), agentState(all, name, now), strconv.Itoa(holds(all, name)),
 				limit(n.Capacity), strconv.FormatBool(plan.Cordoned(&all.Snapshot, name)))
+			more(join(n.PodCIDRs), some(troubles(all.Agents[name])))
 		}
 		for _, name := range slices.Sorted(maps.Keys(all.Agents)) {
 			if plan.Gone(&all.Snapshot, name) { // an agent of no node of the cluster
 				l.rows = append(l.rows, []string{name, "-", "gone", agentState(all, name, now), strconv.Itoa(holds(all, name)), "-", "-"})
+				more("-", some(troubles(all.Agents[name])))
 			}
 		}
 	case "cordons":
@@ -227,18 +255,26 @@ func list(kind string, all store.Everything, now time.Time) listing {
 			add(all.Pins[ip], ip.String(), all.Pins[ip].Node)
 		}
 	case "egresses":
-		l.header = "NAME EGRESSIP POOL NODE AGE"
+		l.header, l.moreHeader = "NAME EGRESSIP POOL NODE AGE", "IDS BANDWIDTH FORMER"
 		for _, name := range slices.Sorted(maps.Keys(all.Egresses)) {
 			p := all.Egresses[name]
-			var ips, pools, nodes []string
+			var ips, pools, nodes, ids, former []string
 			for _, a := range p.Addresses {
 				ips, pools = append(ips, a.IP.String()), append(pools, dash(a.Pool))
-				nodes = append(nodes, dash(all.Owners[a.IP].Node))
+				nodes, ids = append(nodes, dash(all.Owners[a.IP].Node)), append(ids, a.ID.String())
+			}
+			for _, a := range p.Former {
+				former = append(former, a.IP.String())
+			}
+			bandwidth := "-"
+			if b := p.Bandwidth; b != nil {
+				bandwidth = strconv.FormatInt(b.Rate, 10) + "bit/s"
 			}
 			add(p, name, some(ips), some(pools), some(nodes), age(now, p.Created))
+			more(some(ids), bandwidth, some(former))
 		}
 	case "pools":
-		l.header = "NAME RANGES TOTAL USED"
+		l.header, l.moreHeader = "NAME RANGES TOTAL USED", "GATEWAY VLAN NODES"
 		for _, name := range slices.Sorted(maps.Keys(all.Pools)) {
 			p := all.Pools[name]
 			used := 0
@@ -248,9 +284,30 @@ func list(kind string, all store.Everything, now time.Time) listing {
 				}
 			}
 			add(p, name, join(p.Ranges), strconv.FormatInt(p.Total(), 10), strconv.Itoa(used))
+			gateway, vlan := "-", "-"
+			if p.Subnet != nil {
+				gateway, vlan = p.Subnet.Gateway.String()+"/"+strconv.Itoa(p.Subnet.PrefixLength), limit(p.Subnet.VLAN)
+			}
+			more(gateway, vlan, strconv.Itoa(len(selected(&all.Snapshot, p))))
 		}
 	}
 	return l
+}
+
+// byIP returns the names of the egresses that use each IP, sorted.
+func byIP(s *egress.Snapshot) map[netip.Addr][]string {
+	out := map[netip.Addr][]string{}
+	for _, name := range slices.Sorted(maps.Keys(s.Egresses)) {
+		for _, a := range s.Egresses[name].Addresses {
+			out[a.IP] = append(out[a.IP], name)
+		}
+	}
+	return out
+}
+
+// selected returns the nodes that a pool selects, sorted, whether they can hold an IP or not.
+func selected(s *egress.Snapshot, p egress.Pool) []string {
+	return slices.DeleteFunc(slices.Sorted(maps.Keys(s.Nodes)), func(name string) bool { return !p.NodeSelector.Matches(s.Nodes[name].Labels) })
 }
 
 // troubles are the parts of a node that are at fault, and what else its agent says is wrong.
@@ -358,6 +415,14 @@ func age(now, t time.Time) string {
 		return strconv.Itoa(int(d.Hours())) + "h"
 	}
 	return strconv.Itoa(int(d.Hours()/24)) + "d"
+}
+
+// orDash prints a duration that may not be known.
+func orDash(d egress.Duration) string {
+	if d == 0 {
+		return "-"
+	}
+	return time.Duration(d).String()
 }
 
 func dash(s string) string { return cmp.Or(s, "-") }

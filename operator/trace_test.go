@@ -229,7 +229,10 @@ func TestStatusIsOneScreenWithAnExitStatus(t *testing.T) {
 func TestDescribeTellsOfOneThing(t *testing.T) {
 	w := whole()
 	w.Pins = map[netip.Addr]egress.Pin{ip: {IP: ip, Node: "node-1"}}
-	w.Moves = map[netip.Addr]egress.Move{ip: {IP: ip, To: "node-2", Since: time.Now()}}
+	w.Moves = map[netip.Addr]egress.Move{ip: {IP: ip, To: "node-2", Since: time.Now(), By: "bob@desk"}}
+	agent(w, "node-2", func(a *egress.Agent) {
+		a.Ports, a.Refused = map[netip.Addr]egress.PortUse{ip: {Want: 2048}}, map[string]string{"pool": "VLAN 7 is eth0.7's"}
+	})
 	agent(w, "node-1", func(a *egress.Agent) { a.Conflicts = map[netip.Addr]string{ip: "02:00:00:00:00:09 on eth0"} })
 	agent(w, "node-2", func(a *egress.Agent) { a.Exposed = "http://10.10.0.1:2379 without TLS" })
 	history := []egress.Tenure{{IP: ip, Node: "node-1", Since: time.Now(), Why: egress.ReasonClaim}}
@@ -237,10 +240,12 @@ func TestDescribeTellsOfOneThing(t *testing.T) {
 		kind, name string
 		want       []string
 	}{
-		{"egress", "web", []string{"10.10.0.11, of pool pool, on node-1", "node-2: prod/web-1, ports 2048-3071", "Wrong:"}},
-		{"ip", "10.10.0.11", []string{"id 1", "Egress:", "web", "Pinned:", "Move:", "to node-2", "2048-3071 of node-2, used", "History:", "claim", "02:00:00:00:00:09"}},
-		{"node", "node-1", []string{"index 1", "Agent:", "v1", "Holds:", "10.10.0.11", "Room:", "1 of -", "Wrong:"}},
-		{"node", "node-2", []string{"web: prod/web-1", "Etcd:", "http://10.10.0.1:2379 without TLS"}},
+		{"egress", "web", []string{"10.10.0.11, id 1, of pool pool, on node-1", "node-2: prod/web-1, ports 2048-3071", "10.10.0.11 to node-2, asked for 0s ago, by bob@desk",
+			"Pinned:", "1024 of 63488 of 10.10.0.11 are given out, to 1 nodes", "Wrong:"}},
+		{"ip", "10.10.0.11", []string{"id 1", "Egress:", "web", "Pinned:", "Move:", "to node-2", "2048-3071 of node-2, used", "Wanted:", "node-2 asks for a block of 2048 ports", "History:", "claim", "02:00:00:00:00:09"}},
+		{"node", "node-1", []string{"index 1", "Agent:", "v1", "Holds:", "10.10.0.11", "Room:", "1 of -", "10.10.0.11 to it", "from node-1 to node-2", "Wrong:"}},
+		{"node", "node-2", []string{"web: prod/web-1", "of no egress: prod/db-1", "Etcd:", "http://10.10.0.1:2379 without TLS"}},
+		{"pool", "pool", []string{"10.10.0.11-10.10.0.12", "1 of 2", "10.10.0.11 of web, on node-1", "node-1 can hold its IPs", "node-2 cannot hold its IPs: VLAN 7 is eth0.7's", "Wrong:"}},
 		{"pod", "prod/web-1", []string{"selected by egress web", "VXLAN from node-2"}},
 	} {
 		rows, err := describe(w, tt.kind, tt.name, history, time.Now())
@@ -254,9 +259,33 @@ func TestDescribeTellsOfOneThing(t *testing.T) {
 			}
 		}
 	}
-	for kind, name := range map[string]string{"egress": "x", "ip": "10.10.0.99", "node": "x", "pod": "prod/x"} {
+	for kind, name := range map[string]string{"egress": "x", "ip": "10.10.0.99", "node": "x", "pod": "prod/x", "pool": "x"} {
 		if _, err := describe(w, kind, name, nil, time.Now()); err == nil || !strings.Contains(err.Error(), name) {
 			t.Errorf("describe %s %s, which is not there: %v", kind, name, err)
+		}
+	}
+}
+
+// What is wrong with 10.10.0.11 is not said of 10.10.0.1.
+func TestAnAddressIsFoundWhole(t *testing.T) {
+	for _, tt := range []struct {
+		text, ip string
+		want     bool
+	}{
+		{"no node holds 10.10.0.11 yet", "10.10.0.11", true},
+		{"no node holds 10.10.0.11 yet", "10.10.0.1", false},
+		{"no node holds 110.10.0.11 yet", "10.10.0.11", false},
+		{"10.10.0.11: another has it", "10.10.0.11", true},
+		{"of 10.10.0.12, and of 10.10.0.11.", "10.10.0.11", true},
+		{"of 10.10.0.110 and 10.10.0.11", "10.10.0.11", true},
+		{"fd10::11 is used", "fd10::11", true},
+		{"fd10::11 is used", "fd10::1", false},
+		{"fd10::11:2 is used", "fd10::11", false},
+		{"fd10::11: is used", "fd10::11", true},
+		{"", "fd10::11", false},
+	} {
+		if got := mentions(tt.text, netip.MustParseAddr(tt.ip)); got != tt.want {
+			t.Errorf("%q has %s in it: %t", tt.text, tt.ip, got)
 		}
 	}
 }

@@ -3,6 +3,9 @@ package operator
 import (
 	"bytes"
 	"context"
+	"errors"
+	"io"
+	"net/netip"
 	"strings"
 	"testing"
 	"time"
@@ -74,6 +77,52 @@ func TestGetPrintsNamesAndPaths(t *testing.T) {
 			if err != nil || !strings.Contains(out.String(), text) {
 				t.Errorf("get %s: %v; %q is not in\n%s", kind, err, text, out.String())
 			}
+		}
+	}
+}
+
+func TestGetPrintsFurtherColumns(t *testing.T) {
+	w := whole()
+	w.Agents["node-1"] = egress.Agent{Node: "node-1", MAC: "02:e9:00:00:00:01", Permit: egress.Duration(500 * time.Millisecond), Features: []string{"vlan"}, Faults: map[string]string{"routes": "EPERM"}}
+	w.Moves = map[netip.Addr]egress.Move{ip: {IP: ip, To: "node-2", By: "bob@desk"}}
+	p := w.Pools["pool"]
+	p.Subnet = &egress.Subnet{Gateway: netip.MustParseAddr("10.10.0.1"), PrefixLength: 24, VLAN: 100}
+	w.Pools["pool"] = p
+	delete(w.Nodes, "node-2") // its row is there by its agent
+	for kind, want := range map[string]string{
+		"agents":      "02:e9:00:00:00:01 500ms vlan",
+		"allocations": "node-1",
+		"egresses":    "1 - -",
+		"members":     "prod/web-1",
+		"moves":       "bob@desk",
+		"nodes":       "10.244.0.0/24 routes",
+		"owners":      "- web",
+		"pools":       "10.10.0.1/24 100 1",
+	} {
+		l := list(kind, w.Everything, time.Now())
+		var narrow, out bytes.Buffer
+		if err := errors.Join(l.write("", &narrow), l.write(wide, &out)); err != nil {
+			t.Errorf("%s: %v", kind, err)
+		}
+		lines := strings.Split(strings.TrimSpace(out.String()), "\n")
+		if row := strings.Join(strings.Fields(lines[1]), " "); !strings.HasSuffix(row, " "+want) {
+			t.Errorf("%s: %q, want %q at its end", kind, row, want)
+		}
+		for i, line := range strings.Split(strings.TrimSpace(narrow.String()), "\n") {
+			if has := strings.Join(strings.Fields(lines[i]), " "); !strings.HasPrefix(has, strings.Join(strings.Fields(line), " ")) {
+				t.Errorf("%s: %q does not begin as the narrow %q", kind, lines[i], line)
+			}
+		}
+		if columns := len(strings.Fields(l.header)) + len(strings.Fields(l.moreHeader)); len(l.more) != len(l.rows) || columns != len(l.rows[0])+len(l.more[0]) {
+			t.Errorf("%s: %d columns in the header, %d in a row, further ones in %d of %d rows", kind, columns, len(l.rows[0])+len(l.more[0]), len(l.more), len(l.rows))
+		}
+	}
+	c := client(t)
+	put(t, c, store.PinKey(ip), egress.Pin{IP: ip, Node: "node-1"})
+	put(t, c, store.BlockKey(ip, 2048), egress.Block{IP: ip, First: 2048, Size: 1024, Node: "node-1"})
+	for _, kind := range Kinds { // those without further columns, too
+		if err := Get(t.Context(), c, kind, wide, io.Discard); err != nil {
+			t.Errorf("get %s -o wide: %v", kind, err)
 		}
 	}
 }

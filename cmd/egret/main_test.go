@@ -83,7 +83,7 @@ func TestBadInputIsNamed(t *testing.T) {
 		"metrics without TLS":         {[]string{"crdsync", "--metrics-address", "10.0.0.1:8482"}, []string{"--metrics-address", "--metrics-client-ca-file"}},
 		"jsonpath unreadable":         {[]string{"get", "nodes", "-o", "jsonpath={.items[}"}, []string{"jsonpath", "{.items[}"}},
 		"watch as JSON":               {[]string{"get", "nodes", "-w", "-o", "json"}, []string{"--watch", "--output"}},
-		"describe of a kind":          {[]string{"describe", "birds", "a"}, []string{"birds", "egress, ip, node, pod"}},
+		"describe of a kind":          {[]string{"describe", "birds", "a"}, []string{"birds", "egress, ip, node, pod, pool"}},
 		"describe of no IP":           {[]string{"describe", "ip", "ten.ten"}, []string{"ten.ten", "IPv4"}},
 		"trace of no pod":             {[]string{"trace", "web-1"}, []string{"web-1", "namespace/name"}},
 		"trace to no address":         {[]string{"trace", "prod/web-1", "--to", "home"}, []string{"--to", "home", "IPv4"}},

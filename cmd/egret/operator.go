@@ -31,7 +31,7 @@ func getCommand() *cobra.Command {
 		ValidArgs: operator.Kinds,
 	}
 	etcd.add(c.Flags())
-	c.Flags().StringVarP(&output, "output", "o", "", "json, yaml, name, or jsonpath='{...}' (default: a table)")
+	c.Flags().StringVarP(&output, "output", "o", "", "json, yaml, name, wide, or jsonpath='{...}' (default: a table)")
 	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and print what comes, changes and goes")
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
 		if err := operator.Check(args[0], output); err != nil {
