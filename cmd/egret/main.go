@@ -20,7 +20,9 @@ var version = "dev"
 
 func main() {
 	ctx, stop := signal.NotifyContext(context.Background(), syscall.SIGINT, syscall.SIGTERM)
-	err := root().ExecuteContext(ctx)
+	c := root()
+	c.SetArgs(arguments(os.Args))
+	err := c.ExecuteContext(ctx)
 	stop()
 	if err != nil {
 		fmt.Fprintln(os.Stderr, "egret:", err)
@@ -39,7 +41,7 @@ func exitStatus(err error) int {
 
 func root() *cobra.Command {
 	name := "egret"
-	if filepath.Base(os.Args[0]) == "kubectl-egret" {
+	if as := filepath.Base(os.Args[0]); as == "kubectl-egret" || as == kubectlCompletes {
 		name = "kubectl egret"
 	}
 	c := &cobra.Command{
@@ -52,5 +54,6 @@ func root() *cobra.Command {
 	}
 	c.AddCommand(agentCommand(), checkCommand(), cleanupCommand(), credentialsCommand(), crdsyncCommand(), rbacCommand(), logLevelCommand(), getCommand(), historyCommand(),
 		moveCommand(), unpinCommand(), cordonCommand(), uncordonCommand(), drainCommand(), statusCommand(), describeCommand(), traceCommand(), whoCommand(), bundleCommand())
+	completions(c)
 	return c
 }
