@@ -58,6 +58,20 @@ func Move(ctx context.Context, c *store.Client, cfg MoveConfig, w io.Writer) err
 	return nil
 }
 
+// Forced says what speaks against a move that MoveConfig.Force makes all the same; "": nothing does.
+func Forced(ctx context.Context, c *store.Client, cfg MoveConfig) (string, error) {
+	all, err := c.ReadAll(ctx)
+	if err != nil {
+		return "", err
+	}
+	against := objection(&all.Snapshot, cfg)
+	if against == nil {
+		return "", nil
+	}
+	text, _, _ := strings.Cut(against.Error(), "; --force")
+	return fmt.Sprintf("%s moves to %s, and this speaks against it: %s.", cfg.IP, cfg.To, text), nil
+}
+
 // Unpin drops the pin of an IP. The IP stays where it is.
 func Unpin(ctx context.Context, c *store.Client, ip netip.Addr, w io.Writer) error {
 	ok, err := c.Unpin(ctx, ip)

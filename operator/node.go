@@ -37,6 +37,39 @@ func cordon(ctx context.Context, c *store.Client, node, why string, w io.Writer)
 	return nil
 }
 
+// Leaving says what a cordon, or a drain, of a node does; "": it holds nothing that leaves.
+func Leaving(ctx context.Context, c *store.Client, node string) (string, error) {
+	all, err := c.ReadAll(ctx)
+	if err == nil {
+		err = known(all, node)
+	}
+	if err != nil {
+		return "", fmt.Errorf("cordoning %s: %w", node, err)
+	}
+	egresses := byIP(&all.Snapshot)
+	var leave, stay []string
+	for _, ip := range slices.SortedFunc(maps.Keys(all.Owners), netip.Addr.Compare) {
+		if all.Owners[ip].Node != node {
+			continue
+		}
+		text := fmt.Sprintf("%s (%s)", ip, nobody(strings.Join(egresses[ip], ", ")))
+		if isStatic(&all.Snapshot, ip) {
+			stay = append(stay, text)
+		} else {
+			leave = append(leave, text)
+		}
+	}
+	if len(leave) == 0 {
+		return "", nil
+	}
+	text := fmt.Sprintf("%s takes no egress IPs from now on, and the %d that it holds move to other nodes, one at a time: %s.\nOpen connections go on, where pods' nodes have ports of their own.",
+		node, len(leave), few(leave))
+	if len(stay) > 0 {
+		text += fmt.Sprintf("\nIt keeps the %d that are static: %s.", len(stay), few(stay))
+	}
+	return text, nil
+}
+
 // Uncordon ends a cordon. What left the node comes back only by a move, or by rebalancing.
 func Uncordon(ctx context.Context, c *store.Client, node string, w io.Writer) error {
 	all, err := c.ReadAll(ctx)

@@ -11,7 +11,8 @@ import (
 )
 
 func cleanupCommand() *cobra.Command {
-	return &cobra.Command{
+	var q question
+	c := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove from this node all that the agent has made in its kernel",
 		Long: "Runs on a node, in its network namespace, as root, when the agent is stopped for good: tables, rules, routes, links and\n" +
@@ -21,6 +22,9 @@ func cleanupCommand() *cobra.Command {
 			if os.Geteuid() != 0 {
 				return errors.New("the cleanup programs the kernel: run it as root")
 			}
+			if err := q.ask(c, func() (string, error) { return cleanupSays, nil }); err != nil {
+				return err
+			}
 			if err := agent.Cleanup(quiet); err != nil {
 				return err
 			}
@@ -28,4 +32,9 @@ func cleanupCommand() *cobra.Command {
 			return nil
 		},
 	}
+	q.add(c.Flags())
+	return c
 }
+
+const cleanupSays = "All that Egret has in the kernel of this node goes: tables, rules, routes, links and connections. Pods that an egress selects leave with the\n" +
+	"address that the CNI gives to them, until an agent runs here again."

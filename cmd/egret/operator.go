@@ -151,6 +151,7 @@ func traceCommand() *cobra.Command {
 func moveCommand() *cobra.Command {
 	etcd := etcdFlags{acts: true}
 	var cfg operator.MoveConfig
+	var q question
 	c := &cobra.Command{
 		Use:   "move IP --to NODE",
 		Short: "Move an egress IP to another node, without losing a packet",
@@ -161,6 +162,7 @@ func moveCommand() *cobra.Command {
 	c.Flags().BoolVar(&cfg.Pin, "pin", false, "prefer that node for the IP from then on")
 	c.Flags().BoolVar(&cfg.Force, "force", false, "also beyond the node's capacity, and away from the node that the IP is pinned to")
 	c.Flags().DurationVar(&cfg.Patience, "timeout", 15*time.Second, "how long to wait before the request is withdrawn; whole seconds, at least 2s")
+	q.add(c.Flags())
 	_ = c.MarkFlagRequired("to") // fails only for a flag that does not exist
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
 		var err error
@@ -175,6 +177,11 @@ func moveCommand() *cobra.Command {
 			return err
 		}
 		defer client.Close()
+		if cfg.Force {
+			if err := q.ask(c, func() (string, error) { return operator.Forced(c.Context(), client, cfg) }); err != nil {
+				return err
+			}
+		}
 		return operator.Move(c.Context(), client, cfg, c.OutOrStdout())
 	})
 	return c
@@ -230,7 +237,17 @@ func unpinCommand() *cobra.Command {
 }
 
 func cordonCommand() *cobra.Command {
-	return does("cordon NODE", "Make a node take no egress IPs, and give away those that it holds", operator.Cordon)
+	var q question
+	var c *cobra.Command
+	c = does("cordon NODE", "Make a node take no egress IPs, and give away those that it holds",
+		func(ctx context.Context, client *store.Client, node string, w io.Writer) error {
+			if err := q.ask(c, func() (string, error) { return operator.Leaving(ctx, client, node) }); err != nil {
+				return err
+			}
+			return operator.Cordon(ctx, client, node, w)
+		})
+	q.add(c.Flags())
+	return c
 }
 
 func uncordonCommand() *cobra.Command {
@@ -240,13 +257,19 @@ func uncordonCommand() *cobra.Command {
 func drainCommand() *cobra.Command {
 	var wait bool
 	var patience time.Duration
-	c := does("drain NODE", "Move all egress IPs away from a node, one at a time, without losing a packet, and let it take none",
-		func(ctx context.Context, c *store.Client, node string, w io.Writer) error {
-			if !wait {
-				return operator.Drain(ctx, c, node, 0, w)
+	var q question
+	var c *cobra.Command
+	c = does("drain NODE", "Move all egress IPs away from a node, one at a time, without losing a packet, and let it take none",
+		func(ctx context.Context, client *store.Client, node string, w io.Writer) error {
+			if err := q.ask(c, func() (string, error) { return operator.Leaving(ctx, client, node) }); err != nil {
+				return err
 			}
-			return operator.Drain(ctx, c, node, patience, w)
+			if !wait {
+				return operator.Drain(ctx, client, node, 0, w)
+			}
+			return operator.Drain(ctx, client, node, patience, w)
 		})
+	q.add(c.Flags())
 	c.Flags().BoolVar(&wait, "wait", false, "report each IP that leaves, and return when all have left")
 	c.Flags().DurationVar(&patience, "timeout", 5*time.Minute, "how long to wait")
 	c.PreRunE = func(*cobra.Command, []string) error {
