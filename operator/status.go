@@ -19,6 +19,7 @@ import (
 type Verdict struct {
 	Status int // the exit status: 2, something is broken; 3, something is degraded
 	Text   string
+	Said   bool // the output has the text already
 }
 
 func (v Verdict) Error() string { return v.Text }
@@ -113,9 +114,9 @@ func (o overview) verdict() error {
 	}
 	switch {
 	case n[Broken] > 0:
-		return Verdict{2, fmt.Sprintf("%d broken, %d degraded", n[Broken], n[Degraded])}
+		return Verdict{Status: 2, Text: fmt.Sprintf("%d broken, %d degraded", n[Broken], n[Degraded])}
 	case n[Degraded] > 0:
-		return Verdict{3, fmt.Sprintf("%d degraded", n[Degraded])}
+		return Verdict{Status: 3, Text: fmt.Sprintf("%d degraded", n[Degraded])}
 	}
 	return nil
 }

@@ -67,7 +67,7 @@ func Trace(ctx context.Context, c *store.Client, q Question, format string, w io
 	if err != nil || status == 0 {
 		return err
 	}
-	return Verdict{status, text}
+	return Verdict{status, text, true}
 }
 
 // conclude returns the verdict, and the exit status that it means: 0, the pod leaves as it should; 2, it does not; 3, something may be in its way.

@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"os"
 	"os/signal"
 	"path/filepath"
@@ -25,8 +26,15 @@ func main() {
 	err := c.ExecuteContext(ctx)
 	stop()
 	if err != nil {
-		fmt.Fprintln(os.Stderr, "egret:", err)
+		complain(os.Stderr, err)
 		os.Exit(exitStatus(err))
+	}
+}
+
+// complain says what is wrong, unless the output has said it.
+func complain(w io.Writer, err error) {
+	if v := (operator.Verdict{}); !errors.As(err, &v) || !v.Said {
+		fmt.Fprintln(w, "egret:", err)
 	}
 }
 
