@@ -241,7 +241,7 @@ func sysctls(_ context.Context, w io.Writer) error {
 
 // connections writes how many there are, and what the kernel counts of them.
 func connections(_ context.Context, w io.Writer) error {
-	count, err := conntrack.Count()
+	count, err := conntrack.CountByID()
 	all := 0
 	for _, id := range slices.Sorted(maps.Keys(count)) {
 		all += count[id]

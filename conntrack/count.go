@@ -9,9 +9,9 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// Count returns how many entries there are of each egress IP, by its id, in the network namespace of the calling thread. The kernel looks at the whole
+// CountByID returns how many entries there are of each egress IP, by its id, in the network namespace of the calling thread. The kernel looks at the whole
 // table, and hands over those with Egret's tag alone. An error means that some may be missing.
-func Count() (map[egress.ID]int, error) {
+func CountByID() (map[egress.ID]int, error) {
 	t, err := open()
 	if err != nil {
 		return nil, err
@@ -21,7 +21,7 @@ func Count() (map[egress.ID]int, error) {
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		for n := 1; ; n++ {
 			part := map[egress.ID]int{}
-			err := t.list(family, Filter{Mark: egress.ConnTag, Mask: egress.ConnTagMask}, func(c Connection, _ []byte) {
+			err := t.list(family, Filter{Mark: egress.ConnTag, Mask: egress.ConnTagMask}, func(c Flow, _ []byte) {
 				part[egress.ID(c.Mark&^egress.ConnTagMask)]++
 			})
 			if errors.Is(err, errInterrupted) && n < dumps {

@@ -162,7 +162,7 @@ func TestCountTellsConnectionsByEgressIP(t *testing.T) {
 		lines = append(lines, fmt.Sprintf("-s 10.244.0.%d -d 192.0.2.7 -p udp --sport 1000 --dport 53 -m %d", i+1, egress.ID(7).ConnMark()))
 	}
 	fill(t, append(lines, fmt.Sprintf("-s fd44::1 -d 2001:db8::7 -p udp --sport 1000 --dport 53 -m %d", egress.ID(9).ConnMark())))
-	got, err := Count()
+	got, err := CountByID()
 	if err != nil || len(got) != 2 || got[7] != 3 || got[9] != 1 {
 		t.Errorf("got %v, %v; want 3 of id 7 and 1 of id 9", got, err)
 	}

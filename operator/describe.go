@@ -230,7 +230,7 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 		for _, a := range used {
 			add("Addresses", "%s of %s, on %s", a.IP, some(a.Egresses), nobody(w.Owners[a.IP].Node))
 		}
-		can := plan.Candidates(&w.Snapshot, name)
+		can := plan.New(&w.Snapshot).Candidates(name)
 		for _, node := range selected(&w.Snapshot, p) {
 			state := "can hold its IPs"
 			if why := w.Agents[node].Refused[name]; why != "" {

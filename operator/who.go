@@ -233,9 +233,9 @@ func (u *Used) answer(cfg WhoConfig, w io.Writer) error {
 	case len(u.Uses) > 0:
 		return nil
 	case len(u.Missing) > 0:
-		return Verdict{1, fmt.Sprintf("which pod had %s could not be known", netip.AddrPortFrom(u.IP, u.Port))}
+		return Verdict{Status: 1, Text: fmt.Sprintf("which pod had %s could not be known", netip.AddrPortFrom(u.IP, u.Port))}
 	}
-	return Verdict{2, fmt.Sprintf("no pod had %s", netip.AddrPortFrom(u.IP, u.Port))}
+	return Verdict{Status: 2, Text: fmt.Sprintf("no pod had %s", netip.AddrPortFrom(u.IP, u.Port))}
 }
 
 func (u *Used) text(w io.Writer) error {
