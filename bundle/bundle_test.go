@@ -89,6 +89,7 @@ func cluster() map[string]any {
 		store.MoveKey(ip):                   egress.Move{IP: ip, To: "worker-7", By: by},
 		store.PinKey(ip):                    egress.Pin{IP: ip, Node: "gateway-3"},
 		store.CordonKey("worker-7"):         egress.Cordon{Node: "worker-7", Why: "operator"},
+		store.SuspicionKey("worker-7"):      egress.Suspicion{Node: "worker-7", Lease: "a2", By: "gateway-3", Since: now},
 		store.HistoryKey(tenure):            tenure,
 		store.ActKey(act):                   act,
 		store.ToldKey("Egress", "payments"): map[string]any{"uid": "u-1", "changes": 2, "nodes": map[string]string{ip.String(): "gateway-3"}},
@@ -242,11 +243,13 @@ func TestARedactedBundleHasNoNameAndNoAddress(t *testing.T) {
 	var policy egress.Allocation
 	var members egress.Members
 	var history egress.Tenure
+	var suspicion egress.Suspicion
+	value("suspicions", &suspicion)
 	value("owners", &owner)
 	value("allocations", &policy)
 	value("members-by-node", &members)
 	value("history", &history)
-	if owner.IP != policy.IP || owner.Node == "" || owner.From != members.Node || members.Egress != policy.Egresses[0] || history.Node != owner.Node ||
+	if owner.IP != policy.IP || owner.Node == "" || owner.From != members.Node || members.Egress != policy.Egresses[0] || history.Node != owner.Node || suspicion.By != owner.Node || suspicion.Node != members.Node ||
 		!strings.HasPrefix(owner.Node, "NODE") || !strings.HasPrefix(history.By, "PERSON") || !strings.HasPrefix(members.Pods[0].Pod, "NAMESPACE") {
 		t.Errorf("owner %+v, allocation %+v, members %+v, history %+v: want the same names for the same things", owner, policy, members, history)
 	}

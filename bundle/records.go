@@ -71,6 +71,7 @@ var kinds = []kind{
 	{"pods", store.PodPrefix, false, as[egress.PodRanges]},
 	{"pools", store.PoolPrefix, false, as[egress.Pool]},
 	{"services", store.ServicePrefix, false, as[egress.ServiceCIDR]},
+	{"suspicions", store.SuspicionPrefix, false, as[egress.Suspicion]},
 	{"told", store.ToldPrefix, false, as[told]},
 }
 

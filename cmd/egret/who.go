@@ -80,7 +80,7 @@ func (f *whoFlags) question(text string, now time.Time) (operator.WhoConfig, err
 		}
 		cfg.Destination = cfg.Destination.Unmap()
 	}
-	if cfg.From, cfg.To, err = moment(f.at, now); err != nil {
+	if cfg.From, cfg.To, err = momentOf(f.at, now); err != nil {
 		return cfg, err
 	}
 	if cfg.Now = f.at == ""; !cfg.Now {
@@ -92,8 +92,8 @@ func (f *whoFlags) question(text string, now time.Time) (operator.WhoConfig, err
 	return cfg, nil
 }
 
-// moment reads a time, which is as long as it is said precisely.
-func moment(text string, now time.Time) (from, to time.Time, err error) {
+// momentOf reads a time, which is as long as it is said precisely.
+func momentOf(text string, now time.Time) (from, to time.Time, err error) {
 	if text == "" {
 		return now, now.Add(time.Millisecond), nil
 	}
