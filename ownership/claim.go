@@ -48,7 +48,8 @@ func (m *Machine) claim() []Effect {
 // suspicion returns the one that stands against the owner of a lock that has ended. Under another lease the agent may have been one that does not end
 // suspicions.
 func (m *Machine) suspicion(o egress.Owner) egress.Suspicion {
-	if s, stands := m.pass.cluster.Suspicions[o.Node]; stands && s.Lease == egress.FormatLease(o.Lease) {
+	s, stands := m.pass.cluster.Suspicions[o.Node]
+	if stands && s.Lease == egress.FormatLease(o.Lease) && !m.peers.suspicions[o.Node].void {
 		return s
 	}
 	return egress.Suspicion{}

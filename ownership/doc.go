@@ -37,8 +37,8 @@
 //     late Release or HandOver, which is of the old revision, does nothing (store.Lease.Renumber).
 //  9. Peers suspect and revoke only the lease of an agent that says in its record that its permits are bounded, and it says so when its kernel has
 //     acknowledged that it has no others (Machine.revocable). A suspicion is of one lease, and of a record that is as it was read; an agent that adopts
-//     the lease, or moves to one that lasts longer, ends it first (store.Client.Suspect, store.Lease.MoveTo). What stood in an etcd that was restored
-//     counts for nothing (peers.suspect).
+//     the lease, or moves to one that lasts longer, ends it first (store.Client.Suspect, store.Lease.MoveTo). What stood in an etcd that was restored,
+//     or while an agent that knows no suspicions was under the lease, counts for nothing (peers.suspect).
 //
 // P may differ between nodes, and change when an agent is started anew. Etcd has the longest one:
 //
@@ -77,8 +77,8 @@
 // longer than the margin (the agent cuts such a commit as soon as it runs again). A machine is not paused together with its clock. Etcd is
 // linearizable. An etcd that is restored has an older revision or term of raft than each agent knows when it first asks it, or a much newer
 // revision (egret-etcd sees to that), and was backed up after the last restart of an agent, whose permits it does not know; without gossip it
-// says nothing of permits at all. An agent of a version that knows no suspicions does not adopt, within half a second, the lease of one that does and
-// was killed. All agents know of the record permit before one is started with another P. Who joins while others have lost
+// says nothing of permits at all. An agent of a version that knows no suspicions writes its record before a lease that it adopted under one is revoked.
+// All agents know of the record permit before one is started with another P. Who joins while others have lost
 // etcd can be reached by them within joinGrace.
 // The tests say more in docs/ownership.md.
 package ownership

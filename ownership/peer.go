@@ -26,13 +26,13 @@ type peers struct {
 type suspicion struct {
 	revision     int64
 	since, ended time.Time // when it was seen first, and when it was seen not to be there any more; zero: it is
+	void         bool      // an agent that does not end suspicions was seen under its lease: it gets a yes all the same
 }
 
-// doubt is how often the agent of a lease has ended a suspicion while the gossip held it for dead without a break, and until when it is not suspected
-// again.
+// doubt is for how long the agent of a lease is not suspected again after it ended a suspicion while the gossip held it for dead, and until when.
 type doubt struct {
-	lived int
-	until time.Time
+	trusted time.Duration
+	until   time.Time
 }
 
 func (p *peers) init() {
@@ -77,15 +77,22 @@ func (p *peers) suspect(now *pass) {
 			p.suspicions[name] = suspicion{revision: r.Revision, since: now.now}
 		}
 	}
+	for name, r := range s.Suspicions {
+		if a, there := s.Agents[name]; there && a.Lease == r.Lease && !a.Suspectable {
+			is := p.suspicions[name]
+			is.void = true
+			p.suspicions[name] = is
+		}
+	}
 	for name, was := range p.suspicions {
 		switch _, stands := s.Suspicions[name]; {
 		case stands:
 		case was.ended.IsZero():
 			was.ended = now.now
 			p.suspicions[name] = was
-			if a, there := s.Agents[name]; there { // it ended it itself
-				d := p.doubts[a.Lease]
-				p.doubts[a.Lease] = doubt{d.lived + 1, now.now.Add(min(trust<<d.lived, mostTrust))}
+			if a, there := s.Agents[name]; there { // it lives
+				trusted := min(max(2*p.doubts[a.Lease].trusted, trust), mostTrust)
+				p.doubts[a.Lease] = doubt{trusted, now.now.Add(trusted)}
 			}
 		case now.now.Sub(was.ended) > remembered: // nobody claims by it any more
 			delete(p.suspicions, name)
@@ -96,7 +103,7 @@ func (p *peers) suspect(now *pass) {
 // suspected returns when this node saw the suspicion of a revision first; otherwise if it has not.
 func (p *peers) suspected(revision int64, otherwise time.Time) time.Time {
 	for _, s := range p.suspicions {
-		if s.revision == revision {
+		if s.revision == revision && !s.void {
 			return s.since
 		}
 	}
@@ -104,10 +111,11 @@ func (p *peers) suspected(revision int64, otherwise time.Time) time.Time {
 }
 
 // An agent that ended a suspicion, and that the gossip goes on to hold for dead, is not suspected again for trust, then twice as long, and so on up to
-// mostTrust: as where the gossip is cut off. Suspicions that are gone are remembered for some time.
+// mostTrust: as where the gossip is cut off for days. Should it die meanwhile, its lease ends by itself. Suspicions that are gone are remembered for some
+// time.
 const (
 	trust      = time.Second
-	mostTrust  = 4 * time.Second
+	mostTrust  = time.Minute
 	remembered = 10 * time.Second
 )
 
@@ -154,8 +162,9 @@ func (m *Machine) revoke() []Effect {
 				out = append(out, Revoke{Node: node, Lease: id})
 			}
 		case !stands:
-			if due(later(begin, p.doubts[lease].until)) {
-				p.doubts[lease] = doubt{p.doubts[lease].lived, now.Add(trust)} // a look at etcd may miss that it was there
+			// Each time by the first in rank alone, as long as that one does it.
+			if d := p.doubts[lease]; due(later(begin, d.until.Add(turn))) {
+				p.doubts[lease] = doubt{d.trusted, now.Add(trust)} // a look at etcd may miss that it was there
 				out = append(out, Suspect{egress.Suspicion{Node: node, Lease: lease, By: m.cfg.Node}, s.Revision})
 			}
 		case due(later(begin, p.suspicions[node].since.Add(m.answerTime(r.Agent)+turn))):

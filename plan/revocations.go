@@ -2,7 +2,6 @@ package plan
 
 import (
 	"cmp"
-	"maps"
 	"slices"
 
 	"github.com/egret-project/egret/egress"
@@ -46,6 +45,21 @@ func Living(s *egress.Snapshot, node string, dead func(node string) bool) map[st
 	return out
 }
 
+// rankFor returns how many of the able come before the node when it is about the agent of another one: another order for each, so that one that cannot do
+// it does not hold up all.
+func rankFor(name, node string, able map[string]egress.Agent) (rank int) {
+	own := weightOf(name, node)
+	for n := range able {
+		if n == name || n == node {
+			continue
+		}
+		if w := weightOf(name, n); w > own || w == own && n < node {
+			rank++
+		}
+	}
+	return rank
+}
+
 // Revocations returns the agents whose leases the node is to revoke, by name: those that are dead by the gossip, or whose node is gone,
 // that hold egress IPs, and bound their permits. living are those of Living. Who is dead by the gossip is first suspected, so only agents that end
 // suspicions are among them.
@@ -67,12 +81,7 @@ func Revocations(s *egress.Snapshot, node string, living map[string]egress.Agent
 		if able == nil { // who else hears whom is not known
 			able = s.Agents
 		}
-		// Ranked anew for each of them, so that one that cannot do it does not hold up all.
-		ranked := slices.SortedFunc(maps.Keys(able), func(a, b string) int {
-			return cmp.Or(cmp.Compare(weightOf(name, b), weightOf(name, a)), cmp.Compare(a, b))
-		})
-		ranked = slices.DeleteFunc(ranked, func(n string) bool { return n == name })
-		out = append(out, Revocation{Agent: a, Gone: gone, Alive: !dead(name), Rank: slices.Index(ranked, node)})
+		out = append(out, Revocation{Agent: a, Gone: gone, Alive: !dead(name), Rank: rankFor(name, node, able)})
 	}
 	slices.SortFunc(out, func(a, b Revocation) int { return cmp.Compare(a.Agent.Node, b.Agent.Node) })
 	return out

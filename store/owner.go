@@ -71,7 +71,8 @@ func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner, former For
 		if s := former.Suspicion; o.From == "" && s.Revision > 0 {
 			o.Suspicion = s.Revision
 			last := clientv3.Compare(clientv3.CreateRevision(c.key(HistoryPrefix+o.IP.String()+"/")), "<", former.Revision+1)
-			still = append(still, unchanged(c.key(SuspicionKey(s.Node)), s.Revision), last.WithPrefix())
+			same := clientv3.Compare(clientv3.CreateRevision(c.key(AllocationKey(o.IP))), "<", former.Revision+1) // else its history is a new one
+			still = append(still, unchanged(c.key(SuspicionKey(s.Node)), s.Revision), last.WithPrefix(), same)
 		}
 	}
 	v, err := Encode(o)
