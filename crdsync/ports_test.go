@@ -31,6 +31,7 @@ func TestPorts(t *testing.T) {
 		"a node without pods has no ports, once they have rested":        testPortsFreed,
 		"a node that gets pods again gets its own ports back":            testPortsBack,
 		"ports of an IP that is given to another egress rest":            testPortsOfAnotherEgress,
+		"an etcd whose roles are older remembers nothing of ports":       testPortsOfOlderRoles,
 		"a node whose object is deleted has no ports":                    testPortsOfGoneNode,
 		"an agent gets more ports, and fewer":                            testPortsAsked,
 		"an agent gives ports back, but not those that every node has":   testPortsGivenBack,
@@ -192,6 +193,27 @@ func testPortsBack(c *cluster) {
 	c.pod("prod", "z", "node-2", "10.244.2.1", "a")
 	c.wantPorts("10.10.0.1 2048-3071 node-1x", "10.10.0.1 3072-4095 node-2")
 	c.wantHistory("10.10.0.1", was.Tenure())
+}
+
+// testPortsOfOlderRoles has an etcd that was not asked again by `egret etcd-rbac` after an upgrade: nodes get their ports back all the same, and others get
+// what has rested.
+func testPortsOfOlderRoles(c *cluster) {
+	c.underItsRole()
+	prefix := store.DefaultPrefix + store.BlockHistoryPrefix
+	if _, err := c.direct().RoleRevokePermission(c.Context(), "egret-crdsync", prefix, clientv3.GetPrefixRangeEnd(prefix)); err != nil {
+		c.Fatal(err)
+	}
+	c.somePorts(1024, 3*time.Second)
+	c.pod("prod", "x", "node-1", "10.244.1.1", "a")
+	c.pod("prod", "z", "node-2", "10.244.2.1", "a")
+	c.wantPorts("10.10.0.1 2048-3071 node-1", "10.10.0.1 3072-4095 node-2")
+	c.deletePod("prod", "x", 0)
+	c.wantPorts("10.10.0.1 2048-3071 node-1x", "10.10.0.1 3072-4095 node-2")
+	c.pod("prod", "x", "node-1", "10.244.1.1", "a")
+	c.wantPorts("10.10.0.1 2048-3071 node-1", "10.10.0.1 3072-4095 node-2")
+	c.deletePod("prod", "x", 0)
+	c.wantPorts("10.10.0.1 3072-4095 node-2")
+	c.wantHistory("10.10.0.1")
 }
 
 // wantHistory fails where etcd remembers others of who had ports of an IP.

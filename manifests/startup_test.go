@@ -169,6 +169,7 @@ func TestTheStartupTaintGoesWhenTheAgentOfTheNodeIsReady(t *testing.T) {
 		return err
 	}
 	node("held", other, ours)
+	node("free", other) // the taint that is left does not refuse what is tried there
 	gone := fmt.Sprintf(`{"spec": {"taints": [{"key": %q, "value": %q, "effect": %q}]}`, other.Key, other.Value, other.Effect)
 	for end := time.Now().Add(30 * time.Second); patch("held", `{"metadata": {"labels": {"a": "c"}}}`) == nil; time.Sleep(50 * time.Millisecond) {
 		if time.Now().After(end) {
@@ -191,8 +192,10 @@ func TestTheStartupTaintGoesWhenTheAgentOfTheNodeIsReady(t *testing.T) {
 		"a podCIDR":                `{"spec": {"podCIDR": "10.0.0.0/24", "podCIDRs": ["10.0.0.0/24"]}}`,
 		"a providerID":             `{"spec": {"providerID": "aws:///x"}}`,
 	} {
-		if err := patch("held", text); !apierrors.IsForbidden(err) && !apierrors.IsInvalid(err) {
-			t.Errorf("%s: %v, want it refused", what, err)
+		for _, name := range []string{"held", "free"} {
+			if err := patch(name, text); !apierrors.IsForbidden(err) && !apierrors.IsInvalid(err) {
+				t.Errorf("%s, on node %s: %v, want it refused", what, name, err)
+			}
 		}
 	}
 	if err := stolen.CoreV1().Nodes().Delete(t.Context(), "held", metav1.DeleteOptions{}); !apierrors.IsForbidden(err) {

@@ -76,7 +76,7 @@ func Who(ctx context.Context, c *store.Client, cfg WhoConfig, w io.Writer) error
 	if err != nil {
 		return err
 	}
-	u := Used{IP: cfg.IP, Port: cfg.Port, From: cfg.From, To: cfg.To, Holders: holders, Uses: []natlog.Line{}, Missing: missing}
+	u := Used{IP: cfg.IP, Port: cfg.Port, From: cfg.From, To: cfg.To, Holders: append([]Holder{}, holders...), Uses: []natlog.Line{}, Missing: missing}
 	for _, h := range holders {
 		if slices.ContainsFunc(holders[:slices.Index(holders, h)], func(o Holder) bool { return o.Node == h.Node }) {
 			continue

@@ -112,6 +112,7 @@ func TestWhoSaysWhichPodHadAPort(t *testing.T) {
 		"by another protocol":                      {"203.0.113.5:2048 --protocol udp", 2, []string{"no pod had"}},
 		"a record that cannot be read":             {"203.0.113.6:2048", 1, []string{"could not be read"}},
 		"in JSON":                                  {"203.0.113.5:2048 -o json", 0, []string{`"pod_name": "web-now"`, `"nodes": [`}},
+		"a port of no block, in JSON":              {"203.0.113.5:5000 -o json", 2, []string{`"nodes": []`, `"connections": []`}},
 		"no egress IP":                             {"203.0.113.7:2048", 1, []string{"203.0.113.7 is no egress IP", "egret get allocations"}},
 		"no port":                                  {"203.0.113.5", 1, []string{`"203.0.113.5": want an egress IP and a port`}},
 		"a port that no connection has":            {"203.0.113.5:80", 1, []string{"port 80: no connection"}},
