@@ -54,6 +54,7 @@ var kinds = []kind{
 	{"agents", store.AgentPrefix, false, as[egress.Agent]},
 	{"allocations", store.AllocationPrefix, false, as[egress.Allocation]},
 	{"blocks", store.BlockPrefix, false, as[egress.Block]},
+	{"blocks-history", store.BlockHistoryPrefix, false, as[egress.BlockTenure]},
 	{"compaction", store.CompactionKey, true, as[compaction]},
 	{"cordons", store.CordonPrefix, false, as[egress.Cordon]},
 	{"counters", store.CounterPrefix, false, as[counter]},

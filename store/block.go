@@ -11,6 +11,9 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
+// blockTime is the form of times in a BlockHistoryKey, in the order of the times: crdsync's have whole seconds.
+const blockTime = "20060102T150405Z"
+
 // Blocks returns the blocks of ports of an egress IP, or of all where ip is the zero Addr, sorted by IP and first port, and the records that
 // cannot be read, by key.
 func (c *Client) Blocks(ctx context.Context, ip netip.Addr) (blocks []egress.Block, faults []egress.Fault, err error) {

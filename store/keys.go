@@ -63,9 +63,6 @@ func BlockKey(ip netip.Addr, first uint16) string {
 	return fmt.Sprintf("%s%s/%05d", BlockPrefix, ip, first)
 }
 
-// blockTime is the form of times in a BlockHistoryKey, in the order of the times: crdsync's have whole seconds.
-const blockTime = "20060102T150405Z"
-
 // BlockHistoryKey is the key of an egress.BlockTenure. A block that is given back and taken again within a second has another beginning.
 func BlockHistoryKey(t egress.BlockTenure) string {
 	return fmt.Sprintf("%s%s/%05d/%s-%s", BlockHistoryPrefix, t.IP, t.First, t.Until.UTC().Format(blockTime), t.Since.UTC().Format(blockTime))
