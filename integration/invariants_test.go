@@ -308,7 +308,7 @@ func TestInvariant5ASteadyStateAndARestartWriteNothing(t *testing.T) {
 			during()
 			want, most := 0, 2
 			if name == "a restart" {
-				want = 3 // the locks move to a lease that outlives the restart, and from there to another; the next agent's record
+				want = 4 // the locks move to a lease that outlives the restart, and from there to another; the next agent's record, and that it is ready
 				most = 7 // the permits are extended, and cut, and the tables taken over
 			}
 			// Every so often crdsync notes which revision etcd has, to know by then what may be compacted.
@@ -382,7 +382,8 @@ func written(t *testing.T, c *clientv3.Client, after int64) (lines []string) {
 		}
 		for _, e := range r.Events {
 			seen = max(seen, e.Kv.ModRevision)
-			if e.Type == clientv3.EventTypeDelete && strings.HasPrefix(string(e.Kv.Key), "/egret/blocks/") {
+			// Blocks of what is gone rest for a while.
+			if strings.HasPrefix(string(e.Kv.Key), "/egret/blocks-history/") || e.Type == clientv3.EventTypeDelete && strings.HasPrefix(string(e.Kv.Key), "/egret/blocks/") {
 				continue
 			}
 			keys[e.Kv.ModRevision] = append(keys[e.Kv.ModRevision], fmt.Sprintf("%v %s", e.Type, e.Kv.Key))

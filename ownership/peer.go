@@ -114,9 +114,11 @@ func (p *peers) suspected(revision int64, otherwise time.Time) time.Time {
 // mostTrust: as where the gossip is cut off for days. Should it die meanwhile, its lease ends by itself. Suspicions that are gone are remembered for some
 // time.
 const (
-	trust      = time.Second
-	mostTrust  = time.Minute
-	remembered = 10 * time.Second
+	trust = time.Second
+	// unheardTime is how long most agents have to hold one for dead that ended a suspicion, until its lease is revoked all the same.
+	unheardTime = time.Second
+	mostTrust   = time.Minute
+	remembered  = 10 * time.Second
 )
 
 // revoke ends the leases of dead agents, which frees their IPs, and of those that go on with IPs although their node is gone: the first in
@@ -161,6 +163,9 @@ func (m *Machine) revoke() []Effect {
 			if due(begin) {
 				out = append(out, Revoke{Node: node, Lease: id})
 			}
+		case !stands && p.doubts[lease].trusted > 0 && 2*len(p.living) > len(s.Agents) && due(since[lease].Add(unheardTime+turn)):
+			// It has etcd, and most others do not hear it: nor do packets for its IPs reach it.
+			out = append(out, Revoke{Node: node, Lease: id})
 		case !stands:
 			// Each time by the first in rank alone, as long as that one does it.
 			if d := p.doubts[lease]; due(later(begin, d.until.Add(turn))) {
