@@ -21,26 +21,55 @@ func Marked(m egress.Mark) ([]Connection, error) {
 }
 
 // Flows returns the entries whose mark has the bits of mask as m has them, likewise.
-func Flows(m, mask egress.Mark) ([]Flow, error) {
+func Flows(m, mask egress.Mark) (all []Flow, err error) {
+	err = eachMarked(m, mask, func() (func(Flow), func()) {
+		var part []Flow
+		return func(f Flow) { part = append(part, f) }, func() { all = append(all, part...) }
+	})
+	if err != nil {
+		return nil, fmt.Errorf("listing connections: %w", err)
+	}
+	return all, nil
+}
+
+// CountByID returns how many entries with Egret's tag there are of each egress IP, by its id, likewise.
+func CountByID() (map[egress.ID]int, error) {
+	all := map[egress.ID]int{}
+	err := eachMarked(egress.ConnTag, egress.ConnTagMask, func() (func(Flow), func()) {
+		part := map[egress.ID]int{}
+		return func(f Flow) { part[egress.ID(f.Mark&^egress.ConnTagMask)]++ }, func() {
+			for id, n := range part {
+				all[id] += n
+			}
+		}
+	})
+	if err != nil {
+		return nil, fmt.Errorf("counting connections: %w", err)
+	}
+	return all, nil
+}
+
+// eachMarked lists the entries of both IP families whose mark has the bits of mask as m has them. begin is called at the start of each listing: add is
+// called for each of its entries, keep at its end, unless it was interrupted and is begun anew.
+func eachMarked(m, mask egress.Mark, begin func() (add func(Flow), keep func())) error {
 	t, err := open()
 	if err != nil {
-		return nil, err
+		return err
 	}
 	defer t.nl.Close()
-	var all []Flow
 	for _, family := range []byte{unix.AF_INET, unix.AF_INET6} {
 		for n := 1; ; n++ {
-			var part []Flow
-			err := t.list(family, Filter{Mark: m, Mask: mask}, func(f Flow, _ []byte) { part = append(part, f) })
+			add, keep := begin()
+			err := t.list(family, Filter{Mark: m, Mask: mask}, func(f Flow, _ []byte) { add(f) })
 			if errors.Is(err, errInterrupted) && n < dumps {
 				continue
 			}
 			if err != nil {
-				return nil, fmt.Errorf("listing connections: %w", err)
+				return err
 			}
-			all = append(all, part...)
+			keep()
 			break
 		}
 	}
-	return all, nil
+	return nil
 }
