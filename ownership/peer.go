@@ -73,16 +73,13 @@ func (p *peers) suspect(now *pass) {
 		p.suspicions, p.restores = map[string]suspicion{}, s.Restores
 	}
 	for name, r := range s.Suspicions {
-		if p.suspicions[name].revision != r.Revision {
-			p.suspicions[name] = suspicion{revision: r.Revision, since: now.now}
+		is := p.suspicions[name]
+		if is.revision != r.Revision {
+			is = suspicion{revision: r.Revision, since: now.now}
 		}
-	}
-	for name, r := range s.Suspicions {
-		if a, there := s.Agents[name]; there && a.Lease == r.Lease && !a.Suspectable {
-			is := p.suspicions[name]
-			is.void = true
-			p.suspicions[name] = is
-		}
+		a, there := s.Agents[name]
+		is.void = is.void || there && a.Lease == r.Lease && !a.Suspectable
+		p.suspicions[name] = is
 	}
 	for name, was := range p.suspicions {
 		switch _, stands := s.Suspicions[name]; {

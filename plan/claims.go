@@ -124,7 +124,7 @@ func (c *Cluster) rank() map[netip.Addr][]string {
 			room = 2
 		}
 		places = places[:0]
-		wish, weight := cmp.Or(wished(s, t.IP), wished(s, t.partner.IP)), weights(t.IP)
+		wish, weight := cmp.Or(wished(s, t.IP), wished(s, t.partner.IP)), weights(t.IP.String())
 		for _, n := range c.candidates(t) {
 			if limit := s.Nodes[n].Capacity; limit == 0 || held[n]+room <= limit {
 				places = append(places, place{n, btoi(n == wish), inPool[[2]string{t.Pool, n}], weight(n)})
@@ -211,20 +211,15 @@ func wished(s *egress.Snapshot, ip netip.Addr) string {
 	return s.Pins[ip].Node
 }
 
-// weights returns the rendezvous hash of an IP: the node with the largest weight is its first choice.
-func weights(ip netip.Addr) func(node string) uint64 {
-	key := append(ip.AppendTo(nil), '/')
+// weights returns the rendezvous hash of what is to be given to a node, an IP or a task: the node with the largest weight is its first choice.
+func weights(what string) func(node string) uint64 {
+	key := []byte(what + "/")
 	length := len(key)
 	return func(node string) uint64 {
 		key = append(key[:length], node...)
 		h := sha256.Sum256(key)
 		return binary.BigEndian.Uint64(h[:])
 	}
-}
-
-func weightOf(what, node string) uint64 {
-	h := sha256.Sum256([]byte(what + "/" + node))
-	return binary.BigEndian.Uint64(h[:])
 }
 
 // Releases returns the locks of the node that it has to give back: of IPs that no egress uses any more, that their pool keeps from

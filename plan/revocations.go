@@ -48,12 +48,13 @@ func Living(s *egress.Snapshot, node string, dead func(node string) bool) map[st
 // rankFor returns how many of the able come before the node when it is about the agent of another one: another order for each, so that one that cannot do
 // it does not hold up all.
 func rankFor(name, node string, able map[string]egress.Agent) (rank int) {
-	own := weightOf(name, node)
+	weight := weights(name)
+	own := weight(node)
 	for n := range able {
 		if n == name || n == node {
 			continue
 		}
-		if w := weightOf(name, n); w > own || w == own && n < node {
+		if w := weight(n); w > own || w == own && n < node {
 			rank++
 		}
 	}

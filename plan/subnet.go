@@ -107,7 +107,7 @@ func subnetMarks(s *egress.Snapshot) map[egress.Subnet]egress.Mark {
 		return cmp.Or(a.Gateway.Compare(b.Gateway), cmp.Compare(a.PrefixLength, b.PrefixLength), cmp.Compare(a.VLAN, b.VLAN))
 	})
 	for _, subnet := range order {
-		n := int(weightOf(fmt.Sprint(subnet), "") % uint64(egress.SubnetMarks))
+		n := int(weights(fmt.Sprint(subnet))("") % uint64(egress.SubnetMarks))
 		for range egress.SubnetMarks {
 			m := egress.SubnetMark(n)
 			if n = (n + 1) % egress.SubnetMarks; !taken[m] {
