@@ -31,18 +31,27 @@ func (t TLS) load() (*tls.Config, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading --metrics-cert-file and --metrics-key-file: %w", err)
 	}
-	pem, err := os.ReadFile(t.ClientCA)
+	pool, err := ReadCAs("--metrics-client-ca-file", t.ClientCA)
 	if err != nil {
-		return nil, fmt.Errorf("reading --metrics-client-ca-file: %w", err)
-	}
-	pool := x509.NewCertPool()
-	if !pool.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("reading --metrics-client-ca-file %s: it holds no PEM certificate", t.ClientCA)
+		return nil, err
 	}
 	return &tls.Config{
 		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool,
 		SessionTicketsDisabled: true, // a session would outlive the CA that it was opened by
 	}, nil
+}
+
+// ReadCAs reads a file of CA certificates that an option names.
+func ReadCAs(option, file string) (*x509.CertPool, error) {
+	pem, err := os.ReadFile(file)
+	if err != nil {
+		return nil, fmt.Errorf("reading %s: %w", option, err)
+	}
+	pool := x509.NewCertPool()
+	if !pool.AppendCertsFromPEM(pem) {
+		return nil, fmt.Errorf("reading %s %s: it holds no PEM certificate", option, file)
+	}
+	return pool, nil
 }
 
 // certificates are what the files held when they were last read.

@@ -4,7 +4,6 @@ import (
 	"cmp"
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -246,14 +245,11 @@ func (f *etcdFlags) tls() (*tls.Config, error) {
 	}
 	c := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: f.insecureSkipVerify, ServerName: f.serverName}
 	if f.cacert != "" {
-		pem, err := os.ReadFile(f.cacert)
+		roots, err := monitor.ReadCAs("--cacert", f.cacert)
 		if err != nil {
-			return nil, fmt.Errorf("reading --cacert: %w", err)
+			return nil, err
 		}
-		c.RootCAs = x509.NewCertPool()
-		if !c.RootCAs.AppendCertsFromPEM(pem) {
-			return nil, fmt.Errorf("reading --cacert %s: it holds no PEM certificate", f.cacert)
-		}
+		c.RootCAs = roots
 	}
 	if (f.cert == "") != (f.key == "") {
 		return nil, fmt.Errorf("--cert and --key belong together: only one of them is given")

@@ -3,7 +3,6 @@ package main
 import (
 	"context"
 	"crypto/tls"
-	"crypto/x509"
 	"errors"
 	"fmt"
 	"io"
@@ -19,6 +18,7 @@ import (
 
 	"github.com/egret-project/egret/agent"
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/monitor"
 	"github.com/egret-project/egret/natlog"
 	"github.com/egret-project/egret/operator"
 )
@@ -168,15 +168,12 @@ func (f *whoFlags) agents() (*http.Client, error) {
 	if err != nil {
 		return nil, fmt.Errorf("reading --agents-cert-file and --agents-key-file: %w", err)
 	}
-	pem, err := os.ReadFile(f.agentsCA)
+	roots, err := monitor.ReadCAs("--agents-ca-file", f.agentsCA)
 	if err != nil {
-		return nil, fmt.Errorf("reading --agents-ca-file: %w", err)
+		return nil, err
 	}
-	roots := x509.NewCertPool()
-	if !roots.AppendCertsFromPEM(pem) {
-		return nil, fmt.Errorf("reading --agents-ca-file %s: it holds no PEM certificate", f.agentsCA)
-	}
-	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: roots}}}, nil
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: roots}
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: cfg}}, nil
 }
 
 // ask returns what asks agents: that of this node by its socket, others as the options say.
