@@ -3,7 +3,6 @@ package bundle
 import (
 	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"context"
 	"encoding/json"
 	"errors"
@@ -21,6 +20,7 @@ import (
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/etcdtest"
+	"github.com/egret-project/egret/internal/tarball"
 	"github.com/egret-project/egret/store"
 )
 
@@ -112,32 +112,12 @@ func bundled(t *testing.T, cfg Config) (Manifest, map[string]string) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	plain, err := gzip.NewReader(&packed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files := map[string]string{}
 	place := regexp.MustCompile(`^egret-bundle/([a-z]+/)?[a-z0-9-]+\.(txt|json|jsonl)$`)
-	for r := tar.NewReader(plain); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		b, err := io.ReadAll(r)
-		if err != nil {
-			t.Fatal(err)
-		}
+	files := tarball.Files(t, &packed, folder, func(h *tar.Header) {
 		if !place.MatchString(h.Name) || h.Typeflag != tar.TypeReg || h.Mode != 0o600 || h.Linkname != "" {
 			t.Errorf("%q, type %c, mode %o, is no file of the archive's layout", h.Name, h.Typeflag, h.Mode)
 		}
-		name := strings.TrimPrefix(h.Name, folder)
-		if _, twice := files[name]; twice {
-			t.Errorf("%s is there twice", name)
-		}
-		files[name] = string(b)
-	}
+	})
 	var told Manifest
 	if err := json.Unmarshal([]byte(files["manifest.json"]), &told); err != nil || len(told.Files) != len(m.Files) {
 		t.Errorf("manifest.json: %v\n%s", err, files["manifest.json"])

@@ -1,13 +1,11 @@
 package integration
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
-	"errors"
-	"io"
 	"strings"
 	"testing"
+
+	"github.com/egret-project/egret/internal/tarball"
 )
 
 // TestABundleOfANodeIsWhole makes one where kubectl exec would: in the network of a node with a running agent, to the standard output.
@@ -19,24 +17,7 @@ func TestABundleOfANodeIsWhole(t *testing.T) {
 	if err != nil && len(out) == 0 {
 		t.Fatal(err)
 	}
-	plain, zerr := gzip.NewReader(bytes.NewReader(out))
-	if zerr != nil {
-		t.Fatal(zerr)
-	}
-	files := map[string]string{}
-	for r := tar.NewReader(plain); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			break
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		b, err := io.ReadAll(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		files[strings.TrimPrefix(h.Name, "egret-bundle/")] = string(b)
-	}
+	files := tarball.Files(t, bytes.NewReader(out), "egret-bundle/", nil)
 	if strings.Contains(files["manifest.json"], `"error"`) || err != nil {
 		t.Errorf("%v; manifest.json:\n%s", err, files["manifest.json"])
 	}

@@ -1,11 +1,8 @@
 package main
 
 import (
-	"archive/tar"
 	"bytes"
-	"compress/gzip"
 	"errors"
-	"io"
 	"os"
 	"path/filepath"
 	"strings"
@@ -13,31 +10,9 @@ import (
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/etcdtest"
+	"github.com/egret-project/egret/internal/tarball"
 	"github.com/egret-project/egret/store"
 )
-
-// archived returns what is in an archive.
-func archived(t *testing.T, packed io.Reader) map[string]string {
-	t.Helper()
-	plain, err := gzip.NewReader(packed)
-	if err != nil {
-		t.Fatal(err)
-	}
-	files := map[string]string{}
-	for r := tar.NewReader(plain); ; {
-		h, err := r.Next()
-		if errors.Is(err, io.EOF) {
-			return files
-		} else if err != nil {
-			t.Fatal(err)
-		}
-		b, err := io.ReadAll(r)
-		if err != nil {
-			t.Fatal(err)
-		}
-		files[strings.TrimPrefix(h.Name, "egret-bundle/")] = string(b)
-	}
-}
 
 func TestBundleIsAFileForItsOwnerAlone(t *testing.T) {
 	server := etcdtest.New(t)
@@ -59,7 +34,7 @@ func TestBundleIsAFileForItsOwnerAlone(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer f.Close()
-	files := archived(t, f)
+	files := tarball.Files(t, f, "egret-bundle/", nil)
 	if !strings.Contains(files["records/nodes.jsonl"], `"node-1"`) || !strings.Contains(files["records/cordons.jsonl"], "the password is (hidden)") || strings.Contains(files["manifest.json"], "hunter22") {
 		t.Errorf("%v", files)
 	}
@@ -73,7 +48,7 @@ func TestBundleIsAFileForItsOwnerAlone(t *testing.T) {
 	r.SetArgs(append(at, "-o", "-"))
 	r.SetOut(&stdout)
 	r.SetErr(&stderr)
-	if err := r.ExecuteContext(t.Context()); err != nil || stderr.Len() > 0 || len(archived(t, &stdout)) != len(files) {
+	if err := r.ExecuteContext(t.Context()); err != nil || stderr.Len() > 0 || len(tarball.Files(t, &stdout, "egret-bundle/", nil)) != len(files) {
 		t.Errorf("to the standard output: %v, %s", err, stderr.String())
 	}
 	if out, err := run(t, at...); err != nil || !strings.HasPrefix(out, "egret-bundle-20") {
