@@ -25,14 +25,7 @@ func (c *Client) Blocks(ctx context.Context, ip netip.Addr) (blocks []egress.Blo
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading etcd: %w", err)
 	}
-	for _, key := range slices.Sorted(maps.Keys(records)) {
-		b, err := DecodeBlock(key, records[key])
-		if err != nil {
-			faults = append(faults, egress.Fault{Key: key, Err: err})
-			continue
-		}
-		blocks = append(blocks, b)
-	}
+	blocks, faults = decodeAll(records, DecodeBlock)
 	slices.SortFunc(blocks, CompareBlocks)
 	return blocks, faults, nil
 }
@@ -44,18 +37,24 @@ func (c *Client) BlockHistory(ctx context.Context, ip netip.Addr) (tenures []egr
 	if err != nil {
 		return nil, nil, fmt.Errorf("reading etcd: %w", err)
 	}
-	for _, key := range slices.Sorted(maps.Keys(records)) {
-		t, err := DecodeBlockTenure(key, records[key])
-		if err != nil {
-			faults = append(faults, egress.Fault{Key: key, Err: err})
-			continue
-		}
-		tenures = append(tenures, t)
-	}
+	tenures, faults = decodeAll(records, DecodeBlockTenure)
 	slices.SortStableFunc(tenures, func(a, b egress.BlockTenure) int {
 		return cmp.Or(a.Until.Compare(b.Until), cmp.Compare(a.First, b.First))
 	})
 	return tenures, faults, nil
+}
+
+// decodeAll returns what the records say, in the order of their keys, and those that cannot be read.
+func decodeAll[T any](records map[string]Record, decode func(key string, r Record) (T, error)) (all []T, faults []egress.Fault) {
+	for _, key := range slices.Sorted(maps.Keys(records)) {
+		v, err := decode(key, records[key])
+		if err != nil {
+			faults = append(faults, egress.Fault{Key: key, Err: err})
+			continue
+		}
+		all = append(all, v)
+	}
+	return all, faults
 }
 
 // CompareBlocks orders blocks by IP and first port, as in egress.Members.

@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	clientv3 "go.etcd.io/etcd/client/v3"
 
 	"github.com/egret-project/egret/egress"
 )
@@ -64,15 +65,7 @@ func TestBlocksAreListedInOrderAndBadOnesNamed(t *testing.T) {
 	for _, b := range good {
 		records[BlockKey(b.IP, b.First)] = b
 	}
-	for key, r := range records {
-		v, err := Encode(r)
-		if err == nil {
-			_, err = s.Client().Put(t.Context(), c.key(key), string(v))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	putAll(t, s.Client(), c, records)
 	compare := cmp.Comparer(func(a, b netip.Addr) bool { return a == b })
 	blocks, faults, err := c.Blocks(t.Context(), netip.Addr{})
 	if d := cmp.Diff(good, blocks, compare); err != nil || d != "" {
@@ -110,15 +103,7 @@ func TestBlockHistoryIsListedByItsEndAndBadRecordsNamed(t *testing.T) {
 	for _, b := range good {
 		records[BlockHistoryKey(b)] = b
 	}
-	for key, r := range records {
-		v, err := Encode(r)
-		if err == nil {
-			_, err = s.Client().Put(t.Context(), c.key(key), string(v))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
-	}
+	putAll(t, s.Client(), c, records)
 	tenures, faults, err := c.BlockHistory(t.Context(), netip.MustParseAddr("10.0.0.1"))
 	if d := cmp.Diff(good, tenures, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); err != nil || d != "" {
 		t.Errorf("%v (-want +got):\n%s", err, d)
@@ -136,5 +121,19 @@ func TestBlockHistoryIsListedByItsEndAndBadRecordsNamed(t *testing.T) {
 	}
 	if blocks, bad, err := c.Blocks(t.Context(), netip.Addr{}); len(blocks) != 1 || len(bad) != 0 || err != nil {
 		t.Errorf("blocks in use %v, faults %v, %v: history is none of them", blocks, bad, err)
+	}
+}
+
+// putAll writes records by their keys, such as a Client would not write, too.
+func putAll(t *testing.T, etcd *clientv3.Client, c *Client, records map[string]any) {
+	t.Helper()
+	for key, r := range records {
+		v, err := Encode(r)
+		if err == nil {
+			_, err = etcd.Put(t.Context(), c.key(key), string(v))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
 	}
 }
