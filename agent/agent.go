@@ -530,7 +530,7 @@ func (a *agent) lastWords(ctx context.Context) {
 	defer cancel()
 	if s := a.view.Snapshot(); s != nil && plan.Gone(s, a.Node) {
 		// No agent comes back to a node that is gone.
-		a.machine.begin(plan.New(s))
+		a.machine.begin(a.cluster.With(s))
 		if err := a.letGo(ctx); err != nil {
 			a.Log.Warn("egress IPs of a node that is gone not let go", "err", err)
 		}
@@ -557,7 +557,7 @@ func (a *agent) lengthen(ctx context.Context) (next *store.Lease, moved []netip.
 	grace := max(a.LeaseTTL, a.RestartGrace)
 	var cluster *plan.Cluster
 	if s := a.view.Snapshot(); s != nil {
-		cluster = plan.New(s)
+		cluster = a.cluster.With(s)
 		if plan.Cordoned(s, a.Node) {
 			grace = a.LeaseTTL // the node is about to go, and others can take what it still holds
 		}

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -380,11 +381,17 @@ func (a *agent) publish(ctx context.Context, t turn, revocable bool) error {
 	r.Dropped, r.Ports = a.drops.why(), a.ports.use()
 	r.Revocable, r.Suspectable, r.Permit = revocable, revocable, egress.Duration(a.Permit)
 	r.Ready = have.Ready && !have.Restarting || a.ready.check() == nil
-	if have.Lease == r.Lease && have.Address == r.Address && have.Version == r.Version && slices.Equal(have.Features, r.Features) && have.Since.Equal(r.Since) &&
-		maps.Equal(have.Conflicts, r.Conflicts) && maps.Equal(have.Dropped, r.Dropped) && maps.Equal(have.Refused, r.Refused) && samePorts(have.Ports, r.Ports) && have.Revocable == r.Revocable && have.Suspectable == r.Suspectable && have.Permit == r.Permit && have.Restarting == r.Restarting && have.Exposed == r.Exposed && have.Ready == r.Ready {
+	if sameRecord(have, r) {
 		return nil
 	}
 	return a.Store.PutAgent(ctx, t.lease, r)
+}
+
+// sameRecord reports whether two records are written alike: to write the second would change nothing.
+func sameRecord(a, b egress.Agent) bool {
+	x, errX := store.Encode(a)
+	y, errY := store.Encode(b)
+	return errX == nil && errY == nil && bytes.Equal(x, y)
 }
 
 // claim takes a lock that nobody has, once no other host answers for the IP.
@@ -392,7 +399,8 @@ func (a *agent) claim(ctx context.Context, t turn, c ownership.Claim) (ok bool, 
 	if c.Why != egress.ReasonStatic && !a.probes.clear(c.Claim, t.now) {
 		return false, nil
 	}
-	ok, err = a.Store.Claim(ctx, t.lease, egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why}, store.Former{Revision: c.Seen, Suspicion: c.Suspicion})
+	o := egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why}
+	ok, err = a.Store.Claim(ctx, t.lease, o, store.Former{Revision: c.Seen, Suspicion: c.Suspicion})
 	if ok && !a.claimed[c.IP] { // else the view has not seen it yet
 		a.history.trim(c.IP)
 		a.Log.Info("claimed", "egress_ip", c.IP, "why", c.Why)
