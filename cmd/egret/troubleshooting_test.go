@@ -22,7 +22,7 @@ import (
 
 const troubleshootingFile = "../../docs/troubleshooting.md"
 
-// exampleAt marks an example of the page: the block below it is what the commands in it print in a scene.
+// exampleAt marks an example of the page: the block below it is what the commands in it print where etcd is so.
 var exampleAt = regexp.MustCompile(`^<!-- example: ([a-z-]+) -->$`)
 
 // TestTheTroubleshootingPageShowsWhatCommandsPrint runs each command of each example against records that are as in the symptom.
@@ -53,14 +53,14 @@ func TestTheTroubleshootingPageShowsWhatCommandsPrint(t *testing.T) {
 			}
 		}
 		i--
-		build, known := scenes[name]
+		build, known := states[name]
 		if !known || len(commands) == 0 {
-			t.Errorf("example %s: %d commands; is there such a scene: %t", name, len(commands), known)
+			t.Errorf("example %s: %d commands; is there such a state: %t", name, len(commands), known)
 			continue
 		}
 		used[name] = true
 		t.Run(name, func(t *testing.T) {
-			s := newScene(t, server, fmt.Sprintf("/scene-%d/", i))
+			s := newState(t, server, fmt.Sprintf("/state-%d/", i))
 			build(s)
 			for _, command := range commands {
 				fmt.Fprintf(&want, "    $ %s\n", command)
@@ -74,9 +74,9 @@ func TestTheTroubleshootingPageShowsWhatCommandsPrint(t *testing.T) {
 			want.WriteString("\n")
 		})
 	}
-	for name := range scenes {
+	for name := range states {
 		if !used[name] {
-			t.Errorf("scene %s is not on the page", name)
+			t.Errorf("state %s is not on the page", name)
 		}
 	}
 	if *update {
@@ -114,7 +114,7 @@ func TestCommandsThatPagesNameAreThere(t *testing.T) {
 	}
 }
 
-// What the scenes have in common.
+// What the states have in common.
 const (
 	lease1, lease2, lease3 = 0x6a6ca20ac6dc7c06, 0x6a6ca20ac6dc7c14, 0x6a6ca20ac6dc7c22
 	ourPool                = "external-ip-pool"
@@ -134,8 +134,8 @@ func leases(t *testing.T, server *etcdtest.Server) {
 	}
 }
 
-// scene is a cluster as etcd has it.
-type scene struct {
+// clusterState is a cluster as etcd has it.
+type clusterState struct {
 	*testing.T
 	client *store.Client
 	server *etcdtest.Server
@@ -143,9 +143,9 @@ type scene struct {
 	hidden map[string]string // what differs each time, and what stands for it on the page
 }
 
-// newScene returns a cluster of three nodes in which all is well: node-2 holds the IP of the egress, and node-1 and node-3 have its pods.
-func newScene(t *testing.T, server *etcdtest.Server, prefix string) *scene {
-	s := &scene{t, dialed(t, server.Endpoint(), prefix), server, time.Now().UTC().Truncate(time.Second), map[string]string{server.Endpoint(): "10.0.0.1:2379"}}
+// newState returns a cluster of three nodes in which all is well: node-2 holds the IP of the egress, and node-1 and node-3 have its pods.
+func newState(t *testing.T, server *etcdtest.Server, prefix string) *clusterState {
+	s := &clusterState{t, dialed(t, server.Endpoint(), prefix), server, time.Now().UTC().Truncate(time.Second), map[string]string{server.Endpoint(): "10.0.0.1:2379"}}
 	t.Chdir(t.TempDir())
 	t.Setenv("ETCDCTL_ENDPOINTS", server.Endpoint())
 	t.Setenv("EGRET_ETCD_PREFIX", prefix)
@@ -167,9 +167,9 @@ func newScene(t *testing.T, server *etcdtest.Server, prefix string) *scene {
 }
 
 // put writes a record; del deletes one.
-func (s *scene) put(key string, record any) { s.under(key, record, 0) }
+func (s *clusterState) put(key string, record any) { s.under(key, record, 0) }
 
-func (s *scene) under(key string, record any, lease int64) {
+func (s *clusterState) under(key string, record any, lease int64) {
 	s.Helper()
 	value, err := store.Encode(record)
 	if text, ok := record.(string); ok {
@@ -183,7 +183,7 @@ func (s *scene) under(key string, record any, lease int64) {
 	}
 }
 
-func (s *scene) del(key string) {
+func (s *clusterState) del(key string) {
 	s.Helper()
 	if _, err := s.client.Etcd().Delete(s.Context(), s.client.Prefix()+key); err != nil {
 		s.Fatal(err)
@@ -191,9 +191,9 @@ func (s *scene) del(key string) {
 }
 
 // ago is so long before now, and half a minute: what is printed of it does not change while the test runs.
-func (s *scene) ago(d time.Duration) time.Time { return s.now.Add(-d - 30*time.Second) }
+func (s *clusterState) ago(d time.Duration) time.Time { return s.now.Add(-d - 30*time.Second) }
 
-func (s *scene) agent(node string, lease int64, change func(*egress.Agent)) {
+func (s *clusterState) agent(node string, lease int64, change func(*egress.Agent)) {
 	i := int(node[len(node)-1] - '0')
 	a := egress.Agent{Node: node, Address: netip.AddrFrom4([4]byte{10, 10, 0, byte(100 + i)}), Lease: egress.FormatLease(lease), Version: "v1.4.0",
 		Since: s.ago(26 * time.Hour), Permit: egress.Duration(500 * time.Millisecond)}
@@ -203,7 +203,7 @@ func (s *scene) agent(node string, lease int64, change func(*egress.Agent)) {
 	s.under(store.AgentKey(node), a, lease)
 }
 
-func (s *scene) policy(name string, ips ...netip.Addr) {
+func (s *clusterState) policy(name string, ips ...netip.Addr) {
 	p := egress.Policy{Name: name, Created: s.ago(30 * time.Hour), Addresses: []egress.Address{}}
 	for _, ip := range ips {
 		id := egress.ID(ip.As4()[3] - 10)
@@ -213,12 +213,12 @@ func (s *scene) policy(name string, ips ...netip.Addr) {
 	s.put(store.EgressKey(name), p)
 }
 
-func (s *scene) owner(node string, lease int64) {
+func (s *clusterState) owner(node string, lease int64) {
 	s.under(store.OwnerKey(ourIP), egress.Owner{IP: ourIP, Node: node, Since: s.ago(25 * time.Hour), Why: egress.ReasonClaim}, lease)
 }
 
 // members puts a pod of the egress, and, where its node has ports of the IP, a block.
-func (s *scene) members(node string, ports bool, pod string) {
+func (s *clusterState) members(node string, ports bool, pod string) {
 	i := node[len(node)-1] - '0'
 	m := egress.Members{Egress: ourEgress, Node: node, Pods: []egress.Member{{Pod: pod, IPs: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, i, 5})}}}}
 	if ports {
@@ -229,22 +229,22 @@ func (s *scene) members(node string, ports bool, pod string) {
 	s.put(store.MembersByEgressKey(ourEgress, node), m)
 }
 
-func (s *scene) tenure(ago time.Duration, node string, why egress.Reason, from, by string) {
+func (s *clusterState) tenure(ago time.Duration, node string, why egress.Reason, from, by string) {
 	h := egress.Tenure{IP: ourIP, Node: node, Since: s.ago(ago), Why: why, From: from, By: by}
 	s.put(store.HistoryKey(h), h)
 }
 
-// scenes are the clusters of the page's examples, by their names.
-var scenes = map[string]func(s *scene){
-	"well":      func(*scene) {},
-	"excepted":  func(*scene) {},
-	"unlabeled": func(*scene) {},
-	"exhausted": func(s *scene) {
+// states are the clusters of the page's examples, by their names.
+var states = map[string]func(s *clusterState){
+	"well":      func(*clusterState) {},
+	"excepted":  func(*clusterState) {},
+	"unlabeled": func(*clusterState) {},
+	"exhausted": func(s *clusterState) {
 		s.policy("egress-staging-web", ourIP.Next())
 		s.under(store.OwnerKey(ourIP.Next()), egress.Owner{IP: ourIP.Next(), Node: "node-3", Since: s.ago(3 * time.Hour), Why: egress.ReasonClaim}, lease3)
 		s.policy("egress-prod-batch")
 	},
-	"held-by-nobody": func(s *scene) {
+	"held-by-nobody": func(s *clusterState) {
 		s.del(store.OwnerKey(ourIP))
 		p := egress.Pool{Name: ourPool, Ranges: []egress.Range{{Start: ourIP, End: ourIP.Next()}}, NodeSelector: egress.Selector{MatchLabels: map[string]string{"egress": "yes"}}}
 		s.put(store.PoolKey(ourPool), p)
@@ -253,46 +253,46 @@ var scenes = map[string]func(s *scene){
 		s.put(store.NodeKey("node-2"), n)
 		s.put(store.CordonKey("node-2"), egress.Cordon{Node: "node-2", Since: s.ago(3 * time.Hour), Why: "operator"})
 	},
-	"translated-before": func(s *scene) {
+	"translated-before": func(s *clusterState) {
 		s.agent("node-1", lease1, func(a *egress.Agent) {
 			a.Dropped = map[netip.Addr]string{ourIP: "its packets have another source when they are about to leave, and are dropped: " +
 				"chain ip other-nat postrouting at priority -200 translates them first: give it a priority above -199"}
 		})
 	},
-	"agent-down": func(s *scene) { s.del(store.AgentKey("node-1")) },
-	"former-agent": func(s *scene) {
+	"agent-down": func(s *clusterState) { s.del(store.AgentKey("node-1")) },
+	"former-agent": func(s *clusterState) {
 		s.agent("node-2", lease3, nil) // its lock is under another lease
 	},
-	"address-in-use": func(s *scene) {
+	"address-in-use": func(s *clusterState) {
 		s.agent("node-2", lease2, func(a *egress.Agent) { a.Conflicts = map[netip.Addr]string{ourIP: "02:42:c0:a8:00:09 on link eth0"} })
 	},
-	"vlan-refused": func(s *scene) {
+	"vlan-refused": func(s *clusterState) {
 		s.put(store.PoolKey(ourPool), egress.Pool{Name: ourPool, Ranges: []egress.Range{{Start: ourIP, End: ourIP.Next()}},
 			Subnet: &egress.Subnet{Gateway: netip.MustParseAddr("10.10.0.1"), PrefixLength: 24, VLAN: 100}})
 		s.agent("node-3", lease3, func(a *egress.Agent) {
 			a.Refused = map[string]string{ourPool: "another link on eth0 has VLAN 100: remove it, or give the pool another vlan: file exists"}
 		})
 	},
-	"wanders": func(s *scene) {
+	"wanders": func(s *clusterState) {
 		s.tenure(30*time.Hour, "node-1", egress.ReasonClaim, "", "")
 		s.tenure(29*time.Hour, "node-3", egress.ReasonMove, "node-1", "alice@laptop")
 		s.tenure(5*time.Hour, "node-1", egress.ReasonClaim, "", "")
 		s.tenure(4*time.Hour, "", egress.ReasonRelease, "node-1", "")
 		s.tenure(4*time.Hour-time.Second, "node-2", egress.ReasonClaim, "", "")
 	},
-	"no-ports-left": func(s *scene) {
+	"no-ports-left": func(s *clusterState) {
 		s.members("node-1", false, "prod/web-1")
 		s.del(store.BlockKey(ourIP, 2048))
 	},
-	"ports-used": func(s *scene) {
+	"ports-used": func(s *clusterState) {
 		s.agent("node-1", lease1, func(a *egress.Agent) { a.Ports = map[netip.Addr]egress.PortUse{ourIP: {Want: 4096}} })
 	},
-	"etcd-away": func(s *scene) {
+	"etcd-away": func(s *clusterState) {
 		s.Setenv("ETCDCTL_ENDPOINTS", "127.0.0.1:1")
 		s.Setenv("ETCDCTL_DIAL_TIMEOUT", "2s")
 		s.hidden["127.0.0.1:1"] = "10.0.0.1:2379"
 	},
-	"etcd-full": func(s *scene) {
+	"etcd-full": func(s *clusterState) {
 		alarm := func(action pb.AlarmRequest_AlarmAction) {
 			maintenance := pb.NewMaintenanceClient(s.client.Etcd().ActiveConnection())
 			if _, err := maintenance.Alarm(s.Context(), &pb.AlarmRequest{Action: action, Alarm: pb.AlarmType_NOSPACE}); err != nil {
@@ -306,21 +306,21 @@ var scenes = map[string]func(s *scene){
 			}
 		})
 	},
-	"not-programmed": func(s *scene) {
+	"not-programmed": func(s *clusterState) {
 		s.agent("node-3", lease3, func(a *egress.Agent) {
 			a.Faults = map[string]string{"nftables": "applying 214 changes of nftables: operation not permitted"}
 		})
 	},
-	"no-leader": func(s *scene) { s.del("elections/crdsync/1") },
-	"two-versions": func(s *scene) {
+	"no-leader": func(s *clusterState) { s.del("elections/crdsync/1") },
+	"two-versions": func(s *clusterState) {
 		s.agent("node-3", lease3, func(a *egress.Agent) { a.Version, a.Since = "v1.3.2", s.ago(50*time.Hour) })
 	},
-	"drain-waits": func(s *scene) {
+	"drain-waits": func(s *clusterState) {
 		s.del(store.AgentKey("node-1"))
 		s.put(store.CordonKey("node-3"), egress.Cordon{Node: "node-3", Since: s.ago(3 * time.Hour), Why: "operator"})
 	},
-	"pinned": func(s *scene) { s.put(store.PinKey(ourIP), egress.Pin{IP: ourIP, Node: "node-2"}) },
-	"help":   func(*scene) {},
+	"pinned": func(s *clusterState) { s.put(store.PinKey(ourIP), egress.Pin{IP: ourIP, Node: "node-2"}) },
+	"help":   func(*clusterState) {},
 }
 
 var (
@@ -330,7 +330,7 @@ var (
 )
 
 // prints returns what a person reads of a command, and its exit status where that is asked for by `; echo $?`.
-func (s *scene) prints(command string) string {
+func (s *clusterState) prints(command string) string {
 	s.Helper()
 	line, status := strings.CutSuffix(command, "; echo $?")
 	args, ok := strings.CutPrefix(strings.TrimSpace(line), "egret ")
