@@ -12,6 +12,8 @@ import (
 	"slices"
 	"strings"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/egret-project/egret/check"
 )
 
@@ -113,21 +115,31 @@ func (f *etcdFlags) takesStrangers(ctx context.Context) (bool, error) {
 	return false, errors.Join(errs...)
 }
 
-// hears reports whether an HTTP server answers a client. A refusal is an alert of TLS.
+// hears reports whether an HTTP server answers a client. A refusal is an alert of TLS; after the handshake also the end of the connection without a byte
+// of an answer: a server that closes with the client's words unread resets the connection, and the alert may go down with it.
 func hears(ctx context.Context, host string, cfg *tls.Config) (bool, error) {
 	conn, err := (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", host)
-	if err == nil {
-		defer conn.Close()
-		deadline, _ := ctx.Deadline()
-		if err = conn.SetDeadline(deadline); err == nil {
-			if _, err = io.WriteString(conn, "GET /version HTTP/1.0\r\n\r\n"); err == nil {
-				_, err = conn.Read(make([]byte, 1))
-			}
-		}
+	if err != nil {
+		return false, refusal(err)
 	}
-	var op *net.OpError
-	if errors.As(err, &op) && op.Op == "remote error" { // as crypto/tls names an alert of the other side
+	defer conn.Close()
+	deadline, _ := ctx.Deadline()
+	if err := conn.SetDeadline(deadline); err != nil {
+		return false, err
+	}
+	if _, err = io.WriteString(conn, "GET /version HTTP/1.0\r\n\r\n"); err == nil {
+		_, err = conn.Read(make([]byte, 1))
+	}
+	if errors.Is(err, io.EOF) || errors.Is(err, unix.ECONNRESET) || errors.Is(err, unix.EPIPE) {
 		return false, nil
 	}
-	return err == nil, err
+	return err == nil, refusal(err)
+}
+
+// refusal returns nil for an error that is an alert of the other side, as crypto/tls names it.
+func refusal(err error) error {
+	if op, ok := errors.AsType[*net.OpError](err); ok && op.Op == "remote error" {
+		return nil
+	}
+	return err
 }
