@@ -1,9 +1,7 @@
 package agent
 
 import (
-	"context"
 	"errors"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -80,27 +78,4 @@ func hampers(err error, d plan.Desired, ip netip.Addr) bool {
 		return cause == nil || about(cause)
 	}
 	return about(err)
-}
-
-// publishFaults writes into agents/<node> what the last pass could not program, where it has been so for a while, and that it could
-// program everything, at once.
-func (a *agent) publishFaults(ctx context.Context, err error) error {
-	now := faults(err)
-	if len(now) == 0 {
-		a.faultySince = time.Time{}
-	} else if a.faultySince.IsZero() {
-		a.faultySince = time.Now()
-	}
-	s, lease := a.view.Snapshot(), a.machine.current()
-	if s == nil || len(now) > 0 && time.Since(a.faultySince) < faultAge {
-		return nil
-	}
-	r, ok := s.Agents[a.Node]
-	if !ok || maps.Equal(r.Faults, now) || r.Lease != egress.FormatLease(lease.ID()) {
-		return nil // without a record of this agent there is nothing to add to: publish writes it first
-	}
-	r.Faults = now
-	ctx, cancel := context.WithTimeout(ctx, time.Second)
-	defer cancel()
-	return a.Store.PutAgent(ctx, lease, r)
 }

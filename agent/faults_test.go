@@ -87,7 +87,7 @@ func TestFaultsArePublishedOnceTheyStand(t *testing.T) {
 	if got, err := client.Agent(t.Context(), "node-1"); err != nil || got.Faults != nil || got.Version != "v1" {
 		t.Errorf("after a moment: %+v, %v, want no faults yet", got, err)
 	}
-	a.faultySince = a.faultySince.Add(-faultAge)
+	a.record.faultySince = a.record.faultySince.Add(-faultAge)
 	report(boom)
 	want(map[string]string{"routes": "boom"})
 	report(errors.Join(boom, in("nftables", errors.New("no"))))

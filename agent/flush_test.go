@@ -75,7 +75,7 @@ func (n *node) start(client *store.Client) {
 	var err error
 	if n.agent, err = open(Config{
 		Node: "node-1", NodeIP: netip.MustParseAddr("192.0.2.101"), Store: client, Log: slog.New(slog.DiscardHandler),
-		LeaseTTL: time.Minute, Permit: 300 * time.Millisecond, ClaimDelay: 100 * time.Millisecond, Linger: time.Second,
+		Timing: Timing{LeaseTTL: time.Minute, Permit: 300 * time.Millisecond, ClaimDelay: 100 * time.Millisecond, Linger: time.Second},
 	}); err != nil {
 		n.t.Fatal(err)
 	}
@@ -115,7 +115,7 @@ func (n *node) members(name, node string, pods ...string) {
 func (n *node) until(what string, flush bool, holds func() bool) {
 	n.t.Helper()
 	for deadline := time.Now().Add(20 * time.Second); ; {
-		next, err := n.pass(n.t.Context())
+		next, err := n.reconcile(n.t.Context())
 		if flush {
 			n.flusher.flushes()
 		}

@@ -1,17 +1,13 @@
 package agent
 
 import (
-	"context"
 	"encoding/json"
 	"errors"
-	"maps"
 	"math/rand/v2"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
-	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/store"
@@ -69,8 +65,8 @@ func (m *machine) lasts(ip netip.Addr) bool {
 // keeps reports whether the lock of ip goes on when this agent stops.
 func (m *machine) keeps(ip netip.Addr) bool { return m.Keeps(time.Now(), ip) }
 
-// tell gives the machine an event from outside of a pass, and does what it asks for.
-func (a *agent) tell(e ownership.Event) (err error) {
+// step gives the machine an event from outside of reconcile, and does what it asks for.
+func (a *agent) step(e ownership.Event) (err error) {
 	for _, effect := range a.machine.step(e) {
 		switch f := effect.(type) {
 		case ownership.Withdraw:
@@ -86,44 +82,4 @@ func (a *agent) tell(e ownership.Event) (err error) {
 		}
 	}
 	return err
-}
-
-// heard takes in a peer's word.
-func (a *agent) heard(from string, b []byte) {
-	var m ownership.Message
-	if json.Unmarshal(b, &m) == nil { // else it is of a version to come
-		_ = a.tell(ownership.Heard{From: from, Message: m}) // withdraws nothing
-	}
-}
-
-// question asks the peers for promises while etcd is missing, until ctx ends.
-func (a *agent) question(ctx context.Context) error {
-	tick := time.NewTicker(a.Permit / 10)
-	defer tick.Stop()
-	for {
-		select {
-		case <-ctx.Done():
-			return nil
-		case <-tick.C:
-			if time.Since(a.machine.Lease().Confirmed) < a.Permit/4 {
-				continue // etcd answers: nobody has to be asked
-			}
-			if s := a.view.Snapshot(); s != nil {
-				_ = a.tell(ownership.Question{Peers: a.peers(s)}) // withdraws nothing
-			}
-		}
-	}
-}
-
-// peers returns the other agents that could claim: those that etcd knows, and those that joined while it does not answer.
-func (a *agent) peers(s *egress.Snapshot) []string {
-	all := map[string]bool{}
-	for name := range s.Agents {
-		all[name] = true
-	}
-	for _, name := range a.gossip.Alive() {
-		all[name] = true
-	}
-	delete(all, a.Node)
-	return slices.Sorted(maps.Keys(all))
 }

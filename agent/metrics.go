@@ -120,7 +120,7 @@ type metrics struct {
 	begun map[netip.Addr]time.Time // since when an IP has no living owner, or is to come here
 	last  map[netip.Addr]string    // the living owner that an IP had last, elsewhere
 	taken map[netip.Addr]egress.Owner
-	wrote bool      // to the kernel, in this pass
+	wrote bool      // to the kernel, in this reconcile
 	since time.Time // when the oldest change came that the kernel does not have yet
 }
 
@@ -155,19 +155,19 @@ func (m *metrics) took(d monitor.Metric, long time.Duration, labels ...string) {
 }
 
 // arrivals notes since when each egress IP has no living owner, or is on its way to this node.
-func (m *metrics) arrivals(t *turn, node string, dead func(string) bool) {
+func (m *metrics) arrivals(r *round, node string, dead func(string) bool) {
 	if m == nil {
 		return
 	}
 	died, begun := map[string]bool{}, map[netip.Addr]time.Time{}
 	note := func(ip netip.Addr) {
 		if begun[ip] = m.begun[ip]; begun[ip].IsZero() {
-			begun[ip] = t.now
+			begun[ip] = r.now
 		}
 	}
-	for _, e := range t.Egresses {
+	for _, e := range r.Egresses {
 		for _, a := range e.Addresses {
-			o, owned := t.Owners[a.IP]
+			o, owned := r.Owners[a.IP]
 			if owned && o.Node == node {
 				begun[a.IP] = m.begun[a.IP] // until it is used
 				continue
@@ -182,14 +182,14 @@ func (m *metrics) arrivals(t *turn, node string, dead func(string) bool) {
 				died[o.Node] = gone
 			}
 			m.last[a.IP] = o.Node
-			if gone || t.Moves[a.IP].To == node {
+			if gone || r.Moves[a.IP].To == node {
 				note(a.IP)
 			}
 		}
 	}
 	m.begun = begun
 	maps.DeleteFunc(m.last, func(ip netip.Addr, _ string) bool {
-		_, owned := t.Owners[ip]
+		_, owned := r.Owners[ip]
 		_, begun := begun[ip]
 		return !owned && !begun
 	})
@@ -202,7 +202,7 @@ func (m *metrics) takes(o egress.Owner) {
 	}
 }
 
-// programmed notes what the kernel has after a pass: all that the pass wanted, or not.
+// programmed notes what the kernel has after a reconcile: all that was wanted, or not.
 func (m *metrics) programmed(whole bool, now time.Time) {
 	if m == nil {
 		return
@@ -264,8 +264,8 @@ func (m *metrics) came(since time.Time) {
 	}
 }
 
-// passed notes how a pass went.
-func (m *metrics) passed(long time.Duration, err error, owned []netip.Addr) {
+// reconciled notes how a reconcile went.
+func (m *metrics) reconciled(long time.Duration, err error, owned []netip.Addr) {
 	if m == nil {
 		return
 	}
@@ -282,7 +282,7 @@ func (m *metrics) passed(long time.Duration, err error, owned []netip.Addr) {
 	m.degraded, m.owned = degraded, owned
 }
 
-// readMetrics puts what is read when it is asked for: from the kernel, and from what the parts of the agent know. It takes no pass's time.
+// readMetrics puts what is read when it is asked for: from the kernel, and from what the parts of the agent know. It takes none of reconcile's time.
 func (a *agent) readMetrics(put func(d monitor.Metric, value float64, labels ...string)) error {
 	a.metrics.mu.Lock()
 	degraded, owned := a.metrics.degraded, a.metrics.owned

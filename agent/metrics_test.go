@@ -38,7 +38,7 @@ func (p *passes) pass(after time.Duration, o egress.Owner, to string, uses, whol
 	if to != "" {
 		s.Moves = map[netip.Addr]egress.Move{ip: {IP: ip, To: to}}
 	}
-	p.m.arrivals(&turn{Cluster: plan.New(s), now: p.now}, "here", func(node string) bool { return p.dead[node] })
+	p.m.arrivals(&round{Cluster: plan.New(s), now: p.now}, "here", func(node string) bool { return p.dead[node] })
 	if uses {
 		p.m.takes(o)
 	}
@@ -164,7 +164,7 @@ func TestWhatAPassCouldNotProgramIsToldByPart(t *testing.T) {
 		{errors.New("etcd does not answer"), "[other]"},
 		{nil, "[]"},
 	} {
-		m.passed(time.Millisecond, tt.err, []netip.Addr{netip.MustParseAddr("10.0.0.1")})
+		m.reconciled(time.Millisecond, tt.err, []netip.Addr{netip.MustParseAddr("10.0.0.1")})
 		if got := fmt.Sprint(m.degraded); got != tt.want || len(m.owned) != 1 {
 			t.Errorf("%v: told %s, %v; want %s", tt.err, got, m.owned, tt.want)
 		}

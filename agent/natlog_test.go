@@ -28,7 +28,7 @@ import (
 // logged is an agent's log in a network namespace, of the pods of a snapshot.
 type logged struct {
 	t testing.TB
-	natLogger
+	natLogConfig
 	file     string
 	snapshot atomic.Pointer[egress.Snapshot]
 	inside   func(f func()) // runs f on a thread of the namespace
@@ -65,7 +65,7 @@ func newLogged(t testing.TB, cfg NATLog) *logged {
 		ByNode: map[string]egress.Members{"web": {Egress: "web", Node: "n1", Pods: pods}, "other": {Egress: "other", Node: "n1", Pods: []egress.Member{{Pod: "dev/x", IPs: []netip.Addr{ip("10.244.0.9")}}}}},
 	})
 	cfg.File = l.file
-	l.natLogger = natLogger{
+	l.natLogConfig = natLogConfig{
 		cfg: cfg, node: "n1", version: "test", log: slog.New(slog.DiscardHandler), snapshot: l.snapshot.Load, every: 50 * time.Millisecond,
 		listen: func() (e *conntrack.Events, err error) {
 			l.inside(func() { e, err = conntrack.Listen(egress.ConnTag, egress.ConnTagMask) })
@@ -86,7 +86,7 @@ func newLogged(t testing.TB, cfg NATLog) *logged {
 func (l *logged) start() {
 	l.t.Helper()
 	l.cfg.MaxSize = cmp.Or(l.size, 100)
-	n, err := newNATLogger(l.natLogger)
+	n, err := newNATLogger(l.natLogConfig)
 	if err != nil {
 		l.t.Fatal(err)
 	}

@@ -245,12 +245,12 @@ func TestPermitsOfAFormerAgentAreCutToTheNextLease(t *testing.T) {
 		}
 		return left
 	}
-	a := &agent{Config: Config{Node: "a", Store: client, LeaseTTL: 3 * time.Second}, tables: tables}
+	a := &agent{Config: Config{Node: "a", Store: client, Timing: Timing{LeaseTTL: 3 * time.Second}}, kernel: &kernel{tables: tables}}
 	for _, lasts := range []time.Duration{time.Minute, time.Second} {
 		if err := tables.Permit([]nft.Permit{{IP: mine}, {IP: relayed}}, lasts); err != nil {
 			t.Fatal(err)
 		}
-		next, err := a.shorten(t.Context(), long, former, []netip.Addr{mine}, permitted())
+		next, err := a.toShortLease(t.Context(), long, former, []netip.Addr{mine}, permitted())
 		if err != nil {
 			t.Fatal(err)
 		}

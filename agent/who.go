@@ -27,24 +27,24 @@ const (
 	askShare = 2
 )
 
-// asked answers who has, or had, a port.
-type asked struct {
+// answerer answers who has, or had, a port.
+type answerer struct {
 	node     string
 	snapshot func() *egress.Snapshot
 	list     func(egress.Mark) ([]conntrack.Flow, error)
 	log      *natLogger // nil: off
 
-	turn  sync.Mutex // held while a question is answered
-	until time.Time  // when the next one may be; guarded by turn
+	busy  sync.Mutex // held while a question is answered
+	until time.Time  // when the next one may be; guarded by busy
 }
 
 // one runs f, unless it is not the time for another question.
-func (a *asked) one(w http.ResponseWriter, f func() (natlog.Answer, error)) {
-	if !a.turn.TryLock() {
+func (a *answerer) one(w http.ResponseWriter, f func() (natlog.Answer, error)) {
+	if !a.busy.TryLock() {
 		http.Error(w, "another question is being answered: ask again", http.StatusServiceUnavailable)
 		return
 	}
-	defer a.turn.Unlock()
+	defer a.busy.Unlock()
 	began := time.Now()
 	if began.Before(a.until) {
 		http.Error(w, "the agent rests after a question that took long: ask again in "+a.until.Sub(began).Round(time.Second).String(), http.StatusServiceUnavailable)
@@ -63,7 +63,7 @@ func (a *asked) one(w http.ResponseWriter, f func() (natlog.Answer, error)) {
 }
 
 // connections is ConnectionsPage: who has the port now, by the kernel.
-func (a *asked) connections(w http.ResponseWriter, r *http.Request) {
+func (a *answerer) connections(w http.ResponseWriter, r *http.Request) {
 	q, err := natlog.ParseQuestion(r.URL.Query())
 	if err != nil {
 		http.Error(w, err.Error(), http.StatusBadRequest)
@@ -109,7 +109,7 @@ func (a *asked) connections(w http.ResponseWriter, r *http.Request) {
 }
 
 // natLog is LogPage: who had the port, by the files of the log.
-func (a *asked) natLog(w http.ResponseWriter, r *http.Request) {
+func (a *answerer) natLog(w http.ResponseWriter, r *http.Request) {
 	q, err := natlog.ParseQuestion(r.URL.Query())
 	switch {
 	case err != nil:

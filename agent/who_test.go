@@ -51,8 +51,8 @@ func TestWhoHasAPortIsToldByTheKernelAndWhoHadItByTheLog(t *testing.T) {
 		entry("10.244.0.9", "192.0.2.1", "udp", "--sport 1000 --dport 53", "203.0.113.9:2048", 9))
 	l.until(natlog.New, 4)
 	now := time.Now()
-	log := l.natLogger
-	a := &asked{node: "n1", snapshot: l.snapshot.Load, log: &log, list: func(m egress.Mark) (list []conntrack.Flow, err error) {
+	log := &natLogger{natLogConfig: l.natLogConfig}
+	a := &answerer{node: "n1", snapshot: l.snapshot.Load, log: log, list: func(m egress.Mark) (list []conntrack.Flow, err error) {
 		l.inside(func() { list, err = conntrack.Flows(m, ^egress.Mark(0)) })
 		return list, err
 	}}
@@ -81,7 +81,7 @@ func TestWhoHasAPortIsToldByTheKernelAndWhoHadItByTheLog(t *testing.T) {
 		t.Errorf("a log of a sample: %q", got)
 	}
 	for name, cfg := range map[string]string{"--nat-log": "", "--log": StandardOutput} {
-		a.log, log.cfg.File = &log, cfg
+		a.log, log.cfg.File = log, cfg
 		if cfg == "" {
 			a.log = nil
 		}
@@ -103,7 +103,7 @@ func TestWhoHasAPortIsToldByTheKernelAndWhoHadItByTheLog(t *testing.T) {
 func TestQuestionsTakeTurnsAndTheAgentRests(t *testing.T) {
 	s := &egress.Snapshot{Egresses: map[string]egress.Policy{"web": {Addresses: []egress.Address{{IP: netip.MustParseAddr("203.0.113.5"), ID: 5}}}}}
 	begun, end := make(chan bool), make(chan bool)
-	a := &asked{node: "n1", snapshot: func() *egress.Snapshot { return s }, list: func(egress.Mark) ([]conntrack.Flow, error) {
+	a := &answerer{node: "n1", snapshot: func() *egress.Snapshot { return s }, list: func(egress.Mark) ([]conntrack.Flow, error) {
 		begun <- true
 		<-end
 		return nil, nil

@@ -87,9 +87,13 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	var errs []error
 	fault := func(format string, a ...any) { errs = append(errs, fmt.Errorf(format, a...)) }
 	cfg := agent.Config{
-		Node: f.node, Version: version, LeaseTTL: f.leaseTTL, Permit: f.permit, ClaimDelay: f.claimDelay, Linger: f.linger, RestartGrace: f.restartGrace,
-		Uplink: f.uplink, HoldUnknown: f.holdUnknown, RandomPorts: f.randomPorts, ShareTables: f.shareTables, Sysctl: f.sysctl, Exposed: f.etcd.exposed(),
-		NATLog: f.natLog,
+		Node: f.node, Version: version, Exposed: f.etcd.exposed(), NATLog: f.natLog,
+		Timing: agent.Timing{
+			LeaseTTL: f.leaseTTL, Permit: f.permit, ClaimDelay: f.claimDelay, Linger: f.linger, RestartGrace: f.restartGrace,
+		},
+		Network: agent.Network{
+			Uplink: f.uplink, HoldUnknown: f.holdUnknown, RandomPorts: f.randomPorts, ShareTables: f.shareTables, Sysctl: f.sysctl,
+		},
 	}
 	if f.node == "" {
 		fault("--node: want the name of the Kubernetes node that this is")
@@ -129,9 +133,9 @@ func (f *agentFlags) validate() (agent.Config, error) {
 		if err != nil {
 			fault("--gossip-key-file: %w", err)
 		}
-		cfg.GossipKey, cfg.GossipPort = key, f.gossipPort
+		cfg.Gossip.Key, cfg.Gossip.Port = key, f.gossipPort
 	}
-	if cfg.Freeze = f.onStoreLoss == "freeze"; !cfg.Freeze && f.onStoreLoss != "release" {
+	if cfg.Gossip.Freeze = f.onStoreLoss == "freeze"; !cfg.Gossip.Freeze && f.onStoreLoss != "release" {
 		fault("--on-store-loss %q: want freeze or release", f.onStoreLoss)
 	}
 	var err error
@@ -169,7 +173,7 @@ func (f *agentFlags) run(c *cobra.Command) error {
 		"packet_mark_mask", egress.MarkMask, "conn_mark", egress.ConnTag, "overlay_port", egress.OverlayPort,
 		"rule_priorities", fmt.Sprintf("%d-%d", egress.MinPriority, egress.MaxPriority), "tables_from", egress.FirstTable)
 	f.etcd.warn(log)
-	if cfg.GossipKey == nil {
+	if cfg.Gossip.Key == nil {
 		log.Warn("no gossip: a dead agent is found when its lease ends, and no IP outlives the loss of etcd by more than that; " +
 			"it takes --gossip-port and --gossip-key-file")
 	}

@@ -58,7 +58,7 @@ func runAgent(args []string) error {
 	defer client.Close()
 	return agent.Run(ctx, agent.Config{
 		Node: args[0], NodeIP: netip.MustParseAddr(args[1]), Store: client, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)), Version: "test",
-		LeaseTTL: permit, Permit: permit, ClaimDelay: time.Second, Linger: time.Second,
+		Timing: agent.Timing{LeaseTTL: permit, Permit: permit, ClaimDelay: time.Second, Linger: time.Second},
 	})
 }
 

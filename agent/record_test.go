@@ -12,16 +12,16 @@ func TestAnAgentIsReadyWhenAPassIsWhole(t *testing.T) {
 		t.Error("ready before any pass")
 	}
 	fault := errors.New("creating table inet egret: operation not supported")
-	if r.passed(fault) {
+	if r.reconciled(fault) {
 		t.Error("ready by a pass that failed")
 	}
 	if err := r.check(); !errors.Is(err, fault) {
 		t.Errorf("after a pass that failed: %v, want its error", err)
 	}
-	if !r.passed(nil) || r.passed(nil) {
+	if !r.reconciled(nil) || r.reconciled(nil) {
 		t.Error("the first whole pass, and no other, makes it ready")
 	}
-	r.passed(fault)
+	r.reconciled(fault)
 	if err := r.check(); err != nil {
 		t.Errorf("an agent that worked is not ready for a later fault: %v", err)
 	}

@@ -29,11 +29,8 @@ func newGiver(t *testing.T) *giver {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { c.Close() })
-	g := &giver{&agent{
-		Config:  Config{Node: "node-1", Store: c, Log: slog.New(slog.DiscardHandler)},
-		machine: newMachine(ownership.Config{}),
-		asked:   map[netip.Addr]time.Time{}, avoid: map[string]time.Time{}, misplaced: map[egress.Move]time.Time{},
-	}, t}
+	cfg := Config{Node: "node-1", Store: c, Log: slog.New(slog.DiscardHandler)}
+	g := &giver{&agent{Config: cfg, machine: newMachine(ownership.Config{}), moves: newMoves(cfg)}, t}
 	lease, err := c.Grant(t.Context(), time.Minute)
 	if err != nil {
 		t.Fatal(err)
@@ -69,7 +66,7 @@ func (g *giver) put(key string, record any) {
 // at gives away at that time, and returns the moves that are asked for afterwards, and when there is more to do.
 func (g *giver) at(now time.Time) (moves map[netip.Addr]egress.Move, next time.Time) {
 	g.t.Helper()
-	next, err := g.giveAway(g.t.Context(), turn{Cluster: plan.New(g.snapshot()), facts: plan.Facts{Node: g.Node}, lease: g.machine.current(), now: now})
+	next, err := g.moves.request(g.t.Context(), round{Cluster: plan.New(g.snapshot()), facts: plan.Facts{Node: g.Node}, lease: g.machine.current(), now: now})
 	if err != nil {
 		g.t.Fatal(err)
 	}
@@ -98,12 +95,12 @@ func TestATargetThatDoesNotGetReadyIsReplaced(t *testing.T) {
 	if len(moves) != 1 || first.Why != egress.ReasonDrain || first.Lease != g.machine.current().ID() || first.To == "node-1" {
 		t.Fatalf("moves %+v, want one of %s, under the agent's lease", moves, given[0])
 	}
-	if moves, next := g.at(now); moves[given[0]].Revision != first.Revision || !next.Equal(now.Add(patience)) {
-		t.Errorf("while it waits: moves %+v, next %v, want the same, and %v", moves, next, now.Add(patience))
+	if moves, next := g.at(now); moves[given[0]].Revision != first.Revision || !next.Equal(now.Add(readyTimeout)) {
+		t.Errorf("while it waits: moves %+v, next %v, want the same, and %v", moves, next, now.Add(readyTimeout))
 	}
-	now = now.Add(patience)
+	now = now.Add(readyTimeout)
 	if moves, _ := g.at(now); len(moves) != 0 {
-		t.Errorf("after %v: %+v, want it withdrawn", patience, moves)
+		t.Errorf("after %v: %+v, want it withdrawn", readyTimeout, moves)
 	}
 	moves, _ = g.at(now)
 	second := moves[given[0]]
@@ -111,12 +108,12 @@ func TestATargetThatDoesNotGetReadyIsReplaced(t *testing.T) {
 		t.Errorf("then %+v, want the third node", moves)
 	}
 	g.at(now)
-	now = now.Add(patience)
+	now = now.Add(readyTimeout)
 	g.at(now)
-	if moves, next := g.at(now); len(moves) != 0 || next.IsZero() || !next.Before(now.Add(avoidance)) {
+	if moves, next := g.at(now); len(moves) != 0 || next.IsZero() || !next.Before(now.Add(avoidTime)) {
 		t.Errorf("nobody gets ready: moves %+v, next %v, want none until the first is asked again", moves, next)
 	}
-	if moves, _ := g.at(now.Add(avoidance - patience)); moves[given[0]].To != first.To {
+	if moves, _ := g.at(now.Add(avoidTime - readyTimeout)); moves[given[0]].To != first.To {
 		t.Errorf("later %+v, want %s once more", moves, first.To)
 	}
 }
@@ -138,7 +135,7 @@ func TestATargetThatBeginsToRestartIsReplacedAtOnce(t *testing.T) {
 		t.Errorf("moves %+v, want the third node asked at once", moves)
 	}
 	g.put(store.AgentKey(first.To), egress.Agent{Node: first.To})
-	if until, avoided := g.avoid[first.To]; avoided {
+	if until, avoided := g.moves.avoid[first.To]; avoided {
 		t.Errorf("%s is avoided until %v, and has only restarted", first.To, until)
 	}
 }
@@ -151,7 +148,7 @@ func TestMovesOfOthersAreWaitedForAndLeftAlone(t *testing.T) {
 	if _, err := g.Store.RequestMoves(t.Context(), time.Minute, egress.Move{IP: given[1], To: "node-3"}); err != nil {
 		t.Fatal(err)
 	}
-	for _, when := range []time.Time{now, now.Add(patience)} {
+	for _, when := range []time.Time{now, now.Add(readyTimeout)} {
 		if moves, _ := g.at(when); len(moves) != 1 || moves[given[1]].To != "node-3" {
 			t.Errorf("moves %+v, want the operator's alone", moves)
 		}
@@ -168,7 +165,7 @@ func TestAnIPGoesWhereItBelongsAfterTheHoldDownOnly(t *testing.T) {
 	if moves, next := g.at(now); len(moves) > 0 || !next.IsZero() {
 		t.Errorf("without rebalancing: moves %v, next %v", moves, next)
 	}
-	g.Rebalance = time.Minute
+	g.moves.after = time.Minute
 	for _, when := range []time.Duration{0, 59 * time.Second} {
 		if moves, next := g.at(now.Add(when)); len(moves) > 0 || !next.Equal(now.Add(time.Minute)) {
 			t.Errorf("after %v: moves %v, next %v, want none for a minute", when, moves, next)

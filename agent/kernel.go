@@ -1,0 +1,164 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/egret-project/egret/announce"
+	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/plan"
+	"github.com/egret-project/egret/routing"
+	"github.com/egret-project/egret/vlan"
+)
+
+// kernel is what the agent programs.
+type kernel struct {
+	tables    *nft.Tables
+	router    *routing.Router
+	links     *vlan.Links
+	announcer *announce.Announcer
+	permits   *permits
+	flusher   *flusher
+	log       *slog.Logger
+	metrics   *metrics
+
+	announced map[netip.Addr]string // as of the last program that was complete
+	resets    map[string]int        // how often somebody reset rp_filter of a VLAN link
+}
+
+// openKernel returns the kernel of the calling thread's network namespace. It changes nothing in it.
+func openKernel(cfg Config, m *machine, counts *metrics, wake func()) (k *kernel, err error) {
+	k = &kernel{flusher: newFlusher(wake), log: cfg.Log, metrics: counts, resets: map[string]int{}}
+	if k.tables, err = nft.New(nft.Config{Log: cfg.Log, Shared: cfg.ShareTables}); err != nil {
+		return nil, err
+	}
+	if k.router, err = routing.New(routing.Config{Log: cfg.Log}); err != nil {
+		return nil, err
+	}
+	if k.links, err = vlan.New(vlan.Config{Log: cfg.Log, Sysctl: cfg.Sysctl}); err != nil {
+		return nil, err
+	}
+	k.permits = newPermits(k.tables, m, cfg.Permit, cfg.LeaseTTL)
+	k.permits.metrics = counts
+	k.announcer = announce.New(announce.Config{Log: cfg.Log, Permitted: m.answers, Changed: wake})
+	return k, nil
+}
+
+// program makes the kernel equal to d, as far as it lets itself. applied reports whether the tables hold what d asks; without that, nothing
+// is permitted. The order keeps two promises at every moment: an address is on a link, or local by a route, only while the tables guard it, and
+// nothing points at what is not there yet. So: permits that end, addresses that go, and what makes them local; routes that come; the tables,
+// in one transaction; addresses that come, and what makes them local, routes that go; and last the permits. What fails holds up nothing else.
+func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err error) {
+	k.announcer.Set(both(k.announced, d.Announce))
+	if err := k.permits.withdraw(d.Permits); err != nil {
+		return false, in("permits", err)
+	}
+	links, err := k.links.Observe()
+	if err != nil {
+		return false, in("addresses", err)
+	}
+	// Routes lead to them.
+	vlans := vlan.Diff(links, d.VLAN).Links()
+	made := in("VLAN links", k.links.Apply(vlans))
+	routes, err := k.router.Observe()
+	if err != nil {
+		return false, in("routes", err)
+	}
+	tables, err := k.tables.Observe()
+	if err != nil {
+		return false, in("nftables", err)
+	}
+	addrs, moves := vlan.Diff(links, d.VLAN), routing.Diff(routes, d.Routing)
+	errs := []error{made, in("addresses", k.links.Apply(addrs.Removes())), in("routes", k.router.Apply(moves.NoLocals()))}
+	if !addrs.Removes().Empty() {
+		if links, err = k.links.Observe(); err != nil {
+			return false, in("addresses", err)
+		}
+	}
+	if !moves.NoLocals().Empty() {
+		if routes, err = k.router.Observe(); err != nil {
+			return false, in("routes", err)
+		}
+	}
+	// The guard follows the address: it goes when the address was seen to be gone, and what makes it local.
+	want := d.NFT
+	want.Fenced = slices.Concat(want.Fenced, links.Addresses(), routes.Locals())
+	want.Renewal = k.permits.renewal
+	rules := nft.Diff(tables, want)
+
+	arrive := func(part routing.Changes) { errs = append(errs, in("routes", k.router.Apply(part))) }
+	// Where the tables are not whole, as after a boot, they come before the overlay is up: what it brings would pass without them, and leave
+	// with this node's own address.
+	whole := len(rules.Repairs) == 0
+	if arrive(moves.Links()); whole {
+		arrive(moves.Entries())
+	}
+	if err := k.tables.Apply(rules); err != nil {
+		// Without its guard no address may come, and without the new tables no route may go.
+		return false, errors.Join(append(errs, in("nftables", err))...)
+	}
+	if !whole {
+		arrive(moves.Entries())
+	}
+	k.logChanges(ctx, "addresses", addrs)
+	k.logChanges(ctx, "routes", moves)
+	k.logChanges(ctx, "nftables", rules)
+	k.countResets(moves.Loosened, d)
+	errs = append(errs,
+		in("conntrack", k.flusher.follow(rules, d)),
+		in("addresses", k.links.Apply(addrs.Adds())), in("routes", k.router.Apply(moves.Locals())), in("routes", k.router.Apply(moves.Removes())))
+	if err := k.permits.grant(d.Permits); err != nil {
+		return true, errors.Join(append(errs, in("permits", fmt.Errorf("renewing permits: %w", err)))...)
+	}
+	k.announced = d.Announce
+	k.announcer.Set(d.Announce)
+	return true, errors.Join(errs...)
+}
+
+// countResets counts how often somebody else set rp_filter of a VLAN link, and says so.
+func (k *kernel) countResets(loosened []string, d plan.Desired) {
+	for _, link := range loosened {
+		n, known := k.resets[link]
+		if k.resets[link] = 0; known { // else the link is new
+			k.resets[link] = n + 1
+			k.metrics.add(metricResets, 1, link)
+			k.log.Warn("rp_filter was reset, and is loose again", "link", link, "times", n+1)
+		}
+	}
+	for link := range k.resets {
+		if !slices.ContainsFunc(d.Routing.Subnets, func(s routing.Subnet) bool { return s.Link == link }) {
+			delete(k.resets, link)
+		}
+	}
+}
+
+// logChanges says and counts what changed in a part of the kernel: one line a change, and a steady state is silent. The lines of the ruleset itself,
+// which is the same on every node, are for debugging.
+func (k *kernel) logChanges(ctx context.Context, part string, changes fmt.Stringer) {
+	n := 0
+	for line := range strings.Lines(changes.String()) {
+		n++
+		level := slog.LevelInfo
+		if _, nft := changes.(nft.Changes); nft && !strings.Contains(line, " element ") {
+			level = slog.LevelDebug
+		}
+		k.log.Log(ctx, level, "kernel changed", "change", strings.TrimRight(line, "\n"))
+	}
+	k.metrics.changes(part, n)
+}
+
+// both returns the entries that a and b agree on.
+func both(a, b map[netip.Addr]string) map[netip.Addr]string {
+	out := map[netip.Addr]string{}
+	for ip, link := range a {
+		if b[ip] == link {
+			out[ip] = link
+		}
+	}
+	return out
+}

@@ -1,0 +1,156 @@
+package agent
+
+import (
+	"cmp"
+	"context"
+	"errors"
+	"net/netip"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/ownership"
+	"github.com/egret-project/egret/plan"
+	"github.com/egret-project/egret/store"
+)
+
+// transact does in etcd what the kernel is ready for and the machine decides, and returns when there is more to do. Without its tables a node
+// claims nothing, and releases nothing: it might still be answering. With anything else at fault only moves wait, of the IPs that it is about.
+func (a *agent) transact(ctx context.Context, r round, d plan.Desired, applied bool, faulty error) (next time.Time, err error) {
+	// Milliseconds are usual. While etcd does not answer, the kernel is looked after all the same.
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var errs []error
+	for _, effect := range a.machine.step(ownership.Programmed{Fenced: applied}) {
+		switch f := effect.(type) {
+		case ownership.Publish:
+			errs = append(errs, a.publish(ctx, r, f.Revocable))
+		case ownership.Longest:
+			errs = append(errs, a.longest(ctx, r, f))
+		case ownership.Release:
+			errs = append(errs, a.release(ctx, f))
+		case ownership.Ready:
+			if !d.NFT.KeepSenders && !hampers(faulty, d, f.Move.IP) {
+				_, err := a.Store.Ready(ctx, f.Move, r.lease)
+				errs = append(errs, err)
+			}
+		case ownership.HandOver:
+			if !hampers(faulty, d, f.Owner.IP) {
+				errs = append(errs, a.handOver(ctx, f))
+			}
+		}
+	}
+	if applied {
+		claimed := map[netip.Addr]bool{}
+		for _, effect := range a.machine.step(ownership.Settled{}) {
+			switch f := effect.(type) {
+			case ownership.Longest:
+				errs = append(errs, a.longest(ctx, r, f))
+			case ownership.Suspect:
+				errs = append(errs, a.suspect(ctx, f))
+			case ownership.Revoke:
+				due, err := a.revoke(ctx, f)
+				next, errs = earlier(next, due), append(errs, err)
+			case ownership.Claim:
+				ok, err := a.claim(ctx, r, f)
+				claimed[f.IP], errs = ok, append(errs, err)
+			}
+		}
+		a.claimed = claimed
+		if !a.machine.Promised(time.Now()) {
+			due, err := a.moves.request(ctx, r)
+			next, errs = earlier(next, due), append(errs, err)
+		}
+	}
+	if err = errors.Join(errs...); errors.Is(err, store.ErrLeaseLost) {
+		err = errors.Join(err, a.step(ownership.Lost{Lease: r.lease.ID()}))
+	}
+	return next, err
+}
+
+// longest says in etcd for how long a claimer has to wait.
+func (a *agent) longest(ctx context.Context, r round, l ownership.Longest) error {
+	put := a.Store.LowerPermit
+	if l.Raise {
+		put = a.Store.RaisePermit
+	}
+	ok, err := put(ctx, l.Permit, r.Revision)
+	if ok {
+		a.Log.Info("longest permit changed", "was", r.Longest, "dur", l.Permit)
+	}
+	return err
+}
+
+// claim takes a lock that nobody has, once no other host answers for the IP.
+func (a *agent) claim(ctx context.Context, r round, c ownership.Claim) (ok bool, err error) {
+	if c.Why != egress.ReasonStatic && !a.probes.clear(c.Claim, r.now) {
+		return false, nil
+	}
+	o := egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why}
+	ok, err = a.Store.Claim(ctx, r.lease, o, store.Former{Revision: c.Seen, Suspicion: c.Suspicion})
+	if ok && !a.claimed[c.IP] { // else the view has not seen it yet
+		a.history.trim(c.IP)
+		a.Log.Info("claimed", "egress_ip", c.IP, "why", c.Why)
+	}
+	return ok, err
+}
+
+// handOver gives a lock to the target of a move.
+func (a *agent) handOver(ctx context.Context, h ownership.HandOver) error {
+	ok, err := a.Store.HandOver(ctx, h.Owner, h.Move, h.To)
+	a.machine.step(ownership.HandedOver{IP: h.Owner.IP, OK: ok, Err: err != nil})
+	if ok {
+		why := cmp.Or(h.Move.Why, egress.ReasonMove)
+		a.history.trim(h.Owner.IP)
+		a.metrics.add(metricReleases, 1, string(why))
+		a.Log.Info("handed over", "egress_ip", h.Owner.IP, "node", h.To.Node, "why", why)
+	}
+	return err
+}
+
+// release gives a lock back. An IP that this node has not used yet may be another's still, for which whoever is next has to wait.
+func (a *agent) release(ctx context.Context, r ownership.Release) error {
+	release := a.Store.Release
+	if r.Unused {
+		release = a.Store.ReleaseUnused
+	}
+	ok, err := release(ctx, r.Owner)
+	if ok {
+		a.metrics.add(metricReleases, 1, string(egress.ReasonRelease))
+		a.Log.Info("released", "egress_ip", r.Owner.IP)
+	}
+	return err
+}
+
+// suspect writes a suspicion against an agent.
+func (a *agent) suspect(ctx context.Context, s ownership.Suspect) error {
+	s.Suspicion.Since = time.Now().UTC().Truncate(time.Millisecond)
+	ok, err := a.Store.Suspect(ctx, s.Suspicion, s.Seen)
+	if ok {
+		a.Log.Info("agent suspected", "node", s.Suspicion.Node, "lease", s.Suspicion.Lease)
+	}
+	return err
+}
+
+// revoke ends the lease of an agent. While etcd is full nobody could claim what that frees, nor the agent, should it live, get another lease: then it
+// returns when to look again.
+func (a *agent) revoke(ctx context.Context, r ownership.Revoke) (next time.Time, err error) {
+	if !r.Former && a.Store.AskNoSpace(ctx) {
+		return time.Now().Add(time.Second), nil
+	}
+	if r.Suspicion.Revision > 0 {
+		if stands, err := a.Store.Suspected(ctx, r.Suspicion); err != nil || !stands {
+			return next, err
+		}
+	}
+	if err := a.Store.Revoke(ctx, r.Lease); err != nil {
+		return next, err
+	}
+	what := "lease of an agent that is dead or whose node is gone revoked"
+	if r.Former {
+		what = "former lease revoked"
+	} else {
+		a.metrics.add(metricRevoked, 1)
+	}
+	a.Log.Warn(what, "node", r.Node, "lease", egress.FormatLease(r.Lease))
+	return next, nil
+}

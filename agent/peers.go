@@ -1,0 +1,76 @@
+package agent
+
+import (
+	"context"
+	"encoding/json"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/gossip"
+	"github.com/egret-project/egret/ownership"
+)
+
+// updatePeers gives the gossip the other agents, and returns who is dead by it.
+func (a *agent) updatePeers(r round) (dead func(node string) bool) {
+	gone, peers := map[string]bool{}, map[string]netip.Addr{}
+	dead = func(node string) bool { return gone[node] }
+	if a.gossip == nil {
+		return dead
+	}
+	for name, record := range r.Agents {
+		if name != a.Node {
+			peers[name], gone[name] = record.Address, a.gossip.State(name) == gossip.Dead
+		}
+	}
+	a.gossip.Set(r.facts.Underlay, peers, func(yield func(string, netip.Addr) bool) { // in another order each time
+		for name, n := range r.Nodes {
+			if len(n.Addresses) > 0 && !yield(name, n.Addresses[0]) {
+				return
+			}
+		}
+	})
+	return dead
+}
+
+// receive takes in a peer's word.
+func (a *agent) receive(from string, b []byte) {
+	var m ownership.Message
+	if json.Unmarshal(b, &m) == nil { // else it is of a version to come
+		_ = a.step(ownership.Heard{From: from, Message: m}) // withdraws nothing
+	}
+}
+
+// askPromises asks the peers for promises while etcd is missing, until ctx ends.
+func (a *agent) askPromises(ctx context.Context) error {
+	tick := time.NewTicker(a.Permit / 10)
+	defer tick.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-tick.C:
+			if time.Since(a.machine.Lease().Confirmed) < a.Permit/4 {
+				continue // etcd answers: nobody has to be asked
+			}
+			if s := a.view.Snapshot(); s != nil {
+				_ = a.step(ownership.Question{Peers: a.peers(s)}) // withdraws nothing
+			}
+		}
+	}
+}
+
+// peers returns the other agents that could claim: those that etcd knows, and those that joined while it does not answer.
+func (a *agent) peers(s *egress.Snapshot) []string {
+	all := map[string]bool{}
+	for name := range s.Agents {
+		all[name] = true
+	}
+	for _, name := range a.gossip.Alive() {
+		all[name] = true
+	}
+	delete(all, a.Node)
+	return slices.Sorted(maps.Keys(all))
+}

@@ -1,0 +1,201 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"log/slog"
+	"net/netip"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/ownership"
+	"github.com/egret-project/egret/plan"
+	"github.com/egret-project/egret/routing"
+	"github.com/egret-project/egret/store"
+)
+
+// round is what one reconcile works from.
+type round struct {
+	*plan.Cluster
+	facts plan.Facts
+	lease *store.Lease // the same throughout: another one means other locks
+	now   time.Time
+	roles map[netip.Addr]plan.Role // what this node may do for each egress IP
+}
+
+// owned reports whether a lock is this agent's.
+func (r round) owned(o egress.Owner) bool { return o.Node == r.facts.Node && o.Lease == r.lease.ID() }
+
+// wake asks loop to reconcile. It never blocks.
+func (a *agent) wake() {
+	select {
+	case a.dirty <- struct{}{}:
+	default:
+	}
+}
+
+// loop reconciles until ctx ends: for each trigger, and again, later and later, after it failed.
+func (a *agent) loop(ctx context.Context) error {
+	// The lower bound keeps a fault that mends itself from being felt, the upper one a fault that stays from filling the log.
+	const minBackoff, maxBackoff = 50 * time.Millisecond, 5 * time.Second
+	backoff := minBackoff
+	timer := time.NewTimer(0)
+	defer timer.Stop()
+	for {
+		select {
+		case <-ctx.Done():
+			return nil
+		case <-a.dirty:
+		case <-a.view.Changed():
+		case <-timer.C:
+		}
+		a.metrics.came(a.view.Arrived())
+		began := time.Now()
+		next, err := a.reconcile(ctx)
+		a.metrics.reconciled(time.Since(began), err, a.machine.InUse())
+		err = errors.Join(err, a.publishFaults(ctx, err))
+		a.logged.fault(ctx, a.Log, err)
+		if a.view.Snapshot() != nil && a.record.ready.reconciled(err) { // without a snapshot there was nothing to do
+			a.wake() // the record is to say so
+		}
+		wait := time.Until(next)
+		if next.IsZero() {
+			wait = time.Hour
+		}
+		if err != nil {
+			wait = min(max(wait, 0), backoff)
+			backoff = min(2*backoff, maxBackoff)
+		} else {
+			backoff = minBackoff
+		}
+		timer.Reset(wait)
+	}
+}
+
+// reconcile brings kernel and etcd one step closer to what the snapshot asks for, and returns when it is to be called again by time alone
+// (zero: never). It can be repeated at will.
+func (a *agent) reconcile(ctx context.Context) (next time.Time, err error) {
+	s := a.view.Snapshot()
+	if s == nil {
+		return time.Time{}, nil
+	}
+	a.logged.skipped(a.Log, s)
+	a.cluster = a.cluster.With(s)
+	r := round{Cluster: a.cluster}
+	r.lease, r.now = a.machine.begin(r.Cluster)
+	// First, and by the snapshot alone: an IP that is not this node's any more is not answered for, whatever else fails below.
+	if err := a.permits.restrict(); err != nil {
+		return time.Time{}, err
+	}
+	if plan.Gone(s, a.Node) {
+		// The rest of the kernel stays as it is: pods that are there still leave with no other address, and no other node lets them.
+		return time.Time{}, errors.Join(in("node", errGone), a.releaseAll(ctx))
+	}
+	if r.facts, err = a.facts(s); err != nil {
+		err = in("uplink", err)
+		if errors.Is(err, routing.ErrNoLink) {
+			err = errors.Join(err, a.releaseAll(ctx))
+		}
+		return time.Time{}, err
+	}
+	dead := a.updatePeers(r)
+	r.facts.Taken, next = a.probes.follow(s, r.now)
+	a.metrics.arrivals(&r, a.Node, func(node string) bool { return dead(node) || a.machine.Partitioned(r.now, node) })
+	a.roles(&r, dead)
+	d := plan.Build(r.Cluster, r.facts, r.roles)
+	a.view.Follow(d.Follow)
+	applied, err := a.kernel.program(ctx, d)
+	if applied {
+		a.ports.follow(d.Blocks)
+	}
+	a.metrics.programmed(applied && err == nil, time.Now())
+	due, err2 := a.transact(ctx, r, d, applied, err)
+	return earlier(earlier(next, due), a.machine.Next()), errors.Join(err, err2, in("pods", unknown(d.Unknown)))
+}
+
+// roles sets what this node may do for each egress IP.
+func (a *agent) roles(r *round, dead func(node string) bool) {
+	for _, effect := range a.machine.step(ownership.Facts{Facts: r.facts, Dead: dead, Asking: a.probes.asking(r.now)}) {
+		switch f := effect.(type) {
+		case ownership.Program:
+			r.roles = f.Roles
+		case ownership.Used:
+			a.metrics.takes(f.Owner)
+		case ownership.Returned:
+			a.flusher.returns(f.IP)
+		}
+	}
+}
+
+// unknown says that no further pod gets its egress IP, since the addresses of the pods of these nodes are not known.
+func unknown(nodes []string) error {
+	if len(nodes) == 0 {
+		return nil
+	}
+	return fmt.Errorf("no further pod gets its egress IP: the addresses of pods on %s (%d nodes) are not known: it has no spec.podCIDRs, and no "+
+		"record of crdsync: upgrade crdsync, or set --cluster-cidrs", nodes[0], len(nodes))
+}
+
+// errGone says that the agent serves nothing: its node is none of the cluster's.
+var errGone = errors.New("the node has no record in etcd, and serves no egress IP: its Node object is gone, or crdsync has not written " +
+	"the record yet")
+
+// releaseAll withdraws everything and gives every lock back: this node has lost the address that its overlay is made of, or is gone, and can serve none.
+func (a *agent) releaseAll(ctx context.Context) error {
+	a.announcer.Set(nil)
+	a.announced = nil
+	if err := a.permits.withdraw(nil); err != nil {
+		return err // not silent yet: the locks stay
+	}
+	ctx, cancel := context.WithTimeout(ctx, time.Second)
+	defer cancel()
+	var errs []error
+	for _, effect := range a.machine.step(ownership.Unable{}) {
+		errs = append(errs, a.release(ctx, effect.(ownership.Release)))
+	}
+	return errors.Join(errs...)
+}
+
+// earlier returns the earlier of two times; the zero time is never.
+func earlier(a, b time.Time) time.Time {
+	if a.IsZero() || !b.IsZero() && b.Before(a) {
+		return b
+	}
+	return a
+}
+
+// logOnce is what was logged last of what stays for a while: it is logged when it comes, changes, and goes.
+type logOnce struct {
+	lastFault   string
+	lastSkipped string
+}
+
+// fault logs why reconcile could not do everything.
+func (l *logOnce) fault(ctx context.Context, log *slog.Logger, err error) {
+	fault := ""
+	if err != nil && ctx.Err() == nil {
+		fault = err.Error()
+	}
+	if fault == l.lastFault {
+		return
+	}
+	if l.lastFault = fault; fault != "" {
+		log.Warn("pass incomplete, will retry", "err", err)
+	} else {
+		log.Info("pass complete again")
+	}
+}
+
+// skipped logs the records that could not be read: they are served as they last were, the others as they are.
+func (l *logOnce) skipped(log *slog.Logger, s *egress.Snapshot) {
+	var errs []error
+	for _, f := range s.Faults {
+		errs = append(errs, fmt.Errorf("%s: %w", f.Key, f.Err))
+	}
+	err := errors.Join(errs...)
+	if text := fmt.Sprint(err); text != l.lastSkipped && (err != nil || l.lastSkipped != "") {
+		l.lastSkipped = text
+		log.Error("records skipped", "err", err)
+	}
+}

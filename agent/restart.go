@@ -1,0 +1,197 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"maps"
+	"net/netip"
+	"slices"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/ownership"
+	"github.com/egret-project/egret/plan"
+	"github.com/egret-project/egret/store"
+)
+
+// start adopts the lease of the node's former agent, with the permits that the kernel still holds, or takes a new one.
+func (a *agent) start(ctx context.Context) error {
+	former, err := a.Store.Agent(ctx, a.Node)
+	if err != nil {
+		return fmt.Errorf("reading the node's former agent: %w", err)
+	}
+	id, err := egress.ParseLease(former.Lease)
+	if err != nil {
+		return a.newLease(ctx) // there was none
+	}
+	l, err := a.Store.Adopt(ctx, id)
+	switch {
+	case errors.Is(err, store.ErrLeaseLost):
+		return a.newLease(ctx)
+	case err != nil:
+		return fmt.Errorf("adopting lease %s: %w", former.Lease, err)
+	}
+	return a.adopt(ctx, l, former)
+}
+
+// adopt takes over the lease of the former agent, its locks, and the permits that the kernel still has for them.
+func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) error {
+	left, err := a.tables.Permits()
+	if err != nil {
+		return fmt.Errorf("reading the permits of the former agent: %w", err)
+	}
+	if err := a.endRelays(left); err != nil {
+		return err
+	}
+	held, err := l.Owned(ctx)
+	if err != nil {
+		return err
+	}
+	if former.Restarting {
+		l, err = a.toShortLease(ctx, l, former, held, left)
+	} else {
+		held, err = renumber(ctx, l, held)
+	}
+	if err != nil {
+		return err
+	}
+	a.machine.grant(l)
+	a.record.since = former.Since
+	yes, err := l.Confirm(ctx, a.Node)
+	if err != nil {
+		return err
+	}
+	a.machine.step(ownership.Confirmed{Lease: l.ID(), Sent: yes.Sent, Restores: yes.Restores})
+	n := a.resume(held, left, former)
+	a.Log.Info("lease adopted", "lease", former.Lease, "dur", l.TTL(), "egress_ips", n)
+	return nil
+}
+
+// endRelays ends the permits that are not to answer, and takes them out of left: what the former agent only relayed it may have given away.
+func (a *agent) endRelays(left map[netip.Addr]time.Duration) error {
+	answering, err := a.tables.Answering()
+	if err != nil {
+		return fmt.Errorf("reading the permits of the former agent: %w", err)
+	}
+	var relayed []netip.Addr
+	for ip := range left {
+		if !answering[ip] {
+			relayed = append(relayed, ip)
+			delete(left, ip)
+		}
+	}
+	return a.tables.Revoke(relayed...)
+}
+
+// renumber gives the locks new revisions: what the former agent has sent, a hand-over or a release, may arrive yet. Some may arrive meanwhile.
+func renumber(ctx context.Context, l *store.Lease, held []netip.Addr) ([]netip.Addr, error) {
+	for again := 3; ; again-- {
+		err := l.Renumber(ctx, held)
+		if !errors.Is(err, store.ErrChanged) || again == 0 {
+			return held, err
+		}
+		if held, err = l.Owned(ctx); err != nil {
+			return nil, err
+		}
+	}
+}
+
+// resume renews the permits that the kernel still has for what this node holds, at once: the former agent may have been killed. What it was
+// the relay for it is not any more. It returns how many those are.
+func (a *agent) resume(held []netip.Addr, left map[netip.Addr]time.Duration, former egress.Agent) int {
+	var list []nft.Permit
+	var ips []netip.Addr
+	for _, ip := range held {
+		if left[ip] > 0 {
+			list, ips = append(list, nft.Permit{IP: ip, Answer: true}), append(ips, ip)
+			delete(left, ip)
+		}
+	}
+	a.machine.step(ownership.Adopted{IPs: ips, Revocable: former.Revocable, Permit: time.Duration(former.Permit)})
+	err := a.tables.Revoke(slices.Collect(maps.Keys(left))...)
+	if len(list) > 0 {
+		err = errors.Join(err, a.permits.grant(list))
+	}
+	if err != nil {
+		a.Log.Warn("permits of the former agent not renewed; the first pass does that", "err", err) // the tables may be damaged
+	}
+	return len(ips)
+}
+
+// toShortLease moves the locks from a lease that was to outlive the restart to one of the usual length. No permit may outlive that, even if this
+// process ends on the way: so the permits, of which left is how long they last, are cut first.
+func (a *agent) toShortLease(ctx context.Context, l *store.Lease, former egress.Agent, held []netip.Addr, left map[netip.Addr]time.Duration) (*store.Lease, error) {
+	next, err := a.Store.Grant(ctx, a.LeaseTTL)
+	if err != nil {
+		return nil, err
+	}
+	most := time.Until(next.Valid())
+	var cut []nft.Permit
+	for _, ip := range held {
+		if left[ip] > most {
+			cut = append(cut, nft.Permit{IP: ip, Answer: true})
+		}
+	}
+	if len(cut) > 0 {
+		if err := a.tables.Permit(cut, most); err != nil {
+			return nil, fmt.Errorf("cutting the permits of the former agent: %w", err)
+		}
+	}
+	return next, l.MoveTo(ctx, next, former, func(netip.Addr) bool { return true })
+}
+
+// shutDown moves the locks to a lease that outlives a restart, which peers may not revoke, and extends the permits to its end: nobody can
+// claim before that, so the kernel may serve on alone until the next agent adopts both.
+func (a *agent) shutDown(ctx context.Context) {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if s := a.view.Snapshot(); s != nil && plan.Gone(s, a.Node) {
+		// No agent comes back to a node that is gone.
+		a.machine.begin(a.cluster.With(s))
+		if err := a.releaseAll(ctx); err != nil {
+			a.Log.Warn("egress IPs of a node that is gone not let go", "err", err)
+		}
+	}
+	lease, moved, err := a.toLongLease(ctx)
+	if err != nil {
+		a.Log.Warn("locks not kept for the next agent: traffic stops until it runs", "err", err)
+		return
+	}
+	left, err := a.permits.extend(lease, moved)
+	if err != nil {
+		a.Log.Warn("permits not extended: traffic stops until the next agent runs", "err", err)
+		return
+	}
+	a.Log.Info("stopped; kernel and lease stay for the next agent", "dur", left)
+}
+
+// toLongLease moves the locks to a lease that outlives a restart, and returns of which egress IPs.
+func (a *agent) toLongLease(ctx context.Context) (next *store.Lease, moved []netip.Addr, err error) {
+	r, err := a.Store.Agent(ctx, a.Node)
+	if err != nil {
+		return nil, nil, err
+	}
+	grace := max(a.LeaseTTL, a.RestartGrace)
+	var cluster *plan.Cluster
+	if s := a.view.Snapshot(); s != nil {
+		cluster = a.cluster.With(s)
+		if plan.Cordoned(s, a.Node) {
+			grace = a.LeaseTTL // the node is about to go, and others can take what it still holds
+		}
+	}
+	if next, err = a.Store.Grant(ctx, grace); err != nil {
+		return nil, nil, err
+	}
+	r.Node, r.Restarting, r.Revocable, r.Suspectable = a.Node, true, false, false
+	err = a.machine.current().MoveTo(ctx, next, r, func(ip netip.Addr) bool {
+		if a.machine.keeps(ip) {
+			moved = append(moved, ip)
+			return true
+		}
+		// One that came just now would wait for the next agent: others can use it at once.
+		return cluster == nil || cluster.PoolOf(ip) == ""
+	})
+	return next, moved, err
+}
