@@ -1,6 +1,10 @@
-// Package agent is the loop of one node: a trigger (etcd, the kernel, a timer, the lease) marks it dirty, and a pass takes a snapshot
-// of etcd, plans, applies the difference between the plan and the kernel, and then does in etcd what the kernel is now ready for:
-// claims, releases and the two halves of a planned move.
+// Package agent is the agent of one node. Whenever something changes (etcd, the kernel, a timer, the lease) it reconciles: it takes a snapshot of
+// etcd, plans what the node's kernel is to hold, applies the difference between the plan and the kernel, and then does in etcd what the kernel is
+// ready for: claims, releases and the two halves of a planned move.
+//
+// Where to read what: reconcile.go has the loop and the order of its steps, kernel.go what is programmed, locks.go the transactions in etcd,
+// lease.go and restart.go how locks outlive the process, permits.go the kernel's leave to use an egress IP, record.go what the agent publishes
+// of itself, moves.go the planned moves that it asks for, and peers.go what it says to other agents.
 //
 // It owns order, back-off and shutdown. It owns nothing in the kernel itself (the kernel packages do) and, in etcd, the key
 // agents/<node>, the locks owners/<ip> that it claimed, and the readiness of moves toward its node.

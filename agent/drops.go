@@ -49,7 +49,7 @@ func (d *drops) run(ctx context.Context) error {
 	for sleep(ctx, dropsEvery) {
 		last, err := d.look()
 		if err != nil {
-			continue // while tables are damaged or missing: a pass says so
+			continue // while tables are damaged or missing: a round says so
 		}
 		if d.note(time.Now(), last) {
 			d.wake()

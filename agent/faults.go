@@ -13,7 +13,7 @@ import (
 )
 
 const (
-	// faultAge is how long a node has to be at fault before it says so: most faults are others' changes in the middle of a pass, and are
+	// faultAge is how long a node has to be at fault before it says so: most faults are others' changes in the middle of a round, and are
 	// mended by the next one.
 	faultAge = time.Second
 	// maxFault bounds the text of one part's fault, in bytes: it goes into etcd, and from there into the status of every egress concerned.

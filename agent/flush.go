@@ -202,7 +202,7 @@ func (f *flusher) run(ctx context.Context) error {
 	}
 }
 
-// flush does what is due. What fails stays so, and the next pass tries again.
+// flush does what is due. What fails stays so, and the next round tries again.
 func (f *flusher) flush() {
 	f.mu.Lock()
 	due, strays := f.dueLocked(), f.toFlush.strays

@@ -123,7 +123,7 @@ func (n *node) until(what string, flush bool, holds func() bool) {
 			return
 		}
 		if time.Now().After(deadline) {
-			n.t.Fatalf("not in time: %s; the last pass: %v", what, err)
+			n.t.Fatalf("not in time: %s; the last round: %v", what, err)
 		}
 		wait := 20 * time.Millisecond
 		if left := time.Until(next); !next.IsZero() {
@@ -149,7 +149,7 @@ func (n *node) owns() bool {
 // takeOver takes the IPs over from the other node, which was seen to have them, and returns when that one let go.
 func (n *node) takeOver(flush bool) time.Time {
 	n.t.Helper()
-	n.until("the first pass", flush, func() bool { return n.announced != nil })
+	n.until("the first round", flush, func() bool { return n.announced != nil })
 	n.members("e1", "node-1", "10.244.1.100") // there is something to flush
 	if err := n.others.Revoke(n.t.Context()); err != nil {
 		n.t.Fatal(err)
@@ -327,7 +327,7 @@ func TestWhatCannotBeFlushedIsAFaultAndTriedAgain(t *testing.T) {
 	select {
 	case <-f.kick:
 	default:
-		t.Error("a pass after a failure does not begin the next try")
+		t.Error("a round after a failure does not begin the next try")
 	}
 	broken = nil
 	f.flush()

@@ -20,7 +20,7 @@ func (a *agent) transact(ctx context.Context, r round, d plan.Desired, applied b
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
 	var errs []error
-	for _, effect := range a.machine.step(ownership.Programmed{Fenced: applied}) {
+	for _, effect := range a.machine.step(ownership.Programmed{Applied: applied}) {
 		switch f := effect.(type) {
 		case ownership.Publish:
 			errs = append(errs, a.publish(ctx, r, f.Revocable))

@@ -36,12 +36,12 @@ func (m *machine) grant(l *store.Lease) {
 	m.step(ownership.Granted{Lease: l.ID(), Sent: l.Valid().Add(-l.TTL()), TTL: l.TTL()})
 }
 
-// begin begins a pass, with the lease of all of it.
+// begin begins a round, with the lease of all of it.
 func (m *machine) begin(c *plan.Cluster) (lease *store.Lease, now time.Time) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	now = time.Now()
-	m.Step(now, ownership.View{Cluster: c}) // asks for nothing but what a pass begins with
+	m.Step(now, ownership.View{Cluster: c}) // asks for nothing but what a round begins with
 	return m.lease, now
 }
 

@@ -20,15 +20,15 @@ import (
 	"github.com/egret-project/egret/plan"
 )
 
-// passes is what an agent sees, pass by pass.
-type passes struct {
+// rounds is what an agent sees, round by round.
+type rounds struct {
 	m    *metrics
 	now  time.Time
 	dead map[string]bool
 }
 
-// pass is one at which the owner of the IP is o, a move to the node to is asked for, and what is used newly is what uses says.
-func (p *passes) pass(after time.Duration, o egress.Owner, to string, uses, whole bool) {
+// next is one at which the owner of the IP is o, a move to the node to is asked for, and what is used newly is what uses says.
+func (p *rounds) next(after time.Duration, o egress.Owner, to string, uses, whole bool) {
 	p.now = p.now.Add(after)
 	ip := netip.MustParseAddr("10.0.0.1")
 	s := &egress.Snapshot{Egresses: map[string]egress.Policy{"web": {Addresses: []egress.Address{{IP: ip, ID: 1}}}}}
@@ -78,54 +78,54 @@ func TestTakeoversAreToldByCauseWithWhatTheyTook(t *testing.T) {
 	}
 	there := egress.Owner{Node: "there", Why: egress.ReasonClaim}
 	for name, tt := range map[string]struct {
-		run  func(p *passes)
+		run  func(p *rounds)
 		want map[string]string
 	}{
-		"the first owner": {func(p *passes) {
-			p.pass(0, egress.Owner{}, "", false, true)
-			p.pass(500*time.Millisecond, mine("claim", ""), "", false, true)
-			p.pass(500*time.Millisecond, mine("claim", ""), "", true, true)
-			p.pass(time.Hour, mine("claim", ""), "", false, true)
+		"the first owner": {func(p *rounds) {
+			p.next(0, egress.Owner{}, "", false, true)
+			p.next(500*time.Millisecond, mine("claim", ""), "", false, true)
+			p.next(500*time.Millisecond, mine("claim", ""), "", true, true)
+			p.next(time.Hour, mine("claim", ""), "", false, true)
 		}, map[string]string{"claim": "1 in 1.0s"}},
-		"a dead owner, seen by the gossip before its lease is revoked": {func(p *passes) {
-			p.pass(0, there, "", false, true)
+		"a dead owner, seen by the gossip before its lease is revoked": {func(p *rounds) {
+			p.next(0, there, "", false, true)
 			p.dead["there"] = true
-			p.pass(time.Hour, there, "", false, true)
-			p.pass(300*time.Millisecond, egress.Owner{}, "", false, true)
-			p.pass(100*time.Millisecond, mine("claim", ""), "", false, true)
-			p.pass(500*time.Millisecond, mine("claim", ""), "", true, true)
+			p.next(time.Hour, there, "", false, true)
+			p.next(300*time.Millisecond, egress.Owner{}, "", false, true)
+			p.next(100*time.Millisecond, mine("claim", ""), "", false, true)
+			p.next(500*time.Millisecond, mine("claim", ""), "", true, true)
 		}, map[string]string{"crash": "1 in 0.9s"}},
-		"an owner that was taken for dead, and lives": {func(p *passes) {
+		"an owner that was taken for dead, and lives": {func(p *rounds) {
 			p.dead["there"] = true
-			p.pass(0, there, "", false, true)
+			p.next(0, there, "", false, true)
 			p.dead["there"] = false
-			p.pass(time.Hour, there, "", false, true)
-			p.pass(time.Hour, there, "here", false, true)
-			p.pass(100*time.Millisecond, mine("move", "there"), "", true, true)
+			p.next(time.Hour, there, "", false, true)
+			p.next(time.Hour, there, "here", false, true)
+			p.next(100*time.Millisecond, mine("move", "there"), "", true, true)
 		}, map[string]string{"move": "1 in 0.1s"}},
-		"an IP that was given up": {func(p *passes) {
-			p.pass(0, there, "", false, true)
-			p.pass(time.Hour, egress.Owner{}, "", false, true)
-			p.pass(200*time.Millisecond, mine("claim", "there"), "", true, true)
+		"an IP that was given up": {func(p *rounds) {
+			p.next(0, there, "", false, true)
+			p.next(time.Hour, egress.Owner{}, "", false, true)
+			p.next(200*time.Millisecond, mine("claim", "there"), "", true, true)
 		}, map[string]string{"release": "1 in 0.2s"}},
-		"a kernel that could not be programmed at first": {func(p *passes) {
-			p.pass(0, egress.Owner{}, "", false, true)
-			p.pass(100*time.Millisecond, mine("claim", ""), "", true, false)
-			p.pass(900*time.Millisecond, mine("claim", ""), "", false, true)
+		"a kernel that could not be programmed at first": {func(p *rounds) {
+			p.next(0, egress.Owner{}, "", false, true)
+			p.next(100*time.Millisecond, mine("claim", ""), "", true, false)
+			p.next(900*time.Millisecond, mine("claim", ""), "", false, true)
 		}, map[string]string{"claim": "1 in 1.0s"}},
-		"an agent that is started again": {func(p *passes) {
-			p.pass(0, mine("claim", ""), "", true, true)
-			p.pass(time.Hour, mine("claim", ""), "", false, true)
+		"an agent that is started again": {func(p *rounds) {
+			p.next(0, mine("claim", ""), "", true, true)
+			p.next(time.Hour, mine("claim", ""), "", false, true)
 		}, map[string]string{}},
-		"one there and back": {func(p *passes) {
-			p.pass(0, mine("claim", ""), "", true, true)
-			p.pass(time.Hour, egress.Owner{Node: "there", Why: "move", From: "here"}, "", false, true)
-			p.pass(time.Hour, there, "here", false, true)
-			p.pass(time.Second, mine("drain", "there"), "", true, true)
+		"one there and back": {func(p *rounds) {
+			p.next(0, mine("claim", ""), "", true, true)
+			p.next(time.Hour, egress.Owner{Node: "there", Why: "move", From: "here"}, "", false, true)
+			p.next(time.Hour, there, "here", false, true)
+			p.next(time.Second, mine("drain", "there"), "", true, true)
 		}, map[string]string{"drain": "1 in 1.0s"}},
 	} {
 		t.Run(name, func(t *testing.T) {
-			p := &passes{m: newMetrics(), now: time.Now(), dead: map[string]bool{}}
+			p := &rounds{m: newMetrics(), now: time.Now(), dead: map[string]bool{}}
 			tt.run(p)
 			if got := histogram(t, p.m, metricTakeover); fmt.Sprint(got) != fmt.Sprint(tt.want) {
 				t.Errorf("told %v, want %v", got, tt.want)

@@ -46,7 +46,7 @@ func (p *permits) withdraw(keep []nft.Permit) error {
 	})
 }
 
-// restrict ends at once what the snapshot that the pass began with does not allow.
+// restrict ends at once what the snapshot that the round began with does not allow.
 func (p *permits) restrict() error {
 	return p.narrow(p.machine.May)
 }
@@ -64,7 +64,7 @@ func (p *permits) narrow(may func(netip.Addr) (send, answer bool)) error {
 	return nil
 }
 
-// grant makes list the permits, of locks under the lease of the pass, and renews them.
+// grant makes list the permits, of locks under the lease of the round, and renews them.
 func (p *permits) grant(list []nft.Permit) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

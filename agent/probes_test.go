@@ -16,7 +16,7 @@ import (
 	"github.com/egret-project/egret/plan"
 )
 
-// TestOnlyTheFirstClaimOfAnAllocationWaitsForAProbe plays the agent's loop: a pass whenever it is woken or something is due.
+// TestOnlyTheFirstClaimOfAnAllocationWaitsForAProbe plays the agent's loop: a round whenever it is woken or something is due.
 func TestOnlyTheFirstClaimOfAnAllocationWaitsForAProbe(t *testing.T) {
 	ip := netip.MustParseAddr("10.10.0.11")
 	foreign := announce.Conflict{Link: "eth0", MAC: "02:00:00:00:00:09"}
@@ -24,7 +24,7 @@ func TestOnlyTheFirstClaimOfAnAllocationWaitsForAProbe(t *testing.T) {
 		owned, held bool          // an owner is seen before; the history knows one
 		taken       time.Duration // until when another host has the IP
 		broken      time.Duration // until when nothing can be asked
-		noLink      bool          // it is made by the pass after the question
+		noLink      bool          // it is made by the round after the question
 		want        time.Duration // when it may be claimed
 		asked       []time.Duration
 	}{

@@ -115,7 +115,7 @@ func (a *agent) resume(held []netip.Addr, left map[netip.Addr]time.Duration, for
 		err = errors.Join(err, a.permits.grant(list))
 	}
 	if err != nil {
-		a.Log.Warn("permits of the former agent not renewed; the first pass does that", "err", err) // the tables may be damaged
+		a.Log.Warn("permits of the former agent not renewed; the first round does that", "err", err) // the tables may be damaged
 	}
 	return len(ips)
 }

@@ -17,7 +17,7 @@ type claims struct {
 
 // claim tries for the egress IPs whose time has come: the first in rank at once, each next one a step later.
 func (m *Machine) claim() []Effect {
-	c, now := m.pass.cluster, m.pass.now
+	c, now := m.round.cluster, m.round.now
 	unowned, last := map[netip.Addr]time.Time{}, map[netip.Addr]egress.Owner{}
 	lag := 0
 	if living := *c.Snapshot; m.cfg.Gossip && len(m.peers.living) == 0 {
@@ -27,7 +27,7 @@ func (m *Machine) claim() []Effect {
 		c = c.With(&living)
 	}
 	var out []Effect
-	for _, claim := range c.Claims(m.pass.facts) {
+	for _, claim := range c.Claims(m.round.facts) {
 		ip := claim.IP
 		if unowned[ip] = m.claims.unowned[ip]; unowned[ip].IsZero() {
 			unowned[ip] = now
@@ -36,19 +36,19 @@ func (m *Machine) claim() []Effect {
 			last[ip] = m.claims.owners[ip]
 		}
 		if due := unowned[ip].Add(time.Duration(claim.Rank+lag) * m.cfg.ClaimDelay); now.Before(due) {
-			m.pass.next = earlier(m.pass.next, due)
+			m.round.next = earlier(m.round.next, due)
 			continue
 		}
 		out = append(out, Claim{Claim: claim, Seen: last[ip].Revision, Suspicion: m.suspicion(last[ip])})
 	}
-	m.claims.unowned, m.claims.last, m.claims.owners = unowned, last, m.pass.cluster.Owners
+	m.claims.unowned, m.claims.last, m.claims.owners = unowned, last, m.round.cluster.Owners
 	return out
 }
 
 // suspicion returns the one that stands against the owner of a lock that has ended. Under another lease the agent may have been one that does not end
 // suspicions.
 func (m *Machine) suspicion(o egress.Owner) egress.Suspicion {
-	s, stands := m.pass.cluster.Suspicions[o.Node]
+	s, stands := m.round.cluster.Suspicions[o.Node]
 	if stands && s.Lease == egress.FormatLease(o.Lease) && !m.peers.suspicions[o.Node].void {
 		return s
 	}

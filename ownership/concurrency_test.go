@@ -9,7 +9,7 @@ import (
 	"github.com/egret-project/egret/plan"
 )
 
-// A pass over thousands of IPs takes longer than permits may wait.
+// A round over thousands of IPs takes longer than permits may wait.
 func TestPermitsAreRenewedWhileAPassGoesOn(t *testing.T) {
 	ip, now := netip.MustParseAddr("10.0.0.1"), epoch
 	m := New(Config{Node: "a", Permit: time.Second, Gossip: true, Freeze: true, Process: 1, Start: now})
@@ -50,7 +50,7 @@ func TestPermitsAreRenewedWhileAPassGoesOn(t *testing.T) {
 			t.Errorf("renewed: %v, answers %t", err, answer)
 		}
 	case <-time.After(5 * time.Second):
-		t.Error("the renewal waits for the pass")
+		t.Error("the renewal waits for the round")
 	}
 	close(goOn)
 	<-done

@@ -3,7 +3,7 @@
 //
 // The package agent drives it: it brings the events, and does the effects in kernel and etcd. Planned moves that a node asks for by itself
 // (drain, rebalance), questions about other holders of an IP, and what the kernel holds beside its permits are the agent's own. It may leave
-// a Ready, a HandOver, a Revoke or a Claim undone, as when the kernel is not ready for it: the next pass asks again.
+// a Ready, a HandOver, a Revoke or a Claim undone, as when the kernel is not ready for it: the next round asks again.
 //
 // # The promise
 //

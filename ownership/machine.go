@@ -23,14 +23,14 @@ type Config struct {
 	Start      time.Time     // of the process
 }
 
-// Machine decides for the agent of one node. The events of a pass come one after the other: View, Facts, Programmed, HandedOver, Settled, Unable,
-// and Grant. All other events and methods may come meanwhile: a pass may look at thousands of IPs, and permits are renewed all the same.
+// Machine decides for the agent of one node. The events of a round come one after the other: View, Facts, Programmed, HandedOver, Settled, Unable,
+// and Grant. All other events and methods may come meanwhile: a round may look at thousands of IPs, and permits are renewed all the same.
 type Machine struct {
 	cfg     Config
 	tenures tenures
 	peers   peers
 	claims  claims
-	pass    pass
+	round   round
 
 	mu       sync.Mutex // guards what follows
 	lease    Lease
@@ -39,11 +39,11 @@ type Machine struct {
 	promises promises
 }
 
-// pass is one round of work: what it began from, and what it is about to do.
-type pass struct {
+// round is one reconcile of the agent: what it began from, and what it is about to do.
+type round struct {
 	cluster *plan.Cluster
 	facts   plan.Facts
-	lease   int64 // one for the whole pass: another one means other locks
+	lease   int64 // one for the whole round: another one means other locks
 	now     time.Time
 	roles   map[netip.Addr]plan.Role
 	next    time.Time // when there is more to do by time alone
@@ -59,7 +59,7 @@ func New(cfg Config) *Machine {
 	return m
 }
 
-// Event is what happened. Those that begin a stage of a pass come in the order View, Facts, Programmed, Settled.
+// Event is what happened. Those that begin a stage of a round come in the order View, Facts, Programmed, Settled.
 type Event interface{ event() }
 
 type (
@@ -84,7 +84,7 @@ type (
 		Sent     time.Time
 		Restores int
 	}
-	// View: etcd as it was at one revision. It begins a pass.
+	// View: etcd as it was at one revision. It begins a round.
 	View struct{ Cluster *plan.Cluster }
 	// Facts: what the node knows of itself, who is dead by the gossip, and the IPs of which the node asks whether another host has them.
 	Facts struct {
@@ -92,8 +92,8 @@ type (
 		Dead   func(node string) bool
 		Asking []netip.Addr
 	}
-	// Programmed: the kernel holds what the roles ask for. Not Fenced: its tables do not.
-	Programmed struct{ Fenced bool }
+	// Programmed: the kernel holds what the roles ask for. Not Applied: its tables do not.
+	Programmed struct{ Applied bool }
 	// Settled: the effects of Programmed were tried.
 	Settled struct{}
 	// Unable: the node cannot serve any IP, and its kernel is silent about all of them. It takes the place of Facts and what comes after that.
@@ -198,7 +198,7 @@ type (
 		To      string
 		Message Message
 	}
-	// Wake begins a pass: something changed that the view does not show.
+	// Wake begins a round: something changed that the view does not show.
 	Wake struct{}
 	// Used says that this node uses a lock from now on.
 	Used struct{ Owner egress.Owner }
@@ -235,7 +235,7 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 	case Settled:
 		return m.act(now)
 	case Unable:
-		return m.letGo()
+		return m.releaseAll()
 	case HandedOver:
 		if e.OK || e.Err { // an answer may get lost
 			m.tenures.linger[e.IP] = now.Add(m.cfg.Linger)
@@ -262,7 +262,7 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 		for _, ip := range e.IPs {
 			m.tenures.adopted[ip] = true
 		}
-		m.pass.lease = m.lease.ID
+		m.round.lease = m.lease.ID
 		m.permits.bounded, m.permits.known = m.permits.bounded || e.Revocable, e.Revocable
 		// Claimers know of the former one's P.
 		if m.permits.length = m.cfg.Permit; e.Permit > 0 {
@@ -278,8 +278,8 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 	return nil
 }
 
-// Next returns when the machine has more to do by time alone, as of its last pass; zero: never.
-func (m *Machine) Next() time.Time { return m.pass.next }
+// Next returns when the machine has more to do by time alone, as of its last round; zero: never.
+func (m *Machine) Next() time.Time { return m.round.next }
 
 // Promised reports whether this node has promised to take nothing.
 func (m *Machine) Promised(now time.Time) bool { return now.Before(m.bound()) }
@@ -301,7 +301,7 @@ func (m *Machine) Partitioned(now time.Time, node string) bool {
 	return m.promises.partitioned(now, node)
 }
 
-// InUse returns the IPs whose locks this node acts upon, as of its last pass.
+// InUse returns the IPs whose locks this node acts upon, as of its last round.
 func (m *Machine) InUse() []netip.Addr {
 	var out []netip.Addr
 	for k := range m.tenures.inUse {
@@ -317,11 +317,11 @@ func (m *Machine) Lease() Lease {
 	return m.lease
 }
 
-// begin begins a pass. First, and by the snapshot alone: an IP that is not this node's any more is not answered for, whatever fails later.
+// begin begins a round. First, and by the snapshot alone: an IP that is not this node's any more is not answered for, whatever fails later.
 func (m *Machine) begin(now time.Time, e View) []Effect {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	m.pass = pass{cluster: e.Cluster, lease: m.lease.ID, now: now}
+	m.round = round{cluster: e.Cluster, lease: m.lease.ID, now: now}
 	m.restored(e.Cluster.Restores)
 	m.declared(e.Cluster.Snapshot)
 	m.promises.see(e.Cluster.Longest)
@@ -342,53 +342,53 @@ func (m *Machine) declared(s *egress.Snapshot) {
 	r := s.Agents[m.cfg.Node]
 	if p := m.cfg.Permit; m.permits.length != p && r.Permit.Is(p) && r.Lease == egress.FormatLease(m.lease.ID) && s.Longest >= p {
 		// What was confirmed before may be of a time when claimers did not know.
-		m.permits.former, m.permits.length, m.permits.longer = m.permits.length, p, m.pass.now
+		m.permits.former, m.permits.length, m.permits.longer = m.permits.length, p, m.round.now
 	}
 }
 
-// holds reports whether a lock is this agent's.
-func (m *Machine) holds(o egress.Owner) bool { return o.Node == m.cfg.Node && o.Lease == m.pass.lease }
+// owns reports whether a lock is this agent's.
+func (m *Machine) owns(o egress.Owner) bool { return o.Node == m.cfg.Node && o.Lease == m.round.lease }
 
-// May returns what may stay of the permit of an IP, by the snapshot of the pass alone.
+// May returns what may stay of the permit of an IP, by the snapshot of the round alone.
 func (m *Machine) May(ip netip.Addr) (send, answer bool) {
-	s := m.pass.cluster
-	held := m.holds(s.Owners[ip])
-	return held || s.Moves[ip].To == m.cfg.Node || m.pass.now.Before(m.tenures.linger[ip]), held
+	s := m.round.cluster
+	held := m.owns(s.Owners[ip])
+	return held || s.Moves[ip].To == m.cfg.Node || m.round.now.Before(m.tenures.linger[ip]), held
 }
 
 // plan sets what this node does for each egress IP.
 func (m *Machine) plan(now time.Time, e Facts) []Effect {
-	m.pass.facts = e.Facts
+	m.round.facts = e.Facts
 	if m.cfg.Gossip {
-		m.peers.see(&m.pass, m.cfg.Node, func(node string) bool { return e.Dead(node) || m.Partitioned(now, node) })
+		m.peers.see(&m.round, m.cfg.Node, func(node string) bool { return e.Dead(node) || m.Partitioned(now, node) })
 	}
 	news := m.roles(e.Asking)
-	return append([]Effect{Program{Roles: m.pass.roles}}, news...)
+	return append([]Effect{Program{Roles: m.round.roles}}, news...)
 }
 
 // settle does what the kernel is ready for: it gives back and hands over what it has fallen silent about. Without its tables a node claims
 // nothing and releases nothing: it might still be answering.
 func (m *Machine) settle(e Programmed) []Effect {
-	s, f := m.pass.cluster, m.pass.facts
+	s, f := m.round.cluster, m.round.facts
 	out := []Effect{Publish{Revocable: m.revocable()}}
 	if s.Longest < m.cfg.Permit {
 		out = append(out, Longest{Permit: m.cfg.Permit, Raise: true})
 	}
-	if !e.Fenced {
+	if !e.Applied {
 		return out
 	}
 	for _, o := range s.Releases(f) {
-		if m.holds(o) { // else it is of a former lease of this node
+		if m.owns(o) { // else it is of a former lease of this node
 			out = append(out, m.release(o))
 		}
 	}
 	for _, move := range s.Arrivals(f) {
-		if !move.ReadyAt(s.Agents[m.cfg.Node]) && m.pass.roles[move.IP] == plan.Arrive {
+		if !move.ReadyAt(s.Agents[m.cfg.Node]) && m.round.roles[move.IP] == plan.Arrive {
 			out = append(out, Ready{Move: move})
 		}
 	}
 	for _, d := range s.Departures(f) {
-		if m.pass.roles[d.Owner.IP] == plan.Relay {
+		if m.round.roles[d.Owner.IP] == plan.Relay {
 			out = append(out, HandOver{Departure: d})
 		}
 	}
@@ -400,8 +400,8 @@ func (m *Machine) release(o egress.Owner) Release {
 	return Release{Owner: o, Unused: !m.tenures.inUse[lock{o.IP, o.Revision}]}
 }
 
-// letGo gives every lock back, but not before the kernel has acknowledged that it is silent.
-func (m *Machine) letGo() []Effect {
+// releaseAll gives every lock back, but not before the kernel has acknowledged that it is silent.
+func (m *Machine) releaseAll() []Effect {
 	m.mu.Lock()
 	left := len(m.permits.list) + len(m.permits.gone) + len(m.permits.silent)
 	m.mu.Unlock()
@@ -409,8 +409,8 @@ func (m *Machine) letGo() []Effect {
 		return nil
 	}
 	var out []Effect
-	for _, ip := range slices.SortedFunc(maps.Keys(m.pass.cluster.Owners), netip.Addr.Compare) {
-		if o := m.pass.cluster.Owners[ip]; m.holds(o) {
+	for _, ip := range slices.SortedFunc(maps.Keys(m.round.cluster.Owners), netip.Addr.Compare) {
+		if o := m.round.cluster.Owners[ip]; m.owns(o) {
 			out = append(out, m.release(o))
 		}
 	}
@@ -420,7 +420,7 @@ func (m *Machine) letGo() []Effect {
 // act takes what others have lost, unless this node has promised not to.
 func (m *Machine) act(now time.Time) []Effect {
 	if m.Promised(now) {
-		m.pass.next = earlier(m.pass.next, m.bound())
+		m.round.next = earlier(m.round.next, m.bound())
 		return nil
 	}
 	out := m.endFormer()
@@ -431,7 +431,7 @@ func (m *Machine) act(now time.Time) []Effect {
 
 // shorten lets claimers wait less long once the agents with a longer P are gone, and their permits: that is up to the first of the others.
 func (m *Machine) shorten(now time.Time) []Effect {
-	s, most, first := m.pass.cluster, time.Duration(0), m.cfg.Node
+	s, most, first := m.round.cluster, time.Duration(0), m.cfg.Node
 	for name, a := range s.Agents {
 		if most = max(most, time.Duration(a.Permit)); a.Permit == 0 {
 			most = s.Longest // of an older version, which does not say
@@ -446,7 +446,7 @@ func (m *Machine) shorten(now time.Time) []Effect {
 		m.claims.shorter = now
 	}
 	if due := m.claims.shorter.Add(10 * s.Longest); now.Before(due) {
-		m.pass.next = earlier(m.pass.next, due)
+		m.round.next = earlier(m.round.next, due)
 		return nil
 	}
 	return []Effect{Longest{Permit: most}}

@@ -31,7 +31,7 @@ type node struct {
 	stopping bool
 	frozen   time.Duration // until when the process stands still
 	view     *egress.Snapshot
-	cluster  *plan.Cluster // of view, when the last pass began
+	cluster  *plan.Cluster // of view, when the last round began
 	viewTerm int64
 	head     head          // of the answers of etcd
 	restores int           // how often an answer showed that etcd is another one
@@ -414,11 +414,11 @@ func (n *node) wake() {
 		return
 	}
 	n.busy, n.dirty = true, false
-	n.in(n.w.between(0, 2*time.Millisecond), n.pass)
+	n.in(n.w.between(0, 2*time.Millisecond), n.round)
 }
 
-// pass is the agent's: withdraw, program, permit, and then etcd.
-func (n *node) pass() {
+// round is the agent's reconcile: withdraw, program, permit, and then etcd.
+func (n *node) round() {
 	n.cluster = n.cluster.With(n.view)
 	n.step(View{Cluster: n.cluster})
 	n.narrow(n.m.May, func(err error) {
@@ -464,10 +464,10 @@ func (k *kernel) same(list []Permit) bool {
 	return maps.Equal(want, k.list)
 }
 
-func (n *node) transact(fenced bool, err error) {
+func (n *node) transact(applied bool, err error) {
 	deadline := n.clock().Add(time.Second)
-	n.each(deadline, n.m.Step(n.clock(), Programmed{Fenced: fenced}), func() {
-		if !fenced {
+	n.each(deadline, n.m.Step(n.clock(), Programmed{Applied: applied}), func() {
+		if !applied {
 			n.end(err)
 			return
 		}
@@ -506,7 +506,7 @@ func (n *node) answered(f Effect, ok, failed bool) {
 
 // tell does one effect in etcd.
 func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) {
-	w, id := n.w, n.m.pass.lease
+	w, id := n.w, n.m.round.lease
 	if _, publish := f.(Publish); !publish {
 		w.trigger(n)
 	}
@@ -525,7 +525,7 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 	switch f := f.(type) {
 	case Publish:
 		r := egress.Agent{Node: n.name, Lease: egress.FormatLease(id), Revocable: f.Revocable, Suspectable: f.Revocable, Permit: egress.Duration(n.permit)}
-		have := n.m.pass.cluster.Agents[n.name]
+		have := n.m.round.cluster.Agents[n.name]
 		if have.Lease == r.Lease && have.Revocable == r.Revocable && have.Restarting == r.Restarting && have.Permit == r.Permit && have.Suspectable == r.Suspectable {
 			answer(true, false)
 			return
@@ -536,7 +536,7 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 			return ok
 		}, "agent's record, revocable %t, lease %x", f.Revocable, id)
 	case Longest:
-		seen := n.m.pass.cluster.Revision
+		seen := n.m.round.cluster.Revision
 		ask(func(e *etcd) bool { return e.setLongest(f, seen) }, "longest P %v, raised %t", f.Permit, f.Raise)
 	case Release:
 		ask(func(e *etcd) bool { return e.release(f.Owner, f.Unused) }, "releases %s of revision %d", f.Owner.IP, f.Owner.Revision)
@@ -594,7 +594,7 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 	}
 }
 
-// end ends a pass.
+// end ends a round.
 func (n *node) end(err error) {
 	n.busy = false
 	if n.stopping {

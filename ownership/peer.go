@@ -13,7 +13,7 @@ import (
 // peers is what the gossip says of the other agents, and since when.
 type peers struct {
 	dead   func(node string) bool
-	living map[string]egress.Agent // plan.Living of the pass
+	living map[string]egress.Agent // plan.Living of the round
 	known  map[string]time.Time    // since when a lease is seen
 	since  map[string]time.Time    // since when the agent of a lease is seen to be dead
 
@@ -40,15 +40,15 @@ func (p *peers) init() {
 	p.suspicions, p.doubts = map[string]suspicion{}, map[string]doubt{}
 }
 
-// letGoTime is how long the agent of a node that is gone has to let go by itself: it takes milliseconds, and a second and a half where its
+// releaseTime is how long the agent of a node that is gone has to let go by itself: it takes milliseconds, and a second and a half where its
 // watch hangs.
-const letGoTime = 2 * time.Second
+const releaseTime = 2 * time.Second
 
 // joinGrace is how long a lease must have been seen before its agent counts as dead: a new one may not have joined the gossip yet.
 const joinGrace = 2 * time.Second
 
 // see takes in who is dead.
-func (p *peers) see(now *pass, node string, dead func(string) bool) {
+func (p *peers) see(now *round, node string, dead func(string) bool) {
 	s := now.cluster.Snapshot
 	for _, a := range s.Agents {
 		if p.known[a.Lease].IsZero() {
@@ -67,7 +67,7 @@ func (p *peers) see(now *pass, node string, dead func(string) bool) {
 }
 
 // suspect takes in the suspicions that etcd has.
-func (p *peers) suspect(now *pass) {
+func (p *peers) suspect(now *round) {
 	s := now.cluster.Snapshot
 	if s.Restores != p.restores { // what stood in another etcd says nothing, even with the same revision
 		p.suspicions, p.restores = map[string]suspicion{}, s.Restores
@@ -127,12 +127,12 @@ func (m *Machine) revoke() []Effect {
 	if !m.cfg.Gossip {
 		return nil
 	}
-	p, s, now := &m.peers, m.pass.cluster.Snapshot, m.pass.now
+	p, s, now := &m.peers, m.round.cluster.Snapshot, m.round.now
 	var out []Effect
 	since := map[string]time.Time{}
 	due := func(at time.Time) bool {
 		if now.Before(at) {
-			m.pass.next = earlier(m.pass.next, at)
+			m.round.next = earlier(m.round.next, at)
 			return false
 		}
 		return true
@@ -146,30 +146,30 @@ func (m *Machine) revoke() []Effect {
 		if since[lease] = p.since[lease]; since[lease].IsZero() {
 			since[lease] = now
 		}
-		turn, lag := time.Duration(r.Rank)*m.cfg.ClaimDelay, time.Duration(0)
+		rankDelay, lag := time.Duration(r.Rank)*m.cfg.ClaimDelay, time.Duration(0)
 		if p.living == nil { // this node may be the one that is cut off: others go first, as far as they are there
-			turn, lag = turn/20, m.cfg.ClaimDelay
+			rankDelay, lag = rankDelay/20, m.cfg.ClaimDelay
 		}
 		if r.Alive {
-			lag += letGoTime
+			lag += releaseTime
 		}
-		begin := later(since[lease].Add(lag+turn), p.known[lease].Add(joinGrace))
+		begin := later(since[lease].Add(lag+rankDelay), p.known[lease].Add(joinGrace))
 		suspicion, stands := s.Suspicions[node]
 		switch {
 		case r.Gone:
 			if due(begin) {
 				out = append(out, Revoke{Node: node, Lease: id})
 			}
-		case !stands && p.doubts[lease].trusted > 0 && 2*len(p.living) > len(s.Agents) && due(since[lease].Add(unheardTime+turn)):
+		case !stands && p.doubts[lease].trusted > 0 && 2*len(p.living) > len(s.Agents) && due(since[lease].Add(unheardTime+rankDelay)):
 			// It has etcd, and most others do not hear it: nor do packets for its IPs reach it.
 			out = append(out, Revoke{Node: node, Lease: id})
 		case !stands:
 			// Each time by the first in rank alone, as long as that one does it.
-			if d := p.doubts[lease]; due(later(begin, d.until.Add(turn))) {
+			if d := p.doubts[lease]; due(later(begin, d.until.Add(rankDelay))) {
 				p.doubts[lease] = doubt{d.trusted, now.Add(trust)} // a look at etcd may miss that it was there
 				out = append(out, Suspect{egress.Suspicion{Node: node, Lease: lease, By: m.cfg.Node}, s.Revision})
 			}
-		case due(later(begin, p.suspicions[node].since.Add(m.answerTime(r.Agent)+turn))):
+		case due(later(begin, p.suspicions[node].since.Add(m.answerTime(r.Agent)+rankDelay))):
 			out = append(out, Revoke{Node: node, Lease: id, Suspicion: suspicion})
 		}
 	}
@@ -188,8 +188,8 @@ func (m *Machine) answerTime(a egress.Agent) time.Duration {
 func (m *Machine) endFormer() []Effect {
 	var out []Effect
 	former := map[int64]bool{}
-	for _, o := range m.pass.cluster.Owners {
-		if o.Node == m.cfg.Node && !m.holds(o) {
+	for _, o := range m.round.cluster.Owners {
+		if o.Node == m.cfg.Node && !m.owns(o) {
 			former[o.Lease] = true
 		}
 	}

@@ -43,7 +43,7 @@ var ErrUnconfirmed = errors.New("lease not confirmed by etcd in time: egress IPs
 // Shortest is the shortest permit: below a tick of the kernel, of 10 ms at the most, there are none.
 const Shortest = 20 * time.Millisecond
 
-// Grant makes list the permits, of locks under the lease of the pass. same says that the kernel has exactly these: read, not remembered. Else
+// Grant makes list the permits, of locks under the lease of the round. same says that the kernel has exactly these: read, not remembered. Else
 // they have to be written, also where there are none, since those of a former process may be there.
 func (m *Machine) Grant(list []Permit, same bool) {
 	m.mu.Lock()
@@ -51,10 +51,10 @@ func (m *Machine) Grant(list []Permit, same bool) {
 	if len(list) == 0 && same {
 		m.permits.known = true
 	}
-	if m.permits.lease != m.pass.lease {
+	if m.permits.lease != m.round.lease {
 		m.permits.limit = time.Time{}
 	}
-	m.permits.list, m.permits.lease = list, m.pass.lease
+	m.permits.list, m.permits.lease = list, m.round.lease
 }
 
 // Narrow ends what may does not allow of each permit, and returns what the kernel has to end: the permits that are gone, and those that are

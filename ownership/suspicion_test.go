@@ -23,21 +23,21 @@ func TestTheWaitForASuspectedOwnerBeginsWithTheSuspicionOfThisEtcd(t *testing.T)
 			now := epoch
 			m := New(Config{Node: "a", Permit: P, Gossip: true, Start: now})
 			m.Step(now, Granted{Lease: 1, Sent: now, TTL: time.Minute})
-			pass := func(s egress.Snapshot) plan.Role {
+			round := func(s egress.Snapshot) plan.Role {
 				s.Suspicions = map[string]egress.Suspicion{"b": {Node: "b", Revision: 7}}
 				m.Step(now, View{Cluster: plan.New(&s)})
 				return m.Step(now, Facts{Facts: plan.Facts{Node: "a", Uplink: plan.Link{Name: "eth0", Up: true}}, Dead: func(string) bool { return false }})[0].(Program).Roles[ip]
 			}
-			pass(egress.Snapshot{})
+			round(egress.Snapshot{})
 			now = now.Add(10 * P)
-			pass(egress.Snapshot{Restores: tt.restores})
+			round(egress.Snapshot{Restores: tt.restores})
 			now = now.Add(10 * time.Millisecond)
 			lock := egress.Owner{IP: ip, Node: "a", Lease: 1, Revision: 20, Suspicion: 7}
 			held := egress.Snapshot{Restores: tt.restores, Owners: map[netip.Addr]egress.Owner{ip: lock}}
 			held.Pools = map[string]egress.Pool{"p": {}}
 			held.Nodes = map[string]egress.Node{"a": {}}
 			held.Egresses = map[string]egress.Policy{"e": {Addresses: []egress.Address{{IP: ip, ID: 1, Pool: "p"}}}}
-			if got := pass(held); got != tt.want {
+			if got := round(held); got != tt.want {
 				t.Errorf("role %d, want %d", got, tt.want)
 			}
 		})
@@ -57,7 +57,7 @@ func deaf(now time.Time) func(now time.Time, s egress.Snapshot) []Effect {
 		}
 		m.Step(now, View{Cluster: plan.New(&s)})
 		m.Step(now, Facts{Facts: plan.Facts{Node: "a"}, Dead: func(string) bool { return true }})
-		m.Step(now, Programmed{Fenced: true})
+		m.Step(now, Programmed{Applied: true})
 		for _, f := range m.Step(now, Settled{}) {
 			switch f.(type) {
 			case Suspect, Revoke:

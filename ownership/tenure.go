@@ -14,7 +14,7 @@ type tenures struct {
 	inUse    map[lock]bool            // locks of this node that it acts upon
 	linger   map[netip.Addr]time.Time // until when this node relays for the IP's next owner
 	begun    time.Time                // when this process met the others first; zero: not yet
-	restores int                      // of etcd, as of the last pass
+	restores int                      // of etcd, as of the last round
 }
 
 // lock is one tenure of an egress IP: the revision is the fencing token.
@@ -27,7 +27,7 @@ func (t *tenures) init() { t.adopted, t.linger = map[netip.Addr]bool{}, map[neti
 
 // roles sets what this node may do for each egress IP, and says which locks it uses from now on, and which IPs come back to it.
 func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
-	p, t := &m.pass, &m.tenures
+	p, t := &m.round, &m.tenures
 	p.roles = map[netip.Addr]plan.Role{}
 	first := t.begun.IsZero()
 	if first {
@@ -44,7 +44,7 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	}
 	waits, inUse := map[lock]time.Time{}, map[lock]bool{}
 	for ip, o := range p.cluster.Owners {
-		if !m.holds(o) {
+		if !m.owns(o) {
 			continue
 		}
 		k := lock{ip, o.Revision}
