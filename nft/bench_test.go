@@ -37,11 +37,19 @@ func BenchmarkLoad500PodsFromNothing(b *testing.B) {
 	b.ReportMetric(float64(messages(c)), "messages/op")
 }
 
-// A pod starts on a node that has 500: read, compare, write.
+// A pod starts on a node that has 500: compare and write, with the tables read anew each time, or with what is known of them.
 func BenchmarkOneMorePod(b *testing.B) {
+	b.Run("read", func(b *testing.B) { benchmarkOneMorePod(b, false) })
+	b.Run("known", func(b *testing.B) { benchmarkOneMorePod(b, true) })
+}
+
+func benchmarkOneMorePod(b *testing.B, watched bool) {
 	tables := open(b)
 	want := large(500)
 	reach(b, tables, want)
+	if watched {
+		watch(b, tables)
+	}
 	pod := netip.MustParseAddr("10.244.255.1")
 	var c Changes
 	for i := 0; b.Loop(); i++ {

@@ -24,6 +24,9 @@ type Changes struct {
 	Repairs []string
 
 	tables, ops []op
+
+	of    uint64                // the Observed that they are the difference to
+	after []map[string]elements // what the sets that a State fills hold afterwards, by table; nil: that has to be read
 }
 
 // Empty reports whether there is nothing to write.
@@ -45,9 +48,12 @@ func (c Changes) String() string {
 
 // Diff returns what makes a kernel that was observed as have equal to want. Equal arguments give equal Changes.
 func Diff(have Observed, want State) Changes {
-	var c Changes
+	c := Changes{of: have.serial}
 	all := want.elements()
+	var after []map[string]elements
+	whole := true // no table is made anew, or in part
 	for i, t := range tables(want) {
+		before := len(c.tables) + len(c.ops)
 		var old observedTable
 		if i < len(have.tables) {
 			old = have.tables[i]
@@ -57,6 +63,8 @@ func Diff(have Observed, want State) Changes {
 		if c.Repairs = append(c.Repairs, t.damage(old)...); len(t.damage(old)) > 0 {
 			c.ops = append(c.ops, t.rebuild(old)...)
 		}
+		whole = whole && len(c.tables)+len(c.ops) == before
+		after = append(after, map[string]elements{})
 		for _, s := range t.sets {
 			if !s.fromState() {
 				continue
@@ -73,8 +81,10 @@ func Diff(have Observed, want State) Changes {
 				// Those pass the guard: none of them is selected, whatever is kept.
 				maps.DeleteFunc(wanted, func(k, _ string) bool { _, selected := all["pod"+digit][k]; return selected })
 			}
+			after[i][s.name] = wanted
 			if s.flags&flagObject != 0 {
-				c.ops = append(c.ops, t.changeLimits(s, old, wanted)...)
+				limits := t.changeLimits(s, old, wanted)
+				c.ops, whole = append(c.ops, limits...), whole && len(limits) == 0 // there are objects beside the elements
 			} else {
 				c.ops = append(c.ops, t.change(s, old.elements[s.name], wanted)...)
 			}
@@ -90,6 +100,9 @@ func Diff(have Observed, want State) Changes {
 	c.Reselected = reselected(inet, all, want.Keep)
 	if !want.Keep {
 		c.Unhosted = unhosted(inet, all)
+	}
+	if whole {
+		c.after = after
 	}
 	return c
 }
@@ -184,16 +197,18 @@ const batch = 500
 // such an element is deleted and added, in one transaction.
 func (t table) change(s set, old, wanted elements) []op {
 	var gone, come []string
-	for _, k := range slices.Sorted(maps.Keys(old)) {
-		if v, ok := wanted[k]; !ok || v != old[k] {
+	for k, was := range old {
+		if v, ok := wanted[k]; !ok || v != was {
 			gone = append(gone, k)
 		}
 	}
-	for _, k := range slices.Sorted(maps.Keys(wanted)) {
-		if v, ok := old[k]; !ok || v != wanted[k] {
+	for k, v := range wanted {
+		if was, ok := old[k]; !ok || v != was {
 			come = append(come, k)
 		}
 	}
+	slices.Sort(gone)
+	slices.Sort(come)
 	var ops []op
 	if s.flags&flagInterval != 0 && len(gone) > 0 {
 		// Ranges that come may overlap ranges that go, in ways that not every kernel sorts out: write all of them.

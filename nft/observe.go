@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"maps"
 	"slices"
+	"time"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
@@ -15,6 +16,7 @@ type Observed struct {
 	tables []observedTable // as tables() has them, or empty
 	// socket is the one that tables are to be owned by; 0: they are not to be, or cannot be.
 	socket uint32
+	serial uint64 // of the Observe that returned it
 }
 
 type observedTable struct {
@@ -66,22 +68,33 @@ func (k objectKind) String() string {
 // less often than that, so that the third one hardly ever happens.
 const reads = 20
 
+// wholeEvery is how often everything is read all the same: should the kernel not be as its events say, that is mended then.
+const wholeEvery = 5 * time.Minute
+
 // errChanged says that a read was not of one moment.
 var errChanged = errors.New("the ruleset changed while it was read")
 
 // Observe reads all our tables. That one is absent is no error. What it returns is whole and of one moment: a dump that was interrupted,
-// or during which anything of the ruleset changed, is read again, and an error after the last attempt. While nobody commits anything, what was
-// read last is not read again; but the chains of netdev go with their links, without a commit.
+// or during which anything of the ruleset changed, is read again, and an error after the last attempt.
+//
+// What is known is not read again: what was read last, with what Apply wrote since, as long as nobody else has committed anything or, while Watch
+// runs, anything about our tables. But the chains of netdev go with their links, without a commit; and after wholeEvery everything is read.
 func (t *Tables) Observe() (Observed, error) {
 	t.observing.Lock()
 	defer t.observing.Unlock()
-	o, former, of := Observed{socket: t.socket}, t.observed.tables, t.generation
+	t.serial++
+	o, known := Observed{socket: t.socket, serial: t.serial}, t.observed
 	t.observed = Observed{}
 	err := t.read.whole(func(generation uint32) error {
 		o.tables = nil
+		again := len(known.tables) > 0 && time.Since(t.wholeAt) < wholeEvery && (generation == t.generation || t.events.spare(generation))
+		if !again {
+			known.tables, t.wholeAt = nil, time.Now()
+			t.events.reset(generation)
+		}
 		for i, want := range tables(State{}) {
-			if len(former) > i && of == generation && want.family != nftables.TableFamilyNetdev {
-				o.tables = append(o.tables, former[i])
+			if len(known.tables) > i && want.family != nftables.TableFamilyNetdev {
+				o.tables = append(o.tables, known.tables[i])
 				continue
 			}
 			have, err := t.observe(want)

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -36,9 +37,12 @@ type Tables struct {
 	watch  *netlink.Conn
 	clock  reader // for renewals alone: they wait for no other question
 
-	observing  sync.Mutex // guards what was read last, and of which generation that was
-	observed   Observed
-	generation uint32
+	observing  sync.Mutex // guards what is known of the kernel
+	observed   Observed   // as it was read last, with what Apply wrote since; without tables: it is not known
+	generation uint32     // of the ruleset when it was observed
+	wholeAt    time.Time  // when everything was read last
+	serial     uint64     // of the last Observe
+	events     events
 
 	frames frames
 	renew  sync.Mutex  // one renewal at a time; guards ticket
@@ -55,7 +59,7 @@ const (
 // New opens the netlink sockets in the network namespace of the calling thread, where they stay: methods work from any thread. It
 // writes nothing. Close must be called.
 func New(cfg Config) (*Tables, error) {
-	t := &Tables{log: cfg.Log, frames: -1}
+	t := &Tables{log: cfg.Log, frames: -1, events: newEvents()}
 	if t.log == nil {
 		t.log = slog.New(slog.DiscardHandler)
 	}
@@ -127,6 +131,10 @@ func (t *Tables) Apply(c Changes) error {
 		return nil
 	}
 	start := time.Now()
+	t.observing.Lock()
+	defer t.observing.Unlock()
+	known := t.observed
+	t.observed = Observed{}
 	for _, ops := range [][]op{c.tables, c.ops} {
 		err := t.write.commit(ops)
 		if err == nil {
@@ -144,12 +152,22 @@ func (t *Tables) Apply(c Changes) error {
 			t.log.Warn("nftables table mended", "table", r)
 		}
 	}
+	if c.after != nil && c.of == known.serial {
+		known.tables = slices.Clone(known.tables) // the caller has the former ones
+		for i := range known.tables {
+			known.tables[i].elements = c.after[i]
+		}
+		t.observed = known
+	}
 	t.log.Debug("nftables applied", "dur", time.Since(start))
 	return nil
 }
 
 // Delete removes all our tables, with all that is in them. That one is absent is no error.
 func (t *Tables) Delete() error {
+	t.observing.Lock()
+	defer t.observing.Unlock()
+	t.observed = Observed{}
 	var errs []error
 	for _, table := range tables(State{}) {
 		if err := t.write.commit([]op{table.deleteTable()}); err != nil && !errors.Is(err, unix.ENOENT) {

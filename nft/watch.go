@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"time"
 
 	"github.com/google/nftables"
@@ -26,24 +27,100 @@ func (t *Tables) Watch(ctx context.Context, changed func()) error {
 	// A deadline ends the blocked read; the socket stays usable.
 	stop := context.AfterFunc(ctx, func() { t.watch.SetReadDeadline(time.Unix(1, 0)) })
 	defer stop()
+	t.events.run(true)
+	defer t.events.run(false)
 	for {
 		msgs, err := t.watch.Receive()
 		switch {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
+			t.events.change()
 			changed()
 			continue
 		case err != nil:
 			return fmt.Errorf("watching nftables: %w", err)
 		}
+		ours := false
 		for _, m := range msgs {
 			if t.concerned(m) {
-				changed()
-				break
+				ours = true
+				t.events.change()
+			} else if generation, ok := committed(m); ok {
+				t.events.commit(generation)
 			}
 		}
+		if ours {
+			changed()
+		}
 	}
+}
+
+// committed returns which generation of the ruleset a commit made, of the event that ends it.
+func committed(m netlink.Message) (generation uint32, ok bool) {
+	if m.Header.Type != unix.NFNL_SUBSYS_NFTABLES<<8|unix.NFT_MSG_NEWGEN || len(m.Data) < 4 {
+		return 0, false
+	}
+	a, err := decode(m.Data[4:])
+	return a.uint32(unix.NFTA_GEN_ID), err == nil
+}
+
+// eventLag is for how long Observe waits for events of a commit that has ended: they are sent in that very call.
+const eventLag = 20 * time.Millisecond
+
+// events are what Watch knows of the commits of all programs.
+type events struct {
+	mu         *sync.Mutex // guards what follows
+	seen       *sync.Cond  // when that changes
+	running    bool
+	begun      bool   // there is a generation
+	generation uint32 // of the last commit whose events were read, or need not be; the number wraps
+	changed    bool   // somebody else changed our tables since reset, or events were lost
+}
+
+func newEvents() events {
+	mu := new(sync.Mutex)
+	return events{mu: mu, seen: sync.NewCond(mu)}
+}
+
+// update changes the events, and wakes who waits.
+func (e *events) update(f func()) {
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	f()
+	e.seen.Broadcast()
+}
+
+func (e *events) run(running bool)         { e.update(func() { e.running = running }) }
+func (e *events) change()                  { e.update(func() { e.changed = true }) }
+func (e *events) commit(generation uint32) { e.update(func() { e.reach(generation) }) }
+
+// reset forgets what was changed: everything is about to be read, at a generation or a later one.
+func (e *events) reset(generation uint32) {
+	e.update(func() {
+		e.changed = false
+		e.reach(generation)
+	})
+}
+
+// reach notes a generation, unless a later one is known. The caller holds mu.
+func (e *events) reach(generation uint32) {
+	if !e.begun || int32(generation-e.generation) > 0 {
+		e.begun, e.generation = true, generation
+	}
+}
+
+// spare reports whether nobody but t has changed our tables from reset up to a generation of the ruleset. It waits for events for eventLag.
+func (e *events) spare(generation uint32) bool {
+	late := false
+	timer := time.AfterFunc(eventLag, func() { e.update(func() { late = true }) })
+	defer timer.Stop()
+	e.mu.Lock()
+	defer e.mu.Unlock()
+	for e.running && !e.changed && int32(e.generation-generation) < 0 && !late {
+		e.seen.Wait()
+	}
+	return e.running && !e.changed && int32(e.generation-generation) >= 0
 }
 
 // concerned reports whether an event of the nftables group says that someone else changed one of our tables. The name of the table is

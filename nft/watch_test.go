@@ -10,7 +10,7 @@ import (
 )
 
 // watch runs Watch until the test ends and counts its calls.
-func watch(t *testing.T, tables *Tables) *atomic.Int64 {
+func watch(t testing.TB, tables *Tables) *atomic.Int64 {
 	t.Helper()
 	var calls atomic.Int64
 	ctx, cancel := context.WithCancel(context.Background())
