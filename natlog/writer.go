@@ -240,6 +240,9 @@ func (w *Writer) write(batch []byte, torn *bool) (wrote int, err error) {
 		if did > 0 {
 			*torn = part[did-1] != '\n'
 		}
+		if *torn && did > 0 && did < len(part) && part[did] == '\n' {
+			whole++ // all of the line but its end, which the next write begins with
+		}
 		wrote += max(whole, 0)
 		if err != nil {
 			return wrote, err

@@ -158,6 +158,31 @@ func TestAFullDiskLosesNoLineSilently(t *testing.T) {
 	}
 }
 
+// A disk may be full within a line, also when only its end is missing: what is in the log is what counts as written.
+func TestALineThatIsCutOffIsLostOnce(t *testing.T) {
+	line := []byte("{\"v\":1}\n")
+	lines := bytes.Repeat(line, 2)
+	for first := range len(lines) {
+		for second := range len(line) + 2 { // the line, and the end of the one before
+			f := &failing{takes: []int{first, second}}
+			w, torn, wrote := NewWriter(Config{Out: f}), false, 0
+			for _, batch := range [][]byte{lines, line, line} {
+				n, _ := w.write(batch, &torn) // the error is the disk's
+				wrote += n
+			}
+			in := 0
+			for l := range bytes.Lines(f.got.Bytes()) {
+				if bytes.Equal(bytes.TrimSpace(l), bytes.TrimSpace(line)) {
+					in++
+				}
+			}
+			if in != wrote {
+				t.Errorf("cut after %d and %d bytes: %d lines count as written, want %d, as in %q", first, second, wrote, in, f.got.Bytes())
+			}
+		}
+	}
+}
+
 func TestALossThatCannotBeWrittenIsToldLater(t *testing.T) {
 	c := &counts{}
 	out := &failing{fails: 3}
@@ -206,7 +231,8 @@ func TestWhatIsQueuedIsNotWrittenOver(t *testing.T) {
 // failing is a writer that fails so often at first, in the middle of what it is given.
 type failing struct {
 	mu    sync.Mutex
-	fails int
+	fails int   // so many writes take nothing
+	takes []int // then how many bytes the next ones take at most
 	got   bytes.Buffer
 }
 
@@ -216,6 +242,13 @@ func (f *failing) Write(b []byte) (int, error) {
 	if f.fails > 0 {
 		f.fails--
 		return 0, unix.ENOSPC
+	}
+	if len(f.takes) > 0 {
+		n := f.takes[0]
+		if f.takes = f.takes[1:]; n < len(b) {
+			f.got.Write(b[:n])
+			return n, unix.ENOSPC
+		}
 	}
 	return f.got.Write(b)
 }
