@@ -92,7 +92,8 @@ type agent struct {
 	gossip  *gossip.Gossip // nil: off
 	history *history
 	metrics *metrics
-	dirty   chan struct{} // capacity 1
+	dirty   chan struct{} // capacity 1: reconcile
+	asks    chan struct{} // capacity 1: etcd is to be asked for a yes
 
 	// What follows belongs to the goroutine of loop.
 	cluster *plan.Cluster       // of the last reconcile
@@ -212,6 +213,7 @@ func open(cfg Config) (a *agent, err error) {
 		Config: cfg,
 		view:   cfg.Store.NewView(cfg.Node),
 		dirty:  make(chan struct{}, 1),
+		asks:   make(chan struct{}, 1),
 		machine: newMachine(ownership.Config{
 			Node: cfg.Node, Permit: cfg.Permit, ClaimDelay: cfg.ClaimDelay, Linger: cfg.Linger, Gossip: cfg.Gossip.Key != nil, Freeze: cfg.Gossip.Freeze,
 		}),

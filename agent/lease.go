@@ -54,37 +54,46 @@ func (a *agent) keepLease(ctx context.Context) error {
 	}
 }
 
-// confirm asks etcd again and again whether the lease is still there, for permits that are bounded by the answer.
+// confirm asks etcd again and again whether the lease is still there, for permits that are bounded by the answer: while the machine says so, and once
+// when it begins to.
 func (a *agent) confirm(ctx context.Context) error {
 	// Nobody waits for a question that hangs, as with a member of etcd that is stuck: the next one goes to another member.
-	var asking errgroup.Group
-	asking.SetLimit(5)
-	defer func() { _ = asking.Wait() }() // what failed is seen by the permits that end
+	var questions errgroup.Group
+	questions.SetLimit(5)
+	defer func() { _ = questions.Wait() }() // what failed is seen by the permits that end
 	for {
-		asking.TryGo(func() error {
-			try, cancel := context.WithTimeout(ctx, a.Permit)
-			defer cancel()
-			lease := a.machine.current()
-			yes, err := lease.Confirm(try, a.Node)
-			switch {
-			case err == nil:
-				a.machine.step(ownership.Confirmed{Lease: lease.ID(), Sent: yes.Sent, Restores: yes.Restores})
-				a.metrics.took(metricQuestion, time.Since(yes.Sent))
-				return nil
-			case ctx.Err() == nil:
-				a.metrics.add(metricNoAnswer, 1)
-			}
-			if errors.Is(err, store.ErrLeaseLost) {
-				return a.step(ownership.Lost{Lease: lease.ID()})
-			}
-			return nil // not known: the permits say when they are not renewed, keepLease when the lease is lost
-		})
+		var next <-chan time.Time
+		if a.machine.Asks(time.Now()) {
+			questions.TryGo(func() error { return a.question(ctx) })
+			next = time.After(a.machine.Length() / 5)
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(a.machine.Length() / 5):
+		case <-a.asks:
+		case <-next:
 		}
 	}
+}
+
+// question asks etcd once whether the lease is still there.
+func (a *agent) question(ctx context.Context) error {
+	try, cancel := context.WithTimeout(ctx, a.Permit)
+	defer cancel()
+	lease := a.machine.current()
+	yes, err := lease.Confirm(try, a.Node)
+	switch {
+	case err == nil:
+		a.machine.step(ownership.Confirmed{Lease: lease.ID(), Sent: yes.Sent, Restores: yes.Restores})
+		a.metrics.took(metricQuestion, time.Since(yes.Sent))
+		return nil
+	case ctx.Err() == nil:
+		a.metrics.add(metricNoAnswer, 1)
+	}
+	if errors.Is(err, store.ErrLeaseLost) {
+		return a.step(ownership.Lost{Lease: lease.ID()})
+	}
+	return nil // not known: the permits say when they are not renewed, keepLease when the lease is lost
 }
 
 // sleep waits for d; false: ctx ended.

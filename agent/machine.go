@@ -75,6 +75,8 @@ func (a *agent) step(e ownership.Event) (err error) {
 			a.permits.soon()
 		case ownership.Wake:
 			a.wake()
+		case ownership.Confirm:
+			notify(a.asks)
 		case ownership.Say:
 			if b, err := json.Marshal(f.Message); err == nil { // it cannot fail
 				a.gossip.Send(f.To, b)

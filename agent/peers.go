@@ -52,8 +52,8 @@ func (a *agent) askPromises(ctx context.Context) error {
 		case <-ctx.Done():
 			return nil
 		case <-tick.C:
-			if time.Since(a.machine.Lease().Confirmed) < a.Permit/4 {
-				continue // etcd answers: nobody has to be asked
+			if !a.machine.Asks(time.Now()) || time.Since(a.machine.Lease().Confirmed) < a.Permit/4 {
+				continue // nobody has to be asked: there is nothing to be kept, or etcd answers
 			}
 			if s := a.view.Snapshot(); s != nil {
 				_ = a.step(ownership.Question{Peers: a.peers(s)}) // withdraws nothing

@@ -28,9 +28,12 @@ type round struct {
 func (r round) owned(o egress.Owner) bool { return o.Node == r.facts.Node && o.Lease == r.lease.ID() }
 
 // wake asks loop to reconcile. It never blocks.
-func (a *agent) wake() {
+func (a *agent) wake() { notify(a.dirty) }
+
+// notify sends to a channel of capacity 1, unless something waits there.
+func notify(c chan struct{}) {
 	select {
-	case a.dirty <- struct{}{}:
+	case c <- struct{}{}:
 	default:
 	}
 }
@@ -102,7 +105,7 @@ func (a *agent) reconcile(ctx context.Context) (next time.Time, err error) {
 	dead := a.updatePeers(r)
 	r.facts.Taken, next = a.probes.follow(s, r.now)
 	a.metrics.arrivals(&r, a.Node, func(node string) bool { return dead(node) || a.machine.Partitioned(r.now, node) })
-	a.roles(&r, dead)
+	a.roles(ctx, &r, dead)
 	d := plan.Build(r.Cluster, r.facts, r.roles)
 	a.view.Follow(d.Follow)
 	applied, err := a.kernel.program(ctx, d)
@@ -115,7 +118,7 @@ func (a *agent) reconcile(ctx context.Context) (next time.Time, err error) {
 }
 
 // roles sets what this node may do for each egress IP.
-func (a *agent) roles(r *round, dead func(node string) bool) {
+func (a *agent) roles(ctx context.Context, r *round, dead func(node string) bool) {
 	for _, effect := range a.machine.step(ownership.Facts{Facts: r.facts, Dead: dead, Asking: a.probes.asking(r.now)}) {
 		switch f := effect.(type) {
 		case ownership.Program:
@@ -124,6 +127,10 @@ func (a *agent) roles(r *round, dead func(node string) bool) {
 			a.metrics.takes(f.Owner)
 		case ownership.Returned:
 			a.flusher.returns(f.IP)
+		case ownership.Confirm:
+			// Before permits are written, which need a yes. What comes of it is seen then.
+			_ = a.question(ctx)
+			notify(a.asks)
 		}
 	}
 }

@@ -110,7 +110,8 @@ type (
 		Message Message
 	}
 	// Question: it is time to ask the peers for promises, every tenth of P. Peers are all other agents that could claim: those of etcd's last
-	// snapshot, and those that the gossip knows to be alive. There is none before the first snapshot, nor need there be one while etcd answers.
+	// snapshot, and those that the gossip knows to be alive. There is none before the first snapshot, nor need there be one while etcd answers, or while
+	// the machine does not ask it.
 	Question struct{ Peers []string }
 	// Adopted: this process goes on with the permits that the kernel had for locks under its lease.
 	Adopted struct {
@@ -193,6 +194,8 @@ type (
 		Seen      int64
 		Suspicion egress.Suspicion
 	}
+	// Confirm asks etcd for a yes now, and from then on for as long as the machine Asks.
+	Confirm struct{}
 	// Say sends a message to a peer, which may get lost.
 	Say struct {
 		To      string
@@ -218,6 +221,7 @@ func (Ready) effect()    {}
 func (HandOver) effect() {}
 func (Revoke) effect()   {}
 func (Claim) effect()    {}
+func (Confirm) effect()  {}
 func (Say) effect()      {}
 func (Wake) effect()     {}
 func (Used) effect()     {}
@@ -255,8 +259,12 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 	case Confirmed:
 		m.confirmed(e)
 	case Heard:
+		m.asks(now)
 		return m.promises.heard(now, e, m.lease.Confirmed)
 	case Question:
+		if !m.needs() || !m.asks(now) {
+			return nil
+		}
 		return m.promises.ask(now, m.lease.Confirmed, e.Peers)
 	case Adopted:
 		for _, ip := range e.IPs {
@@ -333,6 +341,7 @@ func (m *Machine) restored(restores int) {
 	if restores != m.restores {
 		m.restores, m.promises.void = restores, false
 		m.lease.Confirmed, m.permits.length = time.Time{}, 0
+		m.permits.lease = 0 // they were granted by the former one: a yes of this one says nothing about them
 	}
 }
 
@@ -363,7 +372,22 @@ func (m *Machine) plan(now time.Time, e Facts) []Effect {
 		m.peers.see(&m.round, m.cfg.Node, func(node string) bool { return e.Dead(node) || m.Partitioned(now, node) })
 	}
 	news := m.roles(e.Asking)
-	return append([]Effect{Program{Roles: m.round.roles}}, news...)
+	return append(append([]Effect{Program{Roles: m.round.roles}}, news...), m.need(now)...)
+}
+
+// need says whether this node needs etcd's yes, and asks for the first one at once.
+func (m *Machine) need(now time.Time) []Effect {
+	needed := m.round.cluster.Suspicions[m.cfg.Node].Lease == egress.FormatLease(m.round.lease)
+	for _, role := range m.round.roles {
+		needed = needed || role == plan.Pending || role == plan.Hold || role == plan.Arrive || role == plan.Relay
+	}
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	idle := !m.asks(now)
+	if m.permits.needed = needed; idle && m.asks(now) {
+		return []Effect{Confirm{}}
+	}
+	return nil
 }
 
 // settle does what the kernel is ready for: it gives back and hands over what it has fallen silent about. Without its tables a node claims

@@ -33,9 +33,9 @@ var (
 )
 
 var mutations = []mutation{
-	{"a claimer does not wait", "ownership/tenure.go", "usable := later(since.Add(max(m.cfg.Permit, p.cluster.Longest)), bound)", "usable := bound", nil, 250},
-	{"a claimer waits for its own P", "ownership/tenure.go", "max(m.cfg.Permit, p.cluster.Longest)", "m.cfg.Permit", different, 95},
-	{"who begins uses what it claims before others hear of it", "ownership/tenure.go", "bound = later(bound, t.begun.Add(joinGrace))", "", joins, 0},
+	{"a claimer does not wait", "ownership/tenure.go", "usable := later(since.Add(longest), bound)", "usable := bound", nil, 250},
+	{"a claimer waits for its own P", "ownership/tenure.go", "longest := max(m.cfg.Permit, p.cluster.Longest)", "longest := m.cfg.Permit", different, 95},
+	{"who begins uses what it claims before others hear of it", "ownership/tenure.go", "bound = later(bound, t.begun.Add(joinGrace+longest))", "", joins, 0},
 	{"a hand-over counts in an etcd that was restored", "ownership/tenure.go", `o.From != "" && !first`, `o.From != "" && (!first || true)`, restored, 491},
 	{"what was in use before a restore goes on", "ownership/tenure.go", "t.waits, t.inUse, t.adopted, m.claims = nil, nil, nil, claims{}", "", restored, 829},
 	{"a longer P is used before claimers know of it", "ownership/machine.go", "m.permits.length = 0\n", "m.permits.length = m.cfg.Permit\n", unknownP, 0},

@@ -25,24 +25,25 @@ type node struct {
 	off    bool // no power
 
 	// What follows is the process's. Whatever belongs to a former life does nothing.
-	life     int
-	m        *Machine
-	running  bool // started
-	stopping bool
-	frozen   time.Duration // until when the process stands still
-	view     *egress.Snapshot
-	cluster  *plan.Cluster // of view, when the last round began
-	viewTerm int64
-	head     head          // of the answers of etcd
-	restores int           // how often an answer showed that etcd is another one
-	stalled  time.Duration // until when its watch says nothing
-	slow     time.Duration // until when its requests to etcd may take long
-	broken   time.Duration // until when writes to the kernel fail
-	busy     bool
-	dirty    bool
-	asking   int
-	heard    []gossipState
-	backoff  time.Duration
+	life       int
+	m          *Machine
+	running    bool // started
+	stopping   bool
+	frozen     time.Duration // until when the process stands still
+	view       *egress.Snapshot
+	cluster    *plan.Cluster // of view, when the last round began
+	viewTerm   int64
+	head       head          // of the answers of etcd
+	restores   int           // how often an answer showed that etcd is another one
+	stalled    time.Duration // until when its watch says nothing
+	slow       time.Duration // until when its requests to etcd may take long
+	broken     time.Duration // until when writes to the kernel fail
+	renewalDue bool          // a renewal waits for the kernel
+	busy       bool
+	dirty      bool
+	asking     int
+	heard      []gossipState
+	backoff    time.Duration
 }
 
 type gossipState int
@@ -131,11 +132,13 @@ func (n *node) effect(f Effect) {
 	case Withdraw:
 		n.narrow(func(netip.Addr) (bool, bool) { return false, false }, func(error) {})
 	case Renew:
-		n.renew(func(error) {})
+		n.renewSoon()
 	case Wake:
 		n.wake()
 	case Say:
 		n.send(f)
+	case Confirm:
+		n.confirm(func(bool) {})
 	}
 }
 
@@ -359,6 +362,21 @@ func (n *node) renew(done func(error)) {
 	})
 }
 
+// renewSoon renews the permits once for all who ask meanwhile.
+func (n *node) renewSoon() {
+	if !n.renewalDue {
+		n.renewalDue = true
+		n.do(func(free func()) {
+			n.renewalDue = false
+			if n.m.permits.last {
+				free()
+				return
+			}
+			n.write(func(error) { free() })
+		})
+	}
+}
+
 // narrow ends what may does not allow.
 func (n *node) narrow(may func(netip.Addr) (bool, bool), done func(error)) {
 	n.do(func(free func()) {
@@ -427,30 +445,40 @@ func (n *node) round() {
 			return
 		}
 		f := plan.Facts{Node: n.name, Uplink: plan.Link{Name: "eth0", Up: true}}
-		roles := n.m.Step(n.clock(), Facts{Facts: f, Dead: func(node string) bool { return n.heard[node[0]-'A'] == dead }})[0].(Program).Roles
-		var list []Permit
-		for _, ip := range n.w.ips {
-			switch roles[ip] {
-			case plan.Hold:
-				list = append(list, Permit{IP: ip, Answer: true})
-			case plan.Relay, plan.Arrive:
-				list = append(list, Permit{IP: ip})
-			}
+		effects := n.m.Step(n.clock(), Facts{Facts: f, Dead: func(node string) bool { return n.heard[node[0]-'A'] == dead }})
+		program := func(bool) { n.program(effects[0].(Program).Roles) }
+		if slices.ContainsFunc(effects, func(f Effect) bool { _, confirm := f.(Confirm); return confirm }) {
+			n.confirm(program)
+		} else {
+			program(true)
 		}
-		n.narrow(func(ip netip.Addr) (send, answer bool) {
-			i := slices.IndexFunc(list, func(p Permit) bool { return p.IP == ip })
-			return i >= 0, i >= 0 && list[i].Answer
-		}, func(err error) {
-			if err != nil {
-				n.transact(false, err)
-				return
-			}
-			n.in(n.w.between(time.Millisecond, 20*time.Millisecond), func() {
-				n.do(func(free func()) {
-					n.kernel.exact = n.kernel.same(list)
-					n.m.Grant(list, n.kernel.exact)
-					n.write(func(err error) { free(); n.transact(true, err) })
-				})
+	})
+}
+
+// program makes the kernel hold what the roles ask for, and goes on in etcd.
+func (n *node) program(roles map[netip.Addr]plan.Role) {
+	var list []Permit
+	for _, ip := range n.w.ips {
+		switch roles[ip] {
+		case plan.Hold:
+			list = append(list, Permit{IP: ip, Answer: true})
+		case plan.Relay, plan.Arrive:
+			list = append(list, Permit{IP: ip})
+		}
+	}
+	n.narrow(func(ip netip.Addr) (send, answer bool) {
+		i := slices.IndexFunc(list, func(p Permit) bool { return p.IP == ip })
+		return i >= 0, i >= 0 && list[i].Answer
+	}, func(err error) {
+		if err != nil {
+			n.transact(false, err)
+			return
+		}
+		n.in(n.w.between(time.Millisecond, 20*time.Millisecond), func() {
+			n.do(func(free func()) {
+				n.kernel.exact = n.kernel.same(list)
+				n.m.Grant(list, n.kernel.exact)
+				n.write(func(err error) { free(); n.transact(true, err) })
 			})
 		})
 	})
@@ -631,7 +659,7 @@ func (n *node) boot() {
 	if n.w.opt.mixedP {
 		n.permit = []time.Duration{200 * time.Millisecond, permitLength, time.Second}[n.w.N(3)]
 	}
-	n.kernel.queue, n.kernel.used, n.kernel.exact = nil, false, false
+	n.kernel.queue, n.kernel.used, n.kernel.exact, n.renewalDue = nil, false, false, false
 	for i := range n.heard {
 		n.heard[i] = unknown
 	}
@@ -899,7 +927,7 @@ func (n *node) loops() {
 }
 
 func (n *node) confirming() {
-	if n.asking < 5 {
+	if n.m.Asks(n.clock()) && n.asking < 5 {
 		n.confirm(func(bool) {})
 	}
 	n.in(n.permit/5, n.confirming)
@@ -970,12 +998,12 @@ func (n *node) renewing() {
 	if n.m.permits.last {
 		return
 	}
-	n.renew(func(error) {})
+	n.renewSoon()
 	n.in(n.permit/4, n.renewing)
 }
 
 func (n *node) questions() {
-	if n.view != nil && n.clock().Sub(n.m.Lease().Confirmed) >= n.permit/4 {
+	if n.view != nil && n.m.Asks(n.clock()) && n.clock().Sub(n.m.Lease().Confirmed) >= n.permit/4 {
 		var peers []string
 		for _, o := range n.w.nodes {
 			if _, there := n.view.Agents[o.name]; o != n && (there || n.heard[o.id] == alive) {

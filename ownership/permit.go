@@ -28,9 +28,11 @@ type permits struct {
 	bounded bool
 	// known: the kernel acknowledged that it has no permits but bounded ones, or the former agent of the node said so.
 	known bool
-	last  bool      // extended: never renewed again
-	limit time.Time // when they must have ended
-	until time.Time // when they end, as the kernel acknowledged
+	// needed: this node has a lock that it acts upon or will, or is about to get one, or somebody suspects its agent.
+	needed bool
+	last   bool      // extended: never renewed again
+	limit  time.Time // when they must have ended
+	until  time.Time // when they end, as the kernel acknowledged
 	// looked is when they end at the latest, whatever the kernel did of what it was asked for.
 	looked time.Time
 
@@ -166,6 +168,29 @@ func (m *Machine) Bounded() bool {
 	defer m.mu.Unlock()
 	return m.permits.bounded
 }
+
+// Asks reports whether the agent has to ask etcd for a yes, every fifth of Length: while it has permits, or is about to, and while a peer asks for its
+// promise. All others leave etcd alone.
+func (m *Machine) Asks(now time.Time) bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.asks(now)
+}
+
+// asks is Asks. The caller holds mu.
+func (m *Machine) asks(now time.Time) bool {
+	p := &m.promises
+	asks := m.permits.bounded && (m.needs() || now.Before(p.wanted))
+	if !asks {
+		p.asking = time.Time{}
+	} else if p.asking.IsZero() {
+		p.asking = now
+	}
+	return asks
+}
+
+// needs reports whether the agent asks for itself. The caller holds mu.
+func (m *Machine) needs() bool { return m.permits.needed || len(m.permits.list) > 0 }
 
 // limit returns when the permits must have ended, and by how much they are to end earlier. The caller holds mu.
 //

@@ -7,6 +7,9 @@ import "time"
 // uses no IP that it has claimed and does not use yet. With the promise of all that could claim the agent goes on as if etcd had confirmed
 // its lease when it asked. All, not most: of the rest any could claim once the lease has ended.
 //
+// An agent that has no use for a yes does not ask etcd, so it does not know whether it has lost it. Asked by a peer it promises once, which is always
+// safe, and asks etcd itself from then on, for as long as the peer may ask again.
+//
 // Who asks without a permit left, and gets no promise, is partitioned: cut off from an etcd that others have. It need not be waited for.
 type promises struct {
 	length   time.Duration
@@ -19,6 +22,8 @@ type promises struct {
 	answered map[string]time.Time // when what a peer last promised to was sent
 	until    time.Time            // until when this agent's promises bind it
 	lost     time.Time            // when etcd was last missed
+	asking   time.Time            // since when this agent asks etcd for a yes; zero: it does not
+	wanted   time.Time            // until when it does since a peer asked for a promise
 	refused  map[string]refusal   // by who asked for a promise and got none
 }
 
@@ -66,7 +71,7 @@ func (p *promises) ask(now, confirmed time.Time, peers []string) []Effect {
 // missing reports whether etcd has been silent for so long that the permits are in danger. It is asked every fifth of P, and all have to
 // miss it before the first permit ends.
 func (p *promises) missing(now, confirmed time.Time) bool {
-	if now.Sub(confirmed) < p.length*3/10 {
+	if now.Sub(later(confirmed, p.asking)) < p.length*3/10 {
 		return false
 	}
 	p.lost = now
@@ -83,12 +88,18 @@ func (p *promises) heard(now time.Time, e Heard, confirmed time.Time) []Effect {
 		}
 		return nil
 	}
-	missing, was := p.missing(now, confirmed), p.partitioned(now, e.From)
-	if promise := missing || now.Sub(p.lost) < returning; promise {
+	p.wanted = now.Add(2 * max(p.length, m.Permit))
+	idle := p.asking.IsZero()
+	was := p.partitioned(now, e.From)
+	if idle || p.missing(now, confirmed) || now.Sub(p.lost) < returning {
 		p.until = later(p.until, now.Add(max(p.length, m.Permit)))
 		delete(p.refused, e.From)
 		m.Promise = true
-		return []Effect{Say{To: e.From, Message: m}}
+		out := []Effect{Say{To: e.From, Message: m}}
+		if idle {
+			out = append(out, Confirm{})
+		}
+		return out
 	}
 	if !m.Silent {
 		delete(p.refused, e.From)

@@ -2,6 +2,7 @@ package ownership
 
 import (
 	"maps"
+	"net/netip"
 	"slices"
 	"testing"
 	"time"
@@ -26,6 +27,8 @@ func newWire(names ...string) *wire {
 	for i, name := range names {
 		m := New(Config{Node: name, Permit: oneMinute, Gossip: true, Freeze: true, Process: uint64(i + 1), Start: w.now})
 		m.Step(w.now, Granted{Lease: int64(i + 1), Sent: w.now, TTL: time.Hour})
+		m.permits.needed = true
+		m.Asks(w.now)
 		w.all[name] = m
 	}
 	return w
@@ -215,5 +218,70 @@ func TestWhoHasToPromiseIsAskedAnewEachTime(t *testing.T) {
 	w.now = w.now.Add(oneMinute / 5)
 	if _, limit, err := m.Look(w.now); err != nil || !limit.Equal(want) {
 		t.Errorf("permits until %v, %v; want %v after the last yes", limit, err, oneMinute)
+	}
+}
+
+// An agent that holds nothing leaves etcd alone. Asked for a promise it gives one, which is always safe, and finds out whether it has etcd: so it
+// holds up nobody for longer than P.
+func TestWhoHoldsNothingAsksEtcdOnlyForItsPeers(t *testing.T) {
+	w := newWire("a", "b")
+	w.see()
+	b := w.all["b"]
+	b.permits.needed = false
+	w.now = w.now.Add(time.Hour)
+	if b.Asks(w.now) {
+		t.Fatal("b holds nothing, and asks etcd")
+	}
+	if !w.ask("a") || !b.Promised(w.now) {
+		t.Fatal("b does not know whether it has etcd, and does not promise")
+	}
+	if !b.Asks(w.now) {
+		t.Fatal("a peer asks for promises, and b does not ask etcd")
+	}
+	w.now = w.now.Add(oneMinute / 10)
+	w.etcd("b")
+	if w.ask("a") {
+		t.Error("b has etcd, and promises again")
+	}
+	for w.now = w.now.Add(oneMinute / 10); w.now.Before(epoch.Add(time.Hour + 3*oneMinute)); w.now = w.now.Add(oneMinute / 10) {
+		if w.ask("a") != !b.Lease().Confirmed.After(w.now.Add(-oneMinute*3/10)) {
+			t.Errorf("after %v b promises: %t, and etcd has answered it at %v", w.now.Sub(epoch.Add(time.Hour)), w.ask("a"), b.Lease().Confirmed.Sub(epoch.Add(time.Hour)))
+		}
+	}
+	if w.now = w.now.Add(2 * oneMinute); b.Asks(w.now) {
+		t.Error("nobody asks any more, and b goes on")
+	}
+}
+
+// Who is about to have permits asks, from the round in which it finds out.
+func TestWhoComesToHoldAnIPAsksEtcdFirst(t *testing.T) {
+	w := newWire("a", "b")
+	w.see()
+	a, ip := w.all["a"], netip.MustParseAddr("10.10.0.11")
+	round := func(s egress.Snapshot) (confirm bool) {
+		s.Agents = map[string]egress.Agent{"a": {Node: "a"}, "b": {Node: "b"}}
+		s.Pools = map[string]egress.Pool{"pool": {Name: "pool"}}
+		s.Nodes = map[string]egress.Node{"a": {Name: "a"}, "b": {Name: "b"}}
+		s.Egresses = map[string]egress.Policy{"web": {Name: "web", Addresses: []egress.Address{{IP: ip, ID: 1, Pool: "pool"}}}}
+		a.Step(w.now, View{Cluster: plan.New(&s)})
+		for _, e := range a.Step(w.now, Facts{Facts: plan.Facts{Node: "a", Uplink: plan.Link{Name: "eth0", Up: true}}, Dead: func(string) bool { return false }}) {
+			_, is := e.(Confirm)
+			confirm = confirm || is
+		}
+		return confirm
+	}
+	for name, s := range map[string]egress.Snapshot{
+		"a lock":      {Owners: map[netip.Addr]egress.Owner{ip: {IP: ip, Node: "a", Lease: 1, Revision: 5}}},
+		"a suspicion": {Suspicions: map[string]egress.Suspicion{"a": {Node: "a", Lease: egress.FormatLease(1), Revision: 5}}},
+	} {
+		if round(egress.Snapshot{}) || a.Asks(w.now) {
+			t.Fatalf("without %s: a asks", name)
+		}
+		if !round(s) || !a.Asks(w.now) {
+			t.Errorf("with %s: a does not ask", name)
+		}
+		if round(s) {
+			t.Errorf("with %s: a is told to begin again", name)
+		}
 	}
 }

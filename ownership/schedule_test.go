@@ -207,10 +207,10 @@ func (w *world) fault() {
 	}
 }
 
-// stopped reports whether a kernel has permits that outlive the lease that an older etcd would know.
+// stopped reports whether a kernel has permits that outlive the lease that an older etcd would know, or is about to.
 func (w *world) stopped() bool {
 	for _, n := range w.nodes {
-		if n.kernel.until > w.now+n.permit {
+		if n.stopping || n.kernel.until > w.now+n.permit {
 			return true
 		}
 	}

@@ -39,8 +39,9 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		t.waits, t.inUse, t.adopted, m.claims = nil, nil, nil, claims{}
 	}
 	bound := m.bound()
-	if m.cfg.Gossip { // by then those who have lost etcd know that this process is there, and ask it
-		bound = later(bound, t.begun.Add(joinGrace))
+	longest := max(m.cfg.Permit, p.cluster.Longest)
+	if m.cfg.Gossip { // by then those who have lost etcd know that this process is there, and the permits that they have without its promise are over
+		bound = later(bound, t.begun.Add(joinGrace+longest))
 	}
 	waits, inUse := map[lock]time.Time{}, map[lock]bool{}
 	for ip, o := range p.cluster.Owners {
@@ -56,7 +57,7 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 				since = m.peers.suspected(o.Suspicion, p.now)
 			}
 		}
-		if usable := later(since.Add(max(m.cfg.Permit, p.cluster.Longest)), bound); waiting && p.now.Before(usable) {
+		if usable := later(since.Add(longest), bound); waiting && p.now.Before(usable) {
 			waits[k], p.roles[ip] = since, plan.Pending
 			p.next = earlier(p.next, usable)
 			continue
