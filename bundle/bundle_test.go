@@ -92,7 +92,7 @@ func cluster() map[string]any {
 		store.SuspicionKey("worker-7"):      egress.Suspicion{Node: "worker-7", Lease: "a2", By: "gateway-3", Since: now},
 		store.HistoryKey(tenure):            tenure,
 		store.ActKey(act):                   act,
-		store.ToldKey("Egress", "payments"): map[string]any{"uid": "u-1", "changes": 2, "nodes": map[string]string{ip.String(): "gateway-3"}},
+		store.EventRecordKey("Egress", "payments"): map[string]any{"uid": "u-1", "changes": 2, "nodes": map[string]string{ip.String(): "gateway-3"}},
 		store.CounterPrefix + "ids":         map[string]int{"last": 1},
 		store.PermitKey:                     egress.Permits{Longest: egress.Duration(time.Second)},
 		store.CompactionKey:                 map[string]any{"revisions": []map[string]any{{"revision": 5, "at": now}}},

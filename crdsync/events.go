@@ -132,7 +132,7 @@ type diary struct {
 
 // begin reads the accounts as the leader before left them.
 func (d *diary) begin(ctx context.Context) error {
-	records, err := d.store.List(ctx, store.ToldPrefix)
+	records, err := d.store.List(ctx, store.EventRecordPrefix)
 	if err != nil {
 		return err
 	}
@@ -142,7 +142,7 @@ func (d *diary) begin(ctx context.Context) error {
 		if err != nil {
 			d.log.Warn("record is faulty, what it says was told is told again", "err", fmt.Errorf("%s: %w", key, err))
 		}
-		kind, name, _ := strings.Cut(strings.TrimPrefix(key, store.ToldPrefix), "/")
+		kind, name, _ := strings.Cut(strings.TrimPrefix(key, store.EventRecordPrefix), "/")
 		accounts[item{kind, name}] = a
 	}
 	d.mu.Lock()
@@ -219,7 +219,7 @@ func (d *diary) write(ctx context.Context, it item, old, now account, about core
 	if !gone && old.UID == "" && len(said) == 0 || reflect.DeepEqual(now, old) { // nothing to be remembered
 		return nil
 	}
-	op := store.Op{Key: store.ToldKey(it.kind, it.name)}
+	op := store.Op{Key: store.EventRecordKey(it.kind, it.name)}
 	if !gone {
 		var err error
 		if op.Value, err = store.Encode(now); err != nil {

@@ -267,13 +267,13 @@ func (k *Cache) contact(err error) {
 	defer k.mu.Unlock()
 	switch {
 	case err == nil && !k.watching:
-		k.client.missed.Store(false)
+		k.client.watchLost.Store(false)
 		if k.watching = true; !k.lost.IsZero() {
 			k.client.log.Info("watch of etcd is back", "rev", k.revision, "dur", time.Since(k.lost))
 		}
 	case err != nil && (k.watching || k.lost.IsZero()):
 		k.watching, k.lost = false, time.Now()
-		k.client.missed.Store(true)
+		k.client.watchLost.Store(true)
 		k.client.log.Warn("watch of etcd lost, will retry; the records stay as they are", "rev", k.revision, "err", err)
 	}
 }

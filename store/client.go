@@ -60,16 +60,16 @@ type Config struct {
 
 // Client speaks to etcd. It is safe for concurrent use.
 type Client struct {
-	etcd   *clientv3.Client
-	prefix string
-	log    *slog.Logger
-	by     string
-	caches atomic.Int64 // how many were made: each has a watch stream of its own
-	heads  heads
-	newest atomic.Int64 // the revision that etcd had when it last answered Confirm
-	missed atomic.Bool  // the last that a cache said of etcd is that it was lost
-	full   atomic.Bool  // see NoSpace
-	wg     sync.WaitGroup
+	etcd      *clientv3.Client
+	prefix    string
+	log       *slog.Logger
+	by        string
+	caches    atomic.Int64 // how many were made: each has a watch stream of its own
+	heads     heads
+	newest    atomic.Int64 // the revision that etcd had when it last answered Confirm
+	watchLost atomic.Bool  // the last that a cache said of etcd is that it was lost
+	full      atomic.Bool  // see NoSpace
+	wg        sync.WaitGroup
 }
 
 // ErrNoAnswer says that etcd has not answered in time.
@@ -194,7 +194,7 @@ func (c *Client) txn(ctx context.Context, ifs []clientv3.Cmp, then, otherwise []
 	defer cancel()
 	resp, err := c.etcd.Txn(ctx).If(ifs...).Then(then...).Else(otherwise...).Commit()
 	if errors.Is(err, rpctypes.ErrNoSpace) {
-		c.sayFull(true)
+		c.reportFull(true)
 	}
 	return resp, err
 }

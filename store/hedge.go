@@ -6,13 +6,13 @@ import (
 	"time"
 )
 
-// hedges is how often a request is sent at most.
-const hedges = 3
+// maxAttempts is how often a request is sent at most.
+const maxAttempts = 3
 
-// hedge calls f, and calls it again each time that there was no answer for a while: a request to a member of etcd that stands still hangs,
+// retryElsewhere calls f, and calls it again each time that there was no answer for a while: a request to a member of etcd that stands still hangs,
 // and the next one goes to another. It returns the first answer without an error, else the last error. f may be called several times at
 // once, and whatever it asks for must be harmless when it is asked for twice.
-func hedge[T any](ctx context.Context, after time.Duration, f func(context.Context) (T, error)) (T, error) {
+func retryElsewhere[T any](ctx context.Context, after time.Duration, f func(context.Context) (T, error)) (T, error) {
 	type answer struct {
 		value T
 		err   error
@@ -21,7 +21,7 @@ func hedge[T any](ctx context.Context, after time.Duration, f func(context.Conte
 	defer wg.Wait()
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
-	answers := make(chan answer, hedges)
+	answers := make(chan answer, maxAttempts)
 	ask := func() {
 		wg.Go(func() {
 			v, err := f(ctx)
@@ -38,7 +38,7 @@ func hedge[T any](ctx context.Context, after time.Duration, f func(context.Conte
 				return a.value, a.err
 			}
 		case <-next.C:
-			if asked < hedges {
+			if asked < maxAttempts {
 				asked, open = asked+1, open+1
 				ask()
 			}

@@ -42,7 +42,7 @@ func (c *Client) Campaign(ctx context.Context, id string, ttl time.Duration) (*L
 			return nil, ctx.Err()
 		}
 		if errors.Is(err, rpctypes.ErrNoSpace) {
-			c.sayFull(true)
+			c.reportFull(true)
 		}
 		if !logged {
 			logged = true

@@ -24,11 +24,11 @@ var ErrChanged = errors.New("a lock has changed meanwhile")
 
 // Lease is an etcd lease that lives while it is renewed. It is safe for concurrent use.
 type Lease struct {
-	client *Client
-	id     clientv3.LeaseID
-	ttl    time.Duration
-	said   bool // that it is not renewed, or a watch did; report's own
-	loud   bool // it was this one that said so
+	client   *Client
+	id       clientv3.LeaseID
+	ttl      time.Duration
+	reported bool // that it is not renewed, or a watch did; report's own
+	warned   bool // it was this one that said so
 
 	mu    sync.Mutex // guards what follows
 	valid time.Time
@@ -43,7 +43,7 @@ func (c *Client) Grant(ctx context.Context, ttl time.Duration) (*Lease, error) {
 	sent := time.Now()
 	resp, err := c.etcd.Grant(ctx, seconds(ttl))
 	if errors.Is(err, rpctypes.ErrNoSpace) {
-		c.sayFull(true)
+		c.reportFull(true)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("granting a lease of %v: %w", ttl, err)
@@ -89,7 +89,7 @@ func (l *Lease) renew(ctx context.Context) (sent time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	sent = time.Now()
-	resp, err := hedge(ctx, 200*time.Millisecond, func(ctx context.Context) (*clientv3.LeaseKeepAliveResponse, error) {
+	resp, err := retryElsewhere(ctx, 200*time.Millisecond, func(ctx context.Context) (*clientv3.LeaseKeepAliveResponse, error) {
 		return l.client.etcd.KeepAliveOnce(ctx, l.id)
 	})
 	if err != nil {
@@ -376,15 +376,15 @@ func (l *Lease) condition(err error) condition {
 func (l *Lease) report(is condition, err error) {
 	switch {
 	case is == confirmed:
-		if l.loud {
+		if l.warned {
 			l.client.log.Info("lease renewed again", "lease", egress.FormatLease(l.ID()))
 		}
-		l.said, l.loud = false, false
-	case l.said || errors.Is(err, ErrLeaseLost):
-	case l.client.missed.Load():
-		l.said = true
+		l.reported, l.warned = false, false
+	case l.reported || errors.Is(err, ErrLeaseLost):
+	case l.client.watchLost.Load():
+		l.reported = true
 	case time.Until(l.Valid()) < l.TTL()/2:
-		l.said, l.loud = true, true
+		l.reported, l.warned = true, true
 		l.client.log.Warn("lease not renewed, will retry", "lease", egress.FormatLease(l.ID()), "err", err)
 	}
 }
