@@ -146,7 +146,7 @@ func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 	}
 	f := plan.Facts{
 		Node: a.Node, Underlay: ip, Uplink: linkOf(uplink), PoolUplink: a.Uplink, NoVLAN: !slices.Contains(a.features, check.VLAN),
-		AnswersARP: slices.Contains(a.features, check.ARPAnswers), Hold: a.HoldUnknown, Local: local, Except: a.Except, Cluster: a.Cluster,
+		AnswersARP: slices.Contains(a.features, check.ARPAnswers), FirstPacketDelay: a.HoldUnknown, Local: local, Except: a.Except, Cluster: a.Cluster,
 		RandomPorts: a.RandomPorts,
 	}
 	for _, l := range links.Others() {
@@ -214,7 +214,7 @@ func (a *agent) program(ctx context.Context, d plan.Desired) (fenced bool, err e
 		}
 	}
 	// The fence follows the address: it goes when the address was seen to be gone, and what makes it local.
-	d.NFT.Fenced = slices.Concat(d.NFT.Fenced, links.Addresses(), routes.Locals())
+	d.NFT.AddressGuard = slices.Concat(d.NFT.AddressGuard, links.Addresses(), routes.Locals())
 	d.NFT.Renewal = a.permits.renewal
 	rules := nft.Diff(tables, d.NFT)
 

@@ -43,7 +43,7 @@ func egressStatus(old v1beta1.EgressStatus, v verdict, s clusterState, now time.
 		if o, ok := s.Owners[a.IP]; ok {
 			held = append(held, fmt.Sprintf("%s is on node %s", a.IP, o.Node))
 		} else {
-			missing = append(missing, s.unheld(a))
+			missing = append(missing, s.unowned(a))
 			if c := s.conflict(a.IP); c != "" {
 				missing[len(missing)-1] = fmt.Sprintf("no node holds %s: %s", a.IP, c)
 			}
@@ -171,9 +171,9 @@ func (s clusterState) dropped(v verdict) (said []string) {
 	return said
 }
 
-// unheld says why no node holds an address.
-func (s clusterState) unheld(a egress.Address) string {
-	return plan.Unheld(&s.Snapshot, a, func(node string) int { return s.load[node] })
+// unowned says why no node holds an address.
+func (s clusterState) unowned(a egress.Address) string {
+	return plan.Unowned(&s.Snapshot, a, func(node string) int { return s.load[node] })
 }
 
 // line returns an error's text on one line.

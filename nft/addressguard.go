@@ -5,10 +5,11 @@ import (
 	"github.com/google/nftables/expr"
 )
 
-// fenceChains keep what is no egress connection off the egress IPs: as a destination, before every DNAT, since a
-// NodePort or a hostPort is one at each address of the node, and, for processes of the node, as a source. Of the type
-// nat, they see the first packet of a connection only. (What is in none meets no DNAT.)
-func fenceChains() []chain {
+// addressGuardChains are the address guard: they keep what is no egress connection off the egress IPs: as a
+// destination, before every DNAT, since a NodePort or a hostPort is one at each address of the node, and, for processes
+// of the node, as a source. Of the type nat, they see the first packet of a connection only. (What is in none meets no
+// DNAT.)
+func addressGuardChains() []chain {
 	base := func(name string, num *nftables.ChainHook) hook {
 		return hook{nftables.ChainTypeNAT, name, *num, -199 /* the kernel takes no less */, ""}
 	}

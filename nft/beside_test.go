@@ -49,7 +49,7 @@ func TestNoSourceNATOfOthersComesBeforeOurs(t *testing.T) {
 			}
 			for _, f := range bothSides {
 				ext.serve(f.server)
-				f.hold(t)
+				f.addEgressIP(t)
 				reach(t, tables, parseState(t, f.base()+fmt.Sprintf("pod %s 5\nnexthop 5 0x3fff\nhosted 5 %s 0x3fff\n", f.pod, f.egress)))
 				if err := tables.Permit([]Permit{{netip.MustParseAddr(f.egress), true}}, time.Hour); err != nil {
 					t.Fatal(err)
@@ -87,7 +87,7 @@ func TestTheGuardTellsWhoseItDropped(t *testing.T) {
 			tables := open(t)
 			ext, p := outside(t), pod(t)
 			ext.serve(f.server)
-			f.hold(t)
+			f.addEgressIP(t)
 			reach(t, tables, parseState(t, f.base()+fmt.Sprintf("pod %s 5\nnexthop 5 0x3fff\nhosted 5 %s 0x3fff\n", f.pod, f.egress)))
 			if err := tables.Permit([]Permit{{netip.MustParseAddr(f.egress), true}}, time.Hour); err != nil {
 				t.Fatal(err)

@@ -176,8 +176,8 @@ func elsewhere(s *egress.Snapshot, ip netip.Addr, to string) []netip.Addr {
 func objection(s *egress.Snapshot, cfg MoveConfig) error {
 	pin, pinned := s.Pins[cfg.IP]
 	switch {
-	case len(elsewhere(s, cfg.IP, cfg.To)) > plan.New(s).Room(cfg.To):
-		return fmt.Errorf("the node holds %d egress IPs and may hold %d; --force moves it all the same", plan.New(s).Held(cfg.To), s.Nodes[cfg.To].Capacity)
+	case len(elsewhere(s, cfg.IP, cfg.To)) > plan.New(s).FreeCapacity(cfg.To):
+		return fmt.Errorf("the node holds %d egress IPs and may hold %d; --force moves it all the same", plan.New(s).Owned(cfg.To), s.Nodes[cfg.To].Capacity)
 	case pinned && pin.Node != cfg.To && !cfg.Pin:
 		return fmt.Errorf("it is pinned to %s: `egret unpin %s`, or --pin to pin it to %s; --force moves it all the same", pin.Node, cfg.IP, cfg.To)
 	}

@@ -207,7 +207,7 @@ func leaves(w store.Whole, name, node string, pod netip.Addr, now time.Time) (st
 	home(w, node, a.IP, step)
 	owner, held := w.Owners[a.IP]
 	if !held {
-		step("owner", stops, "%s", unheld(plan.New(&w.Snapshot), a))
+		step("owner", stops, "%s", unowned(plan.New(&w.Snapshot), a))
 		return steps
 	}
 	gateway(w, owner, node, step)

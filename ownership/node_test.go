@@ -431,7 +431,7 @@ func (n *node) pass() {
 		var list []Permit
 		for _, ip := range n.w.ips {
 			switch roles[ip] {
-			case plan.Hold:
+			case plan.Own:
 				list = append(list, Permit{IP: ip, Answer: true})
 			case plan.Relay, plan.Arrive:
 				list = append(list, Permit{IP: ip})

@@ -87,10 +87,10 @@ func TestADrainFillsNobodyBeyondItsCapacityAndStaysWithinTheShare(t *testing.T) 
 			t.Errorf("%s moved from %s, which is well", a, node)
 		}
 	}
-	if n := New(s).Held("node-1"); n != 0 {
+	if n := New(s).Owned("node-1"); n != 0 {
 		t.Errorf("%d IPs are left", n)
 	}
-	if n2, n3 := New(s).Held("node-2"), New(s).Held("node-3"); n2 > 30 && n2 > countOf(others, "node-2") || n3 > 35 && n3 > countOf(others, "node-3") {
+	if n2, n3 := New(s).Owned("node-2"), New(s).Owned("node-3"); n2 > 30 && n2 > countOf(others, "node-2") || n3 > 35 && n3 > countOf(others, "node-3") {
 		t.Errorf("node-2 holds %d of 30, node-3 %d of 35", n2, n3)
 	}
 }
