@@ -23,13 +23,13 @@ type want struct {
 func wants(d demand, pools map[string]egress.Pool, unread map[string]error) []want {
 	var out []want
 	covered, paired := map[family]bool{}, map[string]bool{}
-	astray := false // an address is not of any of the pools
+	outside := false // an address is not of any of the pools
 	for _, ip := range d.ips {
 		w := want{ip: ip}
 		w.pool, w.err = spec.PoolOf(ip, d.pools, pools)
 		paired[w.pool] = w.err == nil
 		if w.err != nil {
-			astray = true
+			outside = true
 			if err := missing(d.pools, pools, unread); err != nil {
 				w.err = err
 			}
@@ -45,12 +45,12 @@ func wants(d demand, pools map[string]egress.Pool, unread map[string]error) []wa
 		w := want{pool: name}
 		fs := poolFamilies(p)
 		switch {
-		case !ok && astray:
+		case !ok && outside:
 			continue // the address that was to be of this pool says so
 		case !ok:
 			w.err = missing([]string{name}, pools, unread)
 		case len(fs) > 0 && !slices.ContainsFunc(fs, func(f family) bool { return !covered[f] }):
-			if astray {
+			if outside {
 				continue // the address that was to be of this pool is refused already, and no other takes its place
 			}
 			w.err = fmt.Errorf("pool %s: another address of its IP family is asked for already", name)

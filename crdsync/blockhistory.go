@@ -58,7 +58,7 @@ func (r *replica) remember(ctx context.Context, lead *store.Leadership) (*blockH
 	return &blockHistory{store: r.Store, lead: lead, keep: r.BlockHistory, log: r.Log}, nil
 }
 
-// remember returns the change by which it is known later whose a block was; none where there is no room for it.
+// remember returns the change that adds a block to the history; none where that is full.
 func (h *blockHistory) remember(b egress.Block) unit {
 	if h == nil || b.Node == "" || b.Freed.IsZero() {
 		return nil
@@ -130,7 +130,7 @@ func (h *blockHistory) trim(ctx context.Context, now time.Time) (more bool, err 
 	var drop []string
 	before := h.known.Load()
 	ofIP := map[netip.Addr]int{}
-	err = h.store.EachKey(ctx, store.BlockHistoryPrefix, sweepPage, func(key string) error {
+	err = h.store.EachKey(ctx, store.BlockHistoryPrefix, garbagePage, func(key string) error {
 		ip, until, err := store.BlockHistoryEnd(key)
 		if err != nil {
 			drop = append(drop, key) // nobody else writes here, and nobody can read it

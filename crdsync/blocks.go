@@ -35,20 +35,20 @@ type blocks struct {
 	rest time.Duration // how long a freed block rests
 
 	metrics *metrics      // nil: nobody asks
-	history *blockHistory // nil: nobody remembers who had which ports
+	history *blockHistory // nil: no history of blocks is kept
 
-	byIP    map[netip.Addr]map[uint16]*block
-	byNode  map[string]map[blockID]*block
-	resting map[blockID]*block
-	copies  map[blockID]map[holding]egress.Block // what Members list
-	listed  map[holding][]blockID                // the same the other way round
-	asked   map[string]demanded                  // what agents say, by node
-	faults  map[string]error                     // records that cannot be read, by key
-	touched map[netip.Addr]bool                  // IPs of which a block changed since reported looked
-	overlap map[netip.Addr]map[string]error      // what reported found
-	short   map[string]map[netip.Addr]shortage   // node -> IPs of which it has too few ports
-	news    bool                                 // short was changed
-	looked  time.Time                            // when rested looked last
+	byIP         map[netip.Addr]map[uint16]*block
+	byNode       map[string]map[blockID]*block
+	resting      map[blockID]*block
+	copies       map[blockID]map[holding]egress.Block // what Members list
+	listed       map[holding][]blockID                // the same the other way round
+	asked        map[string]demanded                  // what agents say, by node
+	faults       map[string]error                     // records that cannot be read, by key
+	touched      map[netip.Addr]bool                  // IPs of which a block changed since reported looked
+	overlap      map[netip.Addr]map[string]error      // what reported found
+	short        map[string]map[netip.Addr]shortage   // node -> IPs of which it has too few ports
+	shortChanged bool                                 // short was changed
+	looked       time.Time                            // when rested looked last
 
 	// What follows is of one pass.
 	revision int64                         // of the cache, before anything was read
@@ -131,7 +131,7 @@ func (b *blocks) recordChanged(cache getter, key string, w *work) {
 	if there && err != nil {
 		b.faults[key] = err
 	}
-	w.records = w.records || (was == nil) != (b.faults[key] == nil) // faults are told by a pass that plans
+	w.records = w.records || (was == nil) != (b.faults[key] == nil) // faults are reported by a pass that plans
 	id := blockID{now.IP, now.First}                                // of the key, unless that is none
 	if !id.ip.IsValid() {
 		return
@@ -147,7 +147,7 @@ func (b *blocks) recordChanged(cache getter, key string, w *work) {
 	if is != nil {
 		return
 	}
-	for node, of := range b.short { // there is room now
+	for node, of := range b.short { // ports are free now
 		if _, ok := of[id.ip]; ok {
 			w.addPods(node)
 		}
@@ -281,9 +281,9 @@ func (b *blocks) holder(node string, id blockID) string {
 	return name
 }
 
-// room returns the room that an IP has.
-func (b *blocks) room(ip netip.Addr) *room {
-	r := newRoom()
+// freePorts returns the ports of an IP that no block has.
+func (b *blocks) freePorts(ip netip.Addr) *freePorts {
+	r := newFreePorts()
 	for _, o := range b.byIP[ip] {
 		r.take(o.First, o.Size)
 	}
@@ -365,8 +365,9 @@ func (b *blocks) guarded(ops unit) unit {
 	return out
 }
 
-// told says what is to be logged of a change that was made: whose ports were whose, and from when to when, is asked for long after. "": nothing.
-func (b *blocks) told(op store.Op) (what string, n egress.Block) {
+// logText returns what is to be logged of a change that was made, and the block; "": nothing. The log says who had
+// which ports when, long after.
+func (b *blocks) logText(op store.Op) (what string, n egress.Block) {
 	if !strings.HasPrefix(op.Key, store.BlockPrefix) || op.Value == nil {
 		return "", n
 	}

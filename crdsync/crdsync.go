@@ -26,7 +26,7 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// resignTimeout bounds the last words to etcd when the process is told to stop; without them, another replica waits for the TTL.
+// resignTimeout bounds the resignation when the process stops; without it, another replica waits for the TTL.
 const resignTimeout = 2 * time.Second
 
 const (
@@ -89,7 +89,7 @@ type Webhook struct {
 	Namespace string // of the Service, and of the Secret with the CA
 }
 
-// prefixes are what crdsync reads of etcd: what it writes, and what the status tells of.
+// prefixes are what crdsync reads of etcd: what it writes, and what the status depends on.
 var prefixes = []string{
 	store.PoolPrefix, store.EgressPrefix, store.AllocationPrefix, store.IDPrefix, store.NodePrefix, store.ServicePrefix, store.PodPrefix,
 	store.MembersByNode, store.MembersByEgress, store.BlockPrefix, store.CounterPrefix, store.OwnerPrefix, store.AgentPrefix, store.CordonPrefix,
@@ -220,7 +220,7 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 		return fmt.Errorf("%w: %w", errUnread, err)
 	}
 	d := newDirty()
-	st := &status{dynamic: r.dynamic, cache: r.cache, diary: &diary{client: r.events, instance: r.ID, store: r.Store, lead: lead, log: r.Log}, log: r.Log, counts: r.metrics}
+	st := &status{dynamic: r.dynamic, cache: r.cache, recorder: &eventRecorder{client: r.events, instance: r.ID, store: r.Store, lead: lead, log: r.Log}, log: r.Log, counts: r.metrics}
 	r.metrics.leads(st)
 	defer r.metrics.leads(nil)
 	src, err := newSource(ctx, r.kube, nodeDefaults{r.NodeCapacityDefault, r.FollowCordon, r.StartupTaint}, d, st.look)
@@ -252,7 +252,7 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 		}
 	})
 	g.Go(func() error { src.run(ctx); return nil })
-	g.Go(func() error { return r.cutOff(ctx, lead) })
+	g.Go(func() error { return r.partitioned(ctx, lead) })
 	g.Go(func() error {
 		read, cancel := context.WithTimeout(ctx, readTimeout)
 		defer cancel()
@@ -264,14 +264,14 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 			return err
 		}
 		g.Go(func() error { return st.run(ctx) })
-		did := newActs(r.Store, st)
+		did := newActEvents(r.Store, st)
 		g.Go(func() error { return did.cache.Run(ctx) })
 		g.Go(func() error { return did.run(ctx) })
 		if untaint != nil {
 			g.Go(func() error { return untaint.agents.Run(ctx) })
 			g.Go(func() error { return untaint.run(ctx) })
 		}
-		g.Go(func() error { return r.housekeeping(lead, st.tellPools).run(ctx) })
+		g.Go(func() error { return r.housekeeping(lead, st.createPoolEvents).run(ctx) })
 		remembered, err := r.remember(ctx, lead)
 		if err != nil {
 			return err
@@ -279,9 +279,9 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 		g.Go(func() error { return remembered.run(ctx) })
 		ports := blocks{size: r.BlockSize, rest: cmp.Or(r.BlockRest, blockRest), metrics: r.metrics, history: remembered}
 		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, clusterCIDRs: r.ClusterCIDRs, blocks: ports, log: r.Log, metrics: r.metrics}
-		m.sweep = func(c control) {
+		m.collect = func(c control) {
 			g.Go(func() error {
-				if err := sweep(ctx, r.Store, lead, r.cache, c); err != nil && ctx.Err() == nil {
+				if err := collectGarbage(ctx, r.Store, lead, r.cache, c); err != nil && ctx.Err() == nil {
 					r.Log.Warn("what is left of IPs and nodes that are gone was not removed; the next leader does it", "err", err)
 				}
 				return nil

@@ -88,7 +88,7 @@ func (b *blocks) divide(
 		}
 	}
 	if !maps.Equal(b.short[node], short) {
-		b.news = true
+		b.shortChanged = true
 		if b.short[node] = short; len(short) == 0 {
 			delete(b.short, node)
 		}
@@ -251,7 +251,7 @@ func sizeFor(ports int) int {
 
 // give finds a block for a node, of most ports, or of fewer where there is no such room, but of least. One that was the node's and rests it gets back.
 func (b *blocks) give(node string, p *portion, most, least int, now time.Time) (egress.Block, bool) {
-	r := b.room(p.ip)
+	r := b.freePorts(p.ip)
 	for size := most; size >= least; size /= 2 {
 		n := egress.Block{IP: p.ip, Size: size, Node: node, Egress: p.egress, Since: now}
 		for _, o := range p.rest {

@@ -168,7 +168,7 @@ func object[T any](o any) *T {
 // object handles the events of a kind. An update that leaves the generation is one of the status: there is nothing to mirror.
 func (s *source) object(kind string) cache.ResourceEventHandler {
 	return handler(func(from, to *unstructured.Unstructured) {
-		for _, u := range []*unstructured.Unstructured{to, from} { // of one that is gone, it is told where its IPs were
+		for _, u := range []*unstructured.Unstructured{to, from} { // one that is gone has last Events
 			if u != nil {
 				s.status(kind, u.GetName())
 			}

@@ -72,9 +72,9 @@ func controlDifference(cache view, c control) (puts, deletes []unit, err error) 
 				continue
 			}
 			if op.Value != nil {
-				puts = append(puts, c.withRemains(op))
+				puts = append(puts, c.withDependents(op))
 			} else {
-				deletes = append(deletes, c.withRemains(op))
+				deletes = append(deletes, c.withDependents(op))
 			}
 		}
 	}
