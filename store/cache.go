@@ -27,7 +27,7 @@ const (
 // Cache holds the records of some key ranges as etcd has them, all at one revision. It is safe for concurrent use.
 type Cache struct {
 	client *Client
-	stream string // tells its watch stream from those of other caches
+	stream string // distinguishes its watch stream from those of other caches
 	ready  chan struct{}
 	change chan struct{} // capacity 1
 	want   chan struct{} // capacity 1: prefixes were changed
@@ -57,7 +57,7 @@ func (c *Client) NewCache(prefixes ...string) *Cache {
 }
 
 // Run keeps the cache equal to etcd until ctx ends, and then returns the error of ctx. It lists all ranges at one revision and watches
-// from there. When the watch breaks, or etcd has forgotten the revision (compaction), it lists again and takes over what differs,
+// from there. When the watch breaks, or etcd has compacted the revision, it lists again and takes over what differs,
 // after a pause; the records stay as they were meanwhile. It may run once.
 func (k *Cache) Run(ctx context.Context) error {
 	defer k.end()

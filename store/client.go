@@ -35,7 +35,7 @@ const (
 	requestTimeout = 5 * time.Second
 	listTimeout    = 30 * time.Second
 	// maxTxnOps is how many operations a Txn may have. etcd takes 128 unless told otherwise (--max-txn-ops), and counts the
-	// comparisons on their own; the rest is for the fence and for rounding.
+	// comparisons on their own; the rest is for the fencing token and for rounding.
 	maxTxnOps = 120
 	// maxResponse is the largest answer that the client takes: a list of everything. etcd itself sets no bound.
 	maxResponse = 512 << 20
@@ -67,7 +67,7 @@ type Client struct {
 	caches    atomic.Int64 // how many were made: each has a watch stream of its own
 	heads     heads
 	newest    atomic.Int64 // the revision that etcd had when it last answered Confirm
-	watchLost atomic.Bool  // the last that a cache said of etcd is that it was lost
+	watchLost atomic.Bool  // a cache has lost its watch of etcd, and logged that
 	full      atomic.Bool  // see NoSpace
 	wg        sync.WaitGroup
 }

@@ -76,7 +76,7 @@ func (c *Client) campaign(ctx context.Context, id string, ttl time.Duration) (*L
 
 // run stands for election, and returns when it is won.
 func (l *Leadership) run(ctx context.Context, e *concurrency.Election, id string) error {
-	// A candidate whose lease ends while it waits would be told that all before it are gone: so is its own key.
+	// A candidate whose lease ends while it waits would find that all keys before its own are gone: so is its own.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.session.Ctx(), cancel)()
@@ -103,7 +103,7 @@ func (l *Leadership) Lost() <-chan struct{} { return l.lost }
 // Resign ends the leadership at once, so that another replica need not wait for the TTL.
 func (l *Leadership) Resign(ctx context.Context) error {
 	l.lose()
-	// Session.Close would revoke under the session's own context, which has ended when the process is told to stop.
+	// Session.Close would revoke under the session's own context, which has ended when the process stops.
 	l.session.Orphan()
 	return l.client.revoke(ctx, l.session.Lease())
 }

@@ -27,8 +27,8 @@ type Lease struct {
 	client   *Client
 	id       clientv3.LeaseID
 	ttl      time.Duration
-	reported bool // that it is not renewed, or a watch did; report's own
-	warned   bool // it was this one that said so
+	reported bool // the log says that it is not renewed, or that etcd is lost; only report uses it
+	warned   bool // that line is this lease's
 
 	mu    sync.Mutex // guards what follows
 	valid time.Time
@@ -371,8 +371,8 @@ func (l *Lease) condition(err error) condition {
 	return expired
 }
 
-// report logs when the lease was not renewed for half of its length, and when it is again, unless a watch has said that etcd is lost; that a
-// lease is lost is the caller's to log.
+// report logs when the lease was not renewed for half of its length, and when it is again, unless a watch has logged
+// that etcd is lost; that a lease is lost is the caller's to log.
 func (l *Lease) report(is condition, err error) {
 	switch {
 	case is == confirmed:

@@ -6,12 +6,12 @@ import (
 	"time"
 )
 
-// maxAttempts is how often a request is sent at most.
+// maxAttempts is how often retryElsewhere sends a request at most.
 const maxAttempts = 3
 
-// retryElsewhere calls f, and calls it again each time that there was no answer for a while: a request to a member of etcd that stands still hangs,
-// and the next one goes to another. It returns the first answer without an error, else the last error. f may be called several times at
-// once, and whatever it asks for must be harmless when it is asked for twice.
+// retryElsewhere calls f, and again whenever there was no answer for the time after: a request to a member of etcd that
+// stands still hangs, and the next one goes to another member. It returns the first answer without an error, else the
+// last error. Calls of f may run at the same time, and its request must be harmless when it is sent twice.
 func retryElsewhere[T any](ctx context.Context, after time.Duration, f func(context.Context) (T, error)) (T, error) {
 	type answer struct {
 		value T

@@ -190,7 +190,7 @@ func (c *Client) AskNoSpace(ctx context.Context) bool {
 	status, err := retryElsewhere(ctx, 100*time.Millisecond, func(ctx context.Context) (*pb.StatusResponse, error) {
 		return pb.NewMaintenanceClient(c.etcd.ActiveConnection()).Status(ctx, &pb.StatusRequest{})
 	})
-	if err == nil { // an etcd that does not answer is told of elsewhere
+	if err == nil { // that etcd does not answer is logged elsewhere
 		c.reportFull(noSpace(status))
 	}
 	return c.NoSpace()

@@ -17,7 +17,7 @@ type table[K comparable, V any] struct {
 	parse  func(string) (K, error)
 	check  func(K, V) error
 	m      map[K]V
-	shared bool // m was handed out, and must not be changed
+	shared bool // a snapshot has m, which must not be changed
 }
 
 // kind is a table, whatever its records are.
@@ -54,7 +54,7 @@ func (t *table[K, V]) drop(name string) {
 	}
 }
 
-// unshare makes m safe to change.
+// unshare makes m safe to change, by a copy where a snapshot has it.
 func (t *table[K, V]) unshare() {
 	if t.m == nil {
 		t.m = map[K]V{}
@@ -64,7 +64,7 @@ func (t *table[K, V]) unshare() {
 	t.shared = false
 }
 
-// share returns m for good: nobody changes it any more.
+// share returns m for a snapshot. The next change is made to a copy.
 func (t *table[K, V]) share() map[K]V {
 	t.shared = true
 	return t.m

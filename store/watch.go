@@ -338,7 +338,7 @@ func (s *session) identify(ctx context.Context) bool {
 		resp, err := c.etcd.Get(try, c.prefix, clientv3.WithCountOnly()) // linearizable: not older than what anybody has seen
 		cancel()
 		if err == nil {
-			if _, err = c.heads.answered(asked, resp.Header); !errors.Is(err, errTerm) { // run is told of a restore
+			if _, err = c.heads.answered(asked, resp.Header); !errors.Is(err, errTerm) { // run sees a restore by restored
 				return true
 			}
 		}
