@@ -1,12 +1,13 @@
-// Package monitor is the small HTTP server of a daemon: /healthz and /readyz, which answer 200 or 503 by what the daemon has registered, and
-// /metrics. It owns nothing in the kernel or in etcd, and knows nothing of what it tells: the daemon registers checks and a Gatherer.
+// Package monitor is the small HTTP server of a daemon: /healthz and /readyz, which answer 200 or 503 by what the
+// daemon has registered, and /metrics. It owns nothing in the kernel or in etcd: the daemon registers checks and a
+// Gatherer, which know what there is to say.
 //
 // There are two listeners. The one on a loopback address serves all three to the processes of the node, the kubelet among them: a pod on the
 // network of its node is probed with `host: 127.0.0.1`. The other one, which is off by default, serves /metrics alone to whoever shows a certificate
 // of the given CA.
 //
-// What a daemon knows of single pods it tells to fewer: the pages that it registers with Page are answered to root, by a unix socket (ServeRoot), and at the
-// second listener to clients whose certificates are named.
+// Pages about single pods, which the daemon registers with Page, are served to fewer: to root, by a unix socket
+// (ServeRoot), and at the second listener to clients whose certificates are named.
 //
 // Invariants:
 //   - A request changes nothing: there is no body that is read, and no other method than GET and HEAD. Only the pages of Page have parameters.
