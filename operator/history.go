@@ -30,7 +30,8 @@ func History(ctx context.Context, c *store.Client, ip netip.Addr, format string,
 	}
 	faulty = errors.Join(faulty, unread(unreadable))
 	l := listing{kind: "history", header: "SINCE NODE FOR WHY FROM BY"}
-	// What people did with the IP, in the table; -o json has the tenures, and `egret get acts` has all acts. Moves are told as they came true.
+	// What people did with the IP, in the table; -o json has the tenures, and `egret get acts` has all acts. Moves are
+	// in it as tenures.
 	addActs := func(before time.Time) {
 		for len(acts) > 0 && (before.IsZero() || acts[0].Since.Before(before)) {
 			if a := acts[0]; a.IP == ip && a.What != egress.ActMove {
