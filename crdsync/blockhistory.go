@@ -52,7 +52,7 @@ func (r *replica) remember(ctx context.Context, lead *store.Leadership) (*blockH
 		return nil, err
 	}
 	if len(lacks) > 0 {
-		r.Log.Warn("nobody remembers which node had which ports: etcd's role of crdsync is of an older version; run egret etcd-rbac", "lacks", lacks)
+		r.Log.Warn("no history of blocks of ports is kept: etcd's role of crdsync is of an older version; run egret etcd-rbac", "lacks", lacks)
 		return nil, nil
 	}
 	return &blockHistory{store: r.Store, lead: lead, keep: r.BlockHistory, log: r.Log}, nil
@@ -65,7 +65,7 @@ func (h *blockHistory) remember(b egress.Block) unit {
 	}
 	if h.known.Load() >= int64(cmp.Or(h.most, maxTenures)) {
 		if !h.full.Swap(true) {
-			h.log.Error("no more is remembered of which node had which ports until older records are deleted; this log has it", "records", h.known.Load())
+			h.log.Error("the history of blocks of ports is full, and gets no more until older records are deleted; this log has it", "records", h.known.Load())
 		}
 		return nil
 	}

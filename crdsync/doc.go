@@ -25,8 +25,8 @@
 //   - An address that is released is given out again only after etcd shows that it is free.
 //   - Each change has one Event, however often crdsync restarts: a record in etcd says which Events there were
 //     (events.go).
-//   - The status is compared and written by workers of its own: neither an API server that does not answer nor thousands of statuses hold up a
-//     write to etcd.
+//   - The status is compared and written by workers of its own: neither an API server that does not answer nor
+//     thousands of statuses hold up a write to etcd.
 //   - A change that etcd refuses for good holds up only changes of the same address.
 //
 // The leader also looks after etcd (housekeeping.go): it compacts, defragments where that pays, and frees space where

@@ -22,7 +22,7 @@ const (
 	maxBackoff = 5 * time.Second
 )
 
-// mirror writes what the Kubernetes API shows into etcd. Its methods are for one goroutine.
+// mirror is the reconciler: it writes into etcd what the Kubernetes API shows. Its methods are for one goroutine.
 type mirror struct {
 	source  *source
 	cache   *store.Cache
@@ -53,7 +53,7 @@ type mirror struct {
 	publishedPressure pressure
 }
 
-// begin makes the mirror ready for its first pass, which has to be one of all objects.
+// begin makes the mirror ready for its first pass, which has to compare all objects.
 func (m *mirror) begin() {
 	m.reported, m.ownerless = map[string]string{}, map[netip.Addr]bool{}
 	m.blocks.begin(m.cache.Revision())
@@ -112,8 +112,9 @@ func (m *mirror) run(ctx context.Context) error {
 	}
 }
 
-// pass compares what may have changed with what etcd shows, and writes the difference. It adds to w what it finds besides. What a pod's
-// event costs does not depend on how many egresses and pods there are: only its node is looked at.
+// pass compares what w says may have changed with what etcd shows, and writes the difference. It adds to w what else it
+// finds changed. The cost of a pod's event does not depend on how many egresses and pods there are: only its node is
+// compared.
 func (m *mirror) pass(ctx context.Context, w *work) error {
 	m.recordsChanged(w)
 	m.refused.begin(time.Now(), w)
@@ -175,8 +176,8 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 	return nil
 }
 
-// recordsChanged adds what changed in etcd since the last pass. A pass may have compared with a cache that did not show the last write
-// yet, and somebody else may have written: either is looked at again.
+// recordsChanged adds to w what changed in etcd since the last pass: its own writes, which its cache may not have shown
+// yet when it compared, and those of others.
 func (m *mirror) recordsChanged(w *work) {
 	m.blocks.renew(m.cache.Revision())
 	for _, key := range m.cache.TakeChanged() {

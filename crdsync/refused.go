@@ -15,13 +15,13 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// What etcd refuses for good is tried again all the same: its limits and roles are an operator's to change.
+// What etcd refuses for good is tried again all the same: an operator may change its limits and roles.
 const (
 	minRefused = time.Second
 	maxRefused = 5 * time.Minute
 )
 
-// refusal is a change that etcd refused for what it is.
+// refusal is a change that etcd refused for good (store.ErrRefused).
 type refusal struct {
 	value []byte
 	err   error
@@ -98,8 +98,8 @@ func (r *refusals) remove(u unit) {
 	}
 }
 
-// writer writes the units of one pass. What is refused is left out, and so are the changes that have to come after it, for one address must
-// never be two egresses': all others are written.
+// writer writes the units of one pass. It leaves out what is refused, and changes that have to come after that, so that
+// no address is two egresses'. All others are written.
 type writer struct {
 	*mirror
 	c       control
@@ -179,7 +179,7 @@ func (u unit) pairs() (out []unit) {
 	return out
 }
 
-// waits reports whether a unit has to come after one that was left out.
+// waits reports whether a unit is about an address or egress of one that was left out.
 func (w *writer) waits(u unit) bool {
 	return len(w.blocked) > 0 && slices.ContainsFunc(w.concerns(u), func(what string) bool { return w.blocked[what] })
 }
@@ -226,7 +226,7 @@ func (w *writer) concerns(u unit) (out []string) {
 	return out
 }
 
-// addTo adds to c what was refused, for the status of the objects that it is about.
+// addTo adds the refusals to c, for the status of their objects.
 func (r *refusals) addTo(c control) {
 	for _, key := range slices.Sorted(maps.Keys(r.byKey)) {
 		err := fmt.Errorf("%s cannot be written: %w", key, r.byKey[key].err)

@@ -114,7 +114,7 @@ func (s *status) run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// look makes the worker look at an object. It never blocks.
+// look queues an object for the workers. It never blocks.
 func (s *status) look(kind, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -123,7 +123,7 @@ func (s *status) look(kind, name string) {
 	}
 }
 
-// publish takes in what etcd was made to hold. It does not wait for anything: the pass that calls it has pods to write.
+// publish takes in what etcd has now. It does not wait for anything: the pass that calls it has pods to write.
 func (s *status) publish(c control) {
 	s.mu.Lock()
 	s.published = c
@@ -134,8 +134,9 @@ func (s *status) publish(c control) {
 	}
 }
 
-// compare has all objects looked at whose status is another now, whenever something was published, until ctx ends. With thousands of egresses
-// it takes a second of a processor, while an outage changes something every few milliseconds: it rests for as long as it took.
+// compare queues all objects whose status has to change, whenever something was published, until ctx ends. With
+// thousands of egresses that takes a second of a processor, and in an outage something changes every few milliseconds:
+// so it pauses for as long as it took.
 func (s *status) compare(ctx context.Context) {
 	for {
 		select {

@@ -189,7 +189,7 @@ func (k *Cache) take() (changed map[string]*Record, is state, ok bool) {
 	return changed, state{k.whole, k.revision, k.restores}, true
 }
 
-// Arrived returns when the first of the changes came that came since the last call; the zero Time: there are none.
+// Arrived returns when the first change since the last call came; the zero Time: there was none.
 func (k *Cache) Arrived() time.Time {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -224,8 +224,8 @@ func (k *Cache) replace(l list, ranges []string) {
 	})
 }
 
-// update lets fill put records, nil for those that are gone, after which the ranges, nil for those of before, are whole. It says so when
-// that changed anything.
+// update calls fill to put records, nil for those that are gone. After it everything in ranges, nil for those of
+// before, is there. It signals when anything changed.
 func (k *Cache) update(revision int64, restores int, ranges []string, fill func(put func(string, *Record))) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -261,7 +261,7 @@ func (k *Cache) update(revision int64, restores int, ranges []string, fill func(
 	}
 }
 
-// contact notes whether etcd is followed, nil, or why not, and logs when that changes.
+// contact notes whether the watch works (nil) or why not, and logs when that changes.
 func (k *Cache) contact(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -278,7 +278,7 @@ func (k *Cache) contact(err error) {
 	}
 }
 
-// end notes that nothing is followed any more.
+// end notes that the watch has ended.
 func (k *Cache) end() {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -117,8 +117,9 @@ type Op struct {
 	Below    bool   // delete all keys that begin with Key, of which nothing is required
 	Absent   bool   // the key must not exist
 	Revision int64  // not 0: the key's mod revision must be this
-	// Still, if not 0, makes the Op one that changes nothing: no key that begins with Key may have a mod revision above it. What was deleted
-	// since does not count. It stands for the decisions that go by what all of these keys say, and not by one of them.
+	// Still, if not 0, makes the Op a condition and no change: no key that begins with Key may have a mod revision
+	// above it. Deleted keys do not count. It is for decisions that depend on all keys with a prefix, not on one of
+	// them.
 	Still int64
 }
 

@@ -11,7 +11,7 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// table is the records of one kind, read, by the last part of their keys.
+// table has the decoded records of one kind, by the last part of their keys.
 type table[K comparable, V any] struct {
 	below  string
 	parse  func(string) (K, error)

@@ -215,7 +215,8 @@ func (s *session) receive(m message) error {
 	return nil
 }
 
-// settle shows what every range is known up to, and reports whether that is more than before.
+// settle puts into the cache all events up to the revision that every range has reached, and reports whether there is a
+// newer one than before.
 func (s *session) settle() bool {
 	upTo := s.upTo
 	first := true
@@ -295,7 +296,8 @@ func (s *session) adjust(ctx context.Context) error {
 	return nil
 }
 
-// questions asks etcd how far it is. It is a goroutine of its own because the etcd client makes it wait for a connection.
+// questions sends progress requests to etcd. It is a goroutine of its own because the etcd client makes it wait for a
+// connection.
 func (s *session) questions(ctx context.Context) {
 	for {
 		select {
@@ -328,8 +330,9 @@ func (s *session) connection(ctx context.Context) {
 	}
 }
 
-// identify asks etcd who it is, on each new connection: the etcd client goes on with its watches from where they were, and of an etcd
-// that was restored to a lower revision they would say nothing until it has come that far again. false: ctx ended.
+// identify reads etcd's cluster id, term and revision on each new connection: the etcd client goes on with its watches
+// from where they were, and of an etcd that was restored to a lower revision they would say nothing until it has come
+// that far again. false: ctx ended.
 func (s *session) identify(ctx context.Context) bool {
 	c := s.cache.client
 	for {
