@@ -41,9 +41,10 @@ type blockHistory struct {
 	full  atomic.Bool  // it was said that there are too many
 }
 
-// remember returns what remembers for a leadership. An etcd whose roles are of an older version takes no such records, and with them not the changes
-// of blocks that they belong to: then nothing is remembered.
-func (r *replica) remember(ctx context.Context, lead *store.Leadership) (*blockHistory, error) {
+// newBlockHistory returns the history of blocks that a leadership keeps; nil: none. An etcd whose roles are of an older
+// version takes no such records, and with them not the changes of blocks that they belong to: then nothing is
+// remembered.
+func (r *replica) newBlockHistory(ctx context.Context, lead *store.Leadership) (*blockHistory, error) {
 	if r.BlockHistory == 0 {
 		return nil, nil
 	}
@@ -58,8 +59,8 @@ func (r *replica) remember(ctx context.Context, lead *store.Leadership) (*blockH
 	return &blockHistory{store: r.Store, lead: lead, keep: r.BlockHistory, log: r.Log}, nil
 }
 
-// remember returns the change that adds a block to the history; none where that is full.
-func (h *blockHistory) remember(b egress.Block) unit {
+// record returns the change that adds a block to the history; none where that is full.
+func (h *blockHistory) record(b egress.Block) unit {
 	if h == nil || b.Node == "" || b.Freed.IsZero() {
 		return nil
 	}
@@ -83,7 +84,7 @@ func (h *blockHistory) written() { h.known.Add(1) }
 // former returns the change by which it is known later that a node had the block before: it rests, and is to be the node's again.
 func (b *blocks) former(id blockID, is egress.Block) unit {
 	if was := b.byIP[id.ip][id.first]; was != nil && is.Freed.IsZero() {
-		return b.history.remember(was.Block)
+		return b.history.record(was.Block)
 	}
 	return nil
 }
@@ -170,7 +171,7 @@ func (h *blockHistory) trim(ctx context.Context, now time.Time) (more bool, err 
 	// What was written meanwhile may have been listed, and counts twice then: that is on the safe side, until the next time.
 	h.known.Add(int64(there-len(drop)) - before)
 	if !more && h.full.Swap(false) {
-		h.log.Info("which node had which ports is remembered again", "records", h.known.Load())
+		h.log.Info("the history of blocks of ports gets more again", "records", h.known.Load())
 	}
 	return more, nil
 }

@@ -329,7 +329,7 @@ func (b *blocks) rested(now time.Time) (out []unit) {
 	b.looked = now
 	for id, n := range b.resting {
 		if !n.deleted && !b.reused[id] && !now.Before(n.seen.Add(b.rest)) {
-			out = append(out, append(unit{{Key: id.key(), Revision: n.revision}}, b.history.remember(n.Block)...))
+			out = append(out, append(unit{{Key: id.key(), Revision: n.revision}}, b.history.record(n.Block)...))
 		}
 	}
 	slices.SortFunc(out, func(x, y unit) int { return cmp.Compare(x[0].Key, y[0].Key) })

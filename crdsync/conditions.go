@@ -18,7 +18,7 @@ import (
 // maxNamed is how many of one kind a message names: a person reads it, and an event takes 1024 bytes.
 const maxNamed = 3
 
-// clusterState is what etcd shows about who holds addresses, and who could.
+// clusterState is what etcd shows about the owners of addresses, and the nodes that could own them.
 type clusterState struct {
 	// Snapshot has the pools and nodes that crdsync writes, and the agents, owners and cordons that others do; the rest is empty.
 	egress.Snapshot
@@ -101,7 +101,7 @@ func conflict(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	return c, len(said) > 0
 }
 
-// conflict says which host outside the cluster uses an address, by the first node that heard of it; "": none does.
+// conflict names the host outside the cluster that uses an address, by the first node that reports one; "": none does.
 func (s clusterState) conflict(ip netip.Addr) string {
 	for _, n := range slices.Sorted(maps.Keys(s.Agents)) {
 		if who, ok := s.Agents[n].Conflicts[ip]; ok {

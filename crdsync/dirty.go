@@ -59,7 +59,7 @@ func (d *dirty) add(w work) {
 	}
 }
 
-// take returns what was collected, and forgets it.
+// take returns what was collected, and begins anew.
 func (d *dirty) take() work {
 	d.mu.Lock()
 	defer d.mu.Unlock()

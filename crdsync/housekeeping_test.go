@@ -225,7 +225,7 @@ func TestARecordThatSomebodyElseWroteHoldsUpNoCompaction(t *testing.T) {
 	}
 }
 
-func TestWhoDoesNotLeadDoesNothingOnceThereIsRoom(t *testing.T) {
+func TestWhoDoesNotLeadDoesNothingOnceThereIsSpace(t *testing.T) {
 	s := etcdtest.New(t)
 	h := newHouse(t, s.Client(), s.Endpoint())
 	h.lead = nil
@@ -262,7 +262,7 @@ func TestTheLeaderOfEtcdIsDefragmentedLast(t *testing.T) {
 	}
 }
 
-func TestAFullEtcdIsGivenRoom(t *testing.T) {
+func TestSpaceIsFreedInAFullEtcd(t *testing.T) {
 	for _, members := range []int{1, 3} {
 		t.Run(fmt.Sprint(members, " members"), func(t *testing.T) {
 			c := etcdtest.NewCluster(t, members, tiny)

@@ -16,8 +16,9 @@ import (
 )
 
 const (
-	// blockRest is how long a freed block rests unless told otherwise: longer than a host outside remembers a connection that has ended (twice
-	// the maximum segment lifetime, RFC 9293; 60 s with Linux), and than the node goes by Members that it has from before.
+	// blockRest is how long a freed block rests by default: longer than a host outside keeps a connection that has
+	// ended (twice the maximum segment lifetime, RFC 9293; 60 s with Linux), and than the node goes by Members that it
+	// has from before.
 	blockRest = 2 * time.Minute
 	// maxBlocks is how many blocks of one IP a node has at a time. A third one is there while two have to drain.
 	maxBlocks = 3

@@ -371,7 +371,7 @@ func testCauses(c *cluster) {
 	}
 }
 
-func TestWhatWasMirroredOfOneObjectIsNotSaidOfAnother(t *testing.T) {
+func TestWhatWasMirroredOfOneObjectIsNotReportedOfAnother(t *testing.T) {
 	s := &status{decoded: map[string]decoded{}, verdicts: map[string]verdict{"web": {name: "web", uid: "1", generation: 2, addresses: []egress.Address{{IP: ip("10.0.0.1"), ID: 1}}}}}
 	for name, tt := range map[string]struct {
 		uid        types.UID
