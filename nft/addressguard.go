@@ -31,8 +31,8 @@ func addressGuardChains() []chain {
 	}
 }
 
-// forged are the rules of a chain that drops what has an egress IP as its source already where it comes in, and is no
-// packet of who has that IP: those come in by a link that leads there.
+// forged are the rules that drop what comes in with an egress IP as its source, unless it comes by the link by which
+// this node would route to that IP.
 func forged(chain string) []rule {
 	return perFamily(func(f family) rule {
 		return newRule(chain, saddrIn(f, "source"+f.digit), reversePath("missing"), count(CounterForged), drop())

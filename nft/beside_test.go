@@ -81,7 +81,7 @@ const kindnet = `table inet kindnet-ipmasq {
 }`
 
 // Who has a chain of NAT at the very first priority, and made it after ours, is called first. That is for a person to mend, who has to be told.
-func TestTheGuardTellsWhoseItDropped(t *testing.T) {
+func TestTheGuardReportsWhosePacketsItDropped(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
 			tables := open(t)

@@ -10,7 +10,7 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-func TestListTellsWhatTheKernelHas(t *testing.T) {
+func TestListPrintsWhatTheKernelHas(t *testing.T) {
 	tables := openWithOverlay(t)
 	text := func(most int) string {
 		t.Helper()

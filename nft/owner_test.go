@@ -172,7 +172,7 @@ func TestAnUpgradeOwnsTheTablesAndADowngradeDoesNot(t *testing.T) {
 	}
 }
 
-func TestTablesThatAnotherProgramOwnsAreSaid(t *testing.T) {
+func TestTablesThatAnotherProgramOwnsAreReported(t *testing.T) {
 	tables, ok := owned(t)
 	if !ok {
 		return

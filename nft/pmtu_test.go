@@ -18,7 +18,7 @@ import (
 
 // A pod's own link may carry less than the overlay: an answer that is too large for it is told so, in the name of the egress IP, or else
 // it never arrives.
-func TestAnswersTooLargeForThePodsLinkAreToldSo(t *testing.T) {
+func TestAnswersTooLargeForThePodsLinkGetAnICMPError(t *testing.T) {
 	t.Run("its own node is the gateway", func(t *testing.T) {
 		tables := open(t)
 		ext, p := outside(t), pod(t)

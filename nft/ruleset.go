@@ -308,11 +308,11 @@ const guardedFor = 30 * time.Second
 // guarded drops what would leave with a wrong source, and adds its egress IP to the set guarded. That is a rule of its
 // own: a rule ends where a set is full.
 func guarded(chain string) []rule {
-	return []rule{newRule(chain, remembered(markOfConnection)), newRule(chain, count(CounterGuard), drop())}
+	return []rule{newRule(chain, addToGuarded(markOfConnection)), newRule(chain, count(CounterGuard), drop())}
 }
 
-// remembered adds the egress IP of a packet to the set guarded.
-func remembered(of markSource) term {
+// addToGuarded adds the egress IP of a packet to the set guarded.
+func addToGuarded(of markSource) term {
 	return words(fmt.Sprintf("update @guarded { %s timeout %dms }", of.words, guardedFor.Milliseconds()),
 		of.load, &expr.Dynset{SrcRegKey: reg, SetName: "guarded", Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: guardedFor})
 }
