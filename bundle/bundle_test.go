@@ -245,7 +245,7 @@ func TestARedactedBundleHasNoNameAndNoAddress(t *testing.T) {
 }
 
 // An agent's own user of etcd may read a part alone.
-func TestWhatEtcdRefusesIsToldAndTheRestIsThere(t *testing.T) {
+func TestWhatEtcdRefusesIsReportedAndTheRestIsThere(t *testing.T) {
 	server := etcdtest.New(t, func(cfg *embed.Config) { cfg.BcryptCost = 4 })
 	c := dial(t, server, nil)
 	put(t, c, cluster())

@@ -15,7 +15,7 @@ type Event string
 const (
 	New   Event = "new"   // a connection began
 	Known Event = "known" // a connection was there when the log began, or was found after a loss: it began some time before
-	End   Event = "end"   // a connection ended, for the kernel: what a TCP connection leaves, or one without packets, is remembered for minutes
+	End   Event = "end"   // a connection ended, for the kernel: what a TCP connection leaves, or one without packets, stays in the table for minutes
 
 	Lost     Event = "lost"      // lines are missing
 	LogStart Event = "log_start" // an agent begins to write
