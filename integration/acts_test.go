@@ -10,7 +10,7 @@ import (
 
 // What people do with commands is reported with their names: in the history of the IP, in the list of acts, and as
 // Events, once, also after another leader took over.
-func TestWhoMovedPinnedAndCordonedIsTold(t *testing.T) {
+func TestWhoMovedPinnedAndCordonedIsRecorded(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, _ := n.remote("acts", "10.10.0.52")
 	to := otherNode(gateway)

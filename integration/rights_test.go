@@ -44,7 +44,7 @@ func TestAgentsHaveTheRightsOfTheirContainerAlone(t *testing.T) {
 }
 
 // A lab's etcd is without TLS, and agents and crdsync have --insecure.
-func TestWhatInsecureAllowedIsSaid(t *testing.T) {
+func TestWhatInsecureAllowedIsReported(t *testing.T) {
 	etcd := etcdClient(t)
 	for _, node := range nodes() {
 		eventually(t, 10*time.Second, func() error { // another test may have stopped it
