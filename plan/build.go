@@ -18,9 +18,10 @@ type Role int
 const (
 	// None: nothing.
 	None Role = iota
-	// Ask asks whether another host has the IP, before it is used for the first time: what it takes is the link of its VLAN.
+	// Ask probes whether another host has the IP, before it is used for the first time. The kernel needs the link of
+	// its VLAN for that.
 	Ask
-	// Pending does nothing yet, but learns who uses the IP.
+	// Pending does nothing yet, but reads the members of the IP's egresses, on all nodes.
 	Pending
 	// Relay sends packets with the IP but does not answer for it: the owner that is about to hand it over, and for a while after that.
 	Relay
@@ -42,8 +43,9 @@ type Desired struct {
 	Announce map[netip.Addr]string
 	// Blocks are all that the node has, those included that retire, by the id of their IP.
 	Blocks map[egress.ID][]egress.Block
-	// Unknown are nodes whose pods' addresses are not known, sorted, where an egress selects pods of this one: connections to those would be
-	// taken for some to the outside. While there are any, the kernel keeps the pods that it has, and gets no new ones.
+	// Unknown are nodes whose pods' addresses are not known, sorted, if an egress selects pods of this node: their
+	// connections to such nodes would be taken for some to the outside. While there are any, the kernel keeps the pods
+	// that it has, and gets no new ones.
 	Unknown []string
 	// Follow are the egresses whose members on all nodes the node has to know, sorted.
 	Follow []string
@@ -135,7 +137,8 @@ func Unknown(s *egress.Snapshot, cluster []netip.Prefix) (nodes []string) {
 	return nodes
 }
 
-// buildPods adds what this node's selected pods need: who they are, and where their egress IP lives.
+// buildPods adds what this node's selected pods need: their addresses with the id of their egress IP, and the way to
+// its owner.
 func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role, exits exits) {
 	own := s.Nodes[f.Node].PodCIDRs
 	d.NFT.FirstPacketDelay, d.NFT.PodCIDRs = f.FirstPacketDelay, slices.Concat(own, s.Pods[egress.AllNodes].CIDRs, f.Cluster)

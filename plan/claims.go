@@ -80,7 +80,7 @@ func (c *Cluster) Claims(f Facts) []Claim {
 	return out
 }
 
-// rank returns, for every pool IP that nobody holds, its candidates, best first. A node's name is there at most once.
+// rank returns, for every pool IP without an owner, its candidates, best first. A node's name is there at most once.
 //
 // The order is that of rendezvous hashing with bounded load: a node that has its share of the pool already, the mean
 // rounded down, comes after those that have not, by how far it is above, so that the IPs of a dead node spread over all

@@ -11,8 +11,8 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// Cluster is a snapshot of etcd, with what follows from it whichever node asks: computed once, and only as far as somebody asks for it. It is for one
-// goroutine.
+// Cluster is a snapshot of etcd, with indexes that are the same on every node. Each is computed once, when a method
+// first needs it. It is for one goroutine.
 type Cluster struct {
 	*egress.Snapshot
 	targets []target            // oldest egress first
@@ -41,7 +41,7 @@ func (c *Cluster) With(s *egress.Snapshot) *Cluster {
 	return next
 }
 
-// same reports whether two maps of snapshots, which nobody changes, are one.
+// same reports whether two maps of snapshots are one map: maps of snapshots are never changed.
 func same[K comparable, V any](a, b map[K]V) bool {
 	return reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer()
 }
@@ -56,7 +56,8 @@ type target struct {
 	partner egress.Address
 }
 
-// leads reports whether the partner follows the target, rather than the other way round. A static IP is where it is.
+// leads reports whether the partner goes where the target is, rather than the other way round. A static IP does not
+// move.
 func (t target) leads() bool { return t.partner.Pool != "" && t.IP.Less(t.partner.IP) }
 
 // index finds the egress IPs of the snapshot.

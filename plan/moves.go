@@ -71,9 +71,9 @@ func (c *Cluster) Departures(f Facts) []Departure {
 	return out
 }
 
-// Leaving returns the IP that a cordoned node gives away next, that of the oldest egress first, and who may take it, best first. None
-// while one is on its way: one at a time. An IP that nobody can take stays where it is, in service, until somebody can. Of the two IPs of
-// an egress the first goes where there is room for both, and then the second.
+// Leaving returns the IP that a cordoned node gives away next, that of the oldest egress first, and the nodes that may
+// take it, best first. None while another is moving: one at a time. An IP that no node can take stays where it is, in
+// service, until one can. Of the two IPs of an egress the first goes where there is room for both, and then the second.
 func (c *Cluster) Leaving(f Facts) (next egress.Owner, to []string) {
 	s := c.Snapshot
 	if !Cordoned(s, f.Node) {
@@ -134,8 +134,9 @@ func (c *Cluster) Misplacements() []Misplaced {
 	return out
 }
 
-// Rebalance returns which of the misplaced IPs is the next to move; ok is false while the cluster is not at rest (an IP is on the move,
-// or without an owner although somebody could take it), or none has room where it belongs. All nodes agree, so the owner can ask for it.
+// Rebalance returns which of the misplaced IPs is the next to move; ok is false while the cluster is not at rest (an IP
+// is on the move, or without an owner although a node could take it), or none fits the capacity of the node to which it
+// belongs. All nodes get the same result, so the owner can ask for the move.
 func (c *Cluster) Rebalance(misplaced []Misplaced) (next Misplaced, ok bool) {
 	if len(c.Moves) > 0 || len(misplaced) == 0 || len(c.rank()) > 0 {
 		return next, false
