@@ -134,7 +134,7 @@ func move(ctx context.Context, c *store.Client, cfg MoveConfig, ips []netip.Addr
 // errRestarts says that a node takes no IP at present.
 var errRestarts = errors.New("the node's agent restarts, or is down: ask again when it is back (`egret get nodes`)")
 
-// refusal says why a node may not hold an IP, whoever wants it; nil: it may.
+// refusal says why a node may not own an IP, also with --force; nil: it may.
 func refusal(s *egress.Snapshot, ip netip.Addr, to string) error {
 	var pool string
 	used := false
@@ -167,7 +167,7 @@ func refusal(s *egress.Snapshot, ip netip.Addr, to string) error {
 	return nil
 }
 
-// elsewhere returns what there is to move: of ip and the other IP of its egress those that the node does not hold.
+// elsewhere returns the IPs to move: of ip and the other IP of its egress those that the node does not own.
 func elsewhere(s *egress.Snapshot, ip netip.Addr, to string) []netip.Addr {
 	return slices.DeleteFunc(plan.New(s).Together(ip), func(ip netip.Addr) bool { return s.Owners[ip].Node == to })
 }
