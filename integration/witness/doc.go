@@ -2,6 +2,6 @@
 // answer for one IP (the LAN), a packet of a selected pod with another source than its egress IP (the outside host), an
 // owner that was followed by another without having let go (etcd's history).
 //
-// It knows nothing but packets and the owners' records, and asks no part of Egret. Judging may be repeated at will; what was wrong once
-// stays wrong.
+// It uses packets and the owners' records alone, and asks no part of Egret. Judging may be repeated at will; what was
+// wrong once stays wrong.
 package witness
