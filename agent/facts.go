@@ -38,7 +38,7 @@ func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 	}
 	f := plan.Facts{
 		Node: a.Node, Underlay: ip, Uplink: linkOf(uplink), PoolUplink: a.Uplink, NoVLAN: !slices.Contains(a.record.features, check.VLAN),
-		AnswersARP: slices.Contains(a.record.features, check.ARPAnswers), Hold: a.HoldUnknown, Local: local, Except: a.Except, Cluster: a.Cluster,
+		AnswersARP: slices.Contains(a.record.features, check.ARPAnswers), FirstPacketDelay: a.HoldUnknown, Local: local, Except: a.Except, Cluster: a.Cluster,
 		RandomPorts: a.RandomPorts,
 	}
 	for _, l := range links.Others() {

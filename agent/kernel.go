@@ -87,7 +87,7 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 	}
 	// The guard follows the address: it goes when the address was seen to be gone, and what makes it local.
 	want := d.NFT
-	want.Fenced = slices.Concat(want.Fenced, links.Addresses(), routes.Locals())
+	want.AddressGuard = slices.Concat(want.AddressGuard, links.Addresses(), routes.Locals())
 	want.Renewal = k.permits.renewal
 	rules := nft.Diff(tables, want)
 

@@ -33,7 +33,7 @@ type Config struct {
 	// Permitted reports whether this node may speak for the address now. It is asked right before each frame, from the goroutines of
 	// Run; without a permit there is no frame.
 	Permitted func(netip.Addr) bool
-	// Changed is called when there is something new in Conflicts. It must not block. nil: nobody is told.
+	// Changed is called when Conflicts changed. It must not block. nil: it is not called.
 	Changed func()
 }
 
@@ -43,7 +43,7 @@ type Announcer struct {
 	permitted func(netip.Addr) bool
 	changed   func()
 	send      func(link string, ip netip.Addr, permitted func(netip.Addr) bool) error
-	// listen begins to hear what others say; follow says of which addresses, and on which links.
+	// listen begins to receive what other hosts send; follow sets for which addresses, and on which links.
 	listen func(ctx context.Context) (follow func(list4, list6 map[netip.Addr]string), stop func())
 	wake   chan struct{} // capacity 1: the schedule has changed
 
@@ -142,7 +142,7 @@ func (a *Announcer) Run(ctx context.Context) error {
 		}
 		follow(a.links()) // first, for whoever hears the announcement may ask back
 		a.announce(ctx)
-		a.forgive()
+		a.expire()
 		if next := a.next(); next.IsZero() {
 			timer.Stop()
 		} else {
@@ -245,7 +245,7 @@ func (a *Announcer) next() (t time.Time) {
 		if t.IsZero() || e.due.Before(t) {
 			t = e.due
 		}
-		if end := e.heard.Add(forget); e.conflict != (Conflict{}) && end.Before(t) {
+		if end := e.heard.Add(conflictTime); e.conflict != (Conflict{}) && end.Before(t) {
 			t = end
 		}
 	}

@@ -138,7 +138,7 @@ func TestNothingIsSentForWhatWasWithdrawnMeanwhile(t *testing.T) {
 	}
 }
 
-func TestAFailureIsRetriedSaidOnceAndHoldsUpNoOther(t *testing.T) {
+func TestAFailureIsRetriedLoggedOnceAndDelaysNoOther(t *testing.T) {
 	var logged bytes.Buffer
 	a := New(Config{Permitted: always, Log: slog.New(slog.NewTextHandler(&logged, nil))})
 	var broken atomic.Bool

@@ -21,11 +21,12 @@ const (
 	// defend is the time between two announcements against another host that uses the address (DEFEND_INTERVAL of RFC 5227, section 1.1).
 	// It doubles with each of them, up to period: a fight that is not won soon is for a person to end.
 	defend = 10 * time.Second
-	// forget is for how long another host is reported after it was last heard to use the address.
-	forget = period
+	// conflictTime is for how long another host is reported after it was last heard to use the address.
+	conflictTime = period
 )
 
-// saw notes that another host speaks for an address that is announced on the link, and defends the address, more and more seldom.
+// saw notes that another host uses an address that is announced on the link, and defends the address, more and more
+// seldom.
 func (a *Announcer) saw(link string, ip netip.Addr, mac net.HardwareAddr) {
 	if !a.speaks(link, ip) {
 		return
@@ -61,12 +62,12 @@ func (a *Announcer) Conflicts() map[netip.Addr]Conflict {
 	return out
 }
 
-// forgive forgets the hosts that were not heard for long.
-func (a *Announcer) forgive() {
+// expire drops the conflicts with hosts that were not heard for conflictTime.
+func (a *Announcer) expire() {
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	for ip, e := range a.schedule {
-		if e.conflict != (Conflict{}) && time.Since(e.heard) >= forget {
+		if e.conflict != (Conflict{}) && time.Since(e.heard) >= conflictTime {
 			a.log.Info("the other host uses the egress IP no more", "egress_ip", ip, "iface", e.link, "mac", e.conflict.MAC)
 			e.conflict, e.pause = Conflict{}, 0
 			a.changed()
@@ -74,7 +75,7 @@ func (a *Announcer) forgive() {
 	}
 }
 
-// listener hears on links who speaks for which IPv4 address.
+// listener receives ARP on links, and reports who uses which IPv4 address.
 type listener struct {
 	log   *slog.Logger
 	heard func(link string, ip netip.Addr, mac net.HardwareAddr)

@@ -1,5 +1,6 @@
-// Package announce tells the neighbours of a node, in a subnet, that an egress IP is now here: by gratuitous ARP and unsolicited neighbor
-// advertisements.
+// Package announce announces to the neighbours of a node, in a subnet, that an egress IP is on this node now: by
+// gratuitous ARP and unsolicited neighbor advertisements. It also finds other hosts that use such an IP (Probe before
+// it is used, Conflicts while it is announced).
 //
 // It owns nothing in the kernel; it opens a socket for as long as it sends and, for as long as there are IPv6 addresses, one that
 // listens, a member of their solicited-node groups.
@@ -20,6 +21,6 @@
 // Invariants: no frame without a permit, which is asked for right before each frame, because a frame of a packet socket passes no nft
 // chain that would hold it back (an advertisement does); nothing is sent for an address that was withdrawn.
 //
-// It answers nobody: the kernel does (packages nft and vlan). And it does not decide what a conflict means: Probe and Conflicts only tell
-// of it.
+// It answers no ARP request or solicitation: the kernel does (packages nft and vlan). And it does not decide what a
+// conflict means: Probe and Conflicts only report it.
 package announce

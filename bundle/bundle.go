@@ -104,7 +104,7 @@ func (m Manifest) Collected() bool {
 func Write(ctx context.Context, cfg Config, w io.Writer) (Manifest, error) {
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(cfg.Timeout, DefaultTimeout))
 	defer cancel()
-	host, _ := os.Hostname() // without one it is not told
+	host, _ := os.Hostname() // without one it is left out
 	packed := gzip.NewWriter(w)
 	a := &archive{tar: tar.NewWriter(packed), left: maxTotal, chunk: cmp.Or(cfg.chunk, maxFile/2), Manifest: Manifest{
 		Format: Format, Egret: cfg.Version, Made: time.Now().UTC().Truncate(time.Second), Host: host, Redacted: cfg.Redact, Endpoints: plain(cfg.Endpoints),

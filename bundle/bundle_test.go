@@ -85,18 +85,18 @@ func cluster() map[string]any {
 		store.AgentKey("gateway-3"): egress.Agent{Node: "gateway-3", Address: netip.MustParseAddr("192.168.7.3"), MAC: "02:e9:aa:bb:cc:dd", Version: "v1.2.3", Lease: "a1",
 			Faults:  map[string]string{"routes": "to 192.168.7.7 by worker-7: EPERM"},
 			Refused: map[string]string{"public": "VLAN 100 is eth0.100's"}, Conflicts: map[netip.Addr]string{ip: "02:aa:bb:cc:dd:ee on eth0"}},
-		store.OwnerKey(ip):                  egress.Owner{IP: ip, Node: "gateway-3", Why: egress.ReasonMove, From: "worker-7"},
-		store.MoveKey(ip):                   egress.Move{IP: ip, To: "worker-7", By: by},
-		store.PinKey(ip):                    egress.Pin{IP: ip, Node: "gateway-3"},
-		store.CordonKey("worker-7"):         egress.Cordon{Node: "worker-7", Why: "operator"},
-		store.SuspicionKey("worker-7"):      egress.Suspicion{Node: "worker-7", Lease: "a2", By: "gateway-3", Since: now},
-		store.HistoryKey(tenure):            tenure,
-		store.ActKey(act):                   act,
-		store.ToldKey("Egress", "payments"): map[string]any{"uid": "u-1", "changes": 2, "nodes": map[string]string{ip.String(): "gateway-3"}},
-		store.CounterPrefix + "ids":         map[string]int{"last": 1},
-		store.PermitKey:                     egress.Permits{Longest: egress.Duration(time.Second)},
-		store.CompactionKey:                 map[string]any{"revisions": []map[string]any{{"revision": 5, "at": now}}},
-		electionPrefix + "694d":             "crdsync-55",
+		store.OwnerKey(ip):                         egress.Owner{IP: ip, Node: "gateway-3", Why: egress.ReasonMove, From: "worker-7"},
+		store.MoveKey(ip):                          egress.Move{IP: ip, To: "worker-7", By: by},
+		store.PinKey(ip):                           egress.Pin{IP: ip, Node: "gateway-3"},
+		store.CordonKey("worker-7"):                egress.Cordon{Node: "worker-7", Why: "operator"},
+		store.SuspicionKey("worker-7"):             egress.Suspicion{Node: "worker-7", Lease: "a2", By: "gateway-3", Since: now},
+		store.HistoryKey(tenure):                   tenure,
+		store.ActKey(act):                          act,
+		store.EventRecordKey("Egress", "payments"): map[string]any{"uid": "u-1", "changes": 2, "nodes": map[string]string{ip.String(): "gateway-3"}},
+		store.CounterPrefix + "ids":                map[string]int{"last": 1},
+		store.PermitKey:                            egress.Permits{Longest: egress.Duration(time.Second)},
+		store.CompactionKey:                        map[string]any{"revisions": []map[string]any{{"revision": 5, "at": now}}},
+		electionPrefix + "694d":                    "crdsync-55",
 	}
 }
 
@@ -245,7 +245,7 @@ func TestARedactedBundleHasNoNameAndNoAddress(t *testing.T) {
 }
 
 // An agent's own user of etcd may read a part alone.
-func TestWhatEtcdRefusesIsToldAndTheRestIsThere(t *testing.T) {
+func TestWhatEtcdRefusesIsReportedAndTheRestIsThere(t *testing.T) {
 	server := etcdtest.New(t, func(cfg *embed.Config) { cfg.BcryptCost = 4 })
 	c := dial(t, server, nil)
 	put(t, c, cluster())

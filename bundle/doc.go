@@ -1,5 +1,6 @@
-// Package bundle makes a support archive: what Egret has in etcd, how etcd is, what is wrong and with what, and, on a node, what is in its kernel and what its
-// daemons say. It owns nothing, and changes nothing.
+// Package bundle makes a support archive (`egret bundle`): Egret's records in etcd, the state of etcd, the faults that
+// `egret status` finds, and, on a node, its kernel's state and what its daemons serve. It owns nothing, and changes
+// nothing.
 //
 // Invariants:
 //   - No secret gets in. Records are read into the types that Egret has for them and written from there, so that nothing but the fields of these types

@@ -31,7 +31,7 @@ type (
 	counter struct {
 		Last int `json:"last"`
 	}
-	told struct {
+	eventRecord struct {
 		UID      string            `json:"uid"`
 		Changes  int               `json:"changes"`
 		Nodes    map[string]string `json:"nodes,omitempty"`
@@ -73,7 +73,7 @@ var kinds = []kind{
 	{"pools", store.PoolPrefix, false, as[egress.Pool]},
 	{"services", store.ServicePrefix, false, as[egress.ServiceCIDR]},
 	{"suspicions", store.SuspicionPrefix, false, as[egress.Suspicion]},
-	{"told", store.ToldPrefix, false, as[told]},
+	{"told", store.EventRecordPrefix, false, as[eventRecord]},
 }
 
 // errMore says that a value has fields that the type has not.

@@ -78,7 +78,7 @@ func tryAll(err error) []Finding {
 	for _, p := range probes {
 		try := p.try
 		if err != nil {
-			try = p.here
+			try = p.dryRun
 		}
 		if try == nil {
 			untried = append(untried, p.name)

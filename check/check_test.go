@@ -146,11 +146,11 @@ func TestWithoutANamespaceOfItsOwnTheCheckChangesNothing(t *testing.T) {
 	before := netns.Run(t, "nft list ruleset") + netns.Run(t, "ip -br link")
 	can := Names(features())
 	for _, p := range probes {
-		if p.here == nil {
+		if p.dryRun == nil {
 			continue
 		}
 		for range 2 { // what one leaves would be in the way of the other
-			if err := p.here(); (err == nil) != slices.Contains(can, p.name) {
+			if err := p.dryRun(); (err == nil) != slices.Contains(can, p.name) {
 				t.Errorf("%s: %v; in a namespace of its own it finds %q", p.name, err, can)
 			}
 		}

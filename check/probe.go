@@ -19,7 +19,7 @@ type probe struct {
 	level       Level // when it is not there
 	consequence string
 	try         func() error
-	here        func() error // tries it without changing anything; nil: there is no way
+	dryRun      func() error // tries it without changing anything; nil: there is no way
 }
 
 const (

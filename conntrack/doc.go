@@ -1,5 +1,5 @@
-// Package conntrack makes connections start afresh, by deleting entries of the kernel's connection tracking table, and tells which there are, and
-// which come and go.
+// Package conntrack deletes entries of the kernel's connection tracking table, so that their connections are tracked
+// and translated anew; lists them (Marked, Flows, CountByID); and reports connections that begin and end (Listen).
 //
 // It owns nothing, and changes no entry. Which entries go is the caller's to say, by filters, most of which the kernel applies itself, and by
 // a function that is asked about each entry that is left.

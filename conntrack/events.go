@@ -27,7 +27,8 @@ const (
 	maxEvent = 16 << 10
 )
 
-// Events are the connections that begin and end, as the kernel tells of them. Its methods are for one goroutine, but for Close.
+// Events are the connections that begin and end, as the kernel reports them. Its methods are for one goroutine, but for
+// Close.
 type Events struct {
 	nl    *netlink.Conn
 	raw   syscall.RawConn

@@ -179,7 +179,7 @@ func TestCloseEndsReceive(t *testing.T) {
 	}
 }
 
-func TestListenSaysHowAKernelThatTellsNothingIsMadeToTell(t *testing.T) {
+func TestListenNamesTheSysctlOfAKernelThatSendsNoEvents(t *testing.T) {
 	netns.Enter(t)
 	netns.RunAll(t, "", "sysctl -qw net.netfilter.nf_conntrack_events=0")
 	if e, err := Listen(egress.ConnTag, egress.ConnTagMask); err == nil || !strings.Contains(err.Error(), "nf_conntrack_events=1") {

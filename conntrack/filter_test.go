@@ -155,7 +155,7 @@ func cpu(b *testing.B) int64 {
 	return u.Utime.Nano() + u.Stime.Nano()
 }
 
-func TestCountTellsConnectionsByEgressIP(t *testing.T) {
+func TestCountByIDCountsConnectionsOfAnEgressIP(t *testing.T) {
 	netns.Enter(t)
 	lines := others(5)
 	for i := range 3 {

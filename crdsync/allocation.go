@@ -23,13 +23,13 @@ type want struct {
 func wants(d demand, pools map[string]egress.Pool, unread map[string]error) []want {
 	var out []want
 	covered, paired := map[family]bool{}, map[string]bool{}
-	astray := false // an address is not of any of the pools
+	outside := false // an address is not of any of the pools
 	for _, ip := range d.ips {
 		w := want{ip: ip}
 		w.pool, w.err = spec.PoolOf(ip, d.pools, pools)
 		paired[w.pool] = w.err == nil
 		if w.err != nil {
-			astray = true
+			outside = true
 			if err := missing(d.pools, pools, unread); err != nil {
 				w.err = err
 			}
@@ -45,12 +45,12 @@ func wants(d demand, pools map[string]egress.Pool, unread map[string]error) []wa
 		w := want{pool: name}
 		fs := poolFamilies(p)
 		switch {
-		case !ok && astray:
+		case !ok && outside:
 			continue // the address that was to be of this pool says so
 		case !ok:
 			w.err = missing([]string{name}, pools, unread)
 		case len(fs) > 0 && !slices.ContainsFunc(fs, func(f family) bool { return !covered[f] }):
-			if astray {
+			if outside {
 				continue // the address that was to be of this pool is refused already, and no other takes its place
 			}
 			w.err = fmt.Errorf("pool %s: another address of its IP family is asked for already", name)
@@ -112,15 +112,15 @@ func (o outcome) has(f family) bool {
 	return slices.ContainsFunc(o.addresses, func(a egress.Address) bool { return familyOf(a.IP) == f })
 }
 
-// allocator gives out addresses. have is what etcd shows as taken; an address of it whose egress gives it up stays taken here, and is
-// free when etcd no longer has it.
+// allocator gives out addresses. have is what etcd shows as taken. An address whose egress gives it up counts as taken
+// until etcd no longer has it.
 type allocator struct {
 	pools    map[string]egress.Pool
 	nodes    map[netip.Addr]string // the nodes' own addresses, which no pool gives out
 	have     map[netip.Addr]egress.Allocation
 	granted  map[netip.Addr]grant // that are not in have
 	kept     map[netip.Addr]bool  // of have, that stay with their egresses
-	reserved map[netip.Addr]bool  // that somebody asks for by name
+	reserved map[netip.Addr]bool  // that specs name
 	out      map[string]*outcome
 }
 
@@ -237,8 +237,8 @@ func (a *allocator) give(r request, w want) {
 	o.addresses = append(o.addresses, got)
 }
 
-// choose returns a free address of the pool of w, of a family that the egress has no address of. One that it had, and that etcd shows
-// as that of egresses which gave it up, it waits for: so it is after a restore of etcd.
+// choose returns a free address of the pool of w, of a family that the egress has no address of. For an address that it
+// had, and that etcd still shows as that of an egress which gives it up, it waits, as after a restore of etcd.
 func (a *allocator) choose(r request, w want, taken func(netip.Addr) bool) (netip.Addr, error) {
 	pool := a.pools[w.pool]
 	pool.Ranges = slices.DeleteFunc(slices.Clone(pool.Ranges), func(g egress.Range) bool { return a.out[r.name].has(familyOf(g.Start)) })
@@ -328,7 +328,7 @@ func indexNodes(nodes []egress.Node, last int) int {
 			largest = max(largest, n.Index)
 		}
 	}
-	if last == 0 { // nobody has counted yet
+	if last == 0 { // there is no counter yet
 		last = largest
 	}
 	for i, n := range nodes {

@@ -41,9 +41,10 @@ type blockHistory struct {
 	full  atomic.Bool  // it was said that there are too many
 }
 
-// remember returns what remembers for a leadership. An etcd whose roles are of an older version takes no such records, and with them not the changes
-// of blocks that they belong to: then nothing is remembered.
-func (r *replica) remember(ctx context.Context, lead *store.Leadership) (*blockHistory, error) {
+// newBlockHistory returns the history of blocks that a leadership keeps; nil: none. An etcd whose roles are of an older
+// version takes no such records, and with them not the changes of blocks that they belong to: then nothing is
+// remembered.
+func (r *replica) newBlockHistory(ctx context.Context, lead *store.Leadership) (*blockHistory, error) {
 	if r.BlockHistory == 0 {
 		return nil, nil
 	}
@@ -52,20 +53,20 @@ func (r *replica) remember(ctx context.Context, lead *store.Leadership) (*blockH
 		return nil, err
 	}
 	if len(lacks) > 0 {
-		r.Log.Warn("nobody remembers which node had which ports: etcd's role of crdsync is of an older version; run egret etcd-rbac", "lacks", lacks)
+		r.Log.Warn("no history of blocks of ports is kept: etcd's role of crdsync is of an older version; run egret etcd-rbac", "lacks", lacks)
 		return nil, nil
 	}
 	return &blockHistory{store: r.Store, lead: lead, keep: r.BlockHistory, log: r.Log}, nil
 }
 
-// remember returns the change by which it is known later whose a block was; none where there is no room for it.
-func (h *blockHistory) remember(b egress.Block) unit {
+// record returns the change that adds a block to the history; none where that is full.
+func (h *blockHistory) record(b egress.Block) unit {
 	if h == nil || b.Node == "" || b.Freed.IsZero() {
 		return nil
 	}
 	if h.known.Load() >= int64(cmp.Or(h.most, maxTenures)) {
 		if !h.full.Swap(true) {
-			h.log.Error("no more is remembered of which node had which ports until older records are deleted; this log has it", "records", h.known.Load())
+			h.log.Error("the history of blocks of ports is full, and gets no more until older records are deleted; this log has it", "records", h.known.Load())
 		}
 		return nil
 	}
@@ -83,7 +84,7 @@ func (h *blockHistory) written() { h.known.Add(1) }
 // former returns the change by which it is known later that a node had the block before: it rests, and is to be the node's again.
 func (b *blocks) former(id blockID, is egress.Block) unit {
 	if was := b.byIP[id.ip][id.first]; was != nil && is.Freed.IsZero() {
-		return b.history.remember(was.Block)
+		return b.history.record(was.Block)
 	}
 	return nil
 }
@@ -130,7 +131,7 @@ func (h *blockHistory) trim(ctx context.Context, now time.Time) (more bool, err 
 	var drop []string
 	before := h.known.Load()
 	ofIP := map[netip.Addr]int{}
-	err = h.store.EachKey(ctx, store.BlockHistoryPrefix, sweepPage, func(key string) error {
+	err = h.store.EachKey(ctx, store.BlockHistoryPrefix, garbagePage, func(key string) error {
 		ip, until, err := store.BlockHistoryEnd(key)
 		if err != nil {
 			drop = append(drop, key) // nobody else writes here, and nobody can read it
@@ -170,7 +171,7 @@ func (h *blockHistory) trim(ctx context.Context, now time.Time) (more bool, err 
 	// What was written meanwhile may have been listed, and counts twice then: that is on the safe side, until the next time.
 	h.known.Add(int64(there-len(drop)) - before)
 	if !more && h.full.Swap(false) {
-		h.log.Info("which node had which ports is remembered again", "records", h.known.Load())
+		h.log.Info("the history of blocks of ports gets more again", "records", h.known.Load())
 	}
 	return more, nil
 }

@@ -87,7 +87,7 @@ func TestHistoryIsBoundedByAgeByIPAndInAll(t *testing.T) {
 		t.Errorf("of one IP: %s and %s are left", a, b)
 	}
 	put("10.0.0.3", 190, minutes)
-	if u := h.remember(egress.Block{IP: netip.MustParseAddr("10.0.0.4"), First: 2048, Size: 64, Node: "n", Since: now, Freed: now}); len(u) != 1 {
+	if u := h.record(egress.Block{IP: netip.MustParseAddr("10.0.0.4"), First: 2048, Size: 64, Node: "n", Since: now, Freed: now}); len(u) != 1 {
 		t.Errorf("%v: as far as this leader knows there is room", u)
 	}
 	trim() // 397 are a few too many
@@ -96,12 +96,12 @@ func TestHistoryIsBoundedByAgeByIPAndInAll(t *testing.T) {
 	}
 	h.known.Store(300)
 	full := egress.Block{IP: netip.MustParseAddr("10.0.0.4"), First: 2048, Size: 64, Node: "n", Since: now, Freed: now}
-	if u := h.remember(full); len(u) != 0 || !h.full.Load() {
+	if u := h.record(full); len(u) != 0 || !h.full.Load() {
 		t.Errorf("%v: there is no room", u)
 	}
 	h.known.Store(270)
 	trim()
-	if u := h.remember(full); len(u) != 1 || h.full.Load() {
+	if u := h.record(full); len(u) != 1 || h.full.Load() {
 		t.Errorf("%v: there is room again", u)
 	}
 	if err := lead.Resign(t.Context()); err != nil {

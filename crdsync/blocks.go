@@ -14,20 +14,22 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// blocks is what etcd shows of blocks of ports, by IP and by node: what is decided of a node costs what that node has, and only a new block
-// looks at the others of its IP.
+// blocks is an index of the blocks of ports in etcd, by IP and by node. A decision about a node costs what that node
+// has; only a new block looks at the others of its IP.
 //
-// No two blocks of an IP overlap, and their keys alone do not see to that: 02048 with 2,048 ports and 03072 with 1,024 are two keys. So each
-// transaction that puts a block also requires that no key of its IP was put after the revision that the decision went by (store.Op.Still). That
-// revision is the cache's as it was before the pass began to read, or that of the pass's own last transaction with that IP. It follows:
-//   - What a former leader wrote late is refused by the election; what it wrote before is newer than what a cache that is behind shows, and the
-//     new leader's transaction is refused until its cache has it.
-//   - A transaction of which no answer came may still be taken, later. Either the next one with this IP came first, and the late one is
-//     refused; or it did not, and the next one is.
-//   - What was deleted meanwhile is still taken by the index, which is on the safe side.
+// No two blocks of an IP may overlap, and distinct keys do not ensure that: 02048 with 2,048 ports and 03072 with 1,024
+// are two keys. So each transaction that puts a block also requires that no key of its IP was put after the revision
+// that the decision was based on (store.Op.Still). That revision is the cache's as it was before the pass began to
+// read, or that of the pass's own last transaction with that IP. It follows:
+//   - A former leader's late write is refused, since the election key has changed. If the new leader's cache lacks an
+//     earlier one, the leader's transaction is refused until the cache has it.
+//   - A transaction without an answer may still be committed later. If the next one with this IP comes first, the late
+//     one is refused; else the next one is.
+//   - Ports whose block was deleted meanwhile still count as taken, which is safe.
 //
-// A record that was lost or cannot be read is made anew from the Members that list the block: its node uses the ports. Where no Members do, the
-// key is all that is known, and what it may stand for at most is taken until somebody deletes it. A key that names no port is none.
+// A record that was lost or cannot be read is written anew from the Members that list the block: its node uses the
+// ports. Where no Members list it, only its key is known, and the largest block that may begin there counts as taken
+// until a person deletes the key. A key that names no port is ignored.
 //
 // Its methods are for one goroutine.
 type blocks struct {
@@ -35,20 +37,20 @@ type blocks struct {
 	rest time.Duration // how long a freed block rests
 
 	metrics *metrics      // nil: nobody asks
-	history *blockHistory // nil: nobody remembers who had which ports
+	history *blockHistory // nil: no history of blocks is kept
 
-	byIP    map[netip.Addr]map[uint16]*block
-	byNode  map[string]map[blockID]*block
-	resting map[blockID]*block
-	copies  map[blockID]map[holding]egress.Block // what Members list
-	listed  map[holding][]blockID                // the same the other way round
-	asked   map[string]demanded                  // what agents say, by node
-	faults  map[string]error                     // records that cannot be read, by key
-	touched map[netip.Addr]bool                  // IPs of which a block changed since reported looked
-	overlap map[netip.Addr]map[string]error      // what reported found
-	short   map[string]map[netip.Addr]shortage   // node -> IPs of which it has too few ports
-	news    bool                                 // short was changed
-	looked  time.Time                            // when rested looked last
+	byIP         map[netip.Addr]map[uint16]*block
+	byNode       map[string]map[blockID]*block
+	resting      map[blockID]*block
+	copies       map[blockID]map[holding]egress.Block // what Members list
+	listed       map[holding][]blockID                // the same the other way round
+	asked        map[string]demanded                  // what agents say, by node
+	faults       map[string]error                     // records that cannot be read, by key
+	touched      map[netip.Addr]bool                  // IPs of which a block changed since reported looked
+	overlap      map[netip.Addr]map[string]error      // what reported found
+	short        map[string]map[netip.Addr]shortage   // node -> IPs of which it has too few ports
+	shortChanged bool                                 // short was changed
+	looked       time.Time                            // when rested looked last
 
 	// What follows is of one pass.
 	revision int64                         // of the cache, before anything was read
@@ -131,7 +133,7 @@ func (b *blocks) recordChanged(cache getter, key string, w *work) {
 	if there && err != nil {
 		b.faults[key] = err
 	}
-	w.records = w.records || (was == nil) != (b.faults[key] == nil) // faults are told by a pass that plans
+	w.records = w.records || (was == nil) != (b.faults[key] == nil) // faults are reported by a pass that plans
 	id := blockID{now.IP, now.First}                                // of the key, unless that is none
 	if !id.ip.IsValid() {
 		return
@@ -147,7 +149,7 @@ func (b *blocks) recordChanged(cache getter, key string, w *work) {
 	if is != nil {
 		return
 	}
-	for node, of := range b.short { // there is room now
+	for node, of := range b.short { // ports are free now
 		if _, ok := of[id.ip]; ok {
 			w.addPods(node)
 		}
@@ -258,7 +260,8 @@ func (b *blocks) set(id blockID, n *block, err error) {
 	n.deleted = old != nil && old.deleted && old.revision == n.revision
 }
 
-// restore makes a block without a record that can be read what the Members have, else all that it may be; false: there is none.
+// restore fills in a block whose record cannot be read, from the Members, else with the largest block that may begin
+// there; false: there is none.
 func (b *blocks) restore(id blockID, n *block) bool {
 	if of := b.copies[id]; len(of) > 0 {
 		first := slices.MinFunc(slices.Collect(maps.Keys(of)), func(x, y holding) int { return cmp.Or(cmp.Compare(x.node, y.node), cmp.Compare(x.egress, y.egress)) })
@@ -281,9 +284,9 @@ func (b *blocks) holder(node string, id blockID) string {
 	return name
 }
 
-// room returns the room that an IP has.
-func (b *blocks) room(ip netip.Addr) *room {
-	r := newRoom()
+// freePorts returns the ports of an IP that no block has.
+func (b *blocks) freePorts(ip netip.Addr) *freePorts {
+	r := newFreePorts()
 	for _, o := range b.byIP[ip] {
 		r.take(o.First, o.Size)
 	}
@@ -320,13 +323,13 @@ func (b *blocks) reported(faults map[string]error) {
 	}
 }
 
-// rested returns the changes that delete what has rested. It rests by this process's clock, from when this leader saw it freed: what another
-// one's clock said is in the record for people to read.
+// rested returns the changes that delete the freed blocks that have rested. The time is taken by this process's clock,
+// from when this leader saw the block freed; the time in the record is another clock's, for people to read.
 func (b *blocks) rested(now time.Time) (out []unit) {
 	b.looked = now
 	for id, n := range b.resting {
 		if !n.deleted && !b.reused[id] && !now.Before(n.seen.Add(b.rest)) {
-			out = append(out, append(unit{{Key: id.key(), Revision: n.revision}}, b.history.remember(n.Block)...))
+			out = append(out, append(unit{{Key: id.key(), Revision: n.revision}}, b.history.record(n.Block)...))
 		}
 	}
 	slices.SortFunc(out, func(x, y unit) int { return cmp.Compare(x[0].Key, y[0].Key) })
@@ -343,12 +346,13 @@ func (b *blocks) next() (at time.Time) {
 	return at
 }
 
-// guard returns the Op by which a unit that puts blocks of an IP is refused when another was put meanwhile. guarded completes it.
+// guard returns the condition that no block of an IP was put meanwhile, for a unit that puts one. guarded fills in the
+// revision.
 func guard(ip netip.Addr) store.Op {
 	return store.Op{Key: store.BlockPrefix + ip.String() + "/", Still: 1}
 }
 
-// guarded returns the changes of a transaction with each guard once, as it is to be now.
+// guarded returns the changes of a transaction with each guard once, and its revision.
 func (b *blocks) guarded(ops unit) unit {
 	out := make(unit, 0, len(ops))
 	seen := map[string]bool{}
@@ -365,8 +369,9 @@ func (b *blocks) guarded(ops unit) unit {
 	return out
 }
 
-// told says what is to be logged of a change that was made: whose ports were whose, and from when to when, is asked for long after. "": nothing.
-func (b *blocks) told(op store.Op) (what string, n egress.Block) {
+// logText returns what is to be logged of a change that was made, and the block; "": nothing. The log says who had
+// which ports when, long after.
+func (b *blocks) logText(op store.Op) (what string, n egress.Block) {
 	if !strings.HasPrefix(op.Key, store.BlockPrefix) || op.Value == nil {
 		return "", n
 	}
@@ -389,7 +394,7 @@ func guardedIP(op store.Op) netip.Addr {
 	return ip
 }
 
-// committed takes in a transaction that was taken at a revision.
+// committed takes in a transaction that etcd committed at a revision.
 func (b *blocks) committed(ops unit, revision int64) {
 	for _, op := range ops {
 		switch {

@@ -608,7 +608,7 @@ func TestARecordThatIsLostOrUnreadableGivesNoPortsAway(t *testing.T) {
 		m.show(b, &work{})
 		faults := map[string]error{}
 		b.reported(faults)
-		if told := faults["blocks/10.0.0.1/02048"] != nil; told == strings.HasPrefix(name, "lost") {
+		if reported := faults["blocks/10.0.0.1/02048"] != nil; reported == strings.HasPrefix(name, "lost") {
 			t.Errorf("%s: faults %v", name, faults)
 		}
 		settled("n2")
@@ -636,7 +636,7 @@ func TestARecordThatIsLostOrUnreadableGivesNoPortsAway(t *testing.T) {
 	}
 }
 
-func TestBlocksThatOverlapAreTold(t *testing.T) {
+func TestBlocksThatOverlapAreReported(t *testing.T) {
 	m, b := newModel(t), newBlocks(64)
 	for i, n := range []egress.Block{{First: 2048, Size: 1024}, {First: 3008, Size: 64}, {First: 3072, Size: 64}} {
 		n.IP, n.Node = ip("10.0.0.1"), fmt.Sprintf("n%d", i)

@@ -18,7 +18,7 @@ import (
 // maxNamed is how many of one kind a message names: a person reads it, and an event takes 1024 bytes.
 const maxNamed = 3
 
-// clusterState is what etcd shows about who holds addresses, and who could.
+// clusterState is what etcd shows about the owners of addresses, and the nodes that could own them.
 type clusterState struct {
 	// Snapshot has the pools and nodes that crdsync writes, and the agents, owners and cordons that others do; the rest is empty.
 	egress.Snapshot
@@ -43,7 +43,7 @@ func egressStatus(old v1beta1.EgressStatus, v verdict, s clusterState, now time.
 		if o, ok := s.Owners[a.IP]; ok {
 			held = append(held, fmt.Sprintf("%s is on node %s", a.IP, o.Node))
 		} else {
-			missing = append(missing, s.unheld(a))
+			missing = append(missing, s.unowned(a))
 			if c := s.conflict(a.IP); c != "" {
 				missing[len(missing)-1] = fmt.Sprintf("no node holds %s: %s", a.IP, c)
 			}
@@ -101,7 +101,7 @@ func conflict(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	return c, len(said) > 0
 }
 
-// conflict says which host outside the cluster uses an address, by the first node that heard of it; "": none does.
+// conflict names the host outside the cluster that uses an address, by the first node that reports one; "": none does.
 func (s clusterState) conflict(ip netip.Addr) string {
 	for _, n := range slices.Sorted(maps.Keys(s.Agents)) {
 		if who, ok := s.Agents[n].Conflicts[ip]; ok {
@@ -171,9 +171,9 @@ func (s clusterState) dropped(v verdict) (said []string) {
 	return said
 }
 
-// unheld says why no node holds an address.
-func (s clusterState) unheld(a egress.Address) string {
-	return plan.Unheld(&s.Snapshot, a, func(node string) int { return s.load[node] })
+// unowned says why no node holds an address.
+func (s clusterState) unowned(a egress.Address) string {
+	return plan.Unowned(&s.Snapshot, a, func(node string) int { return s.load[node] })
 }
 
 // line returns an error's text on one line.

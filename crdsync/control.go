@@ -27,7 +27,7 @@ type objects struct {
 	services []egress.ServiceCIDR
 }
 
-// verdict is what came of an egress.
+// verdict is the result for an egress, from which its status is made.
 type verdict struct {
 	name       string
 	uid        types.UID // of the object, of which there may be another by this name now
@@ -39,7 +39,7 @@ type verdict struct {
 	ports      string // which nodes have too few ports; empty: none
 }
 
-// control is what etcd has to hold, members left out, and what is to be said about it.
+// control is what etcd has to have, members left out, and what the statuses are to say about it.
 type control struct {
 	values    map[string]any  // key -> record
 	keep      map[string]bool // keys that stand as they are
@@ -53,7 +53,8 @@ type control struct {
 	had       map[netip.Addr]bool // the addresses that an egress has in etcd
 }
 
-// newControl returns what etcd has to hold, given what it holds. frozen tells whether a pod is listed in etcd as one of an egress.
+// newControl returns what etcd has to have, given what it has. frozen reports whether etcd lists a pod as one of an
+// egress.
 func newControl(o objects, have records, now time.Time, frozen func(egressName string, p pod) bool) control {
 	c := control{values: map[string]any{}, keep: map[string]bool{}, verdicts: map[string]verdict{}, faults: map[string]error{}}
 	pools := maps.Clone(o.pools)
@@ -78,7 +79,7 @@ func newControl(o objects, have records, now time.Time, frozen func(egressName s
 	}
 	requests := make([]request, len(o.demands))
 	for i, d := range o.demands {
-		requests[i] = request{name: d.name, keep: d.addressErr != nil, prefer: remembered(have.policies[d.name])}
+		requests[i] = request{name: d.name, keep: d.addressErr != nil, prefer: presentAndFormer(have.policies[d.name])}
 		if d.statusIP.IsValid() {
 			requests[i].prefer = append(requests[i].prefer, egress.Address{IP: d.statusIP})
 		}
@@ -188,13 +189,13 @@ func (c *control) addEgress(d demand, ws []want, o outcome, pools map[string]egr
 	c.claimants = append(c.claimants, claim)
 }
 
-// remembered returns the addresses that an egress has, and those that it had.
-func remembered(p egress.Policy) []egress.Address { return slices.Concat(p.Addresses, p.Former) }
+// presentAndFormer returns the addresses that an egress has, and those that it had.
+func presentAndFormer(p egress.Policy) []egress.Address { return slices.Concat(p.Addresses, p.Former) }
 
 // former returns the addresses that an egress has to get again once their pool has them: the last one of each family in which it has
 // none now.
 func former(d demand, o outcome, was egress.Policy) (out []egress.Address) {
-	for _, a := range remembered(was) {
+	for _, a := range presentAndFormer(was) {
 		if slices.Contains(d.pools, a.Pool) && !o.has(familyOf(a.IP)) && !(outcome{addresses: out}).has(familyOf(a.IP)) {
 			out = append(out, a)
 		}
@@ -202,8 +203,8 @@ func former(d demand, o outcome, was egress.Policy) (out []egress.Address) {
 	return out
 }
 
-// claimed returns the families of the pod IPs that an egress takes: those of the addresses that it has or waits for. Where they cannot
-// be told it takes both, so that no pod leaves with another address meanwhile.
+// claimed returns the families of the pod IPs that an egress takes: those of the addresses that it has or waits for.
+// Where they are not known it takes both, so that no pod leaves with another address meanwhile.
 func claimed(ws []want, o outcome, pools map[string]egress.Pool) []family {
 	found := map[family]bool{}
 	for _, a := range o.addresses {

@@ -26,7 +26,7 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// resignTimeout bounds the last words to etcd when the process is told to stop; without them, another replica waits for the TTL.
+// resignTimeout bounds the resignation when the process stops; without it, another replica waits for the TTL.
 const resignTimeout = 2 * time.Second
 
 const (
@@ -48,8 +48,8 @@ type Config struct {
 	FollowCordon bool
 	// StartupTaint is the key of a taint that is taken off nodes whose agent is ready; empty: none.
 	StartupTaint string
-	// CompactAfter is for how long etcd is to know what a key was; 0: somebody else compacts. Defragment has etcd's members give back the room
-	// that they do not use. HousekeepingInterval is how often both are looked at; 0: every 10 s.
+	// CompactAfter is for how long etcd keeps old revisions; 0: somebody else compacts. Defragment defragments etcd's
+	// members, which gives unused space back. HousekeepingInterval is how often both are checked; 0: every 10 s.
 	CompactAfter         time.Duration
 	Defragment           bool
 	HousekeepingInterval time.Duration
@@ -59,9 +59,9 @@ type Config struct {
 	// has any, and what nodes have is taken away. BlockRest is how long a freed block rests; 0: 2 min.
 	BlockSize int
 	BlockRest time.Duration
-	// BlockHistory is for how long it is remembered who had a block; 0: not at all.
+	// BlockHistory is for how long etcd keeps who had a block; 0: not at all.
 	BlockHistory time.Duration
-	// Webhook is nil when the API server is not to ask us about objects.
+	// Webhook is nil where crdsync does not serve the webhook.
 	Webhook *Webhook
 	Log     *slog.Logger
 	// Monitor is where checks of health are registered, and Metrics where what crdsync counts is; nil: nowhere. Both are the caller's to serve.
@@ -83,13 +83,13 @@ func (c Config) Validate() error {
 	return errors.Join(err, validTaint(c.StartupTaint))
 }
 
-// Webhook says where the API server asks. Package admission has more.
+// Webhook says where the webhook is served. Package admission has more.
 type Webhook struct {
 	Address   string // to listen at, host:port
 	Namespace string // of the Service, and of the Secret with the CA
 }
 
-// prefixes are what crdsync reads of etcd: what it writes, and what the status tells of.
+// prefixes are what crdsync reads of etcd: what it writes, and what the status depends on.
 var prefixes = []string{
 	store.PoolPrefix, store.EgressPrefix, store.AllocationPrefix, store.IDPrefix, store.NodePrefix, store.ServicePrefix, store.PodPrefix,
 	store.MembersByNode, store.MembersByEgress, store.BlockPrefix, store.CounterPrefix, store.OwnerPrefix, store.AgentPrefix, store.CordonPrefix,
@@ -140,7 +140,7 @@ func Run(ctx context.Context, cfg Config) error {
 	return nil
 }
 
-// replica is what one leadership after another has in common.
+// replica is one crdsync process, over all its leaderships.
 type replica struct {
 	Config
 	kube    *rest.Config
@@ -177,7 +177,7 @@ func (r *replica) inUse() ([]egress.Allocation, error) {
 	}
 }
 
-// stand stands for election and leads, again and again, until ctx ends.
+// stand stands for election and leads, in a loop, until ctx ends.
 func (r *replica) stand(ctx context.Context) error {
 	r.Log.Info("reading the Kubernetes API and etcd")
 	select {
@@ -220,7 +220,7 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 		return fmt.Errorf("%w: %w", errUnread, err)
 	}
 	d := newDirty()
-	st := &status{dynamic: r.dynamic, cache: r.cache, diary: &diary{client: r.events, instance: r.ID, store: r.Store, lead: lead, log: r.Log}, log: r.Log, counts: r.metrics}
+	st := &status{dynamic: r.dynamic, cache: r.cache, recorder: &eventRecorder{client: r.events, instance: r.ID, store: r.Store, lead: lead, log: r.Log}, log: r.Log, counts: r.metrics}
 	r.metrics.leads(st)
 	defer r.metrics.leads(nil)
 	src, err := newSource(ctx, r.kube, nodeDefaults{r.NodeCapacityDefault, r.FollowCordon, r.StartupTaint}, d, st.look)
@@ -252,7 +252,7 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 		}
 	})
 	g.Go(func() error { src.run(ctx); return nil })
-	g.Go(func() error { return r.cutOff(ctx, lead) })
+	g.Go(func() error { return r.partitioned(ctx, lead) })
 	g.Go(func() error {
 		read, cancel := context.WithTimeout(ctx, readTimeout)
 		defer cancel()
@@ -264,24 +264,24 @@ func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 			return err
 		}
 		g.Go(func() error { return st.run(ctx) })
-		did := newActs(r.Store, st)
+		did := newActEvents(r.Store, st)
 		g.Go(func() error { return did.cache.Run(ctx) })
 		g.Go(func() error { return did.run(ctx) })
 		if untaint != nil {
 			g.Go(func() error { return untaint.agents.Run(ctx) })
 			g.Go(func() error { return untaint.run(ctx) })
 		}
-		g.Go(func() error { return r.housekeeping(lead, st.tellPools).run(ctx) })
-		remembered, err := r.remember(ctx, lead)
+		g.Go(func() error { return r.housekeeping(lead, st.createPoolEvents).run(ctx) })
+		kept, err := r.newBlockHistory(ctx, lead)
 		if err != nil {
 			return err
 		}
-		g.Go(func() error { return remembered.run(ctx) })
-		ports := blocks{size: r.BlockSize, rest: cmp.Or(r.BlockRest, blockRest), metrics: r.metrics, history: remembered}
+		g.Go(func() error { return kept.run(ctx) })
+		ports := blocks{size: r.BlockSize, rest: cmp.Or(r.BlockRest, blockRest), metrics: r.metrics, history: kept}
 		m := &mirror{source: src, cache: r.cache, lead: lead, dirty: d, publish: st.publish, clusterCIDRs: r.ClusterCIDRs, blocks: ports, log: r.Log, metrics: r.metrics}
-		m.sweep = func(c control) {
+		m.collect = func(c control) {
 			g.Go(func() error {
-				if err := sweep(ctx, r.Store, lead, r.cache, c); err != nil && ctx.Err() == nil {
+				if err := collectGarbage(ctx, r.Store, lead, r.cache, c); err != nil && ctx.Err() == nil {
 					r.Log.Warn("what is left of IPs and nodes that are gone was not removed; the next leader does it", "err", err)
 				}
 				return nil

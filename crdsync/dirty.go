@@ -11,7 +11,7 @@ type work struct {
 	objects    bool            // an Egress or ExternalIPPool: all that depends on them
 	nodes      bool            // a Node
 	records    bool            // crdsync's own records in etcd, members left out
-	cluster    bool            // what agents and operators write into etcd: the status tells of it
+	cluster    bool            // what agents and operators write into etcd, on which the status depends
 	namespaces map[string]bool // those whose labels changed
 	pods       map[string]bool // the nodes whose pods, or members in etcd, changed
 	since      time.Time       // when the first of the events came
@@ -59,7 +59,7 @@ func (d *dirty) add(w work) {
 	}
 }
 
-// take returns what was collected, and forgets it.
+// take returns what was collected, and begins anew.
 func (d *dirty) take() work {
 	d.mu.Lock()
 	defer d.mu.Unlock()

@@ -32,33 +32,35 @@ const (
 	maxNote, maxInstance = 1024, 128
 	// maxNamePart leaves room in an Event's name of 253 bytes for what makes it unique.
 	maxNamePart = 220
-	// patience is how long an IP may be without a node before a person is told: take-overs are over by then, those of leases too.
-	patience = 15 * time.Second
+	// maxUnassigned is how long an IP may be without a node before a Warning: by then a take-over has ended, one of a
+	// lease too.
+	maxUnassigned = 15 * time.Second
 )
 
-// account is told/<kind>/<name>: what was told of an object. The next change is told by its difference from that, whoever leads then.
-type account struct {
+// eventRecord is the record told/<kind>/<name> in etcd: what the Events of an object have said. The next Events are
+// made of what differs from it, by whichever replica leads then.
+type eventRecord struct {
 	UID      string            `json:"uid"`
-	Changes  int               `json:"changes"`            // how many were told: the names of their Events follow from it
+	Changes  int               `json:"changes"`            // how many changes had Events: the Events' names follow from it
 	Nodes    map[string]string `json:"nodes,omitempty"`    // IP -> the node that holds it
-	Warnings []string          `json:"warnings,omitempty"` // what a person was told to mend and has not, sorted
+	Warnings []string          `json:"warnings,omitempty"` // those that have an Event and still apply, sorted
 }
 
-// news is one thing to be said of an object.
-type news struct{ kind, reason, action, note string }
+// eventText is what one Event says of an object.
+type eventText struct{ kind, reason, action, note string }
 
-// since returns what is to be told when an object's account was old: where its IPs went, and what a person must mend from now on.
-// warnings has the words for those of a.
-func (a account) since(old account, warnings map[string]news) []news {
-	var out []news
+// changes returns the Events that are due for an object whose record was old: where its IPs went, and the new warnings.
+// warnings has the texts of those of a.
+func (a eventRecord) changes(old eventRecord, warnings map[string]eventText) []eventText {
+	var out []eventText
 	for _, ip := range slices.Sorted(maps.Keys(old.Nodes)) {
 		if node := old.Nodes[ip]; a.Nodes[ip] != node {
-			out = append(out, news{corev1.EventTypeNormal, "IPUnassigned", "Unassign", fmt.Sprintf("%s is no longer on node %s", ip, node)})
+			out = append(out, eventText{corev1.EventTypeNormal, "IPUnassigned", "Unassign", fmt.Sprintf("%s is no longer on node %s", ip, node)})
 		}
 	}
 	for _, ip := range slices.Sorted(maps.Keys(a.Nodes)) {
 		if node := a.Nodes[ip]; old.Nodes[ip] != node {
-			out = append(out, news{corev1.EventTypeNormal, "IPAssigned", "Assign", fmt.Sprintf("%s is on node %s", ip, node)})
+			out = append(out, eventText{corev1.EventTypeNormal, "IPAssigned", "Assign", fmt.Sprintf("%s is on node %s", ip, node)})
 		}
 	}
 	for _, w := range a.Warnings {
@@ -69,10 +71,10 @@ func (a account) since(old account, warnings map[string]news) []news {
 	return out
 }
 
-// accountOf returns what the status of an Egress says, and the words for its warnings. An IP without a node is one after patience;
-// later is when it becomes one, 0: never.
-func accountOf(s v1beta1.EgressStatus, now time.Time) (a account, warnings map[string]news, later time.Duration) {
-	warnings = map[string]news{}
+// eventRecordOf returns what the status of an Egress says, and the texts of its warnings. An IP without a node is a
+// warning after maxUnassigned; later is the time until then, 0: never.
+func eventRecordOf(s v1beta1.EgressStatus, now time.Time) (a eventRecord, warnings map[string]eventText, later time.Duration) {
+	warnings = map[string]eventText{}
 	for _, held := range s.Addresses {
 		if held.Node != "" {
 			if a.Nodes == nil {
@@ -86,13 +88,13 @@ func accountOf(s v1beta1.EgressStatus, now time.Time) (a account, warnings map[s
 		switch {
 		case c.Type == v1beta1.IPAllocated && c.Status == metav1.ConditionFalse:
 			allocated = false
-			warnings[c.Reason+": "+c.Message] = news{corev1.EventTypeWarning, c.Reason, "Allocate", c.Message} // another cause is news
+			warnings[c.Reason+": "+c.Message] = eventText{corev1.EventTypeWarning, c.Reason, "Allocate", c.Message} // another cause has an Event of its own
 		case c.Type == v1beta1.IPAssigned && c.Status == metav1.ConditionFalse && allocated:
-			if later = patience - now.Sub(c.LastTransitionTime.Time); later <= 0 {
-				warnings[c.Reason] = news{corev1.EventTypeWarning, c.Reason, "Assign", c.Message}
+			if later = maxUnassigned - now.Sub(c.LastTransitionTime.Time); later <= 0 {
+				warnings[c.Reason] = eventText{corev1.EventTypeWarning, c.Reason, "Assign", c.Message}
 			}
 		case (c.Type == v1beta1.Conflict || c.Type == v1beta1.Degraded) && c.Status == metav1.ConditionTrue:
-			warnings[string(c.Type)+c.Reason] = news{corev1.EventTypeWarning, string(c.Type), "Resolve", c.Message}
+			warnings[string(c.Type)+c.Reason] = eventText{corev1.EventTypeWarning, string(c.Type), "Resolve", c.Message}
 		}
 	}
 	a.Warnings = slices.Sorted(maps.Keys(warnings))
@@ -116,110 +118,112 @@ func cut(text string, n int) string {
 	return text
 }
 
-// diary sees to it that every change is told once, whoever leads and whatever dies on the way. An account in etcd says what was told.
-// An Event is made first and the account is written then; it is named by the account that it follows, so that whoever makes it again,
-// because an answer got lost or a leader was killed in between, makes none. It belongs to one leadership.
-type diary struct {
+// eventRecorder makes Events of what changes, each once, also when the leader changes or dies in between. An
+// eventRecord in etcd says what was reported. The Event is created first and the record written then. The Event's name
+// follows from the record before it: whoever creates it again, because an answer got lost or a leader was killed, finds
+// that it exists. An eventRecorder belongs to one leadership.
+type eventRecorder struct {
 	client   eventsclient.EventsGetter
 	instance string
 	store    *store.Client
 	lead     *store.Leadership
 	log      *slog.Logger
 
-	mu       sync.Mutex // guards what follows; that of one object is for one goroutine
-	accounts map[item]account
+	mu      sync.Mutex // guards what follows; that of one object is for one goroutine
+	records map[item]eventRecord
 }
 
-// begin reads the accounts as the leader before left them.
-func (d *diary) begin(ctx context.Context) error {
-	records, err := d.store.List(ctx, store.ToldPrefix)
+// begin reads the records as the leader before left them.
+func (d *eventRecorder) begin(ctx context.Context) error {
+	records, err := d.store.List(ctx, store.EventRecordPrefix)
 	if err != nil {
 		return err
 	}
-	accounts := map[item]account{}
+	read := map[item]eventRecord{}
 	for key, r := range records {
-		a, err := store.Decode[account](r)
+		a, err := store.Decode[eventRecord](r)
 		if err != nil {
-			d.log.Warn("record is faulty, what it says was told is told again", "err", fmt.Errorf("%s: %w", key, err))
+			d.log.Warn("record is faulty, Events that it had are made again", "err", fmt.Errorf("%s: %w", key, err))
 		}
-		kind, name, _ := strings.Cut(strings.TrimPrefix(key, store.ToldPrefix), "/")
-		accounts[item{kind, name}] = a
+		kind, name, _ := strings.Cut(strings.TrimPrefix(key, store.EventRecordPrefix), "/")
+		read[item{kind, name}] = a
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	d.accounts = accounts
+	d.records = read
 	return nil
 }
 
-// items returns the objects that something was told of.
-func (d *diary) items() []item {
+// items returns the objects that have records.
+func (d *eventRecorder) items() []item {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return slices.Collect(maps.Keys(d.accounts))
+	return slices.Collect(maps.Keys(d.records))
 }
 
-// warned returns what was told of an object that a person has to mend.
-func (d *diary) warned(it item) []string {
+// warnings returns the warnings in the record of an object.
+func (d *eventRecorder) warnings(it item) []string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return d.accounts[it].Warnings
+	return d.records[it].Warnings
 }
 
-// tell makes the Events of what changed since the last time. With an error, it has to be called again.
-func (d *diary) tell(ctx context.Context, u *unstructured.Unstructured, it item, now account, warnings map[string]news) error {
+// record makes the Events of what changed since the record of the object was written. After an error it has to be
+// called again.
+func (d *eventRecorder) record(ctx context.Context, u *unstructured.Unstructured, it item, now eventRecord, warnings map[string]eventText) error {
 	d.mu.Lock()
-	old := d.accounts[it]
+	old := d.records[it]
 	d.mu.Unlock()
 	now.UID = string(u.GetUID())
 	if old.UID != "" && old.UID != now.UID {
-		if err := d.close(ctx, it); err != nil {
+		if err := d.recordDeleted(ctx, it); err != nil {
 			return err
 		}
-		old = account{}
+		old = eventRecord{}
 	}
 	about := reference(it, u.GetUID())
 	about.ResourceVersion = u.GetResourceVersion()
 	return d.write(ctx, it, old, now, about, warnings)
 }
 
-// refused tells, once for each spec, that the status of an object cannot say what is wrong: the API server does not take it, as a field of
-// the spec is not even of the schema's type.
-func (d *diary) refused(ctx context.Context, u *unstructured.Unstructured, it item, err error) error {
-	n := news{corev1.EventTypeWarning, "StatusRefused", "Update", "its status cannot be written: " + line(err)}
-	return d.make(ctx, d.event(reference(it, u.GetUID()), n, fmt.Sprint("refused ", u.GetGeneration()), 0))
+// recordRefused makes an Event, one for each spec, of a status that the API server refuses: a field of the spec is not
+// of the schema's type, and the status cannot say so.
+func (d *eventRecorder) recordRefused(ctx context.Context, u *unstructured.Unstructured, it item, err error) error {
+	n := eventText{corev1.EventTypeWarning, "StatusRefused", "Update", "its status cannot be written: " + line(err)}
+	return d.create(ctx, d.event(reference(it, u.GetUID()), n, fmt.Sprint("refused ", u.GetGeneration()), 0))
 }
 
 func reference(it item, uid types.UID) corev1.ObjectReference {
 	return corev1.ObjectReference{APIVersion: v1beta1.GroupVersion.String(), Kind: kinds[it.kind], Name: it.name, UID: uid}
 }
 
-// close tells that an object which is gone holds nothing any more.
-func (d *diary) close(ctx context.Context, it item) error {
+// recordDeleted makes the Events of an object that was deleted: it has no IPs any more.
+func (d *eventRecorder) recordDeleted(ctx context.Context, it item) error {
 	d.mu.Lock()
-	old, ok := d.accounts[it]
+	old, ok := d.records[it]
 	d.mu.Unlock()
 	if !ok {
 		return nil
 	}
-	return d.write(ctx, it, old, account{}, reference(it, types.UID(old.UID)), nil)
+	return d.write(ctx, it, old, eventRecord{}, reference(it, types.UID(old.UID)), nil)
 }
 
-// write makes the Events and then writes the account; the zero account is deleted.
-func (d *diary) write(ctx context.Context, it item, old, now account, about corev1.ObjectReference, warnings map[string]news) error {
-	said := now.since(old, warnings)
-	for i, n := range said {
-		if err := d.make(ctx, d.event(about, n, fmt.Sprint(old.Changes, i), i)); err != nil {
+// write makes the Events and then writes the record; the zero record is deleted.
+func (d *eventRecorder) write(ctx context.Context, it item, old, now eventRecord, about corev1.ObjectReference, warnings map[string]eventText) error {
+	changes := now.changes(old, warnings)
+	for i, n := range changes {
+		if err := d.create(ctx, d.event(about, n, fmt.Sprint(old.Changes, i), i)); err != nil {
 			return err
 		}
 	}
 	gone := now.UID == ""
-	if now.Changes = old.Changes; len(said) > 0 {
+	if now.Changes = old.Changes; len(changes) > 0 {
 		now.Changes++
 	}
-	if !gone && old.UID == "" && len(said) == 0 || reflect.DeepEqual(now, old) { // nothing to be remembered
+	if !gone && old.UID == "" && len(changes) == 0 || reflect.DeepEqual(now, old) { // nothing to be recorded
 		return nil
 	}
-	op := store.Op{Key: store.ToldKey(it.kind, it.name)}
+	op := store.Op{Key: store.EventRecordKey(it.kind, it.name)}
 	if !gone {
 		var err error
 		if op.Value, err = store.Encode(now); err != nil {
@@ -227,20 +231,20 @@ func (d *diary) write(ctx context.Context, it item, old, now account, about core
 		}
 	}
 	if err := d.lead.Commit(ctx, op); err != nil {
-		return fmt.Errorf("remembering what was told: %w", err)
+		return fmt.Errorf("recording the Events made: %w", err)
 	}
 	d.mu.Lock()
 	defer d.mu.Unlock()
 	if gone {
-		delete(d.accounts, it)
+		delete(d.records, it)
 	} else {
-		d.accounts[it] = now
+		d.records[it] = now
 	}
 	return nil
 }
 
 // event returns an Event. Its name follows from the object, from what it says, and from which change it is.
-func (d *diary) event(about corev1.ObjectReference, n news, change string, i int) *eventsv1.Event {
+func (d *eventRecorder) event(about corev1.ObjectReference, n eventText, change string, i int) *eventsv1.Event {
 	h := fnv.New64a()
 	fmt.Fprintln(h, about.UID, change, n)
 	return &eventsv1.Event{
@@ -248,14 +252,14 @@ func (d *diary) event(about corev1.ObjectReference, n news, change string, i int
 			Namespace: metav1.NamespaceDefault, // where those of objects without a namespace are
 			Name:      fmt.Sprintf("%s.%016x", strings.TrimRight(cut(about.Name, maxNamePart), "-."), h.Sum64()),
 		},
-		EventTime:           metav1.NewMicroTime(time.Now().Add(time.Duration(i) * time.Microsecond)), // what is said first comes first
+		EventTime:           metav1.NewMicroTime(time.Now().Add(time.Duration(i) * time.Microsecond)), // they sort as they were made
 		ReportingController: eventSource, ReportingInstance: cut(d.instance, maxInstance),
 		Type: n.kind, Reason: n.reason, Action: n.action, Note: cut(cmp.Or(n.note, n.reason), maxNote), Regarding: about,
 	}
 }
 
-// make makes an Event that may be there already. One that is refused is not made.
-func (d *diary) make(ctx context.Context, e *eventsv1.Event) error {
+// create makes an Event that may be there already. One that is refused is not made.
+func (d *eventRecorder) create(ctx context.Context, e *eventsv1.Event) error {
 	_, err := d.client.Events(e.Namespace).Create(ctx, e, metav1.CreateOptions{})
 	switch {
 	case err == nil || apierrors.IsAlreadyExists(err):

@@ -25,13 +25,13 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// told returns the Events of an egress in their order, as "type reason note".
-func (c *cluster) told(name string) []string {
+// eventsOf returns the Events of an egress in their order, as "type reason note".
+func (c *cluster) eventsOf(name string) []string {
 	c.Helper()
-	return c.toldOf(string(c.getEgress(name).UID), "Egress", name)
+	return c.eventsAbout(string(c.getEgress(name).UID), "Egress", name)
 }
 
-func (c *cluster) toldOf(uid, kind, name string) []string {
+func (c *cluster) eventsAbout(uid, kind, name string) []string {
 	c.Helper()
 	l, err := c.core.EventsV1().Events(metav1.NamespaceDefault).List(c.Context(), metav1.ListOptions{FieldSelector: "regarding.uid=" + uid})
 	if err != nil {
@@ -48,10 +48,10 @@ func (c *cluster) toldOf(uid, kind, name string) []string {
 	return out
 }
 
-func (c *cluster) wantTold(name string, want ...string) {
+func (c *cluster) wantEvents(name string, want ...string) {
 	c.Helper()
 	c.eventually(func() error {
-		if d := gocmp.Diff(want, c.told(name)); d != "" {
+		if d := gocmp.Diff(want, c.eventsOf(name)); d != "" {
 			return fmt.Errorf("events of %s (-want +got):\n%s", name, d)
 		}
 		return nil
@@ -67,7 +67,7 @@ func (c *cluster) history(name string) (due func() []string) {
 	if err != nil {
 		c.Fatal(err)
 	}
-	var old account
+	var old eventRecord
 	var out []string
 	return func() []string {
 		for idle := time.After(100 * time.Millisecond); ; {
@@ -77,8 +77,8 @@ func (c *cluster) history(name string) (due func() []string) {
 				if !ok {
 					c.Fatalf("watching: %+v", e)
 				}
-				now, warnings, _ := accountOf(readStatus(u), time.Unix(0, 0)) // nobody's patience has ended
-				for _, n := range now.since(old, warnings) {
+				now, warnings, _ := eventRecordOf(readStatus(u), time.Unix(0, 0)) // no IP has been unassigned for maxUnassigned
+				for _, n := range now.changes(old, warnings) {
 					out = append(out, n.kind+" "+n.reason+" "+n.note)
 				}
 				old = now
@@ -107,40 +107,40 @@ func testEvents(c *cluster) {
 	c.example()
 	c.own("10.10.0.11", "node-4")
 	want := []string{on + "node-4"}
-	c.wantTold("egress-prod-web", want...)
+	c.wantEvents("egress-prod-web", want...)
 	c.own("10.10.0.11", "node-6")
 	want = append(want, off+"node-4", on+"node-6")
-	c.wantTold("egress-prod-web", want...)
-	c.patch("Egress", "egress-prod-web", `{"spec":{"bandwidth":{"rate":"1M","burst":"1M"}}}`) // nothing that is told
+	c.wantEvents("egress-prod-web", want...)
+	c.patch("Egress", "egress-prod-web", `{"spec":{"bandwidth":{"rate":"1M","burst":"1M"}}}`) // nothing that has an Event
 	if _, err := c.etcd.Client().Delete(c.Context(), store.DefaultPrefix+"owners/10.10.0.11"); err != nil {
 		c.Fatal(err)
 	}
 	want = append(want, off+"node-6")
-	c.wantTold("egress-prod-web", want...)
+	c.wantEvents("egress-prod-web", want...)
 
 	// The API server is down: the IP moves twice, and the status catches up in one step.
 	c.own("10.10.0.11", "node-1")
 	want = append(want, on+"node-1")
-	c.wantTold("egress-prod-web", want...)
+	c.wantEvents("egress-prod-web", want...)
 	o.set(true)
 	c.own("10.10.0.11", "node-2")
 	time.Sleep(200 * time.Millisecond) // long enough for tries that fail
 	c.own("10.10.0.11", "node-3")
 	o.set(false)
 	c.wantStatus("egress-prod-web", "10.10.0.11 node-3 True Allocated True Assigned")
-	c.wantTold("egress-prod-web", append(want, off+"node-1", on+"node-3")...)
+	c.wantEvents("egress-prod-web", append(want, off+"node-1", on+"node-3")...)
 	want = append(want, off+"node-1", on+"node-3")
 
-	// A restart tells nothing; what happened meanwhile is told once.
+	// A restart makes no Event; what happened meanwhile has one.
 	stop()
 	stop = c.run(c.kube)
 	c.own("10.10.0.12", "node-6")
-	c.wantTold("egress-staging-web", "Normal IPAssigned 10.10.0.12 is on node node-6") // everything has been looked at
-	c.wantTold("egress-prod-web", want...)
+	c.wantEvents("egress-staging-web", "Normal IPAssigned 10.10.0.12 is on node node-6") // everything has been looked at
+	c.wantEvents("egress-prod-web", want...)
 	stop()
 	c.own("10.10.0.11", "node-4")
 	c.run(c.kube)
-	c.wantTold("egress-prod-web", append(want, off+"node-3", on+"node-4")...)
+	c.wantEvents("egress-prod-web", append(want, off+"node-3", on+"node-4")...)
 }
 
 func testEventsOfLeaders(c *cluster) {
@@ -170,7 +170,7 @@ func testEventsOfLeaders(c *cluster) {
 	if len(want) != 2*moves-1 || want[2*moves-2] != fmt.Sprint(on, "node-", moves-1) {
 		c.Errorf("the status went this way: %q", want)
 	}
-	c.wantTold("egress-prod-web", want...)
+	c.wantEvents("egress-prod-web", want...)
 }
 
 // deposeLeader removes the leader's key of the election. A leader finds out when it writes to etcd.
@@ -185,13 +185,13 @@ func (c *cluster) deposeLeader() {
 	}
 }
 
-// forgetful loses answers that the API server gave: those to every third write of a status or an Event.
-type forgetful struct {
+// lossy loses answers that the API server gave: those to every third write of a status or an Event.
+type lossy struct {
 	http.RoundTripper
 	writes atomic.Int64
 }
 
-func (f *forgetful) RoundTrip(r *http.Request) (*http.Response, error) {
+func (f *lossy) RoundTrip(r *http.Request) (*http.Response, error) {
 	resp, err := f.RoundTripper.RoundTrip(r)
 	if write := strings.HasSuffix(r.URL.Path, "/status") || r.Method == http.MethodPost; err == nil && write && f.writes.Add(1)%3 == 1 {
 		resp.Body.Close()
@@ -202,7 +202,7 @@ func (f *forgetful) RoundTrip(r *http.Request) (*http.Response, error) {
 
 func testLostAnswers(c *cluster) {
 	kube := rest.CopyConfig(c.kube)
-	kube.Wrap(func(next http.RoundTripper) http.RoundTripper { return &forgetful{RoundTripper: next} })
+	kube.Wrap(func(next http.RoundTripper) http.RoundTripper { return &lossy{RoundTripper: next} })
 	c.example()
 	due := c.history("egress-prod-web")
 	c.run(kube)
@@ -216,13 +216,13 @@ func testLostAnswers(c *cluster) {
 	if len(want) != 19 {
 		c.Errorf("the status went this way: %q", want)
 	}
-	c.wantTold("egress-prod-web", want...)
+	c.wantEvents("egress-prod-web", want...)
 }
 
 func testWarnings(c *cluster) {
 	c.run(c.kube)
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: a}, spec: {externalIPPool: p, appliedTo: {podSelector: {}}}}`)
-	c.wantTold("a", "Warning AllocationError pool p does not exist")
+	c.wantEvents("a", "Warning AllocationError pool p does not exist")
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {ipRanges: [{start: 10.10.0.11, end: 10.10.0.11}], nodeSelector: {}}}`)
 	c.wantStatus("a", "10.10.0.11  True Allocated False AssignmentError")
 	c.pod("prod", "x", "node-1", "10.244.1.1", "web")
@@ -230,23 +230,23 @@ func testWarnings(c *cluster) {
   spec: {externalIPPool: p, egressIP: 10.10.0.11, appliedTo: {podSelector: {}}}}`)
 	const conflict = "Warning Conflict 10.10.0.11 is in use by egress a; pod prod/x is selected by egress a too, which comes first"
 	want := []string{"Warning AllocationError 10.10.0.11 is in use by egress a", conflict}
-	c.wantTold("b", want...)
+	c.wantEvents("b", want...)
 	c.pod("prod", "y", "node-1", "10.244.1.2", "web")
 	c.wantCondition("b", "Conflict DuplicateIP: 10.10.0.11 is in use by egress a; 2 pods, such as prod/x, are selected by egress a too, which comes first")
 	c.own("10.10.0.11", "node-1")
-	c.wantTold("a", "Warning AllocationError pool p does not exist", on+"node-1") // "a" has it, and the conflict is not its own
-	c.wantTold("b", want...)
+	c.wantEvents("a", "Warning AllocationError pool p does not exist", on+"node-1") // "a" has it, and the conflict is not its own
+	c.wantEvents("b", want...)
 
-	// Another cause is told, too, and the same one is not told again.
+	// Another cause has an Event, too, and the same one has no second.
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: c}, spec: {externalIPPool: late, egressIP: 10.10.9.9, appliedTo: {}}}`)
 	want = []string{"Warning AllocationError pool late does not exist"}
-	c.wantTold("c", want...)
+	c.wantEvents("c", want...)
 	c.pool("late", "10.10.8.1-10.10.8.9")
 	want = append(want, "Warning AllocationError egressIP 10.10.9.9 is not an address of pool late: want one of 10.10.8.1-10.10.8.9")
-	c.wantTold("c", want...)
+	c.wantEvents("c", want...)
 	c.patch("Egress", "c", `{"spec":{"bandwidth":{"rate":"1M","burst":"1M"}}}`)
 	c.wantCondition("c", "IPAllocated AllocationError: egressIP 10.10.9.9 is not an address of pool late: want one of 10.10.8.1-10.10.8.9")
-	c.wantTold("c", want...)
+	c.wantEvents("c", want...)
 }
 
 // testBothFamilies: each IP of an egress comes and goes by itself.
@@ -266,19 +266,19 @@ func testBothFamilies(c *cluster) {
 		})
 	}
 	c.own("fd00::11", "node-1")
-	c.wantTold("dual", on6+"node-1")
+	c.wantEvents("dual", on6+"node-1")
 	addresses(v1beta1.EgressAddress{IP: "10.10.0.11"}, v1beta1.EgressAddress{IP: "fd00::11", Node: "node-1"})
 	c.own("10.10.0.11", "node-1")
-	c.wantTold("dual", on6+"node-1", on+"node-1")
+	c.wantEvents("dual", on6+"node-1", on+"node-1")
 	c.own("fd00::11", "node-2")
 	want := []string{on6 + "node-1", on + "node-1", off6 + "node-1", on6 + "node-2"}
-	c.wantTold("dual", want...)
+	c.wantEvents("dual", want...)
 	addresses(v1beta1.EgressAddress{IP: "10.10.0.11", Node: "node-1"}, v1beta1.EgressAddress{IP: "fd00::11", Node: "node-2"})
 	uid := string(c.getEgress("dual").UID)
 	c.remove("Egress", "dual")
 	want = append(want, off+"node-1", off6+"node-2")
 	c.eventually(func() error {
-		if d := gocmp.Diff(want, c.toldOf(uid, "Egress", "dual")); d != "" {
+		if d := gocmp.Diff(want, c.eventsAbout(uid, "Egress", "dual")); d != "" {
 			return fmt.Errorf("events (-want +got):\n%s", d)
 		}
 		return nil
@@ -291,8 +291,8 @@ func testEventsOfTheDead(c *cluster) {
 	c.example()
 	c.own("10.10.0.11", "node-4")
 	c.own("10.10.0.12", "node-4")
-	c.wantTold("egress-prod-web", on+"node-4")
-	c.wantTold("egress-staging-web", "Normal IPAssigned 10.10.0.12 is on node node-4")
+	c.wantEvents("egress-prod-web", on+"node-4")
+	c.wantEvents("egress-staging-web", "Normal IPAssigned 10.10.0.12 is on node node-4")
 	stop()
 	old := map[string]string{}
 	for _, name := range []string{"egress-prod-web", "egress-staging-web"} {
@@ -300,11 +300,11 @@ func testEventsOfTheDead(c *cluster) {
 		c.remove("Egress", name)
 	}
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: egress-prod-web}, spec: {externalIPPool: external-ip-pool, appliedTo: {podSelector: {}}}}`)
-	for range 2 { // the second time it has been told
+	for range 2 { // the second time it has had its Event
 		stop = c.run(c.kube)
-		c.wantTold("egress-prod-web", on+"node-4")
+		c.wantEvents("egress-prod-web", on+"node-4")
 		c.eventually(func() error {
-			got := [][]string{c.toldOf(old["egress-prod-web"], "Egress", "egress-prod-web"), c.toldOf(old["egress-staging-web"], "Egress", "egress-staging-web")}
+			got := [][]string{c.eventsAbout(old["egress-prod-web"], "Egress", "egress-prod-web"), c.eventsAbout(old["egress-staging-web"], "Egress", "egress-staging-web")}
 			want := [][]string{{on + "node-4", off + "node-4"},
 				{"Normal IPAssigned 10.10.0.12 is on node node-4", "Normal IPUnassigned 10.10.0.12 is no longer on node node-4"}}
 			if d := gocmp.Diff(want, got); d != "" {
@@ -334,10 +334,10 @@ func testKilledLeader(c *cluster) {
 	c.own("10.10.0.11", "node-4")
 	c.wantStatus("egress-prod-web", "10.10.0.11 node-4 True Allocated True Assigned")
 	stop()
-	c.wantTold("egress-prod-web")
+	c.wantEvents("egress-prod-web")
 	c.own("10.10.0.11", "node-6") // is not what the status says when the next one comes
 	c.run(c.kube)
-	c.wantTold("egress-prod-web", on+"node-4", off+"node-4", on+"node-6")
+	c.wantEvents("egress-prod-web", on+"node-4", off+"node-4", on+"node-6")
 }
 
 // testPoolWarning: a pool has no conditions.
@@ -354,7 +354,7 @@ func testPoolWarning(c *cluster) {
 	want := func(uid, name string, want ...string) {
 		c.Helper()
 		c.eventually(func() error {
-			if d := gocmp.Diff(want, c.toldOf(uid, "ExternalIPPool", name)); d != "" {
+			if d := gocmp.Diff(want, c.eventsAbout(uid, "ExternalIPPool", name)); d != "" {
 				return fmt.Errorf("events of pool %s (-want +got):\n%s", name, d)
 			}
 			return nil
@@ -380,27 +380,27 @@ func testPoolWarning(c *cluster) {
 func TestAnIPWithoutANodeIsAWarningAfterAWhile(t *testing.T) {
 	start := time.Unix(100, 0)
 	status := egressStatus(v1beta1.EgressStatus{}, verdict{addresses: []egress.Address{{IP: ip("10.0.0.9"), ID: 2}}}, clusterState{}, start)
-	for after, want := range map[time.Duration][]string{0: nil, patience - time.Second: nil, patience: {"AssignmentError"}} {
-		a, warnings, later := accountOf(status, start.Add(after))
-		if d := gocmp.Diff(want, a.Warnings); d != "" || later != max(patience-after, 0) {
+	for after, want := range map[time.Duration][]string{0: nil, maxUnassigned - time.Second: nil, maxUnassigned: {"AssignmentError"}} {
+		a, warnings, later := eventRecordOf(status, start.Add(after))
+		if d := gocmp.Diff(want, a.Warnings); d != "" || later != max(maxUnassigned-after, 0) {
 			t.Errorf("after %v, to look again after %v (-want +got):\n%s", after, later, d)
 		}
-		for _, n := range a.since(account{}, warnings) {
+		for _, n := range a.changes(eventRecord{}, warnings) {
 			if n.note != "no node with a live agent has 10.0.0.9 on an interface" {
 				t.Errorf("note %q", n.note)
 			}
 		}
 	}
 	failed := egressStatus(v1beta1.EgressStatus{}, verdict{err: errors.New("no pool")}, clusterState{}, start)
-	if a, _, _ := accountOf(failed, start.Add(patience)); !slices.Equal(a.Warnings, []string{"AllocationError: no pool"}) {
+	if a, _, _ := eventRecordOf(failed, start.Add(maxUnassigned)); !slices.Equal(a.Warnings, []string{"AllocationError: no pool"}) {
 		t.Errorf("an egress without an IP is warned of for %q", a.Warnings)
 	}
 }
 
 func TestEventsOfLongNamesAreWithinBounds(t *testing.T) {
-	d := diary{instance: strings.Repeat("i", 200)}
+	d := eventRecorder{instance: strings.Repeat("i", 200)}
 	about := corev1.ObjectReference{Name: strings.Repeat("a.", 126) + "a", UID: "0"}
-	n := news{corev1.EventTypeWarning, "AllocationError", "Allocate", "x" + strings.Repeat("é", 1000)}
+	n := eventText{corev1.EventTypeWarning, "AllocationError", "Allocate", "x" + strings.Repeat("é", 1000)}
 	e := d.event(about, n, "1", 0)
 	if len(e.Name) > 253 || strings.Contains(e.Name, "..") || len(e.Note) > 1024 || !utf8.ValidString(e.Note) || len(e.ReportingInstance) != 128 {
 		t.Errorf("Event %+v", e)

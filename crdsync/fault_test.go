@@ -80,7 +80,7 @@ func (c *cluster) loosen() (tighten func()) {
 	}
 }
 
-// wantAllocated waits until the condition IPAllocated of an egress is as told, and its message has all the parts.
+// wantAllocated waits until the condition IPAllocated of an egress is as given, and its message has all the parts.
 func (c *cluster) wantAllocated(name string, status metav1.ConditionStatus, parts ...string) {
 	c.Helper()
 	c.eventually(func() error {
@@ -190,9 +190,9 @@ func testSlipped(c *cluster) {
 			c.Fatal(err)
 		}
 		c.eventually(func() error {
-			told := c.toldOf(string(u.GetUID()), kind, name)
-			if len(told) != 1 || !strings.HasPrefix(told[0], "Warning "+reason) || !strings.Contains(told[0], says) {
-				return fmt.Errorf("%s %s: Events %q, want a Warning %s that says %q", kind, name, told, reason, says)
+			events := c.eventsAbout(string(u.GetUID()), kind, name)
+			if len(events) != 1 || !strings.HasPrefix(events[0], "Warning "+reason) || !strings.Contains(events[0], says) {
+				return fmt.Errorf("%s %s: Events %q, want a Warning %s that says %q", kind, name, events, reason, says)
 			}
 			return nil
 		})

@@ -24,10 +24,10 @@ const (
 	// renewed meanwhile, and they last 500 ms unless told otherwise. With 8 MB in use etcd said nothing for 0.3 s, with 32 MB for 0.8 s, on two cores with
 	// a load of 10 (BenchmarkDefragmentation).
 	maxAlone = 8 << 20
-	// patienceForRoom is how often it is looked until a person is called for: members drop history in their own time, and one may raise the
-	// alarm again that was just disarmed.
-	patienceForRoom = 3
-	// eventLife is how long the API server keeps an Event, unless told otherwise: then it is told again.
+	// maxStuck is how often etcd has to be found full, with nothing to give back, until the log calls for a person:
+	// members drop history in their own time, and one may raise the alarm again that was just disarmed.
+	maxStuck = 3
+	// eventLife is how long the API server keeps an Event by default: then it is made again.
 	eventLife = time.Hour
 )
 
@@ -38,18 +38,18 @@ type housekeeping struct {
 	compactAfter time.Duration     // how long etcd is to know what a key was; 0: that is up to others
 	defragment   bool
 	interval     time.Duration
-	// tell tells the users of the Kubernetes API, if not nil.
-	tell func(ctx context.Context, n news) error
-	log  *slog.Logger
+	// notify makes Events, if not nil.
+	notify func(ctx context.Context, n eventText) error
+	log    *slog.Logger
 	// now is time.Now but where a day is to pass within minutes, beside a real etcd.
 	now func() time.Time
 
 	// What follows belongs to the goroutine of run.
-	looked  time.Time // when the history was looked at last
-	dropped int64     // the last revision that was compacted
-	told    time.Time // when it was told last that etcd is full; zero: it is not
-	fault   string    // what was logged last
-	waited  int       // how often etcd was found full with nothing more to give back
+	noted    time.Time // when revision and time were noted last
+	dropped  int64     // the last revision that was compacted
+	notified time.Time // of the last Event that etcd is full; zero: it is not
+	fault    string    // what was logged last
+	stuck    int       // how often etcd was found full with nothing more to give back
 }
 
 // history is the record of when etcd had which revision: etcd itself does not know how old they are.
@@ -85,7 +85,7 @@ func (h history) with(now moment, compacted int64) history {
 	return out
 }
 
-// run keeps house until ctx ends. Nothing that fails ends it.
+// run looks once every interval until ctx ends. Nothing that fails ends it.
 func (h *housekeeping) run(ctx context.Context) error {
 	tick := time.NewTicker(h.interval)
 	defer tick.Stop()
@@ -116,23 +116,23 @@ func (h *housekeeping) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if space.NoSpace || !h.told.IsZero() {
-		if err := h.tellFull(ctx, space); err != nil {
+	if space.NoSpace || !h.notified.IsZero() {
+		if err := h.notifyFull(ctx, space); err != nil {
 			h.log.Warn("making an Event failed, will retry", "err", err)
 		}
 	}
 	if space.NoSpace {
-		return h.makeRoom(ctx, space)
+		return h.freeSpace(ctx, space)
 	}
-	h.waited = 0
+	h.stuck = 0
 	if h.lead == nil {
 		return nil // somebody else was faster, and what is left is a leader's
 	}
-	if h.compactAfter > 0 && h.now().Sub(h.looked) >= h.compactAfter/12 {
+	if h.compactAfter > 0 && h.now().Sub(h.noted) >= h.compactAfter/12 {
 		if err := h.compact(ctx, space.Revision); err != nil {
 			return err
 		}
-		h.looked = h.now()
+		h.noted = h.now()
 	}
 	if m := worst(space.Members, func(m store.Member) bool { return m.InUse < m.Size/2 && m.Size-m.InUse > minDefragment }); m != nil {
 		return h.defragmentOne(ctx, space, *m)
@@ -209,8 +209,9 @@ func (h *housekeeping) defragmentOne(ctx context.Context, space store.Space, m s
 	return nil
 }
 
-// makeRoom ends the alarm NOSPACE: it drops all history, defragments one member after another, and disarms once each is well below its quota.
-func (h *housekeeping) makeRoom(ctx context.Context, space store.Space) error {
+// freeSpace ends the alarm NOSPACE: it drops all history, defragments one member after another, and disarms once each
+// is well below its quota.
+func (h *housekeeping) freeSpace(ctx context.Context, space store.Space) error {
 	if h.compactAfter > 0 {
 		if _, err := h.store.Compact(ctx, space.Revision); err != nil {
 			return err
@@ -221,7 +222,7 @@ func (h *housekeeping) makeRoom(ctx context.Context, space store.Space) error {
 		if space, err = h.store.Space(ctx); err != nil {
 			return err
 		}
-		m := worst(space.Members, func(m store.Member) bool { return m.Size > roomy(m) && m.InUse < m.Size*3/4 })
+		m := worst(space.Members, func(m store.Member) bool { return m.Size > sizeToDisarm(m) && m.InUse < m.Size*3/4 })
 		if m == nil || !h.defragment {
 			break
 		}
@@ -237,8 +238,8 @@ func (h *housekeeping) makeRoom(ctx context.Context, space store.Space) error {
 		return fmt.Errorf("disarming NOSPACE: not all members of etcd are well: %w", space.Fault)
 	}
 	for _, m := range space.Members {
-		if m.Size > roomy(m) {
-			if h.waited++; h.waited == patienceForRoom {
+		if m.Size > sizeToDisarm(m) {
+			if h.stuck++; h.stuck == maxStuck {
 				h.log.Error("no room could be made in etcd: a person is needed", "found", m.String())
 			}
 			return nil
@@ -251,43 +252,43 @@ func (h *housekeeping) makeRoom(ctx context.Context, space store.Space) error {
 	return nil
 }
 
-// roomy is the size at which a member has room again. Where the quota is not known, as of an etcd before 3.6, it is taken to be the one that etcd
-// has unless told otherwise: where it is smaller, the alarm comes again with the first change.
-func roomy(m store.Member) int64 { return cmp.Or(m.Quota, defaultQuota) * 3 / 4 }
+// sizeToDisarm is the size of a member below which NOSPACE is disarmed. Where the quota is not known, as of an etcd
+// before 3.6, it is taken to be etcd's default: where it is smaller, the alarm comes again with the first change.
+func sizeToDisarm(m store.Member) int64 { return cmp.Or(m.Quota, defaultQuota) * 3 / 4 }
 
 const defaultQuota = 2 << 30
 
-// tellFull tells that etcd is full, once and every hour, and that it is not any more.
-func (h *housekeeping) tellFull(ctx context.Context, space store.Space) error {
+// notifyFull makes Events that etcd is full, once and every hour, and that it is not any more.
+func (h *housekeeping) notifyFull(ctx context.Context, space store.Space) error {
 	switch {
-	case h.tell == nil:
+	case h.notify == nil:
 		return nil
 	case !space.NoSpace:
-		h.told = time.Time{}
-		return h.tell(ctx, news{corev1.EventTypeNormal, "EtcdHasRoom", "MakeRoom", "etcd takes changes again"})
-	case time.Since(h.told) < eventLife:
+		h.notified = time.Time{}
+		return h.notify(ctx, eventText{corev1.EventTypeNormal, "EtcdHasRoom", "MakeRoom", "etcd takes changes again"})
+	case time.Since(h.notified) < eventLife:
 		return nil
 	}
 	note := "etcd is full (NOSPACE) and takes no changes: egress IPs stay where they are, no IP gets another node, no new pod is known"
 	for _, m := range space.Members {
 		note += "; " + m.String()
 	}
-	h.told = time.Now()
-	return h.tell(ctx, news{corev1.EventTypeWarning, "EtcdNoSpace", "MakeRoom", note})
+	h.notified = time.Now()
+	return h.notify(ctx, eventText{corev1.EventTypeWarning, "EtcdNoSpace", "MakeRoom", note})
 }
 
-// tellPools makes an Event of each pool.
-func (s *status) tellPools(ctx context.Context, n news) error {
+// createPoolEvents makes an Event of each pool.
+func (s *status) createPoolEvents(ctx context.Context, n eventText) error {
 	var errs []error
 	for _, o := range s.source.pools.GetIndexer().List() {
 		u := o.(*unstructured.Unstructured)
 		about := reference(item{poolKind, u.GetName()}, u.GetUID())
-		errs = append(errs, s.diary.make(ctx, s.diary.event(about, n, time.Now().UTC().Format(time.RFC3339), 0)))
+		errs = append(errs, s.recorder.create(ctx, s.recorder.event(about, n, time.Now().UTC().Format(time.RFC3339), 0)))
 	}
 	return errors.Join(errs...)
 }
 
-// rescue makes room while nobody leads: nobody can be elected in an etcd that takes no changes.
+// rescue frees space while nobody leads: nobody can be elected in an etcd that takes no changes.
 func (r *replica) rescue(ctx context.Context) error {
 	h := r.housekeeping(nil, nil)
 	tick := time.NewTicker(h.interval)
@@ -310,9 +311,9 @@ func (r *replica) rescue(ctx context.Context) error {
 	}
 }
 
-func (r *replica) housekeeping(lead *store.Leadership, tell func(context.Context, news) error) *housekeeping {
+func (r *replica) housekeeping(lead *store.Leadership, notify func(context.Context, eventText) error) *housekeeping {
 	return &housekeeping{
-		store: r.Store, lead: lead, compactAfter: r.CompactAfter, defragment: r.Defragment, tell: tell, log: r.Log,
+		store: r.Store, lead: lead, compactAfter: r.CompactAfter, defragment: r.Defragment, notify: notify, log: r.Log,
 		interval: cmp.Or(r.HousekeepingInterval, housekeepingInterval), now: time.Now,
 	}
 }

@@ -61,7 +61,8 @@ func (h *house) mustLook() {
 	}
 }
 
-// lookUntil looks again and again until the condition holds: the members of etcd do in their own time what they are told.
+// lookUntil looks again and again until the condition holds: the members of etcd do what they are asked in their own
+// time.
 func (h *house) lookUntil(condition func(store.Space) bool) (last store.Space) {
 	h.Helper()
 	for end := time.Now().Add(deadline); ; time.Sleep(h.interval) {
@@ -154,7 +155,7 @@ func TestHistoryOlderThanTheLimitIsDroppedWhoeverLeads(t *testing.T) {
 // newHouse2 returns the next leader's.
 func newHouse2(h *house) *house {
 	k := *h.housekeeping
-	k.looked, k.dropped = time.Time{}, 0
+	k.noted, k.dropped = time.Time{}, 0
 	return &house{TB: h.TB, housekeeping: &k, etcd: h.etcd, log: h.log}
 }
 
@@ -215,7 +216,7 @@ func TestARecordThatSomebodyElseWroteHoldsUpNoCompaction(t *testing.T) {
 			t.Fatal(err)
 		}
 		h.put(1, 10)
-		h.looked = time.Time{}
+		h.noted = time.Time{}
 		h.mustLook()
 		r, err := h.etcd.Get(t.Context(), store.DefaultPrefix+store.CompactionKey)
 		if err != nil || !strings.Contains(string(r.Kvs[0].Value), fmt.Sprint(time.Now().Year())) {
@@ -224,7 +225,7 @@ func TestARecordThatSomebodyElseWroteHoldsUpNoCompaction(t *testing.T) {
 	}
 }
 
-func TestWhoDoesNotLeadDoesNothingOnceThereIsRoom(t *testing.T) {
+func TestWhoDoesNotLeadDoesNothingOnceThereIsSpace(t *testing.T) {
 	s := etcdtest.New(t)
 	h := newHouse(t, s.Client(), s.Endpoint())
 	h.lead = nil
@@ -261,13 +262,13 @@ func TestTheLeaderOfEtcdIsDefragmentedLast(t *testing.T) {
 	}
 }
 
-func TestAFullEtcdIsGivenRoom(t *testing.T) {
+func TestSpaceIsFreedInAFullEtcd(t *testing.T) {
 	for _, members := range []int{1, 3} {
 		t.Run(fmt.Sprint(members, " members"), func(t *testing.T) {
 			c := etcdtest.NewCluster(t, members, tiny)
 			h := newHouse(t, c.Member(0).Client(), c.Endpoints()...)
-			var told []string
-			h.tell = func(_ context.Context, n news) error { told = append(told, n.kind+" "+n.reason); return nil }
+			var events []string
+			h.notify = func(_ context.Context, n eventText) error { events = append(events, n.kind+" "+n.reason); return nil }
 			h.mustLook()
 			fillEtcd(t, h.etcd, 1)
 			space := h.lookUntil(func(s store.Space) bool { return !s.NoSpace && s.Fault == nil })
@@ -278,8 +279,8 @@ func TestAFullEtcdIsGivenRoom(t *testing.T) {
 			}
 			h.put(1, 10)
 			h.mustLook()
-			if d := cmp.Diff([]string{"Warning EtcdNoSpace", "Normal EtcdHasRoom"}, told); d != "" {
-				t.Errorf("told (-want +got):\n%s", d)
+			if d := cmp.Diff([]string{"Warning EtcdNoSpace", "Normal EtcdHasRoom"}, events); d != "" {
+				t.Errorf("events (-want +got):\n%s", d)
 			}
 		})
 	}
@@ -289,7 +290,7 @@ func TestAFullEtcdThatHoldsTooMuchIsAPersonsToMend(t *testing.T) {
 	s := etcdtest.New(t, tiny)
 	h := newHouse(t, s.Client(), s.Endpoint())
 	fillEtcd(t, h.etcd, 100)
-	for range 2 * patienceForRoom {
+	for range 2 * maxStuck {
 		h.mustLook()
 		// How much a full etcd holds depends on how its writes came together: it may have room once it is defragmented, and others fill that, too.
 		if space, err := h.store.Space(t.Context()); err == nil && !space.NoSpace {
@@ -456,10 +457,10 @@ func testFullEtcd(c *cluster) {
 	}
 	raise(c, c.etcd.Client())
 	c.eventually(func() error {
-		told := strings.Join(c.toldOf(string(pool.GetUID()), "ExternalIPPool", "external-ip-pool"), "\n")
-		full, room := strings.Index(told, "Warning EtcdNoSpace"), strings.Index(told, "Normal EtcdHasRoom")
+		events := strings.Join(c.eventsAbout(string(pool.GetUID()), "ExternalIPPool", "external-ip-pool"), "\n")
+		full, room := strings.Index(events, "Warning EtcdNoSpace"), strings.Index(events, "Normal EtcdHasRoom")
 		if full < 0 || room < full {
-			return fmt.Errorf("events of the pool: %q, want that etcd was full, and then that it is not", told)
+			return fmt.Errorf("events of the pool: %q, want that etcd was full, and then that it is not", events)
 		}
 		return nil
 	})

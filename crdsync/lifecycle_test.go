@@ -42,8 +42,8 @@ func TestLifeCycle(t *testing.T) {
 		"an allocation survives a restore of etcd":                 testRestoredEtcd,
 		"an allocation survives an egress that has gone meanwhile": testRestoredOver,
 		"pools and egresses come in any order":                     testAnyOrder,
-		"what is left of IPs and nodes goes with them":             testRemains,
-		"what a former leader left behind is swept":                testSweep,
+		"what is left of IPs and nodes goes with them":             testDependents,
+		"what a former leader left behind is collected":            testGarbage,
 		"nothing is there that another test left":                  testLeftovers,
 		"a pod's event is one transaction, and no news is none":    testTransactions,
 		"a pod's event waits for no status of other egresses":      testOwnersLost,
@@ -289,7 +289,7 @@ func testRangeTakenAway(c *cluster) {
 	c.patchPool("p", "10.0.5.1-10.0.5.8", "10.0.5.9-10.0.5.9")
 	c.run(c.kube)
 	taken()
-	c.wantTold("a", "Warning AllocationError 10.0.0.1 was taken out of pool p while in use, and is kept: want its range back, or egressIP set to another address")
+	c.wantEvents("a", "Warning AllocationError 10.0.0.1 was taken out of pool p while in use, and is kept: want its range back, or egressIP set to another address")
 
 	c.patchPool("p", "10.0.5.1-10.0.5.9", "10.0.0.1-10.0.0.2")
 	c.wantStatus("a", "10.0.0.1  True Allocated False AssignmentError")

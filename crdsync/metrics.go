@@ -16,7 +16,7 @@ import (
 
 var passBuckets = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5, 5, 10}
 
-// What a replica tells of itself, and its leader of the whole.
+// The metrics of each replica, and those of the leader about the cluster.
 var (
 	metricLeader = monitor.Metric{Name: "egret_crdsync_leader", Type: monitor.Gauge,
 		Help: "1 for the replica that was elected, 0 for the others. What is said of pools, egresses and nodes, the leader says alone."}
@@ -49,7 +49,7 @@ var (
 		Help: "Ports of the egress IP that nodes have, or had and that rest, of 63488 that there are: docs/ports.md."}
 )
 
-// Metrics returns all that crdsync tells, in the order of the documentation.
+// Metrics returns all metrics of crdsync, in the order of the documentation.
 func Metrics() []monitor.Metric { return append(counted(), read()...) }
 
 // counted are those that a replica counts, read are those that are read when they are asked for.

@@ -90,12 +90,12 @@ func TestMetricsTellOfTheClusterWhileLeading(t *testing.T) {
 		"egret_crdsync_pass_duration_seconds_count 2\n", `egret_webhook_reviews_total{verdict="refused"} 0`,
 	} {
 		if !strings.Contains(got, want) {
-			t.Errorf("it is not told that %s", want)
+			t.Errorf("the metrics do not say that %s", want)
 		}
 	}
 	for _, not := range []string{`egret_egress_problem{egress="egress-0"`, `egret_egress_ports_given{egress_ip="10.1.0.3"}`} {
 		if strings.Contains(got, not) {
-			t.Errorf("it is told that %s", not)
+			t.Errorf("the metrics say that %s", not)
 		}
 	}
 	// Who does not lead knows nothing of the cluster: what it knew is old.

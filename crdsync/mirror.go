@@ -22,7 +22,7 @@ const (
 	maxBackoff = 5 * time.Second
 )
 
-// mirror writes what the Kubernetes API shows into etcd. Its methods are for one goroutine.
+// mirror is the reconciler: it writes into etcd what the Kubernetes API shows. Its methods are for one goroutine.
 type mirror struct {
 	source  *source
 	cache   *store.Cache
@@ -34,30 +34,30 @@ type mirror struct {
 	clusterCIDRs []netip.Prefix
 
 	// What was derived from source last, to be derived again where it is dirty.
-	objects   objects
-	nodes     map[string]egress.Node // of objects, by name
-	faults    map[string]error       // of reading objects
-	control   control                // as it is in etcd since the last pass that planned
-	selection *selection
-	overlaps  map[string]string          // of selection
-	told      map[string]string          // the overlaps that were published last
-	listed    map[string]map[string]bool // node -> the egresses of which the cache lists members there, under either key
-	reported  map[string]string          // faults that were logged
-	left      map[netip.Addr]bool        // IPs whose owners are gone since the last pass
-	sweep     func(control)              // called once, after the first pass
-	refused   refusals
-	blocks    blocks
-	metrics   *metrics // nil: nobody asks
-	pressure  pressure // of blocks
-	// pressed is the pressure that was published last.
-	pressed pressure
+	objects           objects
+	nodes             map[string]egress.Node // of objects, by name
+	faults            map[string]error       // of reading objects
+	control           control                // as it is in etcd since the last pass that planned
+	selection         *selection
+	overlaps          map[string]string          // of selection
+	publishedOverlaps map[string]string          // the overlaps that were published last
+	listed            map[string]map[string]bool // node -> the egresses of which the cache lists members there, under either key
+	reported          map[string]string          // faults that were logged
+	ownerless         map[netip.Addr]bool        // IPs whose owners are gone since the last pass
+	collect           func(control)              // called once, after the first pass
+	refused           refusals
+	blocks            blocks
+	metrics           *metrics // nil: nobody asks
+	pressure          pressure // of blocks
+	// publishedPressure is the pressure that was published last.
+	publishedPressure pressure
 }
 
-// begin makes the mirror ready for its first pass, which has to be one of all objects.
+// begin makes the mirror ready for its first pass, which has to compare all objects.
 func (m *mirror) begin() {
-	m.reported, m.left = map[string]string{}, map[netip.Addr]bool{}
+	m.reported, m.ownerless = map[string]string{}, map[netip.Addr]bool{}
 	m.blocks.begin(m.cache.Revision())
-	m.cache.TakeChanged() // of what changes from here on there is word; what is there now is listed
+	m.cache.TakeChanged() // what is there now is listed below, and what changes from here on comes with the next call
 	m.listed = listedMembers(m.cache)
 	m.blocks.read(m.cache, m.listed)
 }
@@ -112,8 +112,9 @@ func (m *mirror) run(ctx context.Context) error {
 	}
 }
 
-// pass compares what may have changed with what etcd shows, and writes the difference. It adds to w what it finds besides. What a pod's
-// event costs does not depend on how many egresses and pods there are: only its node is looked at.
+// pass compares what w says may have changed with what etcd shows, and writes the difference. It adds to w what else it
+// finds changed. The cost of a pod's event does not depend on how many egresses and pods there are: only its node is
+// compared.
 func (m *mirror) pass(ctx context.Context, w *work) error {
 	m.recordsChanged(w)
 	m.refused.begin(time.Now(), w)
@@ -142,16 +143,16 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 	if err != nil {
 		return err
 	}
-	to := &writer{mirror: m, c: c, have: have, held: map[string]bool{}}
+	to := &writer{mirror: m, c: c, have: have, blocked: map[string]bool{}}
 	// What has rested comes last: its history is put, and a full etcd, which refuses that, takes the other deletes.
-	if err := to.write(ctx, slices.Concat(puts, members, deletes, m.remains(c), m.blocks.rested(time.Now()))); err != nil {
+	if err := to.write(ctx, slices.Concat(puts, members, deletes, m.dependents(c), m.blocks.rested(time.Now()))); err != nil {
 		return err
 	}
-	if m.blocks.news {
-		m.pressure, m.blocks.news = m.blocks.pressure(), false
+	if m.blocks.shortChanged {
+		m.pressure, m.blocks.shortChanged = m.blocks.pressure(), false
 	}
-	told := maps.Equal(m.told, m.overlaps) && m.pressed.equal(m.pressure)
-	if w.records || !told {
+	unchanged := maps.Equal(m.publishedOverlaps, m.overlaps) && m.publishedPressure.equal(m.pressure)
+	if w.records || !unchanged {
 		c.verdicts = maps.Clone(c.verdicts) // the status may be reading what was published
 		for name, v := range c.verdicts {
 			v.overlap, v.ports = m.overlaps[name], m.pressure.egresses[name]
@@ -160,23 +161,23 @@ func (m *mirror) pass(ctx context.Context, w *work) error {
 		c.pressed = m.pressure.pools
 	}
 	if planned {
-		m.refused.say(c)
+		m.refused.addTo(c)
 	}
 	m.control = c
-	clear(m.left)
-	if m.sweep != nil {
-		m.sweep(c)
-		m.sweep = nil
+	clear(m.ownerless)
+	if m.collect != nil {
+		m.collect(c)
+		m.collect = nil
 	}
-	if w.records || w.cluster || !told {
-		m.told, m.pressed = m.overlaps, m.pressure
+	if w.records || w.cluster || !unchanged {
+		m.publishedOverlaps, m.publishedPressure = m.overlaps, m.pressure
 		m.publish(c)
 	}
 	return nil
 }
 
-// recordsChanged adds what changed in etcd since the last pass. A pass may have compared with a cache that did not show the last write
-// yet, and somebody else may have written: either is looked at again.
+// recordsChanged adds to w what changed in etcd since the last pass: its own writes, which its cache may not have shown
+// yet when it compared, and those of others.
 func (m *mirror) recordsChanged(w *work) {
 	m.blocks.renew(m.cache.Revision())
 	for _, key := range m.cache.TakeChanged() {
@@ -322,10 +323,10 @@ func (m *mirror) isListed(egressName string, p pod) bool {
 	return err == nil && slices.ContainsFunc(members.Pods, func(o egress.Member) bool { return o.Pod == p.name })
 }
 
-// tell logs which addresses and ports changed hands.
-func (m *mirror) tell(ops []store.Op, c control, have records) {
+// logChanges logs which addresses and ports changed hands.
+func (m *mirror) logChanges(ops []store.Op, c control, have records) {
 	for _, op := range ops {
-		if what, n := m.blocks.told(op); what != "" {
+		if what, n := m.blocks.logText(op); what != "" {
 			m.log.Info(what, "egress_ip", n.IP, "ports", fmt.Sprintf("%d-%d", n.First, n.Last()), "node", n.Node)
 		}
 		text, ok := strings.CutPrefix(op.Key, store.AllocationPrefix)

@@ -16,8 +16,9 @@ import (
 )
 
 const (
-	// blockRest is how long a freed block rests unless told otherwise: longer than a host outside remembers a connection that has ended (twice
-	// the maximum segment lifetime, RFC 9293; 60 s with Linux), and than the node goes by Members that it has from before.
+	// blockRest is how long a freed block rests by default: longer than a host outside keeps a connection that has
+	// ended (twice the maximum segment lifetime, RFC 9293; 60 s with Linux), and than the node goes by Members that it
+	// has from before.
 	blockRest = 2 * time.Minute
 	// maxBlocks is how many blocks of one IP a node has at a time. A third one is there while two have to drain.
 	maxBlocks = 3
@@ -88,7 +89,7 @@ func (b *blocks) divide(
 		}
 	}
 	if !maps.Equal(b.short[node], short) {
-		b.news = true
+		b.shortChanged = true
 		if b.short[node] = short; len(short) == 0 {
 			delete(b.short, node)
 		}
@@ -251,7 +252,7 @@ func sizeFor(ports int) int {
 
 // give finds a block for a node, of most ports, or of fewer where there is no such room, but of least. One that was the node's and rests it gets back.
 func (b *blocks) give(node string, p *portion, most, least int, now time.Time) (egress.Block, bool) {
-	r := b.room(p.ip)
+	r := b.freePorts(p.ip)
 	for size := most; size >= least; size /= 2 {
 		n := egress.Block{IP: p.ip, Size: size, Node: node, Egress: p.egress, Since: now}
 		for _, o := range p.rest {

@@ -27,22 +27,22 @@ func TestPorts(t *testing.T) {
 	kube := kubetest.New(t)
 	applyRBAC(t, kube)
 	for name, test := range map[string]func(*cluster){
-		"a node gets ports with its first pod, in one transaction":       testPortsGiven,
-		"a node without pods has no ports, once they have rested":        testPortsFreed,
-		"a node that gets pods again gets its own ports back":            testPortsBack,
-		"ports of an IP that is given to another egress rest":            testPortsOfAnotherEgress,
-		"an etcd whose roles are older remembers nothing of ports":       testPortsOfOlderRoles,
-		"a node whose object is deleted has no ports":                    testPortsOfGoneNode,
-		"an agent gets more ports, and fewer":                            testPortsAsked,
-		"an agent gives ports back, but not those that every node has":   testPortsGivenBack,
-		"a node that gets no ports is told of, and gets those that come": testPortsExhausted,
-		"static egress IPs have no blocks of ports":                      testPortsStatic,
-		"blocks are given, and taken away, by the option":                testPortsTurnedOff,
-		"a restart gives nobody other ports":                             testPortsRestart,
-		"whoever leads, no two nodes have a port":                        testPortsOfLeaders,
-		"records of blocks that were spoiled are mended":                 testPortsSpoiled,
-		"a pod's event is one transaction with its ports, too":           testPortsTransactions,
-		"an etcd that is restored has the ports of its nodes":            testPortsRestored,
+		"a node gets ports with its first pod, in one transaction":        testPortsGiven,
+		"a node without pods has no ports, once they have rested":         testPortsFreed,
+		"a node that gets pods again gets its own ports back":             testPortsBack,
+		"ports of an IP that is given to another egress rest":             testPortsOfAnotherEgress,
+		"an etcd whose roles are older remembers nothing of ports":        testPortsOfOlderRoles,
+		"a node whose object is deleted has no ports":                     testPortsOfGoneNode,
+		"an agent gets more ports, and fewer":                             testPortsAsked,
+		"an agent gives ports back, but not those that every node has":    testPortsGivenBack,
+		"a node that gets no ports is reported, and gets those that come": testPortsExhausted,
+		"static egress IPs have no blocks of ports":                       testPortsStatic,
+		"blocks are given, and taken away, by the option":                 testPortsTurnedOff,
+		"a restart gives nobody other ports":                              testPortsRestart,
+		"whoever leads, no two nodes have a port":                         testPortsOfLeaders,
+		"records of blocks that were spoiled are mended":                  testPortsSpoiled,
+		"a pod's event is one transaction with its ports, too":            testPortsTransactions,
+		"an etcd that is restored has the ports of its nodes":             testPortsRestored,
 	} {
 		t.Run(name, func(t *testing.T) { test(newCluster(t, kube)) })
 	}
@@ -327,9 +327,9 @@ func testPortsExhausted(c *cluster) {
 		c.Fatal(err)
 	}
 	c.eventually(func() error {
-		told := c.toldOf(string(pool.GetUID()), "ExternalIPPool", "p")
-		if len(told) != 1 || !strings.HasPrefix(told[0], "Warning PortsExhausted") || !strings.Contains(told[0], "10.10.0.1") {
-			return fmt.Errorf("Events of the pool: %q", told)
+		events := c.eventsAbout(string(pool.GetUID()), "ExternalIPPool", "p")
+		if len(events) != 1 || !strings.HasPrefix(events[0], "Warning PortsExhausted") || !strings.Contains(events[0], "10.10.0.1") {
+			return fmt.Errorf("Events of the pool: %q", events)
 		}
 		return nil
 	})

@@ -95,8 +95,8 @@ func (r *replica) campaign(ctx context.Context) (lead *store.Leadership, end fun
 	return lead, cancel, err
 }
 
-// cutOff returns when this leader has not read the Kubernetes API for readPatience, and others can.
-func (r *replica) cutOff(ctx context.Context, lead *store.Leadership) error {
+// partitioned returns when this leader has not read the Kubernetes API for readPatience, and others can.
+func (r *replica) partitioned(ctx context.Context, lead *store.Leadership) error {
 	return r.unread(ctx, cmp.Or(r.readPatience, readPatience), func() bool {
 		ctx, cancel := context.WithTimeout(ctx, reachTimeout)
 		defer cancel()

@@ -43,8 +43,8 @@ func (c *cluster) elected() (id string, revision int64) {
 	return string(r.Kvs[0].Value), r.Kvs[0].CreateRevision
 }
 
-// testCutOff: of two replicas the leader loses the API server, then the next one, too.
-func testCutOff(c *cluster) {
+// testPartitioned: of two replicas the leader loses the API server, then the next one, too.
+func testPartitioned(c *cluster) {
 	one := c.replica("one")
 	c.wantCandidates(1)
 	two := c.replica("two")

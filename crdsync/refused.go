@@ -15,13 +15,13 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// What etcd refuses for good is tried again all the same: its limits and roles are an operator's to change.
+// What etcd refuses for good is tried again all the same: an operator may change its limits and roles.
 const (
 	minRefused = time.Second
 	maxRefused = 5 * time.Minute
 )
 
-// refusal is a change that etcd refused for what it is.
+// refusal is a change that etcd refused for good (store.ErrRefused).
 type refusal struct {
 	value []byte
 	err   error
@@ -91,20 +91,20 @@ func (r *refusals) add(u unit, err error, now time.Time) time.Duration {
 	return f.wait
 }
 
-// remove forgets what was written.
+// remove drops the refusals of what was written.
 func (r *refusals) remove(u unit) {
 	for _, op := range u {
 		delete(r.byKey, op.Key)
 	}
 }
 
-// writer writes the units of one pass. What is refused is left out, and so are the changes that have to come after it, for one address must
-// never be two egresses': all others are written.
+// writer writes the units of one pass. It leaves out what is refused, and changes that have to come after that, so that
+// no address is two egresses'. All others are written.
 type writer struct {
 	*mirror
-	c    control
-	have records
-	held map[string]bool // addresses and egresses of which a change was left out
+	c       control
+	have    records
+	blocked map[string]bool // addresses and egresses of which a change was left out
 }
 
 // write writes the units, in order.
@@ -124,7 +124,7 @@ func (w *writer) commit(ctx context.Context, units []unit) error {
 	var free []unit
 	for _, u := range units {
 		if w.refused.waits(u) || w.waits(u) {
-			w.hold(u)
+			w.block(u)
 		} else {
 			free = append(free, u)
 		}
@@ -137,14 +137,14 @@ func (w *writer) commit(ctx context.Context, units []unit) error {
 	case err == nil:
 		w.blocks.committed(whole, revision)
 		w.refused.remove(whole)
-		w.tell(whole, w.c, w.have)
+		w.logChanges(whole, w.c, w.have)
 		return nil
 	case !errors.Is(err, store.ErrRefused), len(whole) == 1 && strings.HasPrefix(whole[0].Key, store.CounterPrefix): // nothing is given out that is not counted
 		return err
 	case len(free) == 1 && len(free[0].pairs()) == 1:
 		wait := w.refused.add(free[0], err, time.Now())
 		w.log.Warn("etcd refuses a change, all others go on; will retry", "err", fmt.Errorf("%s: %w", free[0][0].Key, err), "dur", wait)
-		w.hold(free[0])
+		w.block(free[0])
 		return nil
 	case len(free) == 1:
 		free = free[0].pairs()
@@ -179,14 +179,14 @@ func (u unit) pairs() (out []unit) {
 	return out
 }
 
-// waits reports whether a unit has to come after one that was left out.
+// waits reports whether a unit is about an address or egress of one that was left out.
 func (w *writer) waits(u unit) bool {
-	return len(w.held) > 0 && slices.ContainsFunc(w.concerns(u), func(what string) bool { return w.held[what] })
+	return len(w.blocked) > 0 && slices.ContainsFunc(w.concerns(u), func(what string) bool { return w.blocked[what] })
 }
 
-func (w *writer) hold(u unit) {
+func (w *writer) block(u unit) {
 	for _, what := range w.concerns(u) {
-		w.held[what] = true
+		w.blocked[what] = true
 	}
 }
 
@@ -226,8 +226,8 @@ func (w *writer) concerns(u unit) (out []string) {
 	return out
 }
 
-// say adds to c what was refused, for the status of the objects that it is about.
-func (r *refusals) say(c control) {
+// addTo adds the refusals to c, for the status of their objects.
+func (r *refusals) addTo(c control) {
 	for _, key := range slices.Sorted(maps.Keys(r.byKey)) {
 		err := fmt.Errorf("%s cannot be written: %w", key, r.byKey[key].err)
 		if name, ok := strings.CutPrefix(key, store.PoolPrefix); ok {

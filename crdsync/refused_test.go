@@ -60,9 +60,9 @@ func testTooLarge(c *cluster) {
 		c.Fatal(err)
 	}
 	c.eventually(func() error {
-		told := c.toldOf(string(u.GetUID()), "ExternalIPPool", "large")
-		if len(told) != 1 || !strings.Contains(told[0], "pools/large cannot be written") || !strings.Contains(told[0], "too large") {
-			return fmt.Errorf("told of the pool: %q", told)
+		events := c.eventsAbout(string(u.GetUID()), "ExternalIPPool", "large")
+		if len(events) != 1 || !strings.Contains(events[0], "pools/large cannot be written") || !strings.Contains(events[0], "too large") {
+			return fmt.Errorf("Events of the pool: %q", events)
 		}
 		return nil
 	})
@@ -88,12 +88,12 @@ func TestWhatHasToComeAfterARefusedChangeWaits(t *testing.T) {
 			"allocations/10.0.0.1": allocation(a, "one"), "egresses/one": egress.Policy{Addresses: []egress.Address{a}},
 			"egresses/two": egress.Policy{}, "egresses/three": egress.Policy{},
 		}},
-		have: records{policies: map[string]egress.Policy{"two": {Addresses: []egress.Address{b}}}},
-		held: map[string]bool{},
+		have:    records{policies: map[string]egress.Policy{"two": {Addresses: []egress.Address{b}}}},
+		blocked: map[string]bool{},
 	}
 	of := func(key string) unit { return unit{{Key: key}} }
-	w.hold(of("allocations/10.0.0.1"))
-	w.hold(of("egresses/two"))
+	w.block(of("allocations/10.0.0.1"))
+	w.block(of("egresses/two"))
 	for key, waits := range map[string]bool{
 		"egresses/one": true, "allocations/10.0.0.2": true, "egresses/three": false, "members/by-node/n/one": false, "pools/p": false,
 	} {

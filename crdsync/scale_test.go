@@ -578,7 +578,7 @@ func BenchmarkOwnersLost(b *testing.B) {
 		if err := <-done; err != nil {
 			b.Fatal(err)
 		}
-		b.ReportMetric(time.Since(began).Seconds(), "s-until-told")
+		b.ReportMetric(time.Since(began).Seconds(), "s-until-reported")
 		stop()
 	}
 	b.ReportMetric(0, "ns/op") // it says nothing that the others do not

@@ -20,7 +20,7 @@ type selector struct {
 	namespaces, pods labels.Selector
 }
 
-// pod is what matters of a pod that counts.
+// pod is what is used of a pod that an egress can select.
 type pod struct {
 	name      string // namespace/name
 	namespace string
@@ -31,8 +31,8 @@ type pod struct {
 	ending    bool // it is being deleted
 }
 
-// readPod returns what matters of a pod. ok is false for one that no egress is about: it shares its node's network, has no IP or no
-// node yet, or has ended. One that is being deleted counts until it has ended: it may still send.
+// readPod reads a pod. ok is false for one that no egress can select: it shares its node's network, has no IP or no
+// node yet, or has ended. One that is being deleted can be selected until it has ended: it may still send.
 func readPod(p *corev1.Pod) (out pod, ok bool) {
 	if p.Spec.HostNetwork || p.Spec.NodeName == "" || p.Status.Phase == corev1.PodSucceeded || p.Status.Phase == corev1.PodFailed {
 		return pod{}, false
@@ -85,8 +85,8 @@ type selection struct {
 	listed     func(egressName string, p pod) bool // whether etcd lists a pod as one of an egress
 	index      index                               // of the claimants, by their namespaceSelectors
 	candidates map[string]index                    // namespace -> those that may select pods of it, by their podSelectors; filled as needed
-	known      map[string]map[podFamily]known      // namespace -> what owner said, so that one pod's event looks at no other pod's egresses
-	losses     map[string]map[pair]loss            // node -> what is lost there; filled by group
+	known      map[string]map[podFamily]known      // namespace -> results of owner, so that a pod's event evaluates no egress for other pods
+	losses     map[string]map[pair]loss            // node -> pods there that several egresses select; filled by group
 }
 
 type podFamily struct {
@@ -94,7 +94,7 @@ type podFamily struct {
 	family family
 }
 
-// known is what owner said of a pod while it had these labels.
+// known is a result of owner, for a pod with these labels.
 type known struct {
 	labels map[string]string
 	owner  string
@@ -117,8 +117,9 @@ func newSelection(claimants []claimant, namespaces func(string) (labels.Set, boo
 	return s
 }
 
-// owner returns the egress that an IP of a pod belongs to: the first that selects the pod and takes IPs of the family; else
-// egress.Unselected. losers are the others that do so. While the pod's namespace is not seen, it is what etcd has; "" when it has nothing.
+// owner returns the egress that an IP of a pod belongs to: the first that selects the pod and takes IPs of the family;
+// else egress.Unselected. losers are the others that select it. While the namespace is not known, it is the egress that
+// etcd has for the pod; "" for none.
 func (s *selection) owner(p pod, f family) (name string, losers []string) {
 	if k, ok := s.known[p.namespace][podFamily{p.name, f}]; ok && maps.Equal(k.labels, p.labels) {
 		return k.owner, k.losers
@@ -152,7 +153,8 @@ func (s *selection) owner(p pod, f family) (name string, losers []string) {
 	return name, losers
 }
 
-// relabelled takes in the labels that a namespace has now, and returns the nodes of those of its pods that are another egress's by them.
+// relabelled takes in the labels that a namespace has now, and returns the nodes of its pods that get another egress by
+// them.
 func (s *selection) relabelled(namespace string, pods []pod) (nodes []string) {
 	before := s.known[namespace]
 	delete(s.known, namespace)

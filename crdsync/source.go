@@ -168,7 +168,7 @@ func object[T any](o any) *T {
 // object handles the events of a kind. An update that leaves the generation is one of the status: there is nothing to mirror.
 func (s *source) object(kind string) cache.ResourceEventHandler {
 	return handler(func(from, to *unstructured.Unstructured) {
-		for _, u := range []*unstructured.Unstructured{to, from} { // of one that is gone, it is told where its IPs were
+		for _, u := range []*unstructured.Unstructured{to, from} { // one that is gone has last Events
 			if u != nil {
 				s.status(kind, u.GetName())
 			}
@@ -185,7 +185,7 @@ func (s *source) namespaceChanged(from, to *corev1.Namespace) {
 	}
 }
 
-// nodeChanged leaves out that a kubelet is alive, which it says every few minutes, or seconds.
+// nodeChanged leaves out the heartbeats of kubelets, every few minutes or seconds.
 func (s *source) nodeChanged(from, to *corev1.Node) {
 	if from != nil && to != nil {
 		was, err1 := readNode(from, s.defaults)
@@ -314,7 +314,7 @@ func (s *source) objects() (o objects, faults map[string]error) {
 	return o, faults
 }
 
-// trim drops what nobody here reads: most of a pod and a node.
+// trim drops the fields that crdsync does not read: most of a pod and a node.
 func (d nodeDefaults) trim(o any) (any, error) {
 	switch o := o.(type) {
 	case *corev1.Pod:

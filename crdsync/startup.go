@@ -120,8 +120,8 @@ func (s *startup) ready(node string) bool {
 	return err == nil && a.Ready && !a.Restarting // one that cannot be read is reported by who reads them all
 }
 
-// takeOff takes the taint off one node, as the node is now, and leaves all others: the list is written as a whole, so who changed the node meanwhile
-// makes it fail.
+// takeOff takes the taint off one node, and leaves all others. The list of taints is written as a whole, on condition
+// that the node has not changed meanwhile.
 func (s *startup) takeOff(ctx context.Context, node string) error {
 	ctx, cancel := context.WithTimeout(ctx, nodeTimeout)
 	defer cancel()

@@ -36,7 +36,8 @@ const (
 	maxStatusBackoff = 5 * time.Second
 	statusTimeout    = 10 * time.Second
 	statusWorkers    = 4 // one slow answer does not hold up all others
-	// finishTimeout is how long a write that is under way goes on after the leadership: it may have been taken, and is to be told then.
+	// finishTimeout is how long a write that is under way goes on after the leadership: it may have been taken, and
+	// then has its Events.
 	finishTimeout = time.Second
 )
 
@@ -48,12 +49,12 @@ type item struct{ kind, name string }
 
 // status writes the status of the objects. What it writes follows from what publish was given last, and from etcd.
 type status struct {
-	dynamic dynamic.Interface
-	source  *source
-	cache   *store.Cache
-	diary   *diary
-	log     *slog.Logger
-	counts  *metrics // nil: nobody asks
+	dynamic  dynamic.Interface
+	source   *source
+	cache    *store.Cache
+	recorder *eventRecorder
+	log      *slog.Logger
+	counts   *metrics // nil: nobody asks
 
 	wake chan struct{} // capacity 1: something was published
 
@@ -87,7 +88,7 @@ func (s *status) begin(ctx context.Context) error {
 	}
 	s.written, s.decoded, s.wake = map[item]string{}, map[string]decoded{}, make(chan struct{}, 1)
 	s.verdicts, s.usage, s.faults, s.pressed, s.cluster = nil, nil, nil, nil, clusterState{}
-	return s.diary.begin(ctx)
+	return s.recorder.begin(ctx)
 }
 
 // run writes statuses from begin until ctx ends. Pools do not wait for egresses: there are few of them, and what they say is to be
@@ -113,7 +114,7 @@ func (s *status) run(ctx context.Context) error {
 	return ctx.Err()
 }
 
-// look makes the worker look at an object. It never blocks.
+// look queues an object for the workers. It never blocks.
 func (s *status) look(kind, name string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -122,7 +123,7 @@ func (s *status) look(kind, name string) {
 	}
 }
 
-// publish takes in what etcd was made to hold. It does not wait for anything: the pass that calls it has pods to write.
+// publish takes in what etcd has now. It does not wait for anything: the pass that calls it has pods to write.
 func (s *status) publish(c control) {
 	s.mu.Lock()
 	s.published = c
@@ -133,8 +134,9 @@ func (s *status) publish(c control) {
 	}
 }
 
-// compare has all objects looked at whose status is another now, whenever something was published, until ctx ends. With thousands of egresses
-// it takes a second of a processor, while an outage changes something every few milliseconds: it rests for as long as it took.
+// compare queues all objects whose status has to change, whenever something was published, until ctx ends. With
+// thousands of egresses that takes a second of a processor, and in an outage something changes every few milliseconds:
+// so it pauses for as long as it took.
 func (s *status) compare(ctx context.Context) {
 	for {
 		select {
@@ -165,8 +167,8 @@ func (s *status) compareAll() {
 	s.mu.Unlock()
 	s.lookAll(poolKind, s.source.pools, first)
 	s.lookAll(egressKind, s.source.egresses, first)
-	if first { // what became of those that the leader before told of
-		for _, it := range s.diary.items() {
+	if first { // objects that have records and are gone have last Events
+		for _, it := range s.recorder.items() {
 			s.look(it.kind, it.name)
 		}
 	}
@@ -175,7 +177,7 @@ func (s *status) compareAll() {
 func (s *status) lookAll(kind string, informer cache.SharedIndexInformer, always bool) {
 	for _, o := range informer.GetIndexer().List() {
 		u := o.(*unstructured.Unstructured)
-		if _, differs := s.desired(kind, u); always || differs || kind == poolKind && s.poolWarns(u.GetName()) {
+		if _, differs := s.desired(kind, u); always || differs || kind == poolKind && s.poolWarningsDiffer(u.GetName()) {
 			s.look(kind, u.GetName())
 		}
 	}
@@ -202,11 +204,11 @@ func (s *status) work(ctx context.Context, queue workqueue.TypedRateLimitingInte
 			queue.AddAfter(it, later)
 		}
 		return
-	case apierrors.IsInvalid(err): // the object is older than the schema, and it was said; a change of it is looked at at once
+	case apierrors.IsInvalid(err): // the object is older than the schema, and has an Event of that; a change of it is looked at at once
 		queue.Forget(it)
 		queue.AddAfter(it, resync)
 		return
-	case apierrors.IsNotFound(err): // it was deleted meanwhile, of which there will be word
+	case apierrors.IsNotFound(err): // it was deleted meanwhile: the informer will show that
 		queue.Forget(it)
 		return
 	case !apierrors.IsConflict(err): // a conflict is the cache being behind
@@ -215,7 +217,8 @@ func (s *status) work(ctx context.Context, queue workqueue.TypedRateLimitingInte
 	queue.AddRateLimited(it)
 }
 
-// write tells what changed of an object and makes its status what it has to be. later is when to look again, 0: when something changed.
+// write makes the Events of what changed of an object, and its status what it has to be. later is when to look again,
+// 0: when something changed.
 func (s *status) write(ctx context.Context, it item) (later time.Duration, err error) {
 	u, ok := stored(s.informer(it.kind), it.name)
 	s.mu.Lock()
@@ -225,20 +228,20 @@ func (s *status) write(ctx context.Context, it item) (later time.Duration, err e
 			delete(s.decoded, it.name)
 		}
 		s.mu.Unlock()
-		return 0, s.diary.close(ctx, it)
+		return 0, s.recorder.recordDeleted(ctx, it)
 	}
 	behind := s.written[it] == u.GetResourceVersion()
 	s.mu.Unlock()
-	if behind { // there will be word of the newer one
+	if behind { // the informer will show the newer one
 		return 0, nil
 	}
-	// A status that was written by a leader which died then, or the answer to which got lost, is told before the next is written.
-	if later, err = s.tell(ctx, it, u); err != nil {
+	// A status whose writer died then, or got no answer, has its Events before the next one is written.
+	if later, err = s.record(ctx, it, u); err != nil {
 		return 0, err
 	}
 	now, err := s.update(ctx, it.kind, u)
 	if apierrors.IsInvalid(err) {
-		err = errors.Join(err, s.diary.refused(ctx, u, it, err))
+		err = errors.Join(err, s.recorder.recordRefused(ctx, u, it, err))
 	}
 	if now == nil || err != nil {
 		return later, err
@@ -246,15 +249,15 @@ func (s *status) write(ctx context.Context, it item) (later time.Duration, err e
 	s.mu.Lock()
 	s.written[it] = u.GetResourceVersion()
 	s.mu.Unlock()
-	return s.tell(ctx, it, now)
+	return s.record(ctx, it, now)
 }
 
-// tell tells what an object says that was not told yet.
-func (s *status) tell(ctx context.Context, it item, u *unstructured.Unstructured) (later time.Duration, err error) {
-	var now account
-	var warnings map[string]news
+// record makes the Events that the status of an object, or the faults of a pool, have not had yet.
+func (s *status) record(ctx context.Context, it item, u *unstructured.Unstructured) (later time.Duration, err error) {
+	var now eventRecord
+	var warnings map[string]eventText
 	if it.kind == egressKind {
-		now, warnings, later = accountOf(readStatus(u), time.Now())
+		now, warnings, later = eventRecordOf(readStatus(u), time.Now())
 	} else {
 		var known bool
 		if warnings, known = s.poolWarnings(it.name); !known {
@@ -262,27 +265,27 @@ func (s *status) tell(ctx context.Context, it item, u *unstructured.Unstructured
 		}
 		now.Warnings = slices.Sorted(maps.Keys(warnings))
 	}
-	return later, s.diary.tell(ctx, u, it, now, warnings)
+	return later, s.recorder.record(ctx, u, it, now, warnings)
 }
 
 // poolWarnings returns what is wrong with a pool, which has no conditions that could say so. known is false before the first pass.
-func (s *status) poolWarnings(name string) (warnings map[string]news, known bool) {
+func (s *status) poolWarnings(name string) (warnings map[string]eventText, known bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
-	warnings = map[string]news{}
+	warnings = map[string]eventText{}
 	if err := s.faults["pool "+name]; err != nil {
-		warnings[line(err)] = news{corev1.EventTypeWarning, poolFault, "Allocate", line(err)}
+		warnings[line(err)] = eventText{corev1.EventTypeWarning, poolFault, "Allocate", line(err)}
 	}
-	if said := s.pressed[name]; said != "" { // which IPs it is about is no news
-		warnings[v1beta1.ReasonPortsExhausted] = news{corev1.EventTypeWarning, v1beta1.ReasonPortsExhausted, "Allocate", said}
+	if said := s.pressed[name]; said != "" { // other IPs are no new warning
+		warnings[v1beta1.ReasonPortsExhausted] = eventText{corev1.EventTypeWarning, v1beta1.ReasonPortsExhausted, "Allocate", said}
 	}
 	return warnings, s.verdicts != nil
 }
 
-// poolWarns reports whether what was told of a pool is another thing than is to be told.
-func (s *status) poolWarns(name string) bool {
+// poolWarningsDiffer reports whether the warnings in a pool's record are not those that it has.
+func (s *status) poolWarningsDiffer(name string) bool {
 	now, known := s.poolWarnings(name)
-	return known && !slices.Equal(slices.Sorted(maps.Keys(now)), s.diary.warned(item{poolKind, name}))
+	return known && !slices.Equal(slices.Sorted(maps.Keys(now)), s.recorder.warnings(item{poolKind, name}))
 }
 
 func (s *status) informer(kind string) cache.SharedIndexInformer {

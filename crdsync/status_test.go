@@ -159,7 +159,7 @@ func testDegraded(c *cluster) {
 	c.wantCondition("egress-prod-web", "Degraded ProgrammingError: node node-1: pods: "+unknown)
 	agent("node-1", nil)
 	c.wantCondition("egress-prod-web", "Degraded")
-	c.wantTold("egress-prod-web", on+"node-4", "Warning Degraded node node-4: nftables: refused; node node-4: routes: no")
+	c.wantEvents("egress-prod-web", on+"node-4", "Warning Degraded node node-4: nftables: refused; node node-4: routes: no")
 
 	dropped := map[netip.Addr]string{ip("10.10.0.11"): "chain x translates first"}
 	c.put("agents/node-1", egress.Agent{Node: "node-1", Address: ip("192.0.2.1"), Dropped: dropped})
@@ -206,8 +206,8 @@ func testReading(c *cluster) {
 	c.pool("six", "fd00::/112")
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: dual}, spec: {externalIPPools: [external-ip-pool, six], appliedTo: {}}}`)
 	c.wantStatus("dual", "10.10.0.13  True Allocated False AssignmentError")
-	c.wantTold("egress-prod-web", on+"node-4")
-	c.wantTold("twin", "Warning AllocationError 10.10.0.11 is in use by egress egress-prod-web",
+	c.wantEvents("egress-prod-web", on+"node-4")
+	c.wantEvents("twin", "Warning AllocationError 10.10.0.11 is in use by egress egress-prod-web",
 		"Warning Conflict 10.10.0.11 is in use by egress egress-prod-web; pod prod/a is selected by egress egress-prod-web too, which comes first")
 	for _, tt := range []struct {
 		args string
@@ -371,7 +371,7 @@ func testCauses(c *cluster) {
 	}
 }
 
-func TestWhatWasMirroredOfOneObjectIsNotSaidOfAnother(t *testing.T) {
+func TestWhatWasMirroredOfOneObjectIsNotReportedOfAnother(t *testing.T) {
 	s := &status{decoded: map[string]decoded{}, verdicts: map[string]verdict{"web": {name: "web", uid: "1", generation: 2, addresses: []egress.Address{{IP: ip("10.0.0.1"), ID: 1}}}}}
 	for name, tt := range map[string]struct {
 		uid        types.UID

@@ -19,7 +19,7 @@ const (
 	maxBytes = 1 << 20
 )
 
-// unit is changes that belong into one transaction.
+// unit is changes that have to be in one transaction.
 type unit []store.Op
 
 // order is the order in which kinds of keys are written. An address is taken before the egress has it, and an egress is there before
@@ -33,8 +33,9 @@ type view struct {
 	revision int64
 }
 
-// difference returns what makes the record of key that of value, nil: none. ok is false when there is nothing to do. Each change is
-// fenced by the record that the pass has seen: the error is store.ErrConflict when there is a later one already.
+// difference returns what makes the record of key that of value, nil: none. ok is false when there is nothing to do.
+// Each change requires the revision of the record that the pass has seen: the error is store.ErrConflict when there is
+// a later one already.
 func difference(cache view, key string, value any) (op store.Op, ok bool, err error) {
 	r, there := cache.Get(key)
 	op = store.Op{Key: key, Absent: !there, Revision: r.Revision}
@@ -72,9 +73,9 @@ func controlDifference(cache view, c control) (puts, deletes []unit, err error) 
 				continue
 			}
 			if op.Value != nil {
-				puts = append(puts, c.withRemains(op))
+				puts = append(puts, c.withDependents(op))
 			} else {
-				deletes = append(deletes, c.withRemains(op))
+				deletes = append(deletes, c.withDependents(op))
 			}
 		}
 	}

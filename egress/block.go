@@ -78,7 +78,7 @@ type BlockTenure struct {
 	Until  time.Time  `json:"until"` // Block.Freed
 }
 
-// Tenure returns what is to be remembered of a block: that of one in use has no end yet.
+// Tenure returns what the history is to have of a block: that of one in use has no end yet.
 func (b Block) Tenure() BlockTenure {
 	return BlockTenure{IP: b.IP, First: b.First, Size: b.Size, Node: b.Node, Egress: b.Egress, Since: b.Since, Until: b.Freed}
 }

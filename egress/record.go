@@ -123,8 +123,9 @@ type ServiceCIDR struct {
 	CIDRs []netip.Prefix `json:"cidrs"`
 }
 
-// PodRanges is pods/<node>: the addresses of the node's pods that are not of its PodCIDRs. It is there, and may be empty, for every
-// node without PodCIDRs. pods/- are the ranges that crdsync was told of, which hold for all nodes. Destinations in them are never SNATed.
+// PodRanges is pods/<node>: the addresses of the node's pods that are not of its PodCIDRs. It is there, and may be
+// empty, for every node without PodCIDRs. pods/- are the ranges of --cluster-cidrs of crdsync, which are of all nodes.
+// Destinations in them are never SNATed.
 type PodRanges struct {
 	Node string `json:"node"`
 	// CIDRs cover the addresses, and no others: what is beside a pod may be outside the cluster.
@@ -163,20 +164,21 @@ type Agent struct {
 	Exposed string `json:"exposed,omitempty"`
 	// Permit is how long the permits of the agent's kernel may be, P. Empty: an older agent does not say.
 	Permit Duration `json:"permit,omitempty"`
-	// Restarting is set by an agent that was told to stop and expects a successor, in the write that moves it to another lease. It is given no
-	// IP until the successor has taken over.
+	// Restarting is set by an agent that stops and expects a successor, in the write that moves it to another lease. It
+	// is given no IP until the successor has taken over.
 	Restarting bool `json:"restarting,omitempty"`
 	// Revocable says that the agent's permits end within one permit length of its last look at this record, whoever revokes its lease:
-	// peers may do that when the gossip reports it dead. An agent that is told to stop moves its keys to a lease that is not.
+	// peers may do that when the gossip reports it dead. An agent that stops moves its keys to a lease that is not.
 	Revocable bool `json:"revocable,omitempty"`
 	// Suspectable says that the agent ends a Suspicion against it before it takes etcd's answers for a yes. Without it, and Revocable, peers do not
 	// revoke its lease.
 	Suspectable bool `json:"suspectable,omitempty"`
 }
 
-// Suspicion is suspicions/<node>: a peer has heard by the gossip that the agent of the node is dead. An agent that lives ends it, by deleting the record,
-// before it takes any of etcd's answers for a yes. So while it stands the agent's permits end, at the latest P after it was written; and that it
-// stands is etcd's own word that the agent is dead, or cut off.
+// Suspicion is suspicions/<node>: a peer has heard by the gossip that the agent of the node is dead. An agent that
+// lives ends it, by deleting the record, before it takes any of etcd's answers for a yes. So while it stands the
+// agent's permits end, at the latest P after it was written. A suspicion that stays means that the agent is dead, or
+// partitioned from etcd.
 type Suspicion struct {
 	Node  string    `json:"node"`
 	Lease string    `json:"lease"` // the agent's
@@ -298,7 +300,8 @@ type Cordon struct {
 	Why   string    `json:"why,omitempty"`
 }
 
-// Act is acts/<when>-<what>-<whom>: a person did something with an egress command. It is written in the transaction that does it, and remembered for 90 days.
+// Act is acts/<when>-<what>-<whom>: a person did something with an egress command. It is written in the transaction
+// that does it, and kept for 90 days.
 type Act struct {
 	What Deed       `json:"what"`
 	IP   netip.Addr `json:"ip,omitzero"`    // it is about

@@ -35,7 +35,7 @@ type State int
 const (
 	Unknown State = iota // never heard of
 	Alive
-	Left // was told to stop
+	Left // stopped in order
 	Dead // stopped answering
 )
 
@@ -44,8 +44,8 @@ func (s State) String() string { return [...]string{"unknown", "alive", "left", 
 
 // Gossip is a member. It is safe for concurrent use.
 type Gossip struct {
-	cfg  Config
-	told chan struct{} // capacity 1: Set changed something
+	cfg      Config
+	peersSet chan struct{} // capacity 1: Set changed something
 
 	mu    sync.Mutex // guards what follows
 	self  netip.Addr
@@ -57,18 +57,19 @@ type Gossip struct {
 }
 
 type member struct {
-	state   State
-	node    memberlist.Node
-	goodbye bool // it said that it leaves
+	state State
+	node  memberlist.Node
+	left  bool // it said that it leaves
 }
 
 // New returns a member that is silent until Run.
 func New(cfg Config) *Gossip {
-	return &Gossip{cfg: cfg, told: make(chan struct{}, 1), known: map[string]member{}}
+	return &Gossip{cfg: cfg, peersSet: make(chan struct{}, 1), known: map[string]member{}}
 }
 
-// Set tells the node's own address, which is bound once, and the addresses of the peers by node. At those of nodes there may be members too, of whom
-// nobody knows, as when they have lost etcd and their leases: who begins calls them, ten times, some in the order in which nodes has them. It never blocks.
+// Set gives the node's own address, which is bound once, and the addresses of the peers by node. Members may also run
+// on other nodes, as when they have lost etcd and their leases: nodes has the addresses of all nodes, and after a start
+// some of them are joined, in its order, in ten attempts. Set never blocks.
 func (g *Gossip) Set(self netip.Addr, peers map[string]netip.Addr, nodes iter.Seq2[string, netip.Addr]) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -81,7 +82,7 @@ func (g *Gossip) Set(self netip.Addr, peers map[string]netip.Addr, nodes iter.Se
 	}
 	g.peers = maps.Clone(peers)
 	select {
-	case g.told <- struct{}{}:
+	case g.peersSet <- struct{}{}:
 	default:
 	}
 }
@@ -117,12 +118,14 @@ func (g *Gossip) Send(node string, message []byte) {
 	_ = list.SendBestEffort(&m.node, g.frame(message)) // as good as lost on the way
 }
 
-// frame puts the sender before a message. An empty message is a goodbye: memberlist does not tell its user a node that left from a dead one.
+// frame puts the sender before a message. An empty message says that the sender leaves: memberlist reports a node that
+// left as it does a dead one.
 func (g *Gossip) frame(message []byte) []byte {
 	return append(append([]byte(g.cfg.Node), 0), message...)
 }
 
-// rejoin is how often members that are not alive are called: they may be on their way up, or cut off, and nothing tells of either's end.
+// rejoin is how often members that are not alive are joined: they may be starting, or partitioned, and no event says
+// when that ends.
 const rejoin = time.Second
 
 // Run takes part until ctx ends, and then leaves: the others see Left, not Dead. A port that is taken, or an address that is not there
@@ -136,7 +139,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-g.told:
+		case <-g.peersSet:
 		case <-tick.C:
 		}
 		err := g.join(ctx)
@@ -149,7 +152,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 	}
 }
 
-// join starts to listen, and calls each peer that is not alive.
+// join starts to listen, and joins each peer that is not alive.
 func (g *Gossip) join(ctx context.Context) error {
 	g.mu.Lock()
 	self, list := g.self, g.list
@@ -158,7 +161,7 @@ func (g *Gossip) join(ctx context.Context) error {
 	if self.IsValid() && g.nodes != nil && g.calls < 10 {
 		g.calls++
 		for name, addr := range g.nodes { // one that answers knows the others
-			if len(all) == len(g.peers)+maxStrangers {
+			if len(all) == len(g.peers)+maxUnknown {
 				break
 			}
 			if _, known := all[name]; !known {
@@ -186,11 +189,11 @@ func (g *Gossip) join(ctx context.Context) error {
 		g.mu.Unlock()
 	}
 	var calls errgroup.Group
-	calls.SetLimit(maxStrangers) // one that is off takes a second
+	calls.SetLimit(maxUnknown) // one that is off takes a second
 	for _, peer := range missing {
 		if ctx.Err() == nil {
 			calls.Go(func() error {
-				_, err := list.Join([]string{peer}) // not up yet, or gone: called again
+				_, err := list.Join([]string{peer}) // not up yet, or gone: tried again
 				return err
 			})
 		}
@@ -199,12 +202,13 @@ func (g *Gossip) join(ctx context.Context) error {
 	return nil
 }
 
-// maxStrangers is how many nodes of which nobody knows whether they have a member are called at a time.
-const maxStrangers = 32
+// maxUnknown is how many nodes without a known member are joined in one attempt.
+const maxUnknown = 32
 
-// config is memberlist's for a LAN, tuned: a member that misses a probe (100 ms, asked by others too) is suspected for 100 ms, and then
-// dead: a third of a second after it died; the library's own for one machine take 4 to 8 s. Short probes cost packets only. That a busy machine is
-// held for dead now and then costs little: before anything follows from it, etcd is asked (egress.Suspicion). docs/failover.md has what was measured.
+// config is memberlist's for a LAN, tuned: a member that misses a probe (100 ms, asked by others too) is suspected for
+// 100 ms, and then dead: a third of a second after it died; the library's own for one machine take 4 to 8 s. Short
+// probes cost packets only. A busy machine is taken for dead now and then, which costs little: before anything follows
+// from it, etcd is asked (egress.Suspicion). docs/failover.md has what was measured.
 func (g *Gossip) config(self netip.Addr) *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.BindAddr, c.BindPort = g.cfg.Node, self.String(), g.cfg.Port
@@ -222,7 +226,7 @@ func (g *Gossip) config(self netip.Addr) *memberlist.Config {
 	return c
 }
 
-// leave says goodbye and stops.
+// leave sends each member that this one leaves, and stops.
 func (g *Gossip) leave() {
 	g.mu.Lock()
 	list := g.list
@@ -257,7 +261,7 @@ func (g *Gossip) set(n *memberlist.Node, s State) {
 	}
 	g.mu.Lock()
 	was := g.known[n.Name].state
-	if s == Dead && g.known[n.Name].goodbye {
+	if s == Dead && g.known[n.Name].left {
 		s = Left
 	}
 	g.known[n.Name] = member{state: s, node: *n}
@@ -291,7 +295,7 @@ func (d *delegate) NotifyMsg(b []byte) {
 	case ok && message == "":
 		d.mu.Lock()
 		m := d.known[from]
-		m.goodbye = true
+		m.left = true
 		d.known[from] = m
 		d.mu.Unlock()
 	case ok && d.cfg.Receive != nil:

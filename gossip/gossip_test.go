@@ -105,7 +105,7 @@ func TestDeathIsSeenByAllWithinASecondOrSo(t *testing.T) {
 	}
 }
 
-func TestMemberThatIsToldToStopHasLeftAndComesBack(t *testing.T) {
+func TestMemberThatStopsHasLeftAndComesBack(t *testing.T) {
 	all, stops := members(t, 3)
 	stops[0]()
 	for _, g := range all[1:] {

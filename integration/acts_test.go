@@ -8,8 +8,9 @@ import (
 	"time"
 )
 
-// What people do with commands is told by name: in the history of the IP, in the list of acts, and as Events, once, also after another leader took over.
-func TestWhoMovedPinnedAndCordonedIsTold(t *testing.T) {
+// What people do with commands is reported with their names: in the history of the IP, in the list of acts, and as
+// Events, once, also after another leader took over.
+func TestWhoMovedPinnedAndCordonedIsRecorded(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, _ := n.remote("acts", "10.10.0.52")
 	to := otherNode(gateway)
@@ -38,7 +39,7 @@ func TestWhoMovedPinnedAndCordonedIsTold(t *testing.T) {
 			t.Errorf("%q is none of the acts:\n%s", want, acts)
 		}
 	}
-	told := func() error {
+	reported := func() error {
 		events := kubectl(t, "get", "events", "-n", "default", "-o", `jsonpath={range .items[*]}{.reason} {.involvedObject.kind} {.involvedObject.name} {.message}{"\n"}{end}`)
 		for _, want := range []string{
 			fmt.Sprintf("MoveRequested Egress acts %s: a move to node %s was asked for by ", ip, to), fmt.Sprintf("IPPinned Egress acts %s: pinned to node %s by ", ip, to),
@@ -57,7 +58,7 @@ func TestWhoMovedPinnedAndCordonedIsTold(t *testing.T) {
 		}
 		return nil
 	}
-	eventually(t, 15*time.Second, told)
+	eventually(t, 15*time.Second, reported)
 	if err := cluster.Stop(t.Context(), "crdsync", ""); err != nil {
 		t.Fatal(err)
 	}
@@ -65,13 +66,13 @@ func TestWhoMovedPinnedAndCordonedIsTold(t *testing.T) {
 		t.Fatal(err)
 	}
 	egret(t, "move", ip.String(), "--to", gateway)
-	eventually(t, 20*time.Second, func() error { // the new leader has told of this one, and so of all before
+	eventually(t, 20*time.Second, func() error { // the new leader has made the Event of this one, and so of all before
 		if events := kubectl(t, "get", "events", "-n", "default"); !strings.Contains(events, fmt.Sprintf("a move to node %s was asked for", gateway)) {
-			return fmt.Errorf("the new leader has not told:\n%s", events)
+			return fmt.Errorf("the new leader has made no Event:\n%s", events)
 		}
 		return nil
 	})
-	if err := told(); err != nil {
+	if err := reported(); err != nil {
 		t.Error(err)
 	}
 }

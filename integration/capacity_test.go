@@ -12,8 +12,9 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// TestWhoWaitsForRoomIsWokenWhenThereIsSome gives the nodes room for one egress IP each, by the annotation, and has one IP more than that.
-func TestWhoWaitsForRoomIsWokenWhenThereIsSome(t *testing.T) {
+// TestAnIPWithoutCapacityIsClaimedWhenThereIsSome gives the nodes room for one egress IP each, by the annotation, and
+// has one IP more than that.
+func TestAnIPWithoutCapacityIsClaimedWhenThereIsSome(t *testing.T) {
 	const annotation = "node.antrea.io/max-egress-ips"
 	n := newNamespace(t)
 	room := func(ctx context.Context, node, value string) {
@@ -78,7 +79,7 @@ func TestWhoWaitsForRoomIsWokenWhenThereIsSome(t *testing.T) {
 	}
 	selected(t, pod, waits)
 
-	// What makes no sense is ignored, and told.
+	// What makes no sense is ignored, and reported.
 	room(t.Context(), "node-1", "=plenty")
 	eventually(t, 5*time.Second, func() error {
 		log, err := os.ReadFile(cluster.LogFile("crdsync"))

@@ -23,8 +23,8 @@ func full(t *testing.T, etcd *clientv3.Client) bool {
 	return slices.ContainsFunc(list.Alarms, func(a *pb.AlarmMember) bool { return a.Alarm == pb.AlarmType_NOSPACE })
 }
 
-// TestAFullEtcdStopsNoTrafficAndIsGivenRoomByCrdsync raises the alarm as etcd itself does, while no crdsync runs.
-func TestAFullEtcdStopsNoTrafficAndIsGivenRoomByCrdsync(t *testing.T) {
+// TestAFullEtcdStopsNoTrafficAndCrdsyncFreesSpace raises the alarm as etcd itself does, while no crdsync runs.
+func TestAFullEtcdStopsNoTrafficAndCrdsyncFreesSpace(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("full", "10.10.0.79")
 	etcd := etcdClient(t)

@@ -25,7 +25,7 @@ import (
 	"github.com/egret-project/egret/monitor"
 )
 
-// page is what a daemon tells at a time.
+// page is the metrics page of a daemon at a time.
 type page struct {
 	text     []byte
 	families map[string]*dto.MetricFamily
@@ -73,10 +73,10 @@ func scrape(t *testing.T, kind, name string, port int) page {
 // scraped is when a page was asked for last.
 var scraped time.Time
 
-// anew waits until no daemon tells what it gathered when it was asked last: pages are a second old at most.
+// anew waits until no daemon serves what it gathered when it was asked last: pages are a second old at most.
 func anew() { time.Sleep(time.Until(scraped.Add(1100 * time.Millisecond))) }
 
-// agents returns what the agents tell now.
+// agents returns the pages of the agents now.
 func agents(t *testing.T) map[string]page {
 	t.Helper()
 	anew()
@@ -149,7 +149,7 @@ func TestMetricsSayWhatPacketsSaid(t *testing.T) {
 	const size = 20 + 8 + 8 // IP, UDP, a number
 	arrived := float64(r.Sent - r.Lost)
 	if sent := grown(before, after, "egret_egress_sent_packets_total", label); sent < arrived || sent > float64(r.Sent) {
-		t.Errorf("%v packets sent are told, the probe sent %d and got %v answers", sent, r.Sent, arrived)
+		t.Errorf("%v packets sent are reported, the probe sent %d and got %v answers", sent, r.Sent, arrived)
 	}
 	is("packets received", grown(before, after, "egret_egress_received_packets_total", label), arrived)
 	answer := grown(before, after, "egret_egress_received_bytes_total", label) / arrived
@@ -253,7 +253,7 @@ func pageIsWell(t *testing.T, daemon string, list []monitor.Metric, pages ...pag
 			there[name] = true
 			known := slices.ContainsFunc(list, func(m monitor.Metric) bool { return m.Name == name })
 			if strings.HasPrefix(name, "egret_") && !known && name != "egret_build_info" {
-				t.Errorf("%s tells %s, which is not in docs/metrics.md", daemon, name)
+				t.Errorf("%s serves %s, which is not in docs/metrics.md", daemon, name)
 			}
 		}
 		var bad bytes.Buffer
@@ -265,7 +265,7 @@ func pageIsWell(t *testing.T, daemon string, list []monitor.Metric, pages ...pag
 	}
 	for _, m := range list {
 		if !there[m.Name] && !slices.Contains(sometimes, m.Name) {
-			t.Errorf("%s does not tell %s", daemon, m.Name)
+			t.Errorf("%s does not serve %s", daemon, m.Name)
 		}
 	}
 }

@@ -67,7 +67,7 @@ func fits(t *testing.T, pod, node string, overlay int, ips []netip.Addr) {
 	for i, ip := range ips {
 		leavesAs(t, pod, ip)
 		headers := 28 + 20*i
-		// The first packet too large tells the pod; what it has learnt is forgotten each time.
+		// The first packet too large is answered by its link's MTU; what the pod has learnt is flushed each time.
 		for _, size := range []int{overlay, overlay + 1, 1400} {
 			want := " 0% packet loss"
 			if size > overlay && owners[ip] != node {

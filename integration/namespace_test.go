@@ -182,7 +182,7 @@ func eventually(t *testing.T, limit time.Duration, f func() error) {
 		if time.Now().After(deadline) {
 			t.Fatalf("after %v: %v", limit, err)
 		}
-		time.Sleep(20 * time.Millisecond) // a poll from outside: what is awaited can be told by nobody
+		time.Sleep(20 * time.Millisecond) // a poll from outside: no event says when it is there
 	}
 }
 

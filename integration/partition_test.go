@@ -11,9 +11,10 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// TestOwnerCutOff cuts the owner of an IP off, and leaves it on the LAN, where it could answer: another node takes over, and the owner is
-// silent before that one speaks. One that has lost etcd tells its peers so, as long as they hear it: nobody waits for the end of its lease.
-func TestOwnerCutOff(t *testing.T) {
+// TestOwnerIsPartitioned partitions the owner of an IP, and leaves it on the LAN, where it could answer: another node
+// takes over, and the owner is silent before that one speaks. One that has lost etcd sends its peers word of that,
+// while they are reachable: nobody waits for the end of its lease.
+func TestOwnerIsPartitioned(t *testing.T) {
 	time.Sleep(4 * time.Second) // an agent that has had etcd for less than 3 s, as at its start, promises as if it had none
 	for _, tt := range []struct{ name, address, from string }{
 		{"from etcd", "10.10.0.19", "etcd"},

@@ -129,9 +129,9 @@ func unmoved(t *testing.T, ip netip.Addr, pod string, d time.Duration, f func())
 	}
 }
 
-// TestMovesTowardANodeWhoseAgentIsToldToStop stops the target's agent at every moment of a move, and keeps it away for a while: whether the IP
-// has moved or not, it is in service.
-func TestMovesTowardANodeWhoseAgentIsToldToStop(t *testing.T) {
+// TestMovesTowardANodeWhoseAgentStops stops the target's agent at every moment of a move, and keeps it away for a
+// while: whether the IP has moved or not, it is in service.
+func TestMovesTowardANodeWhoseAgentStops(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("stop-target", "10.10.0.86")
 	other := otherNode(gateway, otherNode(gateway))

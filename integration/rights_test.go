@@ -43,8 +43,8 @@ func TestAgentsHaveTheRightsOfTheirContainerAlone(t *testing.T) {
 	}
 }
 
-// A lab's etcd is plain, which agents and crdsync were told.
-func TestWhatInsecureAllowedIsSaid(t *testing.T) {
+// A lab's etcd is without TLS, and agents and crdsync have --insecure.
+func TestWhatInsecureAllowedIsReported(t *testing.T) {
 	etcd := etcdClient(t)
 	for _, node := range nodes() {
 		eventually(t, 10*time.Second, func() error { // another test may have stopped it
@@ -77,6 +77,6 @@ func TestWhatInsecureAllowedIsSaid(t *testing.T) {
 	defer cancel()
 	out, err = cluster.Exec(ctx, "node", "node-1", cluster.EgretPath(), "agent", "--node", "node-1", "--endpoints", cluster.AgentEndpoints())
 	if err == nil || !strings.Contains(fmt.Sprint(err, string(out)), "without TLS") {
-		t.Errorf("an agent that is not told --insecure: %v\n%s", err, out)
+		t.Errorf("an agent without --insecure: %v\n%s", err, out)
 	}
 }

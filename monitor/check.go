@@ -23,7 +23,7 @@ type checks struct {
 type check struct {
 	ask     func() error
 	mu      sync.Mutex // guards running
-	running *answer    // of a question that has no answer yet; nil: there is none
+	running *answer    // of the run that has not ended yet; nil: there is none
 }
 
 // answer is there when done is closed.
@@ -68,7 +68,7 @@ func (c *checks) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write([]byte(text)) // who asked has gone
 }
 
-// start asks, or returns the question that has no answer yet.
+// start begins to run the check, or returns the run that has not ended yet.
 func (k *check) start() *answer {
 	k.mu.Lock()
 	defer k.mu.Unlock()

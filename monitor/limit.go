@@ -6,8 +6,8 @@ import (
 	"sync"
 )
 
-// limit is a listener that keeps so many connections open, and no more: the oldest goes when another comes, so that whoever holds connections
-// keeps nobody else from being answered. It closes connections unread from where none may come.
+// limit is a listener with a bound on open connections: the oldest is closed when another comes, so that a client that
+// keeps many open does not block others. It closes connections from addresses that are not allowed, unread.
 type limit struct {
 	net.Listener
 	most int

@@ -8,8 +8,8 @@ import (
 	"time"
 )
 
-// LogLevel is the level from which on a daemon logs. It may be another for a while as the daemon runs; then it is again what it was at the start, so
-// that nobody leaves debug on.
+// LogLevel is the level from which on a daemon logs. It can be changed for a while as the daemon runs; then it is what
+// it was at the start again, so that debug is not left on.
 type LogLevel struct {
 	now   slog.LevelVar
 	start slog.Level

@@ -81,7 +81,7 @@ func (c *Counts) Describe(out chan<- *prometheus.Desc) {
 	c.all(func(v prometheus.Collector) { v.Describe(out) })
 }
 
-// Collect tells what was counted.
+// Collect sends what was counted.
 func (c *Counts) Collect(out chan<- prometheus.Metric) {
 	c.all(func(v prometheus.Collector) { v.Collect(out) })
 }

@@ -22,14 +22,14 @@ type page struct {
 	gatherer prometheus.Gatherer
 	log      *slog.Logger
 
-	turn chan struct{} // capacity 1: who has put something in owns what follows
-	body []byte        // never changed, only replaced: it may be on its way to several
-	at   time.Time
-	said string // the fault that was logged last
+	gathering chan struct{} // capacity 1: who has put something in owns what follows
+	body      []byte        // never changed, only replaced: it may be on its way to several
+	at        time.Time
+	said      string // the fault that was logged last
 }
 
 func newPage(g prometheus.Gatherer, log *slog.Logger) *page {
-	return &page{gatherer: g, log: log, turn: make(chan struct{}, 1)}
+	return &page{gatherer: g, log: log, gathering: make(chan struct{}, 1)}
 }
 
 // ServeHTTP answers in the text format of Prometheus, uncompressed: on a node, its processor is worth more than the bytes.
@@ -37,7 +37,7 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	wait := time.NewTimer(gatherTimeout)
 	defer wait.Stop()
 	select {
-	case p.turn <- struct{}{}:
+	case p.gathering <- struct{}{}:
 	case <-wait.C:
 		http.Error(w, "metrics are still being gathered for somebody else: ask again", http.StatusServiceUnavailable)
 		return
@@ -50,9 +50,9 @@ func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	_, _ = w.Write(body) // who asked has gone
 }
 
-// take returns the page, and ends the turn, also where gathering panics.
+// take returns the page, and takes its element out of gathering, also where the Gatherer panics.
 func (p *page) take() []byte {
-	defer func() { <-p.turn }()
+	defer func() { <-p.gathering }()
 	if p.body != nil && time.Since(p.at) < freshFor {
 		return p.body
 	}

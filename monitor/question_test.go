@@ -40,7 +40,7 @@ func askSocket(name, path string, as func(func())) (text string, err error) {
 	return string(b), err
 }
 
-func TestWhatIsKnownOfPodsIsToldToRootAlone(t *testing.T) {
+func TestPagesAboutPodsAreServedToRootAlone(t *testing.T) {
 	need.Root(t)
 	name := fmt.Sprintf("@egret/test-%d", os.Getpid())
 	l, err := net.Listen("unix", name)

@@ -8,18 +8,18 @@ import (
 // Version is that of the lines' schema. Fields may come without another one; one that goes, or means something else, makes it another.
 const Version = 1
 
-// Event says what a line tells.
+// Event is the kind of a line.
 type Event string
 
 // The events. The last three are of the log itself.
 const (
 	New   Event = "new"   // a connection began
 	Known Event = "known" // a connection was there when the log began, or was found after a loss: it began some time before
-	End   Event = "end"   // a connection ended, for the kernel: what a TCP connection leaves, or one without packets, is remembered for minutes
+	End   Event = "end"   // a connection ended, for the kernel: what a TCP connection leaves, or one without packets, stays in the table for minutes
 
 	Lost     Event = "lost"      // lines are missing
 	LogStart Event = "log_start" // an agent begins to write
-	LogStop  Event = "log_stop"  // it ends, as it was told to
+	LogStop  Event = "log_stop"  // it ends in order
 )
 
 // Line is a line of the log. Which fields are there depends on the Event; docs/natlog.md has them all.

@@ -25,7 +25,8 @@ const (
 	MaxUses = 1000
 	// lossNear is how far from the time in question a loss may have hidden what was asked for: after one the agent lists what there is within seconds.
 	lossNear = time.Minute
-	// heardLate is how late an agent may have heard of a connection: where nobody had the port at the time, who began so soon after it is told.
+	// heardLate is how late an agent may have heard of a connection: where nobody had the port at the time, connections
+	// that began so soon after it are returned.
 	heardLate = 500 * time.Millisecond
 )
 

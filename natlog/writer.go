@@ -140,7 +140,7 @@ func (w *Writer) Run() {
 	torn, said := false, ""
 	for range w.kick {
 		for {
-			batch, lines, told, closed := w.take(spare)
+			batch, lines, losses, closed := w.take(spare)
 			if len(batch) == 0 {
 				spare = batch[:0] // the former one is what is queued into now
 				if closed {
@@ -162,11 +162,11 @@ func (w *Writer) Run() {
 					said = err.Error()
 					w.Log.Warn("the log of connections cannot be written to, lines are lost; will retry", "err", err)
 				}
-				if untold := told[min(wrote, len(told)):]; len(untold) > 0 {
-					w.restore(untold)
-					wrote = len(told)
+				if unwritten := losses[min(wrote, len(losses)):]; len(unwritten) > 0 {
+					w.restore(unwritten)
+					wrote = len(losses)
 				}
-				w.Lose(LostWrite, len(told)+lines-wrote, time.Now())
+				w.Lose(LostWrite, len(losses)+lines-wrote, time.Now())
 				if closed {
 					return
 				}
@@ -180,14 +180,15 @@ func (w *Writer) Run() {
 	}
 }
 
-// told is a loss of which a line is about to be written.
-type told struct {
+// pendingLoss is a loss of which a line is about to be written.
+type pendingLoss struct {
 	Reason
 	loss
 }
 
-// take returns what is to be written next, and how many lines that are: first a line for each of the losses before it, which are told.
-func (w *Writer) take(spare []byte) (batch []byte, lines int, losses []told, closed bool) {
+// take returns what is to be written next, and how many lines that are: first a line for each of the losses before it,
+// which it returns, too.
+func (w *Writer) take(spare []byte) (batch []byte, lines int, losses []pendingLoss, closed bool) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	batch, lines = w.pending, w.lines
@@ -199,7 +200,7 @@ func (w *Writer) take(spare []byte) (batch []byte, lines int, losses []told, clo
 			continue
 		}
 		missing = appendLine(missing, &Line{Version: Version, Event: Lost, Time: time.Now(), Node: w.Node, Reason: r, Lost: l.n, Since: l.since})
-		losses = append(losses, told{r, l})
+		losses = append(losses, pendingLoss{r, l})
 		delete(w.lost, r)
 	}
 	if missing != nil {
@@ -208,8 +209,8 @@ func (w *Writer) take(spare []byte) (batch []byte, lines int, losses []told, clo
 	return batch, lines, losses, w.closed
 }
 
-// restore notes losses again that could not be told.
-func (w *Writer) restore(losses []told) {
+// restore notes losses again whose lines could not be written.
+func (w *Writer) restore(losses []pendingLoss) {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	for _, l := range losses {

@@ -86,7 +86,7 @@ func read(t *testing.T, log []byte) (began int, lost map[Reason]int) {
 	return began, lost
 }
 
-func TestAWriterThatHangsHoldsNobodyUpAndTellsWhatWasLost(t *testing.T) {
+func TestAWriterThatHangsDelaysNobodyAndReportsWhatWasLost(t *testing.T) {
 	g, c := newGate(), &counts{}
 	w := NewWriter(c.config(Config{Out: g, Node: "n1", queue: 100_000}))
 	go w.Run()
@@ -183,7 +183,7 @@ func TestALineThatIsCutOffIsLostOnce(t *testing.T) {
 	}
 }
 
-func TestALossThatCannotBeWrittenIsToldLater(t *testing.T) {
+func TestALossThatCannotBeWrittenIsReportedLater(t *testing.T) {
 	c := &counts{}
 	out := &failing{fails: 3}
 	w := NewWriter(c.config(Config{Out: out, Node: "n1", pause: time.Millisecond}))

@@ -49,7 +49,7 @@ func TestNoSourceNATOfOthersComesBeforeOurs(t *testing.T) {
 			}
 			for _, f := range bothSides {
 				ext.serve(f.server)
-				f.hold(t)
+				f.addEgressIP(t)
 				reach(t, tables, parseState(t, f.base()+fmt.Sprintf("pod %s 5\nnexthop 5 0x3fff\nhosted 5 %s 0x3fff\n", f.pod, f.egress)))
 				if err := tables.Permit([]Permit{{netip.MustParseAddr(f.egress), true}}, time.Hour); err != nil {
 					t.Fatal(err)
@@ -81,13 +81,13 @@ const kindnet = `table inet kindnet-ipmasq {
 }`
 
 // Who has a chain of NAT at the very first priority, and made it after ours, is called first. That is for a person to mend, who has to be told.
-func TestTheGuardTellsWhoseItDropped(t *testing.T) {
+func TestTheGuardReportsWhosePacketsItDropped(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
 			tables := open(t)
 			ext, p := outside(t), pod(t)
 			ext.serve(f.server)
-			f.hold(t)
+			f.addEgressIP(t)
 			reach(t, tables, parseState(t, f.base()+fmt.Sprintf("pod %s 5\nnexthop 5 0x3fff\nhosted 5 %s 0x3fff\n", f.pod, f.egress)))
 			if err := tables.Permit([]Permit{{netip.MustParseAddr(f.egress), true}}, time.Hour); err != nil {
 				t.Fatal(err)

@@ -12,14 +12,16 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// The node of a pod translates what the pod sends, to a port of a block that is the node's alone, whatever gateway it goes by. So a gateway
-// keeps no connections: what comes out of the overlay with one of its egress IPs leaves if the port is of a block of the node that sent it,
-// and what comes for an egress IP goes to the node that has the block of the port. Neither is seen by conntrack, and so by no NAT of anybody.
+// The node of a pod translates what the pod sends to the egress IP, and to a port of a block that is this node's alone,
+// whichever node is the gateway. So a gateway has no state of connections. A packet out of the overlay with one of its
+// egress IPs as the source leaves if the port is of a block of the node that sent it; a packet to an egress IP goes to
+// the node that has the block of the port. Both are notrack, so no NAT of another program sees them.
 
 // unitMask takes a port to the first of its unit. A block is a whole number of units, so that one lookup in a hash finds the block of a port.
 const unitMask = ^uint16(egress.MinBlock - 1)
 
-// portAt is where a kind of packets has the port, or what stands for one, that is of a block.
+// portAt is where a kind of packets has the port of the block, or what takes its place, as the identifier of an ICMP
+// echo.
 type portAt struct {
 	words  string
 	match  []expr.Any
@@ -27,7 +29,7 @@ type portAt struct {
 	offset uint32 // in the transport header, bytes
 }
 
-// way is that of a packet: from a pod, or to one.
+// way is the direction of a packet: from a pod, or to one.
 type way int
 
 const (
@@ -35,7 +37,7 @@ const (
 	returning
 )
 
-// portsAt returns where the ports are of packets of the family that go a way.
+// portsAt returns where packets of the family have the port, for one direction.
 func (f family) portsAt(w way) []portAt {
 	request, reply, errors, header, protocolAt := byte(8), byte(0), setOf(icmpType, []byte{3}, []byte{11}, []byte{12}), uint32(20), uint32(9)
 	name, errorNames := "icmp", "destination-unreachable, time-exceeded, parameter-problem"
@@ -83,7 +85,7 @@ func (p portAt) unit(f family, n uint32, side string) term {
 	}
 }
 
-// ofSender matches what is of a block of the node that has sent it.
+// ofSender matches a packet whose port is of a block of the node that has sent it.
 func (p portAt) ofSender(f family) term {
 	t := p.unit(f, 8, "saddr")
 	t.words += " ether saddr @origin" + f.digit
@@ -91,7 +93,7 @@ func (p portAt) ofSender(f family) term {
 	return t
 }
 
-// ofOther matches what is of a block of another node, and loads its PeerMark.
+// ofOther matches a packet whose port is of a block of another node, and loads that node's PeerMark.
 func (p portAt) ofOther(f family) term {
 	t := p.unit(f, 0, "daddr")
 	t.words += " map @port" + f.digit
@@ -108,14 +110,14 @@ func (f family) markOfSource(set string) term {
 // fromBlocks are the rules, before conntrack, for what comes out of the overlay.
 func fromBlocks(chain string) []rule {
 	return append([]rule{
-		// No node says how this one routes.
+		// A mark without IDBit would be one of this node's routing marks, which no other node may choose.
 		newRule(chain, markIs(egress.IDBit, 0), markIsNot(0), count(CounterSender), drop()),
 	}, perFamily(func(f family) rule {
 		return newRule(chain, ofFamily(f), enter("block_from"+f.digit))
 	})...)
 }
 
-// toBlocks are those for what comes from elsewhere.
+// toBlocks are the rules, before conntrack, for what comes by other links.
 func toBlocks(chain string) []rule {
 	return perFamily(func(f family) rule {
 		return newRule(chain, daddrIn(f, "hostedip"+f.digit), enter("block_back"+f.digit))
@@ -129,8 +131,9 @@ func nodeOfDestination(f family) term {
 		&expr.Byteorder{SourceRegister: reg, DestRegister: reg, Op: expr.ByteorderNtoh, Len: 4, Size: 4}, shiftLeft{bits: 16}, setMeta(expr.MetaKeyMARK))
 }
 
-// blockChains decide what passes a gateway without conntrack: block_from what comes out of the overlay with an egress IP, block_back what
-// comes for one from elsewhere. What block_back has no use for may be of a connection of this node.
+// blockChains decide what passes a gateway without conntrack: block_from sees what comes out of the overlay with an
+// egress IP, block_back what comes to one by another link. What block_back does not match may be of a connection of
+// this node.
 func blockChains() []chain {
 	var chains []chain
 	for _, f := range families {
@@ -150,7 +153,7 @@ func blockChains() []chain {
 			chain{name("pass"), hook{}, []rule{
 				newRule(name("pass"), f.markOfSource("id"), overLimit(markOfPacket, "bandwidth"), count(CounterBandwidth), drop()),
 				newRule(name("pass"), alive(), saddrIn(f, "permit"+f.digit), f.markOfSource("exit"), notrack(), accept()),
-				newRule(name("pass"), f.markOfSource("id"), remembered(markOfPacket)),
+				newRule(name("pass"), f.markOfSource("id"), addToGuarded(markOfPacket)),
 				newRule(name("pass"), count(CounterGuard), drop()),
 			}},
 			chain{name("back"), hook{}, returned})
@@ -158,8 +161,8 @@ func blockChains() []chain {
 	return chains
 }
 
-// toNodeChain numbers the node that a packet is for, on its way into the overlay, and says the id of what a pod of this node sends: where the
-// gateway has lost its tables, what has one goes nowhere.
+// toNodeChain sets the mark of a packet that enters the overlay: the index of the node that it is for and, for a packet
+// of a pod of this node, the id. At a gateway that has lost its tables, a packet with an id is routed nowhere.
 func toNodeChain() chain {
 	rules := append([]rule{newRule("to_node", direction("original", 0),
 		words("meta mark set ct mark map @gateway", loadCt(expr.CtKeyMARK), mapped("gateway"), setMeta(expr.MetaKeyMARK)), accept())},
@@ -174,7 +177,7 @@ func toNodeChain() chain {
 			rules = append(rules, newRule("to_node", t, accept()))
 		}
 	}
-	return chain{"to_node", hook{}, append(rules, newRule("to_node", setMark(0)))} // it is for nobody, whatever mark others have given to it
+	return chain{"to_node", hook{}, append(rules, newRule("to_node", setMark(0)))} // it is for no node, whatever mark others have given to it
 }
 
 // snatToRange translates to the ports that a map has for the connection's id. The rule ends where there are none, or for a protocol without ports.

@@ -36,7 +36,7 @@ func (b *blockSite) moveTo(gateway int) {
 }
 
 // A pod's own link may carry less than the overlay. Its node says so in the name of the egress IP.
-func TestByABlockAnswersTooLargeForThePodsLinkAreToldSo(t *testing.T) {
+func TestByABlockAnswersTooLargeForThePodsLinkGetAnICMPError(t *testing.T) {
 	for _, f := range blockSides() {
 		t.Run(f.pod, func(t *testing.T) {
 			b := newBlockSite(t, f)

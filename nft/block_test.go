@@ -158,7 +158,7 @@ func (b *blockSite) state(n int) State {
 		}
 	}
 	if n == b.gates {
-		s.NextHops[blockID], s.Gateways, s.OverlaySources, s.Fenced = egress.LocalMark, nil, nil, []netip.Addr{ip}
+		s.NextHops[blockID], s.Gateways, s.OverlaySources, s.AddressGuard = egress.LocalMark, nil, nil, []netip.Addr{ip}
 	}
 	if b.mangle != nil {
 		b.mangle(n, &s)
@@ -532,7 +532,7 @@ func TestANodeSendsWithItsOwnPortsOnly(t *testing.T) {
 			refuses("more than the limit", CounterBandwidth)
 			b.mangle = func(n int, s *State) {
 				if n == 3 {
-					s.Hosted, s.Ports, s.Fenced, s.NextHops, s.Gateways = nil, nil, nil, nil, nil
+					s.Hosted, s.Ports, s.AddressGuard, s.NextHops, s.Gateways = nil, nil, nil, nil, nil
 				}
 			}
 			b.reach()

@@ -59,7 +59,7 @@ func TestAConnectionThatLostItsMarkDoesNotLeave(t *testing.T) {
 			ext, p := outside(t), pod(t)
 			ext.serve(f.server, f.lan)
 			ext.run("ip route add " + f.pod + " via " + f.node) // so that an answer to the pod's own address comes back, and shows
-			f.hold(t)
+			f.addEgressIP(t)
 			reach(t, tables, parseState(t, f.base()+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
 			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
 				t.Fatal(err)
@@ -150,9 +150,9 @@ func TestAnOpenFlowDoesNotKeepAnEgressIPThatItsPodHasNoMore(t *testing.T) {
 			tables := open(t)
 			ext, p := outside(t), pod(t)
 			ext.serve(f.server)
-			f.hold(t)
+			f.addEgressIP(t)
 			other := sides{egress: []string{"10.10.0.9", "fd10::9"}[i]} // of id 6
-			other.hold(t)
+			other.addEgressIP(t)
 			hosted := f.base() + fmt.Sprintf("nexthop 5 0x3fff\nhosted 5 %s 0x3fff\nnexthop 6 0x3fff\nhosted 6 %s 0x3fff\n", f.egress, other.egress)
 			state := func(lines string) {
 				t.Helper()

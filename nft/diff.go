@@ -32,8 +32,9 @@ type Changes struct {
 // Empty reports whether there is nothing to write.
 func (c Changes) Empty() bool { return len(c.tables)+len(c.ops) == 0 }
 
-// String returns the transactions as the lines of a script for nft -f, in order; "" when it is empty. One rule, that on the target of
-// neighbor advertisements, nft prints like that but does not take. That sources are held no more is left out.
+// String returns the transactions as the lines of a script for nft -f, in order; "" when it is empty. One rule, that on
+// the target of neighbor advertisements, nft prints like that but does not take. The deletes of sources from the sets
+// of the first-packet delay are left out.
 func (c Changes) String() string {
 	var b strings.Builder
 	for _, o := range slices.Concat(c.tables, c.ops) {
@@ -78,7 +79,7 @@ func Diff(have Observed, want State) Changes {
 				maps.Copy(wanted, all[s.name])
 			}
 			if digit, ok := strings.CutPrefix(s.name, "known"); ok {
-				// Those pass the guard: none of them is selected, whatever is kept.
+				// An address in known passes, so it must not be a selected one that is kept.
 				maps.DeleteFunc(wanted, func(k, _ string) bool { _, selected := all["pod"+digit][k]; return selected })
 			}
 			after[i][s.name] = wanted
@@ -89,8 +90,8 @@ func Diff(have Observed, want State) Changes {
 				c.ops = append(c.ops, t.change(s, old.elements[s.name], wanted)...)
 			}
 		}
-		if t.family == nftables.TableFamilyINet && old.exists && want.Hold > 0 {
-			c.ops = append(c.ops, t.forget(old.elements, all)...)
+		if t.family == nftables.TableFamilyINet && old.exists && want.FirstPacketDelay > 0 {
+			c.ops = append(c.ops, t.deleteKnown(old.elements, all)...)
 		}
 	}
 	var inet map[string]elements
@@ -127,9 +128,9 @@ func (c *Changes) own(old observedTable, t table, socket uint32) (observedTable,
 	return old, t
 }
 
-// forget returns what takes the pods that are known from now on out of the sets of sources that were held: the next pod that gets the
-// address of one of them is to be held anew.
-func (t table) forget(have, want map[string]elements) []op {
+// deleteKnown returns what takes the pods that are known from now on out of the sets of sources that were delayed: the
+// next pod that gets the address of one of them is to be delayed, too.
+func (t table) deleteKnown(have, want map[string]elements) []op {
 	var ops []op
 	for _, f := range families {
 		known := []string{"pod" + f.digit, "known" + f.digit}

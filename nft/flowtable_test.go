@@ -25,7 +25,7 @@ func TestAFlowtableOfOthersTakesConnectionsPastThePermit(t *testing.T) {
 			tables := open(t)
 			f := bothSides[0]
 			ext, p := outside(t), pod(t)
-			f.hold(t)
+			f.addEgressIP(t)
 			ext.serve(f.server)
 			reach(t, tables, parseState(t, f.base()+fmt.Sprintf("pod %s 5\nnexthop 5 0x3fff\nhosted 5 %s 0x3fff\n", f.pod, f.egress)))
 			if err := tables.Permit([]Permit{{netip.MustParseAddr(f.egress), true}}, time.Hour); err != nil {

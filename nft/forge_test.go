@@ -303,8 +303,8 @@ func TestNobodySendsInTheNameOfAnEgressIP(t *testing.T) {
 				}
 			}
 			attempts(" of a node that does not hold the IP", ip.Is6()) // a process cannot bind to an IPv4 address of others
-			f.hold(t)
-			reach(t, tables, parseState(t, "except "+f.pods+"\npooled "+f.egress+"\nfenced "+f.egress))
+			f.addEgressIP(t)
+			reach(t, tables, parseState(t, "except "+f.pods+"\npooled "+f.egress+"\naddressguard "+f.egress))
 			if err := tables.Permit([]Permit{{ip, true}}, time.Hour); err != nil {
 				t.Fatal(err)
 			}
@@ -355,7 +355,7 @@ func TestTheEgressIPOffersNoNodePort(t *testing.T) {
 			nft(t, `table inet lb { chain pre { type nat hook prerouting priority -100; `+dnat+`; };
 				chain out { type nat hook output priority -100; `+dnat+`; };
 				chain post { type nat hook postrouting priority 100; ct status dnat masquerade; }; }`)
-			f.hold(t)
+			f.addEgressIP(t)
 			reach(t, tables, parseState(t, f.base()))
 			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
 				t.Fatal(err)

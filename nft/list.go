@@ -57,7 +57,7 @@ func knownRules(links map[string]Carrier) map[string]string {
 	}
 	slices.Sort(renewal.Lengths)
 	renewal.Lengths = slices.Compact(renewal.Lengths)
-	usual := State{Hold: 2 * time.Second, Renewal: renewal, Carriers: links, Peers: map[int]netip.Addr{1: {}}}
+	usual := State{FirstPacketDelay: 2 * time.Second, Renewal: renewal, Carriers: links, Peers: map[int]netip.Addr{1: {}}}
 	words := map[string]string{}
 	for _, s := range []State{{}, usual, {RandomPorts: true}, {OverlayMTU: 1450}, {OverlayMTU: 1430}, {OverlayMTU: 8950}} {
 		for _, t := range tables(s) {

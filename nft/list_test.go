@@ -10,7 +10,7 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-func TestListTellsWhatTheKernelHas(t *testing.T) {
+func TestListPrintsWhatTheKernelHas(t *testing.T) {
 	tables := openWithOverlay(t)
 	text := func(most int) string {
 		t.Helper()
@@ -28,7 +28,7 @@ func TestListTellsWhatTheKernelHas(t *testing.T) {
 		pods[netip.AddrFrom4([4]byte{10, 244, 0, i + 1})] = 7
 	}
 	ip := netip.MustParseAddr("10.10.0.11")
-	reach(t, tables, State{Pods: pods, Hosted: map[egress.ID]Hosted{7: {IP: ip, Mark: egress.LocalMark}}, Except: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, Hold: 2 * time.Second})
+	reach(t, tables, State{Pods: pods, Hosted: map[egress.ID]Hosted{7: {IP: ip, Mark: egress.LocalMark}}, Except: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}, FirstPacketDelay: 2 * time.Second})
 	if err := tables.Permit([]Permit{{IP: ip, Answer: true}}, 10*time.Second); err != nil {
 		t.Fatal(err)
 	}

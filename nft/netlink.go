@@ -54,7 +54,7 @@ func decode(b []byte) (attrs, error) {
 	return a, each(b, func(n uint16, b []byte) error { a[n] = b; return nil })
 }
 
-// each calls f for every attribute in b, with its type and data, until one is an error.
+// each calls f for every attribute in b, with its type and data, until f returns an error.
 func each(b []byte, f func(n uint16, b []byte) error) error {
 	d, err := netlink.NewAttributeDecoder(b)
 	if err != nil {

@@ -152,8 +152,8 @@ func parseState(t testing.TB, text string) State {
 				h.Limit = Limit{Rate: uint64(number(f[4])), Burst: uint64(number(f[5]))}
 			}
 			s.Hosted[egress.ID(number(f[1]))] = h
-		case "fenced": // address
-			s.Fenced = append(s.Fenced, addr(f[1]))
+		case "addressguard": // address
+			s.AddressGuard = append(s.AddressGuard, addr(f[1]))
 		case "except": // prefix
 			s.Except = append(s.Except, netip.MustParsePrefix(f[1]))
 		case "node": // address
@@ -164,12 +164,12 @@ func parseState(t testing.TB, text string) State {
 			s.PodCIDRs = append(s.PodCIDRs, netip.MustParsePrefix(f[1]))
 		case "random": // ports
 			s.RandomPorts = true
-		case "hold": // duration
+		case "delay": // duration
 			d, err := time.ParseDuration(f[1])
 			if err != nil {
 				t.Fatalf("state: %v", err)
 			}
-			s.Hold = d
+			s.FirstPacketDelay = d
 		case "carrier": // link MAC address...
 			mac, err := net.ParseMAC(f[2])
 			if err != nil {
@@ -226,7 +226,7 @@ func large(n int) State {
 	for i := range n {
 		id := egress.ID(i + 1)
 		s.Pods[pod], s.NextHops[id], s.Hosted[id] = id, egress.LocalMark, Hosted{IP: ip, Mark: egress.LocalMark}
-		s.Fenced = append(s.Fenced, ip)
+		s.AddressGuard = append(s.AddressGuard, ip)
 		// Every other address: ranges that cannot be merged.
 		s.Except = append(s.Except, netip.PrefixFrom(ip, 32))
 		pod, ip = pod.Next(), ip.Next().Next()
@@ -239,7 +239,7 @@ func TestEqualArgumentsGiveEqualChanges(t *testing.T) {
 	first := Diff(Observed{}, s)
 	for range 5 {
 		slices.Reverse(s.Except)
-		slices.Reverse(s.Fenced)
+		slices.Reverse(s.AddressGuard)
 		if diff := cmp.Diff(first.String(), Diff(Observed{}, s).String()); diff != "" {
 			t.Fatalf("Diff is not deterministic (-first +next):\n%s", diff)
 		}

@@ -100,7 +100,7 @@ func overlaySource(f family, side string, offset uint32) term {
 
 func toOverlay() term { return udpTo(egress.OverlayPort) }
 
-// tracked matches what was not told to pass conntrack by.
+// tracked matches what no notrack rule has excepted from conntrack.
 func tracked() term {
 	return words("ct state != untracked", loadCt(expr.CtKeySTATE), differs(native(expr.CtStateBitUNTRACKED)...))
 }
@@ -115,7 +115,7 @@ func ofProcess() term {
 	return words("meta skuid != 4294967295", loadMeta(expr.MetaKeySKUID), differs(native(0xffffffff)...))
 }
 
-// seen matches what is in a connection, or was told to be in none, before conntrack has its turn.
+// seen matches, before conntrack sees a packet, what is in a connection already, or is untracked.
 func seen() term {
 	return words("ct state != invalid", loadCt(expr.CtKeySTATE), differs(native(expr.CtStateBitINVALID)...))
 }

@@ -37,7 +37,7 @@ func TestOthersCanNeitherFlushNorChangeTheTables(t *testing.T) {
 	if !ok {
 		return
 	}
-	want := parseState(t, "mtu 1450\npod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff\nfenced 10.10.0.8")
+	want := parseState(t, "mtu 1450\npod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff\naddressguard 10.10.0.8")
 	reach(t, tables, want)
 	if err := tables.Permit([]Permit{{ip4, true}}, time.Hour); err != nil {
 		t.Fatal(err)
@@ -74,7 +74,7 @@ func TestTablesOfADeadAgentAreTakenOver(t *testing.T) {
 	if !ok {
 		return
 	}
-	want := parseState(t, "pod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff\nfenced 10.10.0.8")
+	want := parseState(t, "pod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff\naddressguard 10.10.0.8")
 	reach(t, tables, want)
 	if err := tables.Permit([]Permit{{ip4, true}}, time.Hour); err != nil {
 		t.Fatal(err)
@@ -117,7 +117,7 @@ func TestTablesOfADeadAgentThatHadOtherChainsAreMended(t *testing.T) {
 	if !ok {
 		return
 	}
-	want := parseState(t, "pod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff\nfenced 10.10.0.8")
+	want := parseState(t, "pod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff\naddressguard 10.10.0.8")
 	reach(t, tables, want)
 	before := blocks(list(t))
 	for _, was := range []string{
@@ -140,7 +140,7 @@ func TestTablesOfADeadAgentThatHadOtherChainsAreMended(t *testing.T) {
 // A version that owns its tables comes after one that does not, and goes before one.
 func TestAnUpgradeOwnsTheTablesAndADowngradeDoesNot(t *testing.T) {
 	netns.Enter(t)
-	want := parseState(t, "mtu 1450\npod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff 1250000 250000\nfenced 10.10.0.8\nexcept 10.244.0.0/16\nnode 10.10.0.102")
+	want := parseState(t, "mtu 1450\npod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff 1250000 250000\naddressguard 10.10.0.8\nexcept 10.244.0.0/16\nnode 10.10.0.102")
 	former := openHere(t, Config{Shared: true})
 	reach(t, former, want)
 	before := list(t)
@@ -172,7 +172,7 @@ func TestAnUpgradeOwnsTheTablesAndADowngradeDoesNot(t *testing.T) {
 	}
 }
 
-func TestTablesThatAnotherProgramOwnsAreSaid(t *testing.T) {
+func TestTablesThatAnotherProgramOwnsAreReported(t *testing.T) {
 	tables, ok := owned(t)
 	if !ok {
 		return
@@ -212,7 +212,7 @@ func testFlushes(t *testing.T, f sides, shared bool) {
 		}
 	}
 	ext, p := outside(t), pod(t)
-	f.hold(t)
+	f.addEgressIP(t)
 	var witness net.PacketConn
 	ext.do(func() (err error) {
 		witness, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "7003"))

@@ -23,7 +23,7 @@ func BenchmarkPacket(b *testing.B) {
 		for i := range pods - 1 {
 			id := egress.ID(i + 10)
 			s.Pods[pod], s.NextHops[id], s.Hosted[id] = id, s.NextHops[5], Hosted{IP: ip, Mark: s.Hosted[5].Mark}
-			s.Fenced = append(s.Fenced, ip)
+			s.AddressGuard = append(s.AddressGuard, ip)
 			pod, ip = pod.Next(), ip.Next()
 		}
 		return s
@@ -43,7 +43,7 @@ func BenchmarkPacket(b *testing.B) {
 			tables := open(b)
 			ext, p := outside(b), pod(b)
 			ext.serve(f.server)
-			f.hold(b)
+			f.addEgressIP(b)
 			reach(b, tables, tt.state)
 			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
 				b.Fatal(err)

@@ -251,11 +251,13 @@ func (f sides) egressIP() netip.Addr { return netip.MustParseAddr(f.egress) }
 // base are the lines of a State in which the hosts outside are reached with the egress IP, but for lan.
 func (f sides) base() string {
 	lan := netip.MustParseAddr(f.lan)
-	return fmt.Sprintf("except %s\nexcept %s\nfenced %s\n", f.pods, netip.PrefixFrom(lan, lan.BitLen()), f.egress)
+	return fmt.Sprintf("except %s\nexcept %s\naddressguard %s\n", f.pods, netip.PrefixFrom(lan, lan.BitLen()), f.egress)
 }
 
-// hold puts the egress IP on a link. The kernel answers neighbor solicitations for addresses of that link alone.
-func (f sides) hold(t testing.TB) { netns.Run(t, "ip addr add "+f.egress+" dev eth0 preferred_lft 0") }
+// addEgressIP puts the egress IP on a link. The kernel answers neighbor solicitations for addresses of that link alone.
+func (f sides) addEgressIP(t testing.TB) {
+	netns.Run(t, "ip addr add "+f.egress+" dev eth0 preferred_lft 0")
+}
 
 // The permit is the lock that also binds a frozen agent: without it, the node is silent about the address.
 func TestWithoutPermitNobodyAnswersForTheIP(t *testing.T) {
@@ -263,7 +265,7 @@ func TestWithoutPermitNobodyAnswersForTheIP(t *testing.T) {
 	ext := outside(t)
 	netns.Run(t, "ip addr add 10.10.0.8/32 dev lo")
 	netns.Run(t, "ip addr add fd10::8/128 dev eth0 nodad")
-	reach(t, tables, parseState(t, "fenced 10.10.0.8\nfenced fd10::8"))
+	reach(t, tables, parseState(t, "addressguard 10.10.0.8\naddressguard fd10::8"))
 
 	arping := func() bool { return ext.ok("arping -q -c1 -w1 -I eth0 10.10.0.8") }
 	ping6 := func() bool {
@@ -315,7 +317,7 @@ func TestARPIsAnsweredOnceWhateverTheSysctls(t *testing.T) {
 	netns.Run(t, "ip link set eth0 address 02:00:00:00:00:01")
 	netns.Run(t, "ip addr add 10.10.0.8/32 dev lo")
 	netns.Run(t, "ip addr add 10.10.0.9/32 dev lo")
-	state := parseState(t, "fenced 10.10.0.8\nfenced 10.10.0.9\ncarrier eth0 02:00:00:00:00:01 10.10.0.8")
+	state := parseState(t, "addressguard 10.10.0.8\naddressguard 10.10.0.9\ncarrier eth0 02:00:00:00:00:01 10.10.0.8")
 	reach(t, tables, state)
 	grant := func(ip string, answer bool, d time.Duration) {
 		t.Helper()
@@ -369,7 +371,7 @@ func testLocalGateway(t *testing.T, f sides) {
 	tables := open(t)
 	ext, p := outside(t), pod(t)
 	ext.serve(f.server, f.lan)
-	f.hold(t)
+	f.addEgressIP(t)
 	selected := f.base() + "pod " + f.pod + " 5\n"
 	hosted := selected + "nexthop 5 0x3fff\nhosted 5 " + f.egress + " 0x3fff\n"
 	grant := func() {
@@ -456,7 +458,7 @@ func TestSourcePortsStayOrAreRandom(t *testing.T) {
 					c.WriteTo([]byte(from.String()), from) // what is lost shows as no answer
 				}
 			}()
-			f.hold(t)
+			f.addEgressIP(t)
 			const connections = 20
 			// What is taken at random may be what it was.
 			for lines, most := range map[string]int{"": connections, "random\n": connections / 4} {
@@ -497,14 +499,14 @@ func TestSourcePortsStayOrAreRandom(t *testing.T) {
 	}
 }
 
-func TestTheFirstConnectionOfAnUnknownPodIsHeld(t *testing.T) {
-	const hold = 700 * time.Millisecond
+func TestTheFirstConnectionOfAnUnknownPodIsDelayed(t *testing.T) {
+	const delay = 700 * time.Millisecond
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
 			tables := open(t)
 			ext, p := outside(t), pod(t)
 			ext.serve(f.server, f.lan)
-			f.hold(t)
+			f.addEgressIP(t)
 			base := f.base() + fmt.Sprintf("podcidr %s\nhosted 5 %s 0x3fff\nnexthop 5 0x3fff\n", f.pods, f.egress)
 			with := func(lines string) {
 				t.Helper()
@@ -517,34 +519,34 @@ func TestTheFirstConnectionOfAnUnknownPodIsHeld(t *testing.T) {
 				t.Helper()
 				seen := p.seen
 				if want == "" {
-					seen = p.seenAtOnce // it is held for a moment only
+					seen = p.seenAtOnce // it is delayed for a moment only
 				}
 				if got := seen(to); got != want {
 					t.Errorf("%s: source %q, want %q", when, got, want)
 				}
 			}
-			with("hold 700ms\n")
+			with("delay 700ms\n")
 			began := time.Now()
 			counts(t, tables, CounterUnknown, func() { source(f.server, "", "unknown") })
 			source(f.lan, f.node, "unknown, to an excepted destination")
 			if !p.ok("ping -c1 -w5 " + f.gateway) {
 				t.Error("an unknown pod does not reach its node")
 			}
-			eventually(t, "an unknown pod is held for good", func() bool { return p.seenAtOnce(f.server) == f.node })
-			if took := time.Since(began); took < hold {
-				t.Errorf("held for %v, want %v", took, hold)
+			eventually(t, "an unknown pod is delayed for good", func() bool { return p.seenAtOnce(f.server) == f.node })
+			if took := time.Since(began); took < delay {
+				t.Errorf("delayed for %v, want %v", took, delay)
 			}
 			source(f.server, f.node, "once more")
 
-			with("hold 700ms\npod " + f.pod + " 5\n")
+			with("delay 700ms\npod " + f.pod + " 5\n")
 			source(f.server, f.egress, "selected")
-			with("hold 700ms\n") // it goes, and another pod gets its address
+			with("delay 700ms\n") // it goes, and another pod gets its address
 			source(f.server, "", "the next pod of the address")
-			with("hold 700ms\nknown " + f.pod + "\n")
+			with("delay 700ms\nknown " + f.pod + "\n")
 			source(f.server, f.node, "not selected")
-			with("hold 700ms\npod " + f.pod + " 5\n")
+			with("delay 700ms\npod " + f.pod + " 5\n")
 			source(f.server, f.egress, "selected after all")
-			with("hold 700ms\n")
+			with("delay 700ms\n")
 			source(f.server, "", "the third pod of the address")
 			with("")
 			source(f.server, f.node, "holding is off")
@@ -563,8 +565,8 @@ func TestTheEgressIPOffersNoService(t *testing.T) {
 				t.Fatal(err)
 			}
 			defer l.Close()
-			f.hold(t)
-			reach(t, tables, parseState(t, "fenced "+f.egress))
+			f.addEgressIP(t)
+			reach(t, tables, parseState(t, "addressguard "+f.egress))
 			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
 				t.Fatal(err)
 			}

@@ -18,13 +18,13 @@ import (
 
 // A pod's own link may carry less than the overlay: an answer that is too large for it is told so, in the name of the egress IP, or else
 // it never arrives.
-func TestAnswersTooLargeForThePodsLinkAreToldSo(t *testing.T) {
+func TestAnswersTooLargeForThePodsLinkGetAnICMPError(t *testing.T) {
 	t.Run("its own node is the gateway", func(t *testing.T) {
 		tables := open(t)
 		ext, p := outside(t), pod(t)
 		state := "mtu 1450\n"
 		for i, f := range bothSides {
-			f.hold(t)
+			f.addEgressIP(t)
 			state += f.base() + fmt.Sprintf("pod %s %d\nnexthop %[2]d 0x3fff\nhosted %[2]d %s 0x3fff\n", f.pod, 5+i, f.egress)
 		}
 		reach(t, tables, parseState(t, state))
@@ -201,7 +201,7 @@ func TestTheMSSFollowsThePodsLink(t *testing.T) {
 	ext, p := outside(t), pod(t)
 	netns.Run(t, fmt.Sprint("ip link set cni0 mtu ", podMTU)) // and the pod's end stays at 1500
 	for i, f := range bothSides {
-		f.hold(t)
+		f.addEgressIP(t)
 		id := 5 + i
 		reach(t, tables, parseState(t, f.base()+fmt.Sprintf("mtu 1450\npod %s %d\nnexthop %[2]d 0x3fff\nhosted %[2]d %s 0x3fff\n", f.pod, id, f.egress)))
 		if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {

@@ -20,10 +20,10 @@ import (
 // which would make everybody who reads the ruleset begin again: a frame of the agent's own, on `lo`, passes a rule that gives the element
 // its next end. How long that is, is a constant of the rule: there is one for each length.
 //
-// The kernel may look at a frame late, as when ksoftirqd has to wait for its turn, and the end counts from then. So a frame renews only with
-// a ticket: an element of the set `ticket`, which another frame has made, and which lives for Renewal.Window. The agent reads that the
-// ticket is there, then the clock, and then sends the frame: what that frame does it does within Window of the clock, or never, whoever is
-// frozen meanwhile.
+// The kernel may look at a frame late, as when ksoftirqd has to wait for its turn, and the end counts from then. So a
+// frame renews only with a ticket: an element of the set `ticket`, which another frame has made, and which lives for
+// Renewal.Window. The agent reads that the ticket is there, then the clock, and then sends the frame: that frame renews
+// within Window of the clock, or never, also when the process or the kernel is delayed meanwhile.
 
 // tick is the longest that a kernel's tick is (HZ=100). It keeps times in ticks, rounded down.
 const tick = 10 * time.Millisecond
@@ -34,8 +34,9 @@ type Renewal struct {
 	Lengths []time.Duration // what permits can be made to last, ascending
 }
 
-// NewRenewal returns what serves permits of a length, and those that end with a lease. Each of the two is taken in sixteenths: so much earlier
-// than they might the permits end. Permits that are too short for it are not renewed so.
+// NewRenewal returns a Renewal for permits of a length, and for those that end with a lease. Its lengths are the
+// sixteenths of both, so permits may end up to a sixteenth early. It is the zero Renewal where permits are too short
+// for it.
 func NewRenewal(permit, lease time.Duration) Renewal {
 	r := Renewal{Window: (permit / 20).Truncate(tick)} // half of the tenth that is left for writing
 	if r.Window < tick {
@@ -65,8 +66,8 @@ func (r Renewal) longest(d time.Duration) time.Duration {
 	return r.Lengths[i-1]
 }
 
-// The mark of a frame says what it is for: egress.RenewalMark; a bit, whether it renews, or makes a ticket; the time, in ticks; and the number
-// of the ticket. So the rules of a former agent, with other times, do nothing rather than something else.
+// The mark of a frame has egress.RenewalMark; a bit that says whether it renews or makes a ticket; the time, in ticks;
+// and the number of the ticket. So rules of a former agent, with other times, do not match it.
 const (
 	renews     egress.Mark = 1 << 23
 	lengthMask egress.Mark = 0x1fff << lengthBit
@@ -112,7 +113,7 @@ func ended() term {
 	return words("meta protocol != @alive", loadMeta(expr.MetaKeyPROTOCOL), notIn("alive"))
 }
 
-// renewed returns the table with what renews its permits.
+// renewed returns the table with the rules and sets that renew its permits.
 func (t table) renewed(r Renewal) table {
 	t.sets = append(t.sets,
 		set{name: "alive", key: protocol, flags: flagDynamic | flagTimeout, size: 16},
@@ -192,7 +193,7 @@ func (t *Tables) Renew(r Renewal, list []Permit, left func() (time.Duration, err
 	}
 	t.renew.Lock()
 	defer t.renew.Unlock()
-	// One ticket for each frame: its coming into being says that this frame has passed.
+	// One ticket for each frame: that it is there means that this frame was seen.
 	tickets := map[string]egress.Mark{}
 	for _, c := range clocks {
 		if _, ok := tickets[c.ether]; !ok {
@@ -299,7 +300,8 @@ func (f frames) send(ether string, m egress.Mark) error {
 // The protocols of the frames in IP: one for experiments (RFC 3692), and that of no next header (RFC 8200, section 4.7).
 const protocolOfFrames4, protocolOfFrames6 = 253, 59
 
-// packets are a packet of each protocol, which is for nobody: an ARP request of nobody, and IP headers without anything.
+// packets are a packet of each protocol that no host takes in: an ARP request without addresses, and IP headers without
+// payload.
 var packets = map[string][]byte{
 	etherARP:  append([]byte{0, 1, 8, 0, 6, 4, 0, 1}, make([]byte, 20)...),
 	etherIPv4: {0x45, 0, 0, 20, 0, 0, 0, 0, 1, protocolOfFrames4, 0xba, 0xeb, 127, 0, 0, 1, 127, 0, 0, 1},

@@ -71,7 +71,7 @@ func TestDamageByHandIsMended(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			tables := openShared(t)
-			want := parseState(t, "mtu 1450\nrenewal 500ms 10s\npod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff 1250000 250000\nfenced 10.10.0.8\nexcept 10.244.0.0/16\nnode 10.10.0.102")
+			want := parseState(t, "mtu 1450\nrenewal 500ms 10s\npod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff 1250000 250000\naddressguard 10.10.0.8\nexcept 10.244.0.0/16\nnode 10.10.0.102")
 			nft(t, foreign)
 			reach(t, tables, want)
 			permit := Permit{IP: netip.MustParseAddr("10.10.0.8"), Answer: true}

@@ -18,7 +18,7 @@ import (
 const (
 	CounterInvalid   = "invalid_dropped"   // of a selected pod, or from the overlay, in no connection that conntrack can place
 	CounterNoNextHop = "no_nexthop"        // of a selected pod whose egress IP lives nowhere now
-	CounterUnhosted  = "overlay_unhosted"  // from the overlay, for an egress IP that is not here
+	CounterUnhosted  = "overlay_unhosted"  // from the overlay, for an egress IP that is not this node's
 	CounterGuard     = "guard_dropped"     // about to leave with a source that is no permitted egress IP
 	CounterBandwidth = "bandwidth_dropped" // above the limit of its egress IP
 	CounterUnknown   = "unknown_held"      // the first of a source in the pod CIDRs of which it is not known yet whether it is selected
@@ -53,7 +53,7 @@ func tables(s State) []table {
 	for link, c := range s.Carriers {
 		macs[link] = c.MAC
 	}
-	shape := fmt.Sprint(s.Hold, s.OverlayMTU, s.RandomPorts, s.Renewal, macs, len(s.Peers) > 0)
+	shape := fmt.Sprint(s.FirstPacketDelay, s.OverlayMTU, s.RandomPorts, s.Renewal, macs, len(s.Peers) > 0)
 	built.Lock()
 	defer built.Unlock()
 	if all := built.tables[shape]; all != nil {
@@ -82,9 +82,9 @@ func inetTable(s State) table {
 		family: nftables.TableFamilyINet, name: egress.TableName,
 		counters: []string{CounterBandwidth, CounterForeign, CounterForged, CounterGuard, CounterInvalid, CounterNDP, CounterNoNextHop,
 			CounterSender, CounterService, CounterUnhosted, CounterUnknown, CounterUnmarked},
-		chains: slices.Concat(overlayChains(), blockChains(), steeringChains(s.Hold), []chain{toNodeChain()}),
+		chains: slices.Concat(overlayChains(), blockChains(), steeringChains(s.FirstPacketDelay), []chain{toNodeChain()}),
 	}
-	t.chains = append(t.chains, fenceChains()...)
+	t.chains = append(t.chains, addressGuardChains()...)
 	t.chains = append(t.chains, leavingChains(s)...)
 	t.chains = append(t.chains, hostChains()...)
 	for _, f := range families {
@@ -136,7 +136,7 @@ func perFamily(make func(f family) rule) []rule {
 }
 
 // steeringChains decide, after the Service DNAT (-100) and before the route lookup, whose a packet is and where it goes.
-func steeringChains(hold time.Duration) []chain {
+func steeringChains(delay time.Duration) []chain {
 	pre := func(terms ...term) rule { return newRule("prerouting", terms...) }
 	lost := ctState("invalid,untracked", expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED)
 	fresh := ctState("new", expr.CtStateBitNEW)
@@ -156,8 +156,8 @@ func steeringChains(hold time.Duration) []chain {
 		}},
 		{"classify", hook{}, slices.Concat(forged("classify"), notEgress("classify"), perFamily(func(f family) rule {
 			return newRule("classify", podMark(f, "ct mark", setCtMark()))
-		}), unknown(hold))},
-		{"hold", hook{}, holdRules(hold)},
+		}), unknown(delay))},
+		{"hold", hook{}, delayRules(delay)},
 		// A packet that conntrack cannot place, or is told not to, would leave without SNAT. The mark that is set is of no use: it
 		// is how a rule matches the keys of a map.
 		{"invalid", hook{}, slices.Concat(betweenNodes("invalid"), notEgress("invalid"), forged("invalid"), perFamily(func(f family) rule {
@@ -178,8 +178,8 @@ func steeringChains(hold time.Duration) []chain {
 		{"errors", hook{}, perFamily(func(f family) rule {
 			return newRule("errors", ctState("related", expr.CtStateBitRELATED), direction("original", 0), tagged(), errorAboutPod(f), enter("steer"))
 		})},
-		// What has passed once is never sent on that way again, and nothing else than egress connections passes: an answer to a connection
-		// that this node does not know, or not any more, has no id.
+		// What arrived by the overlay never leaves by the overlay, and must be of an egress connection: an answer to a
+		// connection that this node does not know, or not any more, has no id.
 		{"steer_passed", hook{}, append(perFamily(func(f family) rule {
 			return newRule("steer_passed", untracked(), saddrIn(f, "pooled"+f.digit), accept()) // by block_pass
 		}),
@@ -196,13 +196,13 @@ func steeringChains(hold time.Duration) []chain {
 	}
 }
 
-// seenFor is for how long a source that was held is not held again, from its last new connection on. It is let go at once when the
-// source becomes known, so that the next pod of the address is held anew.
+// seenFor is for how long a source that was delayed is not delayed again, counted from its last new connection. When
+// the source becomes known, it is deleted from the set at once, so that the next pod with the address is delayed.
 const seenFor = 10 * time.Minute
 
 // unknown are the last rules of classify: where a source goes that might be a selected pod and is not known yet.
-func unknown(hold time.Duration) []rule {
-	if hold == 0 {
+func unknown(delay time.Duration) []rule {
+	if delay == 0 {
 		return nil
 	}
 	return append([]rule{newRule("classify", tagged(), back())}, perFamily(func(f family) rule {
@@ -210,16 +210,16 @@ func unknown(hold time.Duration) []rule {
 	})...)
 }
 
-// holdRules drop the packets of a source until hold after the first of them.
-func holdRules(hold time.Duration) []rule {
-	if hold == 0 {
+// delayRules are the first-packet delay: they drop the packets of a source until delay after the first of them.
+func delayRules(delay time.Duration) []rule {
+	if delay == 0 {
 		return nil
 	}
 	var rules []rule
 	for _, f := range families {
 		seen, held := "seen"+f.digit, "held"+f.digit
 		rules = append(rules,
-			newRule("hold", words(fmt.Sprintf("%s saddr != @%s", f.name, seen), append(f.is(), f.saddr(), notIn(seen))...), f.remember("add", held, hold)),
+			newRule("hold", words(fmt.Sprintf("%s saddr != @%s", f.name, seen), append(f.is(), f.saddr(), notIn(seen))...), f.remember("add", held, delay)),
 			newRule("hold", ofFamily(f), f.remember("update", seen, seenFor)),
 			newRule("hold", saddrIn(f, held), count(CounterUnknown), drop()))
 	}
@@ -230,7 +230,7 @@ func holdRules(hold time.Duration) []rule {
 func notEgress(chain string) []rule {
 	return append(
 		perFamily(func(f family) rule { return newRule(chain, daddrIn(f, "except"+f.digit), back()) }),
-		newRule(chain, hereType(), back()))
+		newRule(chain, localType(), back()))
 }
 
 // leavingChains see egress connections on their way out, in postrouting.
@@ -302,17 +302,17 @@ func leavingChains(s State) []chain {
 	}
 }
 
-// guardedFor is for how long it is remembered that the guard dropped a packet of an egress IP.
+// guardedFor is for how long an egress IP stays in the set guarded after the chain guard dropped a packet of it.
 const guardedFor = 30 * time.Second
 
-// guarded drops what would leave with a wrong source, and remembers of which egress IP it was. That is a rule of its own: where a set takes no
-// more, its rule ends.
+// guarded drops what would leave with a wrong source, and adds its egress IP to the set guarded. That is a rule of its
+// own: a rule ends where a set is full.
 func guarded(chain string) []rule {
-	return []rule{newRule(chain, remembered(markOfConnection)), newRule(chain, count(CounterGuard), drop())}
+	return []rule{newRule(chain, addToGuarded(markOfConnection)), newRule(chain, count(CounterGuard), drop())}
 }
 
-// remembered puts the egress IP of a packet among those of which the guard dropped something.
-func remembered(of markSource) term {
+// addToGuarded adds the egress IP of a packet to the set guarded.
+func addToGuarded(of markSource) term {
 	return words(fmt.Sprintf("update @guarded { %s timeout %dms }", of.words, guardedFor.Milliseconds()),
 		of.load, &expr.Dynset{SrcRegKey: reg, SetName: "guarded", Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: guardedFor})
 }
@@ -333,7 +333,8 @@ func unmarkedChain() chain {
 		[]rule{r(tagged(), accept())}, notEgress("unmarked"), []rule{r(count(CounterUnmarked), drop())})}
 }
 
-// hostChains fence the egress IPs that this node has as addresses: they are for packets that pass, not for the node.
+// hostChains keep the node's own services off the egress IPs that this node has as addresses: those are for forwarded
+// packets.
 func hostChains() []chain {
 	return []chain{
 		// No service, and no reset of a connection that the kernel does not know: it may be another node's.

@@ -60,7 +60,7 @@ func ownGateway(t *testing.T, f sides, more string) (ext, p space) {
 	t.Helper()
 	tables := open(t)
 	ext, p = outside(t), pod(t)
-	f.hold(t)
+	f.addEgressIP(t)
 	reach(t, tables, parseState(t, f.base()+more+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
 	if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
 		t.Fatal(err)
@@ -416,7 +416,7 @@ func TestASelectedPodsQuestionToAnEgressIPDoesNotGoOn(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
 			other := []string{"10.10.0.9", "fd10::9"}[f.egressIP().BitLen()/128]
-			ext, p := ownGateway(t, f, "fenced "+other+"\n")
+			ext, p := ownGateway(t, f, "addressguard "+other+"\n")
 			netns.Run(t, fmt.Sprintf("ip route add %s via %s", other, f.lan))
 			ext.run(fmt.Sprintf("ip addr add %s dev lo", other))
 			if p.ok("ping -c1 -W0.5 " + other) {

@@ -22,14 +22,15 @@ type State struct {
 	Pods map[netip.Addr]egress.ID
 	// Unselected are the local pods that no egress selects.
 	Unselected []netip.Addr
-	// PodCIDRs are what the local pods have their addresses of. A source in them that is neither in Pods nor in Unselected is held: its new
-	// connections to the outside are dropped until Hold after the first of them. 0: none is.
-	PodCIDRs []netip.Prefix
-	Hold     time.Duration
+	// PodCIDRs are the ranges of the local pods' addresses. A source in them that is neither in Pods nor in Unselected
+	// may be a selected pod that is not known yet: its new connections to the outside are dropped until
+	// FirstPacketDelay after the first of them. 0: none is.
+	PodCIDRs         []netip.Prefix
+	FirstPacketDelay time.Duration
 	// NextHops say where the connections of local pods go, by id. The packets of an id without entry are dropped and counted.
 	NextHops map[egress.ID]egress.Mark
-	// Blocks are the ports of an egress IP that connections of this node's pods get here, by id. Other protocols than those with ports, and
-	// ids without block, are translated by the gateway.
+	// Blocks are the ports of an egress IP that connections of this node's pods get on this node, by id. Other
+	// protocols than those with ports, and ids without block, are translated by the gateway.
 	Blocks map[egress.ID]egress.Block
 	// Gateways are the Node.Index of the gateway of what leaves by egress.ToGatewayMark, by id.
 	Gateways map[egress.ID]int
@@ -41,16 +42,16 @@ type State struct {
 	Peers map[int]netip.Addr
 	// Hosted are the ids that this node may send with: for its own pods, and for what comes over the overlay.
 	Hosted map[egress.ID]Hosted
-	// Fenced are the egress IPs of pools that this node has as an address, or is about to have: without a permit they are not
-	// answered for, and they offer no service of the node.
-	Fenced []netip.Addr
+	// AddressGuard are the egress IPs of pools that this node has as an address, or is about to have: without a permit
+	// they are not answered for, and they offer no service of the node.
+	AddressGuard []netip.Addr
 	// Except are the destinations to which no egress applies. They may overlap.
 	Except []netip.Prefix
 	// Self is the overlay endpoint of this node, and Nodes are those of the peers: VXLAN between others is dropped.
 	Self  netip.Addr
 	Nodes []netip.Addr
-	// Senders are the other nodes that may send with the egress IPs that are here otherwise than by Ports. KeepSenders keeps those of both that are
-	// not among them: not all are known yet.
+	// Senders are the other nodes that may send with the egress IPs of this node otherwise than by Ports. KeepSenders
+	// keeps the Senders and Ports that the kernel has besides: not all are known yet.
 	Senders     []Sender
 	KeepSenders bool
 	// Sources are all egress IPs of the cluster, and Pooled those of pools: nobody else may send with them. Others are a node's own address.
@@ -137,7 +138,7 @@ func (s State) elements() map[string]elements {
 		}
 	}
 	for set, ips := range map[string][]netip.Addr{
-		"egressip": s.Fenced, "node": append(s.Nodes[:len(s.Nodes):len(s.Nodes)], s.Self), "known": s.Unselected, "source": s.Sources, "pooled": s.Pooled,
+		"egressip": s.AddressGuard, "node": append(s.Nodes[:len(s.Nodes):len(s.Nodes)], s.Self), "known": s.Unselected, "source": s.Sources, "pooled": s.Pooled,
 	} {
 		for _, ip := range ips {
 			if f, ip, ok := familyOf(ip); ok {

@@ -189,8 +189,9 @@ func daddrIn(f family, set string) term {
 	return words(fmt.Sprintf("%s daddr @%s", f.name, set), append(f.is(), f.daddr(), in(set))...)
 }
 
-// hereType is what addrtype a destination has when the packet is for this host, or for several (RTN_*, linux/rtnetlink.h).
-func hereType() term {
+// localType is what addrtype a destination has when the packet is for this host, or for several (RTN_*,
+// linux/rtnetlink.h).
+func localType() term {
 	t := words("fib daddr type { local, broadcast, multicast }",
 		&expr.Fib{Register: reg, ResultADDRTYPE: true, FlagDADDR: true}, in(anonymous))
 	t.sets = []anonymousSet{setOf(addressType, native(unix.RTN_LOCAL), native(unix.RTN_BROADCAST), native(unix.RTN_MULTICAST))}

@@ -37,7 +37,8 @@ func CheckNode(nodeIP netip.Addr, more []check.Finding, format string, w io.Writ
 	return nil
 }
 
-// CheckEtcd tells how etcd is. A nil client has not reached it, and err is why; a nil err as well: it was not to be asked.
+// CheckEtcd reports the state of etcd. A nil client: etcd was not reached, and err is why; a nil err as well: it was
+// not to be asked.
 func CheckEtcd(ctx context.Context, client *store.Client, err error) check.Finding {
 	f := check.Finding{Check: "etcd", Level: check.OK, For: "locks, and all that agents know"}
 	if client == nil && err == nil {

@@ -58,7 +58,7 @@ func Describe(ctx context.Context, c *store.Client, kind, name string, w io.Writ
 	return writeTable(w, "", rows)
 }
 
-// describe returns what there is to say, as rows of a word and a text.
+// describe returns the description, as rows of a heading and a text.
 func describe(w store.Whole, kind, name string, history []egress.Tenure, now time.Time) (rows [][]string, err error) {
 	last := ""
 	add := func(what, format string, a ...any) {
@@ -68,7 +68,7 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 		}
 		rows, last = append(rows, []string{word, fmt.Sprintf(format, a...)}), what
 	}
-	// steered tells of where an IP is to be.
+	// steered adds the pins and moves that say where an IP is to be.
 	steered := func(ip netip.Addr) {
 		if p, ok := w.Pins[ip]; ok {
 			add("Pinned", "%s to %s", ip, p.Node)
@@ -264,7 +264,7 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 	return rows, nil
 }
 
-// addressText says of which pool an address is, and who holds it.
+// addressText names the pool and the owner of an address.
 func addressText(w store.Whole, a egress.Address, now time.Time) string {
 	from := "static"
 	if a.Pool != "" {
@@ -294,7 +294,7 @@ func mentions(text string, ip netip.Addr) bool {
 	}
 }
 
-// givenOut says how many ports of an IP nodes have.
+// givenOut returns how many ports of an IP nodes have, as text.
 func givenOut(w store.Whole, ip netip.Addr) string {
 	ports, nodes := 0, map[string]bool{}
 	for _, b := range w.Blocks {

@@ -12,7 +12,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// CheckAgents tells whether the agents that are alive are those of nodes of the cluster. client and err are as for CheckEtcd.
+// CheckAgents reports whether the agents that are alive are those of nodes of the cluster. client and err are as for
+// CheckEtcd.
 func CheckAgents(ctx context.Context, client *store.Client, err error) check.Finding {
 	f := check.Finding{Check: "agents", Level: check.OK, For: "egress IPs, which agents of nodes alone hold"}
 	if client == nil && err == nil {

@@ -30,8 +30,9 @@ func History(ctx context.Context, c *store.Client, ip netip.Addr, format string,
 	}
 	faulty = errors.Join(faulty, unread(unreadable))
 	l := listing{kind: "history", header: "SINCE NODE FOR WHY FROM BY"}
-	// What people did with the IP, in the table; -o json has the tenures, and `egret get acts` has all acts. Moves are told as they came true.
-	told := func(before time.Time) {
+	// What people did with the IP, in the table; -o json has the tenures, and `egret get acts` has all acts. Moves are
+	// in it as tenures.
+	addActs := func(before time.Time) {
 		for len(acts) > 0 && (before.IsZero() || acts[0].Since.Before(before)) {
 			if a := acts[0]; a.IP == ip && a.What != egress.ActMove {
 				l.rows = append(l.rows, []string{a.Since.Format(timeFormat), dash(a.Node), "-", string(a.What), "-", a.By})
@@ -40,7 +41,7 @@ func History(ctx context.Context, c *store.Client, ip netip.Addr, format string,
 		}
 	}
 	for i, t := range tenures {
-		told(t.Since)
+		addActs(t.Since)
 		end := time.Now()
 		if i+1 < len(tenures) {
 			end = tenures[i+1].Since
@@ -48,7 +49,7 @@ func History(ctx context.Context, c *store.Client, ip netip.Addr, format string,
 		l.records = append(l.records, t)
 		l.rows = append(l.rows, []string{t.Since.Format(timeFormat), dash(t.Node), age(end, t.Since), string(t.Why), dash(t.From), dash(t.By)})
 	}
-	told(time.Time{})
+	addActs(time.Time{})
 	if err := l.write(format, w); err != nil {
 		return fmt.Errorf("printing the history of %s: %w", ip, err)
 	}

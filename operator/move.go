@@ -134,7 +134,7 @@ func move(ctx context.Context, c *store.Client, cfg MoveConfig, ips []netip.Addr
 // errRestarts says that a node takes no IP at present.
 var errRestarts = errors.New("the node's agent restarts, or is down: ask again when it is back (`egret get nodes`)")
 
-// refusal says why a node may not hold an IP, whoever wants it; nil: it may.
+// refusal says why a node may not own an IP, also with --force; nil: it may.
 func refusal(s *egress.Snapshot, ip netip.Addr, to string) error {
 	var pool string
 	used := false
@@ -167,7 +167,7 @@ func refusal(s *egress.Snapshot, ip netip.Addr, to string) error {
 	return nil
 }
 
-// elsewhere returns what there is to move: of ip and the other IP of its egress those that the node does not hold.
+// elsewhere returns the IPs to move: of ip and the other IP of its egress those that the node does not own.
 func elsewhere(s *egress.Snapshot, ip netip.Addr, to string) []netip.Addr {
 	return slices.DeleteFunc(plan.New(s).Together(ip), func(ip netip.Addr) bool { return s.Owners[ip].Node == to })
 }
@@ -176,8 +176,8 @@ func elsewhere(s *egress.Snapshot, ip netip.Addr, to string) []netip.Addr {
 func objection(s *egress.Snapshot, cfg MoveConfig) error {
 	pin, pinned := s.Pins[cfg.IP]
 	switch {
-	case len(elsewhere(s, cfg.IP, cfg.To)) > plan.New(s).Room(cfg.To):
-		return fmt.Errorf("the node holds %d egress IPs and may hold %d; --force moves it all the same", plan.New(s).Held(cfg.To), s.Nodes[cfg.To].Capacity)
+	case len(elsewhere(s, cfg.IP, cfg.To)) > plan.New(s).FreeCapacity(cfg.To):
+		return fmt.Errorf("the node holds %d egress IPs and may hold %d; --force moves it all the same", plan.New(s).Owned(cfg.To), s.Nodes[cfg.To].Capacity)
 	case pinned && pin.Node != cfg.To && !cfg.Pin:
 		return fmt.Errorf("it is pinned to %s: `egret unpin %s`, or --pin to pin it to %s; --force moves it all the same", pin.Node, cfg.IP, cfg.To)
 	}

@@ -11,8 +11,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// CheckPods tells how the agents know which addresses are pods'. A nil client has not reached etcd, and err is why; a nil err as well: it was
-// not to be asked.
+// CheckPods reports how the agents know which addresses are pods'. A nil client has not reached etcd, and err is why; a
+// nil err as well: it was not to be asked.
 func CheckPods(ctx context.Context, client *store.Client, err error) check.Finding {
 	f := check.Finding{Check: "pod-ranges", Level: check.OK, For: "telling traffic between pods from traffic to the outside"}
 	if client == nil && err == nil {

@@ -9,7 +9,7 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-func TestTheCheckTellsHowPodsAreKnownFromTheOutside(t *testing.T) {
+func TestTheCheckReportsHowPodsAreKnownFromTheOutside(t *testing.T) {
 	cidr := []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}
 	one := []netip.Prefix{netip.MustParsePrefix("100.64.0.1/32")}
 	nodes := func(second ...netip.Prefix) map[string]egress.Node {

@@ -36,9 +36,10 @@ const (
 	passes fault = "passes" // it leaves as if there were no egress
 )
 
-// Trace writes why a pod leaves with the address that it has outside, step by step, and last a verdict in one sentence, in a format: "json", "yaml" or
-// "" for text. It goes by the records in etcd: what kernels do is what they were told by these, unless an agent says otherwise. The error is a
-// Verdict when it does not get through, or something may be in its way.
+// Trace writes why a pod leaves with the address that it has outside, step by step, and last a verdict in one sentence,
+// in a format: "json", "yaml" or "" for text. It goes by the records in etcd: a kernel is taken to do what these say,
+// unless its agent reports otherwise. The error is a Verdict when it does not get through, or something may be in its
+// way.
 func Trace(ctx context.Context, c *store.Client, q Question, format string, w io.Writer) error {
 	if err := checkReport(format); err != nil {
 		return err
@@ -207,7 +208,7 @@ func leaves(w store.Whole, name, node string, pod netip.Addr, now time.Time) (st
 	home(w, node, a.IP, step)
 	owner, held := w.Owners[a.IP]
 	if !held {
-		step("owner", stops, "%s", unheld(plan.New(&w.Snapshot), a))
+		step("owner", stops, "%s", unowned(plan.New(&w.Snapshot), a))
 		return steps
 	}
 	gateway(w, owner, node, step)
@@ -228,7 +229,7 @@ func leaves(w store.Whole, name, node string, pod netip.Addr, now time.Time) (st
 	return steps
 }
 
-// home tells of the pod's node.
+// home adds the steps on the pod's node.
 func home(w store.Whole, node string, ip netip.Addr, step func(string, fault, string, ...any)) {
 	a, alive := w.Agents[node]
 	switch {
@@ -249,7 +250,7 @@ func home(w store.Whole, node string, ip netip.Addr, step func(string, fault, st
 	}
 }
 
-// gateway tells of the owner, and of its node where that is not the pod's, of which home has told.
+// gateway adds the steps about the owner, and those on its node where that is not the pod's.
 func gateway(w store.Whole, o egress.Owner, home string, step func(string, fault, string, ...any)) {
 	a, alive := w.Agents[o.Node]
 	switch {
@@ -278,7 +279,7 @@ func gateway(w store.Whole, o egress.Owner, home string, step func(string, fault
 	}
 }
 
-// tunnel tells of the way from the pod's node to the gateway.
+// tunnel adds the steps from the pod's node to the gateway.
 func tunnel(w store.Whole, from, to string, step func(string, fault, string, ...any)) {
 	src, dst := w.Nodes[from], w.Nodes[to]
 	switch {
@@ -291,7 +292,7 @@ func tunnel(w store.Whole, from, to string, step func(string, fault, string, ...
 	}
 }
 
-// ports tells who translates, and to which ports.
+// ports adds the step that translates, with its ports.
 func ports(w store.Whole, name, node string, a egress.Address, step func(string, fault, string, ...any)) {
 	block, ok := egress.Current(w.ByEgress[name][node].Blocks, a.IP)
 	switch {
@@ -307,7 +308,7 @@ func ports(w store.Whole, name, node string, a egress.Address, step func(string,
 	}
 }
 
-// out tells how it leaves the gateway.
+// out adds the step in which the packet leaves the gateway.
 func out(w store.Whole, o egress.Owner, a egress.Address, step func(string, fault, string, ...any)) {
 	pool := w.Pools[a.Pool]
 	if why := w.Agents[o.Node].Refused[a.Pool]; why != "" && a.Pool != "" {

@@ -149,7 +149,7 @@ func TestTraceOfAPodThatIsNotThereSaysWhatItMayBe(t *testing.T) {
 }
 
 // A pod of two families goes two ways; the one asked for is told alone.
-func TestTraceTellsEachFamily(t *testing.T) {
+func TestTraceHasEachFamily(t *testing.T) {
 	w := whole()
 	six, pod6 := netip.MustParseAddr("fd10::11"), netip.MustParseAddr("fd44::5")
 	w.Egresses["six"] = egress.Policy{Name: "six", Addresses: []egress.Address{{IP: six, ID: 2, Pool: "pool"}}}
@@ -226,7 +226,7 @@ func TestStatusIsOneScreenWithAnExitStatus(t *testing.T) {
 	}
 }
 
-func TestDescribeTellsOfOneThing(t *testing.T) {
+func TestDescribePrintsOneThing(t *testing.T) {
 	w := whole()
 	w.Pins = map[netip.Addr]egress.Pin{ip: {IP: ip, Node: "node-1"}}
 	w.Moves = map[netip.Addr]egress.Move{ip: {IP: ip, To: "node-2", Since: time.Now(), By: "bob@desk"}}

@@ -44,7 +44,7 @@ func troublesOf(w store.Whole) []Trouble {
 		}
 		for _, a := range p.Addresses {
 			if _, owned := w.Owners[a.IP]; !owned {
-				say(Broken, "egress "+name, "%s", unheld(cluster, a))
+				say(Broken, "egress "+name, "%s", unowned(cluster, a))
 			}
 		}
 	}
@@ -104,7 +104,7 @@ func worstFirst(list []Trouble) {
 	slices.SortStableFunc(list, func(a, b Trouble) int { return cmp.Compare(a.Level, b.Level) }) // by the alphabet, as it is
 }
 
-// unheld says why no node holds an address, as far as etcd tells.
-func unheld(c *plan.Cluster, a egress.Address) string {
-	return plan.Unheld(c.Snapshot, a, c.Held)
+// unowned says why no node holds an address, as far as etcd tells.
+func unowned(c *plan.Cluster, a egress.Address) string {
+	return plan.Unowned(c.Snapshot, a, c.Owned)
 }

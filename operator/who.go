@@ -22,7 +22,7 @@ import (
 // Ask asks the agent of a node: page is agent.ConnectionsPage or agent.LogPage. The error wraps ErrNoWay where this command does not reach that agent.
 type Ask func(ctx context.Context, node string, addresses []netip.Addr, page string, q url.Values) (natlog.Reply, error)
 
-// ErrNoWay says that there is no way to the agent of a node from here.
+// ErrNoWay says that this command cannot reach the agent of a node.
 var ErrNoWay = errors.New("the agent of that node is not reached from here")
 
 // WhoConfig is a question of who has, or had, a port of an egress IP.
@@ -35,7 +35,7 @@ type WhoConfig struct {
 	Ask         Ask
 	// Pages are where an agent is asked for its connections and for its log.
 	Pages [2]string
-	// Again is the command line of the question, to be asked elsewhere.
+	// Again is the command line of the question, to be run on another node.
 	Again  []string
 	Format string // json, yaml, or "" for text
 }
@@ -54,7 +54,7 @@ type Holder struct {
 	Resting bool `json:"resting,omitempty"`
 }
 
-// Used is the answer: who had the port.
+// Used is the answer: the nodes that had the port, and the connections that used it.
 type Used struct {
 	IP      netip.Addr    `json:"ip"`
 	Port    uint16        `json:"port"`
@@ -143,7 +143,7 @@ func whoHeld(ctx context.Context, c *store.Client, cfg WhoConfig) (holders []Hol
 	}
 	first := time.Now()
 	if !since.IsZero() && since.Before(first) {
-		first = since // nobody had a block of the IP before it was one
+		first = since // no node had a block of the IP before it was allocated
 	}
 	tenures := former
 	for _, b := range blocks {
@@ -172,7 +172,7 @@ func whoHeld(ctx context.Context, c *store.Client, cfg WhoConfig) (holders []Hol
 // clockSlack is how long after a node lost a block it is still asked: its connections are ended then, and clocks differ.
 const clockSlack = 2 * time.Minute
 
-// gateways returns who held the IP at the time.
+// gateways returns the owners of the IP at the time.
 func gateways(cfg WhoConfig, owners []egress.Tenure, name string) (out []Holder) {
 	for i, t := range owners {
 		h := Holder{Node: t.Node, Egress: name, First: egress.StatefulPort, Last: egress.FirstBlockPort - 1, Since: t.Since, Gateway: true}
@@ -224,7 +224,7 @@ func (u *Used) add(cfg WhoConfig, a natlog.Answer) {
 	slices.SortFunc(u.Uses, natlog.Compare)
 }
 
-// answer writes it, and returns what it comes to.
+// answer writes the answer. The error is a Verdict where no pod was found.
 func (u *Used) answer(cfg WhoConfig, w io.Writer) error {
 	if err := writeReport(w, cfg.Format, u, func() error { return u.text(w) }); err != nil {
 		return err
@@ -307,7 +307,7 @@ func (u *Used) text(w io.Writer) error {
 
 func stamp(t time.Time) string { return t.UTC().Format(timeFormat) }
 
-// AskBy returns what asks agents by HTTP: base is the URL of a node's agent and the client by which it is reached; "": there is no way.
+// AskBy returns an Ask by HTTP: base returns the URL of a node's agent and the client for it; "": it cannot be reached.
 func AskBy(base func(ctx context.Context, node string, addresses []netip.Addr) (string, *http.Client)) Ask {
 	return func(ctx context.Context, node string, addresses []netip.Addr, page string, q url.Values) (r natlog.Reply, err error) {
 		at, client := base(ctx, node, addresses)

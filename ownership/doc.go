@@ -11,7 +11,7 @@
 //
 // # Why it holds
 //
-// P is Config.Permit. A node may answer for an IP from when Machine.roles says plan.Hold, until its kernel's permit ends. So there are two
+// P is Config.Permit. A node may answer for an IP from when Machine.roles says plan.Own, until its kernel's permit ends. So there are two
 // sides, which meet at the lock: when a permit of a former owner has certainly ended, and when a new one begins.
 //
 // A permit ends P after a moment at which nobody had revoked the lease of its lock, whatever agent, network and etcd do from then on:

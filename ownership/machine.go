@@ -379,7 +379,7 @@ func (m *Machine) plan(now time.Time, e Facts) []Effect {
 func (m *Machine) need(now time.Time) []Effect {
 	needed := m.round.cluster.Suspicions[m.cfg.Node].Lease == egress.FormatLease(m.round.lease)
 	for _, role := range m.round.roles {
-		needed = needed || role == plan.Pending || role == plan.Hold || role == plan.Arrive || role == plan.Relay
+		needed = needed || role == plan.Pending || role == plan.Own || role == plan.Arrive || role == plan.Relay
 	}
 	m.mu.Lock()
 	defer m.mu.Unlock()

@@ -460,7 +460,7 @@ func (n *node) program(roles map[netip.Addr]plan.Role) {
 	var list []Permit
 	for _, ip := range n.w.ips {
 		switch roles[ip] {
-		case plan.Hold:
+		case plan.Own:
 			list = append(list, Permit{IP: ip, Answer: true})
 		case plan.Relay, plan.Arrive:
 			list = append(list, Permit{IP: ip})

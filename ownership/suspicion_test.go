@@ -18,7 +18,7 @@ func TestTheWaitForASuspectedOwnerBeginsWithTheSuspicionOfThisEtcd(t *testing.T)
 		name     string
 		restores int
 		want     plan.Role
-	}{{"seen long ago", 0, plan.Hold}, {"seen in the etcd before", 1, plan.Pending}} {
+	}{{"seen long ago", 0, plan.Own}, {"seen in the etcd before", 1, plan.Pending}} {
 		t.Run(tt.name, func(t *testing.T) {
 			now := epoch
 			m := New(Config{Node: "a", Permit: P, Gossip: true, Start: now})

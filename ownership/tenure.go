@@ -65,7 +65,7 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		if !t.inUse[k] { // else the snapshot may be older than the hand-over
 			news = append(append(news, t.returned(ip)...), Used{o})
 		}
-		p.roles[ip], inUse[k] = plan.Hold, true
+		p.roles[ip], inUse[k] = plan.Own, true
 	}
 	t.waits, t.inUse, t.adopted = waits, inUse, nil
 	for _, ip := range asking {
@@ -81,7 +81,7 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		p.roles[move.IP] = plan.Arrive
 	}
 	for _, d := range p.cluster.Departures(p.facts) {
-		if p.roles[d.Owner.IP] == plan.Hold {
+		if p.roles[d.Owner.IP] == plan.Own {
 			p.roles[d.Owner.IP] = plan.Relay
 		}
 	}

@@ -57,10 +57,10 @@ func TestTheBlockOfThePodsNodeIsUsedWhoeverIsTheGateway(t *testing.T) {
 		"another node is about to hand it over to this one": {
 			owner: "n2", role: Arrive, hop: egress.ToGatewayMark, gateway: 2, source: egress.OverlaySource(1, 5, ip), ports: ports, senders: senders,
 		},
-		"the pod's own node is the gateway":                       {owner: "n1", role: Hold, hop: egress.LocalMark, ports: ports, senders: senders},
-		"the pod's own node is the gateway, without block":        {owner: "n1", role: Hold, without: true, hop: egress.LocalMark, ports: ports, senders: senders},
+		"the pod's own node is the gateway":                       {owner: "n1", role: Own, hop: egress.LocalMark, ports: ports, senders: senders},
+		"the pod's own node is the gateway, without block":        {owner: "n1", role: Own, without: true, hop: egress.LocalMark, ports: ports, senders: senders},
 		"the pod's own node is about to hand it over":             {owner: "n1", role: Relay, hop: egress.LocalMark, ports: ports, senders: senders},
-		"the pod's own node holds it, and the record says nobody": {role: Hold, hop: egress.LocalMark, ports: ports, senders: senders},
+		"the pod's own node holds it, and the record says nobody": {role: Own, hop: egress.LocalMark, ports: ports, senders: senders},
 		"nobody holds the IP":                                     {},
 		"the gateway is no node any more":                         {owner: "n3"},
 	} {
@@ -100,7 +100,7 @@ func TestTheBlockOfThePodsNodeIsUsedWhoeverIsTheGateway(t *testing.T) {
 			if forwarded := slices.Contains(d.Routing.Forwarded, ip); forwarded != (tt.role != None) {
 				t.Errorf("forwarded: %t", forwarded)
 			}
-			if link, local := d.Routing.Addresses[ip]; local != (tt.role == Hold) || local && link != egress.AddressLink {
+			if link, local := d.Routing.Addresses[ip]; local != (tt.role == Own) || local && link != egress.AddressLink {
 				t.Errorf("local on %q, %t", link, local)
 			}
 		})
@@ -120,7 +120,7 @@ func TestEachNodeWithPodsIsASenderOfEachEgressIPOfItsFamily(t *testing.T) {
 	gone := three
 	gone.Node = "node-4"
 	s.ByEgress["egress-0001"]["node-3"], s.ByEgress["egress-0001"]["node-4"] = three, gone
-	got := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: Hold, six: Hold}).NFT.Senders
+	got := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: Own, six: Own}).NFT.Senders
 	slices.SortFunc(got, func(a, b nft.Sender) int { return a.Source.Compare(b.Source) })
 	want := []nft.Sender{
 		{Node: ip("10.10.0.102"), Source: egress.OverlaySource(2, 1, egressIP), ID: 1},
@@ -136,13 +136,13 @@ func TestEachNodeWithPodsIsASenderOfEachEgressIPOfItsFamily(t *testing.T) {
 // What other nodes send meanwhile would be dropped.
 func TestSendersAreKeptUntilThoseOfAllNodesAreKnown(t *testing.T) {
 	s := guide("node-1")
-	for role, keep := range map[Role]bool{None: false, Pending: true, Arrive: true, Hold: true, Relay: true} {
+	for role, keep := range map[Role]bool{None: false, Pending: true, Arrive: true, Own: true, Relay: true} {
 		if d := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: role}); d.NFT.KeepSenders != keep || len(d.Follow) > 0 != keep {
 			t.Errorf("role %d, not followed yet: keep %t, follow %v", role, d.NFT.KeepSenders, d.Follow)
 		}
 	}
 	s.Followed = map[string]bool{"egress-0001": true}
-	if d := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: Hold}); d.NFT.KeepSenders {
+	if d := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: Own}); d.NFT.KeepSenders {
 		t.Error("all are known, and former ones are kept")
 	}
 }

@@ -18,17 +18,18 @@ type Role int
 const (
 	// None: nothing.
 	None Role = iota
-	// Ask asks whether another host has the IP, before it is used for the first time: what it takes is the link of its VLAN.
+	// Ask probes whether another host has the IP, before it is used for the first time. The kernel needs the link of
+	// its VLAN for that.
 	Ask
-	// Pending does nothing yet, but learns who uses the IP.
+	// Pending does nothing yet, but reads the members of the IP's egresses, on all nodes.
 	Pending
 	// Relay sends packets with the IP but does not answer for it: the owner that is about to hand it over, and for a while after that.
 	Relay
-	// Arrive is the role of a planned move's target before the hand-over: as Relay, but what comes for the IP too early ends here. Passed
-	// on, it would be a connection to the IP.
+	// Arrive is the role of a planned move's target before the hand-over: as Relay, but what comes for the IP too early
+	// is dropped on this node. Forwarded, it would be a connection to the IP.
 	Arrive
-	// Hold is the owner's role: it answers for the IP and sends with it.
-	Hold
+	// Own is the owner's role: it answers for the IP and sends with it.
+	Own
 )
 
 // Desired is what the kernel of a node has to hold.
@@ -42,8 +43,9 @@ type Desired struct {
 	Announce map[netip.Addr]string
 	// Blocks are all that the node has, those included that retire, by the id of their IP.
 	Blocks map[egress.ID][]egress.Block
-	// Unknown are nodes whose pods' addresses are not known, sorted, where an egress selects pods of this one: connections to those would be
-	// taken for some to the outside. While there are any, the kernel keeps the pods that it has, and gets no new ones.
+	// Unknown are nodes whose pods' addresses are not known, sorted, if an egress selects pods of this node: their
+	// connections to such nodes would be taken for some to the outside. While there are any, the kernel keeps the pods
+	// that it has, and gets no new ones.
 	Unknown []string
 	// Follow are the egresses whose members on all nodes the node has to know, sorted.
 	Follow []string
@@ -135,10 +137,11 @@ func Unknown(s *egress.Snapshot, cluster []netip.Prefix) (nodes []string) {
 	return nodes
 }
 
-// buildPods adds what this node's selected pods need: who they are, and where their egress IP lives.
+// buildPods adds what this node's selected pods need: their addresses with the id of their egress IP, and the way to
+// its owner.
 func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Role, exits exits) {
 	own := s.Nodes[f.Node].PodCIDRs
-	d.NFT.Hold, d.NFT.PodCIDRs = f.Hold, slices.Concat(own, s.Pods[egress.AllNodes].CIDRs, f.Cluster)
+	d.NFT.FirstPacketDelay, d.NFT.PodCIDRs = f.FirstPacketDelay, slices.Concat(own, s.Pods[egress.AllNodes].CIDRs, f.Cluster)
 	for _, pod := range s.ByNode[egress.Unselected].Pods {
 		d.NFT.Unselected = append(d.NFT.Unselected, pod.IPs...)
 	}
@@ -173,7 +176,7 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 					continue
 				}
 				owner := s.Owners[a.IP].Node
-				if roles[a.IP] == Hold {
+				if roles[a.IP] == Own {
 					owner = f.Node
 				}
 				if block, ok := egress.Current(members.Blocks, a.IP); ok {
@@ -206,7 +209,7 @@ func addressFor(p egress.Policy, pod netip.Addr) egress.Address {
 	return egress.Address{}
 }
 
-// buildHosted adds what the egress IPs need that the node holds or relays.
+// buildHosted adds what the egress IPs need that the node owns or relays.
 func buildHosted(d *Desired, c *Cluster, f Facts, roles map[netip.Addr]Role, exits exits) {
 	d.Routing.Addresses = map[netip.Addr]string{}
 	s := c.Snapshot
@@ -232,14 +235,14 @@ func buildHosted(d *Desired, c *Cluster, f Facts, roles map[netip.Addr]Role, exi
 		exits.prepare(d, t.Address)
 		hosted := nft.Hosted{IP: t.IP, Mark: exits.mark(t.Pool), Limit: limit(t.bandwidth)}
 		own := t.Pool != "" // a static IP is its link's: the kernel answers for it with or without Egret
-		d.Permits = append(d.Permits, nft.Permit{IP: t.IP, Answer: own && role == Hold})
+		d.Permits = append(d.Permits, nft.Permit{IP: t.IP, Answer: own && role == Own})
 		if own {
 			d.Routing.Forwarded = append(d.Routing.Forwarded, t.IP)
 		}
 		if own && role != Relay {
-			d.NFT.Fenced = append(d.NFT.Fenced, t.IP)
+			d.NFT.AddressGuard = append(d.NFT.AddressGuard, t.IP)
 		}
-		if own && role == Hold {
+		if own && role == Own {
 			exits.answer(d, t.Address)
 		}
 		for _, name := range t.egresses {
@@ -265,7 +268,7 @@ func buildHosted(d *Desired, c *Cluster, f Facts, roles map[netip.Addr]Role, exi
 	buildUnread(d, c, f, roles)
 	slices.Sort(d.Follow)
 	d.Follow = slices.Compact(d.Follow)
-	slices.SortFunc(d.NFT.Fenced, netip.Addr.Compare)
+	slices.SortFunc(d.NFT.AddressGuard, netip.Addr.Compare)
 	slices.SortFunc(d.VLAN.Addresses, netip.Addr.Compare)
 	slices.SortFunc(d.Permits, func(a, b nft.Permit) int { return a.IP.Compare(b.IP) })
 }
@@ -278,16 +281,16 @@ func limit(b *egress.Bandwidth) nft.Limit {
 	return nft.Limit{Rate: max(uint64(b.Rate)/8, 1), Burst: uint64(b.Burst) / 8} // a rate of 0 might pass for no limit
 }
 
-// buildUnread lets what is held go on although the record of its egress cannot be read: the kernel keeps what it has of it, and that is
-// permitted.
+// buildUnread keeps the IPs that the node owns in service although the record of their egress cannot be read: the
+// kernel keeps what it has of them, and they are permitted.
 func buildUnread(d *Desired, c *Cluster, f Facts, roles map[netip.Addr]Role) {
 	if !d.NFT.Keep {
 		return
 	}
 	for ip, role := range roles {
-		if _, known := c.target(ip); role == Hold && !known && !f.Local[ip] {
+		if _, known := c.target(ip); role == Own && !known && !f.Local[ip] {
 			d.Permits = append(d.Permits, nft.Permit{IP: ip, Answer: true})
-			d.NFT.Fenced = append(d.NFT.Fenced, ip)
+			d.NFT.AddressGuard = append(d.NFT.AddressGuard, ip)
 			d.VLAN.Addresses = append(d.VLAN.Addresses, ip)
 		}
 	}

@@ -49,7 +49,7 @@ func TestBandwidthOfAnEgressIPIsInBytesAndTheLowestOfItsEgresses(t *testing.T) {
 				s.Egresses[p.Name] = p
 			}
 			delete(s.Egresses, "egress-0001")
-			for role, want := range map[Role]nft.Limit{Hold: tt.want, Relay: tt.want, Pending: {}} {
+			for role, want := range map[Role]nft.Limit{Own: tt.want, Relay: tt.want, Pending: {}} {
 				if got := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: role}).NFT.Hosted[1].Limit; got != want {
 					t.Errorf("role %d: %+v, want %+v", role, got, want)
 				}
@@ -76,7 +76,7 @@ func TestBuildSteersSelectedPods(t *testing.T) {
 		want want
 	}{
 		"to the gateway, over the overlay":                    {guide("node-2"), None, want{known, away, two, source, nil}},
-		"out, when this node holds the IP":                    {guide("node-1"), Hold, want{known, local, nil, nil, here}},
+		"out, when this node holds the IP":                    {guide("node-1"), Own, want{known, local, nil, nil, here}},
 		"nowhere, when nobody holds the IP":                   {guide(""), None, want{known, nil, nil, nil, nil}},
 		"no further, while it waits for an earlier permit":    {guide("node-1"), None, want{known, local, nil, nil, nil}},
 		"to the owner still, while this node prepares a move": {guide("node-2"), Arrive, want{known, away, two, source, here}},
@@ -127,12 +127,12 @@ func TestBuildSendsNoPodOfTheNodeToAGateway(t *testing.T) {
 	}
 }
 
-func TestBuildAnswersOnlyForWhatItHolds(t *testing.T) {
-	for role, want := range map[Role]struct{ fenced, answers bool }{None: {}, Relay: {}, Arrive: {fenced: true}, Hold: {true, true}} {
+func TestBuildAnswersOnlyForWhatItOwns(t *testing.T) {
+	for role, want := range map[Role]struct{ guarded, answers bool }{None: {}, Relay: {}, Arrive: {guarded: true}, Own: {true, true}} {
 		d := Build(New(guide("node-1")), facts("node-1"), map[netip.Addr]Role{egressIP: role})
 		carried := d.NFT.Carriers["eth0"].IPs
-		if got := len(d.NFT.Fenced); (got == 1) != want.fenced {
-			t.Errorf("role %d: %d fenced", role, got)
+		if got := len(d.NFT.AddressGuard); (got == 1) != want.guarded {
+			t.Errorf("role %d: %d with the address guard", role, got)
 		}
 		for what, got := range map[string]int{"addresses": len(d.VLAN.Addresses), "announced": len(d.Announce), "carried": len(carried)} {
 			if (got == 1) != want.answers {
@@ -167,7 +167,7 @@ func TestBuildLeavesARPToTheKernelWhereTheTablesOrTheLinkAreNotUpToIt(t *testing
 		"a link without MAC":       func(f *Facts) { f.Uplink.MAC = [6]byte{} },
 	} {
 		f := facts("node-1")
-		if change(&f); Build(New(guide("node-1")), f, map[netip.Addr]Role{egressIP: Hold}).NFT.Carriers != nil {
+		if change(&f); Build(New(guide("node-1")), f, map[netip.Addr]Role{egressIP: Own}).NFT.Carriers != nil {
 			t.Errorf("%s: the uplink is a carrier all the same", name)
 		}
 	}
@@ -182,9 +182,9 @@ func TestBuildNeverAnswersForAStaticIP(t *testing.T) {
 	p := s.Egresses["egress-0001"]
 	p.Addresses = []egress.Address{{IP: egressIP, ID: 1}}
 	s.Egresses["egress-0001"] = p
-	d := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: Hold})
-	if len(d.VLAN.Addresses)+len(d.NFT.Fenced)+len(d.Announce) > 0 {
-		t.Errorf("addresses %v, fenced %v, announced %v: a static IP is its link's", d.VLAN.Addresses, d.NFT.Fenced, d.Announce)
+	d := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: Own})
+	if len(d.VLAN.Addresses)+len(d.NFT.AddressGuard)+len(d.Announce) > 0 {
+		t.Errorf("addresses %v, address guard %v, announced %v: a static IP is its link's", d.VLAN.Addresses, d.NFT.AddressGuard, d.Announce)
 	}
 	if len(d.NFT.Sources) != 1 || len(d.NFT.Pooled) > 0 {
 		t.Errorf("sources %v, of pools %v: the node itself sends with a static IP", d.NFT.Sources, d.NFT.Pooled)
@@ -223,7 +223,7 @@ func TestBuildKeepsWhatMayBeOfARecordThatCouldNeverBeRead(t *testing.T) {
 	s := guide("node-1")
 	delete(s.Egresses, "egress-0001")
 	s.Faults = []egress.Fault{{Key: "egresses/egress-0001"}}
-	hold := map[netip.Addr]Role{egressIP: Hold}
+	hold := map[netip.Addr]Role{egressIP: Own}
 	d := Build(New(s), facts("node-1"), hold)
 	if d.NFT.Keep || d.Routing.Keep || d.VLAN.Keep || len(d.Permits) > 0 {
 		t.Errorf("it could be read before, or is new: keep %t %t %t, permits %v", d.NFT.Keep, d.Routing.Keep, d.VLAN.Keep, d.Permits)

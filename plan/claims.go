@@ -27,8 +27,9 @@ type Facts struct {
 	AnswersARP bool
 	// Local are the unicast addresses on the node's links, those of Egret's own links left out.
 	Local map[netip.Addr]bool
-	// Hold is for how long a pod that is not known yet waits with its first connection to the outside; 0: not at all.
-	Hold time.Duration
+	// FirstPacketDelay is for how long a pod that is not known yet waits with its first connection to the outside; 0:
+	// not at all.
+	FirstPacketDelay time.Duration
 	// Taken are the egress IPs that the node does not try for at present, since a host outside the cluster uses them.
 	Taken map[netip.Addr]bool
 	// RandomPorts is nft.State's.
@@ -49,9 +50,10 @@ type Claim struct {
 	Link string
 }
 
-// Claims returns the egress IPs that nobody holds and that the node may hold, by IP. Pool IPs are ranked among all candidates; a
-// static IP is claimed by whoever has it on a link. There are never more pool IPs than the node has room for: what it is first for
-// goes before what it would take in another's place, and older egresses before younger. A node without a record claims nothing.
+// Claims returns the egress IPs that nobody owns and that the node may own, by IP. Pool IPs are ranked among all
+// candidates; a static IP is claimed by the node that has it on a link. There are never more pool IPs than the node has
+// free capacity: IPs for which it is first in rank go before others, and older egresses before younger. A node without
+// a record claims nothing.
 func (c *Cluster) Claims(f Facts) []Claim {
 	s := c.Snapshot
 	if _, known := s.Nodes[f.Node]; !known || !f.Uplink.Up {
@@ -68,7 +70,7 @@ func (c *Cluster) Claims(f Facts) []Claim {
 		}
 	}
 	slices.SortStableFunc(out, func(a, b Claim) int { return cmp.Compare(a.Rank, b.Rank) })
-	out = out[:min(len(out), c.Room(f.Node))]
+	out = out[:min(len(out), c.FreeCapacity(f.Node))]
 	for _, t := range c.targets {
 		if _, owned := s.Owners[t.IP]; !owned && t.Pool == "" && f.Local[t.IP] {
 			out = append(out, Claim{IP: t.IP, Why: egress.ReasonStatic})
@@ -78,35 +80,35 @@ func (c *Cluster) Claims(f Facts) []Claim {
 	return out
 }
 
-// rank returns, for every pool IP that nobody holds, its candidates, best first. A node's name is there at most once.
+// rank returns, for every pool IP without an owner, its candidates, best first. A node's name is there at most once.
 //
-// The order is that of rendezvous hashing with bounded load: a node that has its share of the pool already, the mean rounded down, comes
-// after those that have not, by how far it is above, so that the IPs of a dead node spread over all survivors. The operator's wish (a pin,
-// or a move under way) comes before everything. Of the two IPs of an egress, the second goes where the first is, or is to go, and the
-// first where the second is already.
+// The order is that of rendezvous hashing with bounded load: a node that has its share of the pool already, the mean
+// rounded down, comes after those that have not, by how far it is above, so that the IPs of a dead node spread over all
+// survivors. The operator's preference (a pin, or a move under way) comes before everything. Of the two IPs of an
+// egress, the second goes where the first is, or is to go, and the first where the second is already.
 func (c *Cluster) rank() map[netip.Addr][]string {
 	s := c.Snapshot
 	if !slices.ContainsFunc(c.targets, func(t target) bool { _, owned := s.Owners[t.IP]; return !owned && t.Pool != "" }) {
 		return nil
 	}
 	size := map[string]int{} // pool -> egress IPs in use
-	held := map[string]int{} // node -> egress IPs held, or promised below
+	load := map[string]int{} // node -> egress IPs that it owns, or is first for below
 	inPool := map[[2]string]int{}
 	for _, t := range c.targets {
 		size[t.Pool]++
 		if o, owned := s.Owners[t.IP]; owned && t.Pool != "" {
-			held[o.Node]++
+			load[o.Node]++
 			inPool[[2]string{t.Pool, o.Node}]++
 			if m, moving := s.Moves[t.IP]; moving && m.To != o.Node { // both have it for a moment
-				held[m.To]++
+				load[m.To]++
 				inPool[[2]string{t.Pool, m.To}]++
 			}
 		}
 	}
 	type place struct {
-		node           string
-		wished, inPool int
-		weight         uint64
+		node              string
+		preferred, inPool int
+		weight            uint64
 	}
 	var places []place
 	out := map[netip.Addr][]string{}
@@ -116,7 +118,7 @@ func (c *Cluster) rank() map[netip.Addr][]string {
 		}
 		if first := out[t.partner.IP]; len(first) > 0 {
 			out[t.IP] = first
-			inPool[[2]string{t.Pool, first[0]}]++ // held has it already
+			inPool[[2]string{t.Pool, first[0]}]++ // load has it already
 			continue
 		}
 		room := 1
@@ -124,10 +126,10 @@ func (c *Cluster) rank() map[netip.Addr][]string {
 			room = 2
 		}
 		places = places[:0]
-		wish, weight := cmp.Or(wished(s, t.IP), wished(s, t.partner.IP)), weights(t.IP.String())
+		preference, weight := cmp.Or(preferred(s, t.IP), preferred(s, t.partner.IP)), weights(t.IP.String())
 		for _, n := range c.candidates(t) {
-			if limit := s.Nodes[n].Capacity; limit == 0 || held[n]+room <= limit {
-				places = append(places, place{n, btoi(n == wish), inPool[[2]string{t.Pool, n}], weight(n)})
+			if limit := s.Nodes[n].Capacity; limit == 0 || load[n]+room <= limit {
+				places = append(places, place{n, btoi(n == preference), inPool[[2]string{t.Pool, n}], weight(n)})
 			}
 		}
 		if len(places) == 0 {
@@ -136,20 +138,20 @@ func (c *Cluster) rank() map[netip.Addr][]string {
 		share := size[t.Pool] / len(places)
 		slices.SortFunc(places, func(a, b place) int {
 			full := func(p place) int { return max(p.inPool+1-share, 0) }
-			return cmp.Or(cmp.Compare(b.wished, a.wished), cmp.Compare(full(a), full(b)), cmp.Compare(b.weight, a.weight), cmp.Compare(a.node, b.node))
+			return cmp.Or(cmp.Compare(b.preferred, a.preferred), cmp.Compare(full(a), full(b)), cmp.Compare(b.weight, a.weight), cmp.Compare(a.node, b.node))
 		})
 		nodes := make([]string, len(places))
 		for i, p := range places {
 			nodes[i] = p.node
 		}
 		out[t.IP] = nodes
-		held[nodes[0]] += room
+		load[nodes[0]] += room
 		inPool[[2]string{t.Pool, nodes[0]}]++
 	}
 	return out
 }
 
-// candidates returns the nodes that may hold a pool IP beside its partner, capacity left aside.
+// candidates returns the nodes that may own a pool IP beside its partner, capacity left aside.
 func (c *Cluster) candidates(t target) []string {
 	s, nodes := c.Snapshot, c.Candidates(t.Pool)
 	if !t.partner.IP.IsValid() {
@@ -181,7 +183,7 @@ func apart(s *egress.Snapshot, t target, node string) bool {
 	return owned && o.Node != node && !t.leads() && s.Moves[t.IP].To != o.Node && s.Moves[t.partner.IP].To != node && !Cordoned(s, node)
 }
 
-func mayHold(s *egress.Snapshot, p egress.Pool, node string) bool {
+func mayOwn(s *egress.Snapshot, p egress.Pool, node string) bool {
 	return selects(s, p, node) && !Cordoned(s, node)
 }
 
@@ -203,8 +205,8 @@ func Cordoned(s *egress.Snapshot, node string) bool {
 	return cordoned || s.Nodes[node].Cordoned
 }
 
-// wished returns the node that the operator wants to hold ip, or "".
-func wished(s *egress.Snapshot, ip netip.Addr) string {
+// preferred returns the node that the operator wants to own ip, or "".
+func preferred(s *egress.Snapshot, ip netip.Addr) string {
 	if m, ok := s.Moves[ip]; ok {
 		return m.To
 	}

@@ -77,7 +77,7 @@ func TestEveryCandidateHasARankOfItsOwn(t *testing.T) {
 	}
 }
 
-func TestClaimsLeaveOutWhoMayNotHold(t *testing.T) {
+func TestClaimsLeaveOutWhoMayNotOwn(t *testing.T) {
 	tests := map[string]func(*egress.Snapshot, *Facts){
 		"another host uses it":           func(_ *egress.Snapshot, f *Facts) { f.Taken = map[netip.Addr]bool{ip("10.10.0.11"): true} },
 		"its agent is down":              func(s *egress.Snapshot, _ *Facts) { delete(s.Agents, "node-1") },
@@ -125,7 +125,7 @@ func setSelector(s *egress.Snapshot, labels map[string]string) {
 	s.Pools["pool"] = p
 }
 
-func TestAWishIsFirstInRank(t *testing.T) {
+func TestThePreferredNodeIsFirstInRank(t *testing.T) {
 	for i := 1; i <= 5; i++ {
 		node := fmt.Sprintf("node-%d", i)
 		s := cluster(5, 1)
@@ -340,8 +340,8 @@ func TestMoves(t *testing.T) {
 	}
 }
 
-// TestAStaticIPOnTwoNodesIsHeldByOne follows a static IP that an administrator moves by hand, the new node first.
-func TestAStaticIPOnTwoNodesIsHeldByOne(t *testing.T) {
+// TestAStaticIPOnTwoNodesIsOwnedByOne follows a static IP that an administrator moves by hand, the new node first.
+func TestAStaticIPOnTwoNodesIsOwnedByOne(t *testing.T) {
 	a := ip("10.10.0.102")
 	s := cluster(2, 0)
 	s.Egresses["static"] = egress.Policy{Name: "static", Addresses: []egress.Address{{IP: a, ID: 7}}}

@@ -11,14 +11,14 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// Cluster is a snapshot of etcd, with what follows from it whichever node asks: computed once, and only as far as somebody asks for it. It is for one
-// goroutine.
+// Cluster is a snapshot of etcd, with indexes that are the same on every node. Each is computed once, when a method
+// first needs it. It is for one goroutine.
 type Cluster struct {
 	*egress.Snapshot
 	targets []target            // oldest egress first
 	byIP    map[netip.Addr]int  // in targets
 	able    map[string][]string // pool -> Candidates
-	held    map[string]int      // node -> Held; nil: nobody has asked
+	owned   map[string]int      // node -> Owned; nil: not computed yet
 }
 
 // New returns the Cluster of a snapshot.
@@ -41,7 +41,7 @@ func (c *Cluster) With(s *egress.Snapshot) *Cluster {
 	return next
 }
 
-// same reports whether two maps of snapshots, which nobody changes, are one.
+// same reports whether two maps of snapshots are one map: maps of snapshots are never changed.
 func same[K comparable, V any](a, b map[K]V) bool {
 	return reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer()
 }
@@ -56,7 +56,8 @@ type target struct {
 	partner egress.Address
 }
 
-// leads reports whether the partner follows the target, rather than the other way round. A static IP is where it is.
+// leads reports whether the partner goes where the target is, rather than the other way round. A static IP does not
+// move.
 func (t target) leads() bool { return t.partner.Pool != "" && t.IP.Less(t.partner.IP) }
 
 // index finds the egress IPs of the snapshot.
@@ -116,9 +117,9 @@ func (c *Cluster) Together(ip netip.Addr) []netip.Addr {
 	return []netip.Addr{ip}
 }
 
-// Candidates returns the nodes that may hold the IPs of a pool, capacity left aside: those that the pool selects, with a live agent that can
-// serve it and is not about to restart, and that are not cordoned. What a node holds while its agent restarts it keeps. Sorted. A pool that is
-// not there has none. What it returns is not to be changed.
+// Candidates returns the nodes that may own the IPs of a pool, capacity left aside: those that the pool selects, with a
+// live agent that can serve it and is not about to restart, and that are not cordoned. What a node holds while its
+// agent restarts it keeps. Sorted. A pool that is not there has none. What it returns is not to be changed.
 func (c *Cluster) Candidates(pool string) []string {
 	p, ok := c.Pools[pool]
 	if !ok {
@@ -129,7 +130,7 @@ func (c *Cluster) Candidates(pool string) []string {
 		return out
 	}
 	for name := range c.Agents {
-		if a := c.Agents[name]; mayHold(c.Snapshot, p, name) && a.Refused[pool] == "" && !a.Restarting {
+		if a := c.Agents[name]; mayOwn(c.Snapshot, p, name) && a.Refused[pool] == "" && !a.Restarting {
 			out = append(out, name)
 		}
 	}
@@ -138,29 +139,29 @@ func (c *Cluster) Candidates(pool string) []string {
 	return out
 }
 
-// Held returns how many pool IPs a node holds, or is about to by a planned move.
-func (c *Cluster) Held(node string) int {
-	if c.held == nil {
-		c.held = map[string]int{}
+// Owned returns how many pool IPs a node owns, or is about to own by a planned move.
+func (c *Cluster) Owned(node string) int {
+	if c.owned == nil {
+		c.owned = map[string]int{}
 		for _, t := range c.targets {
 			o, owned := c.Owners[t.IP]
 			if !owned || t.Pool == "" {
 				continue
 			}
-			c.held[o.Node]++
+			c.owned[o.Node]++
 			if m, moving := c.Moves[t.IP]; moving && m.To != o.Node {
-				c.held[m.To]++
+				c.owned[m.To]++
 			}
 		}
 	}
-	return c.held[node]
+	return c.owned[node]
 }
 
-// Room returns how many more pool IPs a node may take; math.MaxInt: it has no limit.
-func (c *Cluster) Room(node string) int {
+// FreeCapacity returns how many more pool IPs a node may take; math.MaxInt: it has no limit.
+func (c *Cluster) FreeCapacity(node string) int {
 	limit := c.Nodes[node].Capacity
 	if limit == 0 {
 		return math.MaxInt
 	}
-	return max(limit-c.Held(node), 0)
+	return max(limit-c.Owned(node), 0)
 }

@@ -9,8 +9,9 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// Arrivals returns the planned moves toward the node of IPs that another node holds: the node prepares itself and says so. By IP.
-// There are never more than it has room for, but for what the operator forces on it: whoever asked does not know what others ask.
+// Arrivals returns the planned moves toward the node of IPs that another node holds: the node prepares itself and says
+// so. By IP. There are never more than it has capacity for, but for what the operator forces on it: whoever asked does
+// not know what others ask.
 func (c *Cluster) Arrivals(f Facts) []egress.Move {
 	s := c.Snapshot
 	var out []egress.Move
@@ -27,7 +28,7 @@ func (c *Cluster) Arrivals(f Facts) []egress.Move {
 		slices.SortFunc(out, func(a, b egress.Move) int {
 			return cmp.Or(cmp.Compare(btoi(b.Ready), btoi(a.Ready)), a.Since.Compare(b.Since), a.IP.Compare(b.IP))
 		})
-		room := limit - (c.Held(f.Node) - c.promised(f.Node))
+		room := limit - (c.Owned(f.Node) - c.promised(f.Node))
 		out = slices.DeleteFunc(out, func(m egress.Move) bool {
 			room--
 			return room < 0 && !m.Force
@@ -37,7 +38,7 @@ func (c *Cluster) Arrivals(f Facts) []egress.Move {
 	return out
 }
 
-// promised returns how many of what Held counts the node does not hold yet.
+// promised returns how many of the IPs that Owned counts the node does not own yet.
 func (c *Cluster) promised(node string) int {
 	n := 0
 	for ip, m := range c.Moves {
@@ -70,9 +71,9 @@ func (c *Cluster) Departures(f Facts) []Departure {
 	return out
 }
 
-// Leaving returns the IP that a cordoned node gives away next, that of the oldest egress first, and who may take it, best first. None
-// while one is on its way: one at a time. An IP that nobody can take stays where it is, in service, until somebody can. Of the two IPs of
-// an egress the first goes where there is room for both, and then the second.
+// Leaving returns the IP that a cordoned node gives away next, that of the oldest egress first, and the nodes that may
+// take it, best first. None while another is moving: one at a time. An IP that no node can take stays where it is, in
+// service, until one can. Of the two IPs of an egress the first goes where there is room for both, and then the second.
 func (c *Cluster) Leaving(f Facts) (next egress.Owner, to []string) {
 	s := c.Snapshot
 	if !Cordoned(s, f.Node) {
@@ -121,7 +122,7 @@ func (c *Cluster) Misplacements() []Misplaced {
 		o, owned := s.Owners[t.IP]
 		nodes := first[t.IP]
 		paired := t.partner.IP.IsValid()
-		if !owned || len(nodes) == 0 || nodes[0] == o.Node || !mayHold(s, s.Pools[t.Pool], o.Node) || paired && !t.leads() {
+		if !owned || len(nodes) == 0 || nodes[0] == o.Node || !mayOwn(s, s.Pools[t.Pool], o.Node) || paired && !t.leads() {
 			continue
 		}
 		to := nodes[0]
@@ -133,20 +134,21 @@ func (c *Cluster) Misplacements() []Misplaced {
 	return out
 }
 
-// Rebalance returns which of the misplaced IPs is the next to move; ok is false while the cluster is not at rest (an IP is on the move,
-// or without an owner although somebody could take it), or none has room where it belongs. All nodes agree, so the owner can ask for it.
+// Rebalance returns which of the misplaced IPs is the next to move; ok is false while the cluster is not at rest (an IP
+// is on the move, or without an owner although a node could take it), or none fits the capacity of the node to which it
+// belongs. All nodes get the same result, so the owner can ask for the move.
 func (c *Cluster) Rebalance(misplaced []Misplaced) (next Misplaced, ok bool) {
 	if len(c.Moves) > 0 || len(misplaced) == 0 || len(c.rank()) > 0 {
 		return next, false
 	}
-	i := slices.IndexFunc(misplaced, func(m Misplaced) bool { return c.Room(m.To) > btoi(m.Both) })
+	i := slices.IndexFunc(misplaced, func(m Misplaced) bool { return c.FreeCapacity(m.To) > btoi(m.Both) })
 	if i < 0 {
 		return next, false
 	}
 	return misplaced[i], true
 }
 
-// without returns the cluster as it were if nobody held the IPs.
+// without returns the cluster as it were if nobody owned the IPs.
 func (c *Cluster) without(ips ...netip.Addr) *Cluster {
 	s := *c.Snapshot
 	s.Owners = maps.Clone(s.Owners)

@@ -87,10 +87,10 @@ func TestADrainFillsNobodyBeyondItsCapacityAndStaysWithinTheShare(t *testing.T) 
 			t.Errorf("%s moved from %s, which is well", a, node)
 		}
 	}
-	if n := New(s).Held("node-1"); n != 0 {
+	if n := New(s).Owned("node-1"); n != 0 {
 		t.Errorf("%d IPs are left", n)
 	}
-	if n2, n3 := New(s).Held("node-2"), New(s).Held("node-3"); n2 > 30 && n2 > countOf(others, "node-2") || n3 > 35 && n3 > countOf(others, "node-3") {
+	if n2, n3 := New(s).Owned("node-2"), New(s).Owned("node-3"); n2 > 30 && n2 > countOf(others, "node-2") || n3 > 35 && n3 > countOf(others, "node-3") {
 		t.Errorf("node-2 holds %d of 30, node-3 %d of 35", n2, n3)
 	}
 }
@@ -105,7 +105,7 @@ func countOf(m map[netip.Addr]string, node string) int {
 	return n
 }
 
-func TestWhatNobodyCanTakeStaysInServiceUntilThereIsRoom(t *testing.T) {
+func TestWhatNobodyCanTakeStaysInServiceUntilThereIsCapacity(t *testing.T) {
 	s := cluster(2, 2)
 	hold(s, "node-1", 1)
 	hold(s, "node-2", 2)
@@ -124,7 +124,7 @@ func TestWhatNobodyCanTakeStaysInServiceUntilThereIsRoom(t *testing.T) {
 	}
 }
 
-func TestATargetTakesNoMoreThanItHasRoomForWhoeverAsks(t *testing.T) {
+func TestATargetTakesNoMoreThanItsCapacityWhoeverAsks(t *testing.T) {
 	s := cluster(3, 4)
 	hold(s, "node-1", 1, 2)
 	hold(s, "node-2", 3)
@@ -185,7 +185,7 @@ func TestWhenCapacityIsShortOlderEgressesGoFirstAndTheOthersWait(t *testing.T) {
 	}
 }
 
-func TestANodeThatStepsInForAnotherClaimsNoMoreThanItHasRoomFor(t *testing.T) {
+func TestANodeThatStepsInForAnotherClaimsNoMoreThanItsCapacity(t *testing.T) {
 	s := cluster(2, 6)
 	for a := range New(s).rank() {
 		s.Pins[a] = egress.Pin{IP: a, Node: "node-2"} // node-2 is first for all, lives, and does not claim
@@ -253,7 +253,7 @@ func TestOneMoreEgressMovesNoOther(t *testing.T) {
 	}
 }
 
-func TestRebalancingRespectsPinsCordonsAndRoom(t *testing.T) {
+func TestRebalancingRespectsPinsCordonsAndCapacity(t *testing.T) {
 	s := cluster(2, 1)
 	hold(s, "node-1", 1)
 	a := ip("10.10.0.11")

@@ -54,7 +54,7 @@ func TestWithoutAWordOfANodesPodsNoFurtherPodIsProgrammed(t *testing.T) {
 	}
 }
 
-func TestNewPodsAreHeldByTheRangesThatWereNamed(t *testing.T) {
+func TestNewPodsInNamedRangesAreDelayed(t *testing.T) {
 	cidr, own := netip.MustParsePrefix("100.64.0.0/10"), netip.MustParsePrefix("100.80.0.0/16")
 	f := facts("node-3")
 	f.Cluster = []netip.Prefix{own}

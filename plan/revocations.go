@@ -10,16 +10,16 @@ import (
 // Revocation is an agent whose lease is to be revoked.
 type Revocation struct {
 	Agent egress.Agent
-	// Gone says that the node's record is gone, whether the agent is dead or not, and Alive that only that is so: the agent may be about to let go by
-	// itself.
+	// Gone: the node's record is gone, whether the agent is dead or not. Alive: the gossip does not report the agent
+	// dead, so it may be about to give its IPs back by itself.
 	Gone, Alive bool
 	// Rank is 0 for the node that revokes at once; each next one waits a step longer.
 	Rank int
 }
 
-// Living returns the agents that are not dead by the gossip; nil where the node hears less than half of all, itself included: it may be the one that
-// is cut off. Agents whose nodes are gone are not counted, alive or dead: an autoscaler may take most of them away at once. What it returns is not to be
-// changed.
+// Living returns the agents that are not dead by the gossip; nil where less than half of all, itself included, are
+// alive by its gossip: it may be the one that is partitioned. Agents whose nodes are gone are not counted, alive or
+// dead: an autoscaler may take most of them away at once. What it returns is not to be changed.
 func Living(s *egress.Snapshot, node string, dead func(node string) bool) map[string]egress.Agent {
 	absent := 0
 	for name := range s.Agents {
@@ -45,8 +45,8 @@ func Living(s *egress.Snapshot, node string, dead func(node string) bool) map[st
 	return out
 }
 
-// rankFor returns how many of the able come before the node when it is about the agent of another one: another order for each, so that one that cannot do
-// it does not hold up all.
+// rankFor returns how many of the able come before the node in revoking the lease of the agent name. The order differs
+// for each agent, so that a node that cannot revoke delays only some.
 func rankFor(name, node string, able map[string]egress.Agent) (rank int) {
 	weight := weights(name)
 	own := weight(node)
@@ -79,7 +79,7 @@ func Revocations(s *egress.Snapshot, node string, living map[string]egress.Agent
 			continue
 		}
 		able := living
-		if able == nil { // who else hears whom is not known
+		if able == nil { // what the others' gossip says is not known
 			able = s.Agents
 		}
 		out = append(out, Revocation{Agent: a, Gone: gone, Alive: !dead(name), Rank: rankFor(name, node, able)})

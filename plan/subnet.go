@@ -76,7 +76,7 @@ func (f Facts) link(p egress.Pool, ip netip.Addr) string {
 	return l.Name
 }
 
-// Refused returns the pools that select the node and whose IPs it cannot hold, and why.
+// Refused returns the pools that select the node and whose IPs it cannot own, and why.
 func Refused(s *egress.Snapshot, f Facts) map[string]string {
 	var out map[string]string
 	for name, p := range s.Pools {
@@ -119,7 +119,7 @@ func subnetMarks(s *egress.Snapshot) map[egress.Subnet]egress.Mark {
 	return out
 }
 
-// exits are the ways by which egress IPs leave the node.
+// exits says how packets with egress IPs leave the node: by which link and mark.
 type exits struct {
 	snapshot *egress.Snapshot
 	facts    Facts
@@ -132,7 +132,7 @@ func (e exits) vlan(pool string) bool {
 	return p.Subnet != nil && p.Subnet.VLAN != 0
 }
 
-// mark returns the routing mark of the packets that leave from here with an IP of a pool.
+// mark returns the routing mark of packets that leave this node with an IP of a pool.
 func (e exits) mark(pool string) egress.Mark {
 	if p := e.snapshot.Pools[pool]; p.Subnet != nil {
 		return e.marks[*p.Subnet]
@@ -140,7 +140,7 @@ func (e exits) mark(pool string) egress.Mark {
 	return egress.LocalMark
 }
 
-// prepare adds what the IP needs before it can be sent with.
+// prepare adds the link and the routes that packets with the IP need to leave.
 func (e exits) prepare(d *Desired, a egress.Address) {
 	p := e.snapshot.Pools[a.Pool]
 	if p.Subnet == nil {
@@ -163,7 +163,7 @@ func (e exits) prepare(d *Desired, a egress.Address) {
 	}
 }
 
-// answer adds what it takes to answer for the IP, where neighbours ask for it.
+// answer adds the addresses and the ARP and NDP answers by which neighbours find the IP on this node.
 func (e exits) answer(d *Desired, a egress.Address) {
 	p := e.snapshot.Pools[a.Pool]
 	parent, _ := e.facts.carrier(p, a.IP)

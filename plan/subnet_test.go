@@ -58,7 +58,7 @@ func TestBuildLeavesByTheSubnetOfThePool(t *testing.T) {
 			s.Owners[addr] = egress.Owner{IP: addr, Node: "node-1", Revision: 9}
 			f := facts("node-1")
 			f.Links, f.PoolUplink = links, tt.uplink
-			d := Build(New(s), f, map[netip.Addr]Role{addr: Hold})
+			d := Build(New(s), f, map[netip.Addr]Role{addr: Own})
 			m := d.NFT.Hosted[1].Mark
 			if len(d.Routing.Subnets) != 1 || m < egress.SubnetMark(0) || d.NFT.NextHops[1] != m {
 				t.Fatalf("subnets %+v, mark %#x, next hop %#x, hosted %+v", d.Routing.Subnets, m, d.NFT.NextHops[1], d.NFT.Hosted[1])
@@ -89,7 +89,7 @@ func TestPoolsOfOneVLANShareItsLinkAndItsRoutes(t *testing.T) {
 	second := ip("10.10.0.12")
 	s.Egresses["second"] = egress.Policy{Name: "second", Addresses: []egress.Address{{IP: second, ID: 2, Pool: "other"}}}
 	s.Owners[second] = egress.Owner{IP: second, Node: "node-1", Revision: 10}
-	d := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: Hold, second: Hold})
+	d := Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: Own, second: Own})
 	want := map[int]vlan.VLAN{10: {Parent: "eth0", MTU: 1500, MAC: egress.VLANMAC(ip("10.10.0.101"), 10).String(),
 		Addresses: []netip.Prefix{netip.MustParsePrefix("10.10.0.12/24"), netip.MustParsePrefix("10.10.0.11/24")}}}
 	if diff := cmp.Diff(want, d.VLAN.VLANs, compare); diff != "" || len(d.Routing.Subnets) != 1 {

@@ -17,7 +17,7 @@ type Changes struct {
 	Loosened []string
 }
 
-// op is one write, and what ip(8), bridge(8) or sysctl(8) would be told for it.
+// op is one write, and the command of ip(8), bridge(8) or sysctl(8) for it.
 type op struct {
 	line string
 	run  func(*writer) error

@@ -1,5 +1,6 @@
-// Package routing makes packets that carry a routing mark find their way between the nodes: the overlay link, the permanent
-// FDB entries of its peers, the policy rules, and the route tables of the overlay and of the ways out.
+// Package routing routes packets by their marks, which package nft sets: into the overlay to another node, or out of
+// this node. For that it keeps the overlay link (VXLAN), permanent FDB entries for its peers, policy rules (ip rule),
+// and route tables.
 //
 // It owns, in the network namespace of who called New:
 //

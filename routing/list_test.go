@@ -7,7 +7,7 @@ import (
 )
 
 // What is observed is told in the words that bring it: each line of the Changes that made it is there, and nothing else.
-func TestObservedIsToldInTheWordsThatMakeIt(t *testing.T) {
+func TestObservedPrintsTheLinesThatMakeIt(t *testing.T) {
 	r := open(t)
 	if text := observe(t, r).String(); text != "" {
 		t.Errorf("without anything: %s", text)

@@ -298,7 +298,7 @@ func TestRulesOfOthersApplyToPacketsThatAreNotOurs(t *testing.T) {
 	}
 }
 
-func TestARouteOfOthersInOurPlaceIsSaidAndKept(t *testing.T) {
+func TestARouteOfOthersInOurPlaceIsReportedAndKept(t *testing.T) {
 	r := open(t)
 	netns.Run(t, "ip route add default dev lo table 15190 protocol static")
 	err := r.Apply(Diff(observe(t, r), parseState(t, sections(t, "testdata/source.txtar")["state"])))

@@ -55,7 +55,7 @@ func quiet(changes <-chan struct{}) {
 	}
 }
 
-func TestWatchTellsOfWhatOthersDoToOurs(t *testing.T) {
+func TestWatchReportsWhatOthersDoToOurs(t *testing.T) {
 	r := open(t)
 	netns.Run(t, "ip link add uplink type veth peer name other")
 	reach(t, r, parseState(t, sections(t, "testdata/blocks.txtar")["state"]))

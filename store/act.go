@@ -13,11 +13,12 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// actsFor is for how long an act is remembered: its record ends with a lease of its own, so that no number of them fills etcd.
+// actsFor is for how long the record of an act is kept: it is under a lease of its own, so that no number of them fills
+// etcd.
 const actsFor = 90 * 24 * time.Hour
 
-// act returns the write of an act of the Client's user, for the transaction that does what it says, and what has to be called where that was not done; no
-// write where nobody is named as that user.
+// act returns the write that records an act of the Client's user, for the transaction that does the act, and undone, to
+// be called when the transaction was not done. Without Config.By there is no write.
 func (c *Client) act(ctx context.Context, a egress.Act) (write []clientv3.Op, undone func(), err error) {
 	if c.by == "" {
 		return nil, func() {}, nil

@@ -27,7 +27,7 @@ const (
 // Cache holds the records of some key ranges as etcd has them, all at one revision. It is safe for concurrent use.
 type Cache struct {
 	client *Client
-	stream string // tells its watch stream from those of other caches
+	stream string // distinguishes its watch stream from those of other caches
 	ready  chan struct{}
 	change chan struct{} // capacity 1
 	want   chan struct{} // capacity 1: prefixes were changed
@@ -57,7 +57,7 @@ func (c *Client) NewCache(prefixes ...string) *Cache {
 }
 
 // Run keeps the cache equal to etcd until ctx ends, and then returns the error of ctx. It lists all ranges at one revision and watches
-// from there. When the watch breaks, or etcd has forgotten the revision (compaction), it lists again and takes over what differs,
+// from there. When the watch breaks, or etcd has compacted the revision, it lists again and takes over what differs,
 // after a pause; the records stay as they were meanwhile. It may run once.
 func (k *Cache) Run(ctx context.Context) error {
 	defer k.end()
@@ -189,7 +189,7 @@ func (k *Cache) take() (changed map[string]*Record, is state, ok bool) {
 	return changed, state{k.whole, k.revision, k.restores}, true
 }
 
-// Arrived returns when the first of the changes came that came since the last call; the zero Time: there are none.
+// Arrived returns when the first change since the last call came; the zero Time: there was none.
 func (k *Cache) Arrived() time.Time {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -224,8 +224,8 @@ func (k *Cache) replace(l list, ranges []string) {
 	})
 }
 
-// update lets fill put records, nil for those that are gone, after which the ranges, nil for those of before, are whole. It says so when
-// that changed anything.
+// update calls fill to put records, nil for those that are gone. After it everything in ranges, nil for those of
+// before, is there. It signals when anything changed.
 func (k *Cache) update(revision int64, restores int, ranges []string, fill func(put func(string, *Record))) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -261,24 +261,24 @@ func (k *Cache) update(revision int64, restores int, ranges []string, fill func(
 	}
 }
 
-// contact notes whether etcd is followed, nil, or why not, and logs when that changes.
+// contact notes whether the watch works (nil) or why not, and logs when that changes.
 func (k *Cache) contact(err error) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	switch {
 	case err == nil && !k.watching:
-		k.client.missed.Store(false)
+		k.client.watchLost.Store(false)
 		if k.watching = true; !k.lost.IsZero() {
 			k.client.log.Info("watch of etcd is back", "rev", k.revision, "dur", time.Since(k.lost))
 		}
 	case err != nil && (k.watching || k.lost.IsZero()):
 		k.watching, k.lost = false, time.Now()
-		k.client.missed.Store(true)
+		k.client.watchLost.Store(true)
 		k.client.log.Warn("watch of etcd lost, will retry; the records stay as they are", "rev", k.revision, "err", err)
 	}
 }
 
-// end notes that nothing is followed any more.
+// end notes that the watch has ended.
 func (k *Cache) end() {
 	k.mu.Lock()
 	defer k.mu.Unlock()

@@ -35,7 +35,7 @@ const (
 	requestTimeout = 5 * time.Second
 	listTimeout    = 30 * time.Second
 	// maxTxnOps is how many operations a Txn may have. etcd takes 128 unless told otherwise (--max-txn-ops), and counts the
-	// comparisons on their own; the rest is for the fence and for rounding.
+	// comparisons on their own; the rest is for the fencing token and for rounding.
 	maxTxnOps = 120
 	// maxResponse is the largest answer that the client takes: a list of everything. etcd itself sets no bound.
 	maxResponse = 512 << 20
@@ -60,16 +60,16 @@ type Config struct {
 
 // Client speaks to etcd. It is safe for concurrent use.
 type Client struct {
-	etcd   *clientv3.Client
-	prefix string
-	log    *slog.Logger
-	by     string
-	caches atomic.Int64 // how many were made: each has a watch stream of its own
-	heads  heads
-	newest atomic.Int64 // the revision that etcd had when it last answered Confirm
-	missed atomic.Bool  // the last that a cache said of etcd is that it was lost
-	full   atomic.Bool  // see NoSpace
-	wg     sync.WaitGroup
+	etcd      *clientv3.Client
+	prefix    string
+	log       *slog.Logger
+	by        string
+	caches    atomic.Int64 // how many were made: each has a watch stream of its own
+	heads     heads
+	newest    atomic.Int64 // the revision that etcd had when it last answered Confirm
+	watchLost atomic.Bool  // a cache has lost its watch of etcd, and logged that
+	full      atomic.Bool  // see NoSpace
+	wg        sync.WaitGroup
 }
 
 // ErrNoAnswer says that etcd has not answered in time.
@@ -194,7 +194,7 @@ func (c *Client) txn(ctx context.Context, ifs []clientv3.Cmp, then, otherwise []
 	defer cancel()
 	resp, err := c.etcd.Txn(ctx).If(ifs...).Then(then...).Else(otherwise...).Commit()
 	if errors.Is(err, rpctypes.ErrNoSpace) {
-		c.sayFull(true)
+		c.reportFull(true)
 	}
 	return resp, err
 }

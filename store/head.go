@@ -33,7 +33,8 @@ func (a head) precedes(b head) bool {
 	return a.cluster == 0 || a.cluster == b.cluster && a.revision <= b.revision && b.revision-a.revision < bump
 }
 
-// heads notes what etcd answers, and so finds out that it was restored. It is safe for concurrent use.
+// heads keeps the newest cluster id, term and revision that etcd answered with, and detects by them that etcd was
+// restored. It is safe for concurrent use.
 type heads struct {
 	mu       sync.Mutex // guards what follows
 	newest   head
@@ -42,14 +43,14 @@ type heads struct {
 	changed  chan struct{} // closed with the next restore
 }
 
-// question is what was known when etcd was asked.
+// question is the state of heads before a request.
 type question struct {
 	head
 	restores int
 	changed  <-chan struct{}
 }
 
-// ask returns what is known before a linearizable question.
+// ask returns the state before a linearizable request.
 func (h *heads) ask() question {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -59,8 +60,8 @@ func (h *heads) ask() question {
 	return question{h.newest, h.restores, h.changed}
 }
 
-// saw takes in the revision of an event of a watch that began after so many restores: a question that is asked from now on is not answered by an older
-// one.
+// saw takes in the revision of a watch's event, if the watch began after the last restore: an answer to a request from
+// now on has no older revision.
 func (h *heads) saw(revision int64, restores int) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
@@ -69,8 +70,9 @@ func (h *heads) saw(revision int64, restores int) {
 	}
 }
 
-// answered takes in the answer. It is measured by what was known when etcd was asked, for two answers may overtake each other. errRestored: it is
-// another etcd than then, and restores counts that, if no other answer has shown it: then nobody knows of which of them this one is. errTerm: it may be.
+// answered takes in the header of an answer. It compares it with the state before the request, q, since two answers may
+// overtake each other. errRestored: it is another etcd than then, and restores counts that, unless another answer has
+// shown it meanwhile; then it is not known which etcd answered. errTerm: it may be another etcd; ask again.
 func (h *heads) answered(q question, r *pb.ResponseHeader) (restores int, err error) {
 	h.mu.Lock()
 	defer h.mu.Unlock()

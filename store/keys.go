@@ -28,7 +28,7 @@ const (
 	CordonPrefix        = "cordons/"
 	SuspicionPrefix     = "suspicions/"
 	HistoryPrefix       = "history/"
-	ToldPrefix          = "told/"
+	EventRecordPrefix   = "told/"
 	CounterPrefix       = "counters/" // what crdsync gave out last
 	ActPrefix           = "acts/"
 	PermitKey           = "permit"
@@ -95,8 +95,8 @@ func CordonKey(node string) string { return CordonPrefix + node }
 // SuspicionKey is the key of an egress.Suspicion.
 func SuspicionKey(node string) string { return SuspicionPrefix + node }
 
-// ToldKey is the key under which crdsync remembers what it told of an object.
-func ToldKey(kind, name string) string { return ToldPrefix + kind + "/" + name }
+// EventRecordKey is the key of crdsync's record of the Events that it has made of an object.
+func EventRecordKey(kind, name string) string { return EventRecordPrefix + kind + "/" + name }
 
 // HistoryKey is the key of an egress.Tenure. Time and node make it unique; the order of tenures is that of the keys' revisions, since the
 // nodes' clocks differ.

@@ -42,7 +42,7 @@ func (c *Client) Campaign(ctx context.Context, id string, ttl time.Duration) (*L
 			return nil, ctx.Err()
 		}
 		if errors.Is(err, rpctypes.ErrNoSpace) {
-			c.sayFull(true)
+			c.reportFull(true)
 		}
 		if !logged {
 			logged = true
@@ -76,7 +76,7 @@ func (c *Client) campaign(ctx context.Context, id string, ttl time.Duration) (*L
 
 // run stands for election, and returns when it is won.
 func (l *Leadership) run(ctx context.Context, e *concurrency.Election, id string) error {
-	// A candidate whose lease ends while it waits would be told that all before it are gone: so is its own key.
+	// A candidate whose lease ends while it waits would find that all keys before its own are gone: so is its own.
 	ctx, cancel := context.WithCancel(ctx)
 	defer cancel()
 	defer context.AfterFunc(l.session.Ctx(), cancel)()
@@ -103,7 +103,7 @@ func (l *Leadership) Lost() <-chan struct{} { return l.lost }
 // Resign ends the leadership at once, so that another replica need not wait for the TTL.
 func (l *Leadership) Resign(ctx context.Context) error {
 	l.lose()
-	// Session.Close would revoke under the session's own context, which has ended when the process is told to stop.
+	// Session.Close would revoke under the session's own context, which has ended when the process stops.
 	l.session.Orphan()
 	return l.client.revoke(ctx, l.session.Lease())
 }
@@ -117,8 +117,9 @@ type Op struct {
 	Below    bool   // delete all keys that begin with Key, of which nothing is required
 	Absent   bool   // the key must not exist
 	Revision int64  // not 0: the key's mod revision must be this
-	// Still, if not 0, makes the Op one that changes nothing: no key that begins with Key may have a mod revision above it. What was deleted
-	// since does not count. It stands for the decisions that go by what all of these keys say, and not by one of them.
+	// Still, if not 0, makes the Op a condition and no change: no key that begins with Key may have a mod revision
+	// above it. Deleted keys do not count. It is for decisions that depend on all keys with a prefix, not on one of
+	// them.
 	Still int64
 }
 

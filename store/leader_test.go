@@ -187,7 +187,7 @@ func TestCommitMakesAllChangesOrNone(t *testing.T) {
 	}
 }
 
-func TestACandidateThatIsToldToStopLeavesNothingBehind(t *testing.T) {
+func TestACandidateThatStopsLeavesNothingBehind(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
 	k := tracked(t, c, crdsyncElectionName)

@@ -24,11 +24,11 @@ var ErrChanged = errors.New("a lock has changed meanwhile")
 
 // Lease is an etcd lease that lives while it is renewed. It is safe for concurrent use.
 type Lease struct {
-	client *Client
-	id     clientv3.LeaseID
-	ttl    time.Duration
-	said   bool // that it is not renewed, or a watch did; report's own
-	loud   bool // it was this one that said so
+	client   *Client
+	id       clientv3.LeaseID
+	ttl      time.Duration
+	reported bool // the log says that it is not renewed, or that etcd is lost; only report uses it
+	warned   bool // that line is this lease's
 
 	mu    sync.Mutex // guards what follows
 	valid time.Time
@@ -43,7 +43,7 @@ func (c *Client) Grant(ctx context.Context, ttl time.Duration) (*Lease, error) {
 	sent := time.Now()
 	resp, err := c.etcd.Grant(ctx, seconds(ttl))
 	if errors.Is(err, rpctypes.ErrNoSpace) {
-		c.sayFull(true)
+		c.reportFull(true)
 	}
 	if err != nil {
 		return nil, fmt.Errorf("granting a lease of %v: %w", ttl, err)
@@ -52,8 +52,8 @@ func (c *Client) Grant(ctx context.Context, ttl time.Duration) (*Lease, error) {
 	return &Lease{client: c, id: resp.ID, ttl: length, valid: sent.Add(length)}, nil
 }
 
-// Adopt takes over a lease that another process was granted, by renewing it. errors.Is(err, ErrLeaseLost): it is gone. Nobody keeps two
-// processes from adopting one lease: that is up to the node (one agent each).
+// Adopt takes over a lease that was granted to another process, by renewing it. errors.Is(err, ErrLeaseLost): it is
+// gone. Nothing in etcd keeps two processes from adopting one lease: that there is one agent on each node does.
 func (c *Client) Adopt(ctx context.Context, id int64) (*Lease, error) {
 	l := &Lease{client: c, id: clientv3.LeaseID(id)}
 	if err := l.Renew(ctx); err != nil {
@@ -89,7 +89,7 @@ func (l *Lease) renew(ctx context.Context) (sent time.Time, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	sent = time.Now()
-	resp, err := hedge(ctx, 200*time.Millisecond, func(ctx context.Context) (*clientv3.LeaseKeepAliveResponse, error) {
+	resp, err := retryElsewhere(ctx, 200*time.Millisecond, func(ctx context.Context) (*clientv3.LeaseKeepAliveResponse, error) {
 		return l.client.etcd.KeepAliveOnce(ctx, l.id)
 	})
 	if err != nil {
@@ -115,16 +115,18 @@ func (l *Lease) Valid() time.Time {
 	return l.valid
 }
 
-// Confirmation is etcd's yes to a question: nobody had revoked the lease when it was sent.
+// Confirmation is what Confirm returns: at Sent nobody had revoked the lease.
 type Confirmation struct {
 	Sent time.Time // on the monotonic clock
-	// Restores is how often this Client had found out, when it asked, that etcd is another one than before. The answer is of the same.
+	// Restores is how often this Client had seen etcd restored or replaced before it asked. The answer is of the etcd
+	// after the last of them.
 	Restores int
 }
 
-// Confirm asks etcd whether agents/<node> is there under the lease, and no suspicion against the node: one that is there is deleted, and asked again.
-// It is a linearizable read, unlike a renewal, which a leader that was cut off and does not know it yet still grants. errors.Is(err, ErrLeaseLost): it
-// is gone. Any other error says that this is not known.
+// Confirm reads from etcd whether the key agents/<node> is under the lease, and whether there is a suspicion against
+// the node. It deletes the suspicion and reads again. The read is linearizable, unlike a renewal, which a partitioned
+// leader of etcd still grants until it notices. errors.Is(err, ErrLeaseLost): the lease is gone. After any other error
+// its state is not known.
 func (l *Lease) Confirm(ctx context.Context, node string) (c Confirmation, err error) {
 	record, suspicion := l.client.key(AgentKey(node)), l.client.key(SuspicionKey(node))
 	under := clientv3.Compare(clientv3.LeaseValue(record), "=", l.id)
@@ -180,8 +182,9 @@ func (l *Lease) Owned(ctx context.Context) ([]netip.Addr, error) {
 	return out, err
 }
 
-// Renumber gives the locks of the egress IPs, which are under the lease, new revisions: what a former process sent about them comes to nothing. An
-// etcd that is full takes neither, and the locks stay as they are. errors.Is(err, ErrChanged): one is not under the lease any more.
+// Renumber writes the locks of the egress IPs, which are under the lease, once more, which gives them new revisions:
+// requests of a former process that are still on their way require the old ones, and fail. A full etcd takes neither,
+// and the locks stay as they are. errors.Is(err, ErrChanged): a lock is not under the lease any more.
 func (l *Lease) Renumber(ctx context.Context, ips []netip.Addr) error {
 	for batch := range slices.Chunk(ips, maxTxnOps) {
 		var ifs []clientv3.Cmp
@@ -215,9 +218,9 @@ func (c *Client) lockOf(key string) (netip.Addr, bool) {
 	return ip, err == nil
 }
 
-// MoveTo moves every key of the lease to another one, with the agent's record as given. Locks of IPs that the agent does not keep are released.
-// Whoever revokes the former lease then, on what he read before, ends nothing. It is left to end by itself. An error: it is not known what
-// holds; keys may be under either.
+// MoveTo moves every key of the lease to another one, and writes the agent's record as given. Locks of IPs for which
+// keep is false are released. A peer that revokes the former lease, on what it read before, then ends no key. The
+// former lease is left to expire. After an error, keys may be under either lease.
 func (l *Lease) MoveTo(ctx context.Context, next *Lease, a egress.Agent, keep func(netip.Addr) bool) error {
 	return l.moveTo(ctx, next, a, keep, func() {})
 }
@@ -239,7 +242,8 @@ func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep fu
 	}
 	listed()
 	keys = append(slices.DeleteFunc(keys, func(key string) bool { return key == record }), record) // last: the next agent goes by it
-	// Nobody hands over to an agent whose record is under another lease, so what came until then is seen by the second look.
+	// Nobody hands over to an agent whose record is under another lease, so the second round has all locks that came
+	// before the record moved.
 	for range 2 {
 		for batch := range slices.Chunk(keys, maxTxnOps/2) {
 			back, err := l.client.unused(ctx, batch, keep)
@@ -251,7 +255,7 @@ func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep fu
 			for _, key := range batch {
 				ifs = append(ifs, clientv3.Compare(clientv3.LeaseValue(key), "=", l.id))
 				switch o, given := back[key]; {
-				case key == record: // who suspects it saw another record
+				case key == record: // a suspicion is of the record as it was before
 					then = append(then, clientv3.OpPut(record, string(v), clientv3.WithLease(next.id)), clientv3.OpDelete(l.client.key(SuspicionKey(a.Node))))
 				case given:
 					t := egress.Tenure{IP: o.IP, Why: egress.ReasonRelease}
@@ -282,8 +286,8 @@ func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep fu
 	return nil
 }
 
-// unused returns the owners' records of the locks among keys that an agent does not keep, by key, in one question to etcd. Of a record that is not
-// there or cannot be read there is the IP, and nobody before.
+// unused reads the records of the locks among keys for which keep is false, by key, in one transaction. Where a record
+// is missing or cannot be read, it returns an Owner with the IP and without From.
 func (c *Client) unused(ctx context.Context, keys []string, keep func(netip.Addr) bool) (map[string]egress.Owner, error) {
 	out := map[string]egress.Owner{}
 	var gets []clientv3.Op
@@ -371,20 +375,20 @@ func (l *Lease) condition(err error) condition {
 	return expired
 }
 
-// report logs when the lease was not renewed for half of its length, and when it is again, unless a watch has said that etcd is lost; that a
-// lease is lost is the caller's to log.
+// report logs when the lease was not renewed for half of its length, and when it is again, unless a watch has logged
+// that etcd is lost; that a lease is lost is the caller's to log.
 func (l *Lease) report(is condition, err error) {
 	switch {
 	case is == confirmed:
-		if l.loud {
+		if l.warned {
 			l.client.log.Info("lease renewed again", "lease", egress.FormatLease(l.ID()))
 		}
-		l.said, l.loud = false, false
-	case l.said || errors.Is(err, ErrLeaseLost):
-	case l.client.missed.Load():
-		l.said = true
+		l.reported, l.warned = false, false
+	case l.reported || errors.Is(err, ErrLeaseLost):
+	case l.client.watchLost.Load():
+		l.reported = true
 	case time.Until(l.Valid()) < l.TTL()/2:
-		l.said, l.loud = true, true
+		l.reported, l.warned = true, true
 		l.client.log.Warn("lease not renewed, will retry", "lease", egress.FormatLease(l.ID()), "err", err)
 	}
 }
@@ -400,8 +404,8 @@ func (c *Client) Revoke(ctx context.Context, id int64) error {
 	return c.revoke(ctx, clientv3.LeaseID(id))
 }
 
-// Suspect writes a suspicion against the agent of a node, which is there under a lease, and whose record was read at revision seen. false: the record has
-// changed since, or there is a suspicion already.
+// Suspect writes a suspicion against the agent of a node. It requires that the agent's record is under the lease that s
+// names, and unchanged since revision seen. false: it is not, or there is a suspicion already.
 func (c *Client) Suspect(ctx context.Context, s egress.Suspicion, seen int64) (bool, error) {
 	id, err := egress.ParseLease(s.Lease)
 	if err != nil {
@@ -441,7 +445,7 @@ func (c *Client) revoke(ctx context.Context, id clientv3.LeaseID) error {
 	return nil
 }
 
-// known turns etcd's word that there is no such lease into ErrLeaseLost.
+// known turns etcd's error that there is no such lease into ErrLeaseLost.
 func (l *Lease) known(err error) error {
 	if errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		l.lose()

@@ -208,7 +208,7 @@ func TestManyAdoptOneLeaseAndAllLoseIt(t *testing.T) {
 	}
 }
 
-func TestRunKeepsALeaseThroughAnOutageAndTellsOnlyChanges(t *testing.T) {
+func TestRunKeepsALeaseThroughAnOutageAndReportsOnlyChanges(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
 	l := grant(t, c, 3*time.Second)
@@ -231,7 +231,7 @@ func TestRunKeepsALeaseThroughAnOutageAndTellsOnlyChanges(t *testing.T) {
 	}
 }
 
-func TestRunTellsWhenALeaseIsNoLongerValidAndWhenItIsLost(t *testing.T) {
+func TestRunReportsWhenALeaseIsNoLongerValidAndWhenItIsLost(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
 	l := grant(t, c, 2*time.Second)

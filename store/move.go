@@ -10,9 +10,9 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// RequestMoves asks for planned moves, of all or none. The request goes away with the lease that it returns: when that is revoked, which
-// whoever asked has to do in the end, or by itself after patience, rounded up to whole seconds. When there is one for an IP already, the
-// error names its target.
+// RequestMoves asks for planned moves, of all or none. The requests are under the lease that it returns: they go when
+// the caller revokes it, as it has to in the end, or when it expires after patience, rounded up to whole seconds. When
+// there is a request for an IP already, the error names its target.
 func (c *Client) RequestMoves(ctx context.Context, patience time.Duration, moves ...egress.Move) (*Lease, error) {
 	values := make([][]byte, len(moves))
 	var undo []func()
@@ -57,7 +57,7 @@ func (c *Client) RequestMoves(ctx context.Context, patience time.Duration, moves
 			}
 		}
 	}
-	// Also when it is not known whether the request was written: it must not come true after this error.
+	// Also when it is not known whether the requests were written: no move may follow this error.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), requestTimeout)
 	defer cancel()
 	_ = l.Revoke(end) // it ends by itself
@@ -108,7 +108,7 @@ func (c *Client) Ready(ctx context.Context, m egress.Move, l *Lease) (bool, erro
 	}
 	key := c.key(MoveKey(m.IP))
 	// Once more at another member does no harm: the second finds the record changed.
-	resp, err := hedge(ctx, 200*time.Millisecond, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+	resp, err := retryElsewhere(ctx, 200*time.Millisecond, func(ctx context.Context) (*clientv3.TxnResponse, error) {
 		return c.txn(ctx,
 			[]clientv3.Cmp{unchanged(key, revision)},
 			[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithIgnoreLease())}, nil)

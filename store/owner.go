@@ -60,10 +60,13 @@ type Former struct {
 	Suspicion egress.Suspicion
 }
 
-// Claim takes the lock of an egress IP for the lease. false: somebody else has it, or had it a moment ago, or the operator has cordoned the
-// node, which may have what is static all the same. It is true as well when the lock is the lease's already, as after a claim whose answer
-// was lost. The record says From whom the IP comes if somebody gave it up after the former lock, and nothing happened to the lock since; and it has the
-// former lock's suspicion, if that still stands, and nobody had a lock of the IP in between. errors.Is(err, ErrLeaseLost): the lease is gone.
+// Claim takes the lock of an egress IP for the lease. It is true as well when the lock is the lease's already, as after
+// a claim whose answer was lost. false: another agent has or just had the lock, or the node is cordoned (which does not
+// matter for a static IP). errors.Is(err, ErrLeaseLost): the lease is gone.
+//
+// former is the last lock that the caller saw. If an owner gave the IP up after it, and the lock did not change since,
+// the record has that owner in From. Else, if the suspicion against former's owner still stands, and nobody had a lock
+// of the IP in between, the record has the suspicion's revision.
 func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner, former Former) (bool, error) {
 	var still []clientv3.Cmp
 	if o.From, o.Suspicion = "", 0; former.Revision > 0 {
@@ -105,8 +108,9 @@ func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner, former For
 	return len(kvs) == 1 && kvs[0].Lease == l.ID(), nil
 }
 
-// released returns who gave the IP up after the lock of revision seen, if nothing else happened to its lock since, and what holds as long as that
-// is so. By history alone it would not do: that of an etcd which was restored says nothing of an owner that came later.
+// released returns the node that gave the IP up after the lock of revision seen, if the lock did not change otherwise
+// since, and conditions that fail once it does. It compares revisions, since the history of an etcd that was restored
+// lacks later owners.
 func (c *Client) released(ctx context.Context, ip netip.Addr, seen int64) (from string, still []clientv3.Cmp) {
 	resp, err := c.history(ctx, ip, 1)
 	if err != nil || len(resp.Kvs) == 0 {
@@ -121,18 +125,19 @@ func (c *Client) released(ctx context.Context, ip netip.Addr, seen int64) (from 
 	return t.From, []clientv3.Cmp{since.WithPrefix()}
 }
 
-// Release gives up the lock of an egress IP, of which the node is silent. false: it is not the one of o.Revision any more, and stays.
+// Release gives up the lock of an egress IP for which the node has stopped answering. false: the lock is not the one of
+// o.Revision any more, and stays.
 func (c *Client) Release(ctx context.Context, o egress.Owner) (bool, error) {
 	return c.release(ctx, o, o.Node)
 }
 
-// ReleaseUnused is Release for a node that has not used the IP since it got the lock, and may not have waited for the owner before it to fall
-// silent: whoever is next has to.
+// ReleaseUnused is Release for a node that has not used the IP since it got the lock. It may not have waited until the
+// permit of the owner before it ended, so the next owner has to wait.
 func (c *Client) ReleaseUnused(ctx context.Context, o egress.Owner) (bool, error) {
 	return c.release(ctx, o, "")
 }
 
-// release gives up a lock; from is who is known to be silent, and empty when nobody is.
+// release gives up a lock; from is the node that is known to have stopped answering, empty when that is not known.
 func (c *Client) release(ctx context.Context, o egress.Owner, from string) (bool, error) {
 	if o.Revision == 0 {
 		return false, fmt.Errorf("releasing %s: the record has no revision", o.IP)
@@ -149,9 +154,9 @@ func (c *Client) release(ctx context.Context, o egress.Owner, from string) (bool
 	return resp.Succeeded, nil
 }
 
-// HandOver makes the agent to the owner of o.IP, under its lease, and ends the move. false, and nothing changes: o or m is not of
-// this revision any more, the agent is not alive under the lease that its record names (one that restarts is under another), or its node is
-// cordoned by now. The caller has stopped answering for the IP before.
+// HandOver makes the agent to the owner of o.IP, under its lease, and deletes the move. The caller has stopped
+// answering for the IP before. false, and nothing changes: o or m has another revision now, the agent's record is not
+// under the lease that it names (an agent that restarts moves it to another), or its node is cordoned.
 func (c *Client) HandOver(ctx context.Context, o egress.Owner, m egress.Move, to egress.Agent) (bool, error) {
 	fail := func(err error) (bool, error) {
 		return false, fmt.Errorf("handing %s over to %s: %w", o.IP, to.Node, err)
@@ -192,13 +197,14 @@ func unchanged(key string, revision int64) clientv3.Cmp {
 	return clientv3.Compare(clientv3.ModRevision(key), "=", revision)
 }
 
-// RaisePermit makes p the longest permit that an agent may have, of who saw in etcd, at that revision, that it is a shorter one. false: that has
-// changed since.
+// RaisePermit makes p the longest permit that an agent may have. The caller read a shorter one at revision seen. false:
+// that has changed since.
 func (c *Client) RaisePermit(ctx context.Context, p time.Duration, seen int64) (bool, error) {
 	return c.putPermit(ctx, p, seen)
 }
 
-// LowerPermit is RaisePermit for who saw that no agent has a permit as long as etcd says, for long enough: nor does any now.
+// LowerPermit makes p the longest permit that an agent may have. The caller read a longer one at revision seen, and for
+// long enough no agent that uses it. false: that, or the record of some agent, has changed since.
 func (c *Client) LowerPermit(ctx context.Context, p time.Duration, seen int64) (bool, error) {
 	return c.putPermit(ctx, p, seen, clientv3.Compare(clientv3.ModRevision(c.key(AgentPrefix)), "<", seen+1).WithPrefix())
 }

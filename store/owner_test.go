@@ -356,8 +356,8 @@ func TestARequestOutlivesItsReadinessNotItsPatience(t *testing.T) {
 	recv(t, "the end of the request", end)
 }
 
-// told returns the history of ip1, as "node why from".
-func told(t *testing.T, c *Client) []string {
+// historyOf returns the history of ip1, as "node why from".
+func historyOf(t *testing.T, c *Client) []string {
 	t.Helper()
 	tenures, err := c.History(t.Context(), ip1)
 	if err != nil {
@@ -395,7 +395,7 @@ func TestEveryChangeOfOwnerIsInTheHistoryAndNothingElse(t *testing.T) {
 		t.Fatal(ok, err)
 	}
 	want := []string{"n1 claim", "n2 drain n1", "release n2"}
-	if diff := cmp.Diff(want, told(t, c)); diff != "" {
+	if diff := cmp.Diff(want, historyOf(t, c)); diff != "" {
 		t.Errorf("history (-want +got):\n%s", diff)
 	}
 }
@@ -496,7 +496,7 @@ func TestHistoryIsBounded(t *testing.T) {
 	other.IP = addr("10.0.0.10") // whose key begins like ip1's
 	claim(t, c, l, other)
 	revision := func() int64 { return get(t, s.Client(), OwnerKey(other.IP)).Revision }
-	before := told(t, c)
+	before := historyOf(t, c)
 	for range 2 {
 		if err := c.TrimHistory(t.Context(), ip1); err != nil {
 			t.Fatal(err)
@@ -509,7 +509,7 @@ func TestHistoryIsBounded(t *testing.T) {
 			t.Errorf("revision %d, want one write after %d", resp.Header.Revision, revision())
 		}
 	}
-	if diff := cmp.Diff(before, told(t, c)); diff != "" || len(before) != maxHistory {
+	if diff := cmp.Diff(before, historyOf(t, c)); diff != "" || len(before) != maxHistory {
 		t.Errorf("%d tenures; (-before +after trimming):\n%s", len(before), diff)
 	}
 	if rest, err := c.History(t.Context(), other.IP); err != nil || len(rest) != 1 {

@@ -11,7 +11,8 @@ import (
 // ErrRefused says that etcd does not take these changes, and will not the next time: they are too large, or not allowed. Nothing was written.
 var ErrRefused = errors.New("refused by etcd")
 
-// refusal adds ErrRefused to an error of etcd that says so. One that is full, or has too much to do, refuses nothing for good.
+// refusal adds ErrRefused to an error that the same request would get again. A full or overloaded etcd refuses nothing
+// for good.
 func refusal(err error) error {
 	code := status.Code(err)
 	if e := (rpctypes.EtcdError{}); errors.As(err, &e) {

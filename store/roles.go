@@ -34,7 +34,7 @@ var (
 	CrdsyncGrants = append([]Grant{{Key: CompactionKey, One: true, Write: true}}, grants(
 		[]string{""},
 		[]string{PoolPrefix, EgressPrefix, AllocationPrefix, IDPrefix, CounterPrefix, MembersByNode, MembersByEgress, BlockPrefix, BlockHistoryPrefix, NodePrefix,
-			ServicePrefix, PodPrefix, ToldPrefix, crdsyncElectionName + "/", PinPrefix, HistoryPrefix, CordonPrefix, SuspicionPrefix})...)
+			ServicePrefix, PodPrefix, EventRecordPrefix, crdsyncElectionName + "/", PinPrefix, HistoryPrefix, CordonPrefix, SuspicionPrefix})...)
 	OperatorGrants = grants([]string{""}, []string{MovePrefix, PinPrefix, CordonPrefix, ActPrefix})
 )
 

@@ -92,7 +92,7 @@ func TestEachPartWorksUnderItsRole(t *testing.T) {
 	lead, err := crdsync.Campaign(t.Context(), "one", time.Minute)
 	must("standing for election", lead != nil, err)
 	for _, k := range []string{PoolKey("p"), EgressKey("e"), AllocationKey(ip1), IDKey(1), CounterPrefix + "ids", MembersByNodeKey("n1", "e"), MembersByEgressKey("e", "n1"),
-		BlockKey(ip1, 2048), NodeKey("n1"), PodKey("n1"), ServiceKey("s"), ToldKey("Egress", "e"), CompactionKey, PinKey(ip1), CordonKey("n1"), SuspicionKey("n1")} {
+		BlockKey(ip1, 2048), NodeKey("n1"), PodKey("n1"), ServiceKey("s"), EventRecordKey("Egress", "e"), CompactionKey, PinKey(ip1), CordonKey("n1"), SuspicionKey("n1")} {
 		must("writing "+k, true, lead.Commit(t.Context(), Op{Key: k, Value: []byte("{}"), Absent: true}, Op{Key: BlockPrefix + ip1.String() + "/", Still: 1 << 40}))
 	}
 	must("deleting what an IP leaves", true, lead.Commit(t.Context(), Op{Key: PinKey(ip1)}, Op{Key: HistoryPrefix + ip1.String() + "/", Below: true}, Op{Key: CordonKey("n1")}))
@@ -173,7 +173,7 @@ func TestNobodyWritesWhatIsNotHis(t *testing.T) {
 	writers := map[string]string{
 		PoolKey("p"): "crdsync", EgressKey("e"): "crdsync", AllocationKey(ip1): "crdsync", IDKey(1): "crdsync", CounterPrefix + "ids": "crdsync",
 		MembersByNodeKey("n1", "e"): "crdsync", MembersByEgressKey("e", "n1"): "crdsync", BlockKey(ip1, 2048): "crdsync", NodeKey("n1"): "crdsync",
-		PodKey("n1"): "crdsync", ServiceKey("s"): "crdsync", ToldKey("Egress", "e"): "crdsync", CompactionKey: "crdsync", crdsyncElectionName + "/1": "crdsync",
+		PodKey("n1"): "crdsync", ServiceKey("s"): "crdsync", EventRecordKey("Egress", "e"): "crdsync", CompactionKey: "crdsync", crdsyncElectionName + "/1": "crdsync",
 		AgentKey("n1"): "agent", OwnerKey(ip1): "agent", MoveKey(ip1): "agent operator", HistoryPrefix + ip1.String() + "/1": "agent crdsync",
 		PinKey(ip1): "operator crdsync", CordonKey("n1"): "operator crdsync", ActPrefix + "1": "operator", "of-another-version/1": "",
 	}

@@ -58,7 +58,7 @@ type Space struct {
 func (c *Client) Space(ctx context.Context) (Space, error) {
 	try, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	list, err := hedge(try, time.Second, func(ctx context.Context) (*clientv3.MemberListResponse, error) { return c.etcd.MemberList(ctx) })
+	list, err := retryElsewhere(try, time.Second, func(ctx context.Context) (*clientv3.MemberListResponse, error) { return c.etcd.MemberList(ctx) })
 	if err != nil {
 		return Space{}, fmt.Errorf("listing the members of etcd: %w", err)
 	}
@@ -176,7 +176,7 @@ func (c *Client) Disarm(ctx context.Context) error {
 			return fmt.Errorf("disarming NOSPACE: %w", err)
 		}
 	}
-	c.sayFull(false)
+	c.reportFull(false)
 	return nil
 }
 
@@ -187,17 +187,17 @@ func (c *Client) NoSpace() bool { return c.full.Load() }
 func (c *Client) AskNoSpace(ctx context.Context) bool {
 	ctx, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
 	defer cancel()
-	status, err := hedge(ctx, 100*time.Millisecond, func(ctx context.Context) (*pb.StatusResponse, error) {
+	status, err := retryElsewhere(ctx, 100*time.Millisecond, func(ctx context.Context) (*pb.StatusResponse, error) {
 		return pb.NewMaintenanceClient(c.etcd.ActiveConnection()).Status(ctx, &pb.StatusRequest{})
 	})
-	if err == nil { // an etcd that does not answer is told of elsewhere
-		c.sayFull(noSpace(status))
+	if err == nil { // that etcd does not answer is logged elsewhere
+		c.reportFull(noSpace(status))
 	}
 	return c.NoSpace()
 }
 
-// sayFull logs when the alarm is raised, and when it is gone.
-func (c *Client) sayFull(full bool) {
+// reportFull logs when the alarm is raised, and when it is gone.
+func (c *Client) reportFull(full bool) {
 	if c.full.Swap(full) == full {
 		return
 	}

@@ -122,7 +122,7 @@ func TestASuspicionAgainstTheOwnerBeforeTheLastCountsForNothing(t *testing.T) {
 }
 
 // Its permits last as long as the lease then, without any further yes.
-func TestAnAgentThatIsToldToStopEndsASuspicionAndGetsNone(t *testing.T) {
+func TestAnAgentThatStopsEndsASuspicionAndGetsNone(t *testing.T) {
 	h := suspect(t)
 	seen := h.v.Snapshot().Revision
 	next := grant(t, h.c, time.Minute)

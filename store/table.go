@@ -11,13 +11,13 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// table is the records of one kind, read, by the last part of their keys.
+// table has the decoded records of one kind, by the last part of their keys.
 type table[K comparable, V any] struct {
-	below string
-	parse func(string) (K, error)
-	check func(K, V) error
-	m     map[K]V
-	lent  bool // m was handed out, and must not be changed
+	below  string
+	parse  func(string) (K, error)
+	check  func(K, V) error
+	m      map[K]V
+	shared bool // a snapshot has m, which must not be changed
 }
 
 // kind is a table, whatever its records are.
@@ -42,31 +42,31 @@ func (t *table[K, V]) put(name string, r Record) error {
 	if err := t.check(k, v); err != nil {
 		return err
 	}
-	t.own()
+	t.unshare()
 	t.m[k] = v
 	return nil
 }
 
 func (t *table[K, V]) drop(name string) {
 	if k, err := t.parse(name); err == nil { // else it was never put
-		t.own()
+		t.unshare()
 		delete(t.m, k)
 	}
 }
 
-// own makes m safe to change.
-func (t *table[K, V]) own() {
+// unshare makes m safe to change, by a copy where a snapshot has it.
+func (t *table[K, V]) unshare() {
 	if t.m == nil {
 		t.m = map[K]V{}
-	} else if t.lent {
+	} else if t.shared {
 		t.m = maps.Clone(t.m)
 	}
-	t.lent = false
+	t.shared = false
 }
 
-// lend returns m for good: nobody changes it any more.
-func (t *table[K, V]) lend() map[K]V {
-	t.lent = true
+// share returns m for a snapshot. The next change is made to a copy.
+func (t *table[K, V]) share() map[K]V {
+	t.shared = true
 	return t.m
 }
 
@@ -144,13 +144,13 @@ func (t *tables) apply(key string, r *Record, first bool) {
 func (t *tables) snapshot(revision int64) *egress.Snapshot {
 	s := &egress.Snapshot{
 		Revision: revision,
-		Pools:    t.pools.lend(), Egresses: t.egresses.lend(), Nodes: t.nodes.lend(), Services: t.services.lend(), Pods: t.pods.lend(), Agents: t.agents.lend(), Owners: t.owners.lend(),
-		Moves: t.moves.lend(), Pins: t.pins.lend(), Cordons: t.cordons.lend(), Suspicions: t.suspicions.lend(), ByNode: t.byNode.lend(),
+		Pools:    t.pools.share(), Egresses: t.egresses.share(), Nodes: t.nodes.share(), Services: t.services.share(), Pods: t.pods.share(), Agents: t.agents.share(), Owners: t.owners.share(),
+		Moves: t.moves.share(), Pins: t.pins.share(), Cordons: t.cordons.share(), Suspicions: t.suspicions.share(), ByNode: t.byNode.share(),
 		Longest: time.Duration(t.permits.m[""].Longest),
 	}
-	if !t.byEgress.lent {
+	if !t.byEgress.shared {
 		t.nested = map[string]map[string]egress.Members{}
-		for k, m := range t.byEgress.lend() {
+		for k, m := range t.byEgress.share() {
 			if t.nested[k.egress] == nil {
 				t.nested[k.egress] = map[string]egress.Members{}
 			}

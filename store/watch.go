@@ -98,13 +98,13 @@ func (k *Cache) follow(ctx context.Context) error {
 
 // run follows the watches, until restored is closed at the latest.
 func (s *session) run(ctx context.Context, restored <-chan struct{}) error {
-	var again <-chan time.Time // while something is pending
+	var retry <-chan time.Time // while something is pending
 	var since time.Time        // when the oldest pending event came, or the cache last moved on
 	lag := time.NewTicker(lagInterval)
 	defer lag.Stop()
 	var behind time.Time // since when it is, and has not moved on
 	for {
-		news := false
+		progress := false
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
@@ -112,7 +112,7 @@ func (s *session) run(ctx context.Context, restored <-chan struct{}) error {
 			if err := s.receive(m); err != nil {
 				return err
 			}
-			news = true
+			progress = true
 		case <-s.cache.want:
 			if err := s.adjust(ctx); err != nil {
 				return err
@@ -137,24 +137,24 @@ func (s *session) run(ctx context.Context, restored <-chan struct{}) error {
 			default:
 				signal(s.ask)
 			}
-		case <-again:
+		case <-retry:
 			if time.Since(since) > confirmTimeout {
 				return errUnconfirmed
 			}
-			again, news = time.After(confirmInterval), true
+			retry, progress = time.After(confirmInterval), true
 		}
 		moved := s.settle()
 		if moved {
 			behind = time.Time{}
 		}
 		if len(s.pending) == 0 {
-			again = nil
+			retry = nil
 			continue
 		}
-		if again == nil || moved {
-			again, since = time.After(confirmInterval), time.Now()
+		if retry == nil || moved {
+			retry, since = time.After(confirmInterval), time.Now()
 		}
-		if news {
+		if progress {
 			signal(s.ask)
 		}
 	}
@@ -171,15 +171,15 @@ func (s *session) watch(ctx context.Context, prefix string, revision int64) {
 		// The creation is notified because a question that was asked before does not cover this watch.
 		opts := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithRev(revision + 1), clientv3.WithCreatedNotify()}
 		for resp := range k.client.etcd.Watch(ctx, k.client.key(prefix), opts...) {
-			if !s.tell(ctx, message{from: w, resp: resp}) {
+			if !s.deliver(ctx, message{from: w, resp: resp}) {
 				return
 			}
 		}
-		s.tell(ctx, message{from: w, closed: true})
+		s.deliver(ctx, message{from: w, closed: true})
 	})
 }
 
-func (s *session) tell(ctx context.Context, m message) bool {
+func (s *session) deliver(ctx context.Context, m message) bool {
 	select {
 	case s.msgs <- m:
 		return true
@@ -215,7 +215,8 @@ func (s *session) receive(m message) error {
 	return nil
 }
 
-// settle shows what every range is known up to, and reports whether that is more than before.
+// settle puts into the cache all events up to the revision that every range has reached, and reports whether there is a
+// newer one than before.
 func (s *session) settle() bool {
 	upTo := s.upTo
 	first := true
@@ -295,7 +296,8 @@ func (s *session) adjust(ctx context.Context) error {
 	return nil
 }
 
-// questions asks etcd how far it is. It is a goroutine of its own because the etcd client makes it wait for a connection.
+// questions sends progress requests to etcd. It is a goroutine of its own because the etcd client makes it wait for a
+// connection.
 func (s *session) questions(ctx context.Context) {
 	for {
 		select {
@@ -328,8 +330,9 @@ func (s *session) connection(ctx context.Context) {
 	}
 }
 
-// identify asks etcd who it is, on each new connection: the etcd client goes on with its watches from where they were, and of an etcd
-// that was restored to a lower revision they would say nothing until it has come that far again. false: ctx ended.
+// identify reads etcd's cluster id, term and revision on each new connection: the etcd client goes on with its watches
+// from where they were, and of an etcd that was restored to a lower revision they would say nothing until it has come
+// that far again. false: ctx ended.
 func (s *session) identify(ctx context.Context) bool {
 	c := s.cache.client
 	for {
@@ -338,7 +341,7 @@ func (s *session) identify(ctx context.Context) bool {
 		resp, err := c.etcd.Get(try, c.prefix, clientv3.WithCountOnly()) // linearizable: not older than what anybody has seen
 		cancel()
 		if err == nil {
-			if _, err = c.heads.answered(asked, resp.Header); !errors.Is(err, errTerm) { // run is told of a restore
+			if _, err = c.heads.answered(asked, resp.Header); !errors.Is(err, errTerm) { // run sees a restore by restored
 				return true
 			}
 		}

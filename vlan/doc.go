@@ -13,6 +13,6 @@
 // Invariants: nothing is remembered, Diff compares what the kernel says with what is wanted; a read that the kernel interrupted is
 // repeated, never taken for whole.
 //
-// It does not decide when an address may be there (package nft fences it, package agent orders the two), and announces nothing
-// (package announce).
+// It does not decide when an address may be there (package agent first has the address guard of package nft in place),
+// and announces nothing (package announce).
 package vlan

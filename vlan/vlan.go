@@ -211,7 +211,7 @@ type Changes struct {
 	links, adds, removes []op
 }
 
-// op is one write, and what ip(8) would be told for it.
+// op is one write, and the command of ip(8) for it.
 type op struct {
 	line string
 	run  func(*Links) error

@@ -208,7 +208,7 @@ func TestAddressesElsewhereStay(t *testing.T) {
 	}
 }
 
-func TestALinkOfOthersByOurNameIsSaidAndKept(t *testing.T) {
+func TestALinkOfOthersByOurNameIsReportedAndKept(t *testing.T) {
 	for kind, lines := range map[string]string{
 		"a link of type veth":       "ip link add egret0 type veth peer name other",
 		"a bridge with the port p0": "ip link add egret0 type bridge; ip link add p0 type veth peer name p1; ip link set p0 master egret0",

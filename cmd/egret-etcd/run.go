@@ -107,7 +107,8 @@ func (m *member) config() (*embed.Config, error) {
 		}
 	}
 	cfg.ClientTLSInfo, cfg.PeerTLSInfo = tls(), tls()
-	// Members are told by the common name: their addresses change with their nodes, and etcd would compare them with those of the certificate.
+	// Members are known by the common name: their addresses change with their nodes, and etcd would compare them with
+	// those of the certificate.
 	cfg.PeerTLSInfo.AllowedCNs, cfg.PeerTLSInfo.SkipClientSANVerify = m.peerNames, true
 	// The gateway speaks to etcd in the name of the member, whoever asks it.
 	cfg.EnableGRPCGateway = false

@@ -198,7 +198,7 @@ func (f *etcdFlags) by() string {
 	if u, err := user.Current(); name == "" && err == nil {
 		name = u.Username
 	}
-	host, _ := os.Hostname() // without one it is not told
+	host, _ := os.Hostname() // without one it is left out
 	out := cmp.Or(name, "uid "+strconv.Itoa(os.Getuid())) + "@" + cmp.Or(host, "-")
 	if pair, err := tls.LoadX509KeyPair(f.cert, f.key); f.cert != "" && err == nil {
 		out += " (certificate " + pair.Leaf.Subject.String() + ")"

@@ -68,7 +68,8 @@ func (f *etcdFlags) warn(log *slog.Logger) {
 	}
 }
 
-// check tells how etcd is spoken to, and tries what it does about clients that show no certificate. Without asked it was not to be looked at.
+// check reports whether the flags make mTLS, and whether etcd answers clients that show no certificate. Without asked
+// nothing is tried.
 func (f *etcdFlags) check(ctx context.Context, asked bool) check.Finding {
 	out := check.Finding{Check: "etcd-mtls", Level: check.OK, For: "nobody else says who has which egress IP", Found: "not asked: --endpoints says where etcd is"}
 	if !asked {

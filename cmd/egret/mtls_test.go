@@ -17,7 +17,7 @@ import (
 
 // What etcd's client makes of endpoints and flags decides: it drops certificates where the first of several URLs is plain, and a loopback address is
 // reached by all of the node.
-func TestWithoutMTLSADaemonWantsToBeTold(t *testing.T) {
+func TestWithoutMTLSADaemonNeedsTheFlagInsecure(t *testing.T) {
 	const url = "https://10.0.0.1:2379"
 	for name, tt := range map[string]struct {
 		flags etcdFlags
@@ -63,7 +63,7 @@ func TestWithoutMTLSADaemonWantsToBeTold(t *testing.T) {
 }
 
 // A daemon that shows a certificate does not know whether etcd asks others for theirs.
-func TestCheckTellsWhetherEtcdHearsWhoShowsNoCertificate(t *testing.T) {
+func TestCheckReportsWhetherEtcdAnswersWithoutACertificate(t *testing.T) {
 	s := newSecured(t)
 	at := func(file string) string { return filepath.Join(s.dir, "agent", file) }
 	flags := func(url string) *etcdFlags {

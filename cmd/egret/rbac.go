@@ -19,7 +19,7 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// rbac is what `egret etcd-rbac` was told.
+// rbac are the flags of `egret etcd-rbac`.
 type rbac struct {
 	etcd                     etcdFlags
 	agent, crdsync, operator []string

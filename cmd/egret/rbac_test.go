@@ -95,7 +95,7 @@ func TestEtcdHoldsEachCertificateToItsPart(t *testing.T) {
 			t.Fatalf("%v, printed:\n%s", err, out)
 		}
 	}
-	// Who would lock himself out is told so, and nothing is changed.
+	// Who would lock himself out gets an error, and nothing is changed.
 	if _, err := s.egret("agent", "etcd-rbac", "--apply", "--enable"); err == nil || !strings.Contains(err.Error(), "--root") {
 		t.Errorf("enabling as an agent: %v", err)
 	}
@@ -136,7 +136,7 @@ func TestEtcdHoldsEachCertificateToItsPart(t *testing.T) {
 	if out, err := s.egret("operator", "get", "cordons"); err != nil || !strings.Contains(out, "n1") {
 		t.Errorf("an operator looks: %v %s", err, out)
 	}
-	// A good certificate of no user has no rights, and its owner is told what to do.
+	// A good certificate of no user has no rights, and the error says what to do.
 	if _, err := s.egret("stranger", "get", "owners"); err == nil || !strings.Contains(err.Error(), "--user") {
 		t.Errorf("a stranger looks: %v", err)
 	}

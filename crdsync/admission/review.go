@@ -68,7 +68,7 @@ func (r *reviewer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	_ = json.NewEncoder(w).Encode(answer) // the API server has gone: it has its own log
 }
 
-// review returns what is wrong with an object. err: that cannot be told.
+// review returns what is wrong with an object. err: that is not known.
 func (r *reviewer) review(ctx context.Context, req *admissionv1.AdmissionRequest) (wrong, err error) {
 	switch {
 	case req.Operation != admissionv1.Create && req.Operation != admissionv1.Update:

@@ -54,7 +54,7 @@ type Config struct {
 	// InUse returns the addresses that are allocated. An error: that is not known now.
 	InUse func() ([]egress.Allocation, error)
 	Log   *slog.Logger
-	// Reviewed is told what came of each question: allowed, refused, or failed. nil: nobody is.
+	// Reviewed is called with the result of each review: allowed, refused, or failed. nil: it is not.
 	Reviewed func(verdict string)
 }
 
@@ -101,9 +101,9 @@ func (s *server) watch(ctx context.Context, changed chan<- struct{}) {
 	informer.RunWithContext(ctx)
 }
 
-// every does something again and again until ctx ends, sooner when it is told. What goes wrong is logged once, for as long as it stays the
-// same.
-func (s *server) every(ctx context.Context, what string, do func(context.Context) error, told <-chan struct{}) error {
+// every does something every interval until ctx ends, and at once on wake. What goes wrong is logged once, for as long
+// as it stays the same.
+func (s *server) every(ctx context.Context, what string, do func(context.Context) error, wake <-chan struct{}) error {
 	said := ""
 	for {
 		err := do(ctx)
@@ -122,7 +122,7 @@ func (s *server) every(ctx context.Context, what string, do func(context.Context
 		}
 		select {
 		case <-time.After(wait):
-		case <-told:
+		case <-wake:
 		case <-ctx.Done():
 			return ctx.Err()
 		}

@@ -9,10 +9,10 @@
 //	egret-gossip         the gossip's key
 //
 // Invariants:
-//   - What is there and good is left alone: a pass over good Secrets writes nothing.
-//   - The gossip's key is made once and never changed. Agents with two keys do not hear each other.
-//   - Every certificate is trusted by all who read a Secret that was written before it: a new CA is trusted for a week before it signs, and
-//     the old one until it ends.
+//   - Good Secrets are left alone: with all of them good nothing is written.
+//   - The gossip's key is made once and never changed. Agents with different keys cannot gossip.
+//   - Every certificate is trusted by readers of all Secrets that were written before it: a new CA is trusted for a
+//     week before it signs, and the old one until it expires.
 //   - A Secret of ours that cannot be read is an error that names it and is left as it is: it may be of a newer version, and what it
 //     signed is in use. Deleting it is how a person asks for a new one.
 package credentials

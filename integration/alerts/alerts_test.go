@@ -100,7 +100,7 @@ func start(t *testing.T) *site {
 			t.Error(err)
 		}
 	})
-	// The rules as they are, but for how long something has to last before it is told.
+	// The rules as they are, but for how long something has to last before an alert fires.
 	rules, err := os.ReadFile("../../manifests/monitoring/rules.yaml")
 	if err != nil {
 		t.Fatal(err)

@@ -56,9 +56,9 @@ type Result struct {
 	Values [len(Columns)]float64 // as Columns has them
 }
 
-// Run makes a lab, measures, and removes the lab, also when ctx ends before. It calls told after each result. An error ends it, with the
-// results until then.
-func Run(ctx context.Context, cfg Config, told func(Result)) (results []Result, err error) {
+// Run makes a lab, measures, and removes the lab, also when ctx ends before. It calls done after each result. An error
+// ends it, with the results until then.
+func Run(ctx context.Context, cfg Config, done func(Result)) (results []Result, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -93,7 +93,7 @@ func Run(ctx context.Context, cfg Config, told func(Result)) (results []Result, 
 		for _, p := range Paths {
 			r := Result{round + 1, p.Name, *values[p.Name]}
 			results = append(results, r)
-			told(r)
+			done(r)
 		}
 	}
 	return results, nil

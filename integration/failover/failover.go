@@ -72,10 +72,10 @@ type bench struct {
 	gateway *gateway.Gateway
 }
 
-// Run makes a lab, lets the fault happen, and removes the lab, also when ctx ends before. It returns the result of each run, and calls told
-// after each; an error ends it, with the results until then. A packet with another source than the egress IP, or with
-// another source port than those before, is an error.
-func Run(ctx context.Context, cfg Config, told func(run int, r Result)) (results []Result, err error) {
+// Run makes a lab, lets the fault happen, and removes the lab, also when ctx ends before. It returns the result of each
+// run, and calls done after each; an error ends it, with the results until then. A packet with another source than the
+// egress IP, or with another source port than those before, is an error.
+func Run(ctx context.Context, cfg Config, done func(run int, r Result)) (results []Result, err error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
 	}
@@ -97,7 +97,7 @@ func Run(ctx context.Context, cfg Config, told func(run int, r Result)) (results
 			return results, fmt.Errorf("run %d: %w", run+1, err)
 		}
 		results = append(results, r)
-		told(run+1, r)
+		done(run+1, r)
 	}
 	return results, nil
 }

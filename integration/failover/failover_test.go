@@ -41,7 +41,7 @@ func powerOff(t *testing.T, nodes int) {
 		t.Fatal(err)
 	}
 	if len(results) != cfg.Runs || runs != cfg.Runs {
-		t.Errorf("%d results, told of %d: want %d of both", len(results), runs, cfg.Runs)
+		t.Errorf("%d results, %d calls of done: want %d of both", len(results), runs, cfg.Runs)
 	}
 	for _, r := range results {
 		gap := r.Gap

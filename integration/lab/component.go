@@ -17,7 +17,7 @@ import (
 // etcdPrefix is egret's default.
 const etcdPrefix = "/egret/"
 
-// insecure is what agents and crdsync want to be told where etcd is plain, as that of a lab is.
+// insecure is the flag that agents and crdsync need where etcd is without TLS, as that of a lab is.
 const insecure = "--insecure"
 
 // component is one process of the lab.
@@ -140,7 +140,7 @@ func (l *Lab) Upgrade(ctx context.Context, node, egret string) error {
 	if err != nil {
 		return fmt.Errorf("asking %s for the options of an agent: %w: %s", egret, err, help)
 	}
-	// An older one goes to a plain etcd without being told, and wants all rights.
+	// An older one needs no flag for an etcd without TLS, and wants all rights.
 	unknown := func(arg string) bool {
 		name, _, _ := strings.Cut(arg, "=")
 		return strings.HasPrefix(name, "--") && !slices.Contains(strings.Fields(string(help)), name)

@@ -15,7 +15,7 @@
 // works here works in the strict case.
 //
 // An agent runs with the capabilities of the manifests' container, no way to get others, a read-only /proc/sys and a mount of
-// /proc/sys/net in the lab's folder. Its etcd is plain: agents and crdsync are told --insecure.
+// /proc/sys/net in the lab's folder. Its etcd is without TLS: agents and crdsync have --insecure.
 //
 // A lab owns the folder /run/egret-lab/<name> (state, process ids, logs, data), the namespaces egret-<name>-* in /run/netns, and the
 // processes whose id and start time it recorded; nothing in the machine's own namespace but two listening ports on 127.0.0.1, which

@@ -211,8 +211,8 @@ func (l *Lab) at(name string, f func(*host) error) error {
 	return f(h)
 }
 
-// Partition divides the nodes and the members of etcd that it names into sides: what is on one hears nothing of another. The outside host,
-// the control host and whoever is not named are on all of them. Rejoin ends it.
+// Partition divides the nodes and the members of etcd that it names into sides: no packets pass between two sides. The
+// outside host, the control host and whoever is not named are on all of them. Rejoin ends it.
 func (l *Lab) Partition(ctx context.Context, sides ...[]string) error {
 	return l.change(ctx, func(*state) error {
 		for i, side := range sides {

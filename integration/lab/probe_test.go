@@ -57,7 +57,7 @@ func TestParsersRefuseShortFrames(t *testing.T) {
 	}
 }
 
-func TestALabServesTheWebhookUnlessItIsToldOtherwise(t *testing.T) {
+func TestALabServesTheWebhookByDefault(t *testing.T) {
 	for _, without := range []bool{false, true} {
 		l := &Lab{cfg: Config{EtcdMembers: 1, NoWebhook: without}}
 		if got := slices.Contains(l.crdsync().argv, "--webhook"); got == without {

@@ -43,7 +43,8 @@ type NDP struct {
 	// Port is where it came from: to-<host>.
 	Port string
 	Type uint8 // of ICMPv6: 135 is a solicitation, 136 an advertisement
-	// IP is whose link-layer address it tells: the source of a solicitation, the target of an advertisement. MAC is that of the frame.
+	// IP is the address whose link-layer address it has: the source of a solicitation, the target of an advertisement.
+	// MAC is that of the frame.
 	IP  netip.Addr
 	MAC [6]byte
 }

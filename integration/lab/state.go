@@ -127,7 +127,8 @@ func writeFile(path string, b []byte) error {
 	return os.Rename(path+".new", path)
 }
 
-// change runs f with the lab locked and its state read. f writes the state back itself, before it makes what the state tells of.
+// change runs f with the lab locked and its state read. f writes the state back itself, before it makes what is in the
+// state.
 func (l *Lab) change(ctx context.Context, f func(*state) error) error {
 	held, err := lock(ctx, l.cfg.Name)
 	if err != nil {

@@ -251,7 +251,7 @@ func (l *Lab) DownAfter(ctx context.Context, err *error) {
 	*err = errors.Join(*err, l.Down(end))
 }
 
-// remove removes what the state tells of, and the lock file. The caller holds the lock.
+// remove removes what is in the state, and the lock file. The caller holds the lock.
 func (l *Lab) remove(ctx context.Context, s *state) error {
 	var g errgroup.Group
 	for _, name := range l.processes() {

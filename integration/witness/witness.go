@@ -399,7 +399,7 @@ func (w *Witness) senders() (errs []error) {
 
 const clock = "15:04:05.000000"
 
-// word is a packet in which a host told the link-layer address of an IP.
+// word is a packet in which a host gave the link-layer address of an IP: ARP or NDP.
 type word struct {
 	time time.Time
 	port string

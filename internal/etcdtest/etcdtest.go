@@ -177,7 +177,7 @@ func (s *Server) Client() *clientv3.Client {
 	return s.client
 }
 
-// Compact makes etcd forget all history before its present revision: a watch from an earlier one fails.
+// Compact makes etcd drop all history before its present revision: a watch from an earlier one fails.
 func (s *Server) Compact() {
 	s.t.Helper()
 	ctx, cancel := context.WithTimeout(context.Background(), startTimeout)

@@ -45,7 +45,7 @@ func TestServerKeepsItsDataAndItsEndpoint(t *testing.T) {
 	}
 }
 
-func TestCompactForgetsHistory(t *testing.T) {
+func TestCompactDropsHistory(t *testing.T) {
 	s := New(t)
 	for range 3 {
 		if _, err := s.Client().Put(t.Context(), "k", "v"); err != nil {

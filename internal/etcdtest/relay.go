@@ -20,11 +20,11 @@ type relay struct {
 	listener net.Listener
 	wg       sync.WaitGroup
 
-	mu    sync.Mutex // guards what follows
-	turn  *sync.Cond // on mu: state changed
-	state state
-	to    string // empty: nobody listens
-	conns map[net.Conn]bool
+	mu      sync.Mutex // guards what follows
+	changed *sync.Cond // on mu: state changed
+	state   state
+	to      string // empty: nobody listens
+	conns   map[net.Conn]bool
 }
 
 func newRelay() (*relay, error) {
@@ -33,7 +33,7 @@ func newRelay() (*relay, error) {
 		return nil, err
 	}
 	r := &relay{listener: l, conns: map[net.Conn]bool{}}
-	r.turn = sync.NewCond(&r.mu)
+	r.changed = sync.NewCond(&r.mu)
 	r.wg.Go(r.accept)
 	return r, nil
 }
@@ -55,7 +55,7 @@ func (r *relay) set(s state) {
 	if s == cut {
 		r.dropLocked()
 	}
-	r.turn.Broadcast()
+	r.changed.Broadcast()
 }
 
 func (r *relay) dropLocked() {
@@ -63,7 +63,7 @@ func (r *relay) dropLocked() {
 		c.Close()
 	}
 	clear(r.conns)
-	r.turn.Broadcast()
+	r.changed.Broadcast()
 }
 
 func (r *relay) close() {
@@ -131,7 +131,7 @@ func (r *relay) remove(c net.Conn) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
 	delete(r.conns, c)
-	r.turn.Broadcast()
+	r.changed.Broadcast()
 }
 
 // reader holds back what it has read while the relay is frozen.
@@ -145,7 +145,7 @@ func (d reader) Read(b []byte) (int, error) {
 	d.r.mu.Lock()
 	defer d.r.mu.Unlock()
 	for d.r.state == frozen && d.r.conns[d.conn] {
-		d.r.turn.Wait()
+		d.r.changed.Wait()
 	}
 	return n, err
 }

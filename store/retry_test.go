@@ -8,7 +8,7 @@ import (
 	"time"
 )
 
-func TestHedge(t *testing.T) {
+func TestARequestThatHangsIsRetriedElsewhere(t *testing.T) {
 	hangs := func(ctx context.Context) (string, error) { <-ctx.Done(); return "", ctx.Err() }
 	says := func(what string, err error) func(context.Context) (string, error) {
 		return func(context.Context) (string, error) { return what, err }
@@ -36,7 +36,7 @@ func TestHedge(t *testing.T) {
 				for _, c := range tt.calls {
 					calls <- c
 				}
-				got, err := hedge(ctx, time.Second, func(ctx context.Context) (string, error) { return (<-calls)(ctx) })
+				got, err := retryElsewhere(ctx, time.Second, func(ctx context.Context) (string, error) { return (<-calls)(ctx) })
 				if got != tt.want || !errors.Is(err, tt.err) || time.Since(began) != tt.took {
 					t.Errorf("%q, %v after %v; want %q, %v after %v", got, err, time.Since(began), tt.want, tt.err, tt.took)
 				}

@@ -9,8 +9,9 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// testAgain: what everything is compared for is found, and as long as nothing is amiss, no pod's event waits for all egresses.
-func testAgain(c *cluster) {
+// testResync: what everything is compared for is found, and as long as nothing differs, no pod's event waits for all
+// egresses.
+func testResync(c *cluster) {
 	ctx, cancel := context.WithCancel(c.Context())
 	defer cancel()
 	kube := rest.CopyConfig(c.kube)
@@ -51,7 +52,7 @@ func testAgain(c *cluster) {
 	c.example()
 	c.pod("prod", "web", "node-1", "10.244.1.1", "web")
 	unheard(1)
-	m.again(ctx)
+	m.compareAll(ctx)
 	w := d.take()
 	if !w.objects {
 		c.Fatalf("work %+v: want that all is looked at, as two egresses are not in etcd", w)
@@ -63,9 +64,9 @@ func testAgain(c *cluster) {
 	c.pod("prod", "db", "node-1", "10.244.1.2", "db")
 	unheard(2)
 	c.eventually(func() error {
-		m.again(ctx)
+		m.compareAll(ctx)
 		if w = d.take(); w.objects { // the cache may be behind
-			return fmt.Errorf("something is amiss")
+			return fmt.Errorf("something differs")
 		}
 		return nil
 	})

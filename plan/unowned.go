@@ -8,12 +8,12 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// maxNamed is how many nodes Unheld names for each reason.
+// maxNamed is how many nodes Unowned names for each reason.
 const maxNamed = 3
 
-// Unheld says why no node holds an address, as far as the snapshot tells. held is Held, or what knows it already; it is asked of nodes that have a
-// limit.
-func Unheld(s *egress.Snapshot, a egress.Address, held func(node string) int) string {
+// Unowned says why no node holds an address, as far as the snapshot tells. owned is Cluster.Owned, or a function that
+// returns the same; it is asked of nodes that have a limit.
+func Unowned(s *egress.Snapshot, a egress.Address, owned func(node string) int) string {
 	if a.Pool == "" {
 		return fmt.Sprintf("no node with a live agent has %s on an interface", a.IP)
 	}
@@ -38,7 +38,7 @@ func Unheld(s *egress.Snapshot, a egress.Address, held func(node string) int) st
 			cordoned = append(cordoned, name)
 		case agent.Restarting:
 			restarting = append(restarting, name)
-		case node.Capacity != 0 && held(name) >= node.Capacity:
+		case node.Capacity != 0 && owned(name) >= node.Capacity:
 			full = append(full, name)
 		default:
 			could++

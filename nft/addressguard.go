@@ -5,10 +5,11 @@ import (
 	"github.com/google/nftables/expr"
 )
 
-// fenceChains keep what is no egress connection off the egress IPs: as a destination, before every DNAT, since a
-// NodePort or a hostPort is one at each address of the node, and, for processes of the node, as a source. Of the type
-// nat, they see the first packet of a connection only. (What is in none meets no DNAT.)
-func fenceChains() []chain {
+// addressGuardChains are the address guard: they keep what is no egress connection off the egress IPs: as a
+// destination, before every DNAT, since a NodePort or a hostPort is one at each address of the node, and, for processes
+// of the node, as a source. Of the type nat, they see the first packet of a connection only. (What is in none meets no
+// DNAT.)
+func addressGuardChains() []chain {
 	base := func(name string, num *nftables.ChainHook) hook {
 		return hook{nftables.ChainTypeNAT, name, *num, -199 /* the kernel takes no less */, ""}
 	}
@@ -30,8 +31,8 @@ func fenceChains() []chain {
 	}
 }
 
-// forged are the rules of a chain that drops what has an egress IP as its source already where it comes in, and is no
-// packet of who has that IP: those come in by a link that leads there.
+// forged are the rules that drop what comes in with an egress IP as its source, unless it comes by the link by which
+// this node would route to that IP.
 func forged(chain string) []rule {
 	return perFamily(func(f family) rule {
 		return newRule(chain, saddrIn(f, "source"+f.digit), reversePath("missing"), count(CounterForged), drop())

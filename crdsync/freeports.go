@@ -2,18 +2,19 @@ package crdsync
 
 import "github.com/egret-project/egret/egress"
 
-// room says which ports of an egress IP are taken. A slot is egress.MinBlock ports: no block begins or ends within one.
-type room [(1 << 16) / egress.MinBlock]bool
+// freePorts says which ports of an egress IP are free: those of slots that are false. A slot is egress.MinBlock ports:
+// no block begins or ends within one.
+type freePorts [(1 << 16) / egress.MinBlock]bool
 
-// newRoom returns the room of an IP of which nothing is given: all ports from egress.FirstBlockPort on.
-func newRoom() *room {
-	r := &room{}
+// newFreePorts returns those of an IP without blocks: all ports from egress.FirstBlockPort on.
+func newFreePorts() *freePorts {
+	r := &freePorts{}
 	r.take(0, egress.FirstBlockPort)
 	return r
 }
 
 // take takes some ports, whether they are free or not. Of a slot that is touched, all ports are taken.
-func (r *room) take(first uint16, size int) {
+func (r *freePorts) take(first uint16, size int) {
 	for slot := int(first) / egress.MinBlock; slot*egress.MinBlock < int(first)+size && slot < len(r); slot++ {
 		r[slot] = true
 	}
@@ -22,7 +23,7 @@ func (r *room) take(first uint16, size int) {
 // place returns the first port of a free block of a size, which is a power of two from egress.MinBlock to egress.MaxBlock. Blocks are those of
 // a buddy system: each is aligned to its size, and two neighbours that are the halves of a larger one are one when both are free. The block is of
 // the smallest free one that holds it, of the lowest such: large ones are kept whole for as long as that can be. ok is false where there is none.
-func (r *room) place(size int) (first uint16, ok bool) {
+func (r *freePorts) place(size int) (first uint16, ok bool) {
 	best := len(r) + 1
 	at := 0
 	r.holes(0, len(r), func(slot, slots int) {
@@ -34,7 +35,7 @@ func (r *room) place(size int) (first uint16, ok bool) {
 }
 
 // holes reports whether all of some slots are free, a power of two of them, and otherwise calls f with the largest free blocks among them.
-func (r *room) holes(slot, slots int, f func(slot, slots int)) bool {
+func (r *freePorts) holes(slot, slots int, f func(slot, slots int)) bool {
 	if slots == 1 {
 		return !r[slot]
 	}
@@ -51,8 +52,8 @@ func (r *room) holes(slot, slots int, f func(slot, slots int)) bool {
 	return false
 }
 
-// extent returns what a block may be whose record tells no more than its first port: the largest that may begin there. Where none may,
-// it is the slot of the port.
+// extent returns the largest block that may begin at a port, for a record of which only the first port is known. Where
+// none may begin there, it is the slot of the port.
 func extent(first uint16) (from uint16, size int) {
 	size = egress.MaxBlock
 	for int(first)%size != 0 {

@@ -10,35 +10,36 @@ import (
 )
 
 const (
-	// resync is how often everything is compared all the same. It writes nothing when nothing is amiss.
+	// resync is how often everything is compared without an event. It writes nothing where etcd is as it has to be.
 	resync = time.Minute
 	// resyncPause is between the nodes, and namespaces, of which the pods are compared then.
 	resyncPause = 10 * time.Millisecond
 )
 
-// resync has everything compared once more, again and again, until ctx ends.
+// resync compares everything once every interval until ctx ends.
 func (m *mirror) resync(ctx context.Context) error {
 	tick := time.NewTicker(resync)
 	defer tick.Stop()
 	for {
 		select {
 		case <-tick.C:
-			m.again(ctx)
+			m.compareAll(ctx)
 		case <-ctx.Done():
 			return ctx.Err()
 		}
 	}
 }
 
-// again has everything compared once more: beside the passes what can be told so, and all pods a node at a time. A pass that compares everything
-// takes a second or more with 5,000 egresses, and pods' events would wait for it: there is one only when something is amiss.
-func (m *mirror) again(ctx context.Context) {
-	if m.amiss() {
+// compareAll compares everything with etcd. One pass of all objects takes a second or more with 5,000 egresses, and
+// pods' events would wait for it: so objects are compared here, beside the passes, and there is such a pass only where
+// one differs. Pods are compared by the passes, a node at a time.
+func (m *mirror) compareAll(ctx context.Context) {
+	if m.differs() {
 		m.dirty.add(work{objects: true})
 		return
 	}
 	m.dirty.add(work{cluster: true}) // the statuses
-	for _, w := range m.bits() {
+	for _, w := range m.parts() {
 		m.dirty.add(w)
 		select {
 		case <-time.After(resyncPause):
@@ -48,8 +49,9 @@ func (m *mirror) again(ctx context.Context) {
 	}
 }
 
-// amiss reports whether a pass would change anything but members, ranges and blocks of ports. It uses only what is safe for concurrent use.
-func (m *mirror) amiss() bool {
+// differs reports whether a pass would change anything but members, ranges and blocks of ports. It uses only what is
+// safe for concurrent use.
+func (m *mirror) differs() bool {
 	now := view{m.cache, m.cache.Revision()}
 	o, _ := m.source.objects()
 	c := newControl(o, readRecords(m.cache), time.Now().UTC().Truncate(time.Second), m.isListed)
@@ -57,8 +59,9 @@ func (m *mirror) amiss() bool {
 	return err != nil || len(puts) > 0 || len(deletes) > 0
 }
 
-// bits returns the work that comes to all members, ranges and blocks of ports. As amiss, it uses only what is safe for concurrent use.
-func (m *mirror) bits() (out []work) {
+// parts returns the work that comes to all members, ranges and blocks of ports. As differs, it uses only what is safe
+// for concurrent use.
+func (m *mirror) parts() (out []work) {
 	nodes := slices.Concat(m.source.nodesWithPods(), m.source.nodes.GetIndexer().ListKeys(), listedRanges(m.cache))
 	nodes = slices.AppendSeq(nodes, maps.Keys(listedMembers(m.cache)))
 	for key, r := range m.cache.List(store.BlockPrefix) {

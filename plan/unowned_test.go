@@ -7,7 +7,7 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-func TestUnheldNamesEachNodesReasonOnce(t *testing.T) {
+func TestUnownedNamesEachNodesReasonOnce(t *testing.T) {
 	a := egress.Address{IP: netip.MustParseAddr("10.0.0.1"), Pool: "p"}
 	s := &egress.Snapshot{
 		Pools:   map[string]egress.Pool{"p": {Name: "p"}},
@@ -18,11 +18,11 @@ func TestUnheldNamesEachNodesReasonOnce(t *testing.T) {
 	held := func(node string) int { return map[string]int{"n4": 2, "n5": 3}[node] }
 	const want = "no node holds 10.0.0.1: pool p selects 5 nodes; refused by n1: link x has VLAN 7; without a live agent: n2; cordoned: n3; " +
 		"with an agent that restarts: n4; without room, see egret get nodes: n5"
-	if got := Unheld(s, a, held); got != want {
+	if got := Unowned(s, a, held); got != want {
 		t.Errorf("got  %q\nwant %q", got, want)
 	}
 	s.Agents["n4"] = egress.Agent{}
-	if got, want := Unheld(s, a, held), "no node holds 10.0.0.1 yet: 1 node could"; got != want {
+	if got, want := Unowned(s, a, held), "no node holds 10.0.0.1 yet: 1 node could"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
 }

@@ -13,7 +13,7 @@ type span struct {
 	size  int
 }
 
-func TestABlockIsPlacedWhereItCostsTheLeastRoom(t *testing.T) {
+func TestABlockIsTakenFromTheSmallestHole(t *testing.T) {
 	all := []span{{2048, 2048}, {4096, 4096}, {8192, 8192}, {16384, 16384}, {32768, 32768}}
 	for name, tt := range map[string]struct {
 		taken []span
@@ -34,7 +34,7 @@ func TestABlockIsPlacedWhereItCostsTheLeastRoom(t *testing.T) {
 		"one slot is left":                                  {[]span{{2048, 2048}, {4096, 4096}, {8192, 8192}, {16384, 16384}, {32768, 16384}, {49152, 8192}, {57344, 4096}, {61440, 2048}, {63488, 1024}, {64512, 512}, {65024, 256}, {65280, 128}, {65408, 64}}, 64, 65472},
 		"a port in the middle takes its slot":               {[]span{{2049, 1}}, 64, 2112},
 	} {
-		r := newRoom()
+		r := newFreePorts()
 		for _, s := range tt.taken {
 			r.take(s.first, s.size)
 		}
@@ -44,7 +44,7 @@ func TestABlockIsPlacedWhereItCostsTheLeastRoom(t *testing.T) {
 	}
 }
 
-func TestARecordThatTellsItsFirstPortAloneTakesAllThatItMayBe(t *testing.T) {
+func TestARecordWithItsFirstPortAloneTakesAllThatItMayBe(t *testing.T) {
 	for first, want := range map[uint16]span{
 		2048: {2048, 2048}, 3072: {3072, 1024}, 2112: {2112, 64}, 32768: {32768, 32768}, 49152: {49152, 16384}, 2049: {2048, 64}, 65535: {65472, 64}, 0: {0, 32768}, 65472: {65472, 64},
 	} {
@@ -54,8 +54,9 @@ func TestARecordThatTellsItsFirstPortAloneTakesAllThatItMayBe(t *testing.T) {
 	}
 }
 
-// FuzzRoom gives and takes blocks: two bits of a byte say what, the others which size or block. (`go test -fuzz` finds more than the seeds.)
-func FuzzRoom(f *testing.F) {
+// FuzzFreePorts gives and takes blocks: two bits of a byte say what, the others which size or block. (`go test -fuzz`
+// finds more than the seeds.)
+func FuzzFreePorts(f *testing.F) {
 	for seed := range uint64(20) {
 		r := rand.New(rand.NewPCG(seed, 0))
 		script := make([]byte, 400)
@@ -66,8 +67,8 @@ func FuzzRoom(f *testing.F) {
 	}
 	f.Fuzz(func(t *testing.T, script []byte) {
 		var given []span
-		ports := func() (r *room, taken [1 << 16]bool) {
-			r = newRoom()
+		ports := func() (r *freePorts, taken [1 << 16]bool) {
+			r = newFreePorts()
 			for _, s := range given {
 				r.take(s.first, s.size)
 				for p := range s.size {

@@ -11,21 +11,22 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// What operators and agents wrote of an IP or a node goes with it: the pin and the history of an IP that is allocated no more, the cordon of, and a suspicion against, a
-// node whose Node object is gone. An IP that is given out anew has neither from before.
+// Garbage collection in etcd: keys that operators and agents wrote are dependents of the allocation or the node that
+// they are about. The pin and the history of an IP are deleted with its allocation, the cordon and the suspicion of a
+// node with its Node object: whoever gets the IP or the name next begins without.
 
-// remainsOf returns the changes that take away what is left of an IP.
-func remainsOf(ip netip.Addr) unit {
+// dependentsOf returns the changes that delete the dependents of an IP's allocation.
+func dependentsOf(ip netip.Addr) unit {
 	return unit{{Key: store.PinKey(ip)}, {Key: store.HistoryPrefix + ip.String() + "/", Below: true}}
 }
 
-// withRemains returns a change with what has to go along with it, in one transaction.
-func (c control) withRemains(op store.Op) unit {
+// withDependents returns a change with the deletes of its dependents, for one transaction.
+func (c control) withDependents(op store.Op) unit {
 	u := unit{op}
 	if text, ok := strings.CutPrefix(op.Key, store.AllocationPrefix); ok {
 		// Of an IP that an egress has already, only the record of the allocation was lost: it is no new one.
 		if ip, err := netip.ParseAddr(text); err == nil && (op.Value == nil || op.Absent && !c.had[ip]) {
-			u = append(u, remainsOf(ip)...)
+			u = append(u, dependentsOf(ip)...)
 		}
 	}
 	if node, ok := strings.CutPrefix(op.Key, store.NodePrefix); ok && op.Value == nil && !c.hasNode(node) {
@@ -39,32 +40,33 @@ func (c control) hasNode(name string) bool {
 	return slices.ContainsFunc(c.nodes, func(n egress.Node) bool { return n.Name == name })
 }
 
-// ownerGone notes that the owner of an IP is gone: where the IP is allocated no more, its history has the owner's last words.
+// ownerGone notes that the owner of an IP is gone. An owner that gives up an IP adds to its history, also when the IP
+// is not allocated any more.
 func (m *mirror) ownerGone(key string) {
 	ip, err := netip.ParseAddr(strings.TrimPrefix(key, store.OwnerPrefix))
 	if _, owned := m.cache.Get(key); err == nil && !owned {
-		m.left[ip] = true
+		m.ownerless[ip] = true
 	}
 }
 
-// remains returns the changes that take away what owners left of IPs that are allocated no more.
-func (m *mirror) remains(c control) (out []unit) {
-	for ip := range m.left {
+// dependents returns the changes that delete what owners wrote of IPs after their allocation was deleted.
+func (m *mirror) dependents(c control) (out []unit) {
+	for ip := range m.ownerless {
 		key := store.AllocationKey(ip)
 		if _, allocated := m.cache.Get(key); !allocated && c.values[key] == nil {
-			out = append(out, append(unit{{Key: key, Absent: true}}, remainsOf(ip)...))
+			out = append(out, append(unit{{Key: key, Absent: true}}, dependentsOf(ip)...))
 		}
 	}
 	return out
 }
 
-// sweepPage is how many keys are read at once.
-const sweepPage = 1000
+// garbagePage is how many keys are read at once.
+const garbagePage = 1000
 
-// sweep takes away what is left from before this leadership: of IPs and nodes that went while nobody led, or past a crdsync that knew nothing
-// of this. It is for after the first pass, which has written all allocations and nodes. Each delete requires that etcd has no record of the IP or
-// node; what the cache shows only spares the question.
-func sweep(ctx context.Context, c *store.Client, lead *store.Leadership, cache *store.Cache, now control) error {
+// collectGarbage deletes the dependents that are left from before this leadership: of IPs and nodes that went while
+// nobody led, or under an older crdsync. It is for after the first pass, which has written all allocations and nodes.
+// Each delete requires that etcd has no record of the IP or node; where the cache shows one, no transaction is tried.
+func collectGarbage(ctx context.Context, c *store.Client, lead *store.Leadership, cache *store.Cache, now control) error {
 	ask := func(record string, u unit) error {
 		if _, there := cache.Get(record); there {
 			return nil
@@ -77,7 +79,7 @@ func sweep(ctx context.Context, c *store.Client, lead *store.Leadership, cache *
 	}
 	last := ""
 	for _, prefix := range []string{store.PinPrefix, store.HistoryPrefix, store.CordonPrefix, store.SuspicionPrefix} {
-		err := c.EachKey(ctx, prefix, sweepPage, func(key string) error {
+		err := c.EachKey(ctx, prefix, garbagePage, func(key string) error {
 			name, _, _ := strings.Cut(strings.TrimPrefix(key, prefix), "/")
 			if name == last { // of one IP there are many keys
 				return nil
@@ -93,7 +95,7 @@ func sweep(ctx context.Context, c *store.Client, lead *store.Leadership, cache *
 			if err != nil || now.values[store.AllocationKey(ip)] != nil {
 				return nil // of the former, nobody knows what it is
 			}
-			return ask(store.AllocationKey(ip), remainsOf(ip))
+			return ask(store.AllocationKey(ip), dependentsOf(ip))
 		})
 		if last = ""; err != nil {
 			return err

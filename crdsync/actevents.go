@@ -19,29 +19,29 @@ import (
 // actAge is how old an act may be that a new leader finds: the Event of an older one may have gone by itself, after an hour by default, and would be made again.
 const actAge = 30 * time.Minute
 
-// acts makes Events of what people did with egret commands: of a node, and of the egresses that have an IP. An Event is named by the act, so that the next
-// leader, which finds it too, makes none.
-type acts struct {
-	cache  *store.Cache
-	diary  *diary
-	uids   func(ip netip.Addr) (of map[string]types.UID, known bool) // of the egresses that have an IP, by name
-	told   map[string]bool                                           // by key
-	looked bool
+// actEvents makes Events of acts, what people did with egret commands: of the node, or of the egresses that have the
+// IP. The name of an Event follows from its act, so the next leader, which finds the act too, makes no second one.
+type actEvents struct {
+	cache    *store.Cache
+	recorder *eventRecorder
+	uids     func(ip netip.Addr) (of map[string]types.UID, known bool) // of the egresses that have an IP, by name
+	created  map[string]bool                                           // by key
+	listed   bool
 }
 
-func newActs(c *store.Client, s *status) *acts {
-	return &acts{cache: c.NewCache(store.ActPrefix), diary: s.diary, uids: s.having, told: map[string]bool{}}
+func newActEvents(c *store.Client, s *status) *actEvents {
+	return &actEvents{cache: c.NewCache(store.ActPrefix), recorder: s.recorder, uids: s.having, created: map[string]bool{}}
 }
 
-// run tells of acts until ctx ends.
-func (a *acts) run(ctx context.Context) error {
+// run makes Events of acts until ctx ends.
+func (a *actEvents) run(ctx context.Context) error {
 	for wait := minBackoff; ; {
 		select {
 		case <-a.cache.Changed():
 		case <-ctx.Done():
 			return ctx.Err()
 		}
-		for a.tell(ctx, time.Now()) != nil { // the API server does not answer
+		for a.createNew(ctx, time.Now()) != nil { // the API server does not answer
 			select {
 			case <-time.After(wait):
 				wait = min(2*wait, maxBackoff)
@@ -53,32 +53,32 @@ func (a *acts) run(ctx context.Context) error {
 	}
 }
 
-// tell tells of the acts that were not told yet. With an error, it has to be called again.
-func (a *acts) tell(ctx context.Context, now time.Time) error {
+// createNew makes the Events of the acts that have none yet. After an error it has to be called again.
+func (a *actEvents) createNew(ctx context.Context, now time.Time) error {
 	there := map[string]bool{}
 	for key, r := range a.cache.List(store.ActPrefix) {
-		if there[key] = true; a.told[key] {
+		if there[key] = true; a.created[key] {
 			continue
 		}
 		act, err := store.Decode[egress.Act](r)
-		if err == nil && (a.looked || now.Sub(act.Since) < actAge) {
-			if err := a.say(ctx, key, act); err != nil {
+		if err == nil && (a.listed || now.Sub(act.Since) < actAge) {
+			if err := a.create(ctx, key, act); err != nil {
 				return err
 			}
 		}
-		a.told[key] = true // what cannot be read is the reader's to report: egret get acts
+		a.created[key] = true // what cannot be read is the reader's to report: egret get acts
 	}
-	for key := range a.told {
+	for key := range a.created {
 		if !there[key] {
-			delete(a.told, key)
+			delete(a.created, key)
 		}
 	}
-	a.looked = true
+	a.listed = true
 	return nil
 }
 
-func (a *acts) say(ctx context.Context, key string, act egress.Act) error {
-	n, ok := sayings[act.What]
+func (a *actEvents) create(ctx context.Context, key string, act egress.Act) error {
+	n, ok := actTexts[act.What]
 	if !ok {
 		return nil // a newer version's
 	}
@@ -99,15 +99,15 @@ func (a *acts) say(ctx context.Context, key string, act egress.Act) error {
 		about = append(about, corev1.ObjectReference{APIVersion: "v1", Kind: "Node", Name: act.Node, UID: types.UID(act.Node)})
 	}
 	for i, of := range about {
-		if err := a.diary.make(ctx, a.diary.event(of, n, key, i)); err != nil {
+		if err := a.recorder.create(ctx, a.recorder.event(of, n, key, i)); err != nil {
 			return err
 		}
 	}
 	return nil
 }
 
-// sayings are the Events of what people do: of IP, node and person, or of node and person.
-var sayings = map[egress.Deed]news{
+// actTexts are the Events of what people do: of IP, node and person, or of node and person.
+var actTexts = map[egress.Deed]eventText{
 	egress.ActMove:     {corev1.EventTypeNormal, "MoveRequested", "Move", "%s: a move to node %s was asked for by %s"},
 	egress.ActPin:      {corev1.EventTypeNormal, "IPPinned", "Pin", "%s: pinned to node %s by %s"},
 	egress.ActUnpin:    {corev1.EventTypeNormal, "IPUnpinned", "Unpin", "%s: unpinned%.0s by %s"},

@@ -12,8 +12,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// wantRemains waits until the pins, cordons and histories that etcd has are these keys.
-func (c *cluster) wantRemains(want ...string) {
+// wantDependents waits until the pins, cordons and histories that etcd has are these keys.
+func (c *cluster) wantDependents(want ...string) {
 	c.Helper()
 	for _, pattern := range []string{"pins/*", "cordons/*", "history/*/*"} {
 		of := map[string]string{}
@@ -26,7 +26,7 @@ func (c *cluster) wantRemains(want ...string) {
 	}
 }
 
-func testRemains(c *cluster) {
+func testDependents(c *cluster) {
 	c.run(c.kube)
 	c.node("node-1", "192.0.2.1")
 	c.node("node-2", "192.0.2.2")
@@ -44,25 +44,25 @@ func testRemains(c *cluster) {
 	c.put(store.OwnerKey(ip("10.10.0.1")), egress.Owner{IP: ip("10.10.0.1"), Node: "node-1"})
 
 	c.remove("Egress", "a")
-	c.wantRemains("pins/10.10.0.11", "history/10.10.0.11/1-node-1", "cordons/node-1", "cordons/node-2")
+	c.wantDependents("pins/10.10.0.11", "history/10.10.0.11/1-node-1", "cordons/node-1", "cordons/node-2")
 	// The owner gives the IP up later, and says so.
 	c.put("history/10.10.0.1/3-node-1", none)
 	if _, err := c.store.Etcd().Delete(c.Context(), c.store.Prefix()+store.OwnerKey(ip("10.10.0.1"))); err != nil {
 		c.Fatal(err)
 	}
-	c.wantRemains("pins/10.10.0.11", "history/10.10.0.11/1-node-1", "cordons/node-1", "cordons/node-2")
+	c.wantDependents("pins/10.10.0.11", "history/10.10.0.11/1-node-1", "cordons/node-1", "cordons/node-2")
 	// Whatever is there all the same, the next one to have the IP does not get it.
 	c.put("pins/10.10.0.1", none)
 	c.put("history/10.10.0.1/4-node-1", none)
 	c.egress("c", "externalIPPool: one")
 	c.wantEgresses("b", "10.10.0.11/2", "c", "10.10.0.1/3")
-	c.wantRemains("pins/10.10.0.11", "history/10.10.0.11/1-node-1", "cordons/node-1", "cordons/node-2")
+	c.wantDependents("pins/10.10.0.11", "history/10.10.0.11/1-node-1", "cordons/node-1", "cordons/node-2")
 
 	if err := c.core.CoreV1().Nodes().Delete(c.Context(), "node-1", metav1.DeleteOptions{}); err != nil {
 		c.Fatal(err)
 	}
 	c.wantRecords("nodes/*", map[string]string{"nodes/node-2": "2 192.0.2.2"})
-	c.wantRemains("pins/10.10.0.11", "history/10.10.0.11/1-node-1", "cordons/node-2")
+	c.wantDependents("pins/10.10.0.11", "history/10.10.0.11/1-node-1", "cordons/node-2")
 
 	// A record that is lost is no IP that is gone, and no node: it is written again, with the next index, or with its own by a pass that had read it.
 	for _, key := range []string{"allocations/10.10.0.11", "nodes/node-2"} {
@@ -82,10 +82,10 @@ func testRemains(c *cluster) {
 		}
 		return nil
 	})
-	c.wantRemains("pins/10.10.0.11", "history/10.10.0.11/1-node-1", "cordons/node-2")
+	c.wantDependents("pins/10.10.0.11", "history/10.10.0.11/1-node-1", "cordons/node-2")
 }
 
-func testSweep(c *cluster) {
+func testGarbage(c *cluster) {
 	stop := c.run(c.kube)
 	c.node("node-1", "192.0.2.1")
 	c.pool("one", "10.10.0.1-10.10.0.3")
@@ -104,7 +104,7 @@ func testSweep(c *cluster) {
 		}
 	}
 	c.run(c.kube)
-	c.wantRemains("pins/10.10.0.1", "history/10.10.0.1/1-node-1", "history/nonsense/1", "cordons/node-1")
+	c.wantDependents("pins/10.10.0.1", "history/10.10.0.1/1-node-1", "history/nonsense/1", "cordons/node-1")
 	<-time.After(300 * time.Millisecond) // for it to take away what it must not
-	c.wantRemains("pins/10.10.0.1", "history/10.10.0.1/1-node-1", "history/nonsense/1", "cordons/node-1")
+	c.wantDependents("pins/10.10.0.1", "history/10.10.0.1/1-node-1", "history/nonsense/1", "cordons/node-1")
 }

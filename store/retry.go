@@ -1,0 +1,47 @@
+package store
+
+import (
+	"context"
+	"sync"
+	"time"
+)
+
+// maxAttempts is how often retryElsewhere sends a request at most.
+const maxAttempts = 3
+
+// retryElsewhere calls f, and again whenever there was no answer for the time after: a request to a member of etcd that
+// stands still hangs, and the next one goes to another member. It returns the first answer without an error, else the
+// last error. Calls of f may run at the same time, and its request must be harmless when it is sent twice.
+func retryElsewhere[T any](ctx context.Context, after time.Duration, f func(context.Context) (T, error)) (T, error) {
+	type answer struct {
+		value T
+		err   error
+	}
+	var wg sync.WaitGroup
+	defer wg.Wait()
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
+	answers := make(chan answer, maxAttempts)
+	ask := func() {
+		wg.Go(func() {
+			v, err := f(ctx)
+			answers <- answer{v, err}
+		})
+	}
+	ask()
+	next := time.NewTicker(after)
+	defer next.Stop()
+	for asked, open := 1, 1; ; {
+		select {
+		case a := <-answers:
+			if open--; a.err == nil || open == 0 {
+				return a.value, a.err
+			}
+		case <-next.C:
+			if asked < maxAttempts {
+				asked, open = asked+1, open+1
+				ask()
+			}
+		}
+	}
+}
