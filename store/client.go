@@ -66,7 +66,7 @@ type Client struct {
 	by        string
 	caches    atomic.Int64 // how many were made: each has a watch stream of its own
 	heads     heads
-	newest    atomic.Int64 // the revision that etcd had when it last answered Confirm
+	newest    atomic.Int64 // the revision that etcd had when it last answered Confirm, or renewed a lease
 	watchLost atomic.Bool  // a cache has lost its watch of etcd, and logged that
 	full      atomic.Bool  // see NoSpace
 	wg        sync.WaitGroup

@@ -95,6 +95,7 @@ func (l *Lease) renew(ctx context.Context) (sent time.Time, err error) {
 	if err != nil {
 		return sent, fmt.Errorf("renewing lease %s: %w", egress.FormatLease(l.ID()), l.known(err))
 	}
+	l.client.newest.Store(resp.Revision) // of one member, which may be behind: Confirm alone says more
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.lost {

@@ -15,8 +15,8 @@ import (
 // View is what the agent of one node sees of etcd: pools, egresses, nodes, Service CIDRs, pods' ranges, agents, owners, moves, pins, cordons, suspicions, the members of its
 // own node, and those of the egresses that it follows. It is safe for concurrent use.
 type View struct {
+	node  string
 	cache *Cache
-	fixed []string // the prefixes that are always watched
 
 	mu       sync.Mutex // guards what follows
 	followed []string
@@ -28,10 +28,18 @@ type View struct {
 
 // NewView returns the view of a node. It is empty until Run has listed it.
 func (c *Client) NewView(node string) *View {
-	fixed := append(slices.Clone(control), MembersByNodeKey(node, ""))
-	k := c.NewCache(fixed...)
+	k := c.NewCache(ViewRanges(node)...)
 	k.Track()
-	return &View{cache: k, fixed: fixed, tables: newTables(node)}
+	return &View{node: node, cache: k, tables: newTables(node)}
+}
+
+// ViewRanges returns the ranges that the view of a node watches while it follows some egresses.
+func ViewRanges(node string, followed ...string) []string {
+	ranges := append(slices.Clone(control), MembersByNodeKey(node, ""))
+	for _, name := range followed {
+		ranges = append(ranges, MembersByEgressKey(name, ""))
+	}
+	return ranges
 }
 
 // control are the prefixes of the records that every agent watches whole.
@@ -89,11 +97,7 @@ func (v *View) Follow(egresses []string) {
 		return
 	}
 	v.followed = names
-	prefixes := slices.Clone(v.fixed)
-	for _, name := range names {
-		prefixes = append(prefixes, MembersByEgressKey(name, ""))
-	}
-	v.cache.SetPrefixes(prefixes...)
+	v.cache.SetPrefixes(ViewRanges(v.node, names...)...)
 }
 
 // Everything is all that etcd holds but the members, the blocks of ports and the ids.
