@@ -47,6 +47,30 @@ func (l *Lab) EtcdEndpoints() []string {
 	return all
 }
 
+// KubeEtcdEndpoint returns the API server's etcd as host:port, for programs on the control host.
+func (l *Lab) KubeEtcdEndpoint() string { return fmt.Sprintf("127.0.0.1:%d", kubeEtcdPort) }
+
+// GossipKeyFile returns the path of the key that all agents gossip with.
+func (l *Lab) GossipKeyFile() string { return l.path(gossipKey) }
+
+// Command returns a command that runs in a network namespace of the lab (see In), not started.
+func (l *Lab) Command(ctx context.Context, kind, name string, argv ...string) (*exec.Cmd, error) {
+	args, err := l.execArgs(kind, name, argv)
+	if err != nil {
+		return nil, err
+	}
+	return exec.CommandContext(ctx, l.cfg.Self, args...), nil
+}
+
+// PID returns the id of a process that runs: one of those of LogFile.
+func (l *Lab) PID(process string) (int, error) {
+	p, ok := l.process(process)
+	if !ok {
+		return 0, l.ended(process)
+	}
+	return p.pid, nil
+}
+
 // LogFile returns the path of a process's log: etcd or its members, kube-etcd, kube-apiserver, crdsync, serve, agent-<node>.
 func (l *Lab) LogFile(process string) string { return l.path("logs", process) }
 
