@@ -16,11 +16,12 @@ import (
 	"github.com/egret-project/egret/integration/connections"
 	"github.com/egret-project/egret/integration/datapath"
 	"github.com/egret-project/egret/integration/failover"
+	"github.com/egret-project/egret/integration/scale"
 )
 
 func benchCommand(name *string) *cobra.Command {
 	cmd := &cobra.Command{Use: "bench", Short: "Measure, in a lab of its own"}
-	cmd.AddCommand(failoverCommand(name), datapathCommand(name), connectionsCommand(name))
+	cmd.AddCommand(failoverCommand(name), datapathCommand(name), connectionsCommand(name), scaleCommand(name))
 	return cmd
 }
 
@@ -34,19 +35,19 @@ func ownLab(cmd *cobra.Command, name string) string {
 
 // writeFiles writes what was measured as file.csv and file.svg into a folder, which is made.
 func writeFiles(folder, file string, csv, svg func(io.Writer) error) error {
+	return errors.Join(writeFile(folder, file+".csv", csv), writeFile(folder, file+".svg", svg))
+}
+
+// writeFile writes one file into a folder, which is made.
+func writeFile(folder, file string, write func(io.Writer) error) error {
+	var text strings.Builder
+	if err := write(&text); err != nil {
+		return err
+	}
 	if err := os.MkdirAll(folder, 0o755); err != nil {
 		return err
 	}
-	for ext, write := range map[string]func(io.Writer) error{"csv": csv, "svg": svg} {
-		var text strings.Builder
-		if err := write(&text); err != nil {
-			return err
-		}
-		if err := os.WriteFile(filepath.Join(folder, file+"."+ext), []byte(text.String()), 0o644); err != nil {
-			return err
-		}
-	}
-	return nil
+	return os.WriteFile(filepath.Join(folder, file), []byte(text.String()), 0o644)
 }
 
 func datapathCommand(name *string) *cobra.Command {
@@ -161,5 +162,48 @@ func connectionsCommand(name *string) *cobra.Command {
 	f.Float64Var(&require, "require-alive", 0, "fail when fewer connections of a kind live, in percent")
 	f.StringVar(&agentFlags, "agent-flags", "", `further flags of every agent, in one word, as "--a=1 --b=2"`)
 	f.StringVar(&out, "out", ".", "folder for connections-FAULT.csv and .svg, with -ipv6 after it for --family 6")
+	return cmd
+}
+
+func scaleCommand(name *string) *cobra.Command {
+	var cfg scale.Config
+	var out string
+	var beside int
+	cmd := &cobra.Command{
+		Use:   "scale",
+		Short: "Measure etcd, crdsync and an agent in a cluster of thousands of nodes, beside one of few; print a table with the ratios, write CSV",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg.Lab.Name = ownLab(cmd, *name)
+			cfg.Log = slog.New(slog.NewTextHandler(cmd.ErrOrStderr(), &slog.HandlerOptions{ReplaceAttr: withoutTime}))
+			sizes := []scale.Config{cfg}
+			if beside > 0 && beside < cfg.Cluster.Nodes {
+				sizes = []scale.Config{cfg.Of(beside), cfg}
+			}
+			var results []scale.Result
+			var failed error
+			for _, size := range sizes {
+				r, err := scale.Run(cmd.Context(), size)
+				results = append(results, r)
+				if failed = err; failed != nil {
+					break
+				}
+			}
+			return errors.Join(failed, scale.WriteTable(cmd.OutOrStdout(), results...),
+				writeFile(out, "scale.csv", func(w io.Writer) error { return scale.WriteCSV(w, results...) }))
+		},
+	}
+	f := cmd.Flags()
+	f.IntVar(&cfg.Cluster.Nodes, "nodes", 5000, "number of nodes, node-1 with a real agent, the others simulated")
+	f.IntVar(&cfg.Cluster.Gateways, "gateways", 50, "how many of them pools select")
+	f.IntVar(&cfg.Cluster.Egresses, "egresses", 5000, "number of egresses, each with an IPv4 and an IPv6 address")
+	f.IntVar(&cfg.Cluster.Pods, "pods", 100000, "number of pods")
+	f.IntVar(&cfg.Cluster.TakeOver, "take-over", 200, "how many IPs the gateway holds that is powered off")
+	f.IntVar(&beside, "beside", 50, "number of nodes of the smaller cluster that is measured first; 0: none")
+	f.DurationVar(&cfg.Rest, "rest", 30*time.Second, "for how long it is measured at rest, and again with pod events")
+	f.IntVar(&cfg.Events, "events", 20, "pod events a second")
+	f.DurationVar(&cfg.Rollout, "rollout", time.Minute, "for how long agents are restarted, if not all are before; 0: not at all")
+	f.IntVar(&cfg.AtOnce, "at-once", 4, "how many agents are restarted at a time")
+	f.StringVar(&out, "out", ".", "folder for scale.csv")
 	return cmd
 }

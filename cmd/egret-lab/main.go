@@ -15,12 +15,16 @@ import (
 	"time"
 
 	"github.com/egret-project/egret/integration/lab"
+	"github.com/egret-project/egret/integration/scale"
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 )
 
 func main() {
 	if status, ok := lab.Helper(os.Args); ok {
+		os.Exit(status)
+	}
+	if status, ok := scale.Helper(os.Args); ok {
 		os.Exit(status)
 	}
 	ctx, stop := signal.NotifyContext(context.Background(), os.Interrupt, syscall.SIGTERM, syscall.SIGHUP)
