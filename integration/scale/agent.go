@@ -2,6 +2,7 @@ package scale
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -72,7 +73,12 @@ func (a *simulated) dial(ctx context.Context) (err error) {
 func (a *simulated) renew() {
 	a.life, a.stop = context.WithCancel(a.fleet.ctx)
 	ctx, lease := a.life, a.lease
-	a.running.Go(func() error { return lease.Run(ctx, nil, nil) })
+	a.running.Go(func() error {
+		if err := lease.Run(ctx, nil, nil); ctx.Err() == nil && errors.Is(err, store.ErrLeaseLost) {
+			a.fleet.lost.Add(1) // an agent would take another one: here the measurement is void
+		}
+		return nil
+	})
 	a.running.Go(func() error {
 		interval := agent.QuestionsAtRest
 		if a.gateway() {
@@ -238,5 +244,6 @@ type counters struct {
 	events     atomic.Int64 // of watches
 	broken     atomic.Int64 // watches
 	unanswered atomic.Int64 // questions
+	lost       atomic.Int64 // leases
 	listed     atomic.Int64 // bytes of the last list
 }

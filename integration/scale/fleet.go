@@ -69,8 +69,9 @@ type reply struct {
 	Events  int64         // of watches, since the start
 	Broken  int64         // watches
 	Unheard int64         // questions without an answer
+	Lost    int64         // leases
 	Listed  int64         // bytes of the last list
-	At      time.Time     // when it began
+	Steps   []string      // what took how long
 }
 
 // fleet is all agents but that of node 1.
@@ -80,6 +81,7 @@ type fleet struct {
 	ctx    context.Context // of all that outlives a request
 	agents []*simulated    // from node 2 on
 	heirs  chan string     // nodes that the gossip of node 3 holds for dead
+	steps  []string        // of join, and how long each took
 }
 
 // serveFleet does what is asked for by in until that ends.
@@ -112,7 +114,7 @@ func serveFleet(ctx context.Context, in io.Reader, out io.Writer) error {
 		began := time.Now()
 		done, err := f.do(ctx, r)
 		a := reply{Took: time.Since(began), Done: done, Events: f.events.Load(), Broken: f.broken.Load(), Unheard: f.unanswered.Load(),
-			Listed: f.listed.Load(), At: began}
+			Listed: f.listed.Load(), Lost: f.lost.Load(), Steps: f.steps}
 		if err != nil {
 			a.Err = err.Error()
 		}
@@ -164,9 +166,15 @@ func (f *fleet) join(ctx context.Context) error {
 	for n := 2; n <= f.cfg.Cluster.Nodes; n++ {
 		f.agents = append(f.agents, newSimulated(f, n))
 	}
+	began := time.Now()
+	step := func(what string) {
+		f.steps = append(f.steps, fmt.Sprintf("%s %.1fs", what, time.Since(began).Seconds()))
+		began = time.Now()
+	}
 	if err := f.each(f.agents, 16, func(a *simulated) error { return a.join(f.ctx) }); err != nil {
 		return fmt.Errorf("joining: %w", err)
 	}
+	step("records")
 	first := f.agents[0].store
 	all, err := first.ReadAll(ctx)
 	if err != nil {
@@ -194,6 +202,7 @@ func (f *fleet) join(ctx context.Context) error {
 	}); err != nil {
 		return fmt.Errorf("claiming: %w", err)
 	}
+	step("locks")
 	if err := f.gossip(gateways); err != nil {
 		return err
 	}
@@ -201,6 +210,7 @@ func (f *fleet) join(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	defer step("watches")
 	return f.each(f.agents, 16, func(a *simulated) error { a.watch(now.Header.Revision); return nil })
 }
 

@@ -16,6 +16,8 @@ const (
 	syncAgain
 	fleetJoin
 	agentReady
+	leasesLost
+	unanswered
 	restReads
 	restWrites
 	restRenewals
@@ -73,6 +75,8 @@ var Rows = [rows]Row{
 	syncAgain:        {"crdsync: start until a pod's event that it missed is there", "s", 0},
 	fleetJoin:        {"agents: all others join", "s", 0},
 	agentReady:       {"agent: start until its kernel is programmed", "s", 0},
+	leasesLost:       {"agents that lost their lease until the end of the rest", "", 0},
+	unanswered:       {"questions without an answer in time until then", "", 0},
 	restReads:        {"at rest: etcd reads", "1/s", 1000},
 	restWrites:       {"at rest: etcd writes", "1/s", 0},
 	restRenewals:     {"at rest: etcd renewals of leases", "1/s", 0},

@@ -295,6 +295,7 @@ func (b *bench) join(ctx context.Context) error {
 		return err
 	}
 	b.r.add(fleetJoin, a.Took.Seconds())
+	b.Log.Info("the fleet joined", "steps", a.Steps)
 	began := time.Now()
 	if err := b.lab.Start(ctx, "agent", lab.NodeName(1)); err != nil {
 		return err
@@ -328,6 +329,12 @@ func (b *bench) rest(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
+	a, err := b.ask(request{Do: "count"})
+	if err != nil {
+		return err
+	}
+	b.r.add(leasesLost, float64(a.Lost))
+	b.r.add(unanswered, float64(a.Unheard))
 	b.r.add(restReads, r.reads)
 	b.r.add(restWrites, r.writes)
 	b.r.add(restRenewals, r.renewals)
