@@ -10,6 +10,7 @@ import (
 	"sync"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
 
@@ -77,25 +78,32 @@ func (l *Lease) TTL() time.Duration {
 
 // Renew renews the lease with one request. errors.Is(err, ErrLeaseLost): it is gone, for good. Any other error: nothing is known, try again.
 func (l *Lease) Renew(ctx context.Context) error {
-	_, err := l.renew(ctx)
+	_, err := l.renew(ctx, func(context.Context) (*pb.LeaseKeepAliveResponse, error) { return nil, errRenewals })
 	return err
 }
 
-// renew is Renew; sent is when the request was.
-func (l *Lease) renew(ctx context.Context) (sent time.Time, err error) {
+// renew is Renew; sent is when the first request was. It asks by the stream first.
+func (l *Lease) renew(ctx context.Context, stream func(context.Context) (*pb.LeaseKeepAliveResponse, error)) (sent time.Time, err error) {
 	if l.isLost() {
 		return sent, l.errLost()
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	sent = time.Now()
-	resp, err := retryElsewhere(ctx, 200*time.Millisecond, func(ctx context.Context) (*clientv3.LeaseKeepAliveResponse, error) {
-		return l.client.etcd.KeepAliveOnce(ctx, l.id)
-	})
+	resp, err := stream(ctx)
+	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+		resp, err = retryElsewhere(ctx, elsewhereAfter, func(ctx context.Context) (*pb.LeaseKeepAliveResponse, error) {
+			r, err := l.client.etcd.KeepAliveOnce(ctx, l.id)
+			if err != nil {
+				return nil, err
+			}
+			return &pb.LeaseKeepAliveResponse{Header: r.ResponseHeader, ID: int64(r.ID), TTL: r.TTL}, nil
+		})
+	}
 	if err != nil {
 		return sent, fmt.Errorf("renewing lease %s: %w", egress.FormatLease(l.ID()), l.known(err))
 	}
-	l.client.newest.Store(resp.Revision) // of one member, which may be behind: Confirm alone says more
+	l.client.newest.Store(resp.GetHeader().GetRevision()) // of one member, which may be behind: Confirm alone says more
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.lost {
@@ -338,6 +346,8 @@ func (l *Lease) Run(ctx context.Context, renewed func(sent time.Time, ttl time.D
 	timeout := min(ttl/4, 3*time.Second)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
+	stream := &renewals{lease: l}
+	defer stream.close()
 	for was := confirmed; ; {
 		select {
 		case <-ctx.Done():
@@ -345,7 +355,7 @@ func (l *Lease) Run(ctx context.Context, renewed func(sent time.Time, ttl time.D
 		case <-tick.C:
 		}
 		try, cancel := context.WithTimeout(ctx, timeout)
-		sent, err := l.renew(try)
+		sent, err := l.renew(try, stream.ask)
 		cancel()
 		if ctx.Err() != nil {
 			return ctx.Err()
