@@ -92,11 +92,12 @@ func (b *bench) take(ctx context.Context) (sample, error) {
 type rates struct {
 	reads, writes, renewals, events float64
 	cpu                             map[string]float64
+	seconds                         float64
 }
 
 func (s sample) since(o sample) rates {
 	d := s.at.Sub(o.at).Seconds()
-	r := rates{(s.reads - o.reads) / d, (s.writes - o.writes) / d, (s.renewals - o.renewals) / d, (s.events - o.events) / d, map[string]float64{}}
+	r := rates{(s.reads - o.reads) / d, (s.writes - o.writes) / d, (s.renewals - o.renewals) / d, (s.events - o.events) / d, map[string]float64{}, d}
 	for name := range s.cpu {
 		r.cpu[name] = (s.cpu[name] - o.cpu[name]).Seconds() / d
 	}

@@ -29,6 +29,7 @@ const (
 	restAgentMB
 	restAgentCPU
 	restFleetCPU
+	busyPods
 	busyReads
 	busyWrites
 	busyEvents
@@ -88,6 +89,7 @@ var Rows = [rows]Row{
 	restAgentMB:      {"at rest: agent memory", "MB", 60},
 	restAgentCPU:     {"at rest: agent CPU", "% of a core", 1},
 	restFleetCPU:     {"at rest: CPU of all other agents", "% of a core", 0},
+	busyPods:         {"pod events", "1/s", 0},
 	busyReads:        {"pod events: etcd reads", "1/s", 0},
 	busyWrites:       {"pod events: etcd writes", "1/s", 0},
 	busyEvents:       {"pod events: etcd watch events", "1/s", 0},

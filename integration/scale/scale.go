@@ -219,7 +219,7 @@ func (b *bench) sync(ctx context.Context) error {
 	if err := b.until(ctx, 5*time.Minute, store.MembersByNode, b.Cluster.members()); err != nil {
 		return err
 	}
-	if err := b.until(ctx, time.Minute, store.AllocationPrefix, 2*b.Cluster.Egresses); err != nil {
+	if err := b.until(ctx, 3*time.Minute, store.AllocationPrefix, 2*b.Cluster.Egresses); err != nil {
 		return err
 	}
 	b.r.add(syncEmpty, time.Since(began).Seconds())
@@ -235,7 +235,7 @@ func (b *bench) sync(ctx context.Context) error {
 	if err := b.lab.Start(ctx, "crdsync", ""); err != nil {
 		return err
 	}
-	if err := b.written(ctx, time.Minute, pod, app); err != nil {
+	if err := b.written(ctx, 3*time.Minute, pod, app); err != nil {
 		return err
 	}
 	b.r.add(syncAgain, time.Since(began).Seconds())
@@ -422,7 +422,8 @@ func (b *bench) change(ctx context.Context) error {
 	b.r.add(busyReads, r.reads)
 	b.r.add(busyWrites, r.writes)
 	b.r.add(busyEvents, r.events)
-	b.r.add(busySeen, float64(after.Events-before.Events)/b.Rest.Seconds())
+	b.r.add(busySeen, float64(after.Events-before.Events)/r.seconds)
+	b.r.add(busyPods, float64(int(b.Rest.Seconds())*b.Events)/r.seconds)
 	b.r.add(busyEtcdCPU, 100*r.cpu["etcd"])
 	b.r.add(busyCrdsyncCPU, 100*r.cpu["crdsync"])
 	b.r.add(busyAgentCPU, 100*r.cpu["agent"])
