@@ -13,7 +13,6 @@ import (
 	"os/signal"
 	"runtime/debug"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"syscall"
 	"time"
@@ -80,7 +79,7 @@ type fleet struct {
 	cfg    fleetConfig
 	ctx    context.Context // of all that outlives a request
 	agents []*simulated    // from node 2 on
-	heirs  chan string     // nodes that the gossip of node 3 holds for dead
+	heard  *gossip.Gossip  // that of node 3
 	steps  []string        // of join, and how long each took
 }
 
@@ -90,7 +89,7 @@ func serveFleet(ctx context.Context, in io.Reader, out io.Writer) error {
 	defer cancel()
 	debug.SetGCPercent(200) // its memory is nobody's measure, its CPU takes from the others
 	d, e := json.NewDecoder(in), json.NewEncoder(out)
-	f := &fleet{ctx: ctx, heirs: make(chan string, 100)}
+	f := &fleet{ctx: ctx}
 	if err := d.Decode(&f.cfg); err != nil {
 		return fmt.Errorf("reading what the fleet is: %w", err)
 	}
@@ -242,15 +241,12 @@ func (f *fleet) gossip(gateways []*simulated) error {
 				peers[b.record.Node] = b.record.Address
 			}
 		}
-		var g *gossip.Gossip
-		var once sync.Once
-		victim := gateways[0].record.Node
-		changed := func() {
-			if a.number == 3 && g.State(victim) == gossip.Dead {
-				once.Do(func() { f.heirs <- victim })
-			}
+		g := gossip.New(gossip.Config{
+			Node: a.record.Node, Port: gossip.DefaultPort, Key: key, Log: slog.New(slog.DiscardHandler), Changed: func() {},
+		})
+		if a.number == 3 {
+			f.heard = g
 		}
-		g = gossip.New(gossip.Config{Node: a.record.Node, Port: gossip.DefaultPort, Key: key, Log: slog.New(slog.DiscardHandler), Changed: changed})
 		g.Set(a.record.Address, peers, nil)
 		go func() { _ = g.Run(f.ctx) }() // it ends with the process
 	}
@@ -265,17 +261,14 @@ func (f *fleet) die(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	for len(f.heirs) > 0 {
-		<-f.heirs
-	}
 	if err := netlink.AddrDel(link, &netlink.Addr{IPNet: netlink.NewIPNet(victim.record.Address.AsSlice())}); err != nil {
 		return fmt.Errorf("taking the address of %s away: %w", victim.record.Node, err)
 	}
 	victim.stop()
-	select {
-	case <-f.heirs:
-	case <-time.After(10 * time.Second):
-		return fmt.Errorf("the gossip does not hold %s for dead", victim.record.Node)
+	for began := time.Now(); f.heard.State(victim.record.Node) != gossip.Dead; sleep(ctx, time.Millisecond) {
+		if time.Since(began) > 10*time.Second {
+			return fmt.Errorf("the gossip does not hold %s for dead", victim.record.Node)
+		}
 	}
 	s := egress.Suspicion{Node: victim.record.Node, Lease: egress.FormatLease(victim.lease.ID()), By: heir.record.Node, Since: time.Now().UTC()}
 	now, err := heir.store.Etcd().Get(ctx, heir.store.Prefix(), clientv3.WithCountOnly())

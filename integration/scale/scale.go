@@ -493,7 +493,7 @@ func (b *bench) takeOver(ctx context.Context) error {
 	var first, last time.Duration
 	n := before
 	for n < before+b.Cluster.TakeOver {
-		if time.Since(began) > time.Minute {
+		if time.Since(began) > 30*time.Second {
 			break
 		}
 		if n, err = b.node1.permitted(); err != nil {
