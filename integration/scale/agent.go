@@ -13,7 +13,6 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
 
-	"github.com/egret-project/egret/agent"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/integration/lab"
 	"github.com/egret-project/egret/store"
@@ -69,7 +68,7 @@ func (a *simulated) dial(ctx context.Context) (err error) {
 	return err
 }
 
-// renew keeps the lease, as agents do, and asks for a yes as often as they do.
+// renew keeps the lease, as agents do, and asks for a yes as often as those that hold IPs do.
 func (a *simulated) renew() {
 	a.life, a.stop = context.WithCancel(a.fleet.ctx)
 	ctx, lease := a.life, a.lease
@@ -79,12 +78,11 @@ func (a *simulated) renew() {
 		}
 		return nil
 	})
+	if !a.gateway() {
+		return // who holds nothing asks nothing
+	}
 	a.running.Go(func() error {
-		interval := agent.QuestionsAtRest
-		if a.gateway() {
-			interval = permit / 5
-		}
-		for sleep(ctx, interval) {
+		for sleep(ctx, permit/5) {
 			try, cancel := context.WithTimeout(ctx, permit)
 			if _, err := lease.Confirm(try, a.record.Node); err != nil && ctx.Err() == nil {
 				a.fleet.unanswered.Add(1)
