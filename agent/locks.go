@@ -7,6 +7,8 @@ import (
 	"net/netip"
 	"time"
 
+	"golang.org/x/sync/errgroup"
+
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/plan"
@@ -40,7 +42,7 @@ func (a *agent) transact(ctx context.Context, r round, d plan.Desired, applied b
 		}
 	}
 	if applied {
-		claimed := map[netip.Addr]bool{}
+		var claims []ownership.Claim
 		for _, effect := range a.machine.step(ownership.Settled{}) {
 			switch f := effect.(type) {
 			case ownership.Longest:
@@ -51,11 +53,10 @@ func (a *agent) transact(ctx context.Context, r round, d plan.Desired, applied b
 				due, err := a.revoke(ctx, f)
 				next, errs = earlier(next, due), append(errs, err)
 			case ownership.Claim:
-				ok, err := a.claim(ctx, r, f)
-				claimed[f.IP], errs = ok, append(errs, err)
+				claims = append(claims, f)
 			}
 		}
-		a.claimed = claimed
+		errs = append(errs, a.claimAll(ctx, r, claims))
 		if !a.machine.Promised(time.Now()) {
 			due, err := a.moves.request(ctx, r)
 			next, errs = earlier(next, due), append(errs, err)
@@ -78,6 +79,27 @@ func (a *agent) longest(ctx context.Context, r round, l ownership.Longest) error
 		a.Log.Info("longest permit changed", "was", r.Longest, "dur", l.Permit)
 	}
 	return err
+}
+
+// claimAll takes locks that nobody has, many at a time: a gateway that dies may leave hundreds, and etcd writes together what comes together.
+func (a *agent) claimAll(ctx context.Context, r round, claims []ownership.Claim) error {
+	const atOnce = 32
+	var all errgroup.Group
+	all.SetLimit(atOnce)
+	ok, errs := make([]bool, len(claims)), make([]error, len(claims))
+	for i, c := range claims {
+		all.Go(func() error {
+			ok[i], errs[i] = a.claim(ctx, r, c)
+			return nil
+		})
+	}
+	_ = all.Wait() // errs has them all
+	claimed := map[netip.Addr]bool{}
+	for i, c := range claims {
+		claimed[c.IP] = ok[i]
+	}
+	a.claimed = claimed
+	return errors.Join(errs...)
 }
 
 // claim takes a lock that nobody has, once no other host answers for the IP.
