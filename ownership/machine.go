@@ -257,6 +257,7 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 	case Lost:
 		return m.lost(e)
 	case Confirmed:
+		m.promises.asked(e.Sent)
 		m.confirmed(e)
 	case Heard:
 		m.asks(now)

@@ -183,10 +183,10 @@ func (m *Machine) asks(now time.Time) bool {
 	asks := m.permits.bounded && (m.needs() || now.Before(p.wanted))
 	if !asks {
 		p.asking = time.Time{}
-	} else if p.asking.IsZero() {
-		p.asking = now
+		return false
 	}
-	return asks
+	p.asked(now)
+	return true
 }
 
 // needs reports whether the agent asks for itself. The caller holds mu.

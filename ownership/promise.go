@@ -68,6 +68,13 @@ func (p *promises) ask(now, confirmed time.Time, peers []string) []Effect {
 	return out
 }
 
+// asked notes that this agent asks etcd for a yes.
+func (p *promises) asked(now time.Time) {
+	if p.asking.IsZero() {
+		p.asking = now
+	}
+}
+
 // missing reports whether etcd has been silent for so long that the permits are in danger. It is asked every fifth of P, and all have to
 // miss it before the first permit ends.
 func (p *promises) missing(now, confirmed time.Time) bool {
