@@ -66,8 +66,7 @@ func (c Config) Validate() error {
 			errs = append(errs, errors.New("--who-clients: want common names of client certificates, none of them empty"))
 		}
 	}
-	_, err = c.TLS.load()
-	return errors.Join(append(errs, err)...)
+	return errors.Join(append(errs, c.TLS.Validate())...)
 }
 
 // IsLocal reports whether an address is a loopback address and a port, as Local has to be.
@@ -141,6 +140,12 @@ func (s *Server) pages() (local, remote *http.ServeMux) {
 // be had is logged and tried again. A handler that answers for longer than a client may take sets the deadlines itself (http.ResponseController).
 func ServeLocal(ctx context.Context, address string, most int, h http.Handler, log *slog.Logger) {
 	serve(ctx, address, h, log, func(l net.Listener) net.Listener { return newLimit(l, most, isLoopback) })
+}
+
+// ServeTLS serves h at an address over TLS, as ServeLocal does at a loopback one.
+func ServeTLS(ctx context.Context, address string, files TLS, most int, h http.Handler, log *slog.Logger) {
+	reload := &certificates{files: files, log: log}
+	serve(ctx, address, h, log, func(l net.Listener) net.Listener { return reload.listener(newLimit(l, most, anybody)) })
 }
 
 // serve listens, and listens again, until ctx ends.

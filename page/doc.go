@@ -11,5 +11,5 @@
 //   - Names and texts of others are text: the page builds no HTML from them, and the browser is told to run no script but the page's own.
 //   - A page of another site learns nothing: at a loopback address the Host has to be one, and requests of other sites are refused.
 //
-// Who may look is not decided here but by who serves it: Local is for a loopback address.
+// Who may look is not decided here but by who serves it: Local is for a loopback address, Access for others.
 package page

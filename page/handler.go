@@ -39,7 +39,7 @@ const (
 	maxText = 512
 )
 
-// Handler returns what answers the page's requests, of whomever: see Local.
+// Handler returns what answers the page's requests, of whomever: see Local and Access.
 func (p *Page) Handler() http.Handler {
 	mux := http.NewServeMux()
 	for path, f := range files {

@@ -25,13 +25,16 @@ const (
 	linger = 15 * time.Second
 	// spaceInterval is how often etcd's members are asked how full they are.
 	spaceInterval = 30 * time.Second
+	// spacePatience is how long they may take, and the end of Run be put off at most.
+	spacePatience = 2 * time.Second
 	// patience is how long a request waits for etcd's first answer.
 	patience = 10 * time.Second
 )
 
 var (
-	errTooMany = errors.New("too many look at this page already: close another one, and try again")
-	errNoEtcd  = errors.New("etcd has not answered yet: try again, or look at the log")
+	errTooMany        = errors.New("too many look at this page already: close another one, and try again")
+	errTooManyReviews = errors.New("too many tokens are being looked at already")
+	errNoEtcd         = errors.New("etcd has not answered yet: try again, or look at the log")
 )
 
 // Page is the status page. Its methods are safe for concurrent use.
@@ -131,7 +134,8 @@ func (p *Page) follow(ctx context.Context) {
 // askSpace sends how full etcd is, again and again. Where that is not known the page says nothing of it.
 func (p *Page) askSpace(ctx context.Context, out chan<- store.Space) {
 	for {
-		asking, done := context.WithTimeout(ctx, patience)
+		// The end of ctx does not cut it off: an etcd that is closed while it answers this panics (server v3.7.3, DetectSchemaVersion).
+		asking, done := context.WithTimeout(context.WithoutCancel(ctx), spacePatience)
 		space, err := p.client.Space(asking)
 		if done(); err == nil {
 			select {
