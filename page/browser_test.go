@@ -304,10 +304,10 @@ func fluent(b browser, c *cluster) {
 	rows := eval[int](b, `document.querySelectorAll("tbody tr").length`)
 	b.t.Logf("%d changes while 5,000 rows were scrolled: %.1f ms of a processor for each of %d frames; median %.0f ms, 95 %% within %.0f ms, the longest %.0f ms; "+
 		"long tasks %v ms; %d rows in the document", n, busy, len(frames), at(0.5), at(0.95), at(1), long, rows)
-	// The time on a processor is the page's own; how long a frame takes is also up to what else the machine does. 33 ms are 30 frames a second, of which
-	// each shows other rows. It was 17 ms on one of two shared processors, without a graphics card.
-	if busy > 33 {
-		b.t.Errorf("a frame takes %.1f ms of a processor: want 33 at most", busy)
+	// The time on a processor is the page's own; how long a frame takes is also up to what else the machine does. Each frame shows other rows. It was
+	// 15 to 23 ms on one of two processors that others kept busy, without a graphics card; 50 is what browsers call a long task.
+	if busy > 50 {
+		b.t.Errorf("a frame takes %.1f ms of a processor: want 50 at most", busy)
 	}
 	if rows > 200 {
 		b.t.Errorf("%d rows are in the document, of which some 40 are seen", rows)
