@@ -136,8 +136,9 @@ func (s *Server) pages() (local, remote *http.ServeMux) {
 	return local, remote
 }
 
-// ServeLocal serves h at a loopback address, as a Server does at Local, until ctx ends, with at most so many connections open. An address that cannot
-// be had is logged and tried again. A handler that answers for longer than a client may take sets the deadlines itself (http.ResponseController).
+// ServeLocal serves h at a loopback address, as a Server does at Local, until ctx ends, with at most so many connections
+// open. An address that cannot be had is logged and tried again. A handler that answers for longer than a client may take
+// sets the deadlines itself (http.ResponseController).
 func ServeLocal(ctx context.Context, address string, most int, h http.Handler, log *slog.Logger) {
 	serve(ctx, address, h, log, func(l net.Listener) net.Listener { return newLimit(l, most, isLoopback) })
 }

@@ -17,9 +17,11 @@ import (
 type TLS struct {
 	Cert, Key string // of this server, in PEM
 	ClientCA  string // the CAs of the certificates that clients have to show, in PEM
-	// Options is what the options are called that name the files, for errors; empty: "metrics", of --metrics-cert-file and so on.
+	// Options is what the options are called that name the files, for errors; empty: "metrics", of --metrics-cert-file and
+	// so on.
 	Options string
-	// Anonymous lets in clients without a certificate, of whom the handler has to find out who they are. ClientCA may be empty then.
+	// Anonymous lets in clients without a certificate, of whom the handler has to find out who they are. ClientCA may be
+	// empty then.
 	Anonymous bool
 }
 
@@ -32,7 +34,8 @@ func (t TLS) load() (*tls.Config, error) {
 	if t.Cert == "" || t.Key == "" || t.ClientCA == "" && !t.Anonymous {
 		files := of + "-cert-file and " + of + "-key-file too"
 		if !t.Anonymous {
-			files = fmt.Sprintf("%s-cert-file, %s-key-file and %s-client-ca-file too: what leaves the node is for those alone who show a certificate of that CA", of, of, of)
+			files = fmt.Sprintf("%s-cert-file, %s-key-file and %s-client-ca-file too: "+
+				"what leaves the node is for those alone who show a certificate of that CA", of, of, of)
 		}
 		return nil, fmt.Errorf("%s-address: want %s", of, files)
 	}

@@ -13,7 +13,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// Cluster is the whole system as records without ages, for who shows it as it changes: the same whole of etcd gives the same Cluster at any time.
+// Cluster is the whole system as records without ages, for who shows it as it changes: the same whole of etcd gives the
+// same Cluster at any time.
 type Cluster struct {
 	Revision int64
 	Leader   string // the crdsync that leads; empty: none does
@@ -84,8 +85,8 @@ type TenureRow struct {
 // maxMoves is how many tenures a Cluster has: what a person looks through. `egret history` has all of an IP.
 const maxMoves = 200
 
-// NewCluster returns the system as etcd has it; tenures are those of all IPs, in the order in which etcd took them. The zero Space: etcd's members
-// were not asked.
+// NewCluster returns the system as etcd has it; tenures are those of all IPs, in the order in which etcd took them. The
+// zero Space: etcd's members were not asked.
 func NewCluster(w store.Whole, tenures []egress.Tenure, space store.Space) Cluster {
 	c := Cluster{Revision: w.Revision, Leader: w.Leader, Troubles: troublesOf(w, space)}
 	names := byIP(&w.Snapshot)
@@ -228,8 +229,8 @@ func TraceIn(w store.Whole, q Question, now time.Time) (Way, error) {
 	return Way{steps, text, status}, nil
 }
 
-// DescribeIn is Describe in a whole that was read already, as rows of a word, which is empty where it is that of the row before, and a text. tenures
-// are those of all IPs, in the order in which etcd took them.
+// DescribeIn is Describe in a whole that was read already, as rows of a word, which is empty where it is that of the
+// row before, and a text. tenures are those of all IPs, in the order in which etcd took them.
 func DescribeIn(w store.Whole, tenures []egress.Tenure, kind, name string, now time.Time) ([][]string, error) {
 	if err := CheckDescribed(kind, name); err != nil {
 		return nil, err
@@ -272,7 +273,8 @@ type Hit struct {
 	Note string `json:"note,omitempty"` // what it is, or where
 }
 
-// Find returns what has a name, or an IP, that text is, begins with or is in, in this order; at most so many. An IP of a pod finds the pod.
+// Find returns what has a name, or an IP, that text is, begins with or is in, in this order; at most so many. An IP of
+// a pod finds the pod.
 func Find(w store.Whole, text string, most int) []Hit {
 	text = strings.ToLower(strings.TrimSpace(text))
 	if text == "" {

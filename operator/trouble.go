@@ -30,7 +30,8 @@ type Trouble struct {
 	Why   string `json:"why"`  // and what to do
 }
 
-// troublesOf returns what is wrong as far as etcd tells, what is broken first. The zero Space: etcd's members were not asked.
+// troublesOf returns what is wrong as far as etcd tells, what is broken first. The zero Space: etcd's members were not
+// asked.
 func troublesOf(w store.Whole, space store.Space) []Trouble {
 	var out []Trouble
 	say := func(l Level, what, format string, a ...any) {

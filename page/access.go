@@ -14,12 +14,13 @@ import (
 const (
 	// reviewedFor is how long the answer to a token counts: who loses the right looks on for that long.
 	reviewedFor = 10 * time.Second
-	// maxReviewed bounds the answers that are remembered, and maxReviews the questions that wait for one: whoever sends tokens that are none
-	// costs the API server as much and no more.
+	// maxReviewed bounds the answers that are remembered, and maxReviews the questions that wait for one: whoever sends
+	// tokens that are none costs the API server as much and no more.
 	maxReviewed, maxReviews = 256, 4
 	// reviewTimeout is how long the API server may take.
 	reviewTimeout = 5 * time.Second
-	// maxStream is after how long who follows the changes has to come again, and is looked at again. A browser does so by itself.
+	// maxStream is after how long who follows the changes has to come again, and is looked at again. A browser does so by
+	// itself.
 	maxStream = 5 * time.Minute
 	// maxToken bounds a token in bytes. Those of Kubernetes are some 1,000.
 	maxToken = 8 << 10
@@ -29,7 +30,8 @@ const (
 type Access struct {
 	// Names are the common names of client certificates, which TLS has verified, that may.
 	Names []string
-	// Review says whether the bearer of a token may; an error says that this is not known. nil: no token may. It is called by several at a time.
+	// Review says whether the bearer of a token may; an error says that this is not known. nil: no token may. It is called
+	// by several at a time.
 	Review func(ctx context.Context, token string) (bool, error)
 	Log    *slog.Logger // nil: nothing is logged
 

@@ -146,7 +146,8 @@ func (b browser) scheme(value string) {
 	call(b, emulation.SetEmulatedMedia, emulation.SetEmulatedMediaParams{Features: []*emulation.MediaFeature{{Name: "prefers-color-scheme", Value: value}}})
 }
 
-// scrolling scrolls a table from its head to its end and back for some seconds, and returns how long the frames took, sorted, in milliseconds.
+// scrolling scrolls a table from its head to its end and back for some seconds, and returns how long the frames took,
+// sorted, in milliseconds.
 const scrolling = `new Promise((done) => {
   const box = document.querySelector("#nodes"), frames = [];
   let began = performance.now(), last = began;
@@ -304,8 +305,9 @@ func fluent(b browser, c *cluster) {
 	rows := eval[int](b, `document.querySelectorAll("tbody tr").length`)
 	b.t.Logf("%d changes while 5,000 rows were scrolled: %.1f ms of a processor for each of %d frames; median %.0f ms, 95 %% within %.0f ms, the longest %.0f ms; "+
 		"long tasks %v ms; %d rows in the document", n, busy, len(frames), at(0.5), at(0.95), at(1), long, rows)
-	// The time on a processor is the page's own; how long a frame takes is also up to what else the machine does. Each frame shows other rows. It was
-	// 15 to 23 ms on one of two processors that others kept busy, without a graphics card; 50 is what browsers call a long task.
+	// The time on a processor is the page's own; how long a frame takes is also up to what else the machine does. Each
+	// frame shows other rows. It was 15 to 23 ms on one of two processors that others kept busy, without a graphics card;
+	// 50 is what browsers call a long task.
 	if busy > 50 {
 		b.t.Errorf("a frame takes %.1f ms of a processor: want 50 at most", busy)
 	}

@@ -71,7 +71,8 @@ func guard(h http.Handler) http.Handler {
 		head.Set("Cross-Origin-Resource-Policy", "same-origin")
 		head.Set("Cross-Origin-Opener-Policy", "same-origin")
 		head.Set("Cache-Control", "no-store")
-		// A link from elsewhere may open the page; nothing else of another site gets anything. Not all browsers send the header.
+		// A link from elsewhere may open the page; nothing else of another site gets anything. Not all browsers send the
+		// header.
 		from := r.Header.Get("Sec-Fetch-Site")
 		if (from == "cross-site" || from == "same-site") && r.Header.Get("Sec-Fetch-Mode") != "navigate" {
 			http.Error(w, "asked by a page of another site", http.StatusForbidden)
@@ -86,8 +87,8 @@ func guard(h http.Handler) http.Handler {
 	})
 }
 
-// Local answers requests at a loopback address, whose Host says that they are for one: a page that has its own name lead to 127.0.0.1 (DNS
-// rebinding) sends its own.
+// Local answers requests at a loopback address, whose Host says that they are for one: a page that has its own name
+// lead to 127.0.0.1 (DNS rebinding) sends its own.
 func Local(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		if !isLoopback(r.Host) {

@@ -19,7 +19,8 @@ const (
 	maxBehind = 16
 	// partSize is how many objects a part of a change has: some 100 kB, which a browser takes in within a frame or two.
 	partSize = 250
-	// minPause is how long changes are gathered: a person sees two pictures a second as live, and a large cluster costs some 50 ms for each.
+	// minPause is how long changes are gathered: a person sees two pictures a second as live, and a large cluster costs
+	// some 50 ms for each.
 	minPause = 500 * time.Millisecond
 	// linger is for how long etcd is followed after the last look.
 	linger = 15 * time.Second
@@ -134,7 +135,8 @@ func (p *Page) follow(ctx context.Context) {
 // askSpace sends how full etcd is, again and again. Where that is not known the page says nothing of it.
 func (p *Page) askSpace(ctx context.Context, out chan<- store.Space) {
 	for {
-		// The end of ctx does not cut it off: an etcd that is closed while it answers this panics (server v3.7.3, DetectSchemaVersion).
+		// The end of ctx does not cut it off: an etcd that is closed while it answers this panics (server v3.7.3,
+		// DetectSchemaVersion).
 		asking, done := context.WithTimeout(context.WithoutCancel(ctx), spacePatience)
 		space, err := p.client.Space(asking)
 		if done(); err == nil {
@@ -151,7 +153,8 @@ func (p *Page) askSpace(ctx context.Context, out chan<- store.Space) {
 	}
 }
 
-// show replaces what is shown, and sends viewers what changed. One that is too far behind is dropped: its browser comes again and gets the whole.
+// show replaces what is shown, and sends viewers what changed. One that is too far behind is dropped: its browser comes
+// again and gets the whole.
 func (p *Page) show(next *shown) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()

@@ -75,7 +75,8 @@ type Change struct {
 	Gone     map[string][]string                   `json:"gone,omitempty"`  // names by kind, sorted
 }
 
-// Diff returns how one State becomes another, in parts of so many objects at most, so that no browser has to take in all at once; none: they are equal.
+// Diff returns how one State becomes another, in parts of so many objects at most, so that no browser has to take in
+// all at once; none: they are equal.
 func Diff(from, to State, most int) (parts []Change) {
 	var part Change
 	n := 0
@@ -124,7 +125,8 @@ func Diff(from, to State, most int) (parts []Change) {
 	return parts
 }
 
-// events returns the parts as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html). JSON has no line breaks.
+// events returns the parts as server-sent events (https://html.spec.whatwg.org/multipage/server-sent-events.html). JSON
+// has no line breaks.
 func events(parts []Change) ([]byte, error) {
 	var b bytes.Buffer
 	for _, p := range parts {

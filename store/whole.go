@@ -130,8 +130,9 @@ func (v *WholeView) Changed() <-chan struct{} { return v.cache.Changed() }
 // Healthy reports whether the view follows etcd at present; see Cache.Healthy.
 func (v *WholeView) Healthy() bool { return v.cache.Healthy() }
 
-// Whole returns etcd as it was at one revision, and the tenures of all IPs in the order in which etcd took them; ok is false before the first whole
-// list. Nothing in it ever changes. Of a record that cannot be read the last value that could be, if any, stands; a tenure that cannot be is left out.
+// Whole returns etcd as it was at one revision, and the tenures of all IPs in the order in which etcd took them; ok is
+// false before the first whole list. Nothing in it ever changes. Of a record that cannot be read the last value that
+// could be, if any, stands; a tenure that cannot be is left out.
 func (v *WholeView) Whole() (w Whole, tenures []egress.Tenure, ok bool) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -21,7 +21,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// maxPage is how many connections the status page may have open at each address: the viewers', and those of their questions.
+// maxPage is how many connections the status page may have open at each address: the viewers', and those of their
+// questions.
 const maxPage = 64
 
 func pageCommand() *cobra.Command {
@@ -30,12 +31,13 @@ func pageCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "page",
 		Short: "Serve the status page on this machine, until it is interrupted",
-		Long: "Serve the status page on this machine, until it is interrupted: what egret status, describe and trace print, live in a browser. It changes\n" +
-			"nothing. Every user of this machine can look at it meanwhile.",
+		Long: "Serve the status page on this machine, until it is interrupted: what egret status, describe and trace\n" +
+			"print, live in a browser. It changes nothing. Every user of this machine can look at it meanwhile.",
 		Args: cobra.NoArgs,
 	}
 	etcd.add(c.Flags())
-	c.Flags().StringVar(&address, "address", fmt.Sprintf("127.0.0.1:%d", egress.PagePort), "loopback address and port to serve it at")
+	c.Flags().StringVar(&address, "address", fmt.Sprintf("127.0.0.1:%d", egress.PagePort),
+		"loopback address and port to serve it at")
 	c.RunE = configured(nil, func(c *cobra.Command, _ []string) error {
 		if !monitor.IsLocal(address) {
 			return fmt.Errorf("--address %q: want a loopback address and a port, like 127.0.0.1:%d", address, egress.PagePort)
@@ -61,12 +63,19 @@ type pageFlags struct {
 }
 
 func (f *pageFlags) add(s *pflag.FlagSet) {
-	s.StringVar(&f.local, "page-local-address", "", fmt.Sprintf("loopback address and port of the status page, like 127.0.0.1:%d; every process of the node can look (default: none)", egress.PagePort))
-	s.StringVar(&f.remote, "page-address", "", fmt.Sprintf("address and port of the status page for others, over TLS, like 10.0.0.1:%d; they show a token of Kubernetes or a certificate (default: none)", egress.PagePort))
-	s.StringVar(&f.files.Cert, "page-cert-file", "", "file of the certificate of --page-address; it is read again when it is replaced")
+	s.StringVar(&f.local, "page-local-address", "",
+		fmt.Sprintf("loopback address and port of the status page, like 127.0.0.1:%d; "+
+			"every process of the node can look (default: none)", egress.PagePort))
+	s.StringVar(&f.remote, "page-address", "",
+		fmt.Sprintf("address and port of the status page for others, over TLS, like 10.0.0.1:%d; "+
+			"they show a token of Kubernetes or a certificate (default: none)", egress.PagePort))
+	s.StringVar(&f.files.Cert, "page-cert-file", "",
+		"file of the certificate of --page-address; it is read again when it is replaced")
 	s.StringVar(&f.files.Key, "page-key-file", "", "file of that certificate's key")
-	s.StringVar(&f.files.ClientCA, "page-client-ca-file", "", "file of the CA certificates that clients may have a certificate of, in place of a token")
-	s.StringSliceVar(&f.clients, "page-clients", nil, "common names of the client certificates that may see the status page")
+	s.StringVar(&f.files.ClientCA, "page-client-ca-file", "",
+		"file of the CA certificates that clients may have a certificate of, in place of a token")
+	s.StringSliceVar(&f.clients, "page-clients", nil,
+		"common names of the client certificates that may see the status page")
 }
 
 // Validate returns all that is wrong with the options.
@@ -74,7 +83,8 @@ func (f *pageFlags) Validate() error {
 	f.files.Options, f.files.Anonymous = "page", true
 	var errs []error
 	if f.local != "" && !monitor.IsLocal(f.local) {
-		errs = append(errs, fmt.Errorf("--page-local-address %q: want a loopback address and a port, like 127.0.0.1:%d; others ask at --page-address", f.local, egress.PagePort))
+		errs = append(errs, fmt.Errorf("--page-local-address %q: want a loopback address and a port, like 127.0.0.1:%d; "+
+			"others ask at --page-address", f.local, egress.PagePort))
 	}
 	if len(f.clients) > 0 != (f.files.ClientCA != "") {
 		errs = append(errs, errors.New("--page-clients and --page-client-ca-file belong together: only one of them is given"))
@@ -86,7 +96,8 @@ func (f *pageFlags) Validate() error {
 	}
 	if f.remote == "" {
 		if f.files.Cert != "" || f.files.Key != "" || f.files.ClientCA != "" {
-			errs = append(errs, errors.New("--page-cert-file, --page-key-file, --page-client-ca-file: there are others at --page-address alone: want that too"))
+			errs = append(errs, errors.New("--page-cert-file, --page-key-file, --page-client-ca-file: "+
+				"there are others at --page-address alone: want that too"))
 		}
 		return errors.Join(errs...)
 	}
@@ -94,9 +105,11 @@ func (f *pageFlags) Validate() error {
 	local, _ := netip.ParseAddrPort(f.local) // the zero AddrPort is no port of --page-address
 	switch {
 	case err != nil || at.Addr().IsLoopback() || at.Port() == 0:
-		errs = append(errs, fmt.Errorf("--page-address %q: want an address of this node and a port, like 10.0.0.1:%d", f.remote, egress.PagePort))
+		errs = append(errs, fmt.Errorf("--page-address %q: want an address of this node and a port, like 10.0.0.1:%d",
+			f.remote, egress.PagePort))
 	case at.Addr().IsUnspecified() && at.Port() == local.Port():
-		errs = append(errs, fmt.Errorf("--page-address %q: all addresses are that of --page-local-address %s too: want one address of this node, or another port", f.remote, f.local))
+		errs = append(errs, fmt.Errorf("--page-address %q: all addresses are that of --page-local-address %s too: "+
+			"want one address of this node, or another port", f.remote, f.local))
 	}
 	return errors.Join(append(errs, f.files.Validate())...)
 }
@@ -125,7 +138,9 @@ func (f pageFlags) serve(ctx context.Context, client *store.Client, kube *rest.C
 }
 
 // beside serves the page while something else runs.
-func (f pageFlags) beside(ctx context.Context, client *store.Client, kube *rest.Config, log *slog.Logger, run func() error) error {
+func (f pageFlags) beside(
+	ctx context.Context, client *store.Client, kube *rest.Config, log *slog.Logger, run func() error,
+) error {
 	ctx, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
 	go func() { defer close(done); f.serve(ctx, client, kube, log) }()
