@@ -92,6 +92,8 @@ const (
 	TranslatePriority = -199
 	// StatusPort is the TCP port of metrics and health of the agent; SyncStatusPort is that of crdsync, which may be on the same node.
 	StatusPort, SyncStatusPort = 8481, 8482
+	// PagePort is the TCP port of the status page, on loopback.
+	PagePort = 8483
 )
 
 // MaxNodeIndex is the largest Node.Index: 16 bits, in a PeerMark and in an OverlaySource.

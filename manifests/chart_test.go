@@ -193,6 +193,7 @@ func TestFaultyValuesAreRefused(t *testing.T) {
 		"taint without a domain":  {ownEtcd + "startupTaint: agent-not-ready", "startupTaint"},
 		"taint with a policy":     {ownEtcd + "startupTaint: \"a/b' || 'a\"", "startupTaint"},
 		"taint by an option":      {ownEtcd + "crdsync: {config: {startup-taint: a/b}}", "crdsync.config"},
+		"page at no port":         {ownEtcd + "page: {secret: a, address: localhost}", "address"},
 		"no replica":              {ownEtcd + "crdsync: {replicas: 0}", "replicas"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -221,6 +222,9 @@ etcd: {bundled: {enabled: true}}
 `,
 	"bundled etcd on volumes": `
 etcd: {bundled: {enabled: true, replicas: 1, storageClass: fast, snapshots: {schedule: ""}, nodeSelector: {node-role.kubernetes.io/control-plane: null}}}
+`,
+	"status page": ownEtcd + `
+page: {secret: egret-page, address: "[::]:9000"}
 `,
 	"start-up taint": `
 startupTaint: egret/agent-not-ready

@@ -66,8 +66,7 @@ func (c Config) Validate() error {
 			errs = append(errs, errors.New("--who-clients: want common names of client certificates, none of them empty"))
 		}
 	}
-	_, err = c.TLS.load()
-	return errors.Join(append(errs, err)...)
+	return errors.Join(append(errs, c.TLS.Validate())...)
 }
 
 // IsLocal reports whether an address is a loopback address and a port, as Local has to be.
@@ -104,14 +103,14 @@ func (s *Server) Run(ctx context.Context) error {
 	var g errgroup.Group
 	if s.Local != "" {
 		g.Go(func() error {
-			s.serve(ctx, s.Local, local, func(l net.Listener) net.Listener { return newLimit(l, maxLocal, isLoopback) })
+			serve(ctx, s.Local, local, s.Log, func(l net.Listener) net.Listener { return newLimit(l, maxLocal, isLoopback) })
 			return nil
 		})
 	}
 	if s.Remote != "" {
 		reload := &certificates{files: s.TLS, log: s.Log}
 		g.Go(func() error {
-			s.serve(ctx, s.Remote, remote, func(l net.Listener) net.Listener { return reload.listener(newLimit(l, maxRemote, anybody)) })
+			serve(ctx, s.Remote, remote, s.Log, func(l net.Listener) net.Listener { return reload.listener(newLimit(l, maxRemote, anybody)) })
 			return nil
 		})
 	}
@@ -137,8 +136,21 @@ func (s *Server) pages() (local, remote *http.ServeMux) {
 	return local, remote
 }
 
+// ServeLocal serves h at a loopback address, as a Server does at Local, until ctx ends, with at most so many connections
+// open. An address that cannot be had is logged and tried again. A handler that answers for longer than a client may take
+// sets the deadlines itself (http.ResponseController).
+func ServeLocal(ctx context.Context, address string, most int, h http.Handler, log *slog.Logger) {
+	serve(ctx, address, h, log, func(l net.Listener) net.Listener { return newLimit(l, most, isLoopback) })
+}
+
+// ServeTLS serves h at an address over TLS, as ServeLocal does at a loopback one.
+func ServeTLS(ctx context.Context, address string, files TLS, most int, h http.Handler, log *slog.Logger) {
+	reload := &certificates{files: files, log: log}
+	serve(ctx, address, h, log, func(l net.Listener) net.Listener { return reload.listener(newLimit(l, most, anybody)) })
+}
+
 // serve listens, and listens again, until ctx ends.
-func (s *Server) serve(ctx context.Context, address string, h http.Handler, wrap func(net.Listener) net.Listener) {
+func serve(ctx context.Context, address string, h http.Handler, log *slog.Logger, wrap func(net.Listener) net.Listener) {
 	const minBackoff, maxBackoff = 100 * time.Millisecond, 5 * time.Second
 	said := ""
 	for backoff := minBackoff; ctx.Err() == nil; backoff = min(2*backoff, maxBackoff) {
@@ -146,14 +158,14 @@ func (s *Server) serve(ctx context.Context, address string, h http.Handler, wrap
 		l, err := listen.Listen(ctx, "tcp", address)
 		if err == nil {
 			said = ""
-			err = serveOn(ctx, wrap(l), h, s.Log)
+			err = serveOn(ctx, wrap(l), h, log)
 		}
 		if ctx.Err() != nil {
 			return
 		}
 		if text := err.Error(); text != said {
 			said = text
-			s.Log.Warn("status is not served, will retry", "address", address, "err", err)
+			log.Warn("address is not served, will retry", "address", address, "err", err)
 		}
 		select {
 		case <-ctx.Done():

@@ -1,6 +1,7 @@
 package monitor
 
 import (
+	"cmp"
 	"crypto/tls"
 	"crypto/x509"
 	"errors"
@@ -16,6 +17,12 @@ import (
 type TLS struct {
 	Cert, Key string // of this server, in PEM
 	ClientCA  string // the CAs of the certificates that clients have to show, in PEM
+	// Options is what the options are called that name the files, for errors; empty: "metrics", of --metrics-cert-file and
+	// so on.
+	Options string
+	// Anonymous lets in clients without a certificate, of whom the handler has to find out who they are. ClientCA may be
+	// empty then.
+	Anonymous bool
 }
 
 // reloadAfter is for how long files are not read again: a handshake is anybody's to begin.
@@ -23,22 +30,38 @@ const reloadAfter = 10 * time.Second
 
 // load reads the files.
 func (t TLS) load() (*tls.Config, error) {
-	if t.Cert == "" || t.Key == "" || t.ClientCA == "" {
-		return nil, errors.New("--metrics-address: want --metrics-cert-file, --metrics-key-file and --metrics-client-ca-file too: what leaves the node " +
-			"is for those alone who show a certificate of that CA")
+	of := "--" + cmp.Or(t.Options, "metrics")
+	if t.Cert == "" || t.Key == "" || t.ClientCA == "" && !t.Anonymous {
+		files := of + "-cert-file and " + of + "-key-file too"
+		if !t.Anonymous {
+			files = fmt.Sprintf("%s-cert-file, %s-key-file and %s-client-ca-file too: "+
+				"what leaves the node is for those alone who show a certificate of that CA", of, of, of)
+		}
+		return nil, fmt.Errorf("%s-address: want %s", of, files)
 	}
 	pair, err := tls.LoadX509KeyPair(t.Cert, t.Key)
 	if err != nil {
-		return nil, fmt.Errorf("reading --metrics-cert-file and --metrics-key-file: %w", err)
+		return nil, fmt.Errorf("reading %s-cert-file and %s-key-file: %w", of, of, err)
 	}
-	pool, err := ReadCAs("--metrics-client-ca-file", t.ClientCA)
-	if err != nil {
-		return nil, err
-	}
-	return &tls.Config{
-		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert, ClientCAs: pool,
+	c := &tls.Config{
+		MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, ClientAuth: tls.RequireAndVerifyClientCert,
 		SessionTicketsDisabled: true, // a session would outlive the CA that it was opened by
-	}, nil
+	}
+	if t.Anonymous {
+		c.ClientAuth = tls.VerifyClientCertIfGiven
+	}
+	if t.ClientCA == "" {
+		c.ClientAuth = tls.NoClientCert
+		return c, nil
+	}
+	c.ClientCAs, err = ReadCAs(of+"-client-ca-file", t.ClientCA)
+	return c, err
+}
+
+// Validate returns what is wrong with the files.
+func (t TLS) Validate() error {
+	_, err := t.load()
+	return err
 }
 
 // ReadCAs reads a file of CA certificates that an option names.
@@ -86,10 +109,10 @@ func (c *certificates) config() (*tls.Config, error) {
 	case err == nil:
 		c.last = next
 	case c.last == nil:
-		c.log.Warn("metrics are not served to others", "err", err)
+		c.log.Warn("nothing is served to others", "options", cmp.Or(c.files.Options, "metrics"), "err", err)
 		return nil, err
 	default:
-		c.log.Warn("certificates of --metrics-address stay as they were", "err", err)
+		c.log.Warn("certificates stay as they were", "options", cmp.Or(c.files.Options, "metrics"), "err", err)
 	}
 	return c.last, nil
 }

@@ -256,7 +256,7 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 		}
 		return rows, nil
 	}
-	for _, t := range troublesOf(w) {
+	for _, t := range troublesOf(w, store.Space{}) {
 		if t.Level != Noted && about(t) {
 			add("Wrong", "%s: %s", t.Level, t.Why)
 		}
@@ -354,7 +354,7 @@ func DescribeWrong(ctx context.Context, c *store.Client, most int, each func(n i
 		return 0, err
 	}
 	seen := map[string]bool{}
-	for _, t := range troublesOf(w) {
+	for _, t := range troublesOf(w, store.Space{}) {
 		kind, name, _ := strings.Cut(t.What, " ")
 		if seen[t.What] || kind != "egress" && kind != "node" {
 			continue

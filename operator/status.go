@@ -7,7 +7,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"time"
 
 	"github.com/egret-project/egret/egress"
@@ -54,15 +53,8 @@ func Status(ctx context.Context, c *store.Client, format string, w io.Writer) er
 
 func status(whole store.Whole, space store.Space, now time.Time, format string, w io.Writer) error {
 	o := overview{Leader: whole.Leader, Nodes: map[string]int{"all": len(whole.Nodes)}, Egresses: map[string]int{"all": len(whole.Egresses)}, Pools: map[string]string{}}
-	o.Troubles = troublesOf(whole)
+	o.Troubles = troublesOf(whole, space)
 	o.Etcd = fmt.Sprintf("%d members, revision %d", len(space.Members), space.Revision)
-	if space.NoSpace {
-		o.Troubles = append([]Trouble{{Degraded, "etcd", "it is full (NOSPACE): traffic goes on, and nothing changes hands until there is room; crdsync makes some where it can"}}, o.Troubles...)
-	}
-	if space.Fault != nil {
-		o.Troubles = append([]Trouble{{Degraded, "etcd", strings.ReplaceAll(space.Fault.Error(), "\n", "; ")}}, o.Troubles...)
-	}
-	worstFirst(o.Troubles)
 	for _, name := range slices.Sorted(maps.Keys(whole.Nodes)) {
 		if _, alive := whole.Agents[name]; alive {
 			o.Nodes["alive"]++

@@ -30,11 +30,18 @@ type Trouble struct {
 	Why   string `json:"why"`  // and what to do
 }
 
-// troublesOf returns what is wrong as far as etcd tells, what is broken first.
-func troublesOf(w store.Whole) []Trouble {
+// troublesOf returns what is wrong as far as etcd tells, what is broken first. The zero Space: etcd's members were not
+// asked.
+func troublesOf(w store.Whole, space store.Space) []Trouble {
 	var out []Trouble
 	say := func(l Level, what, format string, a ...any) {
 		out = append(out, Trouble{l, what, fmt.Sprintf(format, a...)})
+	}
+	if space.Fault != nil {
+		say(Degraded, "etcd", "%s", strings.ReplaceAll(space.Fault.Error(), "\n", "; "))
+	}
+	if space.NoSpace {
+		say(Degraded, "etcd", "it is full (NOSPACE): traffic goes on, and nothing changes hands until there is room; crdsync makes some where it can")
 	}
 	cluster := plan.New(&w.Snapshot)
 	for _, name := range slices.Sorted(maps.Keys(w.Egresses)) {

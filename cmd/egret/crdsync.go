@@ -33,6 +33,7 @@ func crdsyncCommand() *cobra.Command {
 		blockSize                      int
 		blockHistory                   time.Duration
 		watched                        monitorFlags
+		shown                          pageFlags
 		logs                           logFlags
 	)
 	c := &cobra.Command{
@@ -61,6 +62,7 @@ func crdsyncCommand() *cobra.Command {
 	s.IntVar(&blockSize, "block-size", 1024, "how many ports of an egress IP a node gets for its own pods at first, a power of two from 64 to 32768; 0: none (docs/ports.md)")
 	s.DurationVar(&blockHistory, "block-history", 30*24*time.Hour, "how long etcd remembers which node had which ports, for egret who; 0: not at all (docs/natlog.md)")
 	watched.add(s, egress.SyncStatusPort)
+	shown.add(s)
 	logs.add(s)
 	c.RunE = configured(&config, func(c *cobra.Command, _ []string) error {
 		log, level, err := logs.logger(os.Stderr)
@@ -78,7 +80,7 @@ func crdsyncCommand() *cobra.Command {
 			ID: id, ElectionTTL: ttl, Log: log, NodeCapacityDefault: maxEgressIPs, FollowCordon: followCordon, StartupTaint: startupTaint, CompactAfter: compactAfter,
 			Defragment: defragment, ClusterCIDRs: ranges, BlockSize: blockSize, BlockHistory: blockHistory,
 		}
-		if err = errors.Join(err, bad, cfg.Validate(), watched.Validate(), etcd.secured()); err != nil {
+		if err = errors.Join(err, bad, cfg.Validate(), watched.Validate(), shown.Validate(), etcd.secured()); err != nil {
 			return err
 		}
 		klog.SetLogger(logr.FromSlogHandler(log.Handler()))
@@ -102,7 +104,7 @@ func crdsyncCommand() *cobra.Command {
 			if serve {
 				cfg.Webhook = &webhook
 			}
-			return crdsync.Run(c.Context(), cfg)
+			return shown.beside(c.Context(), client, kube, log, func() error { return crdsync.Run(c.Context(), cfg) })
 		})
 	})
 	return c

@@ -61,7 +61,7 @@ func root() *cobra.Command {
 		SilenceErrors: true,
 	}
 	c.AddCommand(agentCommand(), checkCommand(), cleanupCommand(), credentialsCommand(), crdsyncCommand(), rbacCommand(), logLevelCommand(), getCommand(), historyCommand(),
-		moveCommand(), unpinCommand(), cordonCommand(), uncordonCommand(), drainCommand(), statusCommand(), describeCommand(), traceCommand(), whoCommand(), bundleCommand())
+		moveCommand(), unpinCommand(), cordonCommand(), uncordonCommand(), drainCommand(), statusCommand(), describeCommand(), traceCommand(), pageCommand(), whoCommand(), bundleCommand())
 	completions(c)
 	return c
 }

@@ -43,6 +43,20 @@ func KubeProgram(t testing.TB, name string) string {
 	return path
 }
 
+// Chromium returns the path of the browser: of the program itself, since Debian's launcher calls many others.
+func Chromium(t testing.TB) string {
+	t.Helper()
+	path, err := exec.LookPath("chromium")
+	if err != nil {
+		missing(t, "needs chromium: integration/tools installs it")
+	}
+	if program := "/usr/lib/chromium/chromium"; exec.Command(program, "--version").Run() == nil {
+		path = program
+	}
+	present(t)
+	return path
+}
+
 // Dummy is for a test of dummy links.
 func Dummy(t testing.TB) {
 	t.Helper()

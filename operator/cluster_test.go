@@ -1,0 +1,79 @@
+package operator
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/store"
+)
+
+func TestAClusterHasTheWorstOfEachThing(t *testing.T) {
+	w := whole()
+	agent(w, "node-1", func(a *egress.Agent) {
+		a.Faults = map[string]string{"routes": "no route"}
+		a.Conflicts = map[netip.Addr]string{ip: "02:00:00:00:00:01"}
+	})
+	delete(w.Agents, "node-2")
+	w.Agents["gone"] = egress.Agent{Node: "gone", Version: "v1"}
+	c := NewCluster(w, nil, store.Space{NoSpace: true})
+	web := c.Egresses[0]
+	if web.Level != Broken || web.Why != "node-1: "+ip.String()+": 02:00:00:00:00:01" || web.Pods != 1 || web.Addresses[0].Gateway != "node-1" || web.Addresses[0].Ports != 1024 {
+		t.Errorf("the egress is %+v", web)
+	}
+	levels := map[string]Level{}
+	for _, n := range c.Nodes {
+		levels[n.Name+" "+n.Agent] = n.Level
+	}
+	if diff := cmp.Diff(map[string]Level{"gone v1": Degraded, "node-1 v1": Broken, "node-2 down": Degraded}, levels); diff != "" {
+		t.Errorf("nodes (-want +got):\n%s", diff)
+	}
+	if first := c.Troubles[0]; first.Level != Broken || c.Troubles[1].What != "etcd" {
+		t.Errorf("troubles are %v, want what is broken first, and that etcd is full", c.Troubles)
+	}
+	if p := c.Pools[0]; p.Used != 1 || p.Total != 2 || p.Nodes != 2 {
+		t.Errorf("the pool is %+v", p)
+	}
+}
+
+func TestTheTimeLineIsOfAllIPsTheNewestFirstAndNamesCrashes(t *testing.T) {
+	at := func(minute int) time.Time { return time.Date(2026, 1, 1, 0, minute, 0, 0, time.UTC) }
+	other := ip.Next()
+	tenures := []egress.Tenure{ // in the order in which etcd took them
+		{IP: ip, Node: "a", Since: at(1), Why: egress.ReasonClaim},
+		{IP: other, Node: "a", Since: at(3), Why: egress.ReasonClaim}, // by a clock that is fast
+		{IP: ip, Node: "b", Since: at(2), Why: egress.ReasonClaim},
+	}
+	got := timeline(tenures, 2)
+	want := []egress.Tenure{
+		{IP: ip, Node: "b", From: "a", Since: at(2), Why: egress.ReasonCrash},
+		{IP: other, Node: "a", Since: at(3), Why: egress.ReasonClaim},
+	}
+	if diff := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+	if tenures[2].Why != egress.ReasonClaim {
+		t.Error("the tenures that were given were changed")
+	}
+}
+
+func TestFindTellsWhatIsExactlySoFirst(t *testing.T) {
+	w := whole()
+	for text, want := range map[string][]Hit{
+		"web":             {{"egress", "web", ip.String()}, {"pod", "prod/web-1", "of egress web on node-2"}},
+		"WEB-1":           {{"pod", "prod/web-1", "of egress web on node-2"}},
+		podIP.String():    {{"pod", "prod/web-1", "of egress web on node-2"}},
+		"db-1":            {{"pod", "prod/db-1", "of no egress, on node-2"}},
+		"10.10.0.102":     {{"node", "node-2", "10.10.0.102"}},
+		" ":               nil,
+		"nowhere":         nil,
+		ip.String() + " ": {{"ip", ip.String(), "of egress web"}},
+	} {
+		if diff := cmp.Diff(want, Find(w, text, 5)); diff != "" {
+			t.Errorf("%q (-want +got):\n%s", text, diff)
+		}
+	}
+}

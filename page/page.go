@@ -1,0 +1,265 @@
+package page
+
+import (
+	"context"
+	"errors"
+	"log/slog"
+	"sync"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/operator"
+	"github.com/egret-project/egret/store"
+)
+
+// What viewers may cost.
+const (
+	maxViewers = 32
+	// maxBehind is how many changes wait for a viewer that does not read. At two a second, it is some seconds behind then.
+	maxBehind = 16
+	// partSize is how many objects a part of a change has: some 100 kB, which a browser takes in within a frame or two.
+	partSize = 250
+	// minPause is how long changes are gathered: a person sees two pictures a second as live, and a large cluster costs
+	// some 50 ms for each.
+	minPause = 500 * time.Millisecond
+	// linger is for how long etcd is followed after the last look.
+	linger = 15 * time.Second
+	// spaceInterval is how often etcd's members are asked how full they are.
+	spaceInterval = 30 * time.Second
+	// spacePatience is how long they may take, and the end of Run be put off at most.
+	spacePatience = 2 * time.Second
+	// patience is how long a request waits for etcd's first answer.
+	patience = 10 * time.Second
+)
+
+var (
+	errTooMany        = errors.New("too many look at this page already: close another one, and try again")
+	errTooManyReviews = errors.New("too many tokens are being looked at already")
+	errNoEtcd         = errors.New("etcd has not answered yet: try again, or look at the log")
+)
+
+// Page is the status page. Its methods are safe for concurrent use.
+type Page struct {
+	client *store.Client
+	log    *slog.Logger
+	wanted chan struct{} // capacity 1: somebody looks
+
+	mu      sync.Mutex // guards what follows
+	shown   *shown     // nil: nothing is known yet, or nobody looks
+	first   chan struct{}
+	looked  time.Time // when a request came last
+	viewers map[*viewer]bool
+}
+
+// shown is what etcd held at a revision. Nothing in it changes.
+type shown struct {
+	whole   store.Whole
+	tenures []egress.Tenure
+	State
+}
+
+// viewer is who is sent changes.
+type viewer struct {
+	events chan []byte // closed: it was too far behind
+}
+
+// New returns a Page of what etcd holds. It answers while Run runs. log may be nil.
+func New(client *store.Client, log *slog.Logger) *Page {
+	if log == nil {
+		log = slog.New(slog.DiscardHandler)
+	}
+	return &Page{client: client, log: log, wanted: make(chan struct{}, 1), first: make(chan struct{}), viewers: map[*viewer]bool{}}
+}
+
+// Run follows etcd while somebody looks, until ctx ends, and then returns nil.
+func (p *Page) Run(ctx context.Context) error {
+	for {
+		select {
+		case <-p.wanted:
+			p.follow(ctx)
+		case <-ctx.Done():
+			return nil
+		}
+	}
+}
+
+// follow shows etcd as it changes until ctx ends or nobody looks any more.
+func (p *Page) follow(ctx context.Context) {
+	ctx, stop := context.WithCancel(ctx)
+	view := p.client.NewWholeView()
+	var running sync.WaitGroup
+	running.Go(func() { _ = view.Run(ctx) }) // the error is that of ctx
+	spaces := make(chan store.Space)
+	running.Go(func() { p.askSpace(ctx, spaces) })
+	defer running.Wait()
+	defer stop()
+	defer p.end()
+	look := time.NewTicker(time.Second)
+	defer look.Stop()
+	var space store.Space
+	followed, said := false, ""
+	for {
+		select {
+		case <-view.Changed():
+		case space = <-spaces:
+		case <-look.C:
+			if p.unused() {
+				return
+			}
+			if view.Healthy() == followed {
+				continue
+			}
+		case <-ctx.Done():
+			return
+		}
+		whole, tenures, ok := view.Whole()
+		if !ok {
+			continue
+		}
+		followed = view.Healthy()
+		state, err := newState(operator.NewCluster(whole, tenures, space), followed)
+		if err == nil {
+			err = p.show(&shown{whole, tenures, state})
+		}
+		if err != nil && err.Error() != said {
+			said = err.Error()
+			p.log.Warn("status page is not up to date", "err", err)
+		}
+		select {
+		case <-time.After(minPause):
+		case <-ctx.Done():
+		}
+	}
+}
+
+// askSpace sends how full etcd is, again and again. Where that is not known the page says nothing of it.
+func (p *Page) askSpace(ctx context.Context, out chan<- store.Space) {
+	for {
+		// The end of ctx does not cut it off: an etcd that is closed while it answers this panics (server v3.7.3,
+		// DetectSchemaVersion).
+		asking, done := context.WithTimeout(context.WithoutCancel(ctx), spacePatience)
+		space, err := p.client.Space(asking)
+		if done(); err == nil {
+			select {
+			case out <- space:
+			case <-ctx.Done():
+			}
+		}
+		select {
+		case <-time.After(spaceInterval):
+		case <-ctx.Done():
+			return
+		}
+	}
+}
+
+// show replaces what is shown, and sends viewers what changed. One that is too far behind is dropped: its browser comes
+// again and gets the whole.
+func (p *Page) show(next *shown) error {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.shown == nil {
+		p.shown = next
+		close(p.first)
+		return nil
+	}
+	parts := Diff(p.shown.State, next.State, partSize)
+	p.shown = next
+	if len(parts) == 0 || len(p.viewers) == 0 {
+		return nil
+	}
+	text, err := events(parts)
+	for v := range p.viewers {
+		if err == nil {
+			select {
+			case v.events <- text:
+				continue
+			default:
+			}
+		}
+		p.drop(v)
+	}
+	return err
+}
+
+// drop ends the changes of a viewer. It is called with mu.
+func (p *Page) drop(v *viewer) {
+	if p.viewers[v] {
+		delete(p.viewers, v)
+		close(v.events)
+	}
+}
+
+// unused reports whether nobody has looked for a while.
+func (p *Page) unused() bool {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	return len(p.viewers) == 0 && time.Since(p.looked) > linger
+}
+
+// end forgets what was shown, and drops who looks: what they come for again starts anew.
+func (p *Page) end() {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	if p.shown != nil {
+		p.shown, p.first = nil, make(chan struct{})
+	}
+	for v := range p.viewers {
+		p.drop(v)
+	}
+}
+
+// current returns what is shown, and waits for it where nobody looked before.
+func (p *Page) current(ctx context.Context) (*shown, error) {
+	ctx, cancel := context.WithTimeout(ctx, patience)
+	defer cancel()
+	for {
+		p.mu.Lock()
+		p.looked = time.Now()
+		now, first := p.shown, p.first
+		p.mu.Unlock()
+		if now != nil {
+			return now, nil
+		}
+		select {
+		case p.wanted <- struct{}{}:
+		default:
+		}
+		select {
+		case <-first:
+		case <-ctx.Done():
+			return nil, errNoEtcd
+		}
+	}
+}
+
+// join makes a viewer of who asks, to whom the whole is sent first.
+func (p *Page) join(ctx context.Context) (*viewer, error) {
+	if _, err := p.current(ctx); err != nil {
+		return nil, err
+	}
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	switch {
+	case len(p.viewers) >= maxViewers:
+		return nil, errTooMany
+	case p.shown == nil: // it has just ended
+		return nil, errNoEtcd
+	}
+	text, err := events(Diff(State{}, p.shown.State, partSize))
+	if err != nil {
+		return nil, err
+	}
+	v := &viewer{events: make(chan []byte, maxBehind)}
+	v.events <- text
+	p.viewers[v] = true
+	return v, nil
+}
+
+// leave ends the changes of a viewer.
+func (p *Page) leave(v *viewer) {
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.drop(v)
+	p.looked = time.Now()
+}
