@@ -10,30 +10,30 @@ import (
 
 // The keys of the records, without the prefix that a Client puts before them. docs/design.md has the schema.
 const (
-	PoolPrefix          = "pools/"
-	EgressPrefix        = "egresses/"
-	AllocationPrefix    = "allocations/"
-	IDPrefix            = "ids/"
-	MembersByNode       = "members/by-node/"
-	MembersByEgress     = "members/by-egress/"
-	BlockPrefix         = "blocks/"
-	BlockHistoryPrefix  = "blocks-history/"
-	NodePrefix          = "nodes/"
-	ServicePrefix       = "services/"
-	PodPrefix           = "pods/"
-	AgentPrefix         = "agents/"
-	OwnerPrefix         = "owners/"
-	MovePrefix          = "moves/"
-	PinPrefix           = "pins/"
-	CordonPrefix        = "cordons/"
-	SuspicionPrefix     = "suspicions/"
-	HistoryPrefix       = "history/"
-	ToldPrefix          = "told/"
-	CounterPrefix       = "counters/" // what crdsync gave out last
-	ActPrefix           = "acts/"
-	PermitKey           = "permit"
-	CompactionKey       = "compaction" // when etcd had which revision, crdsync's own record
-	crdsyncElectionName = "elections/crdsync"
+	PoolPrefix         = "pools/"
+	EgressPrefix       = "egresses/"
+	AllocationPrefix   = "allocations/"
+	IDPrefix           = "ids/"
+	MembersByNode      = "members/by-node/"
+	MembersByEgress    = "members/by-egress/"
+	BlockPrefix        = "blocks/"
+	BlockHistoryPrefix = "blocks-history/"
+	NodePrefix         = "nodes/"
+	ServicePrefix      = "services/"
+	PodPrefix          = "pods/"
+	AgentPrefix        = "agents/"
+	OwnerPrefix        = "owners/"
+	MovePrefix         = "moves/"
+	PinPrefix          = "pins/"
+	CordonPrefix       = "cordons/"
+	SuspicionPrefix    = "suspicions/"
+	HistoryPrefix      = "history/"
+	ToldPrefix         = "told/"
+	CounterPrefix      = "counters/" // what crdsync gave out last
+	ActPrefix          = "acts/"
+	PermitKey          = "permit"
+	CompactionKey      = "compaction" // when etcd had which revision, crdsync's own record
+	CloudPrefix        = "cloud/"
 )
 
 // PoolKey is the key of an egress.Pool.
@@ -94,6 +94,9 @@ func CordonKey(node string) string { return CordonPrefix + node }
 
 // SuspicionKey is the key of an egress.Suspicion.
 func SuspicionKey(node string) string { return SuspicionPrefix + node }
+
+// CloudKey is the key of an egress.CloudAddress.
+func CloudKey(ip netip.Addr) string { return CloudPrefix + ip.String() }
 
 // ToldKey is the key under which crdsync remembers what it told of an object.
 func ToldKey(kind, name string) string { return ToldPrefix + kind + "/" + name }

@@ -19,7 +19,7 @@ type Whole struct {
 
 // ReadWhole reads all that etcd holds at one revision. Records that cannot be read are in Faults.
 func (c *Client) ReadWhole(ctx context.Context) (Whole, error) {
-	list, err := c.list(ctx, append(slices.Clone(control), AllocationPrefix, MembersByEgress, MembersByNode, BlockPrefix, crdsyncElectionName+"/"), 0)
+	list, err := c.list(ctx, append(slices.Clone(control), AllocationPrefix, MembersByEgress, MembersByNode, BlockPrefix, CrdsyncElection.prefix()), 0)
 	if err != nil {
 		return Whole{}, fmt.Errorf("reading etcd: %w", err)
 	}
@@ -29,7 +29,7 @@ func (c *Client) ReadWhole(ctx context.Context) (Whole, error) {
 		rest, ofNode := strings.CutPrefix(key, MembersByNode)
 		node, name, _ := strings.Cut(rest, "/")
 		switch {
-		case strings.HasPrefix(key, crdsyncElectionName+"/"):
+		case strings.HasPrefix(key, CrdsyncElection.prefix()):
 			if first == 0 || r.Revision < first { // who stands longest leads
 				first, w.Leader = r.Revision, string(r.Value)
 			}
