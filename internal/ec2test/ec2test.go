@@ -327,7 +327,13 @@ func signed(r *http.Request, body []byte) bool {
 	if err != nil {
 		return false
 	}
-	again.Header.Set("Content-Type", r.Header.Get("Content-Type"))
+	_, names, _ := strings.Cut(r.Header.Get("Authorization"), "SignedHeaders=")
+	names, _, _ = strings.Cut(names, ",")
+	for name := range strings.SplitSeq(names, ";") {
+		if v := r.Header.Get(name); v != "" {
+			again.Header.Set(name, v)
+		}
+	}
 	who, _ := credentials(r.Context())
 	sum := sha256.Sum256(body)
 	if v4.NewSigner().SignHTTP(r.Context(), who, again, hex.EncodeToString(sum[:]), "ec2", Region, at) != nil {
