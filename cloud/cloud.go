@@ -17,29 +17,33 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// API is the cloud. Its methods are safe for concurrent use, and ask once: trying again is the controller's. After an error that is neither ErrRefused nor
-// ErrThrottled, what was asked for may have been done, or may be done later.
+// API is the cloud. Its methods are safe for concurrent use, and ask once: trying again is the controller's. After an
+// error that is neither ErrRefused nor ErrThrottled, what was asked for may have been done, or may be done later.
 type API interface {
 	// Holders returns the network interfaces that have the addresses; of those that nobody has there is none.
 	Holders(ctx context.Context, addresses []netip.Addr) (map[netip.Addr]string, error)
-	// Assign gives the addresses, of one family, to the interface: all of them, or none. With move whoever has one loses it in the same moment, which
-	// is asked of IPv4 addresses alone; without, it is refused where anybody else has one.
+	// Assign gives the addresses, of one family, to the interface: all of them, or none. With move whoever has one
+	// loses it in the same moment, which is asked of IPv4 addresses alone; without, it is refused where anybody else
+	// has one.
 	Assign(ctx context.Context, iface string, addresses []netip.Addr, move bool) error
 	// Unassign takes the addresses, of one family, from the interface, which may not have them any more.
 	Unassign(ctx context.Context, iface string, addresses []netip.Addr) error
 }
 
 var (
-	// ErrRefused says that the cloud does not do what it was asked for, and has not. Asking again helps when something else has changed.
+	// ErrRefused says that the cloud does not do what it was asked for, and has not. Asking again helps when
+	// something else has changed.
 	ErrRefused = errors.New("refused by the cloud")
 	// ErrThrottled says that the cloud was asked too often, and has done nothing.
 	ErrThrottled = errors.New("asked too often")
 )
 
-// DefaultCheckInterval is how often it is read who has the addresses, unless Config says otherwise: a change by others is mended within.
+// DefaultCheckInterval is how often it is read who has the addresses, unless Config says otherwise: a change by
+// others is mended within.
 const DefaultCheckInterval = 5 * time.Minute
 
-// resignTimeout bounds the last words to etcd when the process is told to stop; without them, another replica waits for the TTL.
+// resignTimeout bounds the last words to etcd when the process is told to stop; without them, another replica waits
+// for the TTL.
 const resignTimeout = 2 * time.Second
 
 // Config says what to follow, and which cloud to tell.
@@ -53,7 +57,8 @@ type Config struct {
 	// CheckInterval is how often it is read who has the addresses; 0: DefaultCheckInterval.
 	CheckInterval time.Duration
 	Log           *slog.Logger
-	// Monitor is where checks of health are registered, and Metrics where what is counted is; nil: nowhere. Both are the caller's to serve.
+	// Monitor is where checks of health are registered, and Metrics where what is counted is; nil: nowhere. Both are
+	// the caller's to serve.
 	Monitor *monitor.Server
 	Metrics prometheus.Registerer
 
@@ -68,11 +73,13 @@ type pace struct {
 	call           time.Duration   // how long an answer is waited for
 }
 
-// usual: a request that is done late is, as far as can be known, done within seconds. EC2's buckets for these actions refill at some requests a second
-// (docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html): 200 ms is a first try, 30 s leaves a whole account's other callers in peace.
+// usual: a request that is done late is, as far as can be known, done within seconds. EC2's buckets for these actions
+// refill at some requests a second (docs.aws.amazon.com/ec2/latest/devguide/ec2-api-throttling.html): 200 ms is a
+// first try, 30 s leaves a whole account's other callers in peace.
 var usual = pace{
 	doubts: []time.Duration{time.Second, 5 * time.Second, 30 * time.Second},
-	first:  200 * time.Millisecond, most: 30 * time.Second, refused: 5 * time.Second, never: 5 * time.Minute, call: 10 * time.Second,
+	first:  200 * time.Millisecond, most: 30 * time.Second,
+	refused: 5 * time.Second, never: 5 * time.Minute, call: 10 * time.Second,
 }
 
 // prefixes are what is read of etcd.
@@ -83,7 +90,8 @@ var prefixes = []string{
 // ReadyCheck is the name of the controller's check of /readyz: whoever waits before Run says so under it.
 const ReadyCheck = "cloud"
 
-// Run assigns whenever it is elected, until ctx ends, and then returns nil. Neither etcd nor the cloud being down ends it.
+// Run assigns whenever it is elected, until ctx ends, and then returns nil. Neither etcd nor the cloud being down
+// ends it.
 func Run(ctx context.Context, cfg Config) error {
 	cfg.CheckInterval = cmp.Or(cfg.CheckInterval, DefaultCheckInterval)
 	if cfg.pace.call == 0 {
@@ -182,7 +190,8 @@ func (r *replica) ask(ctx context.Context) error {
 	defer cancel()
 	all := sorted(readState(r.cache, nil).toRead())
 	if len(all) == 0 {
-		all = []netip.Addr{netip.MustParseAddr("192.0.2.1")} // nobody's (RFC 5737): it is asked whether the cloud answers
+		// Nobody's (RFC 5737): it is asked whether the cloud answers.
+		all = []netip.Addr{netip.MustParseAddr("192.0.2.1")}
 	}
 	_, err := r.Cloud.Holders(ctx, all[:1])
 	r.metrics.called("read", err)

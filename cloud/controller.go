@@ -7,7 +7,6 @@ import (
 	"math/rand/v2"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -15,10 +14,12 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// mostOfACall is how many addresses one call is about: each takes up to three of the 120 operations of a transaction. Few interfaces of EC2 have more.
+// mostOfACall is how many addresses one call is about: each takes up to three of the 120 operations of a transaction.
+// Few interfaces of EC2 have more.
 const mostOfACall = 40
 
-// staleWait is how long a call waits whose transaction found something newer than the cache shows: the watch brings it within milliseconds.
+// staleWait is how long a call waits whose transaction found something newer than the cache shows: the watch brings
+// it within milliseconds.
 const staleWait = 20 * time.Millisecond
 
 var errStale = errors.New("etcd has changed meanwhile")
@@ -58,10 +59,13 @@ type address struct {
 }
 
 func newController(r *replica, lead *store.Leadership) *controller {
-	return &controller{replica: r, lead: lead, known: map[netip.Addr]*address{}, asked: map[string]bool{}, done: make(chan func())}
+	return &controller{
+		replica: r, lead: lead, known: map[netip.Addr]*address{}, asked: map[string]bool{}, done: make(chan func()),
+	}
 }
 
-// run assigns until the leadership, or ctx, is over. Calls that are under way then are waited for: the next leader had better not see them done late.
+// run assigns until the leadership, or ctx, is over. Calls that are under way then are waited for: the next leader
+// had better not see them done late.
 func (c *controller) run(ctx context.Context) error {
 	defer c.drain()
 	for {
@@ -124,9 +128,8 @@ func (c *controller) decide(ctx context.Context) (wake time.Time) {
 	var steps []step
 	count := map[string]int{assigned: 0, waiting: 0, failed: 0}
 	for _, ip := range s.addresses() {
-		owner, owned := s.owners[ip]
-		state, next, again := c.look(s, ip, owner, now, revision)
-		if owned {
+		state, next, again := c.look(s, ip, now, revision)
+		if _, owned := s.owners[ip]; owned {
 			count[state]++
 		}
 		if next != nil {
@@ -156,8 +159,10 @@ const (
 	failed   = "failed"
 )
 
-// look returns how an address is, the step to be made for it, if any, and when to look again; zero: when something has changed.
-func (c *controller) look(s state, ip netip.Addr, owner egress.Owner, now time.Time, revision int64) (is string, next *step, again time.Time) {
+// look returns how an address is, the step to be made for it, if any, and when to look again; zero: when something
+// has changed.
+func (c *controller) look(s state, ip netip.Addr, now time.Time, revision int64) (is string, next *step, again time.Time) {
+	owner := s.owners[ip]
 	a, node := c.at(ip), s.nodes[owner.Node]
 	if a.owner != owner.Revision {
 		a.owner, a.since, a.retry, a.wait, a.err = owner.Revision, now, time.Time{}, 0, ""
@@ -195,58 +200,6 @@ func (c *controller) look(s state, ip netip.Addr, owner egress.Owner, now time.T
 	return assigned, nil, time.Time{}
 }
 
-// readState returns what the cache has, and what is known of addresses.
-func readState(k *store.Cache, known map[netip.Addr]*address) state {
-	s := state{
-		owners: map[netip.Addr]egress.Owner{}, nodes: map[string]egress.Node{}, gateways: map[string]bool{},
-		allocated: map[netip.Addr]bool{}, records: map[netip.Addr]egress.CloudAddress{}, revisions: map[netip.Addr]int64{}, holders: map[netip.Addr]string{},
-	}
-	for key := range k.List(store.AllocationPrefix) {
-		if ip, err := netip.ParseAddr(strings.TrimPrefix(key, store.AllocationPrefix)); err == nil {
-			s.allocated[ip] = true
-		}
-	}
-	for key, r := range k.List(store.OwnerPrefix) {
-		ip, err := netip.ParseAddr(strings.TrimPrefix(key, store.OwnerPrefix))
-		if err != nil {
-			continue
-		}
-		o, err := store.DecodeOwner(r)
-		switch {
-		case err != nil || o.IP != ip || o.Node == "":
-			s.allocated[ip] = true // whose it is cannot be read: it stays where it is
-		case o.Why != egress.ReasonStatic:
-			s.owners[ip] = o
-		}
-	}
-	for key, r := range k.List(store.CloudPrefix) {
-		ip, err := netip.ParseAddr(strings.TrimPrefix(key, store.CloudPrefix))
-		if record, bad := store.Decode[egress.CloudAddress](r); err == nil && bad == nil && record.IP == ip {
-			s.records[ip], s.revisions[ip] = record, r.Revision
-		}
-	}
-	var pools []egress.Pool
-	for _, r := range k.List(store.PoolPrefix) {
-		if p, err := store.Decode[egress.Pool](r); err == nil {
-			pools = append(pools, p)
-		}
-	}
-	for _, r := range k.List(store.NodePrefix) {
-		n, err := store.Decode[egress.Node](r)
-		if err != nil {
-			continue
-		}
-		s.nodes[n.Name] = n
-		s.gateways[n.Name] = slices.ContainsFunc(pools, func(p egress.Pool) bool { return p.NodeSelector.Matches(n.Labels) })
-	}
-	for ip, a := range known {
-		if a.read && a.holder != "" {
-			s.holders[ip] = a.holder
-		}
-	}
-	return s
-}
-
 func (c *controller) at(ip netip.Addr) *address {
 	if c.known[ip] == nil {
 		c.known[ip] = &address{}
@@ -273,8 +226,8 @@ func (c *controller) doubtful(ips ...netip.Addr) {
 	}
 }
 
-// read reads who has the addresses: all when that is due, else those that were not read. One read is under way at a time. What it says of addresses about
-// which a call began or ended meanwhile is older than that, and not taken.
+// read reads who has the addresses: all when that is due, else those that were not read. One read is under way at a
+// time. What it says of addresses about which a call began or ended meanwhile is older than that, and not taken.
 func (c *controller) read(ctx context.Context, s state, now time.Time) {
 	if c.reading {
 		return
@@ -381,38 +334,8 @@ func (c *controller) call(ctx context.Context, call []step, s state, revision in
 
 var errNotAsked = errors.New("etcd did not take what comes before")
 
-// ops is the transaction before a call: nobody has become owner since the revision that the steps were decided at, what is released has not been allocated
-// since, and etcd knows which addresses are Egret's.
-func (s state) ops(call []step, revision int64) (ops []store.Op, err error) {
-	for _, step := range call {
-		ops = append(ops, store.Op{Key: store.OwnerKey(step.ip), Still: revision})
-		record, recorded := s.records[step.ip]
-		if _, owned := s.owners[step.ip]; !owned {
-			ops = append(ops, store.Op{Key: store.AllocationKey(step.ip), Still: revision})
-		}
-		op := store.Op{Key: store.CloudKey(step.ip), Revision: s.revisions[step.ip], Absent: !recorded}
-		switch holder := s.holders[step.ip]; {
-		case step.verb == forget:
-			ops = append(ops, op)
-			continue
-		case recorded && len(record.Asked) == 0, step.verb == unassign:
-			continue
-		case step.verb == confirm, recorded && record.Egrets(holder):
-			record = egress.CloudAddress{IP: step.ip}
-		case !slices.Contains(record.Asked, step.iface):
-			record = egress.CloudAddress{IP: step.ip, Asked: append(slices.Clone(record.Asked), step.iface)}
-		default:
-			continue
-		}
-		if op.Value, err = store.Encode(record); err != nil {
-			return nil, err
-		}
-		ops = append(ops, op)
-	}
-	return ops, nil
-}
-
-// request asks the cloud for what a call is. Of several addresses it refuses all where it refuses one: so halves are tried, down to that one.
+// request asks the cloud for what a call is. Of several addresses it refuses all where it refuses one: so halves are
+// tried, down to that one.
 func (c *replica) request(ctx context.Context, call []step, errs map[netip.Addr]error) {
 	first := call[0]
 	one, cancel := context.WithTimeout(ctx, c.pace.call)

@@ -19,7 +19,8 @@ type state struct {
 	records   map[netip.Addr]egress.CloudAddress
 	revisions map[netip.Addr]int64 // of the records
 
-	// holders are the interfaces that have the addresses that were read. An address that was read and is not among them has nobody.
+	// holders are the interfaces that have the addresses that were read. An address that was read and is not among
+	// them has nobody.
 	holders map[netip.Addr]string
 }
 
@@ -53,7 +54,8 @@ func (s step) group() group { return group{s.verb, s.iface, s.move, s.ip.Is4()} 
 
 var errNoInterface = errors.New("the cloud shows no network interface with an address of the node")
 
-// next returns the next step about an address that was read. ok is false when there is none, with the reason in err where something is wrong.
+// next returns the next step about an address that was read. ok is false when there is none, with the reason in err
+// where something is wrong.
 func (s state) next(ip netip.Addr) (out step, ok bool, err error) {
 	record, recorded := s.records[ip]
 	holder := s.holders[ip]
@@ -77,15 +79,16 @@ func (s state) next(ip netip.Addr) (out step, ok bool, err error) {
 	case holder == want:
 		return step{verb: confirm, ip: ip, iface: want}, true, nil
 	case holder != "" && !ours:
-		return step{}, false, fmt.Errorf("%s has the address, and Egret has not assigned it there: unassign it by hand, or take it out of its pool", holder)
+		return step{}, false, fmt.Errorf("%s has the address, and Egret has not assigned it there: unassign it by hand, or "+
+			"take it out of its pool", holder)
 	case holder != "" && !ip.Is4():
 		return step{verb: unassign, ip: ip, iface: holder}, true, nil
 	}
 	return step{verb: assign, ip: ip, iface: want, move: ours && ip.Is4()}, true, nil
 }
 
-// iface returns the network interface of a node: the one that has its first address of the family, or else any of its addresses: that is the link that
-// agents put egress IPs on. Empty: the cloud shows none.
+// iface returns the network interface of a node: the one that has its first address of the family, or else any of its
+// addresses: that is the link that agents put egress IPs on. Empty: the cloud shows none.
 func (s state) iface(node string, like netip.Addr) string {
 	n := s.nodes[node]
 	if primary, ok := n.Primary(like); ok && s.holders[primary] != "" {
@@ -111,8 +114,8 @@ func (s state) addresses() []netip.Addr {
 	return sorted(seen)
 }
 
-// toRead returns the addresses that there is something to decide about, and those of the nodes that own them or may come to: with these read, a move takes
-// one call.
+// toRead returns the addresses that there is something to decide about, and those of the nodes that own them or may
+// come to: with these read, a move takes one call.
 func (s state) toRead() map[netip.Addr]bool {
 	out := map[netip.Addr]bool{}
 	for _, ip := range s.addresses() {
@@ -143,10 +146,12 @@ func sorted[V any](m map[netip.Addr]V) []netip.Addr {
 	return out
 }
 
-// calls puts steps into calls, at most so many addresses in each, in a fixed order. Steps of one group are of one call where they fit.
+// calls puts steps into calls, at most so many addresses in each, in a fixed order. Steps of one group are of one
+// call where they fit.
 func calls(steps []step, most int) (out [][]step) {
 	slices.SortStableFunc(steps, func(a, b step) int {
-		return cmp.Or(cmp.Compare(a.verb, b.verb), cmp.Compare(a.iface, b.iface), compareBool(a.move, b.move), a.ip.Compare(b.ip))
+		return cmp.Or(cmp.Compare(a.verb, b.verb), cmp.Compare(a.iface, b.iface), compareBool(a.move, b.move),
+			a.ip.Compare(b.ip))
 	})
 	for _, s := range steps {
 		if n := len(out); n > 0 && out[n-1][0].group() == s.group() && len(out[n-1]) < most {

@@ -8,5 +8,8 @@ func Quick(c *Config, check time.Duration, doubts ...time.Duration) {
 	if len(doubts) == 0 {
 		doubts = []time.Duration{10 * time.Second}
 	}
-	c.pace = pace{doubts: doubts, first: 20 * time.Millisecond, most: 100 * time.Millisecond, refused: 50 * time.Millisecond, never: 200 * time.Millisecond, call: 2 * time.Second}
+	c.pace = pace{
+		doubts: doubts, first: 20 * time.Millisecond, most: 100 * time.Millisecond,
+		refused: 50 * time.Millisecond, never: 200 * time.Millisecond, call: 2 * time.Second,
+	}
 }

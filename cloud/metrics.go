@@ -15,11 +15,15 @@ var (
 	metricLeader = monitor.Metric{Name: "egret_cloud_leader", Type: monitor.Gauge,
 		Help: "1 for the replica that was elected, 0 for the others. What is said of addresses, the leader says alone."}
 	metricAddresses = monitor.Metric{Name: "egret_cloud_addresses", Type: monitor.Gauge, Labels: []string{"state"},
-		Help: "Egress IPs that have an owner: assigned to its network interface; waiting for that; failed, which is tried again: the log says why."}
-	metricMoved = monitor.Metric{Name: "egret_cloud_assign_seconds", Type: monitor.Histogram, Buckets: []float64{.05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
-		Help: "From when an egress IP was seen to have another owner until the cloud said that it is assigned to the owner's network interface."}
+		Help: "Egress IPs that have an owner: assigned to its network interface; waiting for that; failed, " +
+			"which is tried again: the log says why."}
+	metricMoved = monitor.Metric{Name: "egret_cloud_assign_seconds", Type: monitor.Histogram,
+		Buckets: []float64{.05, .1, .25, .5, 1, 2.5, 5, 10, 30, 60},
+		Help: "From when an egress IP was seen to have another owner until the cloud said that " +
+			"it is assigned to the owner's network interface."}
 	metricCalls = monitor.Metric{Name: "egret_cloud_calls_total", Type: monitor.Counter, Labels: []string{"call", "result"},
-		Help: "Calls of the cloud's API: read, assign or unassign, and the result: ok, refused, throttled, unknown (no answer, or one that says nothing)."}
+		Help: "Calls of the cloud's API: read, assign or unassign, and the result: ok, refused, " +
+			"throttled, unknown (no answer, or one that says nothing)."}
 )
 
 // Metrics returns all that the controller tells, in the order of the documentation.
@@ -41,7 +45,8 @@ func newMetrics() *metrics {
 }
 
 func (m *metrics) register(to prometheus.Registerer) error {
-	return errors.Join(to.Register(m.counts), to.Register(monitor.NewReading([]monitor.Metric{metricLeader, metricAddresses}, m.read)))
+	reading := monitor.NewReading([]monitor.Metric{metricLeader, metricAddresses}, m.read)
+	return errors.Join(to.Register(m.counts), to.Register(reading))
 }
 
 func (m *metrics) read(put func(d monitor.Metric, value float64, labels ...string)) error {

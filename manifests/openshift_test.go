@@ -51,7 +51,8 @@ func constraints(t *testing.T) map[string]scc {
 	return out
 }
 
-// No OpenShift is here: it is checked that each SCC gives what its pod asks for, and nothing that the pod does not ask for.
+// No OpenShift is here: it is checked that each SCC gives what its pod asks for, and nothing that the pod does not
+// ask for.
 func TestOpenShiftGivesPodsWhatTheyAskForAndNoMore(t *testing.T) {
 	t.Parallel()
 	all := constraints(t)

@@ -27,7 +27,8 @@ import (
 
 const (
 	version = "2016-11-15" // of EC2's API
-	// mostValues is how many values the filters of one request may have (docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Filtering.html).
+	// mostValues is how many values the filters of one request may have
+	// (docs.aws.amazon.com/AWSEC2/latest/UserGuide/Using_Filtering.html).
 	mostValues = 200
 	mostAnswer = 32 << 20 // bytes; 200 interfaces with all that EC2 tells of them are some 2 MB
 	findLimit  = 10 * time.Second
@@ -62,7 +63,8 @@ func New(ctx context.Context, cfg Config) (*EC2, error) {
 		return nil, fmt.Errorf("reading the configuration of AWS: %w", err)
 	}
 	e := &EC2{
-		region: cmp.Or(cfg.Region, sdk.Region), vpc: cfg.VPC, credentials: cfg.Credentials, http: cfg.HTTP, signer: v4.NewSigner(),
+		region: cmp.Or(cfg.Region, sdk.Region), vpc: cfg.VPC,
+		credentials: cfg.Credentials, http: cfg.HTTP, signer: v4.NewSigner(),
 	}
 	if e.credentials == nil {
 		e.credentials = sdk.Credentials
@@ -144,7 +146,9 @@ func (e *EC2) Holders(ctx context.Context, addresses []netip.Addr) (map[netip.Ad
 }
 
 func (e *EC2) holders(ctx context.Context, filter string, addresses []netip.Addr, out map[netip.Addr]string) error {
-	asked := url.Values{"Filter.1.Name": {"vpc-id"}, "Filter.1.Value.1": {e.vpc}, "Filter.2.Name": {filter}, "MaxResults": {"1000"}}
+	asked := url.Values{
+		"Filter.1.Name": {"vpc-id"}, "Filter.1.Value.1": {e.vpc}, "Filter.2.Name": {filter}, "MaxResults": {"1000"},
+	}
 	list(asked, "Filter.2.Value", addresses)
 	wanted := map[netip.Addr]bool{}
 	for _, ip := range addresses {
@@ -253,16 +257,22 @@ func (e *EC2) do(ctx context.Context, action string, asked url.Values, out any) 
 
 // remedies are what to do about an error, by the code that EC2 gives it.
 var remedies = map[string]string{
-	"PrivateIpAddressLimitExceeded": "the instance type allows no more: say so by the node's annotation node.antrea.io/max-egress-ips",
-	"UnauthorizedOperation":         "docs/aws.md has the IAM policy",
-	"AuthFailure":                   "see the credentials, and the clock",
-	"RequestExpired":                "see the clock",
-	"InvalidParameterValue":         "want an IP of the subnet of the node's interface that nobody else has: see nodeSelector and ranges of its pool",
+	"PrivateIpAddressLimitExceeded": "the instance type allows no more: say so by the node's annotation " +
+		"node.antrea.io/max-egress-ips",
+	"UnauthorizedOperation": "docs/aws.md has the IAM policy",
+	"AuthFailure":           "see the credentials, and the clock",
+	"RequestExpired":        "see the clock",
+	"InvalidParameterValue": "want an IP of the subnet of the node's interface that nobody else has: see " +
+		"nodeSelector and ranges of its pool",
 }
 
-var throttled = []string{"RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled", "RequestThrottledException", "TooManyRequestsException", "SlowDown"}
+var throttled = []string{
+	"RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled",
+	"RequestThrottledException", "TooManyRequestsException", "SlowDown",
+}
 
-// refusal returns the error of an answer that is not a success. Of a fault of its own EC2 does not say what it has done.
+// refusal returns the error of an answer that is not a success. Of a fault of its own EC2 does not say what it has
+// done.
 func refusal(action string, status int, body []byte) error {
 	var said struct {
 		Code    string `xml:"Errors>Error>Code"`

@@ -57,6 +57,7 @@ type Server struct {
 	calls  []Call
 	fault  func(Call) Fault
 	worst  int // how many interfaces an address has had at a time
+	lax    bool
 }
 
 type iface struct {
@@ -76,7 +77,8 @@ func New(t testing.TB) *Server {
 	return s
 }
 
-// Add makes an interface of the VPC, with addresses of its own, in their subnets (/24 and /64), and room for so many more of each family.
+// Add makes an interface of the VPC, with addresses of its own, in their subnets (/24 and /64), and room for so many
+// more of each family.
 func (s *Server) Add(id string, limit int, own ...string) {
 	i := &iface{more: map[netip.Addr]bool{}, limit: limit, vpc: VPC}
 	for _, text := range own {
@@ -100,7 +102,8 @@ func (s *Server) Fault(f func(Call) Fault) {
 	s.fault = f
 }
 
-// Put gives an address to an interface past the API, as somebody else; with an empty one it takes it from whoever has it.
+// Put gives an address to an interface past the API, as somebody else; with an empty one it takes it from whoever has
+// it.
 func (s *Server) Put(ip netip.Addr, id string) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -110,6 +113,13 @@ func (s *Server) Put(ip netip.Addr, id string) {
 	if id != "" {
 		s.ifaces[id].more[ip] = true
 	}
+}
+
+// Lax has it take an IPv6 address for a second interface, which EC2 refuses: so Worst tells whether that was asked for.
+func (s *Server) Lax() {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	s.lax = true
 }
 
 // Holder returns the interface that has an address.
@@ -228,7 +238,7 @@ func (s *Server) do(c Call, asked url.Values) (answer, code, text string) {
 			return "", code, text
 		}
 		for _, ip := range c.IPs {
-			if h := s.holder(ip); h != "" {
+			if h := s.holder(ip); h != "" && (ip.Is4() || !s.lax) {
 				delete(s.ifaces[h].more, ip)
 			}
 			i.more[ip] = true
@@ -252,7 +262,7 @@ func (s *Server) assignable(c Call, i *iface) (code, text string) {
 			return "InvalidParameterValue", "Invalid value '" + ip.String() + "'"
 		case !slices.ContainsFunc(i.subnets, func(p netip.Prefix) bool { return p.Contains(ip) }):
 			return "InvalidParameterValue", "Address " + ip.String() + " does not fall within the subnet's address range"
-		case h != "" && (slices.Contains(s.ifaces[h].own, ip) || h != c.Interface && !c.Move):
+		case h != "" && (slices.Contains(s.ifaces[h].own, ip) || h != c.Interface && !c.Move && (ip.Is4() || !s.lax)):
 			return "InvalidParameterValue", "[" + ip.String() + "] assigned, but move is not allowed."
 		case h != c.Interface:
 			n[ip.Is4()]++
