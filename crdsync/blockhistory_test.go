@@ -20,7 +20,7 @@ func TestHistoryIsBoundedByAgeByIPAndInAll(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer client.Close()
-	lead, err := client.Campaign(t.Context(), "test", 10*time.Second)
+	lead, err := client.Campaign(t.Context(), store.CrdsyncElection, "test", 10*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -42,7 +42,7 @@ func newHouse(t testing.TB, etcd *clientv3.Client, endpoints ...string) *house {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	lead, err := client.Campaign(t.Context(), "test", 10*time.Second)
+	lead, err := client.Campaign(t.Context(), store.CrdsyncElection, "test", 10*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -587,7 +587,7 @@ func TestALeaderWhoseCacheIsBehindGivesNoPortsThatAreTaken(t *testing.T) {
 		}
 		return nil
 	}
-	first, err := client.Campaign(ctx, "first", 10*time.Second)
+	first, err := client.Campaign(ctx, store.CrdsyncElection, "first", 10*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -602,7 +602,7 @@ func TestALeaderWhoseCacheIsBehindGivesNoPortsThatAreTaken(t *testing.T) {
 	if err := first.Resign(ctx); err != nil {
 		t.Fatal(err)
 	}
-	second, err := client.Campaign(ctx, "second", 10*time.Second)
+	second, err := client.Campaign(ctx, store.CrdsyncElection, "second", 10*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -81,7 +81,7 @@ func (r *replica) campaign(ctx context.Context) (lead *store.Leadership, end fun
 		}
 		unread <- err
 	}()
-	lead, err = r.Store.Campaign(whole, r.ID, r.ElectionTTL)
+	lead, err = r.Store.Campaign(whole, store.CrdsyncElection, r.ID, r.ElectionTTL)
 	elected()
 	if why := <-unread; errors.Is(why, errUnread) {
 		err = why

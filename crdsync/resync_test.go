@@ -7,6 +7,8 @@ import (
 	"time"
 
 	"k8s.io/client-go/rest"
+
+	"github.com/egret-project/egret/store"
 )
 
 // testResync: what everything is compared for is found, and as long as nothing differs, no pod's event waits for all
@@ -18,7 +20,7 @@ func testResync(c *cluster) {
 	kube.Timeout = 0
 	cache := c.store.NewCache(prefixes...)
 	cache.Track()
-	lead, err := c.store.Campaign(ctx, "test", 10*time.Second)
+	lead, err := c.store.Campaign(ctx, store.CrdsyncElection, "test", 10*time.Second)
 	if err != nil {
 		c.Fatal(err)
 	}

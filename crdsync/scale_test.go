@@ -339,7 +339,7 @@ func passes(b *testing.B, kube *rest.Config, client *store.Client, l load) (one,
 	kube.Timeout = 0
 	cache := client.NewCache(prefixes...)
 	cache.Track()
-	lead, err := client.Campaign(ctx, "test", 10*time.Second)
+	lead, err := client.Campaign(ctx, store.CrdsyncElection, "test", 10*time.Second)
 	if err != nil {
 		b.Fatal(err)
 	}

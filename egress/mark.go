@@ -90,10 +90,11 @@ const (
 	// after conntrack's, -200). All of NAT runs at 100, by these priorities: iptables at 100, kindnet at 90. Of two with the same the later
 	// one is called first.
 	TranslatePriority = -199
-	// StatusPort is the TCP port of metrics and health of the agent; SyncStatusPort is that of crdsync, which may be on the same node.
-	StatusPort, SyncStatusPort = 8481, 8482
+	// StatusPort is the TCP port of metrics and health of the agent; SyncStatusPort is that of crdsync, CloudStatusPort that of the controller of a cloud's
+	// addresses: they may be on the same node. The bundled etcd has those in between.
+	StatusPort, SyncStatusPort, CloudStatusPort = 8481, 8482, 8486
 	// PagePort is the TCP port of the status page, on loopback.
-	PagePort = 8483
+	PagePort = 8487
 )
 
 // MaxNodeIndex is the largest Node.Index: 16 bits, in a PeerMark and in an OverlaySource.

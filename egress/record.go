@@ -3,6 +3,7 @@ package egress
 import (
 	"fmt"
 	"net/netip"
+	"slices"
 	"time"
 )
 
@@ -192,6 +193,20 @@ type Suspicion struct {
 // Permits is permit: the longest P that an agent may have. Who claims the IP of an owner that was lost waits that long.
 type Permits struct {
 	Longest Duration `json:"longest"`
+}
+
+// CloudAddress is cloud/<ip>: an egress IP that Egret assigned to a network interface in a cloud, or is about to. Without it an address of a cloud is
+// somebody else's. It stays until the cloud says that nobody has the address any more.
+type CloudAddress struct {
+	IP netip.Addr `json:"ip"`
+	// Asked are the interfaces, as the cloud names them, that the address was first asked for, while it is not known whether that came about: on them it
+	// is Egret's. Empty: it is Egret's wherever it is.
+	Asked []string `json:"asked,omitempty"`
+}
+
+// Egrets reports whether Egret assigned the address to the interface that has it.
+func (c CloudAddress) Egrets(holder string) bool {
+	return len(c.Asked) == 0 || slices.Contains(c.Asked, holder)
 }
 
 // Duration is a length of time, in text as Go writes it: 500ms.

@@ -194,6 +194,8 @@ func TestFaultyValuesAreRefused(t *testing.T) {
 		"taint with a policy":     {ownEtcd + "startupTaint: \"a/b' || 'a\"", "startupTaint"},
 		"taint by an option":      {ownEtcd + "crdsync: {config: {startup-taint: a/b}}", "crdsync.config"},
 		"page at no port":         {ownEtcd + "page: {secret: a, address: localhost}", "address"},
+		"a name for a VPC":        {ownEtcd + "cloud: {aws: {enabled: true, vpc: mine}}", "vpc"},
+		"a name for a role":       {ownEtcd + "cloud: {aws: {enabled: true, roleARN: egret}}", "roleARN"},
 		"no replica":              {ownEtcd + "crdsync: {replicas: 0}", "replicas"},
 	} {
 		t.Run(name, func(t *testing.T) {
@@ -236,6 +238,18 @@ crdsync: {tolerations: []}
 `,
 	"bundled etcd restored": `
 etcd: {bundled: {enabled: true, restoreFrom: egret-1.db}}
+`,
+	"AWS": ownEtcd + `
+cloud: {aws: {enabled: true, roleARN: "arn:aws:iam::123456789012:role/egret", region: eu-central-1, vpc: vpc-0123456789abcdef0, endpointURL: "https://ec2.example"}}
+startupTaint: egret/agent-not-ready
+`,
+	"AWS, bundled etcd": `
+etcd: {bundled: {enabled: true}}
+cloud: {aws: {enabled: true, replicas: 1}}
+`,
+	"AWS, without TLS": `
+etcd: {endpoints: ["http://10.0.0.1:2379"], tls: {enabled: false}}
+cloud: {aws: {enabled: true}}
 `,
 	"all said": ownEtcd + `
 namespace: {create: true}
@@ -304,7 +318,7 @@ func decoded(t testing.TB, values string) []document {
 // Secrets that `egret credentials` makes, and the names that it puts into them, are those that the pods go by.
 func TestPodsOfTheBundledEtcdFindTheirCredentials(t *testing.T) {
 	t.Parallel()
-	docs := decoded(t, variants["bundled etcd"])
+	docs := decoded(t, variants["AWS, bundled etcd"])
 	pods := podsOf(docs)
 	var may []string
 	for _, d := range docs {
@@ -318,7 +332,7 @@ func TestPodsOfTheBundledEtcdFindTheirCredentials(t *testing.T) {
 		}
 	}
 	for command, secrets := range map[string][]string{
-		"agent": {"egret-etcd-agent", "egret-gossip"}, "crdsync": {"egret-etcd-crdsync"}, "run": {"egret-etcd-server"}, "snapshot": {"egret-etcd-root"},
+		"agent": {"egret-etcd-agent", "egret-gossip"}, "crdsync": {"egret-etcd-crdsync"}, "cloud": {"egret-etcd-cloud"}, "run": {"egret-etcd-server"}, "snapshot": {"egret-etcd-root"},
 	} {
 		var mounted []string
 		for _, v := range pods[command].Volumes {
@@ -335,7 +349,7 @@ func TestPodsOfTheBundledEtcdFindTheirCredentials(t *testing.T) {
 			}
 		}
 	}
-	for _, command := range []string{"agent", "crdsync"} {
+	for _, command := range []string{"agent", "crdsync", "cloud"} {
 		env := map[string]string{}
 		for _, e := range pods[command].Containers[0].Env {
 			env[e.Name] = e.Value
@@ -463,6 +477,23 @@ func TestOptionsOfTheChartAreUnderstood(t *testing.T) {
 	}
 }
 
+func TestOptionsOfTheCloudExist(t *testing.T) {
+	t.Parallel()
+	help, err := exec.Command(egret(t), "cloud", "aws", "--help").CombinedOutput()
+	if err != nil {
+		t.Fatal(err)
+	}
+	args := podsOf(decoded(t, variants["AWS"]))["cloud"].Containers[0].Args
+	if want := []string{"cloud", "aws", "--id=$(POD_NAME)", "--region=eu-central-1", "--vpc=vpc-0123456789abcdef0", "--endpoint-url=https://ec2.example"}; !slices.Equal(args, want) {
+		t.Errorf("arguments %q, want %q", args, want)
+	}
+	for _, arg := range args[2:] {
+		if flag, _, _ := strings.Cut(arg, "="); !strings.Contains(string(help), flag+" ") {
+			t.Errorf("egret cloud aws has no flag %s", flag)
+		}
+	}
+}
+
 // A pod sees the options that it was started with. Other options are other pods, and the same are the same.
 func TestPodsAreReplacedWhenTheirOptionsChange(t *testing.T) {
 	t.Parallel()
@@ -490,9 +521,9 @@ func annotations(docs []document) map[string]string {
 // The kubelet asks at the loopback address of the node, where the daemons answer to nobody else, and a rollout waits for the answer.
 func TestProbesAskWhereTheDaemonsAnswer(t *testing.T) {
 	t.Parallel()
-	for _, variant := range []string{"as it comes", "bundled etcd"} {
+	for _, variant := range []string{"AWS", "AWS, bundled etcd"} {
 		pods := podsOf(decoded(t, variants[variant]))
-		for command, port := range map[string]int{"agent": egress.StatusPort, "crdsync": egress.SyncStatusPort} {
+		for command, port := range map[string]int{"agent": egress.StatusPort, "crdsync": egress.SyncStatusPort, "cloud": egress.CloudStatusPort} {
 			c := pods[command].Containers[0]
 			for path, probe := range map[string]*corev1.Probe{"/healthz": c.StartupProbe, "/readyz": c.ReadinessProbe} {
 				if probe == nil || probe.HTTPGet == nil || probe.HTTPGet.Host != "127.0.0.1" || probe.HTTPGet.Port.IntValue() != port || probe.HTTPGet.Path != path {

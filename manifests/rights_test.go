@@ -42,8 +42,8 @@ func TestAnAgentHasTheRightsOfThoseOfALab(t *testing.T) {
 }
 
 func TestNoPodHasMoreRightsThanItNeeds(t *testing.T) {
-	pods := manifests.PodsOf(t, "bundled etcd")
-	for _, command := range []string{"agent", "crdsync", "credentials", "run", "snapshot"} {
+	pods := manifests.PodsOf(t, "AWS, bundled etcd")
+	for _, command := range []string{"agent", "crdsync", "cloud", "credentials", "run", "snapshot"} {
 		pod, ok := pods[command]
 		if !ok {
 			t.Errorf("no pod runs %s", command)
@@ -63,7 +63,7 @@ func TestNoPodHasMoreRightsThanItNeeds(t *testing.T) {
 			}
 		}
 	}
-	for _, command := range []string{"crdsync", "credentials"} {
+	for _, command := range []string{"crdsync", "cloud", "credentials"} {
 		if s := pods[command].Containers[0].SecurityContext; s.RunAsNonRoot == nil || !*s.RunAsNonRoot {
 			t.Errorf("%s may run as root", command)
 		}

@@ -306,7 +306,7 @@ func TestStatusAndTraceReadEtcd(t *testing.T) {
 	put(t, c, store.MembersByNodeKey("node-2", "web"), w.ByEgress["web"]["node-2"])
 	put(t, c, store.MembersByNodeKey("node-2", "-"), w.Unselected["node-2"])
 	put(t, c, store.BlockKey(ip, 2048), w.Blocks[0])
-	lead, err := c.Campaign(t.Context(), "crdsync-7", 10*time.Second)
+	lead, err := c.Campaign(t.Context(), store.CrdsyncElection, "crdsync-7", 10*time.Second)
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -91,13 +91,13 @@ func TestWhatARequestMustNotDo(t *testing.T) {
 		header      http.Header
 		want        int
 	}{
-		"the page":                        {"GET", "http://127.0.0.1:8483/", nil, 200},
+		"the page":                        {"GET", "http://127.0.0.1:8487/", nil, 200},
 		"by its name":                     {"GET", "http://localhost:9/", nil, 200},
-		"by IPv6":                         {"GET", "http://[::1]:8483/state", nil, 200},
+		"by IPv6":                         {"GET", "http://[::1]:8487/state", nil, 200},
 		"HEAD":                            {"HEAD", "http://127.0.0.1/state", nil, 200},
-		"another name (DNS rebinding)":    {"GET", "http://evil.example:8483/state", nil, 403},
+		"another name (DNS rebinding)":    {"GET", "http://evil.example:8487/state", nil, 403},
 		"a name like it":                  {"GET", "http://localhost.evil.example/state", nil, 403},
-		"an address that is not loopback": {"GET", "http://10.0.0.1:8483/state", nil, 403},
+		"an address that is not loopback": {"GET", "http://10.0.0.1:8487/state", nil, 403},
 		"no host":                         {"GET", "/state", http.Header{}, 403},
 		"by another site's script":        {"GET", "http://127.0.0.1/state", http.Header{"Sec-Fetch-Site": {"cross-site"}, "Sec-Fetch-Mode": {"no-cors"}}, 403},
 		"by a page at another port":       {"GET", "http://127.0.0.1/state", http.Header{"Sec-Fetch-Site": {"same-site"}, "Sec-Fetch-Mode": {"cors"}}, 403},

@@ -9,7 +9,7 @@ import (
 
 // Others returns how many other replicas stand for election.
 func (l *Leadership) Others(ctx context.Context) (int, error) {
-	r, err := l.client.etcd.Get(ctx, l.client.key(crdsyncElectionName)+"/", clientv3.WithPrefix(), clientv3.WithKeysOnly())
+	r, err := l.client.etcd.Get(ctx, l.client.key(l.of.prefix()), clientv3.WithPrefix(), clientv3.WithKeysOnly())
 	if err != nil {
 		return 0, fmt.Errorf("reading who stands for election: %w", err)
 	}

@@ -10,30 +10,30 @@ import (
 
 // The keys of the records, without the prefix that a Client puts before them. docs/design.md has the schema.
 const (
-	PoolPrefix          = "pools/"
-	EgressPrefix        = "egresses/"
-	AllocationPrefix    = "allocations/"
-	IDPrefix            = "ids/"
-	MembersByNode       = "members/by-node/"
-	MembersByEgress     = "members/by-egress/"
-	BlockPrefix         = "blocks/"
-	BlockHistoryPrefix  = "blocks-history/"
-	NodePrefix          = "nodes/"
-	ServicePrefix       = "services/"
-	PodPrefix           = "pods/"
-	AgentPrefix         = "agents/"
-	OwnerPrefix         = "owners/"
-	MovePrefix          = "moves/"
-	PinPrefix           = "pins/"
-	CordonPrefix        = "cordons/"
-	SuspicionPrefix     = "suspicions/"
-	HistoryPrefix       = "history/"
-	EventRecordPrefix   = "told/"
-	CounterPrefix       = "counters/" // what crdsync gave out last
-	ActPrefix           = "acts/"
-	PermitKey           = "permit"
-	CompactionKey       = "compaction" // when etcd had which revision, crdsync's own record
-	crdsyncElectionName = "elections/crdsync"
+	PoolPrefix         = "pools/"
+	EgressPrefix       = "egresses/"
+	AllocationPrefix   = "allocations/"
+	IDPrefix           = "ids/"
+	MembersByNode      = "members/by-node/"
+	MembersByEgress    = "members/by-egress/"
+	BlockPrefix        = "blocks/"
+	BlockHistoryPrefix = "blocks-history/"
+	NodePrefix         = "nodes/"
+	ServicePrefix      = "services/"
+	PodPrefix          = "pods/"
+	AgentPrefix        = "agents/"
+	OwnerPrefix        = "owners/"
+	MovePrefix         = "moves/"
+	PinPrefix          = "pins/"
+	CordonPrefix       = "cordons/"
+	SuspicionPrefix    = "suspicions/"
+	HistoryPrefix      = "history/"
+	EventRecordPrefix  = "told/"
+	CounterPrefix      = "counters/" // what crdsync gave out last
+	ActPrefix          = "acts/"
+	PermitKey          = "permit"
+	CompactionKey      = "compaction" // when etcd had which revision, crdsync's own record
+	CloudPrefix        = "cloud/"
 )
 
 // PoolKey is the key of an egress.Pool.
@@ -97,6 +97,9 @@ func SuspicionKey(node string) string { return SuspicionPrefix + node }
 
 // EventRecordKey is the key of crdsync's record of the Events that it has made of an object.
 func EventRecordKey(kind, name string) string { return EventRecordPrefix + kind + "/" + name }
+
+// CloudKey is the key of an egress.CloudAddress.
+func CloudKey(ip netip.Addr) string { return CloudPrefix + ip.String() }
 
 // HistoryKey is the key of an egress.Tenure. Time and node make it unique; the order of tenures is that of the keys' revisions, since the
 // nodes' clocks differ.

@@ -19,9 +19,22 @@ var (
 	ErrConflict = errors.New("record changed meanwhile")
 )
 
-// Leadership is the right to write what crdsync owns. Two may believe in theirs at a time; etcd takes the writes of one.
+// Election is one in which the replicas of a part of Egret stand.
+type Election string
+
+// The elections.
+const (
+	CrdsyncElection Election = "elections/crdsync"
+	CloudElection   Election = "elections/cloud"
+)
+
+// prefix is what the keys of those who stand begin with.
+func (e Election) prefix() string { return string(e) + "/" }
+
+// Leadership is the right to write what one part of Egret owns. Two may believe in theirs at a time; etcd takes the writes of one.
 type Leadership struct {
 	client  *Client
+	of      Election
 	session *concurrency.Session
 	key     string // of the election, whole
 	rev     int64  // the key's create revision
@@ -32,9 +45,9 @@ type Leadership struct {
 // Campaign returns when this replica is elected, or with the error of ctx. id is the value of the election key, for the operator's
 // eyes. The leadership is renewed while ctx lives; after that it ends by itself within ttl (whole seconds, rounded up), or at once by
 // Resign. While etcd cannot be reached, it tries on.
-func (c *Client) Campaign(ctx context.Context, id string, ttl time.Duration) (*Leadership, error) {
+func (c *Client) Campaign(ctx context.Context, of Election, id string, ttl time.Duration) (*Leadership, error) {
 	for wait, logged := minBackoff, false; ; wait = min(2*wait, maxBackoff) {
-		l, err := c.campaign(ctx, id, ttl)
+		l, err := c.campaign(ctx, of, id, ttl)
 		if err == nil {
 			return l, nil
 		}
@@ -54,7 +67,7 @@ func (c *Client) Campaign(ctx context.Context, id string, ttl time.Duration) (*L
 	}
 }
 
-func (c *Client) campaign(ctx context.Context, id string, ttl time.Duration) (*Leadership, error) {
+func (c *Client) campaign(ctx context.Context, of Election, id string, ttl time.Duration) (*Leadership, error) {
 	// The election cleans up under the context of its client, without a deadline: with one that lives longer than ctx it would wait
 	// for an etcd that is away. What it leaves goes with the lease.
 	client := clientv3.NewCtxClient(ctx)
@@ -63,8 +76,8 @@ func (c *Client) campaign(ctx context.Context, id string, ttl time.Duration) (*L
 	if err != nil {
 		return nil, fmt.Errorf("opening a session: %w", err)
 	}
-	l := &Leadership{client: c, session: s, lost: make(chan struct{})}
-	if err := l.run(ctx, concurrency.NewElection(s, c.key(crdsyncElectionName)), id); err != nil {
+	l := &Leadership{client: c, of: of, session: s, lost: make(chan struct{})}
+	if err := l.run(ctx, concurrency.NewElection(s, c.key(string(of))), id); err != nil {
 		end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 		defer cancel()
 		_ = l.Resign(end) // the lease ends by itself
@@ -90,9 +103,9 @@ func (l *Leadership) run(ctx context.Context, e *concurrency.Election, id string
 	return nil
 }
 
-// Led reports whether anybody is elected, or stands for election with a key that outlives the leader's.
+// Led reports whether a crdsync is elected, or stands for election with a key that outlives the leader's.
 func (c *Client) Led(ctx context.Context) (bool, error) {
-	records, err := c.List(ctx, crdsyncElectionName+"/")
+	records, err := c.List(ctx, CrdsyncElection.prefix())
 	return len(records) > 0, err
 }
 

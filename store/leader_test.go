@@ -20,7 +20,7 @@ type elected struct {
 func campaign(ctx context.Context, c *Client, id string, ttl time.Duration) <-chan elected {
 	out := make(chan elected, 1)
 	go func() {
-		l, err := c.Campaign(ctx, id, ttl)
+		l, err := c.Campaign(ctx, CrdsyncElection, id, ttl)
 		out <- elected{l, err}
 	}()
 	return out
@@ -49,7 +49,7 @@ func candidates(t *testing.T, k *Cache, n int) {
 	t.Helper()
 	until(t, fmt.Sprintf("%d candidates", n), k.Changed(), func() bool {
 		found := 0
-		for range k.List(crdsyncElectionName) {
+		for range k.List(string(CrdsyncElection)) {
 			found++
 		}
 		return found == n
@@ -59,7 +59,7 @@ func candidates(t *testing.T, k *Cache, n int) {
 func TestOneLeadsAndTheNextFollowsWhenItResigns(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
-	k := tracked(t, c, crdsyncElectionName)
+	k := tracked(t, c, string(CrdsyncElection))
 	first := lead(t, t.Context(), c, "a")
 	next := campaign(t.Context(), c, "b", time.Minute)
 	candidates(t, k, 2)
@@ -190,7 +190,7 @@ func TestCommitMakesAllChangesOrNone(t *testing.T) {
 func TestACandidateThatStopsLeavesNothingBehind(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
-	k := tracked(t, c, crdsyncElectionName)
+	k := tracked(t, c, string(CrdsyncElection))
 	first := lead(t, t.Context(), c, "a")
 	ctx, cancel := context.WithCancel(t.Context())
 	next := campaign(ctx, c, "b", time.Minute)
@@ -208,7 +208,7 @@ func TestACandidateThatStopsLeavesNothingBehind(t *testing.T) {
 func TestACandidateStopsAlsoWhileEtcdIsAway(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
-	k := tracked(t, c, crdsyncElectionName)
+	k := tracked(t, c, string(CrdsyncElection))
 	first := lead(t, t.Context(), c, "a")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -232,12 +232,12 @@ func TestACandidateStopsAlsoWhileEtcdIsAway(t *testing.T) {
 func TestACandidateWhoseLeaseEndsWhileItWaitsStandsAgain(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
-	k := tracked(t, c, crdsyncElectionName)
+	k := tracked(t, c, string(CrdsyncElection))
 	first := lead(t, t.Context(), c, "a")
 	next := campaign(t.Context(), c, "b", 2*time.Second)
 	candidates(t, k, 2)
 	var own Record
-	for _, r := range k.List(crdsyncElectionName) {
+	for _, r := range k.List(string(CrdsyncElection)) {
 		if string(r.Value) == "b" {
 			own = r
 		}

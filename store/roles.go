@@ -34,7 +34,10 @@ var (
 	CrdsyncGrants = append([]Grant{{Key: CompactionKey, One: true, Write: true}}, grants(
 		[]string{""},
 		[]string{PoolPrefix, EgressPrefix, AllocationPrefix, IDPrefix, CounterPrefix, MembersByNode, MembersByEgress, BlockPrefix, BlockHistoryPrefix, NodePrefix,
-			ServicePrefix, PodPrefix, EventRecordPrefix, crdsyncElectionName + "/", PinPrefix, HistoryPrefix, CordonPrefix, SuspicionPrefix})...)
+			ServicePrefix, PodPrefix, EventRecordPrefix, CrdsyncElection.prefix(), PinPrefix, HistoryPrefix, CordonPrefix, SuspicionPrefix})...)
+	// The controller of cloud addresses writes down which of them it assigned.
+	CloudGrants = append([]Grant{{Key: "", One: true}}, grants(
+		[]string{PoolPrefix, AllocationPrefix, NodePrefix, OwnerPrefix}, []string{CloudPrefix, CloudElection.prefix()})...)
 	OperatorGrants = grants([]string{""}, []string{MovePrefix, PinPrefix, CordonPrefix, ActPrefix})
 )
 

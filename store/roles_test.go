@@ -20,7 +20,7 @@ import (
 )
 
 // parts are the users of a test, each with its role.
-var parts = map[string][]Grant{"agent": AgentGrants, "crdsync": CrdsyncGrants, "operator": OperatorGrants}
+var parts = map[string][]Grant{"agent": AgentGrants, "crdsync": CrdsyncGrants, "operator": OperatorGrants, "cloud": CloudGrants}
 
 func rolesOf(prefix string) (out []Role) {
 	for _, part := range slices.Sorted(maps.Keys(parts)) {
@@ -68,7 +68,7 @@ func newWithRoles(t *testing.T) map[string]*Client {
 	leavesNothing(t)
 	config := withRoles(t, etcdtest.New(t, cheapPasswords))
 	out := map[string]*Client{}
-	for _, user := range []string{"agent", "crdsync", "operator", "root"} {
+	for _, user := range []string{"agent", "crdsync", "operator", "cloud", "root"} {
 		out[user] = dialConfig(t, config(user))
 	}
 	return out
@@ -89,7 +89,7 @@ func TestEachPartWorksUnderItsRole(t *testing.T) {
 		must(user+" lacks "+strings.Join(lacks, ", "), len(lacks) == 0, err)
 	}
 
-	lead, err := crdsync.Campaign(t.Context(), "one", time.Minute)
+	lead, err := crdsync.Campaign(t.Context(), CrdsyncElection, "one", time.Minute)
 	must("standing for election", lead != nil, err)
 	for _, k := range []string{PoolKey("p"), EgressKey("e"), AllocationKey(ip1), IDKey(1), CounterPrefix + "ids", MembersByNodeKey("n1", "e"), MembersByEgressKey("e", "n1"),
 		BlockKey(ip1, 2048), NodeKey("n1"), PodKey("n1"), ServiceKey("s"), EventRecordKey("Egress", "e"), CompactionKey, PinKey(ip1), CordonKey("n1"), SuspicionKey("n1")} {
@@ -100,6 +100,15 @@ func TestEachPartWorksUnderItsRole(t *testing.T) {
 	must("reading everything", true, err)
 	led, err := crdsync.Led(t.Context())
 	must("being seen to lead", led, err)
+
+	cloud, err := c["cloud"].Campaign(t.Context(), CloudElection, "one", time.Minute)
+	must("standing for the other election", cloud != nil, err)
+	must("writing down what is assigned", true, cloud.Commit(t.Context(), Op{Key: CloudKey(ip1), Value: []byte("{}"), Absent: true},
+		Op{Key: OwnerKey(ip1), Still: 1 << 40}, Op{Key: AllocationKey(ip1), Still: 1 << 40}))
+	for _, k := range []string{PoolPrefix, NodePrefix, OwnerPrefix, AllocationPrefix, CloudPrefix} {
+		must("reading "+k, true, second(c["cloud"].List(t.Context(), k)))
+	}
+	must("resigning", true, cloud.Resign(t.Context()))
 
 	view := agent.NewView("n1")
 	background(t, view.Run)
@@ -173,9 +182,10 @@ func TestNobodyWritesWhatIsNotHis(t *testing.T) {
 	writers := map[string]string{
 		PoolKey("p"): "crdsync", EgressKey("e"): "crdsync", AllocationKey(ip1): "crdsync", IDKey(1): "crdsync", CounterPrefix + "ids": "crdsync",
 		MembersByNodeKey("n1", "e"): "crdsync", MembersByEgressKey("e", "n1"): "crdsync", BlockKey(ip1, 2048): "crdsync", NodeKey("n1"): "crdsync",
-		PodKey("n1"): "crdsync", ServiceKey("s"): "crdsync", EventRecordKey("Egress", "e"): "crdsync", CompactionKey: "crdsync", crdsyncElectionName + "/1": "crdsync",
+		PodKey("n1"): "crdsync", ServiceKey("s"): "crdsync", EventRecordKey("Egress", "e"): "crdsync", CompactionKey: "crdsync", CrdsyncElection.prefix() + "1": "crdsync",
 		AgentKey("n1"): "agent", OwnerKey(ip1): "agent", MoveKey(ip1): "agent operator", HistoryPrefix + ip1.String() + "/1": "agent crdsync",
-		PinKey(ip1): "operator crdsync", CordonKey("n1"): "operator crdsync", ActPrefix + "1": "operator", "of-another-version/1": "",
+		PinKey(ip1): "operator crdsync", CordonKey("n1"): "operator crdsync", ActPrefix + "1": "operator",
+		CloudKey(ip1): "cloud", CloudElection.prefix() + "1": "cloud", "of-another-version/1": "",
 	}
 	for key := range writers {
 		put(t, c["root"], key, "as it was")
@@ -237,8 +247,8 @@ func TestNobodyWritesWhatIsNotHis(t *testing.T) {
 	}
 
 	// A lease that holds what is crdsync's is not an agent's to end, nor to keep alive.
-	del(t, c["root"], crdsyncElectionName+"/1") // it would stand first
-	lead, err := c["crdsync"].Campaign(t.Context(), "one", time.Minute)
+	del(t, c["root"], CrdsyncElection.prefix()+"1") // it would stand first
+	lead, err := c["crdsync"].Campaign(t.Context(), CrdsyncElection, "one", time.Minute)
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -319,7 +329,7 @@ func TestRolesAreMadeOnceAndMended(t *testing.T) {
 	if other := diff(rolesOf("/egret/b/")); !slices.Contains(other, "role add egret-b-agent") {
 		t.Errorf("%q", other)
 	}
-	want = []string{"agent: egret-b-agent, wide", "crdsync: egret-b-crdsync", "operator: egret-b-operator"}
+	want = []string{"agent: egret-b-agent, wide", "cloud: egret-b-cloud", "crdsync: egret-b-crdsync", "operator: egret-b-operator"}
 	if d := cmp.Diff(want, diff(rolesOf(DefaultPrefix))); d != "" {
 		t.Errorf("the first is touched (-want +got):\n%s", d)
 	}

@@ -21,7 +21,7 @@ type Whole struct {
 }
 
 // wholePrefixes are the prefixes of the records of a Whole.
-var wholePrefixes = append(slices.Clone(control), AllocationPrefix, MembersByEgress, MembersByNode, BlockPrefix, crdsyncElectionName+"/")
+var wholePrefixes = append(slices.Clone(control), AllocationPrefix, MembersByEgress, MembersByNode, BlockPrefix, CrdsyncElection.prefix())
 
 // ReadWhole reads all that etcd holds at one revision. Records that cannot be read are in Faults.
 func (c *Client) ReadWhole(ctx context.Context) (Whole, error) {
@@ -59,7 +59,7 @@ func (t *wholeTables) apply(key string, r *Record, first bool) {
 	node, name, _ := strings.Cut(rest, "/")
 	var err error
 	switch {
-	case strings.HasPrefix(key, crdsyncElectionName+"/"):
+	case strings.HasPrefix(key, CrdsyncElection.prefix()):
 		if delete(t.candidates, key); r != nil {
 			t.candidates[key] = *r
 		}
@@ -88,7 +88,7 @@ func (t *wholeTables) apply(key string, r *Record, first bool) {
 
 // whole returns what the tables hold. Nothing in it changes afterwards.
 func (t *wholeTables) whole(revision int64) Whole {
-	w := Whole{Everything: t.everything(revision), Unselected: t.unselected.lend(), Blocks: slices.SortedFunc(maps.Values(t.blocks), CompareBlocks)}
+	w := Whole{Everything: t.everything(revision), Unselected: t.unselected.share(), Blocks: slices.SortedFunc(maps.Values(t.blocks), CompareBlocks)}
 	first := int64(0)
 	for _, r := range t.candidates {
 		if first == 0 || r.Revision < first { // who stands longest leads

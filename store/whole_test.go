@@ -23,7 +23,7 @@ func TestAWholeViewIsWhatIsReadAtOnce(t *testing.T) {
 		PoolKey("p"): pool, EgressKey("e"): policy, NodeKey("n1"): node, AgentKey("n1"): agent, OwnerKey(ip1): owner, MoveKey(ip1): move, PinKey(ip6): pin,
 		CordonKey("n2"): cordon, AllocationKey(ip1): alloc, BlockKey(ip1, 2048): block, MembersByEgressKey("e", "n1"): members("e", "n1", "10.244.1.2"),
 		MembersByNodeKey("n1", "e"): members("e", "n1", "10.244.1.2"), MembersByNodeKey("n1", egress.Unselected): unselected,
-		crdsyncElectionName + "/1": "first", crdsyncElectionName + "/2": "second", HistoryKey(tenure): tenure,
+		CrdsyncElection.prefix() + "1": "first", CrdsyncElection.prefix() + "2": "second", HistoryKey(tenure): tenure,
 	}
 	keys := slices.Sorted(func(yield func(string) bool) {
 		for k := range records {

@@ -60,7 +60,7 @@ func root() *cobra.Command {
 		SilenceUsage:  true,
 		SilenceErrors: true,
 	}
-	c.AddCommand(agentCommand(), checkCommand(), cleanupCommand(), credentialsCommand(), crdsyncCommand(), rbacCommand(), logLevelCommand(), getCommand(), historyCommand(),
+	c.AddCommand(agentCommand(), checkCommand(), cleanupCommand(), credentialsCommand(), cloudCommand(), crdsyncCommand(), rbacCommand(), logLevelCommand(), getCommand(), historyCommand(),
 		moveCommand(), unpinCommand(), cordonCommand(), uncordonCommand(), drainCommand(), statusCommand(), describeCommand(), traceCommand(), pageCommand(), whoCommand(), bundleCommand())
 	completions(c)
 	return c

@@ -10,6 +10,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/egret-project/egret/agent"
+	"github.com/egret-project/egret/cloud"
 	"github.com/egret-project/egret/crdsync"
 	"github.com/egret-project/egret/monitor"
 )
@@ -37,7 +38,12 @@ second at most; a count begins anew where the kernel's does, as when an IP comes
 ` + monitor.Document(agent.Metrics()) + `
 ## crdsync
 
-` + monitor.Document(crdsync.Metrics())
+` + monitor.Document(crdsync.Metrics()) + `
+## The controller of a cloud's addresses
+
+` + "`egret cloud aws`" + ` ([aws.md](aws.md)), at http://127.0.0.1:8486/metrics.
+
+` + monitor.Document(cloud.Metrics())
 }
 
 func TestTheMetricsPageIsWhatTheCodeSays(t *testing.T) {
@@ -59,7 +65,7 @@ func TestTheMetricsPageIsWhatTheCodeSays(t *testing.T) {
 // https://prometheus.io/docs/practices/naming/
 func TestMetricsAreNamedAsPrometheusAsksFor(t *testing.T) {
 	name := regexp.MustCompile(`^egret_[a-z0-9]+(_[a-z0-9]+)*$`)
-	for daemon, list := range map[string][]monitor.Metric{"agent": agent.Metrics(), "crdsync": crdsync.Metrics()} {
+	for daemon, list := range map[string][]monitor.Metric{"agent": agent.Metrics(), "crdsync": crdsync.Metrics(), "cloud": cloud.Metrics()} {
 		seen := map[string]bool{}
 		for _, m := range list {
 			switch {

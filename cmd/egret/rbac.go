@@ -23,6 +23,7 @@ import (
 type rbac struct {
 	etcd                     etcdFlags
 	agent, crdsync, operator []string
+	cloud                    []string
 	root                     string
 	apply, enable            bool
 	keep                     time.Duration
@@ -44,6 +45,7 @@ func rbacCommand() *cobra.Command {
 	s.StringSliceVar(&r.agent, "agent", []string{credentials.Agent}, "users of agents, comma separated")
 	s.StringSliceVar(&r.crdsync, "crdsync", []string{credentials.Crdsync}, "users of crdsync")
 	s.StringSliceVar(&r.operator, "operator", []string{credentials.Operator}, "users of the operator's commands")
+	s.StringSliceVar(&r.cloud, "cloud", nil, "users of egret cloud aws, like egret-cloud (default: none, and no role)")
 	s.StringVar(&r.root, "root", credentials.Root, "user that may do everything, for --enable")
 	s.BoolVar(&r.apply, "apply", false, "make it so")
 	s.BoolVar(&r.enable, "enable", false, "with --apply: have etcd hold its clients to their roles")
@@ -99,9 +101,13 @@ func (r *rbac) roles(prefix string) []store.Role {
 	role := func(part string, users []string, grants []store.Grant) store.Role {
 		return store.Role{Name: store.RoleName(prefix, part), Users: users, Grants: grants}
 	}
-	return []store.Role{
+	roles := []store.Role{
 		role("agent", r.agent, store.AgentGrants), role("crdsync", r.crdsync, store.CrdsyncGrants), role("operator", r.operator, store.OperatorGrants),
 	}
+	if len(r.cloud) > 0 {
+		roles = append(roles, role("cloud", r.cloud, store.CloudGrants))
+	}
+	return roles
 }
 
 // run looks again and again until ctx ends.

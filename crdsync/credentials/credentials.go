@@ -30,6 +30,7 @@ const (
 	Member   = "egret-etcd"
 	Agent    = "egret-agent"
 	Crdsync  = "egret-crdsync"
+	Cloud    = "egret-cloud"
 	Operator = "egret-operator"
 	Root     = "root"
 )
@@ -52,6 +53,7 @@ func (c *Config) subjects() []subject {
 		{secret: "egret-etcd-server", name: Member, dns: []string{c.ServerName(), "*." + peers, "localhost"}, ips: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}},
 		{secret: "egret-etcd-agent", name: Agent},
 		{secret: "egret-etcd-crdsync", name: Crdsync},
+		{secret: "egret-etcd-cloud", name: Cloud},
 		{secret: "egret-etcd-operator", name: Operator},
 		{secret: "egret-etcd-root", name: Root},
 	}

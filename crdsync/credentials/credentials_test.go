@@ -84,7 +84,7 @@ func (c cluster) trusts(reader, shown corev1.Secret, now time.Time) {
 	}
 }
 
-var want = []string{"egret-etcd-agent", "egret-etcd-ca", "egret-etcd-crdsync", "egret-etcd-operator", "egret-etcd-root", "egret-etcd-server", "egret-gossip"}
+var want = []string{"egret-etcd-agent", "egret-etcd-ca", "egret-etcd-cloud", "egret-etcd-crdsync", "egret-etcd-operator", "egret-etcd-root", "egret-etcd-server", "egret-gossip"}
 
 func TestSecretsAreMadeOnceBySeveralAndKept(t *testing.T) {
 	t.Parallel()

@@ -38,7 +38,7 @@ func packages(t *testing.T) map[string][]string {
 func TestImportRules(t *testing.T) {
 	kernel := []string{"nft", "routing", "vlan", "announce", "conntrack", "check"}
 	all := packages(t)
-	for _, name := range append([]string{"egress", "plan", "ownership", "store", "agent", "crdsync", "crdsync/spec", "operator", "page", "gossip", "monitor"}, kernel...) {
+	for _, name := range append([]string{"egress", "plan", "ownership", "store", "agent", "crdsync", "crdsync/spec", "operator", "page", "gossip", "monitor", "cloud"}, kernel...) {
 		if _, ok := all[name]; !ok {
 			t.Errorf("package %s is not there: the rules below check nothing", name)
 		}
@@ -60,6 +60,10 @@ func TestImportRules(t *testing.T) {
 				t.Errorf("monitor knows nothing of what it tells: it must not import %s", path)
 			case name == "page" && ours && !slices.Contains([]string{"operator", "store", "egress"}, own):
 				t.Errorf("page shows what operator says, and decides nothing: it must not import %s", path)
+			case name == "cloud" && (strings.Contains(path, "aws") || strings.HasPrefix(path, "k8s.io/")):
+				t.Errorf("cloud knows no cloud by name, and neither Kubernetes nor a kernel: it must not import %s", path)
+			case strings.HasPrefix(path, "github.com/aws/aws-sdk-go-v2/service/"):
+				t.Errorf("%s must not import %s: see the doc of cloud/aws", name, path)
 			case name == "gossip" && (ours || strings.Contains(path, "netlink") || strings.HasPrefix(path, "go.etcd.io/")):
 				t.Errorf("gossip knows neither kernel nor etcd: it must not import %s", path)
 			case ours && strings.HasPrefix(own, "integration") && !strings.HasPrefix(name, "integration") && name != "cmd/egret-lab":

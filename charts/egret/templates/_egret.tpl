@@ -34,6 +34,9 @@ cluster-cidrs: {{ toJson . }}
 {{- end }}
 {{- end -}}
 
+{{- /* Its options are arguments. */ -}}
+{{- define "egret.config.cloud" -}}{{- end -}}
+
 {{- define "egret.twice" -}}
 {{- range .own -}}
 {{- if hasKey $.config . -}}

@@ -1,0 +1,112 @@
+package aws
+
+import (
+	"context"
+	"errors"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/egret-project/egret/cloud"
+	"github.com/egret-project/egret/internal/ec2test"
+)
+
+func open(t *testing.T, url string) *EC2 {
+	t.Helper()
+	e, err := New(t.Context(), Config{Region: ec2test.Region, VPC: ec2test.VPC, Endpoint: url, Credentials: ec2test.Credentials})
+	if err != nil {
+		t.Fatal(err)
+	}
+	return e
+}
+
+func TestHoldersAreReadPageByPage(t *testing.T) {
+	s := ec2test.New(t)
+	want := map[netip.Addr]string{}
+	var all []netip.Addr
+	for _, n := range []string{"1", "2", "3", "4", "5", "6", "7"} {
+		four, six := netip.MustParseAddr("10.0.0."+n), netip.MustParseAddr("fd00::"+n)
+		s.Add("eni-"+n, 1, four.String(), six.String())
+		want[four], want[six] = "eni-"+n, "eni-"+n
+		all = append(all, four, six)
+	}
+	for i := range 250 { // of more than one request, which nobody has
+		all = append(all, netip.AddrFrom4([4]byte{10, 0, 9, byte(i)}))
+	}
+	got, err := open(t, s.URL).Holders(t.Context(), all)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if d := cmp.Diff(want, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
+}
+
+func TestWhatAnErrorSays(t *testing.T) {
+	s := ec2test.New(t)
+	s.Add("eni-1", 1, "10.0.0.1")
+	e, ip := open(t, s.URL), []netip.Addr{netip.MustParseAddr("10.0.0.50")}
+	for name, tt := range map[string]struct {
+		fault ec2test.Fault
+		is    error // nil: it may be done
+		says  string
+	}{
+		"throttled":          {ec2test.Fault{Throttle: true}, cloud.ErrThrottled, "RequestLimitExceeded"},
+		"refused":            {ec2test.Fault{Code: "UnauthorizedOperation"}, cloud.ErrRefused, "docs/aws.md has the IAM policy"},
+		"the answer is lost": {ec2test.Fault{Lose: true}, nil, "AssignPrivateIpAddresses"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s.Fault(func(ec2test.Call) ec2test.Fault { return tt.fault })
+			err := e.Assign(t.Context(), "eni-1", ip, false)
+			if err == nil || !strings.Contains(err.Error(), tt.says) {
+				t.Fatalf("error %v, want one that says %q", err, tt.says)
+			}
+			for _, is := range []error{cloud.ErrThrottled, cloud.ErrRefused} {
+				if errors.Is(err, is) != (tt.is == is) {
+					t.Errorf("error %v is %v: %t", err, is, errors.Is(err, is))
+				}
+			}
+		})
+	}
+}
+
+// An answer that is none of EC2's, as of a proxy on the way, is no yes.
+func TestAnAnswerOfSomebodyElseIsNoYes(t *testing.T) {
+	for name, h := range map[string]http.HandlerFunc{
+		"a page": func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte("<html><body>hello</body></html>"))
+		},
+		"nothing":       func(http.ResponseWriter, *http.Request) {},
+		"a bad gateway": func(w http.ResponseWriter, _ *http.Request) { w.WriteHeader(http.StatusBadGateway) },
+		"an answer of no": func(w http.ResponseWriter, _ *http.Request) {
+			_, _ = w.Write([]byte("<AssignPrivateIpAddressesResponse><return>false</return></AssignPrivateIpAddressesResponse>"))
+		},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := httptest.NewServer(h)
+			defer s.Close()
+			err := open(t, s.URL).Assign(t.Context(), "eni-1", []netip.Addr{netip.MustParseAddr("10.0.0.50")}, false)
+			if err == nil || errors.Is(err, cloud.ErrRefused) || errors.Is(err, cloud.ErrThrottled) {
+				t.Errorf("error %v, want one that leaves open whether it is done", err)
+			}
+		})
+	}
+}
+
+func TestWithoutAnInstanceRegionAndVPCHaveToBeGiven(t *testing.T) {
+	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
+	t.Setenv("AWS_REGION", "")
+	t.Setenv("AWS_DEFAULT_REGION", "")
+	ctx, cancel := context.WithTimeout(t.Context(), 30*time.Second)
+	defer cancel()
+	for want, cfg := range map[string]Config{"--region": {VPC: "vpc-1"}, "--vpc": {Region: "eu-central-1"}} {
+		if _, err := New(ctx, cfg); err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("error %v, want one that names %s", err, want)
+		}
+	}
+}

@@ -1,0 +1,69 @@
+package cloud
+
+import (
+	"net/netip"
+	"strings"
+	"testing"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/egret-project/egret/egress"
+)
+
+func TestWhatIsDoneNextAboutAnAddress(t *testing.T) {
+	four, six := netip.MustParseAddr("10.0.0.50"), netip.MustParseAddr("fd00::50")
+	node := egress.Node{Name: "n", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}
+	ours, asked := &egress.CloudAddress{}, &egress.CloudAddress{Asked: []string{"eni-a"}}
+	for name, tt := range map[string]struct {
+		ip        netip.Addr
+		record    *egress.CloudAddress
+		holder    string
+		owner     string
+		allocated bool
+		want      step // the zero step: none
+		err       string
+	}{
+		"nobody has it: it is asked for, and nobody loses it":            {ip: four, owner: "n", want: step{verb: assign, iface: "eni-n"}},
+		"one of Egret's goes on to the owner":                            {ip: four, owner: "n", record: ours, holder: "eni-a", want: step{verb: assign, iface: "eni-n", move: true}},
+		"one that was asked for, and is there, is Egret's":               {ip: four, owner: "n", record: asked, holder: "eni-a", want: step{verb: assign, iface: "eni-n", move: true}},
+		"one that was asked for, and is nowhere, is asked for elsewhere": {ip: four, owner: "n", record: asked, want: step{verb: assign, iface: "eni-n"}},
+		"one that was asked for, and is another's, is another's":         {ip: four, owner: "n", record: asked, holder: "eni-b", err: "eni-b has the address"},
+		"somebody else's is left where it is":                            {ip: four, owner: "n", holder: "eni-b", err: "eni-b has the address"},
+		"one that is where it is wanted is written down":                 {ip: four, owner: "n", holder: "eni-n", want: step{verb: confirm, iface: "eni-n"}},
+		"and then nothing":                    {ip: four, owner: "n", record: ours, holder: "eni-n"},
+		"IPv6 is taken away first":            {ip: six, owner: "n", record: ours, holder: "eni-a", want: step{verb: unassign, iface: "eni-a"}},
+		"and then assigned":                   {ip: six, owner: "n", record: ours, want: step{verb: assign, iface: "eni-n"}},
+		"a node that the cloud does not know": {ip: four, owner: "m", record: ours, holder: "eni-a", err: "node m: the cloud shows no network interface"},
+		"without an owner it stays":           {ip: four, record: ours, holder: "eni-a", allocated: true},
+		"without an allocation, too, it goes": {ip: four, record: ours, holder: "eni-a", want: step{verb: unassign, iface: "eni-a"}},
+		"and is forgotten":                    {ip: four, record: ours, want: step{verb: forget}},
+		"one that was asked for, and that another has, is forgotten alone": {ip: four, record: asked, holder: "eni-b", want: step{verb: forget}},
+		"what Egret never had stays":                                       {ip: four, holder: "eni-b"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			s := state{
+				nodes: map[string]egress.Node{"n": node}, owners: map[netip.Addr]egress.Owner{}, records: map[netip.Addr]egress.CloudAddress{},
+				allocated: map[netip.Addr]bool{tt.ip: tt.allocated}, holders: map[netip.Addr]string{node.Addresses[0]: "eni-n"},
+			}
+			if tt.owner != "" {
+				s.owners[tt.ip] = egress.Owner{IP: tt.ip, Node: tt.owner}
+			}
+			if tt.record != nil {
+				s.records[tt.ip] = *tt.record
+			}
+			if tt.holder != "" {
+				s.holders[tt.ip] = tt.holder
+			}
+			if tt.want.verb != "" {
+				tt.want.ip = tt.ip
+			}
+			got, ok, err := s.next(tt.ip)
+			if d := cmp.Diff(tt.want, got, cmp.AllowUnexported(step{}), cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" || ok != (tt.want.verb != "") {
+				t.Errorf("%t (-want +got):\n%s", ok, d)
+			}
+			if (err == nil) != (tt.err == "") || err != nil && !strings.Contains(err.Error(), tt.err) {
+				t.Errorf("error %v, want %q", err, tt.err)
+			}
+		})
+	}
+}
