@@ -6,10 +6,10 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
-	"sync"
 	"sync/atomic"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sync/errgroup"
 
@@ -108,49 +108,70 @@ func (a *simulated) claim(ctx context.Context, p egress.Policy) error {
 	return nil
 }
 
-// watch watches what the agent of such a node does, from a revision on, and asks etcd how far it is after each event, as a Cache does.
-func (a *simulated) watch(revision int64) {
-	etcd, ctx := a.store.Etcd(), clientv3.WithRequireLeader(a.life)
-	ask := make(chan struct{}, 1)
+// progressEvery is how often an agent of the fleet asks etcd how far it is, at most. Agents ask after each event: in a burst more often.
+const progressEvery = 50 * time.Millisecond
+
+// watch watches what the agent of such a node does, from a revision on, by one stream as a Cache does, and asks etcd how far it is after events. It
+// returns when all watches are there.
+func (a *simulated) watch(revision int64) error {
+	ctx := clientv3.WithRequireLeader(a.life)
+	stream, err := pb.NewWatchClient(a.store.Etcd().ActiveConnection()).Watch(ctx)
+	if err != nil {
+		return fmt.Errorf("watching: %w", err)
+	}
+	ranges := store.ViewRanges(a.record.Node, a.followed...)
+	created, ask := make(chan error, 2), make(chan struct{}, 1)
+	a.running.Go(func() error { created <- a.receive(stream, len(ranges), created, ask); return nil })
+	for _, r := range ranges {
+		key := a.store.Prefix() + r
+		create := &pb.WatchCreateRequest{Key: []byte(key), RangeEnd: []byte(clientv3.GetPrefixRangeEnd(key)), StartRevision: revision + 1}
+		if err := stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}); err != nil {
+			return fmt.Errorf("watching %s: %w", key, err)
+		}
+	}
+	if err := <-created; err != nil {
+		return fmt.Errorf("watching: %w", err)
+	}
 	a.running.Go(func() error {
-		for {
+		for sleep(ctx, progressEvery) {
 			select {
 			case <-ctx.Done():
 				return nil
 			case <-ask:
-				_ = etcd.RequestProgress(ctx) // it is asked again after the next event
+				_ = stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_ProgressRequest{ProgressRequest: &pb.WatchProgressRequest{}}})
 			}
 		}
+		return nil
 	})
-	var created sync.WaitGroup
-	for _, r := range store.ViewRanges(a.record.Node, a.followed...) {
-		created.Add(1)
-		a.running.Go(func() error {
-			first := true
-			for resp := range etcd.Watch(ctx, a.store.Prefix()+r, clientv3.WithPrefix(), clientv3.WithRev(revision+1), clientv3.WithCreatedNotify()) {
-				if first {
-					first = false
-					created.Done()
-				}
-				if err := resp.Err(); err != nil {
-					a.fleet.broken.Add(1)
-					return nil
-				}
-				if len(resp.Events) > 0 {
-					a.fleet.events.Add(int64(len(resp.Events)))
-					select {
-					case ask <- struct{}{}:
-					default:
-					}
-				}
+	return nil
+}
+
+// receive counts what comes until the stream ends, and says when so many watches are there.
+func (a *simulated) receive(stream pb.Watch_WatchClient, watches int, created chan<- error, ask chan<- struct{}) error {
+	for {
+		resp, err := stream.Recv()
+		if err != nil {
+			if a.life.Err() == nil {
+				a.fleet.broken.Add(1)
 			}
-			if first {
-				created.Done()
+			return err
+		}
+		if resp.Canceled {
+			a.fleet.broken.Add(1)
+		}
+		if resp.Created {
+			if watches--; watches == 0 {
+				created <- nil
 			}
-			return nil
-		})
+		}
+		if len(resp.Events) > 0 {
+			a.fleet.events.Add(int64(len(resp.Events)))
+			select {
+			case ask <- struct{}{}:
+			default:
+			}
+		}
 	}
-	created.Wait()
 }
 
 // list reads what the view of an agent that starts reads, and returns at what revision.
@@ -216,7 +237,9 @@ func (a *simulated) restart(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	a.watch(revision)
+	if err := a.watch(revision); err != nil {
+		return err
+	}
 	return a.store.PutAgent(ctx, a.lease, a.record)
 }
 
@@ -243,5 +266,6 @@ type counters struct {
 	broken     atomic.Int64 // watches
 	unanswered atomic.Int64 // questions
 	lost       atomic.Int64 // leases
+	failed     atomic.Int64 // restarts
 	listed     atomic.Int64 // bytes of the last list
 }

@@ -69,6 +69,7 @@ type reply struct {
 	Broken  int64         // watches
 	Unheard int64         // questions without an answer
 	Lost    int64         // leases
+	Failed  int64         // agents that could not be restarted
 	Listed  int64         // bytes of the last list
 	Steps   []string      // what took how long
 }
@@ -113,7 +114,7 @@ func serveFleet(ctx context.Context, in io.Reader, out io.Writer) error {
 		began := time.Now()
 		done, err := f.do(ctx, r)
 		a := reply{Took: time.Since(began), Done: done, Events: f.events.Load(), Broken: f.broken.Load(), Unheard: f.unanswered.Load(),
-			Listed: f.listed.Load(), Lost: f.lost.Load(), Steps: f.steps}
+			Listed: f.listed.Load(), Lost: f.lost.Load(), Failed: f.failed.Load(), Steps: f.steps}
 		if err != nil {
 			a.Err = err.Error()
 		}
@@ -210,7 +211,7 @@ func (f *fleet) join(ctx context.Context) error {
 		return err
 	}
 	defer step("watches")
-	return f.each(f.agents, 16, func(a *simulated) error { a.watch(now.Header.Revision); return nil })
+	return f.each(f.agents, 16, func(a *simulated) error { return a.watch(now.Header.Revision) })
 }
 
 // each does something for all agents, so many at a time.
@@ -286,7 +287,8 @@ func (f *fleet) die(ctx context.Context) error {
 	return nil
 }
 
-// rollout restarts agents, so many at a time, until all are or the time is over, and returns how many.
+// rollout restarts agents, so many at a time, until all are or the time is over, and returns how many were. One that cannot be goes on as it is, and
+// is counted.
 func (f *fleet) rollout(ctx context.Context, parallel int, most time.Duration) (int, error) {
 	end := time.Now().Add(most)
 	var done atomic.Int64
@@ -296,11 +298,13 @@ func (f *fleet) rollout(ctx context.Context, parallel int, most time.Duration) (
 		}
 		try, cancel := context.WithTimeout(ctx, time.Minute)
 		defer cancel()
-		err := a.restart(try)
-		if err == nil {
-			done.Add(1)
+		if err := a.restart(try); err != nil {
+			fmt.Fprintf(os.Stderr, "%s was not restarted: %v\n", a.record.Node, err)
+			f.failed.Add(1)
+			return nil
 		}
-		return err
+		done.Add(1)
+		return nil
 	})
 	return int(done.Load()), err
 }

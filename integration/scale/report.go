@@ -41,6 +41,7 @@ const (
 	crdsyncMost
 	busyAgentMB
 	busyAgentCPU
+	busyFleetCPU
 	kernelP50
 	kernelP99
 	wholeP50
@@ -51,7 +52,11 @@ const (
 	lastTaken
 	allTaken
 	takenIPs
+	takeEtcdCPU
+	takeAgentCPU
+	takeFleetCPU
 	rolled
+	rolloutFailed
 	rolloutTook
 	rolloutRate
 	rolloutList
@@ -61,6 +66,7 @@ const (
 	rolloutCrdsyncMB
 	rolloutAgentMB
 	rolloutAgentCPU
+	rolloutFleetCPU
 	rows
 )
 
@@ -101,6 +107,7 @@ var Rows = [rows]Row{
 	crdsyncMost:      {"crdsync memory at its highest since its second start", "MB", 0},
 	busyAgentMB:      {"pod events: agent memory", "MB", 60},
 	busyAgentCPU:     {"pod events: agent CPU", "% of a core", 0},
+	busyFleetCPU:     {"pod events: CPU of all other agents", "% of a core", 0},
 	kernelP50:        {"pod to kernel, from the API server's answer, p50", "ms", 0},
 	kernelP99:        {"pod to kernel, from the API server's answer, p99", "ms", 100},
 	wholeP50:         {"pod to kernel, from the request, p50", "ms", 0},
@@ -111,7 +118,11 @@ var Rows = [rows]Row{
 	lastTaken:        {"power-off: until the last IP has a permit", "s", 0},
 	allTaken:         {"power-off: from the first IP to the last", "s", 0.5},
 	takenIPs:         {"power-off: IPs that were taken over", "", 0},
+	takeEtcdCPU:      {"power-off: etcd CPU until then", "% of a core", 0},
+	takeAgentCPU:     {"power-off: agent CPU until then", "% of a core", 0},
+	takeFleetCPU:     {"power-off: CPU of all other agents until then", "% of a core", 0},
 	rolled:           {"rollout: agents restarted", "", 0},
+	rolloutFailed:    {"rollout: agents that were not restarted, by a fault", "", 0},
 	rolloutTook:      {"rollout: in", "s", 0},
 	rolloutRate:      {"rollout: agents", "1/s", 0},
 	rolloutList:      {"rollout: what an agent reads at its start", "MB", 0},
@@ -121,6 +132,7 @@ var Rows = [rows]Row{
 	rolloutCrdsyncMB: {"rollout: crdsync memory", "MB", 500},
 	rolloutAgentMB:   {"rollout: agent memory", "MB", 60},
 	rolloutAgentCPU:  {"rollout: agent CPU", "% of a core", 0},
+	rolloutFleetCPU:  {"rollout: CPU of all other agents", "% of a core", 0},
 }
 
 // Result is what was measured in one cluster.

@@ -426,6 +426,7 @@ func (b *bench) change(ctx context.Context) error {
 	b.r.add(busyPods, float64(int(b.Rest.Seconds())*b.Events)/r.seconds)
 	b.r.add(busyEtcdCPU, 100*r.cpu["etcd"])
 	b.r.add(busyCrdsyncCPU, 100*r.cpu["crdsync"])
+	b.r.add(busyFleetCPU, 100*r.cpu["fleet"])
 	b.r.add(busyAgentCPU, 100*r.cpu["agent"])
 	ms := func(all []time.Duration, q float64) float64 { return cdf.Milliseconds(cdf.Quantile(all, q)) }
 	b.r.add(kernelP50, ms(rest, 0.5))
@@ -485,6 +486,10 @@ func (b *bench) takeOver(ctx context.Context) error {
 		err error
 	}
 	done := make(chan answer, 1)
+	begin, err := b.take(ctx)
+	if err != nil {
+		return err
+	}
 	began := time.Now()
 	go func() {
 		a, err := b.ask(request{Do: "die"})
@@ -511,6 +516,14 @@ func (b *bench) takeOver(ctx context.Context) error {
 	if a.err != nil {
 		return a.err
 	}
+	end, err := b.take(ctx)
+	if err != nil {
+		return err
+	}
+	r := end.since(begin)
+	b.r.add(takeEtcdCPU, 100*r.cpu["etcd"])
+	b.r.add(takeAgentCPU, 100*r.cpu["agent"])
+	b.r.add(takeFleetCPU, 100*r.cpu["fleet"])
 	b.r.add(revoked, a.Took.Seconds())
 	b.r.add(firstTaken, first.Seconds())
 	b.r.add(lastTaken, last.Seconds())
@@ -537,11 +550,13 @@ func (b *bench) rollout(ctx context.Context) error {
 		return err
 	}
 	b.r.add(rolled, float64(a.Done))
+	b.r.add(rolloutFailed, float64(a.Failed))
 	b.r.add(rolloutTook, a.Took.Seconds())
 	b.r.add(rolloutRate, float64(a.Done)/a.Took.Seconds())
 	b.r.add(rolloutList, float64(a.Listed)/1e6)
 	b.r.add(rolloutSeen, float64(a.Events-before.Events)/max(1, float64(a.Done)))
 	b.r.add(rolloutEtcdCPU, 100*r.cpu["etcd"])
+	b.r.add(rolloutFleetCPU, 100*r.cpu["fleet"])
 	b.r.add(rolloutAgentCPU, 100*r.cpu["agent"])
 	return b.memories(rolloutEtcdMB, rolloutCrdsyncMB, rolloutAgentMB)
 }
