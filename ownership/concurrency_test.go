@@ -10,7 +10,7 @@ import (
 )
 
 // A round over thousands of IPs takes longer than permits may wait.
-func TestPermitsAreRenewedWhileAPassGoesOn(t *testing.T) {
+func TestPermitsAreRenewedWhileARoundGoesOn(t *testing.T) {
 	ip, now := netip.MustParseAddr("10.0.0.1"), epoch
 	m := New(Config{Node: "a", Permit: time.Second, Gossip: true, Freeze: true, Process: 1, Start: now})
 	m.Step(now, Granted{Lease: 1, Sent: now, TTL: time.Minute})
