@@ -5,7 +5,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # The race detector wants the data plane tests to have time; a package that hangs is killed by this bound.
 TIMEOUT := 15m
 
-.PHONY: build image demo test test-unit test-integration test-vm test-faults test-alerts test-schedules lint generate kube tools clean
+.PHONY: build image demo test test-unit test-integration test-vm test-faults test-fuzz test-alerts test-schedules lint generate kube tools clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-etcd ./cmd/egret-lab
@@ -37,6 +37,7 @@ test:
 	integration/tools bin/path
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-unit
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-schedules
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-fuzz
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-vm
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-integration
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-faults
@@ -52,6 +53,15 @@ SCHEDULES ?= 3m
 
 test-schedules:
 	go test -count=1 -v -timeout 0 ./ownership -run 'TestSchedules$$' -schedules-time $(SCHEDULES)
+
+# What comes from outside (etcd, the kernel, the API server, files of a log), with bytes that nobody thought of, each for FUZZ. Bytes that show a fault
+# are left in the package's testdata, where they are a test from then on.
+FUZZ ?= 5s
+
+test-fuzz:
+	set -e; for dir in $$(git ls-files '*_test.go' | xargs grep -lE '^func Fuzz' | xargs -n 1 dirname | sort -u); do \
+		for f in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9]+).*/\1/p' $$dir/*_test.go); do \
+			go test ./$$dir -run NONE -fuzz "^$$f\$$" -fuzztime $(FUZZ); done; done
 
 test-integration: build kube
 	go test -count=1 -shuffle=on -timeout 30m $$(go list ./integration/... | grep -v -e /faults -e /alerts)

@@ -257,7 +257,7 @@ func gateway(w store.Whole, o egress.Owner, home string, step func(string, fault
 	case !alive:
 		step("owner", stops, "%s has the lock of %s, and its agent is down: the kernel there is silent, and another node takes over when the lease ends", o.Node, o.IP)
 	case a.Lease != egress.FormatLease(o.Lease):
-		step("owner", stops, "%s has the lock of %s under lease %s of a former agent: this one (lease %s) does not answer for it", o.Node, o.IP, egress.FormatLease(o.Lease), a.Lease)
+		step("owner", stops, "%s", ofFormer(o, a))
 	case plan.Gone(&w.Snapshot, o.Node):
 		step("owner", stops, "%s has the lock of %s, and there is no such node: it serves nothing", o.Node, o.IP)
 	case a.Restarting:

@@ -50,8 +50,11 @@ func troublesOf(w store.Whole, space store.Space) []Trouble {
 			say(Broken, "egress "+name, "it has no address, and what its pods send to the outside is dropped: `kubectl describe egress %s` says why", name)
 		}
 		for _, a := range p.Addresses {
-			if _, owned := w.Owners[a.IP]; !owned {
+			o, owned := w.Owners[a.IP]
+			if !owned {
 				say(Broken, "egress "+name, "%s", unowned(cluster, a))
+			} else if r, alive := w.Agents[o.Node]; alive && r.Lease != egress.FormatLease(o.Lease) {
+				say(Broken, "egress "+name, "%s", ofFormer(o, r))
 			}
 		}
 	}
@@ -114,4 +117,10 @@ func worstFirst(list []Trouble) {
 // unowned says why no node holds an address, as far as etcd tells.
 func unowned(c *plan.Cluster, a egress.Address) string {
 	return plan.Unowned(c.Snapshot, a, c.Owned)
+}
+
+// ofFormer says that a lock is one of its node's former agent, which the agent of now does not act upon.
+func ofFormer(o egress.Owner, r egress.Agent) string {
+	return fmt.Sprintf("%s has the lock of %s under lease %s of a former agent: this one (lease %s) does not answer for it",
+		o.Node, o.IP, egress.FormatLease(o.Lease), r.Lease)
 }

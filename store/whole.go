@@ -29,11 +29,16 @@ func (c *Client) ReadWhole(ctx context.Context) (Whole, error) {
 	if err != nil {
 		return Whole{}, fmt.Errorf("reading etcd: %w", err)
 	}
+	return WholeOf(list.revision, list.records), nil
+}
+
+// WholeOf returns the Whole of the records, by key, that etcd holds at a revision.
+func WholeOf(revision int64, records map[string]Record) Whole {
 	t := newWholeTables()
-	for key, r := range list.records {
+	for key, r := range records {
 		t.apply(key, &r, true)
 	}
-	return t.whole(list.revision), nil
+	return t.whole(revision)
 }
 
 // wholeTables are the tables of a Whole.

@@ -1,0 +1,39 @@
+package conntrack
+
+import (
+	"bytes"
+	"testing"
+
+	"golang.org/x/sys/unix"
+)
+
+// What an event says is what decode reads of its attributes, whatever the bytes are, and nothing of it makes the agent fall.
+func FuzzEvents(f *testing.F) {
+	nested := func(typ byte, value ...byte) []byte {
+		return append([]byte{byte(4 + len(value)), 0, typ, 0x80}, value...)
+	}
+	for _, attributes := range [][]byte{
+		nil, {4, 0, tupleOrig, 0}, {3, 0, 1, 0}, {8, 0, entryID, 0, 0, 0, 0, 7}, {255, 255, 1, 0}, nested(tupleReply, nested(1, 5, 0, 1, 0, 10, 0, 0, 0)...),
+		nested(protoInfo, nested(tcpInfo, 5, 0, tcpState, 0, timeWait, 0, 0, 0)...), nested(timestamps, 12, 0, timestampStart, 0, 255, 255, 255, 255, 255, 255, 255, 255),
+	} {
+		f.Add(attributes)
+	}
+	f.Fuzz(func(t *testing.T, attributes []byte) {
+		var want Flow
+		err := decode(attributes, &want)
+		size := unix.NLMSG_HDRLEN + headerLen + len(attributes)
+		if size > 1<<16 {
+			return
+		}
+		head := make([]byte, unix.NLMSG_HDRLEN+headerLen)
+		head[0], head[1], head[4], head[5] = byte(size), byte(size>>8), byte(begin&0xff), byte(begin>>8)
+		var got []Flow
+		var flow Flow
+		keep := func(f *Flow) { got = append(got, *f) }
+		gotErr := new(Events).parse(bytes.Join([][]byte{head, attributes}, nil), &flow, keep, keep)
+		if (err == nil) != (gotErr == nil) || err == nil && (len(got) != 1 || got[0] != want) {
+			t.Errorf("the attributes are %+v, %v; the event is %+v, %v", want, err, got, gotErr)
+		}
+		_ = new(Events).parse(attributes, &flow, keep, keep) // as a datagram: no more than an error may come of it
+	})
+}

@@ -1,0 +1,63 @@
+package operator
+
+import (
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/plan"
+	"github.com/egret-project/egret/store"
+)
+
+// valid is a record of each kind.
+var valid = map[string]string{
+	"pools/p":                  `{"name":"p","ranges":["10.10.0.0/24"],"nodes":{}}`,
+	"egresses/web":             `{"name":"web","addresses":[{"ip":"10.10.0.11","id":1,"pool":"p"}]}`,
+	"nodes/n1":                 `{"name":"n1","index":1,"addresses":["192.0.2.101"],"podCIDRs":["10.244.1.0/24"]}`,
+	"agents/n1":                `{"node":"n1","address":"192.0.2.101","lease":"a1","ports":{"10.10.0.11":{"want":2048}}}`,
+	"owners/10.10.0.11":        `{"ip":"10.10.0.11","node":"n1"}`,
+	"moves/10.10.0.11":         `{"ip":"10.10.0.11","to":"n1"}`,
+	"members/by-node/n1/web":   `{"egress":"web","node":"n1","pods":[{"pod":"default/a","ips":["10.244.1.2"]}]}`,
+	"members/by-egress/web/n1": `{"egress":"web","node":"n1","pods":[{"pod":"default/a","ips":["10.244.1.2"]}],"blocks":[{"ip":"10.10.0.11","first":2048,"size":1024}]}`,
+	"blocks/10.10.0.11/02048":  `{"ip":"10.10.0.11","first":2048,"size":1024,"node":"n1"}`,
+	"suspicions/n1":            `{"node":"n1","lease":"a1"}`,
+	"cordons/n1":               `{"node":"n1"}`,
+	"pins/10.10.0.11":          `{"ip":"10.10.0.11","node":"n1"}`,
+	"history/10.10.0.11/1-n1":  `{"ip":"10.10.0.11","node":"n1"}`,
+	"allocations/10.10.0.11":   `{"ip":"10.10.0.11","id":1}`,
+	"services/a":               `{}`,
+	"pods/n1":                  `[]`,
+}
+
+// Who may write to etcd may write anything beside valid records, or in place of one: it is used, or it is a fault, and nothing falls.
+func FuzzRecord(f *testing.F) {
+	for key, value := range valid {
+		f.Add(key, []byte(value))
+	}
+	f.Add("members/by-egress/web/n1/n2", []byte(`{"egress":null}`))
+	f.Fuzz(func(t *testing.T, key string, value []byte) {
+		records := map[string]store.Record{}
+		for k, v := range valid {
+			records[k] = store.Record{Value: []byte(v), Revision: 7}
+		}
+		records[key] = store.Record{Value: value, Revision: 8, Lease: 0xa1}
+		w := store.WholeOf(9, records)
+		if len(w.Faults) > 1 {
+			t.Errorf("one record is not valid, and %d are at fault: %v", len(w.Faults), w.Faults)
+		}
+		cluster := plan.New(&w.Snapshot)
+		for _, node := range []string{"n1", "n2"} {
+			_ = plan.Build(cluster, plan.Facts{
+				Node: node, Underlay: netip.MustParseAddr("192.0.2.101"), Uplink: plan.Link{Name: "eth0", Up: true, MTU: 1500},
+			}, map[netip.Addr]plan.Role{netip.MustParseAddr("10.10.0.11"): plan.Own})
+		}
+		_ = troublesOf(w, store.Space{})
+		_, _ = TraceIn(w, Question{Pod: "default/a"}, time.Unix(1, 0)) // an error: there is no such pod
+		for ip, o := range w.Owners {
+			if ip != o.IP || egress.FormatLease(o.Lease) == "" {
+				t.Errorf("%s is the key of %+v", ip, o)
+			}
+		}
+	})
+}
