@@ -78,21 +78,26 @@ func (l *Lease) TTL() time.Duration {
 
 // Renew renews the lease with one request. errors.Is(err, ErrLeaseLost): it is gone, for good. Any other error: nothing is known, try again.
 func (l *Lease) Renew(ctx context.Context) error {
-	_, err := l.renew(ctx, func(context.Context) (*pb.LeaseKeepAliveResponse, error) { return nil, errRenewals })
+	_, err := l.renew(ctx, nil)
 	return err
 }
 
-// renew is Renew; sent is when the first request was. It asks by the stream first.
-func (l *Lease) renew(ctx context.Context, stream func(context.Context) (*pb.LeaseKeepAliveResponse, error)) (sent time.Time, err error) {
+// renew is Renew; sent is when the first request was. It asks by the stream first, if there is one.
+func (l *Lease) renew(ctx context.Context, stream *renewals) (sent time.Time, err error) {
 	if l.isLost() {
 		return sent, l.errLost()
 	}
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	sent = time.Now()
-	resp, err := stream(ctx)
+	after, err := l.client.elsewhere(elsewhereAfter), errRenewals
+	var resp *pb.LeaseKeepAliveResponse
+	if stream != nil {
+		resp, err = stream.ask(ctx)
+		after = stream.patience()
+	}
 	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		resp, err = retryElsewhere(ctx, elsewhereAfter, func(ctx context.Context) (*pb.LeaseKeepAliveResponse, error) {
+		resp, err = retryElsewhere(ctx, after, func(ctx context.Context) (*pb.LeaseKeepAliveResponse, error) {
 			r, err := l.client.etcd.KeepAliveOnce(ctx, l.id)
 			if err != nil {
 				return nil, err
@@ -355,7 +360,7 @@ func (l *Lease) Run(ctx context.Context, renewed func(sent time.Time, ttl time.D
 		case <-tick.C:
 		}
 		try, cancel := context.WithTimeout(ctx, timeout)
-		sent, err := l.renew(try, stream.ask)
+		sent, err := l.renew(try, stream)
 		cancel()
 		if ctx.Err() != nil {
 			return ctx.Err()

@@ -52,7 +52,7 @@ func (c *Client) list(ctx context.Context, prefixes []string, revision int64) (l
 		for i, p := range chunk {
 			ops[i] = clientv3.OpGet(c.key(p), clientv3.WithPrefix(), clientv3.WithRev(out.revision))
 		}
-		resp, err := retryElsewhere(ctx, time.Second, func(ctx context.Context) (*clientv3.TxnResponse, error) { return c.etcd.Txn(ctx).Then(ops...).Commit() })
+		resp, err := retryElsewhere(ctx, c.elsewhere(time.Second), func(ctx context.Context) (*clientv3.TxnResponse, error) { return c.etcd.Txn(ctx).Then(ops...).Commit() })
 		if err != nil {
 			return out, fmt.Errorf("listing %s: %w", strings.Join(chunk, ", "), err)
 		}

@@ -108,7 +108,7 @@ func (c *Client) Ready(ctx context.Context, m egress.Move, l *Lease) (bool, erro
 	}
 	key := c.key(MoveKey(m.IP))
 	// Once more at another member does no harm: the second finds the record changed.
-	resp, err := retryElsewhere(ctx, 200*time.Millisecond, func(ctx context.Context) (*clientv3.TxnResponse, error) {
+	resp, err := retryElsewhere(ctx, c.elsewhere(200*time.Millisecond), func(ctx context.Context) (*clientv3.TxnResponse, error) {
 		return c.txn(ctx,
 			[]clientv3.Cmp{unchanged(key, revision)},
 			[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithIgnoreLease())}, nil)

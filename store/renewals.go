@@ -9,8 +9,12 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// elsewhereAfter is how long an answer may take until etcd is asked again, another member where there is one.
-const elsewhereAfter = 200 * time.Millisecond
+// An answer may take elsewhereAfter until another member of etcd is asked, and twice as long each time that one took longer, up to elsewhereLatest: an
+// etcd that is only slow gets no more to do by that.
+const (
+	elsewhereAfter  = 200 * time.Millisecond
+	elsewhereLatest = 2 * time.Second
+)
 
 // errRenewals says that a stream of renewals has ended, or does not answer.
 var errRenewals = errors.New("the stream of renewals has ended")
@@ -19,6 +23,7 @@ var errRenewals = errors.New("the stream of renewals has ended")
 // ends the stream, so that no answer is of an earlier question; the next renewal opens another one. It is not safe for concurrent use.
 type renewals struct {
 	lease   *Lease
+	after   time.Duration                 // how long the next answer may take; 0: elsewhereAfter
 	stream  pb.Lease_LeaseKeepAliveClient // nil: none is open
 	end     context.CancelFunc
 	answers chan *pb.LeaseKeepAliveResponse // closed when the stream has ended
@@ -35,22 +40,30 @@ func (r *renewals) ask(ctx context.Context) (*pb.LeaseKeepAliveResponse, error) 
 		r.close()
 		return nil, err
 	}
-	late := time.NewTimer(elsewhereAfter)
+	after := r.patience()
+	late := time.NewTimer(after)
 	defer late.Stop()
 	select {
 	case a, open := <-r.answers:
 		if !open {
 			break
 		}
+		r.after = after / 2
 		if a.TTL <= 0 {
 			return nil, rpctypes.ErrLeaseNotFound
 		}
 		return a, nil
 	case <-late.C:
+		r.after = 2 * after
 	case <-ctx.Done():
 	}
 	r.close()
 	return nil, errRenewals
+}
+
+// patience returns how long an answer may take.
+func (r *renewals) patience() time.Duration {
+	return r.lease.client.elsewhere(min(max(r.after, elsewhereAfter), elsewhereLatest))
 }
 
 // open opens a stream that outlives ctx.

@@ -9,6 +9,14 @@ import (
 // maxAttempts is how often retryElsewhere sends a request at most.
 const maxAttempts = 3
 
+// elsewhere returns after how long another member of etcd is asked: never, where there is only one.
+func (c *Client) elsewhere(after time.Duration) time.Duration {
+	if len(c.etcd.Endpoints()) < 2 {
+		return time.Hour // no request takes as long
+	}
+	return after
+}
+
 // retryElsewhere calls f, and again whenever there was no answer for the time after: a request to a member of etcd that
 // stands still hangs, and the next one goes to another member. It returns the first answer without an error, else the
 // last error. Calls of f may run at the same time, and its request must be harmless when it is sent twice.
