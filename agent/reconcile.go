@@ -128,9 +128,11 @@ func (a *agent) roles(ctx context.Context, r *round, dead func(node string) bool
 		case ownership.Returned:
 			a.flusher.returns(f.IP)
 		case ownership.Confirm:
-			// Before permits are written, which need a yes. What comes of it is seen then.
-			_ = a.question(ctx)
+			// Before permits are written, which need a yes. What comes of it is seen then; at a member of etcd that hangs it is the next question's.
 			notify(a.asks)
+			try, cancel := context.WithTimeout(ctx, min(a.Permit, time.Second)/2)
+			_ = a.question(try)
+			cancel()
 		}
 	}
 }

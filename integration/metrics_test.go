@@ -178,7 +178,7 @@ func TestMetricsSayWhatPacketsSaid(t *testing.T) {
 			t.Errorf("%s renewed no permit", node) // others may hold what other tests leave
 		}
 		for _, busy := range []string{"egret_etcd_question_duration_seconds", "egret_pass_duration_seconds", "egret_change_to_kernel_seconds"} {
-			if count, _ := p.value(of(busy)); count == 0 {
+			if count, _ := p.value(of(busy)); count == 0 && (node == gateway || busy != "egret_etcd_question_duration_seconds") { // who holds nothing asks nothing
 				t.Errorf("%s: %s counted nothing", node, busy)
 			}
 		}

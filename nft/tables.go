@@ -157,7 +157,8 @@ func (t *Tables) Apply(c Changes) error {
 		for i := range known.tables {
 			known.tables[i].elements = c.after[i]
 		}
-		t.observed = known
+		t.serial++ // other Changes to what was observed do not fit any more
+		known.serial, t.observed = t.serial, known
 	}
 	t.log.Debug("nftables applied", "dur", time.Since(start))
 	return nil

@@ -91,9 +91,20 @@ func (e *events) update(f func()) {
 	e.seen.Broadcast()
 }
 
-func (e *events) run(running bool)         { e.update(func() { e.running = running }) }
-func (e *events) change()                  { e.update(func() { e.changed = true }) }
-func (e *events) commit(generation uint32) { e.update(func() { e.reach(generation) }) }
+// run notes that Watch begins or ends. What came before it begins is not known.
+func (e *events) run(running bool) { e.update(func() { e.running, e.changed = running, true }) }
+
+func (e *events) change() { e.update(func() { e.changed = true }) }
+
+// commit takes in a commit. The kernel counts them, without 0: a gap is of events that are lost, which it may not say a second time.
+func (e *events) commit(generation uint32) {
+	e.update(func() {
+		if next := max(e.generation+1, 1); e.begun && int32(generation-next) > 0 {
+			e.changed = true
+		}
+		e.reach(generation)
+	})
+}
 
 // reset forgets what was changed: everything is about to be read, at a generation or a later one.
 func (e *events) reset(generation uint32) {

@@ -12,7 +12,7 @@ import (
 
 // valid is a record of each kind.
 var valid = map[string]string{
-	"pools/p":                  `{"name":"p","ranges":["10.10.0.0/24"],"nodes":{}}`,
+	"pools/p":                  `{"name":"p","ranges":[{"start":"10.10.0.1","end":"10.10.0.99"}]}`,
 	"egresses/web":             `{"name":"web","addresses":[{"ip":"10.10.0.11","id":1,"pool":"p"}]}`,
 	"nodes/n1":                 `{"name":"n1","index":1,"addresses":["192.0.2.101"],"podCIDRs":["10.244.1.0/24"]}`,
 	"agents/n1":                `{"node":"n1","address":"192.0.2.101","lease":"a1","ports":{"10.10.0.11":{"want":2048}}}`,
@@ -26,8 +26,8 @@ var valid = map[string]string{
 	"pins/10.10.0.11":          `{"ip":"10.10.0.11","node":"n1"}`,
 	"history/10.10.0.11/1-n1":  `{"ip":"10.10.0.11","node":"n1"}`,
 	"allocations/10.10.0.11":   `{"ip":"10.10.0.11","id":1}`,
-	"services/a":               `{}`,
-	"pods/n1":                  `[]`,
+	"services/a":               `{"name":"a"}`,
+	"pods/n1":                  `{"node":"n1","cidrs":["10.244.1.0/24"]}`,
 }
 
 // Who may write to etcd may write anything beside valid records, or in place of one: it is used, or it is a fault, and nothing falls.

@@ -328,6 +328,13 @@ func TestStatusAndTraceReadEtcd(t *testing.T) {
 		t.Fatal(err)
 	}
 	out.Reset()
+	if err := Status(t.Context(), c, "yaml", &out); !errors.As(err, &v) || v.Status != 2 || !strings.Contains(out.String(), "of a former") {
+		t.Errorf("status with a lock of a former agent: %v\n%s", err, out.String())
+	}
+	former := w.Agents["node-1"]
+	former.Lease = egress.FormatLease(0)
+	put(t, c, store.AgentKey("node-1"), former)
+	out.Reset()
 	if err := Status(t.Context(), c, "yaml", &out); !errors.As(err, &v) || v.Status != 3 || !strings.Contains(out.String(), "none leads") {
 		t.Errorf("status without a leader: %v\n%s", err, out.String())
 	}

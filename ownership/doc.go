@@ -64,8 +64,8 @@
 //  16. A promise carries on what etcd's yes began, and begins nothing (Machine.limit, now.Before(p.limit)).
 //  17. A process that begins does not know what its former one promised, so it is bound for the longest P (promises.see).
 //  18. Answers to a former process count for nothing (Message.Process).
-//  19. An agent that has no use for a yes asks etcd for none, and does not know whether it has etcd (Machine.Asks). It promises once, since a promise only
-//     binds, and asks etcd until nobody asks it any more (promises.heard).
+//  19. An agent that has no use for a yes asks etcd for none, and does not know whether it has etcd (Machine.Asks). It promises until etcd has answered
+//     it, since a promise only binds, and asks etcd until nobody asks it any more (promises.heard).
 //
 // A restart: the locks move to a lease that nobody revokes, then the permits are lengthened to its end (Extended), where the kernel has some and the
 // lock has moved. Locks that the kernel

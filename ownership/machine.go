@@ -258,6 +258,9 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 		return m.lost(e)
 	case Confirmed:
 		m.promises.asked(e.Sent)
+		if m.lease.Confirmed.Before(m.promises.asking) {
+			m.promises.missing(now, m.lease.Confirmed) // the first yes may have come late: then etcd was lost
+		}
 		m.confirmed(e)
 	case Heard:
 		m.asks(now)

@@ -42,6 +42,7 @@ type node struct {
 	busy       bool
 	dirty      bool
 	asking     int
+	resting    bool // nothing asks etcd for a yes
 	heard      []gossipState
 	backoff    time.Duration
 }
@@ -138,7 +139,7 @@ func (n *node) effect(f Effect) {
 	case Say:
 		n.send(f)
 	case Confirm:
-		n.confirm(func(bool) {})
+		n.beginToAsk()
 	}
 }
 
@@ -448,6 +449,7 @@ func (n *node) round() {
 		effects := n.m.Step(n.clock(), Facts{Facts: f, Dead: func(node string) bool { return n.heard[node[0]-'A'] == dead }})
 		program := func(bool) { n.program(effects[0].(Program).Roles) }
 		if slices.ContainsFunc(effects, func(f Effect) bool { _, confirm := f.(Confirm); return confirm }) {
+			n.beginToAsk()
 			n.confirm(program)
 		} else {
 			program(true)
@@ -655,7 +657,7 @@ func (n *node) boot() {
 	}
 	n.life++
 	n.running, n.stopping, n.busy, n.dirty, n.view, n.asking, n.frozen, n.backoff = false, false, false, false, nil, 0, 0, 0
-	n.viewTerm, n.head, n.restores = 0, head{}, 0
+	n.viewTerm, n.head, n.restores, n.resting = 0, head{}, 0, false
 	if n.w.opt.mixedP {
 		n.permit = []time.Duration{200 * time.Millisecond, permitLength, time.Second}[n.w.N(3)]
 	}
@@ -927,10 +929,20 @@ func (n *node) loops() {
 }
 
 func (n *node) confirming() {
-	if n.m.Asks(n.clock()) && n.asking < 5 {
+	if n.resting = !n.m.Asks(n.clock()); n.resting {
+		return
+	}
+	if n.asking < 5 {
 		n.confirm(func(bool) {})
 	}
 	n.in(n.permit/5, n.confirming)
+}
+
+// beginToAsk ends a rest.
+func (n *node) beginToAsk() {
+	if n.resting {
+		n.confirming()
+	}
 }
 
 // confirm is store.Lease.Confirm.

@@ -7,8 +7,8 @@ import "time"
 // uses no IP that it has claimed and does not use yet. With the promise of all that could claim the agent goes on as if etcd had confirmed
 // its lease when it asked. All, not most: of the rest any could claim once the lease has ended.
 //
-// An agent that has no use for a yes does not ask etcd, so it does not know whether it has lost it. Asked by a peer it promises once, which is always
-// safe, and asks etcd itself from then on, for as long as the peer may ask again.
+// An agent that has no use for a yes does not ask etcd, so it does not know whether it has lost it. Asked by a peer it promises, which is always
+// safe, and asks etcd itself from then on, for as long as the peer may ask again; it promises until etcd has answered.
 //
 // Who asks without a permit left, and gets no promise, is partitioned: cut off from an etcd that others have. It need not be waited for.
 type promises struct {
@@ -78,7 +78,7 @@ func (p *promises) asked(now time.Time) {
 // missing reports whether etcd has been silent for so long that the permits are in danger. It is asked every fifth of P, and all have to
 // miss it before the first permit ends.
 func (p *promises) missing(now, confirmed time.Time) bool {
-	if now.Sub(later(confirmed, p.asking)) < p.length*3/10 {
+	if p.asking.IsZero() || now.Sub(later(confirmed, p.asking)) < p.length*3/10 {
 		return false
 	}
 	p.lost = now
@@ -95,10 +95,15 @@ func (p *promises) heard(now time.Time, e Heard, confirmed time.Time) []Effect {
 		}
 		return nil
 	}
+	was := p.partitioned(now, e.From)
+	if was && m.Silent {
+		p.refused[e.From] = refusal{p.refused[e.From].first, now} // a promise would begin nothing, and etcd need not be asked again and again
+		return nil
+	}
 	p.wanted = now.Add(2 * max(p.length, m.Permit))
 	idle := p.asking.IsZero()
-	was := p.partitioned(now, e.From)
-	if idle || p.missing(now, confirmed) || now.Sub(p.lost) < returning {
+	unknown := idle || confirmed.Before(p.asking)
+	if p.missing(now, confirmed) || unknown || now.Sub(p.lost) < returning {
 		p.until = later(p.until, now.Add(max(p.length, m.Permit)))
 		delete(p.refused, e.From)
 		m.Promise = true

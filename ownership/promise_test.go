@@ -28,7 +28,7 @@ func newWire(names ...string) *wire {
 		m := New(Config{Node: name, Permit: oneMinute, Gossip: true, Freeze: true, Process: uint64(i + 1), Start: w.now})
 		m.Step(w.now, Granted{Lease: int64(i + 1), Sent: w.now, TTL: time.Hour})
 		m.permits.needed = true
-		m.Asks(w.now)
+		m.Step(w.now, Confirmed{Lease: int64(i + 1), Sent: w.now})
 		w.all[name] = m
 	}
 	return w

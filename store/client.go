@@ -66,10 +66,20 @@ type Client struct {
 	by        string
 	caches    atomic.Int64 // how many were made: each has a watch stream of its own
 	heads     heads
-	newest    atomic.Int64 // the revision that etcd had when it last answered Confirm, or renewed a lease
+	newest    atomic.Int64 // the revision that etcd had when it last answered Confirm, or a later one that it has shown since
 	watchLost atomic.Bool  // a cache has lost its watch of etcd, and logged that
 	full      atomic.Bool  // see NoSpace
 	wg        sync.WaitGroup
+}
+
+// raise notes that etcd has got to a revision. It is that of one member, which may be behind the others.
+func (c *Client) raise(revision int64) {
+	for {
+		was := c.newest.Load()
+		if revision <= was || c.newest.CompareAndSwap(was, revision) {
+			return
+		}
+	}
 }
 
 // ErrNoAnswer says that etcd has not answered in time.

@@ -108,7 +108,7 @@ func (l *Lease) renew(ctx context.Context, stream *renewals) (sent time.Time, er
 	if err != nil {
 		return sent, fmt.Errorf("renewing lease %s: %w", egress.FormatLease(l.ID()), l.known(err))
 	}
-	l.client.newest.Store(resp.GetHeader().GetRevision()) // of one member, which may be behind: Confirm alone says more
+	l.client.raise(resp.GetHeader().GetRevision())
 	l.mu.Lock()
 	defer l.mu.Unlock()
 	if l.lost {
