@@ -55,6 +55,7 @@ var kinds = []kind{
 	{"allocations", store.AllocationPrefix, false, as[egress.Allocation]},
 	{"blocks", store.BlockPrefix, false, as[egress.Block]},
 	{"blocks-history", store.BlockHistoryPrefix, false, as[egress.BlockTenure]},
+	{"cloud", store.CloudPrefix, false, as[egress.CloudAddress]},
 	{"compaction", store.CompactionKey, true, as[compaction]},
 	{"cordons", store.CordonPrefix, false, as[egress.Cordon]},
 	{"counters", store.CounterPrefix, false, as[counter]},
