@@ -351,18 +351,6 @@ func permitNames(list []Permit) (out []string) {
 	return out
 }
 
-// renew renews the permits.
-func (n *node) renew(done func(error)) {
-	n.do(func(free func()) {
-		if n.m.permits.last {
-			free()
-			done(nil)
-			return
-		}
-		n.write(func(err error) { free(); done(err) })
-	})
-}
-
 // renewSoon renews the permits once for all who ask meanwhile.
 func (n *node) renewSoon() {
 	if !n.renewalDue {
