@@ -59,9 +59,10 @@ test-schedules:
 FUZZ ?= 5s
 
 test-fuzz:
-	set -e; for dir in $$(git ls-files '*_test.go' | xargs grep -lE '^func Fuzz' | xargs -n 1 dirname | sort -u); do \
-		for f in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9]+).*/\1/p' $$dir/*_test.go); do \
-			go test ./$$dir -run NONE -fuzz "^$$f\$$" -fuzztime $(FUZZ); done; done
+	set -e; n=0; for file in $$(git grep -lE '^func Fuzz' -- '*_test.go'); do \
+		for f in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9]+).*/\1/p' $$file); do \
+			go test ./$$(dirname $$file) -run NONE -fuzz "^$$f\$$" -fuzztime $(FUZZ); n=$$((n+1)); done; done; \
+	[ $$n -gt 0 ] || { echo "no fuzz target was found"; exit 1; }
 
 test-integration: build kube
 	go test -count=1 -shuffle=on -timeout 30m $$(go list ./integration/... | grep -v -e /faults -e /alerts)
