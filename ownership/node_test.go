@@ -43,6 +43,7 @@ type node struct {
 	dirty      bool
 	asking     int
 	resting    bool // nothing asks etcd for a yes
+	unanswered bool // etcd has not answered something in this round
 	heard      []gossipState
 	backoff    time.Duration
 }
@@ -338,7 +339,10 @@ func (n *node) write(done func(error)) {
 	})
 }
 
-var errKernel = fmt.Errorf("the kernel did not take it")
+var (
+	errKernel   = fmt.Errorf("the kernel did not take it")
+	errNoAnswer = fmt.Errorf("etcd has not answered")
+)
 
 func permitNames(list []Permit) (out []string) {
 	for _, p := range list {
@@ -517,6 +521,7 @@ func (n *node) each(deadline time.Time, list []Effect, done func()) {
 }
 
 func (n *node) answered(f Effect, ok, failed bool) {
+	n.unanswered = n.unanswered || failed
 	if h, is := f.(HandOver); is {
 		n.step(HandedOver{IP: h.Owner.IP, OK: ok, Err: failed})
 	}
@@ -615,6 +620,10 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 // end ends a round.
 func (n *node) end(err error) {
 	n.busy = false
+	if n.unanswered && err == nil {
+		err = errNoAnswer // it is tried again, as any error is
+	}
+	n.unanswered = false
 	if n.stopping {
 		n.handOn()
 		return
@@ -645,7 +654,7 @@ func (n *node) boot() {
 	}
 	n.life++
 	n.running, n.stopping, n.busy, n.dirty, n.view, n.asking, n.frozen, n.backoff = false, false, false, false, nil, 0, 0, 0
-	n.viewTerm, n.head, n.restores, n.resting = 0, head{}, 0, false
+	n.viewTerm, n.head, n.restores, n.resting, n.unanswered = 0, head{}, 0, false, false
 	if n.w.opt.mixedP {
 		n.permit = []time.Duration{200 * time.Millisecond, permitLength, time.Second}[n.w.N(3)]
 	}
