@@ -200,7 +200,7 @@ func sum(t *testing.T, file string) [sha256.Size]byte {
 func copied(t *testing.T) string {
 	t.Helper()
 	dir := filepath.Join(t.TempDir(), "elsewhere")
-	list := exec.Command("git", "ls-files", "-z", "--", "go.mod", "go.sum", "*.go", "*.yaml")
+	list := exec.Command("git", "ls-files", "-z", "--", "go.mod", "go.sum", "*.go", "*.yaml", "page/static/*")
 	list.Dir = ".."
 	out, err := list.Output()
 	if err != nil {
