@@ -71,10 +71,11 @@ func guard(h http.Handler) http.Handler {
 		head.Set("Cross-Origin-Resource-Policy", "same-origin")
 		head.Set("Cross-Origin-Opener-Policy", "same-origin")
 		head.Set("Cache-Control", "no-store")
-		// A link from elsewhere may open the page; nothing else of another site gets anything. Not all browsers send the
-		// header.
-		from := r.Header.Get("Sec-Fetch-Site")
-		if (from == "cross-site" || from == "same-site") && r.Header.Get("Sec-Fetch-Mode") != "navigate" {
+		r.Body = http.NoBody
+		// A link from elsewhere may open the page; nothing else of another site gets anything, also in a frame. Not all
+		// browsers send the headers.
+		from, into := r.Header.Get("Sec-Fetch-Site"), r.Header.Get("Sec-Fetch-Dest")
+		if (from == "cross-site" || from == "same-site") && (r.URL.Path != "/" || into != "" && into != "document") {
 			http.Error(w, "asked by a page of another site", http.StatusForbidden)
 			return
 		}
@@ -211,7 +212,7 @@ type description struct {
 
 // describe answers with what there is to say of an egress, an IP, a node or a pool.
 func (p *Page) describe(w http.ResponseWriter, r *http.Request) {
-	kind, name := r.URL.Query().Get("kind"), r.FormValue("name")
+	kind, name := r.URL.Query().Get("kind"), r.URL.Query().Get("name") // FormValue would read a body
 	if err := operator.CheckDescribed(kind, name); err != nil || len(name) > maxText {
 		http.Error(w, "kind and name: want one of egress, ip, node, pod, pool, and its name", http.StatusBadRequest)
 		return

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"slices"
 	"sync"
 	"time"
 
@@ -56,6 +57,16 @@ type shown struct {
 	whole   store.Whole
 	tenures []egress.Tenure
 	State
+
+	once sync.Once // makes what follows
+	text []byte    // all of State, as events
+	err  error
+}
+
+// all returns the whole state as events, which is made once for all who come. It is not to be changed.
+func (s *shown) all() ([]byte, error) {
+	s.once.Do(func() { s.text, s.err = events(Diff(State{}, s.State, partSize)) })
+	return s.text, s.err
 }
 
 // viewer is who is sent changes.
@@ -119,7 +130,7 @@ func (p *Page) follow(ctx context.Context) {
 		followed = view.Healthy()
 		state, err := newState(operator.NewCluster(whole, tenures, space), followed)
 		if err == nil {
-			err = p.show(&shown{whole, tenures, state})
+			err = p.show(&shown{whole: whole, tenures: tenures, State: state})
 		}
 		if err != nil && err.Error() != said {
 			said = err.Error()
@@ -235,7 +246,12 @@ func (p *Page) current(ctx context.Context) (*shown, error) {
 
 // join makes a viewer of who asks, to whom the whole is sent first.
 func (p *Page) join(ctx context.Context) (*viewer, error) {
-	if _, err := p.current(ctx); err != nil {
+	now, err := p.current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	text, err := now.all() // nobody else waits for that
+	if err != nil {
 		return nil, err
 	}
 	p.mu.Lock()
@@ -246,9 +262,12 @@ func (p *Page) join(ctx context.Context) (*viewer, error) {
 	case p.shown == nil: // it has just ended
 		return nil, errNoEtcd
 	}
-	text, err := events(Diff(State{}, p.shown.State, partSize))
-	if err != nil {
-		return nil, err
+	if p.shown != now {
+		since, err := events(Diff(now.State, p.shown.State, partSize))
+		if err != nil {
+			return nil, err
+		}
+		text = slices.Concat(text, since)
 	}
 	v := &viewer{events: make(chan []byte, maxBehind)}
 	v.events <- text

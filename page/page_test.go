@@ -84,6 +84,20 @@ func get(h http.Handler, method, url string, header http.Header) *httptest.Respo
 	return w
 }
 
+// unread fails the test when it is read.
+type unread struct{ t *testing.T }
+
+func (u unread) Read([]byte) (int, error) { u.t.Error("a body is read"); return 0, io.EOF }
+
+func TestNoBodyIsRead(t *testing.T) {
+	h := Local(newCluster(t, 3, 5).page().Handler())
+	for _, path := range []string{"/describe?kind=node&name=n", "/search?q=a", "/trace?pod=a/b", "/state"} {
+		r := httptest.NewRequest("GET", "http://127.0.0.1"+path, unread{t})
+		r.Header.Set("Content-Type", "multipart/form-data; boundary=x")
+		h.ServeHTTP(httptest.NewRecorder(), r)
+	}
+}
+
 func TestWhatARequestMustNotDo(t *testing.T) {
 	h := Local(newCluster(t, 3, 5).page().Handler())
 	for name, tt := range map[string]struct {
@@ -102,6 +116,8 @@ func TestWhatARequestMustNotDo(t *testing.T) {
 		"by another site's script":        {"GET", "http://127.0.0.1/state", http.Header{"Sec-Fetch-Site": {"cross-site"}, "Sec-Fetch-Mode": {"no-cors"}}, 403},
 		"by a page at another port":       {"GET", "http://127.0.0.1/state", http.Header{"Sec-Fetch-Site": {"same-site"}, "Sec-Fetch-Mode": {"cors"}}, 403},
 		"by a link elsewhere":             {"GET", "http://127.0.0.1/", http.Header{"Sec-Fetch-Site": {"cross-site"}, "Sec-Fetch-Mode": {"navigate"}}, 200},
+		"by another site's frame":         {"GET", "http://127.0.0.1/events", http.Header{"Sec-Fetch-Site": {"cross-site"}, "Sec-Fetch-Mode": {"navigate"}, "Sec-Fetch-Dest": {"iframe"}}, 403},
+		"the page in a frame":             {"GET", "http://127.0.0.1/", http.Header{"Sec-Fetch-Site": {"cross-site"}, "Sec-Fetch-Mode": {"navigate"}, "Sec-Fetch-Dest": {"iframe"}}, 403},
 		"by the page itself":              {"GET", "http://127.0.0.1/state", http.Header{"Sec-Fetch-Site": {"same-origin"}, "Sec-Fetch-Mode": {"cors"}}, 200},
 		"POST":                            {"POST", "http://127.0.0.1/state", nil, 405},
 		"PUT":                             {"PUT", "http://127.0.0.1/", nil, 405},
@@ -286,7 +302,7 @@ func TestAViewerThatDoesNotReadIsDroppedAndNoOtherWaits(t *testing.T) {
 		if err != nil {
 			t.Fatal(err)
 		}
-		if err := p.show(&shown{now.whole, now.tenures, state(map[string]string{"node a": fmt.Sprint(i)})}); err != nil {
+		if err := p.show(&shown{whole: now.whole, tenures: now.tenures, State: state(map[string]string{"node a": fmt.Sprint(i)})}); err != nil {
 			t.Fatal(err)
 		}
 		if text := string(<-quick.events); !strings.Contains(text, fmt.Sprintf(`"a":%d`, i)) {

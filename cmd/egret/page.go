@@ -128,7 +128,9 @@ func (f pageFlags) serve(ctx context.Context, client *store.Client, kube *rest.C
 	}
 	if f.remote != "" {
 		access := &page.Access{Names: f.clients, Log: log}
-		if api, err := kubernetes.NewForConfig(kube); err == nil {
+		own := rest.CopyConfig(kube)
+		own.QPS, own.Burst = 50, 100 // tokens that are none must not keep others waiting
+		if api, err := kubernetes.NewForConfig(own); err == nil {
 			access.Review = crdsync.MayGet(api, page.URL)
 		} else {
 			log.Error("no token of Kubernetes is taken at --page-address", "err", err)
