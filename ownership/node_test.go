@@ -958,7 +958,7 @@ func (n *node) confirm(done func(bool)) {
 		}
 		n.asking--
 		switch {
-		case !ok || !n.answers(asked, h):
+		case !ok || restores != n.restores || !n.answers(asked, h): // another answer may have shown meanwhile that etcd is another one
 			done(false)
 		case there:
 			n.step(Confirmed{Lease: id, Sent: sent, Restores: restores})
