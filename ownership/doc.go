@@ -49,7 +49,7 @@
 //
 // An etcd that is restored to an older revision is another one. Answers show that (egress.Snapshot.Restores):
 //
-//  12. Such an answer is no yes, until there is a view of the same etcd (Machine.confirmed, Machine.restored).
+//  12. Such an answer is no yes, and no lock is changed, until there is a view of the same etcd (Machine.confirmed, Machine.restored, Machine.outdated).
 //  13. All locks of the first such view are new to their node, whether it has used them or not, and nobody is known to have given anything up
 //     before that (Machine.roles). So permits of the former etcd are over when the first lock is used.
 //

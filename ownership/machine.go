@@ -402,7 +402,7 @@ func (m *Machine) settle(e Programmed) []Effect {
 	if s.Longest < m.cfg.Permit {
 		out = append(out, Longest{Permit: m.cfg.Permit, Raise: true})
 	}
-	if !e.Applied {
+	if !e.Applied || m.outdated() {
 		return out
 	}
 	for _, o := range s.Releases(f) {
@@ -445,8 +445,19 @@ func (m *Machine) releaseAll() []Effect {
 	return out
 }
 
+// outdated reports whether etcd has answered as another one than that of the view, which is listed anew then. What is decided by that view is not for
+// this etcd: a lock may have the same revision there, and what this node did with it be unknown to the list that is still on its way.
+func (m *Machine) outdated() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return m.promises.void
+}
+
 // act takes what others have lost, unless this node has promised not to.
 func (m *Machine) act(now time.Time) []Effect {
+	if m.outdated() {
+		return nil
+	}
 	if m.Promised(now) {
 		m.round.next = earlier(m.round.next, m.bound())
 		return nil
