@@ -285,3 +285,34 @@ func TestWhoComesToHoldAnIPAsksEtcdFirst(t *testing.T) {
 		}
 	}
 }
+
+// An etcd that was restored may have a lock under the revision that it had before, and this node may have given that lock up since.
+func TestNothingIsDoneToALockByAViewOfAnotherEtcd(t *testing.T) {
+	w, ip := newWire("a"), netip.MustParseAddr("10.10.0.11")
+	m := w.all["a"]
+	claims := func(restores int) (n int) {
+		w.now = w.now.Add(time.Hour)
+		s := egress.Snapshot{Restores: restores, Longest: oneMinute, Pools: map[string]egress.Pool{"pool": {Name: "pool"}}, Nodes: map[string]egress.Node{"a": {Name: "a"}},
+			Agents:   map[string]egress.Agent{"a": {Node: "a", Lease: egress.FormatLease(1)}},
+			Egresses: map[string]egress.Policy{"web": {Name: "web", Addresses: []egress.Address{{IP: ip, ID: 1, Pool: "pool"}}}}}
+		m.Step(w.now, View{Cluster: plan.New(&s)})
+		m.Step(w.now, Facts{Facts: plan.Facts{Node: "a", Uplink: plan.Link{Name: "eth0", Up: true}}, Dead: func(string) bool { return false }})
+		m.Step(w.now, Programmed{Applied: true})
+		for _, e := range m.Step(w.now, Settled{}) {
+			if _, claim := e.(Claim); claim {
+				n++
+			}
+		}
+		return n
+	}
+	if claims(0) != 1 {
+		t.Fatal("a free IP is not claimed")
+	}
+	m.Step(w.now, Confirmed{Lease: 1, Sent: w.now, Restores: 1})
+	if n := claims(0); n != 0 {
+		t.Errorf("etcd is another one than that of the view, by which %d IPs are claimed", n)
+	}
+	if n := claims(1); n != 1 {
+		t.Errorf("with a view of that one %d IPs are claimed, want 1", n)
+	}
+}
