@@ -129,7 +129,7 @@ func (c *controller) decide(ctx context.Context) (wake time.Time) {
 	count := map[string]int{assigned: 0, waiting: 0, failed: 0}
 	for _, ip := range s.addresses() {
 		state, next, again := c.look(s, ip, now, revision)
-		if _, owned := s.owners[ip]; owned {
+		if _, owned := s.owners[ip]; owned && s.allocated[ip] {
 			count[state]++
 		}
 		if next != nil {
@@ -311,7 +311,7 @@ func (c *controller) call(ctx context.Context, call []step, s state, revision in
 		if err == nil {
 			at, err = c.lead.CommitAt(ctx, ops...)
 		}
-		if !slices.ContainsFunc(ops, func(op store.Op) bool { return op.Still == 0 }) {
+		if !slices.ContainsFunc(ops, func(op store.Op) bool { return op.Still == 0 && !op.Exists }) {
 			at = 0
 		}
 		switch {
