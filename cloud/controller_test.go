@@ -413,6 +413,7 @@ func TestOneAddressThatIsRefusedHoldsUpNoOther(t *testing.T) {
 	if h := w.ec2.Holder(foreign); h != "eni-other" {
 		t.Errorf("%s was taken from who had it: %q has it", foreign, h)
 	}
+	w.allocate(many(6, v4)...)
 	w.own(0, many(6, v4)...)
 	w.until("the limit is told", func() bool { return strings.Contains(w.log.String(), "node.antrea.io/max-egress-ips") })
 	w.ec2.Put(foreign, "") // as the log asks for
@@ -534,5 +535,28 @@ func TestANodesOwnAddressIsNotTouched(t *testing.T) {
 	all, err := w.etcd.List(t.Context(), store.CloudPrefix)
 	if err != nil || len(all) != 1 {
 		t.Errorf("records %v, %v, want that of %s alone", all, err, other)
+	}
+}
+
+func TestARefusalThatIsAboutNoAddressIsNotAskedForHalves(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2, 100)
+	var n atomic.Int32
+	w.ec2.Fault(func(c ec2test.Call) ec2test.Fault {
+		if c.Action == "DescribeNetworkInterfaces" {
+			return ec2test.Fault{}
+		}
+		if len(c.IPs) < 40 {
+			n.Add(1)
+		}
+		return ec2test.Fault{Code: "UnauthorizedOperation"}
+	})
+	ips := many(40, v4)
+	w.allocate(ips...)
+	w.own(0, ips...)
+	w.start("one")
+	w.until("it is told", func() bool { return strings.Count(w.log.String(), "UnauthorizedOperation") == len(ips) })
+	if n := n.Load(); n > 0 {
+		t.Errorf("%d calls for a part of the addresses", n)
 	}
 }
