@@ -34,6 +34,10 @@ var (
 	// ErrRefused says that the cloud does not do what it was asked for, and has not. Asking again helps when
 	// something else has changed.
 	ErrRefused = errors.New("refused by the cloud")
+	// ErrAddressRefused is ErrRefused for what one of the addresses is, or for their number: asking for fewer may help.
+	ErrAddressRefused = fmt.Errorf("%w for an address", ErrRefused)
+	// ErrNotSent says that the context's time was over before the cloud was asked: nothing was done.
+	ErrNotSent = errors.New("too late to ask")
 	// ErrThrottled says that the cloud was asked too often, and has done nothing.
 	ErrThrottled = errors.New("asked too often")
 )

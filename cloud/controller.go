@@ -129,7 +129,7 @@ func (c *controller) decide(ctx context.Context) (wake time.Time) {
 	count := map[string]int{assigned: 0, waiting: 0, failed: 0}
 	for _, ip := range s.addresses() {
 		state, next, again := c.look(s, ip, now, revision)
-		if _, owned := s.owners[ip]; owned {
+		if _, owned := s.owners[ip]; owned && s.allocated[ip] {
 			count[state]++
 		}
 		if next != nil {
@@ -306,12 +306,15 @@ func (c *controller) call(ctx context.Context, call []step, s state, revision in
 	c.asked[iface] = true
 	ops, err := s.ops(call, revision)
 	c.beside(ctx, func(ctx context.Context) func() {
+		// What the transaction allows is allowed for so long: who leads then may have decided otherwise.
+		ctx, cancel := context.WithTimeout(ctx, c.pace.call)
+		defer cancel()
 		var at int64 // when a record was written: the cache comes to that revision
 		errs := map[netip.Addr]error{}
 		if err == nil {
 			at, err = c.lead.CommitAt(ctx, ops...)
 		}
-		if !slices.ContainsFunc(ops, func(op store.Op) bool { return op.Still == 0 }) {
+		if !slices.ContainsFunc(ops, func(op store.Op) bool { return op.Still == 0 && !op.Exists }) {
 			at = 0
 		}
 		switch {
@@ -334,27 +337,37 @@ func (c *controller) call(ctx context.Context, call []step, s state, revision in
 
 var errNotAsked = errors.New("etcd did not take what comes before")
 
-// request asks the cloud for what a call is. Of several addresses it refuses all where it refuses one: so halves are
-// tried, down to that one.
-func (c *replica) request(ctx context.Context, call []step, errs map[netip.Addr]error) {
+// request asks the cloud for what a call is, until ctx or the leadership ends. Of several addresses it refuses all where
+// it refuses one: so halves are tried, down to that one.
+func (c *controller) request(ctx context.Context, call []step, errs map[netip.Addr]error) {
 	first := call[0]
-	one, cancel := context.WithTimeout(ctx, c.pace.call)
-	defer cancel()
 	var ips []netip.Addr
 	for _, s := range call {
 		ips = append(ips, s.ip)
 	}
 	var err error
-	switch first.verb {
-	case assign:
-		err = c.Cloud.Assign(one, first.iface, ips, first.move)
-	case unassign:
-		err = c.Cloud.Unassign(one, first.iface, ips)
+	select {
+	case <-c.lead.Lost():
+		err = ErrNotSent
+	case <-ctx.Done():
+		err = ErrNotSent
+	default:
+	}
+	switch {
+	case err != nil:
+	case first.verb == assign:
+		err = c.Cloud.Assign(ctx, first.iface, ips, first.move)
+	case first.verb == unassign:
+		err = c.Cloud.Unassign(ctx, first.iface, ips)
 	default:
 		return
 	}
-	c.metrics.called(string(first.verb), err)
-	if errors.Is(err, ErrRefused) && len(call) > 1 {
+	if errors.Is(err, ErrNotSent) {
+		err = errStale // a new transaction has to allow it
+	} else {
+		c.metrics.called(string(first.verb), err)
+	}
+	if errors.Is(err, ErrAddressRefused) && len(call) > 1 {
 		c.request(ctx, call[:len(call)/2], errs)
 		c.request(ctx, call[len(call)/2:], errs)
 		return

@@ -413,6 +413,7 @@ func TestOneAddressThatIsRefusedHoldsUpNoOther(t *testing.T) {
 	if h := w.ec2.Holder(foreign); h != "eni-other" {
 		t.Errorf("%s was taken from who had it: %q has it", foreign, h)
 	}
+	w.allocate(many(6, v4)...)
 	w.own(0, many(6, v4)...)
 	w.until("the limit is told", func() bool { return strings.Contains(w.log.String(), "node.antrea.io/max-egress-ips") })
 	w.ec2.Put(foreign, "") // as the log asks for
@@ -427,7 +428,7 @@ func TestAnAddressWithoutAllocationIsUnassigned(t *testing.T) {
 			w := newWorld(t, 2, 10)
 			foreign := v4(70)
 			w.ec2.Put(foreign, "eni-1")
-			w.allocate(ip)
+			w.allocate(ip, v4(51))
 			w.own(0, ip)
 			w.start("one")
 			w.at(0, ip)
@@ -480,5 +481,82 @@ func TestStaticAddressesAreLeftAlone(t *testing.T) {
 		if slices.Contains(c.IPs, static) {
 			t.Errorf("%+v", c)
 		}
+	}
+}
+
+// An agent may write the lock of any IP: what it is worth is for the allocation to say, which it may not write.
+func TestWhoClaimsAnAddressThatIsNoEgressIPGetsNothing(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 3, 10)
+	pods, stranger, other := v4(60), v4(61), v4(50)
+	w.ec2.Put(pods, "eni-1")
+	w.ec2.Put(stranger, "eni-2")
+	w.own(1, pods) // as if it were Egret's, and where it should be
+	w.own(0, stranger, v4(2))
+	w.start("one")
+	w.allocate(other)
+	w.own(0, other)
+	w.recorded(other)
+	w.own(0, pods)
+	w.own(1, other)
+	w.at(1, other)
+	w.del(store.OwnerKey(pods))
+	w.own(2, other)
+	w.at(2, other)
+	for _, c := range changes(w.ec2.Calls()) {
+		if len(c.IPs) != 1 || c.IPs[0] != other {
+			t.Errorf("%+v", c)
+		}
+	}
+	all, err := w.etcd.List(t.Context(), store.CloudPrefix)
+	if err != nil || len(all) != 1 {
+		t.Errorf("records %v, %v, want that of %s alone", all, err, other)
+	}
+}
+
+func TestANodesOwnAddressIsNotTouched(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 3, 10)
+	own, other := v4(2), v4(50) // n1's own, in a pool by mistake
+	w.start("one")
+	w.allocate(own, other)
+	w.own(1, own)
+	w.own(0, other)
+	w.recorded(other)
+	w.own(0, own)
+	w.until("it is told", func() bool { return strings.Contains(w.log.String(), "is an address of node n1") })
+	w.own(2, other)
+	w.at(2, other)
+	for _, c := range changes(w.ec2.Calls()) {
+		if slices.Contains(c.IPs, own) {
+			t.Errorf("%+v", c)
+		}
+	}
+	all, err := w.etcd.List(t.Context(), store.CloudPrefix)
+	if err != nil || len(all) != 1 {
+		t.Errorf("records %v, %v, want that of %s alone", all, err, other)
+	}
+}
+
+func TestARefusalThatIsAboutNoAddressIsNotAskedForHalves(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2, 100)
+	var n atomic.Int32
+	w.ec2.Fault(func(c ec2test.Call) ec2test.Fault {
+		if c.Action == "DescribeNetworkInterfaces" {
+			return ec2test.Fault{}
+		}
+		if len(c.IPs) < 40 {
+			n.Add(1)
+		}
+		return ec2test.Fault{Code: "UnauthorizedOperation"}
+	})
+	ips := many(40, v4)
+	w.allocate(ips...)
+	w.own(0, ips...)
+	w.start("one")
+	w.until("it is told", func() bool { return strings.Count(w.log.String(), "UnauthorizedOperation") == len(ips) })
+	if n := n.Load(); n > 0 {
+		t.Errorf("%d calls for a part of the addresses", n)
 	}
 }

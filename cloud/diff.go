@@ -14,6 +14,7 @@ import (
 type state struct {
 	owners    map[netip.Addr]egress.Owner // without those of static IPs
 	nodes     map[string]egress.Node
+	own       map[netip.Addr]own  // addresses of nodes
 	gateways  map[string]bool     // the nodes that a pool selects
 	allocated map[netip.Addr]bool // also where allocation or owner cannot be read
 	records   map[netip.Addr]egress.CloudAddress
@@ -22,6 +23,23 @@ type state struct {
 	// holders are the interfaces that have the addresses that were read. An address that was read and is not among
 	// them has nobody.
 	holders map[netip.Addr]string
+}
+
+// own is whose an address of a node is.
+type own struct {
+	node string
+	// first is that of the first address of its family. The others may be egress IPs: Kubernetes' controllers for AWS
+	// write all addresses of an interface into the Node.
+	first bool
+}
+
+func (s state) addNode(n egress.Node) {
+	s.nodes[n.Name] = n
+	for _, ip := range n.Addresses {
+		if first, _ := n.Primary(ip); !s.own[ip].first {
+			s.own[ip] = own{node: n.Name, first: first == ip}
+		}
+	}
 }
 
 // verb is what is done about an address.
@@ -61,11 +79,18 @@ func (s state) next(ip netip.Addr) (out step, ok bool, err error) {
 	holder := s.holders[ip]
 	ours := recorded && record.Egrets(holder)
 	owner, owned := s.owners[ip]
-	if !owned {
+	of, own := s.own[ip]
+	own = own && (of.first || !recorded)
+	switch {
+	case owned && !s.allocated[ip]: // any agent can write an owner; an allocation crdsync alone
+		return step{}, false, nil
+	case owned && own:
+		return step{}, false, fmt.Errorf("the egress IP is an address of node %s: take it out of its pool", of.node)
+	case !owned:
 		switch {
 		case !recorded || s.allocated[ip]:
 			return step{}, false, nil
-		case holder != "" && ours:
+		case holder != "" && ours && !own:
 			return step{verb: unassign, ip: ip, iface: holder}, true, nil
 		}
 		return step{verb: forget, ip: ip}, true, nil
@@ -106,7 +131,9 @@ func (s state) iface(node string, like netip.Addr) string {
 func (s state) addresses() []netip.Addr {
 	seen := map[netip.Addr]bool{}
 	for ip := range s.owners {
-		seen[ip] = true
+		if s.allocated[ip] {
+			seen[ip] = true
+		}
 	}
 	for ip := range s.records {
 		seen[ip] = true
@@ -126,8 +153,10 @@ func (s state) toRead() map[netip.Addr]bool {
 			out[ip] = true
 		}
 	}
-	for _, o := range s.owners {
-		add(s.nodes[o.Node])
+	for ip, o := range s.owners {
+		if s.allocated[ip] {
+			add(s.nodes[o.Node])
+		}
 	}
 	for name, yes := range s.gateways {
 		if yes {

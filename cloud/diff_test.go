@@ -12,14 +12,17 @@ import (
 
 func TestWhatIsDoneNextAboutAnAddress(t *testing.T) {
 	four, six := netip.MustParseAddr("10.0.0.50"), netip.MustParseAddr("fd00::50")
+	mine, second := netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.3")
 	node := egress.Node{Name: "n", Addresses: []netip.Addr{netip.MustParseAddr("10.0.0.1")}}
+	other := egress.Node{Name: "o", Addresses: []netip.Addr{mine, second}}
 	ours, asked := &egress.CloudAddress{}, &egress.CloudAddress{Asked: []string{"eni-a"}}
 	for name, tt := range map[string]struct {
 		ip        netip.Addr
 		record    *egress.CloudAddress
 		holder    string
 		owner     string
-		allocated bool
+		allocated bool // also where there is an owner, unless stray
+		stray     bool
 		want      step // the zero step: none
 		err       string
 	}{
@@ -38,13 +41,24 @@ func TestWhatIsDoneNextAboutAnAddress(t *testing.T) {
 		"without an allocation, too, it goes": {ip: four, record: ours, holder: "eni-a", want: step{verb: unassign, iface: "eni-a"}},
 		"and is forgotten":                    {ip: four, record: ours, want: step{verb: forget}},
 		"one that was asked for, and that another has, is forgotten alone": {ip: four, record: asked, holder: "eni-b", want: step{verb: forget}},
+		"one that is allocated to nobody any more stays with its owner":    {ip: four, owner: "n", record: ours, holder: "eni-a", stray: true},
+		"what is no egress IP is not given to who says that he owns it":    {ip: four, owner: "n", holder: "eni-n", stray: true},
+		"and not taken from anybody":                                       {ip: four, owner: "n", holder: "eni-b", stray: true},
+		"a node's own address stays, if a pool has it":                     {ip: mine, owner: "n", holder: "eni-o", err: "is an address of node o: take it out of its pool"},
+		"where it is its owner's, too":                                     {ip: mine, owner: "o", holder: "eni-o", err: "is an address of node o: take it out of its pool"},
+		"another than the first, too":                                      {ip: second, owner: "o", holder: "eni-o", err: "is an address of node o: take it out of its pool"},
+		"one that Egret assigned, and that Kubernetes shows as the node's": {ip: second, owner: "n", record: ours, holder: "eni-o", want: step{verb: assign, iface: "eni-n", move: true}},
+		"a first one stays whatever etcd says, and is forgotten":           {ip: mine, record: ours, holder: "eni-o", want: step{verb: forget}},
 		"what Egret never had stays":                                       {ip: four, holder: "eni-b"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			s := state{
-				nodes: map[string]egress.Node{"n": node}, owners: map[netip.Addr]egress.Owner{}, records: map[netip.Addr]egress.CloudAddress{},
-				allocated: map[netip.Addr]bool{tt.ip: tt.allocated}, holders: map[netip.Addr]string{node.Addresses[0]: "eni-n"},
+				nodes: map[string]egress.Node{}, own: map[netip.Addr]own{}, owners: map[netip.Addr]egress.Owner{}, records: map[netip.Addr]egress.CloudAddress{},
+				allocated: map[netip.Addr]bool{tt.ip: tt.allocated || tt.owner != "" && !tt.stray},
+				holders:   map[netip.Addr]string{node.Addresses[0]: "eni-n", mine: "eni-o"},
 			}
+			s.addNode(node)
+			s.addNode(other)
 			if tt.owner != "" {
 				s.owners[tt.ip] = egress.Owner{IP: tt.ip, Node: tt.owner}
 			}

@@ -12,7 +12,7 @@ import (
 // readState returns what the cache has, and what is known of addresses.
 func readState(k *store.Cache, known map[netip.Addr]*address) state {
 	s := state{
-		owners: map[netip.Addr]egress.Owner{}, nodes: map[string]egress.Node{}, gateways: map[string]bool{},
+		owners: map[netip.Addr]egress.Owner{}, nodes: map[string]egress.Node{}, own: map[netip.Addr]own{}, gateways: map[string]bool{},
 		allocated: map[netip.Addr]bool{}, records: map[netip.Addr]egress.CloudAddress{},
 		revisions: map[netip.Addr]int64{}, holders: map[netip.Addr]string{},
 	}
@@ -51,7 +51,7 @@ func readState(k *store.Cache, known map[netip.Addr]*address) state {
 		if err != nil {
 			continue
 		}
-		s.nodes[n.Name] = n
+		s.addNode(n)
 		s.gateways[n.Name] = slices.ContainsFunc(pools, func(p egress.Pool) bool {
 			return p.NodeSelector.Matches(n.Labels)
 		})
@@ -65,14 +65,16 @@ func readState(k *store.Cache, known map[netip.Addr]*address) state {
 }
 
 // ops is the transaction before a call: nobody has become owner since the revision that the steps were decided at,
-// what is released has not been allocated since, and etcd knows which addresses are Egret's.
+// what has an owner is allocated, what is released has not been since, and etcd knows which addresses are Egret's.
 func (s state) ops(call []step, revision int64) (ops []store.Op, err error) {
 	for _, step := range call {
 		ops = append(ops, store.Op{Key: store.OwnerKey(step.ip), Still: revision})
 		record, recorded := s.records[step.ip]
+		allocation := store.Op{Key: store.AllocationKey(step.ip), Exists: true}
 		if _, owned := s.owners[step.ip]; !owned {
-			ops = append(ops, store.Op{Key: store.AllocationKey(step.ip), Still: revision})
+			allocation = store.Op{Key: store.AllocationKey(step.ip), Still: revision}
 		}
+		ops = append(ops, allocation)
 		op := store.Op{Key: store.CloudKey(step.ip), Revision: s.revisions[step.ip], Absent: !recorded}
 		switch holder := s.holders[step.ip]; {
 		case step.verb == forget:

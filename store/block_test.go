@@ -45,6 +45,26 @@ func TestAChangeThatAsksForStillnessIsRefusedAfterAnyPutBelow(t *testing.T) {
 	}
 }
 
+func TestAChangeThatAsksForAKeyIsRefusedWithoutIt(t *testing.T) {
+	s := start(t)
+	l := lead(t, t.Context(), dial(t, s), "a")
+	put := func() error {
+		return l.Commit(t.Context(), Op{Key: "allocations/1", Exists: true}, Op{Key: "cloud/1", Value: []byte("x")})
+	}
+	if err := put(); !errors.Is(err, ErrConflict) || !strings.Contains(err.Error(), "allocations/1") {
+		t.Errorf("without the key: %v, want ErrConflict with the key", err)
+	}
+	if err := l.Commit(t.Context(), Op{Key: "allocations/1", Value: []byte("y")}); err != nil {
+		t.Fatal(err)
+	}
+	if err := put(); err != nil {
+		t.Errorf("with the key: %v", err)
+	}
+	if got := string(get(t, s.Client(), "allocations/1").Value); got != "y" {
+		t.Errorf("the key that is asked for says %q, want it unchanged", got)
+	}
+}
+
 func TestBlocksAreListedInOrderAndBadOnesNamed(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)

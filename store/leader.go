@@ -134,6 +134,8 @@ type Op struct {
 	// above it. Deleted keys do not count. It is for decisions that depend on all keys with a prefix, not on one of
 	// them.
 	Still int64
+	// Exists makes the Op a condition and no change: the key must exist.
+	Exists bool
 }
 
 // Commit makes all changes in one transaction, or none: errors.Is(err, ErrNotLeader) when the leadership is over, and ErrConflict, with
@@ -158,6 +160,11 @@ func (l *Leadership) CommitAt(ctx context.Context, ops ...Op) (revision int64, e
 		if op.Still != 0 {
 			ifs = append(ifs, clientv3.Compare(clientv3.ModRevision(key).WithPrefix(), "<", op.Still+1))
 			now = append(now, clientv3.OpGet(key, append(clientv3.WithLastRev(), clientv3.WithKeysOnly())...))
+			continue
+		}
+		if op.Exists {
+			ifs = append(ifs, clientv3.Compare(clientv3.CreateRevision(key), ">", 0))
+			now = append(now, clientv3.OpGet(key, clientv3.WithKeysOnly()))
 			continue
 		}
 		change := clientv3.OpDelete(key)
@@ -197,7 +204,8 @@ func (l *Leadership) refused(ops []Op, resp *clientv3.TxnResponse) error {
 		if kvs := resp.Responses[i+1].GetResponseRange().Kvs; len(kvs) > 0 {
 			revision = kvs[0].ModRevision
 		}
-		if op.Absent && revision != 0 || op.Revision != 0 && op.Revision != revision || op.Still != 0 && revision > op.Still {
+		if op.Absent && revision != 0 || op.Exists && revision == 0 ||
+			op.Revision != 0 && op.Revision != revision || op.Still != 0 && revision > op.Still {
 			errs = append(errs, fmt.Errorf("%s: %w", op.Key, ErrConflict))
 		}
 	}

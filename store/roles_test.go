@@ -104,7 +104,7 @@ func TestEachPartWorksUnderItsRole(t *testing.T) {
 	cloud, err := c["cloud"].Campaign(t.Context(), CloudElection, "one", time.Minute)
 	must("standing for the other election", cloud != nil, err)
 	must("writing down what is assigned", true, cloud.Commit(t.Context(), Op{Key: CloudKey(ip1), Value: []byte("{}"), Absent: true},
-		Op{Key: OwnerKey(ip1), Still: 1 << 40}, Op{Key: AllocationKey(ip1), Still: 1 << 40}))
+		Op{Key: OwnerKey(ip1), Still: 1 << 40}, Op{Key: AllocationKey(ip1), Exists: true}))
 	for _, k := range []string{PoolPrefix, NodePrefix, OwnerPrefix, AllocationPrefix, CloudPrefix} {
 		must("reading "+k, true, second(c["cloud"].List(t.Context(), k)))
 	}

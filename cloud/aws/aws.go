@@ -70,7 +70,7 @@ func New(ctx context.Context, cfg Config) (*EC2, error) {
 		e.credentials = sdk.Credentials
 	}
 	if e.http == nil {
-		e.http = &http.Client{}
+		e.http = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
 	}
 	instance := imds.NewFromConfig(sdk)
 	if e.region == "" {
@@ -230,12 +230,18 @@ func (e *EC2) do(ctx context.Context, action string, asked url.Values, out any) 
 	}
 	r.Header.Set("Content-Type", "application/x-www-form-urlencoded; charset=utf-8")
 	who, err := e.credentials.Retrieve(ctx)
+	if err != nil && ctx.Err() != nil {
+		return fmt.Errorf("%w: %s: waiting for credentials of AWS", cloud.ErrNotSent, action)
+	}
 	if err != nil {
 		return fmt.Errorf("%w: no credentials of AWS: %w: see docs/aws.md", cloud.ErrRefused, err)
 	}
 	sum := sha256.Sum256([]byte(body))
 	if err := e.signer.SignHTTP(ctx, who, r, hex.EncodeToString(sum[:]), "ec2", e.region, time.Now()); err != nil {
 		return fmt.Errorf("%w: signing a request: %w", cloud.ErrRefused, err)
+	}
+	if end, ok := ctx.Deadline(); ctx.Err() != nil || ok && !time.Now().Before(end) { // the process may have been stopped
+		return fmt.Errorf("%w: %s", cloud.ErrNotSent, action)
 	}
 	resp, err := e.http.Do(r)
 	if err != nil {
@@ -266,6 +272,9 @@ var remedies = map[string]string{
 		"nodeSelector and ranges of its pool",
 }
 
+// ofAddress are the codes of refusals that other addresses, or fewer, may not meet.
+var ofAddress = []string{"InvalidParameterValue", "PrivateIpAddressLimitExceeded", "InvalidIPAddress.InUse"}
+
 var throttled = []string{
 	"RequestLimitExceeded", "Throttling", "ThrottlingException", "RequestThrottled",
 	"RequestThrottledException", "TooManyRequestsException", "SlowDown",
@@ -288,6 +297,8 @@ func refusal(action string, status int, body []byte) error {
 		return fmt.Errorf("%w: %s", cloud.ErrThrottled, text)
 	case bad != nil || said.Code == "" || status >= http.StatusInternalServerError:
 		return errors.New(text)
+	case slices.Contains(ofAddress, said.Code):
+		return fmt.Errorf("%w: %s", cloud.ErrAddressRefused, text)
 	}
 	return fmt.Errorf("%w: %s", cloud.ErrRefused, text)
 }

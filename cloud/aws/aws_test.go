@@ -98,6 +98,34 @@ func TestAnAnswerOfSomebodyElseIsNoYes(t *testing.T) {
 	}
 }
 
+func TestNothingIsSentAfterItsTime(t *testing.T) {
+	s := ec2test.New(t)
+	s.Add("eni-1", 1, "10.0.0.1")
+	e := open(t, s.URL)
+	ctx, cancel := context.WithCancel(t.Context())
+	cancel()
+	err := e.Assign(ctx, "eni-1", []netip.Addr{netip.MustParseAddr("10.0.0.50")}, false)
+	if !errors.Is(err, cloud.ErrNotSent) || errors.Is(err, cloud.ErrRefused) {
+		t.Errorf("error %v, want ErrNotSent", err)
+	}
+	if calls := s.Calls(); len(calls) > 0 {
+		t.Errorf("%+v", calls)
+	}
+}
+
+func TestRedirectsAreNotFollowed(t *testing.T) {
+	s := ec2test.New(t)
+	s.Add("eni-1", 1, "10.0.0.1")
+	from := httptest.NewServer(http.RedirectHandler(s.URL, http.StatusTemporaryRedirect))
+	defer from.Close()
+	if err := open(t, from.URL).Assign(t.Context(), "eni-1", []netip.Addr{netip.MustParseAddr("10.0.0.50")}, false); err == nil {
+		t.Error("a redirect is taken for a yes")
+	}
+	if calls := s.Calls(); len(calls) > 0 {
+		t.Errorf("%+v", calls)
+	}
+}
+
 func TestWithoutAnInstanceRegionAndVPCHaveToBeGiven(t *testing.T) {
 	t.Setenv("AWS_EC2_METADATA_DISABLED", "true")
 	t.Setenv("AWS_REGION", "")
