@@ -44,6 +44,7 @@ func TestWhatWasWrittenIsKnown(t *testing.T) {
 	states := goldens(t)
 	names := slices.Sorted(maps.Keys(states))
 	reach(t, tables, states[names[0]])
+	tables.events.lag = time.Minute // an emulated machine is slow
 	watch(t, tables)
 	seed := uint64(time.Now().UnixNano())
 	t.Logf("seed %d", seed)
@@ -87,6 +88,7 @@ func TestWhatWasWrittenIsKnown(t *testing.T) {
 // What others do to our tables is read; what they do to theirs is not, as long as Watch says which is which.
 func TestOthersCommitsAreReadWhereTheyAreAboutOurTables(t *testing.T) {
 	tables := openShared(t)
+	tables.events.lag = time.Minute // an emulated machine is slow
 	reach(t, tables, large(5))
 	if observe(t, tables); !remembers(t, tables) {
 		t.Error("nobody wrote anything, and the tables are read again")

@@ -76,11 +76,13 @@ type events struct {
 	begun      bool   // there is a generation
 	generation uint32 // of the last commit whose events were read, or need not be; the number wraps
 	changed    bool   // somebody else changed our tables since reset, or events were lost
+
+	lag time.Duration // eventLag, but in tests
 }
 
 func newEvents() events {
 	mu := new(sync.Mutex)
-	return events{mu: mu, seen: sync.NewCond(mu)}
+	return events{mu: mu, seen: sync.NewCond(mu), lag: eventLag}
 }
 
 // update changes the events, and wakes who waits.
@@ -121,10 +123,10 @@ func (e *events) reach(generation uint32) {
 	}
 }
 
-// spare reports whether nobody but t has changed our tables from reset up to a generation of the ruleset. It waits for events for eventLag.
+// spare reports whether nobody but t has changed our tables from reset up to a generation of the ruleset. It waits for events for lag.
 func (e *events) spare(generation uint32) bool {
 	late := false
-	timer := time.AfterFunc(eventLag, func() { e.update(func() { late = true }) })
+	timer := time.AfterFunc(e.lag, func() { e.update(func() { late = true }) })
 	defer timer.Stop()
 	e.mu.Lock()
 	defer e.mu.Unlock()
