@@ -90,14 +90,14 @@ func (l *Lease) renew(ctx context.Context, stream *renewals) (sent time.Time, er
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
 	sent = time.Now()
-	after, err := l.client.elsewhere(elsewhereAfter), errRenewals
+	after, err := elsewhereAfter, errRenewals
 	var resp *pb.LeaseKeepAliveResponse
 	if stream != nil {
 		resp, err = stream.ask(ctx)
-		after = stream.patience()
+		after = stream.after
 	}
 	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
-		resp, err = retryElsewhere(ctx, after, func(ctx context.Context) (*pb.LeaseKeepAliveResponse, error) {
+		resp, err = retryElsewhere(ctx, l.client.elsewhere(after), func(ctx context.Context) (*pb.LeaseKeepAliveResponse, error) {
 			r, err := l.client.etcd.KeepAliveOnce(ctx, l.id)
 			if err != nil {
 				return nil, err
@@ -351,7 +351,7 @@ func (l *Lease) Run(ctx context.Context, renewed func(sent time.Time, ttl time.D
 	timeout := min(ttl/4, 3*time.Second)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
-	stream := &renewals{lease: l}
+	stream := &renewals{lease: l, after: elsewhereAfter}
 	defer stream.close()
 	for was := confirmed; ; {
 		select {

@@ -25,7 +25,7 @@ var errRenewals = errors.New("the stream of renewals has ended")
 // ends the stream, so that no answer is of an earlier question; the next renewal opens another one. It is not safe for concurrent use.
 type renewals struct {
 	lease   *Lease
-	after   time.Duration // how long the next answer may take; 0: elsewhereAfter
+	after   time.Duration // how long the next answer may take, where there is another member to ask
 	asked   int
 	stream  pb.Lease_LeaseKeepAliveClient // nil: none is open
 	end     context.CancelFunc
@@ -47,30 +47,24 @@ func (r *renewals) ask(ctx context.Context) (*pb.LeaseKeepAliveResponse, error) 
 		r.close()
 		return nil, err
 	}
-	after := r.patience()
-	late := time.NewTimer(after)
+	late := time.NewTimer(r.lease.client.elsewhere(r.after))
 	defer late.Stop()
 	select {
 	case a, open := <-r.answers:
 		if !open {
 			break
 		}
-		r.after = after / 2
+		r.after = max(r.after/2, elsewhereAfter)
 		if a.TTL <= 0 {
 			return nil, rpctypes.ErrLeaseNotFound
 		}
 		return a, nil
 	case <-late.C:
-		r.after = 2 * after
+		r.after = min(2*r.after, elsewhereLatest)
 	case <-ctx.Done():
 	}
 	r.close()
 	return nil, errRenewals
-}
-
-// patience returns how long an answer may take.
-func (r *renewals) patience() time.Duration {
-	return r.lease.client.elsewhere(min(max(r.after, elsewhereAfter), elsewhereLatest))
 }
 
 // open opens a stream that outlives ctx.
