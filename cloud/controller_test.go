@@ -172,6 +172,15 @@ func (w world) recorded(ips ...netip.Addr) {
 	})
 }
 
+// onlyRecord wants etcd to say of one address alone that it is Egret's.
+func (w world) onlyRecord(ip netip.Addr) {
+	w.Helper()
+	all, err := w.etcd.List(w.Context(), store.CloudPrefix)
+	if err != nil || len(all) != 1 {
+		w.Errorf("records %v, %v, want that of %s alone", all, err, ip)
+	}
+}
+
 func (w world) never(worst int) {
 	w.Helper()
 	if n := w.ec2.Worst(); n > worst {
@@ -508,10 +517,7 @@ func TestWhoClaimsAnAddressThatIsNoEgressIPGetsNothing(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	all, err := w.etcd.List(t.Context(), store.CloudPrefix)
-	if err != nil || len(all) != 1 {
-		t.Errorf("records %v, %v, want that of %s alone", all, err, other)
-	}
+	w.onlyRecord(other)
 }
 
 func TestANodesOwnAddressIsNotTouched(t *testing.T) {
@@ -532,10 +538,7 @@ func TestANodesOwnAddressIsNotTouched(t *testing.T) {
 			t.Errorf("%+v", c)
 		}
 	}
-	all, err := w.etcd.List(t.Context(), store.CloudPrefix)
-	if err != nil || len(all) != 1 {
-		t.Errorf("records %v, %v, want that of %s alone", all, err, other)
-	}
+	w.onlyRecord(other)
 }
 
 func TestARefusalThatIsAboutNoAddressIsNotAskedForHalves(t *testing.T) {
