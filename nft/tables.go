@@ -42,7 +42,7 @@ type Tables struct {
 	generation uint32     // of the ruleset when it was observed
 	wholeAt    time.Time  // when everything was read last
 	serial     uint64     // of the last Observe
-	events     events
+	events     *events
 
 	frames frames
 	renew  sync.Mutex  // one renewal at a time; guards ticket

@@ -70,8 +70,8 @@ const eventLag = 20 * time.Millisecond
 
 // events are what Watch knows of the commits of all programs.
 type events struct {
-	mu         *sync.Mutex // guards what follows
-	seen       *sync.Cond  // when that changes
+	mu         sync.Mutex // guards what follows
+	seen       *sync.Cond // when that changes
 	running    bool
 	begun      bool   // there is a generation
 	generation uint32 // of the last commit whose events were read, or need not be; the number wraps
@@ -80,9 +80,10 @@ type events struct {
 	lag time.Duration // eventLag, but in tests
 }
 
-func newEvents() events {
-	mu := new(sync.Mutex)
-	return events{mu: mu, seen: sync.NewCond(mu), lag: eventLag}
+func newEvents() *events {
+	e := &events{lag: eventLag}
+	e.seen = sync.NewCond(&e.mu)
+	return e
 }
 
 // update changes the events, and wakes who waits.
