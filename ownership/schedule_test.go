@@ -218,7 +218,7 @@ func (w *world) stopped() bool {
 }
 
 func (w *world) partition(a, b int, d time.Duration, to, from bool) {
-	if a == b {
+	if a == b || w.healed {
 		return
 	}
 	name := func(i int) string {
@@ -281,6 +281,7 @@ func simulate(seed uint64, opt options, story *strings.Builder) string {
 // heal ends all faults.
 func (w *world) heal() {
 	w.say("all faults end")
+	w.healed = true
 	clear(w.cut)
 	if w.etcd.down {
 		for _, l := range w.etcd.leases {
@@ -330,7 +331,7 @@ func (w *world) settled(fail func(format string, args ...any)) bool {
 
 // trigger lets something happen to who is about to change etcd.
 func (w *world) trigger(n *node) {
-	if w.wait == 0 {
+	if w.wait == 0 || w.healed {
 		return
 	}
 	if w.wait--; w.wait > 0 {
@@ -342,6 +343,9 @@ func (w *world) trigger(n *node) {
 		n.slow = w.now + long
 	}
 	w.after(w.between(0, 4*time.Millisecond), func() {
+		if w.healed {
+			return
+		}
 		kind := w.N(6)
 		if w.opt.focus == "loss" {
 			kind = 5

@@ -24,8 +24,9 @@ type world struct {
 	base   *egress.Snapshot // what never changes
 	cut    map[[2]int]bool  // from, to: node numbers, etcdEnd is etcd
 	backup *etcd
-	writes int // to etcd
-	wait   int // until how many requests from now something happens to who sends it; 0: nothing
+	writes int  // to etcd
+	wait   int  // until how many requests from now something happens to who sends it; 0: nothing
+	healed bool // nothing happens to anybody any more
 
 	violation string
 	story     *strings.Builder // nil: nobody reads it
