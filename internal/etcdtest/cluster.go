@@ -110,6 +110,14 @@ func (c *Cluster) Replace(i int) {
 	if _, err := admin.MemberAdd(ctx, []string{"http://" + m.peers.addr()}); err != nil {
 		c.t.Fatalf("adding a member to etcd: %v", err)
 	}
+	for j, other := range c.members { // the new one asks any of them who the members are
+		if j == i || other.etcd == nil {
+			continue
+		}
+		if _, err := other.Client().MemberList(ctx); err != nil { // linearizable: it knows of the new one when it answers
+			c.t.Fatalf("listing the members of etcd at member %d: %v", j, err)
+		}
+	}
 	c.members[i] = m
 	m.cluster = c.names()
 	m.Start()
