@@ -581,3 +581,30 @@ func TestWhicheverOfTwoNodesLosesPowerTheOtherTakesOver(t *testing.T) {
 		t.Logf("p50 %v, p90 %v, longest %v; died %v", p50, p90, took[len(took)-1], died)
 	}
 }
+
+// The gateways are cut off from etcd and from all other nodes, and the operator makes another node one. Its agent had to
+// promise all along: if only gateways had to, the others would go on by their promises for as long as the network is cut.
+func TestWhoBecomesAGatewayWhileTheOthersAreCutOffHasToPromise(t *testing.T) {
+	for seed := range uint64(20) {
+		var story strings.Builder
+		v := simulate(seed, options{nodes: 5, faults: 12 * time.Second, labels: true, script: func(w *world) {
+			w.label(w.nodes, false)
+			w.label(w.nodes[:2], true)
+			w.run(3 * time.Second)
+			for _, n := range w.nodes[:2] {
+				for _, o := range []int{etcdEnd, 2, 3, 4} {
+					w.partition(n.id, o, 11*time.Second, true, true)
+				}
+			}
+			w.after(time.Second, func() { w.label(w.nodes[2:3], true) })
+			w.after(10*time.Second, func() {
+				if n := w.nodes[2]; !n.kernel.answers(w.ips[0]) {
+					w.fail("the new gateway does not answer for %s, for 9 s", w.ips[0])
+				}
+			})
+		}}, &story)
+		if v != "" {
+			t.Fatalf("seed %d: %s\n%s", seed, v, story.String())
+		}
+	}
+}
