@@ -197,7 +197,9 @@ func (m *Machine) owns(o egress.Owner) bool { return o.Node == m.cfg.Node && o.L
 // May returns what may stay of the permit of an IP, by the snapshot of the round alone.
 func (m *Machine) May(ip netip.Addr) (send, answer bool) {
 	s := m.round.cluster
-	held := m.owns(s.Owners[ip])
+	o := s.Owners[ip]
+	_, released := m.tenures.released[lock{ip, o.Revision}]
+	held := m.owns(o) && !released
 	return held || s.Moves[ip].To == m.cfg.Node || m.round.now.Before(m.tenures.linger[ip]), held
 }
 
@@ -237,8 +239,13 @@ func (m *Machine) settle(e Programmed) []Effect {
 	if !e.Applied || m.outdated() {
 		return out
 	}
+	given := slices.SortedFunc(maps.Keys(m.tenures.released), func(a, b lock) int { return a.ip.Compare(b.ip) })
+	for _, k := range given {
+		out = append(out, m.release(s.Owners[k.ip]))
+	}
 	for _, o := range s.Releases(f) {
-		if m.owns(o) { // else it is of a former lease of this node
+		_, again := m.tenures.released[lock{o.IP, o.Revision}]
+		if m.owns(o) && !again { // else it is of a former lease of this node
 			out = append(out, m.release(o))
 		}
 	}
@@ -255,9 +262,16 @@ func (m *Machine) settle(e Programmed) []Effect {
 	return out
 }
 
-// release gives a lock back.
+// release gives a lock back, for good: the next snapshot may be older than that, and want the IP here again, and a
+// release that etcd has not answered may be on its way.
 func (m *Machine) release(o egress.Owner) Release {
-	return Release{Owner: o, Unused: !m.tenures.inUse[lock{o.IP, o.Revision}]}
+	k := lock{o.IP, o.Revision}
+	unused, again := m.tenures.released[k]
+	if !again {
+		unused = !m.tenures.inUse[k]
+		m.tenures.released[k] = unused
+	}
+	return Release{Owner: o, Unused: unused}
 }
 
 // releaseAll gives every lock back, but not before the kernel has acknowledged that it is silent.

@@ -29,6 +29,7 @@ var (
 	lost      = []string{"-schedules-focus=loss"}
 	suspected = []string{"-schedules-focus=suspicion"}
 	joins     = []string{"-test.run=TestWhoJoins"}
+	relabeled = []string{"-schedules-labels"}
 	unknownP  = []string{"-test.run=TestAPermitIsNoLonger"}
 )
 
@@ -38,6 +39,8 @@ var mutations = []mutation{
 	{"who begins uses what it claims before others hear of it", "ownership/tenure.go", "bound = later(bound, t.begun.Add(joinGrace+longest))", "", joins, 0},
 	{"a hand-over counts in an etcd that was restored", "ownership/tenure.go", `o.From != "" && !first`, `o.From != "" && (!first || true)`, restored, 491},
 	{"what was in use before a restore goes on", "ownership/tenure.go", "t.waits, t.inUse, t.adopted, m.claims = nil, nil, nil, claims{}", "", restored, 829},
+	{"what was given back is used by an older snapshot", "ownership/tenure.go",
+		"released := t.released[k]; released {", "released := t.released[k]; released && false {", relabeled, 1317},
 	{"a longer P is used before claimers know of it", "ownership/machine.go", "m.permits.length = 0\n", "m.permits.length = m.cfg.Permit\n", unknownP, 0},
 	{"all permits are extended when the agent stops", "ownership/machine.go", "return p.Answer && !(now.Before(m.permits.looked) && slices.Contains(e.IPs, p.IP))", "return false", restored, 1183},
 	{"a promise is forgotten", "ownership/promise.go", "p.until = later(p.until, now.Add(max(p.length, m.Permit)))", "", lost, 4475},

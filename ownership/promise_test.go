@@ -316,3 +316,48 @@ func TestNothingIsDoneToALockByAViewOfAnotherEtcd(t *testing.T) {
 		t.Errorf("with a view of that one %d IPs are claimed, want 1", n)
 	}
 }
+
+// A node that the pool selects no more gives the IP back, and is selected again before a snapshot shows that: it still
+// has the lock.
+func TestWhatWasGivenBackIsNotUsedByAnOlderSnapshot(t *testing.T) {
+	w, ip := newWire("a"), netip.MustParseAddr("10.10.0.11")
+	m := w.all["a"]
+	round := func(revision int64, selected bool) (role plan.Role, answer bool, releases []Release) {
+		w.now = w.now.Add(time.Hour)
+		pool := egress.Pool{Name: "pool"}
+		if !selected {
+			pool.NodeSelector.MatchLabels = map[string]string{"gateway": ""}
+		}
+		web := egress.Policy{Name: "web", Addresses: []egress.Address{{IP: ip, ID: 1, Pool: "pool"}}}
+		s := egress.Snapshot{
+			Longest: oneMinute, Pools: map[string]egress.Pool{"pool": pool}, Nodes: map[string]egress.Node{"a": {Name: "a"}},
+			Agents:   map[string]egress.Agent{"a": {Node: "a", Lease: egress.FormatLease(1)}},
+			Owners:   map[netip.Addr]egress.Owner{ip: {IP: ip, Node: "a", Lease: 1, Revision: revision}},
+			Egresses: map[string]egress.Policy{"web": web},
+		}
+		m.Step(w.now, View{Cluster: plan.New(&s)})
+		_, answer = m.May(ip)
+		f := plan.Facts{Node: "a", Uplink: plan.Link{Name: "eth0", Up: true}}
+		m.Step(w.now, Facts{Facts: f, Dead: func(string) bool { return false }})
+		for _, e := range m.Step(w.now, Programmed{Applied: true}) {
+			if r, is := e.(Release); is {
+				releases = append(releases, r)
+			}
+		}
+		return m.round.roles[ip], answer, releases
+	}
+	round(5, true)
+	if role, _, _ := round(5, true); role != plan.Own {
+		t.Fatalf("its own lock: role %v, want %v", role, plan.Own)
+	}
+	for _, selected := range []bool{false, true} {
+		role, answer, releases := round(5, selected)
+		if role != plan.None || len(releases) != 1 || releases[0].Unused || answer && selected {
+			t.Errorf("selected %t: role %v, may answer %t, %+v; want it silent, and the lock given back as one that was used",
+				selected, role, answer, releases)
+		}
+	}
+	if role, _, releases := round(6, true); role != plan.Pending || len(releases) != 0 {
+		t.Errorf("a new lock: role %v, %+v; want %v", role, releases, plan.Pending)
+	}
+}

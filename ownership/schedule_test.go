@@ -62,6 +62,10 @@ func (w *world) fault() {
 			}
 		}
 	}
+	if w.opt.labels && w.chance(3) {
+		w.relabel(n)
+		return
+	}
 	kind := w.N(19)
 	if w.opt.focus != "" && w.chance(2) {
 		kind = focuses[w.opt.focus][w.N(len(focuses[w.opt.focus]))]
@@ -207,6 +211,28 @@ func (w *world) fault() {
 	}
 }
 
+// relabel changes which nodes the pool selects: one of them, for good or for a moment that its agent may not see, or
+// all.
+func (w *world) relabel(n *node) {
+	is := len(w.base.Nodes[n.name].Labels) > 0
+	switch w.N(4) {
+	case 0:
+		w.label(w.nodes, true)
+	case 1:
+		w.label(w.nodes, false)
+		w.label(w.nodes[w.N(len(w.nodes)):], true)
+	case 2:
+		w.after(w.between(0, 2*time.Second), func() {
+			if !w.healed {
+				w.label([]*node{n}, is)
+			}
+		})
+		fallthrough
+	default:
+		w.label([]*node{n}, !is)
+	}
+}
+
 // stopped reports whether a kernel has permits that outlive the lease that an older etcd would know, or is about to.
 func (w *world) stopped() bool {
 	for _, n := range w.nodes {
@@ -289,6 +315,9 @@ func (w *world) heal() {
 		}
 	}
 	w.etcd.down, w.etcd.deposed = false, false
+	if w.opt.labels {
+		w.label(w.nodes[w.N(len(w.nodes)):], true)
+	}
 	for _, n := range w.nodes {
 		n.frozen, n.stalled, n.slow, n.broken, n.off = min(n.frozen, w.now), min(n.stalled, w.now), min(n.slow, w.now), min(n.broken, w.now), false
 		n.boot()
@@ -378,6 +407,7 @@ var (
 	oneSeed  = flag.Uint64("schedule", 0, "the seed of one schedule, to be told as a story")
 	restores = flag.Bool("schedules-restores", false, "with restores of etcd")
 	toggles  = flag.Bool("schedules-toggle", false, "with gossip switched on and off")
+	labels   = flag.Bool("schedules-labels", false, "with pools that select some nodes, and labels that change")
 	mixed    = flag.Bool("schedules-mixed", false, "with different P")
 	focus    = flag.String("schedules-focus", "", "what half of the faults are about: loss (of etcd), restore, suspicion")
 	first    = flag.Bool("schedules-first", false, "end with the first schedule that fails")
@@ -387,9 +417,10 @@ var (
 // usual are the options of a schedule from a seed.
 func usual(seed uint64) options {
 	kind := seed % 8
+	some := seed%32 >= 5 && seed%32 <= 7
 	return options{
 		nodes: 5, faults: 4 * time.Second, focus: *focus, noGossip: kind == 0, toggle: kind == 1 || *toggles,
-		mixedP: kind == 2 || kind == 4 || *mixed, restores: kind == 3 || kind == 4 || *restores,
+		mixedP: kind == 2 || kind == 4 || *mixed, restores: kind == 3 || kind == 4 || *restores, labels: some || *labels,
 	}
 }
 
@@ -548,5 +579,32 @@ func TestWhicheverOfTwoNodesLosesPowerTheOtherTakesOver(t *testing.T) {
 		t.Errorf("from the gossip's word to the first answer: p50 %v, p90 %v, want P (%v) and what etcd and the kernel take; died %v, want each now and then", p50, p90, permitLength, died)
 	} else {
 		t.Logf("p50 %v, p90 %v, longest %v; died %v", p50, p90, took[len(took)-1], died)
+	}
+}
+
+// The gateways are cut off from etcd and from all other nodes, and the operator makes another node one. Its agent had to
+// promise all along: if only gateways had to, the others would go on by their promises for as long as the network is cut.
+func TestWhoBecomesAGatewayWhileTheOthersAreCutOffHasToPromise(t *testing.T) {
+	for seed := range uint64(20) {
+		var story strings.Builder
+		v := simulate(seed, options{nodes: 5, faults: 12 * time.Second, labels: true, script: func(w *world) {
+			w.label(w.nodes, false)
+			w.label(w.nodes[:2], true)
+			w.run(3 * time.Second)
+			for _, n := range w.nodes[:2] {
+				for _, o := range []int{etcdEnd, 2, 3, 4} {
+					w.partition(n.id, o, 11*time.Second, true, true)
+				}
+			}
+			w.after(time.Second, func() { w.label(w.nodes[2:3], true) })
+			w.after(10*time.Second, func() {
+				if n := w.nodes[2]; !n.kernel.answers(w.ips[0]) {
+					w.fail("the new gateway does not answer for %s, for 9 s", w.ips[0])
+				}
+			})
+		}}, &story)
+		if v != "" {
+			t.Fatalf("seed %d: %s\n%s", seed, v, story.String())
+		}
 	}
 }

@@ -1,6 +1,7 @@
 package ownership
 
 import (
+	"maps"
 	"net/netip"
 	"time"
 
@@ -12,6 +13,7 @@ type tenures struct {
 	adopted  map[netip.Addr]bool      // permits that the kernel had when this process began: no waiting for those
 	waits    map[lock]time.Time       // since when a lock of this node is seen that it may not use yet
 	inUse    map[lock]bool            // locks of this node that it acts upon
+	released map[lock]bool            // locks of this node that it gives back, whatever comes; true: unused
 	linger   map[netip.Addr]time.Time // until when this node relays for the IP's next owner
 	begun    time.Time                // when this process met the others first; zero: not yet
 	restores int                      // of etcd, as of the last round
@@ -23,7 +25,9 @@ type lock struct {
 	revision int64
 }
 
-func (t *tenures) init() { t.adopted, t.linger = map[netip.Addr]bool{}, map[netip.Addr]time.Time{} }
+func (t *tenures) init() {
+	t.adopted, t.released, t.linger = map[netip.Addr]bool{}, map[lock]bool{}, map[netip.Addr]time.Time{}
+}
 
 // roles sets what this node may do for each egress IP, and says which locks it uses from now on, and which IPs come back to it.
 func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
@@ -37,7 +41,14 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		// What this node and others had in the etcd of before is not known any more: all wait for all.
 		first, t.restores = true, p.cluster.Restores
 		t.waits, t.inUse, t.adopted, m.claims = nil, nil, nil, claims{}
+		for k := range t.released {
+			t.released[k] = true
+		}
 	}
+	maps.DeleteFunc(t.released, func(k lock, _ bool) bool {
+		o := p.cluster.Owners[k.ip]
+		return o.Revision != k.revision || !m.owns(o)
+	})
 	bound := m.bound()
 	longest := max(m.cfg.Permit, p.cluster.Longest)
 	if m.cfg.Gossip { // by then those who have lost etcd know that this process is there, and the permits that they have without its promise are over
@@ -49,6 +60,9 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 			continue
 		}
 		k := lock{ip, o.Revision}
+		if _, released := t.released[k]; released {
+			continue
+		}
 		// The former owner fell silent before it wrote the record, in this etcd, or the kernel of this node was in service all along.
 		atOnce := o.From != "" && !first || t.adopted[ip]
 		since, waiting := t.waits[k]

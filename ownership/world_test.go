@@ -2,6 +2,7 @@ package ownership
 
 import (
 	"fmt"
+	"maps"
 	"math/rand/v2"
 	"net/netip"
 	"strings"
@@ -42,6 +43,7 @@ type options struct {
 	noGossip bool
 	mixedP   bool
 	restores bool
+	labels   bool         // the pool selects some of the nodes, and others later
 	focus    string       // what half of the faults are about
 	toggle   bool         // gossip, at the start of an agent
 	script   func(*world) // instead of random faults
@@ -134,7 +136,31 @@ func newWorld(seed uint64, opt options) *world {
 		n.heard = make([]gossipState, opt.nodes)
 		w.nodes = append(w.nodes, n)
 	}
+	if opt.labels {
+		gateways := egress.Selector{MatchExpressions: []egress.Requirement{{Key: gateway, Operator: "Exists"}}}
+		w.base.Pools["pool"] = egress.Pool{Name: "pool", NodeSelector: gateways}
+		w.label(w.nodes[:1+w.N(len(w.nodes)-1)], true)
+	}
 	return w
+}
+
+// gateway is the label of the nodes that the pool selects, where it does not select all.
+const gateway = "gateway"
+
+// label makes nodes gateways, or ordinary ones, for all that watch etcd.
+func (w *world) label(nodes []*node, is bool) {
+	all := maps.Clone(w.base.Nodes) // a snapshot that was taken never changes
+	for _, n := range nodes {
+		r := all[n.name]
+		if r.Labels = nil; is {
+			r.Labels = map[string]string{gateway: ""}
+		}
+		all[n.name] = r
+		w.say("operator: %s is a gateway: %t", n.name, is)
+	}
+	w.base.Nodes = all
+	w.etcd.changed()
+	w.watchers()
 }
 
 // N returns a number below n.
