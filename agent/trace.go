@@ -17,17 +17,20 @@ import (
 	"github.com/egret-project/egret/vlan"
 )
 
-// KernelPage is where the agent is asked what its kernel has for a pod and an egress IP, with the parameters of egress.KernelQuestion. It answers with an
-// egress.Kernel, changes nothing, and is for those who may ask which pod has a port: it shows them addresses of pods.
+// KernelPage is where the agent is asked what its kernel has for a pod and an egress IP, with the parameters of
+// egress.KernelQuestion. It answers with an egress.Kernel, changes nothing, and is for those who may ask which pod has
+// a port: it shows them addresses of pods.
 const KernelPage = "/kernel"
 
 // looks is how often a question looks again when the agent wrote to the kernel meanwhile.
 const looks = 3
 
-// errProgramming says that nothing can be told of the kernel: what it holds and what it is to hold were not of one moment.
+// errProgramming says that nothing can be told of the kernel: what it holds and what it is to hold were not of one
+// moment.
 var errProgramming = errors.New("the agent is programming its kernel, or has not begun to: ask again")
 
-// programmed is what the kernel was last made equal to, for those who look at it from other goroutines than that of loop. None of them holds loop up.
+// programmed is what the kernel was last made equal to, for those who look at it from other goroutines than that of
+// loop. Of them loop waits for at most one reading of the tables (nft.Tables.Observe).
 type programmed struct {
 	desired atomic.Pointer[plan.Desired] // nil: nothing yet, or it is being written
 	writes  atomic.Uint64
@@ -40,7 +43,8 @@ func (p *programmed) begin() (end func(*plan.Desired)) {
 	return p.desired.Store
 }
 
-// differs returns what the kernel was last made equal to, and as lines what is not so: damages of the tables first, and then all that program would write.
+// differs returns what the kernel was last made equal to, and as lines what is not so: damages of the tables first,
+// and then all that program would write.
 func (k *kernel) differs() (d plan.Desired, lines []string, err error) {
 	for range looks {
 		writes, want := k.programmed.writes.Load(), k.programmed.desired.Load()

@@ -112,8 +112,8 @@ func TestTheKernelIsToldAsItIs(t *testing.T) {
 	}
 }
 
-// TestQuestionsOfTheKernelHoldUpNothing: who asks while the kernel is programmed is turned away rather than told a part of it, and who asks several times at once
-// gets one answer.
+// TestQuestionsOfTheKernelHoldUpNothing: who asks while the kernel is programmed is turned away rather than told a
+// part of it, and who asks several times at once gets one answer.
 func TestQuestionsOfTheKernelHoldUpNothing(t *testing.T) {
 	k := &kernel{}
 	written := k.programmed.begin()

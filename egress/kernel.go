@@ -42,32 +42,36 @@ func ParseKernelQuestion(v url.Values) (q KernelQuestion, err error) {
 	return q, errors.Join(errs...)
 }
 
-// Kernel is what the kernel of a node has for a pod and an egress IP, read there when its agent was asked. Pods, next hops and blocks are those that the
-// agent wants the kernel to have, and Differs says what of all that it wants the kernel has not.
+// Kernel is what the kernel of a node has for a pod and an egress IP, read there when its agent was asked. Pods, next
+// hops and blocks are those that the agent wants the kernel to have, and Differs says what of all that it wants the
+// kernel has not.
 type Kernel struct {
 	Node string `json:"node"`
 	// Watching: the agent follows the changes in etcd at present; else the kernel has what it was told before.
 	Watching bool `json:"watching"`
-	// Differs are the changes that would make the kernel as the agent wants it, and damages of its tables: at most MaxDiffers, of all there are.
+	// Differs are the changes that would make the kernel as the agent wants it, and damages of its tables: at most
+	// MaxDiffers, of all there are.
 	Differs  []string `json:"differs,omitempty"`
 	Differed int      `json:"differed,omitempty"`
-	// Permit is how long the permit to send with the egress IP still lasts, in seconds; 0: there is none. Answers: it is one to answer for it, too.
+	// Permit is how long the permit to send with the egress IP still lasts, in seconds; 0: there is none. Answers: it
+	// is one to answer for it, too.
 	Permit  float64 `json:"permit_seconds"`
 	Answers bool    `json:"answers"`
 	// PodID is the id that packets of the pod get; 0: it is no pod of an egress IP here.
 	PodID ID `json:"pod_id,omitempty"`
-	// Steered: connections of the id have a next hop; without it their packets are dropped. Gateway is the index of the node that they go to, 0: they
-	// leave here.
+	// Steered: connections of the id have a next hop; without it their packets are dropped. Gateway is the index of
+	// the node that they go to, 0: they leave here.
 	Steered bool `json:"steered"`
 	Gateway int  `json:"gateway_index,omitempty"`
-	// First, Ports and PortsUsed are the block of ports that new connections get theirs of, and how many were in use to one destination when that was last
-	// counted. Ports 0: there is no block.
+	// First, Ports and PortsUsed are the block of ports that new connections get theirs of, and how many were in use
+	// to one destination when that was last counted. Ports 0: there is no block.
 	First     uint16 `json:"first_port,omitempty"`
 	Ports     int    `json:"ports,omitempty"`
 	PortsUsed int    `json:"ports_used,omitempty"`
 	// Connections are those of the pod with the id that conntrack has.
 	Connections int `json:"connections"`
-	// Guarded is how long ago, in seconds, the guard dropped a packet of the id; negative: not within the last half minute.
+	// Guarded is how long ago, in seconds, the guard dropped a packet of the id; negative: not within the last half
+	// minute.
 	Guarded float64 `json:"guarded_seconds"`
 	// Dropped are the packets that all of the node's tables dropped, of any pod, by reason (nft.Counter).
 	Dropped map[string]uint64 `json:"dropped_packets,omitempty"`

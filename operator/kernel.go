@@ -16,8 +16,12 @@ import (
 // kernelPatience is how long a trace waits for agents. A node whose agent takes longer is told by the records.
 const kernelPatience = 3 * time.Second
 
-// recentDrop is how long ago, in seconds, a drop of the guard still says something of the next packet: a moment of them belongs to every take-over.
+// recentDrop is how long ago, in seconds, a drop of the guard still says something of the next packet: a moment of
+// them belongs to every take-over.
 const recentDrop = 5
+
+// adds adds a step: what it is of, what it means for the packet, and its text.
+type adds = func(what string, f fault, format string, a ...any)
 
 // kernels are what agents said of their kernels, for one way of a pod.
 type kernels struct {
@@ -33,7 +37,8 @@ func (k kernels) asked(nodes ...string) bool {
 // kernelsFor returns what asks the nodes of a way; nil: the records are all there is to go by.
 type kernelsFor func(w store.Whole, q egress.KernelQuestion, home, gateway string) kernels
 
-// askKernels returns what asks agents, all at once, at the page where they tell of their kernels. Nodes that are not reached from here are left out.
+// askKernels returns what asks agents, all at once, at the page where they tell of their kernels. Nodes that are not
+// reached from here are left out.
 func askKernels(ctx context.Context, ask Ask, page string) kernelsFor {
 	if ask == nil {
 		return nil
@@ -72,23 +77,21 @@ func askKernels(ctx context.Context, ask Ask, page string) kernelsFor {
 }
 
 // kernelHere adds the steps that the kernel of the pod's node tells.
-func (k kernels) kernelHere(w store.Whole, pod netip.Addr, a egress.Address, home, gateway string, step func(string, fault, string, ...any)) {
+func (k kernels) kernelHere(w store.Whole, pod netip.Addr, a egress.Address, home, gateway string, step adds) {
 	have, ok := k.said[home]
 	if !ok {
 		k.unheard(home, step)
 		return
 	}
 	_, moving := w.Moves[a.IP]
-	to := slices.IndexFunc([]bool{have.PodID == 0, have.PodID != a.ID, !have.Steered, !moving && have.Gateway != gatewayIndex(w, home, gateway)},
-		func(b bool) bool { return b })
-	switch to {
-	case 0:
+	switch {
+	case have.PodID == 0:
 		step("kernel", stops, "%s has %s as no pod of an egress: its connections leave by the CNI, or wait", home, pod)
-	case 1:
+	case have.PodID != a.ID:
 		step("kernel", stops, "%s has %s as a pod of id %d, and not of %s, which is id %d", home, pod, have.PodID, a.IP, a.ID)
-	case 2:
+	case !have.Steered:
 		step("kernel", stops, "%s drops what %s sends: it has no next hop for %s", home, pod, a.IP)
-	case 3:
+	case !moving && have.Gateway != gatewayIndex(w, home, gateway):
 		step("kernel", stops, "%s sends to another gateway than %s: to the node of index %d (0: out by itself)", home, gateway, have.Gateway)
 	default:
 		ports := "no block of ports"
@@ -101,7 +104,7 @@ func (k kernels) kernelHere(w store.Whole, pod netip.Addr, a egress.Address, hom
 }
 
 // kernelThere adds the steps that the kernel of the gateway tells, which may be the pod's node.
-func (k kernels) kernelThere(w store.Whole, a egress.Address, home, gateway string, step func(string, fault, string, ...any)) {
+func (k kernels) kernelThere(w store.Whole, a egress.Address, home, gateway string, step adds) {
 	have, ok := k.said[gateway]
 	if !ok {
 		if gateway != home {
@@ -124,7 +127,7 @@ func (k kernels) kernelThere(w store.Whole, a egress.Address, home, gateway stri
 }
 
 // unheard says that a node was asked and told nothing.
-func (k kernels) unheard(node string, step func(string, fault, string, ...any)) {
+func (k kernels) unheard(node string, step adds) {
 	if err := k.silent[node]; err != nil {
 		step("kernel", "", "%s is told by the records alone: %v", node, err)
 	}
@@ -139,7 +142,7 @@ func gatewayIndex(w store.Whole, home, gateway string) int {
 }
 
 // common adds what is told of any node on the way.
-func common(have egress.Kernel, node string, a egress.Address, step func(string, fault, string, ...any)) {
+func common(have egress.Kernel, node string, a egress.Address, step adds) {
 	if !have.Watching {
 		step("kernel", doubts, "the agent of %s does not follow etcd at present: its kernel has what it was told before", node)
 	}

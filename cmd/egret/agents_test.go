@@ -25,7 +25,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// remote serves what the agent of a node answers at its --metrics-address, over mTLS, to the client named auditor alone.
+// remote serves what the agent of a node answers at its --metrics-address, over mTLS, to the client named auditor
+// alone.
 func remote(t *testing.T, ca authority, name, address string, agents int, kernel *egress.Kernel) {
 	t.Helper()
 	dir := t.TempDir()
@@ -66,7 +67,8 @@ func remote(t *testing.T, ca authority, name, address string, agents int, kernel
 	}
 }
 
-// TestAgentsAreAskedOverMTLS asks the agents of other nodes, as `egret who` and `egret trace` do, by certificates of the right name, of another one, and of another CA.
+// TestAgentsAreAskedOverMTLS asks the agents of other nodes, as `egret who` and `egret trace` do, by certificates of
+// the right name, of another one, and of another CA.
 func TestAgentsAreAskedOverMTLS(t *testing.T) {
 	server, ca := etcdtest.New(t), newAuthority(t)
 	c, err := store.Dial(t.Context(), store.Config{Endpoints: []string{server.Endpoint()}})
