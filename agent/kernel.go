@@ -27,6 +27,8 @@ type kernel struct {
 	log       *slog.Logger
 	metrics   *metrics
 
+	programmed programmed
+
 	announced map[netip.Addr]string // as of the last program that was complete
 	resets    map[string]int        // how often somebody reset rp_filter of a VLAN link
 }
@@ -54,6 +56,8 @@ func openKernel(cfg Config, m *machine, counts *metrics, wake func()) (k *kernel
 // nothing points at what is not there yet. So: permits that end, addresses that go, and what makes them local; routes that come; the tables,
 // in one transaction; addresses that come, and what makes them local, routes that go; and last the permits. What fails holds up nothing else.
 func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err error) {
+	written := k.programmed.begin()
+	defer written(&d) // also after a fault: what the kernel lacks is then what differs
 	k.announcer.Set(both(k.announced, d.Announce))
 	if err := k.permits.withdraw(d.Permits); err != nil {
 		return false, in("permits", err)

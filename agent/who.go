@@ -27,19 +27,20 @@ const (
 	askShare = 2
 )
 
-// answerer answers who has, or had, a port.
+// answerer answers who has, or had, a port, and what the kernel has for a pod.
 type answerer struct {
 	node     string
 	snapshot func() *egress.Snapshot
 	list     func(egress.Mark) ([]conntrack.Flow, error)
 	log      *natLogger // nil: off
+	kernel   func(egress.KernelQuestion) (egress.Kernel, error)
 
 	busy  sync.Mutex // held while a question is answered
 	until time.Time  // when the next one may be; guarded by busy
 }
 
 // one runs f, unless it is not the time for another question.
-func (a *answerer) one(w http.ResponseWriter, f func() (natlog.Answer, error)) {
+func (a *answerer) one(w http.ResponseWriter, f func() (any, error)) {
 	if !a.busy.TryLock() {
 		http.Error(w, "another question is being answered: ask again", http.StatusServiceUnavailable)
 		return
@@ -59,7 +60,7 @@ func (a *answerer) one(w http.ResponseWriter, f func() (natlog.Answer, error)) {
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(natlog.Reply{Node: a.node, Answer: answer}) // who asked has gone
+	_ = json.NewEncoder(w).Encode(answer) // who asked has gone
 }
 
 // connections is ConnectionsPage: who has the port now, by the kernel.
@@ -69,11 +70,11 @@ func (a *answerer) connections(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	a.one(w, func() (answer natlog.Answer, err error) {
-		answer.Uses = []natlog.Line{}
+	a.one(w, func() (any, error) {
+		answer := natlog.Answer{Uses: []natlog.Line{}}
 		s := a.snapshot()
 		if s == nil {
-			return answer, errors.New("the agent has not read etcd yet")
+			return nil, errors.New("the agent has not read etcd yet")
 		}
 		names := newNames()
 		names.follow(s, time.Now())
@@ -88,7 +89,7 @@ func (a *answerer) connections(w http.ResponseWriter, r *http.Request) {
 		for id := range ids {
 			flows, err := a.list(id.ConnMark())
 			if err != nil {
-				return answer, err
+				return nil, err
 			}
 			for _, c := range flows {
 				if c.Translated != q.IP || c.Port != q.Port || len(answer.Uses) == natlog.MaxUses {
@@ -104,7 +105,7 @@ func (a *answerer) connections(w http.ResponseWriter, r *http.Request) {
 			}
 		}
 		slices.SortFunc(answer.Uses, natlog.Compare)
-		return answer, nil
+		return natlog.Reply{Node: a.node, Answer: answer}, nil
 	})
 }
 
@@ -119,14 +120,14 @@ func (a *answerer) natLog(w http.ResponseWriter, r *http.Request) {
 	case a.log.cfg.File == StandardOutput:
 		http.Error(w, "the agent of node "+a.node+" writes its log of connections to its standard output, and cannot read it: give it to egret who --log", http.StatusNotFound)
 	default:
-		a.one(w, func() (natlog.Answer, error) {
+		a.one(w, func() (any, error) {
 			ctx, cancel := context.WithTimeout(r.Context(), searchTime)
 			defer cancel()
 			answer, err := natlog.SearchFile(ctx, q, a.log.cfg.File)
 			if len(a.log.cfg.Filter) > 0 || a.log.sample() > 0 {
 				answer.Missing = append(answer.Missing, fmt.Sprintf("the log has not all connections: filter %q, one in %d", a.log.cfg.Filter, max(a.log.sample(), 1)))
 			}
-			return answer, err
+			return natlog.Reply{Node: a.node, Answer: answer}, err
 		})
 	}
 }

@@ -221,7 +221,7 @@ func TraceIn(w store.Whole, q Question, now time.Time) (Way, error) {
 	if err := CheckDescribed("pod", q.Pod); err != nil {
 		return Way{}, err
 	}
-	steps, err := trace(w, q, now)
+	steps, err := trace(w, q, now, nil)
 	if err != nil {
 		return Way{}, err
 	}

@@ -247,7 +247,7 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 			return slices.ContainsFunc(used, func(a egress.Allocation) bool { return mentions(t.Why, a.IP) }) || strings.HasPrefix(t.Why, "it cannot hold IPs of pool "+name+":")
 		}
 	case "pod":
-		steps, err := trace(w, Question{Pod: name}, now)
+		steps, err := trace(w, Question{Pod: name}, now, nil)
 		if err != nil {
 			return nil, err
 		}

@@ -25,6 +25,8 @@ type Step struct {
 	What  string `json:"what"`
 	Text  string `json:"text"`
 	Fault fault  `json:"fault,omitempty"`
+	// Kernels: of the last step of a way, that all nodes on it said what their kernels have.
+	Kernels bool `json:"kernels,omitempty"`
 }
 
 // fault says what a step means for the packet; empty: it goes on.
@@ -37,10 +39,10 @@ const (
 )
 
 // Trace writes why a pod leaves with the address that it has outside, step by step, and last a verdict in one sentence,
-// in a format: "json", "yaml" or "" for text. It goes by the records in etcd: a kernel is taken to do what these say,
-// unless its agent reports otherwise. The error is a Verdict when it does not get through, or something may be in its
-// way.
-func Trace(ctx context.Context, c *store.Client, q Question, format string, w io.Writer) error {
+// in a format: "json", "yaml" or "" for text. It goes by the records in etcd, and by what the agents of the nodes on the way say of their kernels
+// when they are asked at page; nil: they are not. A kernel of which nothing is known is taken to do what the records say, unless its agent reports otherwise
+// there. The error is a Verdict when it does not get through, or something may be in its way.
+func Trace(ctx context.Context, c *store.Client, q Question, ask Ask, page, format string, w io.Writer) error {
 	if err := checkReport(format); err != nil {
 		return err
 	}
@@ -48,7 +50,7 @@ func Trace(ctx context.Context, c *store.Client, q Question, format string, w io
 	if err != nil {
 		return err
 	}
-	steps, err := trace(whole, q, time.Now())
+	steps, err := trace(whole, q, time.Now(), askKernels(ctx, ask, page))
 	if err != nil {
 		return err
 	}
@@ -84,10 +86,19 @@ func conclude(steps []Step) (string, int) {
 		case passes:
 			return "It leaves as if there were no egress, with the address that the CNI gives to it: " + s.Text + ".", 0
 		default:
-			return "As far as etcd tells it gets through, " + result(steps) + ", but: " + s.Text + ".", 3
+			return by(steps) + " it gets through, " + result(steps) + ", but: " + s.Text + ".", 3
 		}
 	}
-	return "As far as etcd tells it gets through, " + result(steps) + ".", 0
+	return by(steps) + " it gets through, " + result(steps) + ".", 0
+}
+
+// by says what the verdict goes by: each way has the kernels of all its nodes, or it is etcd.
+func by(steps []Step) string {
+	last := slices.DeleteFunc(slices.Clone(steps), func(s Step) bool { return s.What != "leaves" })
+	if len(last) > 0 && !slices.ContainsFunc(last, func(s Step) bool { return !s.Kernels }) {
+		return "As the kernels of its nodes tell"
+	}
+	return "As far as etcd tells"
 }
 
 // result is the text of the last step.
@@ -95,10 +106,10 @@ func result(steps []Step) string { return steps[len(steps)-1].Text }
 
 // trace returns the steps of a pod's way, one way after the other where it has addresses of both families. The last step says how it leaves; where one
 // stops it, the others are still told. An error: etcd has no such pod.
-func trace(w store.Whole, q Question, now time.Time) ([]Step, error) {
+func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, error) {
 	var steps []Step
 	step := func(what string, f fault, format string, a ...any) {
-		steps = append(steps, Step{what, fmt.Sprintf(format, a...), f})
+		steps = append(steps, Step{What: what, Text: fmt.Sprintf(format, a...), Fault: f})
 	}
 	node, pod, of := find(w, q.Pod)
 	if node == "" {
@@ -126,7 +137,7 @@ func trace(w store.Whole, q Question, now time.Time) ([]Step, error) {
 			}
 			found = true
 			step("selection", "", "%s is selected by egress %s", ip, name)
-			steps = append(steps, leaves(w, name, node, ip, now)...)
+			steps = append(steps, leaves(w, name, node, ip, now, ask)...)
 		}
 	}
 	if !found {
@@ -189,9 +200,9 @@ func excepted(s *egress.Snapshot, to netip.Addr) string {
 }
 
 // leaves returns the steps from the pod's node on, for an address of a pod and the egress that applies to it.
-func leaves(w store.Whole, name, node string, pod netip.Addr, now time.Time) (steps []Step) {
+func leaves(w store.Whole, name, node string, pod netip.Addr, now time.Time, ask kernelsFor) (steps []Step) {
 	step := func(what string, f fault, format string, a ...any) {
-		steps = append(steps, Step{what, fmt.Sprintf(format, a...), f})
+		steps = append(steps, Step{What: what, Text: fmt.Sprintf(format, a...), Fault: f})
 	}
 	policy, known := w.Egresses[name]
 	if !known {
@@ -205,13 +216,21 @@ func leaves(w store.Whole, name, node string, pod netip.Addr, now time.Time) (st
 	}
 	a := policy.Addresses[i]
 	step("address", "", "%s, %s", a.IP, addressText(w, a, now))
-	home(w, node, a.IP, step)
 	owner, held := w.Owners[a.IP]
+	var k kernels
+	if ask != nil {
+		k = ask(w, egress.KernelQuestion{Pod: pod, IP: a.IP, ID: a.ID}, node, owner.Node)
+	}
+	home(w, node, a.IP, step)
+	if held {
+		k.kernelHere(w, pod, a, node, owner.Node, step)
+	}
 	if !held {
 		step("owner", stops, "%s", unowned(plan.New(&w.Snapshot), a))
 		return steps
 	}
-	gateway(w, owner, node, step)
+	gateway(w, owner, node, k.said[owner.Node].Permit > 0, step)
+	k.kernelThere(w, a, node, owner.Node, step)
 	if m, moving := w.Moves[a.IP]; moving {
 		step("move", "", "to %s, asked for %s ago: both forward meanwhile", m.To, age(now, m.Since))
 	}
@@ -226,6 +245,7 @@ func leaves(w store.Whole, name, node string, pod netip.Addr, now time.Time) (st
 		step("limit", "", "%d bit/s, bursts of %d bits, all pods together: what is above is dropped", b.Rate, b.Burst)
 	}
 	step("leaves", "", "%s", way)
+	steps[len(steps)-1].Kernels = k.asked(node, owner.Node)
 	return steps
 }
 
@@ -251,19 +271,26 @@ func home(w store.Whole, node string, ip netip.Addr, step func(string, fault, st
 }
 
 // gateway adds the steps about the owner, and those on its node where that is not the pod's.
-func gateway(w store.Whole, o egress.Owner, home string, step func(string, fault, string, ...any)) {
+// permitted: its kernel was seen to have a permit, which goes before what the records say of its agent.
+func gateway(w store.Whole, o egress.Owner, home string, permitted bool, step func(string, fault, string, ...any)) {
+	lock := func(what string, f fault, format string, a ...any) {
+		if f == stops && permitted {
+			f, format = doubts, format+"; its kernel has a permit all the same"
+		}
+		step(what, f, format, a...)
+	}
 	a, alive := w.Agents[o.Node]
 	switch {
 	case !alive:
-		step("owner", stops, "%s has the lock of %s, and its agent is down: the kernel there is silent, and another node takes over when the lease ends", o.Node, o.IP)
+		lock("owner", stops, "%s has the lock of %s, and its agent is down: the kernel there is silent, and another node takes over when the lease ends", o.Node, o.IP)
 	case a.Lease != egress.FormatLease(o.Lease):
-		step("owner", stops, "%s", ofFormer(o, a))
+		lock("owner", stops, "%s", ofFormer(o, a))
 	case plan.Gone(&w.Snapshot, o.Node):
-		step("owner", stops, "%s has the lock of %s, and there is no such node: it serves nothing", o.Node, o.IP)
+		lock("owner", stops, "%s has the lock of %s, and there is no such node: it serves nothing", o.Node, o.IP)
 	case a.Restarting:
-		step("owner", doubts, "%s holds %s, and its agent is being restarted: the kernel there serves on for --restart-grace", o.Node, o.IP)
+		lock("owner", doubts, "%s holds %s, and its agent is being restarted: the kernel there serves on for --restart-grace", o.Node, o.IP)
 	default:
-		step("owner", "", "%s holds %s, its agent is alive under the lease of the lock (revision %d)", o.Node, o.IP, o.Revision)
+		lock("owner", "", "%s holds %s, its agent is alive under the lease of the lock (revision %d)", o.Node, o.IP, o.Revision)
 	}
 	if by := a.Conflicts[o.IP]; by != "" {
 		step("owner", doubts, "another host uses %s, and may get the answers: %s", o.IP, by)

@@ -129,7 +129,7 @@ func TestTraceNamesWhatIsInTheWay(t *testing.T) {
 		t.Run(name, func(t *testing.T) {
 			w, q := whole(), Question{Pod: "prod/web-1"}
 			tt.change(&w, &q)
-			steps, err := trace(w, q, time.Now())
+			steps, err := trace(w, q, time.Now(), nil)
 			if err != nil {
 				t.Fatal(err)
 			}
@@ -142,7 +142,7 @@ func TestTraceNamesWhatIsInTheWay(t *testing.T) {
 }
 
 func TestTraceOfAPodThatIsNotThereSaysWhatItMayBe(t *testing.T) {
-	_, err := trace(whole(), Question{Pod: "prod/web-9"}, time.Now())
+	_, err := trace(whole(), Question{Pod: "prod/web-9"}, time.Now(), nil)
 	if err == nil || !strings.Contains(err.Error(), "prod/web-9") || !strings.Contains(err.Error(), "egret status") {
 		t.Errorf("error %v", err)
 	}
@@ -154,11 +154,11 @@ func TestTraceHasEachFamily(t *testing.T) {
 	six, pod6 := netip.MustParseAddr("fd10::11"), netip.MustParseAddr("fd44::5")
 	w.Egresses["six"] = egress.Policy{Name: "six", Addresses: []egress.Address{{IP: six, ID: 2, Pool: "pool"}}}
 	w.ByEgress["six"] = map[string]egress.Members{"node-2": {Egress: "six", Node: "node-2", Pods: []egress.Member{{Pod: "prod/web-1", IPs: []netip.Addr{pod6}}}}}
-	steps, err := trace(w, Question{Pod: "prod/web-1"}, time.Now())
+	steps, err := trace(w, Question{Pod: "prod/web-1"}, time.Now(), nil)
 	if text, status := conclude(steps); err != nil || status != 2 || !strings.Contains(text, "no node holds fd10::11") {
 		t.Errorf("of both: %d %q, %v", status, text, err)
 	}
-	steps, err = trace(w, Question{Pod: "prod/web-1", To: netip.MustParseAddr("203.0.113.9")}, time.Now())
+	steps, err = trace(w, Question{Pod: "prod/web-1", To: netip.MustParseAddr("203.0.113.9")}, time.Now(), nil)
 	if text, status := conclude(steps); err != nil || status != 0 {
 		t.Errorf("of IPv4: %d %q, %v", status, text, err)
 	}
@@ -317,11 +317,11 @@ func TestStatusAndTraceReadEtcd(t *testing.T) {
 	}
 	put(t, c, store.OwnerKey(ip), w.Owners[ip]) // its lease is not that of the agent: the test has none
 	out.Reset()
-	if err := Trace(t.Context(), c, Question{Pod: "prod/web-1"}, "", &out); !errors.As(err, &v) || v.Status != 2 || !strings.Contains(out.String(), "of a former agent") {
+	if err := Trace(t.Context(), c, Question{Pod: "prod/web-1"}, nil, "", "", &out); !errors.As(err, &v) || v.Status != 2 || !strings.Contains(out.String(), "of a former agent") {
 		t.Errorf("trace: %v\n%s", err, out.String())
 	}
 	out.Reset()
-	if err := Trace(t.Context(), c, Question{Pod: "prod/db-1"}, "json", &out); err != nil || !strings.Contains(out.String(), "no egress selects it") {
+	if err := Trace(t.Context(), c, Question{Pod: "prod/db-1"}, nil, "", "json", &out); err != nil || !strings.Contains(out.String(), "no egress selects it") {
 		t.Errorf("trace of a pod of no egress: %v\n%s", err, out.String())
 	}
 	if err := lead.Resign(t.Context()); err != nil {

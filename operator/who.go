@@ -19,8 +19,9 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// Ask asks the agent of a node: page is agent.ConnectionsPage or agent.LogPage. The error wraps ErrNoWay where this command does not reach that agent.
-type Ask func(ctx context.Context, node string, addresses []netip.Addr, page string, q url.Values) (natlog.Reply, error)
+// Ask asks the agent of a node at a page, such as agent.ConnectionsPage, and decodes its answer, a JSON object with the name of the node, into reply. The error
+// wraps ErrNoWay where this command does not reach that agent.
+type Ask func(ctx context.Context, node string, addresses []netip.Addr, page string, q url.Values, reply any) error
 
 // ErrNoWay says that this command cannot reach the agent of a node.
 var ErrNoWay = errors.New("the agent of that node is not reached from here")
@@ -193,7 +194,8 @@ func (u *Used) ask(ctx context.Context, cfg WhoConfig, node string, addresses []
 		pages = cfg.Pages[:1] // the kernel, which is all that there is of now
 	}
 	for _, page := range pages {
-		r, err := cfg.Ask(ctx, node, addresses, page, cfg.Query())
+		var r natlog.Reply
+		err := cfg.Ask(ctx, node, addresses, page, cfg.Query(), &r)
 		switch {
 		case errors.Is(err, ErrNoWay):
 			u.Missing = append(u.Missing, fmt.Sprintf("which pod of node %s it was: %v", node, err))
@@ -309,37 +311,38 @@ func stamp(t time.Time) string { return t.UTC().Format(timeFormat) }
 
 // AskBy returns an Ask by HTTP: base returns the URL of a node's agent and the client for it; "": it cannot be reached.
 func AskBy(base func(ctx context.Context, node string, addresses []netip.Addr) (string, *http.Client)) Ask {
-	return func(ctx context.Context, node string, addresses []netip.Addr, page string, q url.Values) (r natlog.Reply, err error) {
+	return func(ctx context.Context, node string, addresses []netip.Addr, page string, q url.Values, reply any) error {
 		at, client := base(ctx, node, addresses)
 		if at == "" {
-			return r, ErrNoWay
+			return ErrNoWay
 		}
 		ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 		defer cancel()
 		request, err := http.NewRequestWithContext(ctx, http.MethodGet, at+page+"?"+q.Encode(), nil)
 		if err != nil {
-			return r, err
+			return err
 		}
 		resp, err := client.Do(request)
 		if err != nil {
-			return r, fmt.Errorf("asking the agent of node %s: %w", node, err)
+			return fmt.Errorf("asking the agent of node %s: %w", node, err)
 		}
 		defer resp.Body.Close()
 		b, err := io.ReadAll(io.LimitReader(resp.Body, 8<<20))
 		switch {
 		case err != nil:
-			return r, fmt.Errorf("reading the answer of the agent of node %s: %w", node, err)
+			return fmt.Errorf("reading the answer of the agent of node %s: %w", node, err)
 		case resp.StatusCode == http.StatusNotFound && strings.HasPrefix(string(b), "404 "):
-			return r, fmt.Errorf("the agent of node %s does not answer who had a port: it is of an older version, or --who-clients names nobody", node)
+			return fmt.Errorf("the agent of node %s does not answer such questions: it is of an older version, or --who-clients names nobody", node)
 		case resp.StatusCode != http.StatusOK:
-			return r, fmt.Errorf("the agent of node %s: %s", node, strings.TrimSpace(string(b)))
+			return fmt.Errorf("the agent of node %s: %s", node, strings.TrimSpace(string(b)))
 		}
-		if err := json.Unmarshal(b, &r); err != nil {
-			return r, fmt.Errorf("reading the answer of the agent of node %s: %w", node, err)
+		var of struct{ Node string }
+		if err := errors.Join(json.Unmarshal(b, &of), json.Unmarshal(b, reply)); err != nil {
+			return fmt.Errorf("reading the answer of the agent of node %s: %w", node, err)
 		}
-		if r.Node != node {
-			return r, fmt.Errorf("%w: the agent that answers is that of node %s", ErrNoWay, r.Node)
+		if of.Node != node {
+			return fmt.Errorf("%w: the agent that answers is that of node %s", ErrNoWay, of.Node)
 		}
-		return r, nil
+		return nil
 	}
 }

@@ -76,7 +76,7 @@ func agentCommand() *cobra.Command {
 	s.StringSliceVar(&f.natLog.Filter, "nat-log-filter", nil, "log connections of these alone: egress=NAME, namespace=NAME, ip=ADDRESS, comma separated")
 	s.IntVar(&f.natLog.Sample, "nat-log-sample", 1, "log one connection in so many")
 	f.monitor.add(s, egress.StatusPort)
-	s.StringSliceVar(&f.monitor.Readers, "who-clients", nil, "common names of client certificates that may ask at --metrics-address which pod has a port (default: none; root may on the node)")
+	s.StringSliceVar(&f.monitor.Readers, "who-clients", nil, "common names of client certificates that may ask at --metrics-address which pod has a port, and what the kernel has for a pod (default: none; root may on the node)")
 	f.log.add(s)
 	c.RunE = configured(&f.config, func(c *cobra.Command, _ []string) error { return f.run(c) })
 	return c

@@ -12,6 +12,7 @@ import (
 
 	"github.com/spf13/cobra"
 
+	"github.com/egret-project/egret/agent"
 	"github.com/egret-project/egret/operator"
 	"github.com/egret-project/egret/store"
 )
@@ -114,16 +115,19 @@ func describeCommand() *cobra.Command {
 
 func traceCommand() *cobra.Command {
 	var etcd etcdFlags
+	var agents agentsFlags
 	var output, to string
 	c := &cobra.Command{
 		Use:   "trace NAMESPACE/POD",
 		Short: "Print why a pod leaves with the address that it has outside, or why it does not",
 		Long: "Print why a pod leaves with the address that it has outside, step by step, by the records in etcd and by what the agents say of their\n" +
-			"kernels, and last a verdict. A step with !! stops it, one with ? may. The exit status is 0 when it gets through as far as etcd tells, 2 when it does\n" +
-			"not, 3 when something may be in its way, and 1 when that is not known.",
+			"kernels, and last a verdict. A step with !! stops it, one with ? may. The exit status is 0 when it gets through as far as is known, 2 when it does\n" +
+			"not, 3 when something may be in its way, and 1 when that is not known. The agents of the pod's node and of the gateway are asked for their kernels:\n" +
+			"on that node by root, elsewhere with --agents-port; the verdict says whether it goes by etcd alone.",
 		Args: cobra.ExactArgs(1),
 	}
 	etcd.add(c.Flags())
+	agents.add(c.Flags())
 	c.Flags().StringVar(&to, "to", "", "the address that the pod connects to (default: any outside)")
 	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: text)")
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
@@ -138,12 +142,16 @@ func traceCommand() *cobra.Command {
 			}
 			q.To = ip.Unmap()
 		}
+		ask, err := agents.ask()
+		if err != nil {
+			return err
+		}
 		client, err := etcd.dial(c.Context(), quiet)
 		if err != nil {
 			return err
 		}
 		defer client.Close()
-		return operator.Trace(c.Context(), client, q, output, c.OutOrStdout())
+		return operator.Trace(c.Context(), client, q, ask, agent.KernelPage, output, c.OutOrStdout())
 	})
 	return c
 }

@@ -1,39 +1,26 @@
 package main
 
 import (
-	"context"
-	"crypto/tls"
-	"errors"
 	"fmt"
 	"io"
-	"net"
-	"net/http"
 	"net/netip"
-	"net/url"
 	"os"
-	"strconv"
 	"time"
 
 	"github.com/spf13/cobra"
 
 	"github.com/egret-project/egret/agent"
 	"github.com/egret-project/egret/egress"
-	"github.com/egret-project/egret/monitor"
-	"github.com/egret-project/egret/natlog"
 	"github.com/egret-project/egret/operator"
 )
 
-// agentSocket is where the agent of this node is asked; tests have one of their own.
-var agentSocket = agent.Socket
-
 // whoFlags are the options of `egret who`.
 type whoFlags struct {
-	etcd                            etcdFlags
-	at, to, protocol                string
-	logs                            []string
-	agentsPort                      int
-	agentsCA, agentsCert, agentsKey string
-	output                          string
+	etcd             etcdFlags
+	at, to, protocol string
+	logs             []string
+	agents           agentsFlags
+	output           string
 }
 
 func whoCommand() *cobra.Command {
@@ -54,10 +41,7 @@ func whoCommand() *cobra.Command {
 	s.StringVar(&f.to, "to", "", "of connections to this address alone")
 	s.StringVar(&f.protocol, "protocol", "", "of connections of this protocol alone: tcp, udp, icmp, icmpv6 ...")
 	s.StringSliceVar(&f.logs, "log", nil, "search these files, in the order in which they were written, in place of asking; - is the standard input")
-	s.IntVar(&f.agentsPort, "agents-port", 0, "port of the agents' --metrics-address, to ask those of other nodes; they name this certificate in --who-clients")
-	s.StringVar(&f.agentsCA, "agents-ca-file", "", "file of the CA certificates that the agents' certificates are checked against")
-	s.StringVar(&f.agentsCert, "agents-cert-file", "", "file of the certificate shown to agents")
-	s.StringVar(&f.agentsKey, "agents-key-file", "", "file of that certificate's key")
+	f.agents.add(s)
 	s.StringVarP(&f.output, "output", "o", "", "json or yaml (default: text)")
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error { return f.run(c, args[0]) })
 	return c
@@ -125,11 +109,9 @@ func (f *whoFlags) run(c *cobra.Command, text string) error {
 	if len(f.logs) > 0 {
 		return f.search(c, cfg)
 	}
-	client, err := f.agents()
-	if err != nil {
+	if cfg.Ask, err = f.agents.ask(); err != nil {
 		return err
 	}
-	cfg.Ask = f.ask(client)
 	etcd, err := f.etcd.dial(c.Context(), quiet)
 	if err != nil {
 		return err
@@ -154,52 +136,4 @@ func (f *whoFlags) search(c *cobra.Command, cfg operator.WhoConfig) error {
 		logs = append(logs, file)
 	}
 	return operator.WhoInLogs(c.Context(), cfg, c.OutOrStdout(), logs...)
-}
-
-// agents returns the client of the agents of other nodes; nil: there is none.
-func (f *whoFlags) agents() (*http.Client, error) {
-	if f.agentsPort == 0 && f.agentsCA == "" && f.agentsCert == "" && f.agentsKey == "" {
-		return nil, nil
-	}
-	if f.agentsPort < 1 || f.agentsPort > 65535 || f.agentsCA == "" || f.agentsCert == "" || f.agentsKey == "" {
-		return nil, errors.New("--agents-port, --agents-ca-file, --agents-cert-file and --agents-key-file belong together: want all of them, and a port")
-	}
-	pair, err := tls.LoadX509KeyPair(f.agentsCert, f.agentsKey)
-	if err != nil {
-		return nil, fmt.Errorf("reading --agents-cert-file and --agents-key-file: %w", err)
-	}
-	roots, err := monitor.ReadCAs("--agents-ca-file", f.agentsCA)
-	if err != nil {
-		return nil, err
-	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: roots}
-	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: cfg}}, nil
-}
-
-// ask returns what asks agents: that of this node by its socket, others as the options say.
-func (f *whoFlags) ask(others *http.Client) operator.Ask {
-	here := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", agentSocket)
-	}}}
-	byName := operator.AskBy(func(_ context.Context, _ string, addresses []netip.Addr) (string, *http.Client) {
-		if others == nil || len(addresses) == 0 {
-			return "", nil
-		}
-		return "https://" + net.JoinHostPort(addresses[0].String(), strconv.Itoa(f.agentsPort)), others
-	})
-	bySocket := operator.AskBy(func(ctx context.Context, _ string, _ []netip.Addr) (string, *http.Client) {
-		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", agentSocket)
-		if err != nil || os.Geteuid() != 0 {
-			return "", nil // there is no agent here, or it answers root alone
-		}
-		c.Close()
-		return "http://agent", here
-	})
-	return func(ctx context.Context, node string, addresses []netip.Addr, page string, q url.Values) (natlog.Reply, error) {
-		r, err := bySocket(ctx, node, addresses, page, q)
-		if err != nil && errors.Is(err, operator.ErrNoWay) {
-			return byName(ctx, node, addresses, page, q)
-		}
-		return r, err
-	}
 }

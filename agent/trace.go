@@ -1,0 +1,147 @@
+package agent
+
+import (
+	"errors"
+	"net/http"
+	"net/netip"
+	"slices"
+	"strings"
+	"sync/atomic"
+	"time"
+
+	"github.com/egret-project/egret/conntrack"
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/plan"
+	"github.com/egret-project/egret/routing"
+	"github.com/egret-project/egret/vlan"
+)
+
+// KernelPage is where the agent is asked what its kernel has for a pod and an egress IP, with the parameters of
+// egress.KernelQuestion. It answers with an egress.Kernel, changes nothing, and is for those who may ask which pod has
+// a port: it shows them addresses of pods.
+const KernelPage = "/kernel"
+
+// looks is how often a question looks again when the agent wrote to the kernel meanwhile.
+const looks = 3
+
+// errProgramming says that nothing can be told of the kernel: what it holds and what it is to hold were not of one
+// moment.
+var errProgramming = errors.New("the agent is programming its kernel, or has not begun to: ask again")
+
+// programmed is what the kernel was last made equal to, for those who look at it from other goroutines than that of
+// loop. Of them loop waits for at most one reading of the tables (nft.Tables.Observe).
+type programmed struct {
+	desired atomic.Pointer[plan.Desired] // nil: nothing yet, or it is being written
+	writes  atomic.Uint64
+}
+
+// begin says that the kernel is about to be written to, and returns what says that it was, for what.
+func (p *programmed) begin() (end func(*plan.Desired)) {
+	p.desired.Store(nil)
+	p.writes.Add(1)
+	return p.desired.Store
+}
+
+// differs returns what the kernel was last made equal to, and as lines what is not so: damages of the tables first,
+// and then all that program would write.
+func (k *kernel) differs() (d plan.Desired, lines []string, err error) {
+	for range looks {
+		writes, want := k.programmed.writes.Load(), k.programmed.desired.Load()
+		if want == nil {
+			continue
+		}
+		if lines, err = k.compare(*want); k.programmed.writes.Load() == writes {
+			return *want, lines, err
+		}
+	}
+	return d, nil, errProgramming
+}
+
+// compare observes the kernel, and returns what is not as d asks for. It writes nothing.
+func (k *kernel) compare(d plan.Desired) ([]string, error) {
+	links, err1 := k.links.Observe()
+	routes, err2 := k.router.Observe()
+	tables, err3 := k.tables.Observe()
+	if err := errors.Join(in("addresses", err1), in("routes", err2), in("nftables", err3)); err != nil {
+		return nil, err
+	}
+	want := d.NFT
+	want.AddressGuard = slices.Concat(want.AddressGuard, links.Addresses(), routes.Locals())
+	want.Renewal = k.permits.renewal
+	rules := nft.Diff(tables, want)
+	lines := slices.Clone(rules.Repairs)
+	for _, changes := range []string{vlan.Diff(links, d.VLAN).String(), routing.Diff(routes, d.Routing).String(), rules.String()} {
+		for line := range strings.Lines(changes) {
+			lines = append(lines, strings.TrimRight(line, "\n"))
+		}
+	}
+	return lines, nil
+}
+
+// kernelPage is KernelPage.
+func (a *answerer) kernelPage(w http.ResponseWriter, r *http.Request) {
+	q, err := egress.ParseKernelQuestion(r.URL.Query())
+	if err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
+	}
+	a.one(w, func() (any, error) { return a.kernel(q) })
+}
+
+// readKernelOf answers a question by the kernel.
+func (a *agent) readKernelOf(q egress.KernelQuestion) (k egress.Kernel, err error) {
+	d, differs, err := a.kernel.differs()
+	if err != nil {
+		return k, err
+	}
+	permits, err1 := a.tables.Permits()
+	answering, err2 := a.tables.Answering()
+	guarded, err3 := a.tables.Guarded()
+	dropped, err4 := a.tables.Counters()
+	if err := errors.Join(err1, err2, err3, err4); err != nil {
+		return k, err
+	}
+	k = kernelOf(d.NFT, q)
+	k.Node, k.Watching = a.Node, a.view.Healthy()
+	k.Differs, k.Differed = differs[:min(len(differs), egress.MaxDiffers)], len(differs)
+	k.Permit, k.Answers = permits[q.IP].Seconds(), permits[q.IP] > 0 && answering[q.IP]
+	if count := a.ports.counts()[q.IP]; count.block.First == k.First {
+		k.PortsUsed = count.most
+	}
+	if ago, ok := guarded[q.ID]; ok {
+		k.Guarded = ago.Round(time.Millisecond).Seconds()
+	}
+	k.Dropped = map[string]uint64{}
+	for reason, n := range dropped {
+		if n > 0 {
+			k.Dropped[reason] = n
+		}
+	}
+	if k.PodID != q.ID {
+		return k, nil // none of its connections is by this id
+	}
+	k.Connections, err = connectionsOf(q.Pod, q.ID)
+	return k, err
+}
+
+// kernelOf returns what of the tables is about the pod and the egress IP.
+func kernelOf(s nft.State, q egress.KernelQuestion) egress.Kernel {
+	k := egress.Kernel{PodID: s.Pods[q.Pod], Gateway: s.Gateways[q.ID], Guarded: -1}
+	_, k.Steered = s.NextHops[q.ID]
+	if b, ok := s.Blocks[q.ID]; ok {
+		k.First, k.Ports = b.First, b.Size
+	}
+	return k
+}
+
+// connectionsOf counts the connections of a pod by an id. The kernel picks those of the id.
+func connectionsOf(pod netip.Addr, id egress.ID) (n int, err error) {
+	list, err := conntrack.Marked(id.ConnMark())
+	for _, c := range list {
+		if c.Source == pod {
+			n++
+		}
+	}
+	return n, err
+}

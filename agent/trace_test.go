@@ -1,0 +1,138 @@
+package agent
+
+import (
+	"encoding/json"
+	"errors"
+	"log/slog"
+	"net/http"
+	"net/http/httptest"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/google/go-cmp/cmp"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/internal/etcdtest"
+	"github.com/egret-project/egret/internal/netns"
+	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/ownership"
+	"github.com/egret-project/egret/plan"
+	"github.com/egret-project/egret/store"
+)
+
+// asks asks KernelPage as anybody may write it, and returns the status and what it says.
+func asks(a *answerer, query string) (int, string) {
+	w := httptest.NewRecorder()
+	a.kernelPage(w, httptest.NewRequest(http.MethodGet, KernelPage+"?"+query, nil))
+	return w.Code, w.Body.String()
+}
+
+// TestTheKernelIsToldAsItIs programs a kernel, lets others change it, and asks.
+func TestTheKernelIsToldAsItIs(t *testing.T) {
+	client, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcdtest.New(t).Endpoint()}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { client.Close() })
+	netns.Enter(t)
+	cfg := Config{Node: "a", Log: slog.New(slog.DiscardHandler), Timing: Timing{Permit: time.Second, LeaseTTL: time.Minute}, Network: Network{ShareTables: true}}
+	k, err := openKernel(cfg, newMachine(ownership.Config{Node: "a", Permit: time.Second}), nil, func() {})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { k.tables.Close() })
+	a := &agent{Config: cfg, kernel: k, view: client.NewView("a"), observers: observers{ports: newPorts(&ports{})}}
+	who := &answerer{node: "a", kernel: a.readKernelOf}
+	pod, other, ip := netip.MustParseAddr("10.244.0.5"), netip.MustParseAddr("10.244.0.6"), netip.MustParseAddr("10.10.0.11")
+	q := egress.KernelQuestion{Pod: pod, IP: ip, ID: 7}
+	if code, got := asks(who, q.Query().Encode()); code != http.StatusInternalServerError || !strings.Contains(got, "programming its kernel") {
+		t.Errorf("before the kernel was programmed: %d %s", code, got)
+	}
+	block := egress.Block{IP: ip, First: 2048, Size: 64}
+	d := plan.Desired{NFT: nft.State{Pods: map[netip.Addr]egress.ID{pod: 7, other: 8}, NextHops: map[egress.ID]egress.Mark{7: egress.ToGatewayMark},
+		Gateways: map[egress.ID]int{7: 3}, Blocks: map[egress.ID]egress.Block{7: block}}}
+	if applied, err := k.program(t.Context(), d); !applied || err != nil {
+		t.Fatal(applied, err)
+	}
+	look := func(q egress.KernelQuestion) (out egress.Kernel) {
+		t.Helper()
+		code, got := asks(who, q.Query().Encode())
+		for end := time.Now().Add(20 * time.Second); code == http.StatusServiceUnavailable && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+			code, got = asks(who, q.Query().Encode()) // on a busy machine a question takes long, and the agent rests then
+		}
+		if err := json.Unmarshal([]byte(got), &out); err != nil || code != http.StatusOK {
+			t.Fatalf("%d %s: %v", code, got, err)
+		}
+		return out
+	}
+	if got := look(q); got.Node != "a" || got.PodID != 7 || !got.Steered || got.Gateway != 3 || got.First != 2048 || got.Ports != 64 || got.Differed != 0 ||
+		got.Permit != 0 || got.Answers || got.Guarded >= 0 || got.Watching {
+		t.Errorf("as it was programmed: %+v", got)
+	}
+	if got := look(egress.KernelQuestion{Pod: other, IP: ip, ID: 7}); got.PodID != 8 {
+		t.Errorf("a pod of another egress: %+v", got)
+	}
+	if err := k.tables.Permit([]nft.Permit{{IP: ip, Answer: true}}, time.Minute); err != nil {
+		t.Fatal(err)
+	}
+	if got := look(q); got.Permit < 1 || got.Permit > 60 || !got.Answers {
+		t.Errorf("with a permit: %+v", got)
+	}
+	if err := k.tables.Revoke(ip); err != nil {
+		t.Fatal(err)
+	}
+	if got := look(q); got.Permit != 0 || got.Answers {
+		t.Errorf("after its end: %+v", got)
+	}
+	before := netns.Run(t, "nft -s list ruleset")
+	for _, line := range []string{"nft flush chain inet egret translate", "nft delete element inet egret pod4 { 10.244.0.5 }", "nft delete table inet egret"} {
+		netns.Run(t, line)
+		if got := look(q); got.Differed == 0 || len(got.Differs) > egress.MaxDiffers {
+			t.Errorf("after %s: %+v", line, got)
+		}
+		damaged := netns.Run(t, "nft -s list ruleset")
+		look(q)
+		if after := netns.Run(t, "nft -s list ruleset"); after != damaged || after == before {
+			t.Errorf("after %s a question changed the kernel, or the line did not:\n%s", line, cmp.Diff(damaged, after))
+		}
+		if _, err := k.program(t.Context(), d); err != nil {
+			t.Fatal(err)
+		}
+		if got := look(q); got.Differed != 0 {
+			t.Errorf("mended after %s: %+v", line, got)
+		}
+	}
+	for _, bad := range []string{"", "ip=10.10.0.11", "ip=10.10.0.11&id=0", "ip=10.10.0.11&id=65536", "ip=x&id=1", "ip=10.10.0.11&id=1&pod=fd00::1", "ip=fe80::1%25x&id=1",
+		"ip=10.10.0.11&id=1&pod=" + strings.Repeat("x", 3000)} {
+		if code, got := asks(who, bad); code != http.StatusBadRequest || len(got) > 500 {
+			t.Errorf("%q: %d %s", bad, code, got)
+		}
+	}
+}
+
+// TestQuestionsOfTheKernelHoldUpNothing: who asks while the kernel is programmed is turned away rather than told a
+// part of it, and who asks several times at once gets one answer.
+func TestQuestionsOfTheKernelHoldUpNothing(t *testing.T) {
+	k := &kernel{}
+	written := k.programmed.begin()
+	if _, _, err := k.differs(); !errors.Is(err, errProgramming) {
+		t.Errorf("while the kernel is written to: %v", err)
+	}
+	written(&plan.Desired{})
+	begun, end := make(chan bool), make(chan bool)
+	a := &answerer{node: "a", kernel: func(egress.KernelQuestion) (egress.Kernel, error) { begun <- true; <-end; return egress.Kernel{}, nil }}
+	first := make(chan int)
+	go func() { code, _ := asks(a, "ip=10.10.0.11&id=1"); first <- code }()
+	<-begun
+	for range 20 {
+		if code, got := asks(a, "ip=10.10.0.11&id=1"); code != http.StatusServiceUnavailable {
+			t.Errorf("beside another: %d %s", code, got)
+		}
+	}
+	end <- true
+	if code := <-first; code != http.StatusOK {
+		t.Errorf("the first: %d", code)
+	}
+}

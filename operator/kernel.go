@@ -1,0 +1,155 @@
+package operator
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net/netip"
+	"slices"
+	"sync"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/store"
+)
+
+// kernelPatience is how long a trace waits for agents. A node whose agent takes longer is told by the records.
+const kernelPatience = 3 * time.Second
+
+// recentDrop is how long ago, in seconds, a drop of the guard still says something of the next packet: a moment of
+// them belongs to every take-over.
+const recentDrop = 5
+
+// adds adds a step: what it is of, what it means for the packet, and its text.
+type adds = func(what string, f fault, format string, a ...any)
+
+// kernels are what agents said of their kernels, for one way of a pod.
+type kernels struct {
+	said   map[string]egress.Kernel // by node
+	silent map[string]error         // nodes that were asked and did not say
+}
+
+// asked reports whether all of the nodes said what their kernels have.
+func (k kernels) asked(nodes ...string) bool {
+	return !slices.ContainsFunc(nodes, func(n string) bool { _, ok := k.said[n]; return !ok })
+}
+
+// kernelsFor returns what asks the nodes of a way; nil: the records are all there is to go by.
+type kernelsFor func(w store.Whole, q egress.KernelQuestion, home, gateway string) kernels
+
+// askKernels returns what asks agents, all at once, at the page where they tell of their kernels. Nodes that are not
+// reached from here are left out.
+func askKernels(ctx context.Context, ask Ask, page string) kernelsFor {
+	if ask == nil {
+		return nil
+	}
+	return func(w store.Whole, q egress.KernelQuestion, home, gateway string) kernels {
+		ctx, cancel := context.WithTimeout(ctx, kernelPatience)
+		defer cancel()
+		out := kernels{said: map[string]egress.Kernel{}, silent: map[string]error{}}
+		nodes := []string{home, gateway}
+		slices.Sort(nodes)
+		var wg sync.WaitGroup
+		var mu sync.Mutex // guards out
+		for _, node := range slices.Compact(nodes) {
+			if node == "" {
+				continue
+			}
+			q := q
+			if node != home {
+				q.Pod = netip.Addr{}
+			}
+			wg.Go(func() {
+				var k egress.Kernel
+				err := ask(ctx, node, w.Nodes[node].Addresses, page, q.Query(), &k)
+				mu.Lock()
+				defer mu.Unlock()
+				if err == nil {
+					out.said[node] = k
+				} else if !errors.Is(err, ErrNoWay) {
+					out.silent[node] = err
+				}
+			})
+		}
+		wg.Wait()
+		return out
+	}
+}
+
+// kernelHere adds the steps that the kernel of the pod's node tells.
+func (k kernels) kernelHere(w store.Whole, pod netip.Addr, a egress.Address, home, gateway string, step adds) {
+	have, ok := k.said[home]
+	if !ok {
+		k.unheard(home, step)
+		return
+	}
+	_, moving := w.Moves[a.IP]
+	switch {
+	case have.PodID == 0:
+		step("kernel", stops, "%s has %s as no pod of an egress: its connections leave by the CNI, or wait", home, pod)
+	case have.PodID != a.ID:
+		step("kernel", stops, "%s has %s as a pod of id %d, and not of %s, which is id %d", home, pod, have.PodID, a.IP, a.ID)
+	case !have.Steered:
+		step("kernel", stops, "%s drops what %s sends: it has no next hop for %s", home, pod, a.IP)
+	case !moving && have.Gateway != gatewayIndex(w, home, gateway):
+		step("kernel", stops, "%s sends to another gateway than %s: to the node of index %d (0: out by itself)", home, gateway, have.Gateway)
+	default:
+		ports := "no block of ports"
+		if have.Ports > 0 {
+			ports = fmt.Sprintf("%d of %d ports in use to one destination", have.PortsUsed, have.Ports)
+		}
+		step("kernel", "", "%s has the pod, and its next hop; %d connections, %s", home, have.Connections, ports)
+	}
+	common(have, home, a, step)
+}
+
+// kernelThere adds the steps that the kernel of the gateway tells, which may be the pod's node.
+func (k kernels) kernelThere(w store.Whole, a egress.Address, home, gateway string, step adds) {
+	have, ok := k.said[gateway]
+	if !ok {
+		if gateway != home {
+			k.unheard(gateway, step)
+		}
+		return
+	}
+	_, moving := w.Moves[a.IP]
+	switch {
+	case have.Permit <= 0:
+		step("kernel", stops, "%s has no permit for %s: it neither sends with it nor answers for it", gateway, a.IP)
+	case !have.Answers && a.Pool != "" && !moving:
+		step("kernel", stops, "%s sends with %s, and does not answer for it: no reply comes back", gateway, a.IP)
+	default:
+		step("kernel", "", "%s has a permit for %s", gateway, a.IP)
+	}
+	if gateway != home {
+		common(have, gateway, a, step)
+	}
+}
+
+// unheard says that a node was asked and told nothing.
+func (k kernels) unheard(node string, step adds) {
+	if err := k.silent[node]; err != nil {
+		step("kernel", "", "%s is told by the records alone: %v", node, err)
+	}
+}
+
+// gatewayIndex is the index of the gateway, as the pod's node has it.
+func gatewayIndex(w store.Whole, home, gateway string) int {
+	if home == gateway {
+		return 0
+	}
+	return w.Nodes[gateway].Index
+}
+
+// common adds what is told of any node on the way.
+func common(have egress.Kernel, node string, a egress.Address, step adds) {
+	if !have.Watching {
+		step("kernel", doubts, "the agent of %s does not follow etcd at present: its kernel has what it was told before", node)
+	}
+	if have.Differed > 0 && len(have.Differs) > 0 {
+		step("kernel", doubts, "the kernel of %s is not as its agent wants it, in %d places: %s", node, have.Differed, have.Differs[0])
+	}
+	if have.Guarded >= 0 && have.Guarded < recentDrop {
+		step("kernel", doubts, "the guard of %s dropped a packet of %s %.1fs ago, which was about to leave with another source", node, a.IP, have.Guarded)
+	}
+}

@@ -1,0 +1,90 @@
+package operator
+
+import (
+	"errors"
+	"net/netip"
+	"strings"
+	"testing"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/store"
+)
+
+// Faults of kernels, beside records in which all is well. What a kernel says goes before the record.
+func TestTraceGoesByTheKernelsOfTheNodes(t *testing.T) {
+	type said = map[string]*egress.Kernel
+	for name, tt := range map[string]struct {
+		change func(w *store.Whole, home, gateway *egress.Kernel, silent map[string]error)
+		status int
+		want   string // in the verdict
+		step   string // in a step
+	}{
+		"nothing": {func(*store.Whole, *egress.Kernel, *egress.Kernel, map[string]error) {}, 0, "As the kernels of its nodes tell it gets through", "node-1 has a permit"},
+		"no permit": {func(_ *store.Whole, _, g *egress.Kernel, _ map[string]error) { g.Permit, g.Answers = 0, false }, 2,
+			"does not get through: node-1 has no permit for 10.10.0.11", ""},
+		"a permit that does not answer": {func(_ *store.Whole, _, g *egress.Kernel, _ map[string]error) { g.Answers = false }, 2, "does not answer for it", ""},
+		"one that does not answer, during a move": {func(w *store.Whole, _, g *egress.Kernel, _ map[string]error) {
+			g.Answers = false
+			w.Moves = map[netip.Addr]egress.Move{ip: {IP: ip, To: "node-2", Since: time.Now()}}
+		}, 0, "gets through", ""},
+		"a pod that the kernel does not know": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) { h.PodID = 0 }, 2, "node-2 has 10.244.1.5 as no pod", ""},
+		"a pod of another egress IP":          {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) { h.PodID = 9 }, 2, "as a pod of id 9", ""},
+		"no next hop":                         {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) { h.Steered = false }, 2, "no next hop for 10.10.0.11", ""},
+		"a former gateway":                    {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) { h.Gateway = 5 }, 2, "another gateway than node-1", ""},
+		"a deleted rule": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) {
+			h.Differs, h.Differed = []string{"table inet egret: chain postrouting: 3 of 4 rules"}, 2
+		}, 3, "the kernel of node-2 is not as its agent wants it, in 2 places: table inet egret: chain postrouting: 3 of 4 rules", ""},
+		"a route of the gateway": {func(_ *store.Whole, _, g *egress.Kernel, _ map[string]error) {
+			g.Differs, g.Differed = []string{"route add"}, 1
+		}, 3,
+			"the kernel of node-1 is not as its agent wants it", ""},
+		"an agent that is cut off": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) { h.Watching = false }, 3, "node-2 does not follow etcd", ""},
+		"the guard":                {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) { h.Guarded = 0.5 }, 3, "guard of node-2 dropped a packet of 10.10.0.11 0.5s ago", ""},
+		"the guard, a while ago":   {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) { h.Guarded = 20 }, 0, "gets through", ""},
+		"a record that says that the gateway is dead, and its kernel serves": {func(w *store.Whole, _, _ *egress.Kernel, _ map[string]error) { delete(w.Agents, "node-1") }, 3,
+			"its kernel has a permit all the same", ""},
+		"one that is silent": {func(_ *store.Whole, _, _ *egress.Kernel, silent map[string]error) {
+			silent["node-1"] = errors.New("timeout")
+		}, 0,
+			"As far as etcd tells it gets through", "node-1 is told by the records alone: timeout"},
+		"one that is silent, and a fault at the other": {func(_ *store.Whole, h, _ *egress.Kernel, silent map[string]error) {
+			silent["node-1"], h.Steered = errors.New("timeout"), false
+		}, 2, "no next hop", "node-1 is told by the records alone"},
+		"both are out of reach": {func(_ *store.Whole, _, _ *egress.Kernel, silent map[string]error) {
+			silent["node-1"], silent["node-2"] = nil, nil
+		}, 0,
+			"As far as etcd tells it gets through", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := whole()
+			home := egress.Kernel{Node: "node-2", Watching: true, PodID: 1, Steered: true, Gateway: 1, First: 2048, Ports: 1024, Guarded: -1}
+			gateway := egress.Kernel{Node: "node-1", Watching: true, Permit: 0.4, Answers: true, Guarded: -1}
+			silent := map[string]error{}
+			tt.change(&w, &home, &gateway, silent)
+			steps, err := trace(w, Question{Pod: "prod/web-1"}, time.Now(), func(_ store.Whole, q egress.KernelQuestion, h, g string) kernels {
+				if h != "node-2" || g != "node-1" || q != (egress.KernelQuestion{Pod: podIP, IP: ip, ID: 1}) {
+					t.Errorf("asked %+v of %s and %s", q, h, g)
+				}
+				k := kernels{said: map[string]egress.Kernel{}, silent: silent}
+				for node, have := range (said{"node-1": &gateway, "node-2": &home}) {
+					if _, ok := silent[node]; !ok {
+						k.said[node] = *have
+					}
+				}
+				return k
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, status := conclude(steps)
+			var all strings.Builder
+			for _, s := range steps {
+				all.WriteString(s.What + ": " + s.Text + "\n")
+			}
+			if status != tt.status || !strings.Contains(text, tt.want) || !strings.Contains(all.String(), tt.step) {
+				t.Errorf("verdict %d %q, want %d and %q, and a step with %q:\n%s", status, text, tt.status, tt.want, tt.step, all.String())
+			}
+		})
+	}
+}
