@@ -22,6 +22,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/prometheus/client_golang/prometheus"
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/sys/unix"
 	corev1 "k8s.io/api/core/v1"
@@ -291,14 +292,28 @@ func measureMemory(b *testing.B, l load) {
 	// The first start fills etcd; at rest is the second one, which reads it.
 	kube := &rest.Config{Host: url, QPS: -1}
 	start, usedBefore := time.Now(), used(b)
-	stop := runScale(b, kube, client)
-	quiet(b, client)
+	run := func() (stop func()) {
+		registry := prometheus.NewRegistry()
+		ctx, cancel := context.WithCancel(b.Context())
+		done := make(chan error, 1)
+		go func() {
+			done <- Run(ctx, Config{Kube: kube, Store: client, ID: "test", ElectionTTL: 10 * time.Second, Log: slog.New(slog.DiscardHandler), Metrics: registry})
+		}()
+		awaitPass(b, registry)
+		quiet(b, client)
+		return func() {
+			cancel()
+			if err := <-done; err != nil {
+				b.Fatal(err)
+			}
+		}
+	}
+	stop := run()
 	b.ReportMetric((time.Since(start) - quietFor).Seconds(), "s-start")
 	b.ReportMetric(used(b)-usedBefore, "cpu-s-start")
 	stop()
 	before := collected().HeapAlloc
-	stop = runScale(b, kube, client)
-	quiet(b, client)
+	stop = run()
 	b.ReportMetric(float64(field(b, "VmRSS"))/1e3, "MB-rss")
 	b.ReportMetric(float64(field(b, "VmHWM"))/1e3, "MB-rss-most")
 	with := collected().HeapAlloc
@@ -316,17 +331,34 @@ func measureMemory(b *testing.B, l load) {
 	b.ReportMetric(float64(with-min(before, collected().HeapAlloc))/1e6, "MB-live")
 }
 
-const quietFor = 5 * time.Second
-
-// quiet waits until etcd has members, and nothing was written to it for quietFor.
-func quiet(b *testing.B, client *store.Client) {
+// awaitPass waits for the first pass, which has read all and written what differs.
+func awaitPass(b *testing.B, registry *prometheus.Registry) {
 	b.Helper()
-	for last, since := int64(0), time.Now(); time.Since(since) < quietFor; time.Sleep(200 * time.Millisecond) {
-		r, err := client.Etcd().Get(b.Context(), store.DefaultPrefix+store.MembersByEgress, clientv3.WithPrefix(), clientv3.WithCountOnly())
+	for {
+		all, err := registry.Gather()
 		if err != nil {
 			b.Fatal(err)
 		}
-		if r.Header.Revision != last || r.Count == 0 {
+		for _, f := range all {
+			if f.GetName() == metricPass.Name && f.GetMetric()[0].GetHistogram().GetSampleCount() > 0 {
+				return
+			}
+		}
+		time.Sleep(time.Second)
+	}
+}
+
+const quietFor = 5 * time.Second
+
+// quiet waits until nothing was written to etcd for quietFor.
+func quiet(b *testing.B, client *store.Client) {
+	b.Helper()
+	for last, since := int64(0), time.Now(); time.Since(since) < quietFor; time.Sleep(200 * time.Millisecond) {
+		r, err := client.Etcd().Get(b.Context(), store.DefaultPrefix+store.MembersByEgress, clientv3.WithCountOnly())
+		if err != nil {
+			b.Fatal(err)
+		}
+		if r.Header.Revision != last {
 			last, since = r.Header.Revision, time.Now()
 		}
 	}
