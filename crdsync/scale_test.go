@@ -368,7 +368,7 @@ func passes(b *testing.B, kube *rest.Config, client *store.Client, l load) (one,
 	timed(1, everything)
 	all = timed(5, everything)
 	one = timed(1000, func(i int) work {
-		delete(m.selection.known[l.namespace(i)], podFamily{fmt.Sprintf("%s/p-%05d", l.namespace(i), i), ipv4})
+		delete(m.selection.known[l.namespace(i)], labelFamily{newLabelSet(map[string]string{"app": fmt.Sprint(l.app(i))}), ipv4})
 		return work{pods: map[string]bool{l.node(i): true}}
 	})
 	namespace = timed(l.namespaces, func(i int) work { return work{namespaces: map[string]bool{l.namespace(i): true}} })

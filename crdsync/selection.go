@@ -3,7 +3,6 @@ package crdsync
 import (
 	"cmp"
 	"fmt"
-	"maps"
 	"net/netip"
 	"slices"
 	"strings"
@@ -25,7 +24,7 @@ type pod struct {
 	name      string // namespace/name
 	namespace string
 	node      string
-	labels    map[string]string
+	labels    labelSet
 	ips       []netip.Addr // sorted
 	created   time.Time
 	ending    bool // it is being deleted
@@ -49,7 +48,7 @@ func readPod(p *corev1.Pod) (out pod, ok bool) {
 	}
 	slices.SortFunc(ips, netip.Addr.Compare)
 	out = pod{
-		name: p.Namespace + "/" + p.Name, namespace: p.Namespace, node: p.Spec.NodeName, labels: p.Labels,
+		name: p.Namespace + "/" + p.Name, namespace: p.Namespace, node: p.Spec.NodeName, labels: newLabelSet(p.Labels),
 		ips: slices.Compact(ips), created: p.CreationTimestamp.UTC(), ending: p.DeletionTimestamp != nil,
 	}
 	return out, len(ips) > 0
@@ -85,25 +84,28 @@ type selection struct {
 	listed     func(egressName string, p pod) bool // whether etcd lists a pod as one of an egress
 	index      index                               // of the claimants, by their namespaceSelectors
 	candidates map[string]index                    // namespace -> those that may select pods of it, by their podSelectors; filled as needed
-	known      map[string]map[podFamily]known      // namespace -> results of owner, so that a pod's event evaluates no egress for other pods
+	known      map[string]map[labelFamily]known    // namespace -> results of owner, so that a pod's event evaluates no egress for other pods
 	losses     map[string]map[pair]loss            // node -> pods there that several egresses select; filled by group
 }
 
-type podFamily struct {
-	pod    string
+// labelFamily is all of a pod, beside its namespace, that the result of owner depends on: those of a Deployment share one.
+type labelFamily struct {
+	labels labelSet
 	family family
 }
 
-// known is a result of owner, for a pod with these labels.
+// maxKnown is how many results are kept of a namespace: those of Jobs have labels of their own, and come and go.
+const maxKnown = 20_000
+
+// known is a result of owner.
 type known struct {
-	labels map[string]string
 	owner  string
 	losers []string
 }
 
 func newSelection(claimants []claimant, namespaces func(string) (labels.Set, bool), listed func(string, pod) bool) *selection {
 	s := &selection{
-		claimants: claimants, namespaces: namespaces, listed: listed, candidates: map[string]index{}, known: map[string]map[podFamily]known{},
+		claimants: claimants, namespaces: namespaces, listed: listed, candidates: map[string]index{}, known: map[string]map[labelFamily]known{},
 		losses: map[string]map[pair]loss{},
 	}
 	all := map[int]labels.Selector{}
@@ -121,21 +123,21 @@ func newSelection(claimants []claimant, namespaces func(string) (labels.Set, boo
 // else egress.Unselected. losers are the others that select it. While the namespace is not known, it is the egress that
 // etcd has for the pod; "" for none.
 func (s *selection) owner(p pod, f family) (name string, losers []string) {
-	if k, ok := s.known[p.namespace][podFamily{p.name, f}]; ok && maps.Equal(k.labels, p.labels) {
+	if k, ok := s.known[p.namespace][labelFamily{p.labels, f}]; ok {
 		return k.owner, k.losers
 	}
 	candidates, seen := s.candidatesOf(p.namespace)
 	if !seen {
 		return s.former(p, f), nil
 	}
-	certain := true
-	for _, i := range candidates.mayMatch(p.labels) {
+	certain, set := true, p.labels.set()
+	for _, i := range candidates.mayMatch(set) {
 		c := s.claimants[i]
 		if !slices.Contains(c.families, f) {
 			continue
 		}
 		certain = certain && c.frozen == nil // what etcd has may be another thing the next time
-		switch selected := c.frozen != nil && c.frozen(p) || c.frozen == nil && c.applied.pods.Matches(labels.Set(p.labels)); {
+		switch selected := c.frozen != nil && c.frozen(p) || c.frozen == nil && c.applied.pods.Matches(set); {
 		case !selected:
 		case name == "":
 			name = c.name
@@ -145,10 +147,10 @@ func (s *selection) owner(p pod, f family) (name string, losers []string) {
 	}
 	name = cmp.Or(name, egress.Unselected)
 	if certain {
-		if s.known[p.namespace] == nil {
-			s.known[p.namespace] = map[podFamily]known{}
+		if s.known[p.namespace] == nil || len(s.known[p.namespace]) >= maxKnown {
+			s.known[p.namespace] = map[labelFamily]known{}
 		}
-		s.known[p.namespace][podFamily{p.name, f}] = known{p.labels, name, losers}
+		s.known[p.namespace][labelFamily{p.labels, f}] = known{name, losers}
 	}
 	return name, losers
 }
@@ -161,7 +163,7 @@ func (s *selection) relabelled(namespace string, pods []pod) (nodes []string) {
 	delete(s.candidates, namespace)
 	for _, p := range pods {
 		for _, ip := range p.ips {
-			k, ok := before[podFamily{p.name, familyOf(ip)}]
+			k, ok := before[labelFamily{p.labels, familyOf(ip)}]
 			if name, losers := s.owner(p, familyOf(ip)); !ok || name != k.owner || !slices.Equal(losers, k.losers) {
 				nodes = append(nodes, p.node)
 			}

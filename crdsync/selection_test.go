@@ -39,9 +39,9 @@ func TestAppliedToSelectsAsTheGuideSays(t *testing.T) {
 		"an empty namespaceSelector selects all": {v1beta1.AppliedTo{NamespaceSelector: matching()}, []string{"prod/db", "prod/web", "test/web"}},
 	}
 	pods := []pod{
-		{name: "prod/db", namespace: "prod", labels: map[string]string{"role": "db"}},
-		{name: "prod/web", namespace: "prod", labels: map[string]string{"role": "web"}},
-		{name: "test/web", namespace: "test", labels: map[string]string{"role": "web"}},
+		{name: "prod/db", namespace: "prod", labels: newLabelSet(map[string]string{"role": "db"})},
+		{name: "prod/web", namespace: "prod", labels: newLabelSet(map[string]string{"role": "web"})},
+		{name: "test/web", namespace: "test", labels: newLabelSet(map[string]string{"role": "web"})},
 	}
 	for name, tt := range tests {
 		var s selector
@@ -52,7 +52,7 @@ func TestAppliedToSelectsAsTheGuideSays(t *testing.T) {
 		}
 		var got []string
 		for _, p := range pods {
-			if s.namespaces.Matches(labels.Set{"env": p.namespace}) && s.pods.Matches(labels.Set(p.labels)) {
+			if s.namespaces.Matches(labels.Set{"env": p.namespace}) && s.pods.Matches(p.labels.set()) {
 				got = append(got, p.name)
 			}
 		}
@@ -124,7 +124,7 @@ func TestGroup(t *testing.T) {
 		"no egress": {[]claimant{claim("a", "y", ipv4)}, "x", both[:1], map[string][]string{egress.Unselected: {"10.0.0.1"}}},
 	}
 	for name, tt := range tests {
-		p := pod{name: "prod/web", namespace: "prod", node: "node-1", labels: map[string]string{tt.labels: "1"}}
+		p := pod{name: "prod/web", namespace: "prod", node: "node-1", labels: newLabelSet(map[string]string{tt.labels: "1"})}
 		for _, s := range tt.ips {
 			p.ips = append(p.ips, ip(s))
 		}
@@ -161,7 +161,7 @@ func TestLosersAreThoseThatSelectThePodToo(t *testing.T) {
 		claim("all", matching()), claim("blue-web", matching("app", "web", "color", "blue")),
 	}, func(string) (labels.Set, bool) { return nil, true }, nil)
 	for range 2 { // looked up, and remembered
-		winner, losers := s.owner(pod{name: "prod/a", namespace: "prod", labels: map[string]string{"app": "web", "color": "red"}}, ipv4)
+		winner, losers := s.owner(pod{name: "prod/a", namespace: "prod", labels: newLabelSet(map[string]string{"app": "web", "color": "red"})}, ipv4)
 		if d := cmp.Diff([]string{"web", "not-db", "one-of-two", "in-web", "all"}, append([]string{winner}, losers...)); d != "" {
 			t.Errorf("selected by (-want +got):\n%s", d)
 		}
@@ -173,13 +173,15 @@ func TestLosersSayWhoHasTheirPods(t *testing.T) {
 		return claimant{name: name, families: fs, applied: selector{labels.Everything(), labels.SelectorFromSet(labels.Set{label: "1"})}}
 	}
 	at := func(name, ips string, marks ...string) pod {
-		p := pod{name: "prod/" + name, namespace: "prod", labels: map[string]string{}}
+		p := pod{name: "prod/" + name, namespace: "prod"}
 		for _, s := range strings.Fields(ips) {
 			p.ips = append(p.ips, ip(s))
 		}
+		set := map[string]string{}
 		for _, mark := range marks {
-			p.labels[mark] = "1"
+			set[mark] = "1"
 		}
+		p.labels = newLabelSet(set)
 		return p
 	}
 	claimants := []claimant{claim("x4", "x", ipv4), claim("y", "y", families...), claim("z", "z", families...), claim("z6", "z", ipv6)}
@@ -222,7 +224,7 @@ func TestANamespaceThatIsRelabelledCostsThePodsThatChangeHands(t *testing.T) {
 		{name: "prod", families: []family{ipv4}, applied: selector{in("prod"), web}}, {name: "test", families: families, applied: selector{in("test"), web}},
 	}, func(name string) (labels.Set, bool) { set, ok := namespaces[name]; return set, ok }, func(string, pod) bool { return false })
 	at := func(namespace, name, node, app string, ips ...string) pod {
-		p := pod{name: namespace + "/" + name, namespace: namespace, node: node, labels: map[string]string{"app": app}}
+		p := pod{name: namespace + "/" + name, namespace: namespace, node: node, labels: newLabelSet(map[string]string{"app": app})}
 		for _, text := range ips {
 			p.ips = append(p.ips, ip(text))
 		}
@@ -250,7 +252,7 @@ func TestANamespaceThatIsRelabelledCostsThePodsThatChangeHands(t *testing.T) {
 		if got, _ := s.owner(gone, ipv4); got != step.owner { // it was gone then, and came back as it was
 			t.Errorf("labels %v: a pod that came back is one of %s, want %s", step.labels, got, step.owner)
 		}
-		if got := s.known["b"][podFamily{"b/web", ipv4}].owner; got != "prod" {
+		if got := s.known["b"][labelFamily{other.labels, ipv4}].owner; got != "prod" {
 			t.Errorf("labels %v: the pod of another namespace is known as one of %q", step.labels, got)
 		}
 	}

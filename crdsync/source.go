@@ -33,7 +33,7 @@ import (
 // The indexes of the pods.
 const (
 	byNode      = "node"
-	byIP        = "ip"
+	byIP        = "ip"                 // by neighbourhood
 	byNamespace = cache.NamespaceIndex // the informer's own
 )
 
@@ -77,6 +77,11 @@ func newSource(ctx context.Context, kube *rest.Config, defaults nodeDefaults, d 
 		start:      func(ctx context.Context) { objects.Start(ctx.Done()); core.Start(ctx.Done()) },
 		shutdown:   func() { objects.Shutdown(); core.Shutdown() },
 		defaults:   defaults, dirty: d, status: status,
+	}
+	for _, informer := range []cache.SharedIndexInformer{s.egresses, s.pools} {
+		if err := informer.SetTransform(trimManagedFields); err != nil {
+			return nil, fmt.Errorf("watching the Kubernetes API: %w", err)
+		}
 	}
 	// Kubernetes has them since 1.33.
 	switch _, err := client.NetworkingV1().ServiceCIDRs().List(ctx, metav1.ListOptions{Limit: 1}); {
@@ -198,15 +203,15 @@ func (s *source) nodeChanged(from, to *corev1.Node) {
 }
 
 // podChanged marks the node of the pod, and those of other pods that list the same IP: it may change hands.
-func (s *source) podChanged(from, to *corev1.Pod) {
+func (s *source) podChanged(from, to *keptPod) {
 	w := work{pods: map[string]bool{}}
 	var seen []pod
-	for _, p := range []*corev1.Pod{from, to} {
-		if p == nil {
+	for _, k := range []*keptPod{from, to} {
+		if k == nil {
 			continue
 		}
-		if got, ok := readPod(p); ok {
-			seen = append(seen, got)
+		if p, ok := k.read(); ok {
+			seen = append(seen, p)
 		}
 	}
 	if len(seen) == 0 || len(seen) == 2 && reflect.DeepEqual(seen[0], seen[1]) {
@@ -215,7 +220,7 @@ func (s *source) podChanged(from, to *corev1.Pod) {
 	for _, p := range seen {
 		w.pods[p.node] = true
 		for _, ip := range p.ips {
-			for _, other := range s.podsBy(byIP, ip.String()) {
+			for _, other := range s.podsWith(ip) {
 				w.pods[other.node] = true
 			}
 		}
@@ -224,16 +229,15 @@ func (s *source) podChanged(from, to *corev1.Pod) {
 }
 
 func nodeIndex(o any) ([]string, error) {
-	if p, ok := readPod(o.(*corev1.Pod)); ok {
+	if p, ok := o.(*keptPod).read(); ok {
 		return []string{p.node}, nil
 	}
 	return nil, nil
 }
 
 func ipIndex(o any) (out []string, err error) {
-	p, _ := readPod(o.(*corev1.Pod))
-	for _, ip := range p.ips {
-		out = append(out, ip.String())
+	for _, ip := range o.(*keptPod).ips {
+		out = append(out, neighbourhood(ip))
 	}
 	return out, nil
 }
@@ -243,7 +247,19 @@ func (s *source) podsBy(index, value string) []pod {
 	objects, _ := s.pods.GetIndexer().ByIndex(index, value) // fails only for an index that does not exist
 	out := make([]pod, 0, len(objects))
 	for _, o := range objects {
-		if p, ok := readPod(o.(*corev1.Pod)); ok {
+		if p, ok := o.(*keptPod).read(); ok {
+			out = append(out, p)
+		}
+	}
+	return out
+}
+
+// podsWith returns the pods that list an IP.
+func (s *source) podsWith(ip netip.Addr) (out []pod) {
+	objects, _ := s.pods.GetIndexer().ByIndex(byIP, neighbourhood(ip)) // fails only for an index that does not exist
+	for _, o := range objects {
+		if k := o.(*keptPod); slices.Contains(k.ips, ip) {
+			p, _ := k.read() // one that has IPs counts
 			out = append(out, p)
 		}
 	}
@@ -252,7 +268,7 @@ func (s *source) podsBy(index, value string) []pod {
 
 // owns reports whether an IP that a pod lists is the pod's own.
 func (s *source) owns(p pod, ip netip.Addr) bool {
-	all := s.podsBy(byIP, ip.String())
+	all := s.podsWith(ip)
 	return len(all) < 2 || holder(all).name == p.name
 }
 
@@ -314,15 +330,11 @@ func (s *source) objects() (o objects, faults map[string]error) {
 	return o, faults
 }
 
-// trim drops the fields that crdsync does not read: most of a pod and a node.
+// trim drops what crdsync does not read: most of a node, and all but a keptPod of a pod. What it has returned, it leaves as it is.
 func (d nodeDefaults) trim(o any) (any, error) {
 	switch o := o.(type) {
 	case *corev1.Pod:
-		return &corev1.Pod{
-			ObjectMeta: trimMeta(o.ObjectMeta),
-			Spec:       corev1.PodSpec{NodeName: o.Spec.NodeName, HostNetwork: o.Spec.HostNetwork},
-			Status:     corev1.PodStatus{Phase: o.Status.Phase, PodIP: o.Status.PodIP, PodIPs: o.Status.PodIPs},
-		}, nil
+		return keepPod(o), nil
 	case *corev1.Node:
 		n := &corev1.Node{
 			ObjectMeta: trimMeta(o.ObjectMeta),
@@ -340,6 +352,14 @@ func (d nodeDefaults) trim(o any) (any, error) {
 		return n, nil
 	case *corev1.Namespace:
 		return &corev1.Namespace{ObjectMeta: trimMeta(o.ObjectMeta)}, nil
+	}
+	return o, nil
+}
+
+// trimManagedFields drops most of an Egress. The API server keeps them where an update has none: a status is written without.
+func trimManagedFields(o any) (any, error) {
+	if u, ok := o.(*unstructured.Unstructured); ok {
+		u.SetManagedFields(nil)
 	}
 	return o, nil
 }

@@ -206,7 +206,9 @@ func (k *Cache) TakeChanged() []string {
 	k.mu.Lock()
 	defer k.mu.Unlock()
 	keys := slices.Collect(maps.Keys(k.changed))
-	clear(k.changed)
+	if len(keys) > 0 {
+		k.changed = map[string]bool{} // one that was cleared keeps the size of the first list, and costs as much to clear each time
+	}
 	return keys
 }
 
