@@ -73,7 +73,20 @@ func TestPodsOfADeploymentLeaveWithTheEgressIPOfAnInstalledEgret(t *testing.T) {
 
 	kubectl("apply", "-f", abs(t, "testdata/pods.yaml"))
 	kubectl("rollout", "status", "deployment/web", "--timeout=60s")
-	for _, pod := range strings.Fields(kubectl("get", "pods", "-l", "app=web", "-o", "name")) {
+	seen(t, l, kubectl)
+	kubectl("-n", "egret-system", "rollout", "restart", "daemonset/egret-agent")
+	kubectl("-n", "egret-system", "rollout", "status", "daemonset/egret-agent", "--timeout=120s")
+	seen(t, l, kubectl)
+}
+
+// seen fails the test unless every pod of the Deployment is seen outside with an address of the pool.
+func seen(t *testing.T, l *lab.Lab, kubectl func(...string) string) {
+	t.Helper()
+	pods := strings.Fields(kubectl("get", "pods", "-l", "app=web", "-o", "name"))
+	if len(pods) == 0 {
+		t.Fatal("the Deployment has no pods")
+	}
+	for _, pod := range pods {
 		deadline := time.Now().Add(30 * time.Second)
 		for {
 			// the echo server says which address it sees
