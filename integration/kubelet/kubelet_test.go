@@ -1,4 +1,5 @@
-// Package kubelet tests Egret as its users have it: installed by its chart with kubectl, in a lab whose nodes have kubelets. It has nothing but tests.
+// Package kubelet tests Egret as its users have it: installed by its chart with kubectl, in a lab whose nodes have
+// kubelets. It has nothing but tests.
 package kubelet
 
 import (

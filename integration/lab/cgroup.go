@@ -69,7 +69,8 @@ func (l *Lab) makeCgroups(node string) error {
 	return nil
 }
 
-// removeCgroups removes those of all nodes, which their processes do not take along, and waits for processes that the kernel is still ending.
+// removeCgroups removes those of all nodes, which their processes do not take along, and waits for processes that the
+// kernel is still ending.
 func (l *Lab) removeCgroups(ctx context.Context) error {
 	all, _ := filepath.Glob(filepath.Join(cgroupRoot, "*", "egret-lab-"+l.cfg.Name)) // the pattern is one: names are checked
 	for _, top := range all {

@@ -21,8 +21,8 @@ type descriptor struct {
 	Annotations map[string]string `json:"annotations,omitempty"`
 }
 
-// pauseArchive writes the archive of an OCI layout with pauseImage: the machine's busybox, static, and the programs that tests call by its name.
-// Its entrypoint does nothing for ever, so that it is a pause image as well.
+// pauseArchive writes the archive of an OCI layout with pauseImage: the machine's busybox, static, and the programs
+// that tests call by its name. Its entrypoint does nothing for ever, so that it is a pause image as well.
 func pauseArchive(path string) error {
 	busybox, err := exec.LookPath("busybox")
 	if err != nil {

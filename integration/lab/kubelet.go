@@ -17,7 +17,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// The processes that a lab with kubelets has in addition. A node's is PID 1 of the node (see node in node.go), kubelet-<node>.
+// The processes that a lab with kubelets has in addition. A node's is PID 1 of the node (see node in node.go),
+// kubelet-<node>.
 const (
 	managerProc   = "kube-controller-manager"
 	schedulerProc = "kube-scheduler"
@@ -31,7 +32,8 @@ const containerdSocket = "/run/containerd/containerd.sock"
 // pauseImage is what the sandboxes of the pods run, and what pods of tests can run: busybox, made by pauseArchive.
 const pauseImage = "egret.test/busybox:1"
 
-// kubeletPrograms returns what a lab with kubelets runs beside kube-apiserver, below KubeBin: integration/kube/build kubelet makes it.
+// kubeletPrograms returns what a lab with kubelets runs beside kube-apiserver, below KubeBin: integration/kube/build
+// kubelet makes it.
 func kubeletPrograms() []string {
 	return []string{
 		managerProc, schedulerProc, "kubelet", "kube-proxy", "cni/bridge", "cni/host-local", "cni/loopback",
@@ -53,7 +55,9 @@ func (l *Lab) controllers() []component {
 		"--service-cluster-ip-range=" + serviceCIDRs, "--node-monitor-grace-period=16s", "--cert-dir=" + l.path("certs"),
 	}, common...)
 	scheduler := append([]string{filepath.Join(l.cfg.KubeBin, schedulerProc), "--cert-dir=" + l.path("certs")}, common...)
-	return []component{{proc: managerProc, netns: control.name, argv: manager}, {proc: schedulerProc, netns: control.name, argv: scheduler}}
+	return []component{
+		{proc: managerProc, netns: control.name, argv: manager}, {proc: schedulerProc, netns: control.name, argv: scheduler},
+	}
 }
 
 // startKubelet boots the node n: its cgroups, its files, its process.
@@ -152,7 +156,8 @@ func (l *Lab) tokens() []byte {
 
 func apiURL() string { return "https://" + netip.AddrPortFrom(ControlIP, apiPort).String() }
 
-// waitKubelets returns when containerd of every node has the images of the lab, and every kubelet says that it is ready.
+// waitKubelets returns when containerd of every node has the images of the lab, and every kubelet says that it is
+// ready.
 func (l *Lab) waitKubelets(ctx context.Context) error {
 	procs := []string{apiProc, managerProc, schedulerProc}
 	for _, n := range l.nodes() {
@@ -200,7 +205,8 @@ func (l *Lab) waitKubelets(ctx context.Context) error {
 	})
 }
 
-// LoadImage gives an image to containerd of every node of a lab with kubelets: an archive of an OCI layout that names it.
+// LoadImage gives an image to containerd of every node of a lab with kubelets: an archive of an OCI layout that names
+// it.
 func (l *Lab) LoadImage(ctx context.Context, archive string) error {
 	return l.change(ctx, func(*state) error { return l.loadImage(ctx, archive) })
 }

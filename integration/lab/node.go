@@ -20,8 +20,9 @@ import (
 // restartDelay is how long after its end a service of a node is started again, as its unit of systemd has it.
 const restartDelay = 2 * time.Second
 
-// runNode is the process of a node with a kubelet, from outside: it starts PID 1 of the node in namespaces of its own and waits for its end.
-// When this process dies, in whatever way, all that runs on the node dies at once, as when the power goes.
+// runNode is the process of a node with a kubelet, from outside: it starts PID 1 of the node in namespaces of its own
+// and waits for its end. When this process dies, in whatever way, all that runs on the node dies at once, as when the
+// power goes.
 func runNode(ctx context.Context, name, node string) error {
 	l, _, err := load(name)
 	if err != nil {
@@ -64,8 +65,8 @@ func (l *Lab) nodeInit(node string) (int, error) {
 	return strconv.Atoi(string(b))
 }
 
-// initNode is PID 1 of a node: it gives the node a file system with folders of its own where kubelet and containerd write, starts them, and starts
-// again what ends.
+// initNode is PID 1 of a node: it gives the node a file system with folders of its own where kubelet and containerd
+// write, starts them, and starts again what ends.
 func initNode(name, node string) error {
 	l, _, err := load(name)
 	if err != nil {
@@ -79,7 +80,8 @@ func initNode(name, node string) error {
 		return fmt.Errorf("preparing %s: %w", node, err)
 	}
 	bin := func(elem ...string) string { return filepath.Join(append([]string{l.cfg.KubeBin}, elem...)...) }
-	if err := os.Setenv("PATH", strings.Join([]string{bin("debian/usr/bin"), bin("debian/usr/sbin"), os.Getenv("PATH")}, ":")); err != nil {
+	path := []string{bin("debian/usr/bin"), bin("debian/usr/sbin"), os.Getenv("PATH")}
+	if err := os.Setenv("PATH", strings.Join(path, ":")); err != nil {
 		return err
 	}
 	var ips []string
@@ -101,7 +103,8 @@ func initNode(name, node string) error {
 	return l.supervise(node, services)
 }
 
-// supervise runs the services and reaps every process of the node that has no other parent. It returns only when it can start none.
+// supervise runs the services and reaps every process of the node that has no other parent. It returns only when it
+// can start none.
 func (l *Lab) supervise(node string, services [][]string) error {
 	running := map[int][]string{}
 	launch := func(argv []string) error {
@@ -146,11 +149,13 @@ func (l *Lab) supervise(node string, services [][]string) error {
 
 // machineSysctls are settings of the whole machine that a kubelet writes: on a node they are files.
 var machineSysctls = []string{
-	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops", "kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
+	"vm/overcommit_memory", "vm/panic_on_oom", "kernel/panic", "kernel/panic_on_oops",
+	"kernel/keys/root_maxkeys", "kernel/keys/root_maxbytes",
 }
 
-// mountNode makes the file system of a node from that of the machine, in the mount namespace of the caller: with folders in memory where a
-// kubelet and containerd write, so that nothing of them is on the machine's disk, and the lab's own folder where it was.
+// mountNode makes the file system of a node from that of the machine, in the mount namespace of the caller: with
+// folders in memory where a kubelet and containerd write, so that nothing of them is on the machine's disk, and the
+// lab's own folder where it was.
 func (l *Lab) mountNode(node string) error {
 	var errs []error
 	mount := func(source, target, kind string, flags uintptr) {
@@ -190,7 +195,8 @@ func (l *Lab) mountNode(node string) error {
 	return errors.Join(errs...)
 }
 
-// mountsBelow returns the mount points whose paths begin with prefix, in the order in which they were mounted (proc_pid_mounts(5)).
+// mountsBelow returns the mount points whose paths begin with prefix, in the order in which they were mounted
+// (proc_pid_mounts(5)).
 func mountsBelow(prefix string) []string {
 	b, _ := os.ReadFile("/proc/self/mounts") // nothing is unmounted then, which costs memory alone
 	var dirs []string

@@ -98,7 +98,8 @@ func (l *Lab) up(ctx context.Context, held *os.File) error {
 		return err
 	}
 	if l.cfg.Kubelet {
-		for _, n := range l.nodes() { // not before the lab has created the Node objects, for a kubelet would, without pod CIDRs
+		// not before the lab has created the Node objects, for a kubelet would, without pod CIDRs
+		for _, n := range l.nodes() {
 			if err := l.startKubelet(s, n); err != nil {
 				return err
 			}
