@@ -5,7 +5,7 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # The race detector wants the data plane tests to have time; a package that hangs is killed by this bound.
 TIMEOUT := 15m
 
-.PHONY: build image demo test test-unit test-integration test-vm test-faults test-fuzz test-alerts test-schedules lint generate kube tools clean
+.PHONY: build image demo test test-unit test-integration test-vm test-faults test-fuzz test-alerts test-schedules test-kubelet lint generate kube tools clean
 
 build:
 	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-etcd ./cmd/egret-lab
@@ -65,11 +65,18 @@ test-fuzz:
 	[ $$n -gt 0 ] || { echo "no fuzz target was found"; exit 1; }
 
 test-integration: build kube
-	go test -count=1 -shuffle=on -timeout 30m $$(go list ./integration/... | grep -v -e /faults -e /alerts)
+	go test -count=1 -shuffle=on -timeout 30m $$(go list ./integration/... | grep -v -e /faults -e /alerts -e /integration/kubelet)
 
 # The tests of the packages that program the kernel, on Debian's kernel in a virtual machine: integration/vm/test.
 test-vm: tools
 	integration/vm/test
+
+# Egret installed on a cluster of kubelets: not yet part of `make test`.
+test-kubelet: build
+	integration/tools
+	integration/kube/build kubelet
+	$(MAKE) image REPOSITORY=$(REPOSITORY)
+	go test -count=1 -v -timeout 15m ./integration/kubelet -image $(CURDIR)/bin/egret-image.tar -image-name $(REPOSITORY):$(VERSION)
 
 # Random faults for DURATION, under a probe every INTERVAL. A seed that failed: make test-faults SEED=<seed> ROUND=<round>.
 DURATION ?= 2m

@@ -263,7 +263,7 @@ func kubeProxy(t *testing.T, mode, node string) (stop func()) {
 		t.Fatal(err)
 	}
 	run := func(more ...string) *exec.Cmd {
-		c := exec.Command("ip", append([]string{"netns", "exec", ns, program, "--kubeconfig", filepath.Join(filepath.Dir(cluster.Kubeconfig()), "kubeconfig.crdsync"),
+		c := exec.Command("ip", append([]string{"netns", "exec", ns, program, "--kubeconfig", filepath.Join(filepath.Dir(cluster.Kubeconfig()), "kubeconfig.control"),
 			"--proxy-mode", mode, "--hostname-override", node, "--cluster-cidr", "10.244.0.0/16,fd44::/16",
 			"--conntrack-max-per-core=0", "--conntrack-tcp-timeout-established=0", "--conntrack-tcp-timeout-close-wait=0"}, more...)...)
 		c.Stdout, c.Stderr = log, log

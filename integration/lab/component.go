@@ -38,7 +38,7 @@ func (l *Lab) apiServer() component {
 }
 
 func (l *Lab) crdsync() component {
-	argv := []string{l.cfg.Egret, "crdsync", "--kubeconfig", l.path("kubeconfig.crdsync"), "--endpoints", l.AgentEndpoints(), insecure}
+	argv := []string{l.cfg.Egret, "crdsync", "--kubeconfig", l.path("kubeconfig.control"), "--endpoints", l.AgentEndpoints(), insecure}
 	if !l.cfg.NoWebhook {
 		argv = append(argv, "--webhook")
 	}

@@ -45,6 +45,11 @@ type Config struct {
 	NoWebhook bool
 	// Bare leaves crdsync and the agents out: the cluster as it is without Egret.
 	Bare bool
+	// Kubelet makes it a cluster that runs pods: a controller manager and a scheduler, and on each node containerd, a kubelet, kube-proxy and a CNI.
+	// It is Bare, and without the CRDs: Egret is installed as in any cluster, with kubectl.
+	Kubelet bool
+	// Images are the archives of OCI layouts that containerd of each node has from the start, where there are kubelets.
+	Images []string
 
 	// Self is a program whose main calls Helper; the lab's own background processes are started from it. Default: the running one.
 	Self string
@@ -65,6 +70,7 @@ func (c Config) withDefaults() (Config, error) {
 	c.Nodes = cmp.Or(c.Nodes, DefaultNodes)
 	c.EtcdMembers = cmp.Or(c.EtcdMembers, DefaultMembers)
 	c.LeaseTTL = cmp.Or(c.LeaseTTL, DefaultLeaseTTL)
+	c.Bare = c.Bare || c.Kubelet
 	if c.Log == nil {
 		c.Log = slog.New(slog.DiscardHandler)
 	}
@@ -123,6 +129,9 @@ func (c Config) Validate() error {
 	if c.LeaseTTL != 0 && (c.LeaseTTL < 2*time.Second || c.LeaseTTL%time.Second != 0) {
 		errs = append(errs, fmt.Errorf("lease TTL %v: want whole seconds, 2s or more, as etcd does", c.LeaseTTL))
 	}
+	if len(c.Images) > 0 && !c.Kubelet {
+		errs = append(errs, errors.New("images: without kubelets nothing runs them"))
+	}
 	return errors.Join(errs...)
 }
 
@@ -147,6 +156,13 @@ func (c Config) prerequisites() error {
 	want := map[string]string{filepath.Join(c.KubeBin, "kube-apiserver"): "build it with integration/kube/build"}
 	if !c.Bare {
 		want[c.Egret] = "build it with go build -o bin/ ./cmd/egret"
+	}
+	if c.Kubelet {
+		for _, program := range kubeletPrograms() {
+			want[filepath.Join(c.KubeBin, program)] = "build it with integration/kube/build kubelet"
+		}
+		_, err := hierarchies()
+		errs = append(errs, err)
 	}
 	for path, how := range want {
 		if info, err := os.Stat(path); err != nil {

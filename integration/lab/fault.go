@@ -15,6 +15,9 @@ func (l *Lab) Crash(ctx context.Context, node string) error {
 	if _, err := l.NodeNumber(node); err != nil {
 		return err
 	}
+	if l.cfg.Kubelet {
+		return fmt.Errorf("powering %s off: a node with a kubelet cannot be yet", node)
+	}
 	return l.change(ctx, func(s *state) error {
 		if s.Crashed[node] {
 			return fmt.Errorf("%s is powered off already", node)

@@ -39,6 +39,10 @@ func Helper(args []string) (status int, ok bool) {
 		err = serve(ctx, args[2])
 	case "etcd": // NAME DATADIR CLIENTURL PEERURL CLUSTER
 		err = runEtcd(ctx, args[2:])
+	case "node": // LAB NODE
+		err = runNode(ctx, args[2], args[len(args)-1])
+	case "node-init": // LAB NODE
+		err = initNode(args[2], args[len(args)-1])
 	default:
 		return 0, false
 	}

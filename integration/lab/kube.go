@@ -39,16 +39,25 @@ func (k *kubeConfig) rest() *rest.Config {
 	}
 }
 
+// serviceCIDRs are those of the cluster, serviceIP is the API server's own Service, the first of them.
+const serviceCIDRs = "10.96.0.0/16,fd96::/112"
+
+var serviceIP = netip.MustParseAddr("10.96.0.1")
+
 // writeKubeFiles writes the API server's certificates, keys and tokens, and the kubeconfigs: one for the machine, through the relay,
-// and one for crdsync in the control namespace.
+// and one for the lab's own processes on the LAN.
 func (l *Lab) writeKubeFiles() error {
 	caKey, ca, err := newCA()
 	if err != nil {
 		return fmt.Errorf("making the certificate authority: %w", err)
 	}
-	cert, key, err := newServerCert(ca, caKey)
+	cert, key, err := newCert(ca, caKey, serverCert())
 	if err != nil {
 		return fmt.Errorf("making the API server's certificate: %w", err)
+	}
+	clientCert, clientKey, err := newCert(ca, caKey, kubeletClientCert())
+	if err != nil {
+		return fmt.Errorf("making the API server's certificate for kubelets: %w", err)
 	}
 	saKey, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
@@ -61,18 +70,13 @@ func (l *Lab) writeKubeFiles() error {
 	caPEM := certPEM(ca.Raw)
 	files := map[string][]byte{
 		"ca.crt": caPEM, "apiserver.crt": cert, "apiserver.key": key, "sa.key": saPEM,
-		"tokens.csv": []byte(l.cluster.token + ",admin,1,system:masters\n"),
+		"kubelet-client.crt": clientCert, "kubelet-client.key": clientKey, "tokens.csv": l.tokens(),
 	}
 	for name, server := range map[string]string{
 		"kubeconfig":         l.cluster.rest().Host,
-		"kubeconfig.crdsync": "https://" + netip.AddrPortFrom(ControlIP, apiPort).String(),
+		"kubeconfig.control": apiURL(),
 	} {
-		c := api.NewConfig()
-		c.Clusters[l.cfg.Name] = &api.Cluster{Server: server, CertificateAuthorityData: caPEM}
-		c.AuthInfos["admin"] = &api.AuthInfo{Token: l.cluster.token}
-		c.Contexts[l.cfg.Name] = &api.Context{Cluster: l.cfg.Name, AuthInfo: "admin"}
-		c.CurrentContext = l.cfg.Name
-		if files[name], err = clientcmd.Write(*c); err != nil {
+		if files[name], err = l.kubeconfigFile(server, l.cluster.token, caPEM); err != nil {
 			return fmt.Errorf("writing %s: %w", name, err)
 		}
 	}
@@ -82,22 +86,40 @@ func (l *Lab) writeKubeFiles() error {
 	return err
 }
 
+// kubeconfigFile returns a kubeconfig for whoever has the token.
+func (l *Lab) kubeconfigFile(server, token string, ca []byte) ([]byte, error) {
+	c := api.NewConfig()
+	c.Clusters[l.cfg.Name] = &api.Cluster{Server: server, CertificateAuthorityData: ca}
+	c.AuthInfos["admin"] = &api.AuthInfo{Token: token}
+	c.Contexts[l.cfg.Name] = &api.Context{Cluster: l.cfg.Name, AuthInfo: "admin"}
+	c.CurrentContext = l.cfg.Name
+	return clientcmd.Write(*c)
+}
+
 // apiServerArgs returns the command line of kube-apiserver.
 func (l *Lab) apiServerArgs() []string {
-	return []string{
+	args := []string{
 		filepath.Join(l.cfg.KubeBin, "kube-apiserver"),
 		fmt.Sprintf("--etcd-servers=http://127.0.0.1:%d", kubeEtcdPort),
 		"--bind-address=" + ControlIP.String(), fmt.Sprintf("--secure-port=%d", apiPort), "--advertise-address=" + ControlIP.String(),
 		"--tls-cert-file=" + l.path("apiserver.crt"), "--tls-private-key-file=" + l.path("apiserver.key"), "--cert-dir=" + l.path("certs"),
-		"--service-account-issuer=https://" + netip.AddrPortFrom(ControlIP, apiPort).String(),
+		"--service-account-issuer=" + apiURL(),
 		"--service-account-key-file=" + l.path("sa.key"), "--service-account-signing-key-file=" + l.path("sa.key"),
-		"--token-auth-file=" + l.path("tokens.csv"), "--authorization-mode=RBAC",
-		"--service-cluster-ip-range=10.96.0.0/16,fd96::/112", "--endpoint-reconciler-type=none", "--allow-privileged=true",
+		"--token-auth-file=" + l.path("tokens.csv"),
+		"--service-cluster-ip-range=" + serviceCIDRs, "--allow-privileged=true",
 		// No kube-proxy is on the control host: the server itself looks up where the webhook's Service leads.
 		"--enable-aggregator-routing=true",
-		// No controller makes service accounts, and none takes the taint of a new node away.
-		"--disable-admission-plugins=ServiceAccount,TaintNodesByCondition", "--enable-priority-and-fairness=false",
 	}
+	if l.cfg.Kubelet {
+		return append(args,
+			"--authorization-mode=Node,RBAC", "--enable-admission-plugins=NodeRestriction", "--client-ca-file="+l.path("ca.crt"),
+			"--kubelet-client-certificate="+l.path("kubelet-client.crt"), "--kubelet-client-key="+l.path("kubelet-client.key"),
+			"--kubelet-preferred-address-types=InternalIP")
+	}
+	return append(args,
+		"--authorization-mode=RBAC", "--endpoint-reconciler-type=none",
+		// No controller makes service accounts, and none takes the taint of a new node away.
+		"--disable-admission-plugins=ServiceAccount,TaintNodesByCondition", "--enable-priority-and-fairness=false")
 }
 
 func newCA() (*ecdsa.PrivateKey, *x509.Certificate, error) {
@@ -115,21 +137,34 @@ func newCA() (*ecdsa.PrivateKey, *x509.Certificate, error) {
 	return key, ca, err
 }
 
-func newServerCert(ca *x509.Certificate, caKey crypto.Signer) (cert, key []byte, err error) {
+// newCert signs what a template says, for a new key.
+func newCert(ca *x509.Certificate, caKey crypto.Signer, t *x509.Certificate) (cert, key []byte, err error) {
 	k, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {
 		return nil, nil, err
 	}
-	t := template("kube-apiserver")
-	t.KeyUsage, t.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
-	t.DNSNames = []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"}
-	t.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), ControlIP.AsSlice()}
 	der, err := x509.CreateCertificate(rand.Reader, t, ca, k.Public(), caKey)
 	if err != nil {
 		return nil, nil, err
 	}
 	key, err = keyPEM(k)
 	return certPEM(der), key, err
+}
+
+func serverCert() *x509.Certificate {
+	t := template("kube-apiserver")
+	t.KeyUsage, t.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	t.DNSNames = []string{"localhost", "kubernetes", "kubernetes.default", "kubernetes.default.svc"}
+	t.IPAddresses = []net.IP{net.IPv4(127, 0, 0, 1), ControlIP.AsSlice(), serviceIP.AsSlice()}
+	return t
+}
+
+// kubeletClientCert is what the API server shows kubelets, for logs and exec.
+func kubeletClientCert() *x509.Certificate {
+	t := template("kube-apiserver-kubelet-client")
+	t.Subject.Organization = []string{"system:masters"}
+	t.KeyUsage, t.ExtKeyUsage = x509.KeyUsageDigitalSignature, []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
+	return t
 }
 
 // template begins an hour ago, for clocks that step back, and lasts longer than any lab.

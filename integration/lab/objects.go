@@ -47,12 +47,15 @@ func (l *Lab) RegisterNode(ctx context.Context, name string) error {
 			}},
 		},
 	}
+	if l.cfg.Kubelet { // it says itself how it is
+		node.Status = corev1.NodeStatus{}
+	}
 	for _, f := range families() {
 		if n > l.cfg.WithoutPodCIDRs {
 			node.Spec.PodCIDRs = append(node.Spec.PodCIDRs, f.podCIDR(n).String())
 			node.Spec.PodCIDR = node.Spec.PodCIDRs[0]
 		}
-		if l.cfg.IPv6Nodes && f.node(n).Is4() {
+		if l.cfg.Kubelet || l.cfg.IPv6Nodes && f.node(n).Is4() {
 			continue
 		}
 		node.Status.Addresses = append(node.Status.Addresses, corev1.NodeAddress{Type: corev1.NodeInternalIP, Address: f.node(n).String()})

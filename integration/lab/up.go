@@ -97,6 +97,18 @@ func (l *Lab) up(ctx context.Context, held *os.File) error {
 	if err := g.Wait(); err != nil {
 		return err
 	}
+	if l.cfg.Kubelet {
+		// not before the lab has created the Node objects, for a kubelet would, without pod CIDRs
+		for _, n := range l.nodes() {
+			if err := l.startKubelet(s, n); err != nil {
+				return err
+			}
+		}
+		if err := l.waitKubelets(ctx); err != nil {
+			return err
+		}
+		l.cfg.Log.Info("kubelets are ready")
+	}
 	if !l.cfg.Bare {
 		if err := l.waitAgents(ctx, l.nodes()...); err != nil {
 			return err
@@ -138,6 +150,14 @@ func (l *Lab) upCluster(ctx context.Context, s *state) error {
 	l.cfg.Log.Info("API server is ready", "dur", time.Since(begin).Round(time.Millisecond))
 	if err := l.createNodes(ctx); err != nil {
 		return err
+	}
+	if l.cfg.Kubelet {
+		for _, c := range l.controllers() {
+			if err := l.start(s, c); err != nil {
+				return err
+			}
+		}
+		return nil
 	}
 	if err := l.createCRDs(ctx); err != nil {
 		return err
@@ -276,6 +296,7 @@ func (l *Lab) remove(ctx context.Context, s *state) error {
 	for _, h := range append(hosts, "lan") {
 		errs = append(errs, l.removeHost(h))
 	}
+	errs = append(errs, l.removeCgroups(ctx))
 	if err := errors.Join(errs...); err != nil {
 		return err // the folder stays, for the next try
 	}

@@ -1,0 +1,105 @@
+package lab
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"io/fs"
+	"os"
+	"path/filepath"
+	"slices"
+
+	"golang.org/x/sys/unix"
+)
+
+// cgroupRoot is where the machine has its cgroups (cgroups(7)): with version 1 a hierarchy in each folder.
+const cgroupRoot = "/sys/fs/cgroup"
+
+// cgroup returns the path, in every hierarchy, of all of a node's cgroups.
+func (l *Lab) cgroup(node string) string { return filepath.Join("egret-lab-"+l.cfg.Name, node) }
+
+// hierarchies returns the folders of the version 1 hierarchies.
+func hierarchies() ([]string, error) {
+	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
+		return nil, errors.New("the machine has cgroups of version 2: a lab with kubelets needs version 1 so far")
+	}
+	dirs, err := filepath.Glob(filepath.Join(cgroupRoot, "*", "cgroup.procs"))
+	if err != nil {
+		return nil, err
+	}
+	var all []string
+	for _, procs := range dirs {
+		dir := filepath.Dir(procs)
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.controllers")); err != nil { // version 2 has it, and kubelet leaves that alone
+			all = append(all, dir)
+		}
+	}
+	if len(all) == 0 {
+		return nil, fmt.Errorf("%s has no cgroups: mount them", cgroupRoot)
+	}
+	return all, nil
+}
+
+// makeCgroups makes a node's cgroup in every hierarchy: a kubelet wants to find it.
+func (l *Lab) makeCgroups(node string) error {
+	all, err := hierarchies()
+	if err != nil {
+		return err
+	}
+	for _, dir := range all {
+		parent := dir
+		for _, name := range []string{filepath.Dir(l.cgroup(node)), node} {
+			child := filepath.Join(parent, name)
+			if err := os.MkdirAll(child, 0o755); err != nil {
+				return err
+			}
+			// a new cpuset takes no process before it has these
+			for _, file := range []string{"cpuset.cpus", "cpuset.mems"} {
+				b, err := os.ReadFile(filepath.Join(parent, file))
+				if errors.Is(err, fs.ErrNotExist) {
+					continue
+				}
+				if err := errors.Join(err, os.WriteFile(filepath.Join(child, file), b, 0)); err != nil {
+					return err
+				}
+			}
+			parent = child
+		}
+	}
+	return nil
+}
+
+// removeCgroups removes those of all nodes, which their processes do not take along, and waits for processes that the
+// kernel is still ending.
+func (l *Lab) removeCgroups(ctx context.Context) error {
+	all, _ := filepath.Glob(filepath.Join(cgroupRoot, "*", "egret-lab-"+l.cfg.Name)) // the pattern is one: names are checked
+	for _, top := range all {
+		for {
+			err := removeTree(top)
+			if err == nil {
+				break
+			}
+			if !errors.Is(err, unix.EBUSY) || sleep(ctx, pollInterval) != nil {
+				return fmt.Errorf("removing cgroup %s: %w", top, err)
+			}
+		}
+	}
+	return nil
+}
+
+// removeTree removes a cgroup and those below it; the files in them go with them.
+func removeTree(top string) error {
+	var dirs []string
+	err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+		if err == nil && d.IsDir() {
+			dirs = append(dirs, path)
+		}
+		return err
+	})
+	for _, dir := range slices.Backward(dirs) {
+		if rerr := unix.Rmdir(dir); rerr != nil && !errors.Is(rerr, unix.ENOENT) {
+			err = errors.Join(err, rerr)
+		}
+	}
+	return err
+}
