@@ -43,7 +43,7 @@ func TestTheKernelIsToldAsItIs(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { k.tables.Close() })
-	a := &agent{Config: cfg, kernel: k, view: client.NewView("a", store.Interest{Holder: true}), observers: observers{ports: newPorts(&ports{})}}
+	a := &agent{Config: cfg, kernel: k, view: client.NewView("a"), observers: observers{ports: newPorts(&ports{})}}
 	who := &answerer{node: "a", kernel: a.readKernelOf}
 	pod, other, ip := netip.MustParseAddr("10.244.0.5"), netip.MustParseAddr("10.244.0.6"), netip.MustParseAddr("10.10.0.11")
 	q := egress.KernelQuestion{Pod: pod, IP: ip, ID: 7}
