@@ -9,6 +9,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 	corev1 "k8s.io/api/core/v1"
+	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"sigs.k8s.io/yaml"
 )
@@ -51,31 +52,32 @@ func constraints(t *testing.T) map[string]scc {
 	return out
 }
 
-// No OpenShift is here: it is checked that each SCC gives what its pod asks for, and nothing that the pod does not
-// ask for.
+// No OpenShift is here: it is checked that each SCC gives what its pods ask for, and nothing that none of them asks for.
 func TestOpenShiftGivesPodsWhatTheyAskForAndNoMore(t *testing.T) {
 	t.Parallel()
 	all := constraints(t)
-	pods := podsOf(decoded(t, variants["AWS"]))
-	for _, command := range []string{"agent", "crdsync", "cloud"} {
-		pod, ok := pods[command]
+	if _, ok := all["default"]; ok {
+		t.Error("an SCC is for the service account that pods without one have")
+	}
+	pods := podsOf(decoded(t, variants["AWS, bundled etcd"]))
+	if len(pods) != 6 {
+		t.Errorf("%d pods, want those of the agent, crdsync, cloud, credentials, etcd and its snapshots", len(pods))
+	}
+	onVolumes := podsOf(decoded(t, variants["bundled etcd on volumes"]))["run"]
+	for command, pod := range pods {
+		s, ok := all[pod.ServiceAccountName]
 		if !ok {
-			t.Errorf("no pod runs %s", command)
+			t.Errorf("no SCC is for %q of %s", pod.ServiceAccountName, command)
 			continue
 		}
-		account := pod.ServiceAccountName
-		if account == "" {
-			account = "default"
-		}
-		s, ok := all[account]
-		if !ok {
-			t.Errorf("no SCC is for %s of %s", account, command)
-			continue
-		}
+		first := slices.Contains([]string{"agent", "crdsync", "run"}, command) // who else has its SCC asks for less
 		c := pod.Containers[0].SecurityContext
 		var volumes []string
-		if pod.AutomountServiceAccountToken == nil && account != "egret-cloud" {
+		if pod.AutomountServiceAccountToken == nil && command != "cloud" {
 			volumes = append(volumes, "projected")
+		}
+		if command == "run" && slices.ContainsFunc(onVolumes.Volumes, isClaim) {
+			volumes = append(volumes, "persistentVolumeClaim")
 		}
 		for _, v := range pod.Volumes {
 			switch {
@@ -88,20 +90,20 @@ func TestOpenShiftGivesPodsWhatTheyAskForAndNoMore(t *testing.T) {
 			}
 		}
 		slices.Sort(volumes)
-		if volumes = slices.Compact(volumes); command != "cloud" && !slices.Equal(volumes, s.Volumes) || !subset(volumes, s.Volumes) {
+		if volumes = slices.Compact(volumes); first && !slices.Equal(volumes, s.Volumes) || !subset(volumes, s.Volumes) {
 			t.Errorf("%s has volumes %q, may have %q", command, volumes, s.Volumes)
 		}
 		for what, pair := range map[string][2]any{
-			"the node's network":     {pod.HostNetwork, s.AllowHostNetwork},
-			"the node's files":       {slices.Contains(volumes, "hostPath"), s.AllowHostDirVolumePlugin},
-			"ports of the node":      {len(pod.Containers[0].Ports) > 0, s.AllowHostPorts},
-			"the node's processes":   {pod.HostPID || pod.HostIPC, s.AllowHostPID || s.AllowHostIPC},
-			"more privileges":        {*c.AllowPrivilegeEscalation, s.AllowPrivilegeEscalation},
-			"all privileges":         {c.Privileged != nil && *c.Privileged, s.AllowPrivilegedContainer},
-			"a root that is not its": {*c.ReadOnlyRootFilesystem, s.ReadOnlyRootFilesystem},
-			"capabilities":           {len(c.Capabilities.Add), len(s.AllowedCapabilities)},
+			"the node's network":   {pod.HostNetwork, s.AllowHostNetwork},
+			"the node's files":     {slices.Contains(volumes, "hostPath"), s.AllowHostDirVolumePlugin},
+			"ports of the node":    {slices.ContainsFunc(pod.Containers[0].Ports, isHostPort), s.AllowHostPorts},
+			"the node's processes": {pod.HostPID || pod.HostIPC, s.AllowHostPID || s.AllowHostIPC},
+			"more privileges":      {*c.AllowPrivilegeEscalation, s.AllowPrivilegeEscalation},
+			"all privileges":       {c.Privileged != nil && *c.Privileged, s.AllowPrivilegedContainer},
+			"a root to write to":   {!*c.ReadOnlyRootFilesystem, !s.ReadOnlyRootFilesystem},
+			"capabilities":         {len(c.Capabilities.Add), len(s.AllowedCapabilities)},
 		} {
-			if pair[0] != pair[1] {
+			if pair[0] != pair[1] && (first || pair[0] == true) {
 				t.Errorf("%s, %s: the pod asks for %v, the SCC allows %v", command, what, pair[0], pair[1])
 			}
 		}
@@ -114,11 +116,19 @@ func TestOpenShiftGivesPodsWhatTheyAskForAndNoMore(t *testing.T) {
 		if s.RunAsUser.Type != "RunAsAny" && (s.RunAsUser.UID == nil || *s.RunAsUser.UID != *c.RunAsUser) || s.RunAsUser.Type == "RunAsAny" && *c.RunAsUser != 0 {
 			t.Errorf("%s: user %d, the SCC allows %+v", command, *c.RunAsUser, s.RunAsUser)
 		}
+		if pod.SecurityContext == nil || pod.SecurityContext.FSGroup == nil {
+			continue // OpenShift gives it the SCC's
+		}
 		if r := s.FSGroup.Ranges; s.FSGroup.Type == "MustRunAs" && (len(r) != 1 || r[0].Min != *pod.SecurityContext.FSGroup || r[0].Max != r[0].Min) {
 			t.Errorf("%s: fsGroup %d, the SCC allows %+v", command, *pod.SecurityContext.FSGroup, s.FSGroup)
 		}
 	}
 }
+
+// isClaim is of the volumes that podsOf makes of claims: they have a name alone.
+func isClaim(v corev1.Volume) bool { return v.VolumeSource == corev1.VolumeSource{} }
+
+func isHostPort(p corev1.ContainerPort) bool { return p.HostPort != 0 }
 
 func subset[T comparable](a, b []T) bool {
 	return !slices.ContainsFunc(a, func(v T) bool { return !slices.Contains(b, v) })
@@ -154,5 +164,43 @@ func TestTheTunedObjectIsTheGuides(t *testing.T) {
 	}
 	if len(tuned.Spec.Recommend) != 1 || !strings.Contains(tuned.Spec.Profile[0].Data, "[sysctl]\nnet.ipv4.conf.all.rp_filter=2\n") {
 		t.Errorf("%+v", tuned.Spec)
+	}
+}
+
+// What is bound to an account, a role or an SCC of OpenShift, is all its pods': whatever else runs in the namespace has
+// the account default.
+func TestEachPodHasAServiceAccountOfItsOwn(t *testing.T) {
+	t.Parallel()
+	want := map[string]string{
+		"agent": "egret-agent", "crdsync": "egret-crdsync", "cloud": "egret-cloud", "credentials": "egret-credentials",
+		"run": "egret-etcd", "snapshot": "egret-etcd",
+	}
+	for _, name := range []string{"as it comes", "bare", "bundled etcd", "bundled etcd on volumes", "AWS, bundled etcd"} {
+		made, bound := map[string]bool{}, map[string]bool{}
+		docs := decoded(t, variants[name])
+		for _, d := range docs {
+			var subjects []rbacv1.Subject
+			switch o := d.object.(type) {
+			case *corev1.ServiceAccount:
+				made[o.Name] = o.AutomountServiceAccountToken == nil || *o.AutomountServiceAccountToken
+			case *rbacv1.RoleBinding:
+				subjects = o.Subjects
+			case *rbacv1.ClusterRoleBinding:
+				subjects = o.Subjects
+			}
+			for _, s := range subjects {
+				bound[s.Name] = true
+			}
+		}
+		for command, pod := range podsOf(docs) {
+			account := pod.ServiceAccountName
+			token, ok := made[account]
+			if account != want[command] || !ok {
+				t.Errorf("%s: %s has the account %q, want %q; it is made: %v", name, command, account, want[command], ok)
+			}
+			if token != bound[account] {
+				t.Errorf("%s: account %s has a token: %v, has a role: %v", name, account, token, bound[account])
+			}
+		}
 	}
 }
