@@ -1,6 +1,10 @@
 package crdsync
 
 import (
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"strings"
 	"testing"
 	"time"
 
@@ -9,26 +13,32 @@ import (
 	rbacv1 "k8s.io/api/rbac/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 
 	"github.com/egret-project/egret/internal/kubetest"
 )
 
 func TestATokenMayLookWhereItsUserHasTheRight(t *testing.T) {
-	kube, err := kubernetes.NewForConfig(kubetest.New(t))
+	cfg := kubetest.New(t)
+	static := cfg.BearerToken // of --token-auth-file: it is cluster-admin's
+	kube, err := kubernetes.NewForConfig(cfg)
 	if err != nil {
 		t.Fatal(err)
 	}
-	const url = "/egret/page"
-	token := func(name string) string {
-		t.Helper()
-		if _, err := kube.CoreV1().Namespaces().Create(t.Context(), &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns-" + name}}, metav1.CreateOptions{}); err != nil {
+	const audience, url = "egret-page", "/egret/page"
+	for _, name := range []string{"ann", "bob"} {
+		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: "ns-" + name}}
+		if _, err := kube.CoreV1().Namespaces().Create(t.Context(), ns, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
 		account := &corev1.ServiceAccount{ObjectMeta: metav1.ObjectMeta{Name: name}}
 		if _, err := kube.CoreV1().ServiceAccounts("ns-"+name).Create(t.Context(), account, metav1.CreateOptions{}); err != nil {
 			t.Fatal(err)
 		}
-		r, err := kube.CoreV1().ServiceAccounts("ns-"+name).CreateToken(t.Context(), name, &authn.TokenRequest{}, metav1.CreateOptions{})
+	}
+	token := func(name string, audiences ...string) string {
+		t.Helper()
+		r, err := kube.CoreV1().ServiceAccounts("ns-"+name).CreateToken(t.Context(), name, &authn.TokenRequest{Spec: authn.TokenRequestSpec{Audiences: audiences}}, metav1.CreateOptions{})
 		if err != nil {
 			t.Fatal(err)
 		}
@@ -45,8 +55,8 @@ func TestATokenMayLookWhereItsUserHasTheRight(t *testing.T) {
 	if _, err := kube.RbacV1().ClusterRoleBindings().Create(t.Context(), binding, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	ann, bob := token("ann"), token("bob")
-	may := MayGet(kube, url)
+	ann, bob := token("ann", audience), token("bob", audience)
+	may := MayGet(kube, audience, url)
 	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) { // the API server learns of a binding by a watch of its own
 		if ok, err := may(t.Context(), ann); ok && err == nil {
 			break
@@ -54,9 +64,35 @@ func TestATokenMayLookWhereItsUserHasTheRight(t *testing.T) {
 			t.Fatalf("who has the right: %v, %v; want yes", ok, err)
 		}
 	}
-	for name, token := range map[string]string{"another user": bob, "nobody": "nonsense", "a token with another signature": ann[:len(ann)-8] + "AAAAAAAA"} {
+	for name, token := range map[string]string{
+		"another user": bob, "nobody": "nonsense", "a token with another signature": ann[:len(ann)-8] + "AAAAAAAA",
+		"a token for the API server":     token("ann"),
+		"a token for something else":     token("ann", "vault"),
+		"a token that no audience is in": static,
+	} {
 		if ok, err := may(t.Context(), token); ok || err != nil {
 			t.Errorf("%s: %v, %v; want no", name, ok, err)
 		}
+	}
+}
+
+// An attempt: where whatever authenticates leaves audiences out of account, a pod's token would be as good as the page's.
+func TestATokenIsNoneWhereAudiencesAreNotKnown(t *testing.T) {
+	t.Parallel()
+	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if !strings.HasSuffix(r.URL.Path, "/tokenreviews") {
+			t.Errorf("the API server is asked %s of who has shown no token", r.URL.Path)
+		}
+		w.Header().Set("Content-Type", "application/json")
+		_, _ = io.WriteString(w, `{"apiVersion": "authentication.k8s.io/v1", "kind": "TokenReview",
+			"status": {"authenticated": true, "user": {"username": "ann"}}}`) // who asked has gone
+	}))
+	t.Cleanup(server.Close)
+	kube, err := kubernetes.NewForConfig(&rest.Config{Host: server.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := MayGet(kube, "egret-page", "/egret/page")(t.Context(), "token"); ok || err != nil {
+		t.Errorf("%v, %v; want no", ok, err)
 	}
 }

@@ -75,7 +75,7 @@ func (a *Access) refuse(r *http.Request) (status int, why string) {
 		if certified {
 			return http.StatusForbidden, "the name in the client's certificate is none of --page-clients"
 		}
-		return http.StatusUnauthorized, "want a bearer token of Kubernetes, or a client certificate"
+		return http.StatusUnauthorized, "want a bearer token of Kubernetes for the audience " + Audience + ", or a client certificate"
 	case r.TLS == nil:
 		return http.StatusForbidden, "a token is taken over TLS alone"
 	}
@@ -87,13 +87,18 @@ func (a *Access) refuse(r *http.Request) (status int, why string) {
 		}
 		return http.StatusServiceUnavailable, "it is not known at present whether you may look: try again"
 	case !may:
-		return http.StatusForbidden, "the bearer of this token may not look: it takes the verb get of the non-resource URL " + URL
+		return http.StatusForbidden, "the bearer of this token may not look: it takes the audience " + Audience +
+			" and the verb get of the non-resource URL " + URL
 	}
 	return 0, ""
 }
 
 // URL is the non-resource URL that who looks has to have the verb get of, in Kubernetes' RBAC.
 const URL = "/egret/page"
+
+// Audience is whom a token has to be for. One that is for the API server is not taken: it would be worth more to whoever
+// breaks into the page than the page is.
+const Audience = "egret-page"
 
 // review asks, or remembers the answer.
 func (a *Access) review(ctx context.Context, token string) (bool, error) {

@@ -68,7 +68,7 @@ func (f *pageFlags) add(s *pflag.FlagSet) {
 			"every process of the node can look (default: none)", egress.PagePort))
 	s.StringVar(&f.remote, "page-address", "",
 		fmt.Sprintf("address and port of the status page for others, over TLS, like 10.0.0.1:%d; "+
-			"they show a token of Kubernetes or a certificate (default: none)", egress.PagePort))
+			"they show a token of Kubernetes for the audience "+page.Audience+", or a certificate (default: none)", egress.PagePort))
 	s.StringVar(&f.files.Cert, "page-cert-file", "",
 		"file of the certificate of --page-address; it is read again when it is replaced")
 	s.StringVar(&f.files.Key, "page-key-file", "", "file of that certificate's key")
@@ -131,7 +131,7 @@ func (f pageFlags) serve(ctx context.Context, client *store.Client, kube *rest.C
 		own := rest.CopyConfig(kube)
 		own.QPS, own.Burst = 50, 100 // tokens that are none must not keep others waiting
 		if api, err := kubernetes.NewForConfig(own); err == nil {
-			access.Review = crdsync.MayGet(api, page.URL)
+			access.Review = crdsync.MayGet(api, page.Audience, page.URL)
 		} else {
 			log.Error("no token of Kubernetes is taken at --page-address", "err", err)
 		}
