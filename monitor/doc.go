@@ -13,7 +13,9 @@
 //   - A request changes nothing: there is no body that is read, and no other method than GET and HEAD. Only the pages of Page have parameters.
 //   - What comes to the loopback address with another source than a loopback one is closed unread: with route_localnet=1, which kube-proxy sets,
 //     the kernel takes 127.0.0.1 from the network.
-//   - A client that keeps many connections open does not block others: where there are too many, the oldest is closed.
+//   - A client that keeps many connections open does not block others: where there are too many, the client that has most
+//     loses its oldest. A client is an IPv4 address or an IPv6 /64. One that takes longer than 2 s for the handshake and
+//     for its header is cut.
 //   - Metrics are gathered once a second at most, however many requests there are.
 //   - A check that hangs or panics is an answer, 503, and is not asked again before it has returned.
 //   - A port that is taken stops no daemon: it is logged, and tried again.

@@ -2,12 +2,14 @@ package monitor
 
 import (
 	"net"
+	"net/netip"
 	"slices"
 	"sync"
 )
 
-// limit is a listener with a bound on open connections: the oldest is closed when another comes, so that a client that
-// keeps many open does not block others. It closes connections from addresses that are not allowed, unread.
+// limit is a listener with a bound on open connections. Where there are too many, the client that has most of them
+// loses its oldest: whoever keeps many open takes them from himself, before it is known who he is. It closes
+// connections from addresses that are not allowed, unread.
 type limit struct {
 	net.Listener
 	most int
@@ -22,7 +24,24 @@ func newLimit(l net.Listener, most int, may func(net.Addr) bool) *limit {
 
 type limited struct {
 	net.Conn
-	of *limit
+	of   *limit
+	from netip.Prefix
+}
+
+// client is whose an address is for a limit: of IPv6 a host can have all of a /64. Addresses that are none of TCP are
+// all one client's.
+func client(a net.Addr) netip.Prefix {
+	tcp, ok := a.(*net.TCPAddr)
+	if !ok {
+		return netip.Prefix{}
+	}
+	ip := tcp.AddrPort().Addr().Unmap()
+	bits := 64
+	if ip.Is4() {
+		bits = 32
+	}
+	from, _ := ip.Prefix(bits) // fails for more bits than there are
+	return from
 }
 
 // Accept returns the next connection that may be.
@@ -41,19 +60,34 @@ func (l *limit) Accept() (net.Conn, error) {
 }
 
 func (l *limit) add(c net.Conn) *limited {
-	out := &limited{c, l}
+	out := &limited{c, l, client(c.RemoteAddr())}
 	l.mu.Lock()
 	l.open = append(l.open, out)
-	var oldest *limited
+	var over *limited
 	if len(l.open) > l.most {
-		oldest = l.open[0]
-		l.open = l.open[1:]
+		i := l.over()
+		over = l.open[i]
+		l.open = slices.Delete(l.open, i, i+1)
 	}
 	l.mu.Unlock()
-	if oldest != nil {
-		_ = oldest.Conn.Close() // its client has had its time
+	if over != nil {
+		_ = over.Conn.Close() // its client has more than others
 	}
 	return out
+}
+
+// over returns which connection is closed first. It is called with mu.
+func (l *limit) over() (first int) {
+	has := map[netip.Prefix]int{}
+	for _, c := range l.open {
+		has[c.from]++
+	}
+	for i, c := range l.open {
+		if has[c.from] > has[l.open[first].from] {
+			first = i
+		}
+	}
+	return first
 }
 
 func (c *limited) Close() error {
