@@ -28,20 +28,16 @@ type limited struct {
 	from netip.Prefix
 }
 
-// client is whose an address is for a limit: of IPv6 a host can have all of a /64. Addresses that are none of TCP are
-// all one client's.
-func client(a net.Addr) netip.Prefix {
-	tcp, ok := a.(*net.TCPAddr)
-	if !ok {
-		return netip.Prefix{}
-	}
-	ip := tcp.AddrPort().Addr().Unmap()
+// Client is whose an address is where what clients may take is bounded: of IPv6 a host can have all of a /64. Of the
+// zero Addr it is the zero Prefix.
+func Client(ip netip.Addr) netip.Prefix {
+	ip = ip.Unmap()
 	bits := 64
 	if ip.Is4() {
 		bits = 32
 	}
-	from, _ := ip.Prefix(bits) // fails for more bits than there are
-	return from
+	who, _ := ip.Prefix(bits) // fails for more bits than there are
+	return who
 }
 
 // Accept returns the next connection that may be.
@@ -60,7 +56,10 @@ func (l *limit) Accept() (net.Conn, error) {
 }
 
 func (l *limit) add(c net.Conn) *limited {
-	out := &limited{c, l, client(c.RemoteAddr())}
+	out := &limited{Conn: c, of: l}
+	if tcp, ok := c.RemoteAddr().(*net.TCPAddr); ok { // those of a unix socket are all one client's
+		out.from = Client(tcp.AddrPort().Addr())
+	}
 	l.mu.Lock()
 	l.open = append(l.open, out)
 	var over *limited

@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"net/netip"
 	"sync"
 	"testing"
 	"time"
@@ -87,7 +88,7 @@ func TestAClientIsAnAddressOrA64(t *testing.T) {
 		{"2001:db8::1", "2001:db8::ffff:1", true},
 		{"2001:db8::1", "2001:db8:0:1::1", false},
 	} {
-		a, b := client(&net.TCPAddr{IP: net.ParseIP(tt.a), Port: 1}), client(&net.TCPAddr{IP: net.ParseIP(tt.b), Port: 2})
+		a, b := Client(netip.MustParseAddr(tt.a)), Client(netip.MustParseAddr(tt.b))
 		if !a.IsValid() || (a == b) != tt.same {
 			t.Errorf("%s is %v, and %s is %v: the same client: %v, want %v", tt.a, a, tt.b, b, a == b, tt.same)
 		}

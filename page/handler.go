@@ -1,14 +1,17 @@
 package page
 
 import (
+	"context"
 	"embed"
 	"encoding/json"
+	"errors"
 	"net"
 	"net/http"
 	"net/netip"
 	"strings"
 	"time"
 
+	"github.com/egret-project/egret/monitor"
 	"github.com/egret-project/egret/operator"
 )
 
@@ -31,6 +34,9 @@ const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src
 const (
 	// sendTimeout is how long a viewer may take for what was sent to it.
 	sendTimeout = 10 * time.Second
+	// answerTimeout is how long a question waits for etcd's first answer, and for the other questions of its client. What
+	// it takes itself is some 0.1 s with 1,000 egresses and 5,000 nodes, and is not cut off.
+	answerTimeout = 5 * time.Second
 	// quiet is after how long without changes a comment is sent, by which both ends see that the other is there.
 	quiet = 15 * time.Second
 	// maxHits and maxPods are how much of a list is sent: what a person looks through.
@@ -118,24 +124,54 @@ func fail(w http.ResponseWriter, err error) {
 	http.Error(w, err.Error(), http.StatusServiceUnavailable)
 }
 
-func reply(w http.ResponseWriter, v any) {
-	b, err := json.Marshal(v)
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+// reply answers a question by what is shown. Its client has no other one answered meanwhile, and answerTimeout in all.
+func (p *Page) reply(w http.ResponseWriter, r *http.Request, answer func(*shown) (any, error)) {
+	conn := http.NewResponseController(w)
+	_ = conn.SetReadDeadline(time.Time{}) // as with events
+	b, err := p.compute(r, answer)
+	var none notFound
+	switch {
+	case errors.As(err, &none):
+		http.Error(w, err.Error(), http.StatusNotFound)
+		return
+	case err != nil:
+		fail(w, err)
 		return
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_, _ = w.Write(append(b, '\n')) // who asked has gone
+	_ = conn.SetWriteDeadline(time.Now().Add(sendTimeout)) // as with events
+	_, _ = w.Write(append(b, '\n'))                        // who asked has gone
+}
+
+// notFound is the error of a question about what there is not.
+type notFound struct{ error }
+
+// compute returns the answer to a question as JSON. Sending it is beside the queue: who reads slowly is in nobody's way.
+func (p *Page) compute(r *http.Request, answer func(*shown) (any, error)) ([]byte, error) {
+	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
+	defer cancel()
+	now, err := p.current(ctx)
+	if err != nil {
+		return nil, err
+	}
+	from, _ := netip.ParseAddrPort(r.RemoteAddr) // those that have none are one client
+	leave, err := p.questions.enter(ctx, monitor.Client(from.Addr()))
+	if err != nil {
+		return nil, errBusy
+	}
+	defer leave()
+	v, err := answer(now)
+	if err != nil {
+		return nil, notFound{err}
+	}
+	return json.Marshal(v)
 }
 
 // state answers with the whole state, as a Change from none.
 func (p *Page) state(w http.ResponseWriter, r *http.Request) {
-	now, err := p.current(r.Context())
-	if err != nil {
-		fail(w, err)
-		return
-	}
-	reply(w, Change{Revision: now.Revision, Whole: true, Put: now.Objects})
+	p.reply(w, r, func(now *shown) (any, error) {
+		return Change{Revision: now.Revision, Whole: true, Put: now.Objects}, nil
+	})
 }
 
 // events sends the whole state, and then what changes, as server-sent events.
@@ -190,17 +226,7 @@ func (p *Page) trace(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "pod: want namespace/name", http.StatusBadRequest)
 		return
 	}
-	now, err := p.current(r.Context())
-	if err != nil {
-		fail(w, err)
-		return
-	}
-	way, err := operator.TraceIn(now.whole, q, time.Now())
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusNotFound)
-		return
-	}
-	reply(w, way)
+	p.reply(w, r, func(now *shown) (any, error) { return operator.TraceIn(now.whole, q, time.Now()) })
 }
 
 // description is the answer of describe.
@@ -217,19 +243,15 @@ func (p *Page) describe(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "kind and name: want one of egress, ip, node, pod, pool, and its name", http.StatusBadRequest)
 		return
 	}
-	now, err := p.current(r.Context())
-	if err != nil {
-		fail(w, err)
-		return
-	}
-	rows, err := operator.DescribeIn(now.whole, now.tenures, kind, name, time.Now())
-	if err != nil {
-		http.Error(w, err.Error(), http.StatusNotFound)
-		return
-	}
-	pods := operator.PodsOf(now.whole, kind, name)
-	most := min(len(pods), maxPods)
-	reply(w, description{rows, pods[:most], len(pods) - most})
+	p.reply(w, r, func(now *shown) (any, error) {
+		rows, err := operator.DescribeIn(now.whole, now.tenures, kind, name, time.Now())
+		if err != nil {
+			return nil, err
+		}
+		pods := operator.PodsOf(now.whole, kind, name)
+		most := min(len(pods), maxPods)
+		return description{rows, pods[:most], len(pods) - most}, nil
+	})
 }
 
 // search answers with what has a name or an IP like the text.
@@ -239,10 +261,7 @@ func (p *Page) search(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "q: longer than any name", http.StatusBadRequest)
 		return
 	}
-	now, err := p.current(r.Context())
-	if err != nil {
-		fail(w, err)
-		return
-	}
-	reply(w, append([]operator.Hit{}, operator.Find(now.whole, text, maxHits)...)) // none is [], not null
+	p.reply(w, r, func(now *shown) (any, error) {
+		return append([]operator.Hit{}, operator.Find(now.whole, text, maxHits)...), nil // none is [], not null
+	})
 }

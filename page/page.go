@@ -36,6 +36,7 @@ const (
 var (
 	errTooMany        = errors.New("too many look at this page already: close another one, and try again")
 	errTooManyReviews = errors.New("too many tokens are being looked at already")
+	errBusy           = errors.New("another question of this client is being answered: ask again")
 	errNoEtcd         = errors.New("etcd has not answered yet: try again, or look at the log")
 )
 
@@ -44,6 +45,8 @@ type Page struct {
 	client *store.Client
 	log    *slog.Logger
 	wanted chan struct{} // capacity 1: somebody looks
+
+	questions queues
 
 	mu      sync.Mutex // guards what follows
 	shown   *shown     // nil: nothing is known yet, or nobody looks
