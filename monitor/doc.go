@@ -18,5 +18,6 @@
 //     for its header is cut.
 //   - Metrics are gathered once a second at most, however many requests there are.
 //   - A check that hangs or panics is an answer, 503, and is not asked again before it has returned.
+//   - A panic of whatever answers is logged, closes the connection, and ends nothing else.
 //   - A port that is taken stops no daemon: it is logged, and tried again.
 package monitor

@@ -8,7 +8,9 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"runtime/debug"
 	"strings"
+	"sync"
 	"time"
 
 	"github.com/prometheus/client_golang/prometheus"
@@ -22,6 +24,8 @@ const (
 	maxHeader   = 4 << 10 // bytes; net/http reads as many again before it gives up
 	readTimeout = 2 * time.Second
 	sendTimeout = 10 * time.Second
+	// panicInterval bounds the log of somebody who asks what panics again and again.
+	panicInterval = 10 * time.Second
 )
 
 // Config says where to listen, and for what. The zero Config listens nowhere.
@@ -177,13 +181,37 @@ func serve(ctx context.Context, address string, h http.Handler, log *slog.Logger
 // serveOn serves until ctx ends or the listener fails. One request a connection: nothing is kept for a client that comes every half minute.
 func serveOn(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	server := &http.Server{
-		Handler: h, MaxHeaderBytes: maxHeader, ReadTimeout: readTimeout, WriteTimeout: sendTimeout,
+		Handler: tellPanics(h, log), MaxHeaderBytes: maxHeader, ReadTimeout: readTimeout, WriteTimeout: sendTimeout,
 		// What a client does wrong is not the operator's, and would fill the log.
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}
 	server.SetKeepAlivesEnabled(false)
 	defer context.AfterFunc(ctx, func() { _ = server.Close() })() // whoever waits for an answer asks again
 	return server.Serve(l)
+}
+
+// tellPanics logs the panics of h, one in panicInterval, and closes the connection. net/http would tell them where it
+// tells what clients do wrong.
+func tellPanics(h http.Handler, log *slog.Logger) http.Handler {
+	var mu sync.Mutex // guards told
+	var told time.Time
+	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		defer func() {
+			v := recover()
+			if v == nil {
+				return
+			}
+			mu.Lock()
+			defer mu.Unlock()
+			if now := time.Now(); v != http.ErrAbortHandler && now.Sub(told) >= panicInterval {
+				told = now
+				log.Error("a question could not be answered: report this",
+					"path", r.URL.Path, "err", v, "stack", string(debug.Stack()))
+			}
+			panic(http.ErrAbortHandler) // a question must not end the daemon: net/http takes this silently
+		}()
+		h.ServeHTTP(w, r)
+	})
 }
 
 func isLoopback(a net.Addr) bool {

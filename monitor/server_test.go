@@ -6,6 +6,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"log/slog"
 	"net"
 	"net/http"
 	"strings"
@@ -18,6 +19,7 @@ import (
 	dto "github.com/prometheus/client_model/go"
 
 	"github.com/egret-project/egret/internal/port"
+	"github.com/egret-project/egret/internal/syncbuf"
 )
 
 // gatherer counts how often it is asked.
@@ -271,6 +273,36 @@ func TestAHeaderWithoutEndIsCutOff(t *testing.T) {
 	line, err := bufio.NewReader(c).ReadString('\n')
 	if err == nil && !strings.Contains(line, "431") || isTimeout(err) {
 		t.Errorf("the answer is %q, %v; want 431 or the end of the connection", line, err)
+	}
+}
+
+func TestAPanicOfAPageIsToldOnceAndEndsNothing(t *testing.T) {
+	t.Parallel()
+	var log syncbuf.Buffer
+	address := fmt.Sprintf("127.0.0.1:%d", port.Hold(t))
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan struct{})
+	go func() {
+		defer close(done)
+		ServeLocal(ctx, address, maxLocal, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+			if r.URL.Path != "/" {
+				panic("no map of " + r.URL.Path)
+			}
+		}), slog.New(slog.NewTextHandler(&log, nil)))
+	}()
+	t.Cleanup(func() { stop(); <-done })
+	await(t, func() bool { _, _, err := get(address, "/"); return err == nil })
+	for range 5 {
+		if code, _, err := get(address, "/trace"); err == nil {
+			t.Errorf("a page that panics is answered with %d", code)
+		}
+	}
+	want(t, address, "/", 200, "")
+	stop()
+	<-done
+	if got := log.String(); strings.Count(got, "level=ERROR") != 1 || !strings.Contains(got, "no map of /trace") ||
+		!strings.Contains(got, "server_test.go") {
+		t.Errorf("want one error with the panic and where it was, got %s", got)
 	}
 }
 

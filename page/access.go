@@ -114,14 +114,12 @@ func (a *Access) review(ctx context.Context, token string) (bool, error) {
 	}
 	a.waiting++
 	a.mu.Unlock()
-	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
-	defer cancel()
-	may, err := a.Review(ctx, token)
-	a.mu.Lock()
-	defer a.mu.Unlock()
-	if a.waiting--; err != nil {
+	may, err := a.ask(ctx, token)
+	if err != nil {
 		return false, err
 	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
 	if a.reviewed == nil {
 		a.reviewed = map[[sha256.Size]byte]review{}
 	}
@@ -132,4 +130,16 @@ func (a *Access) review(ctx context.Context, token string) (bool, error) {
 	}
 	a.reviewed[key] = review{may, now.Add(reviewedFor)}
 	return may, nil
+}
+
+// ask asks, and waits no longer also where Review panics.
+func (a *Access) ask(ctx context.Context, token string) (bool, error) {
+	defer func() {
+		a.mu.Lock()
+		defer a.mu.Unlock()
+		a.waiting--
+	}()
+	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
+	defer cancel()
+	return a.Review(ctx, token)
 }

@@ -143,3 +143,17 @@ func TestTokensThatAreNoneAreNotAFloodForTheAPIServer(t *testing.T) {
 		}
 	})
 }
+
+func TestReviewsThatPanicKeepNoOtherFromOne(t *testing.T) {
+	a := &Access{Review: func(context.Context, string) (bool, error) { panic("no map") }}
+	for i := range 2 * maxReviews {
+		func() {
+			defer func() { _ = recover() }() // as the server does
+			status(a, asked(fmt.Sprint("bad", i), ""))
+		}()
+	}
+	a.Review = func(context.Context, string) (bool, error) { return true, nil }
+	if got := status(a, asked("good", "")); got != 200 {
+		t.Errorf("status %d, want 200", got)
+	}
+}

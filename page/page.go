@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
@@ -29,6 +30,8 @@ const (
 	spaceInterval = 30 * time.Second
 	// spacePatience is how long they may take, and the end of Run be put off at most.
 	spacePatience = 2 * time.Second
+	// panicPause is how long the page rests after a panic, so that what ails it neither fills the log nor a core.
+	panicPause = 5 * time.Second
 	// patience is how long a request waits for etcd's first answer.
 	patience = 10 * time.Second
 )
@@ -85,16 +88,34 @@ func New(client *store.Client, log *slog.Logger) *Page {
 	return &Page{client: client, log: log, wanted: make(chan struct{}, 1), first: make(chan struct{}), viewers: map[*viewer]bool{}}
 }
 
-// Run follows etcd while somebody looks, until ctx ends, and then returns nil.
+// Run follows etcd while somebody looks, until ctx ends, and then returns nil. A panic is logged, drops who looks, and
+// is followed by another attempt: crdsync is worth more than its page.
 func (p *Page) Run(ctx context.Context) error {
 	for {
 		select {
 		case <-p.wanted:
-			p.follow(ctx)
+			if p.survive(func() { p.follow(ctx) }) {
+				continue
+			}
+			select {
+			case <-time.After(panicPause):
+			case <-ctx.Done():
+			}
 		case <-ctx.Done():
 			return nil
 		}
 	}
+}
+
+// survive reports whether f returned, and logs the panic that it ended with otherwise.
+func (p *Page) survive(f func()) (returned bool) {
+	defer func() {
+		if v := recover(); v != nil {
+			p.log.Error("status page failed, will retry: report this", "err", v, "stack", string(debug.Stack()))
+		}
+	}()
+	f()
+	return true
 }
 
 // follow shows etcd as it changes until ctx ends or nobody looks any more.

@@ -6,6 +6,7 @@ import (
 	"encoding/json"
 	"fmt"
 	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"net/url"
@@ -16,6 +17,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/internal/syncbuf"
 	"github.com/egret-project/egret/operator"
 	"github.com/egret-project/egret/store"
 )
@@ -349,5 +351,44 @@ func TestNothingIsReadOfEtcdWhileNobodyLooks(t *testing.T) {
 	c.flush()
 	if r := get(p.Handler(), "GET", "http://127.0.0.1/state", nil); !strings.Contains(r.Body.String(), `"late"`) {
 		t.Errorf("who looks again sees what was: %.300s", r.Body)
+	}
+}
+
+func until(t *testing.T, f func() bool) {
+	t.Helper()
+	for end := time.Now().Add(30 * time.Second); !f(); time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(end) {
+			t.Fatal("it did not come true")
+		}
+	}
+}
+
+// A panic would end crdsync, and anew whenever somebody looks at what causes it.
+func TestThePageSurvivesAPanicAndTellsIt(t *testing.T) {
+	c := newCluster(t, 3, 5)
+	var log syncbuf.Buffer
+	p := New(c.client, slog.New(slog.NewTextHandler(&log, nil)))
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error, 1)
+	go func() { done <- p.Run(ctx) }()
+	h := p.Handler()
+	if r := get(h, "GET", "http://127.0.0.1/state", nil); r.Code != 200 {
+		t.Fatalf("status %d", r.Code)
+	}
+	broken := &viewer{events: make(chan []byte)}
+	close(broken.events) // whoever sends to it panics
+	p.mu.Lock()
+	p.viewers[broken] = true
+	p.mu.Unlock()
+	c.put(store.EgressKey("another"), egress.Policy{Name: "another"})
+	c.flush()
+	until(t, func() bool { return strings.Contains(log.String(), "closed channel") })
+	until(t, func() bool {
+		r := get(h, "GET", "http://127.0.0.1/state", nil)
+		return r.Code == 200 && strings.Contains(r.Body.String(), `"another"`)
+	})
+	stop()
+	if err := <-done; err != nil || strings.Count(log.String(), "level=ERROR") != 1 {
+		t.Errorf("it ended with %v and the log\n%s", err, log.String())
 	}
 }
