@@ -563,3 +563,18 @@ func TestARefusalThatIsAboutNoAddressIsNotAskedForHalves(t *testing.T) {
 		t.Errorf("%d calls for a part of the addresses", n)
 	}
 }
+
+func TestAnAddressThatWasMovedToAnotherInterfaceOfItsNodeGoesBack(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 1, 10)
+	w.ec2.Add("eni-second", 10, "10.0.0.101")
+	w.node(0, "10.0.0.1", "10.0.0.101", "fd00::1")
+	ip := v4(50)
+	w.allocate(ip)
+	w.own(0, ip)
+	w.start("one", check(100*time.Millisecond))
+	w.at(0, ip)
+	w.recorded(ip)
+	w.ec2.Put(ip, "eni-second")
+	w.at(0, ip)
+}

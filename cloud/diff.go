@@ -113,13 +113,17 @@ func (s state) next(ip netip.Addr) (out step, ok bool, err error) {
 }
 
 // iface returns the network interface of a node: the one that has its first address of the family, or else any of its
-// addresses: that is the link that agents put egress IPs on. Empty: the cloud shows none.
+// addresses: that is the link that agents put egress IPs on. Empty: the cloud shows none. Addresses that Egret assigned
+// do not tell: Kubernetes' controllers for AWS may write them into the Node, and wherever one is would be right.
 func (s state) iface(node string, like netip.Addr) string {
 	n := s.nodes[node]
 	if primary, ok := n.Primary(like); ok && s.holders[primary] != "" {
 		return s.holders[primary]
 	}
 	for _, ip := range n.Addresses {
+		if _, ours := s.records[ip]; ours {
+			continue
+		}
 		if h := s.holders[ip]; h != "" {
 			return h
 		}

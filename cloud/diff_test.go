@@ -81,3 +81,21 @@ func TestWhatIsDoneNextAboutAnAddress(t *testing.T) {
 		})
 	}
 }
+
+// Kubernetes shows the egress IP among the node's addresses, the cloud does not know the first of these, and somebody
+// has moved the egress IP to another interface of the node.
+func TestAnAddressDoesNotTellWhereItIsWanted(t *testing.T) {
+	ip, primary := netip.MustParseAddr("10.0.0.50"), netip.MustParseAddr("10.0.0.1")
+	n := egress.Node{Name: "n", Addresses: []netip.Addr{netip.MustParseAddr("192.168.0.1"), ip, primary}}
+	s := state{
+		nodes: map[string]egress.Node{}, own: map[netip.Addr]own{}, allocated: map[netip.Addr]bool{ip: true},
+		owners:  map[netip.Addr]egress.Owner{ip: {IP: ip, Node: "n"}},
+		records: map[netip.Addr]egress.CloudAddress{ip: {IP: ip}},
+		holders: map[netip.Addr]string{ip: "eni-b", primary: "eni-a"},
+	}
+	s.addNode(n)
+	want := step{verb: assign, ip: ip, iface: "eni-a", move: true}
+	if got, ok, err := s.next(ip); !ok || err != nil || got != want {
+		t.Errorf("next is %+v, %v, %v; want %+v", got, ok, err, want)
+	}
+}
