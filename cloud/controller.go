@@ -68,6 +68,8 @@ func newController(r *replica, lead *store.Leadership) *controller {
 // had better not see them done late.
 func (c *controller) run(ctx context.Context) error {
 	defer c.drain()
+	ctx, stop := context.WithCancel(ctx)
+	defer stop() // reads, which change nothing, end at once
 	for {
 		wake := time.NewTimer(time.Until(c.decide(ctx)))
 		select {
@@ -255,10 +257,8 @@ func (c *controller) read(ctx context.Context, s state, now time.Time) {
 	}
 	c.reading = true
 	began, ips := c.clock, sorted(all)
-	c.beside(ctx, func(ctx context.Context) func() {
-		ctx, cancel := context.WithTimeout(ctx, c.pace.call)
-		defer cancel()
-		holders, err := c.Cloud.Holders(ctx, ips)
+	c.beside(ctx, func(context.Context) func() {
+		holders, err := c.Cloud.Holders(ctx, ips) // which has a time for each of its answers
 		return func() {
 			c.reading = false
 			c.metrics.called("read", err)

@@ -578,3 +578,28 @@ func TestAnAddressThatWasMovedToAnotherInterfaceOfItsNodeGoesBack(t *testing.T) 
 	w.ec2.Put(ip, "eni-second")
 	w.at(0, ip)
 }
+
+func TestAReadOfManyPagesMayTakeLongerThanOneAnswer(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 30, 10) // 10 pages of each family, of 0.2 s: a call has 2 s
+	w.ec2.Fault(func(c ec2test.Call) ec2test.Fault {
+		if c.Action == "DescribeNetworkInterfaces" {
+			return ec2test.Fault{Delay: 200 * time.Millisecond}
+		}
+		return ec2test.Fault{}
+	})
+	ip := v4(50)
+	w.allocate(ip)
+	w.own(0, ip)
+	stop := w.start("one", check(100*time.Millisecond))
+	w.at(0, ip)
+	w.until("it is reading again", func() bool { return len(w.ec2.Calls()) > 0 })
+	began := time.Now()
+	stop()
+	if took := time.Since(began); took > 2*time.Second {
+		t.Errorf("it ended %v after it was told to, in the middle of a read", took)
+	}
+	if strings.Contains(w.log.String(), "does not answer") {
+		t.Errorf("the log says\n%s", w.log)
+	}
+}

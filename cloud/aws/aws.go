@@ -32,6 +32,8 @@ const (
 	mostValues = 200
 	mostAnswer = 32 << 20 // bytes; 200 interfaces with all that EC2 tells of them are some 2 MB
 	findLimit  = 10 * time.Second
+	// pageLimit is how long one page of a read may take: of 5,000 nodes there are 50 pages and more, of some 0.3 s each.
+	pageLimit = 10 * time.Second
 )
 
 // Config says which VPC.
@@ -52,6 +54,7 @@ type EC2 struct {
 	credentials           aws.CredentialsProvider
 	http                  *http.Client
 	signer                *v4.Signer
+	pageLimit             time.Duration
 }
 
 // New finds out what the Config leaves open, for at most 10 s.
@@ -65,6 +68,7 @@ func New(ctx context.Context, cfg Config) (*EC2, error) {
 	e := &EC2{
 		region: cmp.Or(cfg.Region, sdk.Region), vpc: cfg.VPC,
 		credentials: cfg.Credentials, http: cfg.HTTP, signer: v4.NewSigner(),
+		pageLimit: pageLimit,
 	}
 	if e.credentials == nil {
 		e.credentials = sdk.Credentials
@@ -155,8 +159,8 @@ func (e *EC2) holders(ctx context.Context, filter string, addresses []netip.Addr
 		wanted[ip] = true
 	}
 	for {
-		var page interfaces
-		if err := e.do(ctx, "DescribeNetworkInterfaces", asked, &page); err != nil {
+		page, err := e.page(ctx, asked)
+		if err != nil {
 			return err
 		}
 		for _, i := range page.Interfaces {
@@ -171,6 +175,14 @@ func (e *EC2) holders(ctx context.Context, filter string, addresses []netip.Addr
 		}
 		asked.Set("NextToken", page.Next)
 	}
+}
+
+// page asks for one page of interfaces.
+func (e *EC2) page(ctx context.Context, asked url.Values) (out interfaces, err error) {
+	ctx, cancel := context.WithTimeout(ctx, e.pageLimit)
+	defer cancel()
+	err = e.do(ctx, "DescribeNetworkInterfaces", asked, &out)
+	return out, err
 }
 
 // answer is EC2's to an action that changes something. Older ones say return, newer ones what they did.

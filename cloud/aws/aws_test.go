@@ -47,6 +47,26 @@ func TestHoldersAreReadPageByPage(t *testing.T) {
 	}
 }
 
+func TestEachPageHasATimeOfItsOwn(t *testing.T) {
+	s := ec2test.New(t)
+	e := open(t, s.URL)
+	e.pageLimit = 2 * time.Second
+	var all []netip.Addr
+	for i := range 30 { // 10 pages
+		ip := netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)})
+		s.Add("eni-"+ip.String(), 1, ip.String())
+		all = append(all, ip)
+	}
+	s.Fault(func(ec2test.Call) ec2test.Fault { return ec2test.Fault{Delay: 250 * time.Millisecond} })
+	if got, err := e.Holders(t.Context(), all); err != nil || len(got) != len(all) {
+		t.Errorf("%d addresses of %d, %v", len(got), len(all), err)
+	}
+	e.pageLimit = 10 * time.Millisecond
+	if _, err := e.Holders(t.Context(), all); !errors.Is(err, context.DeadlineExceeded) {
+		t.Errorf("a page that does not come: %v, want that its time is over", err)
+	}
+}
+
 func TestWhatAnErrorSays(t *testing.T) {
 	s := ec2test.New(t)
 	s.Add("eni-1", 1, "10.0.0.1")
