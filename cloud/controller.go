@@ -56,6 +56,7 @@ type address struct {
 	retry time.Time // nothing is tried before
 	wait  time.Duration
 	err   string // what was said last
+	again bool   // it was read, but before its owner claimed it
 }
 
 func newController(r *replica, lead *store.Leadership) *controller {
@@ -167,7 +168,7 @@ func (c *controller) look(s state, ip netip.Addr, now time.Time, revision int64)
 	owner := s.owners[ip]
 	a, node := c.at(ip), s.nodes[owner.Node]
 	if a.owner != owner.Revision {
-		a.owner, a.since, a.retry, a.wait, a.err = owner.Revision, now, time.Time{}, 0, ""
+		a.owner, a.since, a.retry, a.wait, a.err, a.again = owner.Revision, now, time.Time{}, 0, "", a.read
 	}
 	is = waiting
 	if a.err != "" {
@@ -193,7 +194,14 @@ func (c *controller) look(s state, ip netip.Addr, now time.Time, revision int64)
 		c.fail(ip, owner.Node, err, now, c.pace.refused, c.pace.never)
 		return failed, nil, a.retry
 	case ok:
+		a.again = false
 		return is, &step, time.Time{}
+	case a.again && owner.Node != "":
+		// It is where it should be, as was read when the owner was another, or a node of the same name and address that
+		// was replaced since: with another interface.
+		a.again = false
+		c.doubtful(append([]netip.Addr{ip}, node.Addresses...)...)
+		return is, nil, time.Time{}
 	}
 	if a.err != "" {
 		a.wait, a.err = 0, ""

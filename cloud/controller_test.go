@@ -579,6 +579,29 @@ func TestAnAddressThatWasMovedToAnotherInterfaceOfItsNodeGoesBack(t *testing.T) 
 	w.at(0, ip)
 }
 
+// The new node has the name and the address of the former, and another interface. Nothing is due to be read for a minute.
+func TestANodeThatWasReplacedByOneOfItsNameIsReadWhenItClaims(t *testing.T) {
+	for name, ip := range map[string]netip.Addr{"IPv4": v4(50), "IPv6": v6(50)} {
+		t.Run(name, func(t *testing.T) {
+			t.Parallel()
+			w := newWorld(t, 1, 10)
+			w.allocate(ip)
+			w.own(0, ip)
+			w.start("one", check(time.Minute, time.Millisecond))
+			w.at(0, ip)
+			w.recorded(ip)
+			w.ec2.Remove("eni-0")
+			w.ec2.Add("eni-7", 10, "10.0.0.1", "fd00::1")
+			w.own(0, ip)
+			began := time.Now()
+			w.at(7, ip)
+			if took := time.Since(began); took > 20*time.Second {
+				t.Errorf("it took %v", took)
+			}
+		})
+	}
+}
+
 func TestAReadOfManyPagesMayTakeLongerThanOneAnswer(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 30, 10) // 10 pages of each family, of 0.2 s: a call has 2 s

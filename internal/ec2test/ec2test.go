@@ -95,6 +95,13 @@ func (s *Server) Add(id string, limit int, own ...string) {
 	s.ifaces[id] = i
 }
 
+// Remove deletes an interface, as when its instance is terminated.
+func (s *Server) Remove(id string) {
+	s.mu.Lock()
+	defer s.mu.Unlock()
+	delete(s.ifaces, id)
+}
+
 // Fault has f say what goes wrong with each request from now on.
 func (s *Server) Fault(f func(Call) Fault) {
 	s.mu.Lock()
