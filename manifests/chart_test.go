@@ -193,6 +193,10 @@ func TestFaultyValuesAreRefused(t *testing.T) {
 		"taint without a domain":  {ownEtcd + "startupTaint: agent-not-ready", "startupTaint"},
 		"taint with a policy":     {ownEtcd + "startupTaint: \"a/b' || 'a\"", "startupTaint"},
 		"taint by an option":      {ownEtcd + "crdsync: {config: {startup-taint: a/b}}", "crdsync.config"},
+		"NAT log by an option":    {ownEtcd + "agent: {config: {nat-log: /x}}", "agent.config"},
+		"NAT log elsewhere":       {ownEtcd + "agent: {natLog: {enabled: true, hostPath: ../x}}", "hostPath"},
+		"NAT log over the node":   {ownEtcd + "agent: {natLog: {enabled: true, hostPath: /}}", "hostPath"},
+		"NAT log over a way up":   {ownEtcd + "agent: {natLog: {enabled: true, hostPath: /var/..}}", "hostPath"},
 		"page at no port":         {ownEtcd + "page: {secret: a, address: localhost}", "address"},
 		"a name for a VPC":        {ownEtcd + "cloud: {aws: {enabled: true, vpc: mine}}", "vpc"},
 		"a name for a role":       {ownEtcd + "cloud: {aws: {enabled: true, roleARN: egret}}", "roleARN"},
@@ -235,6 +239,12 @@ etcd: {bundled: {enabled: true}}
 	"start-up taint alone": ownEtcd + `
 startupTaint: startup-taint.cluster-autoscaler.kubernetes.io/egret
 crdsync: {tolerations: []}
+`,
+	"NAT log": ownEtcd + `
+agent: {natLog: {enabled: true, hostPath: /srv/log}, config: {nat-log-filter: [namespace=prod], nat-log-max-days: 7}}
+`,
+	"NAT log to the standard output": ownEtcd + `
+agent: {natLog: {enabled: true, hostPath: ""}}
 `,
 	"bundled etcd restored": `
 etcd: {bundled: {enabled: true, restoreFrom: egret-1.db}}
@@ -401,6 +411,40 @@ func TestWhatIsSaidInValuesIsDone(t *testing.T) {
 	}
 	if slices.Contains(podsOf(decoded(t, variants["bare"]))["crdsync"].Containers[0].Args, "--webhook") {
 		t.Error("crdsync serves a webhook that the API server does not know")
+	}
+}
+
+func TestTheNATLogIsWrittenWhereTheValuesSay(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]struct{ option, hostPath string }{
+		"as it comes":                    {"", ""},
+		"NAT log":                        {"/var/log/egret/nat.log", "/srv/log"},
+		"NAT log to the standard output": {"-", ""},
+	} {
+		var config struct {
+			File string `json:"nat-log"`
+		}
+		docs := decoded(t, variants[name])
+		for _, d := range docs {
+			if m, ok := d.object.(*corev1.ConfigMap); ok {
+				if err := yaml.Unmarshal([]byte(m.Data["egret-agent.conf"]), &config); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		var hostPath string
+		agent := podsOf(docs)["agent"]
+		for _, v := range agent.Volumes {
+			for _, m := range agent.Containers[0].VolumeMounts {
+				if v.HostPath != nil && v.Name == m.Name && !m.ReadOnly && m.MountPath == filepath.Dir(config.File) {
+					hostPath = v.HostPath.Path
+				}
+			}
+		}
+		if config.File != want.option || hostPath != want.hostPath {
+			t.Errorf("%s: the log is %q, in %q of the node; want %q, in %q",
+				name, config.File, hostPath, want.option, want.hostPath)
+		}
 	}
 }
 

@@ -7,16 +7,24 @@
 {{- /* The file of options of a command: the guide's under its own names, then whatever else was given. A key of agent.config or
 crdsync.config that a value of its own sets would leave open which of both counts. */ -}}
 {{- define "egret.config.agent" -}}
-{{- include "egret.twice" (dict "config" .Values.agent.config "at" "agent.config" "own" (list "egress" "egress.exceptCIDRs" "egress.snatFullyRandomPorts" "cluster-cidrs" "etcd-prefix" "endpoints" "insecure")) -}}
+{{- include "egret.twice" (dict "config" .Values.agent.config "at" "agent.config" "own" (list "egress" "nat-log" "egress.exceptCIDRs" "egress.snatFullyRandomPorts" "cluster-cidrs" "etcd-prefix" "endpoints" "insecure")) -}}
 egress:
   exceptCIDRs: {{ toJson .Values.egress.exceptCIDRs }}
   snatFullyRandomPorts: {{ .Values.egress.snatFullyRandomPorts }}
 {{- with .Values.clusterCIDRs }}
 cluster-cidrs: {{ toJson . }}
 {{- end }}
+{{- if .Values.agent.natLog.enabled }}
+nat-log: {{ if .Values.agent.natLog.hostPath }}/var/log/egret/nat.log{{ else }}"-"{{ end }}
+{{- end }}
 {{- with .Values.agent.config }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{- /* Where the log of connections is a file; empty: it is off, or goes to the standard output. */ -}}
+{{- define "egret.natLog.hostPath" -}}
+{{- if .Values.agent.natLog.enabled }}{{ .Values.agent.natLog.hostPath }}{{ end -}}
 {{- end -}}
 
 {{- define "egret.config.crdsync" -}}
