@@ -46,6 +46,15 @@ func (p *permits) withdraw(keep []nft.Permit) error {
 	})
 }
 
+// keeps reports whether the lock of an IP goes on when the agent stops. If not, its permit has ended, and a late answer of etcd does not renew it with
+// all others, beside the next owner's.
+func (p *permits) keeps(ip netip.Addr) (bool, error) {
+	if p.machine.keeps(ip) {
+		return true, nil
+	}
+	return false, p.narrow(func(o netip.Addr) (send, answer bool) { return o != ip, o != ip })
+}
+
 // restrict ends at once what the snapshot that the round began with does not allow.
 func (p *permits) restrict() error {
 	return p.narrow(p.machine.May)

@@ -205,6 +205,44 @@ func TestALockIsKeptUntilTheKernelIsSilent(t *testing.T) {
 	}
 }
 
+// A permit that has ended by itself comes back with etcd's next answer. Not so once its lock is given back.
+func TestALateAnswerRenewsNoPermitOfALockThatIsGivenBack(t *testing.T) {
+	client, tables := world(t)
+	lease, err := client.Grant(t.Context(), time.Minute)
+	if err == nil {
+		err = client.PutAgent(t.Context(), lease, egress.Agent{Node: "a", Revocable: true})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	p := permitsOf(t, tables, ownership.Config{Permit: 300 * time.Millisecond, Gossip: true})
+	p.machine.grant(lease)
+	if err := p.confirm(t, lease); err != nil {
+		t.Fatal(err)
+	}
+	gone, other := netip.MustParseAddr("10.10.0.11"), netip.MustParseAddr("10.10.0.12")
+	if err := p.under(lease, []nft.Permit{{IP: gone, Answer: true}, {IP: other, Answer: true}}); err != nil && !errors.Is(err, ownership.ErrUnconfirmed) {
+		t.Fatal(err)
+	}
+	if err := errors.Join(p.confirm(t, lease), p.renew()); err != nil {
+		t.Fatal(err)
+	}
+	if kept, err := p.keeps(gone); err != nil || !kept {
+		t.Fatalf("answering: keeps %t, %v", kept, err)
+	}
+	time.Sleep(p.length)
+	if kept, err := p.keeps(gone); err != nil || kept {
+		t.Fatalf("silent: keeps %t, %v", kept, err)
+	}
+	if err := errors.Join(p.confirm(t, lease), p.renew()); err != nil {
+		t.Fatal(err)
+	}
+	left, err := tables.Permits()
+	if err != nil || left[gone] > 0 || left[other] <= 0 || p.machine.answers(gone) {
+		t.Errorf("given back: %v left, its neighbour: %v, %v", left[gone], left[other], err)
+	}
+}
+
 func TestPermitsWithoutGossipEndWithTheLease(t *testing.T) {
 	client, tables := world(t)
 	lease, err := client.Grant(t.Context(), 60*time.Second)

@@ -186,7 +186,12 @@ func (a *agent) toLongLease(ctx context.Context) (next *store.Lease, moved []net
 	}
 	r.Node, r.Restarting, r.Revocable, r.Suspectable = a.Node, true, false, false
 	err = a.machine.current().MoveTo(ctx, next, r, func(ip netip.Addr) bool {
-		if a.machine.keeps(ip) {
+		keeps, err := a.permits.keeps(ip)
+		if err != nil {
+			a.Log.Warn("a lock without a permit is not given back", "egress_ip", ip, "err", err)
+			return true
+		}
+		if keeps {
 			moved = append(moved, ip)
 			return true
 		}

@@ -69,7 +69,8 @@
 //
 // A restart: the locks move to a lease that nobody revokes, then the permits are lengthened to its end (Extended), where the kernel has some and the
 // lock has moved. Locks that the kernel
-// answers for, or has not acknowledged silence about, move along; others are given back (Machine.Keeps).
+// answers for, or has not acknowledged silence about, move along; others are given back (Machine.Keeps), after their permits have been ended: an answer
+// of etcd that comes late would renew them.
 //
 // Without gossip nobody revokes: permits end when the lease does, at the earliest, and claimers wait P from then. The premise is that etcd
 // keeps a lease for its TTL after each renewal that it granted.

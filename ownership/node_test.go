@@ -859,28 +859,52 @@ func (n *node) moveTo(from, to int64, a egress.Agent, keep func(netip.Addr) bool
 				for _, ip := range ips {
 					kept[ip] = keep(ip)
 				}
-				keep := func(ip netip.Addr) bool { return kept[ip] }
-				if round == 2 {
-					// The record is under the next lease already.
+				n.endLeft(kept, func() {
+					keep := func(ip netip.Addr) bool { return kept[ip] }
 					var moved bool
-					n.ask(time.Second, func(e *etcd) { moved = e.moveLocks(from, to, a.Node, ips, keep) }, func(ok bool) { done(ok && moved) })
-					return
-				}
-				var moved bool
-				n.ask(time.Second, func(e *etcd) {
-					moved = e.moveTo(from, to, a, ips, keep)
-					n.w.say("%s: moves its locks %v from lease %x to %x: %t", n.name, ips, from, to, moved)
-				}, func(ok bool) {
-					if !ok || !moved {
-						done(false)
+					if round == 2 {
+						// The record is under the next lease already.
+						n.ask(time.Second, func(e *etcd) { moved = e.moveLocks(from, to, a.Node, ips, keep) }, func(ok bool) { done(ok && moved) })
 						return
 					}
-					again()
+					n.ask(time.Second, func(e *etcd) {
+						moved = e.moveTo(from, to, a, ips, keep)
+						n.w.say("%s: moves its locks %v from lease %x to %x: %t", n.name, ips, from, to, moved)
+					}, func(ok bool) {
+						if !ok || !moved {
+							done(false)
+							return
+						}
+						again()
+					})
 				})
 			}
 		})
 	}
 	again()
+}
+
+// endLeft ends the permits of the locks that are not kept, and keeps those where that fails.
+func (n *node) endLeft(kept map[netip.Addr]bool, done func()) {
+	var left []netip.Addr
+	for _, ip := range n.w.ips {
+		if keeps, ours := kept[ip]; ours && !keeps {
+			left = append(left, ip)
+		}
+	}
+	if len(left) == 0 {
+		done()
+		return
+	}
+	n.narrow(func(ip netip.Addr) (send, answer bool) {
+		stays := !slices.Contains(left, ip)
+		return stays, stays
+	}, func(err error) {
+		for _, ip := range left {
+			kept[ip] = err != nil
+		}
+		done()
+	})
 }
 
 func (e *etcd) moveLocks(from, next int64, node string, ips []netip.Addr, keep func(netip.Addr) bool) bool {
