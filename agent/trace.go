@@ -22,8 +22,11 @@ import (
 // a port: it shows them addresses of pods.
 const KernelPage = "/kernel"
 
-// looks is how often a question looks again when the agent wrote to the kernel meanwhile.
-const looks = 3
+// A question looks again when the agent writes to the kernel meanwhile, for lookTime in all.
+const (
+	lookTime  = time.Second
+	lookAgain = 20 * time.Millisecond
+)
 
 // errProgramming says that nothing can be told of the kernel: what it holds and what it is to hold were not of one
 // moment.
@@ -46,7 +49,7 @@ func (p *programmed) begin() (end func(*plan.Desired)) {
 // differs returns what the kernel was last made equal to, and as lines what is not so: damages of the tables first,
 // and then all that program would write.
 func (k *kernel) differs() (d plan.Desired, lines []string, err error) {
-	for range looks {
+	for end := time.Now().Add(lookTime); time.Now().Before(end); time.Sleep(lookAgain) {
 		writes, want := k.programmed.writes.Load(), k.programmed.desired.Load()
 		if want == nil {
 			continue
@@ -86,7 +89,9 @@ func (a *answerer) kernelPage(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	a.one(w, func() (any, error) { return a.kernel(q) })
+	if !a.isOther(w, r) {
+		a.one(w, func() (any, error) { return a.kernel(q) })
+	}
 }
 
 // readKernelOf answers a question by the kernel.

@@ -131,6 +131,10 @@ func TestQuestionsOfTheKernelHoldUpNothing(t *testing.T) {
 			t.Errorf("beside another: %d %s", code, got)
 		}
 	}
+	// `egret trace` asks the socket of its node for each of the nodes concerned.
+	if code, got := asks(a, "ip=10.10.0.11&id=1&node=b"); code != http.StatusOK || strings.TrimSpace(got) != `{"node":"a"}` {
+		t.Errorf("beside another, for another node: %d %s", code, got)
+	}
 	end <- true
 	if code := <-first; code != http.StatusOK {
 		t.Errorf("the first: %d", code)

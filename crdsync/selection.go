@@ -85,6 +85,7 @@ type selection struct {
 	index      index                               // of the claimants, by their namespaceSelectors
 	candidates map[string]index                    // namespace -> those that may select pods of it, by their podSelectors; filled as needed
 	known      map[string]map[labelFamily]known    // namespace -> results of owner, so that a pod's event evaluates no egress for other pods
+	unseen     map[string]bool                     // namespaces of whose pods owner was asked before they were seen
 	losses     map[string]map[pair]loss            // node -> pods there that several egresses select; filled by group
 }
 
@@ -106,7 +107,7 @@ type known struct {
 func newSelection(claimants []claimant, namespaces func(string) (labels.Set, bool), listed func(string, pod) bool) *selection {
 	s := &selection{
 		claimants: claimants, namespaces: namespaces, listed: listed, candidates: map[string]index{}, known: map[string]map[labelFamily]known{},
-		losses: map[string]map[pair]loss{},
+		unseen: map[string]bool{}, losses: map[string]map[pair]loss{},
 	}
 	all := map[int]labels.Selector{}
 	for i, c := range claimants {
@@ -128,6 +129,7 @@ func (s *selection) owner(p pod, f family) (name string, losers []string) {
 	}
 	candidates, seen := s.candidatesOf(p.namespace)
 	if !seen {
+		s.unseen[p.namespace] = true
 		return s.former(p, f), nil
 	}
 	certain, set := true, p.labels.set()
@@ -159,6 +161,10 @@ func (s *selection) owner(p pod, f family) (name string, losers []string) {
 // them.
 func (s *selection) relabelled(namespace string, pods []pod) (nodes []string) {
 	before := s.known[namespace]
+	if s.unseen[namespace] { // a pod has what it had before, and another one with its labels may have a result since
+		before = nil
+	}
+	delete(s.unseen, namespace)
 	delete(s.known, namespace)
 	delete(s.candidates, namespace)
 	for _, p := range pods {

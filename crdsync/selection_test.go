@@ -2,6 +2,7 @@ package crdsync
 
 import (
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -259,6 +260,28 @@ func TestANamespaceThatIsRelabelledCostsThePodsThatChangeHands(t *testing.T) {
 	delete(namespaces, "a")
 	if got := s.relabelled("a", pods); len(got) != 3 {
 		t.Errorf("nodes %v: want all of the pods, whose namespace is not seen", got)
+	}
+}
+
+// A pod was looked at before its namespace was seen, and another one with its labels after that, before the namespace's event: the first has what it had.
+func TestThePodsOfANamespaceThatWasNotSeenAreAllLookedAtAgain(t *testing.T) {
+	web := labels.Set{"app": "web"}
+	seen := false
+	s := newSelection([]claimant{{name: "web", families: families, applied: selector{labels.Everything(), labels.SelectorFromSet(web)}}},
+		func(string) (labels.Set, bool) { return nil, seen }, func(string, pod) bool { return false })
+	early := pod{name: "a/early", namespace: "a", node: "n1", labels: newLabelSet(web), ips: []netip.Addr{ip("10.0.0.1")}}
+	late := pod{name: "a/late", namespace: "a", node: "n2", labels: newLabelSet(web), ips: []netip.Addr{ip("10.0.0.2")}}
+	if got, _ := s.owner(early, ipv4); got != "" {
+		t.Fatalf("not seen: %q", got)
+	}
+	seen = true
+	if got, _ := s.owner(late, ipv4); got != "web" {
+		t.Fatalf("seen: %q", got)
+	}
+	for _, want := range [][]string{{"n1", "n2"}, nil} {
+		if got := s.relabelled("a", []pod{early, late}); !slices.Equal(got, want) {
+			t.Errorf("nodes %v, want %v", got, want)
+		}
 	}
 }
 

@@ -62,6 +62,10 @@ func askKernels(ctx context.Context, ask Ask, page string) kernelsFor {
 			wg.Go(func() {
 				var k egress.Kernel
 				err := ask(ctx, node, w.Nodes[node].Addresses, page, q.Query(), &k)
+				for errors.Is(err, errBusy) && ctx.Err() == nil { // with another question, or it rests after one
+					time.Sleep(100 * time.Millisecond)
+					err = ask(ctx, node, w.Nodes[node].Addresses, page, q.Query(), &k)
+				}
 				mu.Lock()
 				defer mu.Unlock()
 				if err == nil {

@@ -7,6 +7,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"maps"
 	"net/http"
 	"net/netip"
 	"net/url"
@@ -25,6 +26,9 @@ type Ask func(ctx context.Context, node string, addresses []netip.Addr, page str
 
 // ErrNoWay says that this command cannot reach the agent of a node.
 var ErrNoWay = errors.New("the agent of that node is not reached from here")
+
+// errBusy is the error of an agent that answers another question, or rests after one.
+var errBusy = errors.New("not now")
 
 // WhoConfig is a question of who has, or had, a port of an egress IP.
 type WhoConfig struct {
@@ -318,7 +322,9 @@ func AskBy(base func(ctx context.Context, node string, addresses []netip.Addr) (
 		}
 		ctx, cancel := context.WithTimeout(ctx, 15*time.Second)
 		defer cancel()
-		request, err := http.NewRequestWithContext(ctx, http.MethodGet, at+page+"?"+q.Encode(), nil)
+		of := maps.Clone(q)
+		of.Set("node", node)
+		request, err := http.NewRequestWithContext(ctx, http.MethodGet, at+page+"?"+of.Encode(), nil)
 		if err != nil {
 			return err
 		}
@@ -333,15 +339,17 @@ func AskBy(base func(ctx context.Context, node string, addresses []netip.Addr) (
 			return fmt.Errorf("reading the answer of the agent of node %s: %w", node, err)
 		case resp.StatusCode == http.StatusNotFound && strings.HasPrefix(string(b), "404 "):
 			return fmt.Errorf("the agent of node %s does not answer such questions: it is of an older version, or --who-clients names nobody", node)
+		case resp.StatusCode == http.StatusServiceUnavailable:
+			return fmt.Errorf("the agent of node %s: %w: %s", node, errBusy, strings.TrimSpace(string(b)))
 		case resp.StatusCode != http.StatusOK:
 			return fmt.Errorf("the agent of node %s: %s", node, strings.TrimSpace(string(b)))
 		}
-		var of struct{ Node string }
-		if err := errors.Join(json.Unmarshal(b, &of), json.Unmarshal(b, reply)); err != nil {
+		var from struct{ Node string }
+		if err := errors.Join(json.Unmarshal(b, &from), json.Unmarshal(b, reply)); err != nil {
 			return fmt.Errorf("reading the answer of the agent of node %s: %w", node, err)
 		}
-		if of.Node != node {
-			return fmt.Errorf("%w: the agent that answers is that of node %s", ErrNoWay, of.Node)
+		if from.Node != node {
+			return fmt.Errorf("%w: the agent that answers is that of node %s", ErrNoWay, from.Node)
 		}
 		return nil
 	}
