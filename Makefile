@@ -30,8 +30,7 @@ kube: tools
 demo: build kube
 	bin/egret-lab demo
 
-# What a test needs and did not find here, it must have found in test-vm. The programs that integration/tools lists are all that it finds. The virtual
-# machines take of the processors what the tests of a lab, which wait most of the time, leave them.
+# What a test needs and did not find here, it must have found in test-vm. The programs that integration/tools lists are all that it finds.
 test: export EGRET_NEEDS := $(CURDIR)/bin/needs
 test:
 	mkdir -p bin && rm -f $(EGRET_NEEDS)
@@ -39,7 +38,8 @@ test:
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-unit
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-schedules
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-fuzz
-	env PATH=$(CURDIR)/bin/path $(MAKE) -j2 test-vm test-integration
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-vm
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-integration
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-faults
 	go run ./internal/need/needcheck $(EGRET_NEEDS)
 
