@@ -80,7 +80,9 @@ func TestWhatOneTransactionChangedIsSeenTogether(t *testing.T) {
 	write(0)
 	k := tracked(t, c, OwnerPrefix, MovePrefix, AgentPrefix)
 	const last = 300
+	written := make(chan struct{})
 	go func() {
+		defer close(written)
 		for n := range last {
 			write(n + 1)
 		}
@@ -100,6 +102,7 @@ func TestWhatOneTransactionChangedIsSeenTogether(t *testing.T) {
 		}
 		return values[strconv.Itoa(last)]
 	})
+	<-written // the answer may come after the event
 	t.Logf("%d transactions seen in %d steps", last, seen)
 }
 
