@@ -89,11 +89,7 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 			return false, in("routes", err)
 		}
 	}
-	// The guard follows the address: it goes when the address was seen to be gone, and what makes it local.
-	want := d.NFT
-	want.AddressGuard = slices.Concat(want.AddressGuard, links.Addresses(), routes.Locals())
-	want.Renewal = k.permits.renewal
-	rules := nft.Diff(tables, want)
+	rules := k.diffTables(tables, d.NFT, links, routes)
 
 	arrive := func(part routing.Changes) { errs = append(errs, in("routes", k.router.Apply(part))) }
 	// Where the tables are not whole, as after a boot, they come before the overlay is up: what it brings would pass without them, and leave
@@ -122,6 +118,14 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 	k.announced = d.Announce
 	k.announcer.Set(d.Announce)
 	return true, errors.Join(errs...)
+}
+
+// diffTables returns what makes the tables hold want, beside what links and routes hold: the guard follows the address.
+// It goes when the address was seen to be gone, and what makes it local.
+func (k *kernel) diffTables(have nft.Observed, want nft.State, links vlan.Observed, routes routing.Observed) nft.Changes {
+	want.AddressGuard = slices.Concat(want.AddressGuard, links.Addresses(), routes.Locals())
+	want.Renewal = k.permits.renewal
+	return nft.Diff(have, want)
 }
 
 // countResets counts how often somebody else set rp_filter of a VLAN link, and says so.
