@@ -61,11 +61,7 @@ func askKernels(ctx context.Context, ask Ask, page string) kernelsFor {
 			}
 			wg.Go(func() {
 				var k egress.Kernel
-				err := ask(ctx, node, w.Nodes[node].Addresses, page, q.Query(), &k)
-				for errors.Is(err, errBusy) && ctx.Err() == nil { // with another question, or it rests after one
-					time.Sleep(100 * time.Millisecond)
-					err = ask(ctx, node, w.Nodes[node].Addresses, page, q.Query(), &k)
-				}
+				err := whileBusy(ctx, func() error { return ask(ctx, node, w.Nodes[node].Addresses, page, q.Query(), &k) })
 				mu.Lock()
 				defer mu.Unlock()
 				if err == nil {
@@ -77,6 +73,21 @@ func askKernels(ctx context.Context, ask Ask, page string) kernelsFor {
 		}
 		wg.Wait()
 		return out
+	}
+}
+
+// whileBusy asks an agent again for as long as it answers another question, or rests after one, until ctx ends.
+func whileBusy(ctx context.Context, ask func() error) error {
+	for {
+		err := ask()
+		if !errors.Is(err, errBusy) {
+			return err
+		}
+		select {
+		case <-ctx.Done():
+			return err
+		case <-time.After(100 * time.Millisecond):
+		}
 	}
 }
 
