@@ -147,18 +147,7 @@ func TestAgentsAreAskedOverMTLS(t *testing.T) {
 		if tt.port != 0 {
 			args = append(append(args, "--agents-port", fmt.Sprint(tt.port), "--agents-ca-file", filepath.Join(roots, "ca.crt")), tt.shows...)
 		}
-		got, err := run(t, args...)
-		if err != nil {
-			got += err.Error()
-		}
-		for _, want := range tt.want {
-			if !strings.Contains(got, want) {
-				t.Errorf("%s: %q is not in\n%s", name, want, got)
-			}
-		}
-		if s := statusOf(err); s != tt.status {
-			t.Errorf("%s: status %d, want %d\n%s", name, s, tt.status, got)
-		}
+		got := says(t, name, args, tt.status, tt.want...)
 		if tt.port == 0 && strings.Contains(got, "records alone") {
 			t.Errorf("%s: nobody was asked\n%s", name, got)
 		}

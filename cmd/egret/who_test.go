@@ -124,20 +124,26 @@ func TestWhoSaysWhichPodHadAPort(t *testing.T) {
 		"a log that is not there":                  {"203.0.113.5:2048 --log /none", 1, []string{"/none"}},
 		"an IPv6 address without its own brackets": {"2001:db8::5:2048", 1, []string{"[2001:db8::5]:41012"}},
 	} {
-		got, err := run(t, append([]string{"who", "--endpoints", server.Endpoint()}, strings.Fields(tt.args)...)...)
-		all := got
-		if err != nil {
-			all += err.Error()
-		}
-		for _, want := range tt.want {
-			if !strings.Contains(all, want) {
-				t.Errorf("%s: %q is not in\n%s", name, want, all)
-			}
-		}
-		if s := statusOf(err); s != tt.status {
-			t.Errorf("%s: status %d, want %d\n%s", name, s, tt.status, all)
+		says(t, name, append([]string{"who", "--endpoints", server.Endpoint()}, strings.Fields(tt.args)...), tt.status, tt.want...)
+	}
+}
+
+// says runs a command, and wants an exit status, and texts in what it prints and its error together, which it returns.
+func says(t *testing.T, name string, args []string, status int, texts ...string) string {
+	t.Helper()
+	got, err := run(t, args...)
+	if err != nil {
+		got += err.Error()
+	}
+	for _, want := range texts {
+		if !strings.Contains(got, want) {
+			t.Errorf("%s: %q is not in\n%s", name, want, got)
 		}
 	}
+	if s := statusOf(err); s != status {
+		t.Errorf("%s: status %d, want %d\n%s", name, s, status, got)
+	}
+	return got
 }
 
 func TestWhoSearchesLogsThatWereCollected(t *testing.T) {
