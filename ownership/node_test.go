@@ -25,27 +25,28 @@ type node struct {
 	off    bool // no power
 
 	// What follows is the process's. Whatever belongs to a former life does nothing.
-	life       int
-	m          *Machine
-	running    bool // started
-	stopping   bool
-	frozen     time.Duration // until when the process stands still
-	view       *egress.Snapshot
-	cluster    *plan.Cluster // of view, when the last round began
-	viewTerm   int64
-	head       head          // of the answers of etcd
-	restores   int           // how often an answer showed that etcd is another one
-	stalled    time.Duration // until when its watch says nothing
-	slow       time.Duration // until when its requests to etcd may take long
-	broken     time.Duration // until when writes to the kernel fail
-	renewalDue bool          // a renewal waits for the kernel
-	busy       bool
-	dirty      bool
-	asking     int
-	resting    bool // nothing asks etcd for a yes
-	unanswered bool // etcd has not answered something in this round
-	heard      []gossipState
-	backoff    time.Duration
+	life         int
+	m            *Machine
+	running      bool // started
+	stopping     bool
+	frozen       time.Duration // until when the process stands still
+	view         *egress.Snapshot
+	cluster      *plan.Cluster // of view, when the last round began
+	viewTerm     int64
+	viewRestores int           // when it was listed
+	head         head          // of the answers of etcd
+	restores     int           // how often an answer showed that etcd is another one
+	stalled      time.Duration // until when its watch says nothing
+	slow         time.Duration // until when its requests to etcd may take long
+	broken       time.Duration // until when writes to the kernel fail
+	renewalDue   bool          // a renewal waits for the kernel
+	busy         bool
+	dirty        bool
+	asking       int
+	resting      bool // nothing asks etcd for a yes
+	unanswered   bool // etcd has not answered something in this round
+	heard        []gossipState
+	backoff      time.Duration
 }
 
 type gossipState int
@@ -233,18 +234,32 @@ func (n *node) watch() {
 			// The watch is set up again when it can be.
 		case n.view == nil || term > n.viewTerm || s.Revision > n.view.Revision:
 			n.in(0, func() {
-				if n.view == nil || term > n.viewTerm || term == n.viewTerm && s.Revision > n.view.Revision {
-					if term > n.viewTerm {
+				listed := n.view == nil || term > n.viewTerm
+				switch {
+				case listed && term < n.head.term: // the answer comes after that of the etcd that was restored meanwhile
+				case listed:
+					if n.head == (head{}) || term > n.head.term {
 						n.answers(n.head, head{term, s.Revision})
 					}
-					v := *s
-					v.Restores = n.restores
-					n.view, n.viewTerm = &v, term
-					n.wake()
+					n.viewTerm, n.viewRestores = term, n.restores
+					n.see(s)
+				case term == n.viewTerm && s.Revision > n.view.Revision:
+					n.see(s)
 				}
 			})
 		}
 	})
+}
+
+// see takes in etcd as the last list, and what was watched since, show it.
+func (n *node) see(s *egress.Snapshot) {
+	if n.viewTerm == n.head.term {
+		n.head.revision = max(n.head.revision, s.Revision)
+	}
+	v := *s
+	v.Restores = n.viewRestores
+	n.view = &v
+	n.wake()
 }
 
 // head is what etcd says of itself in an answer: it has another term of raft after a restore.
@@ -654,7 +669,7 @@ func (n *node) boot() {
 	}
 	n.life++
 	n.running, n.stopping, n.busy, n.dirty, n.view, n.asking, n.frozen, n.backoff = false, false, false, false, nil, 0, 0, 0
-	n.viewTerm, n.head, n.restores, n.resting, n.unanswered = 0, head{}, 0, false, false
+	n.viewTerm, n.viewRestores, n.head, n.restores, n.resting, n.unanswered = 0, 0, head{}, 0, false, false
 	if n.w.opt.mixedP {
 		n.permit = []time.Duration{200 * time.Millisecond, permitLength, time.Second}[n.w.N(3)]
 	}
