@@ -95,6 +95,8 @@ const (
 	StatusPort, SyncStatusPort, CloudStatusPort = 8481, 8482, 8486
 	// PagePort is the TCP port of the status page, on loopback.
 	PagePort = 8487
+	// EtcdRelayPort is the TCP port on loopback by which crdsync passes connections on to etcd.
+	EtcdRelayPort = 8488
 )
 
 // MaxNodeIndex is the largest Node.Index: 16 bits, in a PeerMark and in an OverlaySource.

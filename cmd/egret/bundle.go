@@ -31,7 +31,7 @@ func bundleCommand() *cobra.Command {
 		Args: cobra.NoArgs,
 	}
 	s := c.Flags()
-	etcd.add(s)
+	etcd.addOperator(s)
 	s.StringVarP(&output, "output", "o", "", "file to write, which must not be there yet; - is the standard output (default: egret-bundle-TIME.tar.gz here)")
 	s.BoolVar(&cfg.Node, "node", false, "collect this node's kernel and daemons (default: when run as root where an agent has made its links)")
 	s.StringVar(&nodeIP, "node-ip", "", "address of this node that the overlay uses (default: look at the default route's link)")

@@ -105,7 +105,7 @@ func live(c *cobra.Command, of values, to string) ([]string, cobra.ShellCompDire
 	}
 	var etcd etcdFlags
 	own := pflag.NewFlagSet("", pflag.ContinueOnError)
-	etcd.add(own)
+	etcd.addOperator(own)
 	own.VisitAll(func(f *pflag.Flag) {
 		given := c.Flags().Lookup(f.Name)
 		if given == nil || !given.Changed {

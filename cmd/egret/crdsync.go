@@ -1,6 +1,7 @@
 package main
 
 import (
+	"context"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -34,6 +35,7 @@ func crdsyncCommand() *cobra.Command {
 		blockHistory                   time.Duration
 		watched                        monitorFlags
 		shown                          pageFlags
+		passed                         relay
 		logs                           logFlags
 	)
 	c := &cobra.Command{
@@ -61,6 +63,7 @@ func crdsyncCommand() *cobra.Command {
 	s.StringSliceVar(&cluster, "cluster-cidrs", nil, "ranges of the cluster's pods, for all agents; crdsync writes down the addresses of pods that are in none of them, nor in their node's podCIDRs")
 	s.IntVar(&blockSize, "block-size", 1024, "how many ports of an egress IP a node gets for its own pods at first, a power of two from 64 to 32768; 0: none (docs/ports.md)")
 	s.DurationVar(&blockHistory, "block-history", 30*24*time.Hour, "how long etcd remembers which node had which ports, for egret who; 0: not at all (docs/natlog.md)")
+	s.StringVar(&passed.address, "etcd-relay-address", "", fmt.Sprintf("loopback address at which connections are passed on to etcd, for egret --kubeconfig: 127.0.0.1:%d (default: none)", egress.EtcdRelayPort))
 	watched.add(s, egress.SyncStatusPort)
 	shown.add(s)
 	logs.add(s)
@@ -80,7 +83,7 @@ func crdsyncCommand() *cobra.Command {
 			ID: id, ElectionTTL: ttl, Log: log, NodeCapacityDefault: maxEgressIPs, FollowCordon: followCordon, StartupTaint: startupTaint, CompactAfter: compactAfter,
 			Defragment: defragment, ClusterCIDRs: ranges, BlockSize: blockSize, BlockHistory: blockHistory,
 		}
-		if err = errors.Join(err, bad, cfg.Validate(), watched.Validate(), shown.Validate(), etcd.secured()); err != nil {
+		if err = errors.Join(err, bad, cfg.Validate(), watched.Validate(), shown.Validate(), passed.validate(), etcd.secured()); err != nil {
 			return err
 		}
 		klog.SetLogger(logr.FromSlogHandler(log.Handler()))
@@ -104,7 +107,10 @@ func crdsyncCommand() *cobra.Command {
 			if serve {
 				cfg.Webhook = &webhook
 			}
-			return shown.beside(c.Context(), client, kube, log, func() error { return crdsync.Run(c.Context(), cfg) })
+			passed.endpoints, passed.log = etcd.endpoints, log
+			return beside(c.Context(), passed.serve, func() error {
+				return beside(c.Context(), func(ctx context.Context) { shown.serve(ctx, client, kube, log) }, func() error { return crdsync.Run(c.Context(), cfg) })
+			})
 		})
 	})
 	return c

@@ -37,7 +37,14 @@ type etcdFlags struct {
 	insecure           bool
 	user, password     string
 	dialTimeout        time.Duration
-	acts               bool // the command does something for a person, who is named
+	acts               bool         // the command does something for a person, who is named
+	cluster            clusterFlags // of operators' commands alone
+}
+
+// addOperator is add, for the commands of operators: they may reach etcd through the cluster, too.
+func (f *etcdFlags) addOperator(s *pflag.FlagSet) {
+	f.add(s)
+	f.cluster.add(s)
 }
 
 func (f *etcdFlags) add(s *pflag.FlagSet) {
@@ -173,24 +180,36 @@ func configured(file *string, run func(*cobra.Command, []string) error) func(*co
 }
 
 func (f *etcdFlags) dial(ctx context.Context, log *slog.Logger) (*store.Client, error) {
+	if f.cluster.wanted() {
+		return f.dialThrough(ctx, log)
+	}
 	t, err := f.tls()
 	if err != nil {
 		return nil, err
 	}
-	user, password, _ := strings.Cut(f.user, ":")
-	password = cmp.Or(password, f.password)
-	if plain := f.plain(); user != "" && password != "" && plain != "" && !f.insecure {
-		return nil, fmt.Errorf("--user %s: its password would go to %s in the clear: give https URLs, or --insecure", user, plain)
+	user, password, err := f.credentials(f.plain())
+	if err != nil {
+		return nil, err
 	}
 	return store.Dial(ctx, store.Config{
 		Endpoints: f.endpoints, Prefix: f.prefix, TLS: t, ReadTLS: f.tls, Username: user, Password: password,
-		DialTimeout: f.dialTimeout, Log: log, By: f.by(),
+		DialTimeout: f.dialTimeout, Log: log, By: f.by(t),
 	})
+}
+
+// credentials returns etcd's user and password. plain is the endpoint that is spoken to without TLS, if there is one.
+func (f *etcdFlags) credentials(plain string) (user, password string, err error) {
+	user, password, _ = strings.Cut(f.user, ":")
+	password = cmp.Or(password, f.password)
+	if user != "" && password != "" && plain != "" && !f.insecure {
+		return "", "", fmt.Errorf("--user %s: its password would go to %s in the clear: give https URLs, or --insecure", user, plain)
+	}
+	return user, password, nil
 }
 
 // by returns who runs a command, for records of what it does: user and host, before sudo, and the names that etcd is shown. It is what the command
 // says of itself: whoever may write to etcd may write another.
-func (f *etcdFlags) by() string {
+func (f *etcdFlags) by(t *tls.Config) string {
 	if !f.acts {
 		return ""
 	}
@@ -200,8 +219,8 @@ func (f *etcdFlags) by() string {
 	}
 	host, _ := os.Hostname() // without one it is left out
 	out := cmp.Or(name, "uid "+strconv.Itoa(os.Getuid())) + "@" + cmp.Or(host, "-")
-	if pair, err := tls.LoadX509KeyPair(f.cert, f.key); f.cert != "" && err == nil {
-		out += " (certificate " + pair.Leaf.Subject.String() + ")"
+	if t != nil && len(t.Certificates) > 0 {
+		out += " (certificate " + t.Certificates[0].Leaf.Subject.String() + ")"
 	}
 	if name, _, _ := strings.Cut(f.user, ":"); name != "" {
 		out += " (etcd user " + name + ")"
@@ -243,6 +262,11 @@ func (f *etcdFlags) tls() (*tls.Config, error) {
 	if !f.wantsTLS() {
 		return nil, nil
 	}
+	return f.readTLS()
+}
+
+// readTLS reads the files that the flags name.
+func (f *etcdFlags) readTLS() (*tls.Config, error) {
 	c := &tls.Config{MinVersion: tls.VersionTLS12, InsecureSkipVerify: f.insecureSkipVerify, ServerName: f.serverName}
 	if f.cacert != "" {
 		roots, err := monitor.ReadCAs("--cacert", f.cacert)

@@ -226,15 +226,15 @@ func TestEnvironmentOfEtcdctlIsUnderstood(t *testing.T) {
 func TestWhoActsIsNamedOnOneLine(t *testing.T) {
 	t.Setenv("SUDO_USER", "mal\nlory\x1b[31m"+strings.Repeat("x", 1000))
 	f := etcdFlags{acts: true, user: "ops:secret"}
-	by := f.by()
+	by := f.by(nil)
 	if strings.ContainsAny(by, "\n\x1b") || len(by) > 210 || !strings.HasPrefix(by, "mal?lory?[31mxxx") {
 		t.Errorf("%q", by)
 	}
 	t.Setenv("SUDO_USER", "alice")
-	if by = f.by(); !strings.HasPrefix(by, "alice@") || !strings.HasSuffix(by, "(etcd user ops)") {
+	if by = f.by(nil); !strings.HasPrefix(by, "alice@") || !strings.HasSuffix(by, "(etcd user ops)") {
 		t.Errorf("%q: want user, host and etcd's user, and no password", by)
 	}
-	if by = (&etcdFlags{}).by(); by != "" {
+	if by = (&etcdFlags{}).by(nil); by != "" {
 		t.Errorf("a command that does nothing names %q", by)
 	}
 }

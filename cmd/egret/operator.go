@@ -31,7 +31,7 @@ func getCommand() *cobra.Command {
 		Args:      cobra.RangeArgs(1, 2),
 		ValidArgs: operator.Kinds,
 	}
-	etcd.add(c.Flags())
+	etcd.addOperator(c.Flags())
 	c.Flags().StringVarP(&output, "output", "o", "", "json, yaml, name, wide, or jsonpath='{...}' (default: a table)")
 	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and print what comes, changes and goes")
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
@@ -77,7 +77,7 @@ func statusCommand() *cobra.Command {
 			"not flow, 3 when something else needs a person, and 1 when etcd could not be asked. It goes by what is in etcd.",
 		Args: cobra.NoArgs,
 	}
-	etcd.add(c.Flags())
+	etcd.addOperator(c.Flags())
 	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: text)")
 	c.RunE = configured(nil, func(c *cobra.Command, _ []string) error {
 		client, err := etcd.dial(c.Context(), quiet)
@@ -98,7 +98,7 @@ func describeCommand() *cobra.Command {
 		Args:      cobra.ExactArgs(2),
 		ValidArgs: operator.Described,
 	}
-	etcd.add(c.Flags())
+	etcd.addOperator(c.Flags())
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
 		if err := operator.CheckDescribed(args[0], args[1]); err != nil {
 			return err
@@ -126,7 +126,7 @@ func traceCommand() *cobra.Command {
 			"on that node by root, elsewhere with --agents-port; the verdict says whether it goes by etcd alone.",
 		Args: cobra.ExactArgs(1),
 	}
-	etcd.add(c.Flags())
+	etcd.addOperator(c.Flags())
 	agents.add(c.Flags())
 	c.Flags().StringVar(&to, "to", "", "the address that the pod connects to (default: any outside)")
 	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: text)")
@@ -165,7 +165,7 @@ func moveCommand() *cobra.Command {
 		Short: "Move an egress IP to another node, without losing a packet",
 		Args:  cobra.ExactArgs(1),
 	}
-	etcd.add(c.Flags())
+	etcd.addOperator(c.Flags())
 	c.Flags().StringVar(&cfg.To, "to", "", "the node that shall hold the IP")
 	c.Flags().BoolVar(&cfg.Pin, "pin", false, "prefer that node for the IP from then on")
 	c.Flags().BoolVar(&cfg.Force, "force", false, "also beyond the node's capacity, and away from the node that the IP is pinned to")
@@ -220,7 +220,7 @@ func does(use, short string, run func(context.Context, *store.Client, string, io
 // on makes a command of one argument that works with a client of etcd.
 func on(use, short string, etcd etcdFlags, run func(context.Context, *store.Client, string, io.Writer) error) *cobra.Command {
 	c := &cobra.Command{Use: use, Short: short, Args: cobra.ExactArgs(1)}
-	etcd.add(c.Flags())
+	etcd.addOperator(c.Flags())
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
 		client, err := etcd.dial(c.Context(), quiet)
 		if err != nil {

@@ -35,7 +35,7 @@ func pageCommand() *cobra.Command {
 			"print, live in a browser. It changes nothing. Every user of this machine can look at it meanwhile.",
 		Args: cobra.NoArgs,
 	}
-	etcd.add(c.Flags())
+	etcd.addOperator(c.Flags())
 	c.Flags().StringVar(&address, "address", fmt.Sprintf("127.0.0.1:%d", egress.PagePort),
 		"loopback address and port to serve it at")
 	c.RunE = configured(nil, func(c *cobra.Command, _ []string) error {
@@ -139,13 +139,11 @@ func (f pageFlags) serve(ctx context.Context, client *store.Client, kube *rest.C
 	}
 }
 
-// beside serves the page while something else runs.
-func (f pageFlags) beside(
-	ctx context.Context, client *store.Client, kube *rest.Config, log *slog.Logger, run func() error,
-) error {
+// beside runs serve for as long as run runs, and returns what that returns.
+func beside(ctx context.Context, serve func(context.Context), run func() error) error {
 	ctx, stop := context.WithCancel(ctx)
 	done := make(chan struct{})
-	go func() { defer close(done); f.serve(ctx, client, kube, log) }()
+	go func() { defer close(done); serve(ctx) }()
 	defer func() { stop(); <-done }()
 	return run()
 }

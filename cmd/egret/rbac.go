@@ -41,7 +41,7 @@ func rbacCommand() *cobra.Command {
 		Args: cobra.NoArgs,
 	}
 	s := c.Flags()
-	r.etcd.add(s)
+	r.etcd.addOperator(s)
 	s.StringSliceVar(&r.agent, "agent", []string{credentials.Agent}, "users of agents, comma separated")
 	s.StringSliceVar(&r.crdsync, "crdsync", []string{credentials.Crdsync}, "users of crdsync")
 	s.StringSliceVar(&r.operator, "operator", []string{credentials.Operator}, "users of the operator's commands")

@@ -36,7 +36,7 @@ func whoCommand() *cobra.Command {
 		Args:    cobra.ExactArgs(1),
 	}
 	s := c.Flags()
-	f.etcd.add(s)
+	f.etcd.addOperator(s)
 	s.StringVar(&f.at, "at", "", "the time in question: as 2026-11-28T12:03:04Z, as 12:03:04 of today, here, or as a duration, like 90s ago (default: now)")
 	s.StringVar(&f.to, "to", "", "of connections to this address alone")
 	s.StringVar(&f.protocol, "protocol", "", "of connections of this protocol alone: tcp, udp, icmp, icmpv6 ...")
