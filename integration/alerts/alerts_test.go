@@ -8,10 +8,12 @@ import (
 	"crypto/ecdsa"
 	"crypto/elliptic"
 	"crypto/rand"
+	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/json"
 	"encoding/pem"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -29,6 +31,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/egret-project/egret/crdsync/admission"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/integration/lab"
 )
@@ -48,7 +51,8 @@ func TestMain(m *testing.M) {
 // site is a lab with a Prometheus on its control host.
 type site struct {
 	*testing.T
-	lab *lab.Lab
+	lab  *lab.Lab
+	logs string // the directory of the agents' logs of connections
 }
 
 func write(t *testing.T, path string, b []byte) {
@@ -88,9 +92,19 @@ func start(t *testing.T) *site {
 	t.Helper()
 	dir := t.TempDir()
 	cert, key := certificate(t, dir)
+	logs := filepath.Join(dir, "nat-log") // a file system of its own, which can be full
+	if err := errors.Join(os.Mkdir(logs, 0o700), syscall.Mount("tmpfs", logs, "tmpfs", 0, "size=256k")); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := syscall.Unmount(logs, 0); err != nil {
+			t.Errorf("unmounting %s: %v", logs, err)
+		}
+	})
 	l, err := lab.Up(t.Context(), lab.Config{
 		Name: lab.OwnName("alerts"), LeaseTTL: 3 * time.Second, Log: slog.New(slog.NewTextHandler(os.Stderr, nil)),
-		AgentFlags: []string{fmt.Sprintf("--metrics-address=0.0.0.0:%d", metricsPort), "--metrics-cert-file", cert, "--metrics-key-file", key, "--metrics-client-ca-file", cert},
+		AgentFlags: []string{fmt.Sprintf("--metrics-address=0.0.0.0:%d", metricsPort), "--metrics-cert-file", cert, "--metrics-key-file", key, "--metrics-client-ca-file", cert,
+			"--nat-log", filepath.Join(logs, "nat.log")},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -134,7 +148,7 @@ scrape_configs:
 			t.Logf("prometheus: %v\n%s", err, log.String())
 		}
 	})
-	return &site{t, l}
+	return &site{t, l, logs}
 }
 
 // ask asks Prometheus.
@@ -239,6 +253,34 @@ func (s *site) in(kind, name, line string) func() {
 	return func() { s.Helper(); s.must(s.lab.Exec(s.Context(), kind, name, strings.Fields(line)...)) }
 }
 
+// review sends something to the webhook.
+func (s *site) review(what string) func() {
+	return func() {
+		s.Helper()
+		s.must(nil, s.lab.In("control", "", func() error {
+			c, err := tls.Dial("tcp", "127.0.0.1:9443", &tls.Config{InsecureSkipVerify: true}) // whose certificate it is the API server knows
+			if err != nil {
+				return err
+			}
+			client := http.Client{Timeout: 5 * time.Second, Transport: &http.Transport{DisableKeepAlives: true,
+				DialTLSContext: func(context.Context, string, string) (net.Conn, error) { return c, nil }}}
+			r, err := client.Post("https://127.0.0.1"+admission.Path, "application/json", strings.NewReader(what))
+			if err != nil {
+				return err
+			}
+			return r.Body.Close()
+		}))
+	}
+}
+
+// open opens a connection from a pod to the outside.
+func (s *site) open(pod string, limit time.Duration) error {
+	ctx, cancel := context.WithTimeout(s.Context(), limit)
+	defer cancel()
+	_, err := s.lab.Source(ctx, pod)
+	return err
+}
+
 func (s *site) apply(object string) {
 	s.Helper()
 	path := filepath.Join(s.TempDir(), "object.yaml")
@@ -304,9 +346,7 @@ func TestAlertsFireByTheFaultsThatTheyAreFor(t *testing.T) {
 		s.in("node", "node-1", "nft add chain ip other post { type nat hook postrouting priority -199 ; }")()
 		s.in("node", "node-1", "nft insert rule ip other post ip saddr 10.244.0.0/16 snat to 10.10.0.101")()
 		for range 20 { // connections that do not come through
-			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
-			_, _ = s.lab.Source(ctx, "prod/web-1")
-			cancel()
+			_ = s.open("prod/web-1", time.Second)
 		}
 	}, s.in("node", "node-1", "nft delete table ip other"))
 	s.fires("EgretDegraded node-3 node", s.kubectl("delete", "node", "node-3"), func() { s.must(nil, s.lab.RegisterNode(t.Context(), "node-3")) })
@@ -314,5 +354,16 @@ func TestAlertsFireByTheFaultsThatTheyAreFor(t *testing.T) {
 	s.fires("EgretGossipPartitioned node-3", do(func(ctx context.Context, node, what string) error { return s.lab.Cut(ctx, node, what) }, "node-3", "peers"),
 		do(func(ctx context.Context, node, what string) error { return s.lab.Heal(ctx, node, what) }, "node-3", "peers"))
 	s.fires("EgretNoLeader", do(s.lab.Stop, "crdsync", ""), do(s.lab.Start, "crdsync", ""))
+	s.fires("EgretWebhookFails 127.0.0.1:8482", s.review("no review"), nil)
+	s.fires("EgretNATLogIncomplete node-1 write", func() {
+		if err := os.WriteFile(filepath.Join(s.logs, "other"), make([]byte, 256<<10), 0o600); !errors.Is(err, syscall.ENOSPC) {
+			s.Fatalf("filling the file system of the logs: %v, want that it is full", err)
+		}
+		s.must(nil, s.open("prod/web-1", 5*time.Second))
+	}, nil)
+	out, err := s.lab.Kubectl(t.Context(), "get", "egress", "web", "-o", "jsonpath={.status.egressNode}")
+	s.must(out, err)
+	s.fires("EgretPermitsNotRenewed "+string(out), do(func(ctx context.Context, node, what string) error { return s.lab.Cut(ctx, node, what) }, string(out), "etcd"), nil)
+	do(func(ctx context.Context, node, what string) error { return s.lab.Heal(ctx, node, what) }, string(out), "etcd")()
 	s.fires("EgretEtcdLost", do(s.lab.Stop, "etcd", ""), do(s.lab.Start, "etcd", ""))
 }
