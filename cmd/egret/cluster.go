@@ -222,11 +222,11 @@ func (i *installed) operatorTLS(ctx context.Context) (*tls.Config, error) {
 	}
 	pair, err := tls.X509KeyPair(s.Data[corev1.TLSCertKey], s.Data[corev1.TLSPrivateKeyKey])
 	if err != nil {
-		return nil, fmt.Errorf("Secret %s/%s: %w", s.Namespace, s.Name, err)
+		return nil, fmt.Errorf("the certificate in the Secret %s/%s: %w", s.Namespace, s.Name, err)
 	}
 	roots := x509.NewCertPool()
 	if !roots.AppendCertsFromPEM(s.Data["ca.crt"]) {
-		return nil, fmt.Errorf("Secret %s/%s has no CA certificate in ca.crt", s.Namespace, s.Name)
+		return nil, fmt.Errorf("the Secret %s/%s has no CA certificate in ca.crt", s.Namespace, s.Name)
 	}
 	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, RootCAs: roots}, nil
 }
