@@ -42,7 +42,7 @@ func Delete(match func(Connection) bool, filters ...Filter) error {
 				list = append(list, f)
 			}
 		}
-		listings, err := t.listings(family, list)
+		listings, err := listings(family, list)
 		errs = append(errs, err)
 		for _, f := range listings {
 			errs = append(errs, t.delete(family, f, func(c Connection) bool {
@@ -54,13 +54,17 @@ func Delete(match func(Connection) bool, filters ...Filter) error {
 }
 
 // listings returns what the kernel is to be asked for, so that it lists what one of the filters matches.
-func (t table) listings(family byte, filters []Filter) ([]Filter, error) {
+func listings(family byte, filters []Filter) ([]Filter, error) {
 	if !slices.ContainsFunc(filters, Filter.hasAddress) {
 		return filters, nil
 	}
 	if len(filters) <= mostFilters {
-		if ok, err := t.choosesAddresses(family); ok || err != nil {
+		chooses, empty, err := choosesAddresses(family)
+		switch {
+		case err != nil || chooses && !empty:
 			return filters, err
+		case empty:
+			return nil, nil
 		}
 	}
 	one := Filter{Mark: filters[0].Mark, Mask: filters[0].Mask}

@@ -167,3 +167,33 @@ func TestCountByIDCountsConnectionsOfAnEgressIP(t *testing.T) {
 		t.Errorf("got %v, %v; want 3 of id 7 and 1 of id 9", got, err)
 	}
 }
+
+// A question of what the kernel chooses by itself is a look at the whole table, as a listing is.
+func TestWhetherTheKernelChoosesByAddressIsAskedOnceThereIsAConnectionToTellBy(t *testing.T) {
+	netns.Enter(t)
+	forget := func() { choice.known = nil }
+	forget()
+	t.Cleanup(forget)
+	var filters = map[byte]Filter{
+		unix.AF_INET: {Source: netip.MustParseAddr("10.0.0.1")}, unix.AF_INET6: {Source: netip.MustParseAddr("fd00::1")},
+	}
+	for family, f := range filters {
+		if list, err := listings(family, []Filter{f}); err != nil || len(list) > 0 {
+			t.Errorf("family %d, an empty table: %v, %v is listed, want nothing", family, list, err)
+		}
+		if _, known := choice.known[family]; known {
+			t.Errorf("family %d: an empty table told whether the kernel chooses", family)
+		}
+	}
+	fill(t, append(others(100), "-s fd00::1 -d 2001:db8::1 -p udp --sport 1 --dport 2"))
+	for family, f := range filters {
+		list, err := listings(family, []Filter{f})
+		chooses, known := choice.known[family]
+		if err != nil || !known || len(list) != 1 || (list[0] == f) != chooses {
+			t.Errorf("family %d: %v, %v is listed, known %t: %t", family, list, err, known, chooses)
+		}
+	}
+	if !choice.known[unix.AF_INET] {
+		t.Error("the kernel is not known to choose by addresses of IPv4, as Linux does since 5.8")
+	}
+}

@@ -170,42 +170,6 @@ func (t table) list(family byte, f Filter, found func(c Flow, attributes []byte)
 	return nil
 }
 
-// choosesAddresses reports whether the kernel lists the connections of an address alone when it is asked to. Before Linux 5.8 it lists all of
-// them, and for IPv6 it has listed all others ever since (ctnetlink_filter_match_tuple takes equal addresses for different ones). So it
-// is asked for those of an address that nobody has, by a socket of its own: the first of them is an answer, and a listing goes on
-// only for as long as it is read.
-func (t table) choosesAddresses(family byte) (bool, error) {
-	nobody := Filter{Source: netip.IPv6Unspecified()}
-	if family == unix.AF_INET {
-		nobody.Source = netip.IPv4Unspecified()
-	}
-	q, err := question(family, nobody)
-	if err != nil {
-		return false, err
-	}
-	c, err := netlink.Dial(unix.NETLINK_NETFILTER, nil)
-	if err != nil {
-		return false, fmt.Errorf("opening a conntrack socket: %w", err)
-	}
-	defer c.Close()
-	if _, err := c.Send(q); err != nil {
-		return false, fmt.Errorf("listing connections: %w", err)
-	}
-	raw, err := c.SyscallConn()
-	if err != nil {
-		return false, err
-	}
-	answer := make([]byte, unix.NLMSG_HDRLEN)
-	var received error
-	err = raw.Control(func(fd uintptr) { // the kernel has written the beginning before it took the question for sent
-		_, _, received = unix.Recvfrom(int(fd), answer, unix.MSG_DONTWAIT)
-	})
-	if err := errors.Join(err, received); err != nil {
-		return false, fmt.Errorf("listing connections: %w", err)
-	}
-	return binary.NativeEndian.Uint16(answer[4:]) == unix.NLMSG_DONE, nil // nlmsg_type of linux/netlink.h
-}
-
 // remove deletes the entry that the attributes are of. The error is unix.ENOENT when it is gone, also when another one has come in its place:
 // they have its number.
 func (t table) remove(family byte, attributes []byte) error {
