@@ -34,7 +34,7 @@ const (
 type ports struct {
 	log    *slog.Logger
 	opened func() (map[egress.ID]uint64, error)
-	list   func(egress.Mark) ([]conntrack.Connection, error)
+	list   func(m, mask egress.Mark) ([]conntrack.Flow, error)
 	wake   func()
 	// reuses: the kernel takes the ports of connections that have ended when it needs some, so they are not in use.
 	reuses bool
@@ -125,31 +125,58 @@ func (p *ports) look(now time.Time) (changed bool, err error) {
 		if err != nil {
 			return false, err
 		}
-		for _, id := range slices.Sorted(maps.Keys(blocks)) {
-			u := p.known[id]
-			if u == nil {
-				u = &portUse{}
-				p.known[id] = u
-			}
-			u.follow(blocks[id], now)
-			if n, ok := opened[id]; ok && n < u.counted {
-				u.listed, u.counted = time.Time{}, 0 // counted anew
-			}
-			if !u.due(opened[id], now) || now.Before(p.rested) {
-				continue
-			}
-			began := time.Now()
-			list, err := p.list(id.ConnMark())
-			p.rested = now.Add(portsShare * time.Since(began))
-			if err != nil {
+		due := p.due(blocks, opened, now)
+		if len(due) > 0 && !now.Before(p.rested) {
+			if err := p.count(due, opened, now); err != nil {
 				return false, err
 			}
-			u.listed, u.counted = now, opened[id]
-			u.count(list, p.reuses)
-			u.judge()
 		}
 	}
 	return p.say(now), nil
+}
+
+// due takes over which blocks there are, and returns the ids whose connections have to be listed.
+func (p *ports) due(blocks map[egress.ID][]egress.Block, opened map[egress.ID]uint64, now time.Time) (due []egress.ID) {
+	for _, id := range slices.Sorted(maps.Keys(blocks)) {
+		u := p.known[id]
+		if u == nil {
+			u = &portUse{}
+			p.known[id] = u
+		}
+		u.follow(blocks[id], now)
+		if n, ok := opened[id]; ok && n < u.counted {
+			u.listed, u.counted = time.Time{}, 0 // counted anew
+		}
+		if u.due(opened[id], now) {
+			due = append(due, id)
+		}
+	}
+	return due
+}
+
+// count lists the connections of ids, and takes over what is in use. Each listing is a look at the whole table, so all ids share one.
+func (p *ports) count(ids []egress.ID, opened map[egress.ID]uint64, now time.Time) error {
+	m, mask := ids[0].ConnMark(), ^egress.Mark(0)
+	if len(ids) > 1 {
+		m, mask = egress.ConnTag, egress.ConnTagMask
+	}
+	began := time.Now()
+	list, err := p.list(m, mask)
+	p.rested = now.Add(portsShare * time.Since(began))
+	if err != nil {
+		return err
+	}
+	byID := map[egress.Mark][]conntrack.Connection{}
+	for _, f := range list {
+		byID[f.Mark] = append(byID[f.Mark], f.Connection)
+	}
+	for _, id := range ids {
+		u := p.known[id]
+		u.listed, u.counted = now, opened[id]
+		u.count(byID[id.ConnMark()], p.reuses)
+		u.judge()
+	}
+	return nil
 }
 
 // follow takes over which blocks of the IP there are.

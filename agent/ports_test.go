@@ -33,7 +33,15 @@ func newTable(t *testing.T, reuses bool, blocks ...egress.Block) *table {
 	k.ports = newPorts(&ports{
 		log: slog.New(slog.DiscardHandler), reuses: reuses,
 		opened: func() (map[egress.ID]uint64, error) { return map[egress.ID]uint64{5: k.opened}, nil },
-		list:   func(egress.Mark) ([]conntrack.Connection, error) { k.lists++; return k.list, nil },
+		list: func(m, mask egress.Mark) (all []conntrack.Flow, err error) {
+			k.lists++
+			for _, c := range k.list {
+				if c.Mark&mask == m {
+					all = append(all, conntrack.Flow{Connection: c})
+				}
+			}
+			return all, nil
+		},
 	})
 	k.has(blocks...)
 	return k
@@ -53,7 +61,7 @@ func (k *table) has(blocks ...egress.Block) {
 func (k *table) open(first uint16, n, destination int, ended bool) {
 	for i := range n {
 		k.list = append(k.list, conntrack.Connection{Destination: netip.AddrFrom4([4]byte{203, 0, 113, byte(destination)}), DestinationPort: 443,
-			Protocol: unix.IPPROTO_TCP, Translated: portsIP, Port: first + uint16(i), Ended: ended})
+			Protocol: unix.IPPROTO_TCP, Translated: portsIP, Port: first + uint16(i), Ended: ended, Mark: egress.ID(5).ConnMark()})
 	}
 	k.opened += uint64(n)
 }
@@ -181,6 +189,28 @@ func TestConnectionsAreListedOnlyWhereThereMayBeTooMany(t *testing.T) {
 	k.says(10*time.Second, 0)
 	if k.lists != 3 {
 		t.Errorf("%d listings, want a third one when the count begins anew", k.lists)
+	}
+}
+
+func TestManyEgressIPsShareAListing(t *testing.T) {
+	k := newTable(t, true)
+	blocks := map[egress.ID][]egress.Block{}
+	for id := egress.ID(1); id <= 100; id++ {
+		blocks[id] = []egress.Block{{IP: netip.AddrFrom4([4]byte{198, 51, 100, byte(id)}), First: 2048, Size: 1024}}
+	}
+	blocks[5] = []egress.Block{portsBlock(2048, 1024)}
+	k.follow(blocks)
+	k.open(2048, 700, 1, false)
+	k.says(4*time.Second, 0)
+	if k.lists != 1 {
+		t.Errorf("%d listings of the table of connections for 100 egress IPs, want 1", k.lists)
+	}
+	if got := k.counts()[portsIP].most; got != 700 {
+		t.Errorf("%d ports are in use, want 700", got)
+	}
+	k.says(lowEvery, 0)
+	if k.lists != 2 {
+		t.Errorf("%d listings after two minutes, want 2", k.lists)
 	}
 }
 
