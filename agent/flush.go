@@ -6,6 +6,7 @@ import (
 	"net/netip"
 	"slices"
 	"sync"
+	"time"
 
 	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
@@ -93,6 +94,15 @@ type pods struct {
 	except  []netip.Prefix
 	whole   bool // none is missing from local
 }
+
+// A flush looks at the kernel's whole table of connections, whatever is in it. Pods that come and go all the time are to cost a flushShare-th of a core
+// at most: each flush is charged with flushShare times what it took, and the next ones wait, for flushRest each and at most, once that is more than what
+// time has paid off by flushBurst. So the flushes of one change, or of a few, wait for nothing, and what waits shares a flush.
+const (
+	flushShare = 20
+	flushBurst = 2 * time.Second
+	flushRest  = time.Second
+)
 
 // flusher deletes conntrack entries. It has a goroutine of its own (run): the table of connections is the node's, not ours, and takes
 // seconds to be read where it is large. Nobody waits for it. That is safe: entries that are to go let
@@ -192,12 +202,21 @@ func (f *flusher) returns(ip netip.Addr) {
 
 // run flushes until ctx ends.
 func (f *flusher) run(ctx context.Context) error {
+	var charged time.Duration // as of ended
+	var ended time.Time
 	for {
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-f.kick:
-			f.flush()
+		}
+		began := time.Now()
+		charged = max(0, charged-began.Sub(ended))
+		f.flush()
+		ended = time.Now()
+		charged += flushShare * ended.Sub(began)
+		if wait := min(charged-flushBurst, flushRest); wait > 0 && !sleep(ctx, wait) {
+			return nil
 		}
 	}
 }
