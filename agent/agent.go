@@ -183,7 +183,7 @@ func Run(ctx context.Context, cfg Config) error {
 		g.Go(func() error { return run(gctx, a.wake) })
 	}
 	watch(a.kernel.tables.Watch)
-	watch(routing.Watch)
+	watch(a.kernel.read.watcher.Watch)
 	g.Go(func() (err error) {
 		if a.record.features, err = a.look(); err != nil {
 			return err

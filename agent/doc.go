@@ -16,5 +16,5 @@
 //   - A steady state writes nothing but the lease, and renews permits without a commit. Termination leaves kernel and lease to a successor.
 //
 // Which IPs the node answers for, and what becomes of their locks, package ownership decides, which remembers only time: since when a lock is
-// seen, and until when a former owner relays. All else is read again.
+// seen, and until when a former owner relays. All else is read again where the kernel or etcd tell of a change, or may have missed to (reading.go).
 package agent

@@ -22,7 +22,7 @@ func (a *agent) facts(s *egress.Snapshot) (plan.Facts, error) {
 		}
 		ip = n.Addresses[0]
 	}
-	links, err := routing.ReadLinks()
+	links, err := a.kernel.observeAll()
 	if err != nil {
 		return plan.Facts{}, err
 	}

@@ -14,7 +14,7 @@ import (
 // TestLocalAddressesFollowTheLinks says which addresses a node would claim as static egress IPs.
 func TestLocalAddressesFollowTheLinks(t *testing.T) {
 	netns.Enter(t)
-	a := &agent{}
+	a := &agent{kernel: &kernel{}}
 	a.Node, a.NodeIP = "node-1", netip.MustParseAddr("192.0.2.101")
 	local := func() string {
 		t.Helper()

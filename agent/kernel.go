@@ -27,6 +27,7 @@ type kernel struct {
 	log       *slog.Logger
 	metrics   *metrics
 
+	read       reading
 	programmed programmed
 
 	announced map[netip.Addr]string // as of the last program that was complete
@@ -62,14 +63,14 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 	if err := k.permits.withdraw(d.Permits); err != nil {
 		return false, in("permits", err)
 	}
-	links, err := k.links.Observe()
+	links, err := k.observeLinks()
 	if err != nil {
 		return false, in("addresses", err)
 	}
 	// Routes lead to them.
-	vlans := vlan.Diff(links, d.VLAN).Links()
-	made := in("VLAN links", k.links.Apply(vlans))
-	routes, err := k.router.Observe()
+	vlans := k.diffLinks(d.VLAN).Links()
+	made := in("VLAN links", k.applyLinks(vlans))
+	routes, err := k.observeRoutes()
 	if err != nil {
 		return false, in("routes", err)
 	}
@@ -77,21 +78,21 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 	if err != nil {
 		return false, in("nftables", err)
 	}
-	addrs, moves := vlan.Diff(links, d.VLAN), routing.Diff(routes, d.Routing)
-	errs := []error{made, in("addresses", k.links.Apply(addrs.Removes())), in("routes", k.router.Apply(moves.NoLocals()))}
+	addrs, moves := k.diffLinks(d.VLAN), k.diffRoutes(d.Routing)
+	errs := []error{made, in("addresses", k.applyLinks(addrs.Removes())), in("routes", k.applyRoutes(moves.NoLocals()))}
 	if !addrs.Removes().Empty() {
-		if links, err = k.links.Observe(); err != nil {
+		if links, err = k.observeLinks(); err != nil {
 			return false, in("addresses", err)
 		}
 	}
 	if !moves.NoLocals().Empty() {
-		if routes, err = k.router.Observe(); err != nil {
+		if routes, err = k.observeRoutes(); err != nil {
 			return false, in("routes", err)
 		}
 	}
 	rules := k.diffTables(tables, d.NFT, links, routes)
 
-	arrive := func(part routing.Changes) { errs = append(errs, in("routes", k.router.Apply(part))) }
+	arrive := func(part routing.Changes) { errs = append(errs, in("routes", k.applyRoutes(part))) }
 	// Where the tables are not whole, as after a boot, they come before the overlay is up: what it brings would pass without them, and leave
 	// with this node's own address.
 	whole := len(rules.Repairs) == 0
@@ -111,7 +112,7 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 	k.countResets(moves.Loosened, d)
 	errs = append(errs,
 		in("conntrack", k.flusher.follow(rules, d)),
-		in("addresses", k.links.Apply(addrs.Adds())), in("routes", k.router.Apply(moves.Locals())), in("routes", k.router.Apply(moves.Removes())))
+		in("addresses", k.applyLinks(addrs.Adds())), in("routes", k.applyRoutes(moves.Locals())), in("routes", k.applyRoutes(moves.Removes())))
 	if err := k.permits.grant(d.Permits); err != nil {
 		return true, errors.Join(append(errs, in("permits", fmt.Errorf("renewing permits: %w", err)))...)
 	}

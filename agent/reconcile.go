@@ -42,6 +42,8 @@ func notify(c chan struct{}) {
 func (a *agent) loop(ctx context.Context) error {
 	// The lower bound keeps a fault that mends itself from being felt, the upper one a fault that stays from filling the log.
 	const minBackoff, maxBackoff = 50 * time.Millisecond, 5 * time.Second
+	// The kernel is looked at, whatever it tells.
+	const atLeast = 5 * time.Minute
 	backoff := minBackoff
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -63,8 +65,8 @@ func (a *agent) loop(ctx context.Context) error {
 			a.wake() // the record is to say so
 		}
 		wait := time.Until(next)
-		if next.IsZero() {
-			wait = time.Hour
+		if next.IsZero() || wait > atLeast {
+			wait = atLeast
 		}
 		if err != nil {
 			wait = min(max(wait, 0), backoff)
@@ -114,7 +116,7 @@ func (a *agent) reconcile(ctx context.Context) (next time.Time, err error) {
 	}
 	a.metrics.programmed(applied && err == nil, time.Now())
 	due, err2 := a.transact(ctx, r, d, applied, err)
-	return earlier(earlier(next, due), a.machine.Next()), errors.Join(err, err2, in("pods", unknown(d.Unknown)))
+	return earlier(earlier(next, due), earlier(a.machine.Next(), a.kernel.read.due())), errors.Join(err, err2, in("pods", unknown(d.Unknown)))
 }
 
 // roles sets what this node may do for each egress IP.

@@ -4,6 +4,7 @@ import (
 	"errors"
 	"fmt"
 	"net/netip"
+	"reflect"
 	"strconv"
 	"strings"
 
@@ -79,6 +80,21 @@ func (r *Router) Observe() (Observed, error) {
 		return Observed{}, fmt.Errorf("reading rp_filter of VLAN links: %w", err)
 	}
 	return o, nil
+}
+
+// Unchanged reports whether o, read before, is so still in what no event of a Watcher tells: the settings of the overlay link, and whether IPv6 is on.
+// It reads no more than that.
+func (r *Router) Unchanged(o Observed) (bool, error) {
+	for _, f := range families {
+		if _, on := f.support(); o.off[f.af] == on {
+			return false, nil
+		}
+	}
+	l, err := r.link(egress.OverlayLink)
+	if err != nil {
+		return false, fmt.Errorf("reading link %s: %w", egress.OverlayLink, err)
+	}
+	return reflect.DeepEqual(l, o.links[egress.OverlayLink]), nil
 }
 
 func (o *Observed) add(es []entry, err error) error {

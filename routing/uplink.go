@@ -28,12 +28,18 @@ type Link struct {
 	// VLAN is the VLAN id of a link that has one, and Parent the link that it is on.
 	VLAN   int
 	Parent string
+	off6   bool // new links are without IPv6
 }
 
 // HasIPv6 reports whether the link has IPv6, which shows in an address, and whether a new link would: the overlay needs both.
 func (l Link) HasIPv6() bool {
+	return !l.off6 && slices.ContainsFunc(l.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() })
+}
+
+// Unchanged reports whether the links, read before, are so still in what no event of a Watcher tells: whether new ones would have IPv6.
+func (links Links) Unchanged() bool {
 	_, on := familyOf(netip.IPv6Unspecified()).support()
-	return on && slices.ContainsFunc(l.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() })
+	return !slices.ContainsFunc(links, func(l Link) bool { return l.off6 == on })
 }
 
 // ErrNoLink says that an address is on none of the node's links.
@@ -104,10 +110,11 @@ func readLinks() (Links, error) {
 	}
 	all := make(Links, len(list))
 	at := map[int]int{}
+	_, on := familyOf(netip.IPv6Unspecified()).support()
 	for i, l := range list {
 		a := l.Attrs()
 		const up = unix.IFF_UP | unix.IFF_RUNNING
-		all[i] = Link{Name: a.Name, Index: a.Index, MTU: a.MTU, MAC: a.HardwareAddr, Up: a.RawFlags&up == up}
+		all[i] = Link{Name: a.Name, Index: a.Index, MTU: a.MTU, MAC: a.HardwareAddr, Up: a.RawFlags&up == up, off6: !on}
 		at[a.Index] = i
 	}
 	for i, l := range list {

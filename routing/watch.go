@@ -4,7 +4,9 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"sync"
 	"syscall"
+	"time"
 
 	"github.com/vishvananda/netlink"
 	"github.com/vishvananda/netlink/nl"
@@ -24,10 +26,66 @@ var groups = []uint{
 	unix.RTNLGRP_IPV6_NETCONF, // proxy_ndp
 }
 
+const (
+	// settle is for how long after an event the kernel may still be at it: it tells of an address that goes before it takes away, silently, the
+	// IPv4 routes that go with it (linux: __inet_del_ifa), and of a link likewise.
+	settle = 200 * time.Millisecond
+	// wholeEvery is how often everything is read all the same: should the kernel not be as its events say, that is mended then.
+	wholeEvery = 5 * time.Minute
+)
+
+// Watcher knows until when what was read of links, addresses, rules, routes, neighbours and FDB entries is so still. The zero Watcher is ready, and
+// holds nothing for so until its Watch listens. Its methods may be called from any goroutine.
+type Watcher struct {
+	mu      sync.Mutex // guards what follows
+	running bool
+	events  uint64    // how many there were, the lost ones counted as one
+	last    time.Time // when the last one came
+}
+
+// Moment is when something was read, as a Watcher knows it.
+type Moment struct {
+	events uint64
+	at     time.Time
+}
+
+// Now returns the Moment that is to be taken before a read.
+func (w *Watcher) Now() Moment {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return Moment{w.events, time.Now()}
+}
+
+// Holds reports whether what was read at a Moment is so still, as far as events tell: there was none since, nor right before it, nor is it minutes ago.
+func (w *Watcher) Holds(m Moment) bool {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	return w.running && m.events == w.events && m.at.Sub(w.last) >= settle && time.Since(m.at) < wholeEvery
+}
+
+// Settles returns when what was read at a Moment has to be read again by time alone, since an event was right before it. Zero: it has not.
+func (w *Watcher) Settles(m Moment) (next time.Time) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	if done := w.last.Add(settle); m.at.Before(done) {
+		next = done
+	}
+	return next
+}
+
+// note takes in that there was an event, or that Watch begins or ends: what came before it begins is not known.
+func (w *Watcher) note(running bool) {
+	w.mu.Lock()
+	defer w.mu.Unlock()
+	w.running, w.last = running, time.Now()
+	w.events++
+}
+
 // Watch calls changed once it listens, so that nothing before is missed, and then after every change, by whomever, of a link, of an
 // address, of a rule or route of ours, and of a neighbour or FDB entry of the overlay link, in the network namespace of the calling
-// thread. When the kernel had to drop events, that counts as a change. Watch returns nil when ctx ends. changed must not block.
-func Watch(ctx context.Context, changed func()) error {
+// thread. When the kernel had to drop events, that counts as a change. Watch returns nil when ctx ends. changed must not block. Only one Watch of a
+// Watcher may run at a time.
+func (w *Watcher) Watch(ctx context.Context, changed func()) error {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, groups...)
 	if err != nil {
 		return fmt.Errorf("watching links and routes: %w", err)
@@ -36,10 +94,12 @@ func Watch(ctx context.Context, changed func()) error {
 	stop := context.AfterFunc(ctx, s.Close) // ends the blocked read
 	defer stop()
 
-	var w watcher
+	var own filter
 	if dev, err := netlink.LinkByName(egress.OverlayLink); err == nil {
-		w.overlay = dev.Attrs().Index
+		own.overlay = dev.Attrs().Index
 	} // else an event will tell its index
+	w.note(true)
+	defer w.note(false)
 	changed()
 	for {
 		msgs, _, err := s.Receive()
@@ -47,6 +107,7 @@ func Watch(ctx context.Context, changed func()) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
+			w.note(true)
 			changed()
 			continue
 		case err != nil:
@@ -54,21 +115,22 @@ func Watch(ctx context.Context, changed func()) error {
 		}
 		matter := false
 		for _, m := range msgs {
-			matter = w.matters(m) || matter
+			matter = own.matters(m) || matter
 		}
 		if matter {
+			w.note(true)
 			changed()
 		}
 	}
 }
 
-// watcher is what one Watch knows.
-type watcher struct {
+// filter is what one Watch knows of which events are about ours.
+type filter struct {
 	overlay int // index of the overlay link
 }
 
 // matters reports whether an event is about something that we read. What cannot be read does.
-func (w *watcher) matters(m syscall.NetlinkMessage) bool {
+func (f *filter) matters(m syscall.NetlinkMessage) bool {
 	switch m.Header.Type {
 	case unix.RTM_NEWLINK:
 		if len(m.Data) < unix.SizeofIfInfomsg {
@@ -76,13 +138,13 @@ func (w *watcher) matters(m syscall.NetlinkMessage) bool {
 		}
 		attrs, err := nl.ParseRouteAttrAsMap(m.Data[unix.SizeofIfInfomsg:])
 		if err == nil && nl.BytesToString(attrs[unix.IFLA_IFNAME].Value) == egress.OverlayLink {
-			w.overlay = int(nl.DeserializeIfInfomsg(m.Data).Index)
+			f.overlay = int(nl.DeserializeIfInfomsg(m.Data).Index)
 		}
 	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE, unix.RTM_NEWRULE, unix.RTM_DELRULE:
 		return routeMatters(m)
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		n, err := netlink.NeighDeserialize(m.Data)
-		return err != nil || n.LinkIndex == w.overlay
+		return err != nil || n.LinkIndex == f.overlay
 	}
 	return true
 }

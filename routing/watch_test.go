@@ -5,6 +5,7 @@ import (
 	"runtime"
 	"slices"
 	"testing"
+	"testing/synctest"
 	"time"
 
 	"golang.org/x/sys/unix"
@@ -23,7 +24,7 @@ func watch(t *testing.T) <-chan struct{} {
 			done <- err
 			return
 		}
-		done <- Watch(ctx, func() { changes <- struct{}{} })
+		done <- new(Watcher).Watch(ctx, func() { changes <- struct{}{} })
 	}()
 	t.Cleanup(func() {
 		stop()
@@ -107,13 +108,14 @@ func TestWatchTakesLostEventsForAChange(t *testing.T) {
 	ns, done := netns.Current(t), make(chan error, 1)
 	ctx, stop := context.WithCancel(t.Context())
 	lost := make(chan struct{}, 1)
+	var w Watcher
 	go func() {
 		runtime.LockOSThread()
 		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
 			done <- err
 			return
 		}
-		done <- Watch(ctx, func() {
+		done <- w.Watch(ctx, func() {
 			if calls++; calls == 1 {
 				<-release // so that the socket's buffer overflows
 				return
@@ -133,10 +135,55 @@ func TestWatchTakesLostEventsForAChange(t *testing.T) {
 			t.Fatal(err)
 		}
 	}
+	before := w.Now()
 	close(release)
 	await(t, lost, "the loss")
+	if before.events == w.Now().events {
+		t.Error("what was read before the loss still holds")
+	}
 	stop()
 	if err := <-done; err != nil {
 		t.Errorf("Watch: %v", err)
 	}
+}
+
+func TestWhatWasReadHoldsUntilAnEventAndNotRightAfterOne(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		var w Watcher
+		holds := func(when string, m Moment, want bool) {
+			t.Helper()
+			if w.Holds(m) != want {
+				t.Errorf("%s: what was read holds: %t, want %t", when, !want, want)
+			}
+		}
+		before := w.Now()
+		holds("nobody watches", before, false)
+		w.note(true)
+		holds("read before Watch listened", before, false)
+		early := w.Now()
+		holds("read right after an event", early, false)
+		if left := time.Until(w.Settles(early)); left != settle {
+			t.Errorf("to be read again in %v, want %v", left, settle)
+		}
+		time.Sleep(settle)
+		holds("read right after an event, and later on", early, false)
+		m := w.Now()
+		holds("at rest", m, true)
+		if next := w.Settles(m); !next.IsZero() {
+			t.Errorf("at rest it is to be read again at %v", next)
+		}
+		time.Sleep(wholeEvery - time.Millisecond)
+		holds("minutes later", m, true)
+		time.Sleep(time.Millisecond)
+		holds("too many minutes later", m, false)
+		m = w.Now()
+		w.note(true)
+		holds("after an event", m, false)
+		time.Sleep(settle)
+		m = w.Now()
+		w.note(false)
+		holds("after Watch has ended", m, false)
+		time.Sleep(settle)
+		holds("while nobody watches", w.Now(), false)
+	})
 }

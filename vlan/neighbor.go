@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"reflect"
 	"slices"
 	"strings"
 
@@ -145,6 +146,25 @@ func (l *Links) answers(joined map[int][]netip.Prefix) (map[string]answered, err
 		out[name] = a
 	}
 	return out, nil
+}
+
+// Unchanged reports whether o, read before, is so still in what no event of package routing tells: which addresses the kernel answers for, and whether
+// it does. It reads no more than that.
+func (l *Links) Unchanged(o Observed) (bool, error) {
+	now, err := l.answers(nil)
+	if err != nil {
+		return false, err
+	}
+	of := func(all map[string]answered) map[string]answered {
+		out := map[string]answered{}
+		for link, a := range all {
+			if len(a.ips) > 0 {
+				out[link] = answered{ips: slices.SortedFunc(slices.Values(a.ips), netip.Addr.Compare), ready: a.ready}
+			}
+		}
+		return out
+	}
+	return reflect.DeepEqual(of(now), of(o.answers)), nil
 }
 
 func proxyEntry(b []byte) (ifindex int, ip netip.Addr, ours bool, err error) {
