@@ -218,6 +218,9 @@ func (g *Gossip) config(self netip.Addr) *memberlist.Config {
 	c.SuspicionMaxTimeoutMult = 1 // as long with few confirmations as with many
 	c.AwarenessMaxMultiplier = 2  // an agent that is slow itself may wait twice as long, not eight times
 	c.GossipInterval = 50 * time.Millisecond
+	// A probe is a packet of some 50 bytes, and 20 go out a second; the library makes a table of 70 KB for each that it tries to compress. Members of
+	// former versions compress, which all understand.
+	c.EnableCompression = false
 	c.TCPTimeout = time.Second
 	c.DisableTcpPings = true            // a death is one on UDP, which the overlay is
 	c.DeadNodeReclaimTime = time.Second // a node may come back with another address

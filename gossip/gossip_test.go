@@ -10,6 +10,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/memberlist"
+
 	"github.com/egret-project/egret/internal/port"
 )
 
@@ -156,6 +158,37 @@ func TestMessagesComeFromTheirSender(t *testing.T) {
 		}
 	}
 	t.Error("no message came")
+}
+
+// A member of a former version compresses what it sends, one of this version does not, which would cost more than all else of its packets.
+func TestAMemberThatCompressesIsUnderstoodAndUnderstands(t *testing.T) {
+	port := port.Hold(t)
+	key := bytes.Repeat([]byte{7}, 32)
+	g, _ := start(t, 0, port, key, nil)
+	former := New(Config{Node: name(1), Port: port, Key: key, Log: slog.New(slog.DiscardHandler), Changed: func() {}})
+	c := former.config(addr(1))
+	if c.EnableCompression {
+		t.Error("members compress their packets")
+	}
+	c.EnableCompression = true
+	list, err := memberlist.Create(c)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { _ = list.Shutdown() }) // nothing is left of it but sockets that are closed
+	for deadline := time.Now().Add(limit); ; time.Sleep(20 * time.Millisecond) {
+		if _, err = list.Join([]string{netip.AddrPortFrom(addr(0), uint16(port)).String()}); err == nil {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatal(err)
+		}
+	}
+	await(t, g, name(1), Alive)
+	await(t, former, name(0), Alive)
+	if err := list.Shutdown(); err != nil {
+		t.Fatal(err)
+	}
+	await(t, g, name(1), Dead) // by its probes
 }
 
 func TestNewPeersAreJoined(t *testing.T) {
