@@ -37,25 +37,64 @@ const (
 )
 
 // Probe asks on its link for each address that nobody here has, in nobody's name (RFC 5227, section 2.1.1; a solicitation of RFC 4861 does
-// for IPv6 what that of RFC 4862 does), and returns who answered. It takes three times gap. After an error nothing is known of the
+// for IPv6 what that of RFC 4862 does), and returns who answered. It takes three times gap, unless all are answered before. After an error nothing is known of the
 // addresses that are not in the answer.
 func Probe(ctx context.Context, want map[netip.Addr]string, gap time.Duration) (map[netip.Addr]Conflict, error) {
-	type part struct {
-		link string
-		is4  bool
-	}
 	parts := map[part][]netip.Addr{}
 	for _, ip := range slices.SortedFunc(maps.Keys(want), netip.Addr.Compare) {
-		k := part{want[ip], ip.Is4()}
+		k := part{link: want[ip], is4: ip.Is4(), sender: netip.IPv4Unspecified()}
 		parts[k] = append(parts[k], ip)
 	}
+	return ask(ctx, parts, gap)
+}
+
+// Neighbour is a host on a link of this node.
+type Neighbour struct {
+	IP   netip.Addr
+	Link string
+	// Sender is in whose name an IPv4 address is asked for: an address of this node on Link, as its kernel asks. The zero
+	// Addr: in nobody's, which routers may leave unanswered.
+	Sender netip.Addr
+}
+
+// Answers asks for neighbours as a kernel does that has a packet for them, by a broadcast ARP request or a multicast
+// neighbor solicitation, three times at most, and returns those that answered. It takes three times ProbeGap where one
+// does not. After an error nothing is known of those that are not in the answer.
+func Answers(ctx context.Context, list []Neighbour) (map[netip.Addr]bool, error) {
+	parts := map[part][]netip.Addr{}
+	for _, n := range list {
+		k := part{link: n.Link, is4: n.IP.Is4(), sender: netip.IPv4Unspecified()}
+		if n.Sender.Is4() {
+			k.sender = n.Sender
+		}
+		if !slices.Contains(parts[k], n.IP) {
+			parts[k] = append(parts[k], n.IP)
+		}
+	}
+	found, err := ask(ctx, parts, ProbeGap)
+	out := map[netip.Addr]bool{}
+	for ip := range found {
+		out[ip] = true
+	}
+	return out, err
+}
+
+// part is what one socket asks for.
+type part struct {
+	link   string
+	is4    bool
+	sender netip.Addr // of IPv4
+}
+
+// ask asks for all addresses at once, and returns who answered.
+func ask(ctx context.Context, parts map[part][]netip.Addr, gap time.Duration) (map[netip.Addr]Conflict, error) {
 	// All sockets first, by this goroutine: they are of its network namespace.
 	var askers []*asker
 	var errs []error
 	for k, ips := range parts {
 		open := openNDP
 		if k.is4 {
-			open = openARP
+			open = func(link string) (*asker, error) { return openARP(link, k.sender) }
 		}
 		a, err := open(k.link)
 		if err != nil {
@@ -90,7 +129,7 @@ type asker struct {
 	close    func() error
 }
 
-// run asks for each of the addresses that has no answer yet, listens for gap, and does so again.
+// run asks for each of the addresses that has no answer yet, listens for gap, and does so again, until all have one.
 func (a *asker) run(ctx context.Context, gap time.Duration) error {
 	a.found = map[netip.Addr]Conflict{}
 	for range probes {
@@ -105,7 +144,7 @@ func (a *asker) run(ctx context.Context, gap time.Duration) error {
 		if err := a.deadline(time.Now().Add(gap)); err != nil {
 			return err
 		}
-		for {
+		for len(a.found) < len(a.ips) {
 			ip, mac, err := a.listen()
 			if errors.Is(err, os.ErrDeadlineExceeded) {
 				break
@@ -121,7 +160,7 @@ func (a *asker) run(ctx context.Context, gap time.Duration) error {
 	return nil
 }
 
-func openARP(name string) (*asker, error) {
+func openARP(name string, sender netip.Addr) (*asker, error) {
 	link, err := net.InterfaceByName(name)
 	if err != nil {
 		return nil, err
@@ -131,7 +170,7 @@ func openARP(name string) (*asker, error) {
 		return nil, err
 	}
 	ask := func(ip netip.Addr) error {
-		p, err := arp.NewPacket(arp.OperationRequest, link.HardwareAddr, netip.IPv4Unspecified(), make(net.HardwareAddr, len(link.HardwareAddr)), ip)
+		p, err := arp.NewPacket(arp.OperationRequest, link.HardwareAddr, sender, make(net.HardwareAddr, len(link.HardwareAddr)), ip)
 		if err != nil {
 			return err
 		}
