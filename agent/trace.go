@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"errors"
 	"net/http"
 	"net/netip"
@@ -18,8 +19,8 @@ import (
 )
 
 // KernelPage is where the agent is asked what its kernel has for a pod and an egress IP, with the parameters of
-// egress.KernelQuestion. It answers with an egress.Kernel, changes nothing, and is for those who may ask which pod has
-// a port: it shows them addresses of pods.
+// egress.KernelQuestion. It answers with an egress.Kernel, changes nothing in the kernel, asks the next hops by ARP or
+// NDP, and is for those who may ask which pod has a port: it shows them addresses of pods.
 const KernelPage = "/kernel"
 
 // A question looks again when the agent writes to the kernel meanwhile, for lookTime in all.
@@ -87,12 +88,12 @@ func (a *answerer) kernelPage(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	if !a.isOther(w, r) {
-		a.one(w, func() (any, error) { return a.kernel(q) })
+		a.one(w, func() (any, error) { return a.kernel(r.Context(), q) })
 	}
 }
 
 // readKernelOf answers a question by the kernel.
-func (a *agent) readKernelOf(q egress.KernelQuestion) (k egress.Kernel, err error) {
+func (a *agent) readKernelOf(ctx context.Context, q egress.KernelQuestion) (k egress.Kernel, err error) {
 	d, differs, err := a.kernel.differs()
 	if err != nil {
 		return k, err
@@ -119,6 +120,9 @@ func (a *agent) readKernelOf(q egress.KernelQuestion) (k egress.Kernel, err erro
 		if n > 0 {
 			k.Dropped[reason] = n
 		}
+	}
+	if k.Path, err = a.pathOf(ctx, d, q); err != nil {
+		k.Path.Unread = err.Error()
 	}
 	if k.PodID != q.ID {
 		return k, nil // none of its connections is by this id

@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"context"
 	"encoding/json"
 	"errors"
 	"log/slog"
@@ -104,7 +105,8 @@ func TestTheKernelIsToldAsItIs(t *testing.T) {
 			t.Errorf("mended after %s: %+v", line, got)
 		}
 	}
-	for _, bad := range []string{"", "ip=10.10.0.11", "ip=10.10.0.11&id=0", "ip=10.10.0.11&id=65536", "ip=x&id=1", "ip=10.10.0.11&id=1&pod=fd00::1", "ip=fe80::1%25x&id=1",
+	for _, bad := range []string{"", "ip=10.10.0.11", "ip=10.10.0.11&id=0", "ip=10.10.0.11&id=65536", "ip=x&id=1", "ip=10.10.0.11&id=1&pod=fd00::1", "ip=10.10.0.11&id=1&to=fd00::1",
+		"ip=10.10.0.11&id=1&to=x", "ip=10.10.0.11&id=1&peer=0", "ip=10.10.0.11&id=1&peer=65536", "ip=fe80::1%25x&id=1",
 		"ip=10.10.0.11&id=1&pod=" + strings.Repeat("x", 3000)} {
 		if code, got := asks(who, bad); code != http.StatusBadRequest || len(got) > 500 {
 			t.Errorf("%q: %d %s", bad, code, got)
@@ -122,7 +124,11 @@ func TestQuestionsOfTheKernelHoldUpNothing(t *testing.T) {
 	}
 	written(&plan.Desired{})
 	begun, end := make(chan bool), make(chan bool)
-	a := &answerer{node: "a", kernel: func(egress.KernelQuestion) (egress.Kernel, error) { begun <- true; <-end; return egress.Kernel{}, nil }}
+	a := &answerer{node: "a", kernel: func(context.Context, egress.KernelQuestion) (egress.Kernel, error) {
+		begun <- true
+		<-end
+		return egress.Kernel{}, nil
+	}}
 	first := make(chan int)
 	go func() { code, _ := asks(a, "ip=10.10.0.11&id=1"); first <- code }()
 	<-begun

@@ -33,7 +33,7 @@ type answerer struct {
 	snapshot func() *egress.Snapshot
 	list     func(egress.Mark) ([]conntrack.Flow, error)
 	log      *natLogger // nil: off
-	kernel   func(egress.KernelQuestion) (egress.Kernel, error)
+	kernel   func(context.Context, egress.KernelQuestion) (egress.Kernel, error)
 
 	busy  sync.Mutex // held while a question is answered
 	until time.Time  // when the next one may be; guarded by busy

@@ -197,3 +197,12 @@ func TestOverlaySourcesStayWithinTheirPrefix(t *testing.T) {
 		}
 	}
 }
+
+func TestAKernelQuestionIsReadAsItWasWritten(t *testing.T) {
+	ip, pod, to := netip.MustParseAddr("fd10::11"), netip.MustParseAddr("fd44::5"), netip.MustParseAddr("2001:db8::9")
+	for _, q := range []KernelQuestion{{IP: ip, ID: 1}, {IP: ip, ID: MaxID, Pod: pod, Peer: MaxNodeIndex, To: to}, {IP: ip, ID: 1, Peer: 1}, {IP: ip, ID: 1, To: to}} {
+		if got, err := ParseKernelQuestion(q.Query()); got != q || err != nil {
+			t.Errorf("%+v was read as %+v: %v", q, got, err)
+		}
+	}
+}

@@ -13,6 +13,11 @@ type KernelQuestion struct {
 	Pod netip.Addr // an address of the pod; the zero Addr: the node is asked as the gateway alone
 	IP  netip.Addr // the egress IP, of the family of Pod
 	ID  ID         // of that egress IP
+	// Peer is the Node.Index of the node at the other end of the overlay: the gateway, where the pod's node is asked,
+	// and that node, where the gateway is. 0: there is none.
+	Peer int
+	// To is where the packets are for, of the family of IP; the zero Addr: anywhere outside.
+	To netip.Addr
 }
 
 // Query returns the question as parameters of a request.
@@ -20,6 +25,12 @@ func (q KernelQuestion) Query() url.Values {
 	v := url.Values{"ip": {q.IP.String()}, "id": {strconv.Itoa(int(q.ID))}}
 	if q.Pod.IsValid() {
 		v.Set("pod", q.Pod.String())
+	}
+	if q.Peer != 0 {
+		v.Set("peer", strconv.Itoa(q.Peer))
+	}
+	if q.To.IsValid() {
+		v.Set("to", q.To.String())
 	}
 	return v
 }
@@ -34,9 +45,16 @@ func ParseKernelQuestion(v url.Values) (q KernelQuestion, err error) {
 	if q.ID = ID(id); err != nil || id == 0 {
 		errs = append(errs, fmt.Errorf("id %.50q: want the id of an egress IP, 1 to %d", v.Get("id"), MaxID))
 	}
-	if pod := v.Get("pod"); pod != "" {
-		if q.Pod, err = netip.ParseAddr(pod); err != nil || q.Pod.Zone() != "" || q.Pod.Is4In6() || q.Pod.Is4() != q.IP.Is4() {
-			errs = append(errs, fmt.Errorf("pod %.50q: want an address of the family of the egress IP", pod))
+	for name, ip := range map[string]*netip.Addr{"pod": &q.Pod, "to": &q.To} {
+		if text := v.Get(name); text != "" {
+			if *ip, err = netip.ParseAddr(text); err != nil || ip.Zone() != "" || ip.Is4In6() || ip.Is4() != q.IP.Is4() {
+				errs = append(errs, fmt.Errorf("%s %.50q: want an address of the family of the egress IP", name, text))
+			}
+		}
+	}
+	if text := v.Get("peer"); text != "" {
+		if q.Peer, err = strconv.Atoi(text); err != nil || q.Peer < 1 || q.Peer > MaxNodeIndex {
+			errs = append(errs, fmt.Errorf("peer %.50q: want the index of a node, 1 to %d", text, MaxNodeIndex))
 		}
 	}
 	return q, errors.Join(errs...)
@@ -75,6 +93,56 @@ type Kernel struct {
 	Guarded float64 `json:"guarded_seconds"`
 	// Dropped are the packets that all of the node's tables dropped, of any pod, by reason (nft.Counter).
 	Dropped map[string]uint64 `json:"dropped_packets,omitempty"`
+	// Path is the way on from the node; the zero Path: an agent of an older version does not tell.
+	Path Path `json:"path,omitzero"`
+}
+
+// Path is the way of the pod's packets on from a node, by its kernel's rules and routes.
+type Path struct {
+	// Overlay is the next hop toward the underlay address of KernelQuestion.Peer; nil: no peer was asked for.
+	Overlay *Hop `json:"overlay,omitempty"`
+	// Exit is the next hop out of the cluster, where packets of the egress IP leave from the node; nil: they do not, or
+	// there is no default route and no destination was asked for.
+	Exit *Hop `json:"exit,omitempty"`
+	// OverlayMTU is the MTU of the overlay link: the largest packet, in bytes, that the node puts into it; 0: there is
+	// no such link. PodMTU is that of the link to the pod, 0: it was not asked for, or there is none.
+	OverlayMTU int `json:"overlay_mtu,omitempty"`
+	PodMTU     int `json:"pod_mtu,omitempty"`
+	// Unread says what of all this could not be found out; empty: nothing.
+	Unread string `json:"unread,omitempty"`
+}
+
+// Hop is the neighbour that a node sends packets to.
+type Hop struct {
+	To   netip.Addr `json:"to,omitzero"`    // what the route was looked up for
+	Via  netip.Addr `json:"via,omitzero"`   // the neighbour: To, or a router on the way there
+	Link string     `json:"link,omitempty"` // that leads to it
+	// MTU is the largest packet, in bytes, that link and route take; a path MTU that the kernel has learnt counts.
+	MTU int `json:"mtu,omitempty"`
+	// Down says why the link carries nothing: "down", or "without a carrier"; empty: it does.
+	Down string `json:"down,omitempty"`
+	// Neighbour is the state of the kernel's entry of Via, as ip-neighbour(8) has it, or NoNeighbour; empty: the link
+	// knows no neighbours.
+	Neighbour string `json:"neighbour,omitempty"`
+	// Silent: asked for by ARP or NDP just now, Via did not answer.
+	Silent bool `json:"silent,omitempty"`
+	// Fault says why there is no next hop; empty: there is one.
+	Fault string `json:"fault,omitempty"`
+}
+
+// NoNeighbour says that the kernel has no entry of a neighbour.
+const NoNeighbour = "NONE"
+
+// GaveUp reports whether the kernel itself has no answer of the neighbour, and so drops or holds what is for it.
+func (h Hop) GaveUp() bool { return h.Neighbour == "FAILED" || h.Neighbour == "INCOMPLETE" }
+
+// OverlayOverhead returns the bytes that the overlay puts before a packet: Ethernet, IP, UDP and VXLAN header (RFC 7348,
+// section 5), where nodes have underlay addresses of the family of underlay.
+func OverlayOverhead(underlay netip.Addr) int {
+	if underlay.Is6() {
+		return 14 + 40 + 8 + 8
+	}
+	return 14 + 20 + 8 + 8
 }
 
 // MaxDiffers bounds Kernel.Differs.

@@ -51,12 +51,6 @@ type Desired struct {
 	Follow []string
 }
 
-// The bytes that the overlay puts before a packet: Ethernet, IP, UDP and VXLAN header (RFC 7348, section 5).
-const (
-	overhead4 = 14 + 20 + 8 + 8
-	overhead6 = 14 + 40 + 8 + 8
-)
-
 // Build returns what the kernel of the node has to hold when it has the given roles. An IP that is not in roles has the role None.
 func Build(c *Cluster, f Facts, roles map[netip.Addr]Role) Desired {
 	s := c.Snapshot
@@ -84,10 +78,7 @@ func Build(c *Cluster, f Facts, roles map[netip.Addr]Role) Desired {
 
 // buildOverlay adds what depends on the nodes alone: the overlay, its peers, and the destinations that are never SNATed.
 func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
-	overhead := overhead4
-	if f.Underlay.Is6() {
-		overhead = overhead6
-	}
+	overhead := egress.OverlayOverhead(f.Underlay)
 	d.Routing.Overlay = routing.Overlay{Local: f.Underlay, MTU: f.Uplink.MTU - overhead}
 	d.NFT.Self, d.NFT.OverlayMTU, d.NFT.RandomPorts = f.Underlay, f.Uplink.MTU-overhead, f.RandomPorts
 	if f.AnswersARP && f.Uplink.MAC != [6]byte{} { // with or without IPs, so that the rules stay when these come and go

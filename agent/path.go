@@ -1,0 +1,103 @@
+package agent
+
+import (
+	"context"
+	"errors"
+	"net/netip"
+	"slices"
+	"strings"
+
+	"github.com/egret-project/egret/announce"
+	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/plan"
+	"github.com/egret-project/egret/routing"
+)
+
+// Addresses that stand for anywhere outside: of documentation, which no route but a default one leads to (RFC 5737, RFC 3849).
+var anywhere4, anywhere6 = netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")
+
+// pathOf returns the way of packets on from this node, and asks those on it whether they answer: as the kernel asks for
+// the neighbour of a packet, by which no host learns or loses anything.
+func (k *kernel) pathOf(ctx context.Context, d plan.Desired, q egress.KernelQuestion) (p egress.Path, err error) {
+	var errs []error
+	var hops []*routing.Hop
+	look := func(to netip.Addr, mark egress.Mark) *egress.Hop {
+		h, err := k.router.NextHop(to, mark)
+		if err != nil {
+			errs = append(errs, err)
+			return nil
+		}
+		hops = append(hops, &h)
+		return &h.Hop
+	}
+	if p.OverlayMTU, err = k.router.LinkMTU(egress.OverlayLink); err != nil {
+		errs = append(errs, err)
+	}
+	if q.Pod.IsValid() {
+		if h, err := k.router.NextHop(q.Pod, 0); err == nil && h.Fault == "" { // a pod that has gone has none
+			p.PodMTU = h.MTU
+		}
+	}
+	if peer, known := d.NFT.Peers[q.Peer]; known {
+		p.Overlay = look(peer, 0)
+	} else if q.Peer != 0 {
+		p.Overlay = &egress.Hop{Fault: "the node is not known here"}
+	}
+	if mark, leaves := exitMark(d, q.ID); leaves {
+		p.Exit = look(exitFor(d, q, mark), mark)
+		if p.Exit != nil && p.Exit.Fault != "" && mark == egress.LocalMark && !q.To.IsValid() {
+			p.Exit = nil // what there is of destinations has routes of its own
+		}
+	}
+	return p, errors.Join(append(errs, askHops(ctx, hops))...)
+}
+
+// exitMark returns the mark that packets of an egress IP leave this node with; false: they go to another one.
+func exitMark(d plan.Desired, id egress.ID) (egress.Mark, bool) {
+	if h, ok := d.NFT.Hosted[id]; ok {
+		return h.Mark, true
+	}
+	mark, ok := d.NFT.NextHops[id]
+	return mark, ok && mark != egress.ToGatewayMark
+}
+
+// exitFor returns the address whose route is the way out: that which was asked for, else the gateway of the subnet that
+// the mark stands for, else anywhere.
+func exitFor(d plan.Desired, q egress.KernelQuestion, mark egress.Mark) netip.Addr {
+	if q.To.IsValid() {
+		return q.To
+	}
+	for _, s := range d.Routing.Subnets {
+		if s.Mark == mark && s.Gateway.Is4() == q.IP.Is4() {
+			return s.Gateway
+		}
+	}
+	if q.IP.Is4() {
+		return anywhere4
+	}
+	return anywhere6
+}
+
+// askHops asks the neighbours among the hops, all at once, and notes those that are silent.
+func askHops(ctx context.Context, hops []*routing.Hop) error {
+	var list []announce.Neighbour
+	asked := hops[:0]
+	for _, h := range hops {
+		if h.Fault != "" || h.Down != "" || h.Neighbour == "" || h.Neighbour == "PERMANENT" {
+			continue
+		}
+		n := announce.Neighbour{IP: h.Via, Link: h.Link}
+		if !strings.HasPrefix(h.Link, egress.VLANLinkPrefix) { // the addresses there are egress IPs
+			n.Sender = h.Source
+		}
+		asked, list = append(asked, h), append(list, n)
+	}
+	if len(list) == 0 {
+		return nil
+	}
+	answered, err := announce.Answers(ctx, list)
+	for _, h := range slices.DeleteFunc(asked, func(h *routing.Hop) bool { return err != nil }) {
+		h.Silent = !answered[h.Via]
+	}
+	return err
+}
