@@ -56,8 +56,11 @@ func askKernels(ctx context.Context, ask Ask, page string) kernelsFor {
 				continue
 			}
 			q := q
-			if node != home {
-				q.Pod = netip.Addr{}
+			switch {
+			case node != home:
+				q.Pod, q.Peer = netip.Addr{}, w.Nodes[home].Index
+			case gateway != home:
+				q.Peer = w.Nodes[gateway].Index
 			}
 			wg.Go(func() {
 				var k egress.Kernel

@@ -51,6 +51,51 @@ func TestTraceGoesByTheKernelsOfTheNodes(t *testing.T) {
 		"one that is silent, and a fault at the other": {func(_ *store.Whole, h, _ *egress.Kernel, silent map[string]error) {
 			silent["node-1"], h.Steered = errors.New("timeout"), false
 		}, 2, "no next hop", "node-1 is told by the records alone"},
+		"a gateway that is cut off": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) {
+			h.Path.Overlay.Silent, h.Path.Overlay.Neighbour = true, "FAILED"
+		}, 2, "does not get through: 10.10.0.101, the underlay address of node-1, does not answer ARP on link eth0 of node-2, whose neighbour entry is FAILED", ""},
+		"a gateway that is cut off just now": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) {
+			h.Path.Overlay.Silent = true
+		}, 3, "does not answer ARP on link eth0 of node-2, whose neighbour entry is REACHABLE", ""},
+		"a router to the gateway": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) {
+			h.Path.Overlay.Via, h.Path.Overlay.Silent, h.Path.Overlay.Neighbour = netip.MustParseAddr("10.10.0.1"), true, "INCOMPLETE"
+		}, 2, "10.10.0.1, the router to 10.10.0.101, the underlay address of node-1, does not answer", ""},
+		"no route to the gateway": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) {
+			h.Path.Overlay = &egress.Hop{To: h.Path.Overlay.To, Fault: "network is unreachable"}
+		}, 2, "node-2 has no route to 10.10.0.101, the underlay address of node-1: network is unreachable", ""},
+		"a gateway that the pod's node does not know": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) {
+			h.Path.Overlay = &egress.Hop{Fault: "the node is not known here"}
+		}, 2, "node-2 cannot send to node-1: the node is not known here", ""},
+		"no way back from the gateway": {func(_ *store.Whole, _, g *egress.Kernel, _ map[string]error) {
+			g.Path.Overlay.Down = "without a carrier"
+		}, 2, "link eth0 of node-1, by which it sends to 10.10.0.102, the underlay address of node-2, is without a carrier", ""},
+		"a smaller MTU of the gateway": {func(_ *store.Whole, _, g *egress.Kernel, _ map[string]error) {
+			g.Path.Overlay.MTU, g.Path.OverlayMTU = 1400, 1350
+		}, 3, "the MTU is too small: node-2 puts packets of up to 1450 bytes into the overlay, which adds 50, and link eth0 of node-1 takes 1400", ""},
+		"a smaller MTU on the way": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) { h.Path.Overlay.MTU = 1420 }, 3,
+			"link eth0 of node-2 takes 1420: larger packets are lost", ""},
+		"a jumbo overlay": {func(_ *store.Whole, h, g *egress.Kernel, _ map[string]error) {
+			h.Path.Overlay.MTU, h.Path.OverlayMTU, g.Path.Overlay.MTU, g.Path.OverlayMTU = 9000, 8950, 9000, 8950
+		}, 0, "gets through", "the pod's link takes 1500 bytes, the overlay of node-2 8950"},
+		"a router outside that is gone": {func(_ *store.Whole, _, g *egress.Kernel, _ map[string]error) {
+			g.Path.Exit = &egress.Hop{To: ip, Via: netip.MustParseAddr("10.10.0.1"), Link: "eth0", Neighbour: "FAILED", Silent: true}
+		}, 2, "10.10.0.1, the router to 10.10.0.11, the way out, does not answer ARP on link eth0 of node-1", ""},
+		"a VLAN that ends at the switch": {func(w *store.Whole, _, g *egress.Kernel, _ map[string]error) {
+			to := netip.MustParseAddr("10.20.0.1")
+			p := w.Pools["pool"]
+			p.Subnet = &egress.Subnet{Gateway: to, PrefixLength: 24, VLAN: 100}
+			w.Pools = map[string]egress.Pool{"pool": p}
+			g.Path.Exit = &egress.Hop{To: to, Via: to, Link: "egret.100", Neighbour: "FAILED", Silent: true}
+		}, 2, "10.20.0.1, the gateway of 10.20.0.0/24, does not answer ARP on link egret.100 of node-1, whose neighbour entry is FAILED: VLAN 100 of the switch may not reach node-1", ""},
+		"an agent that could not read its routes": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) {
+			h.Path = egress.Path{Unread: "no buffer space"}
+		}, 0, "gets through", "the next hops of node-2 are not all known: no buffer space"},
+		"agents of a version that tells no next hops": {func(_ *store.Whole, h, g *egress.Kernel, _ map[string]error) {
+			h.Path, g.Path = egress.Path{}, egress.Path{}
+		}, 0, "As the kernels of its nodes tell it gets through", ""},
+		"an agent that writes to the terminal": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) {
+			h.Differed, h.Differs = 1, []string{"\x1b[2J\r\nall is well" + strings.Repeat("!", 1<<20)}
+		}, 3, "in 1 places: ?[2J??all is well!!!", ""},
 		"both are out of reach": {func(_ *store.Whole, _, _ *egress.Kernel, silent map[string]error) {
 			silent["node-1"], silent["node-2"] = nil, nil
 		}, 0,
@@ -60,6 +105,12 @@ func TestTraceGoesByTheKernelsOfTheNodes(t *testing.T) {
 			w := whole()
 			home := egress.Kernel{Node: "node-2", Watching: true, PodID: 1, Steered: true, Gateway: 1, First: 2048, Ports: 1024, Guarded: -1}
 			gateway := egress.Kernel{Node: "node-1", Watching: true, Permit: 0.4, Answers: true, Guarded: -1}
+			hop := func(to string) *egress.Hop {
+				ip := netip.MustParseAddr(to)
+				return &egress.Hop{To: ip, Via: ip, Link: "eth0", MTU: 1500, Neighbour: "REACHABLE"}
+			}
+			home.Path = egress.Path{Overlay: hop("10.10.0.101"), OverlayMTU: 1450, PodMTU: 1500}
+			gateway.Path = egress.Path{Overlay: hop("10.10.0.102"), OverlayMTU: 1450, Exit: hop("10.10.0.1")}
 			silent := map[string]error{}
 			tt.change(&w, &home, &gateway, silent)
 			steps, err := trace(w, Question{Pod: "prod/web-1"}, time.Now(), func(_ store.Whole, q egress.KernelQuestion, h, g string) kernels {
@@ -81,6 +132,9 @@ func TestTraceGoesByTheKernelsOfTheNodes(t *testing.T) {
 			var all strings.Builder
 			for _, s := range steps {
 				all.WriteString(s.What + ": " + s.Text + "\n")
+			}
+			if len(text) > 2*longest || strings.ContainsRune(text, 0x1b) {
+				t.Errorf("a verdict of %d bytes: %.200q", len(text), text)
 			}
 			if status != tt.status || !strings.Contains(text, tt.want) || !strings.Contains(all.String(), tt.step) {
 				t.Errorf("verdict %d %q, want %d and %q, and a step with %q:\n%s", status, text, tt.status, tt.want, tt.step, all.String())

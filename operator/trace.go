@@ -38,6 +38,16 @@ const (
 	passes fault = "passes" // it leaves as if there were no egress
 )
 
+// longest bounds the text of a step, in bytes: parts of it are what agents, and others by records, have chosen.
+const longest = 2000
+
+// addTo returns what adds steps to a list.
+func addTo(steps *[]Step) adds {
+	return func(what string, f fault, format string, a ...any) {
+		*steps = append(*steps, Step{What: what, Text: Printable(fmt.Sprintf(format, a...), longest), Fault: f})
+	}
+}
+
 // Trace writes why a pod leaves with the address that it has outside, step by step, and last a verdict in one sentence,
 // in a format: "json", "yaml" or "" for text. It goes by the records in etcd, and by what the agents of the nodes on the way say of their kernels
 // when they are asked at page; nil: they are not. A kernel of which nothing is known is taken to do what the records say, unless its agent reports otherwise
@@ -108,9 +118,7 @@ func result(steps []Step) string { return steps[len(steps)-1].Text }
 // stops it, the others are still told. An error: etcd has no such pod.
 func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, error) {
 	var steps []Step
-	step := func(what string, f fault, format string, a ...any) {
-		steps = append(steps, Step{What: what, Text: fmt.Sprintf(format, a...), Fault: f})
-	}
+	step := addTo(&steps)
 	node, pod, of := find(w, q.Pod)
 	if node == "" {
 		return nil, fmt.Errorf("etcd has no pod %s: it is no namespace/name of a pod that runs, it has no address yet, it is on the network of its node "+
@@ -137,7 +145,7 @@ func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, er
 			}
 			found = true
 			step("selection", "", "%s is selected by egress %s", ip, name)
-			steps = append(steps, leaves(w, name, node, ip, now, ask)...)
+			steps = append(steps, leaves(w, name, node, egress.KernelQuestion{Pod: ip, To: q.To}, now, ask)...)
 		}
 	}
 	if !found {
@@ -200,10 +208,8 @@ func excepted(s *egress.Snapshot, to netip.Addr) string {
 }
 
 // leaves returns the steps from the pod's node on, for an address of a pod and the egress that applies to it.
-func leaves(w store.Whole, name, node string, pod netip.Addr, now time.Time, ask kernelsFor) (steps []Step) {
-	step := func(what string, f fault, format string, a ...any) {
-		steps = append(steps, Step{What: what, Text: fmt.Sprintf(format, a...), Fault: f})
-	}
+func leaves(w store.Whole, name, node string, q egress.KernelQuestion, now time.Time, ask kernelsFor) (steps []Step) {
+	step, pod := addTo(&steps), q.Pod
 	policy, known := w.Egresses[name]
 	if !known {
 		step("egress", stops, "egress %s is gone, and its record of pods not yet", name)
@@ -219,7 +225,8 @@ func leaves(w store.Whole, name, node string, pod netip.Addr, now time.Time, ask
 	owner, held := w.Owners[a.IP]
 	var k kernels
 	if ask != nil {
-		k = ask(w, egress.KernelQuestion{Pod: pod, IP: a.IP, ID: a.ID}, node, owner.Node)
+		q.IP, q.ID = a.IP, a.ID
+		k = ask(w, q, node, owner.Node)
 	}
 	home(w, node, a.IP, step)
 	if held {
@@ -238,9 +245,11 @@ func leaves(w store.Whole, name, node string, pod netip.Addr, now time.Time, ask
 	if owner.Node != node {
 		way = fmt.Sprintf("as %s by gateway %s", a.IP, owner.Node)
 		tunnel(w, node, owner.Node, step)
+		k.overlay(w, pod, node, owner.Node, step)
 	}
 	ports(w, name, node, a, step)
 	out(w, owner, a, step)
+	k.exit(w, a, owner.Node, step)
 	if b := policy.Bandwidth; b != nil {
 		step("limit", "", "%d bit/s, bursts of %d bits, all pods together: what is above is dropped", b.Rate, b.Burst)
 	}

@@ -334,22 +334,23 @@ func AskBy(base func(ctx context.Context, node string, addresses []netip.Addr) (
 		}
 		defer resp.Body.Close()
 		b, err := io.ReadAll(io.LimitReader(resp.Body, 8<<20))
+		text := Printable(strings.TrimSpace(string(b[:min(len(b), longest)])), longest)
 		switch {
 		case err != nil:
 			return fmt.Errorf("reading the answer of the agent of node %s: %w", node, err)
 		case resp.StatusCode == http.StatusNotFound && strings.HasPrefix(string(b), "404 "):
 			return fmt.Errorf("the agent of node %s does not answer such questions: it is of an older version, or --who-clients names nobody", node)
 		case resp.StatusCode == http.StatusServiceUnavailable:
-			return fmt.Errorf("the agent of node %s: %w: %s", node, errBusy, strings.TrimSpace(string(b)))
+			return fmt.Errorf("the agent of node %s: %w: %s", node, errBusy, text)
 		case resp.StatusCode != http.StatusOK:
-			return fmt.Errorf("the agent of node %s: %s", node, strings.TrimSpace(string(b)))
+			return fmt.Errorf("the agent of node %s: %s", node, text)
 		}
 		var from struct{ Node string }
 		if err := errors.Join(json.Unmarshal(b, &from), json.Unmarshal(b, reply)); err != nil {
 			return fmt.Errorf("reading the answer of the agent of node %s: %w", node, err)
 		}
 		if from.Node != node {
-			return fmt.Errorf("%w: the agent that answers is that of node %s", ErrNoWay, from.Node)
+			return fmt.Errorf("%w: the agent that answers is that of node %s", ErrNoWay, Printable(from.Node, 100))
 		}
 		return nil
 	}

@@ -16,13 +16,13 @@ import (
 	"strconv"
 	"strings"
 	"time"
-	"unicode"
 
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"sigs.k8s.io/yaml"
 
 	"github.com/egret-project/egret/monitor"
+	"github.com/egret-project/egret/operator"
 	"github.com/egret-project/egret/store"
 )
 
@@ -225,22 +225,7 @@ func (f *etcdFlags) by(t *tls.Config) string {
 	if name, _, _ := strings.Cut(f.user, ":"); name != "" {
 		out += " (etcd user " + name + ")"
 	}
-	return printable(out)
-}
-
-// printable returns a text of one line and bounded length: a name is anybody's choice, and goes to terminals.
-func printable(text string) string {
-	const most = 200
-	text = strings.Map(func(r rune) rune {
-		if !unicode.IsPrint(r) {
-			return '?'
-		}
-		return r
-	}, strings.ToValidUTF8(text, "?"))
-	if len(text) > most {
-		text = strings.ToValidUTF8(text[:most], "") + "..."
-	}
-	return text
+	return operator.Printable(out, 200)
 }
 
 // await is dial for what runs for good: it goes on until etcd answers, or refuses.
