@@ -43,13 +43,37 @@ func (k *kernel) pathOf(ctx context.Context, d plan.Desired, q egress.KernelQues
 	} else if q.Peer != 0 {
 		p.Overlay = &egress.Hop{Fault: "the node is not known here"}
 	}
-	if mark, leaves := exitMark(d, q.ID); leaves {
-		p.Exit = look(exitFor(d, q, mark), mark)
-		if p.Exit != nil && p.Exit.Fault != "" && mark == egress.LocalMark && !q.To.IsValid() {
+	mark, leaves := exitMark(d, q.ID)
+	to, want := exitOf(d, q, mark)
+	switch {
+	case leaves:
+		if p.Exit = look(to, mark); p.Exit == nil {
+			break
+		}
+		if p.Exit.Fault != "" && want == "" && !q.To.IsValid() {
 			p.Exit = nil // what there is of destinations has routes of its own
+		} else if want != "" {
+			p.Diverted = diverted(*p.Exit, want)
+		}
+	case mark == egress.ToGatewayMark && q.Pod.IsValid():
+		if h, err := k.router.NextHop(to, mark); err != nil {
+			errs = append(errs, err)
+		} else {
+			p.Diverted = diverted(h.Hop, egress.OverlayLink)
 		}
 	}
 	return p, errors.Join(append(errs, askHops(ctx, hops))...)
+}
+
+// diverted says where packets go that are to leave by a link; empty: they do.
+func diverted(h egress.Hop, link string) string {
+	switch {
+	case h.Link == link:
+		return ""
+	case h.Fault != "":
+		return "nowhere (" + h.Fault + ") in place of link " + link
+	}
+	return "out by link " + h.Link + " in place of " + link
 }
 
 // exitMark returns the mark that packets of an egress IP leave this node with; false: they go to another one.
@@ -61,21 +85,23 @@ func exitMark(d plan.Desired, id egress.ID) (egress.Mark, bool) {
 	return mark, ok && mark != egress.ToGatewayMark
 }
 
-// exitFor returns the address whose route is the way out: that which was asked for, else the gateway of the subnet that
-// the mark stands for, else anywhere.
-func exitFor(d plan.Desired, q egress.KernelQuestion, mark egress.Mark) netip.Addr {
-	if q.To.IsValid() {
-		return q.To
+// exitOf returns the address whose route packets with a mark take, and the link that they have to leave by; "": whichever
+// the main table says. The address is the one that was asked for, else the gateway of the subnet that the mark stands for,
+// else anywhere.
+func exitOf(d plan.Desired, q egress.KernelQuestion, mark egress.Mark) (to netip.Addr, link string) {
+	to = anywhere6
+	if q.IP.Is4() {
+		to = anywhere4
 	}
 	for _, s := range d.Routing.Subnets {
 		if s.Mark == mark && s.Gateway.Is4() == q.IP.Is4() {
-			return s.Gateway
+			to, link = s.Gateway, s.Link
 		}
 	}
-	if q.IP.Is4() {
-		return anywhere4
+	if q.To.IsValid() {
+		to = q.To
 	}
-	return anywhere6
+	return to, link
 }
 
 // askHops asks the neighbours among the hops, all at once, and notes those that are silent.

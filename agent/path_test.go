@@ -5,7 +5,6 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
-	"strings"
 	"testing"
 	"time"
 
@@ -29,7 +28,8 @@ func TestNextHopsOnTheWayAreAsked(t *testing.T) {
 	for _, line := range []string{
 		"ip link add eth0 type veth peer name eth0 netns " + peer, "ip link set eth0 up", "ip addr add 10.10.0.101/24 dev eth0",
 		"ip -n " + peer + " link set eth0 up", "ip -n " + peer + " addr add 10.10.0.102/24 dev eth0", "ip route add 203.0.113.7 via 10.10.0.102",
-		"ip link add egret.vx mtu 1450 type veth peer name vx0", "ip link add pod0 mtu 1400 type veth peer name pod1", "ip link set pod1 up", "ip link set pod0 up",
+		"ip link add egret.vx mtu 1450 type veth peer name vx0", "ip link set egret.vx up", "ip link set vx0 up",
+		"ip route add default dev egret.vx table 15190", "ip rule add fwmark 0x3ffe/0x3fff table 15190", "ip link add pod0 mtu 1400 type veth peer name pod1", "ip link set pod1 up", "ip link set pod0 up",
 		"ip route add 10.244.0.5/32 dev pod0",
 		"ip link add egret.100 type veth peer name switch", "ip link set egret.100 up", "ip link set switch up", "ip addr add 10.20.0.11/24 dev egret.100",
 		"ip route add default via 10.20.0.1 dev egret.100 table 11097", "ip rule add fwmark 0x3001/0x3fff table 11097",
@@ -91,9 +91,18 @@ func TestNextHopsOnTheWayAreAsked(t *testing.T) {
 			t.Errorf("%s: %v\n%s", name, err, diff)
 		}
 	}
-	netns.Run(t, "ip link del egret.100")
-	p, err := k.pathOf(t.Context(), d, egress.KernelQuestion{IP: router, ID: 3})
-	if err != nil || p.Exit == nil || p.Exit.Fault == "" || strings.Contains(p.Exit.Fault, "argument") {
-		t.Errorf("without the link: %+v, %v", p.Exit, err)
+	for _, tt := range []struct {
+		line, want string
+		id         egress.ID
+	}{
+		{"ip rule add pref 100 fwmark 0x3ffe/0x3fff table 100", "", 1}, // of a table that is empty
+		{"ip route add default via 10.10.0.102 table 100", "out by link eth0 in place of egret.vx", 1},
+		{"ip route replace unreachable default table 100", "nowhere (no route to host) in place of link egret.vx", 1},
+		{"ip link del egret.100", "nowhere (network is unreachable) in place of link egret.100", 3},
+	} {
+		netns.Run(t, tt.line)
+		if p, err := k.pathOf(t.Context(), d, egress.KernelQuestion{Pod: pod, IP: addr("10.10.0.11"), ID: tt.id}); err != nil || p.Diverted != tt.want {
+			t.Errorf("after %s: %q, want %q (%v)", tt.line, p.Diverted, tt.want, err)
+		}
 	}
 }

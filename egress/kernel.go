@@ -101,6 +101,9 @@ type Kernel struct {
 type Path struct {
 	// Overlay is the next hop toward the underlay address of KernelQuestion.Peer; nil: no peer was asked for.
 	Overlay *Hop `json:"overlay,omitempty"`
+	// Diverted says where rules and routes of others lead packets that Egret's would send into the overlay, or out by the
+	// link of a subnet; empty: nowhere else.
+	Diverted string `json:"diverted,omitempty"`
 	// Exit is the next hop out of the cluster, where packets of the egress IP leave from the node; nil: they do not, or
 	// there is no default route and no destination was asked for.
 	Exit *Hop `json:"exit,omitempty"`

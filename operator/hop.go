@@ -58,6 +58,9 @@ func (k kernels) overlay(w store.Whole, pod netip.Addr, home, gateway string, st
 		if have.Unread != "" {
 			step("tunnel", "", "the next hops of %s are not all known: %s", from, have.Unread)
 		}
+		if have.Diverted != "" && from == home {
+			step("tunnel", stops, "%s sends what is for %s %s: an ip rule or a route of another program comes before Egret's", from, to, have.Diverted)
+		}
 		if have.Overlay == nil {
 			continue
 		}
@@ -96,7 +99,12 @@ func (k kernels) fits(pod netip.Addr, from, to string, step adds) {
 
 // exit adds what the kernel of the gateway tells of the way out.
 func (k kernels) exit(w store.Whole, a egress.Address, gateway string, step adds) {
-	h := k.said[gateway].Path.Exit
+	have := k.said[gateway].Path
+	if have.Diverted != "" && have.Exit != nil {
+		step("way out", stops, "%s sends what leaves %s: an ip rule or a route of another program comes before Egret's", gateway, have.Diverted)
+		return
+	}
+	h := have.Exit
 	if h == nil {
 		return
 	}

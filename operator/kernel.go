@@ -117,6 +117,10 @@ func (k kernels) kernelHere(w store.Whole, pod netip.Addr, a egress.Address, hom
 			ports = fmt.Sprintf("%d of %d ports in use to one destination", have.PortsUsed, have.Ports)
 		}
 		step("kernel", "", "%s has the pod, and its next hop; %d connections, %s", home, have.Connections, ports)
+		if have.Ports > 0 && have.PortsUsed >= have.Ports {
+			step("kernel", doubts, "all %d ports that %s has of %s are in use to one destination: new connections there fail until some end, "+
+				"or the node gets a larger block", have.Ports, home, a.IP)
+		}
 	}
 	common(have, home, a, step)
 }

@@ -80,6 +80,14 @@ func TestTraceGoesByTheKernelsOfTheNodes(t *testing.T) {
 		"a router outside that is gone": {func(_ *store.Whole, _, g *egress.Kernel, _ map[string]error) {
 			g.Path.Exit = &egress.Hop{To: ip, Via: netip.MustParseAddr("10.10.0.1"), Link: "eth0", Neighbour: "FAILED", Silent: true}
 		}, 2, "10.10.0.1, the router to 10.10.0.11, the way out, does not answer ARP on link eth0 of node-1", ""},
+		"a rule of another program": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) {
+			h.Path.Diverted = "out by link eth1 in place of egret.vx"
+		}, 2, "node-2 sends what is for node-1 out by link eth1 in place of egret.vx: an ip rule or a route of another program", ""},
+		"a route of another program": {func(_ *store.Whole, _, g *egress.Kernel, _ map[string]error) {
+			g.Path.Diverted = "nowhere (no route to host) in place of link egret.100"
+		}, 2, "node-1 sends what leaves nowhere (no route to host) in place of link egret.100", ""},
+		"ports that are all used": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) { h.PortsUsed = 1024 }, 3,
+			"all 1024 ports that node-2 has of 10.10.0.11 are in use to one destination", ""},
 		"a VLAN that ends at the switch": {func(w *store.Whole, _, g *egress.Kernel, _ map[string]error) {
 			to := netip.MustParseAddr("10.20.0.1")
 			p := w.Pools["pool"]
