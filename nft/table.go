@@ -89,8 +89,11 @@ func (t table) id() string {
 
 // definition prints what nft takes after the name of a table.
 func (t table) definition() string {
-	if t.flags == flagsOwned {
+	switch t.flags {
+	case flagsOwned:
 		return " { flags owner,persist; }"
+	case flagOwner:
+		return " { flags owner; }"
 	}
 	return ""
 }
