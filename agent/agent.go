@@ -136,11 +136,12 @@ func Run(ctx context.Context, cfg Config) error {
 	defer a.tables.Close()
 	if cfg.Monitor != nil {
 		cfg.Monitor.Ready(ReadyCheck, a.record.ready.check)
-		who := &answerer{node: cfg.Node, snapshot: a.view.Snapshot, log: a.natLog, kernel: a.readKernelOf,
+		who := &answerer{node: cfg.Node, snapshot: a.view.Snapshot, log: a.natLog, kernel: a.readKernelOf, live: a.follow,
 			list: func(m egress.Mark) ([]conntrack.Flow, error) { return conntrack.Flows(m, ^egress.Mark(0)) }}
 		cfg.Monitor.Page(ConnectionsPage, http.HandlerFunc(who.connections))
 		cfg.Monitor.Page(LogPage, http.HandlerFunc(who.natLog))
 		cfg.Monitor.Page(KernelPage, http.HandlerFunc(who.kernelPage))
+		cfg.Monitor.Page(LivePage, http.HandlerFunc(who.livePage))
 	}
 	if err := a.start(ctx); err != nil {
 		return err

@@ -34,9 +34,11 @@ type answerer struct {
 	list     func(egress.Mark) ([]conntrack.Flow, error)
 	log      *natLogger // nil: off
 	kernel   func(context.Context, egress.KernelQuestion) (egress.Kernel, error)
+	live     func(context.Context, egress.LiveQuestion) (egress.Live, error)
 
-	busy  sync.Mutex // held while a question is answered
-	until time.Time  // when the next one may be; guarded by busy
+	following sync.Mutex // held while packets are followed
+	busy      sync.Mutex // held while a question is answered
+	until     time.Time  // when the next one may be; guarded by busy
 }
 
 // isOther answers a question to another node's agent, which the parameter node names: by its own name alone, at no cost. The socket of a node is asked

@@ -18,6 +18,8 @@ import (
 type Question struct {
 	Pod string     // namespace/name
 	To  netip.Addr // the zero Addr: to anywhere outside
+	// Live has a packet of the pod to To followed through the kernels; nil: not.
+	Live *Live
 }
 
 // Step is one on the way of a pod's packet.
@@ -60,9 +62,22 @@ func Trace(ctx context.Context, c *store.Client, q Question, ask Ask, page, form
 	if err != nil {
 		return err
 	}
-	steps, err := trace(whole, q, time.Now(), askKernels(ctx, ask, page))
+	kernels := askKernels(ctx, ask, page)
+	steps, err := trace(whole, q, time.Now(), kernels)
 	if err != nil {
 		return err
+	}
+	if _, status := conclude(steps); status != 0 && kernels != nil {
+		// What kernels have of a move that happened meanwhile is no fault.
+		if now, err := c.ReadWhole(ctx); err == nil && moved(whole, now, q.Pod) {
+			whole = now
+			if steps, err = trace(whole, q, time.Now(), kernels); err != nil {
+				return err
+			}
+		}
+	}
+	if q.Live != nil {
+		steps = append(steps, follow(ctx, whole, q, ask)...)
 	}
 	text, status := conclude(steps)
 	err = writeReport(w, format, map[string]any{"steps": steps, "verdict": text}, func() error {
@@ -81,6 +96,28 @@ func Trace(ctx context.Context, c *store.Client, q Question, ask Ask, page, form
 		return err
 	}
 	return Verdict{status, text, true}
+}
+
+// moved reports whether a pod, or an owner of an IP of it, changed from one reading of the records to the next.
+func moved(before, after store.Whole, pod string) bool {
+	node, ips, of := find(before, pod)
+	nodeNow, ipsNow, ofNow := find(after, pod)
+	if node != nodeNow || !slices.Equal(ips, ipsNow) || !maps.EqualFunc(of, ofNow, slices.Equal) {
+		return true
+	}
+	for name := range of {
+		then, now := before.Egresses[name].Addresses, after.Egresses[name].Addresses
+		if !slices.Equal(then, now) {
+			return true
+		}
+		for _, a := range now {
+			was, is := before.Owners[a.IP], after.Owners[a.IP]
+			if was.Node != is.Node || was.Revision != is.Revision || before.Moves[a.IP].To != after.Moves[a.IP].To {
+				return true
+			}
+		}
+	}
+	return false
 }
 
 // conclude returns the verdict, and the exit status that it means: 0, the pod leaves as it should; 2, it does not; 3, something may be in its way.
@@ -111,8 +148,15 @@ func by(steps []Step) string {
 	return "As far as etcd tells"
 }
 
-// result is the text of the last step.
-func result(steps []Step) string { return steps[len(steps)-1].Text }
+// result says how a packet leaves, by the last way.
+func result(steps []Step) string {
+	for _, s := range slices.Backward(steps) {
+		if s.What == "leaves" {
+			return s.Text
+		}
+	}
+	return steps[len(steps)-1].Text
+}
 
 // trace returns the steps of a pod's way, one way after the other where it has addresses of both families. The last step says how it leaves; where one
 // stops it, the others are still told. An error: etcd has no such pod.

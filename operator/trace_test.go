@@ -226,6 +226,28 @@ func TestStatusIsOneScreenWithAnExitStatus(t *testing.T) {
 	}
 }
 
+func TestAVerdictOfTheMomentOfAMoveIsTakenAgain(t *testing.T) {
+	for name, tt := range map[string]struct {
+		change func(w *store.Whole)
+		want   bool
+	}{
+		"nothing":            {func(*store.Whole) {}, false},
+		"another owner":      {func(w *store.Whole) { w.Owners[ip] = egress.Owner{IP: ip, Node: "node-2", Revision: 9} }, true},
+		"a lock taken anew":  {func(w *store.Whole) { o := w.Owners[ip]; o.Revision++; w.Owners[ip] = o }, true},
+		"no owner":           {func(w *store.Whole) { delete(w.Owners, ip) }, true},
+		"a move":             {func(w *store.Whole) { w.Moves = map[netip.Addr]egress.Move{ip: {IP: ip, To: "node-2"}} }, true},
+		"another IP":         {func(w *store.Whole) { w.Egresses["web"] = egress.Policy{Name: "web"} }, true},
+		"a pod that is gone": {func(w *store.Whole) { w.ByEgress = nil }, true},
+		"an agent that died": {func(w *store.Whole) { delete(w.Agents, "node-1") }, false},
+	} {
+		w := whole()
+		tt.change(&w)
+		if got := moved(whole(), w, "prod/web-1"); got != tt.want {
+			t.Errorf("%s: %t, want %t", name, got, tt.want)
+		}
+	}
+}
+
 func TestDescribePrintsOneThing(t *testing.T) {
 	w := whole()
 	w.Pins = map[netip.Addr]egress.Pin{ip: {IP: ip, Node: "node-1"}}

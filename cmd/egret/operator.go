@@ -117,18 +117,23 @@ func traceCommand() *cobra.Command {
 	var etcd etcdFlags
 	var agents agentsFlags
 	var output, to string
+	var live liveFlags
 	c := &cobra.Command{
 		Use:   "trace NAMESPACE/POD",
 		Short: "Print why a pod leaves with the address that it has outside, or why it does not",
 		Long: "Print why a pod leaves with the address that it has outside, step by step, by the records in etcd and by what the agents say of their\n" +
 			"kernels, and last a verdict. A step with !! stops it, one with ? may. The exit status is 0 when it gets through as far as is known, 2 when it does\n" +
 			"not, 3 when something may be in its way, and 1 when that is not known. The agents of the pod's node and of the gateway are asked for their kernels:\n" +
-			"on that node by root, elsewhere with --agents-port; the verdict says whether it goes by etcd alone.",
-		Args: cobra.ExactArgs(1),
+			"on that node by root, elsewhere with --agents-port; the verdict says whether it goes by etcd alone.\n" +
+			"With --live they also follow a packet through their nftables rules, those of others too: a packet of the pod's own, which has to send one to --to\n" +
+			"within 8 seconds.",
+		Example: "  egret trace prod/web-1 --to 203.0.113.9 --live --port 443",
+		Args:    cobra.ExactArgs(1),
 	}
 	etcd.addOperator(c.Flags())
 	agents.add(c.Flags())
 	c.Flags().StringVar(&to, "to", "", "the address that the pod connects to (default: any outside)")
+	live.add(c.Flags())
 	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: text)")
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
 		q := operator.Question{Pod: args[0]}
@@ -141,6 +146,12 @@ func traceCommand() *cobra.Command {
 				return fmt.Errorf("--to %q: want an IPv4 or IPv6 address", to)
 			}
 			q.To = ip.Unmap()
+		}
+		if err := live.question(&q); err != nil {
+			return err
+		}
+		if q.Live != nil {
+			fmt.Fprintf(c.ErrOrStderr(), "waiting for a packet of %s to %s, up to 8 seconds: have it send one\n", q.Pod, q.To)
 		}
 		ask, err := agents.ask()
 		if err != nil {

@@ -1,0 +1,117 @@
+package egress
+
+import (
+	"errors"
+	"fmt"
+	"net/netip"
+	"net/url"
+	"strconv"
+	"strings"
+)
+
+// LiveQuestion asks an agent to follow packets of a pod through its kernel. To is set; Pod is not, where the node is asked
+// as the gateway alone.
+type LiveQuestion struct {
+	KernelQuestion
+	Protocol byte   // one of Protocols, or its like of IPv6
+	Port     uint16 // of To; 0: any
+}
+
+// The protocols whose packets can be followed, by the names that users have for them.
+var Protocols = []string{"tcp", "udp", "icmp"}
+
+// Protocol returns the number of one of Protocols, toward an address.
+func Protocol(name string, to netip.Addr) (byte, error) {
+	switch name {
+	case "tcp":
+		return 6, nil
+	case "udp":
+		return 17, nil
+	case "icmp":
+		if to.Is4() {
+			return 1, nil
+		}
+		return 58, nil
+	}
+	return 0, fmt.Errorf("%.50q: want one of %s", name, strings.Join(Protocols, ", "))
+}
+
+// Query returns the question as parameters of a request.
+func (q LiveQuestion) Query() url.Values {
+	v := q.KernelQuestion.Query()
+	v.Set("protocol", strconv.Itoa(int(q.Protocol)))
+	v.Set("port", strconv.Itoa(int(q.Port)))
+	return v
+}
+
+// ParseLiveQuestion reads what Query wrote. Anybody may have written it.
+func ParseLiveQuestion(v url.Values) (q LiveQuestion, err error) {
+	var errs []error
+	if q.KernelQuestion, err = ParseKernelQuestion(v); err != nil {
+		errs = append(errs, err)
+	} else if !q.To.IsValid() {
+		errs = append(errs, errors.New("to: want the address that the packets are for"))
+	}
+	n, err := strconv.ParseUint(v.Get("protocol"), 10, 8)
+	icmp, _ := Protocol("icmp", q.To) // of a name that there is
+	if q.Protocol = byte(n); err != nil || n != 6 && n != 17 && n != uint64(icmp) {
+		errs = append(errs, fmt.Errorf("protocol %.50q: want the number of TCP, UDP, or the ICMP of the address", v.Get("protocol")))
+	}
+	n, err = strconv.ParseUint(v.Get("port"), 10, 16)
+	if q.Port = uint16(n); err != nil || n != 0 && q.Protocol != 6 && q.Protocol != 17 {
+		errs = append(errs, fmt.Errorf("port %.50q: want one of TCP or UDP, or 0", v.Get("port")))
+	}
+	return q, errors.Join(errs...)
+}
+
+// Live is what a node saw of the packets that it followed: of each kind the first, in the order in which they began.
+type Live struct {
+	Node    string       `json:"node"`
+	Packets []LivePacket `json:"packets"`
+}
+
+// What a packet is.
+const (
+	LiveSent      = "sent"       // by the pod, or as it goes on from the overlay
+	LiveBack      = "back"       // an answer
+	LiveTunnelIn  = "tunnel_in"  // either, as it comes from another node
+	LiveTunnelOut = "tunnel_out" // either, as it goes to another node
+)
+
+// LivePacket is a packet and the chains that it met, as the kernel's trace told.
+type LivePacket struct {
+	What string `json:"what"`
+	// In and Out are the links by which it came and would leave; Out is empty where it got no further than to its route.
+	In    string     `json:"in,omitempty"`
+	Out   string     `json:"out,omitempty"`
+	Steps []LiveStep `json:"steps"` // at most MaxLiveSteps
+}
+
+// MaxLiveSteps bounds LivePacket.Steps.
+const MaxLiveSteps = 200
+
+// LiveStep is a rule that a packet matched, or the policy of a chain that it came to the end of.
+type LiveStep struct {
+	Table   string `json:"table"` // with its family, as "ip filter"
+	Chain   string `json:"chain"`
+	Rule    uint64 `json:"rule,omitempty"` // its handle (nft -a); 0: the policy
+	Verdict string `json:"verdict"`
+}
+
+// Packet returns what was seen of one kind of packet.
+func (l Live) Packet(what string) (LivePacket, bool) {
+	for _, p := range l.Packets {
+		if p.What == what {
+			return p, true
+		}
+	}
+	return LivePacket{}, false
+}
+
+// Dropped returns the step at which the packet was dropped; false: no chain dropped it.
+func (p LivePacket) Dropped() (LiveStep, bool) {
+	if n := len(p.Steps); n > 0 && p.Steps[n-1].Verdict == "drop" {
+		return p.Steps[n-1], true
+	}
+	return LiveStep{}, false
+}

@@ -1,0 +1,124 @@
+package operator
+
+import (
+	"context"
+	"encoding/json"
+	"errors"
+	"net/netip"
+	"net/url"
+	"strings"
+	"testing"
+	"testing/synctest"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+)
+
+// What two nodes saw of a packet of prod/web-1, whose way is by node-2 and its gateway node-1.
+func TestAPacketIsFollowedToWhereItEnds(t *testing.T) {
+	packet := func(what, in, out string, steps ...egress.LiveStep) egress.LivePacket {
+		return egress.LivePacket{What: what, In: in, Out: out, Steps: steps}
+	}
+	passes := egress.LiveStep{Table: "inet egret", Chain: "steer", Rule: 12, Verdict: "accept"}
+	drops := egress.LiveStep{Table: "ip filter", Chain: "FORWARD", Rule: 7, Verdict: "drop"}
+	policy := egress.LiveStep{Table: "inet fw", Chain: "c", Verdict: "drop"}
+	sent, out := packet(egress.LiveSent, "veth1", "egret.vx", passes), packet(egress.LiveTunnelOut, "", "eth0", passes)
+	in, there := packet(egress.LiveTunnelIn, "eth0", ""), packet(egress.LiveSent, "egret.vx", "eth0", passes)
+	back, backOut := packet(egress.LiveBack, "eth0", "egret.vx", passes), packet(egress.LiveTunnelOut, "", "eth0")
+	backIn, home := packet(egress.LiveTunnelIn, "eth0", ""), packet(egress.LiveBack, "egret.vx", "veth1", passes)
+	type list = []egress.LivePacket
+	dropAt := func(p egress.LivePacket, s egress.LiveStep) egress.LivePacket {
+		p.Steps = append([]egress.LiveStep{passes}, s)
+		return p
+	}
+	for name, tt := range map[string]struct {
+		home, gateway list
+		protocol      byte
+		status        int
+		want          string // in the verdict
+		step          string
+	}{
+		"all the way":      {list{sent, out, backIn, home}, list{in, there, back, backOut}, 6, 0, "gets through, as 10.10.0.11 by gateway node-1.", "node-2, from the pod, in by veth1, out by egret.vx: inet egret steer: 12 accept"},
+		"without traffic":  {nil, nil, 6, 3, "did not come to node-2 while it was waited for: have the pod send one", ""},
+		"dropped at home":  {list{dropAt(sent, drops)}, nil, 6, 2, "node-2 drops it, from the pod: rule 7 (nft -a list chain ip filter FORWARD) of chain FORWARD of table ip filter", ""},
+		"by a policy":      {list{dropAt(sent, policy)}, nil, 6, 2, "node-2 drops it, from the pod: the policy of chain c of table inet fw", ""},
+		"without a route":  {list{packet(egress.LiveSent, "veth1", "", passes)}, nil, 6, 2, "ends on node-2 before it is routed", ""},
+		"no overlay":       {list{sent}, nil, 6, 2, "it does not get from node-2 into the overlay", ""},
+		"dropped outgoing": {list{sent, dropAt(out, drops)}, nil, 6, 2, "node-2 drops it, into the overlay: rule 7", ""},
+		"lost between":     {list{sent, out}, nil, 6, 2, "it leaves node-2 for node-1 by link eth0, and does not come to node-1", ""},
+		"dropped incoming": {list{sent, out}, list{dropAt(in, drops)}, 6, 2, "node-1 drops it, from the overlay: rule 7", ""},
+		"not decapsulated": {list{sent, out}, list{in}, 6, 2, "comes to node-1, and not out of the overlay there", ""},
+		"dropped there":    {list{sent, out}, list{in, dropAt(there, drops)}, 6, 2, "node-1 drops it, out of the overlay: rule 7", ""},
+		"no route there":   {list{sent, out}, list{in, packet(egress.LiveSent, "egret.vx", "", passes)}, 6, 2, "ends on node-1 before it is routed", ""},
+		"no answer":        {list{sent, out}, list{in, there}, 6, 3, "no answer came there within a second", "left node-1 by link eth0"},
+		"none of UDP":      {list{sent, out}, list{in, there}, 17, 0, "gets through", "left node-1 by link eth0"},
+		"answer dropped":   {list{sent, out}, list{in, there, dropAt(back, drops)}, 6, 2, "node-1 drops it, the answer: rule 7", ""},
+		"answer lost":      {list{sent, out}, list{in, there, back, backOut}, 6, 2, "it leaves node-1 for node-2 by link eth0, and does not come to node-2", ""},
+		"answer not taken": {list{sent, out, backIn}, list{in, there, back, backOut}, 6, 2, "the answer comes to node-2, and goes no further there", ""},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			w := whole()
+			var heads [2]time.Time
+			ask := func(_ context.Context, node string, _ []netip.Addr, page string, v url.Values, reply any) error {
+				if page != "/live" {
+					t.Errorf("asked at %s", page)
+				}
+				l := egress.Live{Node: node, Packets: tt.home}
+				if node == "node-1" {
+					heads[0], l.Packets = time.Now(), tt.gateway
+				} else {
+					heads[1] = time.Now()
+				}
+				q, err := egress.ParseLiveQuestion(v)
+				if err != nil || q.Port != 443 && tt.protocol == 6 || (node == "node-1") != !q.Pod.IsValid() || q.IP != ip {
+					t.Errorf("%s was asked %v: %v", node, v, err)
+				}
+				b, err := json.Marshal(l)
+				if err != nil {
+					t.Error(err)
+				}
+				return json.Unmarshal(b, reply)
+			}
+			q := Question{Pod: "prod/web-1", To: netip.MustParseAddr("203.0.113.9"), Live: &Live{Protocol: tt.protocol, Port: 443, Page: "/live"}}
+			steps, err := trace(w, q, time.Now(), nil)
+			if err != nil {
+				t.Fatal(err)
+			}
+			steps = append(steps, follow(t.Context(), w, q, ask)...)
+			text, status := conclude(steps)
+			var all strings.Builder
+			for _, s := range steps {
+				all.WriteString(s.What + ": " + s.Text + "\n")
+			}
+			if status != tt.status || !strings.Contains(text, tt.want) || !strings.Contains(all.String(), tt.step) {
+				t.Errorf("%s: verdict %d %q, want %d and %q, and a step with %q:\n%s", name, status, text, tt.status, tt.want, tt.step, all.String())
+			}
+			if early := heads[1].Sub(heads[0]); early != headStart {
+				t.Errorf("the gateway was asked %v before the pod's node", early)
+			}
+		})
+	}
+}
+
+func TestAPacketThatNobodyFollowsIsNoVerdict(t *testing.T) {
+	q := Question{Pod: "prod/web-1", To: netip.MustParseAddr("203.0.113.9"), Live: &Live{Protocol: 6}}
+	for name, tt := range map[string]struct {
+		err  error
+		to   string
+		want string
+	}{
+		"an older agent":  {errors.New("it does not answer such questions"), "203.0.113.9", "node-1 follows no packet: it does not answer such questions"},
+		"no way to it":    {ErrNoWay, "203.0.113.9", "node-2 follows no packet: "},
+		"no such address": {nil, "2001:db8::9", "nothing is followed: no node holds an egress IP of the pod, of the family of 2001:db8::9"},
+	} {
+		q.To = netip.MustParseAddr(tt.to)
+		steps := follow(t.Context(), whole(), q, func(context.Context, string, []netip.Addr, string, url.Values, any) error { return tt.err })
+		var all strings.Builder
+		for _, s := range steps {
+			all.WriteString(s.Text + "\n")
+		}
+		if !strings.Contains(all.String(), tt.want) {
+			t.Errorf("%s:\n%s", name, all.String())
+		}
+	}
+}
