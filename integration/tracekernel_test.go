@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -33,6 +34,7 @@ type tracer struct {
 	etcd *store.Client
 	pod  string
 	to   netip.Addr
+	live *operator.Live
 }
 
 // names waits until the verdict of a trace is of an exit status, and says something.
@@ -41,7 +43,7 @@ func (r *tracer) names(status int, says string) {
 	eventually(r.t, 30*time.Second, func() error {
 		var out bytes.Buffer
 		var v operator.Verdict
-		err := operator.Trace(r.t.Context(), r.etcd, operator.Question{Pod: r.pod, To: r.to}, bySockets, agent.KernelPage, "", &out)
+		err := operator.Trace(r.t.Context(), r.etcd, operator.Question{Pod: r.pod, To: r.to, Live: r.live}, bySockets, agent.KernelPage, "", &out)
 		if err != nil && !errors.As(err, &v) {
 			return err
 		}
@@ -89,7 +91,7 @@ func TestTraceNamesWhatIsWrongInAKernel(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { etcd.Close() })
-	r := &tracer{t, etcd, pod, lab.OutsideIP}
+	r := &tracer{t: t, etcd: etcd, pod: pod, to: lab.OutsideIP}
 	well := fmt.Sprintf("As the kernels of its nodes tell it gets through, as %s by gateway %s.", ip, gateway)
 	r.names(0, well)
 	homeIP, gatewayIP := nodeIP(t, home), nodeIP(t, gateway)
@@ -113,7 +115,7 @@ func TestTraceNamesWhatIsWrongInAKernel(t *testing.T) {
 			"nft delete table arp cut", 2, fmt.Sprintf("%s, the underlay address of %s, does not answer ARP on link eth0 of %s", gatewayIP, gateway, home), true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
-			r := &tracer{t, etcd, pod, r.to}
+			r := &tracer{t: t, etcd: etcd, pod: pod, to: r.to}
 			on(t, tt.node, tt.fault)
 			mended := false
 			defer func() {
@@ -138,11 +140,11 @@ func TestTraceNamesWhatIsWrongInAKernel(t *testing.T) {
 		if out, err := cluster.Exec(t.Context(), "node", home, "nft", "delete", "table", "inet", "egret"); err == nil {
 			t.Skipf("the kernel has no tables of an owner: %s", out) // there they are back within a second
 		}
-		(&tracer{t, etcd, pod, r.to}).names(0, well)
+		(&tracer{t: t, etcd: etcd, pod: pod, to: r.to}).names(0, well)
 	})
 
 	t.Run("an agent that stands still", func(t *testing.T) {
-		r := &tracer{t, etcd, pod, r.to}
+		r := &tracer{t: t, etcd: etcd, pod: pod, to: r.to}
 		if err := cluster.Freeze(t.Context(), home); err != nil {
 			t.Fatal(err)
 		}
@@ -157,7 +159,7 @@ func TestTraceNamesWhatIsWrongInAKernel(t *testing.T) {
 	})
 
 	t.Run("ports that are used up", func(t *testing.T) {
-		r := &tracer{t, etcd, pod, r.to}
+		r := &tracer{t: t, etcd: etcd, pod: pod, to: r.to}
 		if err := cluster.Stop(t.Context(), "crdsync", ""); err != nil { // who would give the node a larger block
 			t.Fatal(err)
 		}
@@ -201,7 +203,7 @@ func TestTraceNamesTheGatewayOfASubnetThatIsSilent(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer etcd.Close()
-	r := &tracer{t, etcd, pod, netip.Addr{}}
+	r := &tracer{t: t, etcd: etcd, pod: pod}
 	silent := "10.30.0.1, the gateway of 10.30.0.0/24, does not answer ARP on link eth0 of " + gateway
 	r.names(3, silent)
 	r.to = netip.MustParseAddr("10.30.0.1")
@@ -217,4 +219,98 @@ func TestTraceNamesTheGatewayOfASubnetThatIsSilent(t *testing.T) {
 		}
 	}()
 	r.names(0, "gets through, as 10.30.0.11 by gateway "+gateway)
+}
+
+// TestTraceFollowsAPacketAndNamesTheFirewallThatDropsIt: by the kernel's own trace of a packet that the pod sends.
+func TestTraceFollowsAPacketAndNamesTheFirewallThatDropsIt(t *testing.T) {
+	n := newNamespace(t)
+	ip, gateway, pod := n.remote("follows", "10.10.0.53")
+	home := otherNode(gateway)
+	etcd, err := store.Dial(t.Context(), store.Config{Endpoints: cluster.EtcdEndpoints()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { etcd.Close() })
+	r := &tracer{t: t, etcd: etcd, pod: pod, to: lab.OutsideIP, live: &operator.Live{Protocol: 6, Port: lab.EchoPort, Page: agent.LivePage}}
+	r.names(3, "did not come to "+home+" while it was waited for")
+	untraced := func(t *testing.T) {
+		t.Helper()
+		for _, node := range nodes() {
+			out, err := cluster.Exec(t.Context(), "node", node, "nft", "list", "tables")
+			if err != nil || strings.Contains(string(out), "egret-trace") {
+				t.Errorf("%s: %v, tables\n%s", node, err, out)
+			}
+		}
+	}
+
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan bool)
+	go func() { // the pod connects again and again
+		defer close(done)
+		for ctx.Err() == nil {
+			one, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
+			_, _ = cluster.Source(one, pod) // which nothing but the trace looks at
+			cancel()
+		}
+	}()
+	well := fmt.Sprintf("gets through, as %s by gateway %s.", ip, gateway)
+	drops := func(node, what, chain string) string { return node + " drops it, " + what + ": " + chain }
+	fw := func(hook, rule string) (fault, mend string) {
+		return fmt.Sprintf("nft 'add table inet fw; add chain inet fw c { type filter hook %s priority 0; }; add rule inet fw c %s'", hook, rule), "nft delete table inet fw"
+	}
+	forward, mend := fw("forward", "ip daddr "+lab.OutsideIP.String()+" counter drop")
+	answers, _ := fw("forward", "ip saddr "+lab.OutsideIP.String()+" counter drop")
+	output, _ := fw("output", "udp dport 8479 drop")
+	input, _ := fw("input", "udp dport 8479 drop")
+	for _, tt := range []struct{ name, node, fault, mend, says string }{
+		{"what the pod's node forwards", home, forward, mend, drops(home, "from the pod", "rule ")},
+		{"what the gateway forwards", gateway, forward, mend, drops(gateway, "out of the overlay", "rule ")},
+		{"answers at the gateway", gateway, answers, mend, drops(gateway, "the answer", "rule ")},
+		{"what goes into the overlay", home, output, mend, drops(home, "into the overlay", "rule ")},
+		{"what comes from the overlay", gateway, input, mend, drops(gateway, "from the overlay", "rule ")},
+		{"by policy", gateway, "nft 'add table ip fw; add chain ip fw c { type filter hook forward priority 0; policy drop; }'", "nft delete table ip fw",
+			drops(gateway, "out of the overlay", "the policy of chain c of table ip fw")},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			r := &tracer{t: t, etcd: etcd, pod: pod, to: r.to, live: r.live}
+			r.names(0, well)
+			on(t, tt.node, tt.fault)
+			defer func() {
+				if err := tryOn(tt.node, tt.mend); err != nil {
+					t.Error(err)
+				}
+			}()
+			r.names(2, tt.says)
+			untraced(t)
+		})
+	}
+	r.names(0, well)
+	stop()
+	<-done
+
+	t.Run("of an agent that dies", func(t *testing.T) {
+		traced := make(chan error, 1)
+		go func() {
+			traced <- operator.Trace(t.Context(), etcd, operator.Question{Pod: pod, To: r.to, Live: r.live}, bySockets, agent.KernelPage, "", io.Discard)
+		}()
+		eventually(t, 10*time.Second, func() error {
+			out, err := cluster.Exec(t.Context(), "node", home, "nft", "list", "tables")
+			if err == nil && !strings.Contains(string(out), "egret-trace") {
+				err = errors.New("no trace has begun")
+			}
+			return err
+		})
+		if err := cluster.Kill(t.Context(), "agent", home); err != nil {
+			t.Fatal(err)
+		}
+		defer func() {
+			if err := cluster.Start(context.Background(), "agent", home); err != nil {
+				t.Error(err)
+			}
+		}()
+		if err := <-traced; err == nil {
+			t.Error("the trace says that all is well")
+		}
+		untraced(t)
+	})
 }
