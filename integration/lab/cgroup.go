@@ -87,10 +87,14 @@ func (l *Lab) removeCgroups(ctx context.Context) error {
 	return nil
 }
 
-// removeTree removes a cgroup and those below it; the files in them go with them.
+// removeTree removes a cgroup and those below it; the files in them go with them. One that is gone is no error: a
+// version 1 hierarchy of two controllers has a second name for each, and what was removed by one is gone by the other.
 func removeTree(top string) error {
 	var dirs []string
 	err := filepath.WalkDir(top, func(path string, d fs.DirEntry, err error) error {
+		if errors.Is(err, fs.ErrNotExist) {
+			return nil
+		}
 		if err == nil && d.IsDir() {
 			dirs = append(dirs, path)
 		}

@@ -68,9 +68,17 @@ func (l *Lab) writeKubeFiles() error {
 		return fmt.Errorf("writing the service account key: %w", err)
 	}
 	caPEM := certPEM(ca.Raw)
+	tokens := fmt.Appendf(nil, "%s,admin,1,system:masters\n", l.cluster.token)
+	if l.cfg.Kubelet {
+		nodes, err := l.nodeTokens(caPEM)
+		if err != nil {
+			return err
+		}
+		tokens = append(tokens, nodes...)
+	}
 	files := map[string][]byte{
 		"ca.crt": caPEM, "apiserver.crt": cert, "apiserver.key": key, "sa.key": saPEM,
-		"kubelet-client.crt": clientCert, "kubelet-client.key": clientKey, "tokens.csv": l.tokens(),
+		"kubelet-client.crt": clientCert, "kubelet-client.key": clientKey, "tokens.csv": tokens,
 	}
 	for name, server := range map[string]string{
 		"kubeconfig":         l.cluster.rest().Host,

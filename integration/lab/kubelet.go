@@ -2,6 +2,7 @@ package lab
 
 import (
 	"context"
+	"crypto/rand"
 	"encoding/json"
 	"errors"
 	"fmt"
@@ -9,7 +10,6 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
-	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -118,40 +118,37 @@ volumePluginDir: /var/lib/kubelet/volume-plugins
 evictionHard: {memory.available: 100Mi}
 imageGCHighThresholdPercent: 100
 `, l.cgroup(node), containerdSocket, l.path("ca.crt"), l.path(node, "resolv.conf"))
-	ca, err := os.ReadFile(l.path("ca.crt"))
-	if err != nil {
-		return err
-	}
-	kubeconfig, err := l.kubeconfigFile(apiURL(), l.nodeToken(node), ca)
-	if err != nil {
-		return err
-	}
 	if err := os.MkdirAll(l.path(node, "cni"), 0o700); err != nil {
 		return err
 	}
 	for name, b := range map[string][]byte{
 		"cni/10-lab.conflist": cni, "containerd.toml": []byte(containerd), "kubelet.yaml": []byte(kubelet),
-		"kubeconfig": kubeconfig, "resolv.conf": nil,
+		"resolv.conf": nil,
 	} {
 		err = errors.Join(err, os.WriteFile(l.path(node, name), b, 0o600))
 	}
 	return err
 }
 
-// nodeToken is what a kubelet shows the API server.
-func (l *Lab) nodeToken(node string) string { return l.cluster.token + "." + node }
-
-// tokens returns the token file of the API server: the administrator, and each node where nodes have kubelets.
-func (l *Lab) tokens() []byte {
-	var b strings.Builder
-	fmt.Fprintf(&b, "%s,admin,1,system:masters\n", l.cluster.token)
-	if l.cfg.Kubelet {
-		for _, n := range l.nodes() {
-			node := NodeName(n)
-			fmt.Fprintf(&b, "%s,system:node:%s,%s,system:nodes\n", l.nodeToken(node), node, node)
+// nodeTokens makes what each kubelet shows the API server, writes a kubeconfig with it into the node's folder, and
+// returns the lines of the API server's token file.
+func (l *Lab) nodeTokens(ca []byte) ([]byte, error) {
+	var lines []byte
+	for _, n := range l.nodes() {
+		node, token := NodeName(n), rand.Text()
+		kubeconfig, err := l.kubeconfigFile(apiURL(), token, ca)
+		if err == nil {
+			err = os.MkdirAll(l.path(node), 0o700)
 		}
+		if err == nil {
+			err = os.WriteFile(l.path(node, "kubeconfig"), kubeconfig, 0o600)
+		}
+		if err != nil {
+			return nil, fmt.Errorf("writing the kubeconfig of %s: %w", node, err)
+		}
+		lines = fmt.Appendf(lines, "%s,system:node:%s,%s,system:nodes\n", token, node, node)
 	}
-	return []byte(b.String())
+	return lines, nil
 }
 
 func apiURL() string { return "https://" + netip.AddrPortFrom(ControlIP, apiPort).String() }
