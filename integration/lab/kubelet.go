@@ -10,6 +10,8 @@ import (
 	"os"
 	"os/exec"
 	"path/filepath"
+	"slices"
+	"strings"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -227,4 +229,42 @@ func (l *Lab) ctr(ctx context.Context, node string, args ...string) ([]byte, err
 	defer cancel()
 	args = append([]string{"--address", fmt.Sprintf("/proc/%d/root%s", pid, containerdSocket)}, args...)
 	return exec.CommandContext(ctx, filepath.Join(l.cfg.KubeBin, "debian/usr/bin/ctr"), args...).CombinedOutput()
+}
+
+// sandbox returns the path of the network namespace of a pod (namespace/name) that a kubelet runs, as containerd's CNI
+// library has it on record in the pod's node.
+func (l *Lab) sandbox(pod string) (string, error) {
+	namespace, name, _ := strings.Cut(pod, "/")
+	for _, n := range l.nodes() {
+		init, err := l.nodeInit(NodeName(n))
+		if err != nil {
+			return "", err
+		}
+		root := fmt.Sprintf("/proc/%d/root", init)
+		records, err := filepath.Glob(root + "/var/lib/cni/results/*")
+		if err != nil {
+			return "", err
+		}
+		for _, record := range records {
+			var r struct {
+				Args   [][2]string `json:"cniArgs"`
+				Result struct {
+					Interfaces []struct{ Sandbox string }
+				}
+			}
+			b, err := os.ReadFile(record)
+			if err != nil || json.Unmarshal(b, &r) != nil {
+				continue // of a pod that goes or comes
+			}
+			if !slices.Contains(r.Args, [2]string{"K8S_POD_NAMESPACE", namespace}) || !slices.Contains(r.Args, [2]string{"K8S_POD_NAME", name}) {
+				continue
+			}
+			for _, link := range r.Result.Interfaces {
+				if link.Sandbox != "" {
+					return filepath.Join(root, netnsDir, filepath.Base(link.Sandbox)), nil
+				}
+			}
+		}
+	}
+	return "", fmt.Errorf("pod %q: no node of lab %q runs it with a network of its own, want namespace/name", pod, l.cfg.Name)
 }

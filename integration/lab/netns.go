@@ -14,7 +14,13 @@ import (
 // netnsDir is where iproute2 keeps named namespaces: what the lab makes works with `ip netns`.
 const netnsDir = "/run/netns"
 
-func netnsPath(name string) string { return filepath.Join(netnsDir, name) }
+// netnsPath returns the path of a named namespace. One that has no name here is named by its path.
+func netnsPath(name string) string {
+	if filepath.IsAbs(name) {
+		return name
+	}
+	return filepath.Join(netnsDir, name)
+}
 
 // onThread runs f on a thread of its own, which ends with it: whatever f did to its namespaces touches nothing else.
 func onThread(f func() error) error {
@@ -129,6 +135,9 @@ func (l *Lab) target(kind, name string) (string, error) {
 		s, err := l.read()
 		if err != nil {
 			return "", err
+		}
+		if l.cfg.Kubelet {
+			return l.sandbox(name)
 		}
 		if _, ok := s.Pods[name]; !ok {
 			return "", fmt.Errorf("pod %q: lab %q has no such pod, want namespace/name", name, l.cfg.Name)

@@ -11,6 +11,7 @@ import (
 	"slices"
 	"strconv"
 	"strings"
+	"sync"
 	"syscall"
 	"time"
 
@@ -106,8 +107,11 @@ func initNode(name, node string) error {
 // supervise runs the services and reaps every process of the node that has no other parent. It returns only when it
 // can start none.
 func (l *Lab) supervise(node string, services [][]string) error {
+	var mu sync.Mutex // guards running, which is right only with what is started meanwhile
 	running := map[int][]string{}
 	launch := func(argv []string) error {
+		mu.Lock()
+		defer mu.Unlock()
 		log, err := os.OpenFile(l.path("logs", filepath.Base(argv[0])+"-"+node), os.O_WRONLY|os.O_CREATE|os.O_APPEND, 0o600)
 		if err != nil {
 			return err
@@ -134,17 +138,83 @@ func (l *Lab) supervise(node string, services [][]string) error {
 		if err != nil {
 			return fmt.Errorf("waiting for the processes of %s: %w", node, err)
 		}
+		mu.Lock()
 		argv, ok := running[pid]
+		delete(running, pid)
+		mu.Unlock()
 		if !ok {
 			continue
 		}
-		delete(running, pid)
-		fmt.Fprintf(os.Stderr, "%s of %s ended: %v\n", filepath.Base(argv[0]), node, status)
-		time.Sleep(restartDelay)
-		if err := launch(argv); err != nil {
+		service := filepath.Base(argv[0])
+		fmt.Fprintf(os.Stderr, "%s of %s ended: %v\n", service, node, status)
+		go func() {
+			for {
+				time.Sleep(restartDelay)
+				if _, err := os.Stat(l.heldFile(node, service)); err == nil {
+					continue
+				}
+				err := launch(argv)
+				if err == nil {
+					return
+				}
+				fmt.Fprintf(os.Stderr, "starting %s of %s again: %v\n", service, node, err)
+			}
+		}()
+	}
+}
+
+// heldFile is there while a service of a node is not to be started again.
+func (l *Lab) heldFile(node, service string) string { return l.path(node, "held-"+service) }
+
+// KillServices kills services of a node with a kubelet, "kubelet", "containerd" or "kube-proxy", and returns when they are
+// gone. They stay so until RestartServices. What containerd has started runs on.
+func (l *Lab) KillServices(ctx context.Context, node string, services ...string) error {
+	init, err := l.nodeInit(node)
+	if err != nil {
+		return err
+	}
+	for _, service := range services {
+		if err := os.WriteFile(l.heldFile(node, service), nil, 0o600); err != nil {
 			return err
 		}
+		pid, err := childNamed(init, service)
+		if err != nil {
+			return fmt.Errorf("killing %s of %s: %w", service, node, err)
+		}
+		if err := unix.Kill(pid, unix.SIGKILL); err != nil {
+			return fmt.Errorf("killing %s of %s: %w", service, node, err)
+		}
+		for err == nil {
+			if err := sleep(ctx, 5*time.Millisecond); err != nil {
+				return fmt.Errorf("waiting for the end of %s of %s: %w", service, node, err)
+			}
+			_, err = childNamed(init, service)
+		}
 	}
+	return nil
+}
+
+// RestartServices has the services of a node start again that KillServices killed: within 2 s, restartDelay.
+func (l *Lab) RestartServices(node string, services ...string) error {
+	var errs []error
+	for _, service := range services {
+		errs = append(errs, os.Remove(l.heldFile(node, service)))
+	}
+	return errors.Join(errs...)
+}
+
+// childNamed returns the child of a process that has a name (proc_pid_comm(5)).
+func childNamed(parent int, name string) (int, error) {
+	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", parent, parent))
+	if err != nil {
+		return 0, err
+	}
+	for _, child := range strings.Fields(string(b)) {
+		if comm, _ := os.ReadFile("/proc/" + child + "/comm"); strings.TrimSpace(string(comm)) == name { // it may have ended
+			return strconv.Atoi(child)
+		}
+	}
+	return 0, fmt.Errorf("process %d has no child %s", parent, name)
 }
 
 // machineSysctls are settings of the whole machine that a kubelet writes: on a node they are files.
