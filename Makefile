@@ -73,12 +73,14 @@ test-integration: build kube
 test-vm: tools
 	integration/vm/test
 
-# Egret installed on a cluster of kubelets: not yet part of `make test`.
+# Egret installed on a cluster of kubelets, upgraded, drained, uninstalled: not yet part of `make test`.
 test-kubelet: build
 	integration/tools
 	integration/kube/build kubelet
 	$(MAKE) image REPOSITORY=$(REPOSITORY)
-	go test -count=1 -v -timeout 15m ./integration/kubelet -image $(CURDIR)/bin/egret-image.tar -image-name $(REPOSITORY):$(VERSION)
+	go run -C image . -version next -arch $(ARCH) -name $(REPOSITORY):next -out $(CURDIR)/bin/egret-image-next.tar
+	go test -count=1 -v -timeout 15m ./integration/kubelet -image $(CURDIR)/bin/egret-image.tar -image-name $(REPOSITORY):$(VERSION) \
+		-next-image $(CURDIR)/bin/egret-image-next.tar -next-tag next
 
 # Random faults for DURATION, under a probe every INTERVAL. A seed that failed: make test-faults SEED=<seed> ROUND=<round>.
 DURATION ?= 2m

@@ -5,9 +5,7 @@ package kubelet
 import (
 	"context"
 	"flag"
-	"net/netip"
 	"os"
-	"os/exec"
 	"path/filepath"
 	"strings"
 	"testing"
@@ -18,8 +16,10 @@ import (
 )
 
 var (
-	image     = flag.String("image", "", "archive of Egret's image, as make image makes it")
-	imageName = flag.String("image-name", "", "name and tag that the archive gives the image")
+	image    = flag.String("image", "", "archive of Egret's image, as make image makes it")
+	name     = flag.String("image-name", "", "name and tag that the archive gives the image")
+	nextTag  = flag.String("next-tag", "", "tag of the version that follows, of the same repository")
+	nextFile = flag.String("next-image", "", "archive of that version")
 )
 
 func TestMain(m *testing.M) {
@@ -29,96 +29,74 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// The range of testdata/pods.yaml.
-var first, last = netip.MustParseAddr("10.10.0.10"), netip.MustParseAddr("10.10.0.20")
-
-func TestPodsOfADeploymentLeaveWithTheEgressIPOfAnInstalledEgret(t *testing.T) {
+// TestAnInstalledEgret is the life of Egret in one cluster of kubelets, from the installation to the end: each step goes
+// on from where the one before left off. What follows a failed one is told, too, but only from a cluster with Egret.
+func TestAnInstalledEgret(t *testing.T) {
 	need.Root(t)
-	if *image == "" {
-		t.Skip("no -image: run it with make test-kubelet")
+	if *image == "" || *nextFile == "" {
+		t.Skip("no -image and -next-image: run it with make test-kubelet")
 	}
-	l, err := lab.Up(t.Context(), lab.Config{Name: lab.OwnName("kubelet"), Nodes: 2, Kubelet: true, Images: []string{*image}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() {
-		ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
-		defer cancel()
-		if err := l.Down(ctx); err != nil {
-			t.Errorf("removing the lab: %v", err)
-		}
-		if left, _ := filepath.Glob("/sys/fs/cgroup/*/egret-lab-" + lab.OwnName("kubelet")); len(left) > 0 {
-			t.Errorf("cgroups after Down: got %q, want none", left)
-		}
+	begin := time.Now()
+	l, err := lab.Up(t.Context(), lab.Config{
+		Name: lab.OwnName("kubelet"), Nodes: 3, Kubelet: true, Images: []string{*image, *nextFile},
 	})
-	kubectl := func(args ...string) string {
-		t.Helper()
-		out, err := l.Kubectl(t.Context(), args...)
-		if err != nil {
-			t.Fatalf("kubectl %s: %v", strings.Join(args, " "), err)
-		}
-		return string(out)
-	}
-	_, tag, _ := strings.Cut(*imageName, ":")
-	render := exec.CommandContext(t.Context(), "go", "run", "-C", "../../manifests/render", ".", "-values", abs(t, "testdata/values.yaml"),
-		"-values", write(t, "image: {tag: "+tag+"}\n"), abs(t, "../../charts/egret"))
-	render.Stderr = os.Stderr
-	manifests, err := render.Output()
-	if err != nil {
-		t.Fatalf("rendering the chart: %v", err)
-	}
-	kubectl("apply", "-f", write(t, string(manifests)))
-	kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
-	kubectl("-n", "egret-system", "rollout", "status", "daemonset/egret-agent", "--timeout=120s")
-	kubectl("-n", "egret-system", "rollout", "status", "deployment/egret-crdsync", "--timeout=120s")
-
-	kubectl("apply", "-f", abs(t, "testdata/pods.yaml"))
-	kubectl("rollout", "status", "deployment/web", "--timeout=60s")
-	seen(t, l, kubectl)
-	kubectl("-n", "egret-system", "rollout", "restart", "daemonset/egret-agent")
-	kubectl("-n", "egret-system", "rollout", "status", "daemonset/egret-agent", "--timeout=120s")
-	seen(t, l, kubectl)
-}
-
-// seen fails the test unless every pod of the Deployment is seen outside with an address of the pool.
-func seen(t *testing.T, l *lab.Lab, kubectl func(...string) string) {
-	t.Helper()
-	pods := strings.Fields(kubectl("get", "pods", "-l", "app=web", "-o", "name"))
-	if len(pods) == 0 {
-		t.Fatal("the Deployment has no pods")
-	}
-	for _, pod := range pods {
-		deadline := time.Now().Add(30 * time.Second)
-		for {
-			// the echo server says which address it sees
-			out, err := l.Kubectl(t.Context(), "exec", pod, "--", "nc", lab.OutsideIP.String(), "7")
-			seen, perr := netip.ParseAddrPort(strings.TrimSpace(string(out)))
-			if err == nil && perr == nil && first.Compare(seen.Addr()) <= 0 && seen.Addr().Compare(last) <= 0 {
-				t.Logf("%s is seen outside as %v", pod, seen)
-				break
-			}
-			if time.Now().After(deadline) {
-				t.Fatalf("source of %s outside: got %q, error %v, want an address of %v-%v", pod, out, err, first, last)
-			}
-			time.Sleep(200 * time.Millisecond)
-		}
-	}
-}
-
-func abs(t *testing.T, path string) string {
-	t.Helper()
-	path, err := filepath.Abs(path)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return path
+	t.Cleanup(func() { down(t, l) })
+	t.Logf("a cluster of three kubelets is ready after %v", time.Since(begin).Round(time.Second))
+	c := &cluster{lab: l}
+	const install = "it is installed and gets ready"
+	for _, step := range []struct {
+		name string
+		run  func(*testing.T, *cluster)
+	}{
+		{install, installed},
+		{"pods of two Deployments leave as the guide's example says", guide},
+		{"a node whose kubelet and containerd are dead serves on", deadKubelet},
+		{"a new version is rolled out, and the old one again, without a packet lost", rolled},
+		{"crdsync's leader is deleted and the other one goes on", leaderDeleted},
+		{"the gateway is drained by kubectl without a packet lost", drained},
+		{"it is uninstalled and the nodes are as before", uninstalled},
+	} {
+		begin := time.Now()
+		if !t.Run(step.name, func(t *testing.T) { step.run(t, c.in(t)) }) {
+			c.in(t).explain()
+			if step.name == install {
+				return
+			}
+		}
+		t.Logf("%s: %v", step.name, time.Since(begin).Round(100*time.Millisecond))
+	}
 }
 
-func write(t *testing.T, text string) string {
-	t.Helper()
-	path := filepath.Join(t.TempDir(), "file.yaml")
-	if err := os.WriteFile(path, []byte(text), 0o600); err != nil {
-		t.Fatal(err)
+func down(t *testing.T, l *lab.Lab) {
+	ctx, cancel := context.WithTimeout(context.Background(), time.Minute)
+	defer cancel()
+	if err := l.Down(ctx); err != nil {
+		t.Errorf("removing the lab: %v", err)
 	}
-	return path
+	if left, _ := filepath.Glob("/sys/fs/cgroup/*/egret-lab-" + lab.OwnName("kubelet")); len(left) > 0 {
+		t.Errorf("cgroups after Down: got %q, want none", left)
+	}
+}
+
+// split returns the repository and the tag of an image's name. A registry's port has a colon, too.
+func split(name string) (repository, tag string) {
+	if i := strings.LastIndexByte(name, ':'); i > strings.LastIndexByte(name, '/') {
+		return name[:i], name[i+1:]
+	}
+	return name, ""
+}
+
+func TestTheNameOfAnImageOfARegistryWithAPortIsUnderstood(t *testing.T) {
+	for name, want := range map[string][2]string{
+		"ghcr.io/egret-project/egret:1.0": {"ghcr.io/egret-project/egret", "1.0"},
+		"registry:5000/egret:tag":         {"registry:5000/egret", "tag"},
+		"registry:5000/egret":             {"registry:5000/egret", ""},
+	} {
+		if repository, tag := split(name); repository != want[0] || tag != want[1] {
+			t.Errorf("split(%q): got %q and %q, want %q", name, repository, tag, want)
+		}
+	}
 }
