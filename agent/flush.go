@@ -32,6 +32,11 @@ func (f flush) empty() bool {
 	return !f.all && !f.strays && !f.repaired && len(f.pods)+len(f.stranded)+len(f.unhosted) == 0
 }
 
+// waits reports whether a flush is about nothing but pods that changed.
+func (f flush) waits() bool {
+	return !f.all && !f.strays && !f.repaired && len(f.stranded)+len(f.unhosted) == 0
+}
+
 func (f *flush) add(g flush) {
 	f.all, f.strays, f.repaired = f.all || g.all, f.strays || g.strays, f.repaired || g.repaired
 	maps.Copy(f.pods, g.pods)
@@ -97,7 +102,8 @@ type pods struct {
 
 // A flush looks at the kernel's whole table of connections, whatever is in it. Pods that come and go all the time are to cost a flushShare-th of a core
 // at most: each flush is charged with flushShare times what it took, and the next ones wait, for flushRest each and at most, once that is more than what
-// time has paid off by flushBurst. So the flushes of one change, or of a few, wait for nothing, and what waits shares a flush.
+// time has paid off by flushBurst. So the flushes of one change, or of a few, wait for nothing, and what waits shares a flush. What is due since a gateway or
+// the tables changed, and not since pods did, never waits: until then the tables drop what it is about.
 const (
 	flushShare = 20
 	flushBurst = 2 * time.Second
@@ -118,7 +124,8 @@ const (
 type flusher struct {
 	delete func(match func(conntrack.Connection) bool, filters ...conntrack.Filter) error
 	wake   func()
-	kick   chan struct{} // capacity 1
+	kick   chan struct{} // capacity 1: something is due
+	urgent chan struct{} // capacity 1: something that does not wait is
 
 	mu      sync.Mutex // guards what follows
 	toFlush flush      // asked for, and not begun
@@ -127,7 +134,7 @@ type flusher struct {
 }
 
 func newFlusher(wake func()) *flusher {
-	f := &flusher{delete: conntrack.Delete, wake: wake, kick: make(chan struct{}, 1), toFlush: newFlush(), known: &pods{}}
+	f := &flusher{delete: conntrack.Delete, wake: wake, kick: make(chan struct{}, 1), urgent: make(chan struct{}, 1), toFlush: newFlush(), known: &pods{}}
 	f.toFlush.all, f.toFlush.strays = true, true // what the former agent left undone is not known
 	return f
 }
@@ -177,13 +184,21 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 		}
 	}
 	f.known = &pods{local: d.NFT.Pods, blocks: d.Blocks, sources: sources, hosted: hosted, except: d.NFT.Except, whole: !d.NFT.Keep}
-	if !f.dueLocked().empty() {
-		select {
-		case f.kick <- struct{}{}:
-		default:
+	if due := f.dueLocked(); !due.empty() {
+		signal(f.kick)
+		if !due.waits() {
+			signal(f.urgent)
 		}
 	}
 	return f.err
+}
+
+// signal says something to who waits, if that was not said yet.
+func signal(c chan<- struct{}) {
+	select {
+	case c <- struct{}{}:
+	default:
+	}
 }
 
 // dueLocked is what can be done now. What is not known yet is no stray.
@@ -210,13 +225,21 @@ func (f *flusher) run(ctx context.Context) error {
 			return nil
 		case <-f.kick:
 		}
+		select {
+		case <-f.urgent: // it is in what follows
+		default:
+		}
 		began := time.Now()
 		charged = max(0, charged-began.Sub(ended))
 		f.flush()
 		ended = time.Now()
 		charged += flushShare * ended.Sub(began)
-		if wait := min(charged-flushBurst, flushRest); wait > 0 && !sleep(ctx, wait) {
-			return nil
+		if wait := min(charged-flushBurst, flushRest); wait > 0 {
+			select {
+			case <-ctx.Done():
+			case <-f.urgent:
+			case <-time.After(wait):
+			}
 		}
 	}
 }

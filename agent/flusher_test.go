@@ -17,7 +17,7 @@ import (
 func TestPodsThatComeAndGoAllTheTimeShareFlushes(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		f := newFlusher(func() {})
-		f.kick = make(chan struct{}, 1)
+		f.kick, f.urgent = make(chan struct{}, 1), make(chan struct{}, 1)
 		f.toFlush = newFlush()
 		const took, gap = 15 * time.Millisecond, 200 * time.Millisecond
 		var mu sync.Mutex // guards asked
@@ -63,6 +63,44 @@ func TestPodsThatComeAndGoAllTheTimeShareFlushes(t *testing.T) {
 		}
 		if most := pods * 7 / 10; flushed > most {
 			t.Errorf("%d flushes for %d pods, want %d at most", flushed, pods, most)
+		}
+	})
+}
+
+// Until the connections of an egress IP that left are flushed the tables drop their packets.
+func TestAGatewayThatChangedIsFlushedAtOnceBesidePodsThatComeAndGo(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		f := newFlusher(func() {})
+		f.kick, f.urgent = make(chan struct{}, 1), make(chan struct{}, 1)
+		f.toFlush = newFlush()
+		ip := netip.MustParseAddr("192.0.2.11")
+		var asked, flushed time.Time
+		f.delete = func(_ func(conntrack.Connection) bool, filters ...conntrack.Filter) error {
+			for _, filter := range filters {
+				if filter.Translated == ip {
+					flushed = time.Now()
+				}
+			}
+			time.Sleep(200 * time.Millisecond) // a table of many entries
+			return nil
+		}
+		ctx, stop := context.WithCancel(t.Context())
+		done := make(chan struct{})
+		go func() { _ = f.run(ctx); close(done) }()
+		pod := func(i int) { // no flush has failed
+			_ = f.follow(nft.Changes{Reselected: []netip.Addr{netip.AddrFrom4([4]byte{10, 244, 1, byte(i)})}}, plan.Desired{})
+		}
+		for i := range 5 {
+			pod(i)
+			time.Sleep(100 * time.Millisecond)
+		}
+		asked = time.Now() // it rests
+		_ = f.follow(nft.Changes{Unhosted: []netip.Addr{ip}}, plan.Desired{})
+		time.Sleep(3 * time.Second)
+		stop()
+		<-done
+		if waited := flushed.Sub(asked); flushed.IsZero() || waited > 250*time.Millisecond {
+			t.Errorf("an egress IP that left was flushed after %v (%t), want that it waits for no rest", waited, !flushed.IsZero())
 		}
 	})
 }

@@ -24,7 +24,8 @@ type reading struct {
 // forget has everything read whole the next time.
 func (r *reading) forget() { r.all.known, r.links.known, r.routes.known = false, false, false }
 
-// due returns when something has to be read by time alone: right after an event the kernel may not be done yet. Zero: never.
+// due returns when something has to be read by time alone: soon where an event was right before, since the kernel may not have been done yet, else in
+// some minutes. Zero: never.
 func (r *reading) due() (next time.Time) {
 	for _, at := range []time.Time{r.all.due(&r.watcher), r.links.due(&r.watcher), r.routes.due(&r.watcher)} {
 		next = earlier(next, at)
@@ -56,7 +57,7 @@ func (k *kept[T]) observe(w *routing.Watcher, read func() (T, error), unchanged 
 
 func (k *kept[T]) due(w *routing.Watcher) (next time.Time) {
 	if k.known {
-		next = w.Settles(k.at)
+		next = w.Due(k.at)
 	}
 	return next
 }

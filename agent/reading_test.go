@@ -45,7 +45,7 @@ func (n *node) rests() {
 	n.t.Helper()
 	n.until("nothing more to read", false, func() bool {
 		k := &n.kernel.read
-		return n.announced != nil && k.due().IsZero() && k.routes.known && k.watcher.Holds(k.routes.at) && k.watcher.Holds(k.links.at) && k.watcher.Holds(k.all.at)
+		return n.announced != nil && time.Until(k.due()) > time.Second && k.routes.known && k.watcher.Holds(k.routes.at) && k.watcher.Holds(k.links.at) && k.watcher.Holds(k.all.at)
 	})
 }
 
@@ -101,6 +101,19 @@ func TestWhatOthersDoIsReadAndMended(t *testing.T) {
 			return strings.Contains(netns.Run(t, tt.look), tt.want)
 		})
 	}
+	// The kernel tells of the route that took the place of ours, and not that ours is gone.
+	n.rests()
+	netns.Run(t, "ip route replace 192.0.2.11 via 192.0.0.9 dev egret.vx onlink proto static table 15189")
+	for deadline := time.Now().Add(20 * time.Second); ; {
+		if _, err := n.reconcile(t.Context()); err != nil && strings.Contains(err.Error(), "another program's route is in its place") {
+			break
+		} else if time.Now().After(deadline) {
+			t.Fatalf("a route of others in the place of one of ours is not told: %v", err)
+		}
+		time.Sleep(20 * time.Millisecond)
+	}
+	netns.Run(t, "ip route del 192.0.2.11 proto static table 15189")
+	n.until("it is back", false, func() bool { return strings.Contains(netns.Run(t, "ip route show table 15189"), "192.0.2.11 via 192.0.0.2") })
 	// Of this the kernel tells nothing: the next pass sees it.
 	n.rests()
 	const setting = "net/ipv4/conf/egret.vx/accept_local"

@@ -32,6 +32,8 @@ const (
 	settle = 200 * time.Millisecond
 	// wholeEvery is how often everything is read all the same: should the kernel not be as its events say, that is mended then.
 	wholeEvery = 5 * time.Minute
+	// lossy is for how long after the kernel dropped events it may go on to: it does until all that waits is read, and says so once.
+	lossy = time.Second
 )
 
 // Watcher knows until when what was read of links, addresses, rules, routes, neighbours and FDB entries is so still. The zero Watcher is ready, and
@@ -63,14 +65,14 @@ func (w *Watcher) Holds(m Moment) bool {
 	return w.running && m.events == w.events && m.at.Sub(w.last) >= settle && time.Since(m.at) < wholeEvery
 }
 
-// Settles returns when what was read at a Moment has to be read again by time alone, since an event was right before it. Zero: it has not.
-func (w *Watcher) Settles(m Moment) (next time.Time) {
+// Due returns when what was read at a Moment has to be read again by time alone: soon where an event was right before it, else in some minutes.
+func (w *Watcher) Due(m Moment) time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	if done := w.last.Add(settle); m.at.Before(done) {
-		next = done
+		return done
 	}
-	return next
+	return m.at.Add(wholeEvery)
 }
 
 // note takes in that there was an event, or that Watch begins or ends: what came before it begins is not known.
@@ -95,9 +97,8 @@ func (w *Watcher) Watch(ctx context.Context, changed func()) error {
 	defer stop()
 
 	var own filter
-	if dev, err := netlink.LinkByName(egress.OverlayLink); err == nil {
-		own.overlay = dev.Attrs().Index
-	} // else an event will tell its index
+	own.lookUp()
+	var lost time.Time // when the kernel said last that it had dropped events
 	w.note(true)
 	defer w.note(false)
 	changed()
@@ -107,13 +108,15 @@ func (w *Watcher) Watch(ctx context.Context, changed func()) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
+			lost = time.Now()
+			own.lookUp() // it may have been made anew
 			w.note(true)
 			changed()
 			continue
 		case err != nil:
 			return fmt.Errorf("watching links and routes: %w", err)
 		}
-		matter := false
+		matter := time.Since(lost) < lossy
 		for _, m := range msgs {
 			matter = own.matters(m) || matter
 		}
@@ -126,7 +129,21 @@ func (w *Watcher) Watch(ctx context.Context, changed func()) error {
 
 // filter is what one Watch knows of which events are about ours.
 type filter struct {
-	overlay int // index of the overlay link
+	overlay int // index of the overlay link; 0: there is none, and an event will tell of it; anyLink: it is not known
+}
+
+const anyLink = -1
+
+// lookUp asks the kernel for the overlay link.
+func (f *filter) lookUp() {
+	switch dev, err := netlink.LinkByName(egress.OverlayLink); {
+	case err == nil:
+		f.overlay = dev.Attrs().Index
+	case errors.As(err, new(netlink.LinkNotFoundError)):
+		f.overlay = 0
+	default:
+		f.overlay = anyLink
+	}
 }
 
 // matters reports whether an event is about something that we read. What cannot be read does.
@@ -144,7 +161,7 @@ func (f *filter) matters(m syscall.NetlinkMessage) bool {
 		return routeMatters(m)
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		n, err := netlink.NeighDeserialize(m.Data)
-		return err != nil || n.LinkIndex == f.overlay
+		return err != nil || n.LinkIndex == f.overlay || f.overlay == anyLink
 	}
 	return true
 }
@@ -152,8 +169,8 @@ func (f *filter) matters(m syscall.NetlinkMessage) bool {
 // fraProtocol is FRA_PROTOCOL of uapi/linux/fib_rules.h.
 const fraProtocol = 21
 
-// routeMatters reports whether an event is about a route or rule of our protocol, or about a route that makes an address local. The headers of
-// both have the same size; a route's has
+// routeMatters reports whether an event is about a route or rule of our protocol, a route in one of our tables, or one that makes an address local. Of
+// a route of ours that another program's replaces the kernel tells no more than that one. The headers of both have the same size; a route's has
 // the protocol in it, a rule's is among the attributes.
 func routeMatters(m syscall.NetlinkMessage) bool {
 	if len(m.Data) < unix.SizeofRtMsg {
@@ -161,11 +178,21 @@ func routeMatters(m syscall.NetlinkMessage) bool {
 	}
 	if m.Header.Type == unix.RTM_NEWROUTE || m.Header.Type == unix.RTM_DELROUTE {
 		r := nl.DeserializeRtMsg(m.Data)
-		return r.Protocol == egress.RouteProtocol || r.Table == unix.RT_TABLE_LOCAL && r.Type == unix.RTN_LOCAL
+		if r.Table != unix.RT_TABLE_COMPAT { // else the number is too large for the header
+			return r.Protocol == egress.RouteProtocol || r.Table == unix.RT_TABLE_LOCAL && r.Type == unix.RTN_LOCAL
+		}
 	}
 	attrs, err := nl.ParseRouteAttrAsMap(m.Data[unix.SizeofRtMsg:])
 	if err != nil {
 		return true
+	}
+	if m.Header.Type == unix.RTM_NEWROUTE || m.Header.Type == unix.RTM_DELROUTE {
+		t := attrs[unix.RTA_TABLE].Value
+		if len(t) != 4 {
+			return true
+		}
+		table := int(nl.NativeEndian().Uint32(t))
+		return table >= egress.FirstTable && table <= maxTable
 	}
 	p := attrs[fraProtocol].Value
 	return len(p) == 1 && p[0] == egress.RouteProtocol

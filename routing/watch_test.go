@@ -162,17 +162,18 @@ func TestWhatWasReadHoldsUntilAnEventAndNotRightAfterOne(t *testing.T) {
 		holds("read before Watch listened", before, false)
 		early := w.Now()
 		holds("read right after an event", early, false)
-		if left := time.Until(w.Settles(early)); left != settle {
+		if left := time.Until(w.Due(early)); left != settle {
 			t.Errorf("to be read again in %v, want %v", left, settle)
 		}
 		time.Sleep(settle)
 		holds("read right after an event, and later on", early, false)
 		m := w.Now()
 		holds("at rest", m, true)
-		if next := w.Settles(m); !next.IsZero() {
-			t.Errorf("at rest it is to be read again at %v", next)
+		time.Sleep(time.Minute)
+		if left := time.Until(w.Due(m)); left != wholeEvery-time.Minute {
+			t.Errorf("at rest it is to be read again in %v, want %v after it was read", left, wholeEvery)
 		}
-		time.Sleep(wholeEvery - time.Millisecond)
+		time.Sleep(wholeEvery - time.Minute - time.Millisecond)
 		holds("minutes later", m, true)
 		time.Sleep(time.Millisecond)
 		holds("too many minutes later", m, false)
