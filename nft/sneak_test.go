@@ -344,7 +344,7 @@ func TestAStatelessSourceNATOfOthersHidesNoPod(t *testing.T) {
 
 // The same by a block.
 func TestTheMSSOfThePodsLinkIsThatOfTheAnswersByABlock(t *testing.T) {
-	for _, f := range bothSides {
+	for _, f := range blockSides() {
 		for name, gateway := range gateways() {
 			t.Run(f.pod+"/"+name, func(t *testing.T) {
 				b := newBlockSite(t, f)
