@@ -30,19 +30,17 @@ kube: tools
 demo: build kube
 	bin/egret-lab demo
 
-# What a test needs and did not find here, it must have found in test-vm. The programs that integration/tools lists are all that it finds. The virtual
-# machines run beside what does not measure time, with what that leaves of the processors (integration/vm/run), and before the tests of the lab.
+# What a test needs and did not find here, it must have found in test-vm. The programs that integration/tools lists are all that it finds.
 test: export EGRET_NEEDS := $(CURDIR)/bin/needs
 test:
 	mkdir -p bin && rm -f $(EGRET_NEEDS)
 	integration/tools bin/path
-	set -e; export PATH=$(CURDIR)/bin/path; \
-	setsid $(MAKE) test-vm >bin/test-vm.log 2>&1 & vm=$$!; \
-	trap 'kill -- -$$vm 2>/dev/null || true' EXIT; \
-	$(MAKE) test-unit; $(MAKE) test-schedules; $(MAKE) test-fuzz; \
-	wait $$vm || { status=$$?; cat bin/test-vm.log; exit $$status; }; cat bin/test-vm.log; \
-	trap - EXIT; \
-	$(MAKE) test-integration; $(MAKE) test-faults
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-unit
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-schedules
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-fuzz
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-vm
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-integration
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-faults
 	go run ./internal/need/needcheck $(EGRET_NEEDS)
 
 # Without root, the tests that need network namespaces skip themselves here; as root they run.
