@@ -75,7 +75,7 @@ func TestDamageByHandIsMended(t *testing.T) {
 			nft(t, foreign)
 			reach(t, tables, want)
 			permit := Permit{IP: netip.MustParseAddr("10.10.0.8"), Answer: true}
-			if err := tables.Permit([]Permit{permit}, time.Minute); err != nil {
+			if err := tables.Permit([]Permit{permit}, time.Hour); err != nil {
 				t.Fatal(err)
 			}
 			before, theirs := list(t), netns.Run(t, "nft list table inet foreign")
@@ -89,7 +89,7 @@ func TestDamageByHandIsMended(t *testing.T) {
 			reach(t, tables, want)
 			after := list(t)
 			if !tt.keeps {
-				if err := tables.Permit([]Permit{permit}, time.Minute); err != nil {
+				if err := tables.Permit([]Permit{permit}, time.Hour); err != nil {
 					t.Fatal(err)
 				}
 				after = list(t)
