@@ -71,7 +71,7 @@ func (a *agent) follow(ctx context.Context, q egress.LiveQuestion) (egress.Live,
 	defer cancel()
 	l := newFollower(q.To)
 	flow := nft.Flow{Sources: sources, Destination: q.To, Protocol: q.Protocol, Port: q.Port}
-	err = nft.Trace(ctx, flow, func(e nft.TraceEvent) bool {
+	_, err = nft.Trace(ctx, flow, func(e nft.TraceEvent) bool {
 		if l.add(e); len(l.list) == 1 {
 			time.AfterFunc(liveRest, cancel)
 		}

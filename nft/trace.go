@@ -23,9 +23,10 @@ const TraceTable = egress.TableName + "-trace"
 var ErrNoTrace = errors.New("the kernel has no nftables tables that go with their owner, as Linux 5.12 has: a trace could outlive its agent")
 
 // ErrTracing says that packets are traced already.
-var ErrTracing = errors.New("another trace is running")
+var ErrTracing = errors.New("another trace is running: there is a table " + TraceTable)
 
-// Flow is what is traced: packets from one of the sources to a destination, what comes back, and both in the overlay.
+// Flow is what is traced: packets from one of the sources to a destination, what comes back, and both in the overlay. Of TCP
+// those alone by which a connection begins, or is refused: SYN, SYN+ACK and RST.
 type Flow struct {
 	Sources     []netip.Addr // all of the destination's family
 	Destination netip.Addr
@@ -59,25 +60,34 @@ type TraceEvent struct {
 	Rule          uint64 // its handle; 0: the chain's policy
 	Verdict       string // in the words of nft(8)
 	In, Out       int    // indexes of links; 0: none (yet)
-	// From and To are the packet's addresses, of the first step in a chain; the zero Addr elsewhere.
-	From, To netip.Addr
+	// Ends are the packet's, of the first step in a chain; the zero Ends elsewhere.
+	Ends
+}
+
+// Ends are the protocol, the addresses and the ports of a packet. Both ports are the identifier of an ICMP echo; of others than
+// TCP and UDP they are 0.
+type Ends struct {
+	Protocol         byte
+	From, To         netip.Addr
+	FromPort, ToPort uint16
 }
 
 // Trace has the kernel trace packets of a flow, and calls f for each step, until ctx ends or f returns false. What it adds to
-// the ruleset is gone then. It works in the network namespace of the calling thread.
-func Trace(ctx context.Context, flow Flow, f func(TraceEvent) bool) (err error) {
+// the ruleset is gone then. It reports whether the kernel had more steps than were read, so that some are lost. It works in the
+// network namespace of the calling thread.
+func Trace(ctx context.Context, flow Flow, f func(TraceEvent) bool) (lost bool, err error) {
 	w, err := dial()
 	if err != nil {
-		return fmt.Errorf("opening a netlink socket: %w", err)
+		return false, fmt.Errorf("opening a netlink socket: %w", err)
 	}
 	defer func() { err = errors.Join(err, w.Close()) }() // and with it goes the table
 	events, err := dial()
 	if err != nil {
-		return fmt.Errorf("opening a netlink socket: %w", err)
+		return false, fmt.Errorf("opening a netlink socket: %w", err)
 	}
 	defer func() { err = errors.Join(err, events.Close()) }()
 	if err := events.JoinGroup(unix.NFNLGRP_NFTRACE); err != nil {
-		return fmt.Errorf("joining the nftrace group: %w", err)
+		return false, fmt.Errorf("joining the nftrace group: %w", err)
 	}
 	t := traceTable(flow)
 	ops := []op{t.addTable()}
@@ -88,13 +98,17 @@ func Trace(ctx context.Context, flow Flow, f func(TraceEvent) bool) (err error) 
 			ops = append(ops, t.addRule(c.name, r, 1))
 		}
 	}
-	switch err := (&writer{nl: w}).commit(ops); {
+	out := &writer{nl: w}
+	switch err := out.send(ops[:1], false); { // the table alone, which is not added yet: other parts are refused for other reasons
 	case errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL):
-		return ErrNoTrace
+		return false, ErrNoTrace
 	case errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EBUSY):
-		return ErrTracing
+		return false, ErrTracing
 	case err != nil:
-		return fmt.Errorf("adding table %s: %w", t.id(), err)
+		return false, fmt.Errorf("adding table %s: %w", t.id(), err)
+	}
+	if err := out.commit(ops); err != nil {
+		return false, fmt.Errorf("adding table %s: %w", t.id(), err)
 	}
 	stop := context.AfterFunc(ctx, func() { events.SetReadDeadline(time.Unix(1, 0)) }) // ends the blocked read
 	defer stop()
@@ -102,15 +116,16 @@ func Trace(ctx context.Context, flow Flow, f func(TraceEvent) bool) (err error) 
 		msgs, err := events.Receive()
 		switch {
 		case ctx.Err() != nil:
-			return nil
-		case errors.Is(err, unix.ENOBUFS): // some steps are lost; they were not worth waiting for
+			return lost, nil
+		case errors.Is(err, unix.ENOBUFS):
+			lost = true
 			continue
 		case err != nil:
-			return fmt.Errorf("reading traces: %w", err)
+			return lost, fmt.Errorf("reading traces: %w", err)
 		}
 		for _, m := range msgs {
 			if e, ok := decodeTrace(m); ok && !f(e) {
-				return nil
+				return lost, nil
 			}
 		}
 	}
@@ -129,14 +144,14 @@ func traceTable(flow Flow) table {
 	in, outs := chain{name: traceOuter, hook: pre}, chain{name: traceOuters, hook: out}
 	for _, ip := range flow.Sources {
 		source := ip.Unmap()
-		there := f.packet(expr.PayloadBaseNetworkHeader, 0, source, destination, flow.Protocol, 2, flow.Port)
-		here := f.packet(expr.PayloadBaseNetworkHeader, 0, destination, source, flow.Protocol, 0, flow.Port)
+		there := f.packet(expr.PayloadBaseNetworkHeader, 0, source, destination, flow.Protocol, 2, flow.Port, tcpFlagSYN)
+		here := f.packet(expr.PayloadBaseNetworkHeader, 0, destination, source, flow.Protocol, 0, flow.Port, tcpFlagSYN|tcpFlagRST)
 		sent.rules = append(sent.rules, newRule(sent.name, ofFamily(f), there, traced()))
 		back.rules = append(back.rules, newRule(back.name, ofFamily(f), here, traced()))
 		// A UDP header, that of VXLAN and an Ethernet one come before the packet in the overlay.
 		const inner = 8 + 8 + 14
-		there = f.packet(expr.PayloadBaseTransportHeader, inner, source, destination, flow.Protocol, 2, flow.Port)
-		here = f.packet(expr.PayloadBaseTransportHeader, inner, destination, source, flow.Protocol, 0, flow.Port)
+		there = f.packet(expr.PayloadBaseTransportHeader, inner, source, destination, flow.Protocol, 2, flow.Port, tcpFlagSYN)
+		here = f.packet(expr.PayloadBaseTransportHeader, inner, destination, source, flow.Protocol, 0, flow.Port, tcpFlagSYN|tcpFlagRST)
 		for _, c := range []*chain{&in, &outs} {
 			for _, inner := range []term{there, here} {
 				c.rules = append(c.rules, newRule(c.name, udpTo(egress.OverlayPort), inner, traced()))
@@ -147,9 +162,12 @@ func traceTable(flow Flow) table {
 	return t
 }
 
+// The flags of a TCP header (RFC 9293, section 3.1).
+const tcpFlagSYN, tcpFlagRST = 2, 4
+
 // packet matches a packet, whose header begins at an offset from a base, by addresses, protocol and a port that is 0 or 2 bytes
-// into the header of the transport; port 0: any.
-func (f family) packet(base expr.PayloadBase, offset uint32, from, to netip.Addr, protocol byte, at uint32, port uint16) term {
+// into the header of the transport; port 0: any. One of TCP has one of flags.
+func (f family) packet(base expr.PayloadBase, offset uint32, from, to netip.Addr, protocol byte, at uint32, port uint16, flags byte) term {
 	length, next := uint32(20), uint32(9) // of IPv4, without options (RFC 791)
 	if f.number == unix.NFPROTO_IPV6 {
 		length, next = 40, 6 // without extensions (RFC 8200)
@@ -160,13 +178,18 @@ func (f family) packet(base expr.PayloadBase, offset uint32, from, to netip.Addr
 		load(base, offset+f.source+f.address.Bytes, f.address.Bytes), equals(to.AsSlice()...),
 		load(base, offset+next, 1), equals(protocol),
 	}
+	if base == expr.PayloadBaseNetworkHeader {
+		base, offset = expr.PayloadBaseTransportHeader, 0
+	} else {
+		offset += length
+	}
 	if port != 0 {
-		if base == expr.PayloadBaseNetworkHeader {
-			base, offset = expr.PayloadBaseTransportHeader, 0
-		} else {
-			offset += length
-		}
 		exprs = append(exprs, load(base, offset+at, 2), equals(binary.BigEndian.AppendUint16(nil, port)...))
+	}
+	if protocol == unix.IPPROTO_TCP {
+		words += fmt.Sprintf(" flags %d", flags)
+		exprs = append(exprs, load(base, offset+13, 1),
+			&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 1, Mask: []byte{flags}, Xor: []byte{0}}, differs(0))
 	}
 	return term{words: words, exprs: exprs}
 }
@@ -190,15 +213,14 @@ func decodeTrace(m netlink.Message) (e TraceEvent, ok bool) {
 	e = TraceEvent{Packet: a.uint32(unix.NFTA_TRACE_ID), Family: familyName(m.Data[0]), Table: a.string(unix.NFTA_TRACE_TABLE),
 		Chain: a.string(unix.NFTA_TRACE_CHAIN), Rule: a.uint64(unix.NFTA_TRACE_RULE_HANDLE),
 		In: int(a.uint32(unix.NFTA_TRACE_IIF)), Out: int(a.uint32(unix.NFTA_TRACE_OIF))}
-	switch b := a[unix.NFTA_TRACE_NETWORK_HEADER]; {
-	case len(b) >= 20 && b[0]>>4 == 4:
-		e.From, e.To = netip.AddrFrom4([4]byte(b[12:16])), netip.AddrFrom4([4]byte(b[16:20]))
-	case len(b) >= 40 && b[0]>>4 == 6:
-		e.From, e.To = netip.AddrFrom16([16]byte(b[8:24])), netip.AddrFrom16([16]byte(b[24:40]))
-	}
+	e.Ends = endsOf(a[unix.NFTA_TRACE_NETWORK_HEADER], a[unix.NFTA_TRACE_TRANSPORT_HEADER])
 	if b, there := a[unix.NFTA_TRACE_POLICY]; there && len(b) == 4 {
 		e.Verdict = verdictName(int32(binary.BigEndian.Uint32(b)), "")
-	} else if v, err := decode(a[unix.NFTA_TRACE_VERDICT]); err == nil {
+	} else {
+		v, err := decode(a[unix.NFTA_TRACE_VERDICT])
+		if err != nil || len(v[unix.NFTA_VERDICT_CODE]) != 4 {
+			return e, false
+		}
 		e.Verdict = verdictName(int32(v.uint32(unix.NFTA_VERDICT_CODE)), v.string(unix.NFTA_VERDICT_CHAIN))
 	}
 	if e.Rule == 0 && (e.Verdict == "continue" || e.Verdict == "return") {
@@ -208,6 +230,29 @@ func decodeTrace(m netlink.Message) (e TraceEvent, ok bool) {
 		e.Began = e.Chain
 	}
 	return e, true
+}
+
+// endsOf reads the headers of a packet, of network and transport, which may be cut off; the zero Ends: there are none.
+func endsOf(network, transport []byte) (e Ends) {
+	switch b := network; {
+	case len(b) >= 20 && b[0]>>4 == 4:
+		e = Ends{Protocol: b[9], From: netip.AddrFrom4([4]byte(b[12:16])), To: netip.AddrFrom4([4]byte(b[16:20]))}
+	case len(b) >= 40 && b[0]>>4 == 6: // of one with extensions the protocol is not the transport's
+		e = Ends{Protocol: b[6], From: netip.AddrFrom16([16]byte(b[8:24])), To: netip.AddrFrom16([16]byte(b[24:40]))}
+	}
+	if len(transport) < 8 {
+		return e
+	}
+	switch kind := transport[0]; e.Protocol {
+	case unix.IPPROTO_TCP, unix.IPPROTO_UDP:
+		e.FromPort, e.ToPort = binary.BigEndian.Uint16(transport), binary.BigEndian.Uint16(transport[2:])
+	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
+		if e.Protocol == unix.IPPROTO_ICMP && (kind == 8 || kind == 0) || e.Protocol == unix.IPPROTO_ICMPV6 && (kind == 128 || kind == 129) { // echo, and its reply
+			e.FromPort = binary.BigEndian.Uint16(transport[4:])
+			e.ToPort = e.FromPort
+		}
+	}
+	return e
 }
 
 // familyName returns the name of a family of tables.
