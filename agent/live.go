@@ -10,6 +10,9 @@ import (
 	"slices"
 	"time"
 
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/plan"
@@ -20,10 +23,17 @@ import (
 const LivePage = "/live"
 
 const (
-	// liveTime is for how long packets are waited for. An answer has to begin within 10 s (monitor).
-	liveTime = 8 * time.Second
-	// liveRest is for how long the rest is waited for, of the first packet and its answer, once that came.
+	// liveTime is for how long a gateway waits for packets. An answer has to be sent within 10 s (monitor), with what it takes
+	// to begin and to end.
+	liveTime = 6500 * time.Millisecond
+	// podTime is for how long the pod's node does, which is asked a little later (operator): whatever it sees the gateway has
+	// another second for.
+	podTime = 4500 * time.Millisecond
+	// liveRest is for how long the pod's node waits for the rest, of the first packet and its answer, once that came.
 	liveRest = time.Second
+	// livePause is the least time from the end of one trace to the next: each is two changes of the ruleset, which packets of
+	// all of the node wait for.
+	livePause = 3 * time.Second
 )
 
 // livePage is LivePage. One question at a time: it mostly waits, so it holds up no other kind of question.
@@ -40,7 +50,12 @@ func (a *answerer) livePage(w http.ResponseWriter, r *http.Request) {
 		return
 	}
 	defer a.following.Unlock()
+	if left := time.Until(a.followed.Add(livePause)); left > 0 {
+		http.Error(w, "the agent rests after a trace: ask again in "+left.Round(time.Second).String(), http.StatusServiceUnavailable)
+		return
+	}
 	answer, err := a.live(r.Context(), q)
+	a.followed = time.Now() // also after an error, or where nobody waits for the answer any more
 	switch {
 	case errors.Is(err, errNotHere):
 		http.Error(w, err.Error(), http.StatusConflict)
@@ -60,6 +75,9 @@ var errNotHere = errors.New("the node does not have the pod, or the egress IP: i
 // follow follows packets of a pod.
 func (a *agent) follow(ctx context.Context, q egress.LiveQuestion) (egress.Live, error) {
 	d := a.kernel.programmed.desired.Load()
+	for end := time.Now().Add(lookTime); d == nil && ctx.Err() == nil && time.Now().Before(end); d = a.kernel.programmed.desired.Load() {
+		time.Sleep(lookAgain)
+	}
 	if d == nil {
 		return egress.Live{}, errProgramming
 	}
@@ -67,21 +85,35 @@ func (a *agent) follow(ctx context.Context, q egress.LiveQuestion) (egress.Live,
 	if err != nil {
 		return egress.Live{}, err
 	}
-	ctx, cancel := context.WithTimeout(ctx, liveTime)
+	wait := liveTime
+	if q.Pod.IsValid() {
+		wait = podTime
+	}
+	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
-	l := newFollower(q.To)
+	l := &follower{pod: q.Pod, peer: d.NFT.Peers[q.Peer], sources: sources, packets: map[uint32]*packet{}}
 	flow := nft.Flow{Sources: sources, Destination: q.To, Protocol: q.Protocol, Port: q.Port}
-	_, err = nft.Trace(ctx, flow, func(e nft.TraceEvent) bool {
-		if l.add(e); len(l.list) == 1 {
+	lost, err := nft.Trace(ctx, flow, func(e nft.TraceEvent) bool {
+		if l.add(e) { // a gateway cannot tell which packets are the pod's, and waits for its whole time
 			time.AfterFunc(liveRest, cancel)
 		}
 		return true
 	})
-	out := egress.Live{Node: a.Node, Packets: []egress.LivePacket{}}
-	for _, p := range l.list {
-		out.Packets = append(out.Packets, *p)
+	out := egress.Live{Node: a.Node, Packets: []egress.LivePacket{}, Lost: lost}
+	if err != nil {
+		return out, err
 	}
-	return out, err
+	if q.Pod.IsValid() && len(l.list) > 0 {
+		flows, err := conntrack.Flows(q.ID.ConnMark(), ^egress.Mark(0))
+		if err != nil {
+			return out, err
+		}
+		l.translate(flows)
+	}
+	for _, p := range l.list {
+		out.Packets = append(out.Packets, p.LivePacket)
+	}
+	return out, nil
 }
 
 // sourcesOf returns the sources that packets of a pod have on a node: the pod's, the egress IP, and the address in the overlay.
@@ -104,43 +136,41 @@ func sourcesOf(d plan.Desired, q egress.KernelQuestion) ([]netip.Addr, error) {
 	return sources, nil
 }
 
-// follower puts steps of packets together, of each kind of packet the first.
+// follower puts steps of packets together.
 type follower struct {
-	packets map[uint32]*egress.LivePacket // by the kernel's number; nil: not the first of its kind
-	latest  map[int]begun                 // by the index of the link that it came in by
-	list    []*egress.LivePacket
-	outside netip.Addr // whom the packets are to, or from
+	pod     netip.Addr // whose packets are followed from here; the zero Addr: the node is asked as the gateway alone
+	peer    netip.Addr // the node at the other end of the overlay; the zero Addr: it is not known
+	sources []netip.Addr
+	packets map[uint32]*packet // by the kernel's number; nil: one that is not followed
+	list    []*packet          // in the order in which they began
 }
 
-func newFollower(outside netip.Addr) *follower {
-	return &follower{outside: outside, packets: map[uint32]*egress.LivePacket{}, latest: map[int]begun{}}
+// packet is one that is followed, with the ends and the link with which it began.
+type packet struct {
+	egress.LivePacket
+	nft.Ends
+	in int
 }
 
-// begun is a packet that began.
-type begun struct {
-	packet   *egress.LivePacket // nil: not the first of its kind
-	from, to netip.Addr
-}
-
-// add takes in a step.
-func (l *follower) add(e nft.TraceEvent) {
+// add takes in a step, and reports whether it is the first of the first packet from the pod.
+func (l *follower) add(e nft.TraceEvent) (first bool) {
 	p, known := l.packets[e.Packet]
-	switch last := l.latest[e.In]; {
-	case e.Began != "": // also where the kernel uses a number again
-		p = nil
-		if !slices.ContainsFunc(l.list, func(p *egress.LivePacket) bool { return p.What == e.Began }) {
-			p = &egress.LivePacket{What: e.Began, Steps: []egress.LiveStep{}}
-			l.list = append(l.list, p)
+	if e.Began != "" || !known { // the kernel may use a number again
+		switch {
+		case e.Began == "":
+			p = l.numberedAnew(e)
+		case l.follows(e):
+			p = l.begin(e)
+			first = len(l.list) == 1 && l.pod.IsValid()
+		default:
+			p = nil
 		}
-		l.packets[e.Packet], l.latest[e.In] = p, begun{p, e.From, e.To}
-	case !known && e.From.IsValid() && (e.From == l.outside || e.To == l.outside || e.From == last.from && e.To == last.to):
-		// The kernel numbers a packet anew when it has its route. Of its addresses the one outside stays, and the next number
-		// is told before other packets come in, which are few.
-		p = last.packet
-		l.packets[e.Packet] = p
+		if p != nil || e.Began != "" {
+			l.packets[e.Packet] = p
+		}
 	}
-	if p == nil || len(p.Steps) == egress.MaxLiveSteps {
-		return // of another trace, too
+	if p == nil {
+		return false // of another trace, too
 	}
 	if p.In == "" {
 		p.In = linkName(e.In)
@@ -148,8 +178,99 @@ func (l *follower) add(e nft.TraceEvent) {
 	if out := linkName(e.Out); out != "" {
 		p.Out = out
 	}
-	if e.Table != nft.TraceTable {
-		p.Steps = append(p.Steps, egress.LiveStep{Table: e.Family + " " + e.Table, Chain: e.Chain, Rule: e.Rule, Verdict: e.Verdict})
+	if e.Table == nft.TraceTable {
+		return first
+	}
+	s := egress.LiveStep{Table: e.Family + " " + e.Table, Chain: e.Chain, Rule: e.Rule, Verdict: e.Verdict}
+	switch n := len(p.Steps); {
+	case n < egress.MaxLiveSteps:
+		p.Steps = append(p.Steps, s)
+	case s.Verdict == "drop": // which is the last one
+		p.Steps[n-1] = s
+	}
+	return first
+}
+
+// follows reports whether a packet that begins may be the pod's, or an answer to it: on the pod's node nothing is before the pod
+// sent something, and in the overlay it comes from the other node, or goes there.
+func (l *follower) follows(e nft.TraceEvent) bool {
+	switch {
+	case l.pod.IsValid() && e.Began == egress.LiveSent:
+		return e.From == l.pod
+	case l.pod.IsValid() && len(l.list) == 0:
+		return false
+	case e.Began == egress.LiveTunnelIn:
+		return !l.peer.IsValid() || e.From == l.peer
+	case e.Began == egress.LiveTunnelOut:
+		return !l.peer.IsValid() || e.To == l.peer
+	}
+	return true
+}
+
+// begin adds a packet, in place of the oldest one of its kind where there are too many.
+func (l *follower) begin(e nft.TraceEvent) *packet {
+	p := &packet{LivePacket: egress.LivePacket{What: e.Began, Port: e.FromPort, Steps: []egress.LiveStep{}}, Ends: e.Ends, in: e.In}
+	if e.Began == egress.LiveBack {
+		p.Port = e.ToPort
+	}
+	of := func(o *packet) bool { return o.What == e.Began }
+	n := 0
+	for _, o := range l.list {
+		if of(o) {
+			n++
+		}
+	}
+	if n == egress.MaxLivePackets {
+		i := slices.IndexFunc(l.list, of)
+		l.list = slices.Delete(l.list, i, i+1)
+	}
+	l.list = append(l.list, p)
+	return p
+}
+
+// numberedAnew returns the packet that a step is of whose number is not known: the kernel gives a packet another one when it has
+// its route, and when it is translated. nil: it is of another trace.
+func (l *follower) numberedAnew(e nft.TraceEvent) *packet {
+	for _, p := range slices.Backward(l.list) {
+		if e.From.IsValid() && e.In == p.in && l.same(p, e.Ends) {
+			return p
+		}
+	}
+	return nil
+}
+
+// same reports whether ends are those of a packet, or those with the pod's end translated.
+func (l *follower) same(p *packet, e nft.Ends) bool {
+	echo := isEcho(e.Protocol) // its identifier is translated
+	switch {
+	case e == p.Ends:
+		return true
+	case e.Protocol != p.Protocol:
+		return false
+	case p.What == egress.LiveSent:
+		return e.To == p.To && (e.ToPort == p.ToPort || echo) && e.From != p.From && slices.Contains(l.sources, e.From)
+	case p.What == egress.LiveBack:
+		return e.From == p.From && (e.FromPort == p.FromPort || echo) && e.To != p.To && slices.Contains(l.sources, e.To)
+	}
+	return false
+}
+
+func isEcho(protocol byte) bool {
+	return protocol == unix.IPPROTO_ICMP || protocol == unix.IPPROTO_ICMPV6
+}
+
+// translate notes by which ports the pod's packets go on, by conntrack's entries.
+func (l *follower) translate(flows []conntrack.Flow) {
+	for _, p := range l.list {
+		if p.What != egress.LiveSent {
+			continue
+		}
+		for _, c := range flows {
+			if c.Source == p.From && c.Destination == p.To && c.Protocol == p.Protocol && c.SourcePort == p.FromPort &&
+				(c.DestinationPort == p.ToPort || isEcho(c.Protocol)) {
+				p.Translated = c.Port
+			}
+		}
 	}
 }
 

@@ -3,15 +3,19 @@ package agent
 import (
 	"context"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
 	"strings"
 	"testing"
+	"testing/synctest"
+	"time"
 
 	"github.com/google/go-cmp/cmp"
 	"github.com/google/go-cmp/cmp/cmpopts"
 
+	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/plan"
@@ -62,11 +66,37 @@ func TestPacketsAreFollowedForOneAtATimeAndForNoOtherThanWasAsked(t *testing.T) 
 	}
 	for err, want := range map[error]int{errNotHere: http.StatusConflict, errProgramming: http.StatusServiceUnavailable, nft.ErrTracing: http.StatusServiceUnavailable,
 		nft.ErrNoTrace: http.StatusInternalServerError} {
-		fails = err
+		fails, a.followed = err, time.Time{}
 		if code, got := followsAt(a, good); code != want || !strings.Contains(got, err.Error()) {
 			t.Errorf("%v: %d %s", err, code, got)
 		}
 	}
+}
+
+func TestWhoAsksAndHangsUpMakesNoMoreTraces(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		traces := 0
+		a := &answerer{node: "a", live: func(ctx context.Context, _ egress.LiveQuestion) (egress.Live, error) {
+			traces++
+			<-ctx.Done() // who asked hung up
+			return egress.Live{}, nil
+		}}
+		for end := time.Now().Add(10 * time.Second); time.Now().Before(end); {
+			ctx, cancel := context.WithTimeout(t.Context(), 10*time.Millisecond)
+			w := httptest.NewRecorder()
+			a.livePage(w, httptest.NewRequest(http.MethodGet, LivePage+"?ip=10.10.0.11&id=1&to=203.0.113.9&protocol=6&port=0", nil).WithContext(ctx))
+			if w.Code == http.StatusServiceUnavailable {
+				if got := w.Body.String(); !strings.HasPrefix(got, "the agent rests after a trace: ask again in ") {
+					t.Fatal(got)
+				}
+				time.Sleep(100 * time.Millisecond)
+			}
+			cancel()
+		}
+		if traces != 4 {
+			t.Errorf("%d traces in 10 s, want one each 3 s", traces)
+		}
+	})
 }
 
 func TestOnlyPacketsOfPodsAndIPsOfTheNodeAreFollowed(t *testing.T) {
@@ -102,41 +132,136 @@ func TestOnlyPacketsOfPodsAndIPsOfTheNodeAreFollowed(t *testing.T) {
 	}
 }
 
-func TestStepsArePutTogetherByPacket(t *testing.T) {
-	pod, ip, to, other := netip.MustParseAddr("10.244.0.5"), netip.MustParseAddr("10.10.0.11"), netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("203.0.113.10")
-	l := newFollower(to)
-	rule := func(packet uint32, chain, verdict string) nft.TraceEvent {
-		return nft.TraceEvent{Packet: packet, Family: "ip", Table: "fw", Chain: chain, Rule: 5, Verdict: verdict}
-	}
-	begin := func(packet uint32, what string) nft.TraceEvent {
-		e := nft.TraceEvent{Packet: packet, Family: "inet", Table: nft.TraceTable, Began: what, Rule: 2, In: 71, From: pod, To: to}
-		if what == egress.LiveBack {
-			e.In, e.From, e.To = 72, to, ip
+var (
+	livePod, liveIP, liveTo          = netip.MustParseAddr("10.244.0.5"), netip.MustParseAddr("10.10.0.11"), netip.MustParseAddr("203.0.113.9")
+	liveNode, liveOther, liveForeign = netip.MustParseAddr("10.0.0.2"), netip.MustParseAddr("10.0.0.3"), netip.MustParseAddr("10.244.0.6")
+)
+
+// steps are made by hand: of packets that a follower of pod 10.244.0.5 and egress IP 10.10.0.11 is told of.
+type madeStep struct{ nft.TraceEvent }
+
+func stepOf(packet uint32) madeStep {
+	return madeStep{nft.TraceEvent{Packet: packet, Family: "ip", Table: "fw", Chain: "c", Rule: 5, Verdict: "continue"}}
+}
+
+func beginOf(packet uint32, what string) madeStep {
+	return madeStep{nft.TraceEvent{Packet: packet, Family: "inet", Table: nft.TraceTable, Began: what, Rule: 2}}
+}
+
+func (e madeStep) in(chain, verdict string) madeStep { e.Chain, e.Verdict = chain, verdict; return e }
+func (e madeStep) by(link int) madeStep              { e.In = link; return e }
+func (e madeStep) ends(from netip.Addr, fromPort uint16, to netip.Addr, toPort uint16) madeStep {
+	e.Ends = nft.Ends{Protocol: 6, From: from, FromPort: fromPort, To: to, ToPort: toPort}
+	return e
+}
+
+// seenOf returns what a follower makes of steps, each packet in a line.
+func seenOf(l *follower, list ...madeStep) (lines []string, first int) {
+	l.sources, l.packets = []netip.Addr{liveIP, livePod}, map[uint32]*packet{}
+	for _, e := range list {
+		if l.add(e.TraceEvent) {
+			first++
 		}
-		return e
 	}
-	anew := func(packet uint32, in int, from, to netip.Addr, chain string) nft.TraceEvent {
-		e := rule(packet, chain, "accept")
-		e.In, e.From, e.To = in, from, to
-		return e
+	for _, p := range l.list {
+		line := fmt.Sprint(p.What, " ", p.Port)
+		for _, s := range p.Steps {
+			line += " " + s.Chain + " " + s.Verdict
+		}
+		lines = append(lines, line)
 	}
-	for _, e := range []nft.TraceEvent{rule(9, "of another trace", "drop"), begin(1, egress.LiveSent), begin(2, egress.LiveBack), rule(1, "a", "accept"), anew(11, 71, pod, to, "routed"), rule(11, "routed", "continue"), anew(12, 72, to, pod, "translated"),
-		anew(13, 71, pod, other, "of another trace"), anew(14, 71, ip, other, "of another trace"), anew(15, 73, pod, to, "of another link"), rule(2, "b", "drop"),
-		begin(3, egress.LiveSent), rule(3, "of a second packet", "drop"), anew(16, 71, pod, to, "of a second packet, routed"), rule(1, "c", "accept"), begin(1, egress.LiveSent), rule(1, "of a number that is used again", "drop")} {
-		l.add(e)
+	return lines, first
+}
+
+func TestStepsArePutTogetherByPacket(t *testing.T) {
+	sent := func(packet uint32, port uint16) madeStep {
+		return beginOf(packet, egress.LiveSent).by(71).ends(livePod, port, liveTo, 443)
 	}
+	got, first := seenOf(&follower{pod: livePod},
+		stepOf(9).in("of another trace", "drop"),
+		sent(1, 4000), beginOf(2, egress.LiveBack).by(72).ends(liveTo, 443, liveIP, 600), sent(3, 4001),
+		stepOf(1).in("a", "accept"),
+		stepOf(11).by(71).ends(livePod, 4000, liveTo, 443).in("routed", "accept"), stepOf(11).in("routed", "continue"),
+		stepOf(12).by(71).ends(liveIP, 600, liveTo, 443).in("translated", "accept"), // of the latest that it may be
+		stepOf(13).by(72).ends(liveTo, 443, livePod, 4000).in("answer", "accept"),
+		stepOf(14).by(71).ends(livePod, 4009, liveTo, 443).in("another port", "drop"),
+		stepOf(15).by(71).ends(livePod, 4000, liveTo, 80).in("another port of whom it is for", "drop"),
+		stepOf(16).by(73).ends(livePod, 4000, liveTo, 443).in("another link", "drop"),
+		stepOf(17).by(71).ends(liveForeign, 4000, liveTo, 443).in("another pod", "drop"),
+		stepOf(18).by(71).ends(livePod, 4000, liveOther, 443).in("to another", "drop"),
+		stepOf(2).in("b", "drop"), stepOf(3).in("of a second packet", "drop"), stepOf(1).in("c", "accept"),
+		sent(1, 4002), stepOf(1).in("of a number that is used again", "drop"))
+	want := []string{"sent 4000 a accept routed accept routed continue c accept", "back 600 answer accept b drop",
+		"sent 4001 translated accept of a second packet drop", "sent 4002 of a number that is used again drop"}
+	if diff := cmp.Diff(want, got); diff != "" || first != 1 {
+		t.Errorf("began %d times\n%s", first, diff)
+	}
+}
+
+func TestPacketsOfOtherPodsEndNoWait(t *testing.T) {
+	list := []madeStep{
+		beginOf(1, egress.LiveBack).ends(liveTo, 443, liveIP, 600), // what comes before the pod sends
+		beginOf(2, egress.LiveTunnelIn).ends(liveNode, 50000, liveOther, 8472), beginOf(3, egress.LiveTunnelOut).ends(liveOther, 50001, liveNode, 8472),
+		beginOf(4, egress.LiveSent).ends(liveIP, 601, liveTo, 443), // from the overlay
+		beginOf(5, egress.LiveSent).ends(livePod, 4000, liveTo, 443),
+		beginOf(6, egress.LiveBack).ends(liveTo, 443, liveIP, 602),
+		beginOf(7, egress.LiveTunnelIn).ends(liveNode, 50002, liveOther, 8472), beginOf(8, egress.LiveTunnelIn).ends(liveForeign, 50003, liveOther, 8472),
+		beginOf(9, egress.LiveTunnelOut).ends(liveOther, 50004, liveNode, 8472), beginOf(10, egress.LiveTunnelOut).ends(liveOther, 50005, liveForeign, 8472),
+	}
+	got, first := seenOf(&follower{pod: livePod, peer: liveNode}, list...)
+	if diff := cmp.Diff([]string{"sent 4000", "back 602", "tunnel_in 50002", "tunnel_out 50004"}, got); diff != "" || first != 1 {
+		t.Errorf("on the pod's node: began %d times\n%s", first, diff)
+	}
+	got, first = seenOf(&follower{peer: liveNode}, list...)
+	want := []string{"back 600", "tunnel_in 50000", "tunnel_out 50001", "sent 601", "sent 4000", "back 602", "tunnel_in 50002", "tunnel_out 50004"}
+	if diff := cmp.Diff(want, got); diff != "" || first != 0 {
+		t.Errorf("on the gateway: began %d times\n%s", first, diff)
+	}
+}
+
+func TestTheEndOfAPacketIsToldThatMetTooManyRules(t *testing.T) {
+	list := []madeStep{beginOf(1, egress.LiveSent).ends(livePod, 4000, liveTo, 443)}
 	for range 2 * egress.MaxLiveSteps {
-		l.add(rule(2, "b", "continue"))
+		list = append(list, stepOf(1))
 	}
-	step := func(chain, verdict string) egress.LiveStep {
-		return egress.LiveStep{Table: "ip fw", Chain: chain, Rule: 5, Verdict: verdict}
+	end := stepOf(1).in("last", "drop")
+	end.Out = 1
+	l := &follower{pod: livePod}
+	seenOf(l, append(list, end)...)
+	p := l.list[0]
+	if at, dropped := p.Dropped(); len(p.Steps) != egress.MaxLiveSteps || !dropped || at.Chain != "last" || p.Out != "lo" {
+		t.Errorf("%d steps, out by %q, the last %+v", len(p.Steps), p.Out, at)
 	}
-	if len(l.list) != 2 || len(l.list[1].Steps) != egress.MaxLiveSteps {
-		t.Fatalf("%d packets", len(l.list))
+}
+
+func TestTheLastPacketsOfAKindAreKept(t *testing.T) {
+	list := []madeStep{beginOf(1000, egress.LiveBack).ends(liveTo, 443, liveIP, 9)}
+	for i := range 2 * egress.MaxLivePackets {
+		list = append(list, beginOf(uint32(i), egress.LiveSent).ends(liveIP, uint16(i), liveTo, 443))
 	}
-	want := []egress.LivePacket{{What: egress.LiveSent, Steps: []egress.LiveStep{step("a", "accept"), step("routed", "accept"), step("routed", "continue"), step("c", "accept")}}, {What: egress.LiveBack, Steps: []egress.LiveStep{step("translated", "accept"), step("b", "drop")}}}
-	l.list[1].Steps = l.list[1].Steps[:2]
-	if diff := cmp.Diff(want, []egress.LivePacket{*l.list[0], *l.list[1]}); diff != "" {
-		t.Error(diff)
+	got, _ := seenOf(&follower{}, list...)
+	if n := len(got); n != egress.MaxLivePackets+1 || got[0] != "back 9" || got[1] != fmt.Sprint("sent ", egress.MaxLivePackets) {
+		t.Errorf("%d: %v", n, got)
+	}
+}
+
+func TestThePortOutsideIsThatOfTheConnection(t *testing.T) {
+	l := &follower{pod: livePod}
+	seenOf(l, beginOf(1, egress.LiveSent).ends(livePod, 4000, liveTo, 443), beginOf(2, egress.LiveSent).ends(livePod, 4001, liveTo, 443),
+		beginOf(3, egress.LiveBack).ends(liveTo, 443, liveIP, 4000))
+	c := conntrack.Connection{Source: livePod, Destination: liveTo, Translated: liveIP, Protocol: 6, DestinationPort: 443, Port: 600}
+	other := c
+	other.Source, other.Port = liveForeign, 601
+	udp := c
+	udp.Protocol, udp.Port = 17, 602
+	echo := beginOf(4, egress.LiveSent).ends(livePod, 7, liveTo, 7)
+	echo.Protocol = 1
+	l.add(echo.TraceEvent)
+	ping := conntrack.Connection{Source: livePod, Destination: liveTo, Translated: liveIP, Protocol: 1, Port: 603}
+	l.translate([]conntrack.Flow{{Connection: c, SourcePort: 4000}, {Connection: ping, SourcePort: 7}, {Connection: other, SourcePort: 4000}, {Connection: udp, SourcePort: 4000}})
+	for i, want := range []uint16{600, 0, 0, 603} {
+		if got := l.list[i].Translated; got != want {
+			t.Errorf("packet %d: port %d, want %d", i, got, want)
+		}
 	}
 }

@@ -37,6 +37,7 @@ type answerer struct {
 	live     func(context.Context, egress.LiveQuestion) (egress.Live, error)
 
 	following sync.Mutex // held while packets are followed
+	followed  time.Time  // when that last ended; guarded by following
 	busy      sync.Mutex // held while a question is answered
 	until     time.Time  // when the next one may be; guarded by busy
 }

@@ -64,11 +64,17 @@ func ParseLiveQuestion(v url.Values) (q LiveQuestion, err error) {
 	return q, errors.Join(errs...)
 }
 
-// Live is what a node saw of the packets that it followed: of each kind the first, in the order in which they began.
+// Live is what a node saw of the packets that it followed, in the order in which they began: of each kind the last MaxLivePackets.
+// The gateway's may be of other pods of the egress IP, too.
 type Live struct {
 	Node    string       `json:"node"`
 	Packets []LivePacket `json:"packets"`
+	// Lost: the kernel told more steps than the agent read.
+	Lost bool `json:"lost,omitempty"`
 }
+
+// MaxLivePackets bounds how many packets of a kind Live has.
+const MaxLivePackets = 32
 
 // What a packet is.
 const (
@@ -81,6 +87,11 @@ const (
 // LivePacket is a packet and the chains that it met, as the kernel's trace told.
 type LivePacket struct {
 	What string `json:"what"`
+	// Port is that of the pod's end as the packet came, or the identifier of an ICMP echo; of one in the overlay the port that
+	// VXLAN sends it from. 0: it has none. Translated is what Port becomes on the pod's node, of what the pod sent; 0: the node
+	// has no such connection.
+	Port       uint16 `json:"port,omitempty"`
+	Translated uint16 `json:"translated_port,omitempty"`
 	// In and Out are the links by which it came and would leave; Out is empty where it got no further than to its route.
 	In    string     `json:"in,omitempty"`
 	Out   string     `json:"out,omitempty"`
@@ -98,14 +109,23 @@ type LiveStep struct {
 	Verdict string `json:"verdict"`
 }
 
-// Packet returns what was seen of one kind of packet.
-func (l Live) Packet(what string) (LivePacket, bool) {
+// Packet returns what was seen of one kind of packet: of those that may be it one that was dropped, else one that had a route,
+// else the first.
+func (l Live) Packet(what string, may func(LivePacket) bool) (best LivePacket, ok bool) {
+	worth := func(p LivePacket) int {
+		if _, dropped := p.Dropped(); dropped {
+			return 2
+		} else if p.Out != "" {
+			return 1
+		}
+		return 0
+	}
 	for _, p := range l.Packets {
-		if p.What == what {
-			return p, true
+		if p.What == what && may(p) && (!ok || worth(p) > worth(best)) {
+			best, ok = p, true
 		}
 	}
-	return LivePacket{}, false
+	return best, ok
 }
 
 // Dropped returns the step at which the packet was dropped; false: no chain dropped it.

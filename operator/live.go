@@ -12,8 +12,12 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// headStart is how much earlier the gateway is asked to follow a packet than the pod's node.
-const headStart = 500 * time.Millisecond
+const (
+	// headStart is how much earlier the gateway is asked to follow a packet than the pod's node.
+	headStart = 500 * time.Millisecond
+	// livePatience is for how long nodes are asked that follow other packets, or rest after that.
+	livePatience = 12 * time.Second
+)
 
 // Live says which packets of a pod are followed.
 type Live struct {
@@ -46,6 +50,9 @@ func follow(ctx context.Context, w store.Whole, q Question, ask Ask) (steps []St
 				}
 				f := followed{home: node, gateway: owner.Node, what: fmt.Sprintf("a packet of %s to %s", q.Pod, q.To), answers: q.Live.Protocol != 17}
 				kq := egress.KernelQuestion{Pod: pod, IP: a.IP, ID: a.ID, To: q.To}
+				if owner.Node != node {
+					kq.Peer = w.Nodes[owner.Node].Index
+				}
 				if f.ask(ctx, w, egress.LiveQuestion{KernelQuestion: kq, Protocol: q.Live.Protocol, Port: q.Live.Port}, q.Live.Page, ask, step) {
 					f.tell(step)
 				}
@@ -57,16 +64,29 @@ func follow(ctx context.Context, w store.Whole, q Question, ask Ask) (steps []St
 	return steps
 }
 
-// ask asks the nodes, and reports whether all of them told what they saw.
+// ask asks the nodes, again while one of them is busy, and reports whether all of them told what they saw.
 func (f *followed) ask(ctx context.Context, w store.Whole, q egress.LiveQuestion, page string, ask Ask, step adds) bool {
-	f.seen = map[string]egress.Live{}
-	silent := map[string]error{}
 	nodes := []string{f.home, f.gateway}
 	if f.home == f.gateway {
 		nodes = nodes[:1]
 	}
+	patient, cancel := context.WithTimeout(ctx, livePatience)
+	defer cancel()
+	var node string
+	err := whileBusy(patient, func() (err error) { node, err = f.askOnce(ctx, w, nodes, q, page, ask); return err })
+	if err != nil {
+		step("live", doubts, "%s follows no packet: %v", node, err)
+	}
+	return err == nil
+}
+
+// askOnce asks the nodes, all at once. Where one fails the others are not waited for, and it returns which one.
+func (f *followed) askOnce(ctx context.Context, w store.Whole, nodes []string, q egress.LiveQuestion, page string, ask Ask) (failed string, err error) {
+	f.seen = map[string]egress.Live{}
+	ctx, cancel := context.WithCancel(ctx)
+	defer cancel()
 	var wg sync.WaitGroup
-	var mu sync.Mutex // guards seen and silent
+	var mu sync.Mutex // guards f.seen, failed and err
 	for _, node := range nodes {
 		q := q
 		if node != f.home {
@@ -77,110 +97,154 @@ func (f *followed) ask(ctx context.Context, w store.Whole, q egress.LiveQuestion
 				select { // so that the gateway misses no packet that this node sees
 				case <-time.After(headStart):
 				case <-ctx.Done():
+					return
 				}
 			}
 			var l egress.Live
-			err := ask(ctx, node, w.Nodes[node].Addresses, page, q.Query(), &l)
+			askErr := ask(ctx, node, w.Nodes[node].Addresses, page, q.Query(), &l)
 			mu.Lock()
 			defer mu.Unlock()
-			if f.seen[node] = l; err != nil {
-				silent[node] = err
+			if f.seen[node] = l; askErr != nil && err == nil { // the others' come from cancel
+				failed, err = node, askErr
+				cancel()
 			}
 		})
 	}
 	wg.Wait()
-	for _, node := range nodes {
-		if err := silent[node]; err != nil {
-			step("live", doubts, "%s follows no packet: %v", node, err)
-		}
+	if err == nil && ctx.Err() != nil {
+		return f.home, ctx.Err()
 	}
-	return len(silent) == 0
+	return failed, err
 }
 
-// tell adds what was seen, and what it means, in the order of the way.
+// tell adds what was seen, and what it means, in the order of the way. That a packet stops is said where a rule was seen to drop
+// it: what was not seen may have been lost of the trace, or was more than a node follows.
 func (f *followed) tell(step adds) {
-	remote := f.home != f.gateway
-	sent, ok := f.packet(f.home, egress.LiveSent, "from the pod", step)
+	for _, node := range []string{f.home, f.gateway} {
+		if f.seen[node].Lost {
+			step("live", "", "%s: its kernel told more steps than its agent read: some are lost", node)
+		}
+		if f.home == f.gateway {
+			break
+		}
+	}
+	sent, ok := f.packet(f.home, egress.LiveSent, "from the pod", anyOf, step)
 	switch {
 	case !ok:
-		step("live", doubts, "%s did not come to %s while it was waited for: have the pod send one meanwhile", f.what, f.home)
+		step("live", doubts, "%s did not come to %s while it was waited for: have the pod send one meanwhile (of TCP, open a connection)", f.what, f.home)
 		return
 	case dropped(sent):
 		return
 	case sent.Out == "":
-		step("live", stops, "%s ends on %s before it is routed: it has no route, or rp_filter of link %s refuses its source", f.what, f.home, sent.In)
+		step("live", doubts, "%s was not seen on %s after it came by link %s: %s", f.what, f.home, sent.In, unrouted)
 		return
 	}
-	if remote && !f.tunnel(f.home, f.gateway, step) {
+	ports := map[uint16]bool{} // of the pod, outside
+	for _, p := range f.seen[f.home].Packets {
+		if p.What == egress.LiveSent && p.Translated != 0 {
+			ports[p.Translated] = true
+		}
+	}
+	if len(ports) == 0 {
+		step("live", doubts, "%s has no connection of it, so it cannot be told from packets of other pods from there on", f.home)
 		return
 	}
-	if remote {
-		if sent, ok = f.packet(f.gateway, egress.LiveSent, "out of the overlay", step); !ok {
-			step("live", stops, "%s comes to %s, and not out of the overlay there", f.what, f.gateway)
-			return
-		}
-		if dropped(sent) {
-			return
-		}
-		if sent.Out == "" {
-			step("live", stops, "%s ends on %s before it is routed: it has no route, or rp_filter refuses its source", f.what, f.gateway)
-			return
-		}
+	pods := func(p egress.LivePacket) bool { return ports[p.Port] }
+	if f.home == f.gateway {
+		back, came := f.packet(f.home, egress.LiveBack, "the answer", pods, step)
+		f.leaves(sent, came, step)
+		f.returns(back, came, step)
+		return
 	}
-	step("live", "", "%s left %s by link %s", f.what, f.gateway, sent.Out)
-	back, ok := f.packet(f.gateway, egress.LiveBack, "the answer", step)
+	_, left := f.packet(f.home, egress.LiveTunnelOut, "into the overlay", anyOf, step)
+	_, came := f.packet(f.gateway, egress.LiveTunnelIn, "from the overlay", anyOf, step)
+	there, on := f.packet(f.gateway, egress.LiveSent, "out of the overlay", pods, step)
+	_, answered := f.packet(f.gateway, egress.LiveBack, "the answer", pods, step)
+	f.packet(f.gateway, egress.LiveTunnelOut, "an answer, into the overlay", anyOf, step)
+	f.packet(f.home, egress.LiveTunnelIn, "an answer, from the overlay", anyOf, step)
+	back, returned := f.packet(f.home, egress.LiveBack, "the answer, out of the overlay", pods, step)
 	switch {
-	case !ok && f.answers:
-		step("live", doubts, "%s left %s, and no answer came there within a second", f.what, f.gateway)
+	case dropped(there) || dropped(back):
 		return
-	case !ok || dropped(back):
+	case returned: // so it left, however little the gateway saw
+	case !on && !left:
+		step("live", doubts, "%s was not seen to go from %s into the overlay", f.what, f.home)
+		return
+	case !on && !came:
+		step("live", doubts, "%s leaves %s for %s, and was not seen to come there", f.what, f.home, f.gateway)
+		return
+	case !on:
+		step("live", doubts, "%s was not seen to come out of the overlay on %s, to which others of the egress IP came", f.what, f.gateway)
+		return
+	case there.Out == "":
+		step("live", doubts, "%s was not seen on %s after it came out of the overlay: %s", f.what, f.gateway, unrouted)
 		return
 	}
-	if remote && f.tunnel(f.gateway, f.home, step) {
-		if back, ok := f.packet(f.home, egress.LiveBack, "the answer, out of the overlay", step); !ok || back.Out == "" && !dropped(back) {
-			step("live", stops, "the answer comes to %s, and goes no further there", f.home)
-		}
+	if on {
+		f.leaves(there, answered || returned, step)
+	}
+	if answered && !returned {
+		step("live", doubts, "the answer came to %s, and was not seen out of the overlay on %s", f.gateway, f.home)
+	}
+	f.returns(back, returned, step)
+}
+
+// unrouted says what may be of a packet that was not seen to have a route.
+const unrouted = "it has no route, rp_filter of the link refuses its source, a program took it, or steps of the trace are lost"
+
+// leaves says that a packet left by the gateway, and whether an answer came.
+func (f *followed) leaves(p egress.LivePacket, answered bool, step adds) {
+	step("live", "", "%s left %s by link %s", f.what, f.gateway, p.Out)
+	if !answered && f.answers {
+		step("live", doubts, "%s left %s, and no answer was seen there", f.what, f.gateway)
 	}
 }
 
-// tunnel adds what was seen of a packet in the overlay, and reports whether it came to the other end.
-func (f *followed) tunnel(from, to string, step adds) bool {
-	out, left := f.packet(from, egress.LiveTunnelOut, "into the overlay", step)
-	if dropped(out) {
-		return false
-	}
-	in, came := f.packet(to, egress.LiveTunnelIn, "from the overlay", step)
+// returns says whether the answer that came to the pod's node went on to the pod.
+func (f *followed) returns(p egress.LivePacket, came bool, step adds) {
 	switch {
-	case !left && !came:
-		step("live", stops, "it does not get from %s into the overlay", from)
-	case !came:
-		step("live", stops, "it leaves %s for %s by link %s, and does not come to %s", from, to, out.Out, to)
+	case !came || dropped(p):
+	case p.Out == "":
+		step("live", doubts, "the answer came to %s, and was not seen to go on to the pod", f.home)
+	default:
+		step("live", "", "an answer, or a refusal, came to the pod by link %s of %s", p.Out, f.home)
 	}
-	return came && !dropped(in)
 }
 
-// packet adds a step with the chains that a packet met on a node, and the fault where one of them dropped it.
-func (f *followed) packet(node, what, words string, step adds) (egress.LivePacket, bool) {
-	p, ok := f.seen[node].Packet(what)
-	if !ok {
-		return p, false
+func anyOf(egress.LivePacket) bool { return true }
+
+// packet adds a step with the chains that a packet of those that may be it met on a node, and the fault where one of them dropped
+// it; and one where a packet was dropped that may be another pod's.
+func (f *followed) packet(node, what, words string, may func(egress.LivePacket) bool, step adds) (egress.LivePacket, bool) {
+	p, ok := f.seen[node].Packet(what, may)
+	if ok {
+		links := ""
+		if p.In != "" {
+			links += ", in by " + p.In
+		}
+		if p.Out != "" {
+			links += ", out by " + p.Out
+		}
+		step("live", "", "%s, %s%s: %s", node, words, links, chains(p.Steps))
 	}
-	links := ""
-	if p.In != "" {
-		links += ", in by " + p.In
-	}
-	if p.Out != "" {
-		links += ", out by " + p.Out
-	}
-	step("live", "", "%s, %s%s: %s", node, words, links, chains(p.Steps))
 	if at, yes := p.Dropped(); yes {
-		by := "the policy"
-		if at.Rule != 0 {
-			by = fmt.Sprintf("rule %d (nft -a list chain %s %s)", at.Rule, at.Table, at.Chain)
-		}
-		step("live", stops, "%s drops it, %s: %s of chain %s of table %s", node, words, by, at.Chain, at.Table)
+		step("live", stops, "%s drops it, %s: %s", node, words, ruleAt(at))
+		return p, ok
 	}
-	return p, true
+	other, _ := f.seen[node].Packet(what, func(p egress.LivePacket) bool { return !may(p) })
+	if at, yes := other.Dropped(); yes {
+		step("live", doubts, "%s drops one that may be of another pod, %s: %s", node, words, ruleAt(at))
+	}
+	return p, ok
+}
+
+// ruleAt says where a packet was dropped.
+func ruleAt(at egress.LiveStep) string {
+	by := "the policy"
+	if at.Rule != 0 {
+		by = fmt.Sprintf("rule %d (nft -a list chain %s %s)", at.Rule, at.Table, at.Chain)
+	}
+	return fmt.Sprintf("%s of chain %s of table %s", by, at.Chain, at.Table)
 }
 
 func dropped(p egress.LivePacket) bool { _, yes := p.Dropped(); return yes }
