@@ -62,7 +62,11 @@ func (k *kernel) pathOf(ctx context.Context, d plan.Desired, q egress.KernelQues
 			p.Diverted = diverted(h.Hop, egress.OverlayLink)
 		}
 	}
-	return p, errors.Join(append(errs, askHops(ctx, hops))...)
+	routers := map[netip.Addr]bool{}
+	for _, s := range d.Routing.Subnets {
+		routers[s.Gateway] = true
+	}
+	return p, errors.Join(append(errs, askHops(ctx, hops, routers))...)
 }
 
 // diverted says where packets go that are to leave by a link; empty: they do.
@@ -104,8 +108,9 @@ func exitOf(d plan.Desired, q egress.KernelQuestion, mark egress.Mark) (to netip
 	return to, link
 }
 
-// askHops asks the neighbours among the hops, all at once, and notes those that are silent.
-func askHops(ctx context.Context, hops []*routing.Hop) error {
+// askHops asks the neighbours among the hops, all at once, and notes those that are silent. Of hosts
+// on a link of a VLAN only routers are asked.
+func askHops(ctx context.Context, hops []*routing.Hop, routers map[netip.Addr]bool) error {
 	var list []announce.Neighbour
 	asked := hops[:0]
 	for _, h := range hops {
@@ -115,6 +120,8 @@ func askHops(ctx context.Context, hops []*routing.Hop) error {
 		n := announce.Neighbour{IP: h.Via, Link: h.Link}
 		if !strings.HasPrefix(h.Link, egress.VLANLinkPrefix) { // the addresses there are egress IPs
 			n.Sender = h.Source
+		} else if h.Via.Is4() && h.Via == h.To && !routers[h.Via] {
+			continue // to a host that looks for conflicts a request in nobody's name is one (RFC 5227, section 2.1.1)
 		}
 		asked, list = append(asked, h), append(list, n)
 	}
@@ -123,7 +130,7 @@ func askHops(ctx context.Context, hops []*routing.Hop) error {
 	}
 	answered, err := announce.Answers(ctx, list)
 	for _, h := range slices.DeleteFunc(asked, func(h *routing.Hop) bool { return err != nil }) {
-		h.Silent = !answered[h.Via]
+		h.Silent = !answered[announce.Place{IP: h.Via, Link: h.Link}]
 	}
 	return err
 }

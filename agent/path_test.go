@@ -32,7 +32,7 @@ func TestNextHopsOnTheWayAreAsked(t *testing.T) {
 		"ip route add default dev egret.vx table 15190", "ip rule add fwmark 0x3ffe/0x3fff table 15190", "ip link add pod0 mtu 1400 type veth peer name pod1", "ip link set pod1 up", "ip link set pod0 up",
 		"ip route add 10.244.0.5/32 dev pod0",
 		"ip link add egret.100 type veth peer name switch", "ip link set egret.100 up", "ip link set switch up", "ip addr add 10.20.0.11/24 dev egret.100",
-		"ip route add default via 10.20.0.1 dev egret.100 table 11097", "ip rule add fwmark 0x3001/0x3fff table 11097",
+		"ip route add default via 10.20.0.1 dev egret.100 table 11097", "ip route add 10.20.0.0/24 dev egret.100 table 11097", "ip rule add fwmark 0x3001/0x3fff table 11097",
 	} {
 		netns.Run(t, line)
 	}
@@ -78,6 +78,7 @@ func TestNextHopsOnTheWayAreAsked(t *testing.T) {
 		"out, without a default route":        {2, 0, "", egress.Path{}},
 		"to where no route leads":             {4, 0, "203.0.113.9", egress.Path{Exit: &egress.Hop{To: addr("203.0.113.9"), Fault: "network is unreachable"}}},
 		"by a VLAN":                           {3, 2, "", egress.Path{Overlay: hop(node, "eth0", false), Exit: hop(router, "egret.100", true)}},
+		"by a VLAN, to a host of it":          {3, 2, "10.20.0.9", egress.Path{Overlay: hop(node, "eth0", false), Exit: hop(addr("10.20.0.9"), "egret.100", false)}}, // which is not asked
 		"nothing of this node":                {5, 0, "203.0.113.7", egress.Path{}},
 	} {
 		q := egress.KernelQuestion{Pod: pod, IP: addr("10.10.0.11"), ID: tt.id, Peer: tt.peer}

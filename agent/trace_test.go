@@ -106,7 +106,8 @@ func TestTheKernelIsToldAsItIs(t *testing.T) {
 		}
 	}
 	for _, bad := range []string{"", "ip=10.10.0.11", "ip=10.10.0.11&id=0", "ip=10.10.0.11&id=65536", "ip=x&id=1", "ip=10.10.0.11&id=1&pod=fd00::1", "ip=10.10.0.11&id=1&to=fd00::1",
-		"ip=10.10.0.11&id=1&to=x", "ip=10.10.0.11&id=1&peer=0", "ip=10.10.0.11&id=1&peer=65536", "ip=fe80::1%25x&id=1",
+		"ip=10.10.0.11&id=1&to=x", "ip=10.10.0.11&id=1&to=224.0.0.1", "ip=10.10.0.11&id=1&to=255.255.255.255", "ip=10.10.0.11&id=1&to=169.254.0.1", "ip=fd00::11&id=1&to=fe80::1", "ip=fd00::11&id=1&to=ff02::1",
+		"ip=10.10.0.11&id=1&peer=0", "ip=10.10.0.11&id=1&peer=65536", "ip=fe80::1%25x&id=1",
 		"ip=10.10.0.11&id=1&pod=" + strings.Repeat("x", 3000)} {
 		if code, got := asks(who, bad); code != http.StatusBadRequest || len(got) > 500 {
 			t.Errorf("%q: %d %s", bad, code, got)

@@ -26,7 +26,7 @@ func TestNeighboursThatAreThereAnswerAndOthersDoNot(t *testing.T) {
 	there, gone := netip.MustParseAddr("10.10.0.1"), netip.MustParseAddr("10.10.0.9")
 	there6, gone6 := netip.MustParseAddr("fd10::1"), netip.MustParseAddr("fd10::9")
 	own := netip.MustParseAddr("10.10.0.101")
-	ask := func(list ...Neighbour) map[netip.Addr]bool {
+	ask := func(list ...Neighbour) map[Place]bool {
 		t.Helper()
 		got, err := Answers(t.Context(), list)
 		if err != nil {
@@ -39,7 +39,7 @@ func TestNeighboursThatAreThereAnswerAndOthersDoNot(t *testing.T) {
 			t.Fatal("the peer does not answer")
 		}
 	}
-	want := map[netip.Addr]bool{there: true, there6: true}
+	want := map[Place]bool{{there, "eth0"}: true, {there6, "eth0"}: true}
 	if diff := cmp.Diff(want, ask(Neighbour{there, "eth0", own}, Neighbour{there6, "eth0", own}), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Errorf("asked by a node:\n%s", diff)
 	}
@@ -56,8 +56,20 @@ func TestNeighboursThatAreThereAnswerAndOthersDoNot(t *testing.T) {
 	if diff := cmp.Diff(want, ask(all...), cmpopts.EquateComparable(netip.Addr{})); diff != "" {
 		t.Errorf("beside some that are silent:\n%s", diff)
 	}
-	if got, err := Answers(t.Context(), []Neighbour{{there, "eth0", own}, {gone, "eth9", own}}); !got[there] || err == nil {
+	if got, err := Answers(t.Context(), []Neighbour{{there, "eth0", own}, {gone, "eth9", own}}); !got[Place{there, "eth0"}] || err == nil {
 		t.Errorf("on a link that is not there: %v, %v", got, err)
+	}
+	netns.Run(t, "ip link add eth1 type veth peer name peer1")
+	for _, line := range []string{"ip link set eth1 up", "ip link set peer1 up"} {
+		netns.Run(t, line)
+	}
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) { // until eth1 has IPv6
+		if _, err := Answers(t.Context(), []Neighbour{{IP: there6, Link: "eth1"}}); err == nil {
+			break
+		}
+	}
+	if got := ask(Neighbour{there6, "eth0", own}, Neighbour{there6, "eth1", own}); !got[Place{there6, "eth0"}] || got[Place{there6, "eth1"}] {
+		t.Errorf("of two links that have other hosts: %v", got)
 	}
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

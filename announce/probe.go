@@ -45,7 +45,18 @@ func Probe(ctx context.Context, want map[netip.Addr]string, gap time.Duration) (
 		k := part{link: want[ip], is4: ip.Is4(), sender: netip.IPv4Unspecified()}
 		parts[k] = append(parts[k], ip)
 	}
-	return ask(ctx, parts, gap)
+	found, err := ask(ctx, parts, gap)
+	out := map[netip.Addr]Conflict{}
+	for at, mac := range found {
+		out[at.IP] = Conflict{at.Link, mac}
+	}
+	return out, err
+}
+
+// Place is an address on a link: two links may have different hosts of one link-local address.
+type Place struct {
+	IP   netip.Addr
+	Link string
 }
 
 // Neighbour is a host on a link of this node.
@@ -60,7 +71,7 @@ type Neighbour struct {
 // Answers asks for neighbours as a kernel does that has a packet for them, by a broadcast ARP request or a multicast
 // neighbor solicitation, three times at most, and returns those that answered. It takes three times ProbeGap where one
 // does not. After an error nothing is known of those that are not in the answer.
-func Answers(ctx context.Context, list []Neighbour) (map[netip.Addr]bool, error) {
+func Answers(ctx context.Context, list []Neighbour) (map[Place]bool, error) {
 	parts := map[part][]netip.Addr{}
 	for _, n := range list {
 		k := part{link: n.Link, is4: n.IP.Is4(), sender: netip.IPv4Unspecified()}
@@ -72,9 +83,9 @@ func Answers(ctx context.Context, list []Neighbour) (map[netip.Addr]bool, error)
 		}
 	}
 	found, err := ask(ctx, parts, ProbeGap)
-	out := map[netip.Addr]bool{}
-	for ip := range found {
-		out[ip] = true
+	out := map[Place]bool{}
+	for at := range found {
+		out[at] = true
 	}
 	return out, err
 }
@@ -86,8 +97,8 @@ type part struct {
 	sender netip.Addr // of IPv4
 }
 
-// ask asks for all addresses at once, and returns who answered.
-func ask(ctx context.Context, parts map[part][]netip.Addr, gap time.Duration) (map[netip.Addr]Conflict, error) {
+// ask asks for all addresses at once, and returns the MAC addresses of who answered.
+func ask(ctx context.Context, parts map[part][]netip.Addr, gap time.Duration) (map[Place]string, error) {
 	// All sockets first, by this goroutine: they are of its network namespace.
 	var askers []*asker
 	var errs []error
@@ -109,9 +120,11 @@ func ask(ctx context.Context, parts map[part][]netip.Addr, gap time.Duration) (m
 		g.Go(func() error { return a.run(ctx, gap) })
 	}
 	errs = append(errs, g.Wait())
-	all := map[netip.Addr]Conflict{}
+	all := map[Place]string{}
 	for _, a := range askers {
-		maps.Copy(all, a.found)
+		for ip, mac := range a.found {
+			all[Place{ip, a.link.Name}] = mac
+		}
 	}
 	return all, errors.Join(errs...)
 }
@@ -120,7 +133,7 @@ func ask(ctx context.Context, parts map[part][]netip.Addr, gap time.Duration) (m
 type asker struct {
 	link  *net.Interface
 	ips   []netip.Addr
-	found map[netip.Addr]Conflict
+	found map[netip.Addr]string // MAC addresses
 
 	ask func(netip.Addr) error
 	// listen returns who has which address, by the next message: the zero Addr, where it says nothing of that.
@@ -131,7 +144,7 @@ type asker struct {
 
 // run asks for each of the addresses that has no answer yet, listens for gap, and does so again, until all have one.
 func (a *asker) run(ctx context.Context, gap time.Duration) error {
-	a.found = map[netip.Addr]Conflict{}
+	a.found = map[netip.Addr]string{}
 	for range probes {
 		for _, ip := range a.ips {
 			if _, ok := a.found[ip]; ok {
@@ -153,7 +166,7 @@ func (a *asker) run(ctx context.Context, gap time.Duration) error {
 				return fmt.Errorf("listening on %s: %w", a.link.Name, err)
 			}
 			if slices.Contains(a.ips, ip) && mac.String() != a.link.HardwareAddr.String() {
-				a.found[ip] = Conflict{a.link.Name, mac.String()}
+				a.found[ip] = mac.String()
 			}
 		}
 	}

@@ -54,7 +54,7 @@ func NATAhead() (out []string, err error) {
 		return nil, fmt.Errorf("listing chains: %w", err)
 	}
 	for _, ch := range chains {
-		if ch.Table.Name != egress.TableName && ch.Type == nftables.ChainTypeNAT && ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookPostrouting &&
+		if !ours(ch.Table) && ch.Type == nftables.ChainTypeNAT && ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookPostrouting &&
 			ch.Priority != nil && *ch.Priority <= egress.TranslatePriority {
 			out = append(out, fmt.Sprintf("chain %s at priority %d", nameOf(ch), *ch.Priority))
 		}
@@ -74,6 +74,9 @@ func flowtables() (out []string, err error) {
 		return nil, fmt.Errorf("listing tables: %w", err)
 	}
 	for _, t := range tables {
+		if ours(t) {
+			continue // that of a trace may go meanwhile
+		}
 		all, err := c.ListFlowtables(t)
 		if err != nil {
 			if errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL) {

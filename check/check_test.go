@@ -96,6 +96,7 @@ func TestOthersInReservedPlacesAreFound(t *testing.T) {
 		"the table local, later":                     {"rules-ahead", "ip rule add pref 100 lookup local", ""},
 		"a rule behind ours":                         {"rules-ahead", "ip rule add pref 3000 lookup 500", ""},
 		"no flowtable":                               {"flowtables", "ip rule", ""},
+		"the table of a trace":                       {"nat-chains", "nft table inet egret-trace { chain c { type nat hook postrouting priority -199; } ; }", ""},
 		"connections begin with a SYN":               {"net.netfilter.nf_conntrack_tcp_loose", "sysctl -qw net.netfilter.nf_conntrack_tcp_loose=0", "0"},
 		"the node's answers have a mark":             {"net.ipv4.fwmark_reflect", "sysctl -qw net.ipv4.fwmark_reflect=1", "1"},
 		"the node's answers of IPv6 have a mark":     {"net.ipv6.fwmark_reflect", "sysctl -qw net.ipv6.fwmark_reflect=1", "1"},

@@ -30,7 +30,7 @@ func chainsOfOthers() (out []chain, err error) {
 		return nil, fmt.Errorf("listing chains: %w", err)
 	}
 	for _, ch := range chains {
-		if ch.Table.Name == egress.TableName {
+		if ours(ch.Table) {
 			continue
 		}
 		rules, err := c.GetRules(ch.Table, ch)
@@ -40,6 +40,11 @@ func chainsOfOthers() (out []chain, err error) {
 		out = append(out, chain{ch, rules})
 	}
 	return out, nil
+}
+
+// ours reports whether a table is Egret's: also one of a trace, which is there for seconds.
+func ours(t *nftables.Table) bool {
+	return t.Name == egress.TableName || t.Name == egress.TraceTableName
 }
 
 // marksOfOthers returns the ip rules and the chains that read or write bits of the packet mark that are Egret's: of rules also those of an id, which

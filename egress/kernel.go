@@ -49,6 +49,8 @@ func ParseKernelQuestion(v url.Values) (q KernelQuestion, err error) {
 		if text := v.Get(name); text != "" {
 			if *ip, err = netip.ParseAddr(text); err != nil || ip.Zone() != "" || ip.Is4In6() || ip.Is4() != q.IP.Is4() {
 				errs = append(errs, fmt.Errorf("%s %.50q: want an address of the family of the egress IP", name, text))
+			} else if !ip.IsGlobalUnicast() {
+				errs = append(errs, fmt.Errorf("%s %.50q: want an address of one host, of no link alone", name, text))
 			}
 		}
 	}

@@ -86,6 +86,8 @@ const (
 	VLANLinkPrefix = "egret."
 	// TableName names the nftables tables: `table inet egret`, `table arp egret`, `table netdev egret`.
 	TableName = "egret"
+	// TraceTableName names the table that is there while packets are followed (nft.Trace), of a socket of its own.
+	TraceTableName = TableName + "-trace"
 	// TranslatePriority is that of the chain that translates, the first that the kernel takes for NAT (linux: nft_chain_parse_hook wants it
 	// after conntrack's, -200). All of NAT runs at 100, by these priorities: iptables at 100, kindnet at 90. Of two with the same the later
 	// one is called first.

@@ -17,7 +17,7 @@ import (
 )
 
 // TraceTable is the table by whose rules the kernel traces packets. Its socket owns it: it goes with the process at the latest.
-const TraceTable = egress.TableName + "-trace"
+const TraceTable = egress.TraceTableName
 
 // ErrNoTrace says that the kernel has no tables that go with their owner (Linux 5.12), so that nothing is traced.
 var ErrNoTrace = errors.New("the kernel has no nftables tables that go with their owner, as Linux 5.12 has: a trace could outlive its agent")
