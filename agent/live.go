@@ -149,7 +149,8 @@ type follower struct {
 type packet struct {
 	egress.LivePacket
 	nft.Ends
-	in int
+	in     int
+	inside uint16 // of an answer that was translated back: the pod's port
 }
 
 // add takes in a step, and reports whether it is the first of the first packet from the pod.
@@ -178,7 +179,10 @@ func (l *follower) add(e nft.TraceEvent) (first bool) {
 	if out := linkName(e.Out); out != "" {
 		p.Out = out
 	}
-	if e.Table == nft.TraceTable {
+	if e.To.IsValid() && e.To == l.pod {
+		p.inside = e.ToPort
+	}
+	if e.Table == nft.TraceTable || e.Verdict == "" {
 		return first
 	}
 	s := egress.LiveStep{Table: e.Family + " " + e.Table, Chain: e.Chain, Rule: e.Rule, Verdict: e.Verdict}
@@ -259,11 +263,17 @@ func isEcho(protocol byte) bool {
 	return protocol == unix.IPPROTO_ICMP || protocol == unix.IPPROTO_ICMPV6
 }
 
-// translate notes by which ports the pod's packets go on, by conntrack's entries.
+// translate notes by which ports the pod's packets go on: by conntrack's entries, and by answers that came, as the kernel
+// removes the entry of a connection that is refused.
 func (l *follower) translate(flows []conntrack.Flow) {
 	for _, p := range l.list {
 		if p.What != egress.LiveSent {
 			continue
+		}
+		for _, back := range l.list {
+			if back.What == egress.LiveBack && back.inside != 0 && back.inside == p.FromPort {
+				p.Translated = back.Port
+			}
 		}
 		for _, c := range flows {
 			if c.Source == p.From && c.Destination == p.To && c.Protocol == p.Protocol && c.SourcePort == p.FromPort &&

@@ -245,6 +245,16 @@ func TestTheLastPacketsOfAKindAreKept(t *testing.T) {
 	}
 }
 
+func TestThePortOfAConnectionThatIsRefusedIsThatOfTheAnswer(t *testing.T) {
+	l := &follower{pod: livePod}
+	seenOf(l, beginOf(1, egress.LiveSent).ends(livePod, 4000, liveTo, 443), beginOf(2, egress.LiveSent).ends(livePod, 4001, liveTo, 443),
+		beginOf(3, egress.LiveBack).ends(liveTo, 443, liveIP, 600), stepOf(3).ends(liveTo, 443, livePod, 4000))
+	l.translate(nil)
+	if a, b := l.list[0].Translated, l.list[1].Translated; a != 600 || b != 0 {
+		t.Errorf("ports %d and %d", a, b)
+	}
+}
+
 func TestThePortOutsideIsThatOfTheConnection(t *testing.T) {
 	l := &follower{pod: livePod}
 	seenOf(l, beginOf(1, egress.LiveSent).ends(livePod, 4000, liveTo, 443), beginOf(2, egress.LiveSent).ends(livePod, 4001, liveTo, 443),

@@ -58,7 +58,7 @@ type TraceEvent struct {
 	Family, Table string
 	Chain         string
 	Rule          uint64 // its handle; 0: the chain's policy
-	Verdict       string // in the words of nft(8)
+	Verdict       string // in the words of nft(8); empty: the end of a chain, whose policy comes next
 	In, Out       int    // indexes of links; 0: none (yet)
 	// Ends are the packet's, of the first step in a chain; the zero Ends elsewhere.
 	Ends
@@ -224,7 +224,7 @@ func decodeTrace(m netlink.Message) (e TraceEvent, ok bool) {
 		e.Verdict = verdictName(int32(v.uint32(unix.NFTA_VERDICT_CODE)), v.string(unix.NFTA_VERDICT_CHAIN))
 	}
 	if e.Rule == 0 && (e.Verdict == "continue" || e.Verdict == "return") {
-		return e, false // the end of a chain, whose policy comes next
+		e.Verdict = ""
 	}
 	if e.Table == TraceTable && e.Rule != 0 {
 		e.Began = e.Chain

@@ -59,7 +59,7 @@ func TestTraceTellsWhichRuleOfWhomDropsAPacket(t *testing.T) {
 				return false // the next one
 			case e.Began != "":
 				first, got = e.Packet, []string{e.Began + ":"}
-			case e.Table != TraceTable:
+			case e.Table != TraceTable && e.Verdict != "":
 				what := "policy"
 				if e.Rule != 0 {
 					what = "rule"
