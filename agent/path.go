@@ -108,8 +108,8 @@ func exitOf(d plan.Desired, q egress.KernelQuestion, mark egress.Mark) (to netip
 	return to, link
 }
 
-// askHops asks the neighbours among the hops, all at once, and notes those that are silent. Of hosts
-// on a link of a VLAN only routers are asked.
+// askHops asks the neighbours among the hops, all at once, and notes those that are silent. By ARP
+// on the link of a VLAN only routers are asked.
 func askHops(ctx context.Context, hops []*routing.Hop, routers map[netip.Addr]bool) error {
 	var list []announce.Neighbour
 	asked := hops[:0]

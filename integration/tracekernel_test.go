@@ -236,10 +236,13 @@ func TestTraceFollowsAPacketAndNamesTheFirewallThatDropsIt(t *testing.T) {
 	untraced := func(t *testing.T) {
 		t.Helper()
 		for _, node := range nodes() {
-			out, err := cluster.Exec(t.Context(), "node", node, "nft", "list", "tables")
-			if err != nil || strings.Contains(string(out), "egret-trace") {
-				t.Errorf("%s: %v, tables\n%s", node, err, out)
-			}
+			eventually(t, 5*time.Second, func() error { // whom nobody waits for any more ends a moment later
+				out, err := cluster.Exec(t.Context(), "node", node, "nft", "list", "tables")
+				if err == nil && strings.Contains(string(out), "egret-trace") {
+					err = fmt.Errorf("%s: tables\n%s", node, out)
+				}
+				return err
+			})
 		}
 	}
 

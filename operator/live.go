@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -156,15 +157,15 @@ func (f *followed) tell(step adds) {
 		f.returns(back, came, step)
 		return
 	}
-	_, left := f.packet(f.home, egress.LiveTunnelOut, "into the overlay", anyOf, step)
-	_, came := f.packet(f.gateway, egress.LiveTunnelIn, "from the overlay", anyOf, step)
+	out, left := f.packet(f.home, egress.LiveTunnelOut, "into the overlay", anyOf, step)
+	in, came := f.packet(f.gateway, egress.LiveTunnelIn, "from the overlay", anyOf, step)
 	there, on := f.packet(f.gateway, egress.LiveSent, "out of the overlay", pods, step)
-	_, answered := f.packet(f.gateway, egress.LiveBack, "the answer", pods, step)
-	f.packet(f.gateway, egress.LiveTunnelOut, "an answer, into the overlay", anyOf, step)
-	f.packet(f.home, egress.LiveTunnelIn, "an answer, from the overlay", anyOf, step)
+	answer, answered := f.packet(f.gateway, egress.LiveBack, "the answer", pods, step)
+	backOut, _ := f.packet(f.gateway, egress.LiveTunnelOut, "an answer, into the overlay", anyOf, step)
+	backIn, _ := f.packet(f.home, egress.LiveTunnelIn, "an answer, from the overlay", anyOf, step)
 	back, returned := f.packet(f.home, egress.LiveBack, "the answer, out of the overlay", pods, step)
 	switch {
-	case dropped(there) || dropped(back):
+	case slices.ContainsFunc([]egress.LivePacket{out, in, there, answer, backOut, backIn, back}, dropped):
 		return
 	case returned: // so it left, however little the gateway saw
 	case !on && !left:
