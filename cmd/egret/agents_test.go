@@ -137,7 +137,7 @@ func TestAgentsAreAskedOverMTLS(t *testing.T) {
 		"who, by one of another CA":                {"who 203.0.113.5:2048", good, stranger, 1, []string{"not known: asking the agent of node n1"}},
 		"trace, by a certificate that is named":    {"trace prod/web-1", good, auditor, 2, []string{"n1 has the pod, and its next hop", "It does not get through: n2 has no permit for 203.0.113.5"}},
 		"trace, by one that is not":                {"trace prod/web-1", good, prometheus, 0, []string{"n1 is told by the records alone", "none of --who-clients", "As far as etcd tells it gets through"}},
-		"live, by one that is not":                 {"trace prod/web-1 --live --to 198.51.100.9", good, prometheus, 3, []string{"n1 follows no packet", "none of --who-clients"}},
+		"live, by one that is not":                 {"trace prod/web-1 --live --to 198.51.100.9", good, prometheus, 3, []string{"n2 follows no packet", "none of --who-clients"}},
 		"live, of agents of an older version":      {"trace prod/web-1 --live --to 198.51.100.9", older, auditor, 3, []string{"follows no packet", "of an older version"}},
 		"trace, by one of another CA":              {"trace prod/web-1", good, stranger, 0, []string{"n2 is told by the records alone", "As far as etcd tells it gets through"}},
 		"trace, beside an agent that is not there": {"trace prod/web-1", silent, auditor, 0, []string{"n1 has the pod", "n2 is told by the records alone", "As far as etcd tells it gets through"}},
