@@ -225,6 +225,12 @@ func TestMetricsSayWhatPacketsSaid(t *testing.T) {
 		v, _ := p.value(metric(t, crdsync.Metrics(), name), labels...)
 		return v
 	}
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) { // the one that came back may be on its way
+		if sync("egret_agents", "state=alive") == 3 {
+			break
+		}
+		p = scrape(t, "control", "", egress.SyncStatusPort)
+	}
 	is("leader", sync("egret_crdsync_leader"), 1)
 	is("nodes", sync("egret_nodes"), 3)
 	is("agents", sync("egret_agents", "state=alive"), 3)

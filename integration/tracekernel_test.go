@@ -123,13 +123,23 @@ func TestTraceNamesWhatIsWrongInAKernel(t *testing.T) {
 					t.Error(err)
 				}
 			}()
-			if strings.Contains(tt.fault, "arp") { // what the node knew of the gateway it would know for half a minute more
-				on(t, home, "ip neigh flush to "+gatewayIP.String())
+			if strings.Contains(tt.fault, "arp") {
+				// What the node knew of the gateway it would know for half a minute more, and it would learn from what the gateway asks others.
+				on(t, home, fmt.Sprintf("nft 'add table arp cut; add chain arp cut in { type filter hook input priority 0; }; add rule arp cut in arp saddr ip %s drop'\n"+
+					"ip neigh flush to %[1]s", gatewayIP))
+				defer func() {
+					if err := tryOn(home, "nft delete table arp cut"); err != nil && !mended {
+						t.Error(err)
+					}
+				}()
 			}
 			if r.names(tt.status, tt.says); tt.lost {
 				unseen(t, pod)
 			}
 			on(t, tt.node, tt.mend)
+			if strings.Contains(tt.fault, "arp") {
+				on(t, home, "nft delete table arp cut")
+			}
 			mended = true
 			r.names(0, well)
 			leavesAs(t, pod, ip)
@@ -276,7 +286,6 @@ func TestTraceFollowsAPacketAndNamesTheFirewallThatDropsIt(t *testing.T) {
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			r := &tracer{t: t, etcd: etcd, pod: pod, to: r.to, live: r.live}
-			r.names(0, well)
 			on(t, tt.node, tt.fault)
 			defer func() {
 				if err := tryOn(tt.node, tt.mend); err != nil {
