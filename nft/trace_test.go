@@ -7,6 +7,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"os/exec"
+	"runtime"
 	"strings"
 	"testing"
 	"time"
@@ -90,15 +92,23 @@ func TestTwoTracesDoNotRunAtOnceAndNobodyTracesOthersPackets(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	ctx, cancel := context.WithTimeout(t.Context(), 300*time.Millisecond)
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
 	defer cancel()
 	ns := netns.Current(t)
-	other := make(chan error)
+	other := make(chan error, 1)
 	go func() {
-		time.Sleep(100 * time.Millisecond)
+		defer cancel()
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
 		netns.Switch(t, ns)
+		for ctx.Err() == nil { // until the first one is there
+			if out, err := exec.Command("nft", "list", "tables").Output(); err == nil && strings.Contains(string(out), TraceTable) {
+				break
+			}
+		}
+		second, end := context.WithTimeout(ctx, 5*time.Second)
+		defer end()
 		c.Write([]byte("x"))
-		_, err := Trace(ctx, flow, func(TraceEvent) bool { return true })
+		_, err := Trace(second, flow, func(TraceEvent) bool { return true })
 		other <- err
 	}()
 	if _, err := Trace(ctx, flow, func(e TraceEvent) bool { t.Errorf("traced %+v", e); return true }); err != nil {
