@@ -157,8 +157,10 @@ func (f *filter) matters(m syscall.NetlinkMessage) bool {
 		if err == nil && nl.BytesToString(attrs[unix.IFLA_IFNAME].Value) == egress.OverlayLink {
 			f.overlay = int(nl.DeserializeIfInfomsg(m.Data).Index)
 		}
-	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE, unix.RTM_NEWRULE, unix.RTM_DELRULE:
+	case unix.RTM_NEWROUTE, unix.RTM_DELROUTE:
 		return routeMatters(m)
+	case unix.RTM_NEWRULE, unix.RTM_DELRULE:
+		return ruleMatters(m)
 	case unix.RTM_NEWNEIGH, unix.RTM_DELNEIGH:
 		n, err := netlink.NeighDeserialize(m.Data)
 		return err != nil || n.LinkIndex == f.overlay || f.overlay == anyLink
@@ -169,31 +171,31 @@ func (f *filter) matters(m syscall.NetlinkMessage) bool {
 // fraProtocol is FRA_PROTOCOL of uapi/linux/fib_rules.h.
 const fraProtocol = 21
 
-// routeMatters reports whether an event is about a route or rule of our protocol, a route in one of our tables, or one that makes an address local. Of
-// a route of ours that another program's replaces the kernel tells no more than that one. The headers of both have the same size; a route's has
-// the protocol in it, a rule's is among the attributes.
+// routeMatters reports whether an event is about a route of our protocol, one in one of our tables, or one that makes an address local. Of a route of
+// ours that another program's replaces the kernel tells no more than that one.
 func routeMatters(m syscall.NetlinkMessage) bool {
 	if len(m.Data) < unix.SizeofRtMsg {
 		return true
 	}
-	if m.Header.Type == unix.RTM_NEWROUTE || m.Header.Type == unix.RTM_DELROUTE {
-		r := nl.DeserializeRtMsg(m.Data)
-		if r.Table != unix.RT_TABLE_COMPAT { // else the number is too large for the header
-			return r.Protocol == egress.RouteProtocol || r.Table == unix.RT_TABLE_LOCAL && r.Type == unix.RTN_LOCAL
-		}
+	r := nl.DeserializeRtMsg(m.Data)
+	if r.Table != unix.RT_TABLE_COMPAT { // else the number is too large for the header
+		return r.Protocol == egress.RouteProtocol || r.Table == unix.RT_TABLE_LOCAL && r.Type == unix.RTN_LOCAL
 	}
 	attrs, err := nl.ParseRouteAttrAsMap(m.Data[unix.SizeofRtMsg:])
-	if err != nil {
+	t := attrs[unix.RTA_TABLE].Value
+	if err != nil || len(t) != 4 {
 		return true
 	}
-	if m.Header.Type == unix.RTM_NEWROUTE || m.Header.Type == unix.RTM_DELROUTE {
-		t := attrs[unix.RTA_TABLE].Value
-		if len(t) != 4 {
-			return true
-		}
-		table := int(nl.NativeEndian().Uint32(t))
-		return table >= egress.FirstTable && table <= maxTable
+	table := int(nl.NativeEndian().Uint32(t))
+	return table >= egress.FirstTable && table <= maxTable
+}
+
+// ruleMatters reports whether an event is about a rule of our protocol, which is among the attributes. The header has the size of a route's.
+func ruleMatters(m syscall.NetlinkMessage) bool {
+	if len(m.Data) < unix.SizeofRtMsg {
+		return true
 	}
+	attrs, err := nl.ParseRouteAttrAsMap(m.Data[unix.SizeofRtMsg:])
 	p := attrs[fraProtocol].Value
-	return len(p) == 1 && p[0] == egress.RouteProtocol
+	return err != nil || len(p) == 1 && p[0] == egress.RouteProtocol
 }
