@@ -29,7 +29,7 @@ func newFlush() flush {
 }
 
 func (f flush) empty() bool {
-	return !f.all && !f.strays && !f.repaired && len(f.pods)+len(f.stranded)+len(f.unhosted) == 0
+	return f.waits() && len(f.pods) == 0
 }
 
 // waits reports whether a flush is about nothing but pods that changed.
@@ -185,20 +185,12 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 	}
 	f.known = &pods{local: d.NFT.Pods, blocks: d.Blocks, sources: sources, hosted: hosted, except: d.NFT.Except, whole: !d.NFT.Keep}
 	if due := f.dueLocked(); !due.empty() {
-		signal(f.kick)
+		notify(f.kick)
 		if !due.waits() {
-			signal(f.urgent)
+			notify(f.urgent)
 		}
 	}
 	return f.err
-}
-
-// signal says something to who waits, if that was not said yet.
-func signal(c chan<- struct{}) {
-	select {
-	case c <- struct{}{}:
-	default:
-	}
 }
 
 // dueLocked is what can be done now. What is not known yet is no stray.

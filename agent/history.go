@@ -26,10 +26,7 @@ func (h *history) trim(ip netip.Addr) {
 	h.mu.Lock()
 	defer h.mu.Unlock()
 	h.ips[ip] = true
-	select {
-	case h.wake <- struct{}{}:
-	default:
-	}
+	notify(h.wake)
 }
 
 func (h *history) run(ctx context.Context, c *store.Client, log *slog.Logger) error {

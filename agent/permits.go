@@ -169,10 +169,7 @@ func (p *permits) writeLocked(list []nft.Permit) error {
 
 // soon asks run for a renewal. It never blocks.
 func (p *permits) soon() {
-	select {
-	case p.kick <- struct{}{}:
-	default:
-	}
+	notify(p.kick)
 }
 
 // run renews the permits every quarter of their length, and when it is asked to, until ctx ends.

@@ -94,10 +94,7 @@ func (p *probes) clear(c plan.Claim, now time.Time) bool {
 		return false
 	}
 	p.ask[c.IP] = c.Link
-	select {
-	case p.kick <- struct{}{}:
-	default:
-	}
+	notify(p.kick)
 	return false
 }
 

@@ -8,6 +8,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/egret-project/egret/agent"
+	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/monitor"
 )
 
@@ -44,7 +45,7 @@ func cleanupCommand() *cobra.Command {
 }
 
 // agentStatus is where the probes of the agents' DaemonSet ask.
-const agentStatus = "127.0.0.1:8481"
+var agentStatus = fmt.Sprintf("127.0.0.1:%d", egress.StatusPort)
 
 const cleanupSays = "All that Egret has in the kernel of this node goes: tables, rules, routes, links and connections. Pods that an egress selects leave with the\n" +
 	"address that the CNI gives to them, until an agent runs here again."

@@ -26,12 +26,10 @@ import (
 	"k8s.io/client-go/transport/spdy"
 	"k8s.io/streaming/pkg/httpstream"
 
+	"github.com/egret-project/egret/crdsync/credentials"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/store"
 )
-
-// operatorSecret has the certificate by which etcd knows operators, as `egret credentials` makes it.
-const operatorSecret = "egret-etcd-operator"
 
 // clusterFlags lead to etcd through the Kubernetes API: by a port-forward to a pod of crdsync, which passes connections on to etcd (relay). etcd is spoken to
 // by TLS from end to end.
@@ -212,7 +210,7 @@ func verifyAs(c *tls.Config, names []string) {
 
 // operatorTLS reads the operator's certificate, and the CA of etcd's, from their Secret.
 func (i *installed) operatorTLS(ctx context.Context) (*tls.Config, error) {
-	s, err := i.client.CoreV1().Secrets(i.pod.Namespace).Get(ctx, operatorSecret, metav1.GetOptions{})
+	s, err := i.client.CoreV1().Secrets(i.pod.Namespace).Get(ctx, credentials.OperatorSecret, metav1.GetOptions{})
 	if err != nil {
 		hint := "give --cacert, --cert and --key"
 		if apierrors.IsForbidden(err) {

@@ -23,6 +23,7 @@ import (
 	"k8s.io/streaming/pkg/httpstream"
 	"k8s.io/streaming/pkg/httpstream/spdy"
 
+	"github.com/egret-project/egret/crdsync/credentials"
 	"github.com/egret-project/egret/egress"
 )
 
@@ -85,13 +86,13 @@ func (s *standIn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		answer(corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}, Items: []corev1.Pod{s.pod}})
 	case ns + "/configmaps/egret":
 		answer(corev1.ConfigMap{TypeMeta: metav1.TypeMeta{Kind: "ConfigMap", APIVersion: "v1"}, Data: s.config})
-	case ns + "/secrets/" + operatorSecret:
+	case ns + "/secrets/" + credentials.OperatorSecret:
 		if s.secret == nil {
 			w.WriteHeader(http.StatusForbidden)
 			answer(metav1.Status{TypeMeta: metav1.TypeMeta{Kind: "Status", APIVersion: "v1"}, Status: "Failure", Reason: metav1.StatusReasonForbidden, Code: http.StatusForbidden, Message: "secrets is forbidden"})
 			return
 		}
-		answer(corev1.Secret{TypeMeta: metav1.TypeMeta{Kind: "Secret", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Name: operatorSecret, Namespace: "egret-system"}, Data: s.secret})
+		answer(corev1.Secret{TypeMeta: metav1.TypeMeta{Kind: "Secret", APIVersion: "v1"}, ObjectMeta: metav1.ObjectMeta{Name: credentials.OperatorSecret, Namespace: "egret-system"}, Data: s.secret})
 	case ns + "/pods/" + s.pod.Name + "/portforward":
 		if r.Method != http.MethodPost { // a websocket: this one knows SPDY alone
 			http.Error(w, "want SPDY", http.StatusBadRequest)
@@ -215,8 +216,8 @@ func TestWhatTheClusterLacksIsNamed(t *testing.T) {
 		"crdsync says of no etcd": {
 			is: func(in *standIn) { delete(in.config, "endpoints") }, want: []string{"egret-crdsync-1", "ETCDCTL_ENDPOINTS"},
 		},
-		"a Secret that is none": {is: func(in *standIn) { in.secret["tls.key"] = []byte("x") }, want: []string{operatorSecret}},
-		"a Secret without CA":   {is: func(in *standIn) { in.secret["ca.crt"] = nil }, want: []string{operatorSecret, "ca.crt"}},
+		"a Secret that is none": {is: func(in *standIn) { in.secret["tls.key"] = []byte("x") }, want: []string{credentials.OperatorSecret}},
+		"a Secret without CA":   {is: func(in *standIn) { in.secret["ca.crt"] = nil }, want: []string{credentials.OperatorSecret, "ca.crt"}},
 		"a crdsync without a relay": {
 			is: func(in *standIn) { in.pod.Name = "egret-crdsync-2"; in.relay = "127.0.0.1:1" }, args: []string{"--dial-timeout", "300ms"}, want: []string{"egret-crdsync-2"},
 		},

@@ -8,7 +8,6 @@ import (
 	"io"
 	"log/slog"
 	"net"
-	"net/url"
 	"slices"
 	"strings"
 
@@ -103,11 +102,7 @@ func (f *etcdFlags) takesStrangers(ctx context.Context) (bool, error) {
 	defer cancel()
 	var errs []error
 	for _, e := range f.endpoints {
-		host := e
-		if u, err := url.Parse(e); err == nil && u.Host != "" {
-			host = u.Host
-		}
-		open, err := hears(ctx, host, cfg)
+		open, err := hears(ctx, hostPort(e), cfg)
 		if err == nil {
 			return open, nil
 		}

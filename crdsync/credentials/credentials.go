@@ -35,6 +35,9 @@ const (
 	Root     = "root"
 )
 
+// OperatorSecret has the certificate by which etcd knows operators, and the CA of etcd's own.
+const OperatorSecret = "egret-etcd-operator"
+
 // Config is what Run needs.
 type Config struct {
 	Kube      kubernetes.Interface
@@ -54,7 +57,7 @@ func (c *Config) subjects() []subject {
 		{secret: "egret-etcd-agent", name: Agent},
 		{secret: "egret-etcd-crdsync", name: Crdsync},
 		{secret: "egret-etcd-cloud", name: Cloud},
-		{secret: "egret-etcd-operator", name: Operator},
+		{secret: OperatorSecret, name: Operator},
 		{secret: "egret-etcd-root", name: Root},
 	}
 }
