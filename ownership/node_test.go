@@ -1096,9 +1096,13 @@ func (n *node) stop() {
 	}
 }
 
-// exit ends a process that says so to its peers.
+// exit ends a process that says so to its peers. When the faults have ended, it is started again at once: what was to start it may have come before
+// the end of a slow exit.
 func (n *node) exit(why string) {
 	n.kill(why)
+	if n.w.healed {
+		n.w.after(time.Second, n.boot)
+	}
 	for _, o := range n.w.nodes {
 		if o.heard[n.id] == alive && n.w.reaches(n.id, o.id) {
 			o.heard[n.id] = left

@@ -333,7 +333,7 @@ func (w *world) settled(fail func(format string, args ...any)) bool {
 		return true
 	}
 	for _, n := range w.nodes {
-		if !n.running || n.kernel.until > w.now+n.permit && n.gossip {
+		if n.m == nil || !n.running || n.kernel.until > w.now+n.permit && n.gossip {
 			fail("%s does not run by the usual permits, long after all faults have ended", n.name)
 			return false
 		}
@@ -503,6 +503,56 @@ func TestWhoJoinsWhileTheOthersHaveLostEtcdHasToPromise(t *testing.T) {
 	}
 	if claimed < 100 {
 		t.Errorf("of 200 nodes that joined %d have claimed what the others lost, want half of them", claimed)
+	}
+}
+
+// An agent's lease is lost, with its record, before all others lose etcd: their last snapshot does not have it, and the gossip says that it is dead. It gets
+// a new lease, and claims what they hold by their promises before the gossip has told them that it is back.
+func TestWhoJoinsAgainWhileTheOthersHaveLostEtcdHasToPromise(t *testing.T) {
+	claimed := 0
+	for seed := range uint64(200) {
+		var story strings.Builder
+		v := simulate(seed, options{nodes: 2 + 2*int(seed%2), faults: 10 * time.Second, script: func(w *world) {
+			w.run(3 * time.Second)
+			owner := slices.IndexFunc(w.nodes, func(n *node) bool { return n.name == w.etcd.owners[w.ips[0]].Node })
+			if owner < 0 {
+				return
+			}
+			again := w.nodes[(owner+1)%len(w.nodes)]
+			former := w.etcd.agents[again.name].Lease
+			away := leaseTTL + 500*time.Millisecond
+			w.partition(again.id, etcdEnd, away, true, true)
+			w.after(away-time.Second, func() { w.partition(again.id, owner, 4*time.Second, true, true) })
+			w.after(w.between(away-300*time.Millisecond, away), func() {
+				for _, n := range w.nodes {
+					if n != again {
+						w.partition(n.id, etcdEnd, 5*time.Second, true, true)
+					}
+				}
+			})
+			var back func()
+			back = func() {
+				if r, there := w.etcd.agents[again.name]; !there || r.Lease == former {
+					w.after(10*time.Millisecond, back)
+					return
+				}
+				delete(w.cut, [2]int{again.id, owner})
+				delete(w.cut, [2]int{owner, again.id})
+				w.gossip()
+			}
+			back()
+			w.after(away+4*time.Second, func() {
+				if w.etcd.owners[w.ips[0]].Node == again.name {
+					claimed++
+				}
+			})
+		}}, &story)
+		if v != "" {
+			t.Fatalf("seed %d: %s\n%s", seed, v, story.String())
+		}
+	}
+	if claimed < 50 {
+		t.Errorf("of 200 agents that joined again %d have claimed what the others hold, want a quarter of them", claimed)
 	}
 }
 

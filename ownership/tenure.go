@@ -5,6 +5,7 @@ import (
 	"net/netip"
 	"time"
 
+	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/plan"
 )
 
@@ -15,7 +16,8 @@ type tenures struct {
 	inUse    map[lock]bool            // locks of this node that it acts upon
 	released map[lock]bool            // locks of this node that it gives back, whatever comes; true: unused
 	linger   map[netip.Addr]time.Time // until when this node relays for the IP's next owner
-	begun    time.Time                // when this process met the others first; zero: not yet
+	begun    bool                     // this process has met the others
+	joined   time.Time                // since when etcd has its record under this lease; zero: it has not
 	restores int                      // of etcd, as of the last round
 }
 
@@ -33,9 +35,12 @@ func (t *tenures) init() {
 func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	p, t := &m.round, &m.tenures
 	p.roles = map[netip.Addr]plan.Role{}
-	first := t.begun.IsZero()
-	if first {
-		t.begun = p.now
+	first := !t.begun
+	t.begun = true
+	if p.cluster.Agents[m.cfg.Node].Lease != egress.FormatLease(p.lease) {
+		t.joined = time.Time{}
+	} else if t.joined.IsZero() {
+		t.joined = p.now
 	}
 	if p.cluster.Restores != t.restores {
 		// What this node and others had in the etcd of before is not known any more: all wait for all.
@@ -51,8 +56,13 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	})
 	bound := m.bound()
 	longest := max(m.cfg.Permit, p.cluster.Longest)
-	if m.cfg.Gossip { // by then those who have lost etcd know that this process is there, and the permits that they have without its promise are over
-		bound = later(bound, t.begun.Add(joinGrace+longest))
+	if m.cfg.Gossip {
+		// By then those who lost etcd before this agent was in it know by the gossip that it is, and the permits that they have without its promise are over.
+		joined := t.joined
+		if joined.IsZero() {
+			joined = p.now
+		}
+		bound = later(bound, joined.Add(joinGrace+longest))
 	}
 	waits, inUse := map[lock]time.Time{}, map[lock]bool{}
 	for ip, o := range p.cluster.Owners {
