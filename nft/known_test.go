@@ -51,7 +51,7 @@ func TestWhatWasWrittenIsKnown(t *testing.T) {
 	random := rand.New(rand.NewPCG(seed, 0))
 	steps, known := 60, 0
 	if testing.Short() {
-		steps = shortWalk
+		steps = 6
 	}
 	var want State
 	for i := range steps {
