@@ -11,6 +11,7 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/vishvananda/netlink"
 	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/internal/need"
@@ -28,7 +29,13 @@ func Enter(t testing.TB) {
 		t.Fatalf("making a network namespace: %v", err)
 	}
 	_ = os.WriteFile("/proc/sys/net/ipv6/conf/default/accept_dad", []byte("0"), 0) // not there without IPv6
-	Run(t, "ip link set lo up")
+	lo, err := netlink.LinkByName("lo")
+	if err == nil {
+		err = netlink.LinkSetUp(lo)
+	}
+	if err != nil {
+		t.Fatalf("setting lo up: %v", err)
+	}
 }
 
 // Current returns the namespace of the calling goroutine, to come back to with Switch.
