@@ -5,10 +5,17 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 # The race detector wants the data plane tests to have time; a package that hangs is killed by this bound.
 TIMEOUT := 15m
 
+# Everything is compiled in the one way of the binaries, for linters and tests as well: what they have in common is compiled once, which from an
+# empty cache is minutes. -race alone needs cgo, and a way of its own. `make lint` vets: tests need not do that again.
+export CGO_ENABLED := 0
+export GOFLAGS     := $(filter-out -trimpath,$(GOFLAGS)) -trimpath
+TEST := go test -vet=off
+RACE := CGO_ENABLED=1 go test -vet=off -race
+
 .PHONY: build image demo test test-unit test-integration test-vm test-faults test-fuzz test-alerts test-schedules test-kubelet lint generate kube tools clean
 
 build:
-	CGO_ENABLED=0 go build -trimpath -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-etcd ./cmd/egret-lab
+	go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-etcd ./cmd/egret-lab
 
 # The image, without Docker: an archive for `ctr image import`, `docker load`, `skopeo copy oci-archive:` or `crane push`. Two builds of one commit
 # have one digest. make image ARCH=amd64,arm64 REPOSITORY=registry.example/egret
@@ -45,14 +52,14 @@ test:
 
 # Without root, the tests that need network namespaces skip themselves here; as root they run.
 test-unit: tools kube
-	go test -race -shuffle=on -timeout $(TIMEOUT) $$(go list ./... | grep -v /integration)
-	go test -C image -shuffle=on -timeout $(TIMEOUT) ./...
+	$(RACE) -shuffle=on -timeout $(TIMEOUT) $$(go list ./... | grep -v /integration)
+	cd image && $(TEST) -shuffle=on -timeout $(TIMEOUT) ./...
 
 # Schedules of who owns an IP (docs/ownership.md), as many as SCHEDULES allows, from new seeds.
 SCHEDULES ?= 3m
 
 test-schedules:
-	go test -count=1 -v -timeout 0 ./ownership -run 'TestSchedules$$' -schedules-time $(SCHEDULES)
+	$(TEST) -count=1 -v -timeout 0 ./ownership -run 'TestSchedules$$' -schedules-time $(SCHEDULES)
 
 # What comes from outside (etcd, the kernel, the API server, files of a log), with bytes that nobody thought of, each for FUZZ. Bytes that show a fault
 # are left in the package's testdata, where they are a test from then on.
@@ -61,11 +68,11 @@ FUZZ ?= 5s
 test-fuzz:
 	set -e; n=0; for file in $$(git grep -lE '^func Fuzz' -- '*_test.go'); do \
 		for f in $$(sed -nE 's/^func (Fuzz[A-Za-z0-9]+).*/\1/p' $$file); do \
-			go test ./$$(dirname $$file) -run NONE -fuzz "^$$f\$$" -fuzztime $(FUZZ); n=$$((n+1)); done; done; \
+			$(TEST) ./$$(dirname $$file) -run NONE -fuzz "^$$f\$$" -fuzztime $(FUZZ); n=$$((n+1)); done; done; \
 	[ $$n -gt 0 ] || { echo "no fuzz target was found"; exit 1; }
 
 test-integration: build kube
-	go test -count=1 -shuffle=on -timeout 30m $$(go list ./integration/... | grep -v -e /faults -e /alerts -e /integration/kubelet)
+	$(TEST) -count=1 -shuffle=on -timeout 30m $$(go list ./integration/... | grep -v -e /faults -e /alerts -e /integration/kubelet)
 
 # The tests of the packages that program the kernel, on Debian's kernel in a virtual machine: integration/vm/test.
 test-vm: tools
@@ -77,7 +84,7 @@ test-kubelet: build
 	integration/kube/build kubelet
 	$(MAKE) image REPOSITORY=$(REPOSITORY)
 	go run -C image . -version next -arch $(ARCH) -name $(REPOSITORY):next -out $(CURDIR)/bin/egret-image-next.tar
-	go test -count=1 -v -timeout 15m ./integration/kubelet -image $(CURDIR)/bin/egret-image.tar -image-name $(REPOSITORY):$(VERSION) \
+	$(TEST) -count=1 -v -timeout 15m ./integration/kubelet -image $(CURDIR)/bin/egret-image.tar -image-name $(REPOSITORY):$(VERSION) \
 		-next-image $(CURDIR)/bin/egret-image-next.tar -next-tag next
 
 # Random faults for DURATION, under a probe every INTERVAL. A seed that failed: make test-faults SEED=<seed> ROUND=<round>.
@@ -87,11 +94,11 @@ SEED     ?= 0
 ROUND    ?= -1
 
 test-faults: build kube
-	go test -count=1 -v -timeout 0 ./integration/faults -seed $(SEED) -round $(ROUND) -time $(DURATION) -interval $(INTERVAL)
+	$(TEST) -count=1 -v -timeout 0 ./integration/faults -seed $(SEED) -round $(ROUND) -time $(DURATION) -interval $(INTERVAL)
 
 # Alerts fired by their faults, in a lab that a Prometheus scrapes: two minutes.
 test-alerts: build kube
-	go test -count=1 -v ./integration/alerts
+	$(TEST) -count=1 -v ./integration/alerts
 
 lint:
 	@test -z "$$(gofmt -l $$(git ls-files '*.go'))" || { echo "not gofmt:"; gofmt -l $$(git ls-files '*.go'); exit 1; }

@@ -29,11 +29,7 @@ func KubeProgram(t testing.TB, name string) string {
 	t.Helper()
 	dir := os.Getenv("EGRET_KUBE_BIN")
 	if dir == "" {
-		_, here, _, _ := runtime.Caller(0)
-		found, _ := filepath.Glob(filepath.Join(filepath.Dir(here), "../../bin/k8s-*/kube-apiserver")) // fails for a bad pattern only
-		if len(found) > 0 {
-			dir = filepath.Dir(found[len(found)-1])
-		}
+		dir = kubeBin()
 	}
 	path := filepath.Join(dir, name)
 	if _, err := os.Stat(path); err != nil {
@@ -41,6 +37,22 @@ func KubeProgram(t testing.TB, name string) string {
 	}
 	present(t)
 	return path
+}
+
+// began is where the test began: `go test` runs it in the folder of its package.
+var began, _ = os.Getwd()
+
+// kubeBin returns where `make kube` puts its programs, "" where it did not run.
+func kubeBin() string {
+	for dir := began; ; dir = filepath.Dir(dir) {
+		found, _ := filepath.Glob(filepath.Join(dir, "bin/k8s-*/kube-apiserver")) // fails for a bad pattern only
+		if len(found) > 0 {
+			return filepath.Dir(found[len(found)-1])
+		}
+		if dir == filepath.Dir(dir) {
+			return ""
+		}
+	}
 }
 
 // Chromium returns the path of the browser: of the program itself, since Debian's launcher calls many others.
