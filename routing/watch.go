@@ -32,8 +32,6 @@ const (
 	settle = 200 * time.Millisecond
 	// wholeEvery is how often everything is read all the same: should the kernel not be as its events say, that is mended then.
 	wholeEvery = 5 * time.Minute
-	// lossy is for how long after the kernel dropped events it may go on to: it does until all that waits is read, and says so once.
-	lossy = time.Second
 )
 
 // Watcher knows until when what was read of links, addresses, rules, routes, neighbours and FDB entries is so still. The zero Watcher is ready, and
@@ -98,7 +96,7 @@ func (w *Watcher) Watch(ctx context.Context, changed func()) error {
 
 	var own filter
 	own.lookUp()
-	var lost time.Time // when the kernel said last that it had dropped events
+	lossy := false // the kernel drops events: it does until all that waits is read, and says so once, before all that
 	w.note(true)
 	defer w.note(false)
 	changed()
@@ -108,7 +106,7 @@ func (w *Watcher) Watch(ctx context.Context, changed func()) error {
 		case ctx.Err() != nil:
 			return nil
 		case errors.Is(err, unix.ENOBUFS):
-			lost = time.Now()
+			lossy = true
 			own.lookUp() // it may have been made anew
 			w.note(true)
 			changed()
@@ -116,7 +114,8 @@ func (w *Watcher) Watch(ctx context.Context, changed func()) error {
 		case err != nil:
 			return fmt.Errorf("watching links and routes: %w", err)
 		}
-		matter := time.Since(lost) < lossy
+		matter := lossy // also with the last of what waits: until it was taken, events were dropped
+		lossy = lossy && waits(s.GetFd())
 		for _, m := range msgs {
 			matter = own.matters(m) || matter
 		}
@@ -125,6 +124,13 @@ func (w *Watcher) Watch(ctx context.Context, changed func()) error {
 			changed()
 		}
 	}
+}
+
+// waits reports whether there is more to be read from a socket; where that cannot be asked, there is.
+func waits(fd int) bool {
+	fds := []unix.PollFd{{Fd: int32(fd), Events: unix.POLLIN}}
+	_, err := unix.Poll(fds, 0)
+	return err != nil || fds[0].Revents&unix.POLLIN != 0
 }
 
 // filter is what one Watch knows of which events are about ours.

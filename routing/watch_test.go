@@ -2,6 +2,7 @@ package routing
 
 import (
 	"context"
+	"fmt"
 	"runtime"
 	"slices"
 	"testing"
@@ -140,6 +141,57 @@ func TestWatchTakesLostEventsForAChange(t *testing.T) {
 	await(t, lost, "the loss")
 	if before.events == w.Now().events {
 		t.Error("what was read before the loss still holds")
+	}
+	stop()
+	if err := <-done; err != nil {
+		t.Errorf("Watch: %v", err)
+	}
+}
+
+// Once it has dropped events the kernel drops all that follow, without another word, until those that wait are read. A process that stands still
+// meanwhile, for however long, misses none.
+func TestWhatIsDroppedWhileLostEventsAreReadIsAChange(t *testing.T) {
+	r := open(t)
+	reach(t, r, parseState(t, sections(t, "testdata/blocks.txtar")["state"]))
+	var w Watcher
+	listens, release, known := make(chan struct{}), make(chan struct{}), make(chan Moment, 1)
+	calls := 0
+	ns, done := netns.Current(t), make(chan error, 1)
+	ctx, stop := context.WithCancel(t.Context())
+	go func() {
+		runtime.LockOSThread() // for good: the thread ends with the goroutine
+		if err := unix.Setns(ns, unix.CLONE_NEWNET); err != nil {
+			done <- err
+			return
+		}
+		done <- w.Watch(ctx, func() {
+			switch calls++; calls {
+			case 1:
+				close(listens)
+				<-release // so that the socket's buffer overflows
+			case 2: // the loss is known, and all is read anew
+				known <- w.Now()
+				<-release
+			}
+		})
+	}()
+	<-listens
+	// Routes of others: of these alone nothing is to be read.
+	var others []string
+	for i := range 2000 {
+		others = append(others, fmt.Sprintf("route add 192.0.2.0/24 dev lo table 100 metric %d", i+1))
+	}
+	netns.Run(t, "ip link set lo up")
+	batch(t, "ip", others...)
+	release <- struct{}{}
+	read := <-known
+	netns.Run(t, "ip rule del pref 1200") // of ours, and dropped
+	time.Sleep(1100 * time.Millisecond)   // the process stands still
+	release <- struct{}{}
+	for deadline := time.Now().Add(10 * time.Second); w.Now().events == read.events; time.Sleep(10 * time.Millisecond) {
+		if time.Now().After(deadline) {
+			t.Fatal("a rule of ours was deleted while events were lost, and what was read before holds")
+		}
 	}
 	stop()
 	if err := <-done; err != nil {
