@@ -72,16 +72,19 @@ func (s space) serveAt(port string, ips ...string) {
 		var c net.PacketConn
 		s.do(func() (err error) { c, err = net.ListenPacket("udp", net.JoinHostPort(ip, port)); return err })
 		s.t.Cleanup(func() { c.Close() })
-		go func() {
-			b := make([]byte, 100)
-			for {
-				_, from, err := c.ReadFrom(b)
-				if err != nil {
-					return
-				}
-				c.WriteTo([]byte(netip.MustParseAddrPort(from.String()).Addr().Unmap().String()), from)
-			}
-		}()
+		go answerAll(c)
+	}
+}
+
+// answerAll answers every datagram with the address that it came from, until the connection is closed.
+func answerAll(c net.PacketConn) {
+	b := make([]byte, 100)
+	for {
+		_, from, err := c.ReadFrom(b)
+		if err != nil {
+			return
+		}
+		c.WriteTo([]byte(netip.MustParseAddrPort(from.String()).Addr().Unmap().String()), from)
 	}
 }
 

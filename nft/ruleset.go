@@ -27,6 +27,7 @@ const (
 	CounterForeign   = "overlay_foreign"   // for the overlay's port of a node, from anybody but a node
 	CounterSender    = "overlay_sender"    // from the overlay, with a source that is no pod of the egress on the node that sent it
 	CounterForged    = "forged_dropped"    // with an egress IP as its source, from a pod or a process
+	CounterSubnet    = "subnet_dropped"    // from a host of a VLAN, for anything but an egress IP
 	CounterARP       = "arp_dropped"       // ARP for an egress IP without permit
 	CounterNDP       = "ndp_dropped"       // neighbor discovery for an egress IP without permit
 )
@@ -81,7 +82,7 @@ func inetTable(s State) table {
 	t := table{
 		family: nftables.TableFamilyINet, name: egress.TableName,
 		counters: []string{CounterBandwidth, CounterForeign, CounterForged, CounterGuard, CounterInvalid, CounterNDP, CounterNoNextHop,
-			CounterSender, CounterService, CounterUnhosted, CounterUnknown, CounterUnmarked},
+			CounterSender, CounterService, CounterSubnet, CounterUnhosted, CounterUnknown, CounterUnmarked},
 		chains: slices.Concat(overlayChains(), blockChains(), steeringChains(s.FirstPacketDelay), []chain{toNodeChain()}),
 	}
 	t.chains = append(t.chains, addressGuardChains()...)
@@ -154,13 +155,13 @@ func steeringChains(delay time.Duration) []chain {
 			newRule("steer_tagged", direction("reply", 1), setMark(egress.ToNodeMark), accept()),
 			newRule("steer_tagged", enter("steer")),
 		}},
-		{"classify", hook{}, slices.Concat(forged("classify"), notEgress("classify"), perFamily(func(f family) rule {
+		{"classify", hook{}, slices.Concat(fromSubnet("classify"), forged("classify"), notEgress("classify"), perFamily(func(f family) rule {
 			return newRule("classify", podMark(f, "ct mark", setCtMark()))
 		}), unknown(delay))},
 		{"hold", hook{}, delayRules(delay)},
 		// A packet that conntrack cannot place, or is told not to, would leave without SNAT. The mark that is set is of no use: it
 		// is how a rule matches the keys of a map.
-		{"invalid", hook{}, slices.Concat(betweenNodes("invalid"), notEgress("invalid"), forged("invalid"), perFamily(func(f family) rule {
+		{"invalid", hook{}, slices.Concat(betweenNodes("invalid"), fromSubnet("invalid", ctState("invalid", expr.CtStateBitINVALID)), notEgress("invalid"), forged("invalid"), perFamily(func(f family) rule {
 			return newRule("invalid", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), count(CounterInvalid), drop())
 		}))},
 		// A connection goes where its own egress is, and only while that is the pod's: conntrack may still have one of before the
