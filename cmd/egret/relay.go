@@ -20,6 +20,9 @@ const (
 	maxRelayed = 32
 	// relayDials is how long the relay tries to reach one endpoint of etcd before it tries the next.
 	relayDials = 2 * time.Second
+	// relayWaits is how long a client that says nothing is waited for: it begins, by TLS. And one that etcd has left, until it leaves, too: it may have
+	// to read what etcd said last.
+	relayWaits = 5 * time.Second
 )
 
 // relay passes TCP connections from a loopback address of crdsync on to etcd, so that `egret --kubeconfig` reaches etcd by a
@@ -77,7 +80,8 @@ func (r *relay) serve(ctx context.Context) {
 	}
 }
 
-// pass connects a client with the first endpoint that can be reached, until one of them has said all, and the other one too, or ctx has ended.
+// pass connects a client with the first endpoint that can be reached, until one of them has said all, and the other one too, or ctx has ended. A client
+// keeps no place that has nothing to say, or nobody to hear it.
 func (r *relay) pass(ctx context.Context, client net.Conn) {
 	defer client.Close()
 	etcd, err := r.dial(ctx)
@@ -86,17 +90,31 @@ func (r *relay) pass(ctx context.Context, client net.Conn) {
 		return
 	}
 	defer etcd.Close()
-	defer context.AfterFunc(ctx, func() { _ = errors.Join(client.Close(), etcd.Close()) })() // ends the copying
+	leave := func() { _ = errors.Join(client.Close(), etcd.Close()) } // ends the copying
+	defer context.AfterFunc(ctx, leave)()
+	silent := time.AfterFunc(relayWaits, leave)
+	defer silent.Stop()
+	var left *time.Timer
 	var wg sync.WaitGroup
-	for _, way := range [][2]net.Conn{{client, etcd}, {etcd, client}} {
-		wg.Go(func() {
-			_, _ = io.Copy(way[1], way[0]) // the ends see what is missing
-			if c, ok := way[1].(*net.TCPConn); ok {
-				_ = c.CloseWrite() // it may have gone
-			}
-		})
-	}
+	wg.Go(func() {
+		defer closeWrite(etcd)
+		if _, err := io.CopyN(etcd, client, 1); err == nil && silent.Stop() {
+			_, _ = io.Copy(etcd, client) // the ends see what is missing
+		}
+	})
+	wg.Go(func() {
+		_, _ = io.Copy(client, etcd) // likewise
+		closeWrite(client)
+		left = time.AfterFunc(relayWaits, leave)
+	})
 	wg.Wait()
+	left.Stop()
+}
+
+func closeWrite(c net.Conn) {
+	if c, ok := c.(*net.TCPConn); ok {
+		_ = c.CloseWrite() // it may have gone
+	}
 }
 
 func (r *relay) dial(ctx context.Context) (net.Conn, error) {

@@ -113,6 +113,55 @@ func TestTheRelayHasABoundedNumberOfConnections(t *testing.T) {
 	}
 }
 
+// Nor does he keep operators out by connections that say nothing, or that etcd has closed, as where its limit or the client's certificate was refused.
+func TestTheRelayKeepsNoPlaceForThoseThatNobodyTalksWith(t *testing.T) {
+	for name, said := range map[string]string{"who says nothing": "", "whom etcd has left": "x"} {
+		t.Run(name, func(t *testing.T) {
+			l, err := net.Listen("tcp", "127.0.0.1:0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			t.Cleanup(func() { l.Close() })
+			go func() {
+				for n := 0; ; n++ {
+					c, err := l.Accept()
+					if err != nil {
+						return
+					}
+					if n < maxRelayed && said != "" {
+						go func() { _, _ = c.Read(make([]byte, 1)); c.Close() }()
+						continue
+					}
+					t.Cleanup(func() { c.Close() })
+					go func() {
+						b, _ := io.ReadAll(c)
+						_, _ = c.Write(bytes.ToUpper(b))
+						_ = c.Close()
+					}()
+				}
+			}()
+			_, address := relayed(t, l.Addr().String())
+			for range maxRelayed {
+				if _, err := connect(t, address).Write([]byte(said)); err != nil {
+					t.Fatal(err)
+				}
+			}
+			for until := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
+				c := connect(t, address)
+				_, _ = c.Write([]byte("operator")) // it may be closed already
+				_ = c.CloseWrite()
+				b, _ := io.ReadAll(c)
+				c.Close()
+				if string(b) == "OPERATOR" {
+					break
+				} else if time.Now().After(until) {
+					t.Fatalf("an operator got %q, and no place", b)
+				}
+			}
+		})
+	}
+}
+
 func TestTheRelayIsOnLoopbackAlone(t *testing.T) {
 	for address, ok := range map[string]bool{"": true, "127.0.0.1:8488": true, "[::1]:8488": true, "0.0.0.0:8488": false, ":8488": false, "10.0.0.1:8488": false} {
 		if err := (&relay{address: address}).validate(); (err == nil) != ok || err != nil && !strings.Contains(err.Error(), "--etcd-relay-address") {
