@@ -109,7 +109,7 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 	k.logChanges(ctx, "addresses", addrs)
 	k.logChanges(ctx, "routes", moves)
 	k.logChanges(ctx, "nftables", rules)
-	k.countResets(moves.Loosened, d)
+	k.countResets(moves.Loosened, moves.Loose)
 	errs = append(errs,
 		in("conntrack", k.flusher.follow(rules, d)),
 		in("addresses", k.applyLinks(addrs.Adds())), in("routes", k.applyRoutes(moves.Locals())), in("routes", k.applyRoutes(moves.Removes())))
@@ -129,21 +129,22 @@ func (k *kernel) diffTables(have nft.Observed, want nft.State, links vlan.Observ
 	return nft.Diff(have, want)
 }
 
-// countResets counts how often somebody else set rp_filter of a VLAN link, and says so.
-func (k *kernel) countResets(loosened []string, d plan.Desired) {
-	for _, link := range loosened {
+// countResets counts how often somebody else set rp_filter of a VLAN link, and says so. loosened are those that are not loose, loose the others that
+// there are: one that is not loose and was not there in the pass before is new.
+func (k *kernel) countResets(loosened, loose []string) {
+	now := map[string]int{}
+	for _, link := range slices.Concat(loosened, loose) {
 		n, known := k.resets[link]
-		if k.resets[link] = 0; known { // else the link is new
-			k.resets[link] = n + 1
+		if !known {
+			k.metrics.add(metricResets, 0, link) // see newMetrics
+		} else if slices.Contains(loosened, link) {
+			n++
 			k.metrics.add(metricResets, 1, link)
-			k.log.Warn("rp_filter was reset, and is loose again", "link", link, "times", n+1)
+			k.log.Warn("rp_filter was reset, and is loose again", "link", link, "times", n)
 		}
+		now[link] = n
 	}
-	for link := range k.resets {
-		if !slices.ContainsFunc(d.Routing.Subnets, func(s routing.Subnet) bool { return s.Link == link }) {
-			delete(k.resets, link)
-		}
-	}
+	k.resets = now
 }
 
 // logChanges says and counts what changed in a part of the kernel: one line a change, and a steady state is silent. The lines of the ruleset itself,

@@ -132,6 +132,10 @@ func newMetrics() *metrics {
 	for _, part := range []string{"addresses", "routes", "nftables"} {
 		m.add(metricKernel, 0, part)
 	}
+	// Prometheus sees no increase in a series that begins with 1: no alert would fire for the first.
+	for _, why := range []egress.Reason{egress.ReasonClaim, egress.ReasonCrash, egress.ReasonRelease} {
+		m.counts.Begin(metricTakeover, string(why))
+	}
 	return m
 }
 

@@ -46,15 +46,20 @@ func NewCounts(list []Metric) *Counts {
 		} else {
 			c.histograms[m.Name] = prometheus.NewHistogramVec(prometheus.HistogramOpts{Name: m.Name, Help: m.Help, Buckets: m.Buckets}, m.Labels)
 		}
-		switch {
-		case len(m.Labels) > 0:
-		case m.Type == Counter:
-			c.Add(m, 0)
-		default:
-			c.histograms[m.Name].WithLabelValues()
+		if len(m.Labels) == 0 {
+			c.Begin(m)
 		}
 	}
 	return c
+}
+
+// Begin makes a metric with these labels be there, as 0, before anything is counted: what begins with 1 did not increase, for Prometheus.
+func (c *Counts) Begin(m Metric, labels ...string) {
+	if m.Type == Counter {
+		c.Add(m, 0, labels...)
+	} else {
+		c.histograms[m.Name].WithLabelValues(labels...)
+	}
 }
 
 // Add counts n more.

@@ -15,6 +15,8 @@ type Changes struct {
 	links, adds, comes, goes, removes []op
 	// Loosened are the VLAN links whose rp_filter is not what it has to be: they are new, or somebody set it.
 	Loosened []string
+	// Loose are those of which it is what it has to be.
+	Loose []string
 }
 
 // op is one write, and the command of ip(8), bridge(8) or sysctl(8) for it.
@@ -69,7 +71,13 @@ func Diff(have Observed, want State) Changes {
 
 	loose := map[string]bool{}
 	for _, s := range want.Subnets {
-		if f, ok := have.filters[s.Link]; ok && f != looseFilter && !loose[s.Link] {
+		f, ok := have.filters[s.Link]
+		switch {
+		case !ok || loose[s.Link]:
+		case f == looseFilter:
+			loose[s.Link] = true
+			c.Loose = append(c.Loose, s.Link)
+		default:
 			loose[s.Link] = true
 			o := loosen(s.Link)
 			o.exit = s.Mark
