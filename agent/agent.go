@@ -142,6 +142,7 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg.Monitor.Page(LogPage, http.HandlerFunc(who.natLog))
 		cfg.Monitor.Page(KernelPage, http.HandlerFunc(who.kernelPage))
 		cfg.Monitor.Page(LivePage, http.HandlerFunc(who.livePage))
+		cfg.Monitor.Share(TrafficPage, &trafficAnswerer{node: cfg.Node, read: a.tables.Traffic})
 	}
 	if err := a.start(ctx); err != nil {
 		return err

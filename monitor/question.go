@@ -15,10 +15,10 @@ import (
 // maxRoot is how many connections root may have open at a time.
 const maxRoot = 8
 
-// questions are the pages that a daemon answers to those alone who may know of single pods.
+// questions are the pages that a daemon answers to those alone who may know of single pods, and those that are for who may see its metrics, too.
 type questions struct {
-	mu    sync.Mutex // guards pages
-	pages map[string]http.Handler
+	mu            sync.Mutex // guards what follows
+	pages, shared map[string]http.Handler
 }
 
 // Page registers what answers GET of a path, for root (ServeRoot) and for the Readers of Config, in place of what answered it.
@@ -31,11 +31,29 @@ func (s *Server) Page(path string, h http.Handler) {
 	s.questions.pages[path] = h
 }
 
+// Share registers what answers GET of a path, for root and for every client of Remote: it is to tell nothing that /metrics does not.
+func (s *Server) Share(path string, h http.Handler) {
+	s.questions.mu.Lock()
+	defer s.questions.mu.Unlock()
+	if s.questions.shared == nil {
+		s.questions.shared = map[string]http.Handler{}
+	}
+	s.questions.shared[path] = h
+}
+
+// page returns what answers a path; nil: nothing does. shared: it is for every client of Remote.
+func (q *questions) page(path string) (page http.Handler, shared bool) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if page, shared = q.shared[path]; shared {
+		return page, true
+	}
+	return q.pages[path], false
+}
+
 // ServeHTTP answers who may know.
 func (q *questions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	q.mu.Lock()
-	page := q.pages[r.URL.Path]
-	q.mu.Unlock()
+	page, _ := q.page(r.URL.Path)
 	if page == nil {
 		http.NotFound(w, r)
 		return
@@ -44,14 +62,17 @@ func (q *questions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	page.ServeHTTP(w, r)
 }
 
-// forReaders answers clients whose certificate, which was verified, has one of the names.
+// forReaders answers clients whose certificate, which was verified, has one of the names, and any other one as far as pages are shared.
 func (q *questions) forReaders(names []string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		if len(names) == 0 {
+		verified := r.TLS != nil && len(r.TLS.VerifiedChains) > 0
+		_, shared := q.page(r.URL.Path)
+		switch {
+		case verified && shared:
+		case len(names) == 0:
 			http.NotFound(w, r)
 			return
-		}
-		if r.TLS == nil || len(r.TLS.VerifiedChains) == 0 || !slices.Contains(names, r.TLS.VerifiedChains[0][0].Subject.CommonName) {
+		case !verified || !slices.Contains(names, r.TLS.VerifiedChains[0][0].Subject.CommonName):
 			http.Error(w, "the name in the client's certificate is none of --who-clients", http.StatusForbidden)
 			return
 		}

@@ -110,6 +110,7 @@ func TestOthersAskAboutPodsByANamedCertificate(t *testing.T) {
 		}
 		s := New(cfg)
 		s.Page("/connections", tells("pods"))
+		s.Share("/traffic", tells("counts"))
 		run(t, s)
 		c := ca.client(t, &ca, time.Now().Add(time.Hour)) // it is prometheus
 		await(t, func() bool { _, _, err := ask(c, "https://"+cfg.Remote+"/metrics"); return err == nil })
@@ -117,7 +118,13 @@ func TestOthersAskAboutPodsByANamedCertificate(t *testing.T) {
 		if err != nil || code != want || strings.Contains(got, "pods") != (want == http.StatusOK) {
 			t.Errorf("--who-clients %q: %d %q, %v; want %d", name, code, got, err, want)
 		}
+		if code, got, err := ask(c, "https://"+cfg.Remote+"/traffic"); err != nil || code != http.StatusOK || !strings.Contains(got, "counts") {
+			t.Errorf("--who-clients %q: what metrics tell as well: %d %q, %v", name, code, got, err)
+		}
 		none := ca.client(t, nil, time.Now())
+		if _, got, err := ask(none, "https://"+cfg.Remote+"/traffic"); err == nil || strings.Contains(got, "counts") {
+			t.Errorf("who shows no certificate is told %q, %v", got, err)
+		}
 		if _, got, err := ask(none, "https://"+cfg.Remote+"/connections"); err == nil {
 			t.Errorf("without a certificate: %q", got)
 		}
