@@ -7,6 +7,7 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"time"
 
 	"github.com/egret-project/egret/egress"
@@ -27,6 +28,8 @@ type Step struct {
 	What  string `json:"what"`
 	Text  string `json:"text"`
 	Fault fault  `json:"fault,omitempty"`
+	// Family is "IPv4" or "IPv6" where the step is of the way of one of them alone.
+	Family string `json:"family,omitempty"`
 	// Kernels: of the last step of a way, that all nodes on it said what their kernels have.
 	Kernels bool `json:"kernels,omitempty"`
 }
@@ -38,6 +41,7 @@ const (
 	stops  fault = "stops"  // it does not leave, or nothing comes back
 	doubts fault = "doubts" // it leaves as far as etcd tells, and something may be in its way
 	passes fault = "passes" // it leaves as if there were no egress
+	drops  fault = "drops"  // it does not leave, as the egress is for the other family alone
 )
 
 // longest bounds the text of a step, in bytes: parts of it are what agents, and others by records, have chosen.
@@ -120,9 +124,30 @@ func moved(before, after store.Whole, pod string) bool {
 	return false
 }
 
-// conclude returns the verdict, and the exit status that it means: 0, the pod leaves as it should; 2, it does not; 3, something may be in its way.
+// conclude returns the verdict, and the exit status that it means: 0, the pod leaves as it should; 2, it does not; 3, something may be in its way. Where
+// the steps are of both families each has a verdict, and the status is that of the worse one.
 func conclude(steps []Step) (string, int) {
-	for _, f := range []fault{stops, passes, doubts} {
+	var texts []string
+	worst := 0
+	for _, family := range []string{"IPv4", "IPv6"} {
+		if !slices.ContainsFunc(steps, func(s Step) bool { return s.Family == family }) {
+			continue
+		}
+		text, status := concludeWay(slices.DeleteFunc(slices.Clone(steps), func(s Step) bool { return s.Family != "" && s.Family != family }))
+		texts = append(texts, family+": "+text)
+		if status == 2 || worst == 0 {
+			worst = status
+		}
+	}
+	if len(texts) == 2 {
+		return strings.Join(texts, " "), worst
+	}
+	return concludeWay(steps)
+}
+
+// concludeWay is conclude for the steps of one family.
+func concludeWay(steps []Step) (string, int) {
+	for _, f := range []fault{stops, passes, drops, doubts} {
 		i := slices.IndexFunc(steps, func(s Step) bool { return s.Fault == f })
 		if i < 0 {
 			continue
@@ -132,6 +157,8 @@ func conclude(steps []Step) (string, int) {
 			return "It does not get through: " + s.Text + ".", 2
 		case passes:
 			return "It leaves as if there were no egress, with the address that the CNI gives to it: " + s.Text + ".", 0
+		case drops:
+			return "It is dropped: " + s.Text + ".", 0
 		default:
 			return by(steps) + " it gets through, " + result(steps) + ", but: " + s.Text + ".", 3
 		}
@@ -188,14 +215,25 @@ func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, er
 				continue
 			}
 			found = true
+			first := len(steps)
 			step("selection", "", "%s is selected by egress %s", ip, name)
 			steps = append(steps, leaves(w, name, node, egress.KernelQuestion{Pod: ip, To: q.To}, now, ask)...)
+			for i := range steps[first:] {
+				steps[first+i].Family = familyOf(ip)
+			}
 		}
 	}
 	if !found {
 		step("address", stops, "the pod has no address of the family of %s that an egress applies to", q.To)
 	}
 	return steps, nil
+}
+
+func familyOf(ip netip.Addr) string {
+	if ip.Is4() {
+		return "IPv4"
+	}
+	return "IPv6"
 }
 
 // find returns the node of a pod, its addresses, and which of them which egress applies to.
@@ -260,7 +298,12 @@ func leaves(w store.Whole, name, node string, q egress.KernelQuestion, now time.
 		return steps
 	}
 	i := slices.IndexFunc(policy.Addresses, func(a egress.Address) bool { return a.IP.Is4() == pod.Is4() })
-	if i < 0 {
+	switch {
+	case i < 0 && len(policy.Addresses) > 0 && !q.To.IsValid(): // of whom it is asked whether it leaves as it should, and it does
+		step("address", drops, "egress %s has no %s address, and what %s sends is dropped: `kubectl describe egress %s` says whether it is to have one",
+			name, familyOf(pod), pod, name)
+		return steps
+	case i < 0:
 		step("address", stops, "egress %s has no address of the family of %s, and what it sends is dropped: `kubectl describe egress %s` says why", name, pod, name)
 		return steps
 	}

@@ -148,19 +148,56 @@ func TestTraceOfAPodThatIsNotThereSaysWhatItMayBe(t *testing.T) {
 	}
 }
 
-// A pod of two families goes two ways; the one asked for is told alone.
+// A pod of two families goes two ways, each with a verdict; the one asked for is told alone.
 func TestTraceHasEachFamily(t *testing.T) {
-	w := whole()
 	six, pod6 := netip.MustParseAddr("fd10::11"), netip.MustParseAddr("fd44::5")
-	w.Egresses["six"] = egress.Policy{Name: "six", Addresses: []egress.Address{{IP: six, ID: 2, Pool: "pool"}}}
-	w.ByEgress["six"] = map[string]egress.Members{"node-2": {Egress: "six", Node: "node-2", Pods: []egress.Member{{Pod: "prod/web-1", IPs: []netip.Addr{pod6}}}}}
-	steps, err := trace(w, Question{Pod: "prod/web-1"}, time.Now(), nil)
-	if text, status := conclude(steps); err != nil || status != 2 || !strings.Contains(text, "no node holds fd10::11") {
-		t.Errorf("of both: %d %q, %v", status, text, err)
-	}
-	steps, err = trace(w, Question{Pod: "prod/web-1", To: netip.MustParseAddr("203.0.113.9")}, time.Now(), nil)
-	if text, status := conclude(steps); err != nil || status != 0 {
-		t.Errorf("of IPv4: %d %q, %v", status, text, err)
+	four, other := netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("2001:db8::9")
+	for name, tt := range map[string]struct {
+		change func(w *store.Whole)
+		to     netip.Addr
+		status int
+		want   string
+	}{
+		"both": {nil, netip.Addr{}, 0, "IPv4: As far as etcd tells it gets through, as 10.10.0.11 by gateway node-1. " +
+			"IPv6: As far as etcd tells it gets through, as fd10::11 by its own node node-2."},
+		"to IPv4": {nil, four, 0, "As far as etcd tells it gets through, as 10.10.0.11 by gateway node-1."},
+		"to IPv6": {nil, other, 0, "As far as etcd tells it gets through, as fd10::11 by its own node node-2."},
+		"nobody has the one": {func(w *store.Whole) { delete(w.Owners, six) }, netip.Addr{}, 2,
+			"IPv4: As far as etcd tells it gets through, as 10.10.0.11 by gateway node-1. IPv6: It does not get through: no node with a live agent has fd10::11"},
+		"which is not asked for": {func(w *store.Whole) { delete(w.Owners, six) }, four, 0, "As far as etcd tells it gets through, as 10.10.0.11"},
+		"nobody has the other, and the one is in doubt": {func(w *store.Whole) {
+			delete(w.Owners, ip)
+			agent(*w, "node-2", func(a *egress.Agent) { a.Conflicts = map[netip.Addr]string{six: "02:00:00:00:00:09"} })
+		}, netip.Addr{}, 2, "IPv6: As far as etcd tells it gets through, as fd10::11 by its own node node-2, but: another host uses fd10::11"},
+		"one in doubt": {func(w *store.Whole) {
+			agent(*w, "node-2", func(a *egress.Agent) { a.Conflicts = map[netip.Addr]string{six: "02:00:00:00:00:09"} })
+		}, netip.Addr{}, 3, "as 10.10.0.11 by gateway node-1. IPv6: As far as etcd tells it gets through"},
+		"an egress for IPv4 alone": {func(w *store.Whole) {
+			e := w.Egresses["web"]
+			e.Addresses = e.Addresses[:1]
+			w.Egresses["web"] = e
+		}, netip.Addr{}, 0, "by gateway node-1. IPv6: It is dropped: egress web has no IPv6 address, and what fd44::5 sends is dropped"},
+		"which is asked for IPv6": {func(w *store.Whole) {
+			e := w.Egresses["web"]
+			e.Addresses = e.Addresses[:1]
+			w.Egresses["web"] = e
+		}, other, 2, "It does not get through: egress web has no address of the family of fd44::5"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := whole()
+			e := w.Egresses["web"]
+			e.Addresses = append(e.Addresses, egress.Address{IP: six, ID: 2})
+			w.Egresses["web"] = e
+			w.Owners[six] = egress.Owner{IP: six, Node: "node-2", Lease: 0xa2}
+			w.ByEgress["web"]["node-2"].Pods[0].IPs = append(w.ByEgress["web"]["node-2"].Pods[0].IPs, pod6)
+			if tt.change != nil {
+				tt.change(&w)
+			}
+			steps, err := trace(w, Question{Pod: "prod/web-1", To: tt.to}, time.Now(), nil)
+			if text, status := conclude(steps); err != nil || status != tt.status || !strings.Contains(text, tt.want) {
+				t.Errorf("%d %q, %v\nwant %d %q", status, text, err, tt.status, tt.want)
+			}
+		})
 	}
 }
 
