@@ -259,6 +259,12 @@ var states = map[string]func(s *clusterState){
 				"chain ip other-nat postrouting at priority -200 translates them first: give it a priority above -199"}
 		})
 	},
+	"one-family": func(s *clusterState) {
+		m := egress.Members{Egress: ourEgress, Node: "node-1", Pods: []egress.Member{{Pod: "prod/web-1", IPs: []netip.Addr{netip.MustParseAddr("10.244.1.5"), netip.MustParseAddr("fd44:1::5")}}},
+			Blocks: []egress.Block{{IP: ourIP, First: 2048, Size: 1024, Node: "node-1", Since: s.ago(25 * time.Hour)}}}
+		s.put(store.MembersByNodeKey("node-1", ourEgress), m)
+		s.put(store.MembersByEgressKey(ourEgress, "node-1"), m)
+	},
 	"agent-down": func(s *clusterState) { s.del(store.AgentKey("node-1")) },
 	"former-agent": func(s *clusterState) {
 		s.agent("node-2", lease3, nil) // its lock is under another lease
