@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"iter"
 	"log"
@@ -180,9 +181,15 @@ func (g *Gossip) join(ctx context.Context) error {
 		return nil
 	}
 	if list == nil {
-		var err error
-		if list, err = memberlist.Create(g.config(self)); err != nil {
-			return fmt.Errorf("joining the gossip at %s: %w", netip.AddrPortFrom(self, uint16(g.cfg.Port)), err)
+		at := netip.AddrPortFrom(self, uint16(g.cfg.Port))
+		t, err := listen(at, g.cfg.Log)
+		if err == nil {
+			if list, err = memberlist.Create(g.config(self, t)); err != nil {
+				err = errors.Join(err, t.Shutdown())
+			}
+		}
+		if err != nil {
+			return fmt.Errorf("joining the gossip at %s: %w", at, err)
 		}
 		g.mu.Lock()
 		g.list = list
@@ -209,11 +216,11 @@ const maxUnknown = 32
 // 100 ms, and then dead: a third of a second after it died; the library's own for one machine take 4 to 8 s. Short
 // probes cost packets only. A busy machine is taken for dead now and then, which costs little: before anything follows
 // from it, etcd is asked (egress.Suspicion). docs/failover.md has what was measured.
-func (g *Gossip) config(self netip.Addr) *memberlist.Config {
+func (g *Gossip) config(self netip.Addr, t memberlist.Transport) *memberlist.Config {
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.BindAddr, c.BindPort = g.cfg.Node, self.String(), g.cfg.Port
 	c.AdvertiseAddr, c.AdvertisePort = self.String(), g.cfg.Port
-	c.SecretKey = g.cfg.Key
+	c.SecretKey, c.Transport = g.cfg.Key, t
 	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = 100*time.Millisecond, 40*time.Millisecond, 1
 	c.SuspicionMaxTimeoutMult = 1 // as long with few confirmations as with many
 	c.AwarenessMaxMultiplier = 2  // an agent that is slow itself may wait twice as long, not eight times

@@ -166,7 +166,7 @@ func TestAMemberThatCompressesIsUnderstoodAndUnderstands(t *testing.T) {
 	key := bytes.Repeat([]byte{7}, 32)
 	g, _ := start(t, 0, port, key, nil)
 	former := New(Config{Node: name(1), Port: port, Key: key, Log: slog.New(slog.DiscardHandler), Changed: func() {}})
-	c := former.config(addr(1))
+	c := former.config(addr(1), nil)
 	if c.EnableCompression {
 		t.Error("members compress their packets")
 	}
