@@ -28,9 +28,13 @@ func (a *agent) newLease(ctx context.Context) error {
 func (a *agent) keepLease(ctx context.Context) error {
 	for {
 		lease := a.machine.current()
-		err := lease.Run(ctx, func(sent time.Time, ttl time.Duration) {
-			a.machine.step(ownership.Renewed{Lease: lease.ID(), Sent: sent, TTL: ttl})
-		}, a.wake)
+		err := lease.Run(ctx, store.Keep{
+			Idle: a.machine.Idle,
+			Renewed: func(sent time.Time, ttl time.Duration) {
+				a.machine.step(ownership.Renewed{Lease: lease.ID(), Sent: sent, TTL: ttl})
+			},
+			Changed: a.wake,
+		})
 		if ctx.Err() != nil {
 			return nil
 		}

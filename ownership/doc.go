@@ -66,6 +66,8 @@
 //  18. Answers to a former process count for nothing (Message.Process).
 //  19. An agent that has no use for a yes asks etcd for none, and does not know whether it has etcd (Machine.Asks). It promises until etcd has answered
 //     it, since a promise only binds, and asks etcd until nobody asks it any more (promises.heard).
+//  20. How often a lease is renewed is no premise of any of this: a permit goes by what etcd granted, from when that was asked for (Lease.renewed). So an agent
+//     with nothing under its lease but its record renews it a third as often (Machine.Idle, store.Lease.Run).
 //
 // A restart: the locks move to a lease that nobody revokes, then the permits are lengthened to its end (Extended), where the kernel has some and the
 // lock has moved. Locks that the kernel

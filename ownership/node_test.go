@@ -1003,7 +1003,7 @@ func (n *node) confirm(done func(bool)) {
 			n.step(Confirmed{Lease: id, Sent: sent, Restores: restores})
 			done(true)
 		default:
-			n.keep(id, n.permit, done)
+			n.keep(id, n.permit, func(bool) { done(false) })
 		}
 	}
 	n.ask(n.permit, func(e *etcd) {
@@ -1023,7 +1023,7 @@ func (n *node) keep(id int64, timeout time.Duration, done func(bool)) {
 		default:
 			n.step(Lost{Lease: id})
 		}
-		done(false)
+		done(ok && kept)
 	})
 }
 
@@ -1037,9 +1037,18 @@ func (n *node) keeping() {
 	if n.stopping {
 		return
 	}
-	n.keep(id, leaseTTL/4, func(bool) {
-		n.in(leaseTTL/10, n.keeping)
+	n.keep(id, leaseTTL*7/40, func(kept bool) {
+		n.in(leaseTTL/10, func() { n.skip(kept, 2) })
 	})
+}
+
+// skip leaves out some renewals of the lease while the agent is idle, as store.Lease.Run does.
+func (n *node) skip(kept bool, times int) {
+	if times > 0 && kept && !n.stopping && n.m.Idle() && !n.m.Lease().Valid.IsZero() {
+		n.in(leaseTTL/10, func() { n.skip(kept, times-1) })
+		return
+	}
+	n.keeping()
 }
 
 func (n *node) renewing() {

@@ -189,6 +189,14 @@ func (m *Machine) asks(now time.Time) bool {
 	return true
 }
 
+// Idle reports whether this node has no lock and no permit, nor is about to: the record of its agent alone is under the lease, which then may be renewed
+// less often. The next round after a lock came ends that.
+func (m *Machine) Idle() bool {
+	m.mu.Lock()
+	defer m.mu.Unlock()
+	return !m.needs()
+}
+
 // needs reports whether the agent asks for itself. The caller holds mu.
 func (m *Machine) needs() bool { return m.permits.needed || len(m.permits.list) > 0 }
 

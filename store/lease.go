@@ -340,39 +340,57 @@ const (
 	expired // unconfirmed for as long as the lease is: etcd may have dropped it
 )
 
+// Keep says how Run keeps a lease, and who hears of it. Each may be nil.
+type Keep struct {
+	// Idle reports that nothing is lost with the lease but what can be written anew at once: it is renewed a third as often then.
+	Idle func() bool
+	// Renewed is called on each renewal, with when the request was sent and for how long etcd keeps the lease from then on.
+	Renewed func(sent time.Time, ttl time.Duration)
+	// Changed is called when renewals begin to fail, when the lease is no longer Valid, when renewals succeed again, and when the lease is lost; not on
+	// each renewal.
+	Changed func()
+}
+
+// idleRenewals is how many intervals of Run there are between two renewals of an idle lease.
+const idleRenewals = 3
+
 // Run renews the lease ten times per TTL, at most every 100 ms and at least every second, until ctx ends, whose error it then returns,
-// or the lease is lost (ErrLeaseLost). It does not revoke the lease. changed, which may be nil, is called when renewals begin to fail,
-// when the lease is no longer Valid, when renewals succeed again, and when the lease is lost; not on each renewal. renewed, which may be nil, is
-// called on each, with when the request was sent and for how long etcd keeps the lease from then on.
-func (l *Lease) Run(ctx context.Context, renewed func(sent time.Time, ttl time.Duration), changed func()) error {
+// or the lease is lost (ErrLeaseLost). It does not revoke the lease. While Keep.Idle says so it renews at every third of these times, until a renewal
+// fails.
+func (l *Lease) Run(ctx context.Context, keep Keep) error {
 	ttl := l.TTL()
 	interval := min(max(ttl/10, 100*time.Millisecond), time.Second)
-	// A request that hangs leaves time for three more.
-	timeout := min(ttl/4, 3*time.Second)
 	tick := time.NewTicker(interval)
 	defer tick.Stop()
 	stream := &renewals{lease: l, after: elsewhereAfter}
 	defer stream.close()
+	skipped := 0
 	for was := confirmed; ; {
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
 		case <-tick.C:
 		}
+		if skipped++; skipped < idleRenewals && was == confirmed && !l.isLost() && keep.Idle != nil && keep.Idle() {
+			continue
+		}
+		// A request that hangs leaves time for three more, or for two where the lease was idle.
+		timeout := min((ttl-time.Duration(skipped-1)*interval)/4, 3*time.Second)
+		skipped = 0
 		try, cancel := context.WithTimeout(ctx, timeout)
 		sent, err := l.renew(try, stream)
 		cancel()
 		if ctx.Err() != nil {
 			return ctx.Err()
 		}
-		if err == nil && renewed != nil {
-			renewed(sent, l.TTL())
+		if err == nil && keep.Renewed != nil {
+			keep.Renewed(sent, l.TTL())
 		}
 		is := l.condition(err)
 		l.report(is, err)
 		if is != was || errors.Is(err, ErrLeaseLost) {
-			if was = is; changed != nil {
-				changed()
+			if was = is; keep.Changed != nil {
+				keep.Changed()
 			}
 		}
 		if errors.Is(err, ErrLeaseLost) {

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -139,7 +140,7 @@ func TestALostLeaseIsLostForEverythingAndForGood(t *testing.T) {
 		"claim": func(l *Lease) error { _, err := c.Claim(t.Context(), l, owner, Former{}); return err },
 		"agent": func(l *Lease) error { return c.PutAgent(t.Context(), l, agent) },
 		"adopt": func(l *Lease) error { _, err := c.Adopt(t.Context(), l.ID()); l.lose(); return err },
-		"run":   func(l *Lease) error { return l.Run(t.Context(), nil, nil) },
+		"run":   func(l *Lease) error { return l.Run(t.Context(), Keep{}) },
 	} {
 		l := grant(t, c, 10*time.Second)
 		if _, err := s.Client().Revoke(t.Context(), l.id); err != nil {
@@ -213,7 +214,7 @@ func TestRunKeepsALeaseThroughAnOutageAndReportsOnlyChanges(t *testing.T) {
 	c := dial(t, s)
 	l := grant(t, c, 3*time.Second)
 	changed := make(chan struct{}, 100)
-	background(t, func(ctx context.Context) error { return l.Run(ctx, nil, func() { changed <- struct{}{} }) })
+	background(t, func(ctx context.Context) error { return l.Run(ctx, Keep{Changed: func() { changed <- struct{}{} }}) })
 	granted := l.Valid()
 	<-time.After(time.Until(granted)) // it would have ended by now
 	if !l.Valid().After(granted) || len(changed) > 0 {
@@ -239,7 +240,7 @@ func TestRunReportsWhenALeaseIsNoLongerValidAndWhenItIsLost(t *testing.T) {
 	claim(t, c, l, owner)
 	changed := make(chan struct{}, 100)
 	done := make(chan error, 1)
-	go func() { done <- l.Run(t.Context(), nil, func() { changed <- struct{}{} }) }()
+	go func() { done <- l.Run(t.Context(), Keep{Changed: func() { changed <- struct{}{} }}) }()
 	s.Cut()
 	recv(t, "word that renewals fail", changed)
 	recv(t, "word that it is no longer valid", changed)
@@ -252,4 +253,47 @@ func TestRunReportsWhenALeaseIsNoLongerValidAndWhenItIsLost(t *testing.T) {
 		t.Errorf("got %v", err)
 	}
 	recv(t, "word that it is lost", changed)
+}
+
+// Of thousands of agents most hold nothing: etcd has their renewals to bear. How often is counted by the ticks of Run, for a busy machine makes them late.
+func TestAnIdleLeaseIsRenewedAThirdAsOften(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	l := grant(t, c, 4*time.Second)
+	var asked, idle atomic.Int64
+	idle.Store(1)
+	type renewal struct{ asked, idle int64 }
+	renewed, changed := make(chan renewal, 100), make(chan struct{}, 100)
+	background(t, func(ctx context.Context) error {
+		return l.Run(ctx, Keep{
+			Idle:    func() bool { asked.Add(1); return idle.Load() == 1 },
+			Renewed: func(time.Time, time.Duration) { renewed <- renewal{asked.Swap(0), idle.Load()} },
+			Changed: func() { changed <- struct{}{} },
+		})
+	})
+	for i := range 4 {
+		if r := recv(t, "a renewal", renewed); r.asked != idleRenewals-1 {
+			t.Errorf("renewal %d came after %d ticks, want %d", i, r.asked+1, idleRenewals)
+		}
+	}
+	idle.Store(0)
+	for recv(t, "a renewal", renewed).idle == 1 {
+	}
+	recv(t, "a renewal", renewed) // the one before may have begun while it was idle
+	if r := recv(t, "a renewal", renewed); r.asked != 1 {
+		t.Errorf("a lease that is not idle any more was renewed after %d ticks, want each", r.asked)
+	}
+	// Once one fails there is none left out, so that a lease is not lost to an outage that ends before it does.
+	idle.Store(1)
+	s.Cut()
+	recv(t, "word that renewals fail", changed)
+	asked.Store(0)
+	s.Mend()
+	recv(t, "word that they succeed", changed)
+	if n := asked.Load(); n > 0 {
+		t.Errorf("%d renewals were left out while they failed", n)
+	}
+	if !l.Valid().After(time.Now()) {
+		t.Error("the lease was lost")
+	}
 }

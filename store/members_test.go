@@ -31,7 +31,7 @@ func TestLeaseAndLockOutliveTheLeaderOfEtcd(t *testing.T) {
 	s, c := trio(t)
 	l := grant(t, c, 6*time.Second)
 	claim(t, c, l, owner)
-	background(t, func(ctx context.Context) error { return l.Run(ctx, nil, nil) })
+	background(t, func(ctx context.Context) error { return l.Run(ctx, Keep{}) })
 	lead := s.Leader()
 	end := gone(t, s.Member(other(lead)).Client(), OwnerKey(ip1))
 	s.Stop(lead)
@@ -137,7 +137,7 @@ func TestWithTheMinorityOfEtcdNothingIsConfirmedClaimedOrDeleted(t *testing.T) {
 	if err := c.PutAgent(t.Context(), l, agent); err != nil {
 		t.Fatal(err)
 	}
-	background(t, func(ctx context.Context) error { return l.Run(ctx, nil, nil) }) // and is not told that it is lost
+	background(t, func(ctx context.Context) error { return l.Run(ctx, Keep{}) }) // and is not told that it is lost
 	k := tracked(t, c, OwnerPrefix, AgentPrefix)
 	took(k)
 	lead := s.Leader() // which does not know at first that it is alone
@@ -184,7 +184,7 @@ func TestClientFollowsTheReplacementOfEveryMember(t *testing.T) {
 	c := dialConfig(t, Config{Endpoints: s.Endpoints(), MemberInterval: 100 * time.Millisecond, Log: log.logger()})
 	l := grant(t, c, 10*time.Second)
 	claim(t, c, l, owner)
-	background(t, func(ctx context.Context) error { return l.Run(ctx, nil, nil) })
+	background(t, func(ctx context.Context) error { return l.Run(ctx, Keep{}) })
 	k := tracked(t, c, OwnerPrefix)
 	for i := range 3 {
 		s.Replace(i)

@@ -14,8 +14,8 @@ import (
 const (
 	elsewhereAfter  = 200 * time.Millisecond
 	elsewhereLatest = 2 * time.Second
-	// elsewhereEach is how often a renewal goes to another member all the same.
-	elsewhereEach = 5
+	// elsewhereEvery is how often a renewal goes to another member all the same, or the next one after that.
+	elsewhereEvery = 5 * time.Second
 )
 
 // errRenewals says that a stream of renewals has ended, or does not answer.
@@ -25,8 +25,8 @@ var errRenewals = errors.New("the stream of renewals has ended")
 // ends the stream, so that no answer is of an earlier question; the next renewal opens another one. It is not safe for concurrent use.
 type renewals struct {
 	lease   *Lease
-	after   time.Duration // how long the next answer may take, where there is another member to ask
-	asked   int
+	after   time.Duration                 // how long the next answer may take, where there is another member to ask
+	other   time.Time                     // when another member was last asked for one, or the first renewal was
 	stream  pb.Lease_LeaseKeepAliveClient // nil: none is open
 	end     context.CancelFunc
 	answers chan *pb.LeaseKeepAliveResponse // closed when the stream has ended
@@ -35,7 +35,12 @@ type renewals struct {
 // ask renews the lease once. An error says that this is not known, unless it is rpctypes.ErrLeaseNotFound.
 func (r *renewals) ask(ctx context.Context) (*pb.LeaseKeepAliveResponse, error) {
 	// A member whose disk hangs passes renewals on and knows of nothing new, so that a watch of it seems to have missed nothing: the others are asked, too.
-	if r.asked++; r.asked%elsewhereEach == 0 && len(r.lease.client.etcd.Endpoints()) > 1 {
+	now := time.Now()
+	if r.other.IsZero() {
+		r.other = now
+	}
+	if now.Sub(r.other) >= elsewhereEvery && len(r.lease.client.etcd.Endpoints()) > 1 {
+		r.other = now
 		return nil, errRenewals
 	}
 	if r.stream == nil {

@@ -73,7 +73,7 @@ func (a *simulated) renew() {
 	a.life, a.stop = context.WithCancel(a.fleet.ctx)
 	ctx, lease := a.life, a.lease
 	a.running.Go(func() error {
-		if err := lease.Run(ctx, nil, nil); ctx.Err() == nil && errors.Is(err, store.ErrLeaseLost) {
+		if err := lease.Run(ctx, store.Keep{Idle: func() bool { return !a.gateway() }}); ctx.Err() == nil && errors.Is(err, store.ErrLeaseLost) {
 			a.fleet.lost.Add(1) // an agent would take another one: here the measurement is void
 		}
 		return nil
