@@ -93,7 +93,8 @@ type agent struct {
 	history *history
 	metrics *metrics
 	dirty   chan struct{} // capacity 1: reconcile
-	asks    chan struct{} // capacity 1: etcd is to be asked for a yes
+	// Of capacity 1 each: etcd is to be asked for a yes, and the peers for promises while it does not answer.
+	asks, promises chan struct{}
 
 	// What follows belongs to the goroutine of loop.
 	cluster *plan.Cluster       // of the last reconcile
@@ -216,7 +217,7 @@ func open(cfg Config) (a *agent, err error) {
 		Config: cfg,
 		view:   cfg.Store.NewView(cfg.Node),
 		dirty:  make(chan struct{}, 1),
-		asks:   make(chan struct{}, 1),
+		asks:   make(chan struct{}, 1), promises: make(chan struct{}, 1),
 		machine: newMachine(ownership.Config{
 			Node: cfg.Node, Permit: cfg.Permit, ClaimDelay: cfg.ClaimDelay, Linger: cfg.Linger, Gossip: cfg.Gossip.Key != nil, Freeze: cfg.Gossip.Freeze,
 		}),

@@ -76,7 +76,7 @@ func (a *agent) step(e ownership.Event) (err error) {
 		case ownership.Wake:
 			a.wake()
 		case ownership.Confirm:
-			notify(a.asks)
+			a.ask()
 		case ownership.Say:
 			if b, err := json.Marshal(f.Message); err == nil { // it cannot fail
 				a.gossip.Send(f.To, b)
@@ -84,4 +84,10 @@ func (a *agent) step(e ownership.Event) (err error) {
 		}
 	}
 	return err
+}
+
+// ask begins to ask for a yes.
+func (a *agent) ask() {
+	notify(a.asks)
+	notify(a.promises)
 }

@@ -43,21 +43,23 @@ func (a *agent) receive(from string, b []byte) {
 	}
 }
 
-// askPromises asks the peers for promises while etcd is missing, until ctx ends.
+// askPromises asks the peers for promises while etcd is missing, until ctx ends. It begins when etcd is asked for a yes, looks again when the last yes is
+// old enough to be missed, and every tenth of P from then on.
 func (a *agent) askPromises(ctx context.Context) error {
-	tick := time.NewTicker(a.Permit / 10)
-	defer tick.Stop()
 	for {
+		var next <-chan time.Time
+		if now := time.Now(); a.machine.Asks(now) {
+			due := a.Permit/4 - now.Sub(a.machine.Lease().Confirmed)
+			if s := a.view.Snapshot(); due <= 0 && s != nil {
+				_ = a.step(ownership.Question{Peers: a.peers(s)}) // withdraws nothing
+			}
+			next = time.After(max(due, a.Permit/10))
+		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-tick.C:
-			if !a.machine.Asks(time.Now()) || time.Since(a.machine.Lease().Confirmed) < a.Permit/4 {
-				continue // nobody has to be asked: there is nothing to be kept, or etcd answers
-			}
-			if s := a.view.Snapshot(); s != nil {
-				_ = a.step(ownership.Question{Peers: a.peers(s)}) // withdraws nothing
-			}
+		case <-a.promises:
+		case <-next:
 		}
 	}
 }

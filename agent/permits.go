@@ -27,6 +27,7 @@ type permits struct {
 	// written: the kernel has the machine's permits, and no others. What renews them renews all that it has.
 	written bool
 	slow    error // why the last renewal took a commit
+	resting bool  // run waits for a kick: there is nothing to renew
 }
 
 // newPermits returns permits of a length, which end with a lease of ttl where they are not bounded.
@@ -86,6 +87,10 @@ func (p *permits) grant(list []nft.Permit) error {
 	p.written = same && err == nil
 	p.machine.Grant(permits, p.written)
 	if len(list) > 0 {
+		if p.resting {
+			p.resting = false
+			p.soon()
+		}
 		return p.renewLocked()
 	}
 	if !p.written { // those of a former agent whose lease is gone
@@ -172,7 +177,7 @@ func (p *permits) soon() {
 	notify(p.kick)
 }
 
-// run renews the permits every quarter of their length, and when it is asked to, until ctx ends.
+// run renews the permits, if there are any, every quarter of their length, and when it is asked to, until ctx ends.
 func (p *permits) run(ctx context.Context, log *slog.Logger) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -184,13 +189,15 @@ func (p *permits) run(ctx context.Context, log *slog.Logger) error {
 		case <-timer.C:
 		case <-p.kick:
 		}
-		timer.Reset(p.machine.Length() / 4)
 		p.mu.Lock()
 		if p.machine.Extended() {
 			p.mu.Unlock()
 			return nil
 		}
 		left, any := time.Until(p.machine.Until()), len(p.machine.Permits()) > 0
+		if p.resting = !any; any {
+			timer.Reset(p.machine.Length() / 4)
+		}
 		err := p.renewLocked()
 		if any {
 			p.metrics.renewed(left, err, p.slow)

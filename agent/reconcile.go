@@ -131,7 +131,7 @@ func (a *agent) roles(ctx context.Context, r *round, dead func(node string) bool
 			a.flusher.returns(f.IP)
 		case ownership.Confirm:
 			// Before permits are written, which need a yes. What comes of it is seen then; at a member of etcd that hangs it is the next question's.
-			notify(a.asks)
+			a.ask()
 			try, cancel := context.WithTimeout(ctx, min(a.Permit, time.Second)/2)
 			_ = a.question(try)
 			cancel()

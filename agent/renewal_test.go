@@ -91,6 +91,47 @@ func TestRenewingPermitsLeavesTheGenerationOfTheRulesetAlone(t *testing.T) {
 	}
 }
 
+// While a node holds nothing, nothing wakes for its permits.
+func TestPermitsThatComeLaterAreRenewed(t *testing.T) {
+	client, tables := world(t)
+	lease, err := client.Grant(t.Context(), time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	const length = 400 * time.Millisecond
+	p := permitsOf(t, tables, ownership.Config{Permit: length})
+	ctx, stop := context.WithCancel(t.Context())
+	done := make(chan error)
+	go func() { done <- p.run(ctx, slog.New(slog.DiscardHandler)) }()
+	t.Cleanup(func() { stop(); <-done })
+	rests := func() bool {
+		p.mu.Lock()
+		defer p.mu.Unlock()
+		return p.resting
+	}
+	for range 2 { // they come, go, and come again
+		for !rests() {
+			await(t, time.Millisecond)
+		}
+		list := []nft.Permit{{IP: netip.MustParseAddr("10.10.1.1"), Answer: true}}
+		if err := p.under(lease, list); err != nil {
+			t.Fatal(err)
+		}
+		for range 20 {
+			await(t, length/10)
+			if left, err := p.tables.Permits(); err != nil || len(left) != 1 {
+				t.Errorf("permits %v, %v: want 1", left, err)
+			}
+		}
+		if rests() {
+			t.Error("nobody renews the permits")
+		}
+		if err := p.withdraw(nil); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
+
 // Where nothing renews them, as with a damaged table until the repair, or without lo, permits go on by commits.
 func TestPermitsGoOnByCommitsWhereNothingElseRenewsThem(t *testing.T) {
 	for name, breaks := range map[string]func(*testing.T, *nft.Tables){
