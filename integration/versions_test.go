@@ -113,7 +113,7 @@ func build(t *testing.T, commit string) string {
 		}
 	}
 	program := filepath.Join(dir, "egret")
-	cmd := exec.Command("go", "build", "-trimpath", "-ldflags", "-s -w -X main.version="+formerVersion, "-o", program, "./cmd/egret")
+	cmd := exec.Command("go", "build", "-trimpath", "-tags", "grpcnotrace", "-ldflags", "-s -w -X main.version="+formerVersion, "-o", program, "./cmd/egret")
 	cmd.Dir, cmd.Env = dir, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := cmd.CombinedOutput(); err != nil {
 		t.Fatalf("building %s: %v\n%s", commit, err, out)
