@@ -77,9 +77,10 @@ type Network struct {
 
 // Gossip says how the agents find out which of them are dead.
 type Gossip struct {
-	Key    []byte // what it is encrypted with; nil: no gossip, and whoever dies is found dead when its lease ends
-	Port   int    // its TCP and UDP port
-	Freeze bool   // keep the IPs while all agents have lost etcd
+	Key    []byte                   // what it is encrypted with; nil: no gossip, and whoever dies is found dead when its lease ends
+	Keys   func() ([][]byte, error) // as gossip.Config's
+	Port   int                      // its TCP and UDP port
+	Freeze bool                     // keep the IPs while all agents have lost etcd
 }
 
 // agent is a running agent.
@@ -227,7 +228,7 @@ func open(cfg Config) (a *agent, err error) {
 	}
 	if cfg.Gossip.Key != nil {
 		a.gossip = gossip.New(gossip.Config{
-			Node: cfg.Node, Port: cfg.Gossip.Port, Key: cfg.Gossip.Key, Log: cfg.Log, Changed: a.wake, Receive: a.receive,
+			Node: cfg.Node, Port: cfg.Gossip.Port, Key: cfg.Gossip.Key, Keys: cfg.Gossip.Keys, Log: cfg.Log, Changed: a.wake, Receive: a.receive,
 		})
 	}
 	if a.kernel, err = openKernel(cfg, a.machine, a.metrics, a.wake); err != nil {

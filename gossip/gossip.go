@@ -1,6 +1,7 @@
 package gossip
 
 import (
+	"cmp"
 	"context"
 	"errors"
 	"fmt"
@@ -22,12 +23,17 @@ const DefaultPort = 8480
 
 // Config says how to gossip. Every field without a default in its comment must be set.
 type Config struct {
-	Node    string // unique among all members
-	Port    int    // TCP and UDP, the same for all members
-	Key     []byte // 16, 24 or 32 bytes, the same for all members
+	Node string // unique among all members
+	Port int    // TCP and UDP, the same for all members
+	Key  []byte // 16, 24 or 32 bytes, the same for all members
+	// Keys returns the keys as they are now, which Key was the first of: what is sent is encrypted with the first, and what comes with any of them
+	// is understood. It is asked every 10 s. nil: Key alone, for ever.
+	Keys    func() ([][]byte, error)
 	Log     *slog.Logger
 	Changed func()                            // called when the State of a member changes; must not block
 	Receive func(from string, message []byte) // called for each message from a member; must not block; nil: they are dropped
+
+	keysEvery time.Duration // for tests; 0: reloadAfter
 }
 
 // State is what is known of a member.
@@ -47,6 +53,9 @@ func (s State) String() string { return [...]string{"unknown", "alive", "left", 
 type Gossip struct {
 	cfg      Config
 	peersSet chan struct{} // capacity 1: Set changed something
+	ring     *memberlist.Keyring
+	asked    time.Time // when Keys was, by Run alone
+	keyFault string    // what it said then
 
 	mu    sync.Mutex // guards what follows
 	self  netip.Addr
@@ -65,7 +74,9 @@ type member struct {
 
 // New returns a member that is silent until Run.
 func New(cfg Config) *Gossip {
-	return &Gossip{cfg: cfg, peersSet: make(chan struct{}, 1), known: map[string]member{}}
+	cfg.keysEvery = cmp.Or(cfg.keysEvery, reloadAfter)
+	ring, _ := memberlist.NewKeyring(nil, nil) // fails with faulty keys alone
+	return &Gossip{cfg: cfg, peersSet: make(chan struct{}, 1), ring: ring, known: map[string]member{}}
 }
 
 // Set gives the node's own address, which is bound once, and the addresses of the peers by node. Members may also run
@@ -144,6 +155,9 @@ func (g *Gossip) Run(ctx context.Context) error {
 		case <-tick.C:
 		}
 		err := g.join(ctx)
+		if err == nil {
+			g.rekey()
+		}
 		if err != nil && err.Error() != fault {
 			g.cfg.Log.Warn("no gossip, will retry", "err", err)
 		}
@@ -220,7 +234,7 @@ func (g *Gossip) config(self netip.Addr, t memberlist.Transport) *memberlist.Con
 	c := memberlist.DefaultLANConfig()
 	c.Name, c.BindAddr, c.BindPort = g.cfg.Node, self.String(), g.cfg.Port
 	c.AdvertiseAddr, c.AdvertisePort = self.String(), g.cfg.Port
-	c.SecretKey, c.Transport = g.cfg.Key, t
+	c.SecretKey, c.Keyring, c.Transport = g.cfg.Key, g.ring, t
 	c.ProbeInterval, c.ProbeTimeout, c.SuspicionMult = 100*time.Millisecond, 40*time.Millisecond, 1
 	c.SuspicionMaxTimeoutMult = 1 // as long with few confirmations as with many
 	c.AwarenessMaxMultiplier = 2  // an agent that is slow itself may wait twice as long, not eight times

@@ -67,7 +67,7 @@ func agentCommand() *cobra.Command {
 	s.BoolVar(&f.shareTables, "share-tables", false, "let other programs change and flush Egret's nftables tables; without it, Linux 6.9 and later keep them off while the agent runs")
 	s.StringVar(&f.sysctl, "sysctl-dir", "/proc/sys/net", "where the settings of /proc/sys/net can be written: in a container that is not privileged, a mount of the node's")
 	s.IntVar(&f.gossipPort, "gossip-port", gossip.DefaultPort, "TCP and UDP port on which the agents find out within a second who is dead; 0: off")
-	s.StringVar(&f.gossipKeyFile, "gossip-key-file", "", "file of the gossip's key, 16, 24 or 32 bytes in base64, the same on all nodes; without it there is no gossip")
+	s.StringVar(&f.gossipKeyFile, "gossip-key-file", "", "file of the gossip's key, 16, 24 or 32 bytes in base64, the same on all nodes; it is read again when it is replaced, and may have others, a line each, that are understood, too; without it there is no gossip")
 	s.StringVar(&f.onStoreLoss, "on-store-loss", "freeze", "freeze: keep the egress IPs while all agents have lost etcd (needs the gossip); release: let them go")
 	s.StringVar(&f.natLog.File, "nat-log", "", "file for a line of JSON for each connection by an egress IP that begins and ends; - is the standard output (default: off; docs/natlog.md)")
 	s.IntVar(&f.natLog.MaxSize, "nat-log-max-size", 100, "how large that file may become before it is renamed and another one begun, in MB")
@@ -129,11 +129,14 @@ func (f *agentFlags) validate() (agent.Config, error) {
 		fault("--gossip-port %d: want a port, or 0", f.gossipPort)
 	}
 	if f.gossipKeyFile != "" && f.gossipPort != 0 {
-		key, err := gossipKey(f.gossipKeyFile)
+		keys, err := gossipKeys(f.gossipKeyFile)
 		if err != nil {
 			fault("--gossip-key-file: %w", err)
 		}
-		cfg.Gossip.Key, cfg.Gossip.Port = key, f.gossipPort
+		if err == nil {
+			cfg.Gossip.Key = keys[0]
+		}
+		cfg.Gossip.Keys, cfg.Gossip.Port = func() ([][]byte, error) { return gossipKeys(f.gossipKeyFile) }, f.gossipPort
 	}
 	if cfg.Gossip.Freeze = f.onStoreLoss == "freeze"; !cfg.Gossip.Freeze && f.onStoreLoss != "release" {
 		fault("--on-store-loss %q: want freeze or release", f.onStoreLoss)
@@ -146,17 +149,24 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	return cfg, errors.Join(errs...)
 }
 
-// gossipKey reads the key that `openssl rand -base64 32` makes.
-func gossipKey(file string) ([]byte, error) {
+// gossipKeys reads the keys that `openssl rand -base64 32` makes, one a line: at least one.
+func gossipKeys(file string) ([][]byte, error) {
 	b, err := os.ReadFile(file)
 	if err != nil {
 		return nil, err
 	}
-	key, err := base64.StdEncoding.DecodeString(strings.TrimSpace(string(b)))
-	if err != nil || len(key) != 16 && len(key) != 24 && len(key) != 32 {
-		return nil, fmt.Errorf("%s: want 16, 24 or 32 bytes in base64, as `openssl rand -base64 32` makes them", file)
+	var keys [][]byte
+	for i, text := range strings.Fields(string(b)) {
+		key, err := base64.StdEncoding.DecodeString(text)
+		if err != nil || len(key) != 16 && len(key) != 24 && len(key) != 32 {
+			return nil, fmt.Errorf("%s: key %d: want 16, 24 or 32 bytes in base64, as `openssl rand -base64 32` makes them", file, i+1)
+		}
+		keys = append(keys, key)
 	}
-	return key, nil
+	if len(keys) == 0 {
+		return nil, fmt.Errorf("%s: want a key, 16, 24 or 32 bytes in base64, as `openssl rand -base64 32` makes them", file)
+	}
+	return keys, nil
 }
 
 func (f *agentFlags) run(c *cobra.Command) error {
