@@ -80,6 +80,9 @@ func (c Config) Validate() error {
 	if c.BlockHistory < 0 {
 		err = errors.Join(err, fmt.Errorf("--block-history %v: want a duration, or 0", c.BlockHistory))
 	}
+	if c.Webhook != nil {
+		err = errors.Join(err, c.Webhook.admission().Validate())
+	}
 	return errors.Join(err, validTaint(c.StartupTaint))
 }
 
@@ -87,6 +90,13 @@ func (c Config) Validate() error {
 type Webhook struct {
 	Address   string // to listen at, host:port
 	Namespace string // of the Service, and of the Secret with the CA
+	// ClientCA and Clients say who may ask, as in admission.Config.
+	ClientCA string
+	Clients  []string
+}
+
+func (w *Webhook) admission() admission.Config {
+	return admission.Config{Address: w.Address, Namespace: w.Namespace, ClientCA: w.ClientCA, Clients: w.Clients}
 }
 
 // prefixes are what crdsync reads of etcd: what it writes, and what the status depends on.
@@ -130,8 +140,11 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return r.rescue(ctx) })
 	if w := cfg.Webhook; w != nil {
 		g.Go(func() error {
-			return admission.Run(ctx, admission.Config{Kube: kube, Address: w.Address, Namespace: w.Namespace, InUse: r.inUse, Log: cfg.Log,
-				Reviewed: func(verdict string) { r.metrics.add(metricReviews, 1, verdict) }})
+			a := w.admission()
+			a.Kube, a.InUse, a.Log = kube, r.inUse, cfg.Log
+			a.Reviewed = func(verdict string) { r.metrics.add(metricReviews, 1, verdict) }
+			a.Certified = func() { r.certified.Store(true) }
+			return admission.Run(ctx, a)
 		})
 	}
 	if err := g.Wait(); err != nil && !errors.Is(err, context.Canceled) && !errors.Is(err, context.DeadlineExceeded) {
@@ -149,12 +162,15 @@ type replica struct {
 	cache   *store.Cache
 	metrics *metrics
 	reached atomic.Bool // the Kubernetes API, once
+	// certified is whether the webhook has a certificate.
+	certified atomic.Bool
 }
 
 // ReadyCheck is the name of crdsync's check of /readyz: whoever waits before Run says so under it.
 const ReadyCheck = "crdsync"
 
-// check reports whether the replica has read etcd and reached the Kubernetes API since it began: then it can take over.
+// check reports whether the replica has read etcd and reached the Kubernetes API since it began, and the webhook, where it serves that, can answer:
+// then it can take over.
 func (r *replica) check() error {
 	select {
 	case <-r.cache.Ready():
@@ -163,6 +179,9 @@ func (r *replica) check() error {
 	}
 	if !r.reached.Load() {
 		return errors.New("the Kubernetes API has not answered yet")
+	}
+	if r.Webhook != nil && !r.certified.Load() {
+		return errors.New("the webhook has no certificate yet")
 	}
 	return nil
 }

@@ -55,6 +55,8 @@ func crdsyncCommand() *cobra.Command {
 	s.BoolVar(&serve, "webhook", false, "answer the API server's questions about objects (needs manifests/deploy/webhook.yaml)")
 	s.StringVar(&webhook.Address, "webhook-address", ":9443", "where --webhook listens, host:port")
 	s.StringVar(&webhook.Namespace, "namespace", "egret-system", "namespace of the webhook's Service, and of the Secret with its CA")
+	s.StringVar(&webhook.ClientCA, "webhook-client-ca-file", "", "file of the CA certificates that clients of --webhook have to show a certificate of (default: whoever reaches it is answered)")
+	s.StringSliceVar(&webhook.Clients, "webhook-clients", nil, "common names of these certificates, those of the API servers")
 	s.IntVar(&maxEgressIPs, "egress.maxEgressIPsPerNode", 255, "how many egress IPs a node may hold, 1 to 255; the node annotation node.antrea.io/max-egress-ips wins")
 	s.BoolVar(&followCordon, "follow-kubernetes-cordon", true, "a node that is cordoned in Kubernetes, or shutting down, gives its egress IPs away and takes none")
 	s.StringVar(&startupTaint, "startup-taint", "", "key of a taint that new nodes are registered with, and that is taken off when the node's agent is ready, like egret/agent-not-ready (default: none)")
@@ -83,6 +85,11 @@ func crdsyncCommand() *cobra.Command {
 			ID: id, ElectionTTL: ttl, Log: log, NodeCapacityDefault: maxEgressIPs, FollowCordon: followCordon, StartupTaint: startupTaint, CompactAfter: compactAfter,
 			Defragment: defragment, ClusterCIDRs: ranges, BlockSize: blockSize, BlockHistory: blockHistory,
 		}
+		if serve {
+			cfg.Webhook = &webhook
+		} else if webhook.ClientCA != "" || len(webhook.Clients) > 0 {
+			err = errors.Join(err, errors.New("--webhook-client-ca-file, --webhook-clients: there are clients of --webhook alone: want that too"))
+		}
 		if err = errors.Join(err, bad, cfg.Validate(), watched.Validate(), shown.Validate(), passed.validate(), etcd.secured()); err != nil {
 			return err
 		}
@@ -104,9 +111,6 @@ func crdsyncCommand() *cobra.Command {
 			defer sayRights(c.Context(), client, store.CrdsyncGrants, store.OwnerPrefix, log)()
 			log.Info("egret crdsync", "version", version, "id", id, "endpoints", etcd.endpoints, "api", kube.Host)
 			cfg.Kube, cfg.Store = kube, client
-			if serve {
-				cfg.Webhook = &webhook
-			}
 			passed.endpoints, passed.log = etcd.endpoints, log
 			return beside(c.Context(), passed.serve, func() error {
 				return beside(c.Context(), func(ctx context.Context) { shown.serve(ctx, client, kube, log) }, func() error { return crdsync.Run(c.Context(), cfg) })

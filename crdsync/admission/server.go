@@ -25,6 +25,7 @@ import (
 	"github.com/egret-project/egret/crdsync/certificate"
 	"github.com/egret-project/egret/crdsync/spec"
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/monitor"
 )
 
 // Name is that of the ValidatingWebhookConfiguration and of the Service; Path is where reviews are answered.
@@ -42,6 +43,9 @@ const (
 	stopTimeout  = time.Second // an answer takes milliseconds
 	readTimeout  = 10 * time.Second
 	writeTimeout = 30 * time.Second // longer than an API server may wait
+	// maxConnections are open at a time. An API server has one or two.
+	maxConnections = 64
+	maxHeader      = 16 << 10
 )
 
 // Config says where to answer, and what from.
@@ -51,11 +55,22 @@ type Config struct {
 	Address string
 	// Namespace is that of the Service, and of the Secret with the CA.
 	Namespace string
+	// ClientCA is a file with the CAs, in PEM, of the certificates that clients have to show, and Clients are the common names that these have;
+	// both empty: whoever reaches the address is answered. The file is read again when it is replaced.
+	ClientCA string
+	Clients  []string
 	// InUse returns the addresses that are allocated. An error: that is not known now.
 	InUse func() ([]egress.Allocation, error)
 	Log   *slog.Logger
 	// Reviewed is called with the result of each review: allowed, refused, or failed. nil: it is not.
 	Reviewed func(verdict string)
+	// Certified is called when there is a certificate to answer with. nil: it is not.
+	Certified func()
+}
+
+// Validate returns all that is wrong with who may ask.
+func (c Config) Validate() error {
+	return newClients(c.ClientCA, c.Clients, nil).validate()
 }
 
 // Run answers the API server's reviews until ctx ends, and then returns ctx's error. A port that is taken, or a cluster that does not let
@@ -149,6 +164,9 @@ func (s *server) certify(ctx context.Context) error {
 	if issueErr == nil {
 		s.current.Store(c)
 		s.issuer = string(a.cert.Raw)
+		if s.Certified != nil {
+			s.Certified()
+		}
 	}
 	return errors.Join(err, issueErr)
 }
@@ -174,10 +192,15 @@ func (s *server) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 func (s *server) serve(ctx context.Context) error {
 	mux := http.NewServeMux()
 	mux.Handle("POST "+Path, &reviewer{pools: s.pools, inUse: s.InUse, log: s.Log, reviewed: s.Reviewed})
+	asking := newClients(s.ClientCA, s.Clients, s.Log)
 	h := &http.Server{
-		Addr: s.Address, Handler: mux, ReadTimeout: readTimeout, WriteTimeout: writeTimeout,
-		TLSConfig: &tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.certificate},
+		Addr: s.Address, Handler: mux, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, MaxHeaderBytes: maxHeader,
+		TLSConfig: asking.config(&tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.certificate}),
 		ErrorLog:  slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug), // whoever knocks at the port
+	}
+	listener, err := net.Listen("tcp", s.Address)
+	if err != nil {
+		return err
 	}
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -188,7 +211,7 @@ func (s *server) serve(ctx context.Context) error {
 			_ = h.Close() // nobody waits for an answer any more
 		}
 	})
-	err := h.ListenAndServeTLS("", "")
+	err = h.ServeTLS(monitor.Limit(listener, maxConnections), "", "")
 	if !stop() {
 		<-stopped
 	}

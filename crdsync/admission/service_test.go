@@ -38,9 +38,10 @@ type service struct {
 	stop func() // the replica that answers
 }
 
-func newService(t *testing.T) *service {
+// flags are further ones of the API server.
+func newService(t *testing.T, flags ...string) *service {
 	t.Helper()
-	cfg := kubetest.New(t)
+	cfg := kubetest.New(t, flags...)
 	s := &service{T: t, stop: func() {}}
 	t.Cleanup(func() { s.stop() })
 	var err error

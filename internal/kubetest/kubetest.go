@@ -36,9 +36,9 @@ const (
 	startTimeout = 60 * time.Second
 )
 
-// New starts an API server that runs until the test ends, with Egret's CRDs, and returns how to reach it as an administrator. It
-// needs a kube-apiserver (need.KubeProgram).
-func New(t testing.TB) *rest.Config {
+// New starts an API server that runs until the test ends, with Egret's CRDs and with these flags beside its own, and returns how to reach it as an
+// administrator. It needs a kube-apiserver (need.KubeProgram).
+func New(t testing.TB, flags ...string) *rest.Config {
 	t.Helper()
 	bin := need.KubeProgram(t, "kube-apiserver")
 	dir := t.TempDir()
@@ -52,7 +52,7 @@ func New(t testing.TB) *rest.Config {
 		Timeout:         time.Minute, // of one request: on a busy machine some took more than 10 s
 	}
 	log := &bytes.Buffer{}
-	c := exec.Command(bin, arguments(dir, etcd.URL(), port)...)
+	c := exec.Command(bin, append(arguments(dir, etcd.URL(), port), flags...)...)
 	c.Stdout, c.Stderr = log, log
 	c.SysProcAttr = &syscall.SysProcAttr{Pdeathsig: syscall.SIGKILL} // a test that is killed cleans up nothing
 	if err := c.Start(); err != nil {
