@@ -580,3 +580,36 @@ func TestProbesAskWhereTheDaemonsAnswer(t *testing.T) {
 		}
 	}
 }
+
+// In the network of a node one process alone has a port. What pods declare the scheduler keeps apart, and a rollout that first starts one more would
+// wait for a node that is not there.
+func TestTheSchedulerKeepsApartWhatListensInTheNetworkOfTheNode(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]map[string][]int32{
+		"AWS, bundled etcd": {"crdsync": {egress.SyncStatusPort, 9443}, "cloud": {egress.CloudStatusPort}},
+		"bare":              {"crdsync": {egress.SyncStatusPort}},
+	} {
+		docs := decoded(t, variants[name])
+		for command, ports := range want {
+			var declared []int32
+			for _, p := range podsOf(docs)[command].Containers[0].Ports {
+				if p.HostPort != p.ContainerPort {
+					t.Errorf("%s: %s: port %d of the node is %d of the pod", name, command, p.HostPort, p.ContainerPort)
+				}
+				declared = append(declared, p.HostPort)
+			}
+			if !slices.Equal(declared, ports) {
+				t.Errorf("%s: %s declares ports %d, listens at %d", name, command, declared, ports)
+			}
+		}
+		for _, d := range docs {
+			o, ok := d.object.(*appsv1.Deployment)
+			if !ok || len(o.Spec.Template.Spec.Containers[0].Ports) == 0 {
+				continue
+			}
+			if r := o.Spec.Strategy.RollingUpdate; r == nil || r.MaxSurge.String() != "0" || r.MaxUnavailable.String() != "1" {
+				t.Errorf("%s: the rollout of %s: %+v, want one less and none more", name, o.Name, o.Spec.Strategy)
+			}
+		}
+	}
+}
