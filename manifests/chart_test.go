@@ -188,6 +188,7 @@ func TestFaultyValuesAreRefused(t *testing.T) {
 		"bundled without TLS":     {`etcd: {tls: {enabled: false}, bundled: {enabled: true}}`, "etcd.tls.enabled"},
 		"plain etcd with TLS":     {`etcd: {endpoints: ["https://10.0.0.1:2379", "http://10.0.0.2:2379"]}`, "http://10.0.0.2:2379 is not https"},
 		"insecure by an option":   {ownEtcd + "agent: {config: {insecure: true}}", "agent.config"},
+		"two names in one":        {ownEtcd + "webhook: {clients: {names: ['a,b']}}", "names"},
 		"two members":             {`etcd: {bundled: {enabled: true, replicas: 2}}`, "replicas"},
 		"snapshot elsewhere":      {`etcd: {bundled: {enabled: true, restoreFrom: ../x.db}}`, "restoreFrom"},
 		"taint without a domain":  {ownEtcd + "startupTaint: agent-not-ready", "startupTaint"},
@@ -228,6 +229,12 @@ etcd: {bundled: {enabled: true}}
 `,
 	"bundled etcd on volumes": `
 etcd: {bundled: {enabled: true, replicas: 1, storageClass: fast, snapshots: {schedule: ""}, nodeSelector: {node-role.kubernetes.io/control-plane: null}}}
+`,
+	"webhook for API servers": ownEtcd + `
+webhook: {clients: {names: [kube-apiserver, "system:api server"]}}
+`,
+	"webhook for API servers of a CA": ownEtcd + `
+webhook: {clients: {names: [kube-apiserver], caConfigMap: api-clients}}
 `,
 	"status page": ownEtcd + `
 page: {secret: egret-page, address: "[::]:9000"}
@@ -285,7 +292,7 @@ func TestNoVariantHasAnUnknownField(t *testing.T) {
 				t.Errorf("%d objects alone", n)
 			}
 			// Each volume that is mounted is there, and each ConfigMap and Secret that is made is the one that is mounted.
-			made := map[string]bool{}
+			made := map[string]bool{"ConfigMap kube-root-ca.crt": true} // the cluster's, in every namespace
 			for _, d := range docs {
 				switch o := d.object.(type) {
 				case *corev1.ConfigMap:
@@ -610,6 +617,38 @@ func TestTheSchedulerKeepsApartWhatListensInTheNetworkOfTheNode(t *testing.T) {
 			if r := o.Spec.Strategy.RollingUpdate; r == nil || r.MaxSurge.String() != "0" || r.MaxUnavailable.String() != "1" {
 				t.Errorf("%s: the rollout of %s: %+v, want one less and none more", name, o.Name, o.Spec.Strategy)
 			}
+		}
+	}
+}
+
+func TestTheWebhookAnswersWhomTheValuesName(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]struct {
+		args      []string
+		configMap string
+	}{
+		"as it comes":             {nil, ""},
+		"webhook for API servers": {[]string{"--webhook-client-ca-file=/etc/egret/webhook/ca.crt", "--webhook-clients=kube-apiserver,system:api server"}, "kube-root-ca.crt"},
+		"webhook for API servers of a CA": {
+			[]string{"--webhook-client-ca-file=/etc/egret/webhook/ca.crt", "--webhook-clients=kube-apiserver"}, "api-clients"},
+	} {
+		pod := podsOf(decoded(t, variants[name]))["crdsync"]
+		var args []string
+		for _, a := range pod.Containers[0].Args {
+			if strings.HasPrefix(a, "--webhook-client") {
+				args = append(args, a)
+			}
+		}
+		configMap := ""
+		for _, m := range pod.Containers[0].VolumeMounts {
+			for _, v := range pod.Volumes {
+				if v.Name == m.Name && m.MountPath == "/etc/egret/webhook" {
+					configMap = v.ConfigMap.Name
+				}
+			}
+		}
+		if !slices.Equal(args, want.args) || configMap != want.configMap {
+			t.Errorf("%s: %q with the ConfigMap %q, want %q with %q", name, args, configMap, want.args, want.configMap)
 		}
 	}
 }
