@@ -25,6 +25,7 @@ func TestTheWaitForASuspectedOwnerBeginsWithTheSuspicionOfThisEtcd(t *testing.T)
 			m.Step(now, Granted{Lease: 1, Sent: now, TTL: time.Minute})
 			round := func(s egress.Snapshot) plan.Role {
 				s.Suspicions = map[string]egress.Suspicion{"b": {Node: "b", Revision: 7}}
+				s.Agents = map[string]egress.Agent{"a": {Node: "a", Lease: egress.FormatLease(1)}}
 				m.Step(now, View{Cluster: plan.New(&s)})
 				return m.Step(now, Facts{Facts: plan.Facts{Node: "a", Uplink: plan.Link{Name: "eth0", Up: true}}, Dead: func(string) bool { return false }})[0].(Program).Roles[ip]
 			}
