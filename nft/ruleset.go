@@ -157,7 +157,7 @@ func steeringChains(delay time.Duration) []chain {
 		}},
 		{"classify", hook{}, slices.Concat(fromSubnet("classify"), forged("classify"), notEgress("classify"), perFamily(func(f family) rule {
 			return newRule("classify", podMark(f, "ct mark", setCtMark()))
-		}), unknown(delay))},
+		}), elsewhere("classify"), unknown(delay))},
 		{"hold", hook{}, delayRules(delay)},
 		// A packet that conntrack cannot place, or is told not to, would leave without SNAT. The mark that is set is of no use: it
 		// is how a rule matches the keys of a map.
