@@ -42,7 +42,7 @@ func (l *Lab) crdsync() component {
 	if !l.cfg.NoWebhook {
 		argv = append(argv, "--webhook")
 	}
-	return component{proc: crdsyncProc, netns: "control", argv: argv}
+	return component{proc: crdsyncProc, netns: "control", argv: append(argv, l.cfg.SyncFlags...)}
 }
 
 func (l *Lab) agent(node string) component {

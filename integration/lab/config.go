@@ -35,8 +35,8 @@ type Config struct {
 	EtcdMembers int
 	// LeaseTTL is passed to every agent.
 	LeaseTTL time.Duration
-	// AgentFlags are further flags of every agent.
-	AgentFlags []string
+	// AgentFlags are further flags of every agent, and SyncFlags of crdsync.
+	AgentFlags, SyncFlags []string
 	// IPv6Nodes makes the nodes' only InternalIP that of IPv6, so that the overlay goes over IPv6. Pods stay dual stack.
 	IPv6Nodes bool
 	// WithoutPodCIDRs leaves out spec.podCIDRs of the first so many nodes, as a CNI does that keeps its own book of addresses.
