@@ -287,12 +287,15 @@ func TestAnIdleLeaseIsRenewedAThirdAsOften(t *testing.T) {
 	idle.Store(1)
 	s.Cut()
 	recv(t, "word that renewals fail", changed)
+	for len(renewed) > 0 {
+		<-renewed
+	}
 	asked.Store(0)
 	s.Mend()
-	recv(t, "word that they succeed", changed)
-	if n := asked.Load(); n > 0 {
-		t.Errorf("%d renewals were left out while they failed", n)
+	if r := recv(t, "a renewal", renewed); r.asked > 0 {
+		t.Errorf("%d renewals were left out while they failed", r.asked)
 	}
+	recv(t, "word that they succeed", changed)
 	if !l.Valid().After(time.Now()) {
 		t.Error("the lease was lost")
 	}
