@@ -178,6 +178,10 @@ func TestAThousandEgressesAndFiveThousandNodesInABrowser(t *testing.T) {
 		b.until(`document.querySelector("#wrongTitle").textContent === "What is wrong: 1 broken, 3 degraded"`)
 		b.until(`document.querySelector("#egresses tbody tr:not(.space)").innerText.includes("Broken") && document.querySelector("#troubles li").innerText.includes("` + egressName(16) + `")`)
 	})
+	t.Run("traffic of the egresses that are seen", func(t *testing.T) {
+		b := browser{t, b.ctx}
+		b.until(`[...document.querySelectorAll("#egresses td.traffic")].some((c) => /sent .*bit\/s, received .*bit\/s$/.test(c.textContent))`)
+	})
 	b.accessible("light")
 	b.picture("page-light.png")
 
@@ -207,6 +211,7 @@ func TestAThousandEgressesAndFiveThousandNodesInABrowser(t *testing.T) {
 		b.picture("page-phone.png")
 		b.run(chromedp.Click("#troubles a"))
 		b.until(`document.querySelector("#detailBody dl")`)
+		b.until(`/Traffic[^]*sent .* received/.test(document.querySelector("#detailBody").innerText) || document.querySelector("#detailBody").innerText.includes("nobody has it")`)
 		b.accessible("phone, an egress")
 	})
 	b.run(chromedp.EmulateViewport(1280, 900), chromedp.Navigate(server.URL))

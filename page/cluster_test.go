@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -21,6 +22,10 @@ type cluster struct {
 	nodes  int
 	ops    []clientv3.Op
 	turn   int
+
+	egresses int
+	began    time.Time
+	asked    atomic.Int64 // how often agents were asked for traffic
 }
 
 var teams = []string{"billing", "checkout", "search", "mail", "reports", "partners", "mobile", "ledger", "fraud", "exports"}
@@ -39,7 +44,7 @@ func newCluster(t testing.TB, egresses, nodes int) *cluster {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { client.Close() })
-	c := &cluster{t: t, client: client, nodes: nodes}
+	c := &cluster{t: t, client: client, nodes: nodes, egresses: egresses, began: time.Now()}
 	now := time.Now().UTC()
 	pools := (egresses + 249) / 250
 	for i := range pools {
@@ -144,9 +149,23 @@ func (c *cluster) change() {
 	}
 }
 
+// traffic says what passes by the egress IPs of a gateway, as its agent would: more the lower the IP, at a steady rate.
+func (c *cluster) traffic(_ context.Context, node string, _ []netip.Addr) (map[netip.Addr]egress.Traffic, error) {
+	c.asked.Add(1)
+	out := map[netip.Addr]egress.Traffic{}
+	since := uint64(time.Since(c.began).Milliseconds()) + 3_600_000
+	for i := range c.egresses {
+		if nodeName(i%c.nodes) == node {
+			n := since * uint64(3000/(i+1)+1) // bytes a millisecond
+			out[egressIP(i)] = egress.Traffic{SentPackets: n / 800, SentBytes: n, ReceivedPackets: n / 400, ReceivedBytes: 3 * n}
+		}
+	}
+	return out, nil
+}
+
 // page returns a Page of the cluster that runs until the test ends.
 func (c *cluster) page() *Page {
-	p := New(c.client, nil)
+	p := New(c.client, c.traffic, nil)
 	ctx, stop := context.WithCancel(context.WithoutCancel(c.t.Context()))
 	done := make(chan struct{})
 	go func() { defer close(done); _ = p.Run(ctx) }() // it ends without an error

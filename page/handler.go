@@ -11,7 +11,6 @@ import (
 	"strings"
 	"time"
 
-	"github.com/egret-project/egret/monitor"
 	"github.com/egret-project/egret/operator"
 )
 
@@ -63,6 +62,7 @@ func (p *Page) Handler() http.Handler {
 	mux.HandleFunc("GET /trace", p.trace)
 	mux.HandleFunc("GET /describe", p.describe)
 	mux.HandleFunc("GET /search", p.search)
+	mux.HandleFunc("GET /traffic", p.traffic)
 	return guard(mux)
 }
 
@@ -126,9 +126,14 @@ func fail(w http.ResponseWriter, err error) {
 
 // reply answers a question by what is shown. Its client has no other one answered meanwhile, and answerTimeout in all.
 func (p *Page) reply(w http.ResponseWriter, r *http.Request, answer func(*shown) (any, error)) {
+	p.answer(w, r, &p.questions, func(_ context.Context, now *shown) (any, error) { return answer(now) })
+}
+
+// answer is reply for questions that wait in a queue of their own, and for others than the page's records, until ctx ends.
+func (p *Page) answer(w http.ResponseWriter, r *http.Request, q *queues, answer func(context.Context, *shown) (any, error)) {
 	conn := http.NewResponseController(w)
 	_ = conn.SetReadDeadline(time.Time{}) // as with events
-	b, err := p.compute(r, answer)
+	b, err := p.compute(r, q, answer)
 	var none notFound
 	switch {
 	case errors.As(err, &none):
@@ -147,20 +152,19 @@ func (p *Page) reply(w http.ResponseWriter, r *http.Request, answer func(*shown)
 type notFound struct{ error }
 
 // compute returns the answer to a question as JSON. Sending it is beside the queue: who reads slowly is in nobody's way.
-func (p *Page) compute(r *http.Request, answer func(*shown) (any, error)) ([]byte, error) {
+func (p *Page) compute(r *http.Request, q *queues, answer func(context.Context, *shown) (any, error)) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
 	defer cancel()
 	now, err := p.current(ctx)
 	if err != nil {
 		return nil, err
 	}
-	from, _ := netip.ParseAddrPort(r.RemoteAddr) // those that have none are one client
-	leave, err := p.questions.enter(ctx, monitor.Client(from.Addr()))
+	leave, err := q.enter(ctx, client(r))
 	if err != nil {
 		return nil, errBusy
 	}
 	defer leave()
-	v, err := answer(now)
+	v, err := answer(ctx, now)
 	if err != nil {
 		return nil, notFound{err}
 	}

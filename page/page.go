@@ -50,6 +50,8 @@ type Page struct {
 	wanted chan struct{} // capacity 1: somebody looks
 
 	questions queues
+	looks     queues    // of traffic
+	gateways  *gateways // nil: no agent is asked
 
 	mu      sync.Mutex // guards what follows
 	shown   *shown     // nil: nothing is known yet, or nobody looks
@@ -80,12 +82,17 @@ type viewer struct {
 	events chan []byte // closed: it was too far behind
 }
 
-// New returns a Page of what etcd holds. It answers while Run runs. log may be nil.
-func New(client *store.Client, log *slog.Logger) *Page {
+// New returns a Page of what etcd holds, and of what passes by egress IPs as ask finds out; nil: it shows no traffic. It answers while Run runs. log
+// may be nil.
+func New(client *store.Client, ask AskTraffic, log *slog.Logger) *Page {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	return &Page{client: client, log: log, wanted: make(chan struct{}, 1), first: make(chan struct{}), viewers: map[*viewer]bool{}}
+	p := &Page{client: client, log: log, wanted: make(chan struct{}, 1), first: make(chan struct{}), viewers: map[*viewer]bool{}}
+	if ask != nil {
+		p.gateways = newGateways(ask)
+	}
+	return p
 }
 
 // Run follows etcd while somebody looks, until ctx ends, and then returns nil. A panic is logged, drops who looks, and
@@ -152,7 +159,7 @@ func (p *Page) follow(ctx context.Context) {
 			continue
 		}
 		followed = view.Healthy()
-		state, err := newState(operator.NewCluster(whole, tenures, space), followed)
+		state, err := newState(operator.NewCluster(whole, tenures, space), system{Followed: followed, Traffic: p.gateways != nil})
 		if err == nil {
 			err = p.show(&shown{whole: whole, tenures: tenures, State: state})
 		}

@@ -30,10 +30,11 @@ type State struct {
 type system struct {
 	Leader   string `json:"leader,omitempty"`
 	Followed bool   `json:"followed"` // etcd is followed at present: what is shown is how it is
+	Traffic  bool   `json:"traffic,omitempty"`
 }
 
-// newState returns the State of a cluster; followed says whether etcd is followed at present.
-func newState(c operator.Cluster, followed bool) (State, error) {
+// newState returns the State of a cluster, whose leader whole is still without.
+func newState(c operator.Cluster, whole system) (State, error) {
 	s := State{c.Revision, map[string]map[string]json.RawMessage{}}
 	var failed error
 	add := func(kind, name string, v any) {
@@ -47,7 +48,8 @@ func newState(c operator.Cluster, followed bool) (State, error) {
 		}
 		s.Objects[kind][name] = b
 	}
-	add(kindSystem, "", system{c.Leader, followed})
+	whole.Leader = c.Leader
+	add(kindSystem, "", whole)
 	for _, t := range c.Troubles {
 		add(kindTrouble, string(t.Level)+" "+t.What+" "+t.Why, t)
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -16,8 +17,10 @@ import (
 	"github.com/spf13/pflag"
 
 	"github.com/egret-project/egret/agent"
+	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/monitor"
 	"github.com/egret-project/egret/operator"
+	"github.com/egret-project/egret/page"
 )
 
 // agentSocket is where the agent of this node is asked; tests have one of their own.
@@ -30,7 +33,7 @@ type agentsFlags struct {
 }
 
 func (f *agentsFlags) add(s *pflag.FlagSet) {
-	s.IntVar(&f.port, "agents-port", 0, "port of the agents' --metrics-address, to ask those of other nodes; they name this certificate in --who-clients")
+	s.IntVar(&f.port, "agents-port", 0, "port of the agents' --metrics-address, to ask those of other nodes; for more than traffic they name this certificate in --who-clients")
 	s.StringVar(&f.ca, "agents-ca-file", "", "file of the CA certificates that the agents' certificates are checked against")
 	s.StringVar(&f.cert, "agents-cert-file", "", "file of the certificate shown to agents")
 	s.StringVar(&f.key, "agents-key-file", "", "file of that certificate's key")
@@ -52,8 +55,59 @@ func (f *agentsFlags) client() (*http.Client, error) {
 	if err != nil {
 		return nil, err
 	}
-	cfg := &tls.Config{MinVersion: tls.VersionTLS13, Certificates: []tls.Certificate{pair}, RootCAs: roots}
+	cfg := &tls.Config{MinVersion: tls.VersionTLS13, RootCAs: roots, GetClientCertificate: func(*tls.CertificateRequestInfo) (*tls.Certificate, error) {
+		// Read again, as what runs for long outlives it; the last one where it cannot be read while it is replaced.
+		if now, err := tls.LoadX509KeyPair(f.cert, f.key); err == nil {
+			return &now, nil
+		}
+		return &pair, nil
+	}}
 	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: cfg}}, nil
+}
+
+// maxTrafficAnswer is how much of an agent's answer about traffic is read, in bytes: more than egress.MaxTraffic IPs take.
+const maxTrafficAnswer = 256 << 10
+
+// traffic returns what asks agents for traffic; nil: the options say of none.
+func (f *agentsFlags) traffic() (page.AskTraffic, error) {
+	others, err := f.client()
+	if others == nil || err != nil {
+		return nil, err
+	}
+	others.Transport = limited{others.Transport, maxTrafficAnswer}
+	ask := f.askByName(others)
+	return func(ctx context.Context, node string, addresses []netip.Addr) (map[netip.Addr]egress.Traffic, error) {
+		var answer egress.NodeTraffic
+		err := ask(ctx, node, addresses, agent.TrafficPage, url.Values{}, &answer)
+		return answer.IPs, err
+	}, nil
+}
+
+// limited reads so many bytes of an answer at most: crdsync is to bear what a node may say.
+type limited struct {
+	http.RoundTripper
+	most int64
+}
+
+func (l limited) RoundTrip(r *http.Request) (*http.Response, error) {
+	resp, err := l.RoundTripper.RoundTrip(r)
+	if err == nil {
+		resp.Body = struct {
+			io.Reader
+			io.Closer
+		}{io.LimitReader(resp.Body, l.most), resp.Body}
+	}
+	return resp, err
+}
+
+// askByName returns what asks the agents of nodes at their addresses; others may be nil.
+func (f *agentsFlags) askByName(others *http.Client) operator.Ask {
+	return operator.AskBy(func(_ context.Context, _ string, addresses []netip.Addr) (string, *http.Client) {
+		if others == nil || len(addresses) == 0 {
+			return "", nil
+		}
+		return "https://" + net.JoinHostPort(addresses[0].String(), strconv.Itoa(f.port)), others
+	})
 }
 
 // ask returns what asks agents: that of this node by its socket, others as the options say.
@@ -65,12 +119,7 @@ func (f *agentsFlags) ask() (operator.Ask, error) {
 	here := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", agentSocket)
 	}}}
-	byName := operator.AskBy(func(_ context.Context, _ string, addresses []netip.Addr) (string, *http.Client) {
-		if others == nil || len(addresses) == 0 {
-			return "", nil
-		}
-		return "https://" + net.JoinHostPort(addresses[0].String(), strconv.Itoa(f.port)), others
-	})
+	byName := f.askByName(others)
 	bySocket := operator.AskBy(func(ctx context.Context, _ string, _ []netip.Addr) (string, *http.Client) {
 		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", agentSocket)
 		if err != nil || os.Geteuid() != 0 {

@@ -6,8 +6,10 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
+	"io"
 	"net"
 	"net/http"
+	"net/http/httptest"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -53,6 +55,10 @@ func remote(t *testing.T, ca authority, name, address string, agents int, kernel
 			_ = json.NewEncoder(w).Encode(kernel)
 		}))
 	}
+	s.Share(agent.TrafficPage, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		ips := map[netip.Addr]egress.Traffic{netip.MustParseAddr("203.0.113.5"): {SentPackets: 7}}
+		_ = json.NewEncoder(w).Encode(egress.NodeTraffic{Node: name, IPs: ips})
+	}))
 	done := make(chan error, 1)
 	go func() { done <- s.Run(t.Context()) }()
 	t.Cleanup(func() { <-done })
@@ -153,5 +159,65 @@ func TestAgentsAreAskedOverMTLS(t *testing.T) {
 		if tt.port == 0 && strings.Contains(got, "records alone") {
 			t.Errorf("%s: nobody was asked\n%s", name, got)
 		}
+	}
+
+	// Traffic is for who may read metrics.
+	for name, tt := range map[string]struct {
+		shows         []string
+		node, address string
+		want          string // in the error; empty: there is none
+	}{
+		"by a certificate that is named for nothing": {prometheus, "n2", "127.0.0.12", ""},
+		"by one of another CA":                       {stranger, "n2", "127.0.0.12", "asking the agent of node n2"},
+		"where another node's agent answers":         {prometheus, "n2", "127.0.0.11", "that of node n1"},
+	} {
+		f := agentsFlags{port: good, ca: filepath.Join(roots, "ca.crt"), cert: tt.shows[1], key: tt.shows[3]}
+		ask, err := f.traffic()
+		if err != nil {
+			t.Fatal(err)
+		}
+		ips, err := ask(t.Context(), tt.node, []netip.Addr{netip.MustParseAddr(tt.address)})
+		if tt.want == "" && (err != nil || ips[ip].SentPackets != 7) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("traffic, %s: %v, %v; want %q", name, ips, err, tt.want)
+		}
+	}
+	// The certificate is replaced while crdsync runs.
+	f := agentsFlags{port: good, ca: filepath.Join(roots, "ca.crt"), cert: stranger[1], key: stranger[3]}
+	ask, err := f.traffic()
+	if err != nil {
+		t.Fatal(err)
+	}
+	ca.write(filepath.Dir(stranger[1]), ca.pair(x509.ExtKeyUsageClientAuth, "prometheus"))
+	if ips, err := ask(t.Context(), "n2", []netip.Addr{netip.MustParseAddr("127.0.0.12")}); err != nil || ips[ip].SentPackets != 7 {
+		t.Errorf("traffic, by a certificate that was replaced: %v, %v", ips, err)
+	}
+}
+
+// A node that never ends its answer costs crdsync no more than what an answer has.
+func TestAnAnswerAboutTrafficIsReadToItsMost(t *testing.T) {
+	endless := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		for r.Context().Err() == nil {
+			if _, err := w.Write(make([]byte, 64<<10)); err != nil {
+				return
+			}
+		}
+	}))
+	t.Cleanup(endless.Close)
+	client := http.Client{Transport: limited{&http.Transport{DisableKeepAlives: true}, maxTrafficAnswer}}
+	resp, err := client.Get(endless.URL)
+	if err != nil {
+		t.Fatal(err)
+	}
+	b, err := io.ReadAll(resp.Body)
+	if len(b) != maxTrafficAnswer || err != nil {
+		t.Errorf("%d bytes, %v; want %d", len(b), err, maxTrafficAnswer)
+	}
+	resp.Body.Close()
+	ips := map[netip.Addr]egress.Traffic{}
+	for ip := netip.MustParseAddr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:f000"); len(ips) < egress.MaxTraffic; ip = ip.Next() {
+		ips[ip] = egress.Traffic{SentPackets: 1 << 62, SentBytes: 1 << 62, ReceivedPackets: 1 << 62, ReceivedBytes: 1 << 62}
+	}
+	if b, err := json.Marshal(egress.NodeTraffic{Node: strings.Repeat("n", 253), IPs: ips}); err != nil || len(b) > maxTrafficAnswer {
+		t.Errorf("a whole answer has %d bytes, %v; want %d at most", len(b), err, maxTrafficAnswer)
 	}
 }

@@ -27,20 +27,26 @@ const maxPage = 64
 
 func pageCommand() *cobra.Command {
 	var etcd etcdFlags
+	var agents agentsFlags
 	var address string
 	c := &cobra.Command{
 		Use:   "page",
 		Short: "Serve the status page on this machine, until it is interrupted",
 		Long: "Serve the status page on this machine, until it is interrupted: what egret status, describe and trace\n" +
-			"print, live in a browser. It changes nothing. Every user of this machine can look at it meanwhile.",
+			"print, live in a browser, and with --agents-port what passes by the egress IPs on the screen, by their\n" +
+			"gateways. It changes nothing. Every user of this machine can look at it meanwhile.",
 		Args: cobra.NoArgs,
 	}
 	etcd.addOperator(c.Flags())
+	agents.add(c.Flags())
 	c.Flags().StringVar(&address, "address", fmt.Sprintf("127.0.0.1:%d", egress.PagePort),
 		"loopback address and port to serve it at")
 	c.RunE = configured(nil, func(c *cobra.Command, _ []string) error {
 		if !monitor.IsLocal(address) {
 			return fmt.Errorf("--address %q: want a loopback address and a port, like 127.0.0.1:%d", address, egress.PagePort)
+		}
+		if _, err := agents.client(); err != nil {
+			return err
 		}
 		client, err := etcd.dial(c.Context(), quiet)
 		if err != nil {
@@ -49,7 +55,7 @@ func pageCommand() *cobra.Command {
 		defer client.Close()
 		fmt.Fprintf(c.OutOrStdout(), "http://%s/\n", address)
 		log := slog.New(slog.NewTextHandler(c.ErrOrStderr(), &slog.HandlerOptions{Level: slog.LevelWarn}))
-		pageFlags{local: address}.serve(c.Context(), client, nil, log)
+		pageFlags{local: address, agents: agents}.serve(c.Context(), client, nil, log)
 		return nil
 	})
 	return c
@@ -60,6 +66,7 @@ type pageFlags struct {
 	local, remote string
 	files         monitor.TLS
 	clients       []string
+	agents        agentsFlags
 }
 
 func (f *pageFlags) add(s *pflag.FlagSet) {
@@ -74,6 +81,7 @@ func (f *pageFlags) add(s *pflag.FlagSet) {
 	s.StringVar(&f.files.Key, "page-key-file", "", "file of that certificate's key")
 	s.StringVar(&f.files.ClientCA, "page-client-ca-file", "",
 		"file of the CA certificates that clients may have a certificate of, in place of a token")
+	f.agents.add(s)
 	s.StringSliceVar(&f.clients, "page-clients", nil,
 		"common names of the client certificates that may see the status page")
 }
@@ -82,6 +90,11 @@ func (f *pageFlags) add(s *pflag.FlagSet) {
 func (f *pageFlags) Validate() error {
 	f.files.Options, f.files.Anonymous = "page", true
 	var errs []error
+	if _, err := f.agents.client(); err != nil {
+		errs = append(errs, err)
+	} else if f.agents.port != 0 && f.local == "" && f.remote == "" {
+		errs = append(errs, errors.New("--agents-port: agents are asked for the status page alone: want --page-address or --page-local-address, too"))
+	}
 	if f.local != "" && !monitor.IsLocal(f.local) {
 		errs = append(errs, fmt.Errorf("--page-local-address %q: want a loopback address and a port, like 127.0.0.1:%d; "+
 			"others ask at --page-address", f.local, egress.PagePort))
@@ -119,7 +132,11 @@ func (f pageFlags) serve(ctx context.Context, client *store.Client, kube *rest.C
 	if f.local == "" && f.remote == "" {
 		return
 	}
-	p := page.New(client, log)
+	ask, err := f.agents.traffic()
+	if err != nil { // the files were there when the options were looked at
+		log.Error("status page is without traffic", "err", err)
+	}
+	p := page.New(client, ask, log)
 	var running sync.WaitGroup
 	defer running.Wait()
 	running.Go(func() { _ = p.Run(ctx) }) // it ends without an error

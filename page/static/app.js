@@ -46,6 +46,24 @@ function rate(bits) {
   return bits + " bit/s";
 }
 
+// flow is what passes by egress IPs, and since their gateways have them as the title.
+const traffic = new Map(); // by IP, what /traffic said last
+const bits = (n) => (n < 1 ? "0 bit/s" : rate(Math.round(n)));
+function bytes(n) {
+  for (const [unit, size] of [["TB", 1e12], ["GB", 1e9], ["MB", 1e6], ["kB", 1e3]]) if (n >= size) return +(n / size).toFixed(1) + " " + unit;
+  return n + " B";
+}
+const passed = (t) => `sent ${bytes(t.sentBytes)} in ${count(t.sentPackets, "packet")}, received ${bytes(t.receivedBytes)} in ${count(t.receivedPackets, "packet")}, as gateway ${t.gateway} counts since it has the IP`;
+function flow(addresses) {
+  const known = addresses.map((a) => traffic.get(a.ip)).filter(Boolean);
+  const rated = known.filter((t) => t.rated);
+  const title = known.map((t) => t.fault || passed(t)).join("; ");
+  if (rated.length === 0) return el("span", { title }, known.some((t) => !t.fault) ? "counting" : "–");
+  const [out, back] = ["sentRate", "receivedRate"].map((field) => bits(rated.reduce((n, t) => n + (t[field] || 0), 0)));
+  const short = (text) => text.replace(/bit\/s$/, "").trim();
+  return el("span", { title }, el("span", { "aria-hidden": "true" }, `${short(out)} / ${short(back)}`), el("span", { class: "unseen" }, `sent ${out}, received ${back}`));
+}
+
 const state = (o) => (o.level ? el("span", { title: o.why }, badge(o.level)) : el("span", { class: "ok" }, "OK"));
 const byName = (o) => worst(o) + natural(o.name);
 
@@ -61,6 +79,7 @@ const tables = {
       { title: "For", class: "num mid", cell: (e) => since(e.addresses[0]?.since), sort: (e) => e.addresses[0]?.since || "" },
       { title: "Pool", class: "mid", cell: (e) => few([...new Set(e.addresses.map((a) => a.pool))], 2, (p) => (p ? link("pool", p) : "static")), sort: (e) => natural(e.addresses[0]?.pool || "") },
       { title: "Pods", class: "num", cell: (e) => e.pods.toLocaleString("en"), sort: (e) => number(e.pods) },
+      { title: "Out / in, bit/s", class: "num wide traffic", cell: (e) => flow(e.addresses) },
       { title: "Ports given out", class: "share wide", cell: (e) => (e.addresses[0]?.pool ? used(e.addresses[0].ports, e.addresses[0].of) : "–"), sort: (e) => number(e.addresses[0]?.ports || 0) },
       { title: "Limit", class: "num wide", cell: (e) => rate(e.rate), sort: (e) => number(e.rate || 0) },
     ],
@@ -199,6 +218,7 @@ function summary() {
     set(tile.querySelector("strong"), (bad ? "! " : "") + big);
     set(tile.querySelector("dd span"), small);
   });
+  document.body.classList.toggle("counts", Boolean(system.traffic));
   if (online) linked(system.followed === false ? "etcd is not followed: this may be old" : "live", system.followed !== false);
 }
 
@@ -255,6 +275,33 @@ function connect() {
   };
 }
 
+// Traffic of the egresses whose rows are there, while they are seen: agents are asked for it.
+async function watch() {
+  setTimeout(watch, traffic.size ? 5000 : 1000);
+  const rows = [...tables.egress.rows.keys()].flatMap((name) => tables.egress.objects.get(name)?.value.addresses || []);
+  if (!online || document.visibilityState !== "visible" || chosen !== "egress" || !rows.length || !all.system?.get("")?.traffic) return;
+  await learn(rows.map((a) => a.ip));
+  tables.egress.redraw();
+}
+
+async function learn(ips) {
+  try {
+    for (const [ip, row] of Object.entries(await ask("traffic", { ips: ips.slice(0, 200).join() }))) traffic.set(ip, row);
+  } catch { /* it is asked again */ }
+}
+
+// flows returns rows of a description on what passes by the IPs of an egress, or by one.
+async function flows(kind, name) {
+  const ips = kind === "ip" ? [name] : kind === "egress" ? (tables.egress.objects.get(name)?.value.addresses || []).map((a) => a.ip) : [];
+  if (!ips.length || !all.system?.get("")?.traffic) return [];
+  await learn(ips);
+  return ips.map((ip, i) => {
+    const t = traffic.get(ip);
+    const now = t?.rated ? `, now ${bits(t.sentRate || 0)} out and ${bits(t.receivedRate || 0)} in` : "";
+    return [i ? "" : "Traffic:", `${ip}: ${!t ? "not known yet" : t.fault || passed(t) + now}`];
+  });
+}
+
 // One thing, in a dialog. The address of the page names it, so that it can be sent to others.
 let open = null; // {kind, name, to}
 let asked = 0;
@@ -289,7 +336,12 @@ async function fill() {
   const now = ++asked, { kind, name, to } = open;
   let body;
   try {
-    body = kind === "pod" ? way(await ask("trace", to ? { pod: name, to } : { pod: name })) : description(await ask("describe", { kind, name }));
+    if (kind === "pod") body = way(await ask("trace", to ? { pod: name, to } : { pod: name }));
+    else {
+      const said = await ask("describe", { kind, name });
+      said.rows.push(...await flows(kind, name));
+      body = description(said);
+    }
   } catch (e) {
     body = [el("p", { class: "verdict broken", role: "alert" }, e.message)];
     if (kind === "pod") body.unshift(destination());
@@ -403,4 +455,5 @@ makeTabs();
 listen();
 connect();
 route();
+watch();
 setInterval(() => tables[chosen].redraw(), 30000);
