@@ -63,5 +63,24 @@ func root() *cobra.Command {
 	c.AddCommand(agentCommand(), checkCommand(), cleanupCommand(), credentialsCommand(), cloudCommand(), crdsyncCommand(), rbacCommand(), logLevelCommand(), getCommand(), historyCommand(),
 		moveCommand(), unpinCommand(), cordonCommand(), uncordonCommand(), drainCommand(), statusCommand(), describeCommand(), traceCommand(), pageCommand(), whoCommand(), bundleCommand())
 	completions(c)
+	c.SetFlagErrorFunc(func(c *cobra.Command, err error) error {
+		return fmt.Errorf("%w: `%s --help` lists the options", err, c.CommandPath())
+	})
+	remedies(c)
 	return c
+}
+
+// remedies has errors about arguments say which ones a command wants.
+func remedies(of *cobra.Command) {
+	for _, c := range of.Commands() {
+		remedies(c)
+		if check := c.Args; check != nil {
+			c.Args = func(c *cobra.Command, args []string) error {
+				if err := check(c, args); err != nil {
+					return fmt.Errorf("%w: want `%s`", err, c.UseLine())
+				}
+				return nil
+			}
+		}
+	}
 }
