@@ -53,9 +53,12 @@ test:
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-faults
 	go run ./internal/need/needcheck $(EGRET_NEEDS)
 
-# Without root, the tests that need network namespaces skip themselves here; as root they run.
+# First the packages whose tests take minutes, half of which they wait; beside them the others compile and run, one more at once than there are
+# processors. Without root, the tests that need network namespaces skip themselves here; as root they run.
+SLOWEST := ./crdsync ./nft ./store
+
 test-unit: tools kube
-	$(RACE) -shuffle=on -timeout $(TIMEOUT) $$(go list ./... | grep -v /integration)
+	$(RACE) -p $$(($$(nproc) + 1)) -shuffle=on -timeout $(TIMEOUT) $(SLOWEST) $$(go list ./... | grep -v /integration)
 	cd image && $(TEST) -shuffle=on -timeout $(TIMEOUT) ./...
 
 # Schedules of who owns an IP (docs/ownership.md), as many as SCHEDULES allows, from new seeds. They take what processor time others leave: `make test`
