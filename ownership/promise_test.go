@@ -238,6 +238,9 @@ func TestWhoHoldsNothingAsksEtcdOnlyForItsPeers(t *testing.T) {
 	if !b.Asks(w.now) {
 		t.Fatal("a peer asks for promises, and b does not ask etcd")
 	}
+	if !b.Idle() {
+		t.Error("for a peer's sake b renews its lease as if it held something")
+	}
 	w.now = w.now.Add(oneMinute / 10)
 	w.etcd("b")
 	if w.ask("a") {
@@ -274,11 +277,11 @@ func TestWhoComesToHoldAnIPAsksEtcdFirst(t *testing.T) {
 		"a lock":      {Owners: map[netip.Addr]egress.Owner{ip: {IP: ip, Node: "a", Lease: 1, Revision: 5}}},
 		"a suspicion": {Suspicions: map[string]egress.Suspicion{"a": {Node: "a", Lease: egress.FormatLease(1), Revision: 5}}},
 	} {
-		if round(egress.Snapshot{}) || a.Asks(w.now) {
-			t.Fatalf("without %s: a asks", name)
+		if round(egress.Snapshot{}) || a.Asks(w.now) || !a.Idle() {
+			t.Fatalf("without %s: a asks, or renews its lease as if it held something", name)
 		}
-		if !round(s) || !a.Asks(w.now) {
-			t.Errorf("with %s: a does not ask", name)
+		if !round(s) || !a.Asks(w.now) || a.Idle() {
+			t.Errorf("with %s: a does not ask, or leaves renewals of its lease out", name)
 		}
 		if round(s) {
 			t.Errorf("with %s: a is told to begin again", name)
