@@ -33,7 +33,7 @@ import (
 const (
 	token = "kubetest-admin"
 	// startTimeout is how long the server may take to get ready: 5 s is usual, the rest is for a busy machine.
-	startTimeout = 60 * time.Second
+	startTimeout = 3 * time.Minute
 )
 
 // New starts an API server that runs until the test ends, with Egret's CRDs and with these flags beside its own, and returns how to reach it as an
