@@ -7,6 +7,7 @@ import (
 	"net"
 	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -40,9 +41,21 @@ func TestNoPodForgesPacketsOfTheOverlay(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	frame := vxlan(nodeIP(t, otherNode(gateway)), nodeIP(t, gateway), id, udp4(member, lab.OutsideIP, port))
+	var places [][2]string
 	for _, node := range nodes() {
-		for _, at := range [][2]string{{"pod", n.pod("db-"+node, node, "db")}, {"node", node}} {
+		places = append(places, [2]string{"pod", n.pod("db-"+node, node, "db")}, [2]string{"node", node})
+	}
+	// As the pod's node sends: with the egress IP and a port that is that node's; and as one without a block does.
+	home := otherNode(gateway)
+	blocks := records[egress.Block](t, "blocks")
+	i := slices.IndexFunc(blocks, func(b egress.Block) bool { return b.IP == ip && b.Node == home })
+	if i < 0 {
+		t.Fatalf("%s has no ports of %s: %+v", home, ip, blocks)
+	}
+	to := netip.AddrPortFrom(lab.OutsideIP, port)
+	for _, from := range []netip.AddrPort{netip.AddrPortFrom(ip, blocks[i].First), netip.AddrPortFrom(member, port)} {
+		frame := vxlan(nodeIP(t, home), nodeIP(t, gateway), id, udp4(from, to))
+		for _, at := range places {
 			err := cluster.In(at[0], at[1], func() error {
 				c, err := net.Dial("udp", netip.AddrPortFrom(nodeIP(t, gateway), egress.OverlayPort).String())
 				if err != nil {
@@ -58,8 +71,8 @@ func TestNoPodForgesPacketsOfTheOverlay(t *testing.T) {
 			if err := c.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
 				t.Fatal(err)
 			}
-			if _, from, err := c.ReadFrom(make([]byte, 100)); !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Errorf("%s %s sends as %v (%v); the egress IP is %s", at[0], at[1], from, err, ip)
+			if _, seen, err := c.ReadFrom(make([]byte, 100)); !errors.Is(err, os.ErrDeadlineExceeded) {
+				t.Errorf("%s %s sends as %v (%v), written as %v; the egress IP is %s", at[0], at[1], seen, err, from, ip)
 			}
 		}
 	}
@@ -75,17 +88,17 @@ func vxlan(from, to netip.Addr, id egress.ID, ip []byte) []byte {
 }
 
 // udp4 returns an IPv4 packet with a datagram without checksum.
-func udp4(from, to netip.Addr, port uint16) []byte {
+func udp4(from, to netip.AddrPort) []byte {
 	payload := "forged"
 	b := []byte{0x45, 0, 0, byte(28 + len(payload)), 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}
-	b = append(append(b, from.AsSlice()...), to.AsSlice()...)
+	b = append(append(b, from.Addr().AsSlice()...), to.Addr().AsSlice()...)
 	var sum uint32
 	for i := 0; i < len(b); i += 2 {
 		sum += uint32(binary.BigEndian.Uint16(b[i:]))
 	}
 	binary.BigEndian.PutUint16(b[10:], ^uint16(sum+sum>>16))
-	b = binary.BigEndian.AppendUint16(b, port)
-	b = binary.BigEndian.AppendUint16(b, port)
+	b = binary.BigEndian.AppendUint16(b, from.Port())
+	b = binary.BigEndian.AppendUint16(b, to.Port())
 	return append(append(b, 0, byte(8+len(payload)), 0, 0), payload...)
 }
 
