@@ -117,7 +117,11 @@ func (c *Changes) diffVLAN(id int, have observedVLAN, want VLAN, keep bool) {
 		set(fmt.Sprintf("mtu %d", want.MTU), func(l *Links, dev netlink.Link) error { return l.handle.LinkSetMTU(dev, want.MTU) })
 	}
 	if !have.up {
-		set("up", func(l *Links, dev netlink.Link) error { return l.handle.LinkSetUp(dev) })
+		set("up", func(l *Links, dev netlink.Link) error {
+			// The routers of the VLAN are not the node's. Where /proc is read-only, the node's own setting holds.
+			_ = os.WriteFile(l.sysctl+"/ipv6/conf/"+name+"/accept_ra", []byte("0"), 0)
+			return l.handle.LinkSetUp(dev)
+		})
 	}
 	wanted := append([]netip.Prefix{placeholder}, want.Addresses...)
 	for _, p := range sorted(wanted) {
@@ -170,9 +174,6 @@ func (l *Links) makeVLAN(id int, v VLAN) error {
 			return fmt.Errorf("another link on %s has VLAN %d: remove it, or give the pool another vlan: %w", v.Parent, id, err)
 		}
 		return nil
-	case err == nil:
-		// The routers of the VLAN are not the node's. Where /proc is read-only, the node's own setting holds.
-		_ = os.WriteFile(l.sysctl+"/ipv6/conf/"+attrs.Name+"/accept_ra", []byte("0"), 0)
 	}
 	return err
 }
