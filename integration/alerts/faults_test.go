@@ -195,7 +195,7 @@ func (s *site) heal(node, what string) func() {
 
 func (s *site) egret(args ...string) {
 	s.Helper()
-	s.must(s.lab.Egret(s.Context(), args...))
+	s.must(s.lab.Egret(s.Context(), append(args, "--dial-timeout", "1m")...)) // a busy machine takes its time
 }
 
 // pod makes a pod of the egress web.
