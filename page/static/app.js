@@ -48,7 +48,10 @@ function rate(bits) {
 
 // flow is what passes by egress IPs, and since their gateways have them as the title.
 const traffic = new Map(); // by IP, what /traffic said last
-const bits = (n) => (n < 1 ? "0 bit/s" : rate(Math.round(n)));
+function bits(n) {
+  for (const [unit, size] of [["Gbit/s", 1e9], ["Mbit/s", 1e6], ["kbit/s", 1e3]]) if (n >= size) return +(n / size).toPrecision(3) + " " + unit;
+  return Math.round(n) + " bit/s";
+}
 function bytes(n) {
   for (const [unit, size] of [["TB", 1e12], ["GB", 1e9], ["MB", 1e6], ["kB", 1e3]]) if (n >= size) return +(n / size).toFixed(1) + " " + unit;
   return n + " B";
