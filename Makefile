@@ -85,14 +85,18 @@ test-integration: build kube
 test-vm: tools
 	integration/vm/test
 
-# Egret installed on a cluster of kubelets, upgraded, drained, uninstalled: not yet part of `make test`.
+# Egret installed on a cluster of kubelets, upgraded, drained, uninstalled: not yet part of `make test`. make test-kubelet CNI=flannel: with flannel's
+# manifest as its CNI; CNI=flannel-nftables: with EnableNFTables in it.
+CNI ?= bridge
+
 test-kubelet: build
 	integration/tools
 	integration/kube/build kubelet
+	[ $(CNI) = bridge ] || integration/kube/flannel/build
 	$(MAKE) image REPOSITORY=$(REPOSITORY)
 	go run -C image . -version next -arch $(ARCH) -name $(REPOSITORY):next -out $(CURDIR)/bin/egret-image-next.tar
 	$(TEST) -count=1 -v -timeout 15m ./integration/kubelet -image $(CURDIR)/bin/egret-image.tar -image-name $(REPOSITORY):$(VERSION) \
-		-next-image $(CURDIR)/bin/egret-image-next.tar -next-tag next
+		-next-image $(CURDIR)/bin/egret-image-next.tar -next-tag next -cni $(CNI)
 
 # Random faults for DURATION, under a probe every INTERVAL. A seed that failed: make test-faults SEED=<seed> ROUND=<round>.
 DURATION ?= 2m

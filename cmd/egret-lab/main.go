@@ -85,6 +85,7 @@ func upCommand(name *string) *cobra.Command {
 	webhookFlag(f, &webhook)
 	f.BoolVar(&cfg.Bare, "bare", false, "leave crdsync and the agents out: the cluster without Egret")
 	f.BoolVar(&cfg.Kubelet, "kubelet", false, "a cluster that runs pods, with controllers and kubelets, and without Egret")
+	f.StringVar(&cfg.CNI, "cni", "", "with --kubelet: "+strings.Join(lab.CNIs(), ", ")+" (default "+lab.CNIBridge+")")
 	f.StringArrayVar(&cfg.Images, "image", nil, "with --kubelet: archive of an image that the nodes have (repeatable)")
 	f.StringVar(&cfg.Egret, "egret", "", "the program egret (default: beside this one)")
 	f.StringVar(&cfg.KubeBin, "kube-bin", "", "folder of kube-apiserver (default: k8s-"+lab.KubeVersion+" beside this program)")

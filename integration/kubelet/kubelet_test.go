@@ -38,7 +38,7 @@ func TestAnInstalledEgret(t *testing.T) {
 	}
 	begin := time.Now()
 	l, err := lab.Up(t.Context(), lab.Config{
-		Name: lab.OwnName("kubelet"), Nodes: 3, Kubelet: true, Images: []string{*image, *nextFile},
+		Name: lab.OwnName("kubelet"), Nodes: 3, Kubelet: true, CNI: *cni, Images: []string{*image, *nextFile},
 	})
 	if err != nil {
 		t.Fatal(err)
@@ -53,6 +53,9 @@ func TestAnInstalledEgret(t *testing.T) {
 	}{
 		{install, installed},
 		{"pods of two Deployments leave as the guide's example says", guide},
+		{"selected pods reach other pods with their own addresses", amongPods},
+		{"an IPv6 egress beside them", sixth},
+		{"the CNI is restarted on all nodes without a packet lost", restartedCNI},
 		{"a node whose kubelet and containerd are dead serves on", deadKubelet},
 		{"a new version is rolled out, and the old one again, without a packet lost", rolled},
 		{"crdsync's leader is deleted and the other one goes on", leaderDeleted},

@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"regexp"
+	"slices"
 	"time"
 )
 
@@ -48,6 +49,8 @@ type Config struct {
 	// Kubelet makes it a cluster that runs pods: a controller manager and a scheduler, and on each node containerd, a kubelet, kube-proxy and a CNI.
 	// It is Bare, and without the CRDs: Egret is installed as in any cluster, with kubectl.
 	Kubelet bool
+	// CNI is one of CNIs, where there are kubelets. Default: CNIBridge.
+	CNI string
 	// Images are the archives of OCI layouts that containerd of each node has from the start, where there are kubelets.
 	Images []string
 
@@ -132,6 +135,12 @@ func (c Config) Validate() error {
 	if len(c.Images) > 0 && !c.Kubelet {
 		errs = append(errs, errors.New("images: without kubelets nothing runs them"))
 	}
+	if c.CNI != "" && !slices.Contains(CNIs(), c.CNI) {
+		errs = append(errs, fmt.Errorf("CNI %q: want one of %q", c.CNI, CNIs()))
+	}
+	if c.CNI != "" && c.CNI != CNIBridge && !c.Kubelet {
+		errs = append(errs, fmt.Errorf("CNI %s: without kubelets nothing runs it", c.CNI))
+	}
 	return errors.Join(errs...)
 }
 
@@ -161,13 +170,18 @@ func (c Config) prerequisites() error {
 		for _, program := range kubeletPrograms() {
 			want[filepath.Join(c.KubeBin, program)] = "build it with integration/kube/build kubelet"
 		}
+		if c.flannel() {
+			for _, file := range flannelFiles() {
+				want[filepath.Join(c.KubeBin, "flannel", file)] = "build it with integration/kube/flannel/build"
+			}
+		}
 		_, err := hierarchies()
 		errs = append(errs, err)
 	}
 	for path, how := range want {
 		if info, err := os.Stat(path); err != nil {
 			errs = append(errs, fmt.Errorf("%w: %s", err, how))
-		} else if info.IsDir() || info.Mode()&0o111 == 0 {
+		} else if info.IsDir() || info.Mode()&0o111 == 0 && filepath.Base(path) != flannelManifest {
 			errs = append(errs, fmt.Errorf("%s is no program", path))
 		}
 	}

@@ -30,5 +30,5 @@
 // With Config.Kubelet it does: a controller manager and a scheduler run on the control host, and in each node's namespaces (network, mount, PID,
 // UTS, IPC) an init that starts containerd, a kubelet and kube-proxy, and starts them again when they end. Pods are what the kubelets start; Egret
 // is left to who installs it with kubectl. What a node writes is in memory and ends with the node; the cgroups egret-lab-<name> of every hierarchy
-// (version 1) are the lab's, too, until Down.
+// (version 1) are the lab's, too, until Down. With Config.CNI such nodes have flannel instead of the lab's own routes and masquerading.
 package lab

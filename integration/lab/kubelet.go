@@ -90,6 +90,7 @@ func (l *Lab) writeNodeFiles(n int) error {
 	if err != nil {
 		return err
 	}
+	bin, conf := l.cniFolders(node)
 	containerd := fmt.Sprintf(`version = 2
 root = "/var/lib/containerd"
 state = "/run/containerd"
@@ -104,7 +105,7 @@ state = "/run/containerd"
   [plugins."io.containerd.grpc.v1.cri".cni]
     bin_dir = %q
     conf_dir = %q
-`, containerdSocket, pauseImage, filepath.Join(l.cfg.KubeBin, "cni"), l.path(node, "cni"))
+`, containerdSocket, pauseImage, bin, conf)
 	kubelet := fmt.Sprintf(`apiVersion: kubelet.config.k8s.io/v1beta1
 kind: KubeletConfiguration
 failCgroupV1: false
@@ -182,7 +183,14 @@ func (l *Lab) waitKubelets(ctx context.Context) error {
 			return err
 		}
 	}
-	return l.wait(ctx, "the kubelets", readyTimeout, procs, func(ctx context.Context) error {
+	timeout := readyTimeout
+	if l.cfg.flannel() {
+		timeout += flannelTimeout
+		if err := l.startFlannel(ctx); err != nil {
+			return err
+		}
+	}
+	return l.wait(ctx, "the kubelets", timeout, procs, func(ctx context.Context) error {
 		return l.kube(func(c *kubernetes.Clientset) error {
 			nodes, err := c.CoreV1().Nodes().List(ctx, metav1.ListOptions{})
 			if err != nil {

@@ -238,6 +238,9 @@ func (l *Lab) buildNode(n int) error {
 	if err := l.join(lan, h, nodeHost+n); err != nil {
 		return err
 	}
+	if l.cfg.flannel() {
+		return l.routes(h, n) // the rest is made by flannel
+	}
 	if err := h.bridge(cniLink, mac(families()[0].podIP(n, 1))); err != nil {
 		return err
 	}
@@ -252,14 +255,14 @@ func (l *Lab) buildNode(n int) error {
 	return addMasquerade(h.ns)
 }
 
-// routes adds the routes of node n through the LAN: to the outside host, and to the other nodes' pods.
+// routes adds the routes of node n through the LAN: to the outside host, and to the other nodes' pods where flannel does not.
 func (l *Lab) routes(h *host, n int) error {
 	for _, f := range families() {
 		if err := h.route(defaultRoute(f.outside), f.host(outsideHost)); err != nil {
 			return err
 		}
 		for _, peer := range l.nodes() {
-			if peer == n {
+			if peer == n || l.cfg.flannel() {
 				continue
 			}
 			if err := h.route(f.podCIDR(peer), f.node(peer)); err != nil {

@@ -247,6 +247,9 @@ func (l *Lab) mountNode(node string) error {
 	mount("tmpfs", "/run", "tmpfs", 0)
 	errs = append(errs, os.MkdirAll(l.dir, 0o700), os.MkdirAll(netnsDir, 0o755))
 	mount(keep, l.dir, "", unix.MS_BIND)
+	if l.cfg.flannel() {
+		errs = append(errs, l.makeFlannelFolders())
+	}
 	if err := unix.Unmount(keep, unix.MNT_DETACH); err != nil {
 		errs = append(errs, fmt.Errorf("unmounting %s: %w", keep, err))
 	}

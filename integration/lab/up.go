@@ -107,6 +107,11 @@ func (l *Lab) up(ctx context.Context, held *os.File) error {
 		if err := l.waitKubelets(ctx); err != nil {
 			return err
 		}
+		if l.cfg.flannel() {
+			if err := l.waitFlannel(ctx); err != nil {
+				return err
+			}
+		}
 		l.cfg.Log.Info("kubelets are ready")
 	}
 	if !l.cfg.Bare {
