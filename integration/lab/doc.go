@@ -27,7 +27,7 @@
 // What it does not do: no kubelet and no controller runs. The lab sets a pod's status as a kubelet would, pods are deleted with grace
 // 0, and a deleted namespace stays terminating.
 //
-// With Config.Kubelet it does: a controller manager and a scheduler run on the control host, and in each node's namespaces (network, mount, PID,
+// With Config.Kubelet it does: a controller manager, a scheduler and a DNS server for Services run on the control host, and in each node's namespaces (network, mount, PID,
 // UTS, IPC) an init that starts containerd, a kubelet and kube-proxy, and starts them again when they end. Pods are what the kubelets start; Egret
 // is left to who installs it with kubectl. What a node writes is in memory and ends with the node; the cgroups egret-lab-<name> of every hierarchy
 // (version 1) are the lab's, too, until Down. With Config.CNI such nodes have flannel instead of the lab's own routes and masquerading.

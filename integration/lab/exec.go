@@ -28,6 +28,9 @@ func (l *Lab) EgretPath() string { return l.cfg.Egret }
 // Kubeconfig returns the path of the kubeconfig of a cluster admin, for programs on this machine.
 func (l *Lab) Kubeconfig() string { return l.path("kubeconfig") }
 
+// KubeProgram returns the path of a program that integration/kube/build made.
+func (l *Lab) KubeProgram(name string) string { return filepath.Join(l.cfg.KubeBin, name) }
+
 // DialEtcd returns a client of Egret's etcd that is back within half a second of an outage's end, however long that was. Who calls it closes it.
 func (l *Lab) DialEtcd() (*clientv3.Client, error) {
 	c, err := clientv3.New(clientv3.Config{Endpoints: l.EtcdEndpoints(), Logger: zap.NewNop(), DialOptions: []grpc.DialOption{grpc.WithConnectParams(

@@ -116,11 +116,13 @@ containerRuntimeEndpoint: unix://%s
 authentication: {anonymous: {enabled: false}, webhook: {enabled: true}, x509: {clientCAFile: %s}}
 authorization: {mode: Webhook}
 resolvConf: %s
+clusterDomain: %s
+clusterDNS: [%s]
 nodeStatusUpdateFrequency: 4s
 volumePluginDir: /var/lib/kubelet/volume-plugins
 evictionHard: {memory.available: 100Mi}
 imageGCHighThresholdPercent: 100
-`, l.cgroup(node), containerdSocket, l.path("ca.crt"), l.path(node, "resolv.conf"))
+`, l.cgroup(node), containerdSocket, l.path("ca.crt"), l.path(node, "resolv.conf"), clusterDomain, ControlIP)
 	if err := os.MkdirAll(l.path(node, "cni"), 0o700); err != nil {
 		return err
 	}

@@ -66,6 +66,12 @@ func (l *Lab) nodeInit(node string) (int, error) {
 	return strconv.Atoi(string(b))
 }
 
+// NodeRoot returns where the file system of a node with a kubelet is, as it is until the node's end.
+func (l *Lab) NodeRoot(node string) (string, error) {
+	pid, err := l.nodeInit(node)
+	return fmt.Sprintf("/proc/%d/root", pid), err
+}
+
 // initNode is PID 1 of a node: it gives the node a file system with folders of its own where kubelet and containerd
 // write, starts them, and starts again what ends.
 func initNode(name, node string) error {

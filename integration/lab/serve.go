@@ -26,7 +26,7 @@ func (l *Lab) relayed() []string {
 }
 
 // serve is the lab's own background process until ctx ends: it relays the listening sockets that it was given to the addresses of relayed,
-// and is the echo servers of the outside host.
+// is the echo servers of the outside host, and where there are kubelets the cluster's DNS server.
 func serve(ctx context.Context, name string) error {
 	l, _, err := load(name)
 	if err != nil {
@@ -43,6 +43,11 @@ func serve(ctx context.Context, name string) error {
 	err = inNetns(l.netns("outside"), func() error { return echo(ctx, g) })
 	if err != nil {
 		return fmt.Errorf("starting the echo servers: %w", err)
+	}
+	if l.cfg.Kubelet {
+		if err := l.serveDNS(ctx, g); err != nil {
+			return err
+		}
 	}
 	if err := g.Wait(); !errors.Is(err, context.Canceled) {
 		return err
