@@ -15,7 +15,7 @@ export GOFLAGS     := $(filter-out -trimpath -tags=%,$(GOFLAGS)) -trimpath -tags
 TEST := go test -vet=off
 RACE := CGO_ENABLED=1 go test -vet=off -race
 
-.PHONY: build image demo test test-unit test-integration test-vm test-faults test-fuzz test-alerts test-schedules test-kubelet lint generate kube tools clean
+.PHONY: build image demo test test-unit test-integration test-vm test-faults test-fuzz test-alerts test-schedules test-kubelet lint vulns generate kube tools clean
 
 build:
 	go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-etcd ./cmd/egret-lab
@@ -45,11 +45,13 @@ test: export EGRET_NEEDS := $(CURDIR)/bin/needs
 test:
 	mkdir -p bin && rm -f $(EGRET_NEEDS)
 	integration/tools bin/path
+	env PATH=$(CURDIR)/bin/path integration/kube/build kubelet # in one go, for all that follows
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-unit
 	env PATH=$(CURDIR)/bin/path $(MAKE) -j2 --output-sync=target test-schedules test-alerts
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-fuzz
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-vm
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-integration
+	env PATH=$(CURDIR)/bin/path $(MAKE) test-kubelet
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-faults
 	go run ./internal/need/needcheck $(EGRET_NEEDS)
 
@@ -85,17 +87,17 @@ test-integration: build kube
 test-vm: tools
 	integration/vm/test
 
-# Egret installed on a cluster of kubelets, upgraded, drained, uninstalled: not yet part of `make test`. make test-kubelet CNI=flannel: with flannel's
-# manifest as its CNI; CNI=flannel-nftables: with EnableNFTables in it.
+# Egret installed on a cluster of kubelets, upgraded, drained, restored, uninstalled: by the commands of docs/install.md. make test-kubelet CNI=flannel: with
+# flannel's manifest as its CNI; CNI=flannel-nftables: with EnableNFTables in it.
 CNI ?= bridge
 
 test-kubelet: build
-	integration/tools
+	integration/tools bin/path
 	integration/kube/build kubelet
 	[ $(CNI) = bridge ] || integration/kube/flannel/build
 	$(MAKE) image REPOSITORY=$(REPOSITORY)
 	go run -C image . -version next -arch $(ARCH) -name $(REPOSITORY):next -out $(CURDIR)/bin/egret-image-next.tar
-	$(TEST) -count=1 -v -timeout 15m ./integration/kubelet -image $(CURDIR)/bin/egret-image.tar -image-name $(REPOSITORY):$(VERSION) \
+	env PATH=$(CURDIR)/bin/path $(TEST) -count=1 -v -timeout 20m ./integration/kubelet -image $(CURDIR)/bin/egret-image.tar -image-name $(REPOSITORY):$(VERSION) \
 		-next-image $(CURDIR)/bin/egret-image-next.tar -next-tag next -cni $(CNI)
 
 # Random faults for DURATION, under a probe every INTERVAL. A seed that failed: make test-faults SEED=<seed> ROUND=<round>.
@@ -117,6 +119,10 @@ lint:
 	go vet -C manifests/render ./...
 	go vet -C image ./...
 	go tool staticcheck ./...
+
+# Known vulnerabilities in what egret and egret-etcd are built of: integration/vulns/check.
+vulns:
+	integration/vulns/check
 
 generate:
 	go generate ./...

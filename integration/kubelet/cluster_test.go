@@ -59,10 +59,31 @@ func (c *cluster) rollout(what ...string) {
 	}
 }
 
-// apply renders the chart with an image's tag, and applies it.
-func (c *cluster) apply(tag string) {
+// helm runs Helm on the release of Egret, as who installs it does.
+func (c *cluster) helm(args ...string) string {
 	c.t.Helper()
-	c.kubectl("apply", "-f", c.write(c.render(tag)))
+	cmd := exec.CommandContext(c.t.Context(), c.lab.KubeProgram("helm"), args...)
+	home := c.t.TempDir()
+	cmd.Env = append(os.Environ(), "KUBECONFIG="+c.lab.Kubeconfig(), "HELM_CACHE_HOME="+home, "HELM_CONFIG_HOME="+home, "HELM_DATA_HOME="+home)
+	out, err := cmd.CombinedOutput()
+	if err != nil {
+		c.t.Fatalf("helm %s: %v\n%s", strings.Join(args, " "), err, out)
+	}
+	return string(out)
+}
+
+// operator runs egret on a machine that knows the cluster alone: it has the kubeconfig of an administrator and no way to etcd.
+func (c *cluster) operator(args ...string) (string, error) {
+	c.t.Helper()
+	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
+	defer cancel()
+	cmd := exec.CommandContext(ctx, c.lab.EgretPath(), append(args, "--kubeconfig", c.lab.Kubeconfig())...)
+	var out, said strings.Builder
+	cmd.Stdout, cmd.Stderr = &out, &said
+	if err := cmd.Run(); err != nil {
+		return out.String(), fmt.Errorf("egret %s: %w: %s", strings.Join(args, " "), err, said.String())
+	}
+	return out.String(), nil
 }
 
 func (c *cluster) render(tag string) string {
@@ -196,6 +217,20 @@ func (c *cluster) lookedAt(pods []pod, ip netip.Addr) (end func()) {
 // volatile is what ip prints of the kernel's own doing: how long something lasts, and whether the node's bridge has pods.
 var volatile = regexp.MustCompile(` (expires|valid_lft|preferred_lft|state) \S+| linkdown| <\S+>`)
 
+// until waits for what is to be so within a time.
+func (c *cluster) until(within time.Duration, what string, ok func() (bool, string)) {
+	c.t.Helper()
+	for deadline := time.Now().Add(within); ; time.Sleep(200 * time.Millisecond) {
+		good, have := ok()
+		if good {
+			return
+		}
+		if time.Now().After(deadline) {
+			c.t.Fatalf("%s: not within %v: %s", what, within, have)
+		}
+	}
+}
+
 // kernel returns what a node has of tables, chains, rules, routes, links, addresses and settings, without what belongs to
 // single pods and what kube-proxy puts into its own tables.
 func (c *cluster) kernel(node string) []string {
@@ -251,6 +286,8 @@ func (c *cluster) explain() {
 		{"get", "pods", "-A", "-o", "wide"}, {"get", "nodes,egress"}, {"-n", "egret-system", "get", "events"},
 		{"-n", "egret-system", "logs", "daemonset/egret-agent", "--tail=20"},
 		{"-n", "egret-system", "logs", "deployment/egret-crdsync", "--tail=20"},
+		{"-n", "egret-system", "logs", "deployment/egret-credentials", "--tail=20"},
+		{"-n", "egret-system", "logs", "statefulset/egret-etcd", "--tail=20"},
 	} {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		out, err := c.lab.Kubectl(ctx, args...)

@@ -29,8 +29,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestAnInstalledEgret is the life of Egret in one cluster of kubelets, from the installation to the end: each step goes
-// on from where the one before left off. What follows a failed one is told, too, but only from a cluster with Egret.
+// TestAnInstalledEgret is the life of Egret in one cluster of kubelets, from the installation to the end, by the commands of docs/install.md: with
+// an etcd that is there, in short, and with one of its own. Each step goes on from where the one before left off. What follows a failed one is told,
+// too, but only from a cluster with Egret.
 func TestAnInstalledEgret(t *testing.T) {
 	need.Root(t)
 	if *image == "" || *nextFile == "" {
@@ -46,22 +47,46 @@ func TestAnInstalledEgret(t *testing.T) {
 	t.Cleanup(func() { down(t, l) })
 	t.Logf("a cluster of three kubelets is ready after %v", time.Since(begin).Round(time.Second))
 	c := &cluster{lab: l}
-	const install = "it is installed and gets ready"
-	for _, step := range []struct {
-		name string
-		run  func(*testing.T, *cluster)
+	for _, way := range []struct {
+		name  string
+		steps []step
 	}{
-		{install, installed},
-		{"pods of two Deployments leave as the guide's example says", guide},
-		{"selected pods reach other pods with their own addresses", amongPods},
-		{"an IPv6 egress beside them", sixth},
-		{"the CNI is restarted on all nodes without a packet lost", restartedCNI},
-		{"a node whose kubelet and containerd are dead serves on", deadKubelet},
-		{"a new version is rolled out, and the old one again, without a packet lost", rolled},
-		{"crdsync's leader is deleted and the other one goes on", leaderDeleted},
-		{"the gateway is drained by kubectl without a packet lost", drained},
-		{"it is uninstalled and the nodes are as before", uninstalled},
+		{"an etcd of one's own, and kubectl apply", []step{
+			{install, appliedWithOwnEtcd},
+			{"pods of two Deployments leave as the guide's example says", guide},
+			{"it is uninstalled and the nodes are as before", deletedByKubectl},
+		}},
+		{"the bundled etcd, and helm install", []step{
+			{install, helmInstalled},
+			{"pods of two Deployments leave as the guide's example says", guide},
+			{"selected pods reach other pods with their own addresses", amongPods},
+			{"an IPv6 egress beside them", sixth},
+			{"the CNI is restarted on all nodes without a packet lost", restartedCNI},
+			{"an operator's machine reaches etcd through the cluster", operated},
+			{"no two replicas of crdsync are on one node", keptApart},
+			{"a node whose kubelet and containerd are dead serves on", deadKubelet},
+			{"a new version is rolled out, and the old one again, without a packet lost", rolled},
+			{"crdsync's leader is deleted and the other one goes on", leaderDeleted},
+			{"the gateway is drained by kubectl without a packet lost", drained},
+			{"etcd begins again with a snapshot", restored},
+			{"it is uninstalled and the nodes are as before", uninstalledByHelm},
+		}},
 	} {
+		if !t.Run(way.name, func(t *testing.T) { walk(t, c, way.steps) }) {
+			return
+		}
+	}
+}
+
+const install = "it is installed and gets ready"
+
+type step struct {
+	name string
+	run  func(*testing.T, *cluster)
+}
+
+func walk(t *testing.T, c *cluster, steps []step) {
+	for _, step := range steps {
 		begin := time.Now()
 		if !t.Run(step.name, func(t *testing.T) { step.run(t, c.in(t)) }) {
 			c.in(t).explain()

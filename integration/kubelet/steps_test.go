@@ -2,8 +2,12 @@ package kubelet
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"maps"
 	"net/netip"
+	"os"
+	"path/filepath"
 	"slices"
 	"strings"
 	"testing"
@@ -12,7 +16,9 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-func installed(t *testing.T, c *cluster) {
+// begin has the guide's pods run, and notes what nodes are like before Egret.
+func (c *cluster) begin() {
+	c.t.Helper()
 	c.kubectl("apply", "-f", c.file("testdata/pods.yaml"))
 	for _, d := range []string{"prod/web", "staging/web", "prod/db"} {
 		namespace, name, _ := strings.Cut(d, "/")
@@ -22,10 +28,96 @@ func installed(t *testing.T, c *cluster) {
 	for _, node := range nodes() {
 		c.before[node] = c.kernel(node)
 	}
+}
+
+// appliedWithOwnEtcd installs what the chart makes for the lab's etcd, which is without TLS.
+func appliedWithOwnEtcd(t *testing.T, c *cluster) {
+	c.begin()
 	_, tag := split(*name)
-	c.apply(tag)
+	c.kubectl("apply", "-f", c.write(c.render(tag)))
 	c.kubectl("wait", "--for=condition=Established", "crd", "--all", "--timeout=30s")
 	c.rollout("daemonset/egret-agent", "deployment/egret-crdsync")
+}
+
+// helmInstalled does what docs/install.md says, on nodes with the label that kubeadm gives those of the control plane.
+func helmInstalled(t *testing.T, c *cluster) {
+	c.begin()
+	c.kubectl("label", "nodes", "--all", "node-role.kubernetes.io/control-plane=")
+	c.kubectl("create", "namespace", "egret-system")
+	c.kubectl("label", "namespace", "egret-system", "pod-security.kubernetes.io/enforce=privileged")
+	repository, tag := split(*name)
+	c.helm("install", "egret", c.file("../../charts/egret"), "-n", "egret-system", "--set", "etcd.bundled.enabled=true",
+		"--set", "image.repository="+repository, "--set", "image.tag="+tag)
+	c.rollout("statefulset/egret-etcd", "daemonset/egret-agent", "deployment/egret-crdsync", "deployment/egret-credentials")
+	c.until(30*time.Second, "the webhook's certificate", func() (bool, string) {
+		out := c.kubectl("get", "validatingwebhookconfiguration", "egret-crdsync", "-o", "jsonpath={.webhooks[0].clientConfig.caBundle}")
+		return out != "", "there is no caBundle"
+	})
+	for _, p := range strings.Fields(c.kubectl("-n", "egret-system", "get", "pods", "-o", `jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}`)) {
+		if !strings.HasPrefix(p, "egret-") {
+			t.Errorf("pod %s is not of the chart", p)
+		}
+	}
+}
+
+// operated has the commands of an operator who is not in the cluster.
+func operated(t *testing.T, c *cluster) {
+	must := func(args ...string) string {
+		t.Helper()
+		out, err := c.operator(args...)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return out
+	}
+	out := must("get", "nodes")
+	for _, node := range nodes() {
+		if !strings.Contains(out, node+" ") {
+			t.Errorf("egret get nodes has no %s:\n%s", node, out)
+		}
+	}
+	must("status") // its exit status says that all is well
+	ip, gateway := c.gateway("egress-prod-web")
+	p := c.webs()["egress-prod-web"][0]
+	if out := must("trace", p.name); !strings.Contains(out, ip.String()) || !strings.Contains(out, gateway) {
+		t.Errorf("egret trace %s says nothing of %v on %s:\n%s", p.name, ip, gateway, out)
+	}
+	to := nodes()[0]
+	if to == gateway {
+		to = nodes()[1]
+	}
+	end := c.lookedAt(c.webs()["egress-prod-web"], ip)
+	must("move", ip.String(), "--to", to)
+	end()
+	if _, at := c.gateway("egress-prod-web"); at != to {
+		c.until(10*time.Second, "the move's node in the status", func() (bool, string) {
+			_, at := c.gateway("egress-prod-web")
+			return at == to, "it is " + at
+		})
+	}
+}
+
+// keptApart leaves one node for the replicas of crdsync: one runs, the other one waits for a node and is not started, where it would find its ports
+// taken and be taken for ready by the probe of the other one.
+func keptApart(t *testing.T, c *cluster) {
+	const replicas = "app.kubernetes.io/name=egret-crdsync"
+	c.kubectl("cordon", nodes()[0], nodes()[1])
+	c.kubectl("-n", "egret-system", "delete", "pods", "-l", replicas)
+	states := func() string {
+		return c.kubectl("-n", "egret-system", "get", "pods", "-l", replicas, "-o",
+			`jsonpath={range .items[*]}{.spec.nodeName}:{.status.phase}:{.status.containerStatuses[0].restartCount}:{.status.containerStatuses[0].ready}{"\n"}{end}`)
+	}
+	want := []string{":Pending::", nodes()[2] + ":Running:0:true"}
+	c.until(60*time.Second, "one replica that runs, and one that waits", func() (bool, string) {
+		have := strings.Fields(states())
+		slices.Sort(have)
+		return slices.Equal(have, want), fmt.Sprintf("%q, want %q", have, want)
+	})
+	c.kubectl("uncordon", nodes()[0], nodes()[1])
+	c.rollout("deployment/egret-crdsync")
+	if have := states(); strings.Count(have, "Running:0:true") != 2 {
+		t.Errorf("with three nodes: %q, want two that never restarted", have)
+	}
 }
 
 func guide(t *testing.T, c *cluster) {
@@ -83,9 +175,16 @@ func rolled(t *testing.T, c *cluster) {
 		ends = append(ends, c.lookedAt(pods, ip))
 	}
 	_, tag := split(*name)
-	for _, to := range []string{*nextTag, tag} {
-		c.apply(to)
-		c.rollout("daemonset/egret-agent", "deployment/egret-crdsync")
+	for _, one := range []struct {
+		to   string
+		args []string
+	}{
+		{*nextTag, []string{"upgrade", "egret", c.file("../../charts/egret"), "-n", "egret-system", "--reset-then-reuse-values", "--set", "image.tag=" + *nextTag}},
+		{tag, []string{"rollback", "egret", "-n", "egret-system"}},
+	} {
+		to := one.to
+		c.helm(one.args...)
+		c.rollout("statefulset/egret-etcd", "daemonset/egret-agent", "deployment/egret-crdsync")
 		if out := c.egret("get", "nodes"); strings.Count(out, to+" ") < len(nodes()) {
 			t.Errorf("after the rollout to %s, agents are:\n%s", to, out)
 		}
@@ -157,18 +256,81 @@ func drained(t *testing.T, c *cluster) {
 	c.rollout("deployment/egret-crdsync")
 }
 
-// uninstalled does what docs/install.md says.
-func uninstalled(t *testing.T, c *cluster) {
+// restored takes a snapshot by the CronJob of the chart, writes something after it, and has all members begin with it, as docs/install.md says.
+func restored(t *testing.T, c *cluster) {
+	const system = "egret-system"
+	before := map[string]string{}
+	for egress := range c.webs() {
+		ip, _ := c.gateway(egress)
+		before[egress] = ip.String()
+	}
+	c.kubectl("-n", system, "create", "job", "snapshot", "--from=cronjob/egret-etcd-snapshot")
+	c.kubectl("-n", system, "wait", "--for=condition=Complete", "job/snapshot", "--timeout=90s")
+	said := c.kubectl("-n", system, "logs", "job/snapshot")
+	path, _, ok := strings.Cut(said, ": revision ")
+	if !ok {
+		t.Fatalf("the snapshot says %q", said)
+	}
+	file := filepath.Base(path)
+	node := c.kubectl("-n", system, "get", "pods", "-l", "job-name=snapshot", "-o", "jsonpath={.items[0].spec.nodeName}")
+	if out, err := c.operator("cordon", nodes()[0], "--yes"); err != nil {
+		t.Fatalf("%v: %s", err, out)
+	}
+
+	// What is on a node is done as by ssh.
+	at := func(node, path string) string {
+		root, err := c.lab.NodeRoot(node)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return root + "/var/lib/egret-etcd/" + path
+	}
+	snapshot, err := os.ReadFile(at(node, "snapshots/"+file))
+	if err != nil {
+		t.Fatal(err)
+	}
+	c.kubectl("-n", system, "scale", "statefulset/egret-etcd", "--replicas=0")
+	c.kubectl("-n", system, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=egret-etcd", "--timeout=90s")
+	for _, node := range nodes() {
+		if err := errors.Join(os.MkdirAll(at(node, "snapshots"), 0o700), os.WriteFile(at(node, "snapshots/"+file), snapshot, 0o600)); err != nil {
+			t.Fatal(err)
+		}
+		members, err := filepath.Glob(at(node, "egret-etcd-*"))
+		if err != nil {
+			t.Fatal(err)
+		}
+		for _, m := range members {
+			if err := os.Rename(m, filepath.Join(filepath.Dir(m), "old-"+filepath.Base(m))); err != nil {
+				t.Fatal(err)
+			}
+		}
+	}
+	c.helm("upgrade", "egret", c.file("../../charts/egret"), "-n", system, "--reset-then-reuse-values", "--set", "etcd.bundled.restoreFrom="+file)
+	c.rollout("statefulset/egret-etcd", "daemonset/egret-agent", "deployment/egret-crdsync")
+	for egress, pods := range c.webs() {
+		ip, _ := c.gateway(egress)
+		if ip.String() != before[egress] {
+			t.Errorf("%s: %v after the restore, want %s as before", egress, ip, before[egress])
+		}
+		c.leaves(pods, ip, 60*time.Second)
+	}
+	if out, err := c.operator("get", "cordons"); err != nil || strings.Contains(out, nodes()[0]) {
+		t.Errorf("cordons: %q, error %v; want none: it was written after the snapshot", out, err)
+	}
+}
+
+// gone does what docs/install.md says of the kernels, and uninstall what it says of the objects.
+func (c *cluster) gone(uninstall func()) {
+	c.t.Helper()
 	c.kubectl("delete", "egresses,externalippools", "--all")
 	c.kubectl("-n", "egret-system", "patch", "daemonset", "egret-agent", "--type=json", "-p", `[
   {"op": "replace", "path": "/spec/updateStrategy/rollingUpdate/maxUnavailable", "value": "100%"},
   {"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": ["cleanup", "--stay"]}]`)
 	c.rollout("daemonset/egret-agent")
-	_, tag := split(*name)
-	c.kubectl("delete", "-f", c.write(c.render(tag)), "--timeout=120s")
+	uninstall()
 	for _, node := range nodes() {
 		if diff := cmp.Diff(c.before[node], c.kernel(node)); diff != "" {
-			t.Errorf("%s (-before Egret +after its end):\n%s", node, diff)
+			c.t.Errorf("%s (-before Egret +after its end):\n%s", node, diff)
 		}
 	}
 	for _, pods := range c.webs() {
@@ -176,4 +338,21 @@ func uninstalled(t *testing.T, c *cluster) {
 			c.leaves([]pod{p}, c.nodeIP(p.node), 10*time.Second)
 		}
 	}
+}
+
+func deletedByKubectl(t *testing.T, c *cluster) {
+	c.gone(func() {
+		_, tag := split(*name)
+		c.kubectl("delete", "-f", c.write(c.render(tag)), "--timeout=120s")
+	})
+}
+
+func uninstalledByHelm(t *testing.T, c *cluster) {
+	c.gone(func() {
+		c.helm("uninstall", "egret", "-n", "egret-system", "--wait")
+		c.kubectl("delete", "namespace", "egret-system", "--timeout=120s")
+		if out := c.kubectl("get", "clusterroles,clusterrolebindings,validatingwebhookconfigurations,validatingadmissionpolicies", "-o", "name"); strings.Contains(out, "egret") {
+			t.Errorf("after helm uninstall there are:\n%s", out)
+		}
+	})
 }
