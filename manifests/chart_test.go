@@ -292,7 +292,7 @@ func TestNoVariantHasAnUnknownField(t *testing.T) {
 				t.Errorf("%d objects alone", n)
 			}
 			// Each volume that is mounted is there, and each ConfigMap and Secret that is made is the one that is mounted.
-			made := map[string]bool{"ConfigMap kube-root-ca.crt": true} // the cluster's, in every namespace
+			made := map[string]bool{"ConfigMap kube-root-ca.crt": true, "ConfigMap api-clients": true} // the cluster's, in every namespace; the user's
 			for _, d := range docs {
 				switch o := d.object.(type) {
 				case *corev1.ConfigMap:

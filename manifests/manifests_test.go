@@ -125,7 +125,7 @@ func TestManifestsHaveNoUnknownField(t *testing.T) {
 	want := []string{
 		"ClusterRole", "ClusterRole", "ClusterRole", "ClusterRole", "ClusterRoleBinding", "ClusterRoleBinding", "ConfigMap", "CustomResourceDefinition",
 		"CustomResourceDefinition", "DaemonSet", "Deployment", "Egress", "Egress", "ExternalIPPool", "Namespace", "PodDisruptionBudget", "Role", "RoleBinding", "Service",
-		"ServiceAccount", "ServiceAccount", "ValidatingWebhookConfiguration",
+		"ServiceAccount", "ServiceAccount", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "ValidatingWebhookConfiguration",
 	}
 	if d := cmp.Diff(want, kinds); d != "" {
 		t.Errorf("kinds (-want +got):\n%s", d)
