@@ -110,7 +110,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		// gRPC waits up to 120 s before it connects again, and 20 s for a connection: longer than any lease.
 		Backoff:           backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: time.Second},
 		MinConnectTimeout: 3 * time.Second,
-	})}
+	}), grpc.WithChainStreamInterceptor(withhold)}
 	if cfg.TLS != nil && cfg.ReadTLS != nil {
 		options = append(options, grpc.WithTransportCredentials(Reloading(cfg.ReadTLS)))
 	}
