@@ -45,8 +45,8 @@ type Cache struct {
 	arrived  time.Time // when the first change came since Arrived was called; zero: none has
 }
 
-// NewCache returns a cache of the records below the prefixes, which are without the Client's own: OwnerPrefix, or OwnerKey(ip), or ""
-// for everything. It is empty until Run has listed them.
+// NewCache returns a cache of the records below the prefixes, which are without the Client's own: OwnerPrefix, or "" for everything. One
+// that does not end with a slash is one key, as OwnerKey(ip). It is empty until Run has listed them.
 func (c *Client) NewCache(prefixes ...string) *Cache {
 	return &Cache{
 		client: c, prefixes: disjoint(prefixes), records: map[string]Record{},

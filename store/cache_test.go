@@ -367,11 +367,11 @@ func TestNewRangeAfterCompactionIsListedWithAllOthers(t *testing.T) {
 }
 
 func TestDisjointPrefixes(t *testing.T) {
-	got := disjoint([]string{"pins/", "owners/1", "owners/", "pins/", "moves/1"})
-	if want := []string{"moves/1", "owners/", "pins/"}; !slices.Equal(got, want) {
+	got := disjoint([]string{"pins/", "owners/1", "owners/", "pins/", "moves/1", "moves/1", "moves/10"})
+	if want := []string{"moves/1", "moves/10", "owners/", "pins/"}; !slices.Equal(got, want) {
 		t.Errorf("got %v, want %v", got, want)
 	}
-	for key, want := range map[string]bool{"owners/7": true, "moves/1": true, "moves/10": true, "moves/2": false, "a": false, "z": false} {
+	for key, want := range map[string]bool{"owners/7": true, "moves/1": true, "moves/10": true, "moves/100": false, "moves/2": false, "a": false, "z": false} {
 		if covered(got, key) != want {
 			t.Errorf("%s covered: %t", key, !want)
 		}

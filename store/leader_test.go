@@ -59,7 +59,7 @@ func candidates(t *testing.T, k *Cache, n int) {
 func TestOneLeadsAndTheNextFollowsWhenItResigns(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
-	k := tracked(t, c, string(CrdsyncElection))
+	k := tracked(t, c, CrdsyncElection.prefix())
 	first := lead(t, t.Context(), c, "a")
 	next := campaign(t.Context(), c, "b", time.Minute)
 	candidates(t, k, 2)
@@ -190,7 +190,7 @@ func TestCommitMakesAllChangesOrNone(t *testing.T) {
 func TestACandidateThatStopsLeavesNothingBehind(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
-	k := tracked(t, c, string(CrdsyncElection))
+	k := tracked(t, c, CrdsyncElection.prefix())
 	first := lead(t, t.Context(), c, "a")
 	ctx, cancel := context.WithCancel(t.Context())
 	next := campaign(ctx, c, "b", time.Minute)
@@ -208,7 +208,7 @@ func TestACandidateThatStopsLeavesNothingBehind(t *testing.T) {
 func TestACandidateStopsAlsoWhileEtcdIsAway(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
-	k := tracked(t, c, string(CrdsyncElection))
+	k := tracked(t, c, CrdsyncElection.prefix())
 	first := lead(t, t.Context(), c, "a")
 	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
@@ -232,7 +232,7 @@ func TestACandidateStopsAlsoWhileEtcdIsAway(t *testing.T) {
 func TestACandidateWhoseLeaseEndsWhileItWaitsStandsAgain(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
-	k := tracked(t, c, string(CrdsyncElection))
+	k := tracked(t, c, CrdsyncElection.prefix())
 	first := lead(t, t.Context(), c, "a")
 	next := campaign(t.Context(), c, "b", 2*time.Second)
 	candidates(t, k, 2)

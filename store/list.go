@@ -27,7 +27,7 @@ func recordOf(kv *mvccpb.KeyValue) Record {
 	return Record{Value: kv.Value, Revision: kv.ModRevision, Lease: kv.Lease}
 }
 
-// List returns the records below a prefix, by their keys, as etcd has them now.
+// List returns the records below a prefix, by their keys, as etcd has them now. A prefix that does not end with a slash is one key.
 func (c *Client) List(ctx context.Context, prefix string) (map[string]Record, error) {
 	l, err := c.list(ctx, []string{prefix}, 0)
 	return l.records, err
@@ -50,7 +50,7 @@ func (c *Client) list(ctx context.Context, prefixes []string, revision int64) (l
 	for chunk := range slices.Chunk(prefixes, maxTxnOps) {
 		ops := make([]clientv3.Op, len(chunk))
 		for i, p := range chunk {
-			ops[i] = clientv3.OpGet(c.key(p), clientv3.WithPrefix(), clientv3.WithRev(out.revision))
+			ops[i] = clientv3.OpGet(c.key(p), append(extent(p), clientv3.WithRev(out.revision))...)
 		}
 		resp, err := retryElsewhere(ctx, c.elsewhere(time.Second), func(ctx context.Context) (*clientv3.TxnResponse, error) { return c.etcd.Txn(ctx).Then(ops...).Commit() })
 		if err != nil {
@@ -94,11 +94,27 @@ func (c *Client) EachKey(ctx context.Context, prefix string, page int64, f func(
 	}
 }
 
+// single reports whether a range is one key: all others end with a slash, or are everything.
+func single(prefix string) bool { return prefix != "" && !strings.HasSuffix(prefix, "/") }
+
+// extent returns the option by which a request is about a range.
+func extent(prefix string) []clientv3.OpOption {
+	if single(prefix) {
+		return nil
+	}
+	return []clientv3.OpOption{clientv3.WithPrefix()}
+}
+
+// covers reports whether a range has a key, or all of another range.
+func covers(prefix, key string) bool {
+	return prefix == key || !single(prefix) && strings.HasPrefix(key, prefix)
+}
+
 // disjoint returns the prefixes sorted, without those that another one covers.
 func disjoint(prefixes []string) []string {
 	var out []string
 	for _, p := range slices.Sorted(slices.Values(prefixes)) {
-		if n := len(out); n == 0 || !strings.HasPrefix(p, out[n-1]) {
+		if n := len(out); n == 0 || !covers(out[n-1], p) {
 			out = append(out, p)
 		}
 	}
@@ -108,5 +124,5 @@ func disjoint(prefixes []string) []string {
 // covered reports whether one of the disjoint, sorted prefixes covers key.
 func covered(prefixes []string, key string) bool {
 	i, found := slices.BinarySearch(prefixes, key)
-	return found || i > 0 && strings.HasPrefix(key, prefixes[i-1])
+	return found || i > 0 && covers(prefixes[i-1], key)
 }

@@ -169,7 +169,7 @@ func (s *session) watch(ctx context.Context, prefix string, revision int64) {
 	s.wg.Go(func() {
 		defer cancel()
 		// The creation is notified because a question that was asked before does not cover this watch.
-		opts := []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithRev(revision + 1), clientv3.WithCreatedNotify()}
+		opts := append(extent(prefix), clientv3.WithRev(revision+1), clientv3.WithCreatedNotify())
 		for resp := range k.client.etcd.Watch(ctx, k.client.key(prefix), opts...) {
 			if !s.deliver(ctx, message{from: w, resp: resp}) {
 				return
