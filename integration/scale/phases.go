@@ -178,6 +178,10 @@ func (b *bench) takeOver(ctx context.Context) error {
 		err error
 	}
 	done := make(chan answer, 1)
+	told, err := b.ask(request{Do: "count"})
+	if err != nil {
+		return err
+	}
 	begin, err := b.take(ctx)
 	if err != nil {
 		return err
@@ -213,6 +217,11 @@ func (b *bench) takeOver(ctx context.Context) error {
 		return err
 	}
 	r := end.since(begin)
+	seen, err := b.settled(ctx)
+	if err != nil {
+		return err
+	}
+	b.r.add(takeSeen, float64(seen-told.Events))
 	b.r.add(takeEtcdCPU, 100*r.cpu["etcd"])
 	b.r.add(takeAgentCPU, 100*r.cpu["agent"])
 	b.r.add(takeFleetCPU, 100*r.cpu["fleet"])
@@ -222,6 +231,19 @@ func (b *bench) takeOver(ctx context.Context) error {
 	b.r.add(allTaken, (last - first).Seconds())
 	b.r.add(takenIPs, float64(n-before))
 	return nil
+}
+
+// settled returns how many watch events the fleet has got once there come no more.
+func (b *bench) settled(ctx context.Context) (events int64, err error) {
+	for last := int64(-1); ; last = events {
+		a, err := b.ask(request{Do: "count"})
+		if events = a.Events; err != nil || events == last {
+			return events, err
+		}
+		if !sleep(ctx, time.Second) {
+			return events, context.Cause(ctx)
+		}
+	}
 }
 
 // rollout restarts agents of the fleet.

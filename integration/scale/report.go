@@ -52,6 +52,7 @@ const (
 	lastTaken
 	allTaken
 	takenIPs
+	takeSeen
 	takeEtcdCPU
 	takeAgentCPU
 	takeFleetCPU
@@ -118,6 +119,7 @@ var Rows = [rows]Row{
 	lastTaken:        {"power-off: until the last IP has a permit", "s", 0},
 	allTaken:         {"power-off: from the first IP to the last", "s", 0.5},
 	takenIPs:         {"power-off: IPs that were taken over", "", 0},
+	takeSeen:         {"power-off: watch events that the others got", "", 0},
 	takeEtcdCPU:      {"power-off: etcd CPU until then", "% of a core", 0},
 	takeAgentCPU:     {"power-off: agent CPU until then", "% of a core", 0},
 	takeFleetCPU:     {"power-off: CPU of all other agents until then", "% of a core", 0},
