@@ -221,6 +221,7 @@ func open(cfg Config) (a *agent, err error) {
 		asks:   make(chan struct{}, 1), promises: make(chan struct{}, 1),
 		machine: newMachine(ownership.Config{
 			Node: cfg.Node, Permit: cfg.Permit, ClaimDelay: cfg.ClaimDelay, Linger: cfg.Linger, Gossip: cfg.Gossip.Key != nil, Freeze: cfg.Gossip.Freeze,
+			Late: lateTime,
 		}),
 		history: newHistory(),
 		metrics: newMetrics(),

@@ -163,6 +163,10 @@ func (m *metrics) arrivals(r *round, node string, dead func(string) bool) {
 	if m == nil {
 		return
 	}
+	if r.Partial { // this node takes over nothing
+		m.begun, m.last = map[netip.Addr]time.Time{}, map[netip.Addr]string{}
+		return
+	}
 	died, begun := map[string]bool{}, map[netip.Addr]time.Time{}
 	note := func(ip netip.Addr) {
 		if begun[ip] = m.begun[ip]; begun[ip].IsZero() {

@@ -69,6 +69,9 @@ func (m *moves) request(ctx context.Context, r round) (next time.Time, err error
 			delete(m.avoid, node)
 		}
 	}
+	if r.Partial {
+		return next, errors.Join(errs...) // it holds nothing
+	}
 	o, to := r.Leaving(r.facts)
 	why := egress.ReasonDrain
 	if len(to) == 0 {

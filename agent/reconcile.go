@@ -22,6 +22,7 @@ type round struct {
 	lease *store.Lease // the same throughout: another one means other locks
 	now   time.Time
 	roles map[netip.Addr]plan.Role // what this node may do for each egress IP
+	all   bool                     // the view has to have the owners of all egress IPs
 }
 
 // owned reports whether a lock is this agent's.
@@ -109,7 +110,7 @@ func (a *agent) reconcile(ctx context.Context) (next time.Time, err error) {
 	a.metrics.arrivals(&r, a.Node, func(node string) bool { return dead(node) || a.machine.Partitioned(r.now, node) })
 	a.roles(ctx, &r, dead)
 	d := plan.Build(r.Cluster, r.facts, r.roles)
-	a.view.Follow(d.Follow)
+	a.view.Watch(store.Scope{Egresses: d.Follow, Narrow: !r.all && len(d.Owners) <= maxOwners, Owners: d.Owners})
 	applied, err := a.kernel.program(ctx, d)
 	if applied {
 		a.ports.follow(d.Blocks)
@@ -119,12 +120,18 @@ func (a *agent) reconcile(ctx context.Context) (next time.Time, err error) {
 	return earlier(earlier(next, due), earlier(a.machine.Next(), a.kernel.read.due())), errors.Join(err, err2, in("pods", unknown(d.Unknown)))
 }
 
+// maxOwners is the most owners that are watched one by one: each watch costs etcd memory, and a node whose pods use as many egress IPs sees most changes
+// in any case.
+const maxOwners = 64
+
 // roles sets what this node may do for each egress IP.
 func (a *agent) roles(ctx context.Context, r *round, dead func(node string) bool) {
 	for _, effect := range a.machine.step(ownership.Facts{Facts: r.facts, Dead: dead, Asking: a.probes.asking(r.now)}) {
 		switch f := effect.(type) {
 		case ownership.Program:
 			r.roles = f.Roles
+		case ownership.Watch:
+			r.all = f.All
 		case ownership.Used:
 			a.metrics.takes(f.Owner)
 		case ownership.Returned:

@@ -17,9 +17,11 @@ type Snapshot struct {
 	Nodes    map[string]Node
 	Services map[string]ServiceCIDR
 	// Pods are the pods' addresses outside of their nodes' PodCIDRs, by node; AllNodes may be one of the names.
-	Pods    map[string]PodRanges
-	Agents  map[string]Agent
-	Owners  map[netip.Addr]Owner
+	Pods   map[string]PodRanges
+	Agents map[string]Agent
+	Owners map[netip.Addr]Owner
+	// Partial: Owners has those of some egress IPs alone, so one without an owner there may have one.
+	Partial bool
 	Moves   map[netip.Addr]Move
 	Pins    map[netip.Addr]Pin
 	Cordons map[string]Cordon

@@ -69,6 +69,13 @@
 //  20. How often a lease is renewed is no premise of any of this: a permit goes by what etcd granted, from when that was asked for (Lease.renewed). So an agent
 //     with nothing under its lease but its record renews it a third as often (Machine.Idle, store.Lease.Run).
 //
+// A node that no pool selects need not see the locks of all IPs:
+//
+//  21. By a view that lacks some (egress.Snapshot.Partial) nothing is claimed, revoked or prepared for a move (Machine.act, Machine.arrivals), and what was known of
+//     owners before is forgotten. What it shows of a lock of this node holds as in any view.
+//  22. A node sees fewer than all when it holds nothing in a view of all locks of the same etcd, and cannot have sent anything any more that would bring it one
+//     (Machine.look, plan.Cluster.Bystander). So no lock of this node is out of its sight. The nodes that revoke are ranked among those that pools select.
+//
 // A restart: the locks move to a lease that nobody revokes, then the permits are lengthened to its end (Extended), where the kernel has some and the
 // lock has moved. Locks that the kernel
 // answers for, or has not acknowledged silence about, move along; others are given back (Machine.Keeps), after their permits have been ended: an answer

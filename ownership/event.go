@@ -106,6 +106,8 @@ type (
 	Renew struct{}
 	// Program makes the kernel hold what the roles ask for, its permits included.
 	Program struct{ Roles map[netip.Addr]plan.Role }
+	// Watch says whether the view has to have the owners of All egress IPs, or only of those that the node's pods use.
+	Watch struct{ All bool }
 	// Publish says in agents/<node> what P is, and whether peers may revoke the lease.
 	Publish struct{ Revocable bool }
 	// Suspect writes a suspicion against an agent, if there is none, and its record is as it was at revision Seen.
@@ -162,6 +164,7 @@ func (Withdraw) effect() {}
 func (Restrict) effect() {}
 func (Renew) effect()    {}
 func (Program) effect()  {}
+func (Watch) effect()    {}
 func (Publish) effect()  {}
 func (Longest) effect()  {}
 func (Suspect) effect()  {}

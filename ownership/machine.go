@@ -21,6 +21,7 @@ type Config struct {
 	Freeze     bool          // keep the IPs while all agents have lost etcd
 	Process    uint64        // tells the answers to a former process of the node apart
 	Start      time.Time     // of the process
+	Late       time.Duration // for how long after it was sent a request may still reach etcd
 }
 
 // Machine decides for the agent of one node. The events of a round come one after the other: View, Facts, Programmed, HandedOver, Settled, Unable,
@@ -30,6 +31,7 @@ type Machine struct {
 	tenures tenures
 	peers   peers
 	claims  claims
+	sight   sight
 	round   round
 
 	mu       sync.Mutex // guards what follows
@@ -210,7 +212,8 @@ func (m *Machine) plan(now time.Time, e Facts) []Effect {
 		m.peers.see(&m.round, m.cfg.Node, func(node string) bool { return e.Dead(node) || m.Partitioned(now, node) })
 	}
 	news := m.roles(e.Asking)
-	return append(append([]Effect{Program{Roles: m.round.roles}}, news...), m.need(now)...)
+	out := append([]Effect{Program{Roles: m.round.roles}, m.look(now)}, news...)
+	return append(out, m.need(now)...)
 }
 
 // need says whether this node needs etcd's yes, and asks for the first one at once.
@@ -249,7 +252,7 @@ func (m *Machine) settle(e Programmed) []Effect {
 			out = append(out, m.release(o))
 		}
 	}
-	for _, move := range s.Arrivals(f) {
+	for _, move := range m.arrivals() {
 		if !move.ReadyAt(s.Agents[m.cfg.Node]) && m.round.roles[move.IP] == plan.Arrive {
 			out = append(out, Ready{Move: move})
 		}
@@ -307,6 +310,10 @@ func (m *Machine) act(now time.Time) []Effect {
 	if m.Promised(now) {
 		m.round.next = earlier(m.round.next, m.bound())
 		return nil
+	}
+	if m.round.cluster.Partial {
+		m.forget()
+		return m.shorten(now)
 	}
 	out := m.endFormer()
 	out = append(out, m.revoke()...)

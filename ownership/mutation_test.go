@@ -24,13 +24,15 @@ type mutation struct {
 }
 
 var (
-	restored  = []string{"-schedules-restores", "-schedules-focus=restore"}
-	different = []string{"-schedules-mixed"}
-	lost      = []string{"-schedules-focus=loss"}
-	suspected = []string{"-schedules-focus=suspicion"}
-	joins     = []string{"-test.run=TestWhoJoins"}
-	relabeled = []string{"-schedules-labels"}
-	unknownP  = []string{"-test.run=TestAPermitIsNoLonger"}
+	restored   = []string{"-schedules-restores", "-schedules-focus=restore"}
+	different  = []string{"-schedules-mixed"}
+	lost       = []string{"-schedules-focus=loss"}
+	suspected  = []string{"-schedules-focus=suspicion"}
+	joins      = []string{"-test.run=TestWhoJoins"}
+	relabeled  = []string{"-schedules-labels"}
+	heldBefore = []string{"-test.run=TestAFormerGateway"}
+	lateClaim  = []string{"-test.run=TestALateClaim"}
+	unknownP   = []string{"-test.run=TestAPermitIsNoLonger"}
 )
 
 var mutations = []mutation{
@@ -56,6 +58,9 @@ var mutations = []mutation{
 	{"the answer of a restored etcd is a confirmation", "ownership/lease.go", "if e.Restores != m.restores {", "if false {", restored, 3},
 	{"leases of agents that do not bound their permits are revoked", "plan/revocations.go", "!gone && (!dead(name) || !a.Suspectable) || !holds[name] || !a.Revocable || a.Restarting", "!gone && !dead(name) || !holds[name]", nil, 249},
 	{"the wait for a suspected owner began before the suspicion", "ownership/peer.go", "suspicion{revision: r.Revision, since: now.now}", "suspicion{revision: r.Revision, since: now.now.Add(-joinGrace / 8)}", suspected, 30},
+	{"a node sees less of the owners while a claim of it is on its way", "ownership/sight.go", "due := s.active.Add(m.cfg.Late)", "due := s.active", lateClaim, 0},
+	{"a node sees less of the owners although it holds what a restored etcd says", "ownership/sight.go", "!s.whole || s.restores != p.cluster.Restores", "!s.whole", heldBefore, 0},
+	{"a node that its pool selects sees no more of the owners than before", "plan/bystander.go", "if Gateway(s, f.Node) {", "if false {", relabeled, 1},
 	{"a suspected agent gets a yes", "ownership/node_test.go", "if ok && there && suspected {", "if ok && there && suspected && false {", suspected, 21},
 }
 

@@ -31,7 +31,10 @@ type node struct {
 	stopping     bool
 	frozen       time.Duration // until when the process stands still
 	view         *egress.Snapshot
-	cluster      *plan.Cluster // of view, when the last round began
+	cluster      *plan.Cluster    // of view, when the last round began
+	listed       *egress.Snapshot // what view is of, with all owners
+	partial      bool             // view has the owners of some egress IPs alone
+	widening     bool             // the others are being listed
 	viewTerm     int64
 	viewRestores int           // when it was listed
 	head         head          // of the answers of etcd
@@ -257,9 +260,36 @@ func (n *node) see(s *egress.Snapshot) {
 		n.head.revision = max(n.head.revision, s.Revision)
 	}
 	v := *s
-	v.Restores = n.viewRestores
+	if v.Restores, n.listed = n.viewRestores, s; n.partial {
+		v.Partial, v.Owners = true, map[netip.Addr]egress.Owner{}
+		ip := n.w.ips[n.id%len(n.w.ips)] // of a pod of this node
+		if o, owned := s.Owners[ip]; owned && n.id%3 > 0 {
+			v.Owners[ip] = o
+		}
+	}
 	n.view = &v
 	n.wake()
+}
+
+// watches makes the view what the machine wants it to be. Ranges that are added are listed at the revision of the view; the watches go on meanwhile.
+func (n *node) watches(want Watch) {
+	switch {
+	case want.All && n.partial && !n.widening:
+		n.widening = true
+		n.ask(time.Second, func(*etcd) {}, func(ok bool) {
+			if n.widening = false; !ok || n.viewTerm != n.w.etcd.term {
+				n.wake() // the next round asks again
+				return
+			}
+			n.w.say("%s: sees all owners", n.name)
+			n.partial = false
+			n.see(n.listed)
+		})
+	case !want.All && !n.partial:
+		n.w.say("%s: sees the owners of its pods' IPs alone", n.name)
+		n.partial = true
+		n.in(n.w.between(0, 5*time.Millisecond), func() { n.see(n.listed) })
+	}
 }
 
 // head is what etcd says of itself in an answer: it has another term of raft after a restore.
@@ -454,6 +484,7 @@ func (n *node) round() {
 		}
 		f := plan.Facts{Node: n.name, Uplink: plan.Link{Name: "eth0", Up: true}}
 		effects := n.m.Step(n.clock(), Facts{Facts: f, Dead: func(node string) bool { return n.heard[node[0]-'A'] == dead }})
+		n.watches(effects[1].(Watch))
 		program := func(bool) { n.program(effects[0].(Program).Roles) }
 		if slices.ContainsFunc(effects, func(f Effect) bool { _, confirm := f.(Confirm); return confirm }) {
 			n.beginToAsk()
@@ -670,6 +701,7 @@ func (n *node) boot() {
 	n.life++
 	n.running, n.stopping, n.busy, n.dirty, n.view, n.asking, n.frozen, n.backoff = false, false, false, false, nil, 0, 0, 0
 	n.viewTerm, n.viewRestores, n.head, n.restores, n.resting, n.unanswered = 0, 0, head{}, 0, false, false
+	n.listed, n.partial, n.widening = nil, false, false
 	if n.w.opt.mixedP {
 		n.permit = []time.Duration{200 * time.Millisecond, permitLength, time.Second}[n.w.N(3)]
 	}
@@ -682,7 +714,7 @@ func (n *node) boot() {
 	}
 	n.m = New(Config{
 		Node: n.name, Permit: n.permit, ClaimDelay: claimDelay, Linger: lingerTime, Gossip: n.gossip, Freeze: n.gossip,
-		Process: n.w.Uint64(), Start: n.clock(),
+		Process: n.w.Uint64(), Start: n.clock(), Late: lateTime,
 	})
 	n.w.say("%s: agent begins", n.name)
 	n.w.gossip()

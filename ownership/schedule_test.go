@@ -658,3 +658,67 @@ func TestWhoBecomesAGatewayWhileTheOthersAreCutOffHasToPromise(t *testing.T) {
 		}
 	}
 }
+
+// A gateway claims, and the request takes long; meanwhile its pool selects it no more, so that it need not see all owners any longer. Etcd then gives it
+// the lock: if it did not see that, nobody would answer for the IP.
+func TestALateClaimOfAFormerGatewayIsSeen(t *testing.T) {
+	late := 0
+	for seed := range uint64(300) {
+		var story strings.Builder
+		v := simulate(seed, options{nodes: 5, faults: 6 * time.Second, labels: true, script: func(w *world) {
+			w.label(w.nodes, false)
+			w.label(w.nodes[:1], true)
+			w.run(4 * time.Second)
+			b := w.nodes[1]
+			if !b.partial {
+				w.fail("%s sees all owners, and can claim nothing", b.name)
+			}
+			w.label(w.nodes[1:2], true)
+			w.run(4300 * time.Millisecond)
+			if b.partial {
+				w.fail("%s does not see all owners, and can claim", b.name)
+			}
+			b.slow = w.now + 5*time.Second
+			w.nodes[0].powerOff()
+			w.after(w.between(500*time.Millisecond, 4*time.Second), func() {
+				_, owned := w.etcd.owners[w.ips[0]]
+				w.label(w.nodes[1:2], false)
+				w.after(2*time.Second, func() {
+					if o := w.etcd.owners[w.ips[0]]; !owned && o.Node == b.name {
+						late++
+					}
+				})
+			})
+		}}, &story)
+		if v != "" {
+			t.Fatalf("seed %d: %s\n%s", seed, v, story.String())
+		}
+	}
+	if late == 0 {
+		t.Error("no claim was late")
+	}
+}
+
+// A former gateway sees some owners alone, and etcd is restored to when it held the IP: of that its view says nothing.
+func TestAFormerGatewaySeesWhatItHoldsInARestoredEtcd(t *testing.T) {
+	for seed := range uint64(60) {
+		var story strings.Builder
+		v := simulate(seed, options{nodes: 5, faults: 3 * time.Second, labels: true, restores: true, script: func(w *world) {
+			d := w.nodes[3] // none of its pods uses an egress IP
+			w.label(w.nodes, false)
+			w.label(w.nodes[3:4], true)
+			w.run(4 * time.Second)
+			backup := w.etcd.backup()
+			w.label(w.nodes[:1], true)
+			w.label(w.nodes[3:4], false)
+			w.run(w.now + 5*time.Second)
+			if o := backup.owners[w.ips[0]]; o.Node != d.name || !d.partial {
+				w.fail("%s held %s: want %s, which sees some owners alone: %t", o.Node, w.ips[0], d.name, d.partial)
+			}
+			w.etcd.restore(backup)
+		}}, &story)
+		if v != "" {
+			t.Fatalf("seed %d: %s\n%s", seed, v, story.String())
+		}
+	}
+}

@@ -100,7 +100,7 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	for _, o := range p.cluster.Releases(p.facts) {
 		delete(p.roles, o.IP) // silent first: the lock goes only when the kernel is done
 	}
-	for _, move := range p.cluster.Arrivals(p.facts) {
+	for _, move := range m.arrivals() {
 		news = append(news, t.returned(move.IP)...)
 		p.roles[move.IP] = plan.Arrive
 	}
@@ -118,6 +118,14 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		}
 	}
 	return news
+}
+
+// arrivals returns the planned moves that this node prepares for. A view without all owners does not show how much room it has.
+func (m *Machine) arrivals() []egress.Move {
+	if m.round.cluster.Partial {
+		return nil
+	}
+	return m.round.cluster.Arrivals(m.round.facts)
 }
 
 // returned ends the relaying for the next owner of an IP.

@@ -107,6 +107,7 @@ const (
 	lingerTime   = time.Second
 	leaseTTL     = 3 * time.Second
 	restartGrace = 6 * time.Second
+	lateTime     = 3100 * time.Millisecond // it is sent within a second, and takes 2 s at most
 )
 
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)

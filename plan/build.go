@@ -49,6 +49,8 @@ type Desired struct {
 	Unknown []string
 	// Follow are the egresses whose members on all nodes the node has to know, sorted.
 	Follow []string
+	// Owners are the egress IPs of the node's pods, whose owners it has to know.
+	Owners []netip.Addr
 }
 
 // Build returns what the kernel of the node has to hold when it has the given roles. An IP that is not in roles has the role None.
@@ -148,6 +150,7 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 			continue // of the latter, the kernel keeps what it has
 		}
 		for _, a := range policy.Addresses {
+			d.Owners = append(d.Owners, a.IP)
 			for _, b := range members.Blocks {
 				if a.IP == b.IP && b.Fault() == nil {
 					d.Blocks[a.ID] = append(d.Blocks[a.ID], b)

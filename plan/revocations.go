@@ -72,15 +72,21 @@ func Revocations(s *egress.Snapshot, node string, living map[string]egress.Agent
 	for _, o := range s.Owners {
 		holds[o.Node] = true
 	}
+	able := map[string]egress.Agent{}
+	from := living
+	if from == nil { // what the others' gossip says is not known
+		from = s.Agents
+	}
+	for name, a := range from { // those that no pool selects may not see who holds what
+		if Gateway(s, name) {
+			able[name] = a
+		}
+	}
 	var out []Revocation
 	for name, a := range s.Agents {
 		gone := Gone(s, name)
 		if name == node || !gone && (!dead(name) || !a.Suspectable) || !holds[name] || !a.Revocable || a.Restarting {
 			continue
-		}
-		able := living
-		if able == nil { // what the others' gossip says is not known
-			able = s.Agents
 		}
 		out = append(out, Revocation{Agent: a, Gone: gone, Alive: !dead(name), Rank: rankFor(name, node, able)})
 	}

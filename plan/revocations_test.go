@@ -62,7 +62,7 @@ func TestRevocations(t *testing.T) {
 	for _, tt := range tests {
 		t.Run(tt.name, func(t *testing.T) {
 			ip := netip.MustParseAddr("10.0.0.1")
-			s := known(&egress.Snapshot{Agents: tt.agents, Owners: map[netip.Addr]egress.Owner{ip: {IP: ip, Node: tt.owner}}}, tt.gone...)
+			s := known(&egress.Snapshot{Pools: map[string]egress.Pool{"p": {Name: "p"}}, Agents: tt.agents, Owners: map[netip.Addr]egress.Owner{ip: {IP: ip, Node: tt.owner}}}, tt.gone...)
 			var got []string
 			dead := func(n string) bool { return slices.Contains(tt.dead, n) }
 			for _, r := range Revocations(s, tt.node, Living(s, tt.node, dead), dead) {
@@ -77,7 +77,7 @@ func TestRevocations(t *testing.T) {
 
 func TestEachRevokerHasARankOfItsOwn(t *testing.T) {
 	ip := netip.MustParseAddr("10.0.0.1")
-	s := &egress.Snapshot{Agents: map[string]egress.Agent{}, Owners: map[netip.Addr]egress.Owner{ip: {IP: ip, Node: "a"}}}
+	s := &egress.Snapshot{Pools: map[string]egress.Pool{"p": {Name: "p"}}, Agents: map[string]egress.Agent{}, Owners: map[netip.Addr]egress.Owner{ip: {IP: ip, Node: "a"}}}
 	for _, n := range []string{"a", "b", "c", "d"} {
 		s.Agents[n] = egress.Agent{Node: n, Revocable: true, Suspectable: true}
 	}

@@ -12,38 +12,56 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// View is what the agent of one node sees of etcd: pools, egresses, nodes, Service CIDRs, pods' ranges, agents, owners, moves, pins, cordons, suspicions, the members of its
-// own node, and those of the egresses that it follows. It is safe for concurrent use.
+// View is what the agent of one node sees of etcd: pools, egresses, nodes, Service CIDRs, pods' ranges, agents, moves, pins, cordons, suspicions, the
+// members of its own node, and what its Scope says. It is safe for concurrent use.
 type View struct {
 	node  string
 	cache *Cache
 
-	mu       sync.Mutex // guards what follows
-	followed []string
-	is       state    // of last
-	asked    []string // followed, when last was made
-	tables   *tables
-	last     *egress.Snapshot
+	mu     sync.Mutex // guards what follows
+	scope  Scope
+	is     state // of last
+	asked  Scope // when last was made
+	tables *tables
+	last   *egress.Snapshot
 }
 
-// NewView returns the view of a node. It is empty until Run has listed it.
+// Scope is what the view of a node watches beside what that of every node does.
+type Scope struct {
+	Egresses []string // those whose members it watches, on all nodes
+	// Narrow: it watches the owners of the egress IPs Owners alone. Else it watches all.
+	Narrow bool
+	Owners []netip.Addr
+}
+
+func (s Scope) equal(o Scope) bool {
+	return slices.Equal(s.Egresses, o.Egresses) && s.Narrow == o.Narrow && slices.Equal(s.Owners, o.Owners)
+}
+
+// NewView returns the view of a node, of the zero Scope. It is empty until Run has listed it.
 func (c *Client) NewView(node string) *View {
-	k := c.NewCache(ViewRanges(node)...)
+	k := c.NewCache(ViewRanges(node, Scope{})...)
 	k.Track()
 	return &View{node: node, cache: k, tables: newTables(node)}
 }
 
-// ViewRanges returns the ranges that the view of a node watches while it follows some egresses.
-func ViewRanges(node string, followed ...string) []string {
+// ViewRanges returns the ranges that the view of a node watches.
+func ViewRanges(node string, scope Scope) []string {
 	ranges := append(slices.Clone(control), MembersByNodeKey(node, ""))
-	for _, name := range followed {
+	for _, name := range scope.Egresses {
 		ranges = append(ranges, MembersByEgressKey(name, ""))
+	}
+	if !scope.Narrow {
+		return append(ranges, OwnerPrefix)
+	}
+	for _, ip := range scope.Owners {
+		ranges = append(ranges, OwnerKey(ip))
 	}
 	return ranges
 }
 
 // control are the prefixes of the records that every agent watches whole.
-var control = []string{PoolPrefix, EgressPrefix, NodePrefix, ServicePrefix, PodPrefix, AgentPrefix, OwnerPrefix, MovePrefix, PinPrefix, CordonPrefix, SuspicionPrefix, PermitKey}
+var control = []string{PoolPrefix, EgressPrefix, NodePrefix, ServicePrefix, PodPrefix, AgentPrefix, MovePrefix, PinPrefix, CordonPrefix, SuspicionPrefix, PermitKey}
 
 // Run keeps the view equal to etcd until ctx ends, and then returns the error of ctx; see Cache.Run.
 func (v *View) Run(ctx context.Context) error { return v.cache.Run(ctx) }
@@ -70,16 +88,16 @@ func (v *View) Snapshot() *egress.Snapshot {
 	if !ok {
 		return nil
 	}
-	if v.last != nil && len(changed) == 0 && slices.Equal(is.whole, v.is.whole) && is.restores == v.is.restores && slices.Equal(v.asked, v.followed) {
+	if v.last != nil && len(changed) == 0 && slices.Equal(is.whole, v.is.whole) && is.restores == v.is.restores && v.asked.equal(v.scope) {
 		return v.last
 	}
 	for key, r := range changed {
 		v.tables.apply(key, r, v.last == nil)
 	}
-	v.last, v.is, v.asked = v.tables.snapshot(is.revision), is, v.followed
-	v.last.Restores = is.restores
+	v.last, v.is, v.asked = v.tables.snapshot(is.revision), is, v.scope
+	v.last.Restores, v.last.Partial = is.restores, !slices.Contains(is.whole, OwnerPrefix)
 	v.last.Followed = map[string]bool{}
-	for _, name := range v.followed {
+	for _, name := range v.scope.Egresses {
 		if slices.Contains(is.whole, MembersByEgressKey(name, "")) {
 			v.last.Followed[name] = true
 		}
@@ -87,17 +105,21 @@ func (v *View) Snapshot() *egress.Snapshot {
 	return v.last
 }
 
-// Follow says which egresses to see the members of, on all nodes. Those of new ones come with a later snapshot. It costs nothing when
-// they are the same as before.
-func (v *View) Follow(egresses []string) {
+// Watch says what to see from now on. What is new comes with a later snapshot, and until then the snapshots say that it is not there: see
+// egress.Snapshot.Followed and Partial. It costs nothing when the scope is the same as before.
+func (v *View) Watch(scope Scope) {
 	v.mu.Lock()
 	defer v.mu.Unlock()
-	names := slices.Compact(slices.Sorted(slices.Values(egresses)))
-	if slices.Equal(names, v.followed) {
+	scope.Egresses = slices.Compact(slices.Sorted(slices.Values(scope.Egresses)))
+	scope.Owners = slices.Compact(slices.SortedFunc(slices.Values(scope.Owners), netip.Addr.Compare))
+	if !scope.Narrow {
+		scope.Owners = nil
+	}
+	if scope.equal(v.scope) {
 		return
 	}
-	v.followed = names
-	v.cache.SetPrefixes(ViewRanges(v.node, names...)...)
+	v.scope = scope
+	v.cache.SetPrefixes(ViewRanges(v.node, scope)...)
 }
 
 // Everything is all that etcd holds but the members, the blocks of ports and the ids.
@@ -108,7 +130,7 @@ type Everything struct {
 
 // ReadAll reads everything at one revision. Records that cannot be read are in Faults.
 func (c *Client) ReadAll(ctx context.Context) (Everything, error) {
-	list, err := c.list(ctx, append(slices.Clone(control), AllocationPrefix), 0)
+	list, err := c.list(ctx, append(slices.Clone(control), OwnerPrefix, AllocationPrefix), 0)
 	if err != nil {
 		return Everything{}, fmt.Errorf("reading etcd: %w", err)
 	}

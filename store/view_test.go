@@ -192,7 +192,7 @@ func TestSnapshotsNeverChangeAndAreOneWhileNothingDoes(t *testing.T) {
 	put(t, c, EgressKey("e"), policy)
 	put(t, c, MembersByEgressKey("e", "n1"), members("e", "n1", "10.244.1.1"))
 	v := viewed(t, c)
-	v.Follow([]string{"e"})
+	v.Watch(Scope{Egresses: []string{"e"}})
 	until(t, "the members", v.Changed(), func() bool { return len(v.Snapshot().ByEgress["e"]) == 1 })
 	first := v.Snapshot()
 	if again := v.Snapshot(); again != first {
@@ -226,7 +226,7 @@ func TestFollowBringsMembersAndTakesThemAway(t *testing.T) {
 	}
 	v := viewed(t, c)
 	for _, step := range [][]string{{"e"}, names, {"e", "e7", "e"}, {"e7", "e"}, nil} {
-		v.Follow(step)
+		v.Watch(Scope{Egresses: step})
 		want := map[string]bool{}
 		for _, name := range step {
 			want[name] = true
@@ -241,12 +241,73 @@ func TestFollowBringsMembersAndTakesThemAway(t *testing.T) {
 			t.Errorf("followed (-want +got):\n%s", diff)
 		}
 	}
-	v.Follow([]string{"without"})
+	v.Watch(Scope{Egresses: []string{"without"}})
 	if v.Snapshot().Followed["without"] {
 		t.Error("members are said to be known that nobody has asked for")
 	}
 	until(t, "to be told that an egress has no members", v.Changed(), func() bool { return v.Snapshot().Followed["without"] })
-	v.Follow([]string{"e"})
+	v.Watch(Scope{Egresses: []string{"e"}})
 	put(t, c, MembersByEgressKey("e", "n3"), members("e", "n3", "10.244.3.1"))
 	until(t, "a new node's members", v.Changed(), func() bool { return len(v.Snapshot().ByEgress["e"]) == 2 })
+}
+
+func TestANarrowViewHasTheOwnersThatWereAskedForAndSaysSo(t *testing.T) {
+	c := dial(t, start(t))
+	l := grant(t, c, time.Minute)
+	const last = 40
+	claim := func(n int) {
+		o := egress.Owner{IP: addr(fmt.Sprintf("10.0.0.%d", n)), Node: "n1", Since: noon, Why: egress.ReasonClaim}
+		if ok, err := c.Claim(t.Context(), l, o, Former{}); !ok || err != nil {
+			t.Error(ok, err)
+		}
+	}
+	claim(1)
+	claim(10) // its key begins with that of the other
+	v := viewed(t, c)
+	if s := v.Snapshot(); s.Partial || len(s.Owners) != 2 {
+		t.Fatalf("at first: partial %t, %v", s.Partial, s.Owners)
+	}
+	narrow := Scope{Narrow: true, Owners: []netip.Addr{ip1, ip2, ip1}}
+	v.Watch(narrow)
+	until(t, "the narrow view", v.Changed(), func() bool { return v.Snapshot().Partial })
+	if s := v.Snapshot(); len(s.Owners) != 1 || s.Owners[ip1].Node != "n1" {
+		t.Errorf("narrow: %v", s.Owners)
+	}
+	// The owner of one egress IP after the other comes, and the view is changed all the time.
+	claimed := make(chan struct{})
+	go func() {
+		defer close(claimed)
+		for n := 2; n <= last; n++ {
+			if n != 10 {
+				claim(n)
+			}
+		}
+	}()
+	steps, whole := 0, 0
+	until(t, "the last owner", v.Changed(), func() bool {
+		s := v.Snapshot()
+		missing := false
+		for n := 1; n <= last; n++ {
+			_, owned := s.Owners[addr(fmt.Sprintf("10.0.0.%d", n))]
+			switch {
+			case s.Partial && owned && n > 2:
+				t.Fatalf("step %d: the owner of 10.0.0.%d is seen", steps, n)
+			case !s.Partial && owned && missing && n != 10:
+				t.Fatalf("step %d: all are said to be there, and one before 10.0.0.%d is not: %v", steps, n, s.Owners)
+			}
+			missing = missing || !owned
+		}
+		if !s.Partial {
+			whole++
+		}
+		switch steps++; steps % 2 {
+		case 0:
+			v.Watch(narrow)
+		default:
+			v.Watch(Scope{})
+		}
+		return !s.Partial && len(s.Owners) == last
+	})
+	<-claimed
+	t.Logf("%d steps, %d with all owners", steps, whole)
 }

@@ -21,7 +21,7 @@ type Whole struct {
 }
 
 // wholePrefixes are the prefixes of the records of a Whole.
-var wholePrefixes = append(slices.Clone(control), AllocationPrefix, MembersByEgress, MembersByNode, BlockPrefix, CrdsyncElection.prefix())
+var wholePrefixes = append(slices.Clone(control), OwnerPrefix, AllocationPrefix, MembersByEgress, MembersByNode, BlockPrefix, CrdsyncElection.prefix())
 
 // ReadWhole reads all that etcd holds at one revision. Records that cannot be read are in Faults.
 func (c *Client) ReadWhole(ctx context.Context) (Whole, error) {

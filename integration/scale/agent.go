@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync/atomic"
 	"time"
 
@@ -27,11 +28,11 @@ const (
 
 // simulated is the agent of one node of the fleet.
 type simulated struct {
-	fleet    *fleet
-	number   int
-	record   egress.Agent
-	followed []string // the egresses whose IPs it holds
-	holds    []netip.Addr
+	fleet  *fleet
+	number int
+	record egress.Agent
+	scope  store.Scope // the egresses whose IPs it holds, or the owners that its pods need
+	holds  []netip.Addr
 
 	store   *store.Client
 	lease   *store.Lease
@@ -104,7 +105,7 @@ func (a *simulated) claim(ctx context.Context, p egress.Policy) error {
 		}
 		a.holds = append(a.holds, ip.IP)
 	}
-	a.followed = append(a.followed, p.Name)
+	a.scope.Egresses = append(a.scope.Egresses, p.Name)
 	return nil
 }
 
@@ -119,12 +120,15 @@ func (a *simulated) watch(revision int64) error {
 	if err != nil {
 		return fmt.Errorf("watching: %w", err)
 	}
-	ranges := store.ViewRanges(a.record.Node, a.followed...)
+	ranges := store.ViewRanges(a.record.Node, a.scope)
 	created, ask := make(chan error, 2), make(chan struct{}, 1)
 	a.running.Go(func() error { created <- a.receive(stream, len(ranges), created, ask); return nil })
 	for _, r := range ranges {
 		key := a.store.Prefix() + r
-		create := &pb.WatchCreateRequest{Key: []byte(key), RangeEnd: []byte(clientv3.GetPrefixRangeEnd(key)), StartRevision: revision + 1}
+		create := &pb.WatchCreateRequest{Key: []byte(key), StartRevision: revision + 1}
+		if strings.HasSuffix(key, "/") { // else it is one key
+			create.RangeEnd = []byte(clientv3.GetPrefixRangeEnd(key))
+		}
 		if err := stream.Send(&pb.WatchRequest{RequestUnion: &pb.WatchRequest_CreateRequest{CreateRequest: create}}); err != nil {
 			return fmt.Errorf("watching %s: %w", key, err)
 		}
@@ -177,7 +181,8 @@ func (a *simulated) receive(stream pb.Watch_WatchClient, watches int, created ch
 // list reads what the view of an agent that starts reads, and returns at what revision.
 func (a *simulated) list(ctx context.Context) (revision int64, err error) {
 	size := 0
-	for ranges := range slices.Chunk(store.ViewRanges(a.record.Node, a.followed...), 100) {
+	all := store.Scope{Egresses: a.scope.Egresses} // an agent that begins reads the owners of all egress IPs
+	for ranges := range slices.Chunk(store.ViewRanges(a.record.Node, all), 100) {
 		var ops []clientv3.Op
 		for _, r := range ranges {
 			ops = append(ops, clientv3.OpGet(a.store.Prefix()+r, clientv3.WithPrefix(), clientv3.WithRev(revision)))

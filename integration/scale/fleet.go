@@ -26,6 +26,7 @@ import (
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/gossip"
 	"github.com/egret-project/egret/integration/lab"
+	"github.com/egret-project/egret/store"
 )
 
 // helperName is the command of the fleet: a process of its own, on the control host, so that its memory and its network are its own.
@@ -201,6 +202,19 @@ func (f *fleet) join(ctx context.Context) error {
 		return nil
 	}); err != nil {
 		return fmt.Errorf("claiming: %w", err)
+	}
+	used := map[int][]netip.Addr{} // by the pods of a node
+	for pod := range f.cfg.Cluster.Pods {
+		n := f.cfg.Cluster.node(pod)
+		for _, ip := range all.Egresses[f.cfg.Cluster.egress(pod, f.cfg.Cluster.app(pod))].Addresses {
+			used[n] = append(used[n], ip.IP)
+		}
+	}
+	for _, a := range f.agents {
+		if !a.gateway() {
+			slices.SortFunc(used[a.number], netip.Addr.Compare)
+			a.scope = store.Scope{Narrow: true, Owners: slices.Compact(used[a.number])}
+		}
 	}
 	step("locks")
 	if err := f.gossip(gateways); err != nil {
