@@ -93,22 +93,22 @@ func (s *site) faultsOfNodes() []fault {
 			s.heal(node, "peers")()
 			s.heal(node, "etcd")()
 		}, nil, true},
+		// A disk that is slow again and again, and processors that are.
+		{"EgretEtcdSlow", func() {
+			s.stall("EgretEtcdSlow", 200*time.Millisecond, "etcd")
+		}, nil, true},
+		{"EgretPermitMarginLow " + holder, func() {
+			s.stall("EgretPermitMarginLow "+s.holder(""), 440*time.Millisecond, "agent-node-1", "agent-node-2", "agent-node-3")
+		}, nil, true},
 	}
 }
 
 // faultsWhileFull are those of an etcd that is full, of which crdsync has failed often enough after a minute, and others meanwhile.
 func (s *site) faultsWhileFull() []fault {
 	return []fault{
-		// A disk that is slow again and again, and processors that are.
-		{"EgretEtcdSlow", func() {
+		{"EgretPacketsDropped node-1 10.10.0.11", func() {
 			s.fillEtcd()
 			s.pool("late", "10.10.0.17", "10.10.0.17") // which crdsync cannot write
-			s.stall("EgretEtcdSlow", 200*time.Millisecond, "etcd")
-		}, nil, true},
-		{"EgretPermitMarginLow " + holder, func() {
-			s.stall("EgretPermitMarginLow "+s.holder(""), 440*time.Millisecond, "agent-node-1", "agent-node-2", "agent-node-3")
-		}, nil, true},
-		{"EgretPacketsDropped node-1 10.10.0.11", func() {
 			s.in("node", "node-1", "nft add table ip other")()
 			s.in("node", "node-1", "nft add chain ip other post { type nat hook postrouting priority -199 ; }")()
 			s.in("node", "node-1", "nft insert rule ip other post ip saddr 10.244.0.0/16 snat to 10.10.0.101")()
