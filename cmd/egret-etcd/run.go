@@ -50,7 +50,7 @@ func runCommand() *cobra.Command {
 	s.StringVar(&m.initialCluster, "initial-cluster", "", "all members, as name=https://host:port, comma separated")
 	s.StringVar(&m.token, "initial-cluster-token", "egret", "what tells this cluster from others")
 	s.StringVar(&m.hostIP, "host-ip", "", "address of this node that clients dial")
-	s.StringVar(&m.listenIP, "listen-ip", "", "address to listen on for clients and members (default: all)")
+	s.StringVar(&m.listenIP, "listen-ip", "", "address to listen on for clients and members (default: all, of the family of --host-ip)")
 	s.IntVar(&m.clientPort, "client-port", 8483, "port for clients")
 	s.IntVar(&m.peerPort, "peer-port", 8484, "port for members")
 	s.IntVar(&m.statusPort, "status-port", 8485, "port on 127.0.0.1 for /health, /readyz, /livez and /metrics; 0: none")
@@ -95,7 +95,14 @@ func (m *member) config() (*embed.Config, error) {
 	}
 	cfg := embed.NewConfig()
 	cfg.Name, cfg.Dir, cfg.InitialCluster, cfg.InitialClusterToken = m.name, m.dataDir, m.initialCluster, m.token
-	cfg.ListenClientUrls, cfg.ListenPeerUrls = at("https", m.listenIP, m.clientPort), at("https", m.listenIP, m.peerPort)
+	listen := m.listenIP
+	if listen == "" { // etcd takes addresses alone
+		listen = netip.IPv4Unspecified().String()
+		if host.Is6() {
+			listen = netip.IPv6Unspecified().String()
+		}
+	}
+	cfg.ListenClientUrls, cfg.ListenPeerUrls = at("https", listen, m.clientPort), at("https", listen, m.peerPort)
 	cfg.AdvertiseClientUrls, cfg.AdvertisePeerUrls = at("https", host.String(), m.clientPort), own
 	cfg.ListenMetricsUrls = nil
 	if m.statusPort != 0 {
