@@ -201,6 +201,7 @@ func TestMembersServeWhoShowsACertificateAndComeBackFromASnapshot(t *testing.T) 
 		t.Errorf("member 2 has %q", got)
 	}
 	i.servesNobodyElse()
+	i.proves()
 	i.isBounded()
 	i.showsANewCertificateWithoutARestart()
 
@@ -260,6 +261,17 @@ func (i *installation) snapshot(args ...string) string {
 		i.Fatalf("egret-etcd snapshot says %q", out.String())
 	}
 	return m[1]
+}
+
+// proves checks that a snapshot is taken of who has the name that was asked for, and not the address that was dialed, alone.
+func (i *installation) proves() {
+	i.Helper()
+	c := root()
+	c.SetOut(io.Discard)
+	c.SetArgs([]string{"snapshot", "--certs", filepath.Join(i.dir, "egret-etcd-root"), "--etcd-server-name", "another.svc", "--endpoints", i.endpoint(0), "--dir", i.TempDir()})
+	if err := c.ExecuteContext(i.Context()); err == nil {
+		i.Error("a snapshot was taken of a member that is not another.svc")
+	}
 }
 
 // A client without a certificate, or with one of another CA, is no client; and a client is no member.

@@ -17,6 +17,7 @@ import (
 	clientsnapshot "go.etcd.io/etcd/client/v3/snapshot"
 	"go.etcd.io/etcd/etcdutl/v3/snapshot"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
 )
 
 // answerTimeout is how long a member has to say that it is there.
@@ -56,7 +57,7 @@ func (s *taking) run(ctx context.Context, w io.Writer) error {
 		return fmt.Errorf("--keep %d: want 0 or more", s.keep)
 	}
 	info := transport.TLSInfo{
-		CertFile: filepath.Join(s.certs, "tls.crt"), KeyFile: filepath.Join(s.certs, "tls.key"), TrustedCAFile: filepath.Join(s.certs, "ca.crt"), ServerName: s.serverName,
+		CertFile: filepath.Join(s.certs, "tls.crt"), KeyFile: filepath.Join(s.certs, "tls.key"), TrustedCAFile: filepath.Join(s.certs, "ca.crt"),
 	}
 	tls, err := info.ClientConfig()
 	if err != nil {
@@ -68,6 +69,9 @@ func (s *taking) run(ctx context.Context, w io.Writer) error {
 	var errs []error
 	for _, endpoint := range s.endpoints {
 		cfg := clientv3.Config{Endpoints: []string{endpoint}, TLS: tls, DialTimeout: answerTimeout, Logger: zap.NewNop()}
+		if s.serverName != "" { // gRPC checks the host that is dialed, whatever TLSInfo says
+			cfg.DialOptions = []grpc.DialOption{grpc.WithAuthority(s.serverName)}
+		}
 		// A member that is not there would use up all the time.
 		if err := answers(ctx, cfg); err != nil {
 			errs = append(errs, fmt.Errorf("asking %s: %w", endpoint, err))
