@@ -22,6 +22,7 @@ func TestAProgramThatTheListLacksFailsTheTestByItsName(t *testing.T) {
 	need.Root(t)
 	calls := func(t *testing.T) {
 		netns.Enter(t)
+		netns.Run(t, "ip link show lo")
 		netns.Run(t, "sysctl -n net.ipv4.ip_forward")
 		netns.Run(t, "conntrack -V")
 	}
