@@ -118,6 +118,8 @@ func sixth(t *testing.T, c *cluster) {
 		}
 		c.leaves([]pod{p}, c.nodeIP(p.node), 5*time.Second) // by IPv4 no egress selects it
 	}
+	out, err := c.operator("status")
+	t.Logf("egret status: %v\n%s", err, out)
 }
 
 // restartedCNI replaces flannel's pods on all nodes. It looks for a node's address anew then, and must not take for it what a

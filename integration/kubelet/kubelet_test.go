@@ -59,10 +59,10 @@ func TestAnInstalledEgret(t *testing.T) {
 		{"the bundled etcd, and helm install", []step{
 			{install, helmInstalled},
 			{"pods of two Deployments leave as the guide's example says", guide},
+			{"an operator's machine reaches etcd through the cluster", operated},
 			{"selected pods reach other pods with their own addresses", amongPods},
 			{"an IPv6 egress beside them", sixth},
 			{"the CNI is restarted on all nodes without a packet lost", restartedCNI},
-			{"an operator's machine reaches etcd through the cluster", operated},
 			{"no two replicas of crdsync are on one node", keptApart},
 			{"a node whose kubelet and containerd are dead serves on", deadKubelet},
 			{"a new version is rolled out, and the old one again, without a packet lost", rolled},

@@ -66,7 +66,7 @@ func operated(t *testing.T, c *cluster) {
 		t.Helper()
 		out, err := c.operator(args...)
 		if err != nil {
-			t.Fatal(err)
+			t.Fatalf("%v\n%s", err, out)
 		}
 		return out
 	}
