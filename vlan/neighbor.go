@@ -79,6 +79,23 @@ func (l *Links) turnOff(link string) error {
 	return os.WriteFile(l.proxyDelay(link), []byte(delay), 0)
 }
 
+// abandoned returns the links that are as turnOn leaves them, and have no entries any more: the kernel deletes those of a link that goes down.
+func (l *Links) abandoned(have map[string]answered) (map[string]answered, error) {
+	links, err := whole("links", l.handle.LinkList)
+	if err != nil {
+		return nil, err
+	}
+	out := map[string]answered{}
+	for _, dev := range links {
+		name := dev.Attrs().Name
+		delay := setting(l.proxyDelay(name))
+		if _, known := have[name]; !known && (delay == wasOff || delay == wasOn) && setting(l.proxyNDP(name)) == "1" {
+			out[name] = answered{}
+		}
+	}
+	return out, nil
+}
+
 func group(ip netip.Addr) netip.Prefix {
 	g, _ := ndp.SolicitedNodeMulticast(ip) // fails for none that is of IPv6
 	return netip.PrefixFrom(g, g.BitLen())
@@ -200,9 +217,6 @@ func (c *Changes) diffAnswers(have map[string]answered, want map[string][]netip.
 			continue
 		}
 		add := func(line string, run func(*Links) error) { c.adds = append(c.adds, op{line: line, run: run}) }
-		if !have[link].ready {
-			add(fmt.Sprintf("sysctl -w net/ipv6/neigh/%s/proxy_delay=0 net/ipv6/conf/%[1]s/proxy_ndp=1", link), func(l *Links) error { return l.turnOn(link) })
-		}
 		groups := map[netip.Prefix]bool{}
 		for _, ip := range ips {
 			if g := group(ip); !groups[g] && !slices.Contains(have[link].groups, g) {
@@ -214,6 +228,9 @@ func (c *Changes) diffAnswers(have map[string]answered, want map[string][]netip.
 					return l.proxy(unix.RTM_NEWNEIGH, rtnetlink.Create|rtnetlink.Replace, link, ip)
 				})
 			}
+		}
+		if !have[link].ready { // last: without entries of ours, nobody would look at it again
+			add(fmt.Sprintf("sysctl -w net/ipv6/neigh/%s/proxy_delay=0 net/ipv6/conf/%[1]s/proxy_ndp=1", link), func(l *Links) error { return l.turnOn(link) })
 		}
 	}
 	if keep {
@@ -227,7 +244,7 @@ func (c *Changes) diffAnswers(have map[string]answered, want map[string][]netip.
 				groups[group(ip)] = true
 			}
 		}
-		if len(groups) == 0 { // first: without entries of ours, nobody would look at it again
+		if len(groups) == 0 { // first, for the same reason
 			remove(fmt.Sprintf("sysctl -w net/ipv6/conf/%s/proxy_ndp=0 net/ipv6/neigh/%[1]s/proxy_delay=80", link),
 				func(l *Links) error { return l.turnOff(link) })
 		}
