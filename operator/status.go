@@ -54,7 +54,7 @@ func Status(ctx context.Context, c *store.Client, format string, w io.Writer) er
 func status(whole store.Whole, space store.Space, now time.Time, format string, w io.Writer) error {
 	o := overview{Leader: whole.Leader, Nodes: map[string]int{"all": len(whole.Nodes)}, Egresses: map[string]int{"all": len(whole.Egresses)}, Pools: map[string]string{}}
 	o.Troubles = troublesOf(whole, space)
-	o.Etcd = fmt.Sprintf("%d members, revision %d", len(space.Members), space.Revision)
+	o.Etcd = fmt.Sprintf("%d members, revision %d", space.Count, space.Revision)
 	for _, name := range slices.Sorted(maps.Keys(whole.Nodes)) {
 		if _, alive := whole.Agents[name]; alive {
 			o.Nodes["alive"]++

@@ -202,7 +202,7 @@ func TestTraceHasEachFamily(t *testing.T) {
 }
 
 func TestStatusIsOneScreenWithAnExitStatus(t *testing.T) {
-	space := store.Space{Members: make([]store.Member, 3), Revision: 42}
+	space := store.Space{Members: make([]store.Member, 3), Count: 3, Revision: 42}
 	for name, tt := range map[string]struct {
 		change func(*store.Whole)
 		status int

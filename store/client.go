@@ -53,6 +53,8 @@ type Config struct {
 	Username, Password string
 	DialTimeout        time.Duration // how long Dial tries; 0: DefaultDialTimeout
 	MemberInterval     time.Duration // how often etcd's members are asked for, to reach them too; 0: DefaultMemberInterval
+	// Relayed says that the one endpoint leads to some member of etcd. The others cannot be asked, so nothing is concluded from their silence.
+	Relayed bool
 	Log                *slog.Logger  // nil: nothing is logged
 	// By is the person for whom the Client moves, pins and cordons, as the records of that say; empty: it does so for no person, and writes none.
 	By string
@@ -64,6 +66,7 @@ type Client struct {
 	prefix    string
 	log       *slog.Logger
 	by        string
+	relayed   bool
 	caches    atomic.Int64 // how many were made: each has a watch stream of its own
 	heads     heads
 	newest    atomic.Int64 // the revision that etcd had when it last answered Confirm, or a later one that it has shown since
@@ -104,7 +107,7 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		log = slog.New(slog.DiscardHandler)
 	}
 	timeout := cmp.Or(cfg.DialTimeout, DefaultDialTimeout)
-	c := &Client{prefix: prefix, log: log, by: cfg.By}
+	c := &Client{prefix: prefix, log: log, by: cfg.By, relayed: cfg.Relayed}
 	var err error
 	options := []grpc.DialOption{grpc.WithConnectParams(grpc.ConnectParams{
 		// gRPC waits up to 120 s before it connects again, and 20 s for a connection: longer than any lease.

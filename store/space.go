@@ -48,9 +48,11 @@ func Megabytes(n int64) string { return fmt.Sprintf("%.1f MB", float64(n)/(1<<20
 // Space is how much room etcd has.
 type Space struct {
 	Members  []Member // by name; those that answered
+	Count    int      // of all members
 	Revision int64    // the newest
 	NoSpace  bool     // the alarm NOSPACE is raised: nothing is written
-	// Fault is why not all members are well, nil: they are. One that does not answer, is not reached by any endpoint, or learns, is not.
+	// Fault is why not all members are well, nil: they are. One that does not answer, is not reached by any endpoint, or learns, is not. Of a Client that
+	// is Relayed it is about the member that answered.
 	Fault error
 }
 
@@ -69,7 +71,7 @@ func (c *Client) Space(ctx context.Context) (Space, error) {
 		wg.Go(func() { answers[i] = c.spaceAt(ctx, e) })
 	}
 	wg.Wait()
-	var s Space
+	s := Space{Count: len(list.Members)}
 	for _, m := range list.Members {
 		var is *Member
 		for _, a := range answers {
@@ -83,11 +85,15 @@ func (c *Client) Space(ctx context.Context) (Space, error) {
 		switch {
 		case m.IsLearner:
 			s.Fault = errors.Join(s.Fault, fmt.Errorf("member %s learns", m.Name))
+		case is == nil && c.relayed:
 		case is == nil:
 			s.Fault = errors.Join(s.Fault, fmt.Errorf("member %s does not answer at any of %q", m.Name, endpoints))
 		default:
 			s.Members = append(s.Members, *is)
 		}
+	}
+	if c.relayed && len(s.Members) == 0 {
+		s.Fault = errors.Join(s.Fault, fmt.Errorf("no member answers at %q", endpoints))
 	}
 	slices.SortFunc(s.Members, func(a, b Member) int { return strings.Compare(a.Name, b.Name) })
 	return s, nil

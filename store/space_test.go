@@ -136,8 +136,12 @@ func TestSpaceNamesTheMemberThatIsNotWell(t *testing.T) {
 		t.Errorf("%d members lead", leads)
 	}
 	stuck := other(cluster.Leader())
+	relayed := dialConfig(t, Config{Endpoints: cluster.Endpoints()[cluster.Leader():][:1], MemberInterval: time.Hour, Relayed: true})
 	cluster.Member(stuck).Freeze()
 	defer cluster.Member(stuck).Mend()
+	if space, err := relayed.Space(t.Context()); err != nil || space.Fault != nil || space.Count != 3 || len(space.Members) != 1 {
+		t.Errorf("by a way to one member: space %+v, %v: want three members, and nothing said of those that cannot be asked", space, err)
+	}
 	space, err = c.Space(t.Context())
 	if want := fmt.Sprintf("etcd%d does not answer", stuck+1); err != nil || space.Fault == nil || !strings.Contains(space.Fault.Error(), want) {
 		t.Errorf("space %+v, %v: want that %s", space, err, want)

@@ -122,7 +122,7 @@ func (f *etcdFlags) dialThrough(ctx context.Context, log *slog.Logger) (*store.C
 		return nil, err
 	}
 	// The members' own addresses are the cluster's: etcd is not asked for them.
-	cfg := store.Config{Prefix: f.prefix, DialTimeout: f.dialTimeout, MemberInterval: 24 * time.Hour, Log: log}
+	cfg := store.Config{Prefix: f.prefix, DialTimeout: f.dialTimeout, MemberInterval: 24 * time.Hour, Relayed: true, Log: log}
 	if f.prefix == store.DefaultPrefix {
 		cfg.Prefix = is.prefix
 	}
