@@ -45,13 +45,11 @@ test: export EGRET_NEEDS := $(CURDIR)/bin/needs
 test:
 	mkdir -p bin && rm -f $(EGRET_NEEDS)
 	integration/tools bin/path
-	env PATH=$(CURDIR)/bin/path integration/kube/build kubelet # in one go, for all that follows
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-unit
 	env PATH=$(CURDIR)/bin/path $(MAKE) -j2 --output-sync=target test-schedules test-alerts
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-fuzz
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-vm
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-integration
-	env PATH=$(CURDIR)/bin/path $(MAKE) test-kubelet
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-faults
 	go run ./internal/need/needcheck $(EGRET_NEEDS)
 
@@ -87,8 +85,8 @@ test-integration: build kube
 test-vm: tools
 	integration/vm/test
 
-# Egret installed on a cluster of kubelets, upgraded, drained, restored, uninstalled: by the commands of docs/install.md. make test-kubelet CNI=flannel: with
-# flannel's manifest as its CNI; CNI=flannel-nftables: with EnableNFTables in it.
+# Egret installed on a cluster of kubelets, upgraded, drained, restored, uninstalled: by the commands of docs/install.md. It needs
+# cgroups v1, and is not yet part of `make test`. make test-kubelet CNI=flannel: with flannel's manifest as its CNI; CNI=flannel-nftables: with EnableNFTables in it.
 CNI ?= bridge
 
 test-kubelet: build

@@ -98,7 +98,8 @@ type agent struct {
 	asks, promises chan struct{}
 
 	// What follows belongs to the goroutine of loop.
-	cluster *plan.Cluster       // of the last reconcile
+	cluster *plan.Cluster // of the last reconcile
+	scope   scope
 	claimed map[netip.Addr]bool // claimed by the last reconcile, and not seen yet
 	moves   moves
 	record  record

@@ -15,13 +15,14 @@ import (
 // Cleanup removes from the network namespace of the calling thread all that agents have made there, and nothing of others; that there is
 // nothing is no error. Selected pods then leave as the CNI has it: their open connections start afresh. It refuses while an agent runs,
 // which would put everything back, and keeps one from starting meanwhile. In etcd, the locks of the node's last agent end with its lease.
-func Cleanup(log *slog.Logger) error {
+// sysctl is Config.Sysctl.
+func Cleanup(sysctl string, log *slog.Logger) error {
 	lock, err := lockNode()
 	if err != nil {
 		return fmt.Errorf("%w: stop it first", err)
 	}
 	defer lock.Close()
-	links, err := vlan.New(vlan.Config{Log: log})
+	links, err := vlan.New(vlan.Config{Log: log, Sysctl: sysctl})
 	if err != nil {
 		return err
 	}

@@ -21,10 +21,6 @@ type machine struct {
 	lease *store.Lease
 }
 
-// lateTime is for how long after it was sent a request may still reach etcd. The agent gives up after a second, its connections end 13 s after etcd was
-// last heard, and etcd has 7 s to agree on what it was asked for.
-const lateTime = 30 * time.Second
-
 func newMachine(cfg ownership.Config) *machine {
 	cfg.Process, cfg.Start = rand.Uint64(), time.Now()
 	return &machine{Machine: ownership.New(cfg)}

@@ -110,19 +110,16 @@ func (a *agent) reconcile(ctx context.Context) (next time.Time, err error) {
 	a.metrics.arrivals(&r, a.Node, func(node string) bool { return dead(node) || a.machine.Partitioned(r.now, node) })
 	a.roles(ctx, &r, dead)
 	d := plan.Build(r.Cluster, r.facts, r.roles)
-	a.view.Watch(store.Scope{Egresses: d.Follow, Narrow: !r.all && len(d.Owners) <= maxOwners, Owners: d.Owners})
+	scope, again := a.scopeOf(ctx, r, d.Follow, d.Owners)
+	a.view.Watch(scope)
 	applied, err := a.kernel.program(ctx, d)
 	if applied {
 		a.ports.follow(d.Blocks)
 	}
 	a.metrics.programmed(applied && err == nil, time.Now())
 	due, err2 := a.transact(ctx, r, d, applied, err)
-	return earlier(earlier(next, due), earlier(a.machine.Next(), a.kernel.read.due())), errors.Join(err, err2, in("pods", unknown(d.Unknown)))
+	return earlier(earlier(earlier(next, again), due), earlier(a.machine.Next(), a.kernel.read.due())), errors.Join(err, err2, in("pods", unknown(d.Unknown)))
 }
-
-// maxOwners is the most owners that are watched one by one: each watch costs etcd memory, and a node whose pods use as many egress IPs sees most changes
-// in any case.
-const maxOwners = 64
 
 // roles sets what this node may do for each egress IP.
 func (a *agent) roles(ctx context.Context, r *round, dead func(node string) bool) {

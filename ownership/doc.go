@@ -72,9 +72,10 @@
 // A node that no pool selects need not see the locks of all IPs:
 //
 //  21. By a view that lacks some (egress.Snapshot.Partial) nothing is claimed, revoked or prepared for a move (Machine.act, Machine.arrivals), and what was known of
-//     owners before is forgotten. What it shows of a lock of this node holds as in any view.
+//     owners and of the dead before is forgotten. What it shows of a lock of this node holds as in any view.
 //  22. A node sees fewer than all when it holds nothing in a view of all locks of the same etcd, and cannot have sent anything any more that would bring it one
-//     (Machine.look, plan.Cluster.Bystander). So no lock of this node is out of its sight. The nodes that revoke are ranked among those that pools select.
+//     (Machine.look, plan.Cluster.Bystander). So no lock of this node is out of its sight; the driver asks etcd now and then whether one is all the same, as
+//     where a request took longer than Config.Late. The nodes that revoke are ranked among those that pools select.
 //
 // A restart: the locks move to a lease that nobody revokes, then the permits are lengthened to its end (Extended), where the kernel has some and the
 // lock has moved. Locks that the kernel

@@ -69,7 +69,7 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 	case Facts:
 		return m.plan(now, e)
 	case Programmed:
-		return m.settle(e)
+		return m.settle(now, e)
 	case Settled:
 		return m.act(now)
 	case Unable:
@@ -233,7 +233,7 @@ func (m *Machine) need(now time.Time) []Effect {
 
 // settle does what the kernel is ready for: it gives back and hands over what it has fallen silent about. Without its tables a node claims
 // nothing and releases nothing: it might still be answering.
-func (m *Machine) settle(e Programmed) []Effect {
+func (m *Machine) settle(now time.Time, e Programmed) []Effect {
 	s, f := m.round.cluster, m.round.facts
 	out := []Effect{Publish{Revocable: m.revocable()}}
 	if s.Longest < m.cfg.Permit {
@@ -255,6 +255,7 @@ func (m *Machine) settle(e Programmed) []Effect {
 	for _, move := range m.arrivals() {
 		if !move.ReadyAt(s.Agents[m.cfg.Node]) && m.round.roles[move.IP] == plan.Arrive {
 			out = append(out, Ready{Move: move})
+			m.sight.active = now
 		}
 	}
 	for _, d := range s.Departures(f) {
@@ -307,18 +308,24 @@ func (m *Machine) act(now time.Time) []Effect {
 	if m.outdated() {
 		return nil
 	}
+	if m.round.cluster.Partial {
+		m.forget()
+	}
 	if m.Promised(now) {
 		m.round.next = earlier(m.round.next, m.bound())
 		return nil
 	}
 	if m.round.cluster.Partial {
-		m.forget()
 		return m.shorten(now)
 	}
 	out := m.endFormer()
 	out = append(out, m.revoke()...)
 	out = append(out, m.shorten(now)...)
-	return append(out, m.claim()...)
+	claims := m.claim()
+	if len(claims) > 0 {
+		m.sight.active = now
+	}
+	return append(out, claims...)
 }
 
 // shorten lets claimers wait less long once the agents with a longer P are gone, and their permits: that is up to the first of the others.

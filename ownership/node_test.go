@@ -34,7 +34,7 @@ type node struct {
 	cluster      *plan.Cluster    // of view, when the last round began
 	listed       *egress.Snapshot // what view is of, with all owners
 	partial      bool             // view has the owners of some egress IPs alone
-	widening     bool             // the others are being listed
+	widening     bool             // etcd is asked for the others, or whether the node has none
 	viewTerm     int64
 	viewRestores int           // when it was listed
 	head         head          // of the answers of etcd
@@ -285,10 +285,22 @@ func (n *node) watches(want Watch) {
 			n.partial = false
 			n.see(n.listed)
 		})
-	case !want.All && !n.partial:
-		n.w.say("%s: sees the owners of its pods' IPs alone", n.name)
-		n.partial = true
-		n.in(n.w.between(0, 5*time.Millisecond), func() { n.see(n.listed) })
+	case !want.All && !n.partial && !n.widening:
+		n.widening = true
+		owned := false
+		n.ask(time.Second, func(e *etcd) {
+			for _, o := range e.owners {
+				owned = owned || o.Node == n.name
+			}
+		}, func(ok bool) {
+			if n.widening = false; !ok || owned || n.m == nil {
+				n.in(500*time.Millisecond, n.wake)
+				return
+			}
+			n.w.say("%s: sees the owners of its pods' IPs alone", n.name)
+			n.partial = true
+			n.see(n.listed)
+		})
 	}
 }
 

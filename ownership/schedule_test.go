@@ -699,6 +699,40 @@ func TestALateClaimOfAFormerGatewayIsSeen(t *testing.T) {
 	}
 }
 
+// The same, and the view stands still while the claim arrives, for longer than one may take.
+func TestALateClaimThatTheViewDoesNotShowIsFound(t *testing.T) {
+	late := 0
+	for seed := range uint64(300) {
+		var story strings.Builder
+		v := simulate(seed, options{nodes: 5, faults: 7 * time.Second, labels: true, script: func(w *world) {
+			w.label(w.nodes, false)
+			w.label(w.nodes[:1], true)
+			w.run(4 * time.Second)
+			d := w.nodes[3] // none of its pods uses an egress IP
+			w.label(w.nodes[3:4], true)
+			w.run(4300 * time.Millisecond)
+			d.slow = w.now + 5*time.Second
+			w.nodes[0].powerOff()
+			w.after(w.between(500*time.Millisecond, 3*time.Second), func() {
+				_, owned := w.etcd.owners[w.ips[0]]
+				w.label(w.nodes[3:4], false)
+				w.after(20*time.Millisecond, func() { d.stalled = w.now + 4*time.Second })
+				w.after(2*time.Second, func() {
+					if o := w.etcd.owners[w.ips[0]]; !owned && o.Node == d.name {
+						late++
+					}
+				})
+			})
+		}}, &story)
+		if v != "" {
+			t.Fatalf("seed %d: %s\n%s", seed, v, story.String())
+		}
+	}
+	if late == 0 {
+		t.Error("no claim was late")
+	}
+}
+
 // A former gateway sees some owners alone, and etcd is restored to when it held the IP: of that its view says nothing.
 func TestAFormerGatewaySeesWhatItHoldsInARestoredEtcd(t *testing.T) {
 	for seed := range uint64(60) {

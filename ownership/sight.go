@@ -12,7 +12,7 @@ import (
 type sight struct {
 	whole    bool      // a view with all owners was seen
 	restores int       // of the etcd that it was of
-	active   time.Time // when this node last was no bystander
+	active   time.Time // when this node last was no bystander, or sent what may bring it a lock
 }
 
 // look says what the view has to have. It is asked in each round, after roles.
@@ -27,7 +27,7 @@ func (m *Machine) look(now time.Time) Watch {
 	if !p.cluster.Partial {
 		s.whole, s.restores = true, p.cluster.Restores
 	}
-	if !m.idle() {
+	if !m.bystands() {
 		s.active = now
 		return Watch{All: true}
 	}
@@ -41,8 +41,8 @@ func (m *Machine) look(now time.Time) Watch {
 	return Watch{}
 }
 
-// idle reports whether this node has nothing to do with any lock.
-func (m *Machine) idle() bool {
+// bystands reports whether this node has nothing to do with any lock.
+func (m *Machine) bystands() bool {
 	for _, role := range m.round.roles {
 		if role != plan.None {
 			return false
@@ -59,5 +59,5 @@ func (m *Machine) idle() bool {
 // forget leaves out what is known by views of all owners: the next one begins anew.
 func (m *Machine) forget() {
 	m.claims = claims{shorter: m.claims.shorter}
-	m.peers.since = map[string]time.Time{}
+	m.peers.since, m.peers.doubts = map[string]time.Time{}, map[string]doubt{}
 }

@@ -37,11 +37,6 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	p.roles = map[netip.Addr]plan.Role{}
 	first := !t.begun
 	t.begun = true
-	if p.cluster.Agents[m.cfg.Node].Lease != egress.FormatLease(p.lease) {
-		t.joined = time.Time{}
-	} else if t.joined.IsZero() {
-		t.joined = p.now
-	}
 	if p.cluster.Restores != t.restores {
 		// What this node and others had in the etcd of before is not known any more: all wait for all.
 		first, t.restores = true, p.cluster.Restores
@@ -49,6 +44,12 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		for k := range t.released {
 			t.released[k] = true
 		}
+		t.joined = time.Time{}
+	}
+	if p.cluster.Agents[m.cfg.Node].Lease != egress.FormatLease(p.lease) {
+		t.joined = time.Time{}
+	} else if t.joined.IsZero() {
+		t.joined = p.now
 	}
 	maps.DeleteFunc(t.released, func(k lock, _ bool) bool {
 		o := p.cluster.Owners[k.ip]

@@ -72,24 +72,33 @@ func Revocations(s *egress.Snapshot, node string, living map[string]egress.Agent
 	for _, o := range s.Owners {
 		holds[o.Node] = true
 	}
-	able := map[string]egress.Agent{}
-	from := living
-	if from == nil { // what the others' gossip says is not known
-		from = s.Agents
-	}
-	for name, a := range from { // those that no pool selects may not see who holds what
-		if Gateway(s, name) {
-			able[name] = a
-		}
-	}
 	var out []Revocation
+	var able map[string]egress.Agent // none is looked for while nothing is to be revoked
 	for name, a := range s.Agents {
 		gone := Gone(s, name)
 		if name == node || !gone && (!dead(name) || !a.Suspectable) || !holds[name] || !a.Revocable || a.Restarting {
 			continue
 		}
+		if able == nil {
+			able = revokers(s, living)
+		}
 		out = append(out, Revocation{Agent: a, Gone: gone, Alive: !dead(name), Rank: rankFor(name, node, able)})
 	}
 	slices.SortFunc(out, func(a, b Revocation) int { return cmp.Compare(a.Agent.Node, b.Agent.Node) })
+	return out
+}
+
+// revokers returns the agents among which those that revoke are ranked: those that pools select, since others may not see who holds what. living is nil
+// where it is not known what the others' gossip says.
+func revokers(s *egress.Snapshot, living map[string]egress.Agent) map[string]egress.Agent {
+	if living == nil {
+		living = s.Agents
+	}
+	out := map[string]egress.Agent{}
+	for name, a := range living {
+		if Gateway(s, name) {
+			out[name] = a
+		}
+	}
 	return out
 }

@@ -41,7 +41,20 @@ func TestInAContainerTheSettingsAreWrittenToTheMount(t *testing.T) {
 		if got := netns.Run(t, "sysctl -n net.ipv6.conf.eth0.proxy_ndp net.ipv6.neigh.eth0.proxy_delay"); got != "1\n0\n" {
 			t.Errorf("the kernel answers with the settings %q", got)
 		}
-		reach(t, l, State{})
+		// Who cannot write them leaves what tells that they are ours.
+		without, err := New(Config{})
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer without.Close()
+		for range 2 {
+			if err := without.Delete(); !errors.Is(err, unix.EROFS) {
+				t.Errorf("without the mount: %v, want it said that the settings are read-only", err)
+			}
+		}
+		if err := l.Delete(); err != nil {
+			t.Error(err)
+		}
 		if got := netns.Run(t, "sysctl -n net.ipv6.conf.eth0.proxy_ndp net.ipv6.neigh.eth0.proxy_delay"); got != "0\n80\n" {
 			t.Errorf("left are the settings %q", got)
 		}

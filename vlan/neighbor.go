@@ -79,21 +79,12 @@ func (l *Links) turnOff(link string) error {
 	return os.WriteFile(l.proxyDelay(link), []byte(delay), 0)
 }
 
-// abandoned returns the links that are as turnOn leaves them, and have no entries any more: the kernel deletes those of a link that goes down.
-func (l *Links) abandoned(have map[string]answered) (map[string]answered, error) {
-	links, err := whole("links", l.handle.LinkList)
-	if err != nil {
-		return nil, err
+// kept is the error of an entry that stays where turnOff failed: without one, nobody would look at the link's settings again.
+func (l *Links) kept(link string) error {
+	if have := setting(l.proxyDelay(link)); have == wasOff || have == wasOn {
+		return fmt.Errorf("it stays until the settings of %s are as they were", link)
 	}
-	out := map[string]answered{}
-	for _, dev := range links {
-		name := dev.Attrs().Name
-		delay := setting(l.proxyDelay(name))
-		if _, known := have[name]; !known && (delay == wasOff || delay == wasOn) && setting(l.proxyNDP(name)) == "1" {
-			out[name] = answered{}
-		}
-	}
-	return out, nil
+	return nil
 }
 
 func group(ip netip.Addr) netip.Prefix {
@@ -251,6 +242,9 @@ func (c *Changes) diffAnswers(have map[string]answered, want map[string][]netip.
 		for _, ip := range slices.SortedFunc(slices.Values(have[link].ips), netip.Addr.Compare) {
 			if !slices.Contains(want[link], ip) {
 				remove(fmt.Sprintf("ip neigh del proxy %s dev %s", ip, link), func(l *Links) error {
+					if err := l.kept(link); err != nil && len(groups) == 0 {
+						return err
+					}
 					return absent(l.proxy(unix.RTM_DELNEIGH, 0, link, ip))
 				})
 			}

@@ -321,13 +321,8 @@ func (l *Links) Delete() error {
 	if err != nil {
 		return err
 	}
-	abandoned, err := l.abandoned(have.answers)
-	if err != nil {
-		return err
-	}
 	var c Changes
 	c.diffAnswers(have.answers, nil, false)
-	c.diffAnswers(abandoned, nil, false)
 	c.diffVLANs(have.vlans, State{})
 	if err := l.Apply(c); err != nil || !have.exists {
 		return err

@@ -65,7 +65,7 @@ func agentCommand() *cobra.Command {
 	s.DurationVar(&f.holdDown, "rebalance-hold-down", 5*time.Minute, "for how long an IP has to belong elsewhere before --rebalance=auto moves it")
 	s.DurationVar(&f.holdUnknown, "hold-unknown", 2*time.Second, "how long a new pod waits with its first connection out of the cluster, until it is known whether an egress selects it; 0: not at all")
 	s.BoolVar(&f.shareTables, "share-tables", false, "let other programs change and flush Egret's nftables tables; without it, Linux 6.9 and later keep them off while the agent runs")
-	s.StringVar(&f.sysctl, "sysctl-dir", "/proc/sys/net", "where the settings of /proc/sys/net can be written: in a container that is not privileged, a mount of the node's")
+	addSysctlDir(s, &f.sysctl)
 	s.IntVar(&f.gossipPort, "gossip-port", gossip.DefaultPort, "TCP and UDP port on which the agents find out within a second who is dead; 0: off")
 	s.StringVar(&f.gossipKeyFile, "gossip-key-file", "", "file of the gossip's key, 16, 24 or 32 bytes in base64, the same on all nodes; it is read again when it is replaced, and may have others, a line each, that are understood, too; without it there is no gossip")
 	s.StringVar(&f.onStoreLoss, "on-store-loss", "freeze", "freeze: keep the egress IPs while all agents have lost etcd (needs the gossip); release: let them go")

@@ -62,8 +62,11 @@ func (f *agentsFlags) client() (*http.Client, error) {
 		}
 		return &pair, nil
 	}}
-	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: cfg}}, nil
+	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, TLSClientConfig: cfg}, CheckRedirect: stay}, nil
 }
+
+// stay follows no agent to somewhere else: who broke into one would have others ask what he cannot reach, and show him the answers.
+func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // maxTrafficAnswer is how much of an agent's answer about traffic is read, in bytes: more than egress.MaxTraffic IPs take.
 const maxTrafficAnswer = 256 << 10
@@ -116,7 +119,7 @@ func (f *agentsFlags) ask() (operator.Ask, error) {
 	if err != nil {
 		return nil, err
 	}
-	here := &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
+	here := &http.Client{CheckRedirect: stay, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
 		return (&net.Dialer{}).DialContext(ctx, "unix", agentSocket)
 	}}}
 	byName := f.askByName(others)

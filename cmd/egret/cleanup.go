@@ -6,6 +6,7 @@ import (
 	"os"
 
 	"github.com/spf13/cobra"
+	"github.com/spf13/pflag"
 
 	"github.com/egret-project/egret/agent"
 	"github.com/egret-project/egret/egress"
@@ -15,6 +16,7 @@ import (
 func cleanupCommand() *cobra.Command {
 	var q question
 	var stay bool
+	var sysctl string
 	c := &cobra.Command{
 		Use:   "cleanup",
 		Short: "Remove from this node all that the agent has made in its kernel",
@@ -29,7 +31,7 @@ func cleanupCommand() *cobra.Command {
 			if err := q.ask(c, func() (string, error) { return cleanupSays, nil }); err != nil {
 				return err
 			}
-			if err := agent.Cleanup(quiet); err != nil {
+			if err := agent.Cleanup(sysctl, quiet); err != nil {
 				return err
 			}
 			fmt.Fprintln(c.OutOrStdout(), "nothing of egret is left in the kernel of this node")
@@ -41,7 +43,13 @@ func cleanupCommand() *cobra.Command {
 	}
 	q.add(c.Flags())
 	c.Flags().BoolVar(&stay, "stay", false, "stay when that is done, ready at "+agentStatus+" as an agent is, until it is stopped")
+	addSysctlDir(c.Flags(), &sysctl)
 	return c
+}
+
+// addSysctlDir adds the flag of whatever changes settings of links.
+func addSysctlDir(s *pflag.FlagSet, dir *string) {
+	s.StringVar(dir, "sysctl-dir", "/proc/sys/net", "where the settings of /proc/sys/net can be written: in a container that is not privileged, a mount of the node's")
 }
 
 // agentStatus is where the probes of the agents' DaemonSet ask.

@@ -66,8 +66,6 @@ func (c *clients) config(base *tls.Config) *tls.Config {
 			return nil, err
 		}
 		cfg := base.Clone()
-		// net/http adds HTTP/2 to the configuration that it has, which is not this one.
-		cfg.NextProtos = []string{"h2", "http/1.1"}
 		cfg.SessionTicketsDisabled = true // a session would outlive the CA that it was opened by
 		// Without a certificate, or with one of another CA, the client gets as far as our own look, which can tell of it.
 		cfg.ClientAuth = tls.RequestClientCert

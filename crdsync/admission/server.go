@@ -197,6 +197,8 @@ func (s *server) serve(ctx context.Context) error {
 		Addr: s.Address, Handler: mux, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, MaxHeaderBytes: maxHeader,
 		TLSConfig: asking.config(&tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.certificate}),
 		ErrorLog:  slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug), // whoever knocks at the port
+		// No HTTP/2: one connection would bring hundreds of reviews at a time, and each may take maxReview of memory.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}
 	listener, err := net.Listen("tcp", s.Address)
 	if err != nil {

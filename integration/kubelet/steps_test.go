@@ -325,7 +325,7 @@ func (c *cluster) gone(uninstall func()) {
 	c.kubectl("delete", "egresses,externalippools", "--all")
 	c.kubectl("-n", "egret-system", "patch", "daemonset", "egret-agent", "--type=json", "-p", `[
   {"op": "replace", "path": "/spec/updateStrategy/rollingUpdate/maxUnavailable", "value": "100%"},
-  {"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": ["cleanup", "--stay"]}]`)
+  {"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": ["cleanup", "--stay", "--sysctl-dir=/host/proc/sys/net"]}]`)
 	c.rollout("daemonset/egret-agent")
 	uninstall()
 	for _, node := range nodes() {
