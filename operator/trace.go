@@ -142,7 +142,11 @@ func conclude(steps []Step) (string, int) {
 	if len(texts) == 2 {
 		return strings.Join(texts, " "), worst
 	}
-	return concludeWay(steps)
+	text, status := concludeWay(steps)
+	if status == 0 && slices.ContainsFunc(steps, func(s Step) bool { return s.Fault == drops }) {
+		status = 2 // the pod has no other family by which it leaves
+	}
+	return text, status
 }
 
 // concludeWay is conclude for the steps of one family.

@@ -177,6 +177,12 @@ func TestTraceHasEachFamily(t *testing.T) {
 			e.Addresses = e.Addresses[:1]
 			w.Egresses["web"] = e
 		}, netip.Addr{}, 0, "by gateway node-1. IPv6: It is dropped: egress web has no IPv6 address, and what fd44::5 sends is dropped"},
+		"and a pod of IPv6 alone": {func(w *store.Whole) {
+			e := w.Egresses["web"]
+			e.Addresses = e.Addresses[:1]
+			w.Egresses["web"] = e
+			w.ByEgress["web"]["node-2"].Pods[0].IPs = []netip.Addr{pod6}
+		}, netip.Addr{}, 2, "It is dropped: egress web has no IPv6 address"},
 		"which is asked for IPv6": {func(w *store.Whole) {
 			e := w.Egresses["web"]
 			e.Addresses = e.Addresses[:1]
