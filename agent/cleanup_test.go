@@ -15,13 +15,13 @@ func TestCleanupIsRefusedWhileAnAgentRuns(t *testing.T) {
 		t.Fatal(err)
 	}
 	netns.Run(t, "ip link add egret0 type bridge")
-	if err := Cleanup(slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "stop it first") {
+	if err := Cleanup("", slog.New(slog.DiscardHandler)); err == nil || !strings.Contains(err.Error(), "stop it first") {
 		t.Errorf("error %v, want one that says what to do", err)
 	}
 	netns.Run(t, "ip link show egret0")
 	lock.Close()
 	for range 2 {
-		if err := Cleanup(slog.New(slog.DiscardHandler)); err != nil {
+		if err := Cleanup("", slog.New(slog.DiscardHandler)); err != nil {
 			t.Error(err)
 		}
 		if out := netns.Run(t, "ip -br link") + netns.Run(t, "nft list ruleset"); strings.Contains(out, "egret") {

@@ -55,7 +55,7 @@ type Config struct {
 	MemberInterval     time.Duration // how often etcd's members are asked for, to reach them too; 0: DefaultMemberInterval
 	// Relayed says that the one endpoint leads to some member of etcd. The others cannot be asked, so nothing is concluded from their silence.
 	Relayed bool
-	Log                *slog.Logger  // nil: nothing is logged
+	Log     *slog.Logger // nil: nothing is logged
 	// By is the person for whom the Client moves, pins and cordons, as the records of that say; empty: it does so for no person, and writes none.
 	By string
 }

@@ -589,7 +589,7 @@ func TestPoolsOnVLANs(t *testing.T) {
 	if links := w.in("node-1", "ip", "-br", "link"); !strings.Contains(links, "egret.20") {
 		t.Errorf("links of a stopped agent\n%s\nwant egret.20 still", links)
 	}
-	if err := netns.Do(w.netns("node-1"), func() error { return agent.Cleanup(slog.New(slog.DiscardHandler)) }); err != nil {
+	if err := netns.Do(w.netns("node-1"), func() error { return agent.Cleanup("", slog.New(slog.DiscardHandler)) }); err != nil {
 		t.Error(err)
 	}
 	if links := w.in("node-1", "ip", "-br", "link"); strings.Contains(links, "egret") || !strings.Contains(links, "theirs") {
