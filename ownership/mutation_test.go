@@ -39,7 +39,7 @@ var mutations = []mutation{
 	{"a claimer does not wait", "ownership/tenure.go", "usable := later(since.Add(longest), bound)", "usable := bound", nil, 250},
 	{"a claimer waits for its own P", "ownership/tenure.go", "longest := max(m.cfg.Permit, p.cluster.Longest)", "longest := m.cfg.Permit", different, 95},
 	{"who begins uses what it claims before others hear of it", "ownership/tenure.go", "joined.Add(joinGrace+longest)", "joined", joins, 0},
-	{"who joins again uses what it claims before others hear of it", "ownership/tenure.go", "		t.joined = time.Time{}\n", "", joins, 0},
+	{"who joins again uses what it claims before others hear of it", "ownership/tenure.go", "FormatLease(p.lease) {\n\t\tt.joined = time.Time{}\n", "FormatLease(p.lease) {\n", joins, 0},
 	{"a hand-over counts in an etcd that was restored", "ownership/tenure.go", `o.From != "" && !first`, `o.From != "" && (!first || true)`, restored, 491},
 	{"what was in use before a restore goes on", "ownership/tenure.go", "t.waits, t.inUse, t.adopted, m.claims = nil, nil, nil, claims{}", "", restored, 829},
 	{"what was given back is used by an older snapshot", "ownership/tenure.go",

@@ -287,13 +287,12 @@ func (n *node) watches(want Watch) {
 		})
 	case !want.All && !n.partial && !n.widening:
 		n.widening = true
-		owned := false
-		n.ask(time.Second, func(e *etcd) {
-			for _, o := range e.owners {
-				owned = owned || o.Node == n.name
-			}
-		}, func(ok bool) {
-			if n.widening = false; !ok || owned || n.m == nil {
+		// This question may overtake what is slow.
+		n.in(n.w.between(time.Millisecond, 20*time.Millisecond), func() {
+			n.widening = false
+			answered := !n.w.etcd.down && n.viewTerm == n.w.etcd.term && n.w.reaches(n.id, etcdEnd) && n.w.reaches(etcdEnd, n.id)
+			owned := slices.ContainsFunc(slices.Collect(maps.Values(n.w.etcd.owners)), func(o egress.Owner) bool { return o.Node == n.name })
+			if !answered || owned {
 				n.in(500*time.Millisecond, n.wake)
 				return
 			}
