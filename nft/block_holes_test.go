@@ -37,8 +37,8 @@ func (b *blockSite) moveTo(gateway int) {
 
 // A pod's own link may carry less than the overlay. Its node says so in the name of the egress IP.
 func TestByABlockAnswersTooLargeForThePodsLinkGetAnICMPError(t *testing.T) {
-	for _, f := range blockSides() {
-		t.Run(f.pod, func(t *testing.T) {
+	for _, f := range withFastPath() {
+		t.Run(f.name(), func(t *testing.T) {
 			b := newBlockSite(t, f)
 			for name, gateway := range gateways() {
 				t.Run(name, func(t *testing.T) {
@@ -209,8 +209,8 @@ func (b *blockSite) wire(port uint16) func(c net.Conn, wanted bool) netip.Addr {
 // Who writes VXLAN with the egress IP and a port of a node's block in it needs no id, nor a source that is a secret. It does not come out of the
 // gateway, which is node 2: from its own pod c, from pod a elsewhere, nor from processes of both nodes.
 func TestNobodyButANodeSendsByItsBlock(t *testing.T) {
-	for _, f := range blockSides() {
-		t.Run(f.pod, func(t *testing.T) {
+	for _, f := range withFastPath() {
+		t.Run(f.name(), func(t *testing.T) {
 			b := newBlockSite(t, f)
 			b.moveTo(2)
 			here, there := b.underlay(1), b.underlay(2)

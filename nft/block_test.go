@@ -16,6 +16,7 @@ import (
 	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/fastpath"
 	"github.com/egret-project/egret/internal/netns"
 	"github.com/egret-project/egret/routing"
 )
@@ -28,9 +29,10 @@ type blockSite struct {
 	ext    space
 	nodes  map[int]*blockNode
 	pods   map[string]space
-	gates  int               // who is the gateway
-	random bool              // ports
-	mangle func(int, *State) // what a test makes of the state of a node
+	gates  int                    // who is the gateway
+	random bool                   // ports
+	mangle func(int, *State)      // what a test makes of the state of a node
+	fast   map[int]*fastpath.Path // by node; nil: the tables do it all
 }
 
 type blockNode struct {
@@ -90,6 +92,9 @@ func newBlockSite(t testing.TB, f sides) *blockSite {
 	b.pod("b", 1, 3)
 	b.pod("c", 2, 2)
 	b.gates = 3
+	if f.fast {
+		b.hasten()
+	}
 	b.reach()
 	return b
 }
@@ -187,11 +192,14 @@ func (b *blockSite) reach() {
 			node.run(fmt.Sprintf("ip addr replace %s dev egret0", netip.PrefixFrom(ip, ip.BitLen())))
 		}
 		node.do(func() error { return route(node.router, want) })
+		b.hurry(n, true)
 		node.do(func() error { reach(b.t, node.tables, b.state(n)); return nil })
+		b.hurry(n, false)
 		if n == b.gates {
 			if err := node.tables.Permit([]Permit{{ip, true}}, time.Hour); err != nil {
 				b.t.Fatal(err)
 			}
+			b.permitFast(n, time.Hour)
 		} else {
 			_ = node.ok(fmt.Sprintf("ip addr del %s dev egret0", netip.PrefixFrom(ip, ip.BitLen())))
 		}
@@ -307,8 +315,8 @@ func (b *blockSite) without(node int) {
 
 // A connection outlives its gateway: what is known of it is on the pod's node. The server pushes; the pods say nothing.
 func TestConnectionsOutliveTheirGateway(t *testing.T) {
-	for _, f := range blockSides() {
-		t.Run(f.pod, func(t *testing.T) {
+	for _, f := range withFastPath() {
+		t.Run(f.name(), func(t *testing.T) {
 			b := newBlockSite(t, f)
 			accepted := b.listenTCP(7001)
 			each := 20
@@ -363,8 +371,8 @@ func TestConnectionsOutliveTheirGateway(t *testing.T) {
 // What has no TCP gets back to the pod as well: datagrams, large ones in fragments both ways, pings, and errors of the server, of a router and of
 // the gateway.
 func TestWhatIsNoTCPFindsItsWayBack(t *testing.T) {
-	for _, f := range blockSides() {
-		t.Run(f.pod, func(t *testing.T) {
+	for _, f := range withFastPath() {
+		t.Run(f.name(), func(t *testing.T) {
 			b := newBlockSite(t, f)
 			for name, tt := range map[string]struct {
 				gateway int
@@ -479,8 +487,8 @@ func TestWhatIsNoTCPFindsItsWayBack(t *testing.T) {
 
 // A gateway sends with an egress IP for a node only what has a port of that node's block, and only with its permit.
 func TestANodeSendsWithItsOwnPortsOnly(t *testing.T) {
-	for _, f := range blockSides() {
-		t.Run(f.pod, func(t *testing.T) {
+	for _, f := range withFastPath() {
+		t.Run(f.name(), func(t *testing.T) {
 			b := newBlockSite(t, f)
 			b.ext.serve(f.server)
 			far := b.nodes[3].tables
@@ -542,6 +550,7 @@ func TestANodeSendsWithItsOwnPortsOnly(t *testing.T) {
 			if got := b.pods["a"].seen(f.server); got != f.egress {
 				t.Fatalf("as before: source %q, want the egress IP", got)
 			}
+			b.permitFast(3, 0)
 			if err := far.Revoke(f.egressIP()); err != nil {
 				t.Fatal(err)
 			}
@@ -552,8 +561,8 @@ func TestANodeSendsWithItsOwnPortsOnly(t *testing.T) {
 
 // What a pod, or a host outside, sends to the egress IP without a connection ends where it comes in: no reset, no way to a pod.
 func TestNobodyReachesAPodThroughItsBlock(t *testing.T) {
-	for _, f := range blockSides() {
-		t.Run(f.pod, func(t *testing.T) {
+	for _, f := range withFastPath() {
+		t.Run(f.name(), func(t *testing.T) {
 			b := newBlockSite(t, f)
 			b.ext.serve(f.server)
 			eventually(t, "the pod does not get out", func() bool { return b.pods["a"].seenAtOnce(f.server) == f.egress })

@@ -242,11 +242,14 @@ func pod(t testing.TB) space {
 const server = "203.0.113.10"
 
 // sides are the addresses of the hosts above in one family.
-type sides struct{ server, lan, egress, node, pod, gateway, pods string }
+type sides struct {
+	server, lan, egress, node, pod, gateway, pods string
+	fast                                          bool // with the fast path, on nodes that have blocks
+}
 
 var bothSides = []sides{
-	{server, "10.10.0.200", "10.10.0.8", "10.10.0.101", "10.244.1.2", "10.244.1.1", "10.244.0.0/16"},
-	{"2001:db8::10", "fd10::200", "fd10::8", "fd10::101", "fd44:1::2", "fd44:1::1", "fd44::/16"},
+	{server, "10.10.0.200", "10.10.0.8", "10.10.0.101", "10.244.1.2", "10.244.1.1", "10.244.0.0/16", false},
+	{"2001:db8::10", "fd10::200", "fd10::8", "fd10::101", "fd44:1::2", "fd44:1::1", "fd44::/16", false},
 }
 
 func (f sides) egressIP() netip.Addr { return netip.MustParseAddr(f.egress) }

@@ -12,6 +12,8 @@ import (
 	"strings"
 	"testing"
 
+	"github.com/cilium/ebpf"
+	"github.com/cilium/ebpf/link"
 	"golang.org/x/sys/unix"
 )
 
@@ -91,6 +93,15 @@ func VXLANGBP(t testing.TB) {
 func Flowtable(t testing.TB) {
 	t.Helper()
 	kernel(t, "flowtables (CONFIG_NF_FLOW_TABLE_INET)", "nft add table inet f", "nft add flowtable inet f f { hook ingress priority 0 ; devices = { lo } ; }")
+}
+
+// TCX is for a test of eBPF programs at links.
+func TCX(t testing.TB) {
+	t.Helper()
+	Root(t)
+	if _, err := link.QueryPrograms(link.QueryOptions{Target: 1, Attach: ebpf.AttachTCXIngress}); err != nil {
+		skip(t, fmt.Sprintf("needs a kernel with eBPF programs at links (Linux 6.6): %v", err))
+	}
 }
 
 // Clock is for a test that sets the machine's clock.
