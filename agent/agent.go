@@ -21,6 +21,7 @@ import (
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/gossip"
 	"github.com/egret-project/egret/monitor"
+	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/routing"
@@ -68,6 +69,7 @@ type Network struct {
 	HoldUnknown time.Duration
 
 	RandomPorts bool   // choose the source ports of SNATed connections at random
+	FastPath    bool   // forward by eBPF programs what the tables would (package fastpath)
 	ShareTables bool   // let other programs write to the nftables tables, where the kernel can keep them off
 	Sysctl      string // where the settings of /proc/sys/net can be written; empty: there
 
@@ -137,6 +139,7 @@ func Run(ctx context.Context, cfg Config) error {
 		return err
 	}
 	defer a.tables.Close()
+	defer a.fast.Close()
 	if cfg.Monitor != nil {
 		cfg.Monitor.Ready(ReadyCheck, a.record.ready.check)
 		who := &answerer{node: cfg.Node, snapshot: a.view.Snapshot, log: a.natLog, kernel: a.readKernelOf, live: a.follow,
@@ -145,7 +148,9 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg.Monitor.Page(LogPage, http.HandlerFunc(who.natLog))
 		cfg.Monitor.Page(KernelPage, http.HandlerFunc(who.kernelPage))
 		cfg.Monitor.Page(LivePage, http.HandlerFunc(who.livePage))
-		cfg.Monitor.Share(TrafficPage, &trafficAnswerer{node: cfg.Node, read: a.tables.Traffic})
+		cfg.Monitor.Share(TrafficPage, &trafficAnswerer{node: cfg.Node, read: func() (map[netip.Addr]nft.Traffic, error) {
+			return traffic(a.tables, a.fast)
+		}})
 	}
 	if err := a.start(ctx); err != nil {
 		return err

@@ -10,6 +10,7 @@ import (
 	"strings"
 
 	"github.com/egret-project/egret/announce"
+	"github.com/egret-project/egret/fastpath"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/routing"
@@ -23,6 +24,8 @@ type kernel struct {
 	links     *vlan.Links
 	announcer *announce.Announcer
 	permits   *permits
+	fast      *fastpath.Path // nil: off
+	fastOff   string         // why it was not used in the last pass; "": it was
 	flusher   *flusher
 	log       *slog.Logger
 	metrics   *metrics
@@ -48,14 +51,21 @@ func openKernel(cfg Config, m *machine, counts *metrics, wake func()) (k *kernel
 	}
 	k.permits = newPermits(k.tables, m, cfg.Permit, cfg.LeaseTTL)
 	k.permits.metrics = counts
+	if cfg.FastPath {
+		if k.fast, err = fastpath.New(); err != nil {
+			return nil, err
+		}
+		k.permits.fast = k.fast
+	}
 	k.announcer = announce.New(announce.Config{Log: cfg.Log, Permitted: m.answers, Changed: wake})
 	return k, nil
 }
 
 // program makes the kernel equal to d, as far as it lets itself. applied reports whether the tables hold what d asks; without that, nothing
 // is permitted. The order keeps two promises at every moment: an address is on a link, or local by a route, only while the tables guard it, and
-// nothing points at what is not there yet. So: permits that end, addresses that go, and what makes them local; routes that come; the tables,
-// in one transaction; addresses that come, and what makes them local, routes that go; and last the permits. What fails holds up nothing else.
+// nothing points at what is not there yet. So: permits that end, addresses that go, and what makes them local; routes that come; what the fast path
+// loses; the tables, in one transaction; addresses that come, and what makes them local, routes that go; what the fast path gets; and last the
+// permits. What fails holds up nothing else.
 func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err error) {
 	written := k.programmed.begin()
 	defer written(&d) // also after a fault: what the kernel lacks is then what differs
@@ -99,6 +109,7 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 	if arrive(moves.Links()); whole {
 		arrive(moves.Entries())
 	}
+	errs = append(errs, in("fast path", k.hasten(d.NFT, fastpath.Changes.Removes)))
 	if err := k.tables.Apply(rules); err != nil {
 		// Without its guard no address may come, and without the new tables no route may go.
 		return false, errors.Join(append(errs, in("nftables", err))...)
@@ -112,7 +123,8 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 	k.countResets(moves.Loosened, moves.Loose)
 	errs = append(errs,
 		in("conntrack", k.flusher.follow(rules, d)),
-		in("addresses", k.applyLinks(addrs.Adds())), in("routes", k.applyRoutes(moves.Locals())), in("routes", k.applyRoutes(moves.Removes())))
+		in("addresses", k.applyLinks(addrs.Adds())), in("routes", k.applyRoutes(moves.Locals())), in("routes", k.applyRoutes(moves.Removes())),
+		in("fast path", k.hasten(d.NFT, func(c fastpath.Changes) fastpath.Changes { return c })))
 	if err := k.permits.grant(d.Permits); err != nil {
 		return true, errors.Join(append(errs, in("permits", fmt.Errorf("renewing permits: %w", err)))...)
 	}

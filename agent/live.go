@@ -92,6 +92,16 @@ func (a *agent) follow(ctx context.Context, q egress.LiveQuestion) (egress.Live,
 	ctx, cancel := context.WithTimeout(ctx, wait)
 	defer cancel()
 	l := &follower{pod: q.Pod, peer: d.NFT.Peers[q.Peer], sources: sources, packets: map[uint32]*packet{}}
+	// What passes by the fast path no trace sees.
+	resume, err := a.fast.Pause()
+	if err != nil {
+		return egress.Live{}, err
+	}
+	defer func() {
+		if err := resume(); err != nil {
+			a.Log.Warn("fast path not used again after a trace", "err", err)
+		}
+	}()
 	flow := nft.Flow{Sources: sources, Destination: q.To, Protocol: q.Protocol, Port: q.Port}
 	lost, err := nft.Trace(ctx, flow, func(e nft.TraceEvent) bool {
 		if l.add(e) { // a gateway cannot tell which packets are the pod's, and waits for its whole time

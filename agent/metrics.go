@@ -11,6 +11,7 @@ import (
 	"github.com/prometheus/client_golang/prometheus"
 
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/fastpath"
 	"github.com/egret-project/egret/gossip"
 	"github.com/egret-project/egret/monitor"
 	"github.com/egret-project/egret/nft"
@@ -58,7 +59,7 @@ var (
 	metricResets = monitor.Metric{Name: "egret_rp_filter_resets_total", Type: monitor.Counter, Labels: []string{"link"},
 		Help: "How often somebody set rp_filter of a VLAN link of Egret's, and it was set back."}
 	metricDegraded = monitor.Metric{Name: "egret_degraded", Type: monitor.Gauge, Labels: []string{"part"},
-		Help: "1 for each part that the node could not program in the last pass: addresses, conntrack, nftables, node, permits, pods, routes, uplink, VLAN links; " +
+		Help: "1 for each part that the node could not program in the last pass: addresses, conntrack, fast path, nftables, node, permits, pods, routes, uplink, VLAN links; " +
 			"other for what is of none."}
 	metricConflict = monitor.Metric{Name: "egret_egress_conflict", Type: monitor.Gauge, Labels: []string{"egress_ip"},
 		Help: "1 for each egress IP that a host outside the cluster uses, as far as this node heard."}
@@ -343,13 +344,13 @@ func (a *agent) readMetrics(put func(d monitor.Metric, value float64, labels ...
 			one(metricRefused, pool)
 		}
 	}
-	return readKernel(a.tables, ips, put)
+	return readKernel(a.tables, a.fast, ips, put)
 }
 
-// readKernel puts what the tables have counted.
-func readKernel(tables *nft.Tables, ips map[egress.ID]netip.Addr, put func(d monitor.Metric, value float64, labels ...string)) error {
-	traffic, err1 := tables.Traffic()
-	for ip, n := range traffic {
+// readKernel puts what the tables have counted, and the fast path.
+func readKernel(tables *nft.Tables, fast *fastpath.Path, ips map[egress.ID]netip.Addr, put func(d monitor.Metric, value float64, labels ...string)) error {
+	passed, err1 := traffic(tables, fast)
+	for ip, n := range passed {
 		label := ip.String()
 		put(metricSentPackets, float64(n.SentPackets), label)
 		put(metricSentBytes, float64(n.SentBytes), label)

@@ -205,7 +205,7 @@ func BenchmarkScrapeOf1000EgressIPs(b *testing.B) {
 			put(metricPortsUsed, 17, ip.String())
 			put(metricOpened, 17, ip.String()) // the kernel has none here: there was no packet
 		}
-		return readKernel(tables, ips, put)
+		return readKernel(tables, nil, ips, put)
 	})
 	registry := prometheus.NewRegistry()
 	if err := m.register(registry, reading); err != nil {

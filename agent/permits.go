@@ -8,6 +8,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/egret-project/egret/fastpath"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/store"
@@ -22,6 +23,9 @@ type permits struct {
 	kick    chan struct{} // capacity 1: renew now
 
 	metrics *metrics
+	// fast has the same permits, as far as it can use them; nil: there is no fast path. It loses them before the tables do, and gets them after, with an
+	// end that is no later.
+	fast *fastpath.Path
 
 	mu sync.Mutex // guards what follows, and keeps a renewal from overtaking a withdrawal
 	// written: the kernel has the machine's permits, and no others. What renews them renews all that it has.
@@ -66,7 +70,7 @@ func (p *permits) narrow(may func(netip.Addr) (send, answer bool)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	gone, silent := p.machine.Narrow(may)
-	if err := errors.Join(p.tables.Revoke(gone...), p.tables.RevokeAnswer(silent...)); err != nil {
+	if err := errors.Join(p.fast.Revoke(gone...), p.tables.Revoke(gone...), p.tables.RevokeAnswer(silent...)); err != nil {
 		p.written = false
 		return err
 	}
@@ -137,7 +141,7 @@ func (p *permits) renewLocked() error {
 		case err == nil:
 			p.slow = nil
 			p.machine.Written(ends, limit)
-			return nil
+			return p.hasten(list, ends)
 		case errors.Is(err, ownership.ErrUnconfirmed):
 			return err
 		case time.Until(p.machine.Until()) > p.length/2:
@@ -169,7 +173,16 @@ func (p *permits) writeLocked(list []nft.Permit) error {
 	// One transaction made all of them what they are.
 	p.written = end.Sub(wrote) >= ownership.Shortest
 	p.machine.Written(end, limit)
-	return nil
+	return p.hasten(list, end)
+}
+
+// hasten gives the fast path the permits that the tables have until end, give or take two of the kernel's ticks.
+func (p *permits) hasten(list []nft.Permit, end time.Time) error {
+	ips := make([]netip.Addr, len(list))
+	for i, l := range list {
+		ips[i] = l.IP
+	}
+	return p.fast.Permit(ips, end.Add(-ownership.Shortest))
 }
 
 // soon asks run for a renewal. It never blocks.

@@ -147,7 +147,7 @@ type Agent struct {
 	Version  string    `json:"version"`
 	Features []string  `json:"features,omitempty"` // what the kernel can do
 	Since    time.Time `json:"since"`
-	// Faults are what the node could not program for a while, by part: addresses, conntrack, nftables, node, permits, pods, routes, uplink.
+	// Faults are what the node could not program for a while, by part: addresses, conntrack, fast path, nftables, node, permits, pods, routes, uplink.
 	Faults map[string]string `json:"faults,omitempty"`
 	// Conflicts are the egress IPs that a host outside the cluster uses, as far as this node heard, and which: those that the node has not
 	// claimed for that reason, and those that it holds.

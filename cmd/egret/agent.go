@@ -29,7 +29,7 @@ type agentFlags struct {
 	rebalance                            string
 	holdDown, holdUnknown                time.Duration
 	gossipPort                           int
-	shareTables                          bool
+	shareTables, fastPath                bool
 	sysctl                               string
 	gossipKeyFile, onStoreLoss           string
 	monitor                              monitorFlags
@@ -65,6 +65,7 @@ func agentCommand() *cobra.Command {
 	s.DurationVar(&f.holdDown, "rebalance-hold-down", 5*time.Minute, "for how long an IP has to belong elsewhere before --rebalance=auto moves it")
 	s.DurationVar(&f.holdUnknown, "hold-unknown", 2*time.Second, "how long a new pod waits with its first connection out of the cluster, until it is known whether an egress selects it; 0: not at all")
 	s.BoolVar(&f.shareTables, "share-tables", false, "let other programs change and flush Egret's nftables tables; without it, Linux 6.9 and later keep them off while the agent runs")
+	s.BoolVar(&f.fastPath, "fast-path", false, "forward by eBPF programs what the nftables tables would forward for other nodes; the node's own firewall does not see it (Linux 6.6 or later, CAP_BPF and CAP_PERFMON; IPv4; docs/datapath.md)")
 	addSysctlDir(s, &f.sysctl)
 	s.IntVar(&f.gossipPort, "gossip-port", gossip.DefaultPort, "TCP and UDP port on which the agents find out within a second who is dead; 0: off")
 	s.StringVar(&f.gossipKeyFile, "gossip-key-file", "", "file of the gossip's key, 16, 24 or 32 bytes in base64, the same on all nodes; it is read again when it is replaced, and may have others, a line each, that are understood, too; without it there is no gossip")
@@ -92,7 +93,7 @@ func (f *agentFlags) validate() (agent.Config, error) {
 			LeaseTTL: f.leaseTTL, Permit: f.permit, ClaimDelay: f.claimDelay, Linger: f.linger, RestartGrace: f.restartGrace,
 		},
 		Network: agent.Network{
-			Uplink: f.uplink, HoldUnknown: f.holdUnknown, RandomPorts: f.randomPorts, ShareTables: f.shareTables, Sysctl: f.sysctl,
+			Uplink: f.uplink, HoldUnknown: f.holdUnknown, RandomPorts: f.randomPorts, ShareTables: f.shareTables, FastPath: f.fastPath, Sysctl: f.sysctl,
 		},
 	}
 	if f.node == "" {
