@@ -60,7 +60,8 @@
 //     (Machine.roles). It counts from when it was asked for, so it ends for who asked before it ends for who promised (promises.heard).
 //  15. All that could claim have to promise (promises.all): the agents of etcd's last snapshot, and those that joined since and that the gossip
 //     knows; the gossip has joinGrace to hear of an agent, and permits without its promise the longest P to end, before that uses what it claims
-//     (Machine.roles). It joins when its record is in etcd, and again when it gets another lease: whoever lost etcd in between does not have its record. Before the first snapshot nobody knows who has to promise, and after the answer of another etcd there is one, so no promise counts.
+//     (Machine.roles). It joins when its record is in etcd, and again when it gets another lease: whoever lost etcd in between does not have its
+//     record. Before the first snapshot nobody knows who has to promise, and after the answer of another etcd there is one, so no promise counts.
 //  16. A promise carries on what etcd's yes began, and begins nothing (Machine.limit, now.Before(p.limit)).
 //  17. A process that begins does not know what its former one promised, so it is bound for the longest P (promises.see).
 //  18. Answers to a former process count for nothing (Message.Process).
