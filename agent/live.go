@@ -43,7 +43,7 @@ func (a *answerer) livePage(w http.ResponseWriter, r *http.Request) {
 	case err != nil:
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
-	case a.isOther(w, r):
+	case isOther(a.node, w, r):
 		return
 	case !a.following.TryLock():
 		http.Error(w, nft.ErrTracing.Error()+": ask again", http.StatusServiceUnavailable)

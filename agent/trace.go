@@ -87,7 +87,7 @@ func (a *answerer) kernelPage(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, err.Error(), http.StatusBadRequest)
 		return
 	}
-	if !a.isOther(w, r) {
+	if !isOther(a.node, w, r) {
 		a.one(w, func() (any, error) { return a.kernel(r.Context(), q) })
 	}
 }

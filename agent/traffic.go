@@ -31,7 +31,7 @@ type trafficAnswerer struct {
 
 // ServeHTTP answers. A question to another node's agent is answered by the name of this one alone, as answerer's are.
 func (t *trafficAnswerer) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	if (&answerer{node: t.node}).isOther(w, r) {
+	if isOther(t.node, w, r) {
 		return
 	}
 	text, err := t.answer()

@@ -42,14 +42,14 @@ type answerer struct {
 	until     time.Time  // when the next one may be; guarded by busy
 }
 
-// isOther answers a question to another node's agent, which the parameter node names: by its own name alone, at no cost. The socket of a node is asked
+// isOther answers, for the agent of own, a question to another node's agent, which the parameter node names: by own alone, at no cost. The socket of a node is asked
 // first for all.
-func (a *answerer) isOther(w http.ResponseWriter, r *http.Request) bool {
-	if node := r.URL.Query().Get("node"); node == "" || node == a.node {
+func isOther(own string, w http.ResponseWriter, r *http.Request) bool {
+	if node := r.URL.Query().Get("node"); node == "" || node == own {
 		return false
 	}
 	w.Header().Set("Content-Type", "application/json")
-	_ = json.NewEncoder(w).Encode(map[string]string{"node": a.node}) // who asked has gone
+	_ = json.NewEncoder(w).Encode(map[string]string{"node": own}) // who asked has gone
 	return true
 }
 
@@ -80,7 +80,7 @@ func (a *answerer) one(w http.ResponseWriter, f func() (any, error)) {
 // connections is ConnectionsPage: who has the port now, by the kernel.
 func (a *answerer) connections(w http.ResponseWriter, r *http.Request) {
 	q, err := natlog.ParseQuestion(r.URL.Query())
-	if a.isOther(w, r) {
+	if isOther(a.node, w, r) {
 		return
 	}
 	if err != nil {
@@ -130,7 +130,7 @@ func (a *answerer) connections(w http.ResponseWriter, r *http.Request) {
 func (a *answerer) natLog(w http.ResponseWriter, r *http.Request) {
 	q, err := natlog.ParseQuestion(r.URL.Query())
 	switch {
-	case a.isOther(w, r):
+	case isOther(a.node, w, r):
 	case err != nil:
 		http.Error(w, err.Error(), http.StatusBadRequest)
 	case a.log == nil:
