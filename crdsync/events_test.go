@@ -58,8 +58,9 @@ func (c *cluster) wantEvents(name string, want ...string) {
 	})
 }
 
-// history follows the status of an egress, and returns a function that says which Events it has to have by now.
-func (c *cluster) history(name string) (due func() []string) {
+// history follows the status of an egress, and returns a function that waits until it has told of an Event, the last
+// one, and says which Events it has to have by then.
+func (c *cluster) history(name string) (due func(last string) []string) {
 	c.Helper()
 	ctx, cancel := context.WithCancel(c.Context())
 	c.Cleanup(cancel)
@@ -69,8 +70,9 @@ func (c *cluster) history(name string) (due func() []string) {
 	}
 	var old eventRecord
 	var out []string
-	return func() []string {
-		for idle := time.After(100 * time.Millisecond); ; {
+	return func(last string) []string {
+		c.Helper()
+		for late := time.After(deadline); len(out) == 0 || out[len(out)-1] != last; {
 			select {
 			case e := <-w.ResultChan():
 				u, ok := e.Object.(*unstructured.Unstructured)
@@ -82,10 +84,11 @@ func (c *cluster) history(name string) (due func() []string) {
 					out = append(out, n.kind+" "+n.reason+" "+n.note)
 				}
 				old = now
-			case <-idle:
-				return out
+			case <-late:
+				c.Fatalf("not within %v: a status of which the last Event is %q; it went this way: %q", deadline, last, out)
 			}
 		}
+		return out
 	}
 }
 
@@ -166,8 +169,8 @@ func testEventsOfLeaders(c *cluster) {
 		}
 		c.wantStatus("egress-prod-web", "10.10.0.11 "+node+" True Allocated True Assigned")
 	}
-	want := due()
-	if len(want) != 2*moves-1 || want[2*moves-2] != fmt.Sprint(on, "node-", moves-1) {
+	want := due(fmt.Sprint(on, "node-", moves-1))
+	if len(want) != 2*moves-1 {
 		c.Errorf("the status went this way: %q", want)
 	}
 	c.wantEvents("egress-prod-web", want...)
@@ -212,7 +215,7 @@ func testLostAnswers(c *cluster) {
 		c.own("10.10.0.11", node)
 		c.wantStatus("egress-prod-web", "10.10.0.11 "+node+" True Allocated True Assigned")
 	}
-	want := due()
+	want := due(on + "node-9")
 	if len(want) != 19 {
 		c.Errorf("the status went this way: %q", want)
 	}
