@@ -21,7 +21,7 @@ import (
 
 func benchCommand(name *string) *cobra.Command {
 	cmd := &cobra.Command{Use: "bench", Short: "Measure, in a lab of its own"}
-	cmd.AddCommand(failoverCommand(name), datapathCommand(name), connectionsCommand(name), scaleCommand(name))
+	cmd.AddCommand(failoverCommand(name), deathsCommand(name), datapathCommand(name), connectionsCommand(name), scaleCommand(name))
 	return cmd
 }
 
@@ -120,6 +120,30 @@ func failoverCommand(name *string) *cobra.Command {
 	f.BoolVar(&gossip, "gossip", true, "let the agents gossip; without it a dead owner is found when its lease ends")
 	f.StringVar(&agentFlags, "agent-flags", "", `further flags of every agent, in one word, as "--a=1 --b=2"`)
 	f.StringVar(&out, "out", ".", "folder for failover-FAULT-NODES.csv and .svg, with -lease after it for --gossip=false")
+	return cmd
+}
+
+func deathsCommand(name *string) *cobra.Command {
+	var cfg failover.DeathsConfig
+	var out string
+	cmd := &cobra.Command{
+		Use:   "deaths",
+		Short: "Let nothing happen to nodes that hold egress IPs; print how often one was taken for dead, write CSV",
+		Args:  cobra.NoArgs,
+		RunE: func(cmd *cobra.Command, _ []string) error {
+			cfg.Lab.Name = ownLab(cmd, *name)
+			d, err := failover.RunDeaths(cmd.Context(), cfg)
+			if err != nil {
+				return err
+			}
+			_, err = fmt.Fprintln(cmd.OutOrStdout(), d)
+			return errors.Join(err, writeFile(out, fmt.Sprintf("deaths-%d.csv", d.Nodes), d.WriteCSV))
+		},
+	}
+	f := cmd.Flags()
+	f.DurationVar(&cfg.For, "for", time.Hour, "for how long")
+	f.IntVar(&cfg.Lab.Nodes, "nodes", 10, "number of nodes, each with an egress IP")
+	f.StringVar(&out, "out", ".", "folder for deaths-NODES.csv")
 	return cmd
 }
 

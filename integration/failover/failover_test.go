@@ -1,6 +1,7 @@
 package failover
 
 import (
+	"context"
 	"encoding/xml"
 	"errors"
 	"fmt"
@@ -85,5 +86,42 @@ func TestFilesHoldEveryRun(t *testing.T) {
 		} else if err != nil {
 			t.Fatalf("the plot is no XML: %v\n%s", err, &svg)
 		}
+	}
+}
+
+// A node whose agent stands still for half a second is taken for dead.
+func TestANodeThatStoodStillIsCountedAsSuspected(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a lab makes network namespaces: run as root")
+	}
+	cfg := lab.Config{Name: lab.OwnName("deaths"), Nodes: 3}
+	l, err := lab.Up(t.Context(), cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := l.Down(context.Background()); err != nil {
+			t.Error(err)
+		}
+	})
+	h, err := hold(t.Context(), l, cfg)
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer h.close()
+	frozen := make(chan error, 1)
+	go func() {
+		node := h.owners[ownersOf+ip.String()]
+		err := l.Freeze(t.Context(), node)
+		time.Sleep(450 * time.Millisecond)
+		frozen <- errors.Join(err, l.Thaw(t.Context(), node))
+	}()
+	d, err := h.look(t.Context(), 3*time.Second)
+	if err := errors.Join(err, <-frozen); err != nil {
+		t.Fatal(err)
+	}
+	t.Log(d)
+	if d.Suspicions == 0 {
+		t.Error("nobody suspected it")
 	}
 }
