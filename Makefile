@@ -15,7 +15,7 @@ export GOFLAGS     := $(filter-out -trimpath -tags=%,$(GOFLAGS)) -trimpath -tags
 TEST := go test -vet=off
 RACE := CGO_ENABLED=1 go test -vet=off -race
 
-.PHONY: build image demo test test-unit test-integration test-vm test-faults test-fuzz test-alerts test-schedules test-kubelet lint vulns generate kube tools clean
+.PHONY: build image demo test test-unit test-integration test-integration-1 test-integration-2 test-integration-rest test-vm test-faults test-fuzz test-alerts test-schedules test-kubelet lint vulns generate kube tools clean
 
 build:
 	go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-etcd ./cmd/egret-lab
@@ -49,8 +49,7 @@ test:
 	env PATH=$(CURDIR)/bin/path $(MAKE) -j2 --output-sync=target test-schedules test-alerts
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-fuzz
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-vm
-	env PATH=$(CURDIR)/bin/path $(MAKE) test-integration
-	env PATH=$(CURDIR)/bin/path $(MAKE) test-faults
+	env PATH=$(CURDIR)/bin/path $(MAKE) -j2 --output-sync=target test-integration test-faults
 	go run ./internal/need/needcheck $(EGRET_NEEDS)
 
 # First the packages whose tests take minutes, half of which they wait; beside them the others compile and run, one more at once than there are
@@ -78,8 +77,14 @@ test-fuzz:
 			$(TEST) ./$$(dirname $$file) -run NONE -fuzz "^$$f\$$" -fuzztime $(FUZZ); n=$$((n+1)); done; done; \
 	[ $$n -gt 0 ] || { echo "no fuzz target was found"; exit 1; }
 
-test-integration: build kube
-	$(TEST) -count=1 -shuffle=on -timeout 30m $$(go list ./integration/... | grep -v -e /faults -e /alerts -e /integration/kubelet)
+# The tests of ./integration mostly wait for what a cluster does: `make test` runs two halves of them at once, in a lab each.
+test-integration: test-integration-1 test-integration-2 test-integration-rest
+
+test-integration-1 test-integration-2: test-integration-%: build kube
+	$(TEST) -count=1 -shuffle=on -timeout 30m ./integration -half $*
+
+test-integration-rest: build kube
+	$(TEST) -count=1 -shuffle=on -timeout 30m $$(go list ./integration/... | grep -v -e /integration$$ -e /faults -e /alerts -e /integration/kubelet)
 
 # The tests of the packages that program the kernel, on Debian's kernel in a virtual machine: integration/vm/test.
 test-vm: tools

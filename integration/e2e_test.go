@@ -9,6 +9,7 @@ import (
 	"log/slog"
 	"net/netip"
 	"os"
+	"os/exec"
 	"slices"
 	"strings"
 	"testing"
@@ -26,11 +27,48 @@ var (
 
 const leaseTTL = 3 * time.Second
 
+var half = flag.Int("half", 0, "1 or 2: every other test, so that two processes run all of them at once, in a lab each; 0: all")
+
+// choose sets -test.run to every other test, from the first or the second on.
+func choose(half int) error {
+	if half != 1 && half != 2 {
+		return fmt.Errorf("-half %d: want 1 or 2", half)
+	}
+	if run := flag.Lookup("test.run").Value.String(); run != "" {
+		return fmt.Errorf("-half %d and -run %q: want one of them", half, run)
+	}
+	list := exec.Command(os.Args[0], "-test.list", "^Test")
+	list.Stderr = os.Stderr
+	out, err := list.Output()
+	if err != nil {
+		return fmt.Errorf("listing the tests: %w", err)
+	}
+	var chosen []string
+	for i, name := range strings.Fields(string(out)) {
+		if i%2 == half-1 {
+			chosen = append(chosen, name)
+		}
+	}
+	if len(chosen) == 0 {
+		return errors.New("there are none")
+	}
+	return flag.Set("test.run", "^("+strings.Join(chosen, "|")+")$")
+}
+
 func TestMain(m *testing.M) {
 	if status, ok := lab.Helper(os.Args); ok {
 		os.Exit(status)
 	}
 	flag.Parse()
+	if flag.Lookup("test.list").Value.String() != "" {
+		os.Exit(m.Run())
+	}
+	if *half != 0 {
+		if err := choose(*half); err != nil {
+			fmt.Fprintln(os.Stderr, "choosing tests:", err)
+			os.Exit(1)
+		}
+	}
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "integration tests make network namespaces: run them as root")
 		os.Exit(1)
