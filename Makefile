@@ -7,6 +7,8 @@ LDFLAGS := -s -w -X main.version=$(VERSION)
 TAGS    := grpcnotrace
 # The race detector wants the data plane tests to have time; a package that hangs is killed by this bound.
 TIMEOUT := 15m
+# The tests of ./integration mostly wait for what a cluster does: `make test` runs so many parts of them at once, in a lab each.
+PARTS   := 1 2 3
 
 # Everything is compiled in the one way of the binaries, for linters and tests as well: what they have in common is compiled once, which from an
 # empty cache is minutes. -race alone needs cgo, and a way of its own. `make lint` vets: tests need not do that again.
@@ -15,7 +17,7 @@ export GOFLAGS     := $(filter-out -trimpath -tags=%,$(GOFLAGS)) -trimpath -tags
 TEST := go test -vet=off
 RACE := CGO_ENABLED=1 go test -vet=off -race
 
-.PHONY: build image demo test test-unit test-integration test-integration-1 test-integration-2 test-integration-rest test-vm test-faults test-fuzz test-alerts test-schedules test-kubelet lint vulns generate kube tools clean
+.PHONY: build image demo test test-unit test-integration $(PARTS:%=test-integration-%) test-integration-rest test-vm test-faults test-fuzz test-alerts test-schedules test-kubelet lint vulns generate kube tools clean
 
 build:
 	go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-etcd ./cmd/egret-lab
@@ -49,7 +51,7 @@ test:
 	env PATH=$(CURDIR)/bin/path $(MAKE) -j2 --output-sync=target test-schedules test-alerts
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-fuzz
 	env PATH=$(CURDIR)/bin/path $(MAKE) test-vm
-	env PATH=$(CURDIR)/bin/path $(MAKE) -j2 --output-sync=target test-integration test-faults
+	env PATH=$(CURDIR)/bin/path $(MAKE) -j3 --output-sync=target test-integration test-faults
 	go run ./internal/need/needcheck $(EGRET_NEEDS)
 
 # First the packages whose tests take minutes, half of which they wait; beside them the others compile and run, one more at once than there are
@@ -77,11 +79,10 @@ test-fuzz:
 			$(TEST) ./$$(dirname $$file) -run NONE -fuzz "^$$f\$$" -fuzztime $(FUZZ); n=$$((n+1)); done; done; \
 	[ $$n -gt 0 ] || { echo "no fuzz target was found"; exit 1; }
 
-# The tests of ./integration mostly wait for what a cluster does: `make test` runs two halves of them at once, in a lab each.
-test-integration: test-integration-1 test-integration-2 test-integration-rest
+test-integration: $(PARTS:%=test-integration-%) test-integration-rest
 
-test-integration-1 test-integration-2: test-integration-%: build kube
-	$(TEST) -count=1 -shuffle=on -timeout 30m ./integration -half $*
+$(PARTS:%=test-integration-%): test-integration-%: build kube
+	$(TEST) -count=1 -shuffle=on -timeout 30m ./integration -part $*/$(words $(PARTS))
 
 test-integration-rest: build kube
 	$(TEST) -count=1 -shuffle=on -timeout 30m $$(go list ./integration/... | grep -v -e /integration$$ -e /faults -e /alerts -e /integration/kubelet)

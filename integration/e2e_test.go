@@ -27,15 +27,19 @@ var (
 
 const leaseTTL = 3 * time.Second
 
-var half = flag.Int("half", 0, "1 or 2: every other test, so that two processes run all of them at once, in a lab each; 0: all")
+var part = flag.String("part", "1/1", "I/N: of the tests each Nth from the Ith on, so that N processes run all of them at once, in a lab each")
 
-// choose sets -test.run to every other test, from the first or the second on.
-func choose(half int) error {
-	if half != 1 && half != 2 {
-		return fmt.Errorf("-half %d: want 1 or 2", half)
+// choose sets -test.run to the tests of a part.
+func choose(part string) error {
+	var i, n int
+	if _, err := fmt.Sscanf(part, "%d/%d", &i, &n); err != nil || i < 1 || i > n {
+		return fmt.Errorf("-part %s: want I/N, 1/3 for one", part)
+	}
+	if n == 1 {
+		return nil
 	}
 	if run := flag.Lookup("test.run").Value.String(); run != "" {
-		return fmt.Errorf("-half %d and -run %q: want one of them", half, run)
+		return fmt.Errorf("-part %s and -run %s: want one of them", part, run)
 	}
 	list := exec.Command(os.Args[0], "-test.list", "^Test")
 	list.Stderr = os.Stderr
@@ -44,8 +48,8 @@ func choose(half int) error {
 		return fmt.Errorf("listing the tests: %w", err)
 	}
 	var chosen []string
-	for i, name := range strings.Fields(string(out)) {
-		if i%2 == half-1 {
+	for at, name := range strings.Fields(string(out)) {
+		if at%n == i-1 {
 			chosen = append(chosen, name)
 		}
 	}
@@ -63,11 +67,9 @@ func TestMain(m *testing.M) {
 	if flag.Lookup("test.list").Value.String() != "" {
 		os.Exit(m.Run())
 	}
-	if *half != 0 {
-		if err := choose(*half); err != nil {
-			fmt.Fprintln(os.Stderr, "choosing tests:", err)
-			os.Exit(1)
-		}
+	if err := choose(*part); err != nil {
+		fmt.Fprintln(os.Stderr, "choosing tests:", err)
+		os.Exit(1)
 	}
 	if os.Geteuid() != 0 {
 		fmt.Fprintln(os.Stderr, "integration tests make network namespaces: run them as root")
