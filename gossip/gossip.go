@@ -196,7 +196,7 @@ func (g *Gossip) join(ctx context.Context) error {
 	}
 	if list == nil {
 		at := netip.AddrPortFrom(self, uint16(g.cfg.Port))
-		t, err := listen(at, g.cfg.Log)
+		t, err := listen(at, g.longest, g.cfg.Log)
 		if err == nil {
 			if list, err = memberlist.Create(g.config(self, t)); err != nil {
 				err = errors.Join(err, t.Shutdown())
@@ -221,6 +221,14 @@ func (g *Gossip) join(ctx context.Context) error {
 	}
 	_ = calls.Wait()
 	return nil
+}
+
+// longest is how many bytes a connection may bring: what its member knows of all members, each of them some 120 bytes and its name. It may know more than
+// this one does.
+func (g *Gossip) longest() int {
+	g.mu.Lock()
+	defer g.mu.Unlock()
+	return 256<<10 + max(len(g.peers), len(g.known))<<9
 }
 
 // maxUnknown is how many nodes without a known member are joined in one attempt.

@@ -6,6 +6,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -23,6 +24,10 @@ type transport struct {
 	accept  chan net.Conn
 	closed  chan struct{}
 	running sync.WaitGroup
+	longest func() int // how many bytes a connection may bring at most
+
+	mu   sync.Mutex // guards what follows
+	open []*stream  // the oldest first
 }
 
 // receiveBuffer is the socket's, for packets that come while the process does not run: as large as the kernel allows, up to this.
@@ -31,8 +36,13 @@ const receiveBuffer = 2 << 20
 // acceptPause is how long accepting waits after an error, as when there are no file descriptors left.
 const acceptPause = 100 * time.Millisecond
 
-// listen takes the port at an address of this node. The caller shuts the transport down.
-func listen(at netip.AddrPort, log *slog.Logger) (*transport, error) {
+// maxStreams is how many connections of others are open at a time. A member's has done its work in milliseconds; the library keeps one that says nothing
+// for a second.
+const maxStreams = 64
+
+// listen takes the port at an address of this node. What a connection brings beyond longest bytes is not read: before the library has read all of it, it
+// does not know who that is, and takes 20 MB of anybody who can reach the port, pods among them. The caller shuts the transport down.
+func listen(at netip.AddrPort, longest func() int, log *slog.Logger) (*transport, error) {
 	streams, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 	if err != nil {
 		return nil, err
@@ -42,7 +52,7 @@ func listen(at netip.AddrPort, log *slog.Logger) (*transport, error) {
 		return nil, errors.Join(err, streams.Close())
 	}
 	_ = packets.SetReadBuffer(receiveBuffer) // with a smaller one it works, too
-	t := &transport{packets: packets, streams: streams, log: log,
+	t := &transport{packets: packets, streams: streams, log: log, longest: longest,
 		receive: make(chan *memberlist.Packet), accept: make(chan net.Conn), closed: make(chan struct{})}
 	t.running.Go(t.read)
 	t.running.Go(t.take)
@@ -87,12 +97,72 @@ func (t *transport) take() {
 			}
 		}
 		select {
-		case t.accept <- c:
+		case t.accept <- t.add(c):
 		case <-t.closed:
 			_ = c.Close() // nobody has used it
 			return
 		}
 	}
+}
+
+// stream is a connection that another has made.
+type stream struct {
+	net.Conn
+	of   *transport
+	from netip.Addr
+	left int // bytes that it may still bring
+}
+
+// errTooLong ends a connection that brings more than a member has to say.
+var errTooLong = errors.New("more than a member of the gossip has to say")
+
+// add returns a connection as one of those that are open. Where there are too many, who has most of them loses its oldest.
+func (t *transport) add(c *net.TCPConn) *stream {
+	out := &stream{Conn: c, of: t, from: client(c.RemoteAddr()), left: t.longest()}
+	t.mu.Lock()
+	defer t.mu.Unlock()
+	if t.open = append(t.open, out); len(t.open) <= maxStreams {
+		return out
+	}
+	has := map[netip.Addr]int{}
+	for _, s := range t.open {
+		has[s.from]++
+	}
+	over := 0
+	for i, s := range t.open {
+		if has[s.from] > has[t.open[over].from] {
+			over = i
+		}
+	}
+	_ = t.open[over].Conn.Close() // others have fewer
+	t.open = slices.Delete(t.open, over, over+1)
+	return out
+}
+
+// client is who has an address: of IPv6 a host can have all of a /64.
+func client(a net.Addr) netip.Addr {
+	at, _ := netip.ParseAddrPort(a.String()) // of TCP all are
+	ip := at.Addr().Unmap().WithZone("")
+	if p, err := ip.Prefix(64); err == nil { // fails for IPv4
+		return p.Addr()
+	}
+	return ip
+}
+
+func (s *stream) Read(b []byte) (int, error) {
+	if s.left <= 0 {
+		return 0, errTooLong
+	}
+	n, err := s.Conn.Read(b[:min(len(b), s.left)])
+	s.left -= n
+	return n, err
+}
+
+func (s *stream) Close() error {
+	s.of.mu.Lock()
+	s.of.open = slices.DeleteFunc(s.of.open, func(o *stream) bool { return o == s })
+	s.of.mu.Unlock()
+	return s.Conn.Close()
 }
 
 // FinalAdvertiseAddr returns the address that the others are told. See memberlist.Transport for this and what follows.

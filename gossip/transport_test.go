@@ -2,6 +2,7 @@ package gossip
 
 import (
 	"bytes"
+	"errors"
 	"io"
 	"log/slog"
 	"net"
@@ -13,10 +14,13 @@ import (
 	"github.com/egret-project/egret/internal/port"
 )
 
+// longest is what a connection to such a transport may bring, bytes.
+const longest = 1 << 16
+
 // listening returns a transport at an address of the loopback, until the test ends.
 func listening(t *testing.T, at netip.AddrPort) *transport {
 	t.Helper()
-	tr, err := listen(at, slog.New(slog.DiscardHandler))
+	tr, err := listen(at, func() int { return longest }, slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -140,7 +144,7 @@ func TestShutdownWaitsForNobody(t *testing.T) {
 func TestAPortThatIsTakenIsSaid(t *testing.T) {
 	at := netip.AddrPortFrom(addr(0), uint16(port.Hold(t)))
 	listening(t, at)
-	if tr, err := listen(at, slog.New(slog.DiscardHandler)); err == nil {
+	if tr, err := listen(at, func() int { return longest }, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("taken twice", tr.Shutdown())
 	}
 	taken, err := net.ListenPacket("udp", netip.AddrPortFrom(addr(1), at.Port()).String())
@@ -148,7 +152,7 @@ func TestAPortThatIsTakenIsSaid(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer taken.Close()
-	if tr, err := listen(netip.AddrPortFrom(addr(1), at.Port()), slog.New(slog.DiscardHandler)); err == nil {
+	if tr, err := listen(netip.AddrPortFrom(addr(1), at.Port()), func() int { return longest }, slog.New(slog.DiscardHandler)); err == nil {
 		t.Error("taken twice", tr.Shutdown())
 	}
 	l, err := net.Listen("tcp", netip.AddrPortFrom(addr(1), at.Port()).String()) // the port of TCP was given back
@@ -156,4 +160,51 @@ func TestAPortThatIsTakenIsSaid(t *testing.T) {
 		t.Fatal(err)
 	}
 	l.Close()
+}
+
+// Whoever reaches the port, as pods do, has no key, but the library reads 20 MB of him before it knows.
+func TestWhoOpensManyConnectionsOrSendsMuchIsCut(t *testing.T) {
+	tr := listening(t, netip.AddrPortFrom(netip.MustParseAddr("127.0.0.10"), uint16(port.Hold(t))))
+	dial := func(from string) net.Conn {
+		t.Helper()
+		c, err := (&net.Dialer{Timeout: limit, LocalAddr: &net.TCPAddr{IP: net.ParseIP(from)}}).Dial("tcp", tr.streams.Addr().String())
+		if err != nil {
+			t.Fatal(err)
+		}
+		t.Cleanup(func() { c.Close() })
+		return c
+	}
+	member := dial("127.0.0.11")
+	theirs := within(t, "a member's connection", tr.StreamCh())
+	var pod []net.Conn
+	for range maxStreams + 10 {
+		pod = append(pod, dial("127.0.0.12"))
+		within(t, "a connection", tr.StreamCh())
+	}
+	for i, c := range pod[:11] {
+		if err := c.SetReadDeadline(time.Now().Add(limit)); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := c.Read(make([]byte, 1)); err != io.EOF {
+			t.Errorf("connection %d of a client with %d: %v, want its end", i, len(pod), err)
+		}
+	}
+	if _, err := member.Write([]byte("here")); err != nil {
+		t.Fatal(err)
+	}
+	if _, err := io.ReadFull(theirs, make([]byte, 4)); err != nil {
+		t.Errorf("the connection of another: %v", err)
+	}
+	go func() { _, _ = member.Write(make([]byte, 2*longest)) }() // ends with the connection
+	if n, err := io.Copy(io.Discard, theirs); n != longest-4 || !errors.Is(err, errTooLong) {
+		t.Errorf("%d bytes more are read (%v), want %d", n, err, longest-4)
+	}
+	if err := theirs.Close(); err != nil {
+		t.Error(err)
+	}
+	tr.mu.Lock()
+	defer tr.mu.Unlock()
+	if n := len(tr.open); n != maxStreams-1 {
+		t.Errorf("%d connections are open, want %d", n, maxStreams-1)
+	}
 }
