@@ -8,6 +8,7 @@ import (
 	"net"
 	"net/netip"
 	"slices"
+	"strconv"
 	"testing"
 	"time"
 
@@ -113,9 +114,10 @@ func raw(from, to netip.Addr, port uint16, payload []byte) error {
 	return sendRaw(datagram(netip.AddrPortFrom(from, 7003), netip.AddrPortFrom(to, port), payload), to)
 }
 
-// sendRaw sends an IP packet as it is.
+// sendRaw sends an IP packet as it is. A zone is the index of a link.
 func sendRaw(b []byte, to netip.Addr) error {
-	family, addr := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: to.As16()})
+	zone, _ := strconv.Atoi(to.Zone()) // 0: none
+	family, addr := unix.AF_INET6, unix.Sockaddr(&unix.SockaddrInet6{Addr: to.As16(), ZoneId: uint32(zone)})
 	if to.Is4() {
 		family, addr = unix.AF_INET, &unix.SockaddrInet4{Addr: to.As4()}
 	}

@@ -29,11 +29,13 @@ func overlayChains() []chain {
 		// Before anybody else sees the mark that a packet comes with (-300: iptables' raw).
 		{"overlay_in", base("prerouting", nftables.ChainHookPrerouting, -310), append([]rule{
 			newRule("overlay_in", fromOverlay(), enter("passed")),
+			newRule("overlay_in", byVLAN(), jump("subnet")),
 			newRule("overlay_in", toOverlay(), enter("overlay")),
 		}, toBlocks("overlay_in")...)},
 		{"passed", hook{}, fromBlocks("passed")},
 		// What is only forwarded, and to no node, is none of ours: pods may use the port among themselves.
 		{"overlay", hook{}, append(toNode("overlay", "overlay_from"), foreign("overlay", localDestination()))},
+		subnetChain(),
 		// A node sends to a node: this one, or another where this one routes between them. The way to it is looked up once in a while only: it costs
 		// as much as all else here.
 		{"overlay_from", hook{}, slices.Concat(

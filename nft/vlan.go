@@ -4,13 +4,33 @@ import (
 	"fmt"
 
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/egress"
 )
 
-// fromSubnet are rules of a chain for what comes in by the link of a VLAN, which the agent has made for the egress IPs there and for nothing else: without
-// them every host of the VLAN would have a way to the node and its pods that it did not have before, past the routers between. What begins there
-// is for an egress IP, or for nobody. terms choose further; what comes out of the overlay, whose name begins likewise, has to be elsewhere.
+// The agent has made the links of VLANs for the egress IPs there and for nothing else. Without what follows every host of a VLAN would have a way to
+// the node and its pods that it did not have before, past the routers between. What comes out of the overlay, whose name begins likewise, has to be
+// elsewhere by then.
+
+// subnetChain is for what comes in by the link of a VLAN, before conntrack. What is for no egress IP of a pool goes nowhere, of whatever connection it
+// says to be: who writes the addresses of one of the node's into his packets, as of the CNI's overlay, would be taken for its other end. Who is where
+// there is asked for and told by NDP, and queriers ask for the groups by which a switch knows who hears that (MLD). Nobody is a router.
+func subnetChain() chain {
+	var rules []rule
+	for _, set := range []string{"egressip", "pooled"} { // the latter for a relay, which guards no address
+		rules = append(rules, perFamily(func(f family) rule { return newRule("subnet", daddrIn(f, set+f.digit), back()) })...)
+	}
+	return chain{"subnet", hook{}, append(rules,
+		newRule("subnet", term{
+			words: "icmpv6 type { mld-listener-query, nd-neighbor-solicit, nd-neighbor-advert }",
+			exprs: append(ipv6.is(), loadMeta(expr.MetaKeyL4PROTO), equals(unix.IPPROTO_ICMPV6), load(expr.PayloadBaseTransportHeader, 0, 1), in(anonymous)),
+			sets:  []anonymousSet{setOf(icmpv6Type, []byte{130}, []byte{135}, []byte{136})},
+		}, back()),
+		newRule("subnet", count(CounterSubnet), drop()))}
+}
+
+// fromSubnet are rules of a chain for what begins at a host of a VLAN: that is for an egress IP which this node answers for. terms choose further.
 func fromSubnet(chain string, terms ...term) []rule {
 	return perFamily(func(f family) rule {
 		set := "egressip" + f.digit
