@@ -137,7 +137,7 @@ func TestADeletedRuleIsNamed(t *testing.T) {
 	reach(t, tables, State{})
 	nft(t, "flush chain inet egret steer")
 	c := Diff(observe(t, tables), State{})
-	if diff := cmp.Diff([]string{"inet egret: chain steer: 0 of 4 rules"}, c.Repairs); diff != "" {
+	if diff := cmp.Diff([]string{"inet egret: chain steer: 0 of 6 rules"}, c.Repairs); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 	if strings.Contains(c.String(), "arp egret") {

@@ -103,6 +103,7 @@ func inetTable(s State) table {
 			set{name: "node" + f.digit, key: f.address, size: maxNodes},
 			set{name: "peer" + f.digit, key: f.peer, size: maxNodes},
 			set{name: "heard" + f.digit, key: f.heard, flags: flagDynamic | flagTimeout, size: maxNodes},
+			set{name: "came" + f.digit, key: f.came, flags: flagDynamic | flagTimeout, size: maxPods},
 			set{name: "sender" + f.digit, key: f.sender, size: maxSenders, ofOtherNodes: true},
 			set{name: "source" + f.digit, key: f.address, size: maxIDs},
 			set{name: "pooled" + f.digit, key: f.address, size: maxIDs},
@@ -141,7 +142,7 @@ func steeringChains(delay time.Duration) []chain {
 	pre := func(terms ...term) rule { return newRule("prerouting", terms...) }
 	lost := ctState("invalid,untracked", expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED)
 	fresh := ctState("new", expr.CtStateBitNEW)
-	return []chain{
+	return append([]chain{
 		// Most of what comes here is of connections that are none of ours, and has to go on after as few expressions as can be.
 		{"prerouting", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -90, ""}, []rule{
 			pre(fromOverlay(), enter("steer_passed")),
@@ -157,19 +158,13 @@ func steeringChains(delay time.Duration) []chain {
 		}},
 		{"classify", hook{}, slices.Concat(fromSubnet("classify"), forged("classify"), notEgress("classify"), perFamily(func(f family) rule {
 			return newRule("classify", podMark(f, "ct mark", setCtMark()))
-		}), elsewhere("classify"), unknown(delay))},
+		}), unknown(delay))},
 		{"hold", hook{}, delayRules(delay)},
 		// A packet that conntrack cannot place, or is told not to, would leave without SNAT. The mark that is set is of no use: it
 		// is how a rule matches the keys of a map.
 		{"invalid", hook{}, slices.Concat(betweenNodes("invalid"), fromSubnet("invalid", ctState("invalid", expr.CtStateBitINVALID)), notEgress("invalid"), forged("invalid"), perFamily(func(f family) rule {
 			return newRule("invalid", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), count(CounterInvalid), drop())
 		}))},
-		// A connection goes where its own egress is, and only while that is the pod's: conntrack may still have one of before the
-		// pod was selected by another, or by none, or of the former pod of the address.
-		{"steer", hook{}, append(
-			perFamily(func(f family) rule { return newRule("steer", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK))) }),
-			newRule("steer", markFromBoth("nexthop"), accept()),
-			newRule("steer", count(CounterNoNextHop), drop()))},
 		// What this node has to say of an answer to a pod, above all that it is too large for the pod's link, goes the way of the pod's own packets,
 		// in its name: the gateway puts the egress IP into it, or else nobody outside would know what it is about.
 		{"output", hook{nftables.ChainTypeRoute, "output", *nftables.ChainHookOutput, -90, ""}, perFamily(func(f family) rule {
@@ -177,7 +172,7 @@ func steeringChains(delay time.Duration) []chain {
 		})},
 		{"neighbor", hook{}, neighborRules()},
 		{"errors", hook{}, perFamily(func(f family) rule {
-			return newRule("errors", ctState("related", expr.CtStateBitRELATED), direction("original", 0), tagged(), errorAboutPod(f), enter("steer"))
+			return newRule("errors", ctState("related", expr.CtStateBitRELATED), direction("original", 0), tagged(), errorAboutPod(f), enter("steer_on"))
 		})},
 		// What arrived by the overlay never leaves by the overlay, and must be of an egress connection: an answer to a
 		// connection that this node does not know, or not any more, has no id.
@@ -194,7 +189,7 @@ func steeringChains(delay time.Duration) []chain {
 			newRule("steer_passed", markFromBoth("hosted"), accept()),
 			newRule("steer_passed", count(CounterUnhosted), drop()),
 		)},
-	}
+	}, steerChains()...)
 }
 
 // seenFor is for how long a source that was delayed is not delayed again, counted from its last new connection. When

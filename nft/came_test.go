@@ -1,0 +1,136 @@
+package nft
+
+import (
+	"encoding/binary"
+	"net"
+	"net/netip"
+	"testing"
+	"time"
+
+	"github.com/mdlayher/packet"
+	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/internal/netns"
+)
+
+// A pod of another node writes VXLAN of the CNI, which asks nobody who he is, and in it a packet in the name of a pod that is selected here: the CNI's
+// masquerade makes the outer one a node's. It does not leave with the egress IP, whatever rp_filter says; what comes so in the sender's own name goes on.
+func TestNobodySendsInAPodsNameByTheOverlayOfTheCNI(t *testing.T) {
+	for i, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			tables := open(t)
+			ext, p := outside(t), pod(t)
+			ext.serve(f.server)
+			f.addEgressIP(t)
+			netns.RunAll(t, "", `ip link add flannel.1 type vxlan id 1 dstport 8472 local 10.10.0.101 nolearning
+				ip link set flannel.1 address 02:00:00:00:00:99 up
+				sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.flannel/1.rp_filter=0`)
+			reach(t, tables, parseState(t, f.base()+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
+			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			if got := p.seen(f.server); got != f.egress {
+				t.Fatalf("the pod is seen as %q, want %s", got, f.egress)
+			}
+			write := func(from, to netip.AddrPort) {
+				t.Helper()
+				frame := append([]byte{0x08, 0, 0, 0, 0, 0, 1, 0}, 2, 0, 0, 0, 0, 0x99, 2, 0, 0, 0, 0, 0x98)
+				frame = binary.BigEndian.AppendUint16(frame, []uint16{0x0800, 0x86dd}[i])
+				frame = append(frame, datagram(from, to, []byte("forged"))...)
+				ext.do(func() error { return udp(netip.Addr{}, netip.MustParseAddr("10.10.0.101"), 8472, frame) })
+			}
+			me, there := netip.AddrPortFrom(netip.MustParseAddr(f.pod), 7003), netip.AddrPortFrom(netip.MustParseAddr(f.server), 7002)
+			forge := func(what string) {
+				t.Helper()
+				counts(t, tables, CounterForged, func() {
+					sneaks(t, "a pod of another node, "+what, ext, f, func() { write(me, there) })
+				})
+			}
+			forge("in a connection of its own")
+			p.do(func() error {
+				c, err := net.DialUDP("udp", net.UDPAddrFromAddrPort(me), net.UDPAddrFromAddrPort(there))
+				if err == nil {
+					defer c.Close()
+					_, err = c.Write([]byte("?"))
+				}
+				return err
+			})
+			forge("in one that the pod has open")
+			other := netip.MustParseAddr([]string{"10.244.2.2", "fd44:2::2"}[i])
+			var c net.PacketConn
+			p.do(func() (err error) { c, err = net.ListenPacket("udp", net.JoinHostPort(f.pod, "7005")); return err })
+			defer c.Close()
+			write(netip.AddrPortFrom(other, 7003), netip.AddrPortFrom(netip.MustParseAddr(f.pod), 7005))
+			if err := c.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			if _, from, err := c.ReadFrom(make([]byte, 100)); err != nil || netip.MustParseAddrPort(from.String()).Addr() != other {
+				t.Errorf("what a pod of another node sends to a pod here comes from %v, %v: want %s", from, err, other)
+			}
+		})
+	}
+}
+
+// A neighbour of the node sends to it, as to a router, what has a selected pod's address as its source. It does not leave with the egress IP, where nothing
+// else checks what comes from neighbours.
+func TestANeighbourSendsNothingInAPodsName(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			ext, p := ownGateway(t, f, "")
+			netns.Run(t, "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.eth0.rp_filter=0")
+			ext.serve(f.server)
+			frame := datagram(netip.AddrPortFrom(netip.MustParseAddr(f.pod), 7003), netip.AddrPortFrom(netip.MustParseAddr(f.server), 7002), []byte("forged"))
+			node, err := net.InterfaceByName("eth0")
+			if err != nil {
+				t.Fatal(err)
+			}
+			for _, when := range []string{"before the pod has sent", "after"} {
+				sneaks(t, "a neighbour, "+when, ext, f, func() {
+					ext.do(func() error {
+						ifi, err := net.InterfaceByName("eth0")
+						if err != nil {
+							return err
+						}
+						c, err := packet.Listen(ifi, packet.Datagram, map[bool]int{true: unix.ETH_P_IP, false: unix.ETH_P_IPV6}[f.egressIP().Is4()], nil)
+						if err != nil {
+							return err
+						}
+						defer c.Close()
+						_, err = c.WriteTo(frame, &packet.Addr{HardwareAddr: node.HardwareAddr})
+						return err
+					})
+				})
+				if got := p.seen(f.server); got != f.egress {
+					t.Errorf("the pod is seen as %q, want %s", got, f.egress)
+				}
+			}
+		})
+	}
+}
+
+// Cilium brings what a pod sends to the stack by the pod's own link, and has its route to all pods by another.
+func TestAPodIsServedWhoseWayBackIsAnotherLink(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			ext, p := ownGateway(t, f, "")
+			netns.RunAll(t, "", `sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.cni0.rp_filter=0
+				ip link add cilium_host type bridge
+				ip link set cilium_host up
+				ip route add `+f.pod+` dev cilium_host`)
+			var server net.PacketConn
+			ext.do(func() (err error) {
+				server, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "7002"))
+				return err
+			})
+			defer server.Close()
+			p.do(func() error { return udp(netip.Addr{}, netip.MustParseAddr(f.server), 7002, []byte("?")) })
+			if err := server.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+				t.Fatal(err)
+			}
+			_, from, err := server.ReadFrom(make([]byte, 100))
+			if err != nil || netip.MustParseAddrPort(from.String()).Addr() != f.egressIP() {
+				t.Errorf("what the pod sends comes from %v (%v), want %s", from, err, f.egress)
+			}
+		})
+	}
+}
