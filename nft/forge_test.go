@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"bytes"
 	"cmp"
 	"encoding/binary"
 	"errors"
@@ -12,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/mdlayher/packet"
 	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/egress"
@@ -339,6 +341,93 @@ func TestNobodySendsInTheNameOfAnEgressIP(t *testing.T) {
 				t.Error("a connection from an egress IP of another node does not reach a pod")
 			}
 		})
+	}
+}
+
+// A host outside pings the egress IP, so there is a connection to it. A pod says something of that in the IP's name; and it sends there what is in no
+// connection, to where no egress applies.
+func TestNobodyAnswersInTheNameOfAnEgressIP(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			tables := open(t)
+			ext, p := outside(t), pod(t)
+			ip, server, lan := f.egressIP(), netip.MustParseAddr(f.server), netip.MustParseAddr(f.lan)
+			f.addEgressIP(t)
+			netns.Run(t, "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.cni0.rp_filter=0")
+			reach(t, tables, parseState(t, f.base()+"pooled "+f.egress))
+			if err := tables.Permit([]Permit{{ip, true}}, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			hears := f.listenICMP(t, ext)
+			question := f.echo(server, ip, 77, false, "question")
+			ext.do(func() error { return sendRaw(question, ip) })
+			if got := hears(ip, "question"); !got {
+				t.Fatal("the egress IP answers no echo request")
+			}
+			for _, a := range []struct {
+				name string
+				to   netip.Addr
+				b    []byte
+			}{
+				{"an echo reply", server, f.echo(ip, server, 77, true, "forged")},
+				{"an error", server, unreachable(ip, server, append(question, "forged"...))},
+				{"an echo reply that nobody asked for", server, f.echo(ip, server, 78, true, "forged")},
+				{"an echo reply to where no egress applies", lan, f.echo(ip, lan, 78, true, "forged")},
+			} {
+				counts(t, tables, CounterForged, func() {
+					p.do(func() error { return sendRaw(a.b, a.to) })
+					if hears(ip, "forged") {
+						t.Errorf("%s of a pod leaves with the egress IP", a.name)
+					}
+				})
+			}
+		})
+	}
+}
+
+// echo returns an ICMP echo request, or a reply.
+func (f sides) echo(from, to netip.Addr, id byte, reply bool, text string) []byte {
+	kind := map[bool]byte{false: 8, true: 0}[reply]
+	var head []byte // what else the checksum is of
+	if from.Is6() {
+		kind = map[bool]byte{false: 128, true: 129}[reply]
+		head = slices.Concat(from.AsSlice(), to.AsSlice(), []byte{0, 0, 0, byte(8 + len(text)), 0, 0, 0, f.icmp()})
+	}
+	icmp := append([]byte{kind, 0, 0, 0, 0, id, 0, 1}, text...)
+	binary.BigEndian.PutUint16(icmp[2:], checksum(head, icmp))
+	return packetOf(from, to, f.icmp(), icmp)
+}
+
+// listenICMP returns what tells whether an ICMP packet of a source, with a text in it, comes to ext's link within a while.
+func (f sides) listenICMP(t *testing.T, ext space) func(from netip.Addr, text string) bool {
+	t.Helper()
+	kind, source, header := unix.ETH_P_IP, 12, 20
+	if f.egressIP().Is6() {
+		kind, source, header = unix.ETH_P_IPV6, 8, 40
+	}
+	var on *packet.Conn
+	ext.do(func() error {
+		ifi, err := net.InterfaceByName("eth0")
+		if err == nil {
+			on, err = packet.Listen(ifi, packet.Datagram, kind, nil)
+		}
+		return err
+	})
+	t.Cleanup(func() { on.Close() })
+	return func(from netip.Addr, text string) bool {
+		t.Helper()
+		if err := on.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+			t.Fatal(err)
+		}
+		for b := make([]byte, 2000); ; {
+			n, _, err := on.ReadFrom(b)
+			if err != nil {
+				return false
+			}
+			if n > header && string(b[source:source+from.BitLen()/8]) == key(from) && bytes.Contains(b[:n], []byte(text)) {
+				return true
+			}
+		}
 	}
 }
 
