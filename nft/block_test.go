@@ -663,3 +663,42 @@ func TestProtocolsWithoutPortsLeaveWithTheEgressIP(t *testing.T) {
 		})
 	}
 }
+
+// One of the ports of a block may be the overlay's: that is one of nodes' addresses alone.
+func TestAnswersToTheOverlaysPortOfABlockFindTheirPod(t *testing.T) {
+	for _, f := range blockSides() {
+		t.Run(f.pod, func(t *testing.T) {
+			const port = int(egress.OverlayPort)
+			b := newBlockSite(t, f)
+			b.mangle = func(_ int, s *State) {
+				first := func(node int) uint16 { return uint16(port&^63 + 64*(node-1)) }
+				for id, block := range s.Blocks {
+					block.First = first(1)
+					s.Blocks[id] = block
+				}
+				for i, p := range s.Ports {
+					s.Ports[i].First = first(p.Index)
+				}
+			}
+			b.reach()
+			b.ext.serve(f.server)
+			eventually(t, "no answer", func() (answered bool) {
+				b.pods["a"].do(func() error {
+					c, err := (&net.Dialer{LocalAddr: &net.UDPAddr{Port: port}}).Dial("udp", net.JoinHostPort(f.server, "7000"))
+					if err != nil {
+						return err
+					}
+					defer c.Close()
+					if err := c.SetDeadline(time.Now().Add(300 * time.Millisecond)); err != nil {
+						return err
+					}
+					_, _ = c.Write([]byte("?")) // what is lost shows as no answer
+					n, _ := c.Read(make([]byte, 100))
+					answered = n > 0
+					return nil
+				})
+				return answered
+			})
+		})
+	}
+}

@@ -33,8 +33,8 @@ func overlayChains() []chain {
 			newRule("overlay_in", toOverlay(), enter("overlay")),
 		}, toBlocks("overlay_in")...)},
 		{"passed", hook{}, fromBlocks("passed")},
-		// What is only forwarded, and to no node, is none of ours: pods may use the port among themselves.
-		{"overlay", hook{}, append(toNode("overlay", "overlay_from"), foreign("overlay", localDestination()))},
+		// What is only forwarded, and to no node, is none of ours: pods may use the port among themselves. It may be one of a block, too.
+		{"overlay", hook{}, slices.Concat(toNode("overlay", "overlay_from"), toBlocks("overlay"), []rule{foreign("overlay", localDestination())})},
 		subnetChain(),
 		// A node sends to a node: this one, or another where this one routes between them. The way to it is looked up once in a while only: it costs
 		// as much as all else here.
