@@ -116,6 +116,21 @@ func raw(from, to netip.Addr, port uint16, payload []byte) error {
 	return sendRaw(datagram(netip.AddrPortFrom(from, 7003), netip.AddrPortFrom(to, port), payload), to)
 }
 
+// longer sends a datagram to the overlay's port as raw does, with an IP header that has options, or one more header behind it: for the destination, with
+// nothing but padding (RFC 8200, section 4.6).
+func longer(from, to netip.Addr, payload []byte) error {
+	b := datagram(netip.AddrPortFrom(from, 7003), netip.AddrPortFrom(to, egress.OverlayPort), payload)
+	if to.Is6() {
+		return sendRaw(packetOf(from, to, unix.IPPROTO_DSTOPTS, slices.Concat([]byte{unix.IPPROTO_UDP, 0, 1, 4, 0, 0, 0, 0}, b[40:])), to)
+	}
+	head := append(b[:20:20], 1, 1, 1, 0) // no operation, and the end (RFC 791, section 3.1)
+	head[0] = 0x46
+	binary.BigEndian.PutUint16(head[2:], uint16(len(b)+4))
+	head[10], head[11] = 0, 0
+	binary.BigEndian.PutUint16(head[10:], checksum(head))
+	return sendRaw(append(head, b[20:]...), to)
+}
+
 // sendRaw sends an IP packet as it is. A zone is the index of a link.
 func sendRaw(b []byte, to netip.Addr) error {
 	zone, _ := strconv.Atoi(to.Zone()) // 0: none
@@ -231,6 +246,8 @@ func testOverlayAttacks(t *testing.T, f sides, here, there netip.Addr) {
 		{"a pod of the gateway, to everybody", own.in(), func(b []byte) error { return broadcast(everybody, port, b) }, here1},
 		{"a pod of the gateway with NET_RAW, as a node", own.in(), func(b []byte) error { return raw(here, there, uint16(port), b) }, here1},
 		{"a pod of the gateway with NET_RAW, as the gateway", own.in(), func(b []byte) error { return raw(there, there, uint16(port), b) }, own1},
+		{"a pod of another node with NET_RAW, as a node, behind more headers", p.in(), func(b []byte) error { return longer(here, there, b) }, here1},
+		{"a pod of the gateway with NET_RAW, as a node, behind more headers", own.in(), func(b []byte) error { return longer(here, there, b) }, here1},
 		{"a process of another node", local, func(b []byte) error { return udp(any, there, port, b) }, here1},
 		{"a process of another node, by a Service", local, func(b []byte) error { return udp(any, service, 53, b) }, here1},
 		{"a process of the gateway", gw.in(), func(b []byte) error { return udp(any, there, port, b) }, here1},

@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -421,6 +423,70 @@ func TestASelectedPodsQuestionToAnEgressIPDoesNotGoOn(t *testing.T) {
 			ext.run(fmt.Sprintf("ip addr add %s dev lo", other))
 			if p.ok("ping -c1 -W0.5 " + other) {
 				t.Errorf("an echo request to an egress IP is forwarded")
+			}
+		})
+	}
+}
+
+// A selected pod tries all protocols that there are, and all types of ICMP: the kernel translates some of them, and takes others for nothing of a connection.
+func TestNoProtocolOfASelectedPodLeavesWithAnotherSource(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			ext, p := ownGateway(t, f, "")
+			kind, at, header := unix.ETH_P_IP, 12, 20
+			if f.egressIP().Is6() {
+				kind, at, header = unix.ETH_P_IPV6, 8, 40
+			}
+			var on *packet.Conn
+			ext.do(func() error {
+				ifi, err := net.InterfaceByName("eth0")
+				if err == nil {
+					on, err = packet.Listen(ifi, packet.Datagram, kind, nil)
+				}
+				return err
+			})
+			defer on.Close()
+			server, me := netip.MustParseAddr(f.server), netip.MustParseAddr(f.pod)
+			sent := make(chan error, 1) // beside: a socket holds fewer packets
+			send := func() error {
+				for n := range 256 {
+					icmp := []byte{byte(n), 0, 0, 0, 0, 9, 0, 1}
+					head := []byte(nil)
+					if server.Is6() {
+						head = slices.Concat(me.AsSlice(), server.AsSlice(), []byte{0, 0, 0, byte(len(icmp)), 0, 0, 0, f.icmp()})
+					}
+					binary.BigEndian.PutUint16(icmp[2:], checksum(head, icmp))
+					for _, b := range [][]byte{packetOf(me, server, byte(n), make([]byte, 32)), packetOf(me, server, f.icmp(), icmp)} {
+						if err := sendRaw(b, server); err != nil {
+							return err
+						}
+					}
+				}
+				return udp(netip.Addr{}, server, 7002, []byte("the last"))
+			}
+			go func() { sent <- p.in()(send) }()
+			seen := map[netip.Addr]int{}
+			for b, last := make([]byte, 2000), false; !last; {
+				if err := on.SetReadDeadline(time.Now().Add(10 * time.Second)); err != nil {
+					t.Fatal(err)
+				}
+				n, _, err := on.ReadFrom(b)
+				if err != nil {
+					t.Fatalf("after %v: %v", seen, err)
+				}
+				size := len(server.AsSlice())
+				if n < header || string(b[at+size:at+2*size]) != key(server) {
+					continue
+				}
+				source, _ := netip.AddrFromSlice(b[at : at+size])
+				seen[source]++
+				last = strings.HasSuffix(string(b[:n]), "the last")
+			}
+			if err := <-sent; err != nil {
+				t.Error(err)
+			}
+			if ip := f.egressIP(); len(seen) != 1 || seen[ip] < 200 {
+				t.Errorf("packets by their source: %v, want 200 or more of %s alone", seen, ip)
 			}
 		})
 	}
