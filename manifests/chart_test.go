@@ -250,6 +250,9 @@ crdsync: {tolerations: []}
 	"NAT log": ownEtcd + `
 agent: {natLog: {enabled: true, hostPath: /srv/log}, config: {nat-log-filter: [namespace=prod], nat-log-max-days: 7}}
 `,
+	"fast path": ownEtcd + `
+agent: {config: {fast-path: true}}
+`,
 	"NAT log to the standard output": ownEtcd + `
 agent: {natLog: {enabled: true, hostPath: ""}}
 `,

@@ -15,14 +15,21 @@ import (
 func TestAnAgentHasTheRightsOfThoseOfALab(t *testing.T) {
 	pod := manifests.PodSpecs(t)["agent"]
 	s := pod.Containers[0].SecurityContext
-	var have []string
-	for _, c := range s.Capabilities.Add {
-		have = append(have, string(c))
+	added := func(what string, pod corev1.PodSpec, want []string) {
+		t.Helper()
+		var have []string
+		for _, c := range pod.Containers[0].SecurityContext.Capabilities.Add {
+			have = append(have, string(c))
+		}
+		slices.Sort(have)
+		slices.Sort(want)
+		if !slices.Equal(have, want) {
+			t.Errorf("%s: capabilities %q, want %q, which are tried", what, have, want)
+		}
 	}
-	slices.Sort(have)
-	if want := slices.Sorted(maps.Keys(lab.AgentCapabilities)); !slices.Equal(have, want) {
-		t.Errorf("capabilities %q, want %q, which are tried", have, want)
-	}
+	usual := slices.Collect(maps.Keys(lab.AgentCapabilities))
+	added("an agent", pod, slices.Clone(usual))
+	added("with the fast path", manifests.PodsOf(t, "fast path")["agent"], slices.AppendSeq(usual, maps.Keys(lab.FastPathCapabilities)))
 	if s.Privileged != nil && *s.Privileged {
 		t.Error("the agent is privileged")
 	}

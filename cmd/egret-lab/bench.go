@@ -52,13 +52,14 @@ func writeFile(folder, file string, write func(io.Writer) error) error {
 
 func datapathCommand(name *string) *cobra.Command {
 	var cfg datapath.Config
-	var out string
+	var out, agentFlags string
 	cmd := &cobra.Command{
 		Use:   "datapath",
 		Short: "Measure what a packet's way through Egret costs, beside masquerading and a plain VXLAN; print medians and ratios, write CSV and SVG",
 		Args:  cobra.NoArgs,
 		RunE: func(cmd *cobra.Command, _ []string) error {
 			cfg.Lab.Name = ownLab(cmd, *name)
+			cfg.Lab.AgentFlags = strings.Fields(agentFlags)
 			results, err := datapath.Run(cmd.Context(), cfg, func(r datapath.Result) {
 				fmt.Fprintf(cmd.ErrOrStderr(), "round %d, %s: %.0f\n", r.Round, r.Path, r.Values)
 			})
@@ -72,6 +73,7 @@ func datapathCommand(name *string) *cobra.Command {
 	f := cmd.Flags()
 	f.IntVar(&cfg.Rounds, "rounds", 7, "how often every path is measured, in turns")
 	f.DurationVar(&cfg.Duration, "duration", 2*time.Second, "time for each of a path's four measurements in a round")
+	f.StringVar(&agentFlags, "agent-flags", "", `further flags of every agent, in one word, as "--a=1 --b=2"`)
 	f.StringVar(&out, "out", ".", "folder for datapath.csv and datapath.svg")
 	return cmd
 }

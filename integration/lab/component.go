@@ -128,13 +128,14 @@ func (l *Lab) Start(ctx context.Context, what, node string) error {
 	})
 }
 
-// Upgrade ends a node's agent as Stop does, and starts the program egret, a path, as its agent: one of another version. Start starts the
-// lab's own again. Options that it does not know it is not given, and then it is not confined.
-func (l *Lab) Upgrade(ctx context.Context, node, egret string) error {
+// Upgrade ends a node's agent as Stop does, and starts the program egret, a path, as its agent, with further flags: one of another version, or
+// configuration. Start starts the lab's own again. Options that it does not know it is not given, and then it is not confined.
+func (l *Lab) Upgrade(ctx context.Context, node, egret string, flags ...string) error {
 	if _, err := l.NodeNumber(node); err != nil {
 		return err
 	}
 	c := l.agent(node)
+	c.argv = append(c.argv, flags...)
 	c.argv[0] = egret
 	help, err := exec.CommandContext(ctx, egret, "agent", "--help").CombinedOutput()
 	if err != nil {

@@ -118,7 +118,7 @@ func (l *Lab) ExecReplace(kind, name string, argv ...string) error {
 	if err != nil {
 		return err
 	}
-	return nsexec(cmd[1:], func() error { return nil })
+	return nsexec(cmd[1:], func([]string) error { return nil })
 }
 
 func (l *Lab) execArgs(kind, name string, argv []string) ([]string, error) {

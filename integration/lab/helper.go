@@ -32,9 +32,9 @@ func Helper(args []string) (status int, ok bool) {
 	var err error
 	switch args[1] {
 	case "nsexec": // PIDFILE NETNS CMD...
-		err = nsexec(args[2:], func() error { return nil })
+		err = nsexec(args[2:], func([]string) error { return nil })
 	case "confined": // PIDFILE NETNS CMD...
-		err = nsexec(args[2:], confine)
+		err = nsexec(args[2:], func(argv []string) error { return confine(capabilities(argv)) })
 	case "serve": // LAB
 		err = serve(ctx, args[2])
 	case "etcd": // NAME DATADIR CLIENTURL PEERURL CLUSTER
@@ -53,9 +53,9 @@ func Helper(args []string) (status int, ok bool) {
 	return 0, true
 }
 
-// nsexec becomes a command in a network namespace, after confine; the process id stays. "-" stands for no pid file, and for no other namespace.
+// nsexec becomes a command in a network namespace, after confine with that command; the process id stays. "-" stands for no pid file, and for no other namespace.
 // PATH is searched before the namespace is entered.
-func nsexec(args []string, confine func() error) error {
+func nsexec(args []string, confine func(argv []string) error) error {
 	if len(args) < 3 {
 		return fmt.Errorf("want PIDFILE NETNS CMD..., got %q", args)
 	}
@@ -75,7 +75,7 @@ func nsexec(args []string, confine func() error) error {
 			return err
 		}
 	}
-	if err := confine(); err != nil {
+	if err := confine(argv); err != nil {
 		return err
 	}
 	return fmt.Errorf("running %s: %w", path, syscall.Exec(path, argv, os.Environ()))
