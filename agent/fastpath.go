@@ -1,6 +1,7 @@
 package agent
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
 
@@ -10,25 +11,42 @@ import (
 	"github.com/egret-project/egret/routing"
 )
 
-// hasten makes of the fast path what it is to be beside the tables, as far as part goes.
-func (k *kernel) hasten(tables nft.State, part func(fastpath.Changes) fastpath.Changes) error {
+// narrowFast takes from the fast path what it is not to have beside tables, before they are that, and returns the rest: what it gets after. It
+// observes once for both: nobody else writes to the maps, and to links that change meanwhile the programs are not attached. Where it fails, the
+// programs are detached, since they may have more than the tables are about to.
+func (k *kernel) narrowFast(tables nft.State) (adds fastpath.Changes, err error) {
 	if k.fast == nil {
-		return nil
+		return fastpath.Changes{}, nil
 	}
+	changes, err := k.diffFast(tables)
+	if err == nil {
+		err = k.applyFast(changes.Removes())
+	}
+	if err != nil {
+		return fastpath.Changes{}, errors.Join(err, k.fast.Detach())
+	}
+	return changes.Adds(), nil
+}
+
+// diffFast returns what makes of the fast path what it is to be beside tables.
+func (k *kernel) diffFast(tables nft.State) (fastpath.Changes, error) {
 	links, err := k.observeAll()
 	if err != nil {
-		return err
+		return fastpath.Changes{}, err
 	}
 	have, err := k.fast.Observe()
 	if err != nil {
-		return err
+		return fastpath.Changes{}, err
 	}
 	if why := have.Off(); why != k.fastOff {
 		if k.fastOff = why; why != "" {
 			k.log.Warn("fast path not used", "err", why)
 		}
 	}
-	changes := part(fastpath.Diff(have, fastState(tables, links)))
+	return fastpath.Diff(have, fastState(tables, links)), nil
+}
+
+func (k *kernel) applyFast(changes fastpath.Changes) error {
 	if changes.Empty() {
 		return nil
 	}

@@ -109,7 +109,8 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 	if arrive(moves.Links()); whole {
 		arrive(moves.Entries())
 	}
-	errs = append(errs, in("fast path", k.hasten(d.NFT, fastpath.Changes.Removes)))
+	fast, err := k.narrowFast(d.NFT)
+	errs = append(errs, in("fast path", err))
 	if err := k.tables.Apply(rules); err != nil {
 		// Without its guard no address may come, and without the new tables no route may go.
 		return false, errors.Join(append(errs, in("nftables", err))...)
@@ -124,7 +125,7 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 	errs = append(errs,
 		in("conntrack", k.flusher.follow(rules, d)),
 		in("addresses", k.applyLinks(addrs.Adds())), in("routes", k.applyRoutes(moves.Locals())), in("routes", k.applyRoutes(moves.Removes())),
-		in("fast path", k.hasten(d.NFT, func(c fastpath.Changes) fastpath.Changes { return c })))
+		in("fast path", k.applyFast(fast)))
 	if err := k.permits.grant(d.Permits); err != nil {
 		return true, errors.Join(append(errs, in("permits", fmt.Errorf("renewing permits: %w", err)))...)
 	}

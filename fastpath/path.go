@@ -22,7 +22,7 @@ import (
 var object []byte
 
 // Path is the fast path of a network namespace. Its methods may be used at once, but for Observe and Apply, which
-// belong to one goroutine. A nil Path is one that is off: Close, Pause, Permit, Revoke and Traffic do nothing.
+// belong to one goroutine, as Detach does. A nil Path is one that is off: Close, Detach, Pause, Permit, Revoke, Steps and Traffic do nothing.
 type Path struct {
 	coll  *ebpf.Collection
 	cpus  int
@@ -65,12 +65,20 @@ func (p *Path) Close() error {
 	if p == nil {
 		return nil
 	}
-	var errs []error
-	for _, l := range p.links {
-		errs = append(errs, l.Close())
-	}
-	p.links = nil
+	err := p.Detach()
 	p.coll.Close()
+	return err
+}
+
+// Detach takes the programs off their links at once, whatever their maps hold, until Apply attaches them again.
+func (p *Path) Detach() error {
+	if p == nil {
+		return nil
+	}
+	var errs []error
+	for at := range p.links {
+		errs = append(errs, p.detach(at))
+	}
 	return errors.Join(errs...)
 }
 
@@ -175,9 +183,12 @@ type op struct {
 // Changes are what makes a Path what is wanted.
 type Changes struct{ removes, adds []op }
 
-// Removes are those that take something from the programs: they come before the tables change, the others after, so
-// that the programs never have more than the tables.
+// Removes are those that take something from the programs, Adds the others: they come before the tables change, and
+// after, so that the programs never have more than the tables.
 func (c Changes) Removes() Changes { return Changes{removes: c.removes} }
+
+// Adds are those that Removes leaves out. They hold only once those were made.
+func (c Changes) Adds() Changes { return Changes{adds: c.adds} }
 
 // Empty reports whether there is nothing to change.
 func (c Changes) Empty() bool { return len(c.removes)+len(c.adds) == 0 }
@@ -252,16 +263,20 @@ func absent(err error) error {
 }
 
 // Apply makes changes, in the network namespace of the calling thread, and goes on after what fails, but for one
-// thing: where something could not be removed, nothing is added.
+// thing: where something could not be removed, nothing is added, and the programs are detached.
 func (p *Path) Apply(c Changes) error {
-	for _, part := range [][]op{c.removes, c.adds} {
+	for i, part := range [][]op{c.removes, c.adds} {
 		var errs []error
 		for _, o := range part {
 			if err := o.do(p); err != nil {
 				errs = append(errs, fmt.Errorf("%s: %w", o.line, err))
 			}
 		}
-		if err := errors.Join(errs...); err != nil {
+		err := errors.Join(errs...)
+		if err != nil && i == 0 {
+			err = errors.Join(err, p.Detach())
+		}
+		if err != nil {
 			return err
 		}
 	}
@@ -332,6 +347,9 @@ type Steps struct {
 // Steps returns how many packets the programs have taken, of all links.
 func (p *Path) Steps() (Steps, error) {
 	var n [4]uint64
+	if p == nil {
+		return Steps{}, nil
+	}
 	for i := range n {
 		var values []uint64
 		if err := p.coll.Maps["steps"].Lookup(uint32(i), &values); err != nil {

@@ -4,6 +4,7 @@ import (
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
+	"fmt"
 	"net"
 	"net/netip"
 	"os"
@@ -193,6 +194,57 @@ func TestWhatIsAppliedIsThereUntilItIsClosed(t *testing.T) {
 	}
 	if n := attached(t, overlay) + attached(t, uplink); n != 0 {
 		t.Errorf("%d programs are left after Close", n)
+	}
+}
+
+// What cannot be removed must not be there beside tables that do not have it any more.
+func TestWithoutARemovalNoProgramStays(t *testing.T) {
+	overlay, uplink := links(t)
+	p := load(t)
+	want := state(overlay, uplink)
+	reach(t, p, want)
+	if err := p.coll.Maps["units"].Freeze(); err != nil { // from now on, nobody writes to it
+		t.Fatal(err)
+	}
+	have, err := p.Observe()
+	if err != nil {
+		t.Fatal(err)
+	}
+	want.Ports = nil
+	want.Nodes = append(want.Nodes, netip.MustParseAddr("10.1.0.3"))
+	if err := p.Apply(Diff(have, want)); err == nil || !strings.Contains(err.Error(), "units delete 10.0.0.9:2048") {
+		t.Errorf("%v, want what could not be removed", err)
+	}
+	if n := attached(t, overlay) + attached(t, uplink); n != 0 {
+		t.Errorf("%d programs have ports that they are not to have", n)
+	}
+	if have, err = p.Observe(); err != nil || len(have.peers) != 1 {
+		t.Errorf("peers %v (%v), want none added", have.peers, err)
+	}
+}
+
+// A program that is detached by hand is attached again, and those of others at the link stay where they are.
+func TestProgramsOfOthersAtTheLinkStay(t *testing.T) {
+	overlay, uplink := links(t)
+	p, others := load(t), load(t)
+	foreign, err := link.AttachTCX(link.TCXOptions{Interface: uplink, Program: others.coll.Programs["from_uplink"], Attach: ebpf.AttachTCXIngress})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer foreign.Close()
+	reach(t, p, state(overlay, uplink))
+	if n := attached(t, uplink); n != 2 {
+		t.Errorf("%d programs at the uplink, want that of others and ours", n)
+	}
+	if err := p.links[attachment{"from_uplink", uplink}].Detach(); err != nil {
+		t.Fatal(err)
+	}
+	if got, want := reach(t, p, state(overlay, uplink)), fmt.Sprintf("fast path attach from_uplink link %d", uplink); got != want {
+		t.Errorf("detached by hand: %q, want %q", got, want)
+	}
+	reach(t, p, State{})
+	if n := attached(t, uplink); n != 1 {
+		t.Errorf("%d programs at the uplink without ours, want that of others", n)
 	}
 }
 
