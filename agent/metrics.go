@@ -85,6 +85,9 @@ var (
 		Help: "How many of these were in use to the busiest destination when that was last counted: every 2 minutes, and as soon as it may be more than three quarters."}
 	metricDropped = monitor.Metric{Name: "egret_dropped_packets_total", Type: monitor.Counter, Labels: []string{"reason"},
 		Help: "Packets that Egret's tables on this node dropped, by the counter of `nft list counters table inet egret`; docs/design.md says what each is for."}
+	metricFast = monitor.Metric{Name: "egret_fast_path_packets_total", Type: monitor.Counter, Labels: []string{"step"},
+		Help: "What the programs of --fast-path did with packets, since the agent started: forwarded, sent on from another node; wrapped, sent to another node; " +
+			"unwrapped, taken out of the overlay and left to the tables; failed, dropped as the kernel could not do one of these."}
 )
 
 var (
@@ -106,7 +109,7 @@ func counted() []monitor.Metric {
 
 func read() []monitor.Metric {
 	return []monitor.Metric{metricOwned, metricDegraded, metricWatch, metricGossip, metricConflict, metricDropping, metricRefused, metricSentPackets,
-		metricSentBytes, metricReceivedPackets, metricReceivedBytes, metricOpened, metricPorts, metricPortsUsed, metricDropped}
+		metricSentBytes, metricReceivedPackets, metricReceivedBytes, metricOpened, metricPorts, metricPortsUsed, metricDropped, metricFast}
 }
 
 // metrics is what an agent counts. A nil *metrics counts nothing.
@@ -367,5 +370,11 @@ func readKernel(tables *nft.Tables, fast *fastpath.Path, ips map[egress.ID]netip
 	for reason, n := range dropped {
 		put(metricDropped, float64(n), reason)
 	}
-	return errors.Join(err1, err2, err3)
+	steps, err4 := fast.Steps()
+	for step, n := range map[string]uint64{"forwarded": steps.Forwarded, "wrapped": steps.Wrapped, "unwrapped": steps.Unwrapped, "failed": steps.Failed} {
+		if fast != nil {
+			put(metricFast, float64(n), step)
+		}
+	}
+	return errors.Join(err1, err2, err3, err4)
 }

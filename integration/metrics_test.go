@@ -246,9 +246,9 @@ func TestMetricsSayWhatPacketsSaid(t *testing.T) {
 	pageIsWell(t, "crdsync", crdsync.Metrics(), p)
 }
 
-// sometimes are the metrics that are there only when something is wrong.
+// sometimes are the metrics that are there only when something is wrong, or has been asked for.
 var sometimes = []string{"egret_degraded", "egret_egress_conflict", "egret_egress_dropping", "egret_pool_refused", "egret_rp_filter_resets_total", "egret_egress_problem",
-	"egret_releases_total", "egret_nat_log_lost_total"}
+	"egret_releases_total", "egret_nat_log_lost_total", "egret_fast_path_packets_total"}
 
 // pageIsWell holds pages against the documentation, and has promtool look at them.
 func pageIsWell(t *testing.T, daemon string, list []monitor.Metric, pages ...page) {
