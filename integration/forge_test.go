@@ -24,59 +24,82 @@ import (
 func TestNoPodForgesPacketsOfTheOverlay(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("forge", "10.10.0.44")
-	var id egress.ID
-	for _, p := range records[egress.Policy](t, "egresses") {
-		if p.Name == "forge" {
-			id = p.Addresses[0].ID
-		}
-	}
+	id := idOf(t, "forge")
 	namespace, name, _ := strings.Cut(pod, "/")
 	member := netip.MustParseAddr(kubectl(t, "-n", namespace, "get", "pod", name, "-o", "jsonpath={.status.podIP}"))
 	const port = 7002
-	var c net.PacketConn
-	if err := cluster.In("outside", "", func() (err error) {
-		c, err = net.ListenPacket("udp", netip.AddrPortFrom(lab.OutsideIP, port).String())
-		return err
-	}); err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := listenOutside(t, port)
 	var places [][2]string
 	for _, node := range nodes() {
 		places = append(places, [2]string{"pod", n.pod("db-"+node, node, "db")}, [2]string{"node", node})
 	}
 	// As the pod's node sends: with the egress IP and a port that is that node's; and as one without a block does.
 	home := otherNode(gateway)
-	blocks := records[egress.Block](t, "blocks")
-	i := slices.IndexFunc(blocks, func(b egress.Block) bool { return b.IP == ip && b.Node == home })
-	if i < 0 {
-		t.Fatalf("%s has no ports of %s: %+v", home, ip, blocks)
-	}
 	to := netip.AddrPortFrom(lab.OutsideIP, port)
-	for _, from := range []netip.AddrPort{netip.AddrPortFrom(ip, blocks[i].First), netip.AddrPortFrom(member, port)} {
+	for _, from := range []netip.AddrPort{netip.AddrPortFrom(ip, blockOf(t, ip, home).First), netip.AddrPortFrom(member, port)} {
 		frame := vxlan(nodeIP(t, home), nodeIP(t, gateway), id, udp4(from, to))
 		for _, at := range places {
-			err := cluster.In(at[0], at[1], func() error {
-				c, err := net.Dial("udp", netip.AddrPortFrom(nodeIP(t, gateway), egress.OverlayPort).String())
-				if err != nil {
-					return err
-				}
-				defer c.Close()
-				_, err = c.Write(frame)
-				return err
-			})
-			if err != nil && !errors.Is(err, unix.EPERM) {
-				t.Fatal(err)
-			}
-			if err := c.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
-				t.Fatal(err)
-			}
-			if _, seen, err := c.ReadFrom(make([]byte, 100)); !errors.Is(err, os.ErrDeadlineExceeded) {
-				t.Errorf("%s %s sends as %v (%v), written as %v; the egress IP is %s", at[0], at[1], seen, err, from, ip)
-			}
+			forge(t, c, at, gateway, frame, fmt.Sprintf("written as %v; the egress IP is %s", from, ip))
 		}
 	}
 	selected(t, pod, ip)
+}
+
+// listenOutside opens a socket of UDP at the outside host.
+func listenOutside(t *testing.T, port uint16) (c net.PacketConn) {
+	t.Helper()
+	if err := cluster.In("outside", "", func() (err error) {
+		c, err = net.ListenPacket("udp", netip.AddrPortFrom(lab.OutsideIP, port).String())
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+// idOf returns the id of an egress, blockOf the ports of an egress IP that a node has.
+func idOf(t *testing.T, name string) (id egress.ID) {
+	t.Helper()
+	for _, p := range records[egress.Policy](t, "egresses") {
+		if p.Name == name {
+			id = p.Addresses[0].ID
+		}
+	}
+	return id
+}
+
+func blockOf(t *testing.T, ip netip.Addr, node string) egress.Block {
+	t.Helper()
+	blocks := records[egress.Block](t, "blocks")
+	i := slices.IndexFunc(blocks, func(b egress.Block) bool { return b.IP == ip && b.Node == node })
+	if i < 0 {
+		t.Fatalf("%s has no ports of %s: %+v", node, ip, blocks)
+	}
+	return blocks[i]
+}
+
+// forge sends a packet of the overlay to a node from a place (lab.In), and wants nothing to come out of it at c.
+func forge(t *testing.T, c net.PacketConn, at [2]string, gateway string, frame []byte, what string) {
+	t.Helper()
+	err := cluster.In(at[0], at[1], func() error {
+		c, err := net.Dial("udp", netip.AddrPortFrom(nodeIP(t, gateway), egress.OverlayPort).String())
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.Write(frame)
+		return err
+	})
+	if err != nil && !errors.Is(err, unix.EPERM) {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {
+		t.Fatal(err)
+	}
+	if _, seen, err := c.ReadFrom(make([]byte, 100)); !errors.Is(err, os.ErrDeadlineExceeded) {
+		t.Errorf("%s %s sends as %v (%v), %s", at[0], at[1], seen, err, what)
+	}
 }
 
 // vxlan returns a VXLAN packet with a group policy id, as from one node to another.

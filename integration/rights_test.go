@@ -17,29 +17,37 @@ import (
 
 // All that the other tests see is done by agents that have no more rights than the container of the manifests.
 func TestAgentsHaveTheRightsOfTheirContainerAlone(t *testing.T) {
-	want := uint64(0)
-	for _, c := range lab.AgentCapabilities {
-		want |= 1 << c
-	}
 	for _, node := range nodes() {
-		b, err := os.ReadFile(filepath.Join(filepath.Dir(cluster.LogFile("")), "pids", "agent-"+node))
-		if err != nil {
-			t.Fatal(err)
+		hasRights(t, node, lab.AgentCapabilities)
+	}
+}
+
+// hasRights checks that the agent of a node has these capabilities and no others, by their names, and writes to few settings.
+func hasRights(t *testing.T, node string, capabilities ...map[string]int) {
+	t.Helper()
+	want := uint64(0)
+	for _, list := range capabilities {
+		for _, c := range list {
+			want |= 1 << c
 		}
-		pid, _, _ := strings.Cut(string(b), " ")
-		status, err := os.ReadFile(filepath.Join("/proc", pid, "status"))
-		if err != nil {
-			t.Fatal(err)
+	}
+	b, err := os.ReadFile(filepath.Join(filepath.Dir(cluster.LogFile("")), "pids", "agent-"+node))
+	if err != nil {
+		t.Fatal(err)
+	}
+	pid, _, _ := strings.Cut(string(b), " ")
+	status, err := os.ReadFile(filepath.Join("/proc", pid, "status"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, line := range []string{fmt.Sprintf("CapEff:\t%016x", want), fmt.Sprintf("CapBnd:\t%016x", want), "NoNewPrivs:\t1"} {
+		if !strings.Contains(string(status), line+"\n") {
+			t.Errorf("the agent of %s is not %q:\n%s", node, line, status)
 		}
-		for _, line := range []string{fmt.Sprintf("CapEff:\t%016x", want), fmt.Sprintf("CapBnd:\t%016x", want), "NoNewPrivs:\t1"} {
-			if !strings.Contains(string(status), line+"\n") {
-				t.Errorf("the agent of %s is not %q:\n%s", node, line, status)
-			}
-		}
-		mounts, err := os.ReadFile(filepath.Join("/proc", pid, "mountinfo"))
-		if err != nil || !strings.Contains(string(mounts), " /sys /proc/sys ro,") || !strings.Contains(string(mounts), " /sys/net ") {
-			t.Errorf("the agent of %s has these mounts, want /proc/sys read-only and /proc/sys/net elsewhere (%v):\n%s", node, err, mounts)
-		}
+	}
+	mounts, err := os.ReadFile(filepath.Join("/proc", pid, "mountinfo"))
+	if err != nil || !strings.Contains(string(mounts), " /sys /proc/sys ro,") || !strings.Contains(string(mounts), " /sys/net ") {
+		t.Errorf("the agent of %s has these mounts, want /proc/sys read-only and /proc/sys/net elsewhere (%v):\n%s", node, err, mounts)
 	}
 }
 
