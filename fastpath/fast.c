@@ -13,6 +13,7 @@
 #define NEXT (-1)		// TCX_NEXT: the way of the kernel
 #define DROP 2		// TCX_DROP
 #define AF_INET 2
+#define LOOPBACK 1		// the index of lo
 #define OVERLAY_PORT 8479
 #define OVERLAY_VNI 7
 #define ID_BIT 0x80000u	// of a mark that is an id: as the kernel's VXLAN has a group policy id
@@ -134,8 +135,9 @@ static __always_inline int parse(struct __sk_buff *skb, int off, int pad, struct
 	return 0;
 }
 
-// foreign tells whether an address is one that no packet comes from.
-static __always_inline int foreign(__u32 ip)
+// nobodys tells whether an address is one that no packet comes from, and that none is forwarded to: the kernel's routes
+// have a way there all the same.
+static __always_inline int nobodys(__u32 ip)
 {
 	__u8 top = bpf_ntohl(ip) >> 24;
 	return top == 0 || top == 127 || top >= 224;
@@ -159,7 +161,7 @@ static __always_inline int route(struct __sk_buff *skb, struct conf *c, struct f
 static __always_inline int comes(struct __sk_buff *skb, struct conf *c, struct flow *f)
 {
 	struct bpf_fib_lookup q = { .family = AF_INET, .ifindex = c->uplink, .ipv4_src = f->d, .ipv4_dst = f->s };
-	return !foreign(f->s) && bpf_fib_lookup(skb, &q, sizeof(q), BPF_FIB_LOOKUP_SKIP_NEIGH) == BPF_FIB_LKUP_RET_SUCCESS &&
+	return !nobodys(f->s) && bpf_fib_lookup(skb, &q, sizeof(q), BPF_FIB_LOOKUP_SKIP_NEIGH) == BPF_FIB_LKUP_RET_SUCCESS &&
 		q.ifindex == c->uplink;
 }
 
@@ -196,7 +198,9 @@ static __always_inline int wrap_for(struct __sk_buff *skb, struct conf *c, struc
 	struct flow o = { .s = c->self, .d = node, .sp = OVERLAY_PORT, .dp = OVERLAY_PORT, .size = f->size + ROOM, .proto = 17 };
 	if (f->size > c->mtu || f->len > 0xffff - ROOM)
 		return -1;
-	return route(skb, c, &o, c->uplink, BPF_FIB_LOOKUP_OUTPUT, to);
+	// As what the node itself sends. BPF_FIB_LOOKUP_OUTPUT would ask for a way by one link, and not see that the route
+	// is by another.
+	return route(skb, c, &o, LOOPBACK, 0, to);
 }
 
 // wrap puts VXLAN around a packet and sends it to a node. id: what its mark would be there.
@@ -246,7 +250,7 @@ static __always_inline int forward(struct __sk_buff *skb, struct conf *c, int of
 		return NEXT;
 	struct unit key = { .ip = f.s, .port = f.sp & UNIT };
 	struct node *n = bpf_map_lookup_elem(&units, &key);
-	if (!n || !same(n->mac, mac))
+	if (!n || !same(n->mac, mac) || nobodys(f.d))
 		return NEXT;
 	__u64 *until = bpf_map_lookup_elem(&permits, &f.s);
 	if (!until || *until <= bpf_ktime_get_boot_ns() || route(skb, c, &f, c->overlay, 0, &to))

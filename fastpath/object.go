@@ -4,6 +4,6 @@ package fastpath
 
 // The SHA-256 of the source, and of the object that was made of it.
 const (
-	sourceHash = "2f9bdf1c2ada88ff4ad70acdbece8b6d38b2ecf2f123937c1a5f171fa86ea16b"
-	objectHash = "dc66289c04e940a2d133915b8bcf98191b69ecb5dbfc7a104ea91bab180b24c3"
+	sourceHash = "0d269d75a4c1c590811c51cd1a6b04084ec7f24a939de82a05aaedc02f6f2a42"
+	objectHash = "b2fb3c145c04dea8802790369a426826665c32eba2aebf7b7d312c001a61fe47"
 )
