@@ -194,6 +194,9 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	watch(a.kernel.tables.Watch)
 	watch(a.kernel.read.watcher.Watch)
+	if a.fast != nil {
+		watch(a.fast.Watch)
+	}
 	g.Go(func() (err error) {
 		if a.record.features, err = a.look(); err != nil {
 			return err

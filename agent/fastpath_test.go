@@ -1,9 +1,11 @@
 package agent
 
 import (
+	"log/slog"
 	"net"
 	"net/netip"
 	"slices"
+	"strings"
 	"testing"
 	"time"
 
@@ -12,6 +14,7 @@ import (
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/fastpath"
 	"github.com/egret-project/egret/internal/need"
+	"github.com/egret-project/egret/internal/netns"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/routing"
@@ -121,4 +124,93 @@ func TestTheFastPathsPermitsEndWithTheTables(t *testing.T) {
 		t.Fatal(err)
 	}
 	check("all are withdrawn")
+}
+
+// Between the two halves of a pass the tables change, and the agent may stand still, or end, for as long as it likes: the programs have nothing then
+// that they are not to have after it, nor what they are to get.
+func TestTheFastPathLosesBeforeTheTablesChangeAndGetsAfter(t *testing.T) {
+	need.TCX(t)
+	netns.Enter(t)
+	netns.RunAll(t, "", `ip link add eth0 type veth peer name lan
+		ip addr add 10.1.0.1/24 dev eth0
+		ip link set lan up
+		ip link set eth0 up
+		ip link add `+egress.OverlayLink+` type veth peer name overlay
+		ip addr add 10.1.0.1/32 dev `+egress.OverlayLink+`
+		ip link set `+egress.OverlayLink+` up`)
+	fast, err := fastpath.New()
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer fast.Close()
+	k := &kernel{fast: fast, log: slog.New(slog.DiscardHandler)}
+	// lacks is what there is left to do.
+	lacks := func(tables nft.State) string {
+		t.Helper()
+		c, err := k.diffFast(tables)
+		if err != nil {
+			t.Fatal(err)
+		}
+		return c.String()
+	}
+	self, one, two, three := netip.MustParseAddr("10.1.0.1"), netip.MustParseAddr("10.1.0.2"), netip.MustParseAddr("10.1.0.3"), netip.MustParseAddr("10.1.0.4")
+	ip := netip.MustParseAddr("10.0.0.9")
+	tables := func(nodes []netip.Addr, ports map[uint16]netip.Addr) nft.State {
+		s := nft.State{Self: self, Nodes: nodes, Hosted: map[egress.ID]nft.Hosted{1: {IP: ip, Mark: egress.LocalMark}}}
+		for first, node := range ports {
+			s.Ports = append(s.Ports, nft.Port{Block: egress.Block{IP: ip, First: first, Size: 64}, Index: 2, Node: node})
+		}
+		return s
+	}
+	before := tables([]netip.Addr{one, two}, map[uint16]netip.Addr{2048: one, 3072: two, 4096: two})
+	adds, err := k.narrowFast(before)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if got := lacks(before); !strings.Contains(got, "attach from_uplink") || !strings.Contains(got, "10.0.0.9:2048") {
+		t.Errorf("the programs have something before the tables do; left to do:\n%s", got)
+	}
+	if err := k.applyFast(adds); err != nil {
+		t.Fatal(err)
+	}
+	if got := lacks(before); got != "" {
+		t.Errorf("left to do:\n%s", got)
+	}
+	// A node goes, another comes, and a block is another's.
+	after := tables([]netip.Addr{one, three}, map[uint16]netip.Addr{2048: one, 3072: three, 5120: three})
+	if adds, err = k.narrowFast(after); err != nil {
+		t.Fatal(err)
+	}
+	want := "fast path units add 10.0.0.9:3072\nfast path units add 10.0.0.9:5120\nfast path peers add " + egress.OverlayMAC(three).String() + "\n"
+	if got := lacks(after); got != want {
+		t.Errorf("before the tables change, left to do:\n%swant\n%s", got, want)
+	}
+	if err := k.applyFast(adds); err != nil {
+		t.Fatal(err)
+	}
+	if got := lacks(after); got != "" {
+		t.Errorf("left to do:\n%s", got)
+	}
+	// The tables could not be changed: the next pass begins with what there is.
+	if _, err = k.narrowFast(before); err != nil {
+		t.Fatal(err)
+	}
+	if adds, err = k.narrowFast(after); err != nil {
+		t.Fatal(err)
+	}
+	if err := k.applyFast(adds); err != nil {
+		t.Fatal(err)
+	}
+	if got := lacks(after); got != "" {
+		t.Errorf("after a pass that ended halfway, left to do:\n%s", got)
+	}
+	// There is no uplink any more.
+	netns.Run(t, "ip link del eth0")
+	k.read.forget()
+	if _, err = k.narrowFast(after); err != nil {
+		t.Fatal(err)
+	}
+	if got := lacks(after); got != "" {
+		t.Errorf("without an uplink, left to do:\n%s", got)
+	}
 }

@@ -1,6 +1,7 @@
 package fastpath
 
 import (
+	"context"
 	"crypto/sha256"
 	"encoding/hex"
 	"errors"
@@ -194,6 +195,31 @@ func TestWhatIsAppliedIsThereUntilItIsClosed(t *testing.T) {
 	}
 	if n := attached(t, overlay) + attached(t, uplink); n != 0 {
 		t.Errorf("%d programs are left after Close", n)
+	}
+}
+
+func TestAPolicyOfIPsecIsTold(t *testing.T) {
+	links(t)
+	ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+	defer cancel()
+	told := 0
+	err := load(t).Watch(ctx, func() { // in the namespace, as Watch is
+		switch told++; told {
+		case 1: // it listens
+			add := strings.Fields("ip xfrm policy add src 10.1.0.1 dst 10.1.0.2 dir out tmpl proto esp mode transport")
+			if exec.Command(add[0], add[1:]...).Run() != nil {
+				t.Log("this kernel has no IPsec")
+				told = 3
+				cancel()
+			}
+		case 2:
+			netns.Run(t, "ip xfrm policy flush")
+		case 3:
+			cancel()
+		}
+	})
+	if err != nil || told < 3 {
+		t.Errorf("told %d times, want once that it listens, once of a policy and once that it is gone (%v)", told, err)
 	}
 }
 
