@@ -28,7 +28,8 @@
 //   - What leaves has a source of which that node has the port (the tables' origin4), and the egress IP has a permit.
 //   - What comes for a block has a source to which the way back is the uplink, as rp_filter=1 asks for.
 //   - The route leads to the uplink, the packet fits there, and the next hop is known. The route is looked up for each
-//     packet (bpf_fib_lookup), by the node's own rules, without a mark.
+//     packet (bpf_fib_lookup), by the node's own rules, without a mark. It goes to no group and no other address that
+//     the kernel forwards nothing to, though its routes have a way there.
 //
 // A permit is an end on the kernel's clock, of all time since boot. A process that stands still lets it pass, and one
 // that writes late writes an end that is over. Whoever keeps the permits writes those of the tables first and these

@@ -54,7 +54,7 @@ static __always_inline struct conf *conf(void)
 	__u32 zero = 0;
 	struct conf *c = bpf_map_lookup_elem(&confs, &zero);
 	__u32 *off = bpf_map_lookup_elem(&paused, &zero);
-	return c && c->overlay && off && !*off ? c : 0;
+	return c && off && !*off ? c : 0;
 }
 
 static __always_inline void step(enum step i)

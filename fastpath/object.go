@@ -4,6 +4,6 @@ package fastpath
 
 // The SHA-256 of the source, and of the object that was made of it.
 const (
-	sourceHash = "0d269d75a4c1c590811c51cd1a6b04084ec7f24a939de82a05aaedc02f6f2a42"
-	objectHash = "b2fb3c145c04dea8802790369a426826665c32eba2aebf7b7d312c001a61fe47"
+	sourceHash = "4c0ca55762645bec8cae7a3058ad3221c8e8070a1cb921e1ba428bc7429581c6"
+	objectHash = "b0b9367a419a41c4606d620c4897fdbe7b1c3fb40da3727a3bec7eacbd496929"
 )

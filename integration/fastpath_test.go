@@ -98,7 +98,7 @@ func TestConnectionsLiveByTheFastPath(t *testing.T) {
 		return a - b
 	}
 	before := agents(t)
-	r := probe(t, pod, 1500*time.Millisecond, func() { alive("at the start") })
+	r := probe(t, pod, time.Second, func() { alive("at the start") })
 	only(t, r, ip)
 	lossless(t, "by the fast path", r)
 	after := agents(t)
@@ -132,12 +132,12 @@ func TestConnectionsLiveByTheFastPath(t *testing.T) {
 		}
 	}
 
-	r = probe(t, pod, 2*time.Second, func() { egret(t, "move", ip.String(), "--to", next) })
+	r = probe(t, pod, 1500*time.Millisecond, func() { egret(t, "move", ip.String(), "--to", next) })
 	only(t, r, ip)
 	lossless(t, "a planned move", r)
 	alive("after a planned move")
 
-	r = probe(t, pod, 4*time.Second, func() {
+	r = probe(t, pod, 3*time.Second, func() {
 		if err := cluster.Crash(t.Context(), next); err != nil {
 			t.Fatal(err)
 		}

@@ -325,6 +325,13 @@ func TestTheFastPathGoesTheWayOfTheRoutes(t *testing.T) {
 			gateway.run("ip " + strings.Replace(tt.add, " add ", " del ", 1))
 		}
 	}
+	gateway.run("ip link set " + egress.OverlayLink + " mtu 1000") // less than the uplink would bear
+	w.hurry(3, false)
+	for size, want := range map[int]steps{1000: {Wrapped: 1}, 1001: {}} {
+		if got := w.took(w.back(datagram(w.server, w.port, make([]byte, size-28)))); got != want {
+			t.Errorf("back: %d bytes into an overlay of 1000: %+v, want %+v", size, got, want)
+		}
+	}
 }
 
 // captured reads whole frames from eth0 of a namespace, those from a MAC address.
@@ -470,11 +477,11 @@ func TestTheFastPathSendsWhatTheTablesSend(t *testing.T) {
 	}
 }
 
-// nearEnd gives a packet an identification with which its checksum overflows when a hop is taken off.
+// nearEnd gives a packet an identification with which its checksum overflows when a hop is taken off: it is all ones then, or none.
 func nearEnd(p []byte) {
 	for id := range 1 << 16 {
 		binary.BigEndian.PutUint16(p[4:], uint16(id))
-		if resum(p); p[10] == 0xff {
+		if resum(p); p[10] == 0xfe && p[11] == 0xff {
 			return
 		}
 	}
@@ -514,21 +521,78 @@ func TestTheFastPathWrapsOnlyWhatTheTablesSend(t *testing.T) {
 	// Another program marks what the tables have sent: not with an id, and with each bit beside one.
 	node.run(`nft add table ip marks
 		nft add chain ip marks out { type filter hook postrouting priority 500 ; }`)
+	marks := []egress.Mark{}
 	for bit := range 32 {
 		bit := egress.Mark(1) << bit
 		for _, mark := range []egress.Mark{bit, bit | egress.IDBit} {
-			if mark == egress.IDBit || mark&egress.IDBit != 0 && bit <= egress.Mark(egress.MaxID) {
-				continue // an id
-			}
-			node.run(fmt.Sprintf(`nft flush chain ip marks out
-				nft add rule ip marks out oifname %s meta mark set %#x`, egress.OverlayLink, uint32(mark)))
-			if by := w.blockSite.took(1, func() { pod.seen(10 * time.Millisecond) }); by.Wrapped != 0 {
-				t.Errorf("with the mark %s: %+v", mark, by)
+			if mark != egress.IDBit && (mark&egress.IDBit == 0 || bit > egress.Mark(egress.MaxID)) { // no id
+				marks = append(marks, mark)
 			}
 		}
 	}
-	node.run("nft delete table ip marks")
-	if got, by := ask(); got != w.f.egress || by.Wrapped != 1 {
-		t.Errorf("source %q, %+v, want the egress IP by the programs again", got, by)
+	var each []string
+	for i, mark := range marks {
+		each = append(each, fmt.Sprintf("%d : %#x", i, uint32(mark)))
+	}
+	node.run(fmt.Sprintf("nft add rule ip marks out oifname %s meta mark set numgen inc mod %d map { %s } counter", egress.OverlayLink, len(marks), strings.Join(each, ", ")))
+	by = w.blockSite.took(1, func() {
+		for range marks {
+			pod.seen(time.Millisecond)
+		}
+		eventually(t, "not all are sent", func() bool {
+			return strings.Contains(w.output(node.space, "nft list chain ip marks out"), fmt.Sprintf("packets %d ", len(marks)))
+		})
+		node.run("nft delete table ip marks")
+		if got, _ := ask(); got != w.f.egress {
+			t.Errorf("source %q, want the egress IP again", got)
+		}
+	})
+	if by.Wrapped != 1 {
+		t.Errorf("of a datagram with each of the marks %v, and one without: %+v", marks, by)
+	}
+}
+
+// A card hands over segments of TCP as one packet, which is taken where they fit, and becomes no packet that is too long.
+func TestTheFastPathTakesSegmentsThatFitWhereTheyGo(t *testing.T) {
+	w := newWire(t)
+	s, link := 0, 0
+	w.ext.do(func() error {
+		ifi, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		link = ifi.Index
+		if s, err = unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0); err != nil {
+			return err
+		}
+		return unix.SetsockoptInt(s, unix.SOL_PACKET, unix.PACKET_VNET_HDR, 1)
+	})
+	defer unix.Close(s)
+	for _, tt := range []struct {
+		name          string
+		size, payload int
+		want          fastpath.Steps
+	}{
+		{"as large as the overlay takes", 1410, 14100, fastpath.Steps{Wrapped: 1}},
+		{"a byte larger", 1411, 14110, fastpath.Steps{}},
+		{"so many that they fit with the header", 1000, 65535 - 50 - 40, fastpath.Steps{Wrapped: 1}},
+		{"one byte more", 1000, 65535 - 50 - 40 + 1, fastpath.Steps{}},
+	} {
+		ip := with(tcpPacket(w.server, w.port, 0x10, strings.Repeat("x", tt.payload)), func(p []byte) { p[6] = 0x40 })
+		// struct virtio_net_hdr: a checksum is to be made, it is TCP over IPv4, and in what pieces it goes.
+		header := []byte{unix.VIRTIO_NET_HDR_F_NEEDS_CSUM, unix.VIRTIO_NET_HDR_GSO_TCPV4}
+		for _, n := range []int{atIP + 40, tt.size, atIP + 20, 16} {
+			header = binary.NativeEndian.AppendUint16(header, uint16(n))
+		}
+		got := w.blockSite.took(3, func() {
+			w.settled(3, func() {
+				if err := unix.Sendto(s, append(header, w.back(ip)...), 0, &unix.SockaddrLinklayer{Ifindex: link}); err != nil {
+					t.Fatal(err)
+				}
+			})
+		})
+		if got != tt.want {
+			t.Errorf("%s: %+v, want %+v", tt.name, got, tt.want)
+		}
 	}
 }

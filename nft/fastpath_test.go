@@ -2,6 +2,7 @@ package nft
 
 import (
 	"bytes"
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -63,7 +64,7 @@ func (b *blockSite) hasten() {
 // fastState is what a node has in its programs, by its tables' State, as the agent makes it.
 func (b *blockSite) fastState(n int) fastpath.State {
 	s := b.state(n)
-	f := fastpath.State{Self: s.Self, MTU: 1450, Nodes: s.Nodes}
+	f := fastpath.State{Self: s.Self, Nodes: s.Nodes}
 	b.nodes[n].do(func() error {
 		for name, index := range map[string]*int{"eth0": &f.Uplink, egress.OverlayLink: &f.Overlay} {
 			link, err := net.InterfaceByName(name)
@@ -71,6 +72,7 @@ func (b *blockSite) fastState(n int) fastpath.State {
 				return err
 			}
 			*index = link.Index
+			f.MTU = min(cmp.Or(f.MTU, link.MTU), link.MTU)
 		}
 		return nil
 	})
