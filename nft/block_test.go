@@ -65,6 +65,7 @@ func newBlockSite(t testing.TB, f sides) *blockSite {
 	b := &blockSite{t: t, f: f, ext: newSpace(t, "ext"), nodes: map[int]*blockNode{}, pods: map[string]space{}}
 	lan := newSpace(t, "lan")
 	lan.run("ip link add br0 type bridge\nip link set br0 up")
+	_ = lan.ok("sysctl -qw net.bridge.bridge-nf-call-iptables=0") // with br_netfilter, it would take off what is behind a packet, as no switch does
 	port := func(s space, name string) {
 		lan.run(fmt.Sprintf("ip link add %s type veth peer name eth0 netns %s\nip link set %[1]s master br0 up", name, s.name))
 		s.run("ip link set eth0 up")

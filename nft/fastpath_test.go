@@ -120,19 +120,22 @@ func (b *blockSite) permitFast(n int, d time.Duration) {
 	}
 }
 
+// steps returns what the programs of a node have taken.
+func (b *blockSite) steps(n int) fastpath.Steps {
+	b.t.Helper()
+	s, err := b.fast[n].Steps()
+	if err != nil {
+		b.t.Fatal(err)
+	}
+	return s
+}
+
 // took returns what the programs of a node take while f runs.
 func (b *blockSite) took(n int, f func()) fastpath.Steps {
 	b.t.Helper()
-	read := func() fastpath.Steps {
-		s, err := b.fast[n].Steps()
-		if err != nil {
-			b.t.Fatal(err)
-		}
-		return s
-	}
-	before := read()
+	before := b.steps(n)
 	f()
-	after := read()
+	after := b.steps(n)
 	if after.Failed != before.Failed {
 		b.t.Errorf("the programs of node %d failed at %d packets", n, after.Failed-before.Failed)
 	}
