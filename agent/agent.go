@@ -148,7 +148,7 @@ func Run(ctx context.Context, cfg Config) error {
 		cfg.Monitor.Page(LogPage, http.HandlerFunc(who.natLog))
 		cfg.Monitor.Page(KernelPage, http.HandlerFunc(who.kernelPage))
 		cfg.Monitor.Page(LivePage, http.HandlerFunc(who.livePage))
-		cfg.Monitor.Share(TrafficPage, &trafficAnswerer{node: cfg.Node, read: func() (map[netip.Addr]nft.Traffic, error) {
+		cfg.Monitor.Share(TrafficPage, &trafficAnswerer{node: cfg.Node, now: sinceBoot, read: func() (map[netip.Addr]nft.Traffic, error) {
 			return traffic(a.tables, a.fast)
 		}})
 	}

@@ -2,10 +2,14 @@ package agent
 
 import (
 	"encoding/json"
+	"errors"
+	"fmt"
 	"net/http"
 	"net/netip"
 	"sync"
 	"time"
+
+	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/nft"
@@ -22,6 +26,7 @@ const trafficAge = time.Second
 type trafficAnswerer struct {
 	node string
 	read func() (map[netip.Addr]nft.Traffic, error)
+	now  func() (time.Duration, error) // the time that NodeTraffic.Read is of
 
 	mu   sync.Mutex // guards what follows, and has those who ask at once wait for one reading
 	text []byte
@@ -49,9 +54,11 @@ func (t *trafficAnswerer) answer() ([]byte, error) {
 	if !t.at.IsZero() && time.Since(t.at) < trafficAge {
 		return t.text, t.err
 	}
-	counted, err := t.read()
+	now, err1 := t.now()
+	counted, err2 := t.read()
+	err := errors.Join(err1, err2)
 	if err == nil {
-		answer := egress.NodeTraffic{Node: t.node, IPs: make(map[netip.Addr]egress.Traffic, len(counted))}
+		answer := egress.NodeTraffic{Node: t.node, Read: now, IPs: make(map[netip.Addr]egress.Traffic, len(counted))}
 		for ip, n := range counted {
 			if len(answer.IPs) < egress.MaxTraffic {
 				answer.IPs[ip] = egress.Traffic(n)
@@ -61,4 +68,13 @@ func (t *trafficAnswerer) answer() ([]byte, error) {
 	}
 	t.err, t.at = err, time.Now()
 	return t.text, err
+}
+
+// sinceBoot returns how long ago the node booted.
+func sinceBoot() (time.Duration, error) {
+	var t unix.Timespec
+	if err := unix.ClockGettime(unix.CLOCK_BOOTTIME, &t); err != nil {
+		return 0, fmt.Errorf("reading the time since the node booted: %w", err)
+	}
+	return time.Duration(t.Nano()), nil
 }

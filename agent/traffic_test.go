@@ -3,6 +3,7 @@ package agent
 import (
 	"encoding/json"
 	"errors"
+	"fmt"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
@@ -18,9 +19,9 @@ import (
 // Whoever asks how often: the kernel is read once a second.
 func TestTrafficIsReadOnceASecond(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		read := 0
+		read, booted := 0, time.Now().Add(-time.Hour)
 		var fault error
-		a := &trafficAnswerer{node: "a", read: func() (map[netip.Addr]nft.Traffic, error) {
+		a := &trafficAnswerer{node: "a", now: func() (time.Duration, error) { return time.Since(booted), nil }, read: func() (map[netip.Addr]nft.Traffic, error) {
 			read++
 			return map[netip.Addr]nft.Traffic{netip.MustParseAddr("10.0.0.1"): {SentPackets: 1, SentBytes: uint64(100 * read), ReceivedPackets: 2, ReceivedBytes: 3}}, fault
 		}}
@@ -32,7 +33,7 @@ func TestTrafficIsReadOnceASecond(t *testing.T) {
 		for range 100 {
 			code, got := ask("?node=a")
 			var answer egress.NodeTraffic
-			if err := json.Unmarshal([]byte(got), &answer); err != nil || code != http.StatusOK || answer.Node != "a" || answer.IPs[netip.MustParseAddr("10.0.0.1")] != (egress.Traffic{SentPackets: 1, SentBytes: 100, ReceivedPackets: 2, ReceivedBytes: 3}) {
+			if err := json.Unmarshal([]byte(got), &answer); err != nil || code != http.StatusOK || answer.Node != "a" || answer.Read != time.Hour || answer.IPs[netip.MustParseAddr("10.0.0.1")] != (egress.Traffic{SentPackets: 1, SentBytes: 100, ReceivedPackets: 2, ReceivedBytes: 3}) {
 				t.Fatalf("%d %s, %v", code, got, err)
 			}
 		}
@@ -40,7 +41,7 @@ func TestTrafficIsReadOnceASecond(t *testing.T) {
 			t.Errorf("asked as another node's: %d %s", code, got)
 		}
 		time.Sleep(trafficAge)
-		if _, got := ask(""); read != 2 || !strings.Contains(got, "200") {
+		if _, got := ask(""); read != 2 || !strings.Contains(got, "200") || !strings.Contains(got, fmt.Sprintf(`"read":%d`, time.Hour+trafficAge)) {
 			t.Errorf("a second later: read %d times, %s", read, got)
 		}
 		time.Sleep(trafficAge)
@@ -51,4 +52,13 @@ func TestTrafficIsReadOnceASecond(t *testing.T) {
 			}
 		}
 	})
+}
+
+func TestTheTimeSinceTheNodeBootedGoesOn(t *testing.T) {
+	before, err1 := sinceBoot()
+	time.Sleep(10 * time.Millisecond)
+	after, err2 := sinceBoot()
+	if err := errors.Join(err1, err2); err != nil || before <= 0 || after-before < 10*time.Millisecond {
+		t.Errorf("%v, then %v: %v", before, after, err)
+	}
 }

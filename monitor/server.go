@@ -32,7 +32,7 @@ const (
 type Config struct {
 	// Local is a loopback address and a port, for /healthz, /readyz, /metrics and /log-level; "": none.
 	Local string
-	// Remote is an address and a port for /metrics alone, over TLS; "": none.
+	// Remote is an address and a port for /metrics alone, over TLS; "": none. An IPv4 address may be in brackets, too.
 	Remote string
 	TLS    TLS // of Remote
 	// Readers are the common names of the client certificates by which Remote also answers the questions of Page; nil: it answers nobody.
@@ -57,7 +57,7 @@ func (c Config) Validate() error {
 		}
 		return errors.Join(errs...)
 	}
-	at, err := netip.ParseAddrPort(c.Remote)
+	at, err := parseAddrPort(c.Remote)
 	local, lerr := netip.ParseAddrPort(c.Local)
 	switch {
 	case err != nil || at.Addr().IsLoopback() || at.Port() == 0:
@@ -71,6 +71,15 @@ func (c Config) Validate() error {
 		}
 	}
 	return errors.Join(append(errs, c.TLS.Validate())...)
+}
+
+// parseAddrPort reads an address and a port. Brackets may be around an IPv4 address, too: who puts the two together,
+// like a pod's argument [$(HOST_IP)]:8481, does not know of which family the address is.
+func parseAddrPort(text string) (netip.AddrPort, error) {
+	if host, port, err := net.SplitHostPort(text); err == nil && strings.HasPrefix(text, "[") && !strings.Contains(host, ":") {
+		text = host + ":" + port
+	}
+	return netip.ParseAddrPort(text)
 }
 
 // IsLocal reports whether an address is a loopback address and a port, as Local has to be.

@@ -330,6 +330,8 @@ func TestConfigThatMakesNoSenseIsNamed(t *testing.T) {
 		"no port":                  {Config{Local: "127.0.0.1"}, []string{"127.0.0.1"}},
 		"port 0":                   {Config{Local: "127.0.0.1:0"}, []string{"127.0.0.1:0"}},
 		"loopback for others":      {Config{Remote: "[::1]:8481"}, []string{"--metrics-address", "[::1]:8481"}},
+		"brackets around a name":   {Config{Remote: "[n]:8481"}, []string{"--metrics-address", "[n]:8481"}},
+		"loopback in brackets":     {Config{Remote: "[127.0.0.1]:8481"}, []string{"--metrics-address"}},
 		"others without TLS":       {Config{Remote: "10.0.0.1:8481"}, []string{"--metrics-cert-file", "--metrics-client-ca-file"}},
 		"others without a CA":      {Config{Remote: "10.0.0.1:8481", TLS: TLS{Cert: "a", Key: "b"}}, []string{"--metrics-client-ca-file"}},
 		"the port is taken":        {Config{Local: "127.0.0.1:8481", Remote: "0.0.0.0:8481"}, []string{"--metrics-address", "0.0.0.0:8481", "127.0.0.1:8481", "another port"}},

@@ -145,6 +145,23 @@ func TestOthersReadMetricsByACertificateAndNothingElse(t *testing.T) {
 	}
 }
 
+// A pod's argument is [$(HOST_IP)]:8481, whichever family the node's address is of.
+func TestBracketsMayBeAroundAnyAddress(t *testing.T) {
+	ca := newAuthority(t)
+	for _, host := range []string{"[10.0.0.1]", "10.0.0.1", "[2001:db8::1]"} {
+		if err := (Config{Remote: host + ":8481", TLS: ca.files(t, "egret")}).Validate(); err != nil {
+			t.Errorf("%s: %v", host, err)
+		}
+	}
+	at := port.Hold(t)
+	run(t, New(Config{Remote: fmt.Sprintf("[127.0.0.1]:%d", at), TLS: ca.files(t, "egret"), Metrics: newGatherer()}))
+	prometheus := ca.client(t, &ca, time.Now().Add(time.Hour))
+	await(t, func() bool {
+		code, _, err := ask(prometheus, fmt.Sprintf("https://127.0.0.1:%d/metrics", at))
+		return err == nil && code == 200
+	})
+}
+
 func TestHandshakesThatHangKeepNobodyFromMetrics(t *testing.T) {
 	ca := newAuthority(t)
 	address := fmt.Sprintf("127.0.0.1:%d", port.Hold(t))

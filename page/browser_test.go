@@ -211,11 +211,19 @@ func TestAThousandEgressesAndFiveThousandNodesInABrowser(t *testing.T) {
 		b.picture("page-phone.png")
 		b.run(chromedp.Click("#troubles a"))
 		b.until(`document.querySelector("#detailBody dl")`)
-		b.until(`/Traffic[^]*sent .* received/.test(document.querySelector("#detailBody").innerText) || document.querySelector("#detailBody").innerText.includes("nobody has it")`)
+		b.until(`/Traffic[^]*sent .* received/.test(document.querySelector("#detailBody").innerText) || document.querySelector("#detailBody").innerText.includes("no node has it")`)
 		b.accessible("phone, an egress")
 	})
 	b.run(chromedp.EmulateViewport(1280, 900), chromedp.Navigate(server.URL))
 	t.Run("changes come while it is scrolled", func(t *testing.T) { fluent(browser{t, b.ctx}, c) })
+	t.Run("agents that do not answer", func(t *testing.T) {
+		b := browser{t, b.ctx}
+		c.silent.Store(true)
+		b.run(chromedp.Click("#tab-egress"))
+		b.until(`[...document.querySelectorAll("#egresses td.traffic")].some((c) => /^not known: the agent of node \S+ is down; it is asked again within 20s$/.test(c.textContent))`)
+		b.accessible("agents that do not answer")
+		c.silent.Store(false)
+	})
 	t.Run("texts of others stay text", func(t *testing.T) { hostile(browser{t, b.ctx}, c) })
 }
 

@@ -26,6 +26,7 @@ type cluster struct {
 	egresses int
 	began    time.Time
 	asked    atomic.Int64 // how often agents were asked for traffic
+	silent   atomic.Bool  // no agent answers
 }
 
 var teams = []string{"billing", "checkout", "search", "mail", "reports", "partners", "mobile", "ledger", "fraud", "exports"}
@@ -150,17 +151,19 @@ func (c *cluster) change() {
 }
 
 // traffic says what passes by the egress IPs of a gateway, as its agent would: more the lower the IP, at a steady rate.
-func (c *cluster) traffic(_ context.Context, node string, _ []netip.Addr) (map[netip.Addr]egress.Traffic, error) {
-	c.asked.Add(1)
-	out := map[netip.Addr]egress.Traffic{}
-	since := uint64(time.Since(c.began).Milliseconds()) + 3_600_000
+func (c *cluster) traffic(_ context.Context, node string, _ []netip.Addr) (egress.NodeTraffic, error) {
+	if c.asked.Add(1); c.silent.Load() {
+		return egress.NodeTraffic{}, fmt.Errorf("the agent of node %s is down", node)
+	}
+	out, up := map[netip.Addr]egress.Traffic{}, time.Since(c.began)+time.Hour
+	since := uint64(up.Milliseconds())
 	for i := range c.egresses {
 		if nodeName(i%c.nodes) == node {
 			n := since * uint64(3000/(i+1)+1) // bytes a millisecond
 			out[egressIP(i)] = egress.Traffic{SentPackets: n / 800, SentBytes: n, ReceivedPackets: n / 400, ReceivedBytes: 3 * n}
 		}
 	}
-	return out, nil
+	return egress.NodeTraffic{Node: node, Read: up, IPs: out}, nil
 }
 
 // page returns a Page of the cluster that runs until the test ends.

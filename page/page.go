@@ -39,7 +39,7 @@ const (
 var (
 	errTooMany        = errors.New("too many look at this page already: close another one, and try again")
 	errTooManyReviews = errors.New("too many tokens are being looked at already")
-	errBusy           = errors.New("another question of this client is being answered: ask again")
+	errBusy           = errors.New("another question from your address is being answered: ask again")
 	errNoEtcd         = errors.New("etcd has not answered yet: try again, or look at the log")
 )
 

@@ -32,8 +32,9 @@ const (
 	trafficKept = time.Minute
 )
 
-// AskTraffic asks the agent of a node, which is at one of these addresses, what has passed by its egress IPs.
-type AskTraffic func(ctx context.Context, node string, addresses []netip.Addr) (map[netip.Addr]egress.Traffic, error)
+// AskTraffic asks the agent of a node, which is at one of these addresses, what has passed by its egress IPs. Its error
+// is shown to who looks, who is no programmer.
+type AskTraffic func(ctx context.Context, node string, addresses []netip.Addr) (egress.NodeTraffic, error)
 
 // gateways are what agents said of the traffic of the egress IPs that they hold: those alone whose egresses somebody looks at are asked. Its methods
 // are safe for concurrent use.
@@ -46,17 +47,11 @@ type gateways struct {
 }
 
 type gateway struct {
-	asking       chan struct{} // capacity 1: it is asked
-	used         time.Time     // when somebody wanted to know last
-	due          time.Time     // when it may be asked again
-	last, before counted
-	err          error // why there is nothing new
-}
-
-// counted is an answer.
-type counted struct {
-	at  time.Time
-	ips map[netip.Addr]egress.Traffic
+	asking       chan struct{}      // capacity 1: it is asked
+	used         time.Time          // when somebody wanted to know last
+	due          time.Time          // when it may be asked again
+	last, before egress.NodeTraffic // answers; the zero NodeTraffic: none
+	err          error              // why there is nothing new
 }
 
 func newGateways(ask AskTraffic) *gateways {
@@ -64,16 +59,21 @@ func newGateways(ask AskTraffic) *gateways {
 }
 
 // read returns the last two answers of a node's agent, which is asked where the last one is old.
-func (g *gateways) read(ctx context.Context, node string, addresses []netip.Addr) (last, before counted, err error) {
+func (g *gateways) read(ctx context.Context, node string, addresses []netip.Addr) (last, before egress.NodeTraffic, err error) {
 	own, now := g.get(node)
 	if !now {
-		if err := own.enter(ctx, g); err != nil {
-			return last, before, err
+		select {
+		case own.asking <- struct{}{}:
+		case <-ctx.Done():
+			return last, before, fmt.Errorf("the agent of node %s is being asked, and has not answered yet", node)
 		}
 		if _, now = g.get(node); !now { // nobody else was faster
-			g.askOne(ctx, own, node, addresses)
+			err = g.askOne(ctx, own, node, addresses)
 		}
 		<-own.asking
+	}
+	if err != nil {
+		return last, before, err
 	}
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -98,40 +98,36 @@ func (g *gateways) get(node string) (own *gateway, now bool) {
 	return own, at.Before(own.due)
 }
 
-// enter waits until nobody else asks the agent. Its error is that of ctx.
-func (own *gateway) enter(ctx context.Context, g *gateways) error {
-	select {
-	case own.asking <- struct{}{}:
-		return nil
-	case <-ctx.Done():
-		return errBusy
-	}
-}
-
-// askOne asks an agent, and notes what it said.
-func (g *gateways) askOne(ctx context.Context, own *gateway, node string, addresses []netip.Addr) {
+// askOne asks an agent, and notes what it said. An error: it was not asked.
+func (g *gateways) askOne(ctx context.Context, own *gateway, node string, addresses []netip.Addr) error {
 	select {
 	case g.slots <- struct{}{}:
 		began := time.Now()
 		defer func() { time.AfterFunc(trafficPace-time.Since(began), func() { <-g.slots }) }()
 	case <-ctx.Done():
-		return // others are asked: this one is next time
+		return fmt.Errorf("the agent of node %s was not asked yet: those of others come first, which are slow to answer", node)
 	}
 	// Who has gone does not cut it off: others may be waiting for the answer.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), trafficPatience)
 	defer cancel()
-	ips, err := g.ask(ctx, node, addresses)
-	if err == nil && len(ips) > egress.MaxTraffic {
-		err = fmt.Errorf("the agent of node %s tells of %d IPs: %d are the most", node, len(ips), egress.MaxTraffic)
+	answer, err := g.ask(ctx, node, addresses)
+	if err == nil && len(answer.IPs) > egress.MaxTraffic {
+		err = fmt.Errorf("the agent of node %s tells of %d IPs: %d are the most", node, len(answer.IPs), egress.MaxTraffic)
 	}
 	now := time.Now()
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	if own.err = err; err != nil {
-		own.due, own.last, own.before = now.Add(trafficRest), counted{}, counted{}
-		return
+	if err != nil {
+		own.err = fmt.Errorf("%w; it is asked again within %v", err, trafficRest)
+		own.due, own.last, own.before = now.Add(trafficRest), egress.NodeTraffic{}, egress.NodeTraffic{}
+		return nil
 	}
-	own.due, own.last, own.before = now.Add(trafficEvery), counted{now, ips}, own.last
+	own.err, own.due = nil, now.Add(trafficEvery)
+	if answer.Read != own.last.Read || answer.Read == 0 { // else it is the reading of before, given to another one who asks, too
+		own.before = own.last
+	}
+	own.last = answer
+	return nil
 }
 
 // trafficRow is what is shown of an egress IP. Rates are there when there are two answers of a gateway that had it throughout.
@@ -144,23 +140,24 @@ type trafficRow struct {
 	Fault        string  `json:"fault,omitempty"` // why it is not known
 }
 
-// rowOf returns what is shown of an IP by two answers of its gateway.
-func rowOf(ip netip.Addr, node string, last, before counted, err error) trafficRow {
+// rowOf returns what is shown of an IP by two answers of its gateway. Of their times its clock tells: how long they
+// took to come is not in the rate.
+func rowOf(ip netip.Addr, node string, last, before egress.NodeTraffic, err error) trafficRow {
 	row := trafficRow{Gateway: node}
-	now, ok := last.ips[ip]
+	now, ok := last.IPs[ip]
 	switch {
 	case err != nil:
 		row.Fault = err.Error()
 		return row
 	case !ok:
-		row.Fault = "node " + node + " has not counted it yet"
+		row.Fault = "node " + node + " has not counted it yet: it has just got it, or has lost it"
 		return row
 	}
 	row.Traffic = now
-	then, ok := before.ips[ip]
-	seconds := last.at.Sub(before.at).Seconds()
-	// The kernel counts anew when an IP comes back to a node.
-	if ok && seconds > 0 && now.SentBytes >= then.SentBytes && now.ReceivedBytes >= then.ReceivedBytes {
+	then, ok := before.IPs[ip]
+	seconds := (last.Read - before.Read).Seconds()
+	// The kernel counts anew when an IP comes back to a node, and its clock begins anew when it boots.
+	if ok && before.Read > 0 && seconds > 0 && now.SentBytes >= then.SentBytes && now.ReceivedBytes >= then.ReceivedBytes {
 		row.Rated = true
 		row.SentRate, row.ReceivedRate = 8*float64(now.SentBytes-then.SentBytes)/seconds, 8*float64(now.ReceivedBytes-then.ReceivedBytes)/seconds
 	}
@@ -185,7 +182,7 @@ func (p *Page) traffic(w http.ResponseWriter, r *http.Request) {
 		for i, ip := range ips {
 			node := now.whole.Owners[ip].Node
 			if node == "" {
-				rows[i].Fault = "nobody has it"
+				rows[i].Fault = "no node has it"
 				continue
 			}
 			asked.Go(func() {

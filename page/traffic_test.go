@@ -5,6 +5,7 @@ import (
 	"encoding/json"
 	"errors"
 	"fmt"
+	"math"
 	"net/http"
 	"net/netip"
 	"strings"
@@ -18,9 +19,10 @@ import (
 
 // agents are those of a test: each sends 1,000 bytes a second by one IP, and answers after a while.
 type agents struct {
-	began time.Time
-	after time.Duration
-	fault error
+	booted time.Time
+	began  time.Time // when it got the IP
+	after  time.Duration
+	fault  error
 
 	mu               sync.Mutex // guards what follows
 	asked            map[string]int
@@ -29,7 +31,7 @@ type agents struct {
 
 var testIP = netip.MustParseAddr("10.0.0.1")
 
-func (a *agents) ask(ctx context.Context, node string, _ []netip.Addr) (map[netip.Addr]egress.Traffic, error) {
+func (a *agents) ask(ctx context.Context, node string, _ []netip.Addr) (out egress.NodeTraffic, err error) {
 	a.mu.Lock()
 	if a.asked == nil {
 		a.asked = map[string]int{}
@@ -39,13 +41,14 @@ func (a *agents) ask(ctx context.Context, node string, _ []netip.Addr) (map[neti
 	a.mostOnce = max(a.mostOnce, a.atOnce)
 	a.mu.Unlock()
 	defer func() { a.mu.Lock(); a.atOnce--; a.mu.Unlock() }()
-	select {
-	case <-time.After(a.after):
-	case <-ctx.Done():
-		return nil, ctx.Err()
-	}
 	n := uint64(1000 * time.Since(a.began).Seconds())
-	return map[netip.Addr]egress.Traffic{testIP: {SentPackets: n / 100, SentBytes: n, ReceivedBytes: 2 * n}}, a.fault
+	out = egress.NodeTraffic{Node: node, Read: time.Since(a.booted), IPs: map[netip.Addr]egress.Traffic{testIP: {SentPackets: n / 100, SentBytes: n, ReceivedBytes: 2 * n}}}
+	select { // the answer is on its way
+	case <-time.After(a.after):
+		return out, a.fault
+	case <-ctx.Done():
+		return out, ctx.Err()
+	}
 }
 
 func (a *agents) row(g *gateways, node string) trafficRow {
@@ -55,7 +58,7 @@ func (a *agents) row(g *gateways, node string) trafficRow {
 
 func TestTrafficIsARateByTwoAnswersOfTheGateway(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := &agents{began: time.Now()}
+		a := &agents{booted: time.Now().Add(-time.Hour), began: time.Now()}
 		g := newGateways(a.ask)
 		time.Sleep(10 * time.Second)
 		if r := a.row(g, "n"); r.Rated || r.SentBytes != 10_000 || r.Fault != "" {
@@ -74,6 +77,11 @@ func TestTrafficIsARateByTwoAnswersOfTheGateway(t *testing.T) {
 		if r := a.row(g, "other"); r.Rated {
 			t.Errorf("another node, which has it from now on: %+v", r)
 		}
+		time.Sleep(trafficEvery)
+		a.booted = time.Now().Add(-time.Second) // within the page's patience
+		if r := a.row(g, "n"); r.Rated || r.Fault != "" {
+			t.Errorf("a node that has booted: %+v", r)
+		}
 		if r := rowOf(netip.MustParseAddr("10.0.0.2"), "n", g.of["n"].last, g.of["n"].before, nil); r.Rated || r.Fault == "" {
 			t.Errorf("an IP of which the gateway tells nothing: %+v", r)
 		}
@@ -84,9 +92,54 @@ func TestTrafficIsARateByTwoAnswersOfTheGateway(t *testing.T) {
 	})
 }
 
+// What takes long is the way there and back, another time each time, and an agent that gives an answer again that it
+// gave somebody else.
+func TestARateIsRightHoweverLongAnswersTake(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &agents{booted: time.Now().Add(-time.Hour), began: time.Now()}
+		g := newGateways(a.ask)
+		for i := range 20 {
+			time.Sleep(trafficEvery)
+			a.after = time.Duration(i%5) * 700 * time.Millisecond
+			if r := a.row(g, "n"); r.Fault != "" || i > 0 && (!r.Rated || math.Round(r.SentRate) != 8000 || math.Round(r.ReceivedRate) != 16000) {
+				t.Errorf("%d, after %v: %+v; want 8000 and 16000 bit/s", i, a.after, r)
+			}
+		}
+		ask := g.ask
+		old, err := ask(t.Context(), "n", nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		g.ask = func(context.Context, string, []netip.Addr) (egress.NodeTraffic, error) { return old, nil }
+		for range 3 {
+			time.Sleep(trafficEvery)
+			if r := a.row(g, "n"); !r.Rated || math.Round(r.SentRate) != 8000 {
+				t.Errorf("an answer that came before: %+v", r)
+			}
+		}
+		time.Sleep(trafficEvery)
+		old.Read = 0
+		for range 3 {
+			if r := a.row(g, "n"); r.Rated || r.Fault != "" {
+				t.Errorf("an agent that tells no time: %+v", r)
+			}
+			time.Sleep(trafficEvery)
+		}
+		// What an agent says of its clock is shown, if anything, as a number.
+		for _, read := range []time.Duration{math.MinInt64, -1, 1, math.MaxInt64} {
+			old.Read = read
+			old.IPs = map[netip.Addr]egress.Traffic{testIP: {SentBytes: math.MaxUint64}}
+			if _, err := json.Marshal(a.row(g, "n")); err != nil {
+				t.Errorf("read at %v: %v", read, err)
+			}
+			time.Sleep(trafficEvery)
+		}
+	})
+}
+
 func TestAGatewayIsAskedOnceWhoeverLooks(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := &agents{began: time.Now(), after: 500 * time.Millisecond}
+		a := &agents{booted: time.Now().Add(-time.Hour), began: time.Now(), after: 500 * time.Millisecond}
 		g := newGateways(a.ask)
 		for range 4 { // within trafficEvery of the answer
 			var looking sync.WaitGroup
@@ -126,7 +179,7 @@ func TestAGatewayIsAskedOnceWhoeverLooks(t *testing.T) {
 
 func TestAnAgentThatDoesNotAnswerIsLeftAlone(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
-		a := &agents{began: time.Now(), after: time.Hour}
+		a := &agents{booted: time.Now().Add(-time.Hour), began: time.Now(), after: time.Hour}
 		g := newGateways(a.ask)
 		began := time.Now()
 		if r := a.row(g, "n"); !strings.Contains(r.Fault, "deadline") || time.Since(began) > trafficPatience {
@@ -155,9 +208,41 @@ func TestAnAgentThatDoesNotAnswerIsLeftAlone(t *testing.T) {
 		asking.Wait()
 		time.Sleep(trafficEvery)
 		a.fault = errors.New("the agent of node n: no")
-		if r := a.row(g, "n"); r.Fault != "the agent of node n: no" || r.SentBytes != 0 {
+		if r := a.row(g, "n"); r.Fault != "the agent of node n: no; it is asked again within 20s" || r.SentBytes != 0 {
 			t.Errorf("a refusal: %+v", r)
 		}
+	})
+}
+
+// Who asks does not wait for ever, and is told in words whom it waited for.
+func TestARowSaysWhyNothingIsKnownYet(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &agents{booted: time.Now().Add(-time.Hour), began: time.Now(), after: 2500 * time.Millisecond}
+		g := newGateways(a.ask)
+		short := func(node string) trafficRow {
+			ctx, cancel := context.WithTimeout(t.Context(), time.Second)
+			defer cancel()
+			last, before, err := g.read(ctx, node, nil)
+			return rowOf(testIP, node, last, before, err)
+		}
+		var asking sync.WaitGroup
+		for i := range maxAsked {
+			asking.Go(func() { a.row(g, fmt.Sprint("slow ", i)) })
+		}
+		synctest.Wait()
+		if r := short("slow 0"); r.Fault != "the agent of node slow 0 is being asked, and has not answered yet" {
+			t.Errorf("beside another one who asks: %+v", r)
+		}
+		if r := short("n"); !strings.HasPrefix(r.Fault, "the agent of node n was not asked yet") {
+			t.Errorf("beside as many as are asked at a time: %+v", r)
+		}
+		asking.Wait()
+		time.Sleep(trafficPace)
+		a.after = 0
+		if r := short("n"); r.Fault != "" || r.SentBytes == 0 {
+			t.Errorf("when others are done: %+v", r)
+		}
+		time.Sleep(trafficPace) // a test ends when nothing is left
 	})
 }
 
@@ -166,9 +251,11 @@ func TestAnAgentThatTellsTooMuchIsNotHeard(t *testing.T) {
 	for ip := testIP; len(many) <= egress.MaxTraffic; ip = ip.Next() {
 		many[ip] = egress.Traffic{}
 	}
-	g := newGateways(func(context.Context, string, []netip.Addr) (map[netip.Addr]egress.Traffic, error) { return many, nil })
-	if last, _, err := g.read(t.Context(), "n", nil); err == nil || len(last.ips) > 0 {
-		t.Errorf("%d IPs, %v", len(last.ips), err)
+	g := newGateways(func(context.Context, string, []netip.Addr) (egress.NodeTraffic, error) {
+		return egress.NodeTraffic{IPs: many}, nil
+	})
+	if last, _, err := g.read(t.Context(), "n", nil); err == nil || len(last.IPs) > 0 {
+		t.Errorf("%d IPs, %v", len(last.IPs), err)
 	}
 }
 

@@ -6,10 +6,8 @@ import (
 	"crypto/x509/pkix"
 	"encoding/json"
 	"fmt"
-	"io"
 	"net"
 	"net/http"
-	"net/http/httptest"
 	"net/netip"
 	"path/filepath"
 	"strings"
@@ -168,56 +166,27 @@ func TestAgentsAreAskedOverMTLS(t *testing.T) {
 		want          string // in the error; empty: there is none
 	}{
 		"by a certificate that is named for nothing": {prometheus, "n2", "127.0.0.12", ""},
-		"by one of another CA":                       {stranger, "n2", "127.0.0.12", "asking the agent of node n2"},
+		"by one of another CA":                       {stranger, "n2", "127.0.0.12", "does not take the certificate of --agents-cert-file"},
 		"where another node's agent answers":         {prometheus, "n2", "127.0.0.11", "that of node n1"},
 	} {
-		f := agentsFlags{port: good, ca: filepath.Join(roots, "ca.crt"), cert: tt.shows[1], key: tt.shows[3]}
-		ask, err := f.traffic()
+		f := agentsFlags{port: good, files: monitor.ClientTLS{CA: filepath.Join(roots, "ca.crt"), Cert: tt.shows[1], Key: tt.shows[3]}}
+		ask, err := f.traffic(nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		ips, err := ask(t.Context(), tt.node, []netip.Addr{netip.MustParseAddr(tt.address)})
-		if tt.want == "" && (err != nil || ips[ip].SentPackets != 7) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
-			t.Errorf("traffic, %s: %v, %v; want %q", name, ips, err, tt.want)
+		got, err := ask(t.Context(), tt.node, []netip.Addr{netip.MustParseAddr(tt.address)})
+		if tt.want == "" && (err != nil || got.IPs[ip].SentPackets != 7) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
+			t.Errorf("traffic, %s: %v, %v; want %q", name, got, err, tt.want)
 		}
 	}
 	// The certificate is replaced while crdsync runs.
-	f := agentsFlags{port: good, ca: filepath.Join(roots, "ca.crt"), cert: stranger[1], key: stranger[3]}
-	ask, err := f.traffic()
+	f := agentsFlags{port: good, files: monitor.ClientTLS{CA: filepath.Join(roots, "ca.crt"), Cert: stranger[1], Key: stranger[3]}}
+	ask, err := f.traffic(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ca.write(filepath.Dir(stranger[1]), ca.pair(x509.ExtKeyUsageClientAuth, "prometheus"))
-	if ips, err := ask(t.Context(), "n2", []netip.Addr{netip.MustParseAddr("127.0.0.12")}); err != nil || ips[ip].SentPackets != 7 {
-		t.Errorf("traffic, by a certificate that was replaced: %v, %v", ips, err)
-	}
-}
-
-// A node that never ends its answer costs crdsync no more than what an answer has.
-func TestAnAnswerAboutTrafficIsReadToItsMost(t *testing.T) {
-	endless := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
-		for r.Context().Err() == nil {
-			if _, err := w.Write(make([]byte, 64<<10)); err != nil {
-				return
-			}
-		}
-	}))
-	t.Cleanup(endless.Close)
-	client := http.Client{Transport: limited{&http.Transport{DisableKeepAlives: true}, maxTrafficAnswer}}
-	resp, err := client.Get(endless.URL)
-	if err != nil {
-		t.Fatal(err)
-	}
-	b, err := io.ReadAll(resp.Body)
-	if len(b) != maxTrafficAnswer || err != nil {
-		t.Errorf("%d bytes, %v; want %d", len(b), err, maxTrafficAnswer)
-	}
-	resp.Body.Close()
-	ips := map[netip.Addr]egress.Traffic{}
-	for ip := netip.MustParseAddr("ffff:ffff:ffff:ffff:ffff:ffff:ffff:f000"); len(ips) < egress.MaxTraffic; ip = ip.Next() {
-		ips[ip] = egress.Traffic{SentPackets: 1 << 62, SentBytes: 1 << 62, ReceivedPackets: 1 << 62, ReceivedBytes: 1 << 62}
-	}
-	if b, err := json.Marshal(egress.NodeTraffic{Node: strings.Repeat("n", 253), IPs: ips}); err != nil || len(b) > maxTrafficAnswer {
-		t.Errorf("a whole answer has %d bytes, %v; want %d at most", len(b), err, maxTrafficAnswer)
+	if got, err := ask(t.Context(), "n2", []netip.Addr{netip.MustParseAddr("127.0.0.12")}); err != nil || got.IPs[ip].SentPackets != 7 {
+		t.Errorf("traffic, by a certificate that was replaced: %v, %v", got, err)
 	}
 }

@@ -45,7 +45,7 @@ func pageCommand() *cobra.Command {
 		if !monitor.IsLocal(address) {
 			return fmt.Errorf("--address %q: want a loopback address and a port, like 127.0.0.1:%d", address, egress.PagePort)
 		}
-		if _, err := agents.client(); err != nil {
+		if _, err := agents.client(nil); err != nil {
 			return err
 		}
 		client, err := etcd.dial(c.Context(), quiet)
@@ -90,7 +90,7 @@ func (f *pageFlags) add(s *pflag.FlagSet) {
 func (f *pageFlags) Validate() error {
 	f.files.Options, f.files.Anonymous = "page", true
 	var errs []error
-	if _, err := f.agents.client(); err != nil {
+	if _, err := f.agents.client(nil); err != nil {
 		errs = append(errs, err)
 	} else if f.agents.port != 0 && f.local == "" && f.remote == "" {
 		errs = append(errs, errors.New("--agents-port: agents are asked for the status page alone: want --page-address or --page-local-address, too"))
@@ -132,7 +132,7 @@ func (f pageFlags) serve(ctx context.Context, client *store.Client, kube *rest.C
 	if f.local == "" && f.remote == "" {
 		return
 	}
-	ask, err := f.agents.traffic()
+	ask, err := f.agents.traffic(log)
 	if err != nil { // the files were there when the options were looked at
 		log.Error("status page is without traffic", "err", err)
 	}

@@ -8,6 +8,8 @@ import (
 	"path/filepath"
 	"sync/atomic"
 	"testing"
+
+	"github.com/egret-project/egret/monitor"
 )
 
 // Who broke into the agent of a node sends whoever asks it to a service that he does not reach himself, as one on the loopback of crdsync's node.
@@ -21,8 +23,8 @@ func TestAnAgentSendsNobodyElsewhere(t *testing.T) {
 	agent.TLS = &tls.Config{Certificates: []tls.Certificate{ca.pair(x509.ExtKeyUsageServerAuth, "n1")}, MinVersion: tls.VersionTLS13}
 	agent.StartTLS()
 	defer agent.Close()
-	f := agentsFlags{port: 1, ca: filepath.Join(dir, "ca.crt"), cert: filepath.Join(dir, "tls.crt"), key: filepath.Join(dir, "tls.key")}
-	client, err := f.client()
+	f := agentsFlags{port: 1, files: monitor.ClientTLS{CA: filepath.Join(dir, "ca.crt"), Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}}
+	client, err := f.client(nil)
 	if err != nil {
 		t.Fatal(err)
 	}

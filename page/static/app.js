@@ -47,7 +47,10 @@ function rate(bits) {
 }
 
 // flow is what passes by egress IPs, and since their gateways have them as the title.
-const traffic = new Map(); // by IP, what /traffic said last
+const traffic = new Map(); // by IP, what /traffic said last, and when
+let unasked = ""; // why it says nothing at present
+// told returns what is known of an IP now: what was said before it was off the screen is of another time.
+const told = (ip) => (performance.now() - traffic.get(ip)?.at < 15000 ? traffic.get(ip) : undefined);
 function bits(n) {
   for (const [unit, size] of [["Gbit/s", 1e9], ["Mbit/s", 1e6], ["kbit/s", 1e3]]) if (n >= size) return +(n / size).toPrecision(3) + " " + unit;
   return Math.round(n) + " bit/s";
@@ -58,12 +61,15 @@ function bytes(n) {
 }
 const passed = (t) => `sent ${bytes(t.sentBytes)} in ${count(t.sentPackets, "packet")}, received ${bytes(t.receivedBytes)} in ${count(t.receivedPackets, "packet")}, as gateway ${t.gateway} counts since it has the IP`;
 function flow(addresses) {
-  const known = addresses.map((a) => traffic.get(a.ip)).filter(Boolean);
+  const known = addresses.map((a) => told(a.ip)).filter(Boolean);
   const rated = known.filter((t) => t.rated);
-  const title = known.map((t) => t.fault || passed(t)).join("; ");
-  if (rated.length === 0) return el("span", { title }, known.some((t) => !t.fault) ? "counting" : "–");
-  const [out, back] = ["sentRate", "receivedRate"].map((field) => bits(rated.reduce((n, t) => n + (t[field] || 0), 0)));
+  const title = known.map((t) => t.fault || passed(t)).join("; ") || unasked;
   const short = (text) => text.replace(/bit\/s$/, "").trim();
+  if (rated.length === 0) {
+    const why = known.some((t) => !t.fault) ? "counting" : known.some((t) => t.gateway) || unasked ? "not known" : "–";
+    return el("span", { title }, why, el("span", { class: "unseen" }, title && `: ${title}`));
+  }
+  const [out, back] = ["sentRate", "receivedRate"].map((field) => bits(rated.reduce((n, t) => n + (t[field] || 0), 0)));
   return el("span", { title }, el("span", { "aria-hidden": "true" }, `${short(out)} / ${short(back)}`), el("span", { class: "unseen" }, `sent ${out}, received ${back}`));
 }
 
@@ -289,8 +295,9 @@ async function watch() {
 
 async function learn(ips) {
   try {
-    for (const [ip, row] of Object.entries(await ask("traffic", { ips: ips.slice(0, 200).join() }))) traffic.set(ip, row);
-  } catch { /* it is asked again */ }
+    for (const [ip, row] of Object.entries(await ask("traffic", { ips: ips.slice(0, 200).join() }))) traffic.set(ip, { ...row, at: performance.now() });
+    unasked = "";
+  } catch (e) { unasked = e.message; } // it is asked again
 }
 
 // flows returns rows of a description on what passes by the IPs of an egress, or by one.
@@ -299,9 +306,9 @@ async function flows(kind, name) {
   if (!ips.length || !all.system?.get("")?.traffic) return [];
   await learn(ips);
   return ips.map((ip, i) => {
-    const t = traffic.get(ip);
+    const t = told(ip);
     const now = t?.rated ? `, now ${bits(t.sentRate || 0)} out and ${bits(t.receivedRate || 0)} in` : "";
-    return [i ? "" : "Traffic:", `${ip}: ${!t ? "not known yet" : t.fault || passed(t) + now}`];
+    return [i ? "" : "Traffic:", `${ip}: ${!t ? unasked || "not known yet" : t.fault || passed(t) + now}`];
   });
 }
 
