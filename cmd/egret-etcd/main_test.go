@@ -48,7 +48,7 @@ func newInstallation(t *testing.T) *installation {
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &installation{T: t, dir: t.TempDir(), stops: make([]func(), 3), creds: credentials.Config{
+	i := &installation{T: t, dir: t.TempDir(), stops: make([]func(), 3), creds: credentials.Config{Etcd: true,
 		Kube: kube, Namespace: "egret-system", Service: "egret-etcd", Peers: "egret-etcd-peers", Log: slog.New(slog.DiscardHandler),
 	}}
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: i.creds.Namespace}}

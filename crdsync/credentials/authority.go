@@ -36,6 +36,7 @@ type pair struct {
 
 // authority is the content of the Secret of the CA.
 type authority struct {
+	name  string // what it is the CA of
 	signs pair
 	next  *pair               // trusted, and signs when it has settled; nil: there is none
 	old   []*x509.Certificate // trusted until they end
@@ -46,9 +47,9 @@ func newPair(template, parent *x509.Certificate, signer crypto.Signer) (pair, er
 	return pair{cert, key}, err
 }
 
-func newCA(now time.Time) (pair, error) {
+func newCA(of string, now time.Time) (pair, error) {
 	return newPair(&x509.Certificate{
-		Subject: pkix.Name{CommonName: "egret etcd CA " + now.UTC().Format(time.DateOnly)}, NotBefore: now.Add(-certificate.Skew), NotAfter: now.Add(caLife), IsCA: true,
+		Subject: pkix.Name{CommonName: "egret " + of + " CA " + now.UTC().Format(time.DateOnly)}, NotBefore: now.Add(-certificate.Skew), NotAfter: now.Add(caLife), IsCA: true,
 		BasicConstraintsValid: true, MaxPathLenZero: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 	}, nil, nil)
 }
@@ -60,7 +61,7 @@ func (a *authority) advance(now time.Time) (bool, error) {
 	changed := len(a.old) != before
 	switch {
 	case a.signs.cert == nil:
-		ca, err := newCA(now)
+		ca, err := newCA(a.name, now)
 		a.signs = ca
 		return true, err
 	case a.next != nil && now.After(a.next.cert.NotBefore.Add(certificate.Skew+settle)):
@@ -68,7 +69,7 @@ func (a *authority) advance(now time.Time) (bool, error) {
 		a.signs, a.next = *a.next, nil
 		return true, nil
 	case a.next == nil && certificate.Due(a.signs.cert, now):
-		ca, err := newCA(now)
+		ca, err := newCA(a.name, now)
 		a.next = &ca
 		return true, err
 	}
@@ -130,7 +131,8 @@ func readPair(cert, key []byte) (pair, []*x509.Certificate, error) {
 	return pair{read.Leaf, signer}, more, nil
 }
 
-func readAuthority(data map[string][]byte) (a authority, err error) {
+func readAuthority(name string, data map[string][]byte) (a authority, err error) {
+	a.name = name
 	if a.signs, a.old, err = readPair(data[corev1.TLSCertKey], data[corev1.TLSPrivateKeyKey]); err != nil {
 		return a, err
 	}
@@ -150,7 +152,8 @@ func readAuthority(data map[string][]byte) (a authority, err error) {
 // subject is what a certificate is for.
 type subject struct {
 	secret, name string
-	dns          []string // of a server; none: a client
+	uses         []x509.ExtKeyUsage
+	dns          []string // of a server
 	ips          []net.IP
 }
 
@@ -165,10 +168,7 @@ func (a *authority) issue(s subject, have map[string][]byte, now time.Time) (map
 	}
 	template := &x509.Certificate{
 		Subject: pkix.Name{CommonName: s.name}, DNSNames: s.dns, IPAddresses: s.ips, NotBefore: now.Add(-certificate.Skew), NotAfter: now.Add(leafLife),
-		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth},
-	}
-	if len(s.dns) > 0 { // members are each other's clients
-		template.ExtKeyUsage = append(template.ExtKeyUsage, x509.ExtKeyUsageServerAuth)
+		KeyUsage: x509.KeyUsageDigitalSignature, ExtKeyUsage: s.uses,
 	}
 	leaf, err := newPair(template, a.signs.cert, a.signs.key)
 	if err != nil {
@@ -181,11 +181,12 @@ func (a *authority) issue(s subject, have map[string][]byte, now time.Time) (map
 // good reports whether a Secret has a certificate for s that is trusted and not due.
 func (a *authority) good(s subject, have map[string][]byte, now time.Time) bool {
 	p, _, err := readPair(have[corev1.TLSCertKey], have[corev1.TLSPrivateKeyKey])
-	if err != nil || certificate.Due(p.cert, now) || p.cert.Subject.CommonName != s.name || !slices.Equal(p.cert.DNSNames, s.dns) {
+	if err != nil || certificate.Due(p.cert, now) || p.cert.Subject.CommonName != s.name || !slices.Equal(p.cert.DNSNames, s.dns) ||
+		!slices.Equal(p.cert.ExtKeyUsage, s.uses) {
 		return false
 	}
 	pool := x509.NewCertPool()
 	pool.AppendCertsFromPEM(a.trusted())
-	_, err = p.cert.Verify(x509.VerifyOptions{Roots: pool, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}})
+	_, err = p.cert.Verify(x509.VerifyOptions{Roots: pool, CurrentTime: now, KeyUsages: s.uses})
 	return err == nil
 }

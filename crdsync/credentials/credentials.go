@@ -3,12 +3,14 @@ package credentials
 import (
 	"context"
 	"crypto/rand"
+	"crypto/x509"
 	"encoding/base64"
 	"errors"
 	"fmt"
 	"log/slog"
 	"maps"
 	"net"
+	"slices"
 	"time"
 
 	corev1 "k8s.io/api/core/v1"
@@ -18,14 +20,15 @@ import (
 )
 
 const (
-	caSecret     = "egret-etcd-ca"
+	etcdCA       = "egret-etcd-ca"
+	metricsCA    = "egret-metrics-ca"
 	gossipSecret = "egret-gossip"
 	// retry is how soon a pass that failed is tried again, and interval how often the Secrets are looked at: one that was deleted is back then.
 	retry    = 5 * time.Second
 	interval = time.Minute
 )
 
-// Names of etcd's users, the common names of the certificates.
+// Common names of the certificates: the names of etcd's users.
 const (
 	Member   = "egret-etcd"
 	Agent    = "egret-agent"
@@ -33,6 +36,8 @@ const (
 	Cloud    = "egret-cloud"
 	Operator = "egret-operator"
 	Root     = "root"
+	// Reader may read metrics, and is no user of etcd.
+	Reader = "egret-metrics-reader"
 )
 
 // OperatorSecret has the certificate by which etcd knows operators, and the CA of etcd's own.
@@ -42,6 +47,9 @@ const OperatorSecret = "egret-etcd-operator"
 type Config struct {
 	Kube      kubernetes.Interface
 	Namespace string
+	// Etcd says to keep the certificates of Egret's own etcd and of its clients, and the gossip's key; Metrics, those
+	// by which agents and crdsync tell others of themselves.
+	Etcd, Metrics bool
 	// Service is the Service of etcd's members, Peers the headless one that names each of them.
 	Service, Peers string
 	Log            *slog.Logger
@@ -50,16 +58,48 @@ type Config struct {
 // ServerName is the name that a member of etcd proves to its clients, whatever address they dial.
 func (c *Config) ServerName() string { return c.Service + "." + c.Namespace + ".svc" }
 
-func (c *Config) subjects() []subject {
+// AgentName is the name that an agent proves to who asks it for its metrics, whichever node it is of: all have one
+// certificate, as all have one Secret.
+func (c *Config) AgentName() string { return "egret-agent." + c.Namespace + ".svc" }
+
+// CrdsyncName is that of crdsync.
+func (c *Config) CrdsyncName() string { return "egret-crdsync." + c.Namespace + ".svc" }
+
+// set is a CA, and what it signs.
+type set struct {
+	of, ca   string // what it is the CA of, and the Secret of the CA
+	subjects []subject
+}
+
+// sets returns the CAs. They are apart: who has a certificate of that of etcd is a client of etcd, and who has one of
+// that of metrics reads metrics and nothing else.
+func (c *Config) sets() (out []set) {
 	peers := c.Peers + "." + c.Namespace + ".svc"
-	return []subject{
-		{secret: "egret-etcd-server", name: Member, dns: []string{c.ServerName(), "*." + peers, "localhost"}, ips: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}},
-		{secret: "egret-etcd-agent", name: Agent},
-		{secret: "egret-etcd-crdsync", name: Crdsync},
-		{secret: "egret-etcd-cloud", name: Cloud},
-		{secret: OperatorSecret, name: Operator},
-		{secret: "egret-etcd-root", name: Root},
+	client, server := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}, []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}
+	both := slices.Concat(client, server)
+	if c.Etcd {
+		out = append(out, set{"etcd", etcdCA, []subject{
+			// Members are each other's clients.
+			{secret: "egret-etcd-server", name: Member, uses: both, dns: []string{c.ServerName(), "*." + peers, "localhost"}, ips: []net.IP{net.IPv4(127, 0, 0, 1), net.IPv6loopback}},
+			{secret: "egret-etcd-agent", name: Agent, uses: client},
+			{secret: "egret-etcd-crdsync", name: Crdsync, uses: client},
+			{secret: "egret-etcd-cloud", name: Cloud, uses: client},
+			{secret: OperatorSecret, name: Operator, uses: client},
+			{secret: "egret-etcd-root", name: Root, uses: client},
+		}})
 	}
+	if c.Metrics {
+		out = append(out, set{"metrics", metricsCA, []subject{
+			// Who breaks into an agent reads no metrics of others by it.
+			{secret: "egret-metrics-agent", name: Agent, uses: server, dns: []string{c.AgentName()}},
+			// crdsync asks agents, and is asked itself.
+			{secret: "egret-metrics-crdsync", name: Crdsync, uses: both, dns: []string{c.CrdsyncName()}},
+			{secret: "egret-metrics-reader", name: Reader, uses: client},
+			// Who asks what single pods do (--who-clients), which is told to fewer.
+			{secret: "egret-metrics-operator", name: Operator, uses: client},
+		}})
+	}
+	return out
 }
 
 // Run keeps the Secrets until ctx ends.
@@ -94,20 +134,31 @@ func Once(ctx context.Context, cfg Config, now time.Time) error {
 type change func(have map[string][]byte) (map[string][]byte, bool, error)
 
 func (c *Config) pass(now time.Time, keep func(name string, kind corev1.SecretType, change change) error) error {
-	errs := []error{keep(gossipSecret, corev1.SecretTypeOpaque, func(have map[string][]byte) (map[string][]byte, bool, error) {
-		if have != nil {
-			return have, false, nil
-		}
-		key := make([]byte, 32)
-		_, _ = rand.Read(key) // never fails
-		return map[string][]byte{"key": []byte(base64.StdEncoding.EncodeToString(key))}, true, nil
-	})}
+	var errs []error
+	if c.Etcd {
+		errs = append(errs, keep(gossipSecret, corev1.SecretTypeOpaque, func(have map[string][]byte) (map[string][]byte, bool, error) {
+			if have != nil {
+				return have, false, nil
+			}
+			key := make([]byte, 32)
+			_, _ = rand.Read(key) // never fails
+			return map[string][]byte{"key": []byte(base64.StdEncoding.EncodeToString(key))}, true, nil
+		}))
+	}
+	for _, s := range c.sets() {
+		errs = append(errs, s.pass(now, keep))
+	}
+	return errors.Join(errs...)
+}
+
+// pass makes what is missing or due of a CA, and of what it signs.
+func (s set) pass(now time.Time, keep func(name string, kind corev1.SecretType, change change) error) error {
 	var a authority
-	err := keep(caSecret, corev1.SecretTypeTLS, func(have map[string][]byte) (map[string][]byte, bool, error) {
-		a = authority{}
+	err := keep(s.ca, corev1.SecretTypeTLS, func(have map[string][]byte) (map[string][]byte, bool, error) {
+		a = authority{name: s.of}
 		var err error
 		if have != nil {
-			if a, err = readAuthority(have); err != nil {
+			if a, err = readAuthority(s.of, have); err != nil {
 				return nil, false, fmt.Errorf("reading the CA: %w: what it signed is in use; to begin with a new one, delete it", err)
 			}
 		}
@@ -119,11 +170,12 @@ func (c *Config) pass(now time.Time, keep func(name string, kind corev1.SecretTy
 		return data, true, err
 	})
 	if err != nil {
-		return errors.Join(append(errs, err)...) // without a CA nothing is signed
+		return err // without a CA nothing is signed
 	}
-	for _, s := range c.subjects() {
-		errs = append(errs, keep(s.secret, corev1.SecretTypeTLS, func(have map[string][]byte) (map[string][]byte, bool, error) {
-			return a.issue(s, have, now)
+	var errs []error
+	for _, of := range s.subjects {
+		errs = append(errs, keep(of.secret, corev1.SecretTypeTLS, func(have map[string][]byte) (map[string][]byte, bool, error) {
+			return a.issue(of, have, now)
 		}))
 	}
 	return errors.Join(errs...)

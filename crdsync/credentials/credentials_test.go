@@ -35,7 +35,7 @@ func newCluster(t *testing.T) cluster {
 	if _, err := kube.CoreV1().Namespaces().Create(t.Context(), ns, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	return cluster{t, Config{Kube: kube, Namespace: ns.Name, Service: "egret-etcd", Peers: "egret-etcd-peers", Log: slog.New(slog.DiscardHandler)}}
+	return cluster{t, Config{Kube: kube, Namespace: ns.Name, Etcd: true, Metrics: true, Service: "egret-etcd", Peers: "egret-etcd-peers", Log: slog.New(slog.DiscardHandler)}}
 }
 
 func (c cluster) secrets() map[string]corev1.Secret {
@@ -70,11 +70,11 @@ func (c cluster) trusts(reader, shown corev1.Secret, now time.Time) {
 		c.Fatalf("%s has no CA", reader.Name)
 	}
 	o := x509.VerifyOptions{Roots: pool, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}}
-	if shown.Name == "egret-etcd-server" {
-		o.KeyUsages, o.DNSName = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, c.cfg.ServerName()
+	if name := map[string]string{"egret-etcd-server": c.cfg.ServerName(), "egret-metrics-agent": c.cfg.AgentName()}[shown.Name]; name != "" {
+		o.KeyUsages, o.DNSName = []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}, name
 	}
 	_, err = pair.Leaf.Verify(o)
-	if err == nil && o.DNSName != "" {
+	if err == nil && shown.Name == "egret-etcd-server" {
 		o.DNSName = "egret-etcd-2.egret-etcd-peers.egret-system.svc" // as the other members dial it
 		_, err = pair.Leaf.Verify(o)
 	}
@@ -84,7 +84,8 @@ func (c cluster) trusts(reader, shown corev1.Secret, now time.Time) {
 	}
 }
 
-var want = []string{"egret-etcd-agent", "egret-etcd-ca", "egret-etcd-cloud", "egret-etcd-crdsync", "egret-etcd-operator", "egret-etcd-root", "egret-etcd-server", "egret-gossip"}
+var want = []string{"egret-etcd-agent", "egret-etcd-ca", "egret-etcd-cloud", "egret-etcd-crdsync", "egret-etcd-operator", "egret-etcd-root", "egret-etcd-server", "egret-gossip",
+	"egret-metrics-agent", "egret-metrics-ca", "egret-metrics-crdsync", "egret-metrics-operator", "egret-metrics-reader"}
 
 func TestSecretsAreMadeOnceBySeveralAndKept(t *testing.T) {
 	t.Parallel()
@@ -106,11 +107,15 @@ func TestSecretsAreMadeOnceBySeveralAndKept(t *testing.T) {
 		t.Fatalf("secrets (-want +got):\n%s", d)
 	}
 	for _, s := range made {
-		if s.Name == gossipSecret || s.Name == caSecret {
+		if s.Name == gossipSecret || s.Name == etcdCA || s.Name == metricsCA {
 			continue
 		}
-		c.trusts(made["egret-etcd-server"], s, now)
-		c.trusts(s, made["egret-etcd-server"], now)
+		server := "egret-etcd-server"
+		if strings.HasPrefix(s.Name, "egret-metrics-") {
+			server = "egret-metrics-agent"
+		}
+		c.trusts(made[server], s, now)
+		c.trusts(s, made[server], now)
 		if len(s.Data) != 3 {
 			t.Errorf("%s has %v: want a certificate, its key, and the CA's certificate", s.Name, slices.Sorted(maps.Keys(s.Data)))
 		}
@@ -138,7 +143,7 @@ func TestSecretsAreMadeOnceBySeveralAndKept(t *testing.T) {
 func TestFifteenYearsOfRotationPartNobody(t *testing.T) {
 	t.Parallel()
 	// Without an API server: several hundred passes would wait for it.
-	c := cluster{t, Config{Namespace: "egret-system", Service: "egret-etcd", Peers: "egret-etcd-peers"}}
+	c := cluster{t, Config{Namespace: "egret-system", Etcd: true, Metrics: true, Service: "egret-etcd", Peers: "egret-etcd-peers"}}
 	made := map[string]corev1.Secret{}
 	keep := func(name string, _ corev1.SecretType, change change) error {
 		data, changed, err := change(made[name].Data)
@@ -173,6 +178,8 @@ func TestFifteenYearsOfRotationPartNobody(t *testing.T) {
 				if one != nil && other != nil {
 					c.trusts(one["egret-etcd-agent"], other["egret-etcd-server"], now)
 					c.trusts(one["egret-etcd-server"], other["egret-etcd-agent"], now)
+					c.trusts(one["egret-metrics-crdsync"], other["egret-metrics-agent"], now)
+					c.trusts(one["egret-metrics-agent"], other["egret-metrics-crdsync"], now)
 				}
 			}
 		}
@@ -192,7 +199,7 @@ func TestAFaultyCAIsNotReplaced(t *testing.T) {
 	c := newCluster(t)
 	c.once(time.Now())
 	made := c.secrets()
-	s := made[caSecret]
+	s := made[etcdCA]
 	s.Data[corev1.TLSPrivateKeyKey] = []byte("of another version")
 	if _, err := c.cfg.Kube.CoreV1().Secrets(c.cfg.Namespace).Update(t.Context(), &s, metav1.UpdateOptions{}); err == nil {
 		err = Once(t.Context(), c.cfg, time.Now())
@@ -203,8 +210,59 @@ func TestAFaultyCAIsNotReplaced(t *testing.T) {
 		t.Fatal(err)
 	}
 	for name, s := range c.secrets() {
-		if name != caSecret && s.ResourceVersion != made[name].ResourceVersion {
+		if name != etcdCA && s.ResourceVersion != made[name].ResourceVersion {
 			t.Errorf("%s was written", name)
+		}
+	}
+}
+
+// A certificate opens what it is for, and nothing else: who may read metrics is no client of etcd, an agent reads no other's metrics by its own, and
+// neither it nor crdsync nor who reads metrics can be taken for another one.
+func TestACertificateIsForOneThingAlone(t *testing.T) {
+	t.Parallel()
+	c := Config{Namespace: "egret-system", Etcd: true, Metrics: true, Service: "egret-etcd", Peers: "egret-etcd-peers"}
+	made := map[string]map[string][]byte{}
+	now := time.Now()
+	if err := c.pass(now, func(name string, _ corev1.SecretType, change change) error {
+		data, _, err := change(made[name])
+		made[name] = data
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	passes := func(reader, shown, name string, use x509.ExtKeyUsage) bool {
+		pool := x509.NewCertPool()
+		if !pool.AppendCertsFromPEM(made[reader]["ca.crt"]) {
+			t.Fatalf("%s has no CA", reader)
+		}
+		pair, err := tls.X509KeyPair(made[shown][corev1.TLSCertKey], made[shown][corev1.TLSPrivateKeyKey])
+		if err != nil {
+			t.Fatalf("%s: %v", shown, err)
+		}
+		_, err = pair.Leaf.Verify(x509.VerifyOptions{Roots: pool, CurrentTime: now, KeyUsages: []x509.ExtKeyUsage{use}, DNSName: name})
+		return err == nil
+	}
+	var leaves []string
+	for name := range made {
+		if name != gossipSecret && name != etcdCA && name != metricsCA {
+			leaves = append(leaves, name)
+		}
+	}
+	clients := map[string][]string{
+		"egret-etcd-server":     {"egret-etcd-agent", "egret-etcd-cloud", "egret-etcd-crdsync", "egret-etcd-operator", "egret-etcd-root", "egret-etcd-server"},
+		"egret-metrics-agent":   {"egret-metrics-crdsync", "egret-metrics-operator", "egret-metrics-reader"},
+		"egret-metrics-crdsync": {"egret-metrics-crdsync", "egret-metrics-operator", "egret-metrics-reader"},
+	}
+	for server, name := range map[string]string{"egret-etcd-server": c.ServerName(), "egret-metrics-agent": c.AgentName(), "egret-metrics-crdsync": c.CrdsyncName()} {
+		for _, shown := range leaves {
+			if got, want := passes(server, shown, "", x509.ExtKeyUsageClientAuth), slices.Contains(clients[server], shown); got != want {
+				t.Errorf("%s as a client of %s: heard %v, want %v", shown, server, got, want)
+			}
+			for _, reader := range clients[server] {
+				if got, want := passes(reader, shown, name, x509.ExtKeyUsageServerAuth), shown == server; got != want {
+					t.Errorf("%s as %s, for %s: taken for it %v, want %v", shown, server, reader, got, want)
+				}
+			}
 		}
 	}
 }
