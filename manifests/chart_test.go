@@ -199,6 +199,9 @@ func TestFaultyValuesAreRefused(t *testing.T) {
 		"NAT log over the node":   {ownEtcd + "agent: {natLog: {enabled: true, hostPath: /}}", "hostPath"},
 		"NAT log over a way up":   {ownEtcd + "agent: {natLog: {enabled: true, hostPath: /var/..}}", "hostPath"},
 		"page at no port":         {ownEtcd + "page: {secret: a, address: localhost}", "address"},
+		"metrics by an option":    {ownEtcd + "metrics: {enabled: true}\nagent: {config: {metrics-address: '10.0.0.1:8481'}}", "agent.config"},
+		"agents by an option":     {ownEtcd + "metrics: {enabled: true}\ncrdsync: {config: {agents-port: 1}}", "crdsync.config"},
+		"metrics, half said":      {ownEtcd + "metrics: {enabled: yes please}", "metrics"},
 		"a name for a VPC":        {ownEtcd + "cloud: {aws: {enabled: true, vpc: mine}}", "vpc"},
 		"a name for a role":       {ownEtcd + "cloud: {aws: {enabled: true, roleARN: egret}}", "roleARN"},
 		"no replica":              {ownEtcd + "crdsync: {replicas: 0}", "replicas"},
@@ -255,6 +258,20 @@ agent: {config: {fast-path: true}}
 `,
 	"NAT log to the standard output": ownEtcd + `
 agent: {natLog: {enabled: true, hostPath: ""}}
+`,
+	"metrics": ownEtcd + `
+metrics: {enabled: true}
+crdsync: {nodeSelector: {c: d}, priorityClassName: mine}
+`,
+	"metrics and the status page": ownEtcd + `
+metrics: {enabled: true}
+page: {secret: egret-page}
+`,
+	"metrics, and a page on loopback": `
+etcd: {bundled: {enabled: true}}
+metrics: {enabled: true}
+crdsync: {config: {page-local-address: "127.0.0.1:8487"}}
+startupTaint: egret/agent-not-ready
 `,
 	"bundled etcd restored": `
 etcd: {bundled: {enabled: true, restoreFrom: egret-1.db}}
@@ -462,7 +479,7 @@ func TestTheNATLogIsWrittenWhereTheValuesSay(t *testing.T) {
 func TestTheStartupTaintIsTolerated(t *testing.T) {
 	t.Parallel()
 	for name, taint := range map[string]string{
-		"as it comes": "", "bundled etcd": "", "start-up taint": "egret/agent-not-ready", "start-up taint alone": "startup-taint.cluster-autoscaler.kubernetes.io/egret",
+		"as it comes": "", "bundled etcd": "", "metrics": "", "start-up taint": "egret/agent-not-ready", "metrics, and a page on loopback": "egret/agent-not-ready", "start-up taint alone": "startup-taint.cluster-autoscaler.kubernetes.io/egret",
 	} {
 		docs := decoded(t, variants[name])
 		for command, s := range podsOf(docs) {

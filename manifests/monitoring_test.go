@@ -15,6 +15,7 @@ import (
 
 	"github.com/egret-project/egret/agent"
 	"github.com/egret-project/egret/crdsync"
+	"github.com/egret-project/egret/crdsync/credentials"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/monitor"
 )
@@ -183,11 +184,14 @@ func TestTheDashboardShowsMetricsThatExist(t *testing.T) {
 }
 
 // Debian's promtool knows no discovery in Kubernetes: the file is looked at for what is Egret's.
-func TestThePortsOfTheScrapeConfigAreTheDaemons(t *testing.T) {
+func TestThePortsAndNamesOfTheScrapeConfigAreTheDaemons(t *testing.T) {
 	var file struct {
 		Scrapes []struct {
-			Job      string `json:"job_name"`
-			Scheme   string
+			Job    string `json:"job_name"`
+			Scheme string
+			TLS    struct {
+				Server string `json:"server_name"`
+			} `json:"tls_config"`
 			Relabels []struct {
 				Target      string `json:"target_label"`
 				Regex       string
@@ -199,7 +203,12 @@ func TestThePortsOfTheScrapeConfigAreTheDaemons(t *testing.T) {
 		t.Fatal(err)
 	}
 	ports := map[string]int{"egret-agent": egress.StatusPort, "egret-crdsync": egress.SyncStatusPort}
+	made := credentials.Config{Namespace: "egret-system"}
+	names := map[string]string{"egret-agent": made.AgentName(), "egret-crdsync": made.CrdsyncName()}
 	for _, s := range file.Scrapes {
+		if s.TLS.Server != names[s.Job] {
+			t.Errorf("%s: its certificate is to be for %s, want %s", s.Job, s.TLS.Server, names[s.Job])
+		}
 		for host, want := range map[string]string{"10.0.0.1": "10.0.0.1:%d", "fd00::1": "[fd00::1]:%d"} {
 			got := ""
 			for _, r := range s.Relabels {

@@ -25,7 +25,7 @@ func metricsPage() string {
 <!-- Made from the code: go test ./cmd/egret -run MetricsPage -update -->
 
 The agent answers at http://127.0.0.1:8481/metrics, crdsync at http://127.0.0.1:8482/metrics, to processes of their node; ` + "`--metrics-address`" + ` serves them to
-Prometheus elsewhere, over TLS, to who shows a certificate ([security.md](security.md) says who may ask). Beside the metrics below there are
+Prometheus elsewhere, over TLS, to who shows a certificate ([security.md](security.md) says who may ask), in the chart with ` + "`metrics.enabled`" + `. Beside the metrics below there are
 ` + "`egret_build_info`" + `, with the version, and those of the Go runtime and of the process (` + "`go_*`, `process_*`" + `).
 ` + "`manifests/monitoring`" + ` has alert rules, what to do about each, and a dashboard.
 

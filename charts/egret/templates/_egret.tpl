@@ -7,7 +7,7 @@
 {{- /* The file of options of a command: the guide's under its own names, then whatever else was given. A key of agent.config or
 crdsync.config that a value of its own sets would leave open which of both counts. */ -}}
 {{- define "egret.config.agent" -}}
-{{- include "egret.twice" (dict "config" .Values.agent.config "at" "agent.config" "own" (list "egress" "nat-log" "egress.exceptCIDRs" "egress.snatFullyRandomPorts" "cluster-cidrs" "etcd-prefix" "endpoints" "insecure")) -}}
+{{- include "egret.twice" (dict "config" .Values.agent.config "at" "agent.config" "own" (concat (list "egress" "nat-log" "egress.exceptCIDRs" "egress.snatFullyRandomPorts" "cluster-cidrs" "etcd-prefix" "endpoints" "insecure") (include "egret.metrics.options" . | fromJsonArray))) -}}
 egress:
   exceptCIDRs: {{ toJson .Values.egress.exceptCIDRs }}
   snatFullyRandomPorts: {{ .Values.egress.snatFullyRandomPorts }}
@@ -28,7 +28,7 @@ nat-log: {{ if .Values.agent.natLog.hostPath }}/var/log/egret/nat.log{{ else }}"
 {{- end -}}
 
 {{- define "egret.config.crdsync" -}}
-{{- include "egret.twice" (dict "config" .Values.crdsync.config "at" "crdsync.config" "own" (list "egress" "egress.maxEgressIPsPerNode" "cluster-cidrs" "webhook" "startup-taint" "etcd-prefix" "endpoints" "insecure")) -}}
+{{- include "egret.twice" (dict "config" .Values.crdsync.config "at" "crdsync.config" "own" (concat (list "egress" "egress.maxEgressIPsPerNode" "cluster-cidrs" "webhook" "startup-taint" "etcd-prefix" "endpoints" "insecure") (include "egret.metrics.options" . | fromJsonArray))) -}}
 egress:
   maxEgressIPsPerNode: {{ .Values.egress.maxEgressIPsPerNode }}
 {{- with .Values.startupTaint }}
@@ -40,6 +40,30 @@ cluster-cidrs: {{ toJson . }}
 {{- with .Values.crdsync.config }}
 {{ toYaml . }}
 {{- end }}
+{{- end -}}
+
+{{- /* The options that metrics.enabled gives, as JSON. */ -}}
+{{- define "egret.metrics.options" -}}
+{{- if .Values.metrics.enabled -}}
+["metrics-address", "metrics-cert-file", "metrics-key-file", "metrics-client-ca-file", "agents-port", "agents-ca-file", "agents-cert-file", "agents-key-file", "agents-server-name"]
+{{- else -}}
+[]
+{{- end -}}
+{{- end -}}
+
+{{- /* The arguments and the variable by which a daemon serves metrics at the address of its node: brackets are right for both families. */ -}}
+{{- define "egret.metrics.args" -}}
+- --metrics-address=[$(HOST_IP)]:{{ .port }}
+- --metrics-cert-file=/etc/egret/metrics/tls.crt
+- --metrics-key-file=/etc/egret/metrics/tls.key
+- --metrics-client-ca-file=/etc/egret/metrics/ca.crt
+{{- end -}}
+
+{{- define "egret.metrics.env" -}}
+- name: HOST_IP
+  valueFrom:
+    fieldRef:
+      fieldPath: status.hostIP
 {{- end -}}
 
 {{- /* Its options are arguments. */ -}}
