@@ -75,7 +75,7 @@ func TestTheKernelTellsTheWayOfAPodsPacketAndOfItsAnswer(t *testing.T) {
 				}
 			})
 		}()
-		q := egress.LiveQuestion{KernelQuestion: egress.KernelQuestion{Pod: livePod, IP: liveIP, ID: 7, To: liveTo}, Protocol: tt.protocol, Port: tt.port}
+		q := egress.LiveQuestion{KernelQuestion: egress.KernelQuestion{Pod: livePod, IP: liveIP, ID: 7, To: liveTo, Protocol: tt.protocol, Port: tt.port}}
 		began := time.Now()
 		l, err := a.follow(t.Context(), q)
 		took := time.Since(began)

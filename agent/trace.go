@@ -127,7 +127,12 @@ func (a *agent) readKernelOf(ctx context.Context, q egress.KernelQuestion) (k eg
 	if k.PodID != q.ID {
 		return k, nil // none of its connections is by this id
 	}
-	k.Connections, err = connectionsOf(q.Pod, q.ID)
+	list, err := conntrack.Marked(q.ID.ConnMark())
+	k.Connections = connectionsOf(q.Pod, list)
+	if q.ToOne() && k.Ports > 0 {
+		used := portsTo(q, k, list)
+		k.UsedTo = &used
+	}
 	return k, err
 }
 
@@ -141,13 +146,25 @@ func kernelOf(s nft.State, q egress.KernelQuestion) egress.Kernel {
 	return k
 }
 
-// connectionsOf counts the connections of a pod by an id. The kernel picks those of the id.
-func connectionsOf(pod netip.Addr, id egress.ID) (n int, err error) {
-	list, err := conntrack.Marked(id.ConnMark())
+// connectionsOf counts the connections of a pod.
+func connectionsOf(pod netip.Addr, list []conntrack.Connection) (n int) {
 	for _, c := range list {
 		if c.Source == pod {
 			n++
 		}
 	}
-	return n, err
+	return n
+}
+
+// portsTo counts the ports of the block of k that connections have to the destination of a question, of all pods of the
+// node. One that has ended has its port until the kernel forgets it, or needs the port.
+func portsTo(q egress.KernelQuestion, k egress.Kernel, list []conntrack.Connection) int {
+	used := map[uint16]bool{}
+	for _, c := range list {
+		of := c.Protocol == q.Protocol && c.Destination == q.To && (q.Port == 0 || c.DestinationPort == q.Port)
+		if of && c.Translated == q.IP && int(c.Port) >= int(k.First) && int(c.Port) < int(k.First)+k.Ports {
+			used[c.Port] = true
+		}
+	}
+	return len(used)
 }

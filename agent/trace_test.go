@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
@@ -87,6 +88,41 @@ func TestTheKernelIsToldAsItIs(t *testing.T) {
 	if got := look(q); got.Permit != 0 || got.Answers {
 		t.Errorf("after its end: %+v", got)
 	}
+	// Ports of the block that are in use to one destination, of all pods, and of none but that block.
+	connection := func(source netip.Addr, protocol, to string, toPort, port int) {
+		t.Helper()
+		state := map[string]string{"tcp": " --state ESTABLISHED", "udp": ""}[protocol]
+		netns.Run(t, fmt.Sprintf("conntrack -I -p %s -s %s -d %s --sport %d --dport %d%s -t 600 -n %s:%d --mark %d", protocol, source, to, port, toPort, state, ip, port, egress.ID(7).ConnMark()))
+	}
+	for i, c := range []struct {
+		source   netip.Addr
+		protocol string
+		to       string
+		toPort   int
+		port     int
+	}{
+		{pod, "tcp", "198.51.100.9", 443, 2050}, {other, "tcp", "198.51.100.9", 443, 2051}, {pod, "tcp", "198.51.100.9", 443, 2111},
+		{pod, "tcp", "198.51.100.9", 80, 2052}, {pod, "udp", "198.51.100.9", 443, 2053}, {pod, "tcp", "198.51.100.8", 443, 2054},
+		{pod, "tcp", "198.51.100.9", 443, 2112}, // of a block that is retired
+	} {
+		connection(c.source, c.protocol, c.to, c.toPort, c.port)
+		if got := look(q); got.UsedTo != nil {
+			t.Errorf("%d: no destination was asked for: %d ports", i, *got.UsedTo)
+		}
+	}
+	to := netip.MustParseAddr("198.51.100.9")
+	for _, tt := range []struct {
+		protocol byte
+		port     uint16
+		want     int // -1: it is not told
+	}{{6, 443, 3}, {6, 80, 1}, {17, 443, 1}, {17, 80, 0}, {132, 443, 0}, {1, 0, 0}, {6, 0, -1}, {0, 0, -1}, {47, 0, -1}} {
+		q := q
+		q.To, q.Protocol, q.Port = to, tt.protocol, tt.port
+		got := look(q)
+		if told := got.UsedTo != nil; told != (tt.want >= 0) || told && *got.UsedTo != tt.want || got.Connections != 6 {
+			t.Errorf("protocol %d port %d: %+v; want %d ports", tt.protocol, tt.port, got, tt.want)
+		}
+	}
 	before := netns.Run(t, "nft -s list ruleset")
 	for _, line := range []string{"nft flush chain inet egret translate", "nft delete element inet egret pod4 { 10.244.0.5 }", "nft delete table inet egret"} {
 		netns.Run(t, line)
@@ -107,6 +143,7 @@ func TestTheKernelIsToldAsItIs(t *testing.T) {
 	}
 	for _, bad := range []string{"", "ip=10.10.0.11", "ip=10.10.0.11&id=0", "ip=10.10.0.11&id=65536", "ip=x&id=1", "ip=10.10.0.11&id=1&pod=fd00::1", "ip=10.10.0.11&id=1&to=fd00::1",
 		"ip=10.10.0.11&id=1&to=x", "ip=10.10.0.11&id=1&to=224.0.0.1", "ip=10.10.0.11&id=1&to=255.255.255.255", "ip=10.10.0.11&id=1&to=169.254.0.1", "ip=fd00::11&id=1&to=fe80::1", "ip=fd00::11&id=1&to=ff02::1",
+		"ip=10.10.0.11&id=1&protocol=256", "ip=10.10.0.11&id=1&protocol=tcp", "ip=10.10.0.11&id=1&protocol=6&port=65536", "ip=10.10.0.11&id=1&protocol=47&port=1", "ip=10.10.0.11&id=1&port=1",
 		"ip=10.10.0.11&id=1&peer=0", "ip=10.10.0.11&id=1&peer=65536", "ip=fe80::1%25x&id=1",
 		"ip=10.10.0.11&id=1&pod=" + strings.Repeat("x", 3000)} {
 		if code, got := asks(who, bad); code != http.StatusBadRequest || len(got) > 500 {

@@ -200,9 +200,26 @@ func TestOverlaySourcesStayWithinTheirPrefix(t *testing.T) {
 
 func TestAKernelQuestionIsReadAsItWasWritten(t *testing.T) {
 	ip, pod, to := netip.MustParseAddr("fd10::11"), netip.MustParseAddr("fd44::5"), netip.MustParseAddr("2001:db8::9")
-	for _, q := range []KernelQuestion{{IP: ip, ID: 1}, {IP: ip, ID: MaxID, Pod: pod, Peer: MaxNodeIndex, To: to}, {IP: ip, ID: 1, Peer: 1}, {IP: ip, ID: 1, To: to}} {
+	for _, q := range []KernelQuestion{{IP: ip, ID: 1}, {IP: ip, ID: MaxID, Pod: pod, Peer: MaxNodeIndex, To: to}, {IP: ip, ID: 1, Peer: 1}, {IP: ip, ID: 1, To: to},
+		{IP: ip, ID: 1, To: to, Protocol: 6, Port: 65535}, {IP: ip, ID: 1, Protocol: 255}, {IP: ip, ID: 1, To: to, Protocol: 58}} {
 		if got, err := ParseKernelQuestion(q.Query()); got != q || err != nil {
 			t.Errorf("%+v was read as %+v: %v", q, got, err)
+		}
+	}
+	four := netip.MustParseAddr("198.51.100.9")
+	for name, want := range map[string][2]bool{"tcp": {true, true}, "udp": {true, true}, "sctp": {true, true}, "icmp": {true, true}, "gre": {}, "esp": {}, "ah": {}, "253": {}, "58": {false, true}, "1": {true, false}} {
+		for i, to := range []netip.Addr{four, to} {
+			if n, err := Protocol(name, to); err != nil || HasPorts(n, to) != want[i] {
+				t.Errorf("%s toward %s: number %d, %v, ports %v", name, to, n, err, HasPorts(n, to))
+			}
+		}
+	}
+	for q, want := range map[KernelQuestion]bool{
+		{To: four, Protocol: 6, Port: 443}: true, {To: four, Protocol: 6}: false, {To: four, Protocol: 1}: true, {To: four, Protocol: 58}: false,
+		{To: four}: false, {Protocol: 6, Port: 443}: false, {To: four, Protocol: 47}: false,
+	} {
+		if q.ToOne() != want {
+			t.Errorf("%+v is about one destination: %v", q, !want)
 		}
 	}
 }

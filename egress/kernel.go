@@ -18,7 +18,17 @@ type KernelQuestion struct {
 	Peer int
 	// To is where the packets are for, of the family of IP; the zero Addr: anywhere outside.
 	To netip.Addr
+	// Protocol is theirs, by the number that IP has for it; 0: any. Port is that of To, of TCP, UDP or SCTP; 0: any.
+	Protocol byte
+	Port     uint16
 }
+
+// ToOne reports whether the question is about one destination, for which ports of the egress IP are counted.
+func (q KernelQuestion) ToOne() bool {
+	return q.To.IsValid() && HasPorts(q.Protocol, q.To) && (q.Port != 0 || !takesPort(q.Protocol))
+}
+
+func takesPort(protocol byte) bool { return protocol == 6 || protocol == 17 || protocol == 132 }
 
 // Query returns the question as parameters of a request.
 func (q KernelQuestion) Query() url.Values {
@@ -31,6 +41,12 @@ func (q KernelQuestion) Query() url.Values {
 	}
 	if q.To.IsValid() {
 		v.Set("to", q.To.String())
+	}
+	if q.Protocol != 0 {
+		v.Set("protocol", strconv.Itoa(int(q.Protocol)))
+	}
+	if q.Port != 0 {
+		v.Set("port", strconv.Itoa(int(q.Port)))
 	}
 	return v
 }
@@ -57,6 +73,18 @@ func ParseKernelQuestion(v url.Values) (q KernelQuestion, err error) {
 	if text := v.Get("peer"); text != "" {
 		if q.Peer, err = strconv.Atoi(text); err != nil || q.Peer < 1 || q.Peer > MaxNodeIndex {
 			errs = append(errs, fmt.Errorf("peer %.50q: want the index of a node, 1 to %d", text, MaxNodeIndex))
+		}
+	}
+	if text := v.Get("protocol"); text != "" {
+		n, err := strconv.ParseUint(text, 10, 8)
+		if q.Protocol = byte(n); err != nil {
+			errs = append(errs, fmt.Errorf("protocol %.50q: want its number, 0 to 255", text))
+		}
+	}
+	if text := v.Get("port"); text != "" {
+		n, err := strconv.ParseUint(text, 10, 16)
+		if q.Port = uint16(n); err != nil || n != 0 && !takesPort(q.Protocol) {
+			errs = append(errs, fmt.Errorf("port %.50q: want one of TCP, UDP or SCTP, or 0", text))
 		}
 	}
 	return q, errors.Join(errs...)
@@ -88,6 +116,9 @@ type Kernel struct {
 	First     uint16 `json:"first_port,omitempty"`
 	Ports     int    `json:"ports,omitempty"`
 	PortsUsed int    `json:"ports_used,omitempty"`
+	// UsedTo is how many ports of that block are in use to the destination of the question, right now; nil: the
+	// question is not about one (KernelQuestion.ToOne), or the agent is of an older version.
+	UsedTo *int `json:"ports_used_to,omitempty"`
 	// Connections are those of the pod with the id that conntrack has.
 	Connections int `json:"connections"`
 	// Guarded is how long ago, in seconds, the guard dropped a packet of the id; negative: not within the last half

@@ -3,38 +3,13 @@ package egress
 import (
 	"errors"
 	"fmt"
-	"net/netip"
 	"net/url"
 	"strconv"
-	"strings"
 )
 
-// LiveQuestion asks an agent to follow packets of a pod through its kernel. To is set; Pod is not, where the node is asked
-// as the gateway alone.
-type LiveQuestion struct {
-	KernelQuestion
-	Protocol byte   // one of Protocols, or its like of IPv6
-	Port     uint16 // of To; 0: any
-}
-
-// The protocols whose packets can be followed, by the names that users have for them.
-var Protocols = []string{"tcp", "udp", "icmp"}
-
-// Protocol returns the number of one of Protocols, toward an address.
-func Protocol(name string, to netip.Addr) (byte, error) {
-	switch name {
-	case "tcp":
-		return 6, nil
-	case "udp":
-		return 17, nil
-	case "icmp":
-		if to.Is4() {
-			return 1, nil
-		}
-		return 58, nil
-	}
-	return 0, fmt.Errorf("%.50q: want one of %s", name, strings.Join(Protocols, ", "))
-}
+// LiveQuestion asks an agent to follow packets of a pod through its kernel: those of Protocol, which is one of
+// Protocols, to Port; 0: any. To is set; Pod is not, where the node is asked as the gateway alone.
+type LiveQuestion struct{ KernelQuestion }
 
 // Query returns the question as parameters of a request.
 func (q LiveQuestion) Query() url.Values {
@@ -52,13 +27,11 @@ func ParseLiveQuestion(v url.Values) (q LiveQuestion, err error) {
 	} else if !q.To.IsValid() {
 		errs = append(errs, errors.New("to: want the address that the packets are for"))
 	}
-	n, err := strconv.ParseUint(v.Get("protocol"), 10, 8)
 	icmp, _ := Protocol("icmp", q.To) // of a name that there is
-	if q.Protocol = byte(n); err != nil || n != 6 && n != 17 && n != uint64(icmp) {
+	if q.Protocol != 6 && q.Protocol != 17 && q.Protocol != icmp {
 		errs = append(errs, fmt.Errorf("protocol %.50q: want the number of TCP, UDP, or the ICMP of the address", v.Get("protocol")))
 	}
-	n, err = strconv.ParseUint(v.Get("port"), 10, 16)
-	if q.Port = uint16(n); err != nil || n != 0 && q.Protocol != 6 && q.Protocol != 17 {
+	if q.Port != 0 && q.Protocol == icmp {
 		errs = append(errs, fmt.Errorf("port %.50q: want one of TCP or UDP, or 0", v.Get("port")))
 	}
 	return q, errors.Join(errs...)

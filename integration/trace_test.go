@@ -4,6 +4,8 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"net"
+	"net/netip"
 	"os/exec"
 	"strings"
 	"testing"
@@ -94,4 +96,76 @@ func TestTraceSaysWhatBecomesOfPackets(t *testing.T) {
 	for kind, says := range map[string]string{"agents": "agents/" + home, "members": "members/trace/" + home, "blocks": "blocks/" + ip.String() + "/"} {
 		exits(t, 0, says, "get", kind, "-o", "name")
 	}
+}
+
+// What a trace says of a protocol and a port is held against packets, too.
+func TestTraceSaysWhatBecomesOfProtocolsAndPorts(t *testing.T) {
+	n := newNamespace(t)
+	ip, gateway, pod := n.remote("protocols", "10.10.0.56")
+	home := otherNode(gateway)
+	statusLeavesOut(t, "egress protocols")
+	outside := lab.OutsideIP.String()
+	exits(t, 0, outside+" port 9 (tcp) is outside", "trace", pod, "--to", outside, "--port", "9")
+	exits(t, 0, "gre has no ports", "trace", pod, "--to", outside, "--proto", "gre")
+
+	// A service of the gateway, at all of its addresses.
+	var service net.Listener
+	if err := cluster.In("node", gateway, func() (err error) {
+		service, err = net.Listen("tcp4", "0.0.0.0:0")
+		return err
+	}); err != nil {
+		t.Fatal(err)
+	}
+	defer service.Close()
+	port := service.Addr().(*net.TCPAddr).Port
+	connects := func(to netip.Addr, limit time.Duration) error {
+		return cluster.In("pod", pod, func() error { // here: another goroutine would dial elsewhere
+			c, err := net.DialTimeout("tcp4", netip.AddrPortFrom(to, uint16(port)).String(), limit)
+			if err == nil {
+				err = c.Close()
+			}
+			return err
+		})
+	}
+	exits(t, 0, "to which no egress applies", "trace", pod, "--to", nodeIP(t, gateway).String(), "--port", fmt.Sprint(port))
+	if err := connects(nodeIP(t, gateway), 10*time.Second); err != nil {
+		t.Errorf("the service at the node's own address: %v", err)
+	}
+	exits(t, 2, "is an egress IP, of protocols: nodes drop what is sent there", "trace", pod, "--to", ip.String(), "--port", fmt.Sprint(port))
+	if err := connects(ip, time.Second); err == nil {
+		t.Error("a service of the gateway answers at the egress IP")
+	}
+	// Its own gateway has it, and no neighbour answers for it there.
+	exits(t, 3, "those of a pod may not get there either", "trace", pod, "--to", ip.String(), "--proto", "icmp")
+	if out, err := cluster.Exec(t.Context(), "pod", pod, "ping", "-c1", "-w5", ip.String()); err == nil {
+		t.Errorf("the egress IP answers its own pod's ping: the trace is to say so\n%s", out)
+	}
+
+	// The overlay's port of a node, at which a pod's datagram is counted as forged.
+	at := nodeIP(t, gateway).String()
+	exits(t, 2, "UDP port 8479 of "+at, "trace", pod, "--to", at, "--proto", "udp", "--port", "8479")
+	foreign := func() string {
+		out, err := cluster.Exec(t.Context(), "node", home, "nft", "list", "counter", "inet", "egret", "overlay_foreign")
+		if err != nil {
+			t.Fatalf("%v\n%s", err, out)
+		}
+		return string(out)
+	}
+	before := foreign()
+	eventually(t, 10*time.Second, func() error {
+		if err := cluster.In("pod", pod, func() error {
+			c, err := net.Dial("udp4", at+":8479")
+			if err == nil {
+				_, err = c.Write([]byte("x"))
+				err = errors.Join(err, c.Close())
+			}
+			return err
+		}); err != nil {
+			return err
+		}
+		if foreign() == before {
+			return errors.New("a pod's datagram for the overlay's port of a node was not dropped")
+		}
+		return nil
+	})
 }

@@ -95,7 +95,7 @@ func whileBusy(ctx context.Context, ask func() error) error {
 }
 
 // kernelHere adds the steps that the kernel of the pod's node tells.
-func (k kernels) kernelHere(w store.Whole, pod netip.Addr, a egress.Address, home, gateway string, step adds) {
+func (k kernels) kernelHere(w store.Whole, q Question, pod netip.Addr, a egress.Address, home, gateway string, step adds) {
 	have, ok := k.said[home]
 	if !ok {
 		k.unheard(home, step)
@@ -112,14 +112,19 @@ func (k kernels) kernelHere(w store.Whole, pod netip.Addr, a egress.Address, hom
 	case !moving && have.Gateway != gatewayIndex(w, home, gateway):
 		step("kernel", stops, "%s sends to another gateway than %s: to the node of index %d (0: out by itself)", home, gateway, have.Gateway)
 	default:
+		// What is known of the destination that was asked for goes before what is of the busiest one.
+		used, to := have.PortsUsed, "one destination"
+		if have.UsedTo != nil {
+			used, to = *have.UsedTo, q.destination()
+		}
 		ports := "no block of ports"
 		if have.Ports > 0 {
-			ports = fmt.Sprintf("%d of %d ports in use to one destination", have.PortsUsed, have.Ports)
+			ports = fmt.Sprintf("%d of %d ports in use to %s", used, have.Ports, to)
 		}
 		step("kernel", "", "%s has the pod, and its next hop; %d connections, %s", home, have.Connections, ports)
-		if have.Ports > 0 && have.PortsUsed >= have.Ports {
-			step("kernel", doubts, "all %d ports that %s has of %s are in use to one destination: new connections there fail until some end, "+
-				"or the node gets a larger block", have.Ports, home, a.IP)
+		if n := q.protocol(pod); have.Ports > 0 && used >= have.Ports && (n == 0 || egress.HasPorts(n, pod)) {
+			step("kernel", doubts, "all %d ports that %s has of %s are in use to %s: new connections there fail until some end, "+
+				"or the node gets a larger block", have.Ports, home, a.IP, to)
 		}
 	}
 	common(have, home, a, step)

@@ -50,11 +50,11 @@ func follow(ctx context.Context, w store.Whole, q Question, ask Ask) (steps []St
 					continue
 				}
 				f := followed{home: node, gateway: owner.Node, what: fmt.Sprintf("a packet of %s to %s", q.Pod, q.To), answers: q.Live.Protocol != 17}
-				kq := egress.KernelQuestion{Pod: pod, IP: a.IP, ID: a.ID, To: q.To}
+				kq := egress.KernelQuestion{Pod: pod, IP: a.IP, ID: a.ID, To: q.To, Protocol: q.Live.Protocol, Port: q.Live.Port}
 				if owner.Node != node {
 					kq.Peer = w.Nodes[owner.Node].Index
 				}
-				if f.ask(ctx, w, egress.LiveQuestion{KernelQuestion: kq, Protocol: q.Live.Protocol, Port: q.Live.Port}, q.Live.Page, ask, step) {
+				if f.ask(ctx, w, egress.LiveQuestion{KernelQuestion: kq}, q.Live.Page, ask, step) {
 					f.tell(step)
 				}
 				return steps

@@ -19,8 +19,40 @@ import (
 type Question struct {
 	Pod string     // namespace/name
 	To  netip.Addr // the zero Addr: to anywhere outside
+	// Protocol is what egress.Protocol takes, Port the port of To, of TCP, UDP or SCTP; "" and 0: any.
+	Protocol string
+	Port     uint16
 	// Live has a packet of the pod to To followed through the kernels; nil: not.
 	Live *Live
+}
+
+// protocol returns the number of the protocol, of packets of an address; 0: any.
+func (q Question) protocol(from netip.Addr) byte {
+	if q.Protocol == "" {
+		return 0
+	}
+	n, _ := egress.Protocol(q.Protocol, from) // was checked by trace
+	return n
+}
+
+// destination says in words what the packets are for.
+func (q Question) destination() string {
+	text := q.To.String()
+	if q.Port != 0 {
+		text = fmt.Sprintf("%s port %d", text, q.Port)
+	}
+	if q.Protocol != "" {
+		text += " (" + protocolName(q.Protocol) + ")"
+	}
+	return text
+}
+
+// protocolName is what a protocol is called in a sentence.
+func protocolName(name string) string {
+	if name != "" && name[0] >= '0' && name[0] <= '9' {
+		return "protocol " + name
+	}
+	return name
 }
 
 // Step is one on the way of a pod's packet.
@@ -194,6 +226,9 @@ func result(steps []Step) string {
 func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, error) {
 	var steps []Step
 	step := addTo(&steps)
+	if _, err := egress.Protocol(q.Protocol, q.To); q.Protocol != "" && err != nil {
+		return nil, fmt.Errorf("protocol %w", err)
+	}
 	node, pod, of := find(w, q.Pod)
 	if node == "" {
 		return nil, fmt.Errorf("etcd has no pod %s: it is no namespace/name of a pod that runs, it has no address yet, it is on the network of its node "+
@@ -205,12 +240,8 @@ func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, er
 			"older one had it first (condition Conflict of the egress)")
 		return steps, nil
 	}
-	if q.To.IsValid() {
-		if why := excepted(&w.Snapshot, q.To); why != "" {
-			step("destination", passes, "%s is %s, to which no egress applies", q.To, why)
-			return steps, nil
-		}
-		step("destination", "", "%s is outside, unless --egress.exceptCIDRs or --cluster-cidrs of the agents name it, which etcd does not know", q.To)
+	if q.To.IsValid() && !q.toOutside(w, step) {
+		return steps, nil
 	}
 	found := false
 	for _, name := range slices.Sorted(maps.Keys(of)) {
@@ -221,7 +252,7 @@ func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, er
 			found = true
 			first := len(steps)
 			step("selection", "", "%s is selected by egress %s", ip, name)
-			steps = append(steps, leaves(w, name, node, egress.KernelQuestion{Pod: ip, To: q.To}, now, ask)...)
+			steps = append(steps, leaves(w, name, node, q, ip, now, ask)...)
 			for i := range steps[first:] {
 				steps[first+i].Family = familyOf(ip)
 			}
@@ -231,6 +262,57 @@ func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, er
 		step("address", stops, "the pod has no address of the family of %s that an egress applies to", q.To)
 	}
 	return steps, nil
+}
+
+// toOutside adds the step about the destination, and reports whether the way goes on.
+func (q Question) toOutside(w store.Whole, step adds) bool {
+	why := excepted(&w.Snapshot, q.To)
+	// Of what is a node's the nodes take it before they look for whom it is: nft.CounterForeign.
+	if node := nodeAt(&w.Snapshot, q.To); node != "" && q.Port == egress.OverlayPort && q.protocol(q.To) == 17 {
+		step("destination", stops, "UDP port %d of %s, an address of node %s, is the overlay's: what others than nodes send there is dropped (overlay_foreign)",
+			egress.OverlayPort, q.To, node)
+		return false
+	}
+	if why != "" {
+		step("destination", passes, "%s is %s, to which no egress applies", q.destination(), why)
+		if strings.HasPrefix(why, "of ServiceCIDR") {
+			step("destination", "", "where the Service leads outside the cluster, what counts is the address of its endpoint: ask for that")
+		}
+		return false
+	}
+	if of := egressAt(&w.Snapshot, q.To); of != "" {
+		icmp, _ := egress.Protocol("icmp", q.To) // a name that there is
+		if n := q.protocol(q.To); n == 0 || n == icmp {
+			step("destination", doubts, "%s is an egress IP, of %s: nodes drop what is sent there but echo requests (ping), and those of a pod may not get there either", q.To, of)
+		} else {
+			step("destination", stops, "%s is an egress IP, of %s: nodes drop what is sent there but echo requests (ping)", q.To, of)
+		}
+		return true
+	}
+	step("destination", "", "%s is outside, unless --egress.exceptCIDRs or --cluster-cidrs of the agents name it, which etcd does not know", q.destination())
+	return true
+}
+
+// nodeAt returns the node that has an address as its own; "": none.
+func nodeAt(s *egress.Snapshot, ip netip.Addr) string {
+	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
+		if slices.Contains(s.Nodes[name].Addresses, ip) {
+			return name
+		}
+	}
+	return ""
+}
+
+// egressAt returns the egresses that have an IP of a pool; "": none. A static one is an address of a node, at which
+// that has its services.
+func egressAt(s *egress.Snapshot, ip netip.Addr) string {
+	var names []string
+	for _, name := range slices.Sorted(maps.Keys(s.Egresses)) {
+		if slices.ContainsFunc(s.Egresses[name].Addresses, func(a egress.Address) bool { return a.IP == ip && a.Pool != "" }) {
+			names = append(names, name)
+		}
+	}
+	return strings.Join(names, ", ")
 }
 
 func familyOf(ip netip.Addr) string {
@@ -271,12 +353,11 @@ func excepted(s *egress.Snapshot, to netip.Addr) string {
 	in := func(list []netip.Prefix) bool {
 		return slices.ContainsFunc(list, func(p netip.Prefix) bool { return p.Contains(to) })
 	}
+	if name := nodeAt(s, to); name != "" {
+		return "an address of node " + name
+	}
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
-		n := s.Nodes[name]
-		if slices.Contains(n.Addresses, to) {
-			return "an address of node " + name
-		}
-		if in(n.PodCIDRs) {
+		if in(s.Nodes[name].PodCIDRs) {
 			return "of the pods of node " + name
 		}
 	}
@@ -294,8 +375,8 @@ func excepted(s *egress.Snapshot, to netip.Addr) string {
 }
 
 // leaves returns the steps from the pod's node on, for an address of a pod and the egress that applies to it.
-func leaves(w store.Whole, name, node string, q egress.KernelQuestion, now time.Time, ask kernelsFor) (steps []Step) {
-	step, pod := addTo(&steps), q.Pod
+func leaves(w store.Whole, name, node string, q Question, pod netip.Addr, now time.Time, ask kernelsFor) (steps []Step) {
+	step := addTo(&steps)
 	policy, known := w.Egresses[name]
 	if !known {
 		step("egress", stops, "egress %s is gone, and its record of pods not yet", name)
@@ -316,12 +397,11 @@ func leaves(w store.Whole, name, node string, q egress.KernelQuestion, now time.
 	owner, held := w.Owners[a.IP]
 	var k kernels
 	if ask != nil {
-		q.IP, q.ID = a.IP, a.ID
-		k = ask(w, q, node, owner.Node)
+		k = ask(w, egress.KernelQuestion{Pod: pod, IP: a.IP, ID: a.ID, To: q.To, Protocol: q.protocol(pod), Port: q.Port}, node, owner.Node)
 	}
 	home(w, node, a.IP, step)
 	if held {
-		k.kernelHere(w, pod, a, node, owner.Node, step)
+		k.kernelHere(w, q, pod, a, node, owner.Node, step)
 	}
 	if !held {
 		step("owner", stops, "%s", unowned(plan.New(&w.Snapshot), a))
@@ -338,7 +418,7 @@ func leaves(w store.Whole, name, node string, q egress.KernelQuestion, now time.
 		tunnel(w, node, owner.Node, step)
 		k.overlay(w, pod, node, owner.Node, step)
 	}
-	ports(w, name, node, a, step)
+	ports(w, q, name, node, a, step)
 	out(w, owner, a, step)
 	k.exit(w, a, owner.Node, step)
 	if b := policy.Bandwidth; b != nil {
@@ -420,11 +500,24 @@ func tunnel(w store.Whole, from, to string, step func(string, fault, string, ...
 }
 
 // ports adds the step that translates, with its ports.
-func ports(w store.Whole, name, node string, a egress.Address, step func(string, fault, string, ...any)) {
+func ports(w store.Whole, q Question, name, node string, a egress.Address, step adds) {
 	block, ok := egress.Current(w.ByEgress[name][node].Blocks, a.IP)
+	if n := q.protocol(a.IP); n != 0 && !egress.HasPorts(n, a.IP) {
+		where := fmt.Sprintf("on %s, to an address of %s for the overlay, and at the gateway to %s", node, node, a.IP)
+		if w.Owners[a.IP].Node == node {
+			where = fmt.Sprintf("on %s, to %s", node, a.IP)
+		}
+		step("translation", "", "%s: %s has no ports, so it is by conntrack there that its connections are known, and not by a block: another gateway learns "+
+			"them anew, and those of one node's pods to one destination are one", where, protocolName(q.Protocol))
+		return
+	}
 	switch {
 	case ok:
-		step("translation", "", "on %s, to %s and ports %d-%d", node, a.IP, block.First, block.Last())
+		kind := "ports"
+		if icmp, _ := egress.Protocol("icmp", a.IP); q.protocol(a.IP) == icmp { // a name that there is
+			kind = "identifiers of echo requests"
+		}
+		step("translation", "", "on %s, to %s and %s %d-%d", node, a.IP, kind, block.First, block.Last())
 		if want := w.Agents[node].Ports[a.IP].Want; want > block.Size {
 			step("translation", doubts, "%s asks for %d ports of %s and has %d: more than three quarters of them are in use to one destination", node, want, a.IP, block.Size)
 		}

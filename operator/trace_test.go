@@ -141,6 +141,91 @@ func TestTraceNamesWhatIsInTheWay(t *testing.T) {
 	}
 }
 
+// Where the protocol, or the port, makes another answer.
+func TestTraceGoesByProtocolAndPort(t *testing.T) {
+	other := ip.Next()
+	outside, node := netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("10.10.0.101")
+	used := func(n int) *int { return &n }
+	for name, tt := range map[string]struct {
+		q      Question
+		change func(w *store.Whole, home *egress.Kernel)
+		status int
+		want   string // in the verdict
+		step   string // in a step
+	}{
+		"TCP":      {Question{To: outside, Protocol: "tcp", Port: 443}, nil, 0, "gets through", "198.51.100.9 port 443 (tcp) is outside"},
+		"echoes":   {Question{To: outside, Protocol: "icmp"}, nil, 0, "gets through", "to 10.10.0.11 and identifiers of echo requests 2048-3071"},
+		"SCTP":     {Question{To: outside, Protocol: "sctp", Port: 2905}, nil, 0, "gets through", "to 10.10.0.11 and ports 2048-3071"},
+		"GRE":      {Question{Protocol: "gre"}, nil, 0, "gets through", "on node-2, to an address of node-2 for the overlay, and at the gateway to 10.10.0.11: gre has no ports, so it is by conntrack there"},
+		"a number": {Question{Protocol: "253"}, nil, 0, "gets through", "protocol 253 has no ports"},
+		"GRE, of the gateway's own pods": {Question{Protocol: "gre"}, func(w *store.Whole, h *egress.Kernel) {
+			w.Owners[ip] = egress.Owner{IP: ip, Node: "node-2", Lease: 0xa2}
+			h.Gateway, h.Permit, h.Answers = 0, 1, true
+		}, 0, "by its own node node-2", "on node-2, to 10.10.0.11: gre has no ports"},
+		"what has no ports lacks none": {Question{Protocol: "esp"}, func(w *store.Whole, _ *egress.Kernel) {
+			m := w.ByEgress["web"]["node-2"]
+			m.Blocks = nil
+			w.ByEgress["web"]["node-2"] = m
+		}, 0, "gets through", "esp has no ports"},
+		"what has ports does": {Question{Protocol: "tcp"}, func(w *store.Whole, _ *egress.Kernel) {
+			m := w.ByEgress["web"]["node-2"]
+			m.Blocks = nil
+			w.ByEgress["web"]["node-2"] = m
+		}, 3, "node-2 has no ports of 10.10.0.11 of its own", ""},
+		"all ports are in use to another destination": {Question{To: outside, Protocol: "tcp", Port: 443}, func(_ *store.Whole, h *egress.Kernel) {
+			h.PortsUsed, h.UsedTo = 1024, used(3)
+		}, 0, "gets through", "3 of 1024 ports in use to 198.51.100.9 port 443 (tcp)"},
+		"all ports are in use to this one": {Question{To: outside, Protocol: "tcp", Port: 443}, func(_ *store.Whole, h *egress.Kernel) {
+			h.PortsUsed, h.UsedTo = 7, used(1024)
+		}, 3, "all 1024 ports that node-2 has of 10.10.0.11 are in use to 198.51.100.9 port 443 (tcp): new connections there fail", ""},
+		"all ports are in use to one, which may be this": {Question{To: outside, Protocol: "tcp", Port: 443}, func(_ *store.Whole, h *egress.Kernel) {
+			h.PortsUsed = 1024 // an agent of an older version
+		}, 3, "in use to one destination", ""},
+		"all ports are in use, of which GRE takes none": {Question{To: outside, Protocol: "gre"}, func(_ *store.Whole, h *egress.Kernel) { h.PortsUsed = 1024 }, 0, "gets through", ""},
+		"the overlay's port of a node":                  {Question{To: node, Protocol: "udp", Port: 8479}, nil, 2, "UDP port 8479 of 10.10.0.101, an address of node node-1, is the overlay's", ""},
+		"that port of TCP":                              {Question{To: node, Protocol: "tcp", Port: 8479}, nil, 0, "an address of node node-1, to which no egress applies", ""},
+		"another port of a node":                        {Question{To: node, Protocol: "udp", Port: 53}, nil, 0, "10.10.0.101 port 53 (udp) is an address of node node-1", ""},
+		"that port outside":                             {Question{To: outside, Protocol: "udp", Port: 8479}, nil, 0, "gets through", "is outside"},
+		"an egress IP":                                  {Question{To: other}, nil, 3, "10.10.0.12 is an egress IP, of api: nodes drop what is sent there but echo requests (ping), and those of a pod may not", ""},
+		"a service at an egress IP":                     {Question{To: other, Protocol: "tcp", Port: 443}, nil, 2, "does not get through: 10.10.0.12 is an egress IP, of api", ""},
+		"a ping of an egress IP":                        {Question{To: other, Protocol: "icmp"}, nil, 3, "those of a pod may not get there either", ""},
+		"an egress IP that is a node's own": {Question{To: other, Protocol: "tcp", Port: 443}, func(w *store.Whole, _ *egress.Kernel) {
+			w.Egresses["api"] = egress.Policy{Name: "api", Addresses: []egress.Address{{IP: other, ID: 2}}}
+		}, 0, "gets through", "is outside"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := whole()
+			w.Egresses["api"] = egress.Policy{Name: "api", Addresses: []egress.Address{{IP: other, ID: 2, Pool: "pool"}}}
+			home := egress.Kernel{Node: "node-2", Watching: true, PodID: 1, Steered: true, Gateway: 1, First: 2048, Ports: 1024, Guarded: -1}
+			gateway := egress.Kernel{Node: "node-1", Watching: true, Permit: 0.4, Answers: true, Guarded: -1}
+			if tt.change != nil {
+				tt.change(&w, &home)
+			}
+			tt.q.Pod = "prod/web-1"
+			steps, err := trace(w, tt.q, time.Now(), func(_ store.Whole, q egress.KernelQuestion, _, _ string) kernels {
+				if n, _ := egress.Protocol(tt.q.Protocol, ip); tt.q.Protocol != "" && q.Protocol != n || q.Port != tt.q.Port || q.To != tt.q.To {
+					t.Errorf("agents were asked %+v", q)
+				}
+				return kernels{said: map[string]egress.Kernel{"node-1": gateway, "node-2": home}}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, status := conclude(steps)
+			var all strings.Builder
+			for _, s := range steps {
+				all.WriteString(s.What + ": " + s.Text + "\n")
+			}
+			if status != tt.status || !strings.Contains(text, tt.want) || !strings.Contains(all.String(), tt.step) {
+				t.Errorf("verdict %d %q, want %d and %q, and a step with %q:\n%s", status, text, tt.status, tt.want, tt.step, all.String())
+			}
+		})
+	}
+	if _, err := trace(whole(), Question{Pod: "prod/web-1", Protocol: "http"}, time.Now(), nil); err == nil || !strings.Contains(err.Error(), `"http"`) {
+		t.Errorf("a protocol that there is not: %v", err)
+	}
+}
+
 func TestTraceOfAPodThatIsNotThereSaysWhatItMayBe(t *testing.T) {
 	_, err := trace(whole(), Question{Pod: "prod/web-9"}, time.Now(), nil)
 	if err == nil || !strings.Contains(err.Error(), "prod/web-9") || !strings.Contains(err.Error(), "egret status") {

@@ -3,16 +3,18 @@ package main
 import (
 	"errors"
 	"fmt"
+	"slices"
 	"strings"
 
 	"github.com/spf13/pflag"
+	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/agent"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/operator"
 )
 
-// liveFlags say which packets `egret trace --live` follows.
+// liveFlags say which packets `egret trace` is about, and whether it follows one.
 type liveFlags struct {
 	live     bool
 	protocol string
@@ -21,28 +23,44 @@ type liveFlags struct {
 
 func (f *liveFlags) add(s *pflag.FlagSet) {
 	s.BoolVar(&f.live, "live", false, "follow a packet that the pod sends to --to through the nftables rules of its node and of the gateway")
-	s.StringVar(&f.protocol, "protocol", "tcp", "with --live: "+strings.Join(egress.Protocols, ", "))
-	s.IntVar(&f.port, "port", 0, "with --live: the port of --to that it is for, of TCP or UDP (default: any)")
+	s.StringVar(&f.protocol, "protocol", "", "protocol of what the pod sends, also as --proto: "+egress.ProtocolNames+"; with --live "+
+		strings.Join(egress.Protocols, ", ")+" (default: any; with --port or --live: tcp)")
+	s.IntVar(&f.port, "port", 0, "port of --to that it is for, of TCP, UDP or SCTP (default: any)")
+	s.SetNormalizeFunc(func(_ *pflag.FlagSet, name string) pflag.NormalizedName {
+		if name == "proto" {
+			name = "protocol"
+		}
+		return pflag.NormalizedName(name)
+	})
 }
 
-// question puts what is to be followed into a question of egret trace.
+// question puts what the packets are, and whether one is to be followed, into a question of egret trace.
 func (f *liveFlags) question(q *operator.Question) error {
-	if !f.live {
-		if f.port != 0 || f.protocol != "tcp" {
-			return errors.New("--port and --protocol say what --live follows: want it, too")
-		}
+	if f.protocol == "" && (f.port != 0 || f.live) {
+		f.protocol = "tcp"
+	}
+	if f.live && !q.To.IsValid() {
+		return errors.New("--live: want --to, the address that the pod sends to")
+	}
+	if f.protocol == "" {
 		return nil
 	}
-	if !q.To.IsValid() {
-		return errors.New("--live: want --to, the address that the pod sends to")
+	if f.live && !slices.Contains(egress.Protocols, f.protocol) {
+		return fmt.Errorf("--protocol %.50q: want one of %s, which --live follows", f.protocol, strings.Join(egress.Protocols, ", "))
 	}
 	protocol, err := egress.Protocol(f.protocol, q.To)
 	if err != nil {
 		return fmt.Errorf("--protocol %w", err)
 	}
-	if f.port < 0 || f.port > 65535 || f.port != 0 && f.protocol == "icmp" {
-		return fmt.Errorf("--port %d: want one of TCP or UDP, 1 to 65535", f.port)
+	switch {
+	case f.port != 0 && (f.port < 0 || f.port > 65535 || !slices.Contains([]byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP}, protocol)):
+		return fmt.Errorf("--port %d: want one of TCP, UDP or SCTP, 1 to 65535", f.port)
+	case f.port != 0 && !q.To.IsValid():
+		return fmt.Errorf("--port %d: want --to, the address that it is a port of", f.port)
 	}
-	q.Live = &operator.Live{Protocol: protocol, Port: uint16(f.port), Page: agent.LivePage}
+	q.Protocol, q.Port = f.protocol, uint16(f.port)
+	if f.live {
+		q.Live = &operator.Live{Protocol: protocol, Port: uint16(f.port), Page: agent.LivePage}
+	}
 	return nil
 }

@@ -125,8 +125,9 @@ func traceCommand() *cobra.Command {
 			"kernels, and last a verdict. A step with !! stops it, one with ? may. The exit status is 0 when it gets through as far as is known, 2 when it does\n" +
 			"not, 3 when something may be in its way, and 1 when that is not known. The agents of the pod's node and of the gateway are asked for their kernels:\n" +
 			"on that node by root, elsewhere with --agents-port; the verdict says whether it goes by etcd alone.\n" +
-			"With --live they also follow a packet through their nftables rules, those of others too: a packet of the pod's own, which has to send one to --to\n" +
-			"within 8 seconds.",
+			"--port and --protocol say what the pod sends: ports of the egress IP are counted to that destination, what has no ports has other ways, and\n" +
+			"some destinations take some of it alone. With --live the agents also follow a packet through their nftables rules, those of others too: a packet\n" +
+			"of the pod's own, which has to send one to --to within 8 seconds.",
 		Example: "  egret trace prod/web-1 --to 203.0.113.9 --live --port 443",
 		Args:    cobra.ExactArgs(1),
 	}
