@@ -32,6 +32,7 @@ Prometheus elsewhere, over TLS, to who shows a certificate ([security.md](securi
 No metric has a label for a pod. Those of egress IPs are there for the IPs that a node holds or that its pods use: summed over all nodes, what was sent and
 received by an IP is right also where it moves, since each gateway counts what passes it. What is read from the kernel is read when it is asked for, once a
 second at most; a count begins anew where the kernel's does, as when an IP comes back to a node, which Prometheus takes for a reset of the counter.
+A scrape of an agent with 1,000 egress IPs takes less than 50 ms of a processor (` + "`go test ./agent -run ScrapeOf1000`" + `).
 
 ## The agent
 
