@@ -8,7 +8,6 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
-	"strings"
 	"syscall"
 	"time"
 
@@ -78,6 +77,7 @@ spec:
 func (s *site) faultsOfNodes() []fault {
 	return []fault{
 		{"EgretDegraded node-3 node", s.kubectl("delete", "--ignore-not-found", "node", "node-3"), func() {
+			s.causes["EgretChangesSlow"] = time.Now()
 			s.pod("prod/web-3", "node-3")
 			s.written(store.MembersByNodeKey("node-3", "web")) // its kernel learns of the pod when the node is back
 			s.must(nil, s.lab.RegisterNode(s.Context(), "node-3"))
@@ -107,13 +107,14 @@ func (s *site) faultsOfNodes() []fault {
 func (s *site) faultsWhileFull() []fault {
 	return []fault{
 		{"EgretPacketsDropped node-1 10.10.0.11", func() {
+			s.causes["EgretCrdsyncFails"] = time.Now()
 			s.fillEtcd()
 			s.pool("late", "10.10.0.17", "10.10.0.17") // which crdsync cannot write
 			s.in("node", "node-1", "nft add table ip other")()
 			s.in("node", "node-1", "nft add chain ip other post { type nat hook postrouting priority -199 ; }")()
 			s.in("node", "node-1", "nft insert rule ip other post ip saddr 10.244.0.0/16 snat to 10.10.0.101")()
 			for range 20 { // connections that do not come through
-				if _ = s.open("prod/web-1", time.Second); s.fire("EgretPacketsDropped") {
+				if _ = s.open("prod/web-1", time.Second); s.made("EgretPacketsDropped") {
 					break
 				}
 			}
@@ -321,14 +322,8 @@ func (s *site) stall(alert string, long time.Duration, processes ...string) {
 		err := signal(syscall.SIGSTOP)
 		time.Sleep(long)
 		s.must(nil, errors.Join(err, signal(syscall.SIGCONT)))
-		if s.fire(alert) {
+		if s.made(alert) {
 			return
 		}
 	}
-}
-
-// fire reports whether alerts that begin so fire.
-func (s *site) fire(alert string) bool {
-	now, err := s.firing()
-	return err == nil && slices.ContainsFunc(now, func(a string) bool { return strings.HasPrefix(a, alert) })
 }
