@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"encoding/json"
 	"fmt"
+	"net/url"
 	"os"
 	"os/exec"
 	"path/filepath"
@@ -20,6 +21,7 @@ import (
 	"sigs.k8s.io/yaml"
 
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/store"
 )
 
 const chart = "../charts/egret"
@@ -400,6 +402,35 @@ func TestPodsOfTheBundledEtcdFindTheirCredentials(t *testing.T) {
 		if !strings.Contains(all, want) {
 			t.Errorf("members run with %s: want %s", all, want)
 		}
+	}
+}
+
+// Kubernetes gives the address of a Service as it is: that of a cluster without IPv4 has no brackets.
+func TestEndpointsOfTheBundledEtcdAreURLsInAnyFamily(t *testing.T) {
+	t.Parallel()
+	n := 0
+	for command, s := range podsOf(decoded(t, variants["AWS, bundled etcd"])) {
+		texts := slices.Clone(s.Containers[0].Args)
+		for _, e := range s.Containers[0].Env {
+			texts = append(texts, e.Value)
+		}
+		for _, text := range texts {
+			_, text, ok := strings.Cut(text, "https://$(")
+			if !ok {
+				continue
+			}
+			n++
+			for _, ip := range []string{"10.96.0.7", "fd00:10:96::7"} {
+				expanded := "https://" + strings.Replace(text, "EGRET_ETCD_SERVICE_HOST)", ip, 1)
+				u, err := url.Parse(store.Endpoint(expanded))
+				if err != nil || u.Hostname() != ip || u.Port() != "8483" {
+					t.Errorf("%s goes to %s: %v, %v", command, expanded, u, err)
+				}
+			}
+		}
+	}
+	if n != 4 {
+		t.Errorf("%d pods name the Service of etcd, want the agent, crdsync, cloud and the snapshot", n)
 	}
 }
 

@@ -9,6 +9,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"net/netip"
 	"os"
 	"path/filepath"
 	"regexp"
@@ -35,6 +36,7 @@ const patience = time.Minute
 type installation struct {
 	*testing.T
 	dir     string
+	host    netip.Addr // of this machine, where all members are
 	creds   credentials.Config
 	clients []int // ports
 	peers   []int
@@ -42,13 +44,13 @@ type installation struct {
 	stops   []func()
 }
 
-func newInstallation(t *testing.T) *installation {
+func newInstallation(t *testing.T, host netip.Addr) *installation {
 	t.Helper()
 	kube, err := kubernetes.NewForConfig(kubetest.New(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &installation{T: t, dir: t.TempDir(), stops: make([]func(), 3), creds: credentials.Config{Etcd: true,
+	i := &installation{T: t, dir: t.TempDir(), host: host, stops: make([]func(), 3), creds: credentials.Config{Etcd: true,
 		Kube: kube, Namespace: "egret-system", Service: "egret-etcd", Peers: "egret-etcd-peers", Log: slog.New(slog.DiscardHandler),
 	}}
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: i.creds.Namespace}}
@@ -90,7 +92,12 @@ func (i *installation) data(n int) string {
 }
 
 func (i *installation) endpoint(n int) string {
-	return fmt.Sprintf("https://127.0.0.1:%d", i.clients[n])
+	return "https://" + i.at(i.clients[n])
+}
+
+// at returns an address of a member.
+func (i *installation) at(port int) string {
+	return netip.AddrPortFrom(i.host, uint16(port)).String()
 }
 
 // start starts members, and returns when a client of each is served.
@@ -98,15 +105,15 @@ func (i *installation) start(args ...string) {
 	i.Helper()
 	var all []string
 	for n := range 3 {
-		all = append(all, fmt.Sprintf("egret-etcd-%d=https://127.0.0.1:%d", n, i.peers[n]))
+		all = append(all, fmt.Sprintf("egret-etcd-%d=https://%s", n, i.at(i.peers[n])))
 	}
 	for n := range 3 {
 		ctx, cancel := context.WithCancel(i.Context())
 		ended := make(chan error, 1)
 		c := root()
 		c.SetArgs(append([]string{
-			"run", "--name", fmt.Sprint("egret-etcd-", n), "--data-dir", i.data(n), "--initial-cluster", strings.Join(all, ","), "--host-ip", "127.0.0.1",
-			"--listen-ip", "127.0.0.1", "--client-port", fmt.Sprint(i.clients[n]), "--peer-port", fmt.Sprint(i.peers[n]), "--status-port", fmt.Sprint(i.status[n]),
+			"run", "--name", fmt.Sprint("egret-etcd-", n), "--data-dir", i.data(n), "--initial-cluster", strings.Join(all, ","), "--host-ip", i.host.String(),
+			"--listen-ip", i.host.String(), "--client-port", fmt.Sprint(i.clients[n]), "--peer-port", fmt.Sprint(i.peers[n]), "--status-port", fmt.Sprint(i.status[n]),
 			"--certs", filepath.Join(i.dir, "egret-etcd-server"), "--quota-backend-bytes", "67108864",
 		}, args...))
 		go func() { ended <- c.ExecuteContext(ctx) }()
@@ -194,7 +201,7 @@ func (i *installation) get(n int, key string) string {
 }
 
 func TestMembersServeWhoShowsACertificateAndComeBackFromASnapshot(t *testing.T) {
-	i := newInstallation(t)
+	i := newInstallation(t, netip.MustParseAddr("127.0.0.1"))
 	i.start()
 	i.put(0, "kept", "1")
 	if got := i.get(2, "kept"); got != "1" {
@@ -246,6 +253,35 @@ func TestMembersServeWhoShowsACertificateAndComeBackFromASnapshot(t *testing.T) 
 	}
 }
 
+// What a cluster without IPv4 has: members at IPv6 addresses, and the Service's address in a variable, without brackets.
+func TestMembersAtIPv6AddressesServeAndGiveASnapshot(t *testing.T) {
+	i := newInstallation(t, netip.IPv6Loopback())
+	i.start()
+	i.put(0, "kept", "1")
+	r, err := i.client(1).MemberList(t.Context())
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range r.Members {
+		if len(m.ClientURLs) != 1 || !strings.HasPrefix(m.ClientURLs[0], "https://[::1]:") || !strings.HasPrefix(m.PeerURLs[0], "https://[::1]:") {
+			t.Errorf("%s tells clients of %v, and members of %v", m.Name, m.ClientURLs, m.PeerURLs)
+		}
+	}
+	dir := filepath.Join(i.dir, "snapshots")
+	if err := os.Mkdir(dir, 0o700); err != nil {
+		t.Fatal(err)
+	}
+	file := i.snapshot("--dir", dir, "--endpoints", fmt.Sprintf("https://%s:%d", i.host, i.clients[2])) // https://$(EGRET_ETCD_SERVICE_HOST):8483
+	i.stop()
+	if err := os.RemoveAll(filepath.Join(i.dir, "data")); err != nil {
+		t.Fatal(err)
+	}
+	i.start("--restore-from", file)
+	if got := i.get(2, "kept"); got != "1" {
+		t.Errorf("after the restore, kept is %q", got)
+	}
+}
+
 func (i *installation) snapshot(args ...string) string {
 	i.Helper()
 	var out bytes.Buffer
@@ -278,7 +314,7 @@ func (i *installation) proves() {
 func (i *installation) servesNobodyElse() {
 	i.Helper()
 	talks := func(port int, cfg *tls.Config) error {
-		c, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", port), cfg)
+		c, err := tls.Dial("tcp", i.at(port), cfg)
 		if err != nil {
 			return err
 		}
@@ -347,7 +383,7 @@ func (i *installation) isBounded() {
 func (i *installation) showsANewCertificateWithoutARestart() {
 	i.Helper()
 	shown := func() string {
-		c, err := tls.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", i.clients[0]), i.as("egret-etcd-agent"))
+		c, err := tls.Dial("tcp", i.at(i.clients[0]), i.as("egret-etcd-agent"))
 		if err != nil {
 			i.Fatal(err)
 		}

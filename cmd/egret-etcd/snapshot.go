@@ -18,6 +18,8 @@ import (
 	"go.etcd.io/etcd/etcdutl/v3/snapshot"
 	"go.uber.org/zap"
 	"google.golang.org/grpc"
+
+	"github.com/egret-project/egret/store"
 )
 
 // answerTimeout is how long a member has to say that it is there.
@@ -68,6 +70,7 @@ func (s *taking) run(ctx context.Context, w io.Writer) error {
 	file := filepath.Join(s.dir, "egret-"+time.Now().UTC().Format("20060102T150405.000Z")+".db")
 	var errs []error
 	for _, endpoint := range s.endpoints {
+		endpoint = store.Endpoint(endpoint) // the chart makes it of a variable with the address of a Service
 		cfg := clientv3.Config{Endpoints: []string{endpoint}, TLS: tls, DialTimeout: answerTimeout, Logger: zap.NewNop()}
 		if s.serverName != "" { // gRPC checks the host that is dialed, whatever TLSInfo says
 			cfg.DialOptions = []grpc.DialOption{grpc.WithAuthority(s.serverName)}

@@ -49,6 +49,8 @@ func (f *etcdFlags) addOperator(s *pflag.FlagSet) {
 
 func (f *etcdFlags) add(s *pflag.FlagSet) {
 	s.StringSliceVar(&f.endpoints, "endpoints", []string{"127.0.0.1:2379"}, "etcd endpoints, comma separated")
+	e := s.Lookup("endpoints")
+	e.Value = endpointsValue{e.Value, e.Value.(pflag.SliceValue)}
 	s.StringVar(&f.prefix, "etcd-prefix", "/egret/", "what every key in etcd begins with")
 	s.StringVar(&f.cacert, "cacert", "", "file of the CA certificates that etcd's certificate is checked against")
 	s.StringVar(&f.cert, "cert", "", "file of the client certificate shown to etcd")
@@ -59,6 +61,21 @@ func (f *etcdFlags) add(s *pflag.FlagSet) {
 	s.StringVar(&f.user, "user", "", "etcd user, as name or name:password")
 	s.StringVar(&f.password, "password", "", "etcd password, when --user has none")
 	s.DurationVar(&f.dialTimeout, "dial-timeout", 5*time.Second, "how long to wait for etcd's first answer")
+}
+
+// endpointsValue is the value of --endpoints: URLs as the chart makes them of a variable with the address of a Service are understood, too.
+type endpointsValue struct {
+	pflag.Value
+	pflag.SliceValue
+}
+
+// Set adds endpoints, comma separated.
+func (e endpointsValue) Set(text string) error {
+	all := strings.Split(text, ",")
+	for i, one := range all {
+		all[i] = store.Endpoint(one)
+	}
+	return e.Value.Set(strings.Join(all, ","))
 }
 
 // prefixes reads the values of a flag of addresses and prefix lengths.

@@ -219,6 +219,10 @@ func TestEnvironmentOfEtcdctlIsUnderstood(t *testing.T) {
 	if _, err := run(t, "get", "owners", "--endpoints", "127.0.0.1:3"); err == nil || !strings.Contains(err.Error(), "127.0.0.1:3") {
 		t.Errorf("error %v: want one that names the endpoint of the flag", err)
 	}
+	t.Setenv("ETCDCTL_ENDPOINTS", "https://::1:2") // https://$(EGRET_ETCD_SERVICE_HOST):2, of a cluster without IPv4
+	if _, err := run(t, "get", "owners"); err == nil || !strings.Contains(err.Error(), "https://[::1]:2") {
+		t.Errorf("error %v: want one that names the endpoint of the environment, with brackets", err)
+	}
 	t.Setenv("ETCDCTL_DIAL_TIMEOUT", "soon")
 	if _, err := run(t, "get", "owners"); err == nil || !strings.Contains(err.Error(), "ETCDCTL_DIAL_TIMEOUT") {
 		t.Errorf("error %v: want one that names the variable", err)

@@ -77,8 +77,8 @@ cluster-cidrs: {{ toJson . }}
 {{- end -}}
 {{- end -}}
 
-{{- /* Endpoints that are given win. Of the bundled etcd it is its Service, by the variable that the kubelet sets: that takes no cluster DNS. The clients
-learn the members' own addresses from it, and need it no more. */ -}}
+{{- /* Endpoints that are given win. Of the bundled etcd it is its Service, by the variable that the kubelet sets: that takes no cluster DNS. Where
+it has an IPv6 address, the programs put it in brackets. The clients learn the members' own addresses from it, and need it no more. */ -}}
 {{- define "egret.etcd.endpoints" -}}
 {{- range .Values.etcd.endpoints -}}
 {{- if and $.Values.etcd.tls.enabled (not (hasPrefix "https://" .)) -}}
