@@ -32,14 +32,18 @@ image:
 	go run -C image . -version $(VERSION) -revision $$(git rev-parse HEAD) -time $$(git show -s --format=%ct HEAD) -arch $(ARCH) \
 		-name $(REPOSITORY):$(VERSION) -out $(CURDIR)/bin/egret-image.tar
 
-# What the demo and the tests need beside Go: system packages, and a kube-apiserver built from the Go module proxy.
+# What the tests need beside Go: system packages, and a kube-apiserver and kube-proxy built from the Go module proxy.
 tools:
 	integration/tools
 
 kube: tools
 	integration/kube/build
 
-demo: build kube
+# It calls no program but kubectl, so it needs none of the tools. The network has time while egret is compiled.
+demo:
+	integration/kube/build fetch & fetched=$$!; \
+		go build -ldflags '$(LDFLAGS)' -o bin/ ./cmd/egret ./cmd/egret-lab || { kill $$fetched; exit 1; }; wait $$fetched
+	integration/kube/build demo
 	bin/egret-lab demo
 
 # What a test needs and did not find here, it must have found in test-vm. The programs that integration/tools lists are all that it finds.
