@@ -143,7 +143,7 @@ func Run(ctx context.Context, cfg Config) error {
 			a := w.admission()
 			a.Kube, a.InUse, a.Log = kube, r.inUse, cfg.Log
 			a.Reviewed = func(verdict string) { r.metrics.add(metricReviews, 1, verdict) }
-			a.Certified = func() { r.certified.Store(true) }
+			a.Answers = func() { r.webhook.Store(true) }
 			return admission.Run(ctx, a)
 		})
 	}
@@ -162,8 +162,7 @@ type replica struct {
 	cache   *store.Cache
 	metrics *metrics
 	reached atomic.Bool // the Kubernetes API, once
-	// certified is whether the webhook has a certificate.
-	certified atomic.Bool
+	webhook atomic.Bool // it answers, once
 }
 
 // ReadyCheck is the name of crdsync's check of /readyz: whoever waits before Run says so under it.
@@ -180,8 +179,8 @@ func (r *replica) check() error {
 	if !r.reached.Load() {
 		return errors.New("the Kubernetes API has not answered yet")
 	}
-	if r.Webhook != nil && !r.certified.Load() {
-		return errors.New("the webhook has no certificate yet")
+	if r.Webhook != nil && !r.webhook.Load() {
+		return errors.New("the webhook has no certificate or no port yet")
 	}
 	return nil
 }

@@ -122,8 +122,8 @@ func TestCrdsyncChangesNothingOfItsWebhookButTheCABundle(t *testing.T) {
 	go func() {
 		ended <- admission.Run(ctx, admission.Config{
 			Kube: as, Address: fmt.Sprintf("127.0.0.1:%d", port.Hold(t)), Namespace: ns.Name, Log: slog.New(slog.NewTextHandler(t.Output(), nil)),
-			InUse:     func() ([]egress.Allocation, error) { return nil, nil },
-			Certified: func() { certified <- struct{}{} },
+			InUse:   func() ([]egress.Allocation, error) { return nil, nil },
+			Answers: func() { certified <- struct{}{} },
 		})
 	}()
 	defer func() {

@@ -18,9 +18,6 @@ type limit struct {
 	open []*limited // the oldest first
 }
 
-// Limit bounds the open connections of a listener: where there are more than most, the client that has most of them loses its oldest.
-func Limit(l net.Listener, most int) net.Listener { return newLimit(l, most, anybody) }
-
 func newLimit(l net.Listener, most int, may func(net.Addr) bool) *limit {
 	return &limit{Listener: l, most: most, may: may}
 }

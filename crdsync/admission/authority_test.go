@@ -162,13 +162,14 @@ func TestCertificates(t *testing.T) {
 	}
 }
 
-func TestAPortThatIsTakenIsTriedAgain(t *testing.T) {
+func TestAPortThatIsTakenIsTriedAgainAndNobodyIsToldThatItAnswersMeanwhile(t *testing.T) {
 	l, err := net.Listen("tcp", "127.0.0.1:0")
 	if err != nil {
 		t.Fatal(err)
 	}
 	defer l.Close()
-	s := &server{Config: Config{Address: l.Addr().String(), Log: slog.New(slog.DiscardHandler)}}
+	answers := make(chan struct{}, 9)
+	s := &server{Config: Config{Address: l.Addr().String(), Log: slog.New(slog.DiscardHandler), Answers: func() { answers <- struct{}{} }}}
 	if err := s.serve(t.Context()); err == nil {
 		t.Error("served at a port that is taken")
 	}
@@ -177,4 +178,32 @@ func TestAPortThatIsTakenIsTriedAgain(t *testing.T) {
 	if err := s.every(ctx, "test", s.serve, nil); err != context.Canceled {
 		t.Errorf("got %v, want the context's end", err)
 	}
+	ours, err := newAuthority(time.Now(), nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	c, err := ours.serve(time.Now(), []string{"webhook"}, nil)
+	if err != nil {
+		t.Fatal(err)
+	}
+	s.current.Store(c)
+	s.answers() // as certify does
+	if len(answers) > 0 {
+		t.Error("said to answer at a port that is taken")
+	}
+	if err := l.Close(); err != nil {
+		t.Fatal(err)
+	}
+	ctx, cancel = context.WithCancel(t.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- s.serve(ctx) }()
+	select {
+	case <-answers:
+	case err := <-ended:
+		t.Fatalf("not served at a free port: %v", err)
+	case <-time.After(20 * time.Second):
+		t.Error("not said to answer, with a certificate and a port")
+	}
+	cancel()
+	<-ended // says that it was closed
 }

@@ -24,7 +24,7 @@ const maxReview = 8 << 20
 // reviewer answers AdmissionReviews of version v1.
 type reviewer struct {
 	pools func(context.Context) (map[string]egress.Pool, map[string]error, error) // with those that cannot be read, and why
-	inUse func() ([]egress.Allocation, error)
+	inUse func(context.Context) ([]egress.Allocation, error)
 	log   *slog.Logger
 	// reviewed is as Config's.
 	reviewed func(verdict string)
@@ -49,6 +49,7 @@ func (r *reviewer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		http.Error(w, fmt.Sprintf("reading the AdmissionReview: %v", err), http.StatusBadRequest)
 		return
 	}
+	whole(req.Context(), w.Header())
 	wrong, err := r.review(req.Context(), review.Request)
 	if err != nil {
 		r.log.Warn("an object could not be checked", "err", fmt.Errorf("%s %s: %w", review.Request.Resource.Resource, review.Request.Name, err))
@@ -134,7 +135,7 @@ func (r *reviewer) pool(ctx context.Context, object, old []byte) (wrong, err err
 	if err != nil {
 		return nil, err
 	}
-	used, err := r.inUse()
+	used, err := r.inUse(ctx)
 	if err != nil {
 		return nil, err
 	}

@@ -26,7 +26,7 @@ func testReviewer() *reviewer {
 		pools: func(context.Context) (map[string]egress.Pool, map[string]error, error) {
 			return map[string]egress.Pool{"p": {Name: "p", Ranges: []egress.Range{range1}}}, map[string]error{"bad": errors.New("bad")}, nil
 		},
-		inUse: func() ([]egress.Allocation, error) {
+		inUse: func(context.Context) ([]egress.Allocation, error) {
 			return []egress.Allocation{{IP: range1.Start, Pool: "p", Egresses: []string{"web"}}}, nil
 		},
 		log: slog.New(slog.DiscardHandler),
@@ -57,7 +57,7 @@ func TestReviews(t *testing.T) {
 	blind := testReviewer()
 	blind.pools = func(context.Context) (map[string]egress.Pool, map[string]error, error) { return nil, nil, unreadable }
 	deaf := testReviewer()
-	deaf.inUse = func() ([]egress.Allocation, error) { return nil, unreadable }
+	deaf.inUse = func(context.Context) ([]egress.Allocation, error) { return nil, unreadable }
 	pool := `{"metadata":{"name":"x"},"spec":{"ipRanges":[{"cidr":"10.1.0.0/24"}],"nodeSelector":{}}}`
 	for name, tt := range map[string]struct {
 		reviewer *reviewer

@@ -8,6 +8,7 @@ import (
 	"log/slog"
 	"net"
 	"net/http"
+	"sync"
 	"sync/atomic"
 	"time"
 
@@ -25,7 +26,6 @@ import (
 	"github.com/egret-project/egret/crdsync/certificate"
 	"github.com/egret-project/egret/crdsync/spec"
 	"github.com/egret-project/egret/egress"
-	"github.com/egret-project/egret/monitor"
 )
 
 // Name is that of the ValidatingWebhookConfiguration and of the Service; Path is where reviews are answered.
@@ -43,9 +43,10 @@ const (
 	stopTimeout  = time.Second // an answer takes milliseconds
 	readTimeout  = 10 * time.Second
 	writeTimeout = 30 * time.Second // longer than an API server may wait
-	// maxConnections are open at a time. An API server has one or two.
-	maxConnections = 64
-	maxHeader      = 16 << 10
+	// restTime is for how long a connection may wait for a further question. API servers close one after 90 s: of who closes it while the other one
+	// asks, a question is lost.
+	restTime  = 2 * time.Minute
+	maxHeader = 16 << 10
 )
 
 // Config says where to answer, and what from.
@@ -64,8 +65,8 @@ type Config struct {
 	Log   *slog.Logger
 	// Reviewed is called with the result of each review: allowed, refused, or failed. nil: it is not.
 	Reviewed func(verdict string)
-	// Certified is called when there is a certificate to answer with. nil: it is not.
-	Certified func()
+	// Answers is called once, when who connects is answered: there is a port, and a certificate. nil: it is not.
+	Answers func()
 }
 
 // Validate returns all that is wrong with who may ask.
@@ -95,7 +96,18 @@ type server struct {
 	kube    kubernetes.Interface
 	dynamic dynamic.Interface
 	current atomic.Pointer[tls.Certificate]
-	issuer  string // the CA that current is of; for certify alone
+	listens atomic.Bool
+	told    sync.Once // Answers
+	issuer  string    // the CA that current is of; for certify alone
+	listed  shared[listing]
+	used    shared[[]egress.Allocation]
+}
+
+// answers tells Answers, once there is all that an answer takes.
+func (s *server) answers() {
+	if s.Answers != nil && s.listens.Load() && s.current.Load() != nil {
+		s.told.Do(s.Answers)
+	}
 }
 
 // watch sends to changed when the configuration that makes the API server ask us is made, changed or deleted, until ctx ends: applied
@@ -164,9 +176,7 @@ func (s *server) certify(ctx context.Context) error {
 	if issueErr == nil {
 		s.current.Store(c)
 		s.issuer = string(a.cert.Raw)
-		if s.Certified != nil {
-			s.Certified()
-		}
+		s.answers()
 	}
 	return errors.Join(err, issueErr)
 }
@@ -191,18 +201,21 @@ func (s *server) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 // serve answers until ctx ends.
 func (s *server) serve(ctx context.Context) error {
 	mux := http.NewServeMux()
-	mux.Handle("POST "+Path, &reviewer{pools: s.pools, inUse: s.InUse, log: s.Log, reviewed: s.Reviewed})
-	asking := newClients(s.ClientCA, s.Clients, s.Log)
-	h := &http.Server{
-		Addr: s.Address, Handler: mux, ReadTimeout: readTimeout, WriteTimeout: writeTimeout, MaxHeaderBytes: maxHeader,
-		TLSConfig: asking.config(&tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.certificate}),
-		ErrorLog:  slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug), // whoever knocks at the port
-		// No HTTP/2: one connection would bring hundreds of reviews at a time, and each may take maxReview of memory.
-		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
-	}
+	mux.Handle("POST "+Path, &reviewer{pools: s.pools, inUse: s.inUse, log: s.Log, reviewed: s.Reviewed})
 	listener, err := net.Listen("tcp", s.Address)
 	if err != nil {
 		return err
+	}
+	s.listens.Store(true)
+	s.answers()
+	asking, open := newClients(s.ClientCA, s.Clients, s.Log), newConnections(listener)
+	h := &http.Server{
+		Addr: s.Address, Handler: open.limit(mux), ReadTimeout: readTimeout, WriteTimeout: writeTimeout, IdleTimeout: restTime, MaxHeaderBytes: maxHeader,
+		TLSConfig:   asking.config(&tls.Config{MinVersion: tls.VersionTLS12, GetCertificate: s.certificate}),
+		ErrorLog:    slog.NewLogLogger(s.Log.Handler(), slog.LevelDebug), // whoever knocks at the port
+		ConnContext: inContext, ConnState: changed,
+		// No HTTP/2: one connection would bring hundreds of reviews at a time, and each may take maxReview of memory.
+		TLSNextProto: map[string]func(*http.Server, *tls.Conn, http.Handler){},
 	}
 	stopped := make(chan struct{})
 	stop := context.AfterFunc(ctx, func() {
@@ -213,32 +226,47 @@ func (s *server) serve(ctx context.Context) error {
 			_ = h.Close() // nobody waits for an answer any more
 		}
 	})
-	err = h.ServeTLS(monitor.Limit(listener, maxConnections), "", "")
+	err = h.ServeTLS(open, "", "")
 	if !stop() {
 		<-stopped
 	}
 	return err
 }
 
-// pools reads all pools, and why some cannot be read.
+// listing is what a reading of the pools says: those that can be read, and why others cannot.
+type listing struct {
+	pools  map[string]egress.Pool
+	unread map[string]error
+}
+
+// pools reads all pools, and why some cannot be read, later than now.
 func (s *server) pools(ctx context.Context) (map[string]egress.Pool, map[string]error, error) {
+	l, err := s.listed.read(ctx, s.list)
+	return l.pools, l.unread, err
+}
+
+func (s *server) inUse(ctx context.Context) ([]egress.Allocation, error) {
+	return s.used.read(ctx, func(context.Context) ([]egress.Allocation, error) { return s.InUse() })
+}
+
+func (s *server) list(ctx context.Context) (listing, error) {
 	list, err := s.dynamic.Resource(v1beta1.PoolResource).List(ctx, metav1.ListOptions{})
 	if err != nil {
-		return nil, nil, fmt.Errorf("listing pools: %w", err)
+		return listing{}, fmt.Errorf("listing pools: %w", err)
 	}
-	pools, unread := map[string]egress.Pool{}, map[string]error{}
+	out := listing{map[string]egress.Pool{}, map[string]error{}}
 	for _, u := range list.Items {
 		var e v1beta1.ExternalIPPool
 		err := runtime.DefaultUnstructuredConverter.FromUnstructured(u.Object, &e)
 		if err == nil {
 			var p egress.Pool
 			if p, err = spec.Pool(u.GetName(), e.Spec); err == nil {
-				pools[p.Name] = p
+				out.pools[p.Name] = p
 			}
 		}
 		if err != nil {
-			unread[u.GetName()] = err
+			out.unread[u.GetName()] = err
 		}
 	}
-	return pools, unread, nil
+	return out, nil
 }
