@@ -5,6 +5,7 @@ import (
 	"context"
 	"crypto/tls"
 	"crypto/x509"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
@@ -88,7 +89,7 @@ func (i *installation) project() {
 }
 
 func (i *installation) data(n int) string {
-	return filepath.Join(i.dir, "data", fmt.Sprint("egret-etcd-", n))
+	return filepath.Join(i.dir, "data", fmt.Sprint("node-", n), fmt.Sprint("egret-etcd-", n))
 }
 
 func (i *installation) endpoint(n int) string {
@@ -103,20 +104,10 @@ func (i *installation) at(port int) string {
 // start starts members, and returns when a client of each is served.
 func (i *installation) start(args ...string) {
 	i.Helper()
-	var all []string
-	for n := range 3 {
-		all = append(all, fmt.Sprintf("egret-etcd-%d=https://%s", n, i.at(i.peers[n])))
-	}
 	for n := range 3 {
 		ctx, cancel := context.WithCancel(i.Context())
 		ended := make(chan error, 1)
-		c := root()
-		c.SetArgs(append([]string{
-			"run", "--name", fmt.Sprint("egret-etcd-", n), "--data-dir", i.data(n), "--initial-cluster", strings.Join(all, ","), "--host-ip", i.host.String(),
-			"--listen-ip", i.host.String(), "--client-port", fmt.Sprint(i.clients[n]), "--peer-port", fmt.Sprint(i.peers[n]), "--status-port", fmt.Sprint(i.status[n]),
-			"--certs", filepath.Join(i.dir, "egret-etcd-server"), "--quota-backend-bytes", "67108864",
-		}, args...))
-		go func() { ended <- c.ExecuteContext(ctx) }()
+		go func() { ended <- i.run(ctx, n, args...) }()
 		stop := sync.OnceFunc(func() {
 			cancel()
 			if err := <-ended; err != nil {
@@ -129,6 +120,21 @@ func (i *installation) start(args ...string) {
 	for n := range 3 {
 		i.put(n, "served", fmt.Sprint(n))
 	}
+}
+
+// run runs member n until ctx ends.
+func (i *installation) run(ctx context.Context, n int, args ...string) error {
+	var all []string
+	for n := range 3 {
+		all = append(all, fmt.Sprintf("egret-etcd-%d=https://%s", n, i.at(i.peers[n])))
+	}
+	c := root()
+	c.SetArgs(append([]string{
+		"run", "--name", fmt.Sprint("egret-etcd-", n), "--data-dir", i.data(n), "--initial-cluster", strings.Join(all, ","), "--host-ip", i.host.String(),
+		"--listen-ip", i.host.String(), "--client-port", fmt.Sprint(i.clients[n]), "--peer-port", fmt.Sprint(i.peers[n]), "--status-port", fmt.Sprint(i.status[n]),
+		"--certs", filepath.Join(i.dir, "egret-etcd-server"), "--quota-backend-bytes", "67108864",
+	}, args...))
+	return c.ExecuteContext(ctx)
 }
 
 func (i *installation) stop() {
@@ -279,6 +285,51 @@ func TestMembersAtIPv6AddressesServeAndGiveASnapshot(t *testing.T) {
 	i.start("--restore-from", file)
 	if got := i.get(2, "kept"); got != "1" {
 		t.Errorf("after the restore, kept is %q", got)
+	}
+
+	// A member whose data is elsewhere, or lost, is told so, and the others serve.
+	i.stops[1]()
+	if err := os.RemoveAll(i.data(1)); err != nil {
+		t.Fatal(err)
+	}
+	err = i.run(t.Context(), 1)
+	for _, want := range []string{"egret-etcd-1", i.data(1), "--restore-from"} {
+		if err == nil || !strings.Contains(err.Error(), want) {
+			t.Errorf("a member without its data ended with %v: want an error that names %s", err, want)
+		}
+	}
+	i.put(0, "kept", "2")
+	if got := i.get(2, "kept"); got != "2" {
+		t.Errorf("without the member, kept is %q", got)
+	}
+}
+
+func TestAMemberOnTheNodeOfAnotherOneDoesNotBegin(t *testing.T) {
+	node := t.TempDir()
+	m := member{name: "a", dataDir: filepath.Join(node, "a"), initialCluster: "a=https://a.svc:8484,b=https://b.svc:8484", restore: "/none"}
+	other := filepath.Join(node, "b")
+	for _, dir := range []string{filepath.Join(other, "member"), filepath.Join(node, "snapshots", "x"), filepath.Join(node, "old-b", "member")} {
+		if err := os.MkdirAll(dir, 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, m.restore = range []string{"", "/none"} {
+		if err := m.begin(nil); err == nil || !strings.Contains(err.Error(), other) || !strings.Contains(err.Error(), m.dataDir) {
+			t.Errorf("--restore-from %q: error %v: want one that names %s", m.restore, err, other)
+		}
+	}
+	m.restore = ""
+	if err := os.RemoveAll(other); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.begin(nil); err != nil {
+		t.Errorf("where no other member has been: %v", err)
+	}
+	if err := errors.Join(os.MkdirAll(filepath.Join(other, "member"), 0o700), os.MkdirAll(filepath.Join(m.dataDir, "member"), 0o700)); err != nil {
+		t.Fatal(err)
+	}
+	if err := m.begin(nil); err != nil {
+		t.Errorf("with data of its own: %v", err)
 	}
 }
 

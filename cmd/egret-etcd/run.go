@@ -6,11 +6,13 @@ import (
 	"errors"
 	"fmt"
 	"io/fs"
+	"maps"
 	"net"
 	"net/netip"
 	"net/url"
 	"os"
 	"path/filepath"
+	"slices"
 	"strconv"
 	"strings"
 	"time"
@@ -143,6 +145,10 @@ func (m *member) run(ctx context.Context) error {
 	}
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
+		if strings.Contains(err.Error(), "already been bootstrapped") { // etcd has no value for it
+			err = fmt.Errorf("%w: the others know %s, and --data-dir %s has nothing of it: bring it back to the node that has its data, or, where that is "+
+				"lost, have all members begin with a snapshot (--restore-from)", err, m.name, m.dataDir)
+		}
 		return fmt.Errorf("starting etcd: %w", err)
 	}
 	defer e.Close()
@@ -175,17 +181,44 @@ func (m *member) run(ctx context.Context) error {
 	}
 }
 
+// isAtHome returns an error where the node has the data of another member: a member that is scheduled there begins with nothing, and two that do so while
+// the third one is down would be an etcd that knows nothing, under the third one's name for it.
+func (m *member) isAtHome() error {
+	members, err := types.NewURLsMap(m.initialCluster)
+	if err != nil {
+		return err
+	}
+	var errs []error
+	for _, name := range slices.Sorted(maps.Keys(members)) {
+		dir := filepath.Join(filepath.Dir(m.dataDir), name)
+		if has, err := hasData(dir); has && name != m.name {
+			errs = append(errs, fmt.Errorf("--data-dir %s: it has no data, and %s is the data of another member: bring %s back to the node that has its own, "+
+				"or, where all members are to begin anew or with a snapshot, move %[2]s away", m.dataDir, dir, m.name))
+		} else if err != nil {
+			errs = append(errs, err)
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// hasData reports whether there is something in a folder.
+func hasData(dir string) (bool, error) {
+	entries, err := os.ReadDir(dir)
+	if errors.Is(err, fs.ErrNotExist) {
+		return false, nil
+	}
+	return len(entries) > 0, err
+}
+
 // begin makes the data directory, from a snapshot where there is one and no data.
 func (m *member) begin(cfg *embed.Config) error {
 	if err := os.MkdirAll(filepath.Dir(m.dataDir), 0o700); err != nil {
 		return err
 	}
-	if m.restore == "" {
-		return nil
+	if has, err := hasData(m.dataDir); has || err != nil {
+		return err // nil: it has begun
 	}
-	if entries, err := os.ReadDir(m.dataDir); err == nil && len(entries) > 0 {
-		return nil // it has begun
-	} else if err != nil && !errors.Is(err, fs.ErrNotExist) {
+	if err := m.isAtHome(); err != nil || m.restore == "" {
 		return err
 	}
 	_ = os.Remove(m.dataDir) // an empty one is in the way of restoring; where it is not there, nothing is
