@@ -99,7 +99,10 @@ test-vm: tools
 # cgroups v1, and is not yet part of `make test`. make test-kubelet CNI=flannel: with flannel's manifest as its CNI; CNI=flannel-nftables: with EnableNFTables in it.
 CNI ?= bridge
 
-test-kubelet: build
+test-kubelet:
+	@test ! -e /sys/fs/cgroup/cgroup.controllers || { echo "test-kubelet: the lab makes cgroups of version 1, and /sys/fs/cgroup has version 2:" \
+		"boot the machine with systemd.unified_cgroup_hierarchy=0"; exit 1; }
+	$(MAKE) build
 	integration/tools bin/path
 	integration/kube/build kubelet
 	[ $(CNI) = bridge ] || integration/kube/flannel/build

@@ -37,6 +37,7 @@ func TestAnInstalledEgret(t *testing.T) {
 	if *image == "" || *nextFile == "" {
 		t.Skip("no -image and -next-image: run it with make test-kubelet")
 	}
+	need.CgroupV1(t)
 	begin := time.Now()
 	l, err := lab.Up(t.Context(), lab.Config{
 		Name: lab.OwnName("kubelet"), Nodes: 3, Kubelet: true, CNI: *cni, Images: []string{*image, *nextFile},
@@ -46,7 +47,7 @@ func TestAnInstalledEgret(t *testing.T) {
 	}
 	t.Cleanup(func() { down(t, l) })
 	t.Logf("a cluster of three kubelets is ready after %v", time.Since(begin).Round(time.Second))
-	c := &cluster{lab: l}
+	c := &cluster{lab: l, rendered: map[string]string{}}
 	for _, way := range []struct {
 		name  string
 		steps []step

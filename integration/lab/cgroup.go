@@ -21,7 +21,7 @@ func (l *Lab) cgroup(node string) string { return filepath.Join("egret-lab-"+l.c
 // hierarchies returns the folders of the version 1 hierarchies.
 func hierarchies() ([]string, error) {
 	if _, err := os.Stat(filepath.Join(cgroupRoot, "cgroup.controllers")); err == nil {
-		return nil, errors.New("the machine has cgroups of version 2: a lab with kubelets needs version 1 so far")
+		return nil, errors.New("the machine has cgroups of version 2, and a lab with kubelets makes those of version 1: boot it with systemd.unified_cgroup_hierarchy=0")
 	}
 	dirs, err := filepath.Glob(filepath.Join(cgroupRoot, "*", "cgroup.procs"))
 	if err != nil {

@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sync/errgroup"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
@@ -180,10 +181,8 @@ func (l *Lab) waitKubelets(ctx context.Context) error {
 	if err := pauseArchive(pause); err != nil {
 		return err
 	}
-	for _, archive := range append([]string{pause}, l.cfg.Images...) {
-		if err := l.loadImage(ctx, archive); err != nil {
-			return err
-		}
+	if err := l.loadImage(ctx, append([]string{pause}, l.cfg.Images...)...); err != nil {
+		return err
 	}
 	timeout := readyTimeout
 	if l.cfg.flannel() {
@@ -220,13 +219,20 @@ func (l *Lab) LoadImage(ctx context.Context, archive string) error {
 	return l.change(ctx, func(*state) error { return l.loadImage(ctx, archive) })
 }
 
-func (l *Lab) loadImage(ctx context.Context, archive string) error {
+// loadImage loads archives into all nodes at the same time: each has a containerd of its own, which waits for the disk, too.
+func (l *Lab) loadImage(ctx context.Context, archives ...string) error {
+	g, ctx := errgroup.WithContext(ctx)
 	for _, n := range l.nodes() {
-		if out, err := l.ctr(ctx, NodeName(n), "--namespace", "k8s.io", "images", "import", archive); err != nil {
-			return fmt.Errorf("importing %s on %s: %w: %s", archive, NodeName(n), err, out)
-		}
+		g.Go(func() error {
+			for _, archive := range archives {
+				if out, err := l.ctr(ctx, NodeName(n), "--namespace", "k8s.io", "images", "import", archive); err != nil {
+					return fmt.Errorf("importing %s on %s: %w: %s", archive, NodeName(n), err, out)
+				}
+			}
+			return nil
+		})
 	}
-	return nil
+	return g.Wait()
 }
 
 // ctr runs containerd's client with the socket of a node.

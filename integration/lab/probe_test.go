@@ -18,10 +18,10 @@ func TestEvaluate(t *testing.T) {
 		answers map[uint64]netip.AddrPort
 		want    ProbeResult
 	}{
-		{"without loss the gap is the interval", map[uint64]netip.AddrPort{0: a, 1: a, 2: a, 3: b}, ProbeResult{4, 0, 10 * ms, 10 * ms, map[netip.Addr]int{a.Addr(): 3, b.Addr(): 1}, map[uint16]int{40000: 3, 1024: 1}, 0}},
-		{"a loss in the middle lasts from the one before to the one after", map[uint64]netip.AddrPort{0: a, 3: a}, ProbeResult{4, 2, 30 * ms, 10 * ms, map[netip.Addr]int{a.Addr(): 2}, map[uint16]int{40000: 2}, 0}},
-		{"a loss at the ends counts from the begin and to the end", map[uint64]netip.AddrPort{1: a}, ProbeResult{4, 3, 30 * ms, 30 * ms, map[netip.Addr]int{a.Addr(): 1}, map[uint16]int{40000: 1}, 0}},
-		{"without any answer the gap is the whole probe", nil, ProbeResult{4, 4, 40 * ms, 40 * ms, map[netip.Addr]int{}, map[uint16]int{}, 0}},
+		{"without loss the gap is the interval", map[uint64]netip.AddrPort{0: a, 1: a, 2: a, 3: b}, ProbeResult{4, 0, 10 * ms, 10 * ms, map[netip.Addr]int{a.Addr(): 3, b.Addr(): 1}, map[uint16]int{40000: 3, 1024: 1}, 0, 0}},
+		{"a loss in the middle lasts from the one before to the one after", map[uint64]netip.AddrPort{0: a, 3: a}, ProbeResult{4, 2, 30 * ms, 10 * ms, map[netip.Addr]int{a.Addr(): 2}, map[uint16]int{40000: 2}, 0, 2}},
+		{"a loss at the ends counts from the begin and to the end", map[uint64]netip.AddrPort{1: a}, ProbeResult{4, 3, 30 * ms, 30 * ms, map[netip.Addr]int{a.Addr(): 1}, map[uint16]int{40000: 1}, 0, 3}},
+		{"without any answer the gap is the whole probe", nil, ProbeResult{4, 4, 40 * ms, 40 * ms, map[netip.Addr]int{}, map[uint16]int{}, 0, 4}},
 	} {
 		t.Run(test.name, func(t *testing.T) {
 			if diff := cmp.Diff(test.want, evaluate(sent, 40*ms, test.answers)); diff != "" {
@@ -36,6 +36,28 @@ func TestEvaluateCountsStalls(t *testing.T) {
 	r := evaluate([]time.Duration{0, 20 * ms, 70 * ms, 71 * ms, 101 * ms}, 102*ms, nil)
 	if r.Stalled != 40*ms {
 		t.Errorf("stalled for %v, want 40ms: pauses of 50ms and 30ms, each less 20ms", r.Stalled)
+	}
+}
+
+func TestEvaluateTellsWhatTheMachineDoesNotAccountFor(t *testing.T) {
+	const ms = time.Millisecond
+	var sent []time.Duration
+	for at := range 300 * ms / ms {
+		if at < 100 || at > 140 { // it stood still from 99 ms to 141 ms
+			sent = append(sent, at*ms)
+		}
+	}
+	for at, excused := range map[time.Duration]bool{10 * ms: false, 78 * ms: false, 79 * ms: true, 99 * ms: true, 141 * ms: true, 183 * ms: true, 184 * ms: false, 299 * ms: false} {
+		answers := map[uint64]netip.AddrPort{}
+		for i, s := range sent {
+			if s != at {
+				answers[uint64(i)] = netip.MustParseAddrPort("10.10.0.11:1024")
+			}
+		}
+		r := evaluate(sent, 300*ms, answers)
+		if r.Lost != 1 || (r.LostAwake == 0) != excused {
+			t.Errorf("what was sent at %v is lost: %d lost, %d of them awake; excused: want %v", at, r.Lost, r.LostAwake, excused)
+		}
 	}
 }
 

@@ -74,6 +74,9 @@ type ProbeResult struct {
 	Ports map[uint16]int
 	// Stalled is the time in which the machine did not let the probe send: what each pause between two datagrams has over 20 ms.
 	Stalled time.Duration
+	// LostAwake is how many of those that were lost the machine does not account for: they were sent neither right before it stood still, as Stalled has
+	// it, nor afterwards, for as long as it had stood still.
+	LostAwake int
 }
 
 // MarshalJSON writes the gap in milliseconds.
@@ -319,17 +322,37 @@ func receive(conn *net.UDPConn) map[uint64]netip.AddrPort {
 	}
 }
 
+// stalls is a pause of a sender that sends every few milliseconds: the machine stands still.
+const stalls = 20 * time.Millisecond
+
+// stallsWithin reports whether the machine stood still within a time after the first of these datagrams was sent.
+func stallsWithin(sentAt []time.Duration, time time.Duration) bool {
+	for i := 1; i < len(sentAt) && sentAt[i-1]-sentAt[0] <= time; i++ {
+		if sentAt[i]-sentAt[i-1] > stalls {
+			return true
+		}
+	}
+	return false
+}
+
 // evaluate sums up a probe: when each datagram was sent, when the sending ended, and which were answered.
 func evaluate(sentAt []time.Duration, end time.Duration, answers map[uint64]netip.AddrPort) ProbeResult {
 	r := ProbeResult{Sent: len(sentAt), Sources: map[netip.Addr]int{}, Ports: map[uint16]int{}}
 	var last time.Duration
+	excused := time.Duration(-1) // until then, what is lost is the machine's
 	for i, at := range sentAt {
 		if i > 0 {
-			r.Stalled += max(0, at-sentAt[i-1]-20*time.Millisecond)
+			r.Stalled += max(0, at-sentAt[i-1]-stalls)
+		}
+		if i > 0 && at-sentAt[i-1] > stalls {
+			excused = max(excused, at+(at-sentAt[i-1]))
 		}
 		from, ok := answers[uint64(i)]
 		if !ok {
 			r.Lost++
+			if at > excused && !stallsWithin(sentAt[i:], stalls) {
+				r.LostAwake++
+			}
 			continue
 		}
 		r.Sources[from.Addr()]++

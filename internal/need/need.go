@@ -41,6 +41,15 @@ func KubeProgram(t testing.TB, name string) string {
 	return path
 }
 
+// CgroupV1 is for a test of a lab with kubelets, which makes cgroups in hierarchies of version 1.
+func CgroupV1(t testing.TB) {
+	t.Helper()
+	if _, err := os.Stat("/sys/fs/cgroup/cgroup.controllers"); err == nil {
+		missing(t, "needs cgroups of version 1 (cgroups(7)), and /sys/fs/cgroup has version 2: boot the machine with systemd.unified_cgroup_hierarchy=0")
+	}
+	present(t)
+}
+
 // began is where the test began: `go test` runs it in the folder of its package.
 var began, _ = os.Getwd()
 
