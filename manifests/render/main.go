@@ -1,9 +1,10 @@
 // Command render prints what Helm makes of the chart of Egret, with Helm's own engine and its check of the values by the chart's schema:
 //
-//	render [-values FILE]... [-namespace NAME] [-out FOLDER] [-kubeconfig FILE] CHART
+//	render [-values FILE]... [-namespace NAME] [-out FOLDER] [-kubeconfig FILE] [-notes] CHART
 //
 // With -out each template becomes a file of that folder, named as the template is; so manifests/deploy is made. With -kubeconfig the function
-// lookup asks that cluster, as it does in helm install and helm upgrade; else it finds nothing, as in helm template.
+// lookup asks that cluster, as it does in helm install and helm upgrade; else it finds nothing, as in helm template. With -notes it prints what helm
+// install tells the user, and no manifests.
 package main
 
 import (
@@ -22,19 +23,28 @@ import (
 	"k8s.io/client-go/tools/clientcmd"
 )
 
+const notesFile = "NOTES.txt"
+
 func main() {
 	var files []string
 	flag.Func("values", "file of values, later ones win", func(file string) error { files = append(files, file); return nil })
 	namespace := flag.String("namespace", "egret-system", "namespace of the release")
 	out := flag.String("out", "", "folder to write a file for each template to")
 	kubeconfig := flag.String("kubeconfig", "", "cluster that lookup asks")
+	notes := flag.Bool("notes", false, "print what helm install says at its end, rather than manifests")
 	flag.Parse()
 	if flag.NArg() != 1 {
 		fmt.Fprintln(os.Stderr, "render: want the folder of one chart")
 		os.Exit(2)
 	}
 	rendered, err := render(flag.Arg(0), files, *namespace, *kubeconfig)
-	if err == nil {
+	told := rendered[notesFile]
+	delete(rendered, notesFile) // Helm applies it to no cluster either
+	switch {
+	case err != nil:
+	case *notes:
+		fmt.Print(told)
+	default:
 		err = write(rendered, *out)
 	}
 	if err != nil {
