@@ -69,8 +69,13 @@ type endpointsValue struct {
 	pflag.SliceValue
 }
 
-// Set adds endpoints, comma separated.
+// Set adds endpoints, comma separated. A variable that Kubernetes did not expand is an error, with which the container ends: started again it has the
+// Service's address, if that is there by then.
 func (e endpointsValue) Set(text string) error {
+	if _, name, ok := strings.Cut(text, "$("); ok {
+		name, _, _ = strings.Cut(name, ")")
+		return fmt.Errorf("%q: there was no variable %s when the container was started: the Service that it is of has to be there before", text, name)
+	}
 	all := strings.Split(text, ",")
 	for i, one := range all {
 		all[i] = store.Endpoint(one)

@@ -223,7 +223,12 @@ func TestEnvironmentOfEtcdctlIsUnderstood(t *testing.T) {
 	if _, err := run(t, "get", "owners"); err == nil || !strings.Contains(err.Error(), "https://[::1]:2") {
 		t.Errorf("error %v: want one that names the endpoint of the environment, with brackets", err)
 	}
+	t.Setenv("ETCDCTL_ENDPOINTS", "https://$(EGRET_ETCD_SERVICE_HOST):8483")
+	if _, err := run(t, "get", "owners"); err == nil || !strings.Contains(err.Error(), "no variable EGRET_ETCD_SERVICE_HOST") {
+		t.Errorf("error %v: want one that names the variable that the kubelet did not expand", err)
+	}
 	t.Setenv("ETCDCTL_DIAL_TIMEOUT", "soon")
+	t.Setenv("ETCDCTL_ENDPOINTS", "127.0.0.1:2")
 	if _, err := run(t, "get", "owners"); err == nil || !strings.Contains(err.Error(), "ETCDCTL_DIAL_TIMEOUT") {
 		t.Errorf("error %v: want one that names the variable", err)
 	}
