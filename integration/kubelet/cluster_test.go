@@ -221,8 +221,8 @@ func (c *cluster) lookedAt(pods []pod, ip netip.Addr) (end func()) {
 	}
 }
 
-// volatile is what ip prints of the kernel's own doing: how long something lasts, and whether the node's bridge has pods.
-var volatile = regexp.MustCompile(` (expires|valid_lft|preferred_lft|state) \S+| linkdown| <\S+>`)
+// volatile is what ip prints of the kernel's own doing: how long something lasts, and whether the node's bridge has pods, whose MTU it has then.
+var volatile = regexp.MustCompile(` (expires|valid_lft|preferred_lft|state) \S+| linkdown|cni0: <\S+> mtu \d+|cni0\.mtu = \d+| <\S+>`)
 
 // until waits for what is to be so within a time.
 func (c *cluster) until(within time.Duration, what string, ok func() (bool, string)) {
