@@ -65,7 +65,7 @@ endif
 
 # First the packages whose tests take minutes, half of which they wait; beside them the others compile and run, one more at once than there are
 # processors. Without root, the tests that need network namespaces skip themselves here; as root they run.
-SLOWEST := ./crdsync ./nft ./store
+SLOWEST := ./crdsync ./nft ./store ./ownership ./agent ./cmd/egret-etcd ./page
 
 test-unit: tools kube
 	$(RACE) -p $$(($$(nproc) + 1)) -shuffle=on -timeout $(TIMEOUT) $(SLOWEST) $$(go list ./... | grep -v /integration)
