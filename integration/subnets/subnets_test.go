@@ -157,7 +157,11 @@ func (w *world) addresses(name, link, addrs string) {
 	w.Helper()
 	w.ip(name, "link set "+link+" up")
 	for _, a := range strings.Fields(addrs) {
-		w.ip(name, "addr add "+a+" dev "+link)
+		command := "addr add " + a + " dev " + link
+		if strings.Contains(a, ":") {
+			command += " nodad" // as one that has been there for long: until the kernel knows that an address is nobody else's it does not answer for it
+		}
+		w.ip(name, command)
 	}
 }
 
