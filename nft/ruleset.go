@@ -147,8 +147,8 @@ func steeringChains(delay time.Duration) []chain {
 		{"prerouting", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -90, ""}, []rule{
 			pre(fromOverlay(), enter("steer_passed")),
 			pre(tagged(), enter("steer_tagged")),
-			pre(icmpOf(ipv4), jump("answers")),
-			pre(icmpOf(ipv6), jump("answers")),
+			pre(icmpOf(ipv4), jump("forged")),
+			pre(icmpOf(ipv6), jump("forged")),
 			pre(confirmed(), accept()),
 			pre(fresh, jump("classify")),
 			pre(lost, jump("invalid")),
@@ -158,15 +158,16 @@ func steeringChains(delay time.Duration) []chain {
 			newRule("steer_tagged", direction("reply", 1), setMark(egress.ToNodeMark), accept()),
 			newRule("steer_tagged", enter("steer")),
 		}},
-		// An egress IP answers pings, so there are connections to it, and what is of those need not be from it.
-		{"answers", hook{}, forged("answers")},
+		// An egress IP answers pings, so there are connections to it, and what is of those need not be from it. A host of a VLAN that has
+		// an egress IP may say so: this node has no other way there than for egress IPs, and is not to take one that somebody uses.
+		{"forged", hook{}, append([]rule{newRule("forged", byVLAN(), neighbors(), back())}, forged("forged")...)},
 		{"classify", hook{}, slices.Concat(fromSubnet("classify"), forged("classify"), notEgress("classify"), perFamily(func(f family) rule {
 			return newRule("classify", podMark(f, "ct mark", setCtMark()))
 		}), unknown(delay))},
 		{"hold", hook{}, delayRules(delay)},
 		// A packet that conntrack cannot place, or is told not to, would leave without SNAT. The mark that is set is of no use: it
 		// is how a rule matches the keys of a map.
-		{"invalid", hook{}, slices.Concat(betweenNodes("invalid"), fromSubnet("invalid", ctState("invalid", expr.CtStateBitINVALID)), forged("invalid"), notEgress("invalid"), perFamily(func(f family) rule {
+		{"invalid", hook{}, slices.Concat(betweenNodes("invalid"), fromSubnet("invalid", ctState("invalid", expr.CtStateBitINVALID)), []rule{newRule("invalid", jump("forged"))}, notEgress("invalid"), perFamily(func(f family) rule {
 			return newRule("invalid", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), count(CounterInvalid), drop())
 		}))},
 		// What this node has to say of an answer to a pod, above all that it is too large for the pod's link, goes the way of the pod's own packets,

@@ -22,12 +22,17 @@ func subnetChain() chain {
 		rules = append(rules, perFamily(func(f family) rule { return newRule("subnet", daddrIn(f, set+f.digit), back()) })...)
 	}
 	return chain{"subnet", hook{}, append(rules,
-		newRule("subnet", term{
-			words: "icmpv6 type { mld-listener-query, nd-neighbor-solicit, nd-neighbor-advert }",
-			exprs: append(ipv6.is(), loadMeta(expr.MetaKeyL4PROTO), equals(unix.IPPROTO_ICMPV6), load(expr.PayloadBaseTransportHeader, 0, 1), in(anonymous)),
-			sets:  []anonymousSet{setOf(icmpv6Type, []byte{130}, []byte{135}, []byte{136})},
-		}, back()),
+		newRule("subnet", neighbors(), back()),
 		newRule("subnet", count(CounterSubnet), drop()))}
+}
+
+// neighbors matches what hosts of one link say to each other of who is there.
+func neighbors() term {
+	return term{
+		words: "icmpv6 type { mld-listener-query, nd-neighbor-solicit, nd-neighbor-advert }",
+		exprs: append(ipv6.is(), loadMeta(expr.MetaKeyL4PROTO), equals(unix.IPPROTO_ICMPV6), load(expr.PayloadBaseTransportHeader, 0, 1), in(anonymous)),
+		sets:  []anonymousSet{setOf(icmpv6Type, []byte{130}, []byte{135}, []byte{136})},
+	}
 }
 
 // fromSubnet are rules of a chain for what begins at a host of a VLAN: that is for an egress IP which this node answers for. terms choose further.
