@@ -77,6 +77,7 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 	case HandedOver:
 		if e.OK || e.Err { // an answer may get lost
 			m.tenures.linger[e.IP] = now.Add(m.cfg.Linger)
+			m.tenures.handed[lock{e.IP, m.round.cluster.Owners[e.IP].Revision}] = true
 		}
 		return nil
 	}

@@ -506,6 +506,48 @@ func TestWhoJoinsWhileTheOthersHaveLostEtcdHasToPromise(t *testing.T) {
 	}
 }
 
+// A move's target ceases to be a gateway while the hand-over is under way. So its former owner may see a snapshot that is older than the hand-over, and has
+// no move any more.
+func TestWhatWasHandedOverIsNotUsedByAnOlderSnapshot(t *testing.T) {
+	moved := 0
+	for seed := range uint64(2000) {
+		var story strings.Builder
+		v := simulate(seed, options{nodes: 3, faults: 4 * time.Second, labels: true, script: func(w *world) {
+			w.run(3 * time.Second)
+			ip := w.ips[0]
+			owner := slices.IndexFunc(w.nodes, func(n *node) bool { return n.name == w.etcd.owners[ip].Node })
+			if owner < 0 {
+				return
+			}
+			former, target := w.nodes[owner], w.nodes[(owner+1)%len(w.nodes)]
+			w.label(w.nodes, true)
+			w.after(100*time.Millisecond, func() { w.etcd.requestMove(ip, target.name, 3*time.Second) })
+			var ready func()
+			ready = func() {
+				if !w.etcd.moves[ip].Ready && w.etcd.owners[ip].Node == former.name {
+					w.after(time.Millisecond, ready)
+					return
+				}
+				w.after(w.between(0, 50*time.Millisecond), func() {
+					w.label([]*node{target}, false)
+					w.after(w.between(0, 100*time.Millisecond), func() {
+						if o := w.etcd.owners[ip]; o.From == former.name || o.Node == target.name {
+							moved++
+						}
+					})
+				})
+			}
+			w.after(101*time.Millisecond, ready)
+		}}, &story)
+		if v != "" {
+			t.Fatalf("seed %d: %s\n%s", seed, v, story.String())
+		}
+	}
+	if moved < 200 {
+		t.Errorf("of 2,000 moves %d were done as their target ceased to be a gateway, want a tenth of them", moved)
+	}
+}
+
 // An agent's lease is lost, with its record, before all others lose etcd: their last snapshot does not have it, and the gossip says that it is dead. It gets
 // a new lease, and claims what they hold by their promises before the gossip has told them that it is back.
 func TestWhoJoinsAgainWhileTheOthersHaveLostEtcdHasToPromise(t *testing.T) {

@@ -3,6 +3,7 @@ package ownership
 import (
 	"maps"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/egret-project/egret/egress"
@@ -15,6 +16,7 @@ type tenures struct {
 	waits    map[lock]time.Time       // since when a lock of this node is seen that it may not use yet
 	inUse    map[lock]bool            // locks of this node that it acts upon
 	released map[lock]bool            // locks of this node that it gives back, whatever comes; true: unused
+	handed   map[lock]bool            // locks of this node that it has handed over, or may have
 	linger   map[netip.Addr]time.Time // until when this node relays for the IP's next owner
 	begun    bool                     // this process has met the others
 	joined   time.Time                // since when etcd has its record under this lease; zero: it has not
@@ -28,7 +30,8 @@ type lock struct {
 }
 
 func (t *tenures) init() {
-	t.adopted, t.released, t.linger = map[netip.Addr]bool{}, map[lock]bool{}, map[netip.Addr]time.Time{}
+	t.adopted, t.linger = map[netip.Addr]bool{}, map[netip.Addr]time.Time{}
+	t.released, t.handed = map[lock]bool{}, map[lock]bool{}
 }
 
 // roles sets what this node may do for each egress IP, and says which locks it uses from now on, and which IPs come back to it.
@@ -41,6 +44,8 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		// What this node and others had in the etcd of before is not known any more: all wait for all.
 		first, t.restores = true, p.cluster.Restores
 		t.waits, t.inUse, t.adopted, m.claims = nil, nil, nil, claims{}
+		maps.Copy(t.released, t.handed)
+		clear(t.handed)
 		for k := range t.released {
 			t.released[k] = true
 		}
@@ -51,10 +56,20 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	} else if t.joined.IsZero() {
 		t.joined = p.now
 	}
-	maps.DeleteFunc(t.released, func(k lock, _ bool) bool {
+	departures := p.cluster.Departures(p.facts)
+	for k := range t.handed {
+		// The snapshot may be older than the hand-over, and the move be none any more in it.
+		if !slices.ContainsFunc(departures, func(d plan.Departure) bool { return d.Owner.IP == k.ip }) {
+			delete(t.handed, k)
+			t.released[k] = false
+		}
+	}
+	over := func(k lock, _ bool) bool {
 		o := p.cluster.Owners[k.ip]
 		return o.Revision != k.revision || !m.owns(o)
-	})
+	}
+	maps.DeleteFunc(t.released, over)
+	maps.DeleteFunc(t.handed, over)
 	bound := m.bound()
 	longest := max(m.cfg.Permit, p.cluster.Longest)
 	if m.cfg.Gossip {
@@ -105,7 +120,7 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		news = append(news, t.returned(move.IP)...)
 		p.roles[move.IP] = plan.Arrive
 	}
-	for _, d := range p.cluster.Departures(p.facts) {
+	for _, d := range departures {
 		if p.roles[d.Owner.IP] == plan.Own {
 			p.roles[d.Owner.IP] = plan.Relay
 		}
