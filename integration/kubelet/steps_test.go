@@ -214,14 +214,20 @@ func (c *cluster) leader() string {
 func leaderDeleted(t *testing.T, c *cluster) {
 	ip, _ := c.gateway("egress-staging-web")
 	end := c.lookedAt(c.webs()["egress-staging-web"], ip)
-	leader := c.leader()
+	var leader string
+	c.until(30*time.Second, "a leader of crdsync that is there", func() (bool, string) { // that of before the rollout may be told until its lease ends
+		leader = c.leader()
+		names := strings.Fields(c.kubectl("-n", "egret-system", "get", "pods", "-o", "jsonpath={.items[*].metadata.name}"))
+		return leader != "" && slices.Contains(names, leader), fmt.Sprintf("%q of %q", leader, names)
+	})
 	c.kubectl("-n", "egret-system", "delete", "pod", leader, "--wait=false")
 	c.kubectl("-n", "staging", "scale", "deployment/web", "--replicas=4")
 	c.kubectl("-n", "staging", "rollout", "status", "deployment/web", "--timeout=60s")
 	c.leaves(c.webs()["egress-staging-web"], ip, 15*time.Second)
-	if now := c.leader(); now == leader || now == "" {
-		t.Errorf("crdsync's leader: got %q, want another than %s, which was deleted", now, leader)
-	}
+	c.until(30*time.Second, "another leader than "+leader+", which was deleted", func() (bool, string) {
+		now := c.leader()
+		return now != leader && now != "", fmt.Sprintf("%q", now)
+	})
 	c.rollout("deployment/egret-crdsync")
 	end()
 	c.kubectl("-n", "staging", "scale", "deployment/web", "--replicas=3")
