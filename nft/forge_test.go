@@ -415,14 +415,14 @@ func (f sides) echo(from, to netip.Addr, id byte, reply bool, text string) []byt
 	return packetOf(from, to, f.icmp(), icmp)
 }
 
-// listenICMP returns what tells whether an ICMP packet of a source, with a text in it, comes to ext's link within a while.
-func (f sides) listenICMP(t *testing.T, ext space) func(from netip.Addr, text string) bool {
+// listenIP opens a socket for all packets that come to ext's link. The source is at an offset of a packet, followed by the destination; header is how
+// long the IP header is, bytes.
+func (f sides) listenIP(t *testing.T, ext space) (on *packet.Conn, source, header int) {
 	t.Helper()
 	kind, source, header := unix.ETH_P_IP, 12, 20
 	if f.egressIP().Is6() {
 		kind, source, header = unix.ETH_P_IPV6, 8, 40
 	}
-	var on *packet.Conn
 	ext.do(func() error {
 		ifi, err := net.InterfaceByName("eth0")
 		if err == nil {
@@ -431,6 +431,13 @@ func (f sides) listenICMP(t *testing.T, ext space) func(from netip.Addr, text st
 		return err
 	})
 	t.Cleanup(func() { on.Close() })
+	return on, source, header
+}
+
+// listenICMP returns what tells whether an ICMP packet of a source, with a text in it, comes to ext's link within a while.
+func (f sides) listenICMP(t *testing.T, ext space) func(from netip.Addr, text string) bool {
+	t.Helper()
+	on, source, header := f.listenIP(t, ext)
 	return func(from netip.Addr, text string) bool {
 		t.Helper()
 		if err := on.SetReadDeadline(time.Now().Add(200 * time.Millisecond)); err != nil {

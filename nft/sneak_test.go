@@ -433,19 +433,7 @@ func TestNoProtocolOfASelectedPodLeavesWithAnotherSource(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
 			ext, p := ownGateway(t, f, "")
-			kind, at, header := unix.ETH_P_IP, 12, 20
-			if f.egressIP().Is6() {
-				kind, at, header = unix.ETH_P_IPV6, 8, 40
-			}
-			var on *packet.Conn
-			ext.do(func() error {
-				ifi, err := net.InterfaceByName("eth0")
-				if err == nil {
-					on, err = packet.Listen(ifi, packet.Datagram, kind, nil)
-				}
-				return err
-			})
-			defer on.Close()
+			on, at, header := f.listenIP(t, ext)
 			server, me := netip.MustParseAddr(f.server), netip.MustParseAddr(f.pod)
 			sent := make(chan error, 1) // beside: a socket holds fewer packets
 			send := func() error {
