@@ -64,7 +64,7 @@ func (l *limit) add(c net.Conn) *limited {
 	l.open = append(l.open, out)
 	var over *limited
 	if len(l.open) > l.most {
-		i := l.over()
+		i := Crowding(l.open, func(c *limited) netip.Prefix { return c.from })
 		over = l.open[i]
 		l.open = slices.Delete(l.open, i, i+1)
 	}
@@ -75,14 +75,15 @@ func (l *limit) add(c net.Conn) *limited {
 	return out
 }
 
-// over returns which connection is closed first. It is called with mu.
-func (l *limit) over() (first int) {
+// Crowding returns which of some connections, the oldest first, is closed where they are too many: the first of the
+// client that has most of them. from says whose one is.
+func Crowding[T any](open []T, from func(T) netip.Prefix) (first int) {
 	has := map[netip.Prefix]int{}
-	for _, c := range l.open {
-		has[c.from]++
+	for _, c := range open {
+		has[from(c)]++
 	}
-	for i, c := range l.open {
-		if has[c.from] > has[l.open[first].from] {
+	for i, c := range open {
+		if has[from(c)] > has[from(open[first])] {
 			first = i
 		}
 	}

@@ -84,27 +84,16 @@ func (l *connections) Accept() (net.Conn, error) {
 // over returns a connection to close, and takes it out, where more than most are of a kind: the oldest of the client that has most of them. It is
 // called with mu.
 func (l *connections) over(most int, of func(*connection) bool) *connection {
-	n := 0
+	var kind []*connection
 	for _, c := range l.open {
 		if of(c) {
-			n++
+			kind = append(kind, c)
 		}
 	}
-	if n <= most {
+	if len(kind) <= most {
 		return nil
 	}
-	has := map[netip.Prefix]int{}
-	for _, c := range l.open {
-		if of(c) {
-			has[c.from]++
-		}
-	}
-	var first *connection
-	for _, c := range l.open {
-		if of(c) && (first == nil || has[c.from] > has[first.from]) {
-			first = c
-		}
-	}
+	first := kind[monitor.Crowding(kind, func(c *connection) netip.Prefix { return c.from })]
 	l.remove(first)
 	return first
 }
