@@ -6,18 +6,19 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
-	"slices"
 	"sync"
 	"time"
 
 	"github.com/hashicorp/memberlist"
+
+	"github.com/egret-project/egret/connlimit"
 )
 
 // transport carries the gossip over UDP and TCP at one address. The library's own makes a buffer of 64 KB for each packet that comes, which was most of
 // what an agent at rest allocated, and looks addresses up by their text.
 type transport struct {
 	packets *net.UDPConn
-	streams *net.TCPListener
+	streams net.Listener
 	log     *slog.Logger
 
 	receive chan *memberlist.Packet
@@ -25,9 +26,6 @@ type transport struct {
 	closed  chan struct{}
 	running sync.WaitGroup
 	longest func() int // how many bytes a connection may bring at most
-
-	mu   sync.Mutex // guards what follows
-	open []*stream  // the oldest first
 }
 
 // receiveBuffer is the socket's, for packets that come while the process does not run: as large as the kernel allows, up to this.
@@ -52,7 +50,7 @@ func listen(at netip.AddrPort, longest func() int, log *slog.Logger) (*transport
 		return nil, errors.Join(err, streams.Close())
 	}
 	_ = packets.SetReadBuffer(receiveBuffer) // with a smaller one it works, too
-	t := &transport{packets: packets, streams: streams, log: log, longest: longest,
+	t := &transport{packets: packets, streams: connlimit.New(streams, maxStreams, nil), log: log, longest: longest,
 		receive: make(chan *memberlist.Packet), accept: make(chan net.Conn), closed: make(chan struct{})}
 	t.running.Go(t.read)
 	t.running.Go(t.take)
@@ -83,7 +81,7 @@ func (t *transport) read() {
 // take passes connections on until the transport is shut down.
 func (t *transport) take() {
 	for {
-		c, err := t.streams.AcceptTCP()
+		c, err := t.streams.Accept()
 		if errors.Is(err, net.ErrClosed) {
 			return
 		}
@@ -97,7 +95,7 @@ func (t *transport) take() {
 			}
 		}
 		select {
-		case t.accept <- t.add(c):
+		case t.accept <- &stream{Conn: c, left: t.longest()}:
 		case <-t.closed:
 			_ = c.Close() // nobody has used it
 			return
@@ -108,46 +106,11 @@ func (t *transport) take() {
 // stream is a connection that another has made.
 type stream struct {
 	net.Conn
-	of   *transport
-	from netip.Addr
 	left int // bytes that it may still bring
 }
 
 // errTooLong ends a connection that brings more than a member has to say.
 var errTooLong = errors.New("more than a member of the gossip has to say")
-
-// add returns a connection as one of those that are open. Where there are too many, who has most of them loses its oldest.
-func (t *transport) add(c *net.TCPConn) *stream {
-	out := &stream{Conn: c, of: t, from: client(c.RemoteAddr()), left: t.longest()}
-	t.mu.Lock()
-	defer t.mu.Unlock()
-	if t.open = append(t.open, out); len(t.open) <= maxStreams {
-		return out
-	}
-	has := map[netip.Addr]int{}
-	for _, s := range t.open {
-		has[s.from]++
-	}
-	over := 0
-	for i, s := range t.open {
-		if has[s.from] > has[t.open[over].from] {
-			over = i
-		}
-	}
-	_ = t.open[over].Conn.Close() // others have fewer
-	t.open = slices.Delete(t.open, over, over+1)
-	return out
-}
-
-// client is who has an address: of IPv6 a host can have all of a /64.
-func client(a net.Addr) netip.Addr {
-	at, _ := netip.ParseAddrPort(a.String()) // of TCP all are
-	ip := at.Addr().Unmap().WithZone("")
-	if p, err := ip.Prefix(64); err == nil { // fails for IPv4
-		return p.Addr()
-	}
-	return ip
-}
 
 func (s *stream) Read(b []byte) (int, error) {
 	if s.left <= 0 {
@@ -156,13 +119,6 @@ func (s *stream) Read(b []byte) (int, error) {
 	n, err := s.Conn.Read(b[:min(len(b), s.left)])
 	s.left -= n
 	return n, err
-}
-
-func (s *stream) Close() error {
-	s.of.mu.Lock()
-	s.of.open = slices.DeleteFunc(s.of.open, func(o *stream) bool { return o == s })
-	s.of.mu.Unlock()
-	return s.Conn.Close()
 }
 
 // FinalAdvertiseAddr returns the address that the others are told. See memberlist.Transport for this and what follows.

@@ -202,9 +202,4 @@ func TestWhoOpensManyConnectionsOrSendsMuchIsCut(t *testing.T) {
 	if err := theirs.Close(); err != nil {
 		t.Error(err)
 	}
-	tr.mu.Lock()
-	defer tr.mu.Unlock()
-	if n := len(tr.open); n != maxStreams-1 {
-		t.Errorf("%d connections are open, want %d", n, maxStreams-1)
-	}
 }

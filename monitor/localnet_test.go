@@ -10,6 +10,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/egret-project/egret/connlimit"
 	"github.com/egret-project/egret/internal/netns"
 )
 
@@ -43,7 +44,7 @@ func TestAPodReachesTheLoopbackAddressByRouteLocalnetInVain(t *testing.T) {
 		t.Fatal(err)
 	}
 	server := New(Config{})
-	for _, l := range []net.Listener{open, newLimit(closed, maxLocal, isLoopback)} {
+	for _, l := range []net.Listener{open, connlimit.New(closed, maxLocal, isLoopback)} {
 		go func() { _ = serveOn(ctx, l, server.live, server.Log) }() // ends with the test
 	}
 	answer := func(from, to string) (text string, err error) {

@@ -10,6 +10,8 @@ import (
 	"time"
 
 	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/connlimit"
 )
 
 // maxRoot is how many connections root may have open at a time.
@@ -83,7 +85,7 @@ func (q *questions) forReaders(names []string) http.Handler {
 // ServeRoot answers the pages of Page to processes of root that connect to a listener of a unix socket, until ctx ends, and then returns nil. The kernel
 // says who they are. The listener stays open: it may stand for more.
 func (s *Server) ServeRoot(ctx context.Context, l net.Listener) error {
-	err := serveOn(ctx, newLimit(rootListener{l, s.Log}, maxRoot, anybody), methodGet(&s.questions), s.Log)
+	err := serveOn(ctx, connlimit.New(rootListener{l, s.Log}, maxRoot, nil), methodGet(&s.questions), s.Log)
 	if ctx.Err() != nil {
 		return nil
 	}

@@ -15,6 +15,8 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+
+	"github.com/egret-project/egret/connlimit"
 )
 
 // What one client may take, and for how long. A scrape of 1,000 egress IPs is 2 MB and takes milliseconds; a question is a line.
@@ -116,14 +118,14 @@ func (s *Server) Run(ctx context.Context) error {
 	var g errgroup.Group
 	if s.Local != "" {
 		g.Go(func() error {
-			serve(ctx, s.Local, local, s.Log, func(l net.Listener) net.Listener { return newLimit(l, maxLocal, isLoopback) })
+			serve(ctx, s.Local, local, s.Log, func(l net.Listener) net.Listener { return connlimit.New(l, maxLocal, isLoopback) })
 			return nil
 		})
 	}
 	if s.Remote != "" {
 		reload := &certificates{files: s.TLS, log: s.Log}
 		g.Go(func() error {
-			serve(ctx, s.Remote, remote, s.Log, func(l net.Listener) net.Listener { return reload.listener(newLimit(l, maxRemote, anybody)) })
+			serve(ctx, s.Remote, remote, s.Log, func(l net.Listener) net.Listener { return reload.listener(connlimit.New(l, maxRemote, nil)) })
 			return nil
 		})
 	}
@@ -153,13 +155,13 @@ func (s *Server) pages() (local, remote *http.ServeMux) {
 // open. An address that cannot be had is logged and tried again. A handler that answers for longer than a client may take
 // sets the deadlines itself (http.ResponseController).
 func ServeLocal(ctx context.Context, address string, most int, h http.Handler, log *slog.Logger) {
-	serve(ctx, address, h, log, func(l net.Listener) net.Listener { return newLimit(l, most, isLoopback) })
+	serve(ctx, address, h, log, func(l net.Listener) net.Listener { return connlimit.New(l, most, isLoopback) })
 }
 
 // ServeTLS serves h at an address over TLS, as ServeLocal does at a loopback one.
 func ServeTLS(ctx context.Context, address string, files TLS, most int, h http.Handler, log *slog.Logger) {
 	reload := &certificates{files: files, log: log}
-	serve(ctx, address, h, log, func(l net.Listener) net.Listener { return reload.listener(newLimit(l, most, anybody)) })
+	serve(ctx, address, h, log, func(l net.Listener) net.Listener { return reload.listener(connlimit.New(l, most, nil)) })
 }
 
 // serve listens, and listens again, until ctx ends.
@@ -227,5 +229,3 @@ func isLoopback(a net.Addr) bool {
 	from, ok := a.(*net.TCPAddr)
 	return ok && from.IP.IsLoopback()
 }
-
-func anybody(net.Addr) bool { return true }

@@ -10,8 +10,8 @@ import (
 	"sync"
 	"time"
 
+	"github.com/egret-project/egret/connlimit"
 	"github.com/egret-project/egret/egress"
-	"github.com/egret-project/egret/monitor"
 )
 
 // What the traffic that is shown may cost, of the page and of the agents.
@@ -220,5 +220,5 @@ func parseIPs(text string) (ips []netip.Addr, err error) {
 // client returns who asks: those that have no address are one.
 func client(r *http.Request) netip.Prefix {
 	from, _ := netip.ParseAddrPort(r.RemoteAddr)
-	return monitor.Client(from.Addr())
+	return connlimit.Client(from.Addr())
 }

@@ -11,7 +11,7 @@ import (
 
 	"golang.org/x/sync/semaphore"
 
-	"github.com/egret-project/egret/monitor"
+	"github.com/egret-project/egret/connlimit"
 )
 
 const (
@@ -71,7 +71,7 @@ func (l *connections) Accept() (net.Conn, error) {
 	}
 	out := &connection{Conn: c, all: l}
 	if tcp, ok := c.RemoteAddr().(*net.TCPAddr); ok {
-		out.from = monitor.Client(tcp.AddrPort().Addr())
+		out.from = connlimit.Client(tcp.AddrPort().Addr())
 	}
 	l.mu.Lock()
 	l.open = append(l.open, out)
@@ -93,7 +93,7 @@ func (l *connections) over(most int, of func(*connection) bool) *connection {
 	if len(kind) <= most {
 		return nil
 	}
-	first := kind[monitor.Crowding(kind, func(c *connection) netip.Prefix { return c.from })]
+	first := kind[connlimit.Crowding(kind, func(c *connection) netip.Prefix { return c.from })]
 	l.remove(first)
 	return first
 }

@@ -38,7 +38,7 @@ func packages(t *testing.T) map[string][]string {
 func TestImportRules(t *testing.T) {
 	kernel := []string{"nft", "routing", "vlan", "announce", "conntrack", "check", "fastpath"}
 	all := packages(t)
-	for _, name := range append([]string{"egress", "plan", "ownership", "store", "agent", "crdsync", "crdsync/spec", "operator", "page", "gossip", "monitor", "cloud"}, kernel...) {
+	for _, name := range append([]string{"egress", "plan", "ownership", "store", "agent", "crdsync", "crdsync/spec", "operator", "page", "gossip", "monitor", "connlimit", "cloud"}, kernel...) {
 		if _, ok := all[name]; !ok {
 			t.Errorf("package %s is not there: the rules below check nothing", name)
 		}
@@ -48,23 +48,23 @@ func TestImportRules(t *testing.T) {
 			own := strings.TrimPrefix(path, module)
 			ours := own != path
 			switch {
-			case name == "egress" && (ours || strings.Contains(path, ".")):
-				t.Errorf("egress is a leaf of the standard library: it must not import %s", path)
+			case (name == "egress" || name == "connlimit") && (ours || strings.Contains(path, ".")):
+				t.Errorf("%s is a leaf of the standard library: it must not import %s", name, path)
 			case name == "crdsync/spec" && (strings.HasPrefix(path, "k8s.io/client-go") || path == "context"):
 				t.Errorf("crdsync/spec is pure: it must not import %s", path)
 			case (name == "plan" || name == "ownership") && slices.Contains([]string{"os", "net", "log", "log/slog", "context"}, path):
 				t.Errorf("%s is pure: it must not import %s", name, path)
 			case slices.Contains(kernel, name) && ours && own != "egress":
 				t.Errorf("kernel package %s must import nothing of ours but egress, not %s", name, own)
-			case name == "monitor" && ours:
+			case name == "monitor" && ours && own != "connlimit":
 				t.Errorf("monitor knows nothing of what it tells: it must not import %s", path)
-			case name == "page" && ours && !slices.Contains([]string{"operator", "store", "egress", "monitor"}, own):
+			case name == "page" && ours && !slices.Contains([]string{"operator", "store", "egress", "monitor", "connlimit"}, own):
 				t.Errorf("page shows what operator says, and decides nothing: it must not import %s", path)
 			case name == "cloud" && (strings.Contains(path, "aws") || strings.HasPrefix(path, "k8s.io/")):
 				t.Errorf("cloud knows no cloud by name, and neither Kubernetes nor a kernel: it must not import %s", path)
 			case strings.HasPrefix(path, "github.com/aws/aws-sdk-go-v2/service/"):
 				t.Errorf("%s must not import %s: see the doc of cloud/aws", name, path)
-			case name == "gossip" && (ours || strings.Contains(path, "netlink") || strings.HasPrefix(path, "go.etcd.io/")):
+			case name == "gossip" && (ours && own != "connlimit" || strings.Contains(path, "netlink") || strings.HasPrefix(path, "go.etcd.io/")):
 				t.Errorf("gossip knows neither kernel nor etcd: it must not import %s", path)
 			case ours && strings.HasPrefix(own, "integration") && !strings.HasPrefix(name, "integration") && name != "cmd/egret-lab":
 				t.Errorf("%s must not import %s: only cmd/egret-lab may", name, own)

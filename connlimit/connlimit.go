@@ -1,4 +1,6 @@
-package monitor
+// Package connlimit bounds how many connections of a listener are open, for servers whose clients are not known before they have spoken: whoever keeps many
+// open takes them from himself.
+package connlimit
 
 import (
 	"net"
@@ -7,24 +9,24 @@ import (
 	"sync"
 )
 
-// limit is a listener with a bound on open connections. Where there are too many, the client that has most of them
-// loses its oldest: whoever keeps many open takes them from himself, before it is known who he is. It closes
-// connections from addresses that are not allowed, unread.
-type limit struct {
+// Listener accepts connections, of which so many may be open. Where there are more, the client that has most of them
+// loses its oldest. It closes connections from addresses that are not allowed, unread.
+type Listener struct {
 	net.Listener
 	most int
 	may  func(from net.Addr) bool
 	mu   sync.Mutex // guards open
-	open []*limited // the oldest first
+	open []*conn    // the oldest first
 }
 
-func newLimit(l net.Listener, most int, may func(net.Addr) bool) *limit {
-	return &limit{Listener: l, most: most, may: may}
+// New returns a listener that has most connections of l open. may says which addresses are allowed; nil allows all.
+func New(l net.Listener, most int, may func(from net.Addr) bool) *Listener {
+	return &Listener{Listener: l, most: most, may: may}
 }
 
-type limited struct {
+type conn struct {
 	net.Conn
-	of   *limit
+	of   *Listener
 	from netip.Prefix
 }
 
@@ -41,13 +43,13 @@ func Client(ip netip.Addr) netip.Prefix {
 }
 
 // Accept returns the next connection that may be.
-func (l *limit) Accept() (net.Conn, error) {
+func (l *Listener) Accept() (net.Conn, error) {
 	for {
 		c, err := l.Listener.Accept()
 		if err != nil {
 			return nil, err
 		}
-		if !l.may(c.RemoteAddr()) {
+		if l.may != nil && !l.may(c.RemoteAddr()) {
 			_ = c.Close() // nothing was written to it
 			continue
 		}
@@ -55,16 +57,16 @@ func (l *limit) Accept() (net.Conn, error) {
 	}
 }
 
-func (l *limit) add(c net.Conn) *limited {
-	out := &limited{Conn: c, of: l}
+func (l *Listener) add(c net.Conn) *conn {
+	out := &conn{Conn: c, of: l}
 	if tcp, ok := c.RemoteAddr().(*net.TCPAddr); ok { // those of a unix socket are all one client's
 		out.from = Client(tcp.AddrPort().Addr())
 	}
 	l.mu.Lock()
 	l.open = append(l.open, out)
-	var over *limited
+	var over *conn
 	if len(l.open) > l.most {
-		i := Crowding(l.open, func(c *limited) netip.Prefix { return c.from })
+		i := Crowding(l.open, func(c *conn) netip.Prefix { return c.from })
 		over = l.open[i]
 		l.open = slices.Delete(l.open, i, i+1)
 	}
@@ -90,9 +92,9 @@ func Crowding[T any](open []T, from func(T) netip.Prefix) (first int) {
 	return first
 }
 
-func (c *limited) Close() error {
+func (c *conn) Close() error {
 	c.of.mu.Lock()
-	c.of.open = slices.DeleteFunc(c.of.open, func(o *limited) bool { return o == c })
+	c.of.open = slices.DeleteFunc(c.of.open, func(o *conn) bool { return o == c })
 	c.of.mu.Unlock()
 	return c.Conn.Close()
 }
