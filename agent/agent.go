@@ -37,7 +37,8 @@ type Config struct {
 	Log     *slog.Logger
 	Store   *store.Client // stays the caller's to close
 
-	// Monitor is where checks of health are registered, and Metrics where what the agent counts is; nil: nowhere. Both are the caller's to serve.
+	// Monitor is where checks of health are registered, and Metrics where what the agent counts is; nil: nowhere. Both
+	// are the caller's to serve.
 	Monitor *monitor.Server
 	Metrics prometheus.Registerer
 
@@ -64,8 +65,8 @@ type Timing struct {
 type Network struct {
 	Uplink string // link that all egress IPs leave by; "": the one whose subnet holds the IP, else that of NodeIP
 
-	// HoldUnknown is for how long a pod of which the agent does not know yet whether it is selected waits with its first connection to the
-	// outside; 0: not at all. It has the precision of a millisecond.
+	// HoldUnknown is for how long a pod of which the agent does not know yet whether it is selected waits with its
+	// first connection to the outside; 0: not at all. It has the precision of a millisecond.
 	HoldUnknown time.Duration
 
 	RandomPorts bool   // choose the source ports of SNATed connections at random
@@ -79,7 +80,8 @@ type Network struct {
 
 // Gossip says how the agents find out which of them are dead.
 type Gossip struct {
-	Key    []byte                   // what it is encrypted with; nil: no gossip, and whoever dies is found dead when its lease ends
+	// what it is encrypted with; nil: no gossip, and whoever dies is found dead when its lease ends
+	Key    []byte
 	Keys   func() ([][]byte, error) // as gossip.Config's
 	Port   int                      // its TCP and UDP port
 	Freeze bool                     // keep the IPs while all agents have lost etcd
@@ -119,9 +121,10 @@ type observers struct {
 // ReadyCheck is the name of the agent's check of /readyz: whoever waits before Run says so under it.
 const ReadyCheck = "agent"
 
-// Run is the agent of a node: it works in the network namespace of the calling thread until ctx ends, and then leaves kernel and lease
-// as they are, the locks under a lease of RestartGrace and the permits extended to its end, so that the next agent of the node carries on
-// without a lost packet. An error means that the agent cannot work at all: a kernel without what it needs, a second agent on the node.
+// Run is the agent of a node: it works in the network namespace of the calling thread until ctx ends, and then leaves
+// kernel and lease as they are, the locks under a lease of RestartGrace and the permits extended to its end, so that
+// the next agent of the node carries on without a lost packet. An error means that the agent cannot work at all: a
+// kernel without what it needs, a second agent on the node.
 func Run(ctx context.Context, cfg Config) error {
 	lock, err := lockNode()
 	if err != nil {
@@ -155,7 +158,8 @@ func Run(ctx context.Context, cfg Config) error {
 	if err := a.start(ctx); err != nil {
 		return err
 	}
-	// These go on until the locks are kept for the next agent: the permits must not end meanwhile, nor the peers think that the agent is dead.
+	// These go on until the locks are kept for the next agent: the permits must not end meanwhile, nor the peers think
+	// that the agent is dead.
 	var untilStopped errgroup.Group
 	after, stop := context.WithCancel(context.WithoutCancel(ctx))
 	defer func() {
@@ -189,7 +193,8 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return a.flusher.run(gctx) })
 	g.Go(func() error { return a.history.run(gctx, a.Store, a.Log) })
 	watch := func(run func(context.Context, func()) error) {
-		// They may open sockets: in the namespace of the thread that they happen to run on, as every thread of the agent is in it.
+		// They may open sockets: in the namespace of the thread that they happen to run on, as every thread of the
+		// agent is in it.
 		g.Go(func() error { return run(gctx, a.wake) })
 	}
 	watch(a.kernel.tables.Watch)
@@ -211,8 +216,8 @@ func Run(ctx context.Context, cfg Config) error {
 	return err
 }
 
-// lockNode keeps a second agent off the node: an abstract unix socket lives and dies with the process, and is private to the network
-// namespace.
+// lockNode keeps a second agent off the node: an abstract unix socket lives and dies with the process, and is private
+// to the network namespace.
 func lockNode() (net.Listener, error) {
 	l, err := net.Listen("unix", Socket)
 	if err != nil {
@@ -221,7 +226,8 @@ func lockNode() (net.Listener, error) {
 	return l, nil
 }
 
-// open returns an agent that has nothing to itself yet: no lease, and nothing in the kernel but what its former one left.
+// open returns an agent that has nothing to itself yet: no lease, and nothing in the kernel but what its former one
+// left.
 func open(cfg Config) (a *agent, err error) {
 	a = &agent{
 		Config: cfg,

@@ -12,7 +12,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// TestBoundedPermitsEndWithoutConfirmation: the lease is good for a minute, but nobody asks etcd whether it was revoked.
+// TestBoundedPermitsEndWithoutConfirmation: the lease is good for a minute, but nobody asks etcd whether it was
+// revoked.
 func TestBoundedPermitsEndWithoutConfirmation(t *testing.T) {
 	client, tables := world(t)
 	lease, err := client.Grant(t.Context(), 60*time.Second)

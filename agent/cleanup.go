@@ -12,10 +12,10 @@ import (
 	"github.com/egret-project/egret/vlan"
 )
 
-// Cleanup removes from the network namespace of the calling thread all that agents have made there, and nothing of others; that there is
-// nothing is no error. Selected pods then leave as the CNI has it: their open connections start afresh. It refuses while an agent runs,
-// which would put everything back, and keeps one from starting meanwhile. In etcd, the locks of the node's last agent end with its lease.
-// sysctl is Config.Sysctl.
+// Cleanup removes from the network namespace of the calling thread all that agents have made there, and nothing of
+// others; that there is nothing is no error. Selected pods then leave as the CNI has it: their open connections start
+// afresh. It refuses while an agent runs, which would put everything back, and keeps one from starting meanwhile. In
+// etcd, the locks of the node's last agent end with its lease. sysctl is Config.Sysctl.
 func Cleanup(sysctl string, log *slog.Logger) error {
 	lock, err := lockNode()
 	if err != nil {
@@ -38,8 +38,8 @@ func Cleanup(sysctl string, log *slog.Logger) error {
 	}
 	defer tables.Close()
 
-	// The tables come last: without them the kernel would answer for addresses that are still there, and what comes out of the overlay would
-	// leave with the node's own address.
+	// The tables come last: without them the kernel would answer for addresses that are still there, and what comes out
+	// of the overlay would leave with the node's own address.
 	if err := errors.Join(links.Delete(), router.Delete()); err != nil {
 		return fmt.Errorf("cleaning up (the nftables tables stay until this is mended): %w", err)
 	}

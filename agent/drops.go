@@ -16,17 +16,19 @@ import (
 )
 
 const (
-	// dropsEvery is how often it is looked what the guard dropped. The kernel remembers that by itself, and tells nobody: a look takes a tenth of
-	// a millisecond, and no flood of packets makes it more.
+	// dropsEvery is how often it is looked what the guard dropped. The kernel remembers that by itself, and tells
+	// nobody: a look takes a tenth of a millisecond, and no flood of packets makes it more.
 	dropsEvery = 5 * time.Second
-	// dropsAge is for how long the guard has to drop packets of an IP before that is said: a moment of it belongs to every take-over.
+	// dropsAge is for how long the guard has to drop packets of an IP before that is said: a moment of it belongs to
+	// every take-over.
 	dropsAge = 2 * dropsEvery
 )
 
 // drops knows of which egress IPs the guard drops packets for longer than a change of owner takes.
 type drops struct {
-	log  *slog.Logger
-	look func() (map[egress.ID]time.Duration, error) // by id, how long ago the last packet was dropped; without what is long past
+	log *slog.Logger
+	// by id, how long ago the last packet was dropped; without what is long past
+	look func() (map[egress.ID]time.Duration, error)
 	// cause returns the IP of an id and why its packets are dropped; ok is false where that is as it should be.
 	cause func(egress.ID) (ip netip.Addr, why string, ok bool)
 	wake  func()
@@ -92,8 +94,9 @@ func (d *drops) note(now time.Time, last map[egress.ID]time.Duration) bool {
 	return true
 }
 
-// causeOf returns the IP of an id, and what makes the guard drop its packets on this node: they have another source when they are about to leave,
-// be it for a gateway elsewhere, or they leave by another way than the overlay where the IP is not in service here.
+// causeOf returns the IP of an id, and what makes the guard drop its packets on this node: they have another source
+// when they are about to leave, be it for a gateway elsewhere, or they leave by another way than the overlay where the
+// IP is not in service here.
 func (a *agent) causeOf(id egress.ID) (ip netip.Addr, why string, ok bool) {
 	s := a.view.Snapshot()
 	if s == nil {

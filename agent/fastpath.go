@@ -11,9 +11,10 @@ import (
 	"github.com/egret-project/egret/routing"
 )
 
-// narrowFast takes from the fast path what it is not to have beside tables, before they are that, and returns the rest: what it gets after. It
-// observes once for both: nobody else writes to the maps, and to links that change meanwhile the programs are not attached. Where it fails, the
-// programs are detached, since they may have more than the tables are about to.
+// narrowFast takes from the fast path what it is not to have beside tables, before they are that, and returns the rest:
+// what it gets after. It observes once for both: nobody else writes to the maps, and to links that change meanwhile the
+// programs are not attached. Where it fails, the programs are detached, since they may have more than the tables are
+// about to.
 func (k *kernel) narrowFast(tables nft.State) (adds fastpath.Changes, err error) {
 	if k.fast == nil {
 		return fastpath.Changes{}, nil

@@ -126,8 +126,8 @@ func TestTheFastPathsPermitsEndWithTheTables(t *testing.T) {
 	check("all are withdrawn")
 }
 
-// Between the two halves of a pass the tables change, and the agent may stand still, or end, for as long as it likes: the programs have nothing then
-// that they are not to have after it, nor what they are to get.
+// Between the two halves of a pass the tables change, and the agent may stand still, or end, for as long as it likes:
+// the programs have nothing then that they are not to have after it, nor what they are to get.
 func TestTheFastPathLosesBeforeTheTablesChangeAndGetsAfter(t *testing.T) {
 	need.TCX(t)
 	netns.Enter(t)

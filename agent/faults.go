@@ -13,10 +13,11 @@ import (
 )
 
 const (
-	// faultAge is how long a node has to be at fault before it says so: most faults are others' changes in the middle of a round, and are
-	// mended by the next one.
+	// faultAge is how long a node has to be at fault before it says so: most faults are others' changes in the middle
+	// of a round, and are mended by the next one.
 	faultAge = time.Second
-	// maxFault bounds the text of one part's fault, in bytes: it goes into etcd, and from there into the status of every egress concerned.
+	// maxFault bounds the text of one part's fault, in bytes: it goes into etcd, and from there into the status of
+	// every egress concerned.
 	maxFault = 200
 )
 
@@ -55,8 +56,8 @@ func faults(err error) map[string]string {
 	return out
 }
 
-// hampers reports whether an error, of programming d, is about an egress IP: it is, unless it is all about ways out of the node by which that IP
-// does not leave.
+// hampers reports whether an error, of programming d, is about an egress IP: it is, unless it is all about ways out of
+// the node by which that IP does not leave.
 func hampers(err error, d plan.Desired, ip netip.Addr) bool {
 	var exit routing.Subnet // the zero Subnet: by the main table
 	for _, h := range d.NFT.Hosted {

@@ -96,7 +96,8 @@ func TestFaultsArePublishedOnceTheyStand(t *testing.T) {
 	want(nil)
 }
 
-// TestABrokenWayOutOfOnePoolHampersTheMovesOfItsIPsAlone has the kernel refuse the way out of a pool: its gateway is this node itself.
+// TestABrokenWayOutOfOnePoolHampersTheMovesOfItsIPsAlone has the kernel refuse the way out of a pool: its gateway is
+// this node itself.
 func TestABrokenWayOutOfOnePoolHampersTheMovesOfItsIPsAlone(t *testing.T) {
 	netns.Enter(t)
 	for _, line := range []string{"ip link add uplink type veth peer name other", "ip link set uplink up", "ip link set other up",

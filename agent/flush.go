@@ -16,12 +16,18 @@ import (
 
 // flush says which conntrack entries are to be deleted, so that their connections start afresh.
 type flush struct {
-	all      bool                // those of all pods that lack their mark: it is not known what happened before
-	strays   bool                // those with a mark that is not their pod's: it is not known which pods there were before
-	repaired bool                // those of all pods that are translated to something else than is wanted: it is not known to what
-	pods     map[netip.Addr]bool // of these pods, which got another egress or lost theirs, those that are not marked as they should be
-	stranded map[egress.ID]bool  // of these ids, those of own pods that are translated to something else than is wanted, since the gateway is another
-	unhosted map[netip.Addr]bool // those that are translated to these egress IPs, which left, or return; and those that others opened to them
+	all bool // those of all pods that lack their mark: it is not known what happened before
+	// those with a mark that is not their pod's: it is not known which pods there were before
+	strays bool
+	// those of all pods that are translated to something else than is wanted: it is not known to what
+	repaired bool
+	// of these pods, which got another egress or lost theirs, those that are not marked as they should be
+	pods map[netip.Addr]bool
+	// of these ids, those of own pods that are translated to something else than is wanted, since the gateway is
+	// another
+	stranded map[egress.ID]bool
+	// those that are translated to these egress IPs, which left, or return; and those that others opened to them
+	unhosted map[netip.Addr]bool
 }
 
 func newFlush() flush {
@@ -95,14 +101,17 @@ type pods struct {
 	local   map[netip.Addr]egress.ID     // the node's own
 	blocks  map[egress.ID][]egress.Block // the node's, those included that retire
 	sources map[egress.ID]netip.Addr     // what connections are translated to that are by no block
-	hosted  map[netip.Addr]bool          // the egress IPs that are translated to here, and whether nodes have blocks of their ports; nil: it is not known yet
-	except  []netip.Prefix
-	whole   bool // none is missing from local
+	// the egress IPs that are translated to here, and whether nodes have blocks of their ports; nil: it is not known
+	// yet
+	hosted map[netip.Addr]bool
+	except []netip.Prefix
+	whole  bool // none is missing from local
 }
 
-// A flush looks at the kernel's whole table of connections, whatever is in it. Pods that come and go all the time are to cost a flushShare-th of a core
-// at most: each flush is charged with flushShare times what it took, and the next ones wait, for flushRest each and at most, once that is more than what
-// time has paid off by flushBurst. So the flushes of one change, or of a few, wait for nothing, and what waits shares a flush. What is due since a gateway or
+// A flush looks at the kernel's whole table of connections, whatever is in it. Pods that come and go all the time are
+// to cost a flushShare-th of a core at most: each flush is charged with flushShare times what it took, and the next
+// ones wait, for flushRest each and at most, once that is more than what time has paid off by flushBurst. So the
+// flushes of one change, or of a few, wait for nothing, and what waits shares a flush. What is due since a gateway or
 // the tables changed, and not since pods did, never waits: until then the tables drop what it is about.
 const (
 	flushShare = 20
@@ -110,17 +119,18 @@ const (
 	flushRest  = time.Second
 )
 
-// flusher deletes conntrack entries. It has a goroutine of its own (run): the table of connections is the node's, not ours, and takes
-// seconds to be read where it is large. Nobody waits for it. That is safe: entries that are to go let
-// no packet out with a wrong source, since the tables, which are written first, compare every packet's pod with its connection, and every
-// source with the permits. Until the entries are gone such packets are dropped; then their connections start afresh, TCP in
-// mid-stream and with the same ports.
+// flusher deletes conntrack entries. It has a goroutine of its own (run): the table of connections is the node's, not
+// ours, and takes seconds to be read where it is large. Nobody waits for it. That is safe: entries that are to go let
+// no packet out with a wrong source, since the tables, which are written first, compare every packet's pod with its
+// connection, and every source with the permits. Until the entries are gone such packets are dropped; then their
+// connections start afresh, TCP in mid-stream and with the same ports.
 //
-// Why they go: those that a local pod opened before it had its egress IP, since none of its packets is to leave with another source
-// from then on (connections within the cluster are left alone); those of a pod that has no egress IP any more, or another one, which the next
-// pod of the address would inherit; those that are by no block of ports, and whose gateway was this node and is another one now, or the other way
-// round: they are translated once; and those by egress IPs that this node steered and does no more: should such an IP come back, TCP has gone on
-// without this node, and is out of any window that it knows.
+// Why they go: those that a local pod opened before it had its egress IP, since none of its packets is to leave with
+// another source from then on (connections within the cluster are left alone); those of a pod that has no egress IP any
+// more, or another one, which the next pod of the address would inherit; those that are by no block of ports, and whose
+// gateway was this node and is another one now, or the other way round: they are translated once; and those by egress
+// IPs that this node steered and does no more: should such an IP come back, TCP has gone on without this node, and is
+// out of any window that it knows.
 type flusher struct {
 	delete func(match func(conntrack.Connection) bool, filters ...conntrack.Filter) error
 	wake   func()
@@ -139,8 +149,8 @@ func newFlusher(wake func()) *flusher {
 	return f
 }
 
-// follow takes over what has changed in the kernel's tables, and what they are made of now. It never blocks, and returns the error of the last
-// try, if there was one; then the next one begins.
+// follow takes over what has changed in the kernel's tables, and what they are made of now. It never blocks, and
+// returns the error of the last try, if there was one; then the next one begins.
 func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 	f.mu.Lock()
 	defer f.mu.Unlock()

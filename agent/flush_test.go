@@ -19,8 +19,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// node is the agent of node-1, over a real etcd and the kernel of a network namespace. Its passes are the test's to make, on the thread that is
-// in the namespace. A pool has two egress IPs of other nodes; node-2 is the other node.
+// node is the agent of node-1, over a real etcd and the kernel of a network namespace. Its passes are the test's to
+// make, on the thread that is in the namespace. A pool has two egress IPs of other nodes; node-2 is the other node.
 type node struct {
 	*agent
 	t *testing.T
@@ -159,7 +159,8 @@ func (n *node) takeOver(flush bool) time.Time {
 	return began
 }
 
-// A take-over is a race against everybody's patience; the table of connections may take seconds to be read, and is not waited for.
+// A take-over is a race against everybody's patience; the table of connections may take seconds to be read, and is not
+// waited for.
 func TestASlowConntrackDelaysNeitherClaimNorPermitNorAnnouncement(t *testing.T) {
 	n := newNode(t)
 	n.members("e0", "node-1", "10.244.1.2")
@@ -180,8 +181,8 @@ func TestASlowConntrackDelaysNeitherClaimNorPermitNorAnnouncement(t *testing.T) 
 	}
 }
 
-// What is left of a pod that is selected no more, or by another egress, goes: the next pod of its address would have it. Of another node's pods the
-// gateway knows nothing but the node: theirs end with the egress IP.
+// What is left of a pod that is selected no more, or by another egress, goes: the next pod of its address would have
+// it. Of another node's pods the gateway knows nothing but the node: theirs end with the egress IP.
 func TestThePodsThatGoLeaveNoConnectionsBehind(t *testing.T) {
 	n := newNode(t)
 	n.members("e0", "node-1", "10.244.1.2", "10.244.1.3", "10.244.1.4")
@@ -277,7 +278,8 @@ func TestWhatIsByNoBlockGoesWithItsGateway(t *testing.T) {
 		gateway string
 		gone    []string
 	}{
-		{"nowhere", []string{"of another node"}}, // it is not known yet what of the own stays; what other nodes had here is of another time
+		// it is not known yet what of the own stays; what other nodes had here is of another time
+		{"nowhere", []string{"of another node"}},
 		{"elsewhere", byIP},
 		{"elsewhere", nil},
 		{"nowhere", nil},
@@ -345,8 +347,9 @@ func TestWhatCannotBeFlushedIsAFaultAndTriedAgain(t *testing.T) {
 	}
 }
 
-// What a pod's node has translated to a port of its own block is nobody's business but the pod's: neither the coming and going of the egress IP
-// nor a repair of the tables ends it. All else goes as soon as it has another source than it would get now.
+// What a pod's node has translated to a port of its own block is nobody's business but the pod's: neither the coming
+// and going of the egress IP nor a repair of the tables ends it. All else goes as soon as it has another source than it
+// would get now.
 func TestConnectionsByABlockStayAndOthersAsLongAsTheirSourceIsRight(t *testing.T) {
 	pod, other, ip := netip.MustParseAddr("10.244.1.100"), netip.MustParseAddr("10.244.1.101"), pooled[0]
 	known := &pods{

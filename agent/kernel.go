@@ -61,10 +61,11 @@ func openKernel(cfg Config, m *machine, counts *metrics, wake func()) (k *kernel
 	return k, nil
 }
 
-// program makes the kernel equal to d, as far as it lets itself. applied reports whether the tables hold what d asks; without that, nothing
-// is permitted. The order keeps two promises at every moment: an address is on a link, or local by a route, only while the tables guard it, and
-// nothing points at what is not there yet. So: permits that end, addresses that go, and what makes them local; routes that come; what the fast path
-// loses; the tables, in one transaction; addresses that come, and what makes them local, routes that go; what the fast path gets; and last the
+// program makes the kernel equal to d, as far as it lets itself. applied reports whether the tables hold what d asks;
+// without that, nothing is permitted. The order keeps two promises at every moment: an address is on a link, or local
+// by a route, only while the tables guard it, and nothing points at what is not there yet. So: permits that end,
+// addresses that go, and what makes them local; routes that come; what the fast path loses; the tables, in one
+// transaction; addresses that come, and what makes them local, routes that go; what the fast path gets; and last the
 // permits. What fails holds up nothing else.
 func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err error) {
 	written := k.programmed.begin()
@@ -103,8 +104,8 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 	rules := k.diffTables(tables, d.NFT, links, routes)
 
 	arrive := func(part routing.Changes) { errs = append(errs, in("routes", k.applyRoutes(part))) }
-	// Where the tables are not whole, as after a boot, they come before the overlay is up: what it brings would pass without them, and leave
-	// with this node's own address.
+	// Where the tables are not whole, as after a boot, they come before the overlay is up: what it brings would pass
+	// without them, and leave with this node's own address.
 	whole := len(rules.Repairs) == 0
 	if arrive(moves.Links()); whole {
 		arrive(moves.Entries())
@@ -142,8 +143,8 @@ func (k *kernel) diffTables(have nft.Observed, want nft.State, links vlan.Observ
 	return nft.Diff(have, want)
 }
 
-// countResets counts how often somebody else set rp_filter of a VLAN link, and says so. loosened are those that are not loose, loose the others that
-// there are: one that is not loose and was not there in the pass before is new.
+// countResets counts how often somebody else set rp_filter of a VLAN link, and says so. loosened are those that are not
+// loose, loose the others that there are: one that is not loose and was not there in the pass before is new.
 func (k *kernel) countResets(loosened, loose []string) {
 	now := map[string]int{}
 	for _, link := range slices.Concat(loosened, loose) {
@@ -160,8 +161,8 @@ func (k *kernel) countResets(loosened, loose []string) {
 	k.resets = now
 }
 
-// logChanges says and counts what changed in a part of the kernel: one line a change, and a steady state is silent. The lines of the ruleset itself,
-// which is the same on every node, are for debugging.
+// logChanges says and counts what changed in a part of the kernel: one line a change, and a steady state is silent. The
+// lines of the ruleset itself, which is the same on every node, are for debugging.
 func (k *kernel) logChanges(ctx context.Context, part string, changes fmt.Stringer) {
 	n := 0
 	for line := range strings.Lines(changes.String()) {

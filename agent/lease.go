@@ -24,7 +24,8 @@ func (a *agent) newLease(ctx context.Context) error {
 	return nil
 }
 
-// keepLease renews the lease, and takes a new one when etcd has dropped it: every lock is gone then, and so are the permits.
+// keepLease renews the lease, and takes a new one when etcd has dropped it: every lock is gone then, and so are the
+// permits.
 func (a *agent) keepLease(ctx context.Context) error {
 	for {
 		lease := a.machine.current()
@@ -58,10 +59,11 @@ func (a *agent) keepLease(ctx context.Context) error {
 	}
 }
 
-// confirm asks etcd again and again whether the lease is still there, for permits that are bounded by the answer: while the machine says so, and once
-// when it begins to.
+// confirm asks etcd again and again whether the lease is still there, for permits that are bounded by the answer: while
+// the machine says so, and once when it begins to.
 func (a *agent) confirm(ctx context.Context) error {
-	// Nobody waits for a question that hangs, as with a member of etcd that is stuck: the next one goes to another member.
+	// Nobody waits for a question that hangs, as with a member of etcd that is stuck: the next one goes to another
+	// member.
 	var questions errgroup.Group
 	questions.SetLimit(5)
 	defer func() { _ = questions.Wait() }() // what failed is seen by the permits that end

@@ -23,16 +23,16 @@ import (
 const LivePage = "/live"
 
 const (
-	// liveTime is for how long a gateway waits for packets. An answer has to be sent within 10 s (monitor), with what it takes
-	// to begin and to end.
+	// liveTime is for how long a gateway waits for packets. An answer has to be sent within 10 s (monitor), with what
+	// it takes to begin and to end.
 	liveTime = 6500 * time.Millisecond
-	// podTime is for how long the pod's node does, which is asked a little later (operator): whatever it sees the gateway has
-	// another second for.
+	// podTime is for how long the pod's node does, which is asked a little later (operator): whatever it sees the
+	// gateway has another second for.
 	podTime = 4500 * time.Millisecond
 	// liveRest is for how long the pod's node waits for the rest, of the first packet and its answer, once that came.
 	liveRest = time.Second
-	// livePause is the least time from the end of one trace to the next: each is two changes of the ruleset, which packets of
-	// all of the node wait for.
+	// livePause is the least time from the end of one trace to the next: each is two changes of the ruleset, which
+	// packets of all of the node wait for.
 	livePause = 3 * time.Second
 )
 
@@ -126,7 +126,8 @@ func (a *agent) follow(ctx context.Context, q egress.LiveQuestion) (egress.Live,
 	return out, nil
 }
 
-// sourcesOf returns the sources that packets of a pod have on a node: the pod's, the egress IP, and the address in the overlay.
+// sourcesOf returns the sources that packets of a pod have on a node: the pod's, the egress IP, and the address in the
+// overlay.
 func sourcesOf(d plan.Desired, q egress.KernelQuestion) ([]netip.Addr, error) {
 	sources := []netip.Addr{q.IP}
 	switch hosted, hosts := d.NFT.Hosted[q.ID]; {
@@ -205,8 +206,8 @@ func (l *follower) add(e nft.TraceEvent) (first bool) {
 	return first
 }
 
-// follows reports whether a packet that begins may be the pod's, or an answer to it: on the pod's node nothing is before the pod
-// sent something, and in the overlay it comes from the other node, or goes there.
+// follows reports whether a packet that begins may be the pod's, or an answer to it: on the pod's node nothing is
+// before the pod sent something, and in the overlay it comes from the other node, or goes there.
 func (l *follower) follows(e nft.TraceEvent) bool {
 	switch {
 	case l.pod.IsValid() && e.Began == egress.LiveSent:
@@ -242,8 +243,8 @@ func (l *follower) begin(e nft.TraceEvent) *packet {
 	return p
 }
 
-// numberedAnew returns the packet that a step is of whose number is not known: the kernel gives a packet another one when it has
-// its route, and when it is translated. nil: it is of another trace.
+// numberedAnew returns the packet that a step is of whose number is not known: the kernel gives a packet another one
+// when it has its route, and when it is translated. nil: it is of another trace.
 func (l *follower) numberedAnew(e nft.TraceEvent) *packet {
 	for _, p := range slices.Backward(l.list) {
 		if e.From.IsValid() && e.In == p.in && l.same(p, e.Ends) {
@@ -273,8 +274,8 @@ func isEcho(protocol byte) bool {
 	return protocol == unix.IPPROTO_ICMP || protocol == unix.IPPROTO_ICMPV6
 }
 
-// translate notes by which ports the pod's packets go on: by conntrack's entries, and by answers that came, as the kernel
-// removes the entry of a connection that is refused.
+// translate notes by which ports the pod's packets go on: by conntrack's entries, and by answers that came, as the
+// kernel removes the entry of a connection that is refused.
 func (l *follower) translate(flows []conntrack.Flow) {
 	for _, p := range l.list {
 		if p.What != egress.LiveSent {

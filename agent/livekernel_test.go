@@ -15,7 +15,8 @@ import (
 	"github.com/egret-project/egret/plan"
 )
 
-// A node that translates what its pod sends, as the gateway of its egress IP, and nobody at the port that the pod connects to.
+// A node that translates what its pod sends, as the gateway of its egress IP, and nobody at the port that the pod
+// connects to.
 func TestTheKernelTellsTheWayOfAPodsPacketAndOfItsAnswer(t *testing.T) {
 	netns.Enter(t)
 	pod, outside := fmt.Sprintf("eglive-p%d", os.Getpid()), fmt.Sprintf("eglive-o%d", os.Getpid())

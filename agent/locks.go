@@ -15,8 +15,9 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// transact does in etcd what the kernel is ready for and the machine decides, and returns when there is more to do. Without its tables a node
-// claims nothing, and releases nothing: it might still be answering. With anything else at fault only moves wait, of the IPs that it is about.
+// transact does in etcd what the kernel is ready for and the machine decides, and returns when there is more to do.
+// Without its tables a node claims nothing, and releases nothing: it might still be answering. With anything else at
+// fault only moves wait, of the IPs that it is about.
 func (a *agent) transact(ctx context.Context, r round, d plan.Desired, applied bool, faulty error) (next time.Time, err error) {
 	// Milliseconds are usual. While etcd does not answer, the kernel is looked after all the same.
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
@@ -81,7 +82,8 @@ func (a *agent) longest(ctx context.Context, r round, l ownership.Longest) error
 	return err
 }
 
-// claimAll takes locks that nobody has, many at a time: a gateway that dies may leave hundreds, and etcd writes together what comes together.
+// claimAll takes locks that nobody has, many at a time: a gateway that dies may leave hundreds, and etcd writes
+// together what comes together.
 func (a *agent) claimAll(ctx context.Context, r round, claims []ownership.Claim) error {
 	const atOnce = 32
 	var all errgroup.Group
@@ -129,7 +131,8 @@ func (a *agent) handOver(ctx context.Context, h ownership.HandOver) error {
 	return err
 }
 
-// release gives a lock back. An IP that this node has not used yet may be another's still, for which whoever is next has to wait.
+// release gives a lock back. An IP that this node has not used yet may be another's still, for which whoever is next
+// has to wait.
 func (a *agent) release(ctx context.Context, r ownership.Release) error {
 	release := a.Store.Release
 	if r.Unused {
@@ -153,8 +156,8 @@ func (a *agent) suspect(ctx context.Context, s ownership.Suspect) error {
 	return err
 }
 
-// revoke ends the lease of an agent. While etcd is full nobody could claim what that frees, nor the agent, should it live, get another lease: then it
-// returns when to look again.
+// revoke ends the lease of an agent. While etcd is full nobody could claim what that frees, nor the agent, should it
+// live, get another lease: then it returns when to look again.
 func (a *agent) revoke(ctx context.Context, r ownership.Revoke) (next time.Time, err error) {
 	if !r.Former && a.Store.AskNoSpace(ctx) {
 		return time.Now().Add(time.Second), nil

@@ -17,14 +17,16 @@ import (
 	"github.com/egret-project/egret/nft"
 )
 
-// Bounds of durations in seconds: a planned move takes hundredths, a take-over half a second and a permit, and etcd a thousandth where all is well.
+// Bounds of durations in seconds: a planned move takes hundredths, a take-over half a second and a permit, and etcd a
+// thousandth where all is well.
 var (
 	takeBuckets   = []float64{.02, .05, .1, .2, .3, .5, .75, 1, 1.5, 2, 3, 5, 10, 20, 40}
 	shortBuckets  = []float64{.0005, .001, .0025, .005, .01, .025, .05, .1, .25, .5, 1, 2.5}
 	marginBuckets = []float64{0, .025, .05, .1, .15, .2, .25, .3, .4, .5, 1, 10}
 )
 
-// What an agent tells of itself, of the egress IPs that it serves, and of those that its pods use. No metric has a label for a pod.
+// What an agent tells of itself, of the egress IPs that it serves, and of those that its pods use. No metric has a
+// label for a pod.
 var (
 	metricOwned = monitor.Metric{Name: "egret_egress_owned", Type: monitor.Gauge, Labels: []string{"egress_ip"},
 		Help: "1 for each egress IP whose lock this node has and uses."}
@@ -294,7 +296,8 @@ func (m *metrics) reconciled(long time.Duration, err error, owned []netip.Addr) 
 	m.degraded, m.owned = degraded, owned
 }
 
-// readMetrics puts what is read when it is asked for: from the kernel, and from what the parts of the agent know. It takes none of reconcile's time.
+// readMetrics puts what is read when it is asked for: from the kernel, and from what the parts of the agent know. It
+// takes none of reconcile's time.
 func (a *agent) readMetrics(put func(d monitor.Metric, value float64, labels ...string)) error {
 	a.metrics.mu.Lock()
 	degraded, owned := a.metrics.degraded, a.metrics.owned

@@ -26,7 +26,8 @@ type rounds struct {
 	dead map[string]bool
 }
 
-// next is one at which the owner of the IP is o, a move to the node to is asked for, and what is used newly is what uses says.
+// next is one at which the owner of the IP is o, a move to the node to is asked for, and what is used newly is what
+// uses says.
 func (p *rounds) next(after time.Duration, o egress.Owner, to string, uses, whole bool) {
 	p.now = p.now.Add(after)
 	ip := netip.MustParseAddr("10.0.0.1")

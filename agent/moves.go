@@ -13,7 +13,8 @@ import (
 )
 
 const (
-	// readyTimeout is how long the target of a move that the owner asked for may take to get ready; milliseconds are usual.
+	// readyTimeout is how long the target of a move that the owner asked for may take to get ready; milliseconds are
+	// usual.
 	readyTimeout = 5 * time.Second
 	// avoidTime is for how long a node that did not get ready is asked for nothing.
 	avoidTime = 30 * time.Second
@@ -35,8 +36,9 @@ func newMoves(cfg Config) moves {
 	return moves{node: cfg.Node, store: cfg.Store, log: cfg.Log, after: cfg.Rebalance, asked: map[netip.Addr]time.Time{}, avoid: map[string]time.Time{}}
 }
 
-// request asks for planned moves of what this node shall not keep, one IP at a time: because it is cordoned, or because the IP belongs
-// elsewhere. A request that did not come true is withdrawn, and another node asked. It returns when there is more to do by time alone.
+// request asks for planned moves of what this node shall not keep, one IP at a time: because it is cordoned, or because
+// the IP belongs elsewhere. A request that did not come true is withdrawn, and another node asked. It returns when
+// there is more to do by time alone.
 func (m *moves) request(ctx context.Context, r round) (next time.Time, err error) {
 	asked := map[netip.Addr]time.Time{}
 	var errs []error
@@ -104,8 +106,8 @@ func (m *moves) request(ctx context.Context, r round) (next time.Time, err error
 	return next, errors.Join(errs...)
 }
 
-// dueToRebalance returns the IP of this node that is the next to go where it belongs, once it has been misplaced for long enough, and else when
-// that will be. Each node counts for itself: clocks differ, and a start begins anew.
+// dueToRebalance returns the IP of this node that is the next to go where it belongs, once it has been misplaced for
+// long enough, and else when that will be. Each node counts for itself: clocks differ, and a start begins anew.
 func (m *moves) dueToRebalance(r round) (o egress.Owner, to []string, next time.Time) {
 	if m.after == 0 {
 		return o, nil, next

@@ -14,7 +14,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// giver is the part of node-1's agent that gives IPs away, over a real etcd. It holds two IPs of a pool; there are three nodes.
+// giver is the part of node-1's agent that gives IPs away, over a real etcd. It holds two IPs of a pool; there are
+// three nodes.
 type giver struct {
 	*agent
 	t *testing.T

@@ -15,11 +15,12 @@ import (
 )
 
 const (
-	// maxFlows bounds the connections of which it is remembered how they began, some 300 bytes each: the kernel has no more by
-	// default on a node with 4 GB and more (nf_conntrack_max). The end of a further one is logged by what is known then.
+	// maxFlows bounds the connections of which it is remembered how they began, some 300 bytes each: the kernel has no
+	// more by default on a node with 4 GB and more (nf_conntrack_max). The end of a further one is logged by what is
+	// known then.
 	maxFlows = 1 << 18
-	// listEvery is how often all connections are listed as long as there are some of whose end the kernel may not tell; listShare bounds the time that
-	// takes, as portsShare.
+	// listEvery is how often all connections are listed as long as there are some of whose end the kernel may not tell;
+	// listShare bounds the time that takes, as portsShare.
 	listEvery = time.Minute
 	listShare = 20
 	// formerFor is for how long the name of a pod that is gone is remembered, for connections that end then.
@@ -148,7 +149,8 @@ func (n *natLogger) follow(ctx context.Context) error {
 		return err
 	}
 	defer events.Close()
-	// A listing is looked at between events, and where there are none for a while: it wakes who waits for events no other way.
+	// A listing is looked at between events, and where there are none for a while: it wakes who waits for events no
+	// other way.
 	batches, next := make(chan []event), make(chan []event, 2)
 	next <- nil
 	next <- nil
@@ -226,8 +228,8 @@ type event struct {
 	lost int
 }
 
-// relist begins a listing where one is due: when the log begins, after a loss, and now and then while there are connections of whose end the kernel may not
-// tell.
+// relist begins a listing where one is due: when the log begins, after a loss, and now and then while there are
+// connections of whose end the kernel may not tell.
 func (n *natLogger) relist() {
 	if n.listing != nil {
 		return

@@ -17,7 +17,8 @@ import (
 	"github.com/egret-project/egret/natlog"
 )
 
-// translated sets up a namespace in which each connection to port 7000 of 127.1.0.0/16 is one of an egress, translated to its IP, and counts them.
+// translated sets up a namespace in which each connection to port 7000 of 127.1.0.0/16 is one of an egress, translated
+// to its IP, and counts them.
 func translated(t testing.TB) {
 	t.Helper()
 	for _, line := range []string{
@@ -32,7 +33,8 @@ func translated(t testing.TB) {
 	netns.RunAll(t, "", "ip addr add 203.0.113.5/32 dev lo")
 }
 
-// openConnections opens connections, so many a second (0: as many as can be), and ends them at once, for a while. It returns how many were opened.
+// openConnections opens connections, so many a second (0: as many as can be), and ends them at once, for a while. It
+// returns how many were opened.
 func (l *logged) openConnections(perSecond int, length time.Duration) (opened int64) {
 	const workers = 4
 	var n atomic.Int64
@@ -104,7 +106,8 @@ func processor(t testing.TB) time.Duration {
 	return time.Duration(u.Utime.Nano() + u.Stime.Nano())
 }
 
-// BenchmarkNATLog opens connections of an egress, 10,000 a second and as many as can be, with and without a log by turns.
+// BenchmarkNATLog opens connections of an egress, 10,000 a second and as many as can be, with and without a log by
+// turns.
 func BenchmarkNATLog(b *testing.B) {
 	for _, perSecond := range []int{10_000, 0} {
 		b.Run(fmt.Sprintf("perSecond=%d", perSecond), func(b *testing.B) {
@@ -112,7 +115,8 @@ func BenchmarkNATLog(b *testing.B) {
 			l.size = 1 << 12
 			l.every = listEvery
 			translated(b)
-			const rounds, length = 12, time.Second // short ones by turns: whatever else the machine does meets both alike
+			// short ones by turns: whatever else the machine does meets both alike
+			const rounds, length = 12, time.Second
 			var opened [2]int64
 			var took [2]time.Duration
 			var fewer []float64

@@ -238,7 +238,8 @@ func TestAPortThatAnotherPodGetsIsTheirsByTime(t *testing.T) {
 	for i, pod := range []string{"10.244.0.1", "10.244.0.2", "10.244.0.1"} {
 		l.open(tcp(pod, 1000, "192.0.2.1", "203.0.113.5:2048"))
 		l.until(natlog.New, i+1)
-		time.Sleep(20 * time.Millisecond) // moments of their own: times in the log have no better order than the clock's
+		// moments of their own: times in the log have no better order than the clock's
+		time.Sleep(20 * time.Millisecond)
 		between = append(between, time.Now())
 		time.Sleep(20 * time.Millisecond)
 		netns.Run(t, "conntrack -F")
@@ -289,7 +290,8 @@ func TestARestartedAgentLogsWhatBeganAndEndedMeanwhile(t *testing.T) {
 	}
 }
 
-// TestWhatTheKernelCouldNotTellIsCountedAndFound has more connections than the socket holds, which the agent does not read for a while.
+// TestWhatTheKernelCouldNotTellIsCountedAndFound has more connections than the socket holds, which the agent does not
+// read for a while.
 func TestWhatTheKernelCouldNotTellIsCountedAndFound(t *testing.T) {
 	l := newLogged(t, NATLog{})
 	l.buffer = 1
@@ -333,7 +335,8 @@ func TestFilterAndSampleChooseWholeConnections(t *testing.T) {
 		l := newLogged(t, NATLog{Filter: []string{"namespace=prod", "namespace=x", "ip=203.0.113.5", "egress=web"}})
 		l.start()
 		l.open(tcp("10.244.0.1", 1000, "192.0.2.1", "203.0.113.5:2048"),
-			entry("10.244.0.9", "192.0.2.1", "udp", "--sport 1000 --dport 53", "203.0.113.9:2048", 9),  // another egress, another namespace
+			// another egress, another namespace
+			entry("10.244.0.9", "192.0.2.1", "udp", "--sport 1000 --dport 53", "203.0.113.9:2048", 9),
 			entry("fd44::1", "2001:db8::1", "udp", "--sport 1000 --dport 53", "[2001:db8::5]:2050", 6)) // another IP
 		l.until(natlog.New, 1)
 		netns.Run(t, "conntrack -F")
@@ -379,7 +382,8 @@ func TestFilterAndSampleChooseWholeConnections(t *testing.T) {
 	})
 }
 
-// TestWhatTheGatewayTranslatesIsFoundByItsOverlayAddress has the lines of both nodes of a connection of a node without ports.
+// TestWhatTheGatewayTranslatesIsFoundByItsOverlayAddress has the lines of both nodes of a connection of a node without
+// ports.
 func TestWhatTheGatewayTranslatesIsFoundByItsOverlayAddress(t *testing.T) {
 	l := newLogged(t, NATLog{})
 	l.start()

@@ -71,8 +71,8 @@ func (n *natLogger) sample() int {
 	return 0
 }
 
-// sampled reports whether a connection is one of those that are logged, always the same for all that is said of it, by whatever agent: by what is
-// constant of it (FNV-1a, https://www.rfc-editor.org/rfc/rfc9923).
+// sampled reports whether a connection is one of those that are logged, always the same for all that is said of it, by
+// whatever agent: by what is constant of it (FNV-1a, https://www.rfc-editor.org/rfc/rfc9923).
 func (n *natLogger) sampled(c *conntrack.Flow) bool {
 	if n.cfg.Sample <= 1 {
 		return true

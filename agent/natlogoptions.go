@@ -13,10 +13,12 @@ import (
 type NATLog struct {
 	// File is where lines are written; StandardOutput: there. Empty: the log is off.
 	File string
-	// MaxSize is how large a file may become, in MB, Files how many former ones are kept, and Days for how long; 0: whatever their age.
+	// MaxSize is how large a file may become, in MB, Files how many former ones are kept, and Days for how long; 0:
+	// whatever their age.
 	MaxSize, Files, Days int
-	// Filter are what a connection has to be of to be logged: egress=NAME, namespace=NAME or ip=ADDRESS. Of several of one kind one is enough; of each
-	// kind that there is, one has to be so. What cannot be told, as of a pod whose name is not known any more, is logged.
+	// Filter are what a connection has to be of to be logged: egress=NAME, namespace=NAME or ip=ADDRESS. Of several of
+	// one kind one is enough; of each kind that there is, one has to be so. What cannot be told, as of a pod whose name
+	// is not known any more, is logged.
 	Filter []string
 	// Sample logs one connection in so many; 0 and 1: all.
 	Sample int

@@ -13,7 +13,8 @@ import (
 	"github.com/egret-project/egret/routing"
 )
 
-// Addresses that stand for anywhere outside: of documentation, which no route but a default one leads to (RFC 5737, RFC 3849).
+// Addresses that stand for anywhere outside: of documentation, which no route but a default one leads to (RFC 5737, RFC
+// 3849).
 var anywhere4, anywhere6 = netip.MustParseAddr("203.0.113.1"), netip.MustParseAddr("2001:db8::1")
 
 // pathOf returns the way of packets on from this node, and asks those on it whether they answer: as the kernel asks for
@@ -89,9 +90,9 @@ func exitMark(d plan.Desired, id egress.ID) (egress.Mark, bool) {
 	return mark, ok && mark != egress.ToGatewayMark
 }
 
-// exitOf returns the address whose route packets with a mark take, and the link that they have to leave by; "": whichever
-// the main table says. The address is the one that was asked for, else the gateway of the subnet that the mark stands for,
-// else anywhere.
+// exitOf returns the address whose route packets with a mark take, and the link that they have to leave by; "":
+// whichever the main table says. The address is the one that was asked for, else the gateway of the subnet that the
+// mark stands for, else anywhere.
 func exitOf(d plan.Desired, q egress.KernelQuestion, mark egress.Mark) (to netip.Addr, link string) {
 	to = anywhere6
 	if q.IP.Is4() {

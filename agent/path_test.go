@@ -78,8 +78,9 @@ func TestNextHopsOnTheWayAreAsked(t *testing.T) {
 		"out, without a default route":        {2, 0, "", egress.Path{}},
 		"to where no route leads":             {4, 0, "203.0.113.9", egress.Path{Exit: &egress.Hop{To: addr("203.0.113.9"), Fault: "network is unreachable"}}},
 		"by a VLAN":                           {3, 2, "", egress.Path{Overlay: hop(node, "eth0", false), Exit: hop(router, "egret.100", true)}},
-		"by a VLAN, to a host of it":          {3, 2, "10.20.0.9", egress.Path{Overlay: hop(node, "eth0", false), Exit: hop(addr("10.20.0.9"), "egret.100", false)}}, // which is not asked
-		"nothing of this node":                {5, 0, "203.0.113.7", egress.Path{}},
+		// which is not asked
+		"by a VLAN, to a host of it": {3, 2, "10.20.0.9", egress.Path{Overlay: hop(node, "eth0", false), Exit: hop(addr("10.20.0.9"), "egret.100", false)}},
+		"nothing of this node":       {5, 0, "203.0.113.7", egress.Path{}},
 	} {
 		q := egress.KernelQuestion{Pod: pod, IP: addr("10.10.0.11"), ID: tt.id, Peer: tt.peer}
 		if tt.to != "" {

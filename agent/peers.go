@@ -43,8 +43,8 @@ func (a *agent) receive(from string, b []byte) {
 	}
 }
 
-// askPromises asks the peers for promises while etcd is missing, until ctx ends. It begins when etcd is asked for a yes, looks again when the last yes is
-// old enough to be missed, and every tenth of P from then on.
+// askPromises asks the peers for promises while etcd is missing, until ctx ends. It begins when etcd is asked for a
+// yes, looks again when the last yes is old enough to be missed, and every tenth of P from then on.
 func (a *agent) askPromises(ctx context.Context) error {
 	for {
 		var next <-chan time.Time
@@ -64,7 +64,8 @@ func (a *agent) askPromises(ctx context.Context) error {
 	}
 }
 
-// peers returns the other agents that could claim: those that etcd knows, and those that joined while it does not answer.
+// peers returns the other agents that could claim: those that etcd knows, and those that joined while it does not
+// answer.
 func (a *agent) peers(s *egress.Snapshot) []string {
 	all := map[string]bool{}
 	for name := range s.Agents {

@@ -23,8 +23,8 @@ type permits struct {
 	kick    chan struct{} // capacity 1: renew now
 
 	metrics *metrics
-	// fast has the same permits, as far as it can use them; nil: there is no fast path. It loses them before the tables do, and gets them after, with an
-	// end that is no later.
+	// fast has the same permits, as far as it can use them; nil: there is no fast path. It loses them before the tables
+	// do, and gets them after, with an end that is no later.
 	fast *fastpath.Path
 
 	mu sync.Mutex // guards what follows, and keeps a renewal from overtaking a withdrawal
@@ -51,8 +51,8 @@ func (p *permits) withdraw(keep []nft.Permit) error {
 	})
 }
 
-// keeps reports whether the lock of an IP goes on when the agent stops. If not, its permit has ended, and a late answer of etcd does not renew it with
-// all others, beside the next owner's.
+// keeps reports whether the lock of an IP goes on when the agent stops. If not, its permit has ended, and a late answer
+// of etcd does not renew it with all others, beside the next owner's.
 func (p *permits) keeps(ip netip.Addr) (bool, error) {
 	if p.machine.keeps(ip) {
 		return true, nil
@@ -107,7 +107,8 @@ func (p *permits) grant(list []nft.Permit) error {
 	return nil
 }
 
-// extend renews the permits of ips to the end of the lease, under which their locks are and which nobody revokes, and returns how long that is.
+// extend renews the permits of ips to the end of the lease, under which their locks are and which nobody revokes, and
+// returns how long that is.
 func (p *permits) extend(lease *store.Lease, ips []netip.Addr) (time.Duration, error) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
@@ -116,8 +117,8 @@ func (p *permits) extend(lease *store.Lease, ips []netip.Addr) (time.Duration, e
 	return time.Until(lease.Valid()), p.renewLocked()
 }
 
-// renewLocked renews the permits to their limit, but for a margin, in which that has to be done: without a commit where the kernel has
-// exactly those, and else with one.
+// renewLocked renews the permits to their limit, but for a margin, in which that has to be done: without a commit where
+// the kernel has exactly those, and else with one.
 func (p *permits) renewLocked() error {
 	var list []nft.Permit
 	for _, have := range p.machine.Permits() {
@@ -126,7 +127,8 @@ func (p *permits) renewLocked() error {
 	if len(list) == 0 {
 		return nil
 	}
-	if !p.written || p.renewal.Window == 0 || p.machine.Length() < p.length { // its frames are as exact as its own length bears
+	// its frames are as exact as its own length bears
+	if !p.written || p.renewal.Window == 0 || p.machine.Length() < p.length {
 		return p.writeLocked(list)
 	}
 	for range 2 { // a machine with much to do may take longer than a ticket lives

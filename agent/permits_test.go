@@ -44,7 +44,8 @@ func program(t *testing.T, tables *nft.Tables, want nft.State) {
 	}
 }
 
-// permitsOf returns the permits of node a, and makes the tables renew them. cfg says how long they are, and whether there is gossip.
+// permitsOf returns the permits of node a, and makes the tables renew them. cfg says how long they are, and whether
+// there is gossip.
 func permitsOf(t *testing.T, tables *nft.Tables, cfg ownership.Config) *permits {
 	t.Helper()
 	cfg.Node = "a"
@@ -82,7 +83,8 @@ func (p *permits) revocable() bool {
 	return p.machine.step(ownership.Programmed{})[0].(ownership.Publish).Revocable
 }
 
-// TestPermitsLiveByTheLeaseTheyWereGrantedUnder: an agent that lost its lease and has a new one must not renew what it held by the old.
+// TestPermitsLiveByTheLeaseTheyWereGrantedUnder: an agent that lost its lease and has a new one must not renew what it
+// held by the old.
 func TestPermitsLiveByTheLeaseTheyWereGrantedUnder(t *testing.T) {
 	client, tables := world(t)
 	first, err := client.Grant(t.Context(), 3*time.Second)
@@ -196,7 +198,8 @@ func TestALockIsKeptUntilTheKernelIsSilent(t *testing.T) {
 	if err := p.under(lease, []nft.Permit{{IP: ip, Answer: true}}); err != nil || !p.machine.keeps(ip) {
 		t.Fatalf("answering: %v, keeps %t", err, p.machine.keeps(ip))
 	}
-	p.machine.Narrow(func(netip.Addr) (send, answer bool) { return true, false }) // as for a withdrawal that the kernel refused
+	// as for a withdrawal that the kernel refused
+	p.machine.Narrow(func(netip.Addr) (send, answer bool) { return true, false })
 	if !p.machine.keeps(ip) {
 		t.Error("the lock of an IP that the kernel answers for is given back")
 	}

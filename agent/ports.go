@@ -14,23 +14,27 @@ import (
 )
 
 const (
-	// portsEvery is how often it is looked how many connections were opened: a block has to be larger before it is full. A look reads one number
-	// for each egress IP in use.
+	// portsEvery is how often it is looked how many connections were opened: a block has to be larger before it is
+	// full. A look reads one number for each egress IP in use.
 	portsEvery = time.Second
-	// portsShare bounds the time that listings take: one that took d is followed by the next one after portsShare times d at the earliest.
+	// portsShare bounds the time that listings take: one that took d is followed by the next one after portsShare times
+	// d at the earliest.
 	portsShare = 20
 	// drainEvery is how often it is looked whether retired blocks are empty; connections take minutes to days to end.
 	drainEvery = 10 * time.Second
-	// lowFor is for how long a node has to use little of a block before it asks for a smaller one, and lowEvery how often that is looked at.
+	// lowFor is for how long a node has to use little of a block before it asks for a smaller one, and lowEvery how
+	// often that is looked at.
 	lowFor, lowEvery = 10 * time.Minute, 2 * time.Minute
 	// sayEvery is how often the record of the agent may change for its ports.
 	sayEvery = 3 * time.Second
 )
 
-// ports finds out how many of its ports the node uses, which it asks for more or fewer by, and which retired blocks are empty.
+// ports finds out how many of its ports the node uses, which it asks for more or fewer by, and which retired blocks are
+// empty.
 //
-// Ports bound the connections to one destination, so what counts is how many there are to the busiest. No table of connections is read for
-// that as long as it cannot be many: at most as many as there were at the last listing, and those that were opened since.
+// Ports bound the connections to one destination, so what counts is how many there are to the busiest. No table of
+// connections is read for that as long as it cannot be many: at most as many as there were at the last listing, and
+// those that were opened since.
 type ports struct {
 	log    *slog.Logger
 	opened func() (map[egress.ID]uint64, error)
@@ -154,7 +158,8 @@ func (p *ports) due(blocks map[egress.ID][]egress.Block, opened map[egress.ID]ui
 	return due
 }
 
-// count lists the connections of ids, and takes over what is in use. Each listing is a look at the whole table, so all ids share one.
+// count lists the connections of ids, and takes over what is in use. Each listing is a look at the whole table, so all
+// ids share one.
 func (p *ports) count(ids []egress.ID, opened map[egress.ID]uint64, now time.Time) error {
 	m, mask := ids[0].ConnMark(), ^egress.Mark(0)
 	if len(ids) > 1 {
@@ -221,8 +226,9 @@ func (u *portUse) due(opened uint64, now time.Time) bool {
 		u.block.Size > egress.MinBlock && since >= lowEvery
 }
 
-// tooMany reports whether so many ports are more than three quarters of a block. The kernel looks at 240 ports of a large one before it drops the
-// first packet of a connection, so that it begins to find none when some 19 of 20 are in use.
+// tooMany reports whether so many ports are more than three quarters of a block. The kernel looks at 240 ports of a
+// large one before it drops the first packet of a connection, so that it begins to find none when some 19 of 20 are in
+// use.
 func tooMany(used, size int) bool { return 4*used > 3*size }
 
 // tooFew reports whether they are at most an eighth: of the block that is asked for then they are a half.
@@ -266,8 +272,8 @@ func (u *portUse) count(list []conntrack.Connection, reuses bool) {
 	}
 }
 
-// judge decides what to ask for, by what was counted. What is in use of retired blocks would have to have ports of a smaller one, should that be
-// used again, so it counts against having fewer.
+// judge decides what to ask for, by what was counted. What is in use of retired blocks would have to have ports of a
+// smaller one, should that be used again, so it counts against having fewer.
 func (u *portUse) judge() {
 	size := u.block.Size
 	if !tooFew(u.all, size) {

@@ -214,7 +214,8 @@ func TestManyEgressIPsShareAListing(t *testing.T) {
 	}
 }
 
-// The record of the agent says what the kernel's table of connections makes it ask for, and which retired blocks are empty.
+// The record of the agent says what the kernel's table of connections makes it ask for, and which retired blocks are
+// empty.
 func TestTheAgentAsksForPortsWhenItsConnectionsNeedThem(t *testing.T) {
 	n := newNode(t)
 	pod := egress.Member{Pod: "default/pod", IPs: []netip.Addr{netip.MustParseAddr("10.244.1.2")}}

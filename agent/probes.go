@@ -23,8 +23,8 @@ const (
 	making = 50 * time.Millisecond
 )
 
-// probes keeps the node from taking an egress IP that a host outside the cluster uses. It asks on the link before the first claim of an
-// allocation, and only then: what has had an owner once is taken over without delay.
+// probes keeps the node from taking an egress IP that a host outside the cluster uses. It asks on the link before the
+// first claim of an allocation, and only then: what has had an owner once is taken over without delay.
 type probes struct {
 	log    *slog.Logger
 	unused func(context.Context, netip.Addr) (bool, error) // by the IP's history, whether nobody ever held it
@@ -54,8 +54,8 @@ func newProbes(p *probes) *probes {
 	return p
 }
 
-// follow takes in which allocations there are, and which have an owner. It returns the IPs that are not to be claimed now, and when one
-// of them is to be asked for again.
+// follow takes in which allocations there are, and which have an owner. It returns the IPs that are not to be claimed
+// now, and when one of them is to be asked for again.
 func (p *probes) follow(s *egress.Snapshot, now time.Time) (taken map[netip.Addr]bool, next time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()

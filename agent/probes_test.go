@@ -16,7 +16,8 @@ import (
 	"github.com/egret-project/egret/plan"
 )
 
-// TestOnlyTheFirstClaimOfAnAllocationWaitsForAProbe plays the agent's loop: a round whenever it is woken or something is due.
+// TestOnlyTheFirstClaimOfAnAllocationWaitsForAProbe plays the agent's loop: a round whenever it is woken or something
+// is due.
 func TestOnlyTheFirstClaimOfAnAllocationWaitsForAProbe(t *testing.T) {
 	ip := netip.MustParseAddr("10.10.0.11")
 	foreign := announce.Conflict{Link: "eth0", MAC: "02:00:00:00:00:09"}

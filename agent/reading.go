@@ -8,9 +8,10 @@ import (
 	"github.com/egret-project/egret/vlan"
 )
 
-// reading is what was read of links, addresses, routes, rules and neighbours. It is read whole at the start, after an event of the kernel, after the
-// agent wrote any of it, and every few minutes; else a pass reads what no event tells, and takes the rest as it was. It belongs to the goroutine of loop.
-// (Package nft knows for itself what it need not read again.)
+// reading is what was read of links, addresses, routes, rules and neighbours. It is read whole at the start, after an
+// event of the kernel, after the agent wrote any of it, and every few minutes; else a pass reads what no event tells,
+// and takes the rest as it was. It belongs to the goroutine of loop. (Package nft knows for itself what it need not
+// read again.)
 type reading struct {
 	watcher routing.Watcher // which is used by the goroutine that watches, too
 	all     kept[routing.Links]
@@ -24,8 +25,8 @@ type reading struct {
 // forget has everything read whole the next time.
 func (r *reading) forget() { r.all.known, r.links.known, r.routes.known = false, false, false }
 
-// due returns when something has to be read by time alone: soon where an event was right before, since the kernel may not have been done yet, else in
-// some minutes. Zero: never.
+// due returns when something has to be read by time alone: soon where an event was right before, since the kernel may
+// not have been done yet, else in some minutes. Zero: never.
 func (r *reading) due() (next time.Time) {
 	for _, at := range []time.Time{r.all.due(&r.watcher), r.links.due(&r.watcher), r.routes.due(&r.watcher)} {
 		next = earlier(next, at)
@@ -41,7 +42,8 @@ type kept[T any] struct {
 	reads int // how often it was read whole
 }
 
-// observe returns the part as the kernel has it: what is kept, where that holds and is unchanged in what no event tells, and else what read returns.
+// observe returns the part as the kernel has it: what is kept, where that holds and is unchanged in what no event
+// tells, and else what read returns.
 func (k *kept[T]) observe(w *routing.Watcher, read func() (T, error), unchanged func(T) (bool, error)) (T, error) {
 	if k.known && w.Holds(k.at) {
 		if same, err := unchanged(k.value); same && err == nil { // after an error, read says what is wrong
@@ -62,8 +64,8 @@ func (k *kept[T]) due(w *routing.Watcher) (next time.Time) {
 	return next
 }
 
-// compared is the difference between a part, as it was read the last time, and what it is to be. Diff is pure, and takes longer than it takes to find
-// that neither has changed.
+// compared is the difference between a part, as it was read the last time, and what it is to be. Diff is pure, and
+// takes longer than it takes to find that neither has changed.
 type compared[S, C any] struct {
 	want    S
 	reads   int // of the part
@@ -100,8 +102,8 @@ func (k *kernel) observeRoutes() (routing.Observed, error) {
 	return k.read.routes.observe(&k.read.watcher, k.router.Observe, k.router.Unchanged)
 }
 
-// applyLinks makes changes of links and addresses, applyRoutes of the rest. What goes with a link goes without a word of the kernel's, so both have all
-// read again.
+// applyLinks makes changes of links and addresses, applyRoutes of the rest. What goes with a link goes without a word
+// of the kernel's, so both have all read again.
 func (k *kernel) applyLinks(c vlan.Changes) error {
 	if c.Empty() {
 		return nil

@@ -130,7 +130,8 @@ func linkThere(do string) bool {
 	return err == nil
 }
 
-// The kernel tells that an address goes before it takes away what goes with it: what is read in between is not held for what there is.
+// The kernel tells that an address goes before it takes away what goes with it: what is read in between is not held for
+// what there is.
 func TestWhatIsReadRightAfterAnEventIsReadOnceMore(t *testing.T) {
 	n := newNode(t)
 	n.watched()

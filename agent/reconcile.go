@@ -41,7 +41,8 @@ func notify(c chan struct{}) {
 
 // loop reconciles until ctx ends: for each trigger, and again, later and later, after it failed.
 func (a *agent) loop(ctx context.Context) error {
-	// The lower bound keeps a fault that mends itself from being felt, the upper one a fault that stays from filling the log.
+	// The lower bound keeps a fault that mends itself from being felt, the upper one a fault that stays from filling
+	// the log.
 	const minBackoff, maxBackoff = 50 * time.Millisecond, 5 * time.Second
 	// The kernel is looked at, whatever it tells.
 	const atLeast = 5 * time.Minute
@@ -79,8 +80,8 @@ func (a *agent) loop(ctx context.Context) error {
 	}
 }
 
-// reconcile brings kernel and etcd one step closer to what the snapshot asks for, and returns when it is to be called again by time alone
-// (zero: never). It can be repeated at will.
+// reconcile brings kernel and etcd one step closer to what the snapshot asks for, and returns when it is to be called
+// again by time alone (zero: never). It can be repeated at will.
 func (a *agent) reconcile(ctx context.Context) (next time.Time, err error) {
 	s := a.view.Snapshot()
 	if s == nil {
@@ -90,12 +91,14 @@ func (a *agent) reconcile(ctx context.Context) (next time.Time, err error) {
 	a.cluster = a.cluster.With(s)
 	r := round{Cluster: a.cluster}
 	r.lease, r.now = a.machine.begin(r.Cluster)
-	// First, and by the snapshot alone: an IP that is not this node's any more is not answered for, whatever else fails below.
+	// First, and by the snapshot alone: an IP that is not this node's any more is not answered for, whatever else fails
+	// below.
 	if err := a.permits.restrict(); err != nil {
 		return time.Time{}, err
 	}
 	if plan.Gone(s, a.Node) {
-		// The rest of the kernel stays as it is: pods that are there still leave with no other address, and no other node lets them.
+		// The rest of the kernel stays as it is: pods that are there still leave with no other address, and no other
+		// node lets them.
 		return time.Time{}, errors.Join(in("node", errGone), a.releaseAll(ctx))
 	}
 	if r.facts, err = a.facts(s); err != nil {
@@ -134,7 +137,8 @@ func (a *agent) roles(ctx context.Context, r *round, dead func(node string) bool
 		case ownership.Returned:
 			a.flusher.returns(f.IP)
 		case ownership.Confirm:
-			// Before permits are written, which need a yes. What comes of it is seen then; at a member of etcd that hangs it is the next question's.
+			// Before permits are written, which need a yes. What comes of it is seen then; at a member of etcd that
+			// hangs it is the next question's.
 			a.ask()
 			try, cancel := context.WithTimeout(ctx, min(a.Permit, time.Second)/2)
 			_ = a.question(try)
@@ -156,7 +160,8 @@ func unknown(nodes []string) error {
 var errGone = errors.New("the node has no record in etcd, and serves no egress IP: its Node object is gone, or crdsync has not written " +
 	"the record yet")
 
-// releaseAll withdraws everything and gives every lock back: this node has lost the address that its overlay is made of, or is gone, and can serve none.
+// releaseAll withdraws everything and gives every lock back: this node has lost the address that its overlay is made
+// of, or is gone, and can serve none.
 func (a *agent) releaseAll(ctx context.Context) error {
 	a.announcer.Set(nil)
 	a.announced = nil

@@ -57,8 +57,8 @@ func sameRecord(a, b egress.Agent) bool {
 	return errX == nil && errY == nil && bytes.Equal(x, y)
 }
 
-// publishFaults writes into agents/<node> what reconcile could not program, where it has been so for a while, and that it could
-// program everything, at once.
+// publishFaults writes into agents/<node> what reconcile could not program, where it has been so for a while, and that
+// it could program everything, at once.
 func (a *agent) publishFaults(ctx context.Context, err error) error {
 	now := faults(err)
 	if len(now) == 0 {
@@ -80,8 +80,9 @@ func (a *agent) publishFaults(ctx context.Context, err error) error {
 	return a.Store.PutAgent(ctx, lease, r)
 }
 
-// readiness is what the node's kubelet is told: an agent is ready once a reconcile has left nothing undone, tables and all. A later fault does
-// not take that back: it is in the metrics and in the conditions of the egresses, and a restart of the others would mend nothing.
+// readiness is what the node's kubelet is told: an agent is ready once a reconcile has left nothing undone, tables and
+// all. A later fault does not take that back: it is in the metrics and in the conditions of the egresses, and a restart
+// of the others would mend nothing.
 type readiness struct {
 	mu   sync.Mutex // guards what follows
 	done bool

@@ -77,7 +77,8 @@ func await(t testing.TB, d time.Duration) {
 	}
 }
 
-// A minute of renewals is 480 of them; so are 24 s with permits of 200 ms. A tenth of that is enough to tell none from one a renewal.
+// A minute of renewals is 480 of them; so are 24 s with permits of 200 ms. A tenth of that is enough to tell none from
+// one a renewal.
 func TestRenewingPermitsLeavesTheGenerationOfTheRulesetAlone(t *testing.T) {
 	p, _ := renewing(t, 3, 200*time.Millisecond)
 	before := generation(t)
@@ -182,7 +183,8 @@ func TestIptablesSaveIsNotSlowedDownByRenewals(t *testing.T) {
 		if n := bytes.Count(out, []byte(readers[reader])); n < rules {
 			t.Fatalf("%s: %d rules, want %d", reader, n, rules)
 		}
-		return c.ProcessState.UserTime() + c.ProcessState.SystemTime() // to read again takes that, and others' work does not
+		// to read again takes that, and others' work does not
+		return c.ProcessState.UserTime() + c.ProcessState.SystemTime()
 	}
 	renewing(t, 3, 500*time.Millisecond)
 	load()

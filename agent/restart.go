@@ -69,7 +69,8 @@ func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) 
 	return nil
 }
 
-// endRelays ends the permits that are not to answer, and takes them out of left: what the former agent only relayed it may have given away.
+// endRelays ends the permits that are not to answer, and takes them out of left: what the former agent only relayed it
+// may have given away.
 func (a *agent) endRelays(left map[netip.Addr]time.Duration) error {
 	answering, err := a.tables.Answering()
 	if err != nil {
@@ -85,7 +86,8 @@ func (a *agent) endRelays(left map[netip.Addr]time.Duration) error {
 	return a.tables.Revoke(relayed...)
 }
 
-// renumber gives the locks new revisions: what the former agent has sent, a hand-over or a release, may arrive yet. Some may arrive meanwhile.
+// renumber gives the locks new revisions: what the former agent has sent, a hand-over or a release, may arrive yet.
+// Some may arrive meanwhile.
 func renumber(ctx context.Context, l *store.Lease, held []netip.Addr) ([]netip.Addr, error) {
 	for again := 3; ; again-- {
 		err := l.Renumber(ctx, held)
@@ -98,8 +100,8 @@ func renumber(ctx context.Context, l *store.Lease, held []netip.Addr) ([]netip.A
 	}
 }
 
-// resume renews the permits that the kernel still has for what this node holds, at once: the former agent may have been killed. What it was
-// the relay for it is not any more. It returns how many those are.
+// resume renews the permits that the kernel still has for what this node holds, at once: the former agent may have been
+// killed. What it was the relay for it is not any more. It returns how many those are.
 func (a *agent) resume(held []netip.Addr, left map[netip.Addr]time.Duration, former egress.Agent) int {
 	var list []nft.Permit
 	var ips []netip.Addr
@@ -115,13 +117,15 @@ func (a *agent) resume(held []netip.Addr, left map[netip.Addr]time.Duration, for
 		err = errors.Join(err, a.permits.grant(list))
 	}
 	if err != nil {
-		a.Log.Warn("permits of the former agent not renewed; the first round does that", "err", err) // the tables may be damaged
+		// the tables may be damaged
+		a.Log.Warn("permits of the former agent not renewed; the first round does that", "err", err)
 	}
 	return len(ips)
 }
 
-// toShortLease moves the locks from a lease that was to outlive the restart to one of the usual length. No permit may outlive that, even if this
-// process ends on the way: so the permits, of which left is how long they last, are cut first.
+// toShortLease moves the locks from a lease that was to outlive the restart to one of the usual length. No permit may
+// outlive that, even if this process ends on the way: so the permits, of which left is how long they last, are cut
+// first.
 func (a *agent) toShortLease(ctx context.Context, l *store.Lease, former egress.Agent, held []netip.Addr, left map[netip.Addr]time.Duration) (*store.Lease, error) {
 	next, err := a.Store.Grant(ctx, a.LeaseTTL)
 	if err != nil {
@@ -142,8 +146,8 @@ func (a *agent) toShortLease(ctx context.Context, l *store.Lease, former egress.
 	return next, l.MoveTo(ctx, next, former, func(netip.Addr) bool { return true })
 }
 
-// shutDown moves the locks to a lease that outlives a restart, which peers may not revoke, and extends the permits to its end: nobody can
-// claim before that, so the kernel may serve on alone until the next agent adopts both.
+// shutDown moves the locks to a lease that outlives a restart, which peers may not revoke, and extends the permits to
+// its end: nobody can claim before that, so the kernel may serve on alone until the next agent adopts both.
 func (a *agent) shutDown(ctx context.Context) {
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
 	defer cancel()

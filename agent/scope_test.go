@@ -9,7 +9,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// A node that no pool selects was given a lock by a claim that came late, which its view does not show: it finds that, and sees the owners of all IPs.
+// A node that no pool selects was given a lock by a claim that came late, which its view does not show: it finds that,
+// and sees the owners of all IPs.
 func TestALockOutOfSightIsFound(t *testing.T) {
 	client, _ := world(t)
 	lease, err := client.Grant(t.Context(), time.Minute)

@@ -62,7 +62,8 @@ func TestTheKernelIsToldAsItIs(t *testing.T) {
 		t.Helper()
 		code, got := asks(who, q.Query().Encode())
 		for end := time.Now().Add(20 * time.Second); code == http.StatusServiceUnavailable && time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
-			code, got = asks(who, q.Query().Encode()) // on a busy machine a question takes long, and the agent rests then
+			// on a busy machine a question takes long, and the agent rests then
+			code, got = asks(who, q.Query().Encode())
 		}
 		if err := json.Unmarshal([]byte(got), &out); err != nil || code != http.StatusOK {
 			t.Fatalf("%d %s: %v", code, got, err)

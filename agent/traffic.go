@@ -15,11 +15,12 @@ import (
 	"github.com/egret-project/egret/nft"
 )
 
-// TrafficPage is where the agent is asked what has passed by the egress IPs that its node holds. It answers with an egress.NodeTraffic, and tells
-// nothing that /metrics does not.
+// TrafficPage is where the agent is asked what has passed by the egress IPs that its node holds. It answers with an
+// egress.NodeTraffic, and tells nothing that /metrics does not.
 const TrafficPage = "/traffic"
 
-// trafficAge is for how long an answer is given again, as that of /metrics is: a question costs the node nothing more often than that.
+// trafficAge is for how long an answer is given again, as that of /metrics is: a question costs the node nothing more
+// often than that.
 const trafficAge = time.Second
 
 // trafficAnswerer is TrafficPage.

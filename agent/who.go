@@ -16,14 +16,17 @@ import (
 )
 
 const (
-	// Socket is the abstract unix socket of the agent, in the network namespace of the node: that there is one agent is known by it, and root asks there.
+	// Socket is the abstract unix socket of the agent, in the network namespace of the node: that there is one agent is
+	// known by it, and root asks there.
 	Socket = "@egret/agent"
-	// ConnectionsPage and LogPage are what is asked there, with the parameters ip, port, from and to (natlog.Question.Query). Both answer with a natlog.Reply.
+	// ConnectionsPage and LogPage are what is asked there, with the parameters ip, port, from and to
+	// (natlog.Question.Query). Both answer with a natlog.Reply.
 	ConnectionsPage, LogPage = "/connections", "/natlog"
 
 	// searchTime bounds how long files of the log are read for a question.
 	searchTime = 6 * time.Second
-	// askShare is how much longer than a question took no other is answered, so that asking takes no processor from a node.
+	// askShare is how much longer than a question took no other is answered, so that asking takes no processor from a
+	// node.
 	askShare = 2
 )
 
@@ -42,8 +45,8 @@ type answerer struct {
 	until     time.Time  // when the next one may be; guarded by busy
 }
 
-// isOther answers, for the agent of own, a question to another node's agent, which the parameter node names: by own alone, at no cost. The socket of a node is asked
-// first for all.
+// isOther answers, for the agent of own, a question to another node's agent, which the parameter node names: by own
+// alone, at no cost. The socket of a node is asked first for all.
 func isOther(own string, w http.ResponseWriter, r *http.Request) bool {
 	if node := r.URL.Query().Get("node"); node == "" || node == own {
 		return false

@@ -18,7 +18,8 @@ import (
 // answers asks a page, and returns the status and what it says: pods and destinations, or the error.
 func answers(t *testing.T, page http.HandlerFunc, q natlog.Question) (code int, text string) {
 	t.Helper()
-	for end := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) { // on a busy machine a question takes long, and the agent rests then
+	// on a busy machine a question takes long, and the agent rests then
+	for end := time.Now().Add(20 * time.Second); ; time.Sleep(100 * time.Millisecond) {
 		if code, text = answersAtOnce(t, page, q); code != http.StatusServiceUnavailable || time.Now().After(end) {
 			return code, text
 		}

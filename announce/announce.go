@@ -15,13 +15,13 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// gaps are the times between the announcements of a new address: at 0, 1.1, 2.2 and 4.4 s. The first steps are longer than the second
-// for which a neighbour holds on to what it took over last.
+// gaps are the times between the announcements of a new address: at 0, 1.1, 2.2 and 4.4 s. The first steps are longer
+// than the second for which a neighbour holds on to what it took over last.
 var gaps = []time.Duration{1100 * time.Millisecond, 1100 * time.Millisecond, 2200 * time.Millisecond}
 
 const (
-	// period is the time between the announcements that follow: a neighbour that missed all of the first ones is mended, and the load
-	// of many addresses does not count.
+	// period is the time between the announcements that follow: a neighbour that missed all of the first ones is
+	// mended, and the load of many addresses does not count.
 	period = 5 * time.Minute
 	// retry is the time until the next attempt when a frame could not be sent.
 	retry = 1100 * time.Millisecond
@@ -30,8 +30,8 @@ const (
 // Config is what an Announcer works with.
 type Config struct {
 	Log *slog.Logger // nil: silent
-	// Permitted reports whether this node may speak for the address now. It is asked right before each frame, from the goroutines of
-	// Run; without a permit there is no frame.
+	// Permitted reports whether this node may speak for the address now. It is asked right before each frame, from the
+	// goroutines of Run; without a permit there is no frame.
 	Permitted func(netip.Addr) bool
 	// Changed is called when Conflicts changed. It must not block. nil: it is not called.
 	Changed func()
@@ -80,8 +80,9 @@ func New(cfg Config) *Announcer {
 	return a
 }
 
-// Set says which addresses are announced, and on which link each: an address that is new, or has another link, is announced at once and
-// several times after; one that is not in want any more is withdrawn. Set does not block, and keeps no reference to want.
+// Set says which addresses are announced, and on which link each: an address that is new, or has another link, is
+// announced at once and several times after; one that is not in want any more is withdrawn. Set does not block, and
+// keeps no reference to want.
 func (a *Announcer) Set(want map[netip.Addr]string) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
@@ -127,7 +128,8 @@ func (a *Announcer) open(ctx context.Context) (follow func(list4, list6 map[neti
 	return follow, func() { r.close(); l.close() }
 }
 
-// Run announces and listens until ctx ends, on the links of the network namespace of its goroutine, and returns nil then.
+// Run announces and listens until ctx ends, on the links of the network namespace of its goroutine, and returns nil
+// then.
 func (a *Announcer) Run(ctx context.Context) error {
 	follow, stop := a.listen(ctx)
 	defer stop()

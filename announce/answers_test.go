@@ -17,7 +17,8 @@ func TestNeighboursThatAreThereAnswerAndOthersDoNot(t *testing.T) {
 	for _, line := range []string{
 		"ip link add eth0 type veth peer name peer0", "ip link set eth0 up", "ip link set peer0 up", "ip addr add 10.10.0.101/24 dev eth0",
 		"ip addr add fd10::101/64 dev eth0 nodad", "sysctl -qw net.ipv6.conf.peer0.accept_dad=0",
-		// The peer is in this namespace too, and answers for what it has: on a link of its own, that is enough of a neighbour.
+		// The peer is in this namespace too, and answers for what it has: on a link of its own, that is enough of a
+		// neighbour.
 		"ip addr add 10.10.0.1/32 dev peer0", "ip -6 addr add fd10::1/128 dev peer0 nodad",
 		"sysctl -qw net.ipv4.conf.all.accept_local=1", "sysctl -qw net.ipv4.conf.all.rp_filter=0",
 	} {
@@ -34,7 +35,8 @@ func TestNeighboursThatAreThereAnswerAndOthersDoNot(t *testing.T) {
 		}
 		return got
 	}
-	for end := time.Now().Add(10 * time.Second); len(ask(Neighbour{IP: there6, Link: "eth0"})) == 0; { // until the links are up
+	// until the links are up
+	for end := time.Now().Add(10 * time.Second); len(ask(Neighbour{IP: there6, Link: "eth0"})) == 0; {
 		if time.Now().After(end) {
 			t.Fatal("the peer does not answer")
 		}
@@ -63,7 +65,8 @@ func TestNeighboursThatAreThereAnswerAndOthersDoNot(t *testing.T) {
 	for _, line := range []string{"ip link set eth1 up", "ip link set peer1 up"} {
 		netns.Run(t, line)
 	}
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) { // until eth1 has IPv6
+	// until eth1 has IPv6
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(10 * time.Millisecond) {
 		if _, err := Answers(t.Context(), []Neighbour{{IP: there6, Link: "eth1"}}); err == nil {
 			break
 		}

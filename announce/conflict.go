@@ -15,11 +15,12 @@ import (
 )
 
 const (
-	// settled is how old an announcement must be before another host that speaks for the address counts: frames of a former owner may
-	// still be under way.
+	// settled is how old an announcement must be before another host that speaks for the address counts: frames of a
+	// former owner may still be under way.
 	settled = time.Second
-	// defend is the time between two announcements against another host that uses the address (DEFEND_INTERVAL of RFC 5227, section 1.1).
-	// It doubles with each of them, up to period: a fight that is not won soon is for a person to end.
+	// defend is the time between two announcements against another host that uses the address (DEFEND_INTERVAL of RFC
+	// 5227, section 1.1). It doubles with each of them, up to period: a fight that is not won soon is for a person to
+	// end.
 	defend = 10 * time.Second
 	// conflictTime is for how long another host is reported after it was last heard to use the address.
 	conflictTime = period

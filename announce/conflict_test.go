@@ -100,7 +100,8 @@ func TestProbeFindsWhoHasAnAddress(t *testing.T) {
 	}
 }
 
-// A host that begins to use an address while it is here is found by what it says, and the address is announced against it.
+// A host that begins to use an address while it is here is found by what it says, and the address is announced against
+// it.
 func TestAHostThatTakesAnAddressLaterIsReported(t *testing.T) {
 	netns.Enter(t)
 	there := neighbor(t)
@@ -113,7 +114,8 @@ func TestAHostThatTakesAnAddressLaterIsReported(t *testing.T) {
 		defer stop()
 		time.Sleep(settled + 100*time.Millisecond)
 		for _, line := range []string{"ip addr add 10.0.0.8/24 dev eth0", "ip addr add fd10::8/64 dev eth0 nodad",
-			"sysctl -qw net.ipv6.conf.eth0.ndisc_notify=1", "ip link set eth0 address 02:00:00:00:00:99", // which it tells by NDP
+			// which it tells by NDP
+			"sysctl -qw net.ipv6.conf.eth0.ndisc_notify=1", "ip link set eth0 address 02:00:00:00:00:99",
 			"arping -q -A -c1 -I eth0 10.0.0.8"} {
 			if out, err := there(line); err != nil {
 				t.Errorf("%s: %v\n%s", line, err, out)

@@ -17,7 +17,8 @@ func garp(mac net.HardwareAddr, ip netip.Addr) (frames [][]byte, err error) {
 		target net.HardwareAddr
 	}{
 		{arp.OperationRequest, make(net.HardwareAddr, len(mac))}, // RFC 5227, section 2.3: as in a probe, all zero
-		{arp.OperationReply, mac},                                // RFC 5944, section 4.6; Linux takes a reply for gratuitous only so
+		// RFC 5944, section 4.6; Linux takes a reply for gratuitous only so
+		{arp.OperationReply, mac},
 	} {
 		p, err := arp.NewPacket(form.op, mac, ip, form.target, ip)
 		if err != nil {
@@ -36,8 +37,8 @@ func garp(mac net.HardwareAddr, ip netip.Addr) (frames [][]byte, err error) {
 	return frames, nil
 }
 
-// sendGARP sends an announcement on the link of that name as it is now: it may have been made anew since the last one. Without a permit
-// it sends nothing, which is no error.
+// sendGARP sends an announcement on the link of that name as it is now: it may have been made anew since the last one.
+// Without a permit it sends nothing, which is no error.
 func sendGARP(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
 	ifi, err := net.InterfaceByName(link)
 	if err != nil {

@@ -58,8 +58,8 @@ func listen(t *testing.T, link string, deadline time.Duration) func() string {
 
 const pair = "ip link add eth0 address 02:00:00:00:00:01 type veth peer name peer address 02:00:00:00:00:02"
 
-// up sets both links of the pair up and waits until they send: the kernel notes a while after that their carrier came, and until then
-// drops what is sent without a word.
+// up sets both links of the pair up and waits until they send: the kernel notes a while after that their carrier came,
+// and until then drops what is sent without a word.
 func up(t *testing.T) {
 	t.Helper()
 	netns.Run(t, "ip link set eth0 up")
@@ -117,8 +117,8 @@ func TestEachFrameNeedsAPermit(t *testing.T) {
 	}
 }
 
-// TestANeighbourTakesTheNewMACOver is what it is all for: a host that knows the address under another MAC address. The two links are in
-// one namespace, so the neighbour's entry is on a link of its own.
+// TestANeighbourTakesTheNewMACOver is what it is all for: a host that knows the address under another MAC address. The
+// two links are in one namespace, so the neighbour's entry is on a link of its own.
 func TestANeighbourTakesTheNewMACOver(t *testing.T) {
 	netns.Enter(t)
 	netns.Run(t, pair)

@@ -19,11 +19,12 @@ import (
 // allNodes is where an advertisement goes that nobody asked for (RFC 4291, section 2.7.1).
 var allNodes = netip.MustParseAddr("ff02::1")
 
-// ndpConn is an ICMPv6 socket in the network namespace of its maker. Unlike those of a packet socket, its packets pass the nftables
-// hook for output, which drops an advertisement without permit.
+// ndpConn is an ICMPv6 socket in the network namespace of its maker. Unlike those of a packet socket, its packets pass
+// the nftables hook for output, which drops an advertisement without permit.
 type ndpConn struct{ *ipv6.PacketConn }
 
-// listenNDP opens a socket that receives messages of the given types, of all links, with the link and the hop limit of each.
+// listenNDP opens a socket that receives messages of the given types, of all links, with the link and the hop limit of
+// each.
 func listenNDP(accept ...ipv6.ICMPType) (ndpConn, error) {
 	// Not ndp.Conn, which is of one link.
 	c, err := icmp.ListenPacket("ip6:ipv6-icmp", "::")
@@ -53,7 +54,8 @@ func (c ndpConn) advertise(ifi *net.Interface, ip netip.Addr) error {
 	if err != nil {
 		return fmt.Errorf("making an advertisement for link %s with MAC address %q: %w", ifi.Name, ifi.HardwareAddr, err)
 	}
-	// By its index, and no zone: package net looks the names of zones up once a minute, and the link may have been made anew.
+	// By its index, and no zone: package net looks the names of zones up once a minute, and the link may have been made
+	// anew.
 	cm := &ipv6.ControlMessage{HopLimit: ndp.HopLimit, IfIndex: ifi.Index}
 	if _, err := c.WriteTo(b, cm, &net.IPAddr{IP: allNodes.AsSlice()}); err != nil {
 		return fmt.Errorf("sending an advertisement on %s: %w", ifi.Name, err)
@@ -61,8 +63,8 @@ func (c ndpConn) advertise(ifi *net.Interface, ip netip.Addr) error {
 	return nil
 }
 
-// sendNA sends an unsolicited advertisement (RFC 4861, section 7.2.6) on the link of that name as it is now: it may have been made anew
-// since the last one. Without a permit it sends nothing, which is no error.
+// sendNA sends an unsolicited advertisement (RFC 4861, section 7.2.6) on the link of that name as it is now: it may
+// have been made anew since the last one. Without a permit it sends nothing, which is no error.
 func sendNA(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
 	ifi, err := net.InterfaceByName(link)
 	if err != nil {
@@ -98,7 +100,8 @@ type membership struct {
 	group   netip.Addr
 }
 
-// follow makes r listen for the addresses on their links, and for no others. What fails is tried again by the next call.
+// follow makes r listen for the addresses on their links, and for no others. What fails is tried again by the next
+// call.
 func (r *ndpListener) follow(ctx context.Context, want map[netip.Addr]string) {
 	links := map[int]*net.Interface{}
 	wanted := map[membership]bool{}

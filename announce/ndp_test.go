@@ -12,8 +12,9 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 )
 
-// neighbor makes a host, linked to the namespace of the calling thread by eth0, that has fd10::200; here are fd10::101 on eth0 and
-// fd10::8 on a link of its own that is down, as Egret has its egress IPs. It returns what runs a command there.
+// neighbor makes a host, linked to the namespace of the calling thread by eth0, that has fd10::200; here are fd10::101
+// on eth0 and fd10::8 on a link of its own that is down, as Egret has its egress IPs. It returns what runs a command
+// there.
 func neighbor(t *testing.T) func(line string) (string, error) {
 	t.Helper()
 	name := fmt.Sprintf("egann-%d", os.Getpid())

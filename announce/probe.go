@@ -31,14 +31,15 @@ func (c Conflict) String() string { return c.MAC + " on link " + c.Link }
 const (
 	// probes is how often an address is asked for (PROBE_NUM of RFC 5227, section 1.1): frames get lost.
 	probes = 3
-	// ProbeGap is the time after each of them. RFC 5227 takes a second or two and RFC 4862 one, for hosts and switch ports that come up just
-	// now; those of a node have been up for a while, and whoever has an address says so within a millisecond.
+	// ProbeGap is the time after each of them. RFC 5227 takes a second or two and RFC 4862 one, for hosts and switch
+	// ports that come up just now; those of a node have been up for a while, and whoever has an address says so within
+	// a millisecond.
 	ProbeGap = 150 * time.Millisecond
 )
 
-// Probe asks on its link for each address that nobody here has, in nobody's name (RFC 5227, section 2.1.1; a solicitation of RFC 4861 does
-// for IPv6 what that of RFC 4862 does), and returns who answered. It takes three times gap, unless all are answered before. After an error nothing is known of the
-// addresses that are not in the answer.
+// Probe asks on its link for each address that nobody here has, in nobody's name (RFC 5227, section 2.1.1; a
+// solicitation of RFC 4861 does for IPv6 what that of RFC 4862 does), and returns who answered. It takes three times
+// gap, unless all are answered before. After an error nothing is known of the addresses that are not in the answer.
 func Probe(ctx context.Context, want map[netip.Addr]string, gap time.Duration) (map[netip.Addr]Conflict, error) {
 	parts := map[part][]netip.Addr{}
 	for _, ip := range slices.SortedFunc(maps.Keys(want), netip.Addr.Compare) {
@@ -63,8 +64,8 @@ type Place struct {
 type Neighbour struct {
 	IP   netip.Addr
 	Link string
-	// Sender is in whose name an IPv4 address is asked for: an address of this node on Link, as its kernel asks. The zero
-	// Addr: in nobody's, which routers may leave unanswered.
+	// Sender is in whose name an IPv4 address is asked for: an address of this node on Link, as its kernel asks. The
+	// zero Addr: in nobody's, which routers may leave unanswered.
 	Sender netip.Addr
 }
 
@@ -246,7 +247,8 @@ func openNDP(name string) (*asker, error) {
 	return &asker{link: link, ask: ask, listen: listen, deadline: c.SetReadDeadline, close: c.Close}, nil
 }
 
-// advertised returns what a neighbor advertisement says; the zero Addr for other messages, and for one that names no MAC address.
+// advertised returns what a neighbor advertisement says; the zero Addr for other messages, and for one that names no
+// MAC address.
 func advertised(m ndp.Message) (netip.Addr, net.HardwareAddr) {
 	na, ok := m.(*ndp.NeighborAdvertisement)
 	if !ok {

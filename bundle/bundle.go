@@ -28,11 +28,13 @@ const (
 
 	// folder is what every name in the archive begins with.
 	folder = "egret-bundle/"
-	// maxFile is what one file may have: it is in memory until it is written. What is longer is cut, or, of records, goes on in another file.
+	// maxFile is what one file may have: it is in memory until it is written. What is longer is cut, or, of records,
+	// goes on in another file.
 	maxFile = 8 << 20
 	// maxTotal is what all files together may have, before compression.
 	maxTotal = 256 << 20
-	// maxWhole is how large all records may be for the parts that read them at once: these take some times that as memory.
+	// maxWhole is how large all records may be for the parts that read them at once: these take some times that as
+	// memory.
 	maxWhole = 64 << 20
 	// partTimeout is how long one part may take; a list of everything in etcd takes seconds.
 	partTimeout = 30 * time.Second
@@ -99,8 +101,8 @@ func (m Manifest) Collected() bool {
 	return false
 }
 
-// Write writes the archive, a compressed tar, to w. What could not be had is in the Manifest; an error says that the archive could not be
-// written, or not without names that were to be left out: then it is no archive.
+// Write writes the archive, a compressed tar, to w. What could not be had is in the Manifest; an error says that the
+// archive could not be written, or not without names that were to be left out: then it is no archive.
 func Write(ctx context.Context, cfg Config, w io.Writer) (Manifest, error) {
 	ctx, cancel := context.WithTimeout(ctx, cmp.Or(cfg.Timeout, DefaultTimeout))
 	defer cancel()
@@ -173,7 +175,8 @@ const (
 	lines       // a JSON value a line
 )
 
-// part has f write a file of the archive; what it wrote before an error stays. name is below the folder, and never made from what somebody else wrote.
+// part has f write a file of the archive; what it wrote before an error stays. name is below the folder, and never made
+// from what somebody else wrote.
 func (a *archive) part(ctx context.Context, name string, as form, f func(ctx context.Context, w io.Writer) error) {
 	began := time.Now()
 	var out limited
@@ -236,7 +239,8 @@ func (a *archive) close() error {
 
 var errCut = fmt.Errorf("cut: a file has %d MB at most", maxFile>>20)
 
-// limited takes what fits into a file, and forgets the rest. The buffer is not embedded: io.Copy would find its ReadFrom, which knows no end.
+// limited takes what fits into a file, and forgets the rest. The buffer is not embedded: io.Copy would find its
+// ReadFrom, which knows no end.
 type limited struct {
 	data bytes.Buffer
 	cut  bool

@@ -147,7 +147,8 @@ func TestABundleHoldsWhatThereIsAndNoSecret(t *testing.T) {
 	m, files := bundled(t, Config{Client: c, Endpoints: []string{"https://root:" + secret + "@" + server.Endpoint()}, Version: "v9", Hide: []string{"topsecret"}})
 	for name, text := range files {
 		for _, bad := range []string{secret, "MHcCAQ", "\x1b", "\x07", "registry/secrets"} {
-			// A password in a free text is found only where it is the one that etcd was asked with: here it stands behind a key.
+			// A password in a free text is found only where it is the one that etcd was asked with: here it stands
+			// behind a key.
 			if strings.Contains(text, bad) && !(bad == secret && strings.Contains(name, "cordons")) {
 				t.Errorf("%s has %q in it:\n%s", name, bad, text)
 			}
@@ -319,7 +320,8 @@ type full struct{}
 
 func (full) Write([]byte) (int, error) { return 0, errors.New("no space left on device") }
 
-// Records that are more than a file takes go on in others, and each is of whole lines. There are more than a page of etcd's answers, too.
+// Records that are more than a file takes go on in others, and each is of whole lines. There are more than a page of
+// etcd's answers, too.
 func TestManyRecordsAreSeveralFiles(t *testing.T) {
 	server := etcdtest.New(t)
 	c := dial(t, server, nil)

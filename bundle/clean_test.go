@@ -164,7 +164,8 @@ func TestWhatIsNoFieldOfARecordIsLeftOut(t *testing.T) {
 	}
 }
 
-// A kind of records that is added to the store has to be collected, and somebody has to have thought about what is in it.
+// A kind of records that is added to the store has to be collected, and somebody has to have thought about what is in
+// it.
 func TestEveryKindOfRecordIsCollected(t *testing.T) {
 	file, err := parser.ParseFile(token.NewFileSet(), "../store/keys.go", nil, 0)
 	if err != nil {

@@ -190,7 +190,8 @@ func rules(_ context.Context, w io.Writer) error {
 	return errors.Join(errs...)
 }
 
-// links writes the links that are Egret's, with their counters, and the addresses of all: which of them are Egret's is to be seen then.
+// links writes the links that are Egret's, with their counters, and the addresses of all: which of them are Egret's is
+// to be seen then.
 func links(_ context.Context, w io.Writer) error {
 	all, err := netlink.LinkList()
 	if err != nil {

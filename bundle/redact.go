@@ -19,10 +19,12 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// redactor puts other names and addresses in place of those that there are. What stood for what is random for each archive, and written down nowhere.
+// redactor puts other names and addresses in place of those that there are. What stood for what is random for each
+// archive, and written down nowhere.
 //
-// Addresses keep their structure: two that share the first n bits still do, so that subnets, ranges and pod CIDRs are told from each other. Those that mean the same
-// everywhere, such as loopback addresses and Egret's own in the overlay, stay, and what is private stays private.
+// Addresses keep their structure: two that share the first n bits still do, so that subnets, ranges and pod CIDRs are
+// told from each other. Those that mean the same everywhere, such as loopback addresses and Egret's own in the overlay,
+// stay, and what is private stays private.
 type redactor struct {
 	key   []byte
 	names map[string]string // name -> pseudonym
@@ -136,7 +138,8 @@ func (r *redactor) learn(k kind, v any, field string) {
 			r.learn(k, inner, field)
 		}
 	case map[string]any:
-		for _, key := range slices.Sorted(maps.Keys(v)) { // in order: what stands for what is chance in no more than it has to be
+		// in order: what stands for what is chance in no more than it has to be
+		for _, key := range slices.Sorted(maps.Keys(v)) {
 			inner := v[key]
 			switch field {
 			case "labels", "matchLabels":
@@ -185,7 +188,8 @@ func (r *redactor) pseudonym(word, name string) string {
 }
 
 var (
-	// four is what may be an IPv4 address, and six what one of IPv6, or a MAC address, is among: whatever is before and behind it, as in "node:fd10::11".
+	// four is what may be an IPv4 address, and six what one of IPv6, or a MAC address, is among: whatever is before and
+	// behind it, as in "node:fd10::11".
 	four = regexp.MustCompile(`\d{1,3}(\.\d{1,3}){3}(/\d{1,3})?`)
 	six  = regexp.MustCompile(`[0-9a-zA-Z]*:[0-9a-fA-F:]+(/\d{1,3}|\.\d)?`)
 	// run is what names are made of, and what is between them.
@@ -211,7 +215,8 @@ func (r *redactor) text(s string) string {
 	return run.ReplaceAllStringFunc(s, r.inRun)
 }
 
-// among replaces the address that is among colons and hexadecimal digits, from the first group on from which there is one.
+// among replaces the address that is among colons and hexadecimal digits, from the first group on from which there is
+// one.
 func (r *redactor) among(s string) string {
 	const most = 64 // an address and a length have 43 characters: what is longer, as a fingerprint, is none
 	if len(s) > most || strings.HasPrefix(strings.ToLower(s), "::ffff:") && strings.Contains(s, ".") {
@@ -242,7 +247,8 @@ func (r *redactor) among(s string) string {
 	}
 }
 
-// inRun replaces the names in a run of letters, digits, dots, dashes and underscores: the longest first, from where one may begin to where one may end.
+// inRun replaces the names in a run of letters, digits, dots, dashes and underscores: the longest first, from where one
+// may begin to where one may end.
 func (r *redactor) inRun(s string) string {
 	var out strings.Builder
 	for len(s) > 0 {
@@ -308,7 +314,8 @@ var shapes = []shape{
 	{netip.MustParsePrefix("fe80::/10"), false}, {netip.MustParsePrefix("2000::/3"), false},
 }
 
-// address returns the address that stands for one: bit by bit, each changed or not by what the key makes of those before it.
+// address returns the address that stands for one: bit by bit, each changed or not by what the key makes of those
+// before it.
 func (r *redactor) address(ip netip.Addr) netip.Addr {
 	plain := ip.Unmap().WithZone("")
 	if known, ok := r.ips[plain]; ok {

@@ -92,8 +92,9 @@ func flowtables() (out []string, err error) {
 	return out, nil
 }
 
-// RulesAhead names the ip rules of others that come before Egret's and may match what it steers: that has the routing bit and no bit beside
-// Egret's in its mark. The rule of the table local comes first everywhere, and matches no egress traffic.
+// RulesAhead names the ip rules of others that come before Egret's and may match what it steers: that has the routing
+// bit and no bit beside Egret's in its mark. The rule of the table local comes first everywhere, and matches no egress
+// traffic.
 func RulesAhead() (out []string, err error) {
 	all, err := rules()
 	if err != nil {
@@ -115,7 +116,8 @@ func RulesAhead() (out []string, err error) {
 	return out, nil
 }
 
-// matchesOurs reports whether the mark of a rule may be one of Egret's routing marks, and the rule is for packets that come in.
+// matchesOurs reports whether the mark of a rule may be one of Egret's routing marks, and the rule is for packets that
+// come in.
 func matchesOurs(r netlink.Rule) bool {
 	if r.IifName == "lo" || r.OifName != "" {
 		return false

@@ -29,8 +29,8 @@ type Finding struct {
 	Consequence string `json:"consequence,omitempty"`
 }
 
-// Run looks at all there is to look at, always in the same order. nodeIP is the address of the overlay; the zero Addr: that of the
-// default route's link is looked at instead. An error means that nothing could be looked at.
+// Run looks at all there is to look at, always in the same order. nodeIP is the address of the overlay; the zero Addr:
+// that of the default route's link is looked at instead. An error means that nothing could be looked at.
 func Run(nodeIP netip.Addr) ([]Finding, error) {
 	var u unix.Utsname
 	if err := unix.Uname(&u); err != nil {
@@ -60,8 +60,8 @@ func Names(findings []Finding) []string {
 // Untried is the name of the check for what could not be tried for want of a network namespace.
 const Untried = "kernel-features"
 
-// features tries all probes in a network namespace of their own. Where none can be made (CAP_SYS_ADMIN), it tries in the caller's those that change
-// nothing there.
+// features tries all probes in a network namespace of their own. Where none can be made (CAP_SYS_ADMIN), it tries in
+// the caller's those that change nothing there.
 func features() []Finding {
 	done := make(chan []Finding)
 	go func() {

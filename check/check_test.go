@@ -141,7 +141,8 @@ func TestUplinkIsThatOfTheNodeIP(t *testing.T) {
 	}
 }
 
-// A container that is not privileged makes no network namespace, and the agent goes by what is tried: whether it holds IPs of VLANs, and answers ARP.
+// A container that is not privileged makes no network namespace, and the agent goes by what is tried: whether it holds
+// IPs of VLANs, and answers ARP.
 func TestWithoutANamespaceOfItsOwnTheCheckChangesNothing(t *testing.T) {
 	netns.Enter(t)
 	before := netns.Run(t, "nft list ruleset") + netns.Run(t, "ip -br link")

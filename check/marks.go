@@ -47,8 +47,8 @@ func ours(t *nftables.Table) bool {
 	return t.Name == egress.TableName || t.Name == egress.TraceTableName
 }
 
-// marksOfOthers returns the ip rules and the chains that read or write bits of the packet mark that are Egret's: of rules also those of an id, which
-// is the mark of a packet between nodes while the kernel looks for its way.
+// marksOfOthers returns the ip rules and the chains that read or write bits of the packet mark that are Egret's: of
+// rules also those of an id, which is the mark of a packet between nodes while the kernel looks for its way.
 func marksOfOthers(chains []chain) (out []string, err error) {
 	all, err := rules()
 	if err != nil {
@@ -87,8 +87,8 @@ func chainsThat(chains []chain, have func(*nftables.Rule) bool) (out []string) {
 	return out
 }
 
-// dropsForwarded names the chains that drop or reject what they do not know of what the node forwards, by policy or by their last rule, in tables
-// without a rule for Egret's links.
+// dropsForwarded names the chains that drop or reject what they do not know of what the node forwards, by policy or by
+// their last rule, in tables without a rule for Egret's links.
 func dropsForwarded(chains []chain) (out []string) {
 	forwarding := []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}
 	for _, c := range chains {
@@ -185,9 +185,9 @@ func marked(exprs []expr.Any) (packet, conn uint32) {
 	return packet, conn
 }
 
-// targetMarks returns what marked does, of a target of iptables-nft. Revision 2 of MARK has a mark and a mask (xt_mark_tginfo2); CONNMARK has
-// both, a mask of the packet mark, and the mode, which says whether it writes the connection mark, or restores the packet mark from it
-// (xt_connmark_tginfo1 and 2).
+// targetMarks returns what marked does, of a target of iptables-nft. Revision 2 of MARK has a mark and a mask
+// (xt_mark_tginfo2); CONNMARK has both, a mask of the packet mark, and the mode, which says whether it writes the
+// connection mark, or restores the packet mark from it (xt_connmark_tginfo1 and 2).
 func targetMarks(t *expr.Target) (packet, conn uint32) {
 	info, ok := t.Info.(*xt.Unknown)
 	if !ok || len(*info) < 8 {

@@ -24,7 +24,8 @@ func found(check, use, what, wrong string) Finding {
 	return f
 }
 
-// settings are the sysctls that matter, with the value that does no harm; "": any, it is named for who looks for what drops his packets.
+// settings are the sysctls that matter, with the value that does no harm; "": any, it is named for who looks for what
+// drops his packets.
 var settings = []struct{ key, want, use, consequence string }{
 	{"net/ipv4/ip_forward", "1", "gateways", "a gateway drops other nodes' IPv4 egress traffic: sysctl -w net.ipv4.ip_forward=1"},
 	{"net/netfilter/nf_conntrack_tcp_loose", "1", "open TCP connections", "they break when their egress IP moves, and when a pod becomes selected, since conntrack takes no connection up in the middle: " +
@@ -45,7 +46,8 @@ func sysctls() []Finding {
 		if err != nil {
 			value = "not there"
 		}
-		if s.want != "" && value != s.want && (err == nil || s.want == "1" && !strings.Contains(s.key, "netfilter")) { // without conntrack's, there is none yet
+		// without conntrack's, there is none yet
+		if s.want != "" && value != s.want && (err == nil || s.want == "1" && !strings.Contains(s.key, "netfilter")) {
 			wrong = s.consequence
 		}
 		out = append(out, found(strings.ReplaceAll(s.key, "/", "."), s.use, value, wrong))

@@ -94,7 +94,8 @@ func tryForward() error {
 	return commit(forward(name))
 }
 
-// forward is that rule, in a chain of a table of that name. It uses register 1, into which nothing is loaded: nothing calls the chain.
+// forward is that rule, in a chain of a table of that name. It uses register 1, into which nothing is loaded: nothing
+// calls the chain.
 func forward(name string) netfilter.Message {
 	forward := expressionOf("fwd", netfilter.Attribute{Type: unix.NFTA_FWD_SREG_DEV, Data: []byte{0, 0, 0, unix.NFT_REG_1}})
 	load := expressionOf("meta", netfilter.Attribute{Type: unix.NFTA_META_KEY, Data: []byte{0, 0, 0, unix.NFT_META_IIF}},
@@ -153,7 +154,8 @@ func commit(messages ...netfilter.Message) error {
 	return err
 }
 
-// dry has the kernel go through a transaction, and then give it up: the last message is one that cannot be, a table that must not be there yet.
+// dry has the kernel go through a transaction, and then give it up: the last message is one that cannot be, a table
+// that must not be there yet.
 func dry(family byte, messages ...netfilter.Message) error {
 	last := message(unix.NFT_MSG_NEWTABLE, family, netfilter.Attribute{Type: unix.NFTA_TABLE_NAME, Data: []byte(dryName + "\x00")})
 	last.Header.Flags |= netfilter.Excl

@@ -20,8 +20,8 @@ import (
 // API is the cloud. Its methods are safe for concurrent use, and ask once: trying again is the controller's. After an
 // error that is neither ErrRefused nor ErrThrottled, what was asked for may have been done, or may be done later.
 type API interface {
-	// Holders returns the network interfaces that have the addresses; of those that nobody has there is none. It may take
-	// many answers, and bounds the time of each itself: ctx ends it when nobody wants to know any more.
+	// Holders returns the network interfaces that have the addresses; of those that nobody has there is none. It may
+	// take many answers, and bounds the time of each itself: ctx ends it when nobody wants to know any more.
 	Holders(ctx context.Context, addresses []netip.Addr) (map[netip.Addr]string, error)
 	// Assign gives the addresses, of one family, to the interface: all of them, or none. With move whoever has one
 	// loses it in the same moment, which is asked of IPv4 addresses alone; without, it is refused where anybody else

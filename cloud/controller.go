@@ -345,8 +345,8 @@ func (c *controller) call(ctx context.Context, call []step, s state, revision in
 
 var errNotAsked = errors.New("etcd did not take what comes before")
 
-// request asks the cloud for what a call is, until ctx or the leadership ends. Of several addresses it refuses all where
-// it refuses one: so halves are tried, down to that one.
+// request asks the cloud for what a call is, until ctx or the leadership ends. Of several addresses it refuses all
+// where it refuses one: so halves are tried, down to that one.
 func (c *controller) request(ctx context.Context, call []step, errs map[netip.Addr]error) {
 	first := call[0]
 	var ips []netip.Addr

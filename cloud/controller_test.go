@@ -579,7 +579,8 @@ func TestAnAddressThatWasMovedToAnotherInterfaceOfItsNodeGoesBack(t *testing.T) 
 	w.at(0, ip)
 }
 
-// The new node has the name and the address of the former, and another interface. Nothing is due to be read for a minute.
+// The new node has the name and the address of the former, and another interface. Nothing is due to be read for a
+// minute.
 func TestANodeThatWasReplacedByOneOfItsNameIsReadWhenItClaims(t *testing.T) {
 	for name, ip := range map[string]netip.Addr{"IPv4": v4(50), "IPv6": v6(50)} {
 		t.Run(name, func(t *testing.T) {

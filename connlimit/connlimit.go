@@ -1,5 +1,5 @@
-// Package connlimit bounds how many connections of a listener are open, for servers whose clients are not known before they have spoken: whoever keeps many
-// open takes them from himself.
+// Package connlimit bounds how many connections of a listener are open, for servers whose clients are not known before
+// they have spoken: whoever keeps many open takes them from himself.
 package connlimit
 
 import (

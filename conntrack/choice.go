@@ -11,19 +11,22 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// firstAnswer holds the message of any entry: its attributes take some 300 bytes, and a label or helper of it no more than the rest.
+// firstAnswer holds the message of any entry: its attributes take some 300 bytes, and a label or helper of it no more
+// than the rest.
 const firstAnswer = 8 << 10
 
-// choice is whether the kernel lists the connections of an address alone when it is asked to, by family, as far as that is known.
+// choice is whether the kernel lists the connections of an address alone when it is asked to, by family, as far as that
+// is known.
 var choice struct {
 	mu    sync.Mutex // guards known
 	known map[byte]bool
 }
 
-// choosesAddresses reports whether the kernel lists the connections of an address alone when it is asked to, and whether there are any of the
-// family. Before Linux 5.8 it lists all of them, and for IPv6 it has listed all others ever since (ctnetlink_filter_match_tuple takes equal addresses
-// for different ones). So it is asked for those of an address that nobody has. That tells something only if there is a connection meanwhile: one is
-// looked for before and after. What a kernel does stays so, and is asked once: each question is a look at the whole table.
+// choosesAddresses reports whether the kernel lists the connections of an address alone when it is asked to, and
+// whether there are any of the family. Before Linux 5.8 it lists all of them, and for IPv6 it has listed all others
+// ever since (ctnetlink_filter_match_tuple takes equal addresses for different ones). So it is asked for those of an
+// address that nobody has. That tells something only if there is a connection meanwhile: one is looked for before and
+// after. What a kernel does stays so, and is asked once: each question is a look at the whole table.
 func choosesAddresses(family byte) (chooses, empty bool, err error) {
 	choice.mu.Lock()
 	defer choice.mu.Unlock()
@@ -55,8 +58,8 @@ func choosesAddresses(family byte) (chooses, empty bool, err error) {
 	return !all, false, nil
 }
 
-// first returns the first connection that the kernel lists for a filter, and whether there is one. It takes a socket of its own: a listing goes on only
-// for as long as it is read.
+// first returns the first connection that the kernel lists for a filter, and whether there is one. It takes a socket of
+// its own: a listing goes on only for as long as it is read.
 func first(family byte, f Filter) (c Flow, found bool, err error) {
 	q, err := question(family, f)
 	if err != nil {

@@ -11,8 +11,8 @@ import (
 
 // Connection is what an entry says.
 type Connection struct {
-	// Source is who opened the connection, before any translation. Destination is who answers it: after the DNAT of a Service.
-	// Translated is whom that one answers: after any SNAT.
+	// Source is who opened the connection, before any translation. Destination is who answers it: after the DNAT of a
+	// Service. Translated is whom that one answers: after any SNAT.
 	Source, Destination, Translated netip.Addr
 	// Port is the port at Translated, or the identifier of an ICMP echo; 0: the protocol has none.
 	Port uint16
@@ -27,16 +27,19 @@ type Connection struct {
 // Flow is what an entry says at a time, with all that is for a log of it.
 type Flow struct {
 	Connection
-	// ID is the number of the entry; with the rest that does not change it tells it from others, also from a later one of the same ends.
+	// ID is the number of the entry; with the rest that does not change it tells it from others, also from a later one
+	// of the same ends.
 	ID uint32
-	// SourcePort is the port at Source, before any translation, or the identifier of an ICMP echo; 0: the protocol has none.
+	// SourcePort is the port at Source, before any translation, or the identifier of an ICMP echo; 0: the protocol has
+	// none.
 	SourcePort uint16
 	Replied    bool // the destination has answered
-	// Counted says that Sent, by the source, and Received are known: the kernel counts them with net.netfilter.nf_conntrack_acct=1 alone.
+	// Counted says that Sent, by the source, and Received are known: the kernel counts them with
+	// net.netfilter.nf_conntrack_acct=1 alone.
 	Counted        bool
 	Sent, Received Count
-	// Start and Stop are when the connection began and ended, by the kernel, with net.netfilter.nf_conntrack_timestamp=1; else zero. The event of a
-	// beginning has neither.
+	// Start and Stop are when the connection began and ended, by the kernel, with
+	// net.netfilter.nf_conntrack_timestamp=1; else zero. The event of a beginning has neither.
 	Start, Stop time.Time
 }
 

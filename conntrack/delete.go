@@ -12,19 +12,20 @@ import (
 const (
 	// dumps is how often a listing that was interrupted, because the table changed, is begun anew.
 	dumps = 20
-	// mostFilters is how many listings of a part cost less than one of the whole: for each the kernel looks at the whole table, at a
-	// twentieth of what it costs to read it here.
+	// mostFilters is how many listings of a part cost less than one of the whole: for each the kernel looks at the
+	// whole table, at a twentieth of what it costs to read it here.
 	mostFilters = 16
 	// receiveBuffer holds what the kernel has written of a listing and nobody has read yet.
 	receiveBuffer = 1 << 20
 )
 
-// Delete deletes the entries that match says yes to, of those that one of the filters matches; without filters, of all of both IP
-// families; in the network namespace of the calling thread. match is asked about each of them, now and then twice. An entry that comes
-// meanwhile may be missed. No such entry, or one that ends meanwhile, is no error. Delete goes on after an error and returns all of
-// them, joined.
+// Delete deletes the entries that match says yes to, of those that one of the filters matches; without filters, of all
+// of both IP families; in the network namespace of the calling thread. match is asked about each of them, now and then
+// twice. An entry that comes meanwhile may be missed. No such entry, or one that ends meanwhile, is no error. Delete
+// goes on after an error and returns all of them, joined.
 //
-// What the kernel cannot choose by itself is listed and then chosen here: addresses, of IPv4 before Linux 5.8, of IPv6 also on Linux 6.18.
+// What the kernel cannot choose by itself is listed and then chosen here: addresses, of IPv4 before Linux 5.8, of IPv6
+// also on Linux 6.18.
 func Delete(match func(Connection) bool, filters ...Filter) error {
 	t, err := open()
 	if err != nil {

@@ -14,7 +14,8 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 )
 
-// TestDeleteAsksAboutEachEntryAndDeletesWhatMatches has entries of both families and several protocols, one behind a Service.
+// TestDeleteAsksAboutEachEntryAndDeletesWhatMatches has entries of both families and several protocols, one behind a
+// Service.
 func TestDeleteAsksAboutEachEntryAndDeletesWhatMatches(t *testing.T) {
 	netns.Enter(t)
 	if err := Delete(func(Connection) bool { return true }); err != nil {

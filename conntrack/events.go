@@ -18,12 +18,13 @@ import (
 )
 
 const (
-	// eventBuffer holds events that nobody has read yet, some 1 KB each as the kernel counts them: those of a second with 10,000 connections that begin
-	// and as many that end.
+	// eventBuffer holds events that nobody has read yet, some 1 KB each as the kernel counts them: those of a second
+	// with 10,000 connections that begin and as many that end.
 	eventBuffer = 16 << 20
 	// eventsAtOnce bounds how many one call of Receive reads.
 	eventsAtOnce = 512
-	// maxEvent is more than the kernel puts into one (ctnetlink_nlmsg_size): a few hundred bytes, and the name of a security context.
+	// maxEvent is more than the kernel puts into one (ctnetlink_nlmsg_size): a few hundred bytes, and the name of a
+	// security context.
 	maxEvent = 16 << 10
 )
 
@@ -39,12 +40,13 @@ type Events struct {
 	closed atomic.Bool
 }
 
-// Listen returns the Events of the network namespace of the calling thread, of connections whose mark has the bits of mask as m has them when they
-// begin and end. The kernel chooses them, by a filter at the socket. It makes up the event of every connection of the namespace all the same, as long as
-// anybody listens, which is some microseconds a connection.
+// Listen returns the Events of the network namespace of the calling thread, of connections whose mark has the bits of
+// mask as m has them when they begin and end. The kernel chooses them, by a filter at the socket. It makes up the event
+// of every connection of the namespace all the same, as long as anybody listens, which is some microseconds a
+// connection.
 //
-// With net.netfilter.nf_conntrack_events=2, the kernel's own choice since Linux 5.19, the end of a connection that began while nobody listened is not
-// told. With 0 nothing is, and that is an error.
+// With net.netfilter.nf_conntrack_events=2, the kernel's own choice since Linux 5.19, the end of a connection that
+// began while nobody listened is not told. With 0 nothing is, and that is an error.
 func Listen(m, mask egress.Mark) (*Events, error) {
 	if b, err := os.ReadFile("/proc/sys/net/netfilter/nf_conntrack_events"); err == nil && strings.TrimSpace(string(b)) == "0" {
 		return nil, errors.New("listening to connections: the kernel tells of none: sysctl -w net.netfilter.nf_conntrack_events=1")
@@ -76,7 +78,9 @@ func Listen(m, mask egress.Mark) (*Events, error) {
 // marked is a socket filter that lets those events pass whose mark has the bits of mask as m has them.
 func marked(m, mask egress.Mark) []bpf.RawInstruction {
 	const (
-		find = 0xfffff000 + 12 // SKF_AD_OFF + SKF_AD_NLATTR of linux/filter.h: A is the offset of the attribute of type X, searched for from A on; 0: none
+		// SKF_AD_OFF + SKF_AD_NLATTR of linux/filter.h: A is the offset of the attribute of type X, searched for from A
+		// on; 0: none
+		find = 0xfffff000 + 12
 		all  = 0xffffffff
 	)
 	return []bpf.RawInstruction{
@@ -93,9 +97,10 @@ func marked(m, mask egress.Mark) []bpf.RawInstruction {
 	}
 }
 
-// Receive waits for events, and calls began or ended for each that there is, but not for more than some hundreds. The Flow is theirs until they return.
-// lost is how many events there were since the last call that the kernel could not keep, since nobody read them in time. Those of one connection come in
-// their order. The error is os.ErrClosed, or what wraps it, after Close.
+// Receive waits for events, and calls began or ended for each that there is, but not for more than some hundreds. The
+// Flow is theirs until they return. lost is how many events there were since the last call that the kernel could not
+// keep, since nobody read them in time. Those of one connection come in their order. The error is os.ErrClosed, or what
+// wraps it, after Close.
 func (e *Events) Receive(began, ended func(*Flow)) (lost int, err error) {
 	overrun, empty, read := false, false, 0
 	var flow Flow
@@ -159,7 +164,8 @@ func (e *Events) parse(b []byte, flow *Flow, began, ended func(*Flow)) error {
 	return nil
 }
 
-// lost returns how many events the socket dropped since it was asked last; where the kernel does not say, and it is known that there were some, one.
+// lost returns how many events the socket dropped since it was asked last; where the kernel does not say, and it is
+// known that there were some, one.
 func (e *Events) lost(some bool) int {
 	const dropped = 8 // SK_MEMINFO_DROPS of linux/sock_diag.h
 	var info [dropped + 1]uint32

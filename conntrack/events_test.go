@@ -61,7 +61,8 @@ func TestEventsAreThoseOfTheMarkAlone(t *testing.T) {
 	}
 	fill(t, append(others(300), lines...)) // the others have marks of 0 to 6
 	fill(t, []string{
-		fmt.Sprintf("-s 10.0.0.2 -d 192.0.2.7 -p udp --sport 1 --dport 2 -m %d", 5),              // the number, without the tag
+		// the number, without the tag
+		fmt.Sprintf("-s 10.0.0.2 -d 192.0.2.7 -p udp --sport 1 --dport 2 -m %d", 5),
 		fmt.Sprintf("-s 10.0.0.2 -d 192.0.2.7 -p udp --sport 1 --dport 3 -m %d", 0x1e9e0005),     // another's tag
 		fmt.Sprintf("-s 10.0.0.3 -d 192.0.2.7 -p udp --sport 1 --dport 2 -m %d", egress.ConnTag), // no number
 	})

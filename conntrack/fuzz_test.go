@@ -7,7 +7,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// What an event says is what decode reads of its attributes, whatever the bytes are, and nothing of it makes the agent fall.
+// What an event says is what decode reads of its attributes, whatever the bytes are, and nothing of it makes the agent
+// fall.
 func FuzzEvents(f *testing.F) {
 	nested := func(typ byte, value ...byte) []byte {
 		return append([]byte{byte(4 + len(value)), 0, typ, 0x80}, value...)

@@ -9,8 +9,8 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// Marked returns the entries with that mark, of both IP families, in the network namespace of the calling thread. The kernel chooses them: it
-// looks at the whole table, and hands over those. An error means that some may be missing.
+// Marked returns the entries with that mark, of both IP families, in the network namespace of the calling thread. The
+// kernel chooses them: it looks at the whole table, and hands over those. An error means that some may be missing.
 func Marked(m egress.Mark) ([]Connection, error) {
 	flows, err := Flows(m, ^egress.Mark(0))
 	all := make([]Connection, len(flows))
@@ -49,8 +49,9 @@ func CountByID() (map[egress.ID]int, error) {
 	return all, nil
 }
 
-// eachMarked lists the entries of both IP families whose mark has the bits of mask as m has them. begin is called at the start of each listing: add is
-// called for each of its entries, keep at its end, unless it was interrupted and is begun anew.
+// eachMarked lists the entries of both IP families whose mark has the bits of mask as m has them. begin is called at
+// the start of each listing: add is called for each of its entries, keep at its end, unless it was interrupted and is
+// begun anew.
 func eachMarked(m, mask egress.Mark, begin func() (add func(Flow), keep func())) error {
 	t, err := open()
 	if err != nil {

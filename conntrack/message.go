@@ -55,7 +55,8 @@ const (
 	headerLen = 4 // of struct nfgenmsg, before the attributes
 )
 
-// address is where one of a tuple is: its attribute, by family, and its flag in a filter (CTA_FILTER_F_*, net/netfilter/nf_internals.h).
+// address is where one of a tuple is: its attribute, by family, and its flag in a filter (CTA_FILTER_F_*,
+// net/netfilter/nf_internals.h).
 type address struct {
 	ipv4, ipv6 uint16
 	flag       uint32
@@ -134,8 +135,8 @@ func encodeTuple(e *netlink.AttributeEncoder, n uint16, tuple map[address]netip.
 	})
 }
 
-// list calls found for each entry of a family that the kernel takes to be meant by the filter, with the attributes of its message. The
-// error is errInterrupted when some may be missing.
+// list calls found for each entry of a family that the kernel takes to be meant by the filter, with the attributes of
+// its message. The error is errInterrupted when some may be missing.
 func (t table) list(family byte, f Filter, found func(c Flow, attributes []byte)) error {
 	q, err := question(family, f)
 	if err != nil {
@@ -170,8 +171,8 @@ func (t table) list(family byte, f Filter, found func(c Flow, attributes []byte)
 	return nil
 }
 
-// remove deletes the entry that the attributes are of. The error is unix.ENOENT when it is gone, also when another one has come in its place:
-// they have its number.
+// remove deletes the entry that the attributes are of. The error is unix.ENOENT when it is gone, also when another one
+// has come in its place: they have its number.
 func (t table) remove(family byte, attributes []byte) error {
 	if err := t.nl.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
 		return err
@@ -322,7 +323,8 @@ func number64(b []byte) (uint64, error) {
 	return binary.BigEndian.Uint64(b), nil
 }
 
-// each calls f for every attribute (struct nlattr of linux/netlink.h). It allocates nothing: there are tens of thousands of events a second.
+// each calls f for every attribute (struct nlattr of linux/netlink.h). It allocates nothing: there are tens of
+// thousands of events a second.
 func each(attributes []byte, f func(typ uint16, value []byte) error) error {
 	for len(attributes) > 0 {
 		if len(attributes) < unix.NLA_HDRLEN {

@@ -6,8 +6,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// ReusesPorts reports whether the kernel takes the port of a TCP connection that has ended, in TIME_WAIT or CLOSE, where NAT finds no free one
-// (nf_nat_used_tuple_harder in net/netfilter/nf_nat_core.c, Linux 6.6). It does not say so in another way than by its version.
+// ReusesPorts reports whether the kernel takes the port of a TCP connection that has ended, in TIME_WAIT or CLOSE,
+// where NAT finds no free one (nf_nat_used_tuple_harder in net/netfilter/nf_nat_core.c, Linux 6.6). It does not say so
+// in another way than by its version.
 func ReusesPorts() bool {
 	var u unix.Utsname
 	if unix.Uname(&u) != nil {

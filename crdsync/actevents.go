@@ -16,7 +16,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// actAge is how old an act may be that a new leader finds: the Event of an older one may have gone by itself, after an hour by default, and would be made again.
+// actAge is how old an act may be that a new leader finds: the Event of an older one may have gone by itself, after an
+// hour by default, and would be made again.
 const actAge = 30 * time.Minute
 
 // actEvents makes Events of acts, what people did with egret commands: of the node, or of the egresses that have the

@@ -19,7 +19,8 @@ type want struct {
 	err  error      // why it cannot be had, whatever is free
 }
 
-// wants returns the addresses that an egress asks for, at most one of each family. unread says why a pool could not be read.
+// wants returns the addresses that an egress asks for, at most one of each family. unread says why a pool could not be
+// read.
 func wants(d demand, pools map[string]egress.Pool, unread map[string]error) []want {
 	var out []want
 	covered, paired := map[family]bool{}, map[string]bool{}
@@ -95,7 +96,8 @@ type request struct {
 	wants []want
 	// keep: what the egress wants cannot be read, so it keeps what it has.
 	keep bool
-	// lost are addresses that it has and keeps, although their pools no longer have them, and what is to be said about that.
+	// lost are addresses that it has and keeps, although their pools no longer have them, and what is to be said about
+	// that.
 	lost map[netip.Addr]error
 	// prefer are addresses that it had once. Their ids may be 0.
 	prefer []egress.Address
@@ -127,10 +129,11 @@ type allocator struct {
 // grant is an address that was given out just now.
 type grant struct{ pool, egress string }
 
-// allocate decides who gets which address. The requests are in the order in which they are served. What an egress has it keeps, as
-// long as it still wants it, also when it is no longer a pool's, or has become one, or was taken out of its pool; else it gets the address that it names; else one
-// that it had once, if that is free; else the lowest free one of the pool, leaving out those that others name as long as there is
-// another. A pool gives out no address of a node: what comes to the node at it would be dropped where the egress is.
+// allocate decides who gets which address. The requests are in the order in which they are served. What an egress has
+// it keeps, as long as it still wants it, also when it is no longer a pool's, or has become one, or was taken out of
+// its pool; else it gets the address that it names; else one that it had once, if that is free; else the lowest free
+// one of the pool, leaving out those that others name as long as there is another. A pool gives out no address of a
+// node: what comes to the node at it would be dropped where the egress is.
 func allocate(
 	requests []request, pools map[string]egress.Pool, nodes map[netip.Addr]string, have map[netip.Addr]egress.Allocation,
 ) map[string]*outcome {
@@ -282,9 +285,9 @@ func inUse(ip netip.Addr, h egress.Allocation, g grant) error {
 	return fmt.Errorf("%s is in use by another egress", ip) // the record does not say which
 }
 
-// number gives an id to every address of the outcomes that has none, the same to all who share the address; order is that of the
-// requests. inUse holds the ids that etcd shows, last is the one that was given out last. It returns the one that is last now. Where no
-// id is left, the address is taken back.
+// number gives an id to every address of the outcomes that has none, the same to all who share the address; order is
+// that of the requests. inUse holds the ids that etcd shows, last is the one that was given out last. It returns the
+// one that is last now. Where no id is left, the address is taken back.
 func number(order []request, out map[string]*outcome, inUse map[egress.ID]netip.Addr, last egress.ID) egress.ID {
 	used, byIP := maps.Clone(inUse), map[netip.Addr]egress.ID{}
 	for _, r := range order {
@@ -316,8 +319,9 @@ func number(order []request, out map[string]*outcome, inUse map[egress.ID]netip.
 	return last
 }
 
-// indexNodes gives an index to the nodes that have none, or that of a node before them; nodes is sorted by name. last is the one that was given
-// out last, 0 where that is not known; it returns the one that is last now. Where none is left, the index stays 0.
+// indexNodes gives an index to the nodes that have none, or that of a node before them; nodes is sorted by name. last
+// is the one that was given out last, 0 where that is not known; it returns the one that is last now. Where none is
+// left, the index stays 0.
 func indexNodes(nodes []egress.Node, last int) int {
 	used, largest := map[int]bool{}, 0
 	for i, n := range nodes {
@@ -342,8 +346,9 @@ func indexNodes(nodes []egress.Node, last int) int {
 	return last
 }
 
-// nextFree returns the first number after last that is not used, of 1 to limit; after limit comes 1. So a number that was given back
-// rests for as long as last goes on: packets on their way may still carry it. ok is false when all are used.
+// nextFree returns the first number after last that is not used, of 1 to limit; after limit comes 1. So a number that
+// was given back rests for as long as last goes on: packets on their way may still carry it. ok is false when all are
+// used.
 func nextFree(last, limit int, used func(int) bool) (n int, ok bool) {
 	n = last
 	for range limit {

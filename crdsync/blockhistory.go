@@ -16,19 +16,22 @@ import (
 )
 
 const (
-	// maxTenures bounds the records of blocks-history/. A record takes some 0.4 KB of etcd's database with a node's name of a cloud, so these are
-	// 80 MB of etcd's 2 GB, beside the 250,000 blocks in use that 5,000 egress IPs with pods on 50 nodes each have. A node of those that is drained
-	// writes 5,000 at once.
+	// maxTenures bounds the records of blocks-history/. A record takes some 0.4 KB of etcd's database with a node's
+	// name of a cloud, so these are 80 MB of etcd's 2 GB, beside the 250,000 blocks in use that 5,000 egress IPs with
+	// pods on 50 nodes each have. A node of those that is drained writes 5,000 at once.
 	maxTenures = 200_000
-	// maxTenuresOfIP bounds those of one IP, so that one whose pods come and go all the time does not drive out all others.
+	// maxTenuresOfIP bounds those of one IP, so that one whose pods come and go all the time does not drive out all
+	// others.
 	maxTenuresOfIP = 2_000
-	// trimEvery is how often it is looked whether there are too many or too old ones: a listing of their keys, some 15 MB of as many as there may be.
+	// trimEvery is how often it is looked whether there are too many or too old ones: a listing of their keys, some 15
+	// MB of as many as there may be.
 	trimEvery = time.Hour
 	// trimAtOnce is how many are deleted until others have had their turn at etcd, and trimPause how long that is.
 	trimAtOnce, trimPause = 10 * maxOps, time.Second
 )
 
-// blockHistory remembers in etcd who had which ports, and forgets what is too old and too much. A nil *blockHistory remembers nothing.
+// blockHistory remembers in etcd who had which ports, and forgets what is too old and too much. A nil *blockHistory
+// remembers nothing.
 type blockHistory struct {
 	store *store.Client
 	lead  *store.Leadership
@@ -81,7 +84,8 @@ func (h *blockHistory) record(b egress.Block) unit {
 // written notes that one more is in etcd.
 func (h *blockHistory) written() { h.known.Add(1) }
 
-// former returns the change by which it is known later that a node had the block before: it rests, and is to be the node's again.
+// former returns the change by which it is known later that a node had the block before: it rests, and is to be the
+// node's again.
 func (b *blocks) former(id blockID, is egress.Block) unit {
 	if was := b.byIP[id.ip][id.first]; was != nil && is.Freed.IsZero() {
 		return b.history.record(was.Block)
@@ -120,7 +124,8 @@ func (h *blockHistory) run(ctx context.Context) error {
 	}
 }
 
-// trim deletes what is too old, and then the oldest of what is too much, but not more than trimAtOnce; more: there is more to be deleted.
+// trim deletes what is too old, and then the oldest of what is too much, but not more than trimAtOnce; more: there is
+// more to be deleted.
 func (h *blockHistory) trim(ctx context.Context, now time.Time) (more bool, err error) {
 	type record struct {
 		key   string
@@ -168,7 +173,8 @@ func (h *blockHistory) trim(ctx context.Context, now time.Time) (more bool, err 
 			return false, fmt.Errorf("deleting the oldest: %w", err)
 		}
 	}
-	// What was written meanwhile may have been listed, and counts twice then: that is on the safe side, until the next time.
+	// What was written meanwhile may have been listed, and counts twice then: that is on the safe side, until the next
+	// time.
 	h.known.Add(int64(there-len(drop)) - before)
 	if !more && h.full.Swap(false) {
 		h.log.Info("the history of blocks of ports gets more again", "records", h.known.Load())

@@ -69,7 +69,8 @@ func TestHistoryIsBoundedByAgeByIPAndInAll(t *testing.T) {
 	}
 	minutes := func(i int) time.Time { return now.Add(-time.Duration(i+1) * time.Minute) }
 	put("10.0.0.1", 10, minutes)
-	put("10.0.0.2", 10, func(i int) time.Time { return now.Add(-25*time.Hour + time.Duration(i)*20*time.Minute) }) // three of them are too old, and the fourth is as old as may be
+	// three of them are too old, and the fourth is as old as may be
+	put("10.0.0.2", 10, func(i int) time.Time { return now.Add(-25*time.Hour + time.Duration(i)*20*time.Minute) })
 	if err := lead.Commit(t.Context(), store.Op{Key: store.BlockHistoryPrefix + "nonsense", Value: []byte("x")}); err != nil {
 		t.Fatal(err)
 	}

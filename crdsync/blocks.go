@@ -296,7 +296,8 @@ func (b *blocks) freePorts(ip netip.Addr) *freePorts {
 	return r
 }
 
-// reported adds to faults what is wrong with the records, by key. Blocks that overlap are of somebody else's making: both stand.
+// reported adds to faults what is wrong with the records, by key. Blocks that overlap are of somebody else's making:
+// both stand.
 func (b *blocks) reported(faults map[string]error) {
 	for ip := range b.touched {
 		delete(b.overlap, ip)
@@ -336,7 +337,8 @@ func (b *blocks) rested(now time.Time) (out []unit) {
 	return out
 }
 
-// next returns when the next block has rested; the zero Time: never. What etcd refused to delete is tried again as other refusals are.
+// next returns when the next block has rested; the zero Time: never. What etcd refused to delete is tried again as
+// other refusals are.
 func (b *blocks) next() (at time.Time) {
 	for _, n := range b.resting {
 		if due := n.seen.Add(b.rest); !n.deleted && due.After(b.looked) && (at.IsZero() || due.Before(at)) {

@@ -115,7 +115,8 @@ func (m *model) show(b *blocks, w *work) {
 	}
 }
 
-// blocks returns the blocks that there are, and fails when two have a port in common, or a block and a copy of it in Members disagree.
+// blocks returns the blocks that there are, and fails when two have a port in common, or a block and a copy of it in
+// Members disagree.
 func (m *model) blocks() (out []egress.Block) {
 	m.t.Helper()
 	byIP := map[netip.Addr][]egress.Block{}
@@ -155,8 +156,8 @@ func oneEgress(node, name string, ips ...string) (map[string]egress.Members, fun
 	return map[string]egress.Members{name: m}, func(string) egress.Policy { return p }
 }
 
-// TestABlockIsRevisedByWhatTheAgentSays has one node, and says what becomes of what it has: "first/size", - behind those that are retired,
-// x behind those that are freed.
+// TestABlockIsRevisedByWhatTheAgentSays has one node, and says what becomes of what it has: "first/size", - behind
+// those that are retired, x behind those that are freed.
 func TestABlockIsRevisedByWhatTheAgentSays(t *testing.T) {
 	for name, tt := range map[string]struct {
 		has     string
@@ -306,7 +307,8 @@ type leader struct {
 	gone     map[string]bool                      // nodes without an object
 }
 
-// pass does what mirror.pass does for some nodes. lost transactions are those that are not answered, and are returned to be taken later.
+// pass does what mirror.pass does for some nodes. lost transactions are those that are not answered, and are returned
+// to be taken later.
 func (l *leader) pass(r *rand.Rand, nodes []string, at time.Time) (late []unit) {
 	var units []unit
 	for _, node := range nodes {
@@ -373,8 +375,8 @@ func (l *leader) pass(r *rand.Rand, nodes []string, at time.Time) (late []unit) 
 	return nil
 }
 
-// TestNoTwoBlocksEverHaveAPortInCommon has pods, IPs, nodes, agents and time do anything, in a cluster whose leaders read caches that are
-// behind, lose answers, and write late.
+// TestNoTwoBlocksEverHaveAPortInCommon has pods, IPs, nodes, agents and time do anything, in a cluster whose leaders
+// read caches that are behind, lose answers, and write late.
 func TestNoTwoBlocksEverHaveAPortInCommon(t *testing.T) {
 	for seed := range uint64(60) {
 		r := rand.New(rand.NewPCG(seed, 1))
@@ -428,7 +430,9 @@ func TestNoTwoBlocksEverHaveAPortInCommon(t *testing.T) {
 					late = slices.Delete(late, i, i+1)
 				}
 			case 8:
-				if r.IntN(4) == 0 { // another leader, which reads the cache as it is; what the former one wrote late is refused by the election
+				// another leader, which reads the cache as it is; what the former one wrote late is refused by the
+				// election
+				if r.IntN(4) == 0 {
 					late = nil
 					next := start()
 					next.policies, next.groups, next.gone = l.policies, l.groups, l.gone
@@ -506,8 +510,9 @@ func wantCopies(t *testing.T, m *model, l *leader, seed uint64) {
 	}
 }
 
-// TestALateTransactionTakesNoPortsThatAnotherBlockHas has what the keys alone would let pass: of two neighbours, one is written and the other is not
-// answered; the first goes, its place and the other's are given to a larger one, and the unanswered transaction arrives.
+// TestALateTransactionTakesNoPortsThatAnotherBlockHas has what the keys alone would let pass: of two neighbours, one is
+// written and the other is not answered; the first goes, its place and the other's are given to a larger one, and the
+// unanswered transaction arrives.
 func TestALateTransactionTakesNoPortsThatAnotherBlockHas(t *testing.T) {
 	m, b := newModel(t), newBlocks(64)
 	b.rest = 0
@@ -656,7 +661,8 @@ func TestBlocksThatOverlapAreReported(t *testing.T) {
 	}
 }
 
-// TestWhoHadAPortIsKnownWhenTheBlockIsAnothers has pods, agents and time do anything, and then asks of each moment whose each port was.
+// TestWhoHadAPortIsKnownWhenTheBlockIsAnothers has pods, agents and time do anything, and then asks of each moment
+// whose each port was.
 func TestWhoHadAPortIsKnownWhenTheBlockIsAnothers(t *testing.T) {
 	type moment struct {
 		ip   netip.Addr
@@ -747,7 +753,8 @@ func TestHistoryIsNoReasonToKeepABlock(t *testing.T) {
 	}
 }
 
-// TestAMembersUnitWithHistoryIsDividedByEgress: where etcd refuses one egress's Members, all others are written, whatever goes with them.
+// TestAMembersUnitWithHistoryIsDividedByEgress: where etcd refuses one egress's Members, all others are written,
+// whatever goes with them.
 func TestAMembersUnitWithHistoryIsDividedByEgress(t *testing.T) {
 	of := func(name string) unit {
 		return unit{{Key: "members/by-node/n/" + name}, {Key: "members/by-egress/" + name + "/n"}, {Key: "blocks/10.0.0.1/02048"}, {Key: "blocks-history/10.0.0.1/02048/x-y"}}

@@ -53,8 +53,8 @@ type cluster struct {
 	blockRest time.Duration
 }
 
-// newCluster returns a cluster over an API server without objects: it removes those that it finds, as a test leaves them that does not
-// come to its end, and the test's own when that ends.
+// newCluster returns a cluster over an API server without objects: it removes those that it finds, as a test leaves
+// them that does not come to its end, and the test's own when that ends.
 func newCluster(t *testing.T, kube *rest.Config) *cluster {
 	t.Helper()
 	c := connect(t, kube)
@@ -319,7 +319,8 @@ func (c *cluster) example() {
 	if err != nil || len(files) != 3 {
 		c.Fatalf("examples: %v, %v", files, err)
 	}
-	for _, file := range files { // in the order of kubectl apply: the pool first, since an egress without one is warned of
+	// in the order of kubectl apply: the pool first, since an egress without one is warned of
+	for _, file := range files {
 		b, err := fs.ReadFile(manifests.FS, file)
 		if err != nil {
 			c.Fatal(err)

@@ -20,7 +20,8 @@ const maxNamed = 3
 
 // clusterState is what etcd shows about the owners of addresses, and the nodes that could own them.
 type clusterState struct {
-	// Snapshot has the pools and nodes that crdsync writes, and the agents, owners and cordons that others do; the rest is empty.
+	// Snapshot has the pools and nodes that crdsync writes, and the agents, owners and cordons that others do; the rest
+	// is empty.
 	egress.Snapshot
 	load map[string]int // how many owners each node is
 	// faulty are the nodes that run pods of an egress and could not program everything, by egress, sorted.
@@ -111,8 +112,9 @@ func (s clusterState) conflict(ip netip.Addr) string {
 	return ""
 }
 
-// degraded returns the condition of an egress for which a node could not program everything, drops its packets, or has too few ports, or whose
-// address a host outside the cluster uses as well; ok is false for all others. The nodes that hold its addresses come first: they serve all its pods.
+// degraded returns the condition of an egress for which a node could not program everything, drops its packets, or has
+// too few ports, or whose address a host outside the cluster uses as well; ok is false for all others. The nodes that
+// hold its addresses come first: they serve all its pods.
 func (s clusterState) degraded(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	var nodes []string
 	for _, a := range v.addresses {

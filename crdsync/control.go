@@ -116,8 +116,8 @@ func newControl(o objects, have records, now time.Time, frozen func(egressName s
 	return c
 }
 
-// takenAway returns the addresses that an egress has of a pool which is still there and no longer has them: the range was taken away past the
-// webhook. A pool that was deleted and made anew is another one.
+// takenAway returns the addresses that an egress has of a pool which is still there and no longer has them: the range
+// was taken away past the webhook. A pool that was deleted and made anew is another one.
 func takenAway(d demand, pools map[string]egress.Pool, have records) map[netip.Addr]error {
 	out := map[netip.Addr]error{}
 	for _, a := range have.policies[d.name].Addresses {
@@ -131,8 +131,8 @@ func takenAway(d demand, pools map[string]egress.Pool, have records) map[netip.A
 	return out
 }
 
-// unreadable returns an error when a pool that the egress names can be read neither in the API nor in etcd: nothing can be said of its
-// addresses then, so the egress keeps what it has.
+// unreadable returns an error when a pool that the egress names can be read neither in the API nor in etcd: nothing can
+// be said of its addresses then, so the egress keeps what it has.
 func unreadable(d demand, pools map[string]egress.Pool, unread map[string]error) error {
 	for _, name := range d.pools {
 		if _, ok := pools[name]; !ok && unread[name] != nil {
@@ -153,7 +153,8 @@ func (o objects) nodeAddresses() map[netip.Addr]string {
 	return out
 }
 
-// poolFaults returns what is wrong with the pools that an egress names, for its status: a pool's own has no place for it.
+// poolFaults returns what is wrong with the pools that an egress names, for its status: a pool's own has no place for
+// it.
 func (o objects) poolFaults(d demand) error {
 	var errs []error
 	for _, name := range d.pools {
@@ -192,8 +193,8 @@ func (c *control) addEgress(d demand, ws []want, o outcome, pools map[string]egr
 // presentAndFormer returns the addresses that an egress has, and those that it had.
 func presentAndFormer(p egress.Policy) []egress.Address { return slices.Concat(p.Addresses, p.Former) }
 
-// former returns the addresses that an egress has to get again once their pool has them: the last one of each family in which it has
-// none now.
+// former returns the addresses that an egress has to get again once their pool has them: the last one of each family in
+// which it has none now.
 func former(d demand, o outcome, was egress.Policy) (out []egress.Address) {
 	for _, a := range presentAndFormer(was) {
 		if slices.Contains(d.pools, a.Pool) && !o.has(familyOf(a.IP)) && !(outcome{addresses: out}).has(familyOf(a.IP)) {

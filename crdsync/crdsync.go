@@ -30,7 +30,8 @@ import (
 const resignTimeout = 2 * time.Second
 
 const (
-	// readTimeout is how long a new leader may take to read all objects: seconds for tens of thousands of pods. Another one may try then.
+	// readTimeout is how long a new leader may take to read all objects: seconds for tens of thousands of pods. Another
+	// one may try then.
 	readTimeout = time.Minute
 )
 
@@ -55,8 +56,9 @@ type Config struct {
 	HousekeepingInterval time.Duration
 	// ClusterCIDRs are ranges of pods, of nodes that have no podCIDRs: of pods in them, nothing needs to be written.
 	ClusterCIDRs []netip.Prefix
-	// BlockSize is how many ports the first block of a node has (egress.Block): a power of two from egress.MinBlock to egress.MaxBlock; 0: no node
-	// has any, and what nodes have is taken away. BlockRest is how long a freed block rests; 0: 2 min.
+	// BlockSize is how many ports the first block of a node has (egress.Block): a power of two from egress.MinBlock to
+	// egress.MaxBlock; 0: no node has any, and what nodes have is taken away. BlockRest is how long a freed block
+	// rests; 0: 2 min.
 	BlockSize int
 	BlockRest time.Duration
 	// BlockHistory is for how long etcd keeps who had a block; 0: not at all.
@@ -64,7 +66,8 @@ type Config struct {
 	// Webhook is nil where crdsync does not serve the webhook.
 	Webhook *Webhook
 	Log     *slog.Logger
-	// Monitor is where checks of health are registered, and Metrics where what crdsync counts is; nil: nowhere. Both are the caller's to serve.
+	// Monitor is where checks of health are registered, and Metrics where what crdsync counts is; nil: nowhere. Both
+	// are the caller's to serve.
 	Monitor *monitor.Server
 	Metrics prometheus.Registerer
 
@@ -105,8 +108,8 @@ var prefixes = []string{
 	store.MembersByNode, store.MembersByEgress, store.BlockPrefix, store.CounterPrefix, store.OwnerPrefix, store.AgentPrefix, store.CordonPrefix,
 }
 
-// Run mirrors the Kubernetes API into etcd whenever it is elected, until ctx ends, and then returns nil. A replica that cannot read both
-// sides does not stand for election. Neither side being down ends it.
+// Run mirrors the Kubernetes API into etcd whenever it is elected, until ctx ends, and then returns nil. A replica that
+// cannot read both sides does not stand for election. Neither side being down ends it.
 func Run(ctx context.Context, cfg Config) error {
 	if err := cfg.Validate(); err != nil {
 		return err
@@ -114,7 +117,8 @@ func Run(ctx context.Context, cfg Config) error {
 	kube := rest.CopyConfig(cfg.Kube)
 	kube.Timeout = 0 // it would end every watch; what is not a watch has a deadline of its own
 	if kube.QPS == 0 {
-		kube.QPS, kube.Burst = 200, 400 // client-go's 5 a second takes minutes for the status of a few hundred egresses, and their Events
+		// client-go's 5 a second takes minutes for the status of a few hundred egresses, and their Events
+		kube.QPS, kube.Burst = 200, 400
 	}
 	dyn, err := dynamic.NewForConfig(kube)
 	if err != nil {
@@ -168,8 +172,8 @@ type replica struct {
 // ReadyCheck is the name of crdsync's check of /readyz: whoever waits before Run says so under it.
 const ReadyCheck = "crdsync"
 
-// check reports whether the replica has read etcd and reached the Kubernetes API since it began, and the webhook, where it serves that, can answer:
-// then it can take over.
+// check reports whether the replica has read etcd and reached the Kubernetes API since it began, and the webhook, where
+// it serves that, can answer: then it can take over.
 func (r *replica) check() error {
 	select {
 	case <-r.cache.Ready():
@@ -231,8 +235,8 @@ func (r *replica) resign(ctx context.Context, lead *store.Leadership) {
 	_ = lead.Resign(ctx) // the lease ends by itself
 }
 
-// lead mirrors until the leadership is over. It reads the API anew: what a replica saw while it only stood by may be hours old, and by
-// it, what others did meanwhile would be undone.
+// lead mirrors until the leadership is over. It reads the API anew: what a replica saw while it only stood by may be
+// hours old, and by it, what others did meanwhile would be undone.
 func (r *replica) lead(ctx context.Context, lead *store.Leadership) error {
 	if err := r.ask(ctx); err != nil {
 		return fmt.Errorf("%w: %w", errUnread, err)

@@ -354,7 +354,8 @@ func testOutage(c *cluster) {
 	c.wantRecords("members/by-egress/*/*", map[string]string{"members/by-egress/egress-prod-web/node-1": "prod/a=10.244.1.1"})
 	o.set(true)
 	_, before := c.records()
-	c.put("owners/10.10.0.12", egress.Owner{IP: ip("10.10.0.12"), Node: "node-6"}) // for the status, which cannot be written now
+	// for the status, which cannot be written now
+	c.put("owners/10.10.0.12", egress.Owner{IP: ip("10.10.0.12"), Node: "node-6"})
 	if _, err := c.etcd.Client().Delete(c.Context(), store.DefaultPrefix+"ids/2"); err != nil {
 		c.Fatal(err)
 	}

@@ -14,14 +14,16 @@
 // admission); package spec says what is wrong with an object.
 //
 // Invariants:
-//   - etcd is the record: what was allocated is read there, never remembered. A new replica, or one that is restarted, takes over
-//     every allocation, and a steady state writes nothing.
-//   - Nothing is written before all objects and all of etcd were read once. An error never causes a delete: of an object that cannot
-//     be read, what etcd holds stands, and the others go on.
+//   - etcd is the record: what was allocated is read there, never remembered. A new replica, or one that is restarted,
+//     takes over every allocation, and a steady state writes nothing.
+//   - Nothing is written before all objects and all of etcd were read once. An error never causes a delete: of an
+//     object that cannot be read, what etcd holds stands, and the others go on.
 //   - Every transaction requires that the election key is still this replica's (the fencing token), and a change that
 //     was decided upon a record also that the record has the same revision.
-//   - The two records of an egress's pods on a node change in one transaction, together with the node's blocks of ports.
-//   - No two blocks of ports of an IP overlap in etcd, and a port that was a node's rests before it is another's (blocks.go).
+//   - The two records of an egress's pods on a node change in one transaction, together with the node's blocks of
+//     ports.
+//   - No two blocks of ports of an IP overlap in etcd, and a port that was a node's rests before it is another's
+//     (blocks.go).
 //   - An address that is released is given out again only after etcd shows that it is free.
 //   - Each change has one Event, however often crdsync restarts: a record in etcd says which Events there were
 //     (events.go).

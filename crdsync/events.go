@@ -28,7 +28,8 @@ import (
 
 const (
 	eventSource = "egret-crdsync" // reportingController, which kubectl shows as From
-	// What the API server takes, in bytes: https://github.com/kubernetes/kubernetes/blob/master/pkg/apis/core/validation/events.go
+	// What the API server takes, in bytes:
+	// https://github.com/kubernetes/kubernetes/blob/master/pkg/apis/core/validation/events.go
 	maxNote, maxInstance = 1024, 128
 	// maxNamePart leaves room in an Event's name of 253 bytes for what makes it unique.
 	maxNamePart = 220
@@ -88,7 +89,8 @@ func eventRecordOf(s v1beta1.EgressStatus, now time.Time) (a eventRecord, warnin
 		switch {
 		case c.Type == v1beta1.IPAllocated && c.Status == metav1.ConditionFalse:
 			allocated = false
-			warnings[c.Reason+": "+c.Message] = eventText{corev1.EventTypeWarning, c.Reason, "Allocate", c.Message} // another cause has an Event of its own
+			// another cause has an Event of its own
+			warnings[c.Reason+": "+c.Message] = eventText{corev1.EventTypeWarning, c.Reason, "Allocate", c.Message}
 		case c.Type == v1beta1.IPAssigned && c.Status == metav1.ConditionFalse && allocated:
 			if later = maxUnassigned - now.Sub(c.LastTransitionTime.Time); later <= 0 {
 				warnings[c.Reason] = eventText{corev1.EventTypeWarning, c.Reason, "Assign", c.Message}
@@ -252,7 +254,8 @@ func (d *eventRecorder) event(about corev1.ObjectReference, n eventText, change 
 			Namespace: metav1.NamespaceDefault, // where those of objects without a namespace are
 			Name:      fmt.Sprintf("%s.%016x", strings.TrimRight(cut(about.Name, maxNamePart), "-."), h.Sum64()),
 		},
-		EventTime:           metav1.NewMicroTime(time.Now().Add(time.Duration(i) * time.Microsecond)), // they sort as they were made
+		// they sort as they were made
+		EventTime:           metav1.NewMicroTime(time.Now().Add(time.Duration(i) * time.Microsecond)),
 		ReportingController: eventSource, ReportingInstance: cut(d.instance, maxInstance),
 		Type: n.kind, Reason: n.reason, Action: n.action, Note: cut(cmp.Or(n.note, n.reason), maxNote), Regarding: about,
 	}

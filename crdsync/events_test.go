@@ -79,7 +79,8 @@ func (c *cluster) history(name string) (due func(last string) []string) {
 				if !ok {
 					c.Fatalf("watching: %+v", e)
 				}
-				now, warnings, _ := eventRecordOf(readStatus(u), time.Unix(0, 0)) // no IP has been unassigned for maxUnassigned
+				// no IP has been unassigned for maxUnassigned
+				now, warnings, _ := eventRecordOf(readStatus(u), time.Unix(0, 0))
 				for _, n := range now.changes(old, warnings) {
 					out = append(out, n.kind+" "+n.reason+" "+n.note)
 				}
@@ -138,7 +139,8 @@ func testEvents(c *cluster) {
 	stop()
 	stop = c.run(c.kube)
 	c.own("10.10.0.12", "node-6")
-	c.wantEvents("egress-staging-web", "Normal IPAssigned 10.10.0.12 is on node node-6") // everything has been looked at
+	// everything has been looked at
+	c.wantEvents("egress-staging-web", "Normal IPAssigned 10.10.0.12 is on node node-6")
 	c.wantEvents("egress-prod-web", want...)
 	stop()
 	c.own("10.10.0.11", "node-4")
@@ -237,7 +239,8 @@ func testWarnings(c *cluster) {
 	c.pod("prod", "y", "node-1", "10.244.1.2", "web")
 	c.wantCondition("b", "Conflict DuplicateIP: 10.10.0.11 is in use by egress a; 2 pods, such as prod/x, are selected by egress a too, which comes first")
 	c.own("10.10.0.11", "node-1")
-	c.wantEvents("a", "Warning AllocationError pool p does not exist", on+"node-1") // "a" has it, and the conflict is not its own
+	// "a" has it, and the conflict is not its own
+	c.wantEvents("a", "Warning AllocationError pool p does not exist", on+"node-1")
 	c.wantEvents("b", want...)
 
 	// Another cause has an Event, too, and the same one has no second.

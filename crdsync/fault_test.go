@@ -16,7 +16,8 @@ import (
 	"github.com/egret-project/egret/api/v1beta1"
 )
 
-// loosen makes the API server take any spec until tighten is called, or the test ends: as if the objects were older than the schema.
+// loosen makes the API server take any spec until tighten is called, or the test ends: as if the objects were older
+// than the schema.
 func (c *cluster) loosen() (tighten func()) {
 	c.Helper()
 	client, err := apiextensions.NewForConfig(c.kube)
@@ -26,7 +27,8 @@ func (c *cluster) loosen() (tighten func()) {
 	crds := client.ApiextensionsV1().CustomResourceDefinitions()
 	set := func(name string, spec func(old apiextensionsv1.JSONSchemaProps) apiextensionsv1.JSONSchemaProps) {
 		c.eventually(func() error {
-			ctx, cancel := context.WithTimeout(context.Background(), deadline) // the test's own has ended when it cleans up
+			// the test's own has ended when it cleans up
+			ctx, cancel := context.WithTimeout(context.Background(), deadline)
 			defer cancel()
 			crd, err := crds.Get(ctx, name, metav1.GetOptions{})
 			if err != nil {

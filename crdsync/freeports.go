@@ -20,9 +20,10 @@ func (r *freePorts) take(first uint16, size int) {
 	}
 }
 
-// place returns the first port of a free block of a size, which is a power of two from egress.MinBlock to egress.MaxBlock. Blocks are those of
-// a buddy system: each is aligned to its size, and two neighbours that are the halves of a larger one are one when both are free. The block is of
-// the smallest free one that holds it, of the lowest such: large ones are kept whole for as long as that can be. ok is false where there is none.
+// place returns the first port of a free block of a size, which is a power of two from egress.MinBlock to
+// egress.MaxBlock. Blocks are those of a buddy system: each is aligned to its size, and two neighbours that are the
+// halves of a larger one are one when both are free. The block is of the smallest free one that holds it, of the lowest
+// such: large ones are kept whole for as long as that can be. ok is false where there is none.
 func (r *freePorts) place(size int) (first uint16, ok bool) {
 	best := len(r) + 1
 	at := 0
@@ -34,7 +35,8 @@ func (r *freePorts) place(size int) (first uint16, ok bool) {
 	return uint16(at * egress.MinBlock), best <= len(r)
 }
 
-// holes reports whether all of some slots are free, a power of two of them, and otherwise calls f with the largest free blocks among them.
+// holes reports whether all of some slots are free, a power of two of them, and otherwise calls f with the largest free
+// blocks among them.
 func (r *freePorts) holes(slot, slots int, f func(slot, slots int)) bool {
 	if slots == 1 {
 		return !r[slot]

@@ -115,7 +115,8 @@ func FuzzFreePorts(f *testing.F) {
 	})
 }
 
-// anyFree returns the first port of a free block, found the simplest way; 0: there is none. Both numbers are powers of two: so is the larger.
+// anyFree returns the first port of a free block, found the simplest way; 0: there is none. Both numbers are powers of
+// two: so is the larger.
 func anyFree(taken [1 << 16]bool, size int) int {
 next:
 	for first := max(size, egress.FirstBlockPort); first+size <= 1<<16; first += size {

@@ -64,7 +64,8 @@ func testDependents(c *cluster) {
 	c.wantRecords("nodes/*", map[string]string{"nodes/node-2": "2 192.0.2.2"})
 	c.wantDependents("pins/10.10.0.11", "history/10.10.0.11/1-node-1", "cordons/node-2")
 
-	// A record that is lost is no IP that is gone, and no node: it is written again, with the next index, or with its own by a pass that had read it.
+	// A record that is lost is no IP that is gone, and no node: it is written again, with the next index, or with its
+	// own by a pass that had read it.
 	for _, key := range []string{"allocations/10.10.0.11", "nodes/node-2"} {
 		if _, err := c.store.Etcd().Delete(c.Context(), c.store.Prefix()+key); err != nil {
 			c.Fatal(err)

@@ -18,11 +18,12 @@ import (
 const (
 	// housekeepingInterval is how often etcd's members are asked for their sizes and alarms.
 	housekeepingInterval = 10 * time.Second
-	// minDefragment is how much a defragmentation must give back, in bytes: below it is not worth a member that stands still.
+	// minDefragment is how much a defragmentation must give back, in bytes: below it is not worth a member that stands
+	// still.
 	minDefragment = 64 << 20
-	// maxAlone is how much of a database may be in use, in bytes, for the only member of etcd to be defragmented: no permit of the agents is
-	// renewed meanwhile, and they last 500 ms unless told otherwise. With 8 MB in use etcd said nothing for 0.3 s, with 32 MB for 0.8 s, on two cores with
-	// a load of 10 (BenchmarkDefragmentation).
+	// maxAlone is how much of a database may be in use, in bytes, for the only member of etcd to be defragmented: no
+	// permit of the agents is renewed meanwhile, and they last 500 ms unless told otherwise. With 8 MB in use etcd said
+	// nothing for 0.3 s, with 32 MB for 0.8 s, on two cores with a load of 10 (BenchmarkDefragmentation).
 	maxAlone = 8 << 20
 	// maxStuck is how often etcd has to be found full, with nothing to give back, until the log calls for a person:
 	// members drop history in their own time, and one may raise the alarm again that was just disarmed.
@@ -72,8 +73,8 @@ func (h history) before(t time.Time, limit int64) (revision int64) {
 	return revision
 }
 
-// with returns the history with one moment more, without what was before a revision that is compacted. What lies in the future, by a clock
-// that was wrong or as somebody else wrote it, is left out.
+// with returns the history with one moment more, without what was before a revision that is compacted. What lies in the
+// future, by a clock that was wrong or as somebody else wrote it, is left out.
 func (h history) with(now moment, compacted int64) history {
 	out := history{}
 	for _, m := range h.Revisions {
@@ -140,8 +141,8 @@ func (h *housekeeping) look(ctx context.Context) error {
 	return nil
 }
 
-// compact drops what is older than compactAfter, and notes when etcd had which revision, in etcd: leaders may follow each other within the
-// time. Where nothing was written since, nothing is.
+// compact drops what is older than compactAfter, and notes when etcd had which revision, in etcd: leaders may follow
+// each other within the time. Where nothing was written since, nothing is.
 func (h *housekeeping) compact(ctx context.Context, revision int64) error {
 	records, err := h.store.List(ctx, store.CompactionKey)
 	if err != nil {
@@ -172,7 +173,8 @@ func (h *housekeeping) compact(ctx context.Context, revision int64) error {
 	return h.lead.Commit(ctx, store.Op{Key: store.CompactionKey, Value: value})
 }
 
-// worst returns the member that has most to give back, of those that are worth it and do not lead; else the one that leads.
+// worst returns the member that has most to give back, of those that are worth it and do not lead; else the one that
+// leads.
 func worst(members []store.Member, worth func(store.Member) bool) *store.Member {
 	members = slices.DeleteFunc(slices.Clone(members), func(m store.Member) bool { return !worth(m) })
 	if len(members) == 0 {

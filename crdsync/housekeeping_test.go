@@ -292,7 +292,8 @@ func TestAFullEtcdThatHoldsTooMuchIsAPersonsToMend(t *testing.T) {
 	fillEtcd(t, h.etcd, 100)
 	for range 2 * maxStuck {
 		h.mustLook()
-		// How much a full etcd holds depends on how its writes came together: it may have room once it is defragmented, and others fill that, too.
+		// How much a full etcd holds depends on how its writes came together: it may have room once it is defragmented,
+		// and others fill that, too.
 		if space, err := h.store.Space(t.Context()); err == nil && !space.NoSpace {
 			fillEtcd(t, h.etcd, 100)
 		}
@@ -346,8 +347,9 @@ func TestFlagsLeaveEtcdToOthers(t *testing.T) {
 	}
 }
 
-// day writes 20 pod events a second for so many hours, of which one in spread is made, and about one in spread of the nodes. The clock goes by the
-// events: they come as fast as etcd takes them. It returns the largest size of the database, in bytes.
+// day writes 20 pod events a second for so many hours, of which one in spread is made, and about one in spread of the
+// nodes. The clock goes by the events: they come as fast as etcd takes them. It returns the largest size of the
+// database, in bytes.
 func (h *house) day(hours, spread int) (largest int64) {
 	h.Helper()
 	begin := time.Now()
@@ -384,7 +386,8 @@ func (h *house) size() (n int64) {
 	return n
 }
 
-// podEvent is what a pod's event writes: the members of an egress on one of the nodes, five pods of both families, under two keys.
+// podEvent is what a pod's event writes: the members of an egress on one of the nodes, five pods of both families,
+// under two keys.
 func podEvent(h *house, i, nodes int) []store.Op {
 	h.Helper()
 	node, name := fmt.Sprintf("node-%03d", i%nodes), fmt.Sprintf("egress-of-team-%02d", i%7)
@@ -408,8 +411,8 @@ func podEvent(h *house, i, nodes int) []store.Op {
 
 const mostOfADay = 200 << 20
 
-// TestADayOfPodEventsKeepsEtcdSmall is with a hundredth of the events, of what they are about, and of the room. BenchmarkADayOfPodEvents is
-// with all of them.
+// TestADayOfPodEventsKeepsEtcdSmall is with a hundredth of the events, of what they are about, and of the room.
+// BenchmarkADayOfPodEvents is with all of them.
 func TestADayOfPodEventsKeepsEtcdSmall(t *testing.T) {
 	const spread = 100
 	s := etcdtest.New(t)
@@ -473,8 +476,8 @@ func testFullEtcd(c *cluster) {
 	c.wantStatus("egress-staging-web", "10.10.0.12 node-6 True Allocated True Assigned")
 }
 
-// BenchmarkDefragmentation measures for how long etcd answers nobody while its only member, or its leader among three, is defragmented, with so
-// many MB in use.
+// BenchmarkDefragmentation measures for how long etcd answers nobody while its only member, or its leader among three,
+// is defragmented, with so many MB in use.
 func BenchmarkDefragmentation(b *testing.B) {
 	for _, members := range []int{1, 3} {
 		for _, used := range []int{8, 32, 128} {
@@ -494,8 +497,8 @@ func BenchmarkDefragmentation(b *testing.B) {
 	}
 }
 
-// longestSilence defragments the leader of etcd, and returns the longest time in which no question was sent that was answered. The questions are an
-// agent's: one every 20 ms, and none waits for another.
+// longestSilence defragments the leader of etcd, and returns the longest time in which no question was sent that was
+// answered. The questions are an agent's: one every 20 ms, and none waits for another.
 func (h *house) longestSilence() time.Duration {
 	h.Helper()
 	space, err := h.store.Space(h.Context())

@@ -15,7 +15,8 @@ type index struct {
 	rest    []int               // those that want no label in particular
 }
 
-// newIndex indexes each selector by the rarest of the labels that it cannot do without: a label that all have tells nothing.
+// newIndex indexes each selector by the rarest of the labels that it cannot do without: a label that all have tells
+// nothing.
 func newIndex(selectors map[int]labels.Selector) index {
 	wanted := map[int][][][2]string{} // selector -> its requirements -> the labels of which it wants one
 	count := map[[2]string]int{}

@@ -58,7 +58,8 @@ func TestTheIndexMissesNoSelector(t *testing.T) {
 func TestTheIndexLooksAtFew(t *testing.T) {
 	all := map[int]labels.Selector{}
 	for n := range 1000 {
-		all[n] = labels.SelectorFromSet(labels.Set{"app": "web", "zone": fmt.Sprint(n)}) // the one that comes first by name tells nothing
+		// the one that comes first by name tells nothing
+		all[n] = labels.SelectorFromSet(labels.Set{"app": "web", "zone": fmt.Sprint(n)})
 	}
 	if got := newIndex(all).mayMatch(labels.Set{"app": "web", "zone": "7"}); !slices.Equal(got, []int{7}) {
 		t.Errorf("found %v, want 7 alone", got)

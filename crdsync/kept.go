@@ -13,8 +13,8 @@ import (
 	"k8s.io/apimachinery/pkg/labels"
 )
 
-// labelSet is the labels of a pod. Equal ones are one in memory, however many pods have them, and are compared at the cost of a pointer. The zero
-// labelSet has no labels.
+// labelSet is the labels of a pod. Equal ones are one in memory, however many pods have them, and are compared at the
+// cost of a pointer. The zero labelSet has no labels.
 type labelSet struct{ text unique.Handle[string] }
 
 // newLabelSet returns the labelSet of labels, whose keys and values the API server allows no NUL.
@@ -42,7 +42,8 @@ func (l labelSet) set() labels.Set {
 	return out
 }
 
-// keptPod is what the informer keeps of a Pod, in a fifth of the memory of one that is trimmed: there may be 100,000. It is not changed.
+// keptPod is what the informer keeps of a Pod, in a fifth of the memory of one that is trimmed: there may be 100,000.
+// It is not changed.
 type keptPod struct {
 	name    string                // namespace/name
 	slash   int                   // where in it
@@ -79,7 +80,8 @@ func (k *keptPod) GetObjectMeta() metav1.Object {
 	return &metav1.ObjectMeta{Namespace: k.name[:k.slash], Name: k.name[k.slash+1:], ResourceVersion: k.version}
 }
 
-// neighbourhood returns the key of byIP: a range of 16 addresses, since an entry for each address would take more memory than the pods.
+// neighbourhood returns the key of byIP: a range of 16 addresses, since an entry for each address would take more
+// memory than the pods.
 func neighbourhood(ip netip.Addr) string {
 	p, _ := ip.Prefix(ip.BitLen() - 4) // it fails for no address without a zone
 	return string(p.Addr().AsSlice())

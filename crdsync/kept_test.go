@@ -65,7 +65,8 @@ func TestAKeptPodSaysWhatThePodSays(t *testing.T) {
 	}
 }
 
-// TestNeighboursHaveNoAddressInCommon: the index finds the pods of 16 addresses, of which those with another one are no holders.
+// TestNeighboursHaveNoAddressInCommon: the index finds the pods of 16 addresses, of which those with another one are no
+// holders.
 func TestNeighboursHaveNoAddressInCommon(t *testing.T) {
 	pods := cache.NewSharedIndexInformer(nil, nil, 0, cache.Indexers{byNode: nodeIndex, byIP: ipIndex})
 	add := func(name, node string, created int64, ips ...string) {

@@ -96,7 +96,8 @@ func rangesOf(ranges []string) string {
 	return fmt.Sprintf(`{"ipRanges": [%s], "nodeSelector": {}}`, strings.Join(out, ", "))
 }
 
-// egress creates an egress of the pods with a label app=NAME; fields are those of the spec besides, like "externalIPPool: p".
+// egress creates an egress of the pods with a label app=NAME; fields are those of the spec besides, like
+// "externalIPPool: p".
 func (c *cluster) egress(name, fields string) { c.egressOf(name, name, fields) }
 
 func (c *cluster) egressOf(name, app, fields string) {
@@ -495,7 +496,8 @@ func testDualStack(c *cluster) {
 	c.wantMembers("a", "prod/x=10.244.1.1 prod/x=fd01::1")
 	c.remove("ExternalIPPool", "six")
 	c.wantEgresses("a", "10.0.0.1/1", "b", "10.0.0.9/3")
-	c.wantMembers("a", "prod/x=10.244.1.1 prod/x=fd01::1") // the one without an address is dropped, and does not leave by its node
+	// the one without an address is dropped, and does not leave by its node
+	c.wantMembers("a", "prod/x=10.244.1.1 prod/x=fd01::1")
 	c.wantRefused("a", "pool six does not exist")
 	c.pool("six", "fd00::/112")
 	c.wantEgresses("a", "10.0.0.1/1 fd00::1/2", "b", "10.0.0.9/3 fd00::ffff/4")
@@ -588,7 +590,8 @@ func testAnyOrder(c *cluster) {
 	c.wantRefused("a", "pool p does not exist")
 	c.pool("p", "10.0.0.0/28")
 	c.wantRecords("allocations/10.0.0.1", map[string]string{"allocations/10.0.0.1": "p/2 b"})
-	c.wantRecords("allocations/10.0.0.2", map[string]string{"allocations/10.0.0.2": "p/1 a"}) // it leaves the one that the other names
+	// it leaves the one that the other names
+	c.wantRecords("allocations/10.0.0.2", map[string]string{"allocations/10.0.0.2": "p/1 a"})
 	for range 20 {
 		c.remove("ExternalIPPool", "p")
 		c.pool("p", "10.0.0.0/28")

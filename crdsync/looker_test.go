@@ -57,7 +57,8 @@ func TestATokenMayLookWhereItsUserHasTheRight(t *testing.T) {
 	}
 	ann, bob := token("ann", audience), token("bob", audience)
 	may := MayGet(kube, audience, url)
-	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) { // the API server learns of a binding by a watch of its own
+	// the API server learns of a binding by a watch of its own
+	for end := time.Now().Add(30 * time.Second); ; time.Sleep(50 * time.Millisecond) {
 		if ok, err := may(t.Context(), ann); ok && err == nil {
 			break
 		} else if time.Now().After(end) {
@@ -76,7 +77,8 @@ func TestATokenMayLookWhereItsUserHasTheRight(t *testing.T) {
 	}
 }
 
-// An attempt: where whatever authenticates leaves audiences out of account, a pod's token would be as good as the page's.
+// An attempt: where whatever authenticates leaves audiences out of account, a pod's token would be as good as the
+// page's.
 func TestATokenIsNoneWhereAudiencesAreNotKnown(t *testing.T) {
 	t.Parallel()
 	server := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {

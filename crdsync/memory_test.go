@@ -38,7 +38,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// api is an API server that has objects of realistic size, keeps none, and tells of no change. Pods are streamed, as since 1.32, all others listed.
+// api is an API server that has objects of realistic size, keeps none, and tells of no change. Pods are streamed, as
+// since 1.32, all others listed.
 type api struct{ load }
 
 func (a api) ServeHTTP(w http.ResponseWriter, r *http.Request) {
@@ -235,8 +236,9 @@ func custom(kind string, m metav1.ObjectMeta, spec, status map[string]any) any {
 	return map[string]any{"apiVersion": "crd.antrea.io/v1beta1", "kind": kind, "metadata": m, "spec": spec, "status": status}
 }
 
-// BenchmarkMemory says how much memory crdsync needs at rest: what is alive on its heap (MB-live), and what the process of the test has of the machine's
-// (MB-rss), beside an API server and an etcd that are processes of their own. EGRET_MEMORY_PROFILE names a file for a heap profile.
+// BenchmarkMemory says how much memory crdsync needs at rest: what is alive on its heap (MB-live), and what the process
+// of the test has of the machine's (MB-rss), beside an API server and an etcd that are processes of their own.
+// EGRET_MEMORY_PROFILE names a file for a heap profile.
 func BenchmarkMemory(b *testing.B) {
 	for _, l := range []load{{namespaces: 20, apps: 25, nodes: 500, pods: 10_000}, {namespaces: 100, apps: 50, nodes: 5000, pods: 100_000}} {
 		b.Run(fmt.Sprintf("pods=%d", l.pods), func(b *testing.B) {

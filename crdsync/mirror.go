@@ -16,8 +16,8 @@ import (
 )
 
 const (
-	// A write that was refused because the cache is behind works once it has caught up, milliseconds later; one that etcd does not
-	// answer is tried less and less often.
+	// A write that was refused because the cache is behind works once it has caught up, milliseconds later; one that
+	// etcd does not answer is tried less and less often.
 	minBackoff = 20 * time.Millisecond
 	maxBackoff = 5 * time.Second
 )
@@ -39,16 +39,17 @@ type mirror struct {
 	faults            map[string]error       // of reading objects
 	control           control                // as it is in etcd since the last pass that planned
 	selection         *selection
-	overlaps          map[string]string          // of selection
-	publishedOverlaps map[string]string          // the overlaps that were published last
-	listed            map[string]map[string]bool // node -> the egresses of which the cache lists members there, under either key
-	reported          map[string]string          // faults that were logged
-	ownerless         map[netip.Addr]bool        // IPs whose owners are gone since the last pass
-	collect           func(control)              // called once, after the first pass
-	refused           refusals
-	blocks            blocks
-	metrics           *metrics // nil: nobody asks
-	pressure          pressure // of blocks
+	overlaps          map[string]string // of selection
+	publishedOverlaps map[string]string // the overlaps that were published last
+	// node -> the egresses of which the cache lists members there, under either key
+	listed    map[string]map[string]bool
+	reported  map[string]string   // faults that were logged
+	ownerless map[netip.Addr]bool // IPs whose owners are gone since the last pass
+	collect   func(control)       // called once, after the first pass
+	refused   refusals
+	blocks    blocks
+	metrics   *metrics // nil: nobody asks
+	pressure  pressure // of blocks
 	// publishedPressure is the pressure that was published last.
 	publishedPressure pressure
 }
@@ -237,7 +238,8 @@ func (m *mirror) list(node, name string) {
 	}
 }
 
-// addressesChanged adds to w the nodes with pods of egresses whose addresses are to be others: their blocks of ports are, too.
+// addressesChanged adds to w the nodes with pods of egresses whose addresses are to be others: their blocks of ports
+// are, too.
 func (m *mirror) addressesChanged(c control, w *work) {
 	changed := map[string]bool{}
 	for key, v := range c.values {
@@ -264,8 +266,8 @@ func policyOf(c control, name string) egress.Policy {
 	return p
 }
 
-// members returns what has to change of the members, with their blocks of ports, and of the ranges: those of the nodes whose pods changed, by
-// themselves or by the labels of their namespace, or all when the egresses did.
+// members returns what has to change of the members, with their blocks of ports, and of the ranges: those of the nodes
+// whose pods changed, by themselves or by the labels of their namespace, or all when the egresses did.
 func (m *mirror) members(now view, w *work, c control) ([]unit, error) {
 	claimants := c.claimants
 	if w.records && (m.selection == nil || !slices.EqualFunc(m.selection.claimants, claimants, sameClaim)) {

@@ -78,15 +78,16 @@ func readPool(u *unstructured.Unstructured) (egress.Pool, error) {
 	return p, err
 }
 
-// nodeDefaults say how nodes are read: the capacity of one without the annotation, whether Kubernetes' own cordon counts, and the key of a taint that
-// is kept beside those of nodes that leave.
+// nodeDefaults say how nodes are read: the capacity of one without the annotation, whether Kubernetes' own cordon
+// counts, and the key of a taint that is kept beside those of nodes that leave.
 type nodeDefaults struct {
 	capacity     int
 	followCordon bool
 	startupTaint string
 }
 
-// taintsOfLeaving are those of nodes that are shut down, or will be: set by an operator, a cloud's controller, the autoscaler.
+// taintsOfLeaving are those of nodes that are shut down, or will be: set by an operator, a cloud's controller, the
+// autoscaler.
 var taintsOfLeaving = []string{corev1.TaintNodeOutOfService, "node.cloudprovider.kubernetes.io/shutdown", "ToBeDeletedByClusterAutoscaler"}
 
 // leavingTaints returns the taints by which a node is known to be shut down, or about to be.
@@ -100,9 +101,9 @@ func leavingTaints(n *corev1.Node) []corev1.Taint {
 	return out
 }
 
-// shutdown returns the condition by which a kubelet says that its node is shutting down gracefully. It sets no taint of its own for that:
-// those that follow (node.kubernetes.io/not-ready and unreachable) say no more than that Kubernetes does not hear from the kubelet, which
-// is no reason for an IP to move.
+// shutdown returns the condition by which a kubelet says that its node is shutting down gracefully. It sets no taint of
+// its own for that: those that follow (node.kubernetes.io/not-ready and unreachable) say no more than that Kubernetes
+// does not hear from the kubelet, which is no reason for an IP to move.
 func shutdown(n *corev1.Node) []corev1.NodeCondition {
 	for _, c := range n.Status.Conditions {
 		if c.Type == corev1.NodeReady && c.Status != corev1.ConditionTrue && strings.Contains(c.Reason+" "+c.Message, "node is shutting down") {

@@ -24,10 +24,11 @@ const (
 	maxBlocks = 3
 )
 
-// Blocks come and go with crdsync's option. Turned off, all of them are freed in the first pass, each in the transaction that takes it out of the
-// Members, and are deleted when they have rested. A former version of crdsync knows nothing of blocks/: it leaves the records, and writes the
-// Members without Blocks in its first pass; so nodes have none of their ports any more, nobody else gets them, and who leads next with
-// blocks gives them back to the nodes that have pods still, and frees the others.
+// Blocks come and go with crdsync's option. Turned off, all of them are freed in the first pass, each in the
+// transaction that takes it out of the Members, and are deleted when they have rested. A former version of crdsync
+// knows nothing of blocks/: it leaves the records, and writes the Members without Blocks in its first pass; so nodes
+// have none of their ports any more, nobody else gets them, and who leads next with blocks gives them back to the nodes
+// that have pods still, and frees the others.
 
 // shortage is why a node has too few ports of an IP.
 type shortage struct {
@@ -35,11 +36,13 @@ type shortage struct {
 	has, want    int
 }
 
-// divide gives the node of some Members blocks of the IPs of their egresses, and takes away what it is not to have any more. It sets
-// Members.Blocks, and returns the changes of the records, by the egress with whose Members they belong into one transaction; those of "" have none.
-// policy returns the record of an egress; exists is whether there is a Node object.
+// divide gives the node of some Members blocks of the IPs of their egresses, and takes away what it is not to have any
+// more. It sets Members.Blocks, and returns the changes of the records, by the egress with whose Members they belong
+// into one transaction; those of "" have none. policy returns the record of an egress; exists is whether there is a
+// Node object.
 //
-// An IP of a pool belongs to one egress, so what a node has of an IP it has for that one. Static IPs are the node's own: they have none.
+// An IP of a pool belongs to one egress, so what a node has of an IP it has for that one. Static IPs are the node's
+// own: they have none.
 func (b *blocks) divide(
 	node string, groups map[string]egress.Members, policy func(string) egress.Policy, exists bool, now time.Time,
 ) (changes map[string]unit, err error) {
@@ -145,7 +148,8 @@ func (b *blocks) portions(node string, groups map[string]egress.Members, policy 
 	return slices.SortedFunc(maps.Values(byIP), func(x, y *portion) int { return x.ip.Compare(y.ip) })
 }
 
-// settled reports whether there is nothing to be decided, as is the rule: the node has one block, and its agent asks for nothing.
+// settled reports whether there is nothing to be decided, as is the rule: the node has one block, and its agent asks
+// for nothing.
 func (p *portion) settled(use egress.PortUse) bool {
 	return p.egress != "" && len(p.has) == 1 && !p.has[0].Retired && !p.has[0].mend && use.Want == 0
 }
@@ -169,13 +173,13 @@ func (b *blocks) difference(id blockID, is egress.Block) (op store.Op, ok bool, 
 	return op, err == nil, err
 }
 
-// revise returns the blocks that a node is to have of an IP, and those that it has no more, given those that it has and those of it that rest.
-// lacks is how many ports it should have in one block and cannot, 0: it has what it should.
+// revise returns the blocks that a node is to have of an IP, and those that it has no more, given those that it has and
+// those of it that rest. lacks is how many ports it should have in one block and cannot, 0: it has what it should.
 //
-// New connections get their ports from the one block that is not retired. A node that has none gets one of b.size, or of less where there is
-// no such room. Where its agent wants more, it gets a larger one, as large as there is room for, and the former retires; where the agent
-// wants less than half, a smaller one, but not of less than b.size. The agent says when no connection has a port of a retired block any more:
-// then it is freed.
+// New connections get their ports from the one block that is not retired. A node that has none gets one of b.size, or
+// of less where there is no such room. Where its agent wants more, it gets a larger one, as large as there is room for,
+// and the former retires; where the agent wants less than half, a smaller one, but not of less than b.size. The agent
+// says when no connection has a port of a retired block any more: then it is freed.
 func (b *blocks) revise(node string, p *portion, now time.Time) (out []egress.Block, lacks int) {
 	use := b.asked[node].ports[p.ip]
 	var live []egress.Block
@@ -189,7 +193,8 @@ func (b *blocks) revise(node string, p *portion, now time.Time) (out []egress.Bl
 		}
 		live = append(live, n.Block)
 	}
-	slices.SortFunc(live, func(x, y egress.Block) int { return cmp.Or(cmp.Compare(y.Size, x.Size), cmp.Compare(x.First, y.First)) }) // the largest first
+	// the largest first
+	slices.SortFunc(live, func(x, y egress.Block) int { return cmp.Or(cmp.Compare(y.Size, x.Size), cmp.Compare(x.First, y.First)) })
 	current := slices.IndexFunc(live, func(n egress.Block) bool { return !n.Retired })
 	if current < 0 && len(live) > 0 {
 		current = 0
@@ -250,7 +255,8 @@ func sizeFor(ports int) int {
 	return 1 << bits.Len(uint(ports-1))
 }
 
-// give finds a block for a node, of most ports, or of fewer where there is no such room, but of least. One that was the node's and rests it gets back.
+// give finds a block for a node, of most ports, or of fewer where there is no such room, but of least. One that was the
+// node's and rests it gets back.
 func (b *blocks) give(node string, p *portion, most, least int, now time.Time) (egress.Block, bool) {
 	r := b.freePorts(p.ip)
 	for size := most; size >= least; size /= 2 {

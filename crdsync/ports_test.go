@@ -48,8 +48,8 @@ func TestPorts(t *testing.T) {
 	}
 }
 
-// ports returns the blocks in etcd as "ip first-last node", - behind those that are retired, x behind those that rest, and fails when two have
-// a port in common, or the copies in the Members are other ones than the live ones.
+// ports returns the blocks in etcd as "ip first-last node", - behind those that are retired, x behind those that rest,
+// and fails when two have a port in common, or the copies in the Members are other ones than the live ones.
 func (c *cluster) ports() (out []string, err error) {
 	c.Helper()
 	values, _ := c.records()
@@ -195,8 +195,8 @@ func testPortsBack(c *cluster) {
 	c.wantHistory("10.10.0.1", was.Tenure())
 }
 
-// testPortsOfOlderRoles has an etcd that was not asked again by `egret etcd-rbac` after an upgrade: nodes get their ports back all the same, and others get
-// what has rested.
+// testPortsOfOlderRoles has an etcd that was not asked again by `egret etcd-rbac` after an upgrade: nodes get their
+// ports back all the same, and others get what has rested.
 func testPortsOfOlderRoles(c *cluster) {
 	c.underItsRole()
 	prefix := store.DefaultPrefix + store.BlockHistoryPrefix
@@ -308,7 +308,8 @@ func testPortsExhausted(c *cluster) {
 	c.egress("a", "externalIPPool: p")
 	c.run(c.kube)
 	c.wantEgresses("a", "10.10.0.1/1")
-	want := []string{"32768-65535", "16384-32767", "8192-16383", "4096-8191", "2048-4095"} // what is left is halved, and halved again
+	// what is left is halved, and halved again
+	want := []string{"32768-65535", "16384-32767", "8192-16383", "4096-8191", "2048-4095"}
 	var is []string
 	for i := range 5 {
 		c.pod("prod", fmt.Sprintf("x-%d", i), fmt.Sprintf("node-%d", i), fmt.Sprintf("10.244.%d.1", i), "a")
@@ -375,7 +376,8 @@ func testPortsTurnedOff(c *cluster) {
 		want []string
 	}{
 		{128, time.Hour, []string{"10.10.0.1 2048-2175 node-1", "10.10.0.1 2176-2303 node-2"}},
-		{4096, time.Hour, []string{"10.10.0.1 2048-2175 node-1", "10.10.0.1 2176-2303 node-2"}}, // what they have they keep
+		// what they have they keep
+		{4096, time.Hour, []string{"10.10.0.1 2048-2175 node-1", "10.10.0.1 2176-2303 node-2"}},
 		{0, time.Hour, []string{"10.10.0.1 2048-2175 node-1x", "10.10.0.1 2176-2303 node-2x"}},
 		{128, time.Hour, []string{"10.10.0.1 2048-2175 node-1", "10.10.0.1 2176-2303 node-2"}},
 		{0, time.Second, nil},
@@ -408,7 +410,8 @@ func testPortsRestart(c *cluster) {
 			c.Errorf("%s was written at %d, now %d", key, revision, after[key])
 		}
 	}
-	// A former version, which knows nothing of blocks, writes the Members without them. This one then finds them as they were.
+	// A former version, which knows nothing of blocks, writes the Members without them. This one then finds them as
+	// they were.
 	for _, key := range []string{"members/by-node/node-1/a", "members/by-egress/a/node-1"} {
 		c.put(key, egress.Members{Egress: "a", Node: "node-1", Pods: []egress.Member{{Pod: "prod/x-0", IPs: []netip.Addr{ip("10.244.1.1")}}}})
 	}
@@ -542,8 +545,8 @@ func testPortsSpoiled(c *cluster) {
 	c.wantPorts("10.10.0.1 2048-3071 node-2", "blocks/10.10.0.1/03072 unreadable", "10.10.0.1 4096-5119 node-2-", "10.10.0.1 5120-6143 node-1")
 }
 
-// TestALeaderWhoseCacheIsBehindGivesNoPortsThatAreTaken has two leaders after each other at a real etcd. The cache of the second one
-// stopped before the first wrote.
+// TestALeaderWhoseCacheIsBehindGivesNoPortsThatAreTaken has two leaders after each other at a real etcd. The cache of
+// the second one stopped before the first wrote.
 func TestALeaderWhoseCacheIsBehindGivesNoPortsThatAreTaken(t *testing.T) {
 	etcd := etcdtest.New(t)
 	client, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcd.Endpoint()}})
@@ -592,11 +595,13 @@ func TestALeaderWhoseCacheIsBehindGivesNoPortsThatAreTaken(t *testing.T) {
 		t.Fatal(err)
 	}
 	cache, stop := follow()
-	if err := give(first, cache, 64, "n1", "n2", "n3"); err != nil { // one transaction after another, while the cache lags
+	// one transaction after another, while the cache lags
+	if err := give(first, cache, 64, "n1", "n2", "n3"); err != nil {
 		t.Fatal(err)
 	}
 	stop()
-	if _, err := etcd.Client().Delete(ctx, store.DefaultPrefix+store.BlockKey(ip("10.0.0.1"), 2048)); err != nil { // so that the keys of the next are none of those that are there
+	// so that the keys of the next are none of those that are there
+	if _, err := etcd.Client().Delete(ctx, store.DefaultPrefix+store.BlockKey(ip("10.0.0.1"), 2048)); err != nil {
 		t.Fatal(err)
 	}
 	if err := first.Resign(ctx); err != nil {

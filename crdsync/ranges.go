@@ -10,8 +10,9 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// ranges return what pods/<node> has to be; nil: there is to be no record. They are the pods' very addresses: in a cluster whose pods have
-// addresses of the network around them, the next one may be a database, to which an egress applies.
+// ranges return what pods/<node> has to be; nil: there is to be no record. They are the pods' very addresses: in a
+// cluster whose pods have addresses of the network around them, the next one may be a database, to which an egress
+// applies.
 func (m *mirror) ranges(node string, pods []pod) any {
 	if node == egress.AllNodes {
 		if len(m.clusterCIDRs) == 0 {

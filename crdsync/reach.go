@@ -13,8 +13,9 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// Who stands for election can read the Kubernetes API: one that cannot does not stand, or withdraws after half of readPatience. So a leader that
-// has not read it for readPatience, and finds others standing, is the one that is cut off, and resigns. Where all are, it finds nobody.
+// Who stands for election can read the Kubernetes API: one that cannot does not stand, or withdraws after half of
+// readPatience. So a leader that has not read it for readPatience, and finds others standing, is the one that is cut
+// off, and resigns. Where all are, it finds nobody.
 const (
 	readPatience = 10 * time.Second
 	// reachTimeout and reachInterval are those of the question whether it can be read.
@@ -49,7 +50,8 @@ func (r *replica) ask(ctx context.Context) error {
 	return err
 }
 
-// unread returns when the Kubernetes API has not been read for that long, and enough agrees, with errUnread; or with the error of ctx.
+// unread returns when the Kubernetes API has not been read for that long, and enough agrees, with errUnread; or with
+// the error of ctx.
 func (r *replica) unread(ctx context.Context, limit time.Duration, enough func() bool) error {
 	for last := time.Now(); ; {
 		err := r.ask(ctx)

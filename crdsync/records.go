@@ -10,8 +10,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// The keys of counters: the id, and the index of a node, that was given out last, so that the next one is another, even when the last was
-// given back meanwhile.
+// The keys of counters: the id, and the index of a node, that was given out last, so that the next one is another, even
+// when the last was given back meanwhile.
 const (
 	idCounter    = store.CounterPrefix + "ids"
 	indexCounter = store.CounterPrefix + "indexes"
@@ -30,8 +30,8 @@ type records struct {
 	nodes       map[string]egress.Node
 	counters    map[string]counter // by key
 	services    map[string]egress.ServiceCIDR
-	// faults are the records that cannot be read, by key. Those of allocations are in allocations all the same, without an egress when
-	// none is known to use the address.
+	// faults are the records that cannot be read, by key. Those of allocations are in allocations all the same, without
+	// an egress when none is known to use the address.
 	faults map[string]error
 }
 

@@ -70,7 +70,8 @@ func (c *cluster) eventually(check func() error) {
 	}
 }
 
-// wantRecords waits until the records of some kinds are as described: key -> description; see describe. A pattern says which keys.
+// wantRecords waits until the records of some kinds are as described: key -> description; see describe. A pattern says
+// which keys.
 func (c *cluster) wantRecords(pattern string, want map[string]string) {
 	c.Helper()
 	c.eventually(func() error {
@@ -90,8 +91,8 @@ func (c *cluster) wantRecords(pattern string, want map[string]string) {
 	})
 }
 
-// describe returns the part of a record that tests are about: "pod=ip ..." of members, "ip/id ..." of an egress, "pool/id egress ..."
-// of an allocation, "index address ..." of a node, else the value.
+// describe returns the part of a record that tests are about: "pod=ip ..." of members, "ip/id ..." of an egress,
+// "pool/id egress ..." of an allocation, "index address ..." of a node, else the value.
 func (c *cluster) describe(key, value string) string {
 	c.Helper()
 	r := store.Record{Value: []byte(value)}
@@ -132,7 +133,8 @@ func (c *cluster) describe(key, value string) string {
 	return strings.Join(out, " ")
 }
 
-// wantStatus waits until the status of an egress is as described: "ip node IPAllocated's status, reason IPAssigned's status, reason".
+// wantStatus waits until the status of an egress is as described: "ip node IPAllocated's status, reason IPAssigned's
+// status, reason".
 func (c *cluster) wantStatus(name, want string) {
 	c.Helper()
 	c.eventually(func() error {

@@ -156,7 +156,8 @@ func (w *writer) commit(ctx context.Context, units []unit) error {
 	return w.commit(ctx, free[half:])
 }
 
-// pairs divides a unit of members into those of one egress each, with the blocks of ports that follow them. All others stay whole.
+// pairs divides a unit of members into those of one egress each, with the blocks of ports that follow them. All others
+// stay whole.
 func (u unit) pairs() (out []unit) {
 	last := ""
 	for _, op := range u {
@@ -190,8 +191,9 @@ func (w *writer) block(u unit) {
 	}
 }
 
-// concerns returns the addresses and egresses that a unit is about, where the order of changes matters: an address is taken before an egress
-// has it, and free after no egress has it. Pods are listed before their egress, if need be: their traffic waits for it.
+// concerns returns the addresses and egresses that a unit is about, where the order of changes matters: an address is
+// taken before an egress has it, and free after no egress has it. Pods are listed before their egress, if need be:
+// their traffic waits for it.
 func (w *writer) concerns(u unit) (out []string) {
 	addresses := func(p egress.Policy) {
 		for _, a := range p.Addresses {

@@ -239,10 +239,10 @@ func testTransactions(c *cluster) {
 	}
 }
 
-// BenchmarkScale loads 1,000 egresses and 20,000 pods into an API server, and says how long crdsync takes: from its start beside an empty
-// etcd until that is complete; for one pod's event, from the request to the API server to the record in etcd; and for the pass of such
-// an event alone, beside that of a namespace whose labels changed and one that evaluates all egresses. restart-txns are the transactions
-// of a start beside a complete etcd.
+// BenchmarkScale loads 1,000 egresses and 20,000 pods into an API server, and says how long crdsync takes: from its
+// start beside an empty etcd until that is complete; for one pod's event, from the request to the API server to the
+// record in etcd; and for the pass of such an event alone, beside that of a namespace whose labels changed and one that
+// evaluates all egresses. restart-txns are the transactions of a start beside a complete etcd.
 func BenchmarkScale(b *testing.B) {
 	l := load{namespaces: 100, apps: 10, nodes: 200, pods: 20000}
 	kube := kubetest.New(b)
@@ -420,7 +420,8 @@ func said(ctx context.Context, dyn dynamic.Interface, node string, n int) error 
 	}
 }
 
-// event gives a pod another app, and returns how long the API server took to answer, and how long it was from there until the record was in etcd.
+// event gives a pod another app, and returns how long the API server took to answer, and how long it was from there
+// until the record was in etcd.
 func (l load) event(ctx context.Context, core *kubernetes.Clientset, w *writes, i int) (answer, record time.Duration, err error) {
 	app := (l.app(i) + 1) % l.apps
 	key := fmt.Sprintf("members/by-node/%s/e-%s-%02d", l.node(i), l.namespace(i), app)
@@ -516,8 +517,8 @@ func testOwnersLost(c *cluster) {
 	}
 }
 
-// BenchmarkOwnersLost has 1,000 of 5,000 egress IPs lose their owners at once and get others, and says how long a pod's event takes meanwhile, and
-// before: the API server until it answers (api), and from there until the record is in etcd.
+// BenchmarkOwnersLost has 1,000 of 5,000 egress IPs lose their owners at once and get others, and says how long a pod's
+// event takes meanwhile, and before: the API server until it answers (api), and from there until the record is in etcd.
 func BenchmarkOwnersLost(b *testing.B) {
 	const lost = 1000
 	l := load{namespaces: 100, apps: 50, nodes: 100, pods: 1000}

@@ -54,8 +54,8 @@ func readPod(p *corev1.Pod) (out pod, ok bool) {
 	return out, len(ips) > 0
 }
 
-// holder returns the pod that an IP belongs to among all that list it: the IP was given anew. One that is being deleted has lost it to
-// one that is not, and the older to the newer.
+// holder returns the pod that an IP belongs to among all that list it: the IP was given anew. One that is being deleted
+// has lost it to one that is not, and the older to the newer.
 func holder(pods []pod) pod {
 	return slices.MaxFunc(pods, func(a, b pod) int {
 		switch {
@@ -83,13 +83,16 @@ type selection struct {
 	namespaces func(string) (labels.Set, bool)     // the labels of a namespace; false: it is not seen yet
 	listed     func(egressName string, p pod) bool // whether etcd lists a pod as one of an egress
 	index      index                               // of the claimants, by their namespaceSelectors
-	candidates map[string]index                    // namespace -> those that may select pods of it, by their podSelectors; filled as needed
-	known      map[string]map[labelFamily]known    // namespace -> results of owner, so that a pod's event evaluates no egress for other pods
-	unseen     map[string]bool                     // namespaces of whose pods owner was asked before they were seen
-	losses     map[string]map[pair]loss            // node -> pods there that several egresses select; filled by group
+	// namespace -> those that may select pods of it, by their podSelectors; filled as needed
+	candidates map[string]index
+	// namespace -> results of owner, so that a pod's event evaluates no egress for other pods
+	known  map[string]map[labelFamily]known
+	unseen map[string]bool          // namespaces of whose pods owner was asked before they were seen
+	losses map[string]map[pair]loss // node -> pods there that several egresses select; filled by group
 }
 
-// labelFamily is all of a pod, beside its namespace, that the result of owner depends on: those of a Deployment share one.
+// labelFamily is all of a pod, beside its namespace, that the result of owner depends on: those of a Deployment share
+// one.
 type labelFamily struct {
 	labels labelSet
 	family family

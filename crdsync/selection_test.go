@@ -263,7 +263,8 @@ func TestANamespaceThatIsRelabelledCostsThePodsThatChangeHands(t *testing.T) {
 	}
 }
 
-// A pod was looked at before its namespace was seen, and another one with its labels after that, before the namespace's event: the first has what it had.
+// A pod was looked at before its namespace was seen, and another one with its labels after that, before the namespace's
+// event: the first has what it had.
 func TestThePodsOfANamespaceThatWasNotSeenAreAllLookedAtAgain(t *testing.T) {
 	web := labels.Set{"app": "web"}
 	seen := false

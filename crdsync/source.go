@@ -37,8 +37,8 @@ const (
 	byNamespace = cache.NamespaceIndex // the informer's own
 )
 
-// source is what the Kubernetes API shows. Egresses and pools are taken as they come and converted one by one, so that one that cannot
-// be read does not stop the others.
+// source is what the Kubernetes API shows. Egresses and pools are taken as they come and converted one by one, so that
+// one that cannot be read does not stop the others.
 type source struct {
 	egresses, pools, namespaces, pods, nodes cache.SharedIndexInformer
 	// services are the ServiceCIDRs; nil: this API server has none, or does not show them.
@@ -61,7 +61,8 @@ func newSource(ctx context.Context, kube *rest.Config, defaults nodeDefaults, d 
 		return nil, fmt.Errorf("making a client of the Kubernetes API: %w", err)
 	}
 	typed := rest.CopyConfig(patient)
-	typed.ContentConfig.ContentType = "application/vnd.kubernetes.protobuf" // all pods of a cluster: JSON costs several times more
+	// all pods of a cluster: JSON costs several times more
+	typed.ContentConfig.ContentType = "application/vnd.kubernetes.protobuf"
 	client, err := kubernetes.NewForConfig(typed)
 	if err != nil {
 		return nil, fmt.Errorf("making a client of the Kubernetes API: %w", err)
@@ -107,16 +108,18 @@ func newSource(ctx context.Context, kube *rest.Config, defaults nodeDefaults, d 
 	return s, nil
 }
 
-// latest makes a list that may be as old as the API server's cache one of what there is now. An informer begins with such a list where the
-// API server does not stream it, and that cache may be behind what the leader before has seen: it would be undone.
+// latest makes a list that may be as old as the API server's cache one of what there is now. An informer begins with
+// such a list where the API server does not stream it, and that cache may be behind what the leader before has seen: it
+// would be undone.
 func latest(o *metav1.ListOptions) {
 	if o.ResourceVersion == "0" {
 		o.ResourceVersion = ""
 	}
 }
 
-// reach connects with a server, and waits for one that is not there. The informers, left to themselves, wait twice as long after each
-// attempt, half a minute in the end, and each for itself: an API server that is back would go unnoticed for as long.
+// reach connects with a server, and waits for one that is not there. The informers, left to themselves, wait twice as
+// long after each attempt, half a minute in the end, and each for itself: an API server that is back would go unnoticed
+// for as long.
 func reach(ctx, dial context.Context, by func(context.Context, string, string) (net.Conn, error), network, address string) (net.Conn, error) {
 	if by == nil {
 		by = (&net.Dialer{Timeout: 10 * time.Second, KeepAlive: 30 * time.Second}).DialContext
@@ -170,7 +173,8 @@ func object[T any](o any) *T {
 	return t
 }
 
-// object handles the events of a kind. An update that leaves the generation is one of the status: there is nothing to mirror.
+// object handles the events of a kind. An update that leaves the generation is one of the status: there is nothing to
+// mirror.
 func (s *source) object(kind string) cache.ResourceEventHandler {
 	return handler(func(from, to *unstructured.Unstructured) {
 		for _, u := range []*unstructured.Unstructured{to, from} { // one that is gone has last Events
@@ -330,7 +334,8 @@ func (s *source) objects() (o objects, faults map[string]error) {
 	return o, faults
 }
 
-// trim drops what crdsync does not read: most of a node, and all but a keptPod of a pod. What it has returned, it leaves as it is.
+// trim drops what crdsync does not read: most of a node, and all but a keptPod of a pod. What it has returned, it
+// leaves as it is.
 func (d nodeDefaults) trim(o any) (any, error) {
 	switch o := o.(type) {
 	case *corev1.Pod:
@@ -356,7 +361,8 @@ func (d nodeDefaults) trim(o any) (any, error) {
 	return o, nil
 }
 
-// trimManagedFields drops most of an Egress. The API server keeps them where an update has none: a status is written without.
+// trimManagedFields drops most of an Egress. The API server keeps them where an update has none: a status is written
+// without.
 func trimManagedFields(o any) (any, error) {
 	if u, ok := o.(*unstructured.Unstructured); ok {
 		u.SetManagedFields(nil)

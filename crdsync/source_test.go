@@ -20,7 +20,8 @@ type asked struct {
 	seen []string
 }
 
-// unstreamed is the way to an API server that does not stream lists, as those before 1.32, and notes what it is asked for.
+// unstreamed is the way to an API server that does not stream lists, as those before 1.32, and notes what it is asked
+// for.
 type unstreamed struct {
 	http.RoundTripper
 	asked *asked

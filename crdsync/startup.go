@@ -25,8 +25,9 @@ import (
 // nodeTimeout bounds a question about one node.
 const nodeTimeout = 10 * time.Second
 
-// startup takes a taint off nodes whose agent is ready. Kubelets register new nodes with it, so that no pod is there before its node knows whose
-// egress IP it has. It is never put on: a node whose agent dies later serves on, and where it does not, NoSchedule helps no pod that is there.
+// startup takes a taint off nodes whose agent is ready. Kubelets register new nodes with it, so that no pod is there
+// before its node knows whose egress IP it has. It is never put on: a node whose agent dies later serves on, and where
+// it does not, NoSchedule helps no pod that is there.
 type startup struct {
 	taint  string // its key; the effect may be any
 	nodes  cache.SharedIndexInformer
@@ -36,8 +37,8 @@ type startup struct {
 	log    *slog.Logger
 }
 
-// validTaint refuses what is no key of a taint, and those of Kubernetes itself, which say other things than Egret knows. What the cluster autoscaler
-// takes for a start-up taint begins with a name of Kubernetes' all the same.
+// validTaint refuses what is no key of a taint, and those of Kubernetes itself, which say other things than Egret
+// knows. What the cluster autoscaler takes for a start-up taint begins with a name of Kubernetes' all the same.
 func validTaint(key string) error {
 	if key == "" || strings.HasPrefix(key, "startup-taint.cluster-autoscaler.kubernetes.io/") && len(content.IsLabelKey(key)) == 0 {
 		return nil

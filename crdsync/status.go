@@ -31,7 +31,8 @@ const (
 	poolKind   = "pool"
 	poolFault  = "InvalidPool" // the reason of the Event
 
-	// A status that the API server refuses, mostly because the object changed meanwhile, is tried again soon, then less and less often.
+	// A status that the API server refuses, mostly because the object changed meanwhile, is tried again soon, then less
+	// and less often.
 	minStatusBackoff = 50 * time.Millisecond
 	maxStatusBackoff = 5 * time.Second
 	statusTimeout    = 10 * time.Second
@@ -71,8 +72,8 @@ type status struct {
 	cluster  clusterState
 }
 
-// decoded is what an object of an informer says. Decoding it is most of what comparing it costs, and with thousands of egresses few are others
-// than the last time.
+// decoded is what an object of an informer says. Decoding it is most of what comparing it costs, and with thousands of
+// egresses few are others than the last time.
 type decoded struct {
 	of     *unstructured.Unstructured
 	status v1beta1.EgressStatus
@@ -91,8 +92,8 @@ func (s *status) begin(ctx context.Context) error {
 	return s.recorder.begin(ctx)
 }
 
-// run writes statuses from begin until ctx ends. Pools do not wait for egresses: there are few of them, and what they say is to be
-// right soon, however many egresses come at once.
+// run writes statuses from begin until ctx ends. Pools do not wait for egresses: there are few of them, and what they
+// say is to be right soon, however many egresses come at once.
 func (s *status) run(ctx context.Context) error {
 	var wg sync.WaitGroup
 	wg.Go(func() { s.compare(ctx) })
@@ -268,7 +269,8 @@ func (s *status) record(ctx context.Context, it item, u *unstructured.Unstructur
 	return later, s.recorder.record(ctx, u, it, now, warnings)
 }
 
-// poolWarnings returns what is wrong with a pool, which has no conditions that could say so. known is false before the first pass.
+// poolWarnings returns what is wrong with a pool, which has no conditions that could say so. known is false before the
+// first pass.
 func (s *status) poolWarnings(name string) (warnings map[string]eventText, known bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()
@@ -302,7 +304,8 @@ func stored(informer cache.SharedIndexInformer, name string) (u *unstructured.Un
 	return u, ok
 }
 
-// update writes the status of an object where it has to be another, and returns the object as it is then; nil: it was not written.
+// update writes the status of an object where it has to be another, and returns the object as it is then; nil: it was
+// not written.
 func (s *status) update(ctx context.Context, kind string, u *unstructured.Unstructured) (*unstructured.Unstructured, error) {
 	want, differs := s.desired(kind, u)
 	if !differs {
@@ -321,8 +324,8 @@ func (s *status) update(ctx context.Context, kind string, u *unstructured.Unstru
 	return s.dynamic.Resource(resource).UpdateStatus(ctx, u, metav1.UpdateOptions{})
 }
 
-// desired returns what the status of an object has to be, and whether it is another. Before the object as it is now has been mirrored,
-// it has to be as it is.
+// desired returns what the status of an object has to be, and whether it is another. Before the object as it is now has
+// been mirrored, it has to be as it is.
 func (s *status) desired(kind string, u *unstructured.Unstructured) (want any, differs bool) {
 	s.mu.Lock()
 	defer s.mu.Unlock()

@@ -36,7 +36,8 @@ func (c *cluster) getEgress(name string) v1beta1.Egress {
 	return e
 }
 
-// wantCondition waits until a condition of an egress says "type reason: message", or, where reason and message are left out, is absent.
+// wantCondition waits until a condition of an egress says "type reason: message", or, where reason and message are left
+// out, is absent.
 func (c *cluster) wantCondition(name, want string) {
 	c.Helper()
 	kind, _, present := strings.Cut(want, " ")

@@ -20,8 +20,8 @@ import (
 	"github.com/egret-project/egret/manifests"
 )
 
-// applyWebhook applies the manifest of the webhook until the test ends, but for the Service: the API server has no network of pods here,
-// and asks at the address. What it cannot ask about it refuses.
+// applyWebhook applies the manifest of the webhook until the test ends, but for the Service: the API server has no
+// network of pods here, and asks at the address. What it cannot ask about it refuses.
 func (c *cluster) applyWebhook(address string) {
 	c.Helper()
 	ctx, all := c.Context(), metav1.CreateOptions{}
@@ -98,7 +98,8 @@ func testWebhook(c *cluster) {
 		_, err := c.dyn.Resource(resourceOf(kind)).Create(c.Context(), c.object(kind, name, spec), metav1.CreateOptions{DryRun: []string{"All"}})
 		return err
 	}
-	c.eventually(func() error { return try("Egress", "first", "{appliedTo: {}, externalIPPool: p}") }) // there is a certificate, and it is trusted
+	// there is a certificate, and it is trusted
+	c.eventually(func() error { return try("Egress", "first", "{appliedTo: {}, externalIPPool: p}") })
 
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {nodeSelector: {},
   ipRanges: [{start: 10.10.0.11, end: 10.10.0.20}, {cidr: 10.10.1.0/28}]}}`)

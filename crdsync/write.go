@@ -22,12 +22,12 @@ const (
 // unit is changes that have to be in one transaction.
 type unit []store.Op
 
-// order is the order in which kinds of keys are written. An address is taken before the egress has it, and an egress is there before
-// its pods are; what goes, goes the other way round.
+// order is the order in which kinds of keys are written. An address is taken before the egress has it, and an egress is
+// there before its pods are; what goes, goes the other way round.
 var order = []string{store.CounterPrefix, store.IDPrefix, store.AllocationPrefix, store.PoolPrefix, store.NodePrefix, store.ServicePrefix, store.EgressPrefix}
 
-// view is the cache, and its revision when a pass began to read it. What was decided by what the cache showed then must not be written over
-// a record that came later.
+// view is the cache, and its revision when a pass began to read it. What was decided by what the cache showed then must
+// not be written over a record that came later.
 type view struct {
 	*store.Cache
 	revision int64
@@ -83,9 +83,9 @@ func controlDifference(cache view, c control) (puts, deletes []unit, err error) 
 	return puts, deletes, err
 }
 
-// memberDifference returns what makes the members of a node those of groups. All pairs of records of the node are in one unit, as long
-// as they fit one transaction: a pod that changes its egress leaves the one as it joins the other. blocks are the changes of blocks of ports that
-// go with a pair, those of "" with none.
+// memberDifference returns what makes the members of a node those of groups. All pairs of records of the node are in
+// one unit, as long as they fit one transaction: a pod that changes its egress leaves the one as it joins the other.
+// blocks are the changes of blocks of ports that go with a pair, those of "" with none.
 func memberDifference(cache view, node string, groups map[string]egress.Members, listed map[string]bool, blocks map[string]unit) ([]unit, error) {
 	names := map[string]bool{}
 	maps.Copy(names, listed)
@@ -124,7 +124,8 @@ func memberDifference(cache view, node string, groups map[string]egress.Members,
 	return pairs, errs
 }
 
-// memberKeys returns the keys of the members of an egress on a node. No gateway asks for the pods that no egress selects.
+// memberKeys returns the keys of the members of an egress on a node. No gateway asks for the pods that no egress
+// selects.
 func memberKeys(node, name string) []string {
 	keys := []string{store.MembersByNodeKey(node, name)}
 	if name != egress.Unselected {

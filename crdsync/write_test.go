@@ -42,7 +42,8 @@ func TestTransactionsKeepUnitsWholeAndInOrder(t *testing.T) {
 	}
 }
 
-// TestARecordThatCameAfterTheLookIsNotWrittenOver has a record change between the look at the cache and the comparison with it.
+// TestARecordThatCameAfterTheLookIsNotWrittenOver has a record change between the look at the cache and the comparison
+// with it.
 func TestARecordThatCameAfterTheLookIsNotWrittenOver(t *testing.T) {
 	etcd := etcdtest.New(t)
 	client, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcd.Endpoint()}})

@@ -150,8 +150,8 @@ func TestMarksNeverMeetThoseOfOthers(t *testing.T) {
 	}
 }
 
-// What two nodes translate for one gateway has to differ there, or replies go to the wrong one; and what one node does for two egress IPs, as far as
-// the address has bits for it.
+// What two nodes translate for one gateway has to differ there, or replies go to the wrong one; and what one node does
+// for two egress IPs, as far as the address has bits for it.
 func TestOverlaySourcesOfTwoNodesOrEgressIPsDiffer(t *testing.T) {
 	type sender struct {
 		index int

@@ -134,8 +134,8 @@ type Kernel struct {
 type Path struct {
 	// Overlay is the next hop toward the underlay address of KernelQuestion.Peer; nil: no peer was asked for.
 	Overlay *Hop `json:"overlay,omitempty"`
-	// Diverted says where rules and routes of others lead packets that Egret's would send into the overlay, or out by the
-	// link of a subnet; empty: nowhere else.
+	// Diverted says where rules and routes of others lead packets that Egret's would send into the overlay, or out by
+	// the link of a subnet; empty: nowhere else.
 	Diverted string `json:"diverted,omitempty"`
 	// Exit is the next hop out of the cluster, where packets of the egress IP leave from the node; nil: they do not, or
 	// there is no default route and no destination was asked for.
@@ -172,8 +172,8 @@ const NoNeighbour = "NONE"
 // GaveUp reports whether the kernel itself has no answer of the neighbour, and so drops or holds what is for it.
 func (h Hop) GaveUp() bool { return h.Neighbour == "FAILED" || h.Neighbour == "INCOMPLETE" }
 
-// OverlayOverhead returns the bytes that the overlay puts before a packet: Ethernet, IP, UDP and VXLAN header (RFC 7348,
-// section 5), where nodes have underlay addresses of the family of underlay.
+// OverlayOverhead returns the bytes that the overlay puts before a packet: Ethernet, IP, UDP and VXLAN header (RFC
+// 7348, section 5), where nodes have underlay addresses of the family of underlay.
 func OverlayOverhead(underlay netip.Addr) int {
 	if underlay.Is6() {
 		return 14 + 40 + 8 + 8

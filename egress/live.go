@@ -37,8 +37,8 @@ func ParseLiveQuestion(v url.Values) (q LiveQuestion, err error) {
 	return q, errors.Join(errs...)
 }
 
-// Live is what a node saw of the packets that it followed, in the order in which they began: of each kind the last MaxLivePackets.
-// The gateway's may be of other pods of the egress IP, too.
+// Live is what a node saw of the packets that it followed, in the order in which they began: of each kind the last
+// MaxLivePackets. The gateway's may be of other pods of the egress IP, too.
 type Live struct {
 	Node    string       `json:"node"`
 	Packets []LivePacket `json:"packets"`
@@ -60,12 +60,13 @@ const (
 // LivePacket is a packet and the chains that it met, as the kernel's trace told.
 type LivePacket struct {
 	What string `json:"what"`
-	// Port is that of the pod's end as the packet came, or the identifier of an ICMP echo; of one in the overlay the port that
-	// VXLAN sends it from. 0: it has none. Translated is what Port becomes on the pod's node, of what the pod sent; 0: the node
-	// has no such connection.
+	// Port is that of the pod's end as the packet came, or the identifier of an ICMP echo; of one in the overlay the
+	// port that VXLAN sends it from. 0: it has none. Translated is what Port becomes on the pod's node, of what the pod
+	// sent; 0: the node has no such connection.
 	Port       uint16 `json:"port,omitempty"`
 	Translated uint16 `json:"translated_port,omitempty"`
-	// In and Out are the links by which it came and would leave; Out is empty where it got no further than to its route.
+	// In and Out are the links by which it came and would leave; Out is empty where it got no further than to its
+	// route.
 	In    string     `json:"in,omitempty"`
 	Out   string     `json:"out,omitempty"`
 	Steps []LiveStep `json:"steps"` // at most MaxLiveSteps
@@ -82,8 +83,8 @@ type LiveStep struct {
 	Verdict string `json:"verdict"`
 }
 
-// Packet returns what was seen of one kind of packet: of those that may be it one that was dropped, else one that had a route,
-// else the first.
+// Packet returns what was seen of one kind of packet: of those that may be it one that was dropped, else one that had a
+// route, else the first.
 func (l Live) Packet(what string, may func(LivePacket) bool) (best LivePacket, ok bool) {
 	worth := func(p LivePacket) int {
 		if _, dropped := p.Dropped(); dropped {

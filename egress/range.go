@@ -8,7 +8,8 @@ import (
 	"net/netip"
 )
 
-// Range is one range of a pool's addresses, both ends included. Start and End are of one family, and Start is not after End.
+// Range is one range of a pool's addresses, both ends included. Start and End are of one family, and Start is not after
+// End.
 type Range struct {
 	Start netip.Addr `json:"start"`
 	End   netip.Addr `json:"end"`
@@ -16,8 +17,8 @@ type Range struct {
 	Written string `json:"-"`
 }
 
-// ParseCIDR returns the range of the addresses of a CIDR that can be given out: without its first one, and for IPv4 without its
-// last one, as the guide has it. ok is false when none is left, as for an IPv4 /31 or /32 and an IPv6 /128.
+// ParseCIDR returns the range of the addresses of a CIDR that can be given out: without its first one, and for IPv4
+// without its last one, as the guide has it. ok is false when none is left, as for an IPv4 /31 or /32 and an IPv6 /128.
 func ParseCIDR(s string) (r Range, ok bool, err error) {
 	p, err := netip.ParsePrefix(s)
 	if err != nil {
@@ -79,7 +80,8 @@ func (r Range) String() string { return cmp.Or(r.Written, r.ends()) }
 
 func (r Range) ends() string { return r.Start.String() + "-" + r.End.String() }
 
-// Around prints the range for somebody who asks for ip: as it is written, and with its ends when that looks as if it had the address.
+// Around prints the range for somebody who asks for ip: as it is written, and with its ends when that looks as if it
+// had the address.
 func (r Range) Around(ip netip.Addr) string {
 	if p, err := netip.ParsePrefix(r.Written); err == nil && p.Contains(ip) && !r.Contains(ip) {
 		return r.Written + " (" + r.ends() + ")"
@@ -116,8 +118,8 @@ func (p Pool) Total() int64 {
 	return n
 }
 
-// Free returns the lowest address that is not taken, ranges in order. It costs as many steps as addresses are taken, whatever the
-// size of the pool. ok is false when the pool is exhausted.
+// Free returns the lowest address that is not taken, ranges in order. It costs as many steps as addresses are taken,
+// whatever the size of the pool. ok is false when the pool is exhausted.
 func (p Pool) Free(taken func(netip.Addr) bool) (ip netip.Addr, ok bool) {
 	for _, r := range p.Ranges {
 		for ip := r.Start; ip.IsValid() && !r.End.Less(ip); ip = ip.Next() {

@@ -7,8 +7,8 @@ import (
 	"time"
 )
 
-// The records below are the JSON values in etcd; the key of each is in its comment, without the prefix. Unknown fields are
-// ignored when read, so that a newer writer does not stop an older reader.
+// The records below are the JSON values in etcd; the key of each is in its comment, without the prefix. Unknown fields
+// are ignored when read, so that a newer writer does not stop an older reader.
 
 // Pool is pools/<pool>: an ExternalIPPool.
 type Pool struct {
@@ -42,10 +42,11 @@ func (s Subnet) Prefix() netip.Prefix {
 // Policy is egresses/<egress>: an Egress and the addresses that were allocated to it.
 type Policy struct {
 	Name string `json:"name"`
-	// Addresses holds at most one address per family. Empty: none is allocated (yet), and the traffic of the pods is dropped.
+	// Addresses holds at most one address per family. Empty: none is allocated (yet), and the traffic of the pods is
+	// dropped.
 	Addresses []Address `json:"addresses"`
-	// Former are addresses that it had of a pool that it still names, and lost with the pool: it gets them again when they are back.
-	// They are for crdsync alone.
+	// Former are addresses that it had of a pool that it still names, and lost with the pool: it gets them again when
+	// they are back. They are for crdsync alone.
 	Former     []Address  `json:"former,omitempty"`
 	Bandwidth  *Bandwidth `json:"bandwidth,omitempty"`
 	Created    time.Time  `json:"created"`
@@ -84,13 +85,14 @@ type IDRecord struct {
 	IP netip.Addr `json:"ip"`
 }
 
-// Members is members/by-node/<node>/<egress> and members/by-egress/<egress>/<node>: the pods of one egress on one node. Both keys
-// hold the same value and change in one transaction.
+// Members is members/by-node/<node>/<egress> and members/by-egress/<egress>/<node>: the pods of one egress on one node.
+// Both keys hold the same value and change in one transaction.
 type Members struct {
 	Egress string   `json:"egress"`
 	Node   string   `json:"node"`
 	Pods   []Member `json:"pods"` // sorted by Pod
-	// Blocks are the ports of the egress's IPs that are this node's, sorted by IP and first port. Where an IP has none, its gateway translates.
+	// Blocks are the ports of the egress's IPs that are this node's, sorted by IP and first port. Where an IP has none,
+	// its gateway translates.
 	Blocks []Block `json:"blocks,omitempty"`
 }
 
@@ -106,9 +108,11 @@ const Unselected = "-"
 // Node is nodes/<node>: a Kubernetes node.
 type Node struct {
 	Name string `json:"name"`
-	// Index numbers the node, 1..MaxNodeIndex, stable while the node exists: it is in a PeerMark and in an OverlaySource.
+	// Index numbers the node, 1..MaxNodeIndex, stable while the node exists: it is in a PeerMark and in an
+	// OverlaySource.
 	Index int `json:"index"`
-	// Addresses are the node's InternalIPs, the primary one first. The first of each family is the node's overlay endpoint.
+	// Addresses are the node's InternalIPs, the primary one first. The first of each family is the node's overlay
+	// endpoint.
 	Addresses []netip.Addr `json:"addresses"`
 	// PodCIDRs are what the node's pods get their IPs from. Empty when the CNI does not say.
 	PodCIDRs []netip.Prefix    `json:"podCIDRs,omitempty"`
@@ -147,32 +151,37 @@ type Agent struct {
 	Version  string    `json:"version"`
 	Features []string  `json:"features,omitempty"` // what the kernel can do
 	Since    time.Time `json:"since"`
-	// Faults are what the node could not program for a while, by part: addresses, conntrack, fast path, nftables, node, permits, pods, routes, uplink.
+	// Faults are what the node could not program for a while, by part: addresses, conntrack, fast path, nftables, node,
+	// permits, pods, routes, uplink.
 	Faults map[string]string `json:"faults,omitempty"`
-	// Conflicts are the egress IPs that a host outside the cluster uses, as far as this node heard, and which: those that the node has not
-	// claimed for that reason, and those that it holds.
+	// Conflicts are the egress IPs that a host outside the cluster uses, as far as this node heard, and which: those
+	// that the node has not claimed for that reason, and those that it holds.
 	Conflicts map[netip.Addr]string `json:"conflicts,omitempty"`
-	// Dropped are the egress IPs of which the node has dropped packets for a while since they were about to leave with another source, or by
-	// another way, and why that may be.
+	// Dropped are the egress IPs of which the node has dropped packets for a while since they were about to leave with
+	// another source, or by another way, and why that may be.
 	Dropped map[netip.Addr]string `json:"dropped,omitempty"`
-	// Refused are the pools whose IPs the node cannot hold, and why: a VLAN id that another link has, a kernel without VLANs.
+	// Refused are the pools whose IPs the node cannot hold, and why: a VLAN id that another link has, a kernel without
+	// VLANs.
 	Refused map[string]string `json:"refused,omitempty"`
 	// Ports is what the node has to say of its blocks of ports, by egress IP.
 	Ports map[netip.Addr]PortUse `json:"ports,omitempty"`
-	// Ready says that the node's kernel was programmed as a whole, once: by this agent, or by one before whose lease it has adopted.
+	// Ready says that the node's kernel was programmed as a whole, once: by this agent, or by one before whose lease it
+	// has adopted.
 	Ready bool `json:"ready,omitempty"`
-	// Exposed says why the agent does not speak to etcd by mTLS (--insecure). Empty: it does, or an older agent does not say.
+	// Exposed says why the agent does not speak to etcd by mTLS (--insecure). Empty: it does, or an older agent does
+	// not say.
 	Exposed string `json:"exposed,omitempty"`
 	// Permit is how long the permits of the agent's kernel may be, P. Empty: an older agent does not say.
 	Permit Duration `json:"permit,omitempty"`
 	// Restarting is set by an agent that stops and expects a successor, in the write that moves it to another lease. It
 	// is given no IP until the successor has taken over.
 	Restarting bool `json:"restarting,omitempty"`
-	// Revocable says that the agent's permits end within one permit length of its last look at this record, whoever revokes its lease:
-	// peers may do that when the gossip reports it dead. An agent that stops moves its keys to a lease that is not.
+	// Revocable says that the agent's permits end within one permit length of its last look at this record, whoever
+	// revokes its lease: peers may do that when the gossip reports it dead. An agent that stops moves its keys to a
+	// lease that is not.
 	Revocable bool `json:"revocable,omitempty"`
-	// Suspectable says that the agent ends a Suspicion against it before it takes etcd's answers for a yes. Without it, and Revocable, peers do not
-	// revoke its lease.
+	// Suspectable says that the agent ends a Suspicion against it before it takes etcd's answers for a yes. Without it,
+	// and Revocable, peers do not revoke its lease.
 	Suspectable bool `json:"suspectable,omitempty"`
 }
 
@@ -195,12 +204,13 @@ type Permits struct {
 	Longest Duration `json:"longest"`
 }
 
-// CloudAddress is cloud/<ip>: an egress IP that Egret assigned to a network interface in a cloud, or is about to. Without it an address of a cloud is
-// somebody else's. It stays until the cloud says that nobody has the address any more.
+// CloudAddress is cloud/<ip>: an egress IP that Egret assigned to a network interface in a cloud, or is about to.
+// Without it an address of a cloud is somebody else's. It stays until the cloud says that nobody has the address any
+// more.
 type CloudAddress struct {
 	IP netip.Addr `json:"ip"`
-	// Asked are the interfaces, as the cloud names them, that the address was first asked for, while it is not known whether that came about: on them it
-	// is Egret's. Empty: it is Egret's wherever it is.
+	// Asked are the interfaces, as the cloud names them, that the address was first asked for, while it is not known
+	// whether that came about: on them it is Egret's. Empty: it is Egret's wherever it is.
 	Asked []string `json:"asked,omitempty"`
 }
 
@@ -237,10 +247,11 @@ type Owner struct {
 	Node  string     `json:"node"`
 	Since time.Time  `json:"since"`
 	Why   Reason     `json:"why"`
-	// From is the node that handed the IP over, in a planned move, or gave it up: it stopped answering for the IP before the record was
-	// written, so the new owner has nothing to wait for.
+	// From is the node that handed the IP over, in a planned move, or gave it up: it stopped answering for the IP
+	// before the record was written, so the new owner has nothing to wait for.
 	From string `json:"from,omitempty"`
-	// Suspicion is the revision of the Suspicion that stood against the former owner when its lock ended: it got no yes from etcd after that. 0: none did.
+	// Suspicion is the revision of the Suspicion that stood against the former owner when its lock ended: it got no yes
+	// from etcd after that. 0: none did.
 	Suspicion int64 `json:"suspicion,omitempty"`
 
 	// Lease and Revision come with the key, not with its value. Revision is the key's mod revision: the fencing token.
@@ -256,17 +267,20 @@ const (
 	ReasonClaim  Reason = "claim"  // nobody held it
 	ReasonStatic Reason = "static" // the address is on one of the node's interfaces
 	ReasonMove   Reason = "move"   // handed over by its former owner, as the operator asked
-	// ReasonDrain and ReasonRebalance: handed over too, because the former owner is cordoned, or because the IP belongs here.
+	// ReasonDrain and ReasonRebalance: handed over too, because the former owner is cordoned, or because the IP belongs
+	// here.
 	ReasonDrain     Reason = "drain"
 	ReasonRebalance Reason = "rebalance"
-	// ReasonRelease is that of a Tenure of nobody: the former owner gave the IP back, since it might not or could not serve it.
+	// ReasonRelease is that of a Tenure of nobody: the former owner gave the IP back, since it might not or could not
+	// serve it.
 	ReasonRelease Reason = "release"
-	// ReasonCrash is what a history says for ReasonClaim when the former owner had not given the IP back: its lease ended.
+	// ReasonCrash is what a history says for ReasonClaim when the former owner had not given the IP back: its lease
+	// ended.
 	ReasonCrash Reason = "crash"
 )
 
-// Tenure is history/<ip>/<when>-<node>: from when on a node held an egress IP, or nobody did, and why. It is written in the transaction
-// that changes the owner.
+// Tenure is history/<ip>/<when>-<node>: from when on a node held an egress IP, or nobody did, and why. It is written in
+// the transaction that changes the owner.
 type Tenure struct {
 	IP    netip.Addr `json:"ip"`
 	Node  string     `json:"node,omitempty"` // empty: nobody
@@ -276,14 +290,15 @@ type Tenure struct {
 	By    string     `json:"by,omitempty"`   // who asked for it, of a Move
 }
 
-// Move is moves/<ip>: a planned move was asked for, by the operator or by the owner. The record is bound to a lease of its writer, so
-// that it does not outlive the writer's patience.
+// Move is moves/<ip>: a planned move was asked for, by the operator or by the owner. The record is bound to a lease of
+// its writer, so that it does not outlive the writer's patience.
 type Move struct {
 	IP    netip.Addr `json:"ip"`
 	To    string     `json:"to"`
 	Since time.Time  `json:"since"`
-	// Ready is set by the target once its kernel is programmed; the owner then hands over. ReadyLease is the lease of the target's agent, as in
-	// its record: an agent that was restarted since gets ready anew. Empty: the agent is one that does not say.
+	// Ready is set by the target once its kernel is programmed; the owner then hands over. ReadyLease is the lease of
+	// the target's agent, as in its record: an agent that was restarted since gets ready anew. Empty: the agent is one
+	// that does not say.
 	Ready      bool   `json:"ready,omitempty"`
 	ReadyLease string `json:"readyLease,omitempty"`
 	// Why is what the next owner's record says; empty: ReasonMove.
@@ -321,7 +336,8 @@ type Act struct {
 	What Deed       `json:"what"`
 	IP   netip.Addr `json:"ip,omitzero"`    // it is about
 	Node string     `json:"node,omitempty"` // it is about, or the target
-	// By is who did it, as the command that he used says: user and host, and the name in the certificate that it showed to etcd.
+	// By is who did it, as the command that he used says: user and host, and the name in the certificate that it showed
+	// to etcd.
 	By    string    `json:"by"`
 	Since time.Time `json:"since"`
 }

@@ -8,15 +8,16 @@ type Selector struct {
 	MatchExpressions []Requirement     `json:"matchExpressions,omitempty"`
 }
 
-// Requirement is one expression of a Selector. Operator is In, NotIn, Exists or DoesNotExist; any other matches nothing.
+// Requirement is one expression of a Selector. Operator is In, NotIn, Exists or DoesNotExist; any other matches
+// nothing.
 type Requirement struct {
 	Key      string   `json:"key"`
 	Operator string   `json:"operator"`
 	Values   []string `json:"values,omitempty"`
 }
 
-// Matches reports whether labels satisfy the selector, as Kubernetes defines it: NotIn and DoesNotExist match where the key is
-// absent.
+// Matches reports whether labels satisfy the selector, as Kubernetes defines it: NotIn and DoesNotExist match where the
+// key is absent.
 func (s Selector) Matches(labels map[string]string) bool {
 	for k, want := range s.MatchLabels {
 		if got, ok := labels[k]; !ok || got != want {

@@ -5,10 +5,12 @@ import (
 	"time"
 )
 
-// Snapshot is what etcd says, as one agent sees it. Maps may be nil; nothing in a Snapshot may be changed by who reads it.
+// Snapshot is what etcd says, as one agent sees it. Maps may be nil; nothing in a Snapshot may be changed by who reads
+// it.
 type Snapshot struct {
 	Revision int64
-	// Restores counts how often an answer of etcd has shown this process that etcd is another one than before, as after a restore.
+	// Restores counts how often an answer of etcd has shown this process that etcd is another one than before, as after
+	// a restore.
 	Restores int
 	// Longest is the longest P of the agents, as the record permit has it; 0: there is none.
 	Longest  time.Duration
@@ -33,8 +35,8 @@ type Snapshot struct {
 	ByEgress map[string]map[string]Members
 	// Followed are the egresses of which ByEgress is whole. One that was asked for just now is not among them yet.
 	Followed map[string]bool
-	// Faults are the records that could not be read, by key without the prefix, sorted by key. Where an earlier value of the key
-	// could be read, that one still stands in the maps above.
+	// Faults are the records that could not be read, by key without the prefix, sorted by key. Where an earlier value
+	// of the key could be read, that one still stands in the maps above.
 	Faults []Fault
 }
 
@@ -42,6 +44,7 @@ type Snapshot struct {
 type Fault struct {
 	Key string
 	Err error
-	// Blind: it was so from the first snapshot on. What is in the kernel from before may be of this record, and nobody can tell.
+	// Blind: it was so from the first snapshot on. What is in the kernel from before may be of this record, and nobody
+	// can tell.
 	Blind bool
 }

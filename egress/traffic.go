@@ -16,7 +16,8 @@ type Traffic struct {
 // MaxTraffic is how many IPs a NodeTraffic has at most: more than a node may hold.
 const MaxTraffic = 1024
 
-// NodeTraffic is what an agent answers when it is asked for traffic: that of the egress IPs that its node may send with.
+// NodeTraffic is what an agent answers when it is asked for traffic: that of the egress IPs that its node may send
+// with.
 type NodeTraffic struct {
 	Node string `json:"node"`
 	// Read is when that was read, since the node booted: by a clock that nobody sets, so that what two answers are

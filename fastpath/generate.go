@@ -1,7 +1,7 @@
 //go:build ignore
 
-// Command generate compiles fast.c into fast.o, and writes object.go, which says of what source that is. With the names of
-// a source and of an object it does the first alone.
+// Command generate compiles fast.c into fast.o, and writes object.go, which says of what source that is. With the names
+// of a source and of an object it does the first alone.
 package main
 
 import (

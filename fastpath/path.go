@@ -22,7 +22,8 @@ import (
 var object []byte
 
 // Path is the fast path of a network namespace. Its methods may be used at once, but for Observe and Apply, which
-// belong to one goroutine, as Detach does. A nil Path is one that is off: Close, Detach, Pause, Permit, Revoke, Steps and Traffic do nothing.
+// belong to one goroutine, as Detach does. A nil Path is one that is off: Close, Detach, Pause, Permit, Revoke, Steps
+// and Traffic do nothing.
 type Path struct {
 	coll  *ebpf.Collection
 	cpus  int

@@ -26,12 +26,13 @@ type Config struct {
 	Node string // unique among all members
 	Port int    // TCP and UDP, the same for all members
 	Key  []byte // 16, 24 or 32 bytes, the same for all members
-	// Keys returns the keys as they are now, which Key was the first of: what is sent is encrypted with the first, and what comes with any of them
-	// is understood. It is asked every 10 s. nil: Key alone, for ever.
+	// Keys returns the keys as they are now, which Key was the first of: what is sent is encrypted with the first, and
+	// what comes with any of them is understood. It is asked every 10 s. nil: Key alone, for ever.
 	Keys    func() ([][]byte, error)
 	Log     *slog.Logger
-	Changed func()                            // called when the State of a member changes; must not block
-	Receive func(from string, message []byte) // called for each message from a member; must not block; nil: they are dropped
+	Changed func() // called when the State of a member changes; must not block
+	// called for each message from a member; must not block; nil: they are dropped
+	Receive func(from string, message []byte)
 
 	keysEvery time.Duration // for tests; 0: reloadAfter
 }
@@ -140,8 +141,8 @@ func (g *Gossip) frame(message []byte) []byte {
 // when that ends.
 const rejoin = time.Second
 
-// Run takes part until ctx ends, and then leaves: the others see Left, not Dead. A port that is taken, or an address that is not there
-// yet, is tried again.
+// Run takes part until ctx ends, and then leaves: the others see Left, not Dead. A port that is taken, or an address
+// that is not there yet, is tried again.
 func (g *Gossip) Run(ctx context.Context) error {
 	tick := time.NewTicker(rejoin)
 	defer tick.Stop()
@@ -223,8 +224,8 @@ func (g *Gossip) join(ctx context.Context) error {
 	return nil
 }
 
-// longest is how many bytes a connection may bring: what its member knows of all members, each of them some 120 bytes and its name. It may know more than
-// this one does.
+// longest is how many bytes a connection may bring: what its member knows of all members, each of them some 120 bytes
+// and its name. It may know more than this one does.
 func (g *Gossip) longest() int {
 	g.mu.Lock()
 	defer g.mu.Unlock()
@@ -247,8 +248,8 @@ func (g *Gossip) config(self netip.Addr, t memberlist.Transport) *memberlist.Con
 	c.SuspicionMaxTimeoutMult = 1 // as long with few confirmations as with many
 	c.AwarenessMaxMultiplier = 2  // an agent that is slow itself may wait twice as long, not eight times
 	c.GossipInterval = 50 * time.Millisecond
-	// A probe is a packet of some 50 bytes, and 20 go out a second; the library makes a table of 70 KB for each that it tries to compress. Members of
-	// former versions compress, which all understand.
+	// A probe is a packet of some 50 bytes, and 20 go out a second; the library makes a table of 70 KB for each that it
+	// tries to compress. Members of former versions compress, which all understand.
 	c.EnableCompression = false
 	c.TCPTimeout = time.Second
 	c.DisableTcpPings = true            // a death is one on UDP, which the overlay is
@@ -335,7 +336,8 @@ func (d *delegate) NotifyMsg(b []byte) {
 	}
 }
 
-// bridge passes memberlist's log lines on. It warns of each ping that fails: that is for debugging, since set logs what comes of it.
+// bridge passes memberlist's log lines on. It warns of each ping that fails: that is for debugging, since set logs what
+// comes of it.
 type bridge struct {
 	log *slog.Logger
 

@@ -101,7 +101,8 @@ func TestDeathIsSeenByAllWithinASecondOrSo(t *testing.T) {
 				t.Errorf("all know after %v, want 1.2s, 10s on a busy machine", took)
 			}
 			for _, g := range all[2:] {
-				await(t, g, name(1), Alive) // where the machine is so busy that its answers came late, it has been taken for dead, and objects
+				// where the machine is so busy that its answers came late, it has been taken for dead, and objects
+				await(t, g, name(1), Alive)
 			}
 		})
 	}
@@ -160,7 +161,8 @@ func TestMessagesComeFromTheirSender(t *testing.T) {
 	t.Error("no message came")
 }
 
-// A member of a former version compresses what it sends, one of this version does not, which would cost more than all else of its packets.
+// A member of a former version compresses what it sends, one of this version does not, which would cost more than all
+// else of its packets.
 func TestAMemberThatCompressesIsUnderstoodAndUnderstands(t *testing.T) {
 	port := port.Hold(t)
 	key := bytes.Repeat([]byte{7}, 32)

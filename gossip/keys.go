@@ -12,7 +12,8 @@ import (
 // reloadAfter is how often Config.Keys is asked. A kubelet writes a Secret that has changed within a minute or two.
 const reloadAfter = 10 * time.Second
 
-// rekey has the members' traffic encrypted with the keys that there are now. A fault leaves those that there were, and is logged once.
+// rekey has the members' traffic encrypted with the keys that there are now. A fault leaves those that there were, and
+// is logged once.
 func (g *Gossip) rekey() {
 	if g.cfg.Keys == nil || time.Since(g.asked) < g.cfg.keysEvery {
 		return
@@ -39,7 +40,8 @@ func (g *Gossip) rekey() {
 	}
 }
 
-// install makes the keys those of the ring: the first is for what is sent. It reports whether there were others, or another first one.
+// install makes the keys those of the ring: the first is for what is sent. It reports whether there were others, or
+// another first one.
 func install(ring *memberlist.Keyring, keys [][]byte) (changed bool, err error) {
 	for _, key := range keys {
 		if err := memberlist.ValidateKey(key); err != nil {
@@ -59,8 +61,8 @@ func install(ring *memberlist.Keyring, keys [][]byte) (changed bool, err error) 
 	if !bytes.Equal(ring.GetPrimaryKey(), keys[0]) {
 		use(keys[0])
 	}
-	// A ring moves what comes after a key that is removed, under the hands of whoever reads. What is used goes to the front: so those that stay do, and
-	// then there is nothing after those that go.
+	// A ring moves what comes after a key that is removed, under the hands of whoever reads. What is used goes to the
+	// front: so those that stay do, and then there is nothing after those that go.
 	all := ring.GetKeys()
 	first := slices.IndexFunc(all, func(key []byte) bool { return !has(keys, key) })
 	if first < 0 {

@@ -14,8 +14,8 @@ import (
 	"github.com/egret-project/egret/connlimit"
 )
 
-// transport carries the gossip over UDP and TCP at one address. The library's own makes a buffer of 64 KB for each packet that comes, which was most of
-// what an agent at rest allocated, and looks addresses up by their text.
+// transport carries the gossip over UDP and TCP at one address. The library's own makes a buffer of 64 KB for each
+// packet that comes, which was most of what an agent at rest allocated, and looks addresses up by their text.
 type transport struct {
 	packets *net.UDPConn
 	streams net.Listener
@@ -28,18 +28,20 @@ type transport struct {
 	longest func() int // how many bytes a connection may bring at most
 }
 
-// receiveBuffer is the socket's, for packets that come while the process does not run: as large as the kernel allows, up to this.
+// receiveBuffer is the socket's, for packets that come while the process does not run: as large as the kernel allows,
+// up to this.
 const receiveBuffer = 2 << 20
 
 // acceptPause is how long accepting waits after an error, as when there are no file descriptors left.
 const acceptPause = 100 * time.Millisecond
 
-// maxStreams is how many connections of others are open at a time. A member's has done its work in milliseconds; the library keeps one that says nothing
-// for a second.
+// maxStreams is how many connections of others are open at a time. A member's has done its work in milliseconds; the
+// library keeps one that says nothing for a second.
 const maxStreams = 64
 
-// listen takes the port at an address of this node. What a connection brings beyond longest bytes is not read: before the library has read all of it, it
-// does not know who that is, and takes 20 MB of anybody who can reach the port, pods among them. The caller shuts the transport down.
+// listen takes the port at an address of this node. What a connection brings beyond longest bytes is not read: before
+// the library has read all of it, it does not know who that is, and takes 20 MB of anybody who can reach the port, pods
+// among them. The caller shuts the transport down.
 func listen(at netip.AddrPort, longest func() int, log *slog.Logger) (*transport, error) {
 	streams, err := net.ListenTCP("tcp", net.TCPAddrFromAddrPort(at))
 	if err != nil {

@@ -1,9 +1,11 @@
-// Command image builds the image of Egret without Docker: its static binaries and nothing else, for one or more architectures, as an archive of an
-// OCI image layout, which containerd, Docker, skopeo and crane read. It says the digest.
+// Command image builds the image of Egret without Docker: its static binaries and nothing else, for one or more
+// architectures, as an archive of an OCI image layout, which containerd, Docker, skopeo and crane read. It says the
+// digest.
 //
 //	go run -C image . -version V -revision COMMIT -arch amd64,arm64 -out egret.tar
 //
-// The same sources, Go version, version and revision give the same bytes, wherever and whenever: no time is in it but -time.
+// The same sources, Go version, version and revision give the same bytes, wherever and whenever: no time is in it but
+// -time.
 package main
 
 import (
@@ -131,8 +133,8 @@ func (c *config) labels() map[string]string {
 	}
 }
 
-// compile returns a static binary. The flags are those of `make build`, so that what that has compiled is used; -buildvcs would put in whether
-// the checkout is clean, which the version says already.
+// compile returns a static binary. The flags are those of `make build`, so that what that has compiled is used;
+// -buildvcs would put in whether the checkout is clean, which the version says already.
 func (c *config) compile(name, arch string) ([]byte, error) {
 	dir, err := os.MkdirTemp("", "egret-image-")
 	if err != nil {
@@ -149,7 +151,8 @@ func (c *config) compile(name, arch string) ([]byte, error) {
 	return os.ReadFile(out)
 }
 
-// archive returns the one layer: the binaries in their folder, all of them root's, which the user of the image cannot change.
+// archive returns the one layer: the binaries in their folder, all of them root's, which the user of the image cannot
+// change.
 func archive(programs map[string][]byte) ([]byte, error) {
 	var buf bytes.Buffer
 	w := tar.NewWriter(&buf)

@@ -21,7 +21,8 @@ import (
 	"github.com/google/go-containerregistry/pkg/v1/validate"
 )
 
-// Two builds, of two copies of the sources in folders with other names, at other times and with other modes of files, are one.
+// Two builds, of two copies of the sources in folders with other names, at other times and with other modes of files,
+// are one.
 func TestTwoBuildsAreOneImage(t *testing.T) {
 	t.Parallel()
 	c := config{source: "..", version: "v1.2.3", revision: "0123abcd", name: "registry.example/egret:v1.2.3", archs: []string{runtime.GOARCH}, created: time.Unix(1700000000, 0).UTC()}

@@ -14,7 +14,8 @@ import (
 )
 
 func TestKernelThatLacksSomethingIsNamed(t *testing.T) {
-	// Without the capability the kernel refuses what it would refuse for want of the feature: the agent has to say which, and end.
+	// Without the capability the kernel refuses what it would refuse for want of the feature: the agent has to say
+	// which, and end.
 	egretPath, endpoint := cluster.EgretPath(), cluster.AgentEndpoints()
 	if err := cluster.Stop(t.Context(), "agent", "node-3"); err != nil {
 		t.Fatal(err)
@@ -62,7 +63,8 @@ func TestRecordThatDoesNotParseIsNamedAndTheOthersServed(t *testing.T) {
 	}
 }
 
-// TestANodeThatCannotProgramIsNamedUntilItCan takes the name of the agent's link on a gateway: somebody else's link is never touched.
+// TestANodeThatCannotProgramIsNamedUntilItCan takes the name of the agent's link on a gateway: somebody else's link is
+// never touched.
 func TestANodeThatCannotProgramIsNamedUntilItCan(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, _ := n.remote("faulty", "10.10.0.43")

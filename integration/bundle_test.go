@@ -8,7 +8,8 @@ import (
 	"github.com/egret-project/egret/internal/tarball"
 )
 
-// TestABundleOfANodeIsWhole makes one where kubectl exec would: in the network of a node with a running agent, to the standard output.
+// TestABundleOfANodeIsWhole makes one where kubectl exec would: in the network of a node with a running agent, to the
+// standard output.
 func TestABundleOfANodeIsWhole(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("bundle", "10.10.0.52")

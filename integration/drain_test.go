@@ -97,7 +97,8 @@ func TestDrainLosesNoPacketAndTheHistoryShowsIt(t *testing.T) {
 	}
 }
 
-// TestABrokenPoolHoldsUpNoMoveOfOthers has a pool whose gateway is the node that holds its IP: the kernel refuses such a route.
+// TestABrokenPoolHoldsUpNoMoveOfOthers has a pool whose gateway is the node that holds its IP: the kernel refuses such
+// a route.
 func TestABrokenPoolHoldsUpNoMoveOfOthers(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("healthy", "10.10.0.88")

@@ -182,7 +182,8 @@ func TestFrozenOwnerStopsAnsweringAndAnotherTakesOver(t *testing.T) {
 	}
 }
 
-// TestNodeThatWasPausedIsSilentWhenItGoesOn: neither agent nor link, and then both at once. The clock of its kernel runs on.
+// TestNodeThatWasPausedIsSilentWhenItGoesOn: neither agent nor link, and then both at once. The clock of its kernel
+// runs on.
 func TestNodeThatWasPausedIsSilentWhenItGoesOn(t *testing.T) {
 	takeOver(t, "paused", "10.10.0.79", func(ctx context.Context, node string) error {
 		return errors.Join(cluster.Freeze(ctx, node), cluster.Cut(ctx, node, "uplink"))
@@ -264,8 +265,8 @@ func TestNodeThatLosesItsAddressLetsGo(t *testing.T) {
 	takeOver(t, "address", "10.10.0.27", lose, regain)
 }
 
-// takeOver breaks the owner of an IP while the outside host asks for the IP all the time, waits until another node serves, and mends the
-// former owner, which must keep silent. The witness counts who answers when.
+// takeOver breaks the owner of an IP while the outside host asks for the IP all the time, waits until another node
+// serves, and mends the former owner, which must keep silent. The witness counts who answers when.
 func takeOver(t *testing.T, name, address string, breaks, mend func(context.Context, string) error) (ip netip.Addr, gateway string, began time.Time) {
 	t.Helper()
 	n := newNamespace(t)
@@ -339,8 +340,9 @@ func plannedMove(t *testing.T, name, address string) {
 	}
 }
 
-// TestAnswersThatCameToTheFormerOwnerTakeNoPort has the outside host learn late where an IP went. The former owner passes its answers on, to the
-// pod's node, and keeps nothing of them. When the IP comes back, the connections are as they were.
+// TestAnswersThatCameToTheFormerOwnerTakeNoPort has the outside host learn late where an IP went. The former owner
+// passes its answers on, to the pod's node, and keeps nothing of them. When the IP comes back, the connections are as
+// they were.
 func TestAnswersThatCameToTheFormerOwnerTakeNoPort(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("late", "10.10.0.37")

@@ -57,8 +57,8 @@ func ownerIn(ctx context.Context, etcd *clientv3.Client, ip netip.Addr) (string,
 	return o.Node, err
 }
 
-// TestPartitionsOfTheLANAndOfEtcd divides the LAN between the nodes, with etcd's members on either side. The leader is always with the
-// minority at first, which is the worst for the others.
+// TestPartitionsOfTheLANAndOfEtcd divides the LAN between the nodes, with etcd's members on either side. The leader is
+// always with the minority at first, which is the worst for the others.
 func TestPartitionsOfTheLANAndOfEtcd(t *testing.T) {
 	for _, tt := range []struct {
 		name, address string
@@ -172,7 +172,8 @@ func TestLeaderOfEtcdIsKilledDuringAFailover(t *testing.T) {
 	}
 }
 
-// TestFollowerOfEtcdThatStandsStillIsNotNoticed: its clients' connections to it hang, and their watches say nothing more.
+// TestFollowerOfEtcdThatStandsStillIsNotNoticed: its clients' connections to it hang, and their watches say nothing
+// more.
 func TestFollowerOfEtcdThatStandsStillIsNotNoticed(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("follower", "10.10.0.70")

@@ -46,9 +46,9 @@ func programs(t *testing.T, node string) (uplink, overlay int) {
 	return uplink, overlay
 }
 
-// All agents have --fast-path, for as long as the test. Connections that are open live through a planned move, a power-off, and agents that are
-// killed and come back without it; meanwhile the gateway's programs take their packets, which count as the tables' do. Nobody's pod is in it that is
-// not selected, and no pod gets in.
+// All agents have --fast-path, for as long as the test. Connections that are open live through a planned move, a
+// power-off, and agents that are killed and come back without it; meanwhile the gateway's programs take their packets,
+// which count as the tables' do. Nobody's pod is in it that is not selected, and no pod gets in.
 func TestConnectionsLiveByTheFastPath(t *testing.T) {
 	need.TCX(t)
 	n := newNamespace(t)
@@ -133,7 +133,8 @@ func TestConnectionsLiveByTheFastPath(t *testing.T) {
 	}
 
 	r = probe(t, pod, 1500*time.Millisecond, func() {
-		eventually(t, 10*time.Second, func() error { // on a machine that stood still, the agent may just be thought to be down
+		// on a machine that stood still, the agent may just be thought to be down
+		eventually(t, 10*time.Second, func() error {
 			_, err := cluster.Egret(t.Context(), "move", ip.String(), "--to", next)
 			return err
 		})

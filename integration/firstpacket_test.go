@@ -12,8 +12,8 @@ import (
 	"github.com/egret-project/egret/integration/lab"
 )
 
-// A pod whose first act is to connect out is never seen outside with another source than its egress IP: it waits until its node knows it.
-// One that no egress selects waits, too, and then leaves as the CNI has it.
+// A pod whose first act is to connect out is never seen outside with another source than its egress IP: it waits until
+// its node knows it. One that no egress selects waits, too, and then leaves as the CNI has it.
 func TestTheFirstConnectionsOfANewPodLeaveWithItsEgressIP(t *testing.T) {
 	n := newNamespace(t)
 	n.dual("first", "10.10.0.60", "fd10::60")
@@ -45,7 +45,8 @@ func TestTheFirstConnectionsOfANewPodLeaveWithItsEgressIP(t *testing.T) {
 	}
 }
 
-// asksFromItsFirstMoment makes a pod, as soon as it is there, open a connection to the outside every 10 ms in either family.
+// asksFromItsFirstMoment makes a pod, as soon as it is there, open a connection to the outside every 10 ms in either
+// family.
 func (n *namespace) asksFromItsFirstMoment(pod string) (seen func(to netip.Addr) []netip.Addr, began func() time.Time, stop func()) {
 	var mu sync.Mutex
 	var first time.Time

@@ -13,8 +13,9 @@ import (
 	"github.com/egret-project/egret/integration/lab"
 )
 
-// Somebody flushes all nftables and loads the CNI's again, as `systemctl restart nftables` does, while a pod on the gateway and one elsewhere open
-// connections as fast as they can. The witness of the suite looks at the packets of these pods, too; here all that came is counted.
+// Somebody flushes all nftables and loads the CNI's again, as `systemctl restart nftables` does, while a pod on the
+// gateway and one elsewhere open connections as fast as they can. The witness of the suite looks at the packets of
+// these pods, too; here all that came is counted.
 func TestNoPacketLeavesWithAnotherSourceWhileTheRulesetIsFlushed(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, remote := n.remote("flushed", "10.10.0.19")
@@ -72,8 +73,8 @@ func TestNoPacketLeavesWithAnotherSourceWhileTheRulesetIsFlushed(t *testing.T) {
 // floodPort is nobody's.
 const floodPort = 7999
 
-// flood sends datagrams from a pod to outside until ctx ends, each from a socket of its own, so that each is a new connection, and one every time
-// by a connection that stays. It begins connections of TCP, too.
+// flood sends datagrams from a pod to outside until ctx ends, each from a socket of its own, so that each is a new
+// connection, and one every time by a connection that stays. It begins connections of TCP, too.
 func (n *namespace) flood(ctx context.Context, pod string) {
 	to := netip.AddrPortFrom(lab.OutsideIP, floodPort).String()
 	err := cluster.In("pod", pod, func() error {

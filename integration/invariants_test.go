@@ -114,7 +114,8 @@ func TestInvariant3NothingThatIsNotOursIsWrittenOrRemoved(t *testing.T) {
 		for _, line := range slices.Backward(alike) {
 			undo := strings.NewReplacer(" add ", " del ", "nft add", "nft delete").Replace(line)
 			undo, _, _ = strings.Cut(undo, " {")
-			_, _ = cluster.Exec(context.Background(), "node", gateway, strings.Fields(undo)...) // the test has failed, if this does
+			// the test has failed, if this does
+			_, _ = cluster.Exec(context.Background(), "node", gateway, strings.Fields(undo)...)
 		}
 	})
 	foreign := func() string {
@@ -126,7 +127,8 @@ func TestInvariant3NothingThatIsNotOursIsWrittenOrRemoved(t *testing.T) {
 		}
 		for _, command := range []string{"ip rule", "ip -6 rule", "ip route show table all", "ip -6 route show table all", "ip -o addr", "ip -o link"} {
 			for _, line := range strings.Split(on(command), "\n") {
-				// The kernel's own: the local route of an address on egret0, and the guard's mark that it leads somewhere.
+				// The kernel's own: the local route of an address on egret0, and the guard's mark that it leads
+				// somewhere.
 				if !ours.MatchString(line) && !strings.Contains(line, "egret0") && !strings.Contains(line, "egret.v") &&
 					// The pod's link is some moments old: its link-local address is still on its way.
 					!strings.Contains(line, "fe80:") {
@@ -171,7 +173,8 @@ func TestInvariant3NothingThatIsNotOursIsWrittenOrRemoved(t *testing.T) {
 	}
 }
 
-// ours is what ip prints of rules and routes that are Egret's: table 6999 and priority 2000 are not, whatever the protocol.
+// ours is what ip prints of rules and routes that are Egret's: table 6999 and priority 2000 are not, whatever the
+// protocol.
 var ours = regexp.MustCompile(`^1[0-9]{3}:.* proto 94| table (7[0-9]{3}|1[0-5][0-9]{3}) .*proto 94`)
 
 // ownTable is what nft monitor prints of a change of Egret's tables.
@@ -187,7 +190,8 @@ func restart(t *testing.T, node string) {
 	}
 }
 
-// recent are the sets of what was dropped in the last 30 s, by whatever test, and of which nodes and pods sent in the last second.
+// recent are the sets of what was dropped in the last 30 s, by whatever test, and of which nodes and pods sent in the
+// last second.
 var recent = regexp.MustCompile(`(?s)\tset (guarded|heard[46]|came[46]) \{.*?\n\t\}\n`)
 
 // kernel returns all of ours on a node but the clocks of the permits, and what was dropped.
@@ -308,7 +312,9 @@ func TestInvariant5ASteadyStateAndARestartWriteNothing(t *testing.T) {
 			during()
 			want, most := 0, 2
 			if name == "a restart" {
-				want = 4 // the locks move to a lease that outlives the restart, and from there to another; the next agent's record, and that it is ready
+				// the locks move to a lease that outlives the restart, and from there to another; the next agent's
+				// record, and that it is ready
+				want = 4
 				most = 7 // the permits are extended, and cut, and the tables taken over
 			}
 			// Every so often crdsync notes which revision etcd has, to know by then what may be compacted.
@@ -335,7 +341,8 @@ func TestInvariant5ASteadyStateAndARestartWriteNothing(t *testing.T) {
 	}
 }
 
-// capture runs a command on a node until ctx ends; the function that it returns waits for its end and returns what it printed.
+// capture runs a command on a node until ctx ends; the function that it returns waits for its end and returns what it
+// printed.
 func capture(ctx context.Context, t *testing.T, node, line string) func() string {
 	t.Helper()
 	type result struct {
@@ -366,8 +373,8 @@ func revision(t *testing.T, c *clientv3.Client) int64 {
 	return r.Header.Revision
 }
 
-// written returns what was written to etcd after a revision, a line for each transaction, but for blocks of ports of earlier tests that have rested:
-// those are deleted two minutes after their pods.
+// written returns what was written to etcd after a revision, a line for each transaction, but for blocks of ports of
+// earlier tests that have rested: those are deleted two minutes after their pods.
 func written(t *testing.T, c *clientv3.Client, after int64) (lines []string) {
 	t.Helper()
 	ctx, cancel := context.WithTimeout(t.Context(), 10*time.Second)

@@ -26,7 +26,8 @@ var (
 	balanced    = []netip.Addr{netip.MustParseAddr("10.10.0.240"), netip.MustParseAddr("fd10::240")}
 )
 
-// TestBesideKubeProxy runs kube-proxy on every node, where rp_filter is strict, ARP is as for IPVS, and a CNI masquerades.
+// TestBesideKubeProxy runs kube-proxy on every node, where rp_filter is strict, ARP is as for IPVS, and a CNI
+// masquerades.
 func TestBesideKubeProxy(t *testing.T) {
 	ctx := t.Context()
 	l, err := lab.Up(ctx, lab.Config{Name: lab.OwnName("e2e-proxy"), Nodes: 2, LeaseTTL: leaseTTL, AgentFlags: []string{"--egress.exceptCIDRs", strings.Join(exceptCIDRs, ",")}})

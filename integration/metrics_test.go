@@ -87,7 +87,8 @@ func agents(t *testing.T) map[string]page {
 	return out
 }
 
-// value returns the value of a metric, of a histogram the count and the sum, with labels as name=value. What is not there is 0.
+// value returns the value of a metric, of a histogram the count and the sum, with labels as name=value. What is not
+// there is 0.
 func (p page) value(m monitor.Metric, labels ...string) (value, sum float64) {
 	f := p.families[m.Name]
 	if f == nil {
@@ -178,7 +179,8 @@ func TestMetricsSayWhatPacketsSaid(t *testing.T) {
 			t.Errorf("%s renewed no permit", node) // others may hold what other tests leave
 		}
 		for _, busy := range []string{"egret_etcd_question_duration_seconds", "egret_pass_duration_seconds", "egret_change_to_kernel_seconds"} {
-			if count, _ := p.value(of(busy)); count == 0 && (node == gateway || busy != "egret_etcd_question_duration_seconds") { // who holds nothing asks nothing
+			// who holds nothing asks nothing
+			if count, _ := p.value(of(busy)); count == 0 && (node == gateway || busy != "egret_etcd_question_duration_seconds") {
 				t.Errorf("%s: %s counted nothing", node, busy)
 			}
 		}
@@ -225,7 +227,8 @@ func TestMetricsSayWhatPacketsSaid(t *testing.T) {
 		v, _ := p.value(metric(t, crdsync.Metrics(), name), labels...)
 		return v
 	}
-	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) { // the one that came back may be on its way
+	// the one that came back may be on its way
+	for end := time.Now().Add(10 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
 		if sync("egret_agents", "state=alive") == 3 {
 			break
 		}

@@ -12,7 +12,8 @@ import (
 	"github.com/egret-project/egret/integration/lab"
 )
 
-// TestMTUFollowsTheUplink looks at a pod whose packets go over the overlay: by IPv4, that takes 50 bytes of the uplink's MTU.
+// TestMTUFollowsTheUplink looks at a pod whose packets go over the overlay: by IPv4, that takes 50 bytes of the
+// uplink's MTU.
 func TestMTUFollowsTheUplink(t *testing.T) {
 	n := newNamespace(t)
 	n.dual("mtu", "10.10.0.48", "fd10::48")
@@ -59,8 +60,9 @@ func TestMTUFollowsTheUplink(t *testing.T) {
 	}
 }
 
-// fits checks that the packets of a pod may be as large as the overlay's MTU: what is larger and not to be fragmented is answered with that, but
-// where the pod's own node is the gateway, and leaves the pod by itself; and the MSS of TCP follows from it, both ways, wherever the gateway is.
+// fits checks that the packets of a pod may be as large as the overlay's MTU: what is larger and not to be fragmented
+// is answered with that, but where the pod's own node is the gateway, and leaves the pod by itself; and the MSS of TCP
+// follows from it, both ways, wherever the gateway is.
 func fits(t *testing.T, pod, node string, overlay int, ips []netip.Addr) {
 	t.Helper()
 	owners := ownership(t)

@@ -80,8 +80,8 @@ func (n *namespace) egress(name, pool, app string) {
 			"podSelector":       map[string]any{"matchLabels": map[string]any{"app": app}}}}})
 }
 
-// remote makes a pool of one address with an egress for app=web, both of that name, and a pod that is selected, on another node than the
-// gateway's.
+// remote makes a pool of one address with an egress for app=web, both of that name, and a pod that is selected, on
+// another node than the gateway's.
 func (n *namespace) remote(name, address string) (ip netip.Addr, gateway, pod string) {
 	n.t.Helper()
 	n.pool(name, address, address)
@@ -269,8 +269,8 @@ func only(t *testing.T, r lab.ProbeResult, ip netip.Addr) {
 	}
 }
 
-// lossless fails the test when a probe of an interval of 1 ms lost packets. Where the machine stalled, the agents had no time to renew
-// their permits either: as long as it stalled, packets may be lost.
+// lossless fails the test when a probe of an interval of 1 ms lost packets. Where the machine stalled, the agents had
+// no time to renew their permits either: as long as it stalled, packets may be lost.
 func lossless(t *testing.T, what string, r lab.ProbeResult) {
 	t.Helper()
 	if r.Lost > 0 {
@@ -281,8 +281,8 @@ func lossless(t *testing.T, what string, r lab.ProbeResult) {
 	}
 }
 
-// volatile is what nft prints that changes by itself, as what renews the permits does, and whether a table is owned, which an agent does
-// while it runs.
+// volatile is what nft prints that changes by itself, as what renews the permits does, and whether a table is owned,
+// which an agent does while it runs.
 var volatile = regexp.MustCompile(`(?ms)^\tset (alive|ticket) \{.*?^\t\}\n|counter packets \d+ bytes \d+| ?expires \S+|# handle \d+| # progname \S+|(?m)^\tflags( owner| )?\n`)
 
 // clocks are the sets in what nft prints by which permits end: their elements come and go with every renewal.

@@ -39,7 +39,8 @@ func register(t *testing.T, node string) {
 	})
 }
 
-// TestDeletingTheNodeObjectOfTheOwnerMovesItsIPs does what an autoscaler does before it powers a machine off: agent and machine live on.
+// TestDeletingTheNodeObjectOfTheOwnerMovesItsIPs does what an autoscaler does before it powers a machine off: agent and
+// machine live on.
 func TestDeletingTheNodeObjectOfTheOwnerMovesItsIPs(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("node-gone", "10.10.0.81")
@@ -79,7 +80,8 @@ func TestDeletingTheNodeObjectOfTheOwnerMovesItsIPs(t *testing.T) {
 	}
 }
 
-// TestPodsOfANodeWhoseNodeObjectIsGoneLeaveWithNoOtherSource has a pod on the gateway itself: nobody serves that node any more.
+// TestPodsOfANodeWhoseNodeObjectIsGoneLeaveWithNoOtherSource has a pod on the gateway itself: nobody serves that node
+// any more.
 func TestPodsOfANodeWhoseNodeObjectIsGoneLeaveWithNoOtherSource(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, _ := n.remote("orphan", "10.10.0.82")
@@ -102,8 +104,8 @@ func TestPodsOfANodeWhoseNodeObjectIsGoneLeaveWithNoOtherSource(t *testing.T) {
 	}
 }
 
-// TestANodeObjectThatIsDeletedAndCreatedAtOnce is what a kubelet that registers itself anew looks like, with and without crdsync there to
-// see it.
+// TestANodeObjectThatIsDeletedAndCreatedAtOnce is what a kubelet that registers itself anew looks like, with and
+// without crdsync there to see it.
 func TestANodeObjectThatIsDeletedAndCreatedAtOnce(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("anew", "10.10.0.83")
@@ -147,8 +149,8 @@ func TestTheOwnerIsFrozenWhenItsNodeObjectGoes(t *testing.T) {
 	}, cluster.Thaw)
 }
 
-// TestAnAgentThatServesOnAlthoughItsNodeIsGoneLosesItsLease has a lock and a lease that is kept alive without an agent behind them, as one that
-// knows nothing of this would.
+// TestAnAgentThatServesOnAlthoughItsNodeIsGoneLosesItsLease has a lock and a lease that is kept alive without an agent
+// behind them, as one that knows nothing of this would.
 func TestAnAgentThatServesOnAlthoughItsNodeIsGoneLosesItsLease(t *testing.T) {
 	const ip = "10.10.0.85"
 	etcd := etcdClient(t)

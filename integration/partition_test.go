@@ -15,7 +15,8 @@ import (
 // takes over, and the owner is silent before that one speaks. One that has lost etcd sends its peers word of that,
 // while they are reachable: nobody waits for the end of its lease.
 func TestOwnerIsPartitioned(t *testing.T) {
-	time.Sleep(4 * time.Second) // an agent that has had etcd for less than 3 s, as at its start, promises as if it had none
+	// an agent that has had etcd for less than 3 s, as at its start, promises as if it had none
+	time.Sleep(4 * time.Second)
 	for _, tt := range []struct{ name, address, from string }{
 		{"from etcd", "10.10.0.19", "etcd"},
 		{"from what etcd sends", "10.10.0.45", "etcd-in"},

@@ -13,7 +13,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// With a CNI that keeps its own book of addresses, as Calico's and AWS's do, nodes have no podCIDRs: two of the three here.
+// With a CNI that keeps its own book of addresses, as Calico's and AWS's do, nodes have no podCIDRs: two of the three
+// here.
 func TestPodsAreNoOutsideWhereNodesHaveNoPodCIDRs(t *testing.T) {
 	ctx := t.Context()
 	l, err := lab.Up(ctx, lab.Config{Name: lab.OwnName("e2e-cidrs"), Nodes: 3, WithoutPodCIDRs: 2, LeaseTTL: leaseTTL})
@@ -73,7 +74,8 @@ func TestPodsAreNoOutsideWhereNodesHaveNoPodCIDRs(t *testing.T) {
 			began, wrong := time.Now(), 0
 			eventually(t, 4*time.Second, func() error {
 				got, err := ask("pod", pods["web node-3"].Name, made.IPs[0], servePort)
-				if err != nil { // it was on its way by the gateway when the address became an exception: TCP tries again after a second
+				// it was on its way by the gateway when the address became an exception: TCP tries again after a second
+				if err != nil {
 					wrong++
 					return fmt.Errorf("%s is not reached: %w", name, err)
 				}

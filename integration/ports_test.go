@@ -10,8 +10,8 @@ import (
 	"github.com/egret-project/egret/integration/lab"
 )
 
-// A pod opens more connections to one destination than its node's first block has ports, over some seconds, and keeps them. All of them open, since
-// the node gets a larger block meanwhile.
+// A pod opens more connections to one destination than its node's first block has ports, over some seconds, and keeps
+// them. All of them open, since the node gets a larger block meanwhile.
 func TestABlockGrowsBeforeConnectionsFailForWantOfPorts(t *testing.T) {
 	n := newNamespace(t)
 	ip, _, pod := n.remote("grows", "10.10.0.45")
@@ -38,7 +38,8 @@ func TestABlockGrowsBeforeConnectionsFailForWantOfPorts(t *testing.T) {
 		for i := range most {
 			<-tick.C
 			began := time.Now()
-			d := net.Dialer{Timeout: 8 * time.Second, LocalAddr: &net.TCPAddr{Port: 10000 + i}} // a pod of the lab has few ports to choose from
+			// a pod of the lab has few ports to choose from
+			d := net.Dialer{Timeout: 8 * time.Second, LocalAddr: &net.TCPAddr{Port: 10000 + i}}
 			c, err := d.Dial("tcp", to)
 			if err != nil {
 				return fmt.Errorf("connection %d: %w", i+1, err)

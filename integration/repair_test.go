@@ -41,11 +41,13 @@ func shareTables(t *testing.T, node string) {
 	})
 }
 
-// passing is what is printed that another has in its place: the number of a link, its queue once it was up, and how long a permit is.
+// passing is what is printed that another has in its place: the number of a link, its queue once it was up, and how
+// long a permit is.
 var passing = regexp.MustCompile(`(?m)^\d+: |qdisc \S+|timeout \S+`)
 
-// TestWhatIsDeletedOrChangedByHandComesBack harms every kind of object that is Egret's. In the commands, MARK is the routing mark toward
-// gateways and TABLE its table, NUMBER the gateway's and OWN the pod's node's, IP4 and IP6 are the egress IPs, POD4 and POD6 the pod's.
+// TestWhatIsDeletedOrChangedByHandComesBack harms every kind of object that is Egret's. In the commands, MARK is the
+// routing mark toward gateways and TABLE its table, NUMBER the gateway's and OWN the pod's node's, IP4 and IP6 are the
+// egress IPs, POD4 and POD6 the pod's.
 func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
 	n := newNamespace(t)
 	n.dual("repair", "10.10.0.16", "fd10::16")
@@ -142,7 +144,8 @@ func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
 			breaks, shows := words.Replace(strings.ReplaceAll(tt.breaks, "FAMILY", family)), words.Replace(strings.ReplaceAll(tt.shows, "FAMILY", family))
 			if !t.Run(strings.TrimSpace(tt.name+" "+family), func(t *testing.T) {
 				show := func() string {
-					out, _ := cluster.Exec(t.Context(), "node", tt.node, strings.Fields(shows)...) // while it is gone, the command fails
+					// while it is gone, the command fails
+					out, _ := cluster.Exec(t.Context(), "node", tt.node, strings.Fields(shows)...)
 					lines := strings.Split(passing.ReplaceAllString(stable(string(out)), ""), "\n")
 					slices.Sort(lines) // rules of one priority are in the order in which they came
 					return strings.Join(lines, "\n")

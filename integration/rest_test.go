@@ -38,7 +38,8 @@ func doneByNow(t *testing.T) work {
 			t.Fatalf("metrics of %s: %v", member, err)
 		}
 		w.reads += handled(families, "Range", "Txn")
-		w.writes = max(w.writes, families["etcd_server_proposals_applied_total"].GetMetric()[0].GetGauge().GetValue()) // each member applies all
+		// each member applies all
+		w.writes = max(w.writes, families["etcd_server_proposals_applied_total"].GetMetric()[0].GetGauge().GetValue())
 		w.renewals += families["etcd_debugging_lease_renewed_total"].GetMetric()[0].GetCounter().GetValue()
 	}
 	for _, node := range nodes() {
@@ -91,8 +92,9 @@ func rulesetGeneration() (uint32, error) {
 	return 0, fmt.Errorf("the kernel does not say its generation: %d answers", len(m))
 }
 
-// What a cluster at rest asks of etcd and writes to the kernels is what thousands of nodes multiply. A busy machine disturbs the rest, so the quietest of some
-// spans counts: none of them may be too quiet, that is, not renew what it has to.
+// What a cluster at rest asks of etcd and writes to the kernels is what thousands of nodes multiply. A busy machine
+// disturbs the rest, so the quietest of some spans counts: none of them may be too quiet, that is, not renew what it
+// has to.
 func TestAClusterAtRestAsksAndWritesLittle(t *testing.T) {
 	n := newNamespace(t)
 	_, gateway, _ := n.remote("rest", "10.10.0.54")
@@ -101,7 +103,8 @@ func TestAClusterAtRestAsksAndWritesLittle(t *testing.T) {
 	holders, idle := 1.0, float64(len(nodes())-1)
 	// A holder asks every fifth of a permit of 500 ms. crdsync asks a few times a second, too.
 	mostReads := holders*10 + 6
-	// A holder renews its lease at each interval, others at each third; a renewal that goes to two members counts twice, and crdsync's lease is another one.
+	// A holder renews its lease at each interval, others at each third; a renewal that goes to two members counts
+	// twice, and crdsync's lease is another one.
 	leastRenewals, mostRenewals := 0.5/interval, (holders+idle/3)/interval*1.2+1
 	var seen bytes.Buffer
 	for deadline := time.Now().Add(90 * time.Second); ; {

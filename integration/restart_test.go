@@ -22,8 +22,8 @@ func TestRestartOfAgentsLosesNoPacket(t *testing.T) {
 	})
 }
 
-// TestAgentsThatAreAwayForHalfAMinuteLoseNoPacket has no agent on any node for most of the time: the kernels serve on, and answer neighbours
-// that do not know any more where the IPs are.
+// TestAgentsThatAreAwayForHalfAMinuteLoseNoPacket has no agent on any node for most of the time: the kernels serve on,
+// and answer neighbours that do not know any more where the IPs are.
 func TestAgentsThatAreAwayForHalfAMinuteLoseNoPacket(t *testing.T) {
 	const away = 30 * time.Second // as long as a new image may take
 	n := newNamespace(t)
@@ -67,7 +67,8 @@ func TestAgentsThatAreAwayForHalfAMinuteLoseNoPacket(t *testing.T) {
 	}
 }
 
-// TestKilledAgentsThatComeBackAtOnceLoseNoPacket: with the gossip, at once means before the permits end and the others take over.
+// TestKilledAgentsThatComeBackAtOnceLoseNoPacket: with the gossip, at once means before the permits end and the others
+// take over.
 func TestKilledAgentsThatComeBackAtOnceLoseNoPacket(t *testing.T) {
 	n := newNamespace(t)
 	ip, _, pod := n.remote("killed", "10.10.0.63")
@@ -84,7 +85,8 @@ func TestKilledAgentsThatComeBackAtOnceLoseNoPacket(t *testing.T) {
 	})
 }
 
-// TestWithoutGossipKilledAgentsThatComeBackWithinTheLeaseLoseNoPacket: nobody can take over before the lease ends, so the permits last as long.
+// TestWithoutGossipKilledAgentsThatComeBackWithinTheLeaseLoseNoPacket: nobody can take over before the lease ends, so
+// the permits last as long.
 func TestWithoutGossipKilledAgentsThatComeBackWithinTheLeaseLoseNoPacket(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("lease", "10.10.0.64")
@@ -144,7 +146,8 @@ func TestMovesTowardANodeWhoseAgentStops(t *testing.T) {
 				defer close(done)
 				out, err = cluster.Egret(t.Context(), "move", ip.String(), "--to", to)
 			}()
-			time.Sleep(time.Duration(90+60*i) * time.Millisecond) // the command begins, and more and more of the move is done
+			// the command begins, and more and more of the move is done
+			time.Sleep(time.Duration(90+60*i) * time.Millisecond)
 			if err := cluster.Stop(t.Context(), "agent", to); err != nil {
 				t.Fatal(err)
 			}

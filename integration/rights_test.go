@@ -22,7 +22,8 @@ func TestAgentsHaveTheRightsOfTheirContainerAlone(t *testing.T) {
 	}
 }
 
-// hasRights checks that the agent of a node has these capabilities and no others, by their names, and writes to few settings.
+// hasRights checks that the agent of a node has these capabilities and no others, by their names, and writes to few
+// settings.
 func hasRights(t *testing.T, node string, capabilities ...map[string]int) {
 	t.Helper()
 	want := uint64(0)

@@ -10,8 +10,9 @@ import (
 	"time"
 )
 
-// TestAStaticIPIsServedWhereItIs follows an IP that an administrator puts on nodes by hand. The second of two nodes that have it, and the
-// one that has it for kube-proxy alone, keep silent about it in ARP, as those of such a cluster do.
+// TestAStaticIPIsServedWhereItIs follows an IP that an administrator puts on nodes by hand. The second of two nodes
+// that have it, and the one that has it for kube-proxy alone, keep silent about it in ARP, as those of such a cluster
+// do.
 func TestAStaticIPIsServedWhereItIs(t *testing.T) {
 	const name, address = "static", "10.10.0.60"
 	ip := netip.MustParseAddr(address)
@@ -29,7 +30,8 @@ func TestAStaticIPIsServedWhereItIs(t *testing.T) {
 		t.Helper()
 		on(node, "ip addr add "+address+"/32 dev eth0")
 		has[node] = true
-		if _, err := cluster.Exec(t.Context(), "outside", "", "ip", "neigh", "flush", "to", address); err != nil { // as an announcement does
+		// as an announcement does
+		if _, err := cluster.Exec(t.Context(), "outside", "", "ip", "neigh", "flush", "to", address); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -33,7 +33,8 @@ func exits(t *testing.T, status int, says string, args ...string) {
 	})
 }
 
-// wrong stands for the exit statuses of `egret status` when something is wrong: what other tests leave behind may be worse.
+// wrong stands for the exit statuses of `egret status` when something is wrong: what other tests leave behind may be
+// worse.
 const wrong = -1
 
 // statusLeavesOut waits until `egret status` says nothing of something.

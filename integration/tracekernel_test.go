@@ -81,7 +81,8 @@ func unseen(t *testing.T, pod string) {
 	}
 }
 
-// TestTraceNamesWhatIsWrongInAKernel makes one fault after the other in the kernels on a pod's way, each of which the trace names, and undoes it.
+// TestTraceNamesWhatIsWrongInAKernel makes one fault after the other in the kernels on a pod's way, each of which the
+// trace names, and undoes it.
 func TestTraceNamesWhatIsWrongInAKernel(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("kernels", "10.10.0.52")
@@ -124,7 +125,8 @@ func TestTraceNamesWhatIsWrongInAKernel(t *testing.T) {
 				}
 			}()
 			if strings.Contains(tt.fault, "arp") {
-				// What the node knew of the gateway it would know for half a minute more, and it would learn from what the gateway asks others.
+				// What the node knew of the gateway it would know for half a minute more, and it would learn from what
+				// the gateway asks others.
 				on(t, home, fmt.Sprintf("nft 'add table arp cut; add chain arp cut in { type filter hook input priority 0; }; add rule arp cut in arp saddr ip %s drop'\n"+
 					"ip neigh flush to %[1]s", gatewayIP))
 				defer func() {

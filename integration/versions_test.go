@@ -18,8 +18,8 @@ import (
 // formerVersion is how the agents of the former commit call themselves.
 const formerVersion = "former"
 
-// TestVersionsSideBySide has agents of the commit before this one beside agents of this one: on the owner, on the next owner, and on the
-// pod's node, through moves in both directions, until all are of this one again.
+// TestVersionsSideBySide has agents of the commit before this one beside agents of this one: on the owner, on the next
+// owner, and on the pod's node, through moves in both directions, until all are of this one again.
 func TestVersionsSideBySide(t *testing.T) {
 	former := build(t, "HEAD~1")
 	n := newNamespace(t)
@@ -37,7 +37,8 @@ func TestVersionsSideBySide(t *testing.T) {
 	move := func(to string) {
 		t.Helper()
 		t.Log(strings.TrimSpace(egret(t, "move", ip.String(), "--to", to)))
-		time.Sleep(300 * time.Millisecond) // an agent that is stopped before it has followed leaves that to the next one
+		// an agent that is stopped before it has followed leaves that to the next one
+		time.Sleep(300 * time.Millisecond)
 	}
 	result := probe(t, pod, 28*time.Second, func() {
 		upgrade(gateway)
@@ -98,7 +99,8 @@ func inService(t *testing.T, node string, former bool) {
 	})
 }
 
-// build builds the program egret of a commit, or of this one where the history does not go back that far, and returns its path.
+// build builds the program egret of a commit, or of this one where the history does not go back that far, and returns
+// its path.
 func build(t *testing.T, commit string) string {
 	t.Helper()
 	if err := exec.Command("git", "rev-parse", "--verify", "--quiet", commit+"^{commit}").Run(); err != nil {

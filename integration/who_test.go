@@ -13,8 +13,8 @@ import (
 	"github.com/egret-project/egret/integration/lab"
 )
 
-// TestWhoNamesThePodWhosePortTheOutsideSaw asks for the port that a host outside saw a connection come from: while it is open, and when pod and connection
-// are gone.
+// TestWhoNamesThePodWhosePortTheOutsideSaw asks for the port that a host outside saw a connection come from: while it
+// is open, and when pod and connection are gone.
 func TestWhoNamesThePodWhosePortTheOutsideSaw(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("who", "10.10.0.95")

@@ -26,7 +26,8 @@ import (
 
 const chart = "../charts/egret"
 
-// programs are built once for all tests of the package, with the flags of `make build`, whose compiled packages they share.
+// programs are built once for all tests of the package, with the flags of `make build`, whose compiled packages they
+// share.
 var programs struct {
 	once            sync.Once
 	renderer, egret string
@@ -313,8 +314,10 @@ func TestNoVariantHasAnUnknownField(t *testing.T) {
 			if n := len(docs); n < 7 {
 				t.Errorf("%d objects alone", n)
 			}
-			// Each volume that is mounted is there, and each ConfigMap and Secret that is made is the one that is mounted.
-			made := map[string]bool{"ConfigMap kube-root-ca.crt": true, "ConfigMap api-clients": true} // the cluster's, in every namespace; the user's
+			// Each volume that is mounted is there, and each ConfigMap and Secret that is made is the one that is
+			// mounted.
+			// the cluster's, in every namespace; the user's
+			made := map[string]bool{"ConfigMap kube-root-ca.crt": true, "ConfigMap api-clients": true}
 			for _, d := range docs {
 				switch o := d.object.(type) {
 				case *corev1.ConfigMap:
@@ -506,7 +509,8 @@ func TestTheNATLogIsWrittenWhereTheValuesSay(t *testing.T) {
 	}
 }
 
-// Pods without which no agent gets ready wait for none, and crdsync may change nodes where it is to take a taint off them, and else not.
+// Pods without which no agent gets ready wait for none, and crdsync may change nodes where it is to take a taint off
+// them, and else not.
 func TestTheStartupTaintIsTolerated(t *testing.T) {
 	t.Parallel()
 	for name, taint := range map[string]string{
@@ -555,8 +559,8 @@ func TestObjectsOutliveTheRelease(t *testing.T) {
 	}
 }
 
-// The files of options are read by the program itself, which refuses what it does not know. It is made to end by a faulty option of the
-// command line, and has nothing else to say.
+// The files of options are read by the program itself, which refuses what it does not know. It is made to end by a
+// faulty option of the command line, and has nothing else to say.
 func TestOptionsOfTheChartAreUnderstood(t *testing.T) {
 	for name, values := range variants {
 		for _, d := range decoded(t, values) {
@@ -570,7 +574,8 @@ func TestOptionsOfTheChartAreUnderstood(t *testing.T) {
 					t.Fatal(err)
 				}
 				// The variables of a pod, which say where etcd is, are not here.
-				out, _ := exec.Command(egret(t), command, "--config", file, "--insecure", fault).CombinedOutput() // always fails: the output is looked at
+				// always fails: the output is looked at
+				out, _ := exec.Command(egret(t), command, "--config", file, "--insecure", fault).CombinedOutput()
 				if want := "egret: --log-level \"loud\": want debug, info, warn or error\n"; string(out) != want {
 					t.Errorf("%s: egret %s says %q of\n%s", name, command, out, config.Data["egret-"+command+".conf"])
 				}
@@ -620,7 +625,8 @@ func annotations(docs []document) map[string]string {
 	return out
 }
 
-// The kubelet asks at the loopback address of the node, where the daemons answer to nobody else, and a rollout waits for the answer.
+// The kubelet asks at the loopback address of the node, where the daemons answer to nobody else, and a rollout waits
+// for the answer.
 func TestProbesAskWhereTheDaemonsAnswer(t *testing.T) {
 	t.Parallel()
 	for _, variant := range []string{"AWS", "AWS, bundled etcd"} {
@@ -639,8 +645,8 @@ func TestProbesAskWhereTheDaemonsAnswer(t *testing.T) {
 	}
 }
 
-// In the network of a node one process alone has a port. What pods declare the scheduler keeps apart, and a rollout that first starts one more would
-// wait for a node that is not there.
+// In the network of a node one process alone has a port. What pods declare the scheduler keeps apart, and a rollout
+// that first starts one more would wait for a node that is not there.
 func TestTheSchedulerKeepsApartWhatListensInTheNetworkOfTheNode(t *testing.T) {
 	t.Parallel()
 	for name, want := range map[string]map[string][]int32{

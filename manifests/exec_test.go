@@ -25,8 +25,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// Kubectl exec runs a command with the environment of the container, and with its files, and with nothing else of what the container was
-// started with: its arguments are those of the agent.
+// Kubectl exec runs a command with the environment of the container, and with its files, and with nothing else of what
+// the container was started with: its arguments are those of the agent.
 func TestExecIntoAPodFindsItsEtcd(t *testing.T) {
 	t.Parallel()
 	const prefix = "/of-this-cluster/"

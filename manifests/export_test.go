@@ -11,7 +11,8 @@ import (
 var Renderer, Program = renderer, egret
 
 var (
-	// PodSpecs are those of manifests/deploy, by the command that they run, and PodsOf those of the chart with some of the values of variants.
+	// PodSpecs are those of manifests/deploy, by the command that they run, and PodsOf those of the chart with some of
+	// the values of variants.
 	PodSpecs = podSpecs
 	PodsOf   = func(t testing.TB, variant string) map[string]corev1.PodSpec {
 		return podsOf(decoded(t, variants[variant]))

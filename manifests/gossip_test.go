@@ -19,7 +19,8 @@ import (
 	"github.com/egret-project/egret/manifests"
 )
 
-// helm upgrade renders everything anew. Agents with two keys do not hear each other, so each would hold the others for dead.
+// helm upgrade renders everything anew. Agents with two keys do not hear each other, so each would hold the others for
+// dead.
 func TestGossipKeyIsMadeOnceAndKept(t *testing.T) {
 	t.Parallel()
 	cfg := kubetest.New(t)

@@ -89,7 +89,8 @@ func TestGeneratedFilesAreThoseOfTheTypes(t *testing.T) {
 	dir := t.TempDir()
 	c := exec.Command("go", "tool", "controller-gen", "object", "crd", "paths=.", "output:dir="+dir)
 	c.Dir = "../api/v1beta1"
-	c.Env = append(os.Environ(), "CGO_ENABLED=0") // as everything that is compiled without -race, whose packages it shares
+	// as everything that is compiled without -race, whose packages it shares
+	c.Env = append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := c.CombinedOutput(); err != nil {
 		t.Fatalf("controller-gen: %v\n%s", err, out)
 	}

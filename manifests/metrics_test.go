@@ -92,7 +92,8 @@ func TestTheValueOfMetricsIsEnoughForTheTrafficOfThePage(t *testing.T) {
 		t.Errorf("credentials runs with %q, want %q", pods["credentials"].Containers[0].Args, want)
 	}
 	making := credentials.Config{Kube: own, Namespace: ns, Metrics: true, Log: slog.New(slog.DiscardHandler)}
-	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) { // the server hears of roles by a watch of its own
+	// the server hears of roles by a watch of its own
+	for end := time.Now().Add(time.Minute); ; time.Sleep(50 * time.Millisecond) {
 		if err = credentials.Once(t.Context(), making, time.Now()); err == nil || !apierrors.IsForbidden(err) && !strings.Contains(err.Error(), "forbidden") || time.Now().After(end) {
 			break
 		}

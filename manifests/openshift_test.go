@@ -52,7 +52,8 @@ func constraints(t *testing.T) map[string]scc {
 	return out
 }
 
-// No OpenShift is here: it is checked that each SCC gives what its pods ask for, and nothing that none of them asks for.
+// No OpenShift is here: it is checked that each SCC gives what its pods ask for, and nothing that none of them asks
+// for.
 func TestOpenShiftGivesPodsWhatTheyAskForAndNoMore(t *testing.T) {
 	t.Parallel()
 	all := constraints(t)

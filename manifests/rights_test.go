@@ -11,7 +11,8 @@ import (
 	"github.com/egret-project/egret/manifests"
 )
 
-// Agents of a lab run with what the manifests give an agent, and with no more: so every test that has a lab shows that it is enough.
+// Agents of a lab run with what the manifests give an agent, and with no more: so every test that has a lab shows that
+// it is enough.
 func TestAnAgentHasTheRightsOfThoseOfALab(t *testing.T) {
 	pod := manifests.PodSpecs(t)["agent"]
 	s := pod.Containers[0].SecurityContext

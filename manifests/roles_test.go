@@ -14,7 +14,8 @@ import (
 	"github.com/egret-project/egret/internal/kubetest"
 )
 
-// The API server is asked what users with the roles may do. That Kubernetes adds the rules to its own roles is the controller-manager's doing.
+// The API server is asked what users with the roles may do. That Kubernetes adds the rules to its own roles is the
+// controller-manager's doing.
 func TestRolesToViewAndToEditEgressesAllowThatAlone(t *testing.T) {
 	t.Parallel()
 	kube, err := kubernetes.NewForConfig(kubetest.New(t))

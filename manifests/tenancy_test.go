@@ -178,7 +178,8 @@ func TestATenantTakesWhatIsHisAlone(t *testing.T) {
 	}
 }
 
-// What is there already, and is another's, is neither taken over, nor handed to him, nor deleted, in any of the ways that there are.
+// What is there already, and is another's, is neither taken over, nor handed to him, nor deleted, in any of the ways
+// that there are.
 func TestATenantChangesNobodyElsesEgress(t *testing.T) {
 	t.Parallel()
 	s := newTenants(t)

@@ -23,7 +23,8 @@ import (
 	"github.com/egret-project/egret/internal/port"
 )
 
-// crdsync has the rights that the manifests give it, and no other: it writes the caBundle, and whoever has its token no more than that.
+// crdsync has the rights that the manifests give it, and no other: it writes the caBundle, and whoever has its token no
+// more than that.
 func TestCrdsyncChangesNothingOfItsWebhookButTheCABundle(t *testing.T) {
 	t.Parallel()
 	s := tenants{t, kubetest.New(t)}

@@ -14,8 +14,8 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 )
 
-// kube-proxy sets route_localnet=1 for NodePorts on loopback, and then the kernel takes packets to 127.0.0.1 from links (CVE-2020-8558): from a
-// pod of the node, and from a neighbour on its LAN.
+// kube-proxy sets route_localnet=1 for NodePorts on loopback, and then the kernel takes packets to 127.0.0.1 from links
+// (CVE-2020-8558): from a pod of the node, and from a neighbour on its LAN.
 func TestAPodReachesTheLoopbackAddressByRouteLocalnetInVain(t *testing.T) {
 	netns.Enter(t)
 	pod := fmt.Sprintf("egret-status-%d", os.Getpid())

@@ -18,8 +18,8 @@ const (
 	Histogram Type = "histogram"
 )
 
-// Metric is what a metric is called and means. Its values are made by its methods, so that no metric has another name, other labels, or another
-// text than docs/metrics.md says.
+// Metric is what a metric is called and means. Its values are made by its methods, so that no metric has another name,
+// other labels, or another text than docs/metrics.md says.
 type Metric struct {
 	Name    string // with the unit, and _total for a counter: https://prometheus.io/docs/practices/naming/
 	Type    Type
@@ -37,7 +37,8 @@ type Counts struct {
 	histograms map[string]*prometheus.HistogramVec
 }
 
-// NewCounts returns what counts the metrics, which are counters or histograms. Those without labels are there from the beginning, as 0.
+// NewCounts returns what counts the metrics, which are counters or histograms. Those without labels are there from the
+// beginning, as 0.
 func NewCounts(list []Metric) *Counts {
 	c := &Counts{map[string]*prometheus.CounterVec{}, map[string]*prometheus.HistogramVec{}}
 	for _, m := range list {
@@ -53,7 +54,8 @@ func NewCounts(list []Metric) *Counts {
 	return c
 }
 
-// Begin makes a metric with these labels be there, as 0, before anything is counted: what begins with 1 did not increase, for Prometheus.
+// Begin makes a metric with these labels be there, as 0, before anything is counted: what begins with 1 did not
+// increase, for Prometheus.
 func (c *Counts) Begin(m Metric, labels ...string) {
 	if m.Type == Counter {
 		c.Add(m, 0, labels...)
@@ -98,8 +100,8 @@ type Reading struct {
 	read  func(put func(m Metric, value float64, labels ...string)) error
 }
 
-// NewReading returns what reads the metrics by read, which puts each value that there is. An error of it, a panic too, leaves out what was not put, and
-// makes the page say that it is incomplete.
+// NewReading returns what reads the metrics by read, which puts each value that there is. An error of it, a panic too,
+// leaves out what was not put, and makes the page say that it is incomplete.
 func NewReading(list []Metric, read func(put func(m Metric, value float64, labels ...string)) error) *Reading {
 	r := &Reading{descs: map[string]*prometheus.Desc{}, types: map[string]prometheus.ValueType{}, read: read}
 	for _, m := range list {

@@ -11,7 +11,8 @@ import (
 )
 
 const (
-	// freshFor is for how long metrics are answered with as they were gathered: whoever asks without end costs what one question a second does.
+	// freshFor is for how long metrics are answered with as they were gathered: whoever asks without end costs what one
+	// question a second does.
 	freshFor = time.Second
 	// gatherTimeout is how long a question waits for another one's.
 	gatherTimeout = 2 * time.Second
@@ -32,7 +33,8 @@ func newPage(g prometheus.Gatherer, log *slog.Logger) *page {
 	return &page{gatherer: g, log: log, gathering: make(chan struct{}, 1)}
 }
 
-// ServeHTTP answers in the text format of Prometheus, uncompressed: on a node, its processor is worth more than the bytes.
+// ServeHTTP answers in the text format of Prometheus, uncompressed: on a node, its processor is worth more than the
+// bytes.
 func (p *page) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	wait := time.NewTimer(gatherTimeout)
 	defer wait.Stop()

@@ -17,13 +17,15 @@ import (
 // maxRoot is how many connections root may have open at a time.
 const maxRoot = 8
 
-// questions are the pages that a daemon answers to those alone who may know of single pods, and those that are for who may see its metrics, too.
+// questions are the pages that a daemon answers to those alone who may know of single pods, and those that are for who
+// may see its metrics, too.
 type questions struct {
 	mu            sync.Mutex // guards what follows
 	pages, shared map[string]http.Handler
 }
 
-// Page registers what answers GET of a path, for root (ServeRoot) and for the Readers of Config, in place of what answered it.
+// Page registers what answers GET of a path, for root (ServeRoot) and for the Readers of Config, in place of what
+// answered it.
 func (s *Server) Page(path string, h http.Handler) {
 	s.questions.mu.Lock()
 	defer s.questions.mu.Unlock()
@@ -33,7 +35,8 @@ func (s *Server) Page(path string, h http.Handler) {
 	s.questions.pages[path] = h
 }
 
-// Share registers what answers GET of a path, for root and for every client of Remote: it is to tell nothing that /metrics does not.
+// Share registers what answers GET of a path, for root and for every client of Remote: it is to tell nothing that
+// /metrics does not.
 func (s *Server) Share(path string, h http.Handler) {
 	s.questions.mu.Lock()
 	defer s.questions.mu.Unlock()
@@ -64,7 +67,8 @@ func (q *questions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	page.ServeHTTP(w, r)
 }
 
-// forReaders answers clients whose certificate, which was verified, has one of the names, and any other one as far as pages are shared.
+// forReaders answers clients whose certificate, which was verified, has one of the names, and any other one as far as
+// pages are shared.
 func (q *questions) forReaders(names []string) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		verified := r.TLS != nil && len(r.TLS.VerifiedChains) > 0
@@ -82,8 +86,8 @@ func (q *questions) forReaders(names []string) http.Handler {
 	})
 }
 
-// ServeRoot answers the pages of Page to processes of root that connect to a listener of a unix socket, until ctx ends, and then returns nil. The kernel
-// says who they are. The listener stays open: it may stand for more.
+// ServeRoot answers the pages of Page to processes of root that connect to a listener of a unix socket, until ctx ends,
+// and then returns nil. The kernel says who they are. The listener stays open: it may stand for more.
 func (s *Server) ServeRoot(ctx context.Context, l net.Listener) error {
 	err := serveOn(ctx, connlimit.New(rootListener{l, s.Log}, maxRoot, nil), methodGet(&s.questions), s.Log)
 	if ctx.Err() != nil {

@@ -19,7 +19,8 @@ import (
 	"github.com/egret-project/egret/connlimit"
 )
 
-// What one client may take, and for how long. A scrape of 1,000 egress IPs is 2 MB and takes milliseconds; a question is a line.
+// What one client may take, and for how long. A scrape of 1,000 egress IPs is 2 MB and takes milliseconds; a question
+// is a line.
 const (
 	maxLocal    = 32 // connections, of the node's own processes
 	maxRemote   = 8
@@ -37,7 +38,8 @@ type Config struct {
 	// Remote is an address and a port for /metrics alone, over TLS; "": none. An IPv4 address may be in brackets, too.
 	Remote string
 	TLS    TLS // of Remote
-	// Readers are the common names of the client certificates by which Remote also answers the questions of Page; nil: it answers nobody.
+	// Readers are the common names of the client certificates by which Remote also answers the questions of Page; nil:
+	// it answers nobody.
 	Readers []string
 	// Metrics are what /metrics shows; nil: there is no such page.
 	Metrics prometheus.Gatherer
@@ -105,8 +107,9 @@ func New(cfg Config) *Server {
 	return &Server{Config: cfg, live: &checks{}, ready: &checks{}}
 }
 
-// Live registers a check of /healthz under a name, in place of one that has the name: an error of it says that a restart is the remedy. Checks run at
-// each question, and are to return at once: one that has not returned after a second counts as failed.
+// Live registers a check of /healthz under a name, in place of one that has the name: an error of it says that a
+// restart is the remedy. Checks run at each question, and are to return at once: one that has not returned after a
+// second counts as failed.
 func (s *Server) Live(name string, check func() error) { s.live.add(name, check) }
 
 // Ready registers a check of /readyz likewise: an error of it says that the daemon cannot do its work at present.
@@ -151,9 +154,9 @@ func (s *Server) pages() (local, remote *http.ServeMux) {
 	return local, remote
 }
 
-// ServeLocal serves h at a loopback address, as a Server does at Local, until ctx ends, with at most so many connections
-// open. An address that cannot be had is logged and tried again. A handler that answers for longer than a client may take
-// sets the deadlines itself (http.ResponseController).
+// ServeLocal serves h at a loopback address, as a Server does at Local, until ctx ends, with at most so many
+// connections open. An address that cannot be had is logged and tried again. A handler that answers for longer than a
+// client may take sets the deadlines itself (http.ResponseController).
 func ServeLocal(ctx context.Context, address string, most int, h http.Handler, log *slog.Logger) {
 	serve(ctx, address, h, log, func(l net.Listener) net.Listener { return connlimit.New(l, most, isLoopback) })
 }
@@ -189,7 +192,8 @@ func serve(ctx context.Context, address string, h http.Handler, log *slog.Logger
 	}
 }
 
-// serveOn serves until ctx ends or the listener fails. One request a connection: nothing is kept for a client that comes every half minute.
+// serveOn serves until ctx ends or the listener fails. One request a connection: nothing is kept for a client that
+// comes every half minute.
 func serveOn(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	server := &http.Server{
 		Handler: tellPanics(h, log), MaxHeaderBytes: maxHeader, ReadTimeout: readTimeout, WriteTimeout: sendTimeout,

@@ -216,7 +216,8 @@ func TestALookThatHangsHoldsUpNoOtherPage(t *testing.T) {
 	want(t, address, "/metrics", 200, "egret_claims_total 7")
 }
 
-// An attempt: someone on the node opens connections and says nothing, says it a byte at a time, or reads nothing of the answer.
+// An attempt: someone on the node opens connections and says nothing, says it a byte at a time, or reads nothing of the
+// answer.
 func TestWhoeverHoldsConnectionsKeepsNobodyFromAnswers(t *testing.T) {
 	t.Parallel()
 	address, _ := start(t, func(*Server) {})

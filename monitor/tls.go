@@ -13,15 +13,16 @@ import (
 	"time"
 )
 
-// TLS are the files of the listener for others. They are read again while it runs, so that certificates can be replaced.
+// TLS are the files of the listener for others. They are read again while it runs, so that certificates can be
+// replaced.
 type TLS struct {
 	Cert, Key string // of this server, in PEM
 	ClientCA  string // the CAs of the certificates that clients have to show, in PEM
-	// Options is what the options are called that name the files, for errors; empty: "metrics", of --metrics-cert-file and
-	// so on.
+	// Options is what the options are called that name the files, for errors; empty: "metrics", of --metrics-cert-file
+	// and so on.
 	Options string
-	// Anonymous lets in clients without a certificate, of whom the handler has to find out who they are. ClientCA may be
-	// empty then.
+	// Anonymous lets in clients without a certificate, of whom the handler has to find out who they are. ClientCA may
+	// be empty then.
 	Anonymous bool
 }
 

@@ -7,7 +7,8 @@ import (
 	"time"
 )
 
-// appendLine appends a line as encoding/json has it, with its end: without reflection, since there are tens of thousands a second.
+// appendLine appends a line as encoding/json has it, with its end: without reflection, since there are tens of
+// thousands a second.
 func appendLine(b []byte, l *Line) []byte {
 	e := encoder{append(b, `{"version":`...)}
 	e.b = strconv.AppendInt(e.b, int64(l.Version), 10)

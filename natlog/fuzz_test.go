@@ -5,7 +5,8 @@ import (
 	"testing"
 )
 
-// A file of the log may hold anything: another program's lines, half a line, what somebody put there by a name of a pod.
+// A file of the log may hold anything: another program's lines, half a line, what somebody put there by a name of a
+// pod.
 func FuzzParse(f *testing.F) {
 	f.Add([]byte(`{"v":1,"event":"new","time":"2026-01-02T03:04:05Z","node":"n1","pod_name":"web-1","egress_ip":"203.0.113.5","port":2048}`))
 	f.Add([]byte(`2026-01-02T03:04:05Z stdout F {"v":1,"event":"end"`))

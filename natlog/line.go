@@ -5,7 +5,8 @@ import (
 	"time"
 )
 
-// Version is that of the lines' schema. Fields may come without another one; one that goes, or means something else, makes it another.
+// Version is that of the lines' schema. Fields may come without another one; one that goes, or means something else,
+// makes it another.
 const Version = 1
 
 // Event is the kind of a line.
@@ -13,9 +14,12 @@ type Event string
 
 // The events. The last three are of the log itself.
 const (
-	New   Event = "new"   // a connection began
-	Known Event = "known" // a connection was there when the log began, or was found after a loss: it began some time before
-	End   Event = "end"   // a connection ended, for the kernel: what a TCP connection leaves, or one without packets, stays in the table for minutes
+	New Event = "new" // a connection began
+	// a connection was there when the log began, or was found after a loss: it began some time before
+	Known Event = "known"
+	// a connection ended, for the kernel: what a TCP connection leaves, or one without packets, stays in the table for
+	// minutes
+	End Event = "end"
 
 	Lost     Event = "lost"      // lines are missing
 	LogStart Event = "log_start" // an agent begins to write
@@ -36,7 +40,8 @@ type Line struct {
 	PodName      string     `json:"pod_name,omitempty"`
 	PodIP        netip.Addr `json:"pod_ip,omitzero"`
 	PodPort      uint16     `json:"pod_port,omitempty"`
-	// PodNode is the node of the pod, where the gateway translates for it. The line of that node has the pod, and the same overlay address and port.
+	// PodNode is the node of the pod, where the gateway translates for it. The line of that node has the pod, and the
+	// same overlay address and port.
 	PodNode         string     `json:"pod_node,omitempty"`
 	OverlayIP       netip.Addr `json:"overlay_ip,omitzero"`
 	OverlayPort     uint16     `json:"overlay_port,omitempty"`

@@ -23,7 +23,8 @@ const (
 	maxLine = 64 << 10
 	// MaxUses bounds how many connections an answer has: a port serves as many as there are destinations.
 	MaxUses = 1000
-	// lossNear is how far from the time in question a loss may have hidden what was asked for: after one the agent lists what there is within seconds.
+	// lossNear is how far from the time in question a loss may have hidden what was asked for: after one the agent
+	// lists what there is within seconds.
 	lossNear = time.Minute
 	// heardLate is how late an agent may have heard of a connection: where nobody had the port at the time, connections
 	// that began so soon after it are returned.
@@ -38,14 +39,14 @@ type Question struct {
 	From, To time.Time
 }
 
-// Answer is what a log says. Uses are its connections, one Line each: with Start, where that is known, and Stop, where it has ended; the Event is New or
-// Known, as they began, or End where only the end was logged.
+// Answer is what a log says. Uses are its connections, one Line each: with Start, where that is known, and Stop, where
+// it has ended; the Event is New or Known, as they began, or End where only the end was logged.
 type Answer struct {
 	Uses []Line `json:"uses"`
 	// More says that there are more Uses than are listed.
 	More bool `json:"more,omitempty"`
-	// Late says that the Uses began within half a second after the time in question, when nobody had the port: an agent hears of a connection a moment
-	// after it began.
+	// Late says that the Uses began within half a second after the time in question, when nobody had the port: an agent
+	// hears of a connection a moment after it began.
 	Late bool `json:"late,omitempty"`
 	// Missing says why something may be missing, one reason each; empty: the log has all of that time.
 	Missing []string `json:"missing,omitempty"`
@@ -86,8 +87,8 @@ type search struct {
 	policy map[string]bool // what of the connections the log does not have
 }
 
-// Search reads logs in their order, each from its beginning, and says who had the port. It ends early with ctx; the Answer says so. The error is that of a
-// reader.
+// Search reads logs in their order, each from its beginning, and says who had the port. It ends early with ctx; the
+// Answer says so. The error is that of a reader.
 func Search(ctx context.Context, q Question, logs ...io.Reader) (Answer, error) {
 	s := &search{q: q, open: map[key]*use{}, stops: map[string]time.Time{}, policy: map[string]bool{}}
 	for _, r := range logs {
@@ -181,7 +182,8 @@ func (s *search) note(b []byte) {
 	}
 }
 
-// started takes in that an agent began to write: it lists what there is. What it does not list ended while it was away, or before.
+// started takes in that an agent began to write: it lists what there is. What it does not list ended while it was away,
+// or before.
 func (s *search) started(l *Line) {
 	for k, u := range s.open {
 		if k.node == l.Node && u.until.IsZero() {
@@ -311,7 +313,8 @@ func SearchFile(ctx context.Context, q Question, name string) (Answer, error) {
 	return Search(ctx, q, logs...)
 }
 
-// open opens a log and its former files, the oldest first. The log is opened first: what is renamed meanwhile is there twice, and known by that.
+// open opens a log and its former files, the oldest first. The log is opened first: what is renamed meanwhile is there
+// twice, and known by that.
 func open(name string) (files []*os.File, err error) {
 	current, err := os.Open(name)
 	if err != nil && !errors.Is(err, fs.ErrNotExist) { // it is between two files

@@ -11,7 +11,8 @@ import (
 )
 
 const (
-	// queueSize bounds what waits to be written, in bytes: a second and a half of 10,000 connections a second that begin and end.
+	// queueSize bounds what waits to be written, in bytes: a second and a half of 10,000 connections a second that
+	// begin and end.
 	queueSize = 16 << 20
 	// chunk is how much is written at once: whole lines, so that files are rotated between them.
 	chunk = 64 << 10
@@ -32,8 +33,8 @@ type Config struct {
 	pause time.Duration // for tests; 0: failedPause
 }
 
-// File returns what writes to a file that is renamed, with the time, when it has megabytes, and of which so many former ones are kept, none for longer
-// than days (0: whatever their age).
+// File returns what writes to a file that is renamed, with the time, when it has megabytes, and of which so many former
+// ones are kept, none for longer than days (0: whatever their age).
 func File(name string, megabytes, former, days int) io.WriteCloser {
 	return &lumberjack.Logger{Filename: name, MaxSize: megabytes, MaxBackups: former, MaxAge: days}
 }
@@ -117,7 +118,8 @@ func (w *Writer) wake() {
 	}
 }
 
-// Close has Run write what is queued, and end. It waits for that no longer than patience, and reports whether all was written: a write may hang.
+// Close has Run write what is queued, and end. It waits for that no longer than patience, and reports whether all was
+// written: a write may hang.
 func (w *Writer) Close(patience time.Duration) bool {
 	w.mu.Lock()
 	w.closed = true
@@ -219,7 +221,8 @@ func (w *Writer) restore(losses []pendingLoss) {
 	}
 }
 
-// write writes lines in chunks and returns how many were written whole. torn says that the last write ended within a line.
+// write writes lines in chunks and returns how many were written whole. torn says that the last write ended within a
+// line.
 func (w *Writer) write(batch []byte, torn *bool) (wrote int, err error) {
 	for len(batch) > 0 {
 		n := len(batch)

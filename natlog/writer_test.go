@@ -198,7 +198,8 @@ func TestALossThatCannotBeWrittenIsReportedLater(t *testing.T) {
 	}
 }
 
-// TestWhatIsQueuedIsNotWrittenOver has lines of two lengths come while others are written, now and then with a pause in which nothing is queued.
+// TestWhatIsQueuedIsNotWrittenOver has lines of two lengths come while others are written, now and then with a pause in
+// which nothing is queued.
 func TestWhatIsQueuedIsNotWrittenOver(t *testing.T) {
 	c := &counts{}
 	var out bytes.Buffer

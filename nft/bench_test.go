@@ -37,7 +37,8 @@ func BenchmarkLoad500PodsFromNothing(b *testing.B) {
 	b.ReportMetric(float64(messages(c)), "messages/op")
 }
 
-// A pod starts on a node that has 500: compare and write, with the tables read anew each time, or with what is known of them.
+// A pod starts on a node that has 500: compare and write, with the tables read anew each time, or with what is known of
+// them.
 func BenchmarkOneMorePod(b *testing.B) {
 	b.Run("read", func(b *testing.B) { benchmarkOneMorePod(b, false) })
 	b.Run("known", func(b *testing.B) { benchmarkOneMorePod(b, true) })
@@ -81,7 +82,8 @@ func benchmarkOneMorePod(b *testing.B, watched bool) {
 	b.ReportMetric(float64(reload)/float64(one), "reload/op")
 }
 
-// BenchmarkRenewal renews the permits of a gateway: by a commit, and without one. Of either there are eight in a second, with permits of 500 ms.
+// BenchmarkRenewal renews the permits of a gateway: by a commit, and without one. Of either there are eight in a
+// second, with permits of 500 ms.
 func BenchmarkRenewal(b *testing.B) {
 	for _, n := range []int{1, 255} {
 		tables := open(b)
@@ -122,7 +124,8 @@ func BenchmarkRenewal(b *testing.B) {
 	}
 }
 
-// A pod comes or goes somewhere in a cluster whose pods have addresses without a range: each is an exception of its own.
+// A pod comes or goes somewhere in a cluster whose pods have addresses without a range: each is an exception of its
+// own.
 func BenchmarkOneMoreException(b *testing.B) {
 	for _, n := range []int{0, 1000, 10000, 50000} {
 		b.Run(fmt.Sprint("beside-", n), func(b *testing.B) {

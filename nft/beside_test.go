@@ -11,8 +11,8 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// What other programs have in NAT: whoever gives a connection its source first, has the say. The kernel calls the NAT chains of a hook by
-// their priorities, those of iptables at 100.
+// What other programs have in NAT: whoever gives a connection its source first, has the say. The kernel calls the NAT
+// chains of a hook by their priorities, those of iptables at 100.
 func TestNoSourceNATOfOthersComesBeforeOurs(t *testing.T) {
 	chain := func(priority, rules string) string {
 		return "table inet other { chain post { type nat hook postrouting priority " + priority + "; " + rules + "; }; }"
@@ -80,7 +80,8 @@ const kindnet = `table inet kindnet-ipmasq {
 	}
 }`
 
-// Who has a chain of NAT at the very first priority, and made it after ours, is called first. That is for a person to mend, who has to be told.
+// Who has a chain of NAT at the very first priority, and made it after ours, is called first. That is for a person to
+// mend, who has to be told.
 func TestTheGuardReportsWhosePacketsItDropped(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {

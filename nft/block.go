@@ -17,7 +17,8 @@ import (
 // egress IPs as the source leaves if the port is of a block of the node that sent it; a packet to an egress IP goes to
 // the node that has the block of the port. Both are notrack, so no NAT of another program sees them.
 
-// unitMask takes a port to the first of its unit. A block is a whole number of units, so that one lookup in a hash finds the block of a port.
+// unitMask takes a port to the first of its unit. A block is a whole number of units, so that one lookup in a hash
+// finds the block of a port.
 const unitMask = ^uint16(egress.MinBlock - 1)
 
 // portAt is where a kind of packets has the port of the block, or what takes its place, as the identifier of an ICMP
@@ -41,7 +42,8 @@ const (
 func (f family) portsAt(w way) []portAt {
 	request, reply, errors, header, protocolAt := byte(8), byte(0), setOf(icmpType, []byte{3}, []byte{11}, []byte{12}), uint32(20), uint32(9)
 	name, errorNames := "icmp", "destination-unreachable, time-exceeded, parameter-problem"
-	first := []expr.Any{load(expr.PayloadBaseTransportHeader, 8, 1), equals(0x45)} // an IP header without options (RFC 791, section 3.1)
+	// an IP header without options (RFC 791, section 3.1)
+	first := []expr.Any{load(expr.PayloadBaseTransportHeader, 8, 1), equals(0x45)}
 	if f.number == unix.NFPROTO_IPV6 {
 		request, reply, header, protocolAt, first = 128, 129, 40, 6, nil
 		errors = setOf(icmpv6Type, []byte{1}, []byte{2}, []byte{3}, []byte{4})
@@ -51,7 +53,8 @@ func (f family) portsAt(w way) []portAt {
 	byteAt := func(offset uint32) expr.Any { return load(expr.PayloadBaseTransportHeader, offset, 1) }
 	icmp := []expr.Any{loadMeta(expr.MetaKeyL4PROTO), equals(f.icmpNum)}
 	quoting := slices.Concat(icmp, []expr.Any{byteAt(0), in(anonymous)}, first)
-	// A packet has the block's port as its source on the way out, as its destination on the way back. What is quoted went the other way.
+	// A packet has the block's port as its source on the way out, as its destination on the way back. What is quoted
+	// went the other way.
 	port, quotedPort, echo, echoName := uint32(0), uint32(2), request, "echo-request"
 	if w == returning {
 		port, quotedPort, echo, echoName = 2, 0, reply, "echo-reply"
@@ -147,7 +150,8 @@ func blockChains() []chain {
 		}
 		chains = append(chains,
 			chain{name("from"), hook{}, slices.Concat(check, []rule{
-				newRule(name("from"), f.markOfSource("id"), count(CounterSender), drop()), // hostedip counts what comes for the IP, and nothing else
+				// hostedip counts what comes for the IP, and nothing else
+				newRule(name("from"), f.markOfSource("id"), count(CounterSender), drop()),
 				newRule(name("from"), saddrIn(f, "pooled"+f.digit), count(CounterUnhosted), drop()),
 			})},
 			chain{name("pass"), hook{}, []rule{
@@ -177,10 +181,12 @@ func toNodeChain() chain {
 			rules = append(rules, newRule("to_node", t, accept()))
 		}
 	}
-	return chain{"to_node", hook{}, append(rules, newRule("to_node", setMark(0)))} // it is for no node, whatever mark others have given to it
+	// it is for no node, whatever mark others have given to it
+	return chain{"to_node", hook{}, append(rules, newRule("to_node", setMark(0)))}
 }
 
-// snatToRange translates to the ports that a map has for the connection's id. The rule ends where there are none, or for a protocol without ports.
+// snatToRange translates to the ports that a map has for the connection's id. The rule ends where there are none, or
+// for a protocol without ports.
 func snatToRange(f family, set string, ports portChoice) term {
 	nat := f.snat()
 	nat.RegProtoMin, nat.RegAddrMax, nat.RegProtoMax = register(f.address.Bytes), register(f.address.Bytes+4), register(2*f.address.Bytes+4)

@@ -13,10 +13,11 @@ import (
 	"github.com/egret-project/egret/fastpath"
 )
 
-// BenchmarkBlock is what a datagram of a pod costs until it is in the socket of the host outside, all of it in the sender's time: masqueraded by
-// the CNI without anything of ours, the same with four chains at our hooks of which each has one rule that does nothing, of a pod that no egress
-// selects, with its own node as the gateway, with another one, and so with the fast path at that and at both; and, beside the last, by a plain VXLAN
-// link to a node that masquerades. Rounds take turns: compare what one run says.
+// BenchmarkBlock is what a datagram of a pod costs until it is in the socket of the host outside, all of it in the
+// sender's time: masqueraded by the CNI without anything of ours, the same with four chains at our hooks of which each
+// has one rule that does nothing, of a pod that no egress selects, with its own node as the gateway, with another one,
+// and so with the fast path at that and at both; and, beside the last, by a plain VXLAN link to a node that
+// masquerades. Rounds take turns: compare what one run says.
 func BenchmarkBlock(b *testing.B) {
 	f := bothSides[0]
 	without := func(s *blockSite) {

@@ -53,8 +53,8 @@ func TestByABlockAnswersTooLargeForThePodsLinkGetAnICMPError(t *testing.T) {
 	}
 }
 
-// A pod that is no longer selected, one that another egress selects, and one that gets the address of such a pod: a flow that is open goes on with
-// no egress IP.
+// A pod that is no longer selected, one that another egress selects, and one that gets the address of such a pod: a
+// flow that is open goes on with no egress IP.
 func TestByABlockAnOpenFlowDoesNotKeepAnEgressIPThatItsPodHasNoMore(t *testing.T) {
 	for i, f := range blockSides() {
 		for name, gateway := range gateways() {
@@ -139,7 +139,8 @@ func TestByABlockAnOpenFlowDoesNotKeepAnEgressIPThatItsPodHasNoMore(t *testing.T
 	}
 }
 
-// flow is a UDP connection of a pod to a port of the server that need not answer. The pod's port is given, so that another can have it.
+// flow is a UDP connection of a pod to a port of the server that need not answer. The pod's port is given, so that
+// another can have it.
 func (b *blockSite) flow(pod string, from, to int) (c net.Conn) {
 	b.t.Helper()
 	b.pods[pod].do(func() (err error) {
@@ -150,8 +151,9 @@ func (b *blockSite) flow(pod string, from, to int) (c net.Conn) {
 	return c
 }
 
-// wire listens to what comes to the host outside by its link, for a port: a socket would not show sources that are nobody's. What it returns sends by
-// a connection, and returns the source that is seen on the wire then; the invalid address where there is none. A source that is wanted is waited for.
+// wire listens to what comes to the host outside by its link, for a port: a socket would not show sources that are
+// nobody's. What it returns sends by a connection, and returns the source that is seen on the wire then; the invalid
+// address where there is none. A source that is wanted is waited for.
 func (b *blockSite) wire(port uint16) func(c net.Conn, wanted bool) netip.Addr {
 	b.t.Helper()
 	kind, at, size, header := unix.ETH_P_IP, 12, 4, 20
@@ -206,8 +208,9 @@ func (b *blockSite) wire(port uint16) func(c net.Conn, wanted bool) netip.Addr {
 	}
 }
 
-// Who writes VXLAN with the egress IP and a port of a node's block in it needs no id, nor a source that is a secret. It does not come out of the
-// gateway, which is node 2: from its own pod c, from pod a elsewhere, nor from processes of both nodes.
+// Who writes VXLAN with the egress IP and a port of a node's block in it needs no id, nor a source that is a secret. It
+// does not come out of the gateway, which is node 2: from its own pod c, from pod a elsewhere, nor from processes of
+// both nodes.
 func TestNobodyButANodeSendsByItsBlock(t *testing.T) {
 	for _, f := range withFastPath() {
 		t.Run(f.name(), func(t *testing.T) {
@@ -286,7 +289,8 @@ func TestNobodyButANodeSendsByItsBlock(t *testing.T) {
 	}
 }
 
-// Another program's NAT, beside ours on all nodes, changes nothing: what a pod sends is translated before, and at the gateway no NAT sees it.
+// Another program's NAT, beside ours on all nodes, changes nothing: what a pod sends is translated before, and at the
+// gateway no NAT sees it.
 func TestByABlockNoSourceNATOfOthersComesBeforeOurs(t *testing.T) {
 	for i, f := range blockSides() {
 		t.Run(f.pod, func(t *testing.T) {
@@ -324,8 +328,8 @@ func TestByABlockNoSourceNATOfOthersComesBeforeOurs(t *testing.T) {
 	}
 }
 
-// Somebody deletes the gateway's tables, as a flush does where nobody owns them. What comes out of the overlay goes nowhere: others would make it the
-// node's.
+// Somebody deletes the gateway's tables, as a flush does where nobody owns them. What comes out of the overlay goes
+// nowhere: others would make it the node's.
 func TestWithoutTheGatewaysTablesNothingLeavesWithAnotherSource(t *testing.T) {
 	for _, f := range blockSides() {
 		for name, others := range map[string]string{"beside a plain CNI": cni, "beside kindnet": kindnet} {
@@ -365,7 +369,8 @@ func TestWithoutTheGatewaysTablesNothingLeavesWithAnotherSource(t *testing.T) {
 	}
 }
 
-// Another program marks the overlay's own packets, as a firewall of the nodes does. An answer, which has no id, has no mark of its own.
+// Another program marks the overlay's own packets, as a firewall of the nodes does. An answer, which has no id, has no
+// mark of its own.
 func TestMarksOfOthersOnTheOverlaysPacketsDropNoAnswer(t *testing.T) {
 	for _, f := range blockSides() {
 		t.Run(f.pod, func(t *testing.T) {

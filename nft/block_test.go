@@ -21,8 +21,8 @@ import (
 	"github.com/egret-project/egret/routing"
 )
 
-// blockSite is three nodes on a LAN with a host outside, the server. Node 1 has the pods a and b, node 2 the pod c; the gateway is node 2 or
-// node 3. Every node has a block of 64 ports of the egress IP.
+// blockSite is three nodes on a LAN with a host outside, the server. Node 1 has the pods a and b, node 2 the pod c; the
+// gateway is node 2 or node 3. Every node has a block of 64 ports of the egress IP.
 type blockSite struct {
 	t      testing.TB
 	f      sides
@@ -65,7 +65,8 @@ func newBlockSite(t testing.TB, f sides) *blockSite {
 	b := &blockSite{t: t, f: f, ext: newSpace(t, "ext"), nodes: map[int]*blockNode{}, pods: map[string]space{}}
 	lan := newSpace(t, "lan")
 	lan.run("ip link add br0 type bridge\nip link set br0 up")
-	_ = lan.ok("sysctl -qw net.bridge.bridge-nf-call-iptables=0") // with br_netfilter, it would take off what is behind a packet, as no switch does
+	// with br_netfilter, it would take off what is behind a packet, as no switch does
+	_ = lan.ok("sysctl -qw net.bridge.bridge-nf-call-iptables=0")
 	port := func(s space, name string) {
 		lan.run(fmt.Sprintf("ip link add %s type veth peer name eth0 netns %s\nip link set %[1]s master br0 up", name, s.name))
 		s.run("ip link set eth0 up")
@@ -369,8 +370,8 @@ func TestConnectionsOutliveTheirGateway(t *testing.T) {
 	}
 }
 
-// What has no TCP gets back to the pod as well: datagrams, large ones in fragments both ways, pings, and errors of the server, of a router and of
-// the gateway.
+// What has no TCP gets back to the pod as well: datagrams, large ones in fragments both ways, pings, and errors of the
+// server, of a router and of the gateway.
 func TestWhatIsNoTCPFindsItsWayBack(t *testing.T) {
 	for _, f := range withFastPath() {
 		t.Run(f.name(), func(t *testing.T) {
@@ -560,7 +561,8 @@ func TestANodeSendsWithItsOwnPortsOnly(t *testing.T) {
 	}
 }
 
-// What a pod, or a host outside, sends to the egress IP without a connection ends where it comes in: no reset, no way to a pod.
+// What a pod, or a host outside, sends to the egress IP without a connection ends where it comes in: no reset, no way
+// to a pod.
 func TestNobodyReachesAPodThroughItsBlock(t *testing.T) {
 	for _, f := range withFastPath() {
 		t.Run(f.name(), func(t *testing.T) {
@@ -659,7 +661,8 @@ func TestProtocolsWithoutPortsLeaveWithTheEgressIP(t *testing.T) {
 						hears(pod, netip.MustParseAddr(f.server))
 					})
 				}
-				b.output(b.nodes[2].space, "conntrack -D -d "+f.server) // as the agent does where the gateway is another
+				// as the agent does where the gateway is another
+				b.output(b.nodes[2].space, "conntrack -D -d "+f.server)
 			}
 		})
 	}

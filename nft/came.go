@@ -9,10 +9,12 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// iifKind is NFT_META_IIFKIND of linux/netfilter/nf_tables.h: the kind of the link that a packet comes in by, where it has one.
+// iifKind is NFT_META_IIFKIND of linux/netfilter/nf_tables.h: the kind of the link that a packet comes in by, where it
+// has one.
 const iifKind = expr.MetaKey(26)
 
-// pairs are the kinds of links (ip -d link) by which nothing but a pod comes to its node, unless the node is a container itself.
+// pairs are the kinds of links (ip -d link) by which nothing but a pod comes to its node, unless the node is a
+// container itself.
 var pairs = [][]byte{[]byte(linkKey("netkit")), []byte(linkKey("veth"))}
 
 // byPair matches what comes in by such a link.
@@ -27,11 +29,12 @@ func byPair() term {
 // cameFor is for how long a pod may send by a link after that was found to be its own.
 const cameFor = time.Second
 
-// steerChains send packets of a selected pod's connections on their way (steer_on), if they come from that pod: else whoever can bring a packet with the
-// pod's address to this node would send with its egress IP. The overlay of a CNI may take packets from anybody, as flannel's does, and so from pods that a
-// masquerade gives a node's address; and what neighbours send is not checked where rp_filter is loose, and of IPv6 nowhere. It is looked at for each
-// packet, not only the first of a connection: addresses and ports of one that is open can be guessed. The way back, though, is looked up only now and
-// then: that costs more than all else here.
+// steerChains send packets of a selected pod's connections on their way (steer_on), if they come from that pod: else
+// whoever can bring a packet with the pod's address to this node would send with its egress IP. The overlay of a CNI
+// may take packets from anybody, as flannel's does, and so from pods that a masquerade gives a node's address; and what
+// neighbours send is not checked where rp_filter is loose, and of IPv6 nowhere. It is looked at for each packet, not
+// only the first of a connection: addresses and ports of one that is open can be guessed. The way back, though, is
+// looked up only now and then: that costs more than all else here.
 func steerChains() []chain {
 	return []chain{
 		{"steer", hook{}, slices.Concat(
@@ -39,13 +42,14 @@ func steerChains() []chain {
 			[]rule{newRule("steer", reversePath("missing"), jump("strange"))},
 			perFamily(func(f family) rule { return newRule("steer", ofFamily(f), comesBy(f)) }),
 			[]rule{newRule("steer", enter("steer_on"))})},
-		// A CNI may have another way to its pods than from them, as Cilium has. But no pod is where its packets are going to.
+		// A CNI may have another way to its pods than from them, as Cilium has. But no pod is where its packets are
+		// going to.
 		{"strange", hook{}, []rule{
 			newRule("strange", byPair(), wayOn("missing"), back()),
 			newRule("strange", count(CounterForged), drop()),
 		}},
-		// A connection goes where its own egress is, and only while that is the pod's: conntrack may still have one of before the
-		// pod was selected by another, or by none, or of the former pod of the address.
+		// A connection goes where its own egress is, and only while that is the pod's: conntrack may still have one of
+		// before the pod was selected by another, or by none, or of the former pod of the address.
 		{"steer_on", hook{}, append(
 			perFamily(func(f family) rule { return newRule("steer_on", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK))) }),
 			newRule("steer_on", markFromBoth("nexthop"), accept()),
@@ -53,7 +57,8 @@ func steerChains() []chain {
 	}
 }
 
-// comesBy remembers by which link a pod sends, cameBy matches what is sent so. Where the set takes no more, the rule ends.
+// comesBy remembers by which link a pod sends, cameBy matches what is sent so. Where the set takes no more, the rule
+// ends.
 func comesBy(f family) term {
 	return words(fmt.Sprintf("add @came%s { %s saddr . iif timeout %dms }", f.digit, f.name, cameFor.Milliseconds()),
 		append(cameKey(f), &expr.Dynset{SrcRegKey: reg, SetName: "came" + f.digit, Operation: unix.NFT_DYNSET_OP_ADD, Timeout: cameFor})...)
@@ -67,7 +72,8 @@ func cameKey(f family) []expr.Any {
 	return []expr.Any{f.saddr(), &expr.Meta{Key: expr.MetaKeyIIF, Register: register(f.address.Bytes)}}
 }
 
-// wayOn matches whether a packet would leave, by the routes for packets without a mark, by the link that it came in by: "exists" or "missing".
+// wayOn matches whether a packet would leave, by the routes for packets without a mark, by the link that it came in by:
+// "exists" or "missing".
 func wayOn(result string) term {
 	return words("fib daddr . iif oif "+result,
 		&expr.Fib{Register: reg, ResultOIF: true, FlagDADDR: true, FlagIIF: true, FlagPRESENT: true},

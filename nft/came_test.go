@@ -13,8 +13,9 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 )
 
-// A pod of another node writes VXLAN of the CNI, which asks nobody who he is, and in it a packet in the name of a pod that is selected here: the CNI's
-// masquerade makes the outer one a node's. It does not leave with the egress IP, whatever rp_filter says; what comes so in the sender's own name goes on.
+// A pod of another node writes VXLAN of the CNI, which asks nobody who he is, and in it a packet in the name of a pod
+// that is selected here: the CNI's masquerade makes the outer one a node's. It does not leave with the egress IP,
+// whatever rp_filter says; what comes so in the sender's own name goes on.
 func TestNobodySendsInAPodsNameByTheOverlayOfTheCNI(t *testing.T) {
 	for i, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
@@ -71,8 +72,8 @@ func TestNobodySendsInAPodsNameByTheOverlayOfTheCNI(t *testing.T) {
 	}
 }
 
-// A neighbour of the node sends to it, as to a router, what has a selected pod's address as its source. It does not leave with the egress IP, where nothing
-// else checks what comes from neighbours.
+// A neighbour of the node sends to it, as to a router, what has a selected pod's address as its source. It does not
+// leave with the egress IP, where nothing else checks what comes from neighbours.
 func TestANeighbourSendsNothingInAPodsName(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {

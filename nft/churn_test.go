@@ -22,8 +22,8 @@ const (
 	serverFirst
 )
 
-// churn opens connections from pod a to one destination for a while, so many a second, which end at once. It returns how many were opened,
-// how many were not, and how many were not at the first try.
+// churn opens connections from pod a to one destination for a while, so many a second, which end at once. It returns
+// how many were opened, how many were not, and how many were not at the first try.
 func (b *blockSite) churn(perSecond int, length time.Duration, first closer) (opened, failed, late int64) {
 	b.t.Helper()
 	var l net.Listener
@@ -97,8 +97,9 @@ func (b *blockSite) sized(size int) {
 	b.reach()
 }
 
-// Connections that have ended fail no new ones: conntrack remembers them for two minutes, and the kernel takes their ports when it needs
-// some, since Linux 6.6. A server that has ended them itself remembers them, too, and may answer the next one of a port at the second try only.
+// Connections that have ended fail no new ones: conntrack remembers them for two minutes, and the kernel takes their
+// ports when it needs some, since Linux 6.6. A server that has ended them itself remembers them, too, and may answer
+// the next one of a port at the second try only.
 func TestShortConnectionsBeyondTheBlockAllOpen(t *testing.T) {
 	if testing.Short() || !conntrack.ReusesPorts() {
 		t.Skip("an emulated machine, or a kernel before Linux 6.6")
@@ -111,7 +112,8 @@ func TestShortConnectionsBeyondTheBlockAllOpen(t *testing.T) {
 			opened, failed, _ := b.churn(2000, length, first)
 			may := int64(0)
 			if first == serverFirst || time.Since(began) > 2*length {
-				may = opened / 100 // the server's own memory of them, which no block cures; or a machine that has not kept up
+				// the server's own memory of them, which no block cures; or a machine that has not kept up
+				may = opened / 100
 			}
 			if failed > may || opened < 4000 {
 				t.Errorf("%d connections failed, %d opened", failed, opened)
@@ -123,7 +125,8 @@ func TestShortConnectionsBeyondTheBlockAllOpen(t *testing.T) {
 	}
 }
 
-// The kernel takes the ports of connections that have ended, or it does not, as conntrack.ReusesPorts says: the agent counts what is in use by that.
+// The kernel takes the ports of connections that have ended, or it does not, as conntrack.ReusesPorts says: the agent
+// counts what is in use by that.
 func TestPortsOfEndedConnectionsAreTakenWhereTheKernelDoesThat(t *testing.T) {
 	b := newBlockSite(t, bothSides[0]) // with 64 ports
 	accepted := b.listenTCP(7005)
@@ -154,8 +157,9 @@ func TestPortsOfEndedConnectionsAreTakenWhereTheKernelDoesThat(t *testing.T) {
 	}
 }
 
-// Long-lived connections open at the first try until more than three quarters of the ports are in use: the kernel tries some 240 ports of a large
-// block, and may find none that is free long before all are taken. So that is where the node asks for more.
+// Long-lived connections open at the first try until more than three quarters of the ports are in use: the kernel tries
+// some 240 ports of a large block, and may find none that is free long before all are taken. So that is where the node
+// asks for more.
 func TestLongConnectionsOpenUntilThreeQuartersOfTheBlockAreInUse(t *testing.T) {
 	b := newBlockSite(t, bothSides[0])
 	b.sized(1024)

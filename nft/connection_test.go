@@ -38,7 +38,8 @@ func (f flow) seen(within time.Duration) string {
 	return string(b[:n])
 }
 
-// want fails the test unless the server sees the source; "": no datagram. What is to come may take long where much else runs.
+// want fails the test unless the server sees the source; "": no datagram. What is to come may take long where much else
+// runs.
 func (f flow) want(source, when string) {
 	f.t.Helper()
 	within := 3 * time.Second
@@ -50,15 +51,16 @@ func (f flow) want(source, when string) {
 	}
 }
 
-// Another program writes connection marks, as those do that keep their own there: the packets that are no more known to be an egress's
-// must not leave as the CNI has it. What others open to the pod goes on.
+// Another program writes connection marks, as those do that keep their own there: the packets that are no more known to
+// be an egress's must not leave as the CNI has it. What others open to the pod goes on.
 func TestAConnectionThatLostItsMarkDoesNotLeave(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
 			tables := open(t)
 			ext, p := outside(t), pod(t)
 			ext.serve(f.server, f.lan)
-			ext.run("ip route add " + f.pod + " via " + f.node) // so that an answer to the pod's own address comes back, and shows
+			// so that an answer to the pod's own address comes back, and shows
+			ext.run("ip route add " + f.pod + " via " + f.node)
 			f.addEgressIP(t)
 			reach(t, tables, parseState(t, f.base()+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
 			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
@@ -84,8 +86,8 @@ func TestAConnectionThatLostItsMarkDoesNotLeave(t *testing.T) {
 	}
 }
 
-// IPVS chooses the endpoint of a Service when the packet is delivered to the node, and sends it as the node sends its own: with the
-// pod's address. A socket that has this address does the same.
+// IPVS chooses the endpoint of a Service when the packet is delivered to the node, and sends it as the node sends its
+// own: with the pod's address. A socket that has this address does the same.
 func TestAServiceThatChoosesItsEndpointLateDoesNotLeave(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
@@ -142,8 +144,8 @@ func transparent(network, _ string, c syscall.RawConn) error {
 	return err
 }
 
-// A pod that is no longer selected, one that another egress selects, and one that gets the address of such a pod: a flow that is open goes
-// on with no egress IP but that of the pod that sends it now.
+// A pod that is no longer selected, one that another egress selects, and one that gets the address of such a pod: a
+// flow that is open goes on with no egress IP but that of the pod that sends it now.
 func TestAnOpenFlowDoesNotKeepAnEgressIPThatItsPodHasNoMore(t *testing.T) {
 	for i, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {

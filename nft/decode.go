@@ -73,7 +73,8 @@ func decodeElement(b []byte) (e element, err error) {
 	return e, err
 }
 
-// decode returns the elements of the set from the list that the kernel gave. Two elements of an interval set are one range.
+// decode returns the elements of the set from the list that the kernel gave. Two elements of an interval set are one
+// range.
 //
 // The value of a map of limits is the limit itself, from the object that is meant for the key.
 func (s set) decode(list []element, limits map[string]string) (elements, error) {
@@ -101,8 +102,9 @@ func (s set) decode(list []element, limits map[string]string) (elements, error) 
 	return out, nil
 }
 
-// ranges joins the elements that begin ranges with those that end them. An end is the first address after the range; a range without
-// end goes to the last address there is, and an end without begin is of no meaning (nft writes one, at the first address).
+// ranges joins the elements that begin ranges with those that end them. An end is the first address after the range; a
+// range without end goes to the last address there is, and an end without begin is of no meaning (nft writes one, at
+// the first address).
 func ranges(list []element) elements {
 	list = slices.Clone(list)
 	slices.SortFunc(list, func(a, b element) int {

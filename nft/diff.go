@@ -10,17 +10,17 @@ import (
 	"github.com/google/nftables"
 )
 
-// Changes are the difference between the kernel and a State: one transaction, after one more where tables themselves are changed, as when they
-// are taken over. The zero Changes are empty.
+// Changes are the difference between the kernel and a State: one transaction, after one more where tables themselves
+// are changed, as when they are taken over. The zero Changes are empty.
 type Changes struct {
-	// Reselected are the pods that got an egress IP, got another one, or have none any more, sorted by family. To the outside, connections that
-	// they opened before are dropped for as long as conntrack knows them.
+	// Reselected are the pods that got an egress IP, got another one, or have none any more, sorted by family. To the
+	// outside, connections that they opened before are dropped for as long as conntrack knows them.
 	Reselected []netip.Addr
-	// Unhosted are the egress IPs that this node steered and SNATed to, and does no more. What conntrack has of their connections
-	// stands still from now on, and would be wrong should the IP come back.
+	// Unhosted are the egress IPs that this node steered and SNATed to, and does no more. What conntrack has of their
+	// connections stands still from now on, and would be wrong should the IP come back.
 	Unhosted []netip.Addr
-	// Repairs say what of the tables, chains, rules, sets and counters was not as it must be, as after a first start or someone
-	// else's hand. Missing elements are not in it.
+	// Repairs say what of the tables, chains, rules, sets and counters was not as it must be, as after a first start or
+	// someone else's hand. Missing elements are not in it.
 	Repairs []string
 
 	tables, ops []op
@@ -85,7 +85,8 @@ func Diff(have Observed, want State) Changes {
 			after[i][s.name] = wanted
 			if s.flags&flagObject != 0 {
 				limits := t.changeLimits(s, old, wanted)
-				c.ops, whole = append(c.ops, limits...), whole && len(limits) == 0 // there are objects beside the elements
+				// there are objects beside the elements
+				c.ops, whole = append(c.ops, limits...), whole && len(limits) == 0
 			} else {
 				c.ops = append(c.ops, t.change(s, old.elements[s.name], wanted)...)
 			}
@@ -108,10 +109,11 @@ func Diff(have Observed, want State) Changes {
 	return c
 }
 
-// own makes the table that of the socket, where there is one, and returns it, and what is left of the old one then. One that its former owner has
-// left is taken over as it is: that, and to wake one that sleeps, is a transaction of its own, since the kernel hooks no chain in one that changes
-// the table (linux: nf_tables_addchain). The kernel makes no other table one that is owned, nor takes the flag away: such a table is made anew, in
-// one transaction with all that is in it, and only permits, which are renewed all the time, are lost.
+// own makes the table that of the socket, where there is one, and returns it, and what is left of the old one then. One
+// that its former owner has left is taken over as it is: that, and to wake one that sleeps, is a transaction of its
+// own, since the kernel hooks no chain in one that changes the table (linux: nf_tables_addchain). The kernel makes no
+// other table one that is owned, nor takes the flag away: such a table is made anew, in one transaction with all that
+// is in it, and only permits, which are renewed all the time, are lost.
 func (c *Changes) own(old observedTable, t table, socket uint32) (observedTable, table) {
 	if socket != 0 {
 		t.flags = flagsOwned
@@ -191,11 +193,12 @@ func unhosted(have, want map[string]elements) (out []netip.Addr) {
 	return out
 }
 
-// batch is how many elements one message holds: a message's attributes end at 64 KiB, and an element takes up to 80 bytes.
+// batch is how many elements one message holds: a message's attributes end at 64 KiB, and an element takes up to 80
+// bytes.
 const batch = 500
 
-// change returns what turns the elements of a set from old into wanted. The kernel refuses another value for a key that is there:
-// such an element is deleted and added, in one transaction.
+// change returns what turns the elements of a set from old into wanted. The kernel refuses another value for a key that
+// is there: such an element is deleted and added, in one transaction.
 func (t table) change(s set, old, wanted elements) []op {
 	var gone, come []string
 	for k, was := range old {

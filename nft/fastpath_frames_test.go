@@ -20,8 +20,8 @@ import (
 	"github.com/egret-project/egret/fastpath"
 )
 
-// What the programs of the fast path look at in a frame, and what they make of it, one thing at a time. That each of their checks is found by a test
-// when it is left out is what TestEachCheckOfTheFastPathIsFoundMissing tries.
+// What the programs of the fast path look at in a frame, and what they make of it, one thing at a time. That each of
+// their checks is found by a test when it is left out is what TestEachCheckOfTheFastPathIsFoundMissing tries.
 
 // wire is the gateway of a site, node 3, with all that is needed to send it frames by hand.
 type wire struct {
@@ -112,8 +112,8 @@ type bits struct {
 	mask  byte
 }
 
-// A frame that the gateway takes, with each of its bits changed in turn, as it is and with the checksums of its IP headers made right again. It is
-// taken where the bit says nothing of who sent it and what it is, and nowhere else.
+// A frame that the gateway takes, with each of its bits changed in turn, as it is and with the checksums of its IP
+// headers made right again. It is taken where the bit says nothing of who sent it and what it is, and nowhere else.
 func TestTheFastPathTakesNoFrameOfWhichABitIsWrong(t *testing.T) {
 	w := newWire(t)
 	const all = 0xff
@@ -121,8 +121,9 @@ func TestTheFastPathTakesNoFrameOfWhichABitIsWrong(t *testing.T) {
 		name    string
 		frame   []byte
 		headers []int // of IP
-		// free are the bits that may be otherwise, as it is, and with the checksums made right. What came to all hosts of the LAN, was not so large
-		// on its way, or has a bit that nothing uses, the kernel and the tables take out of the overlay as well.
+		// free are the bits that may be otherwise, as it is, and with the checksums made right. What came to all hosts
+		// of the LAN, was not so large on its way, or has a bit that nothing uses, the kernel and the tables take out
+		// of the overlay as well.
 		free, right []bits
 	}{
 		{"of the overlay", w.out(nil), []int{atIP, atInIP}, []bits{
@@ -247,7 +248,8 @@ func TestTheFastPathTakesNoFrameThatIsMadeForIt(t *testing.T) {
 		{"of another EtherType", edit(w.out(nil), func(f []byte) { f[12], f[13] = 0x88, 0xb5 }), steps{}},
 		{"shorter by its UDP header", edit(w.out(nil), func(f []byte) { f[atUDP+5]-- }), steps{}},
 		{"longer by its UDP header", edit(w.out(nil), func(f []byte) { f[atUDP+5]++ }), steps{}},
-		{"with something behind it", padded(w.out(nil)), steps{Forwarded: 1}}, // by the kernel, which takes it off, and then the program
+		// by the kernel, which takes it off, and then the program
+		{"with something behind it", padded(w.out(nil)), steps{Forwarded: 1}},
 		{"to another address of the gateway", edit(w.out(nil), func(f []byte) { copy(f[atIP+16:], w.port.Addr().AsSlice()); resum(f[atIP : atIP+20]) }), steps{}},
 		{"for a multicast group", w.out(datagram(w.port, netip.AddrPortFrom(netip.MustParseAddr("224.1.1.1"), 7002), nil)), steps{Unwrapped: 1}},
 
@@ -268,7 +270,8 @@ func TestTheFastPathTakesNoFrameThatIsMadeForIt(t *testing.T) {
 	}
 }
 
-// The way is that of the node's rules and routes, as for what the tables forward; what does not leave by the uplink the programs leave alone.
+// The way is that of the node's rules and routes, as for what the tables forward; what does not leave by the uplink the
+// programs leave alone.
 func TestTheFastPathGoesTheWayOfTheRoutes(t *testing.T) {
 	w := newWire(t)
 	gateway := w.nodes[3]
@@ -333,7 +336,8 @@ func TestTheFastPathGoesTheWayOfTheRoutes(t *testing.T) {
 			t.Errorf("premise: the way to %s is %s", ip, out)
 		}
 		its := netip.AddrPortFrom(netip.MustParseAddr(ip), 7002)
-		if got := w.took(w.back(datagram(its, w.port, nil))); got != (steps{}) && ip != "0.0.0.7" { // which Linux takes for a host since 5.3
+		// which Linux takes for a host since 5.3
+		if got := w.took(w.back(datagram(its, w.port, nil))); got != (steps{}) && ip != "0.0.0.7" {
 			t.Errorf("back: from %s: %+v", ip, got)
 		}
 		if got := w.took(w.out(datagram(w.port, its, nil))); got != (steps{Unwrapped: 1}) {
@@ -356,7 +360,8 @@ func (s space) captured(from net.HardwareAddr) (next func(what string, like func
 	s.do(func() error {
 		ifi, err := net.InterfaceByName("eth0")
 		if err == nil {
-			c, err = packet.Listen(ifi, packet.Raw, unix.ETH_P_ALL, nil) // who waits for IP alone does not see what programs take
+			// who waits for IP alone does not see what programs take
+			c, err = packet.Listen(ifi, packet.Raw, unix.ETH_P_ALL, nil)
 		}
 		return err
 	})
@@ -383,8 +388,9 @@ func (s space) captured(from net.HardwareAddr) (next func(what string, like func
 	}
 }
 
-// What leaves by the programs is byte for byte what leaves by the tables and the kernel, but for the outer header: each chooses a source port, and the
-// programs' packets are not to be cut up, so that they need no identification, and have no checksum.
+// What leaves by the programs is byte for byte what leaves by the tables and the kernel, but for the outer header: each
+// chooses a source port, and the programs' packets are not to be cut up, so that they need no identification, and have
+// no checksum.
 func TestTheFastPathSendsWhatTheTablesSend(t *testing.T) {
 	w := newWire(t)
 	node1 := w.nodes[1]
@@ -479,7 +485,8 @@ func TestTheFastPathSendsWhatTheTablesSend(t *testing.T) {
 	}
 }
 
-// nearEnd gives a packet an identification with which its checksum overflows when a hop is taken off: it is all ones then, or none.
+// nearEnd gives a packet an identification with which its checksum overflows when a hop is taken off: it is all ones
+// then, or none.
 func nearEnd(p []byte) {
 	for id := range 1 << 16 {
 		binary.BigEndian.PutUint16(p[4:], uint16(id))
@@ -489,7 +496,8 @@ func nearEnd(p []byte) {
 	}
 }
 
-// What is put into the overlay by another than the tables, or is not any more as they sent it, is not sent on by the programs.
+// What is put into the overlay by another than the tables, or is not any more as they sent it, is not sent on by the
+// programs.
 func TestTheFastPathWrapsOnlyWhatTheTablesSend(t *testing.T) {
 	w := newWire(t)
 	node := w.nodes[1]
@@ -524,7 +532,8 @@ func TestTheFastPathWrapsOnlyWhatTheTablesSend(t *testing.T) {
 	node.run(`nft add table ip marks
 		nft add chain ip marks out { type filter hook postrouting priority 500 ; }`)
 	var marks []egress.Mark
-	for _, bit := range []int{0, 7, 13, 14, 15, 16, 18, 20, 31} { // of ids and routing marks, kube-proxy's two, and others'
+	// of ids and routing marks, kube-proxy's two, and others'
+	for _, bit := range []int{0, 7, 13, 14, 15, 16, 18, 20, 31} {
 		bit := egress.Mark(1) << bit
 		if marks = append(marks, bit); bit > egress.Mark(egress.MaxID) {
 			marks = append(marks, bit|egress.IDBit)
@@ -554,7 +563,8 @@ func TestTheFastPathWrapsOnlyWhatTheTablesSend(t *testing.T) {
 	}
 }
 
-// A card hands over segments of TCP as one packet, which is taken where they fit, and becomes no packet that is too long.
+// A card hands over segments of TCP as one packet, which is taken where they fit, and becomes no packet that is too
+// long.
 func TestTheFastPathTakesSegmentsThatFitWhereTheyGo(t *testing.T) {
 	w := newWire(t)
 	s, link := 0, 0

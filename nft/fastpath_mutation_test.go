@@ -139,8 +139,9 @@ const (
 	ofASocket = "a frame of others that a process on this machine makes is known by its socket, also through veth and bridge"
 )
 
-// TestEachCheckOfTheFastPathIsFoundMissing leaves out one check of the programs after another: a test of this file's neighbours fails for each. Compiling
-// them takes clang, so what it found is in testdata; it has to be run again, as the error says, when the programs change.
+// TestEachCheckOfTheFastPathIsFoundMissing leaves out one check of the programs after another: a test of this file's
+// neighbours fails for each. Compiling them takes clang, so what it found is in testdata; it has to be run again, as
+// the error says, when the programs change.
 func TestEachCheckOfTheFastPathIsFoundMissing(t *testing.T) {
 	source, err := os.ReadFile("../fastpath/fast.c")
 	if err != nil {
@@ -198,7 +199,8 @@ func TestEachCheckOfTheFastPathIsFoundMissing(t *testing.T) {
 				mu.Lock()
 				defer mu.Unlock()
 				found[m.name] = by
-				fmt.Fprintf(os.Stderr, "%s: %s (%v)\n", m.name, by, time.Since(began).Round(time.Second)) // it takes long
+				// it takes long
+				fmt.Fprintf(os.Stderr, "%s: %s (%v)\n", m.name, by, time.Since(began).Round(time.Second))
 			})
 		}
 	})
@@ -213,8 +215,8 @@ func TestEachCheckOfTheFastPathIsFoundMissing(t *testing.T) {
 	}
 }
 
-// mutationRunner builds this package's tests with a fast path that reads its object from a file, and returns what compiles a source into a folder, runs
-// them with that, and says which failed first; "": none.
+// mutationRunner builds this package's tests with a fast path that reads its object from a file, and returns what
+// compiles a source into a folder, runs them with that, and says which failed first; "": none.
 func mutationRunner(t *testing.T) func(folder, source string) (failed string, err error) {
 	t.Helper()
 	dir := t.TempDir()

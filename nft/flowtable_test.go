@@ -10,8 +10,9 @@ import (
 	"github.com/egret-project/egret/internal/need"
 )
 
-// A flowtable of others, as kindnet's fast path, takes over connections that have had an answer, and their packets pass none of the tables: they
-// go on as they did, whatever becomes of the permit. So egret check names it. What is kept out of it is as without it.
+// A flowtable of others, as kindnet's fast path, takes over connections that have had an answer, and their packets pass
+// none of the tables: they go on as they did, whatever becomes of the permit. So egret check names it. What is kept out
+// of it is as without it.
 func TestAFlowtableOfOthersTakesConnectionsPastThePermit(t *testing.T) {
 	need.Flowtable(t)
 	for _, tt := range []struct {

@@ -116,8 +116,8 @@ func raw(from, to netip.Addr, port uint16, payload []byte) error {
 	return sendRaw(datagram(netip.AddrPortFrom(from, 7003), netip.AddrPortFrom(to, port), payload), to)
 }
 
-// longer sends a datagram to the overlay's port as raw does, with an IP header that has options, or one more header behind it: for the destination, with
-// nothing but padding (RFC 8200, section 4.6).
+// longer sends a datagram to the overlay's port as raw does, with an IP header that has options, or one more header
+// behind it: for the destination, with nothing but padding (RFC 8200, section 4.6).
 func longer(from, to netip.Addr, payload []byte) error {
 	b := datagram(netip.AddrPortFrom(from, 7003), netip.AddrPortFrom(to, egress.OverlayPort), payload)
 	if to.Is6() {
@@ -323,7 +323,8 @@ func TestNobodySendsInTheNameOfAnEgressIP(t *testing.T) {
 					try("a process of the node", local, func() error { return udp(ip, server, 7002, []byte("forged")) })
 				}
 			}
-			attempts(" of a node that does not hold the IP", ip.Is6()) // a process cannot bind to an IPv4 address of others
+			// a process cannot bind to an IPv4 address of others
+			attempts(" of a node that does not hold the IP", ip.Is6())
 			f.addEgressIP(t)
 			reach(t, tables, parseState(t, "except "+f.pods+"\npooled "+f.egress+"\naddressguard "+f.egress))
 			if err := tables.Permit([]Permit{{ip, true}}, time.Hour); err != nil {
@@ -361,8 +362,8 @@ func TestNobodySendsInTheNameOfAnEgressIP(t *testing.T) {
 	}
 }
 
-// A host outside pings the egress IP, so there is a connection to it. A pod says something of that in the IP's name; and it sends there what is in no
-// connection, to where no egress applies.
+// A host outside pings the egress IP, so there is a connection to it. A pod says something of that in the IP's name;
+// and it sends there what is in no connection, to where no egress applies.
 func TestNobodyAnswersInTheNameOfAnEgressIP(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
@@ -415,8 +416,8 @@ func (f sides) echo(from, to netip.Addr, id byte, reply bool, text string) []byt
 	return packetOf(from, to, f.icmp(), icmp)
 }
 
-// listenIP opens a socket for all packets that come to ext's link. The source is at an offset of a packet, followed by the destination; header is how
-// long the IP header is, bytes.
+// listenIP opens a socket for all packets that come to ext's link. The source is at an offset of a packet, followed by
+// the destination; header is how long the IP header is, bytes.
 func (f sides) listenIP(t *testing.T, ext space) (on *packet.Conn, source, header int) {
 	t.Helper()
 	kind, source, header := unix.ETH_P_IP, 12, 20
@@ -434,7 +435,8 @@ func (f sides) listenIP(t *testing.T, ext space) (on *packet.Conn, source, heade
 	return on, source, header
 }
 
-// listenICMP returns what tells whether an ICMP packet of a source, with a text in it, comes to ext's link within a while.
+// listenICMP returns what tells whether an ICMP packet of a source, with a text in it, comes to ext's link within a
+// while.
 func (f sides) listenICMP(t *testing.T, ext space) func(from netip.Addr, text string) bool {
 	t.Helper()
 	on, source, header := f.listenIP(t, ext)

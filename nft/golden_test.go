@@ -33,8 +33,9 @@ func section(golden []byte, name string) string {
 	return ""
 }
 
-// TestGoldens checks, for the state of every golden, the lines of Changes and what the real nft lists once they are applied. The
-// golden "ruleset" has all of it; the others, only sets that hold something and the lines that fill them: the rest is the same.
+// TestGoldens checks, for the state of every golden, the lines of Changes and what the real nft lists once they are
+// applied. The golden "ruleset" has all of it; the others, only sets that hold something and the lines that fill them:
+// the rest is the same.
 func TestGoldens(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil {
@@ -130,8 +131,8 @@ func TestNftMakesOfTheLinesWhatApplyMakesOfTheMessages(t *testing.T) {
 	}
 }
 
-// withoutRaw drops the rules that nft prints and does not take, or prints in other words than it takes: it has no address in a raw payload
-// expression, and knows neither the unit of a port nor the protocols that have some.
+// withoutRaw drops the rules that nft prints and does not take, or prints in other words than it takes: it has no
+// address in a raw payload expression, and knows neither the unit of a port nor the protocols that have some.
 func withoutRaw(lines string) string {
 	var b strings.Builder
 	for l := range strings.Lines(lines) {

@@ -11,8 +11,9 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// Guarded returns the ids of the egress IPs of which the guard dropped packets, with the time since the last one: what was about to leave with
-// another source than a permitted egress IP. One that had none for 30 s is left out. It is empty when the tables are absent.
+// Guarded returns the ids of the egress IPs of which the guard dropped packets, with the time since the last one: what
+// was about to leave with another source than a permitted egress IP. One that had none for 30 s is left out. It is
+// empty when the tables are absent.
 func (t *Tables) Guarded() (map[egress.ID]time.Duration, error) {
 	list, err := t.dumpSet(table{family: nftables.TableFamilyINet, name: egress.TableName}, "guarded")
 	if err != nil && !errors.Is(err, unix.ENOENT) {

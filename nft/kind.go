@@ -38,7 +38,8 @@ var (
 	transport   = kind{SetDatatype: nftables.TypeInetProto, order: binaryutil.BigEndian}
 	icmpType    = kind{SetDatatype: nftables.TypeICMPType, order: binaryutil.BigEndian}
 	icmpv6Type  = kind{SetDatatype: nftables.TypeICMP6Type, order: binaryutil.BigEndian}
-	linkKind    = kind{SetDatatype: nftables.TypeIFName, order: binaryutil.NativeEndian} // as nft(8) has strings, which prints it then
+	// as nft(8) has strings, which prints it then
+	linkKind = kind{SetDatatype: nftables.TypeIFName, order: binaryutil.NativeEndian}
 
 	linkAddress4     = concat(link, address4)
 	peer4, peer6     = concat(address4, ether), concat(address6, ether)

@@ -17,10 +17,10 @@ import (
 
 // Limit is the most that may leave with an egress IP. The zero Limit: there is none.
 //
-// The kernel's token bucket holds a second of the rate and, on top, the burst of the object (linux: nft_limit_init): it lets no burst
-// be smaller than that second. So a sender that was idle gets a tenth more in its first ten seconds. And a packet that is cut up only by
-// the network card counts with one header. The kernel therefore gets a rate that is lower by a 32nd: the first ten seconds come out 6%
-// above Rate, what follows 3% below.
+// The kernel's token bucket holds a second of the rate and, on top, the burst of the object (linux: nft_limit_init): it
+// lets no burst be smaller than that second. So a sender that was idle gets a tenth more in its first ten seconds. And
+// a packet that is cut up only by the network card counts with one header. The kernel therefore gets a rate that is
+// lower by a 32nd: the first ten seconds come out 6% above Rate, what follows 3% below.
 type Limit struct {
 	Rate  uint64 // bytes per second
 	Burst uint64 // bytes that may leave at once; less than a second of Rate is taken for that second
@@ -29,7 +29,8 @@ type Limit struct {
 // objectLimit is a limit (enum in linux/netfilter/nf_tables.h).
 const objectLimit = objectKind(nftables.ObjTypeLimit)
 
-// NFT_LIMIT_PKT_BYTES and NFT_LIMIT_F_INV of linux/netfilter/nf_tables.h: bytes are counted, and a rule goes on when there are too many.
+// NFT_LIMIT_PKT_BYTES and NFT_LIMIT_F_INV of linux/netfilter/nf_tables.h: bytes are counted, and a rule goes on when
+// there are too many.
 const (
 	limitBytes  = 1
 	limitInvert = 1
@@ -82,8 +83,8 @@ func (t table) addLimit(name, value string) op {
 	})
 }
 
-// changeLimits returns what turns the elements of a map of limits from old into wanted. An object cannot be changed, nor removed while
-// an element refers to it: elements that go, objects that go, objects that come, elements that come.
+// changeLimits returns what turns the elements of a map of limits from old into wanted. An object cannot be changed,
+// nor removed while an element refers to it: elements that go, objects that go, objects that come, elements that come.
 func (t table) changeLimits(s set, have observedTable, wanted elements) []op {
 	old := have.elements[s.name]
 	wanted = maps.Clone(wanted)
@@ -116,7 +117,8 @@ const (
 	bitwiseLeftShift = 1 // NFT_BITWISE_LSHIFT
 )
 
-// objectMap looks an object up in a map and applies it; the rule ends there when there is none. Package expr has objects by name only.
+// objectMap looks an object up in a map and applies it; the rule ends there when there is none. Package expr has
+// objects by name only.
 type objectMap struct {
 	expr.Any // none; for its unexported methods
 	set      string
@@ -127,13 +129,15 @@ type forward struct {
 	expr.Any // none; for its unexported methods
 }
 
-// shiftLeft multiplies the four bytes in the register, in host byte order, by a power of two. Package expr has no shift.
+// shiftLeft multiplies the four bytes in the register, in host byte order, by a power of two. Package expr has no
+// shift.
 type shiftLeft struct {
 	expr.Any // as above
 	bits     uint32
 }
 
-// connSource loads the address of who sends in one direction of a connection. Package expr knows the key of neither family.
+// connSource loads the address of who sends in one direction of a connection. Package expr knows the key of neither
+// family.
 type connSource struct {
 	expr.Any  // as above
 	key       uint32

@@ -15,10 +15,11 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// List writes what the kernel has of our tables, for a person who looks for a fault: chains, rules, counters, and the elements of the sets, of each set at
-// most so many. It is close to what `nft list table` prints, and needs no such program. A rule is known by its tag: one of another version of
-// Egret, or made with settings that are not among the usual ones, is written as its tag. It writes nothing to the kernel. That tables are absent is
-// written, and is no error.
+// List writes what the kernel has of our tables, for a person who looks for a fault: chains, rules, counters, and the
+// elements of the sets, of each set at most so many. It is close to what `nft list table` prints, and needs no such
+// program. A rule is known by its tag: one of another version of Egret, or made with settings that are not among the
+// usual ones, is written as its tag. It writes nothing to the kernel. That tables are absent is written, and is no
+// error.
 func (t *Tables) List(w io.Writer, most int) error {
 	out := bufio.NewWriter(w)
 	var errs []error
@@ -48,7 +49,8 @@ func (t *Tables) List(w io.Writer, most int) error {
 	return errors.Join(append(errs, out.Flush())...)
 }
 
-// knownRules returns the words of rules by their tags: those of the usual settings of agents. links are those that have chains of their own.
+// knownRules returns the words of rules by their tags: those of the usual settings of agents. links are those that have
+// chains of their own.
 func knownRules(links map[string]Carrier) map[string]string {
 	const longest = 60 * time.Second // of leases
 	renewal := NewRenewal(500*time.Millisecond, longest)

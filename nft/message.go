@@ -112,7 +112,8 @@ func (t table) deleteObject(name string, kind objectKind) op {
 	})
 }
 
-// addSet makes a set. The kernel wants an id for what it is called in the transaction; names do as well, so all have the same.
+// addSet makes a set. The kernel wants an id for what it is called in the transaction; names do as well, so all have
+// the same.
 func (t table) addSet(s set) op {
 	line := fmt.Sprintf("add %s %s %s %s", s.noun(), t.id(), s.name, s.definition())
 	return t.newOp(line, unix.NFT_MSG_NEWSET, netlink.Create, func(e *netlink.AttributeEncoder) { t.encodeSet(e, s, 1) })

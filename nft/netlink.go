@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// answerTimeout is how long the kernel may take to answer. It does so within the call that asks, so that only what is lost, or a fault
-// of the kernel, takes longer.
+// answerTimeout is how long the kernel may take to answer. It does so within the call that asks, so that only what is
+// lost, or a fault of the kernel, takes longer.
 const answerTimeout = 10 * time.Second
 
 // reader asks the kernel for its ruleset. It is safe for concurrent use.
@@ -80,7 +80,8 @@ func (r *reader) get(typ int, t table, list ...netlink.Attribute) ([]attrs, erro
 	return r.ask(typ, t.family, 0, list)
 }
 
-// dump asks for all objects of a kind in the family of the table, of the table alone when list names it and the kernel can tell.
+// dump asks for all objects of a kind in the family of the table, of the table alone when list names it and the kernel
+// can tell.
 func (r *reader) dump(typ int, t table, list ...netlink.Attribute) ([]attrs, error) {
 	return r.ask(typ, t.family, netlink.Dump, list)
 }
@@ -143,9 +144,10 @@ func (r *reader) generation() (uint32, error) {
 	return m[0].uint32(unix.NFTA_GEN_ID), nil
 }
 
-// settle waits for a commit that is under way. The number of the generation is counted up before the commit takes out what was deleted,
-// element by element, and a dump that goes on where it was, by count, misses others meanwhile. An empty batch waits for the lock that
-// commits hold, and changes nothing. The kernel does all of it within the call that sends.
+// settle waits for a commit that is under way. The number of the generation is counted up before the commit takes out
+// what was deleted, element by element, and a dump that goes on where it was, by count, misses others meanwhile. An
+// empty batch waits for the lock that commits hold, and changes nothing. The kernel does all of it within the call that
+// sends.
 func (r *reader) settle() error {
 	r.mu.Lock()
 	defer r.mu.Unlock()
@@ -156,8 +158,8 @@ func (r *reader) settle() error {
 	return nil
 }
 
-// whole runs what, which reads a generation, until nothing changed from its begin to its end. That a table or a set vanished in between
-// shows as an error of the read, so a failed read is repeated too when the ruleset has changed.
+// whole runs what, which reads a generation, until nothing changed from its begin to its end. That a table or a set
+// vanished in between shows as an error of the read, so a failed read is repeated too when the ruleset has changed.
 func (r *reader) whole(what func(generation uint32) error) error {
 	var err error
 	for range reads {

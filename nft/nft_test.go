@@ -92,8 +92,8 @@ func list(t testing.TB) string {
 	return listTables(t, "inet egret", "arp egret", "netdev egret")
 }
 
-// listTables prints these tables, in this order. It starts one process: on an emulated machine that is what takes long. nft 1.0 cannot be asked
-// for more than one table, and fewer than all.
+// listTables prints these tables, in this order. It starts one process: on an emulated machine that is what takes long.
+// nft 1.0 cannot be asked for more than one table, and fewer than all.
 func listTables(t testing.TB, ids ...string) string {
 	t.Helper()
 	printed := netns.Run(t, "nft list ruleset")

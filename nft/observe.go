@@ -64,21 +64,23 @@ func (k objectKind) String() string {
 	return names[k]
 }
 
-// reads is how often Observe starts again when the ruleset changes under it. A read takes a few milliseconds, and a busy node commits
-// less often than that, so that the third one hardly ever happens.
+// reads is how often Observe starts again when the ruleset changes under it. A read takes a few milliseconds, and a
+// busy node commits less often than that, so that the third one hardly ever happens.
 const reads = 20
 
-// wholeEvery is how often everything is read all the same: should the kernel not be as its events say, that is mended then.
+// wholeEvery is how often everything is read all the same: should the kernel not be as its events say, that is mended
+// then.
 const wholeEvery = 5 * time.Minute
 
 // errChanged says that a read was not of one moment.
 var errChanged = errors.New("the ruleset changed while it was read")
 
-// Observe reads all our tables. That one is absent is no error. What it returns is whole and of one moment: a dump that was interrupted,
-// or during which anything of the ruleset changed, is read again, and an error after the last attempt.
+// Observe reads all our tables. That one is absent is no error. What it returns is whole and of one moment: a dump that
+// was interrupted, or during which anything of the ruleset changed, is read again, and an error after the last attempt.
 //
-// What is known is not read again: what was read last, with what Apply wrote since, as long as nobody else has committed anything or, while Watch
-// runs, anything about our tables. But the chains of netdev go with their links, without a commit; and after wholeEvery everything is read.
+// What is known is not read again: what was read last, with what Apply wrote since, as long as nobody else has
+// committed anything or, while Watch runs, anything about our tables. But the chains of netdev go with their links,
+// without a commit; and after wholeEvery everything is read.
 func (t *Tables) Observe() (Observed, error) {
 	t.observing.Lock()
 	defer t.observing.Unlock()
@@ -229,8 +231,8 @@ func (t *Tables) observeObjects(want table, o *observedTable) error {
 	return nil
 }
 
-// Counters returns the packets that each of the Counter constants has counted. It is empty when the tables are absent, and begins
-// again at 0 when they are made anew.
+// Counters returns the packets that each of the Counter constants has counted. It is empty when the tables are absent,
+// and begins again at 0 when they are made anew.
 func (t *Tables) Counters() (map[string]uint64, error) {
 	all := map[string]uint64{}
 	for _, want := range tables(State{}) {
@@ -333,7 +335,8 @@ func (h hook) observed() observedHook {
 	return observedHook{string(h.kind), uint32(h.num), int32(h.prio), uint32(nftables.ChainPolicyAccept), h.device}
 }
 
-// tagOf returns our tag in the user data of a rule, or "": a list of type, length and value, one byte each for the first two.
+// tagOf returns our tag in the user data of a rule, or "": a list of type, length and value, one byte each for the
+// first two.
 func tagOf(b []byte) string {
 	for len(b) >= 2 && len(b) >= 2+int(b[1]) {
 		if b[0] == tagType {

@@ -22,8 +22,9 @@ func opens() term {
 			Exprs: []expr.Any{&expr.Counter{}}})
 }
 
-// Opened returns how many connections of each egress IP this node's pods have opened, by its id, tried ones included. A count begins anew when the tables are
-// made anew, and after an hour without a connection; one that is left out may be there the next time. It is empty when the tables are absent.
+// Opened returns how many connections of each egress IP this node's pods have opened, by its id, tried ones included. A
+// count begins anew when the tables are made anew, and after an hour without a connection; one that is left out may be
+// there the next time. It is empty when the tables are absent.
 func (t *Tables) Opened() (map[egress.ID]uint64, error) {
 	list, err := t.dumpSet(table{family: nftables.TableFamilyINet, name: egress.TableName}, "opened")
 	if err != nil && !errors.Is(err, unix.ENOENT) {

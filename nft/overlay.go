@@ -33,11 +33,12 @@ func overlayChains() []chain {
 			newRule("overlay_in", toOverlay(), enter("overlay")),
 		}, toBlocks("overlay_in")...)},
 		{"passed", hook{}, fromBlocks("passed")},
-		// What is only forwarded, and to no node, is none of ours: pods may use the port among themselves. It may be one of a block, too.
+		// What is only forwarded, and to no node, is none of ours: pods may use the port among themselves. It may be
+		// one of a block, too.
 		{"overlay", hook{}, slices.Concat(toNode("overlay", "overlay_from"), toBlocks("overlay"), []rule{foreign("overlay", localDestination())})},
 		subnetChain(),
-		// A node sends to a node: this one, or another where this one routes between them. The way to it is looked up once in a while only: it costs
-		// as much as all else here.
+		// A node sends to a node: this one, or another where this one routes between them. The way to it is looked up
+		// once in a while only: it costs as much as all else here.
 		{"overlay_from", hook{}, slices.Concat(
 			perFamily(func(f family) rule { return newRule("overlay_from", heard(f), notrack(), accept()) }),
 			perFamily(func(f family) rule { return newRule("overlay_from", fromPeer(f), reversePath("exists"), hear(f)) }),
@@ -86,7 +87,8 @@ func byOverlay(name string, k expr.MetaKey) term {
 	return words(fmt.Sprintf("%s %q", name, egress.OverlayLink), loadMeta(k), equals([]byte(linkKey(egress.OverlayLink))...))
 }
 
-// fromOverlaySource matches what has an egress.OverlaySource as its source, toOverlaySource what has one as its destination.
+// fromOverlaySource matches what has an egress.OverlaySource as its source, toOverlaySource what has one as its
+// destination.
 func fromOverlaySource(f family) term { return overlaySource(f, "saddr", f.source) }
 func toOverlaySource(f family) term   { return overlaySource(f, "daddr", f.source+f.address.Bytes) }
 
@@ -157,7 +159,8 @@ func heardKey(f family) []expr.Any {
 	return []expr.Any{f.saddr(), frameSource(f), &expr.Meta{Key: expr.MetaKeyIIF, Register: register(f.address.Bytes + 8)}}
 }
 
-// unknownSender matches what does not have the source that, for the egress IP that the connection is of, it has from the node that sent it.
+// unknownSender matches what does not have the source that, for the egress IP that the connection is of, it has from
+// the node that sent it.
 func unknownSender(f family) term {
 	set := "sender" + f.digit
 	source := &expr.Payload{DestRegister: register(8), Base: expr.PayloadBaseNetworkHeader, Offset: f.source, Len: f.address.Bytes}

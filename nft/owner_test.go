@@ -15,8 +15,8 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 )
 
-// owned returns Tables in a namespace of the test's own, and whether the kernel lets them own their tables. Where it does not, the tables must
-// not be owned at all: they would go with the agent.
+// owned returns Tables in a namespace of the test's own, and whether the kernel lets them own their tables. Where it
+// does not, the tables must not be owned at all: they would go with the agent.
 func owned(t testing.TB) (tables *Tables, ok bool) {
 	t.Helper()
 	tables = open(t)
@@ -194,8 +194,8 @@ func TestTablesThatAnotherProgramOwnsAreReported(t *testing.T) {
 	}
 }
 
-// Somebody flushes all nftables and loads the CNI's again, as `systemctl restart nftables` does, while a pod opens connections as fast as it can.
-// That the witness sees what gets through, the tables that others may flush show.
+// Somebody flushes all nftables and loads the CNI's again, as `systemctl restart nftables` does, while a pod opens
+// connections as fast as it can. That the witness sees what gets through, the tables that others may flush show.
 func TestAFlushOfOthersLetsNoPacketOutWithAnotherSource(t *testing.T) {
 	for _, f := range bothSides {
 		for name, shared := range map[string]bool{"owned": false, "shared": true} {

@@ -13,9 +13,9 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// BenchmarkPacket is what a datagram of a pod costs that leaves through its node's gateway, with one pod and one egress on the node and with
-// many. Beside it: a packet that no egress selects, and the obvious alternative, a rule per pod. A packet's way ends in the socket of
-// the host outside, all of it in the sender's time.
+// BenchmarkPacket is what a datagram of a pod costs that leaves through its node's gateway, with one pod and one egress
+// on the node and with many. Beside it: a packet that no egress selects, and the obvious alternative, a rule per pod. A
+// packet's way ends in the socket of the host outside, all of it in the sender's time.
 func BenchmarkPacket(b *testing.B) {
 	const many = 2000
 	f := bothSides[0]
@@ -79,8 +79,8 @@ func rulesThatMark(n int) string {
 	return b.String()
 }
 
-// BenchmarkOverlay is what a datagram costs from a pod by the overlay to the gateway, and out of it: two nodes and the host outside, all
-// in the sender's time.
+// BenchmarkOverlay is what a datagram costs from a pod by the overlay to the gateway, and out of it: two nodes and the
+// host outside, all in the sender's time.
 func BenchmarkOverlay(b *testing.B) {
 	f := bothSides[0]
 	tables := open(b)

@@ -88,8 +88,8 @@ func answerAll(c net.PacketConn) {
 	}
 }
 
-// seen sends a datagram to the server at ip and returns the source that the server saw; "" when no answer comes, also when it is asked again: a busy
-// machine is late.
+// seen sends a datagram to the server at ip and returns the source that the server saw; "" when no answer comes, also
+// when it is asked again: a busy machine is late.
 func (s space) seen(ip string) (source string) {
 	s.t.Helper()
 	for range 5 {
@@ -131,7 +131,8 @@ func answer(t testing.TB, run func(func() error) error, ip, port string) string 
 	return got
 }
 
-// whoHas asks for ip once, by broadcast on eth0 and in the name of asker, and returns the replies that come within a while.
+// whoHas asks for ip once, by broadcast on eth0 and in the name of asker, and returns the replies that come within a
+// while.
 func (s space) whoHas(ip, asker string) string {
 	s.t.Helper()
 	var replies []string
@@ -198,8 +199,8 @@ func counts(t testing.TB, tables *Tables, name string, f func()) {
 	}
 }
 
-// outside makes an external host, linked to the namespace of the calling thread by eth0: 10.10.0.200 and 203.0.113.10 there,
-// 10.10.0.101 here.
+// outside makes an external host, linked to the namespace of the calling thread by eth0: 10.10.0.200 and 203.0.113.10
+// there, 10.10.0.101 here.
 func outside(t testing.TB) space {
 	t.Helper()
 	ext := newSpace(t, "ext")
@@ -222,7 +223,8 @@ func outside(t testing.TB) space {
 const cni = `table inet cni { chain post { type nat hook postrouting priority 100;
 	ip saddr 10.244.0.0/16 ip daddr != 10.244.0.0/16 masquerade; ip6 saddr fd44::/16 ip6 daddr != fd44::/16 masquerade; }; }`
 
-// pod makes a pod, linked to the namespace of the calling thread as a CNI does it, which masquerades what leaves the pods' network.
+// pod makes a pod, linked to the namespace of the calling thread as a CNI does it, which masquerades what leaves the
+// pods' network.
 func pod(t testing.TB) space {
 	t.Helper()
 	p := newSpace(t, "pod")
@@ -316,7 +318,8 @@ func TestWithoutPermitNobodyAnswersForTheIP(t *testing.T) {
 	}
 }
 
-// The tables answer before the kernel: one answer with a permit and none without, whatever arp_ignore makes the kernel do.
+// The tables answer before the kernel: one answer with a permit and none without, whatever arp_ignore makes the kernel
+// do.
 func TestARPIsAnsweredOnceWhateverTheSysctls(t *testing.T) {
 	tables := open(t)
 	ext := outside(t)
@@ -445,7 +448,8 @@ func testLocalGateway(t *testing.T, f sides) {
 	})
 }
 
-// A pod whose first act is to connect out waits until it is known whether an egress selects it, but not for ever, and only once.
+// A pod whose first act is to connect out waits until it is known whether an egress selects it, but not for ever, and
+// only once.
 func TestSourcePortsStayOrAreRandom(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
@@ -657,7 +661,8 @@ func TestOnlyNodesAreHeardInTheOverlay(t *testing.T) {
 	}
 }
 
-// remote makes the namespace of the calling thread the node of a pod, whose gateway is another node, gw. far are the tables there.
+// remote makes the namespace of the calling thread the node of a pod, whose gateway is another node, gw. far are the
+// tables there.
 func remote(t testing.TB) (tables, far *Tables, ext, p, gw space) {
 	t.Helper()
 	tables = open(t)

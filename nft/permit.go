@@ -34,9 +34,9 @@ func permitSets(ip netip.Addr) (answer []permitSet, send permitSet, plain netip.
 	return f.answer, permitSet{nftables.TableFamilyINet, "permit" + f.digit}, plain, ok
 }
 
-// Permit makes list all the permits that there are, and makes them last for d from now, in one transaction. d is rounded down to the
-// kernel's tick; what is shorter than the longest one, 10 ms, ends them all. The error is ErrNoTable when the tables are not there, or damaged:
-// apply a State first.
+// Permit makes list all the permits that there are, and makes them last for d from now, in one transaction. d is
+// rounded down to the kernel's tick; what is shorter than the longest one, 10 ms, ends them all. The error is
+// ErrNoTable when the tables are not there, or damaged: apply a State first.
 func (t *Tables) Permit(list []Permit, d time.Duration) error {
 	if d < tick {
 		list, d = nil, tick // the kernel makes a tick of it, which is longer, and of 0 an element for ever
@@ -95,13 +95,14 @@ func (t *Tables) Revoke(ips ...netip.Addr) error {
 	return t.revoke(ips, func(answer []permitSet, send permitSet) []permitSet { return append(slices.Clone(answer), send) })
 }
 
-// RevokeAnswer ends at once the permission to answer for ips; this node may send with them for as long as it might. Permits that are
-// not there are no error.
+// RevokeAnswer ends at once the permission to answer for ips; this node may send with them for as long as it might.
+// Permits that are not there are no error.
 func (t *Tables) RevokeAnswer(ips ...netip.Addr) error {
 	return t.revoke(ips, func(answer []permitSet, _ permitSet) []permitSet { return answer })
 }
 
-// revoke takes ips out of the sets that of chooses: set by set, so that one that is not there does not save the others, and in order.
+// revoke takes ips out of the sets that of chooses: set by set, so that one that is not there does not save the others,
+// and in order.
 func (t *Tables) revoke(ips []netip.Addr, of func(answer []permitSet, send permitSet) []permitSet) error {
 	gone := map[permitSet][]netip.Addr{}
 	for _, ip := range ips {
@@ -207,8 +208,8 @@ func (t table) addAddresses(set string, ips []netip.Addr, d time.Duration) []op 
 	return t.addresses(t.addElements, set, ips, d)
 }
 
-// without takes ips out of a set. Deleting an element that is not there fails: so it is added before, for d where elements of the set have
-// a time; packets see only the outcome.
+// without takes ips out of a set. Deleting an element that is not there fails: so it is added before, for d where
+// elements of the set have a time; packets see only the outcome.
 func (t table) without(set string, ips []netip.Addr, d time.Duration) []op {
 	return append(t.addresses(t.addElements, set, ips, d), t.addresses(t.deleteElements, set, ips, 0)...)
 }

@@ -16,8 +16,8 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 )
 
-// A pod's own link may carry less than the overlay: an answer that is too large for it is told so, in the name of the egress IP, or else
-// it never arrives.
+// A pod's own link may carry less than the overlay: an answer that is too large for it is told so, in the name of the
+// egress IP, or else it never arrives.
 func TestAnswersTooLargeForThePodsLinkGetAnICMPError(t *testing.T) {
 	t.Run("its own node is the gateway", func(t *testing.T) {
 		tables := open(t)
@@ -60,7 +60,8 @@ const (
 	answerLen = 1400 // bytes of payload: with headers no more than the overlay takes
 )
 
-// answersFit has the pod ask, by UDP and by TCP, before its link becomes small, by setMTU, and the server answer afterwards.
+// answersFit has the pod ask, by UDP and by TCP, before its link becomes small, by setMTU, and the server answer
+// afterwards.
 func answersFit(t *testing.T, f sides, ext, p space, setMTU func(mtu int)) {
 	t.Helper()
 	setMTU(1500)

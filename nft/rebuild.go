@@ -5,8 +5,9 @@ import (
 	"slices"
 )
 
-// rebuild returns what makes everything of the table but elements as it must be: sets that are right keep theirs, and counters
-// their counts. Rules go first and come last, because they hold on to sets, counters and chains; the whole is one transaction.
+// rebuild returns what makes everything of the table but elements as it must be: sets that are right keep theirs, and
+// counters their counts. Rules go first and come last, because they hold on to sets, counters and chains; the whole is
+// one transaction.
 func (t table) rebuild(old observedTable) []op {
 	// Rules are flushed even where none were seen: adding them twice must not make them two.
 	ops := append([]op{t.addTable(), t.flush()}, t.remove(old)...)
@@ -35,8 +36,8 @@ func (t table) rebuild(old observedTable) []op {
 	return ops
 }
 
-// remove returns what takes away what is not ours in our table, or is not as it must be. Sets go before chains, for a verdict map
-// holds on to chains.
+// remove returns what takes away what is not ours in our table, or is not as it must be. Sets go before chains, for a
+// verdict map holds on to chains.
 func (t table) remove(old observedTable) []op {
 	var ops []op
 	for _, name := range slices.Sorted(maps.Keys(old.sets)) {

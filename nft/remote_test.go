@@ -10,8 +10,8 @@ import (
 	"github.com/egret-project/egret/routing"
 )
 
-// remoteGateway makes a second node beside the test's own, here, which it has a link to and is the gateway of; and one to the outside, which
-// knows the egress IPs by a route.
+// remoteGateway makes a second node beside the test's own, here, which it has a link to and is the gateway of; and one
+// to the outside, which knows the egress IPs by a route.
 func remoteGateway(t testing.TB, ext space, here, there netip.Addr) space {
 	t.Helper()
 	gw := newSpace(t, "gw")
@@ -64,7 +64,8 @@ func overlayTo(t testing.TB, in func(func() error) error, self, peer netip.Addr)
 	}
 }
 
-// atPod are the lines of a State of node 1, which has the pod, where node 2 is the gateway: there. atGateway are those of that one; here is node 1.
+// atPod are the lines of a State of node 1, which has the pod, where node 2 is the gateway: there. atGateway are those
+// of that one; here is node 1.
 func (f sides) atPod(id int, there netip.Addr) string {
 	return fmt.Sprintf("pod %s %d\nnexthop %[2]d 0x3ffe\ngateway %[2]d 2\noverlaysource %[2]d %s\npeer 2 %s\n", f.pod, id, f.overlaySource(id), there)
 }

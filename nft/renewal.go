@@ -16,9 +16,10 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// The permits of a table end together, by a clock: an element of its set `alive` that ends by itself. So renewing them takes no commit,
-// which would make everybody who reads the ruleset begin again: a frame of the agent's own, on `lo`, passes a rule that gives the element
-// its next end. How long that is, is a constant of the rule: there is one for each length.
+// The permits of a table end together, by a clock: an element of its set `alive` that ends by itself. So renewing them
+// takes no commit, which would make everybody who reads the ruleset begin again: a frame of the agent's own, on `lo`,
+// passes a rule that gives the element its next end. How long that is, is a constant of the rule: there is one for each
+// length.
 //
 // The kernel may look at a frame late, as when ksoftirqd has to wait for its turn, and the end counts from then. So a
 // frame renews only with a ticket: an element of the set `ticket`, which another frame has made, and which lives for
@@ -96,8 +97,8 @@ type clock struct {
 
 func (c clock) table() table { return table{family: c.family, name: egress.TableName} }
 
-// set gives the clock a new end, d from now, in a transaction. Adding an element that is there does not extend it on every kernel, and
-// deleting one that is not there fails: so add, delete, add, of which packets see only the outcome.
+// set gives the clock a new end, d from now, in a transaction. Adding an element that is there does not extend it on
+// every kernel, and deleting one that is not there fails: so add, delete, add, of which packets see only the outcome.
 func (c clock) set(d time.Duration) []op {
 	names, list := []string{protocols[c.ether]}, []element{{key: c.ether, timeout: d}}
 	t := c.table()
@@ -135,7 +136,8 @@ func (t table) renewed(r Renewal) table {
 		way := &t.chains[slices.IndexFunc(t.chains, func(c chain) bool { return c.name == "overlay_in" })]
 		way.rules = append(way.rules, newRule(way.name, looped, enter("renewal")))
 		own = own[1:]
-		// The marks of others are all kinds of numbers (Cilium's have an identity in the upper half), but not on such packets.
+		// The marks of others are all kinds of numbers (Cilium's have an identity in the upper half), but not on such
+		// packets.
 		for _, f := range []byte{protocolOfFrames4, protocolOfFrames6} {
 			own := append(own[:len(own):len(own)], words(fmt.Sprintf("meta l4proto %d", f), loadMeta(expr.MetaKeyL4PROTO), equals(f)))
 			entries = append(entries, newRule("renewal", append(own, jump("renew"))...), newRule("renewal", append(own, drop())...))
@@ -178,9 +180,10 @@ const (
 // errNotRenewed says that the kernel did not do in time what a frame asks for.
 var errNotRenewed = errors.New("the kernel did not renew the permits in time")
 
-// Renew makes all permits that there are last as long as left says, rounded down to one of the Lengths, and returns when they end. It makes no
-// commit. list are those permits: an address family that has none is left out. left is asked when there is a ticket; the permits end by
-// Window after what it says, also where the kernel, or this process, takes its time, and when Renew fails.
+// Renew makes all permits that there are last as long as left says, rounded down to one of the Lengths, and returns
+// when they end. It makes no commit. list are those permits: an address family that has none is left out. left is asked
+// when there is a ticket; the permits end by Window after what it says, also where the kernel, or this process, takes
+// its time, and when Renew fails.
 func (t *Tables) Renew(r Renewal, list []Permit, left func() (time.Duration, error)) (ends time.Time, err error) {
 	var clocks []clock
 	for _, f := range families {
@@ -228,8 +231,8 @@ func (t *Tables) Renew(r Renewal, list []Permit, left func() (time.Duration, err
 	return t.await(clocks, r.Window, "alive", func(c clock) string { return c.ether }, d-r.Window-2*tick, d)
 }
 
-// await reads an element of the set in each clock's table until it is there and lasts for least to most, and returns when the first of them
-// ends; for a window at most.
+// await reads an element of the set in each clock's table until it is there and lasts for least to most, and returns
+// when the first of them ends; for a window at most.
 func (t *Tables) await(clocks []clock, window time.Duration, set string, key func(clock) string, least, most time.Duration) (ends time.Time, err error) {
 	timeout := time.NewTimer(window)
 	defer timeout.Stop()
@@ -288,7 +291,8 @@ func openFrames() (frames, error) {
 
 func (f frames) close() error { return unix.Close(int(f)) }
 
-// send sends the least that the kernel takes for a packet of the protocol, with a mark. It may be dropped where it ends.
+// send sends the least that the kernel takes for a packet of the protocol, with a mark. It may be dropped where it
+// ends.
 func (f frames) send(ether string, m egress.Mark) error {
 	if err := unix.SetsockoptInt(int(f), unix.SOL_SOCKET, unix.SO_MARK, int(m)); err != nil {
 		return err
@@ -297,7 +301,8 @@ func (f frames) send(ether string, m egress.Mark) error {
 	return unix.Sendto(int(f), append(append(make([]byte, 12), ether...), packets[ether]...), 0, to)
 }
 
-// The protocols of the frames in IP: one for experiments (RFC 3692), and that of no next header (RFC 8200, section 4.7).
+// The protocols of the frames in IP: one for experiments (RFC 3692), and that of no next header (RFC 8200, section
+// 4.7).
 const protocolOfFrames4, protocolOfFrames6 = 253, 59
 
 // packets are a packet of each protocol that no host takes in: an ARP request without addresses, and IP headers without

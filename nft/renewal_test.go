@@ -81,7 +81,8 @@ func TestARenewalThatComesTooLateDoesNothing(t *testing.T) {
 	}
 }
 
-// Whoever can send any frame on another link than lo, or on the lo of another namespace, renews nothing: a neighbour, or a pod with NET_RAW.
+// Whoever can send any frame on another link than lo, or on the lo of another namespace, renews nothing: a neighbour,
+// or a pod with NET_RAW.
 func TestFramesOfANeighbourRenewNothing(t *testing.T) {
 	tables := open(t)
 	ext := outside(t)

@@ -278,7 +278,8 @@ func TestADumpIsNeverTorn(t *testing.T) {
 	t.Logf("whole reads of each state: %v", whole)
 }
 
-// The kernel may take a chain of netdev away with its link, and that is no commit. Newer ones keep it for the next link of the name.
+// The kernel may take a chain of netdev away with its link, and that is no commit. Newer ones keep it for the next link
+// of the name.
 func TestAChainThatWentWithItsLinkIsMissed(t *testing.T) {
 	tables := open(t)
 	netns.Run(t, "ip link add lan0 type veth peer name lan1")

@@ -16,39 +16,45 @@ import (
 
 // The counters. Each counts packets that were dropped, and why.
 const (
-	CounterInvalid   = "invalid_dropped"   // of a selected pod, or from the overlay, in no connection that conntrack can place
+	// of a selected pod, or from the overlay, in no connection that conntrack can place
+	CounterInvalid   = "invalid_dropped"
 	CounterNoNextHop = "no_nexthop"        // of a selected pod whose egress IP lives nowhere now
 	CounterUnhosted  = "overlay_unhosted"  // from the overlay, for an egress IP that is not this node's
 	CounterGuard     = "guard_dropped"     // about to leave with a source that is no permitted egress IP
 	CounterBandwidth = "bandwidth_dropped" // above the limit of its egress IP
-	CounterUnknown   = "unknown_held"      // the first of a source in the pod CIDRs of which it is not known yet whether it is selected
-	CounterUnmarked  = "unmarked_dropped"  // of a selected pod, to the outside, in a connection that is not known to be an egress's
-	CounterService   = "service_dropped"   // for a service of the node, at an egress IP
-	CounterForeign   = "overlay_foreign"   // for the overlay's port of a node, from anybody but a node
-	CounterSender    = "overlay_sender"    // from the overlay, with a source that is no pod of the egress on the node that sent it
-	CounterForged    = "forged_dropped"    // with an egress IP as its source, from a pod or a process
-	CounterSubnet    = "subnet_dropped"    // from a host of a VLAN, for anything but an egress IP
-	CounterARP       = "arp_dropped"       // ARP for an egress IP without permit
-	CounterNDP       = "ndp_dropped"       // neighbor discovery for an egress IP without permit
+	// the first of a source in the pod CIDRs of which it is not known yet whether it is selected
+	CounterUnknown = "unknown_held"
+	// of a selected pod, to the outside, in a connection that is not known to be an egress's
+	CounterUnmarked = "unmarked_dropped"
+	CounterService  = "service_dropped" // for a service of the node, at an egress IP
+	CounterForeign  = "overlay_foreign" // for the overlay's port of a node, from anybody but a node
+	// from the overlay, with a source that is no pod of the egress on the node that sent it
+	CounterSender = "overlay_sender"
+	CounterForged = "forged_dropped" // with an egress IP as its source, from a pod or a process
+	CounterSubnet = "subnet_dropped" // from a host of a VLAN, for anything but an egress IP
+	CounterARP    = "arp_dropped"    // ARP for an egress IP without permit
+	CounterNDP    = "ndp_dropped"    // neighbor discovery for an egress IP without permit
 )
 
-// How many elements the sets may hold. The kernel keeps a set without such a bound in a table that it resizes in the background, and
-// a dump that comes upon that misses elements with no sign of it. A bounded set is an array of lists, read in order: 8 bytes for each
-// element that there might be, 17 MB in all.
+// How many elements the sets may hold. The kernel keeps a set without such a bound in a table that it resizes in the
+// background, and a dump that comes upon that misses elements with no sign of it. A bounded set is an array of lists,
+// read in order: 8 bytes for each element that there might be, 17 MB in all.
 const (
 	maxIDs   = uint32(egress.MaxID) + 1
 	maxNodes = egress.MaxNodeIndex + 1
 	maxPods  = 16384 // of one family, and of their egress IPs; a hundred times what a kubelet runs by default
 	// maxHosted is how many egress IPs one node may have, of one family.
 	maxHosted = 8192
-	// maxSenders is how many nodes may share the egress IPs of one gateway, each counted once for every IP, of one family.
+	// maxSenders is how many nodes may share the egress IPs of one gateway, each counted once for every IP, of one
+	// family.
 	maxSenders = 65536
-	// maxUnits is how many units of ports (egress.MinBlock) other nodes may have of the egress IPs of one gateway, of one family: all ports of 256 IPs.
+	// maxUnits is how many units of ports (egress.MinBlock) other nodes may have of the egress IPs of one gateway, of
+	// one family: all ports of 256 IPs.
 	maxUnits = 256 << 10
 )
 
-// tables returns the tables as they must be, elements apart: not to be changed. Only the MSS, the ports, the chains of the
-// carriers and what renews permits depend on the State.
+// tables returns the tables as they must be, elements apart: not to be changed. Only the MSS, the ports, the chains of
+// the carriers and what renews permits depend on the State.
 func tables(s State) []table {
 	macs := map[string][6]byte{}
 	for link, c := range s.Carriers {
@@ -71,8 +77,8 @@ func tables(s State) []table {
 	return all
 }
 
-// built are the tables that were asked for, by what they depend on. Making them takes longer than all else that Diff does, and a pass of the
-// agent makes them several times over.
+// built are the tables that were asked for, by what they depend on. Making them takes longer than all else that Diff
+// does, and a pass of the agent makes them several times over.
 var built = struct {
 	sync.Mutex
 	tables map[string][]table
@@ -137,13 +143,15 @@ func perFamily(make func(f family) rule) []rule {
 	return rules
 }
 
-// steeringChains decide, after the Service DNAT (-100) and before the route lookup, whose a packet is and where it goes.
+// steeringChains decide, after the Service DNAT (-100) and before the route lookup, whose a packet is and where it
+// goes.
 func steeringChains(delay time.Duration) []chain {
 	pre := func(terms ...term) rule { return newRule("prerouting", terms...) }
 	lost := ctState("invalid,untracked", expr.CtStateBitINVALID|expr.CtStateBitUNTRACKED)
 	fresh := ctState("new", expr.CtStateBitNEW)
 	return append([]chain{
-		// Most of what comes here is of connections that are none of ours, and has to go on after as few expressions as can be.
+		// Most of what comes here is of connections that are none of ours, and has to go on after as few expressions as
+		// can be.
 		{"prerouting", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -90, ""}, []rule{
 			pre(fromOverlay(), enter("steer_passed")),
 			pre(tagged(), enter("steer_tagged")),
@@ -158,20 +166,22 @@ func steeringChains(delay time.Duration) []chain {
 			newRule("steer_tagged", direction("reply", 1), setMark(egress.ToNodeMark), accept()),
 			newRule("steer_tagged", enter("steer")),
 		}},
-		// An egress IP answers pings, so there are connections to it, and what is of those need not be from it. A host of a VLAN that has
-		// an egress IP may say so: this node has no other way there than for egress IPs, and is not to take one that somebody uses.
+		// An egress IP answers pings, so there are connections to it, and what is of those need not be from it. A host
+		// of a VLAN that has an egress IP may say so: this node has no other way there than for egress IPs, and is not
+		// to take one that somebody uses.
 		{"forged", hook{}, append([]rule{newRule("forged", byVLAN(), neighbors(), back())}, forged("forged")...)},
 		{"classify", hook{}, slices.Concat(fromSubnet("classify"), forged("classify"), notEgress("classify"), perFamily(func(f family) rule {
 			return newRule("classify", podMark(f, "ct mark", setCtMark()))
 		}), unknown(delay))},
 		{"hold", hook{}, delayRules(delay)},
-		// A packet that conntrack cannot place, or is told not to, would leave without SNAT. The mark that is set is of no use: it
-		// is how a rule matches the keys of a map.
+		// A packet that conntrack cannot place, or is told not to, would leave without SNAT. The mark that is set is of
+		// no use: it is how a rule matches the keys of a map.
 		{"invalid", hook{}, slices.Concat(betweenNodes("invalid"), fromSubnet("invalid", ctState("invalid", expr.CtStateBitINVALID)), []rule{newRule("invalid", jump("forged"))}, notEgress("invalid"), perFamily(func(f family) rule {
 			return newRule("invalid", podMark(f, "meta mark", setMeta(expr.MetaKeyMARK)), count(CounterInvalid), drop())
 		}))},
-		// What this node has to say of an answer to a pod, above all that it is too large for the pod's link, goes the way of the pod's own packets,
-		// in its name: the gateway puts the egress IP into it, or else nobody outside would know what it is about.
+		// What this node has to say of an answer to a pod, above all that it is too large for the pod's link, goes the
+		// way of the pod's own packets, in its name: the gateway puts the egress IP into it, or else nobody outside
+		// would know what it is about.
 		{"output", hook{nftables.ChainTypeRoute, "output", *nftables.ChainHookOutput, -90, ""}, perFamily(func(f family) rule {
 			return newRule("output", icmpOf(f), jump(f.icmpOut))
 		})},
@@ -286,7 +296,8 @@ func leavingChains(s State) []chain {
 			return newRule("opening", daddrIn(f, "egressip"+f.digit), count(CounterService), drop())
 		})...)},
 		unmarkedChain(),
-		// Before every other NAT: what is translated here, no CNI masquerades. What cannot be, must not be masqueraded either.
+		// Before every other NAT: what is translated here, no CNI masquerades. What cannot be, must not be masqueraded
+		// either.
 		{"translate", post(nftables.ChainTypeNAT, egress.TranslatePriority), []rule{newRule("translate", tagged(), enter("translate_egress"))}},
 		{"translate_egress", hook{}, translate},
 		{"translate_overlay", hook{}, slices.Concat(to("translate_overlay", "overlay"), guarded("translate_overlay"))},
@@ -318,15 +329,15 @@ func addToGuarded(of markSource) term {
 		of.load, &expr.Dynset{SrcRegKey: reg, SetName: "guarded", Operation: unix.NFT_DYNSET_OP_UPDATE, Timeout: guardedFor})
 }
 
-// unmarked are the rules that lead to what drops what a selected pod sends to the outside without its egress: another program has overwritten the
-// mark of the connection, or the packet has its destination from after prerouting, as with IPVS, which sends it as the node sends its own. They
-// come before any SNAT: the source is the pod's still.
+// unmarked are the rules that lead to what drops what a selected pod sends to the outside without its egress: another
+// program has overwritten the mark of the connection, or the packet has its destination from after prerouting, as with
+// IPVS, which sends it as the node sends its own. They come before any SNAT: the source is the pod's still.
 func unmarked() []rule {
 	return perFamily(func(f family) rule { return newRule("identity", saddrIn(f, "selected"+f.digit), enter("unmarked")) })
 }
 
-// unmarkedChain lets answers go on to who opened a connection to the pod: to a selected one, for what a pod says of a connection to somebody else
-// (an ICMP error, which conntrack relates to it) goes that way, too.
+// unmarkedChain lets answers go on to who opened a connection to the pod: to a selected one, for what a pod says of a
+// connection to somebody else (an ICMP error, which conntrack relates to it) goes that way, too.
 func unmarkedChain() chain {
 	r := func(terms ...term) rule { return newRule("unmarked", terms...) }
 	return chain{"unmarked", hook{}, slices.Concat(
@@ -346,8 +357,8 @@ func hostChains() []chain {
 	}
 }
 
-// neighborRules are for ICMPv6 of this node: nothing that says where an egress IP is goes out without the permit to answer for it. Then come the
-// errors.
+// neighborRules are for ICMPv6 of this node: nothing that says where an egress IP is goes out without the permit to
+// answer for it. Then come the errors.
 func neighborRules() []rule {
 	nd := []expr.Any{loadMeta(expr.MetaKeyNFPROTO), equals(unix.NFPROTO_IPV6), loadMeta(expr.MetaKeyL4PROTO), equals(unix.IPPROTO_ICMPV6),
 		load(expr.PayloadBaseTransportHeader, 0, 1)}
@@ -385,8 +396,9 @@ func arpTable() table {
 	}
 }
 
-// netdevTable says which node a frame in the overlay is for, and answers ARP requests where they come in, before the kernel sees them: it would
-// answer for an address of another link only where arp_ignore lets it. So there is one answer whatever the sysctls say, and none once the permit is over.
+// netdevTable says which node a frame in the overlay is for, and answers ARP requests where they come in, before the
+// kernel sees them: it would answer for an address of another link only where arp_ignore lets it. So there is one
+// answer whatever the sysctls say, and none once the permit is over.
 func netdevTable(carriers map[string]Carrier, overlay bool) table {
 	t := table{
 		family: nftables.TableFamilyNetdev, name: egress.TableName,

@@ -16,7 +16,8 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 )
 
-// sniff returns what tells the IP packets of a protocol from other than the host itself that came to ext's link since it was last asked.
+// sniff returns what tells the IP packets of a protocol from other than the host itself that came to ext's link since
+// it was last asked.
 func sniff(t *testing.T, ext space, f sides, protocol byte) func() []string {
 	t.Helper()
 	kind := unix.ETH_P_IP
@@ -57,7 +58,8 @@ func sniff(t *testing.T, ext space, f sides, protocol byte) func() []string {
 	}
 }
 
-// ownGateway returns the host outside, and a pod that an egress selects, of which this node is the gateway. more is what else there is to the State.
+// ownGateway returns the host outside, and a pod that an egress selects, of which this node is the gateway. more is
+// what else there is to the State.
 func ownGateway(t *testing.T, f sides, more string) (ext, p space) {
 	t.Helper()
 	tables := open(t)
@@ -148,7 +150,8 @@ func TestWhatAPodSaysOfConnectionsOfOthersDoesNotLeave(t *testing.T) {
 	}
 }
 
-// IPVS, with net.ipv4.vs.conntrack=1, or a stateless DNAT, chooses the endpoint of a packet that conntrack cannot place.
+// IPVS, with net.ipv4.vs.conntrack=1, or a stateless DNAT, chooses the endpoint of a packet that conntrack cannot
+// place.
 func TestInvalidPacketsToALateEndpointDoNotLeave(t *testing.T) {
 	for _, f := range bothSides {
 		for _, how := range []string{"as IPVS sends it", "by a stateless DNAT"} {
@@ -428,7 +431,8 @@ func TestASelectedPodsQuestionToAnEgressIPDoesNotGoOn(t *testing.T) {
 	}
 }
 
-// A selected pod tries all protocols that there are, and all types of ICMP: the kernel translates some of them, and takes others for nothing of a connection.
+// A selected pod tries all protocols that there are, and all types of ICMP: the kernel translates some of them, and
+// takes others for nothing of a connection.
 func TestNoProtocolOfASelectedPodLeavesWithAnotherSource(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {

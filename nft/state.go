@@ -14,11 +14,11 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// State is what the tables hold. The zero State is valid: no pod is selected, no egress IP is hosted, no peer is known. Its maps and
-// slices need no order, may hold duplicates, and are not changed.
+// State is what the tables hold. The zero State is valid: no pod is selected, no egress IP is hosted, no peer is known.
+// Its maps and slices need no order, may hold duplicates, and are not changed.
 type State struct {
-	// Pods are the local selected pods and the id of their egress IP. ID 0: an egress without address; the new connections of the
-	// pod are dropped.
+	// Pods are the local selected pods and the id of their egress IP. ID 0: an egress without address; the new
+	// connections of the pod are dropped.
 	Pods map[netip.Addr]egress.ID
 	// Unselected are the local pods that no egress selects.
 	Unselected []netip.Addr
@@ -27,18 +27,22 @@ type State struct {
 	// FirstPacketDelay after the first of them. 0: none is.
 	PodCIDRs         []netip.Prefix
 	FirstPacketDelay time.Duration
-	// NextHops say where the connections of local pods go, by id. The packets of an id without entry are dropped and counted.
+	// NextHops say where the connections of local pods go, by id. The packets of an id without entry are dropped and
+	// counted.
 	NextHops map[egress.ID]egress.Mark
 	// Blocks are the ports of an egress IP that connections of this node's pods get on this node, by id. Other
 	// protocols than those with ports, and ids without block, are translated by the gateway.
 	Blocks map[egress.ID]egress.Block
 	// Gateways are the Node.Index of the gateway of what leaves by egress.ToGatewayMark, by id.
 	Gateways map[egress.ID]int
-	// OverlaySources are what the source of a packet to such a gateway is translated to where no block says otherwise, by id.
+	// OverlaySources are what the source of a packet to such a gateway is translated to where no block says otherwise,
+	// by id.
 	OverlaySources map[egress.ID]netip.Addr
-	// Ports are the blocks of other nodes at the egress IPs of Hosted: their packets leave with those, and what comes for those goes to them.
+	// Ports are the blocks of other nodes at the egress IPs of Hosted: their packets leave with those, and what comes
+	// for those goes to them.
 	Ports []Port
-	// Peers are the overlay endpoints of other nodes, by Node.Index. Where there are any, the overlay link has to be there.
+	// Peers are the overlay endpoints of other nodes, by Node.Index. Where there are any, the overlay link has to be
+	// there.
 	Peers map[int]netip.Addr
 	// Hosted are the ids that this node may send with: for its own pods, and for what comes over the overlay.
 	Hosted map[egress.ID]Hosted
@@ -54,19 +58,21 @@ type State struct {
 	// keeps the Senders and Ports that the kernel has besides: not all are known yet.
 	Senders     []Sender
 	KeepSenders bool
-	// Sources are all egress IPs of the cluster, and Pooled those of pools: nobody else may send with them. Others are a node's own address.
+	// Sources are all egress IPs of the cluster, and Pooled those of pools: nobody else may send with them. Others are
+	// a node's own address.
 	Sources, Pooled []netip.Addr
 	// Carriers are the links on which neighbours ask for egress IPs that are on another link, by name.
 	Carriers map[string]Carrier
-	// OverlayMTU is the MTU of the overlay link. The MSS of TCP connections that come from the overlay is clamped to it, for peers
-	// with a larger one; toward the overlay the kernel knows it. 0: no clamp of what comes.
+	// OverlayMTU is the MTU of the overlay link. The MSS of TCP connections that come from the overlay is clamped to
+	// it, for peers with a larger one; toward the overlay the kernel knows it. 0: no clamp of what comes.
 	OverlayMTU int
-	// RandomPorts takes the source port of every SNATed connection at random; else it stays the pod's where that is free, as it has to for
-	// a connection that is to survive a move of its IP.
+	// RandomPorts takes the source port of every SNATed connection at random; else it stays the pod's where that is
+	// free, as it has to for a connection that is to survive a move of its IP.
 	RandomPorts bool
 	// Renewal says how permits are renewed without a commit.
 	Renewal Renewal
-	// Keep keeps what is in the tables and not in the State: a record could not be read, and an error never causes a delete.
+	// Keep keeps what is in the tables and not in the State: a record could not be read, and an error never causes a
+	// delete.
 	Keep bool
 }
 
@@ -86,7 +92,8 @@ type Port struct {
 	Node  netip.Addr // its overlay endpoint
 }
 
-// Sender is a node with pods of an egress, by its overlay endpoint, and what they have as their source in the overlay (egress.OverlaySource).
+// Sender is a node with pods of an egress, by its overlay endpoint, and what they have as their source in the overlay
+// (egress.OverlaySource).
 type Sender struct {
 	Node, Source netip.Addr
 	ID           egress.ID
@@ -98,8 +105,9 @@ type Carrier struct {
 	IPs []netip.Addr // those of IPv6 are left out
 }
 
-// elements are the contents of a set: key to value, both in network byte order, so that their order as strings is the order of what
-// they mean. Values are empty but in maps, and in interval sets, where key and value are the first and the last address of a range.
+// elements are the contents of a set: key to value, both in network byte order, so that their order as strings is the
+// order of what they mean. Values are empty but in maps, and in interval sets, where key and value are the first and
+// the last address of a range.
 type elements map[string]string
 
 // elements returns the contents of all sets that a State fills, by the name of the set.
@@ -120,7 +128,8 @@ func (s State) elements() map[string]elements {
 	for id, m := range s.NextHops {
 		put("nexthop", pairKey(id.ConnMark()), markKey(m))
 	}
-	for _, id := range slices.Backward(slices.Sorted(maps.Keys(s.Hosted))) { // should two have one IP, the lowest counts
+	// should two have one IP, the lowest counts
+	for _, id := range slices.Backward(slices.Sorted(maps.Keys(s.Hosted))) {
 		h := s.Hosted[id]
 		if f, ip, ok := familyOf(h.IP); ok {
 			put("hosted", pairKey(id.ConnMark()), markKey(h.Mark))

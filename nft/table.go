@@ -47,7 +47,8 @@ const (
 
 // The flags of tables (linux/netfilter/nf_tables.h), and the attribute that says whose an owned one is.
 const (
-	flagOwner      = 1 << 1 // only the socket that made it, or took it over, writes to it; `nft flush ruleset` leaves it out
+	// only the socket that made it, or took it over, writes to it; `nft flush ruleset` leaves it out
+	flagOwner      = 1 << 1
 	flagPersist    = 1 << 2 // it stays when that socket is closed, and is nobody's then (Linux 6.9)
 	flagsOwned     = flagOwner | flagPersist
 	attrTableOwner = 7 // NFTA_TABLE_OWNER

@@ -18,7 +18,8 @@ import (
 // ErrNoTable says that a set for permits is not there: the tables were never applied, or someone removed them.
 var ErrNoTable = errors.New("nftables tables of egret are not there")
 
-// ErrStale says that a transaction did not fit the kernel: something changed since it was observed. Nothing was written.
+// ErrStale says that a transaction did not fit the kernel: something changed since it was observed. Nothing was
+// written.
 var ErrStale = errors.New("the ruleset is not as it was observed")
 
 // Config says what Tables work with. The zero Config is valid.
@@ -49,15 +50,16 @@ type Tables struct {
 	ticket egress.Mark // the number of the last one
 }
 
-// The buffers of the sockets. A transaction is one message of the socket, and the kernel charges it whole: 50,000 elements take 3 MB.
-// It answers every part with a packet of its own, about 1 KB with all that belongs to it. Root may exceed the limits of sysctl.
+// The buffers of the sockets. A transaction is one message of the socket, and the kernel charges it whole: 50,000
+// elements take 3 MB. It answers every part with a packet of its own, about 1 KB with all that belongs to it. Root may
+// exceed the limits of sysctl.
 const (
 	sendBuffer    = 32 << 20
 	receiveBuffer = 8 << 20
 )
 
-// New opens the netlink sockets in the network namespace of the calling thread, where they stay: methods work from any thread. It
-// writes nothing. Close must be called.
+// New opens the netlink sockets in the network namespace of the calling thread, where they stay: methods work from any
+// thread. It writes nothing. Close must be called.
 func New(cfg Config) (*Tables, error) {
 	t := &Tables{log: cfg.Log, frames: -1, events: newEvents()}
 	if t.log == nil {
@@ -103,8 +105,8 @@ func dial() (*netlink.Conn, error) {
 func prepare(c *netlink.Conn) error {
 	return errors.Join(
 		c.SetWriteBuffer(sendBuffer), c.SetReadBuffer(receiveBuffer),
-		// Errors say in words what was wrong. Not together with CapAcknowledge: netlink v1.11.2 looks for the words behind the
-		// refused message even when that is left out.
+		// Errors say in words what was wrong. Not together with CapAcknowledge: netlink v1.11.2 looks for the words
+		// behind the refused message even when that is left out.
 		c.SetOption(netlink.ExtendedAcknowledge, true),
 	)
 }
@@ -123,9 +125,9 @@ func (t *Tables) Close() error {
 	return errors.Join(errs...)
 }
 
-// Apply writes changes: all of them, or nothing, but that tables were taken over, and an error. Empty Changes write nothing. The error is ErrStale when
-// the kernel is no more as it was observed, also because these very Changes were applied before: observe again, and apply what is
-// left.
+// Apply writes changes: all of them, or nothing, but that tables were taken over, and an error. Empty Changes write
+// nothing. The error is ErrStale when the kernel is no more as it was observed, also because these very Changes were
+// applied before: observe again, and apply what is left.
 func (t *Tables) Apply(c Changes) error {
 	if c.Empty() {
 		return nil

@@ -20,8 +20,8 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// A term is one part of a rule, in the words of nft(8) and in those of the kernel. What nft makes of the words can be seen with
-// `nft --debug=netlink`; a test feeds the words to nft and compares.
+// A term is one part of a rule, in the words of nft(8) and in those of the kernel. What nft makes of the words can be
+// seen with `nft --debug=netlink`; a test feeds the words to nft and compares.
 type term struct {
 	words string
 	exprs []expr.Any
@@ -42,7 +42,8 @@ type rule struct {
 	tag   string
 }
 
-// tagType is the type of the entry in the user data of a rule that holds its tag. nft(8) knows 0 (comment) and 1, and skips others.
+// tagType is the type of the entry in the user data of a rule that holds its tag. nft(8) knows 0 (comment) and 1, and
+// skips others.
 const tagType = 0xe9
 
 func newRule(chain string, terms ...term) rule {
@@ -166,8 +167,8 @@ func confirmed() term {
 	return words("ct status confirmed", loadCt(expr.CtKeySTATUS), mask(confirmed, 0), differs(native(0)...))
 }
 
-// tagged matches the packets of egress connections, by what the kernel has on the connection. A packet without connection never
-// matches.
+// tagged matches the packets of egress connections, by what the kernel has on the connection. A packet without
+// connection never matches.
 func tagged() term {
 	return words(fmt.Sprintf("ct mark & 0x%08x == 0x%08x", uint32(egress.ConnTagMask), uint32(egress.ConnTag)),
 		loadCt(expr.CtKeyMARK), mask(egress.ConnTagMask, 0), equals(native(uint32(egress.ConnTag))...))
@@ -248,8 +249,8 @@ func markIsNot(m egress.Mark) term {
 	return words(fmt.Sprintf("meta mark != 0x%08x", uint32(m)), loadMeta(expr.MetaKeyMARK), differs(native(uint32(m))...))
 }
 
-// markFromBoth sets the packet mark to what a map has for the packet mark and the connection mark together; the rule ends there when it has
-// nothing. It is how two marks are compared: a map has pairs of equal ones only.
+// markFromBoth sets the packet mark to what a map has for the packet mark and the connection mark together; the rule
+// ends there when it has nothing. It is how two marks are compared: a map has pairs of equal ones only.
 func markFromBoth(set string) term {
 	return words("meta mark set meta mark . ct mark map @"+set, loadMeta(expr.MetaKeyMARK),
 		&expr.Ct{Key: expr.CtKeyMARK, Register: unix.NFT_REG32_01}, mapped(set), setMeta(expr.MetaKeyMARK))
@@ -279,8 +280,8 @@ func forwarded() term {
 	return words("iif != 0", loadMeta(expr.MetaKeyIIF), differs(native(0)...))
 }
 
-// errorAboutPod matches an ICMP error of this node about a packet of a connection that a selected pod opened, to who sent it, and makes
-// it the pod's own.
+// errorAboutPod matches an ICMP error of this node about a packet of a connection that a selected pod opened, to who
+// sent it, and makes it the pod's own.
 func errorAboutPod(f family) term {
 	source, set := f.connSource(original), "pod"+f.digit
 	return words(fmt.Sprintf("meta mark set ct original %s saddr map @%s %[1]s saddr set ct original %[1]s saddr", f.name, set),
@@ -360,8 +361,9 @@ func (f field) set(data ...byte) []expr.Any {
 	return []expr.Any{&expr.Immediate{Register: reg, Data: data}, f.store()}
 }
 
-// arpRequest matches an untagged request for an address that the link carries and that is permitted. Who asks in the name of such an
-// address is not answered: it thinks that the address is its own, and what there is to say is said by announcements.
+// arpRequest matches an untagged request for an address that the link carries and that is permitted. Who asks in the
+// name of such an address is not answered: it thinks that the address is its own, and what there is to say is said by
+// announcements.
 func arpRequest(carried, permit string) term {
 	return words(fmt.Sprintf("ether type arp arp operation request iifname . arp daddr ip @%s arp daddr ip @%s arp saddr ip != @%[2]s", carried, permit),
 		loadMeta(expr.MetaKeyIIFTYPE), equals(binaryutil.NativeEndian.PutUint16(unix.ARPHRD_ETHER)...),

@@ -16,7 +16,8 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// TraceTable is the table by whose rules the kernel traces packets. Its socket owns it: it goes with the process at the latest.
+// TraceTable is the table by whose rules the kernel traces packets. Its socket owns it: it goes with the process at the
+// latest.
 const TraceTable = egress.TraceTableName
 
 // ErrNoTrace says that the kernel has no tables that go with their owner (Linux 5.12), so that nothing is traced.
@@ -25,8 +26,8 @@ var ErrNoTrace = errors.New("the kernel has no nftables tables that go with thei
 // ErrTracing says that packets are traced already.
 var ErrTracing = errors.New("another trace is running: there is a table " + TraceTable)
 
-// Flow is what is traced: packets from one of the sources to a destination, what comes back, and both in the overlay. Of TCP
-// those alone by which a connection begins, or is refused: SYN, SYN+ACK and RST.
+// Flow is what is traced: packets from one of the sources to a destination, what comes back, and both in the overlay.
+// Of TCP those alone by which a connection begins, or is refused: SYN, SYN+ACK and RST.
 type Flow struct {
 	Sources     []netip.Addr // all of the destination's family
 	Destination netip.Addr
@@ -50,8 +51,8 @@ const traceRate = 4
 
 // TraceEvent is one step of a traced packet through the ruleset.
 type TraceEvent struct {
-	// Packet is which packet. The kernel may use a number again, and a packet that it forwards may have another one from its
-	// route on.
+	// Packet is which packet. The kernel may use a number again, and a packet that it forwards may have another one
+	// from its route on.
 	Packet uint32
 	// Began is what the packet is, one of the chains of TraceTable, where the step is its first; empty: it is not.
 	Began         string
@@ -64,17 +65,17 @@ type TraceEvent struct {
 	Ends
 }
 
-// Ends are the protocol, the addresses and the ports of a packet. Both ports are the identifier of an ICMP echo; of others than
-// TCP and UDP they are 0.
+// Ends are the protocol, the addresses and the ports of a packet. Both ports are the identifier of an ICMP echo; of
+// others than TCP and UDP they are 0.
 type Ends struct {
 	Protocol         byte
 	From, To         netip.Addr
 	FromPort, ToPort uint16
 }
 
-// Trace has the kernel trace packets of a flow, and calls f for each step, until ctx ends or f returns false. What it adds to
-// the ruleset is gone then. It reports whether the kernel had more steps than were read, so that some are lost. It works in the
-// network namespace of the calling thread.
+// Trace has the kernel trace packets of a flow, and calls f for each step, until ctx ends or f returns false. What it
+// adds to the ruleset is gone then. It reports whether the kernel had more steps than were read, so that some are lost.
+// It works in the network namespace of the calling thread.
 func Trace(ctx context.Context, flow Flow, f func(TraceEvent) bool) (lost bool, err error) {
 	w, err := dial()
 	if err != nil {
@@ -99,7 +100,8 @@ func Trace(ctx context.Context, flow Flow, f func(TraceEvent) bool) (lost bool, 
 		}
 	}
 	out := &writer{nl: w}
-	switch err := out.send(ops[:1], false); { // the table alone, which is not added yet: other parts are refused for other reasons
+	// the table alone, which is not added yet: other parts are refused for other reasons
+	switch err := out.send(ops[:1], false); {
 	case errors.Is(err, unix.EOPNOTSUPP) || errors.Is(err, unix.EINVAL):
 		return false, ErrNoTrace
 	case errors.Is(err, unix.EEXIST) || errors.Is(err, unix.EPERM) || errors.Is(err, unix.EBUSY):
@@ -165,8 +167,8 @@ func traceTable(flow Flow) table {
 // The flags of a TCP header (RFC 9293, section 3.1).
 const tcpFlagSYN, tcpFlagRST = 2, 4
 
-// packet matches a packet, whose header begins at an offset from a base, by addresses, protocol and a port that is 0 or 2 bytes
-// into the header of the transport; port 0: any. One of TCP has one of flags.
+// packet matches a packet, whose header begins at an offset from a base, by addresses, protocol and a port that is 0 or
+// 2 bytes into the header of the transport; port 0: any. One of TCP has one of flags.
 func (f family) packet(base expr.PayloadBase, offset uint32, from, to netip.Addr, protocol byte, at uint32, port uint16, flags byte) term {
 	length, next := uint32(20), uint32(9) // of IPv4, without options (RFC 791)
 	if f.number == unix.NFPROTO_IPV6 {
@@ -247,7 +249,8 @@ func endsOf(network, transport []byte) (e Ends) {
 	case unix.IPPROTO_TCP, unix.IPPROTO_UDP:
 		e.FromPort, e.ToPort = binary.BigEndian.Uint16(transport), binary.BigEndian.Uint16(transport[2:])
 	case unix.IPPROTO_ICMP, unix.IPPROTO_ICMPV6:
-		if e.Protocol == unix.IPPROTO_ICMP && (kind == 8 || kind == 0) || e.Protocol == unix.IPPROTO_ICMPV6 && (kind == 128 || kind == 129) { // echo, and its reply
+		// echo, and its reply
+		if e.Protocol == unix.IPPROTO_ICMP && (kind == 8 || kind == 0) || e.Protocol == unix.IPPROTO_ICMPV6 && (kind == 128 || kind == 129) {
 			e.FromPort = binary.BigEndian.Uint16(transport[4:])
 			e.ToPort = e.FromPort
 		}

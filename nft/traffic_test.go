@@ -9,7 +9,8 @@ import (
 	"github.com/google/go-cmp/cmp"
 )
 
-// exchange sends datagrams from a pod to the server, which answers each with as much, and returns how many answers came.
+// exchange sends datagrams from a pod to the server, which answers each with as much, and returns how many answers
+// came.
 func (b *blockSite) exchange(pod string, count, size int) (answers int) {
 	b.t.Helper()
 	b.pods[pod].do(func() error {

@@ -19,8 +19,9 @@ type writer struct {
 	mu sync.Mutex // one transaction at a time
 }
 
-// commit sends ops as one transaction: the kernel takes all of it or, when there is an error, nothing. The error names the first part
-// that was refused. Only an error in which no part is named, such as unix.ENOBUFS for lost answers, leaves open what happened.
+// commit sends ops as one transaction: the kernel takes all of it or, when there is an error, nothing. The error names
+// the first part that was refused. Only an error in which no part is named, such as unix.ENOBUFS for lost answers,
+// leaves open what happened.
 func (w *writer) commit(ops []op) error {
 	if len(ops) == 0 {
 		return nil
@@ -65,8 +66,8 @@ func (w *writer) send(ops []op, end bool) error {
 	return w.answers(waiting)
 }
 
-// canOwn reports whether the kernel has tables that are owned and outlive their owner. One that is only owned would go with the agent. It tries a
-// transaction that does not end, which the kernel looks at and drops.
+// canOwn reports whether the kernel has tables that are owned and outlive their owner. One that is only owned would go
+// with the agent. It tries a transaction that does not end, which the kernel looks at and drops.
 func (w *writer) canOwn() (bool, error) {
 	o := table{family: nftables.TableFamilyINet, name: egress.TableName + "-try", flags: flagsOwned}.addTable()
 	err := w.send([]op{o}, false)
@@ -95,7 +96,8 @@ func (w *writer) answers(waiting map[uint32]string) error {
 			}
 			delete(waiting, refusal.Sequence)
 		default:
-			// About the transaction as a whole, or the socket: what else comes must not be taken for an answer to the next one.
+			// About the transaction as a whole, or the socket: what else comes must not be taken for an answer to the
+			// next one.
 			drain(w.nl)
 			return errors.Join(err, first)
 		}

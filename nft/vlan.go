@@ -9,13 +9,14 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// The agent has made the links of VLANs for the egress IPs there and for nothing else. Without what follows every host of a VLAN would have a way to
-// the node and its pods that it did not have before, past the routers between. What comes out of the overlay, whose name begins likewise, has to be
-// elsewhere by then.
+// The agent has made the links of VLANs for the egress IPs there and for nothing else. Without what follows every host
+// of a VLAN would have a way to the node and its pods that it did not have before, past the routers between. What comes
+// out of the overlay, whose name begins likewise, has to be elsewhere by then.
 
-// subnetChain is for what comes in by the link of a VLAN, before conntrack. What is for no egress IP of a pool goes nowhere, of whatever connection it
-// says to be: who writes the addresses of one of the node's into his packets, as of the CNI's overlay, would be taken for its other end. Who is where
-// there is asked for and told by NDP, and queriers ask for the groups by which a switch knows who hears that (MLD). Nobody is a router.
+// subnetChain is for what comes in by the link of a VLAN, before conntrack. What is for no egress IP of a pool goes
+// nowhere, of whatever connection it says to be: who writes the addresses of one of the node's into his packets, as of
+// the CNI's overlay, would be taken for its other end. Who is where there is asked for and told by NDP, and queriers
+// ask for the groups by which a switch knows who hears that (MLD). Nobody is a router.
 func subnetChain() chain {
 	var rules []rule
 	for _, set := range []string{"egressip", "pooled"} { // the latter for a relay, which guards no address
@@ -35,7 +36,8 @@ func neighbors() term {
 	}
 }
 
-// fromSubnet are rules of a chain for what begins at a host of a VLAN: that is for an egress IP which this node answers for. terms choose further.
+// fromSubnet are rules of a chain for what begins at a host of a VLAN: that is for an egress IP which this node answers
+// for. terms choose further.
 func fromSubnet(chain string, terms ...term) []rule {
 	return perFamily(func(f family) rule {
 		set := "egressip" + f.digit

@@ -14,7 +14,8 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 )
 
-// vlanSite is a node with a pod, which an egress selects, a host outside, and a host on a VLAN that the node has for that egress.
+// vlanSite is a node with a pod, which an egress selects, a host outside, and a host on a VLAN that the node has for
+// that egress.
 type vlanSite struct {
 	f           sides
 	tables      *Tables
@@ -45,8 +46,8 @@ func newVLANSite(t *testing.T, f sides) vlanSite {
 	return s
 }
 
-// The link of a VLAN is made for egress IPs. A host of the VLAN gets no way by it to pods, to the node, or through the node, in its own name or in a
-// pod's; the egress IP itself answers an echo request, and pods reach the host.
+// The link of a VLAN is made for egress IPs. A host of the VLAN gets no way by it to pods, to the node, or through the
+// node, in its own name or in a pod's; the egress IP itself answers an echo request, and pods reach the host.
 func TestAHostOfAVLANReachesNothingButTheEgressIP(t *testing.T) {
 	for i, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {
@@ -111,8 +112,9 @@ func hears(t *testing.T, what string, c net.PacketConn, try func()) {
 	}
 }
 
-// A host of the VLAN writes the addresses of an open connection of the node, or of a pod, into its packets. Or what it sends is excepted from conntrack
-// by another program, as Calico does with its VXLAN and the DNS cache of a node with questions.
+// A host of the VLAN writes the addresses of an open connection of the node, or of a pod, into its packets. Or what it
+// sends is excepted from conntrack by another program, as Calico does with its VXLAN and the DNS cache of a node with
+// questions.
 func TestAHostOfAVLANGetsIntoNoConnectionOfOthers(t *testing.T) {
 	for _, f := range bothSides {
 		t.Run(f.pod, func(t *testing.T) {

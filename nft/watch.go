@@ -14,12 +14,12 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// Watch calls changed after every commit that changed something of our tables and was not made by t, beginning with those since New,
-// until ctx ends, and returns nil then. Several commits in a row may be one call. When the kernel had to drop events, that counts as
-// a change. changed must not block. Only one Watch may run at a time.
+// Watch calls changed after every commit that changed something of our tables and was not made by t, beginning with
+// those since New, until ctx ends, and returns nil then. Several commits in a row may be one call. When the kernel had
+// to drop events, that counts as a change. changed must not block. Only one Watch may run at a time.
 //
-// Commits of t are told apart by the netlink port that they came from. The process id that the kernel reports is that of a thread,
-// and in the first pid namespace: an agent in a container would not know its own.
+// Commits of t are told apart by the netlink port that they came from. The process id that the kernel reports is that
+// of a thread, and in the first pid namespace: an agent in a container would not know its own.
 func (t *Tables) Watch(ctx context.Context, changed func()) error {
 	if err := t.watch.SetReadDeadline(time.Time{}); err != nil {
 		return fmt.Errorf("watching nftables: %w", err)
@@ -99,7 +99,8 @@ func (e *events) run(running bool) { e.update(func() { e.running, e.changed = ru
 
 func (e *events) change() { e.update(func() { e.changed = true }) }
 
-// commit takes in a commit. The kernel counts them, without 0: a gap is of events that are lost, which it may not say a second time.
+// commit takes in a commit. The kernel counts them, without 0: a gap is of events that are lost, which it may not say a
+// second time.
 func (e *events) commit(generation uint32) {
 	e.update(func() {
 		if next := max(e.generation+1, 1); e.begun && int32(generation-next) > 0 {
@@ -124,7 +125,8 @@ func (e *events) reach(generation uint32) {
 	}
 }
 
-// spare reports whether nobody but t has changed our tables from reset up to a generation of the ruleset. It waits for events for lag.
+// spare reports whether nobody but t has changed our tables from reset up to a generation of the ruleset. It waits for
+// events for lag.
 func (e *events) spare(generation uint32) bool {
 	late := false
 	timer := time.AfterFunc(e.lag, func() { e.update(func() { late = true }) })
@@ -137,8 +139,8 @@ func (e *events) spare(generation uint32) bool {
 	return e.running && !e.changed && int32(e.generation-generation) >= 0
 }
 
-// concerned reports whether an event of the nftables group says that someone else changed one of our tables. The name of the table is
-// the first attribute of every event of nf_tables but the one that ends a commit, which has none.
+// concerned reports whether an event of the nftables group says that someone else changed one of our tables. The name
+// of the table is the first attribute of every event of nf_tables but the one that ends a commit, which has none.
 func (t *Tables) concerned(m netlink.Message) bool {
 	if m.Header.PID == t.write.nl.PID() || len(m.Data) < 4 {
 		return false

@@ -11,8 +11,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// CheckNode writes what there is to say of this node (see check.Run), and more that was found, in a format (see CheckFormat). An error says
-// that the agent cannot work here.
+// CheckNode writes what there is to say of this node (see check.Run), and more that was found, in a format (see
+// CheckFormat). An error says that the agent cannot work here.
 func CheckNode(nodeIP netip.Addr, more []check.Finding, format string, w io.Writer) error {
 	findings, err := check.Run(nodeIP)
 	if err != nil {

@@ -96,7 +96,8 @@ func NewCluster(w store.Whole, tenures []egress.Tenure, space store.Space) Clust
 			worst[t.What] = t
 		}
 	}
-	for _, node := range slices.Sorted(maps.Keys(w.Agents)) { // what a node says of an IP is a trouble of the node, and of who uses the IP
+	// what a node says of an IP is a trouble of the node, and of who uses the IP
+	for _, node := range slices.Sorted(maps.Keys(w.Agents)) {
 		a := w.Agents[node]
 		for _, said := range []map[netip.Addr]string{a.Dropped, a.Conflicts} {
 			for _, ip := range slices.SortedFunc(maps.Keys(said), netip.Addr.Compare) {

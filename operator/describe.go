@@ -33,8 +33,8 @@ func CheckDescribed(kind, name string) error {
 	return nil
 }
 
-// Describe writes what etcd has about an egress, an egress IP, a node, a pool, or a pod (namespace/name), and what is wrong with it. An error says
-// that there is no such thing.
+// Describe writes what etcd has about an egress, an egress IP, a node, a pool, or a pod (namespace/name), and what is
+// wrong with it. An error says that there is no such thing.
 func Describe(ctx context.Context, c *store.Client, kind, name string, w io.Writer) error {
 	if err := CheckDescribed(kind, name); err != nil {
 		return err
@@ -346,8 +346,8 @@ func egressIPOf(text string) (netip.Addr, error) {
 	return ip.Unmap(), nil
 }
 
-// DescribeWrong describes the egresses and nodes with which something is wrong, as Describe does, the worst first and at most so many, and returns how many
-// more there are.
+// DescribeWrong describes the egresses and nodes with which something is wrong, as Describe does, the worst first and
+// at most so many, and returns how many more there are.
 func DescribeWrong(ctx context.Context, c *store.Client, most int, each func(n int, kind, name string, description []byte)) (left int, err error) {
 	w, err := c.ReadWhole(ctx)
 	if err != nil {

@@ -30,7 +30,8 @@ var valid = map[string]string{
 	"pods/n1":                  `{"node":"n1","cidrs":["10.244.1.0/24"]}`,
 }
 
-// Who may write to etcd may write anything beside valid records, or in place of one: it is used, or it is a fault, and nothing falls.
+// Who may write to etcd may write anything beside valid records, or in place of one: it is used, or it is a fault, and
+// nothing falls.
 func FuzzRecord(f *testing.F) {
 	for key, value := range valid {
 		f.Add(key, []byte(value))

@@ -46,7 +46,8 @@ func Check(kind, format string) error {
 	return CheckFormat(format)
 }
 
-// CheckFormat returns an error that says what is wrong with a format: "json", "yaml", "name", "jsonpath=..." as kubectl has it, or "" for a table.
+// CheckFormat returns an error that says what is wrong with a format: "json", "yaml", "name", "jsonpath=..." as kubectl
+// has it, or "" for a table.
 func CheckFormat(format string) error {
 	if template, ok := strings.CutPrefix(format, "jsonpath="); ok {
 		_, err := parsePath(template)
@@ -66,8 +67,8 @@ func parsePath(template string) (*jsonpath.JSONPath, error) {
 	return p, nil
 }
 
-// Get writes the records of a kind to w, sorted by key; see Check. Records that cannot be read are left out and returned as an error,
-// after the others were written.
+// Get writes the records of a kind to w, sorted by key; see Check. Records that cannot be read are left out and
+// returned as an error, after the others were written.
 func Get(ctx context.Context, c *store.Client, kind, format string, w io.Writer) error {
 	if err := Check(kind, format); err != nil {
 		return err
@@ -150,7 +151,8 @@ func (l listing) write(format string, w io.Writer) error {
 	return writeTable(w, l.header, l.rows)
 }
 
-// name returns what names the record of a row: its first column, of what is below an IP or an egress the second as well.
+// name returns what names the record of a row: its first column, of what is below an IP or an egress the second as
+// well.
 func (l listing) name(row []string) string {
 	if l.kind == kindMembers || l.kind == KindBlocks || l.kind == kindActs {
 		return row[0] + "/" + row[1]
@@ -382,7 +384,8 @@ func writeYAML(w io.Writer, v any) error {
 	return err
 }
 
-// checkReport returns an error that says what is wrong with a format of what is no list of records: "json", "yaml", or "" for text.
+// checkReport returns an error that says what is wrong with a format of what is no list of records: "json", "yaml", or
+// "" for text.
 func checkReport(format string) error {
 	if !slices.Contains([]string{"", "json", "yaml"}, format) {
 		return fmt.Errorf("output format %q: want json or yaml", format)

@@ -118,8 +118,8 @@ func (f *followed) askOnce(ctx context.Context, w store.Whole, nodes []string, q
 	return failed, err
 }
 
-// tell adds what was seen, and what it means, in the order of the way. That a packet stops is said where a rule was seen to drop
-// it: what was not seen may have been lost of the trace, or was more than a node follows.
+// tell adds what was seen, and what it means, in the order of the way. That a packet stops is said where a rule was
+// seen to drop it: what was not seen may have been lost of the trace, or was more than a node follows.
 func (f *followed) tell(step adds) {
 	for _, node := range []string{f.home, f.gateway} {
 		if f.seen[node].Lost {
@@ -214,8 +214,8 @@ func (f *followed) returns(p egress.LivePacket, came bool, step adds) {
 
 func anyOf(egress.LivePacket) bool { return true }
 
-// packet adds a step with the chains that a packet of those that may be it met on a node, and the fault where one of them dropped
-// it; and one where a packet was dropped that may be another pod's.
+// packet adds a step with the chains that a packet of those that may be it met on a node, and the fault where one of
+// them dropped it; and one where a packet was dropped that may be another pod's.
 func (f *followed) packet(node, what, words string, may func(egress.LivePacket) bool, step adds) (egress.LivePacket, bool) {
 	p, ok := f.seen[node].Packet(what, may)
 	if ok {

@@ -24,8 +24,9 @@ type MoveConfig struct {
 	Force    bool          // also beyond the target's capacity, and away from the node that the IP is pinned to
 }
 
-// Move moves an IP, and the other IP of its egress, in a planned move, in which no packet is lost, and reports its steps to w. It returns when the target holds them,
-// or with an error that says what kept it from doing so; a request that did not come true in time is withdrawn.
+// Move moves an IP, and the other IP of its egress, in a planned move, in which no packet is lost, and reports its
+// steps to w. It returns when the target holds them, or with an error that says what kept it from doing so; a request
+// that did not come true in time is withdrawn.
 func Move(ctx context.Context, c *store.Client, cfg MoveConfig, w io.Writer) error {
 	all, err := c.ReadAll(ctx)
 	if err != nil {
@@ -117,8 +118,8 @@ func move(ctx context.Context, c *store.Client, cfg MoveConfig, ips []netip.Addr
 	}
 	stop()
 	<-done
-	// Whatever is left of the request must not come true behind the operator's back: not after an error, nor when the target claimed the
-	// IP because its owner died.
+	// Whatever is left of the request must not come true behind the operator's back: not after an error, nor when the
+	// target claimed the IP because its owner died.
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), 2*time.Second)
 	defer cancel()
 	rerr := request.Revoke(end)

@@ -16,8 +16,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// Cordon makes a node take no egress IPs, and give away those that it holds: its agent moves them, one at a time, without losing a packet.
-// It returns before that has happened; see Drain.
+// Cordon makes a node take no egress IPs, and give away those that it holds: its agent moves them, one at a time,
+// without losing a packet. It returns before that has happened; see Drain.
 func Cordon(ctx context.Context, c *store.Client, node string, w io.Writer) error {
 	return cordon(ctx, c, node, "operator", w)
 }
@@ -102,9 +102,9 @@ func known(all store.Everything, node string) error {
 	return nil
 }
 
-// Drain cordons a node and, unless patience is 0, waits until it holds no egress IP any more, reporting each that leaves to w: those that came
-// meanwhile as well, and none comes after the cordon. An error names what is left, and why; the cordon stays. A static egress IP does not leave:
-// it is where its address is.
+// Drain cordons a node and, unless patience is 0, waits until it holds no egress IP any more, reporting each that
+// leaves to w: those that came meanwhile as well, and none comes after the cordon. An error names what is left, and
+// why; the cordon stays. A static egress IP does not leave: it is where its address is.
 func Drain(ctx context.Context, c *store.Client, node string, patience time.Duration, w io.Writer) error {
 	if err := cordon(ctx, c, node, string(egress.ActDrain), w); err != nil {
 		return err
@@ -145,8 +145,8 @@ func Drain(ctx context.Context, c *store.Client, node string, patience time.Dura
 	return errors.Join(reasons...)
 }
 
-// waitEmpty returns when the node holds nothing that can leave, with what it still holds: known at the beginning, by the caller's look, which
-// is older than the view. An error says why it waited for no more.
+// waitEmpty returns when the node holds nothing that can leave, with what it still holds: known at the beginning, by
+// the caller's look, which is older than the view. An error says why it waited for no more.
 func waitEmpty(ctx context.Context, view *store.View, node string, known map[netip.Addr]bool, patience time.Duration, w io.Writer) (left []netip.Addr, err error) {
 	patient, cancel := context.WithTimeout(ctx, patience)
 	defer cancel()

@@ -317,7 +317,8 @@ func TestDrainSaysWhatLeavesAndWhatIsLeft(t *testing.T) {
 	}
 }
 
-// TestDrainWaitsForWhatCameMeanwhile: a claim may be on its way when the node is cordoned, and be seen later than what leaves.
+// TestDrainWaitsForWhatCameMeanwhile: a claim may be on its way when the node is cordoned, and be seen later than what
+// leaves.
 func TestDrainWaitsForWhatCameMeanwhile(t *testing.T) {
 	c := client(t)
 	seeded(t, c)

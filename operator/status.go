@@ -35,7 +35,8 @@ type overview struct {
 	Troubles []Trouble         `json:"troubles,omitempty"`
 }
 
-// Status writes the whole system on one screen, in a format: "json", "yaml", or "" for text. The error is a Verdict when something is wrong.
+// Status writes the whole system on one screen, in a format: "json", "yaml", or "" for text. The error is a Verdict
+// when something is wrong.
 func Status(ctx context.Context, c *store.Client, format string, w io.Writer) error {
 	if err := checkReport(format); err != nil {
 		return err

@@ -87,9 +87,10 @@ func addTo(steps *[]Step) adds {
 }
 
 // Trace writes why a pod leaves with the address that it has outside, step by step, and last a verdict in one sentence,
-// in a format: "json", "yaml" or "" for text. It goes by the records in etcd, and by what the agents of the nodes on the way say of their kernels
-// when they are asked at page; nil: they are not. A kernel of which nothing is known is taken to do what the records say, unless its agent reports otherwise
-// there. The error is a Verdict when it does not get through, or something may be in its way.
+// in a format: "json", "yaml" or "" for text. It goes by the records in etcd, and by what the agents of the nodes on
+// the way say of their kernels when they are asked at page; nil: they are not. A kernel of which nothing is known is
+// taken to do what the records say, unless its agent reports otherwise there. The error is a Verdict when it does not
+// get through, or something may be in its way.
 func Trace(ctx context.Context, c *store.Client, q Question, ask Ask, page, format string, w io.Writer) error {
 	if err := checkReport(format); err != nil {
 		return err
@@ -156,8 +157,9 @@ func moved(before, after store.Whole, pod string) bool {
 	return false
 }
 
-// conclude returns the verdict, and the exit status that it means: 0, the pod leaves as it should; 2, it does not; 3, something may be in its way. Where
-// the steps are of both families each has a verdict, and the status is that of the worse one.
+// conclude returns the verdict, and the exit status that it means: 0, the pod leaves as it should; 2, it does not; 3,
+// something may be in its way. Where the steps are of both families each has a verdict, and the status is that of the
+// worse one.
 func conclude(steps []Step) (string, int) {
 	var texts []string
 	worst := 0
@@ -221,8 +223,8 @@ func result(steps []Step) string {
 	return steps[len(steps)-1].Text
 }
 
-// trace returns the steps of a pod's way, one way after the other where it has addresses of both families. The last step says how it leaves; where one
-// stops it, the others are still told. An error: etcd has no such pod.
+// trace returns the steps of a pod's way, one way after the other where it has addresses of both families. The last
+// step says how it leaves; where one stops it, the others are still told. An error: etcd has no such pod.
 func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, error) {
 	var steps []Step
 	step := addTo(&steps)

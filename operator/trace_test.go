@@ -14,7 +14,8 @@ import (
 
 var podIP = netip.MustParseAddr("10.244.1.5")
 
-// whole returns a cluster in which all is well: node-1 holds the IP of web, and node-2 has its pod prod/web-1. prod/db-1 is of no egress.
+// whole returns a cluster in which all is well: node-1 holds the IP of web, and node-2 has its pod prod/web-1.
+// prod/db-1 is of no egress.
 func whole() store.Whole {
 	s := snapshot()
 	s.Egresses["web"] = egress.Policy{Name: "web", Created: time.Now(), Addresses: []egress.Address{{IP: ip, ID: 1, Pool: "pool"}}}

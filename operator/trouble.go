@@ -111,7 +111,8 @@ func first(list []string, most int) string {
 }
 
 func worstFirst(list []Trouble) {
-	slices.SortStableFunc(list, func(a, b Trouble) int { return cmp.Compare(a.Level, b.Level) }) // by the alphabet, as it is
+	// by the alphabet, as it is
+	slices.SortStableFunc(list, func(a, b Trouble) int { return cmp.Compare(a.Level, b.Level) })
 }
 
 // unowned says why no node holds an address, as far as etcd tells.

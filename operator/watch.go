@@ -21,8 +21,9 @@ var watched = map[string][]string{
 	"pools":     {store.PoolPrefix, store.AllocationPrefix},
 }
 
-// Watch writes the records of a kind as a table, and then the row of each that comes, changes or goes, until ctx ends, and then returns nil. What goes
-// is written as it was, with the word "deleted" behind. Records that cannot be read are left out.
+// Watch writes the records of a kind as a table, and then the row of each that comes, changes or goes, until ctx ends,
+// and then returns nil. What goes is written as it was, with the word "deleted" behind. Records that cannot be read are
+// left out.
 func Watch(ctx context.Context, c *store.Client, kind string, w io.Writer) error {
 	if err := Check(kind, ""); err != nil {
 		return err

@@ -33,7 +33,8 @@ func TestWatchPrintsWhatComesChangesAndGoes(t *testing.T) {
 	wait("node-1", 1)
 	put(t, c, store.NodeKey("node-2"), egress.Node{Name: "node-2", Index: 2})
 	wait("node-2", 1)
-	put(t, c, store.AgentKey("node-1"), egress.Agent{Node: "node-1", Version: "v9"}) // of another record, the row of node-1 tells
+	// of another record, the row of node-1 tells
+	put(t, c, store.AgentKey("node-1"), egress.Agent{Node: "node-1", Version: "v9"})
 	wait("v9", 1)
 	put(t, c, store.CordonKey("node-2"), egress.Cordon{Node: "node-2"})
 	wait("true", 1)

@@ -20,8 +20,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// Ask asks the agent of a node at a page, such as agent.ConnectionsPage, and decodes its answer, a JSON object with the name of the node, into reply. The error
-// wraps ErrNoWay where this command does not reach that agent.
+// Ask asks the agent of a node at a page, such as agent.ConnectionsPage, and decodes its answer, a JSON object with the
+// name of the node, into reply. The error wraps ErrNoWay where this command does not reach that agent.
 type Ask func(ctx context.Context, node string, addresses []netip.Addr, page string, q url.Values, reply any) error
 
 // ErrNoWay says that this command cannot reach the agent of a node.
@@ -53,9 +53,11 @@ type Holder struct {
 	Last   uint16    `json:"last,omitempty"`
 	Since  time.Time `json:"since,omitzero"`
 	Until  time.Time `json:"until,omitzero"` // none: it has it
-	// Gateway says that the port is of those by which the gateway translates for nodes without a block: its own, or another's pods.
+	// Gateway says that the port is of those by which the gateway translates for nodes without a block: its own, or
+	// another's pods.
 	Gateway bool `json:"gateway,omitempty"`
-	// Resting says that the node had lost the block by then, and the port rested: what had it before may still have been under way.
+	// Resting says that the node had lost the block by then, and the port rested: what had it before may still have
+	// been under way.
 	Resting bool `json:"resting,omitempty"`
 }
 
@@ -72,7 +74,8 @@ type Used struct {
 	Ask     []string      `json:"ask,omitempty"`     // commands that say more
 }
 
-// Who writes which node had a port, and which pods used it. The error is a Verdict of status 2 when nobody had it, and of 1 when that could not be known.
+// Who writes which node had a port, and which pods used it. The error is a Verdict of status 2 when nobody had it, and
+// of 1 when that could not be known.
 func Who(ctx context.Context, c *store.Client, cfg WhoConfig, w io.Writer) error {
 	if err := checkReport(cfg.Format); err != nil {
 		return err
@@ -174,7 +177,8 @@ func whoHeld(ctx context.Context, c *store.Client, cfg WhoConfig) (holders []Hol
 	return holders, nodes, missing, nil
 }
 
-// clockSlack is how long after a node lost a block it is still asked: its connections are ended then, and clocks differ.
+// clockSlack is how long after a node lost a block it is still asked: its connections are ended then, and clocks
+// differ.
 const clockSlack = 2 * time.Minute
 
 // gateways returns the owners of the IP at the time.
@@ -245,7 +249,8 @@ func (u *Used) answer(cfg WhoConfig, w io.Writer) error {
 }
 
 func (u *Used) text(w io.Writer) error {
-	out := func(format string, a ...any) { fmt.Fprintf(w, format, a...) } // what cannot be written shows in the table below, or was the whole
+	// what cannot be written shows in the table below, or was the whole
+	out := func(format string, a ...any) { fmt.Fprintf(w, format, a...) }
 	what := netip.AddrPortFrom(u.IP, u.Port).String()
 	when := "at " + stamp(u.From)
 	for _, h := range u.Holders {

@@ -10,7 +10,8 @@ import (
 	"github.com/egret-project/egret/plan"
 )
 
-// BenchmarkRound is a round of one of 50 gateways among 5,000 nodes with 10,000 egress IPs: at rest, and when nobody holds any of them.
+// BenchmarkRound is a round of one of 50 gateways among 5,000 nodes with 10,000 egress IPs: at rest, and when nobody
+// holds any of them.
 func BenchmarkRound(b *testing.B) {
 	const nodes, gateways, ips = 5000, 50, 10000
 	s := &egress.Snapshot{

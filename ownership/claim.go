@@ -45,8 +45,8 @@ func (m *Machine) claim() []Effect {
 	return out
 }
 
-// suspicion returns the one that stands against the owner of a lock that has ended. Under another lease the agent may have been one that does not end
-// suspicions.
+// suspicion returns the one that stands against the owner of a lock that has ended. Under another lease the agent may
+// have been one that does not end suspicions.
 func (m *Machine) suspicion(o egress.Owner) egress.Suspicion {
 	s, stands := m.round.cluster.Suspicions[o.Node]
 	if stands && s.Lease == egress.FormatLease(o.Lease) && !m.peers.suspicions[o.Node].void {

@@ -9,7 +9,8 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// etcd is a simulated one: linearizable, with revisions and leases, by true time. A snapshot that was taken of it never changes.
+// etcd is a simulated one: linearizable, with revisions and leases, by true time. A snapshot that was taken of it never
+// changes.
 type etcd struct {
 	w          *world
 	rev        int64
@@ -170,7 +171,8 @@ func (e *etcd) putOwner(o egress.Owner, t egress.Tenure) {
 	e.w.watchers()
 }
 
-// released is the read of store.Client.Claim: who gave the IP up after the lock of revision seen, and the revision up to which that is known.
+// released is the read of store.Client.Claim: who gave the IP up after the lock of revision seen, and the revision up
+// to which that is known.
 func (e *etcd) released(ip netip.Addr, seen int64) (from string, rev int64) {
 	t, ok := e.last[ip]
 	if !ok || t.Node != "" || t.Why != egress.ReasonRelease || t.rev <= seen {
@@ -179,7 +181,8 @@ func (e *etcd) released(ip netip.Addr, seen int64) (from string, rev int64) {
 	return t.From, t.rev
 }
 
-// claim is the transaction of store.Client.Claim; rev is what released said. again: it is to be tried without the suspicion.
+// claim is the transaction of store.Client.Claim; rev is what released said. again: it is to be tried without the
+// suspicion.
 func (e *etcd) claim(id int64, o egress.Owner, c Claim, rev int64) (ok, lost, again bool) {
 	if e.leases[id] == nil {
 		return false, true, false
@@ -318,7 +321,8 @@ func (e *etcd) moveTo(from, next int64, a egress.Agent, ips []netip.Addr, keep f
 	return true
 }
 
-// silentSince returns whose word it is that nobody answers for an IP whose lock a node gives back unused, as store.Lease.MoveTo has it.
+// silentSince returns whose word it is that nobody answers for an IP whose lock a node gives back unused, as
+// store.Lease.MoveTo has it.
 func silentSince(o egress.Owner, node string) string {
 	if o.From == "" {
 		return ""

@@ -12,7 +12,8 @@ import (
 type Event interface{ event() }
 
 type (
-	// Granted: etcd gave a lease, or renewed one that was adopted, at the request sent at Sent. The machine's locks are under it from now on.
+	// Granted: etcd gave a lease, or renewed one that was adopted, at the request sent at Sent. The machine's locks are
+	// under it from now on.
 	Granted struct {
 		Lease int64
 		Sent  time.Time
@@ -26,8 +27,8 @@ type (
 	}
 	// Lost: etcd does not know the lease.
 	Lost struct{ Lease int64 }
-	// Confirmed: agents/<node> was there under the lease, in a linearizable read that was sent at Sent, when this process had seen that many
-	// Restores of etcd. An answer which shows another one is none.
+	// Confirmed: agents/<node> was there under the lease, in a linearizable read that was sent at Sent, when this
+	// process had seen that many Restores of etcd. An answer which shows another one is none.
 	Confirmed struct {
 		Lease    int64
 		Sent     time.Time
@@ -35,7 +36,8 @@ type (
 	}
 	// View: etcd as it was at one revision. It begins a round.
 	View struct{ Cluster *plan.Cluster }
-	// Facts: what the node knows of itself, who is dead by the gossip, and the IPs of which the node asks whether another host has them.
+	// Facts: what the node knows of itself, who is dead by the gossip, and the IPs of which the node asks whether
+	// another host has them.
 	Facts struct {
 		Facts  plan.Facts
 		Dead   func(node string) bool
@@ -45,7 +47,8 @@ type (
 	Programmed struct{ Applied bool }
 	// Settled: the effects of Programmed were tried.
 	Settled struct{}
-	// Unable: the node cannot serve any IP, and its kernel is silent about all of them. It takes the place of Facts and what comes after that.
+	// Unable: the node cannot serve any IP, and its kernel is silent about all of them. It takes the place of Facts and
+	// what comes after that.
 	Unable struct{}
 	// HandedOver: etcd's answer to a HandOver, or none (Err).
 	HandedOver struct {
@@ -58,9 +61,9 @@ type (
 		From    string
 		Message Message
 	}
-	// Question: it is time to ask the peers for promises, every tenth of P. Peers are all other agents that could claim: those of etcd's last
-	// snapshot, and those that the gossip knows to be alive. There is none before the first snapshot, nor need there be one while etcd answers, or while
-	// the machine does not ask it.
+	// Question: it is time to ask the peers for promises, every tenth of P. Peers are all other agents that could
+	// claim: those of etcd's last snapshot, and those that the gossip knows to be alive. There is none before the first
+	// snapshot, nor need there be one while etcd answers, or while the machine does not ask it.
 	Question struct{ Peers []string }
 	// Adopted: this process goes on with the permits that the kernel had for locks under its lease.
 	Adopted struct {
@@ -69,8 +72,8 @@ type (
 		Revocable bool
 		Permit    time.Duration
 	}
-	// Extended: the locks of the IPs are under a lease that outlives the process, and which nobody revokes: the permits that the kernel has for
-	// them may last as long.
+	// Extended: the locks of the IPs are under a lease that outlives the process, and which nobody revokes: the permits
+	// that the kernel has for them may last as long.
 	Extended struct {
 		Lease int64
 		Sent  time.Time
@@ -115,14 +118,14 @@ type (
 		Suspicion egress.Suspicion
 		Seen      int64
 	}
-	// Longest makes P of all agents what etcd says of the longest one: Raise where this node's is longer, else after all agents with a longer one are
-	// gone, and only if none has come since the snapshot.
+	// Longest makes P of all agents what etcd says of the longest one: Raise where this node's is longer, else after
+	// all agents with a longer one are gone, and only if none has come since the snapshot.
 	Longest struct {
 		Permit time.Duration
 		Raise  bool
 	}
-	// Release gives a lock back, if it is of that revision still. Unused: this node has not waited yet until the owner before it was
-	// certainly silent, so whoever is next has to.
+	// Release gives a lock back, if it is of that revision still. Unused: this node has not waited yet until the owner
+	// before it was certainly silent, so whoever is next has to.
 	Release struct {
 		Owner  egress.Owner
 		Unused bool
@@ -131,15 +134,16 @@ type (
 	Ready struct{ Move egress.Move }
 	// HandOver gives a lock to the target of a move, if all three are of their revisions.
 	HandOver struct{ plan.Departure }
-	// Revoke ends the lease of an agent, if the suspicion against it still stands, where there is one. Former: it is one of this node's own former life.
+	// Revoke ends the lease of an agent, if the suspicion against it still stands, where there is one. Former: it is
+	// one of this node's own former life.
 	Revoke struct {
 		Node      string
 		Lease     int64
 		Former    bool
 		Suspicion egress.Suspicion
 	}
-	// Claim takes a lock that nobody has. Seen is the revision of the last lock of the IP that this node saw, or 0, and Suspicion the one that
-	// stands against its owner, if any.
+	// Claim takes a lock that nobody has. Seen is the revision of the last lock of the IP that this node saw, or 0, and
+	// Suspicion the one that stands against its owner, if any.
 	Claim struct {
 		plan.Claim
 		Seen      int64
@@ -156,7 +160,8 @@ type (
 	Wake struct{}
 	// Used says that this node uses a lock from now on.
 	Used struct{ Owner egress.Owner }
-	// Returned says that an IP that this node still relayed for its next owner comes back: what is left of its last time here has to go.
+	// Returned says that an IP that this node still relayed for its next owner comes back: what is left of its last
+	// time here has to go.
 	Returned struct{ IP netip.Addr }
 )
 

@@ -18,8 +18,8 @@ func (l *Lease) renewed(e Renewed) {
 	}
 }
 
-// confirmed takes in etcd's yes. A renewal would not do: a leader of etcd that was cut off and does not know it still grants those. Nor does the
-// yes of an etcd that was restored since the view: the lock may be another's there.
+// confirmed takes in etcd's yes. A renewal would not do: a leader of etcd that was cut off and does not know it still
+// grants those. Nor does the yes of an etcd that was restored since the view: the lock may be another's there.
 func (m *Machine) confirmed(e Confirmed) {
 	if e.Restores != m.restores {
 		m.promises.void = e.Restores > m.restores // etcd does answer
@@ -31,8 +31,8 @@ func (m *Machine) confirmed(e Confirmed) {
 	}
 }
 
-// lost takes in that the lease is gone, and with it every lock. At once: a machine that was paused may have permits left, since its clock
-// stood still.
+// lost takes in that the lease is gone, and with it every lock. At once: a machine that was paused may have permits
+// left, since its clock stood still.
 func (m *Machine) lost(e Lost) []Effect {
 	if e.Lease != m.lease.ID {
 		return nil

@@ -24,8 +24,9 @@ type Config struct {
 	Late       time.Duration // for how long after it was sent a request may still reach etcd
 }
 
-// Machine decides for the agent of one node. The events of a round come one after the other: View, Facts, Programmed, HandedOver, Settled, Unable,
-// and Grant. All other events and methods may come meanwhile: a round may look at thousands of IPs, and permits are renewed all the same.
+// Machine decides for the agent of one node. The events of a round come one after the other: View, Facts, Programmed,
+// HandedOver, Settled, Unable, and Grant. All other events and methods may come meanwhile: a round may look at
+// thousands of IPs, and permits are renewed all the same.
 type Machine struct {
 	cfg     Config
 	tenures tenures
@@ -164,7 +165,8 @@ func (m *Machine) Lease() Lease {
 	return m.lease
 }
 
-// begin begins a round. First, and by the snapshot alone: an IP that is not this node's any more is not answered for, whatever fails later.
+// begin begins a round. First, and by the snapshot alone: an IP that is not this node's any more is not answered for,
+// whatever fails later.
 func (m *Machine) begin(now time.Time, e View) []Effect {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -175,7 +177,8 @@ func (m *Machine) begin(now time.Time, e View) []Effect {
 	return []Effect{Restrict{}}
 }
 
-// restored takes in that etcd is another one than before. What the former one said ends, and nobody knows any more who has seen this node's P.
+// restored takes in that etcd is another one than before. What the former one said ends, and nobody knows any more who
+// has seen this node's P.
 func (m *Machine) restored(restores int) {
 	if restores != m.restores {
 		m.restores, m.promises.void = restores, false
@@ -184,8 +187,8 @@ func (m *Machine) restored(restores int) {
 	}
 }
 
-// declared lets permits be as long as P, once etcd says that to all who come to claim: in the agent's record, which keeps the longest P from being
-// shortened, and in that.
+// declared lets permits be as long as P, once etcd says that to all who come to claim: in the agent's record, which
+// keeps the longest P from being shortened, and in that.
 func (m *Machine) declared(s *egress.Snapshot) {
 	r := s.Agents[m.cfg.Node]
 	if p := m.cfg.Permit; m.permits.length != p && r.Permit.Is(p) && r.Lease == egress.FormatLease(m.lease.ID) && s.Longest >= p {
@@ -232,8 +235,8 @@ func (m *Machine) need(now time.Time) []Effect {
 	return nil
 }
 
-// settle does what the kernel is ready for: it gives back and hands over what it has fallen silent about. Without its tables a node claims
-// nothing and releases nothing: it might still be answering.
+// settle does what the kernel is ready for: it gives back and hands over what it has fallen silent about. Without its
+// tables a node claims nothing and releases nothing: it might still be answering.
 func (m *Machine) settle(now time.Time, e Programmed) []Effect {
 	s, f := m.round.cluster, m.round.facts
 	out := []Effect{Publish{Revocable: m.revocable()}}
@@ -296,8 +299,9 @@ func (m *Machine) releaseAll() []Effect {
 	return out
 }
 
-// outdated reports whether etcd has answered as another one than that of the view, which is listed anew then. What is decided by that view is not for
-// this etcd: a lock may have the same revision there, and what this node did with it be unknown to the list that is still on its way.
+// outdated reports whether etcd has answered as another one than that of the view, which is listed anew then. What is
+// decided by that view is not for this etcd: a lock may have the same revision there, and what this node did with it be
+// unknown to the list that is still on its way.
 func (m *Machine) outdated() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -329,7 +333,8 @@ func (m *Machine) act(now time.Time) []Effect {
 	return append(out, claims...)
 }
 
-// shorten lets claimers wait less long once the agents with a longer P are gone, and their permits: that is up to the first of the others.
+// shorten lets claimers wait less long once the agents with a longer P are gone, and their permits: that is up to the
+// first of the others.
 func (m *Machine) shorten(now time.Time) []Effect {
 	s, most, first := m.round.cluster, time.Duration(0), m.cfg.Node
 	for name, a := range s.Agents {

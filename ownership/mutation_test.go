@@ -64,7 +64,8 @@ var mutations = []mutation{
 	{"a suspected agent gets a yes", "ownership/node_test.go", "if ok && there && suspected {", "if ok && there && suspected && false {", suspected, 21},
 }
 
-// TestMutations: each deliberate fault is found by the schedule that is noted for it, or where the machine has changed since, by another one.
+// TestMutations: each deliberate fault is found by the schedule that is noted for it, or where the machine has changed
+// since, by another one.
 func TestMutations(t *testing.T) {
 	root, err := filepath.Abs("..")
 	if err != nil {
@@ -99,7 +100,8 @@ func (m mutation) run(t *testing.T, root string) {
 		}
 	}
 	build := exec.CommandContext(t.Context(), "go", "test", "-c", "-vet=off", "-ldflags=-s -w", "-overlay", overlay, "-o", binary, "./ownership")
-	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0") // as `make test-schedules`, whose packages it shares
+	// as `make test-schedules`, whose packages it shares
+	build.Dir, build.Env = root, append(os.Environ(), "CGO_ENABLED=0")
 	if out, err := build.CombinedOutput(); err != nil {
 		t.Fatalf("building: %v\n%s", err, out)
 	}

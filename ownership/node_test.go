@@ -11,7 +11,8 @@ import (
 	"github.com/egret-project/egret/plan"
 )
 
-// node is a simulated node: a kernel, a clock, and mostly an agent, which is what the package agent does around a Machine.
+// node is a simulated node: a kernel, a clock, and mostly an agent, which is what the package agent does around a
+// Machine.
 type node struct {
 	w      *world
 	id     int
@@ -271,7 +272,8 @@ func (n *node) see(s *egress.Snapshot) {
 	n.wake()
 }
 
-// watches makes the view what the machine wants it to be. Ranges that are added are listed at the revision of the view; the watches go on meanwhile.
+// watches makes the view what the machine wants it to be. Ranges that are added are listed at the revision of the view;
+// the watches go on meanwhile.
 func (n *node) watches(want Watch) {
 	switch {
 	case want.All && n.partial && !n.widening:
@@ -1148,8 +1150,8 @@ func (n *node) stop() {
 	}
 }
 
-// exit ends a process that says so to its peers. When the faults have ended, it is started again at once: what was to start it may have come before
-// the end of a slow exit.
+// exit ends a process that says so to its peers. When the faults have ended, it is started again at once: what was to
+// start it may have come before the end of a slow exit.
 func (n *node) exit(why string) {
 	n.kill(why)
 	if n.w.healed {

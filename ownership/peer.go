@@ -29,7 +29,8 @@ type suspicion struct {
 	void         bool      // an agent that does not end suspicions was seen under its lease: it gets a yes all the same
 }
 
-// doubt is for how long the agent of a lease is not suspected again after it ended a suspicion while the gossip held it for dead, and until when.
+// doubt is for how long the agent of a lease is not suspected again after it ended a suspicion while the gossip held it
+// for dead, and until when.
 type doubt struct {
 	trusted time.Duration
 	until   time.Time
@@ -40,11 +41,12 @@ func (p *peers) init() {
 	p.suspicions, p.doubts = map[string]suspicion{}, map[string]doubt{}
 }
 
-// releaseTime is how long the agent of a node that is gone has to let go by itself: it takes milliseconds, and a second and a half where its
-// watch hangs.
+// releaseTime is how long the agent of a node that is gone has to let go by itself: it takes milliseconds, and a second
+// and a half where its watch hangs.
 const releaseTime = 2 * time.Second
 
-// joinGrace is how long a lease must have been seen before its agent counts as dead: a new one may not have joined the gossip yet.
+// joinGrace is how long a lease must have been seen before its agent counts as dead: a new one may not have joined the
+// gossip yet.
 const joinGrace = 2 * time.Second
 
 // see takes in who is dead.
@@ -107,22 +109,24 @@ func (p *peers) suspected(revision int64, otherwise time.Time) time.Time {
 	return otherwise
 }
 
-// An agent that ended a suspicion, and that the gossip goes on to hold for dead, is not suspected again for trust, then twice as long, and so on up to
-// mostTrust: as where the gossip is cut off for days. Should it die meanwhile, its lease ends by itself. Suspicions that are gone are remembered for some
-// time.
+// An agent that ended a suspicion, and that the gossip goes on to hold for dead, is not suspected again for trust, then
+// twice as long, and so on up to mostTrust: as where the gossip is cut off for days. Should it die meanwhile, its lease
+// ends by itself. Suspicions that are gone are remembered for some time.
 const (
 	trust = time.Second
-	// unheardTime is how long most agents have to hold one for dead that ended a suspicion, until its lease is revoked all the same.
+	// unheardTime is how long most agents have to hold one for dead that ended a suspicion, until its lease is revoked
+	// all the same.
 	unheardTime = time.Second
 	mostTrust   = time.Minute
 	remembered  = 10 * time.Second
 )
 
-// revoke ends the leases of dead agents, which frees their IPs, and of those that go on with IPs although their node is gone: the first in
-// rank at once, each next one a step later.
+// revoke ends the leases of dead agents, which frees their IPs, and of those that go on with IPs although their node is
+// gone: the first in rank at once, each next one a step later.
 //
-// That an agent is dead is first the gossip's word, which may be wrong, and then etcd's: a suspicion, which an agent that lives ends each time that it
-// asks etcd for a yes, five times in P. It has a bit more than half of P for that; the next owner has to wait until the end of it in any case.
+// That an agent is dead is first the gossip's word, which may be wrong, and then etcd's: a suspicion, which an agent
+// that lives ends each time that it asks etcd for a yes, five times in P. It has a bit more than half of P for that;
+// the next owner has to wait until the end of it in any case.
 func (m *Machine) revoke() []Effect {
 	if !m.cfg.Gossip {
 		return nil
@@ -173,7 +177,8 @@ func (m *Machine) revoke() []Effect {
 			out = append(out, Revoke{Node: node, Lease: id, Suspicion: suspicion})
 		}
 	}
-	maps.DeleteFunc(p.doubts, func(lease string, _ doubt) bool { return since[lease].IsZero() }) // the gossip says that it lives
+	// the gossip says that it lives
+	maps.DeleteFunc(p.doubts, func(lease string, _ doubt) bool { return since[lease].IsZero() })
 	p.since = since
 	return out
 }
@@ -183,8 +188,8 @@ func (m *Machine) answerTime(a egress.Agent) time.Duration {
 	return cmp.Or(time.Duration(a.Permit), m.cfg.Permit) * 6 / 10
 }
 
-// endFormer ends the leases of this node's former life that locks are still under, as after a restore of etcd. A node has one agent, and
-// that one is silent about those IPs: nobody has to wait for the end of such a lease.
+// endFormer ends the leases of this node's former life that locks are still under, as after a restore of etcd. A node
+// has one agent, and that one is silent about those IPs: nobody has to wait for the end of such a lease.
 func (m *Machine) endFormer() []Effect {
 	var out []Effect
 	former := map[int64]bool{}

@@ -20,8 +20,8 @@ type permits struct {
 	list []Permit
 	// lease is the one that the locks of list are under. What is known of a later one says nothing about them.
 	lease int64
-	// length is P, or what the former agent's was while claimers may not know of a longer one; 0: they know of none. It became P at longer, and counts for
-	// what was asked for after that; before, former does.
+	// length is P, or what the former agent's was while claimers may not know of a longer one; 0: they know of none. It
+	// became P at longer, and counts for what was asked for after that; before, former does.
 	length, former time.Duration
 	longer         time.Time
 	// bounded: they end within P of a moment at which nobody had revoked the lease, so that peers may revoke it.
@@ -45,8 +45,9 @@ var ErrUnconfirmed = errors.New("lease not confirmed by etcd in time: egress IPs
 // Shortest is the shortest permit: below a tick of the kernel, of 10 ms at the most, there are none.
 const Shortest = 20 * time.Millisecond
 
-// Grant makes list the permits, of locks under the lease of the round. same says that the kernel has exactly these: read, not remembered. Else
-// they have to be written, also where there are none, since those of a former process may be there.
+// Grant makes list the permits, of locks under the lease of the round. same says that the kernel has exactly these:
+// read, not remembered. Else they have to be written, also where there are none, since those of a former process may be
+// there.
 func (m *Machine) Grant(list []Permit, same bool) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -59,8 +60,9 @@ func (m *Machine) Grant(list []Permit, same bool) {
 	m.permits.list, m.permits.lease = list, m.round.lease
 }
 
-// Narrow ends what may does not allow of each permit, and returns what the kernel has to end: the permits that are gone, and those that are
-// silent, also of former calls that were not Acknowledged. Permits that were narrowed are never lengthened by a renewal.
+// Narrow ends what may does not allow of each permit, and returns what the kernel has to end: the permits that are
+// gone, and those that are silent, also of former calls that were not Acknowledged. Permits that were narrowed are
+// never lengthened by a renewal.
 func (m *Machine) Narrow(may func(netip.Addr) (send, answer bool)) (gone, silent []netip.Addr) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -96,7 +98,8 @@ func (m *Machine) Permits() []Permit {
 	return slices.Clone(m.permits.list)
 }
 
-// Length returns how long permits may be at present: P, or what the former agent's was while claimers may not know of a longer one.
+// Length returns how long permits may be at present: P, or what the former agent's was while claimers may not know of a
+// longer one.
 func (m *Machine) Length() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -111,8 +114,8 @@ func (p *permits) by(confirmed time.Time) time.Duration {
 	return p.length
 }
 
-// Look returns when permits that are renewed now end, and their limit: they have to be written within half of what is between the two.
-// It is asked immediately before they are written.
+// Look returns when permits that are renewed now end, and their limit: they have to be written within half of what is
+// between the two. It is asked immediately before they are written.
 func (m *Machine) Look(now time.Time) (end, limit time.Time, err error) {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -155,7 +158,8 @@ func (m *Machine) Until() time.Time {
 	return m.permits.until
 }
 
-// Extended reports whether the permits last until the end of a lease that outlives the process: they are never renewed again.
+// Extended reports whether the permits last until the end of a lease that outlives the process: they are never renewed
+// again.
 func (m *Machine) Extended() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -169,8 +173,8 @@ func (m *Machine) Bounded() bool {
 	return m.permits.bounded
 }
 
-// Asks reports whether the agent has to ask etcd for a yes, every fifth of Length: while it has permits, or is about to, and while a peer asks for its
-// promise. All others leave etcd alone.
+// Asks reports whether the agent has to ask etcd for a yes, every fifth of Length: while it has permits, or is about
+// to, and while a peer asks for its promise. All others leave etcd alone.
 func (m *Machine) Asks(now time.Time) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -189,8 +193,8 @@ func (m *Machine) asks(now time.Time) bool {
 	return true
 }
 
-// Idle reports whether this node has no lock and no permit, nor is about to: the record of its agent alone is under the lease, which then may be renewed
-// less often. The next round after a lock came ends that.
+// Idle reports whether this node has no lock and no permit, nor is about to: the record of its agent alone is under the
+// lease, which then may be renewed less often. The next round after a lock came ends that.
 func (m *Machine) Idle() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
@@ -202,8 +206,9 @@ func (m *Machine) needs() bool { return m.permits.needed || len(m.permits.list) 
 
 // limit returns when the permits must have ended, and by how much they are to end earlier. The caller holds mu.
 //
-// Bounded: P after the lease was confirmed, or after every peer promised to use no IP that it claims. A promise carries on what a
-// confirmation began, and never begins anew: a peer may have been free in between. A tenth is left for the write.
+// Bounded: P after the lease was confirmed, or after every peer promised to use no IP that it claims. A promise carries
+// on what a confirmation began, and never begins anew: a peer may have been free in between. A tenth is left for the
+// write.
 //
 // Not bounded: P after the lease ends at the earliest, since a claimer waits for that. All of it is left.
 func (m *Machine) limit(now time.Time) (limit time.Time, margin time.Duration, err error) {
@@ -225,16 +230,16 @@ func (m *Machine) limit(now time.Time) (limit time.Time, margin time.Duration, e
 	return limit, length / 10, nil
 }
 
-// revocable reports whether the record of the agent may say that peers may revoke its lease. It follows from what the kernel acknowledged,
-// not from what it was asked for.
+// revocable reports whether the record of the agent may say that peers may revoke its lease. It follows from what the
+// kernel acknowledged, not from what it was asked for.
 func (m *Machine) revocable() bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()
 	return m.cfg.Gossip && m.permits.known
 }
 
-// Keeps reports whether the lock of an IP goes on under the next lease when the agent stops: the kernel answers for it, or has not
-// acknowledged that it ceased to. Any other would wait for the next agent, and others can use it at once.
+// Keeps reports whether the lock of an IP goes on under the next lease when the agent stops: the kernel answers for it,
+// or has not acknowledged that it ceased to. Any other would wait for the next agent, and others can use it at once.
 func (m *Machine) Keeps(now time.Time, ip netip.Addr) bool {
 	m.mu.Lock()
 	defer m.mu.Unlock()

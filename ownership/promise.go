@@ -2,15 +2,18 @@ package ownership
 
 import "time"
 
-// promises is the rule for the case that all agents lose etcd: then nobody can claim, and each keeps its IPs. An agent without etcd asks
-// every other. One that has lost etcd too, or has only just got it back, promises: for P from now it claims nothing, revokes nothing, and
-// uses no IP that it has claimed and does not use yet. With the promise of all that could claim the agent goes on as if etcd had confirmed
-// its lease when it asked. All, not most: of the rest any could claim once the lease has ended.
+// promises is the rule for the case that all agents lose etcd: then nobody can claim, and each keeps its IPs. An agent
+// without etcd asks every other. One that has lost etcd too, or has only just got it back, promises: for P from now it
+// claims nothing, revokes nothing, and uses no IP that it has claimed and does not use yet. With the promise of all
+// that could claim the agent goes on as if etcd had confirmed its lease when it asked. All, not most: of the rest any
+// could claim once the lease has ended.
 //
-// An agent that has no use for a yes does not ask etcd, so it does not know whether it has lost it. Asked by a peer it promises, which is always
-// safe, and asks etcd itself from then on, for as long as the peer may ask again; it promises until etcd has answered.
+// An agent that has no use for a yes does not ask etcd, so it does not know whether it has lost it. Asked by a peer it
+// promises, which is always safe, and asks etcd itself from then on, for as long as the peer may ask again; it promises
+// until etcd has answered.
 //
-// Who asks without a permit left, and gets no promise, is partitioned: cut off from an etcd that others have. It need not be waited for.
+// Who asks without a permit left, and gets no promise, is partitioned: cut off from an etcd that others have. It need
+// not be waited for.
 type promises struct {
 	length   time.Duration
 	keep     bool // ask; without it the machine only promises
@@ -27,8 +30,8 @@ type promises struct {
 	refused  map[string]refusal   // by who asked for a promise and got none
 }
 
-// refusal is a time in which an agent without permits asked again and again, while this one had etcd. After P it is partitioned: until then
-// it may be on its way to another member of etcd.
+// refusal is a time in which an agent without permits asked again and again, while this one had etcd. After P it is
+// partitioned: until then it may be on its way to another member of etcd.
 type refusal struct{ first, last time.Time }
 
 // Message is what agents say to each other.
@@ -40,8 +43,8 @@ type Message struct {
 	Permit  time.Duration `json:"permit,omitempty"` // P of who asks: that long a promise binds
 }
 
-// returning is for how long an agent goes on promising when etcd is back: the others' connections may come back later, for they wait
-// up to a second between two attempts.
+// returning is for how long an agent goes on promising when etcd is back: the others' connections may come back later,
+// for they wait up to a second between two attempts.
 const returning = 3 * time.Second
 
 func (p *promises) init(cfg Config) {
@@ -75,8 +78,8 @@ func (p *promises) asked(now time.Time) {
 	}
 }
 
-// missing reports whether etcd has been silent for so long that the permits are in danger. It is asked every fifth of P, and all have to
-// miss it before the first permit ends.
+// missing reports whether etcd has been silent for so long that the permits are in danger. It is asked every fifth of
+// P, and all have to miss it before the first permit ends.
 func (p *promises) missing(now, confirmed time.Time) bool {
 	if p.asking.IsZero() || now.Sub(later(confirmed, p.asking)) < p.length*3/10 {
 		return false
@@ -97,7 +100,8 @@ func (p *promises) heard(now time.Time, e Heard, confirmed time.Time) []Effect {
 	}
 	was := p.partitioned(now, e.From)
 	if was && m.Silent {
-		p.refused[e.From] = refusal{p.refused[e.From].first, now} // a promise would begin nothing, and etcd need not be asked again and again
+		// a promise would begin nothing, and etcd need not be asked again and again
+		p.refused[e.From] = refusal{p.refused[e.From].first, now}
 		return nil
 	}
 	p.wanted = now.Add(2 * max(p.length, m.Permit))

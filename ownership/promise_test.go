@@ -120,7 +120,8 @@ func TestWhoDoesNotKnowTheOthersHasNoPromiseOfAll(t *testing.T) {
 	}
 }
 
-// An agent without gossip that adopted bounded permits asks nobody, so nobody has promised it anything, also where it knows of no other agent.
+// An agent without gossip that adopted bounded permits asks nobody, so nobody has promised it anything, also where it
+// knows of no other agent.
 func TestWithoutGossipThereAreNoPromises(t *testing.T) {
 	now := epoch
 	m := New(Config{Node: "a", Permit: oneMinute, Freeze: true, Start: now})
@@ -221,8 +222,8 @@ func TestWhoHasToPromiseIsAskedAnewEachTime(t *testing.T) {
 	}
 }
 
-// An agent that holds nothing leaves etcd alone. Asked for a promise it gives one, which is always safe, and finds out whether it has etcd: so it
-// holds up nobody for longer than P.
+// An agent that holds nothing leaves etcd alone. Asked for a promise it gives one, which is always safe, and finds out
+// whether it has etcd: so it holds up nobody for longer than P.
 func TestWhoHoldsNothingAsksEtcdOnlyForItsPeers(t *testing.T) {
 	w := newWire("a", "b")
 	w.see()
@@ -289,7 +290,8 @@ func TestWhoComesToHoldAnIPAsksEtcdFirst(t *testing.T) {
 	}
 }
 
-// An etcd that was restored may have a lock under the revision that it had before, and this node may have given that lock up since.
+// An etcd that was restored may have a lock under the revision that it had before, and this node may have given that
+// lock up since.
 func TestNothingIsDoneToALockByAViewOfAnotherEtcd(t *testing.T) {
 	w, ip := newWire("a"), netip.MustParseAddr("10.10.0.11")
 	m := w.all["a"]

@@ -475,7 +475,8 @@ func TestSchedules(t *testing.T) {
 	t.Logf("%d schedules in %v from seed %d, %d failed %v", next.Load(), time.Since(start).Round(time.Millisecond), begin, failed.Load(), kinds)
 }
 
-// A node joins while all others have lost etcd. It claims what they hold by their promises: they hear of it by the gossip, and have to ask it, too.
+// A node joins while all others have lost etcd. It claims what they hold by their promises: they hear of it by the
+// gossip, and have to ask it, too.
 func TestWhoJoinsWhileTheOthersHaveLostEtcdHasToPromise(t *testing.T) {
 	claimed := 0
 	for seed := range uint64(200) {
@@ -506,8 +507,8 @@ func TestWhoJoinsWhileTheOthersHaveLostEtcdHasToPromise(t *testing.T) {
 	}
 }
 
-// A move's target ceases to be a gateway while the hand-over is under way. So its former owner may see a snapshot that is older than the hand-over, and has
-// no move any more.
+// A move's target ceases to be a gateway while the hand-over is under way. So its former owner may see a snapshot that
+// is older than the hand-over, and has no move any more.
 func TestWhatWasHandedOverIsNotUsedByAnOlderSnapshot(t *testing.T) {
 	moved := 0
 	for seed := range uint64(2000) {
@@ -548,8 +549,9 @@ func TestWhatWasHandedOverIsNotUsedByAnOlderSnapshot(t *testing.T) {
 	}
 }
 
-// An agent's lease is lost, with its record, before all others lose etcd: their last snapshot does not have it, and the gossip says that it is dead. It gets
-// a new lease, and claims what they hold by their promises before the gossip has told them that it is back.
+// An agent's lease is lost, with its record, before all others lose etcd: their last snapshot does not have it, and the
+// gossip says that it is dead. It gets a new lease, and claims what they hold by their promises before the gossip has
+// told them that it is back.
 func TestWhoJoinsAgainWhileTheOthersHaveLostEtcdHasToPromise(t *testing.T) {
 	claimed := 0
 	for seed := range uint64(200) {
@@ -598,7 +600,8 @@ func TestWhoJoinsAgainWhileTheOthersHaveLostEtcdHasToPromise(t *testing.T) {
 	}
 }
 
-// The owner's P is longer than the claimer's, and etcd has not taken that yet. The owner is frozen, and the claimer, for which it is dead, waits its own.
+// The owner's P is longer than the claimer's, and etcd has not taken that yet. The owner is frozen, and the claimer,
+// for which it is dead, waits its own.
 func TestAPermitIsNoLongerThanClaimersKnow(t *testing.T) {
 	for seed := range uint64(50) {
 		var story strings.Builder
@@ -636,7 +639,8 @@ func TestAPermitIsNoLongerThanClaimersKnow(t *testing.T) {
 	}
 }
 
-// The smallest cluster: whichever of two nodes loses power, the other is half of all. It took the lease's whole time to find out.
+// The smallest cluster: whichever of two nodes loses power, the other is half of all. It took the lease's whole time to
+// find out.
 func TestWhicheverOfTwoNodesLosesPowerTheOtherTakesOver(t *testing.T) {
 	var took []time.Duration
 	died := map[string]int{}
@@ -674,8 +678,9 @@ func TestWhicheverOfTwoNodesLosesPowerTheOtherTakesOver(t *testing.T) {
 	}
 }
 
-// The gateways are cut off from etcd and from all other nodes, and the operator makes another node one. Its agent had to
-// promise all along: if only gateways had to, the others would go on by their promises for as long as the network is cut.
+// The gateways are cut off from etcd and from all other nodes, and the operator makes another node one. Its agent had
+// to promise all along: if only gateways had to, the others would go on by their promises for as long as the network is
+// cut.
 func TestWhoBecomesAGatewayWhileTheOthersAreCutOffHasToPromise(t *testing.T) {
 	for seed := range uint64(20) {
 		var story strings.Builder
@@ -701,8 +706,8 @@ func TestWhoBecomesAGatewayWhileTheOthersAreCutOffHasToPromise(t *testing.T) {
 	}
 }
 
-// A gateway claims, and the request takes long; meanwhile its pool selects it no more, so that it need not see all owners any longer. Etcd then gives it
-// the lock: if it did not see that, nobody would answer for the IP.
+// A gateway claims, and the request takes long; meanwhile its pool selects it no more, so that it need not see all
+// owners any longer. Etcd then gives it the lock: if it did not see that, nobody would answer for the IP.
 func TestALateClaimOfAFormerGatewayIsSeen(t *testing.T) {
 	claimLate(t, 1, 6*time.Second, 4*time.Second, 0)
 }
@@ -712,8 +717,8 @@ func TestALateClaimThatTheViewDoesNotShowIsFound(t *testing.T) {
 	claimLate(t, 3, 7*time.Second, 3*time.Second, 4*time.Second) // none of that node's pods uses an egress IP
 }
 
-// claimLate runs schedules in which the claim of a node arrives when no pool selects it any more. That is so at most after a time, and its view stands
-// still then for another one; 0: it does not.
+// claimLate runs schedules in which the claim of a node arrives when no pool selects it any more. That is so at most
+// after a time, and its view stands still then for another one; 0: it does not.
 func claimLate(t *testing.T, former int, faults, after, still time.Duration) {
 	t.Helper()
 	late := 0

@@ -6,9 +6,9 @@ import (
 	"github.com/egret-project/egret/plan"
 )
 
-// sight is how much of etcd's owners the machine has to see. A bystander (plan.Cluster.Bystander), which holds no lock and can get none, decides
-// nothing about locks, and its view need not have those of all egress IPs. The view says of itself whether it does (egress.Snapshot.Partial): by one
-// that does not the machine claims, revokes and moves nothing.
+// sight is how much of etcd's owners the machine has to see. A bystander (plan.Cluster.Bystander), which holds no lock
+// and can get none, decides nothing about locks, and its view need not have those of all egress IPs. The view says of
+// itself whether it does (egress.Snapshot.Partial): by one that does not the machine claims, revokes and moves nothing.
 type sight struct {
 	whole    bool      // a view with all owners was seen
 	restores int       // of the etcd that it was of
@@ -17,8 +17,9 @@ type sight struct {
 
 // look says what the view has to have. It is asked in each round, after roles.
 //
-// What a node sent while it was no bystander, a claim or word that it is ready for a move, may arrive later, also from a former process. So it goes on to
-// see all until nothing can be on its way any more. That it holds nothing only a view of all owners can show, of this etcd.
+// What a node sent while it was no bystander, a claim or word that it is ready for a move, may arrive later, also from
+// a former process. So it goes on to see all until nothing can be on its way any more. That it holds nothing only a
+// view of all owners can show, of this etcd.
 func (m *Machine) look(now time.Time) Watch {
 	p, s := &m.round, &m.sight
 	if s.active.IsZero() {

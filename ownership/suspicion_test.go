@@ -9,8 +9,8 @@ import (
 	"github.com/egret-project/egret/plan"
 )
 
-// A lock that ended under a suspicion is waited for from when that was seen. What was seen in an etcd that was restored since counts for nothing: the
-// backup may have the suspicion, and the owner may have ended it later, and got a yes.
+// A lock that ended under a suspicion is waited for from when that was seen. What was seen in an etcd that was restored
+// since counts for nothing: the backup may have the suspicion, and the owner may have ended it later, and got a yes.
 func TestTheWaitForASuspectedOwnerBeginsWithTheSuspicionOfThisEtcd(t *testing.T) {
 	const P = time.Second
 	ip := netip.MustParseAddr("10.0.0.1")
@@ -45,7 +45,8 @@ func TestTheWaitForASuspectedOwnerBeginsWithTheSuspicionOfThisEtcd(t *testing.T)
 	}
 }
 
-// deaf returns a machine of a that hears nobody, and what it wants to do about b, which holds an IP, at a time, when etcd is so.
+// deaf returns a machine of a that hears nobody, and what it wants to do about b, which holds an IP, at a time, when
+// etcd is so.
 func deaf(now time.Time) func(now time.Time, s egress.Snapshot) []Effect {
 	ip := netip.MustParseAddr("10.0.0.1")
 	m := New(Config{Node: "a", Permit: time.Second, ClaimDelay: time.Second, Gossip: true, Start: now})
@@ -69,7 +70,8 @@ func deaf(now time.Time) func(now time.Time, s egress.Snapshot) []Effect {
 	}
 }
 
-// Where the gossip is cut off for long, and etcd is not, an agent that lives is suspected again and again, ever more rarely.
+// Where the gossip is cut off for long, and etcd is not, an agent that lives is suspected again and again, ever more
+// rarely.
 func TestAnAgentThatLivesIsSuspectedEverMoreRarely(t *testing.T) {
 	now, suspected, revision := epoch, 0, int64(10)
 	does := deaf(now)

@@ -34,7 +34,8 @@ func (t *tenures) init() {
 	t.released, t.handed = map[lock]bool{}, map[lock]bool{}
 }
 
-// roles sets what this node may do for each egress IP, and says which locks it uses from now on, and which IPs come back to it.
+// roles sets what this node may do for each egress IP, and says which locks it uses from now on, and which IPs come
+// back to it.
 func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	p, t := &m.round, &m.tenures
 	p.roles = map[netip.Addr]plan.Role{}
@@ -73,7 +74,8 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	bound := m.bound()
 	longest := max(m.cfg.Permit, p.cluster.Longest)
 	if m.cfg.Gossip {
-		// By then those who lost etcd before this agent was in it know by the gossip that it is, and the permits that they have without its promise are over.
+		// By then those who lost etcd before this agent was in it know by the gossip that it is, and the permits that
+		// they have without its promise are over.
 		joined := t.joined
 		if joined.IsZero() {
 			joined = p.now
@@ -89,11 +91,13 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		if _, released := t.released[k]; released {
 			continue
 		}
-		// The former owner fell silent before it wrote the record, in this etcd, or the kernel of this node was in service all along.
+		// The former owner fell silent before it wrote the record, in this etcd, or the kernel of this node was in
+		// service all along.
 		atOnce := o.From != "" && !first || t.adopted[ip]
 		since, waiting := t.waits[k]
 		if !waiting && !atOnce && !t.inUse[k] {
-			if since, waiting = p.now, true; !first { // the former owner got no yes from a suspicion on that stood until its lease ended
+			// the former owner got no yes from a suspicion on that stood until its lease ended
+			if since, waiting = p.now, true; !first {
 				since = m.peers.suspected(o.Suspicion, p.now)
 			}
 		}
@@ -136,7 +140,8 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	return news
 }
 
-// arrivals returns the planned moves that this node prepares for. A view without all owners does not show how much room it has.
+// arrivals returns the planned moves that this node prepares for. A view without all owners does not show how much room
+// it has.
 func (m *Machine) arrivals() []egress.Move {
 	if m.round.cluster.Partial {
 		return nil

@@ -11,7 +11,8 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// world is a simulated cluster: etcd, network, kernels and clocks. All of it follows from a seed. Times are true time since the beginning.
+// world is a simulated cluster: etcd, network, kernels and clocks. All of it follows from a seed. Times are true time
+// since the beginning.
 type world struct {
 	*rand.Rand
 	opt    options

@@ -19,8 +19,8 @@ const (
 	maxReviewed, maxReviews = 256, 4
 	// reviewTimeout is how long the API server may take.
 	reviewTimeout = 5 * time.Second
-	// maxStream is after how long who follows the changes has to come again, and is looked at again. A browser does so by
-	// itself.
+	// maxStream is after how long who follows the changes has to come again, and is looked at again. A browser does so
+	// by itself.
 	maxStream = 5 * time.Minute
 	// maxToken bounds a token in bytes. Those of Kubernetes are some 1,000.
 	maxToken = 8 << 10
@@ -30,8 +30,8 @@ const (
 type Access struct {
 	// Names are the common names of client certificates, which TLS has verified, that may.
 	Names []string
-	// Review says whether the bearer of a token may; an error says that this is not known. nil: no token may. It is called
-	// by several at a time.
+	// Review says whether the bearer of a token may; an error says that this is not known. nil: no token may. It is
+	// called by several at a time.
 	Review func(ctx context.Context, token string) (bool, error)
 	Log    *slog.Logger // nil: nothing is logged
 
@@ -96,8 +96,8 @@ func (a *Access) refuse(r *http.Request) (status int, why string) {
 // URL is the non-resource URL that who looks has to have the verb get of, in Kubernetes' RBAC.
 const URL = "/egret/page"
 
-// Audience is whom a token has to be for. One that is for the API server is not taken: it would be worth more to whoever
-// breaks into the page than the page is.
+// Audience is whom a token has to be for. One that is for the API server is not taken: it would be worth more to
+// whoever breaks into the page than the page is.
 const Audience = "egret-page"
 
 // review asks, or remembers the answer.

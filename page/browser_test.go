@@ -52,7 +52,8 @@ func newBrowser(t *testing.T) browser {
 	t.Cleanup(stop)
 	ctx, end := chromedp.NewContext(ctx)
 	t.Cleanup(end)
-	ctx, cancel := context.WithTimeout(ctx, 4*time.Minute) // it takes 25 s, and three times as long on a machine that is busy
+	// it takes 25 s, and three times as long on a machine that is busy
+	ctx, cancel := context.WithTimeout(ctx, 4*time.Minute)
 	t.Cleanup(cancel)
 	b := browser{t, ctx}
 	call(b, cdppage.AddScriptToEvaluateOnNewDocument, cdppage.AddScriptToEvaluateOnNewDocumentParams{Source: watched})
@@ -256,7 +257,8 @@ func keyboard(b browser) {
 	focus("filter")
 	b.press("node-123")
 	b.until(`document.querySelector("#nodes table").getAttribute("aria-rowcount") === "12"`) // node-123, node-1230 to 1239, and the head
-	b.press("4", kb.Tab, kb.Tab, kb.Enter)                                                   // the table, and the first head
+	// the table, and the first head
+	b.press("4", kb.Tab, kb.Tab, kb.Enter)
 	b.until(`document.querySelector("#nodes th").getAttribute("aria-sort") === "ascending"`)
 	b.run(chromedp.Focus("#nodes tbody a"))
 	b.press(kb.Enter)
@@ -297,7 +299,8 @@ func fluent(b browser, c *cluster) {
 		for {
 			select {
 			case <-tick.C:
-				for due := min(int(time.Since(began)/(50*time.Millisecond)), n+50); n < due; n++ { // where etcd is slow, several at a time
+				// where etcd is slow, several at a time
+				for due := min(int(time.Since(began)/(50*time.Millisecond)), n+50); n < due; n++ {
 					c.change()
 				}
 				c.flush()
@@ -319,8 +322,8 @@ func fluent(b browser, c *cluster) {
 	b.t.Logf("%d changes while 5,000 rows were scrolled: %.1f ms of a processor for each of %d frames; median %.0f ms, 95 %% within %.0f ms, the longest %.0f ms; "+
 		"long tasks %v ms; %d rows in the document", n, busy, len(frames), at(0.5), at(0.95), at(1), long, rows)
 	// The time on a processor is the page's own; how long a frame takes is also up to what else the machine does. Each
-	// frame shows other rows. It was 15 to 23 ms on one of two processors that others kept busy, without a graphics card;
-	// 50 is what browsers call a long task.
+	// frame shows other rows. It was 15 to 23 ms on one of two processors that others kept busy, without a graphics
+	// card; 50 is what browsers call a long task.
 	if busy > 50 {
 		b.t.Errorf("a frame takes %.1f ms of a processor: want 50 at most", busy)
 	}

@@ -108,7 +108,8 @@ func (c *cluster) put(key string, record any) {
 	if err != nil {
 		c.t.Fatal(err)
 	}
-	if c.ops = append(c.ops, clientv3.OpPut(c.client.Prefix()+key, string(value))); len(c.ops) == 120 { // etcd takes 128
+	// etcd takes 128
+	if c.ops = append(c.ops, clientv3.OpPut(c.client.Prefix()+key, string(value))); len(c.ops) == 120 {
 		c.flush()
 	}
 }

@@ -33,8 +33,8 @@ const policy = "default-src 'none'; script-src 'self'; style-src 'self'; img-src
 const (
 	// sendTimeout is how long a viewer may take for what was sent to it.
 	sendTimeout = 10 * time.Second
-	// answerTimeout is how long a question waits for etcd's first answer, and for the other questions of its client. What
-	// it takes itself is some 0.1 s with 1,000 egresses and 5,000 nodes, and is not cut off.
+	// answerTimeout is how long a question waits for etcd's first answer, and for the other questions of its client.
+	// What it takes itself is some 0.1 s with 1,000 egresses and 5,000 nodes, and is not cut off.
 	answerTimeout = 5 * time.Second
 	// quiet is after how long without changes a comment is sent, by which both ends see that the other is there.
 	quiet = 15 * time.Second
@@ -129,7 +129,8 @@ func (p *Page) reply(w http.ResponseWriter, r *http.Request, answer func(*shown)
 	p.answer(w, r, &p.questions, func(_ context.Context, now *shown) (any, error) { return answer(now) })
 }
 
-// answer is reply for questions that wait in a queue of their own, and for others than the page's records, until ctx ends.
+// answer is reply for questions that wait in a queue of their own, and for others than the page's records, until ctx
+// ends.
 func (p *Page) answer(w http.ResponseWriter, r *http.Request, q *queues, answer func(context.Context, *shown) (any, error)) {
 	conn := http.NewResponseController(w)
 	_ = conn.SetReadDeadline(time.Time{}) // as with events
@@ -151,7 +152,8 @@ func (p *Page) answer(w http.ResponseWriter, r *http.Request, q *queues, answer 
 // notFound is the error of a question about what there is not.
 type notFound struct{ error }
 
-// compute returns the answer to a question as JSON. Sending it is beside the queue: who reads slowly is in nobody's way.
+// compute returns the answer to a question as JSON. Sending it is beside the queue: who reads slowly is in nobody's
+// way.
 func (p *Page) compute(r *http.Request, q *queues, answer func(context.Context, *shown) (any, error)) ([]byte, error) {
 	ctx, cancel := context.WithTimeout(r.Context(), answerTimeout)
 	defer cancel()

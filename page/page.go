@@ -17,7 +17,8 @@ import (
 // What viewers may cost.
 const (
 	maxViewers = 32
-	// maxBehind is how many changes wait for a viewer that does not read. At two a second, it is some seconds behind then.
+	// maxBehind is how many changes wait for a viewer that does not read. At two a second, it is some seconds behind
+	// then.
 	maxBehind = 16
 	// partSize is how many objects a part of a change has: some 100 kB, which a browser takes in within a frame or two.
 	partSize = 250
@@ -82,8 +83,8 @@ type viewer struct {
 	events chan []byte // closed: it was too far behind
 }
 
-// New returns a Page of what etcd holds, and of what passes by egress IPs as ask finds out; nil: it shows no traffic. It answers while Run runs. log
-// may be nil.
+// New returns a Page of what etcd holds, and of what passes by egress IPs as ask finds out; nil: it shows no traffic.
+// It answers while Run runs. log may be nil.
 func New(client *store.Client, ask AskTraffic, log *slog.Logger) *Page {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)

@@ -16,14 +16,15 @@ import (
 
 // What the traffic that is shown may cost, of the page and of the agents.
 const (
-	// trafficEvery is for how long an agent's answer is taken for all who look: a gateway is asked once in that time at most.
+	// trafficEvery is for how long an agent's answer is taken for all who look: a gateway is asked once in that time at
+	// most.
 	trafficEvery = 4 * time.Second
 	// trafficRest is for how long an agent that did not answer is left alone.
 	trafficRest = 20 * time.Second
 	// trafficPatience is how long an agent may take, and the end of who asked be put off at most.
 	trafficPatience = 3 * time.Second
-	// maxAsked is how many agents are asked at a time, for all who look, and trafficPace how long one counts as asked at
-	// least: each is a handshake of TLS, some 2 ms of a processor.
+	// maxAsked is how many agents are asked at a time, for all who look, and trafficPace how long one counts as asked
+	// at least: each is a handshake of TLS, some 2 ms of a processor.
 	maxAsked    = 16
 	trafficPace = 100 * time.Millisecond
 	// maxTraffic is how many egress IPs there are in a question: more than the rows of a screen have.
@@ -36,8 +37,8 @@ const (
 // is shown to who looks, who is no programmer.
 type AskTraffic func(ctx context.Context, node string, addresses []netip.Addr) (egress.NodeTraffic, error)
 
-// gateways are what agents said of the traffic of the egress IPs that they hold: those alone whose egresses somebody looks at are asked. Its methods
-// are safe for concurrent use.
+// gateways are what agents said of the traffic of the egress IPs that they hold: those alone whose egresses somebody
+// looks at are asked. Its methods are safe for concurrent use.
 type gateways struct {
 	ask   AskTraffic
 	slots chan struct{} // capacity maxAsked: who is asked
@@ -123,14 +124,16 @@ func (g *gateways) askOne(ctx context.Context, own *gateway, node string, addres
 		return nil
 	}
 	own.err, own.due = nil, now.Add(trafficEvery)
-	if answer.Read != own.last.Read || answer.Read == 0 { // else it is the reading of before, given to another one who asks, too
+	// else it is the reading of before, given to another one who asks, too
+	if answer.Read != own.last.Read || answer.Read == 0 {
 		own.before = own.last
 	}
 	own.last = answer
 	return nil
 }
 
-// trafficRow is what is shown of an egress IP. Rates are there when there are two answers of a gateway that had it throughout.
+// trafficRow is what is shown of an egress IP. Rates are there when there are two answers of a gateway that had it
+// throughout.
 type trafficRow struct {
 	Gateway string `json:"gateway,omitempty"` // empty: nobody has it
 	egress.Traffic
@@ -164,8 +167,8 @@ func rowOf(ip netip.Addr, node string, last, before egress.NodeTraffic, err erro
 	return row
 }
 
-// traffic answers what passes by egress IPs, by what their gateways count. A client has one such question at a time, beside its others: agents may be
-// slow.
+// traffic answers what passes by egress IPs, by what their gateways count. A client has one such question at a time,
+// beside its others: agents may be slow.
 func (p *Page) traffic(w http.ResponseWriter, r *http.Request) {
 	if p.gateways == nil {
 		http.Error(w, "agents are not asked for traffic here: --agents-port says how they are", http.StatusNotFound)

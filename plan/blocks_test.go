@@ -11,8 +11,8 @@ import (
 	"github.com/egret-project/egret/nft"
 )
 
-// The pod's node translates to its own block, whoever the gateway is; the gateway lets the blocks of others pass. What has no port of a block gets
-// one of the gateway's: there the pod's node stands for it.
+// The pod's node translates to its own block, whoever the gateway is; the gateway lets the blocks of others pass. What
+// has no port of a block gets one of the gateway's: there the pod's node stands for it.
 func TestTheBlockOfThePodsNodeIsUsedWhoeverIsTheGateway(t *testing.T) {
 	a := netip.MustParseAddr
 	ip, under := a("10.10.0.50"), map[string]netip.Addr{"n1": a("10.10.0.101"), "n2": a("10.10.0.102")}

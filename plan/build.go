@@ -23,7 +23,8 @@ const (
 	Ask
 	// Pending does nothing yet, but reads the members of the IP's egresses, on all nodes.
 	Pending
-	// Relay sends packets with the IP but does not answer for it: the owner that is about to hand it over, and for a while after that.
+	// Relay sends packets with the IP but does not answer for it: the owner that is about to hand it over, and for a
+	// while after that.
 	Relay
 	// Arrive is the role of a planned move's target before the hand-over: as Relay, but what comes for the IP too early
 	// is dropped on this node. Forwarded, it would be a connection to the IP.
@@ -53,7 +54,8 @@ type Desired struct {
 	Owners []netip.Addr
 }
 
-// Build returns what the kernel of the node has to hold when it has the given roles. An IP that is not in roles has the role None.
+// Build returns what the kernel of the node has to hold when it has the given roles. An IP that is not in roles has the
+// role None.
 func Build(c *Cluster, f Facts, roles map[netip.Addr]Role) Desired {
 	s := c.Snapshot
 	d := Desired{
@@ -78,7 +80,8 @@ func Build(c *Cluster, f Facts, roles map[netip.Addr]Role) Desired {
 	return d
 }
 
-// buildOverlay adds what depends on the nodes alone: the overlay, its peers, and the destinations that are never SNATed.
+// buildOverlay adds what depends on the nodes alone: the overlay, its peers, and the destinations that are never
+// SNATed.
 func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 	overhead := egress.OverlayOverhead(f.Underlay)
 	d.Routing.Overlay = routing.Overlay{Local: f.Underlay, MTU: f.Uplink.MTU - overhead}
@@ -116,8 +119,9 @@ func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
 	}
 }
 
-// Unknown returns the nodes of which neither pod CIDRs nor the addresses of their pods are known, sorted. They are as soon as a range of the
-// whole cluster is named, to the agent or to crdsync, or crdsync has looked: its record may be empty.
+// Unknown returns the nodes of which neither pod CIDRs nor the addresses of their pods are known, sorted. They are as
+// soon as a range of the whole cluster is named, to the agent or to crdsync, or crdsync has looked: its record may be
+// empty.
 func Unknown(s *egress.Snapshot, cluster []netip.Prefix) (nodes []string) {
 	if _, named := s.Pods[egress.AllNodes]; named || len(cluster) > 0 {
 		return nil
@@ -143,7 +147,8 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 		d.Unknown = Unknown(s, f.Cluster)
 		d.NFT.Keep = d.NFT.Keep || d.Unknown != nil
 	}
-	for _, name := range slices.Sorted(maps.Keys(s.ByNode)) { // in order: should two list one pod, all passes agree on which
+	// in order: should two list one pod, all passes agree on which
+	for _, name := range slices.Sorted(maps.Keys(s.ByNode)) {
 		members := s.ByNode[name]
 		policy, ok := s.Egresses[name]
 		if name == egress.Unselected || !ok && blind(s, "egresses/"+name) {
@@ -192,8 +197,8 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 	}
 }
 
-// addressFor returns the address of the egress for a pod's IP. Without one of the IP's family it is the zero address: the members list
-// only IPs that the egress applies to, so this one's traffic waits.
+// addressFor returns the address of the egress for a pod's IP. Without one of the IP's family it is the zero address:
+// the members list only IPs that the egress applies to, so this one's traffic waits.
 func addressFor(p egress.Policy, pod netip.Addr) egress.Address {
 	for _, a := range p.Addresses {
 		if a.IP.Is4() == pod.Is4() {
@@ -295,7 +300,8 @@ func blind(s *egress.Snapshot, prefix string) bool {
 	return slices.ContainsFunc(s.Faults, func(f egress.Fault) bool { return f.Blind && strings.HasPrefix(f.Key, prefix) })
 }
 
-// faulty reports whether a record under prefix cannot be read: what is missing from the snapshot may then be missing for that reason.
+// faulty reports whether a record under prefix cannot be read: what is missing from the snapshot may then be missing
+// for that reason.
 func faulty(s *egress.Snapshot, prefix string) bool {
 	return slices.ContainsFunc(s.Faults, func(f egress.Fault) bool { return strings.HasPrefix(f.Key, prefix) })
 }

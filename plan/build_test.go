@@ -14,7 +14,8 @@ import (
 
 var egressIP = ip("10.10.0.11")
 
-// guide returns three nodes, and one egress with id 1 that selects a pod on each of node-1 and node-2, held by owner ("": nobody).
+// guide returns three nodes, and one egress with id 1 that selects a pod on each of node-1 and node-2, held by owner
+// ("": nobody).
 func guide(owner string) *egress.Snapshot {
 	s := cluster(3, 1)
 	pod := func(node, name, a string) egress.Members {
@@ -66,7 +67,8 @@ func TestBuildSteersSelectedPods(t *testing.T) {
 		sources  map[egress.ID]netip.Addr
 		hosts    map[egress.ID]nft.Hosted
 	}
-	known := map[netip.Addr]egress.ID{ip("10.244.1.2"): 1, ip("fd44::1"): 0} // the egress still waits for its IPv6 address
+	// the egress still waits for its IPv6 address
+	known := map[netip.Addr]egress.ID{ip("10.244.1.2"): 1, ip("fd44::1"): 0}
 	here := map[egress.ID]nft.Hosted{1: {IP: egressIP, Mark: egress.LocalMark}}
 	local, away := map[egress.ID]egress.Mark{1: egress.LocalMark}, map[egress.ID]egress.Mark{1: egress.ToGatewayMark}
 	two, source := map[egress.ID]int{1: 2}, map[egress.ID]netip.Addr{1: egress.OverlaySource(1, 1, egressIP)}
@@ -146,7 +148,8 @@ func TestBuildAnswersOnlyForWhatItOwns(t *testing.T) {
 		if diff := cmp.Diff(wantPermits, d.Permits, compare); diff != "" {
 			t.Errorf("role %d: permits (-want +got):\n%s", role, diff)
 		}
-		// Only a gateway needs to know which other nodes may send, and so where replies go. Its own pods are looked up where they begin.
+		// Only a gateway needs to know which other nodes may send, and so where replies go. Its own pods are looked up
+		// where they begin.
 		wantSenders := []nft.Sender{{Node: ip("10.10.0.102"), Source: egress.OverlaySource(2, 1, egressIP), ID: 1}}
 		if role == None {
 			wantSenders = nil

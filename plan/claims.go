@@ -18,8 +18,8 @@ type Facts struct {
 	Underlay netip.Addr
 	// Uplink is the link that carries Underlay.
 	Uplink Link
-	// Links are the links of the node, and PoolUplink the one that all egress IPs leave by; empty: that follows from the IP. NoVLAN says that
-	// the kernel has no VLAN links.
+	// Links are the links of the node, and PoolUplink the one that all egress IPs leave by; empty: that follows from
+	// the IP. NoVLAN says that the kernel has no VLAN links.
 	Links      []Link
 	PoolUplink string
 	NoVLAN     bool
@@ -36,7 +36,8 @@ type Facts struct {
 	RandomPorts bool
 	// Except are destinations that are never SNATed, on top of those that the snapshot names.
 	Except []netip.Prefix
-	// Cluster are the ranges that the operator named of pods and Services, as those of pods/-: what comes from them may be a pod.
+	// Cluster are the ranges that the operator named of pods and Services, as those of pods/-: what comes from them may
+	// be a pod.
 	Cluster []netip.Prefix
 }
 
@@ -173,8 +174,8 @@ func (c *Cluster) candidates(t target) []string {
 	})
 }
 
-// apart reports whether the IP, which the node holds, has to follow its partner to where that may be or is held. While a planned move
-// brings them together, neither goes; from a cordoned node, the IP follows by a planned move.
+// apart reports whether the IP, which the node holds, has to follow its partner to where that may be or is held. While
+// a planned move brings them together, neither goes; from a cordoned node, the IP follows by a planned move.
 func apart(s *egress.Snapshot, t target, node string) bool {
 	if p, known := s.Pools[t.partner.Pool]; known && !selects(s, p, node) {
 		return true
@@ -192,8 +193,8 @@ func selects(s *egress.Snapshot, p egress.Pool, node string) bool {
 	return known && p.NodeSelector.Matches(n.Labels)
 }
 
-// Gone reports whether a node has no record, not even one that cannot be read: its Node object was deleted, or crdsync has not written the
-// record yet. Such a node serves nothing: no other one knows a way to it.
+// Gone reports whether a node has no record, not even one that cannot be read: its Node object was deleted, or crdsync
+// has not written the record yet. Such a node serves nothing: no other one knows a way to it.
 func Gone(s *egress.Snapshot, node string) bool {
 	_, known := s.Nodes[node]
 	return !known && !slices.ContainsFunc(s.Faults, func(f egress.Fault) bool { return f.Key == "nodes/"+node })
@@ -213,7 +214,8 @@ func preferred(s *egress.Snapshot, ip netip.Addr) string {
 	return s.Pins[ip].Node
 }
 
-// weights returns the rendezvous hash of what is to be given to a node, an IP or a task: the node with the largest weight is its first choice.
+// weights returns the rendezvous hash of what is to be given to a node, an IP or a task: the node with the largest
+// weight is its first choice.
 func weights(what string) func(node string) uint64 {
 	key := []byte(what + "/")
 	length := len(key)
@@ -224,10 +226,10 @@ func weights(what string) func(node string) uint64 {
 	}
 }
 
-// Releases returns the locks of the node that it has to give back: of IPs that no egress uses any more, that their pool keeps from
-// this node, that it cannot serve because its uplink has no carrier or no IPv6, whose egress has its other IP elsewhere, and of static IPs
-// that left its links. While the record of some egress or pool cannot be read, nothing is given back for want of it. What a cordoned node
-// holds leaves by planned moves: see Leaving.
+// Releases returns the locks of the node that it has to give back: of IPs that no egress uses any more, that their pool
+// keeps from this node, that it cannot serve because its uplink has no carrier or no IPv6, whose egress has its other
+// IP elsewhere, and of static IPs that left its links. While the record of some egress or pool cannot be read, nothing
+// is given back for want of it. What a cordoned node holds leaves by planned moves: see Leaving.
 func (c *Cluster) Releases(f Facts) []egress.Owner {
 	s := c.Snapshot
 	var out []egress.Owner

@@ -20,7 +20,8 @@ func ip(s string) netip.Addr { return netip.MustParseAddr(s) }
 
 var compare = cmp.Options{cmp.Comparer(func(a, b netip.Addr) bool { return a == b }), cmp.Comparer(func(a, b netip.Prefix) bool { return a == b }), cmpopts.EquateEmpty()}
 
-// cluster returns a snapshot of n live nodes, one pool that selects them all, and the given number of egress IPs without an owner.
+// cluster returns a snapshot of n live nodes, one pool that selects them all, and the given number of egress IPs
+// without an owner.
 func cluster(n, ips int) *egress.Snapshot {
 	s := &egress.Snapshot{
 		Pools:    map[string]egress.Pool{"pool": {Name: "pool", Ranges: []egress.Range{{Start: ip("10.10.0.11"), End: ip("10.10.255.20")}}}},
@@ -193,8 +194,8 @@ func TestLoadIsSpreadWithinATenthOfTheMean(t *testing.T) {
 	}
 }
 
-// TestInvariant6EqualSnapshotsGiveEqualClaimsOnEveryNode builds the same snapshot in other orders, as other nodes' watches would, and
-// asks on every node: exactly one is first in rank for each IP, and everybody agrees who is second.
+// TestInvariant6EqualSnapshotsGiveEqualClaimsOnEveryNode builds the same snapshot in other orders, as other nodes'
+// watches would, and asks on every node: exactly one is first in rank for each IP, and everybody agrees who is second.
 func TestInvariant6EqualSnapshotsGiveEqualClaimsOnEveryNode(t *testing.T) {
 	const nodes, ips = 7, 40
 	seed := rand.Uint64()

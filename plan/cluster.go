@@ -52,7 +52,8 @@ type target struct {
 	egresses  []string          // sorted
 	created   int64             // of the oldest, Unix nanoseconds
 	bandwidth *egress.Bandwidth // the one with the lowest rate; nil: none sets a limit
-	// partner is the other address of the egress that a pool IP belongs to: both live on one node. The zero Address: there is none.
+	// partner is the other address of the egress that a pool IP belongs to: both live on one node. The zero Address:
+	// there is none.
 	partner egress.Address
 }
 

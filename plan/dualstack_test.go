@@ -109,8 +109,8 @@ func static(s *egress.Snapshot) {
 	s.Egresses["egress-0001"] = p
 }
 
-// TestBothIPsMeetAgain has nodes die, come back, claim out of turn and move IPs, in random order. Once that is over, all IPs are held, and
-// the two of an egress by one node.
+// TestBothIPsMeetAgain has nodes die, come back, claim out of turn and move IPs, in random order. Once that is over,
+// all IPs are held, and the two of an egress by one node.
 func TestBothIPsMeetAgain(t *testing.T) {
 	const nodes, egresses = 5, 12
 	seed := rand.Uint64()
@@ -173,7 +173,8 @@ func TestBothIPsMeetAgain(t *testing.T) {
 	}
 }
 
-// TestInvariant6HoldsForBothFamilies is TestInvariant6EqualSnapshotsGiveEqualClaimsOnEveryNode with egresses of two IPs.
+// TestInvariant6HoldsForBothFamilies is TestInvariant6EqualSnapshotsGiveEqualClaimsOnEveryNode with egresses of two
+// IPs.
 func TestInvariant6HoldsForBothFamilies(t *testing.T) {
 	const nodes, egresses = 7, 20
 	r := rand.New(rand.NewPCG(1, 2))
@@ -204,7 +205,8 @@ func TestInvariant6HoldsForBothFamilies(t *testing.T) {
 	}
 }
 
-// TestBothIPsLeaveACordonedNode has a cordoned node give away both IPs of an egress, one after the other, each in service all the time.
+// TestBothIPsLeaveACordonedNode has a cordoned node give away both IPs of an egress, one after the other, each in
+// service all the time.
 func TestBothIPsLeaveACordonedNode(t *testing.T) {
 	s := dual(3, 2)
 	hold := func(nodes ...string) {

@@ -49,8 +49,8 @@ func (c *Cluster) promised(node string) int {
 	return n
 }
 
-// Departure is a planned move whose target is ready: the owner stops answering for the IP and hands it over. A target that begins to restart
-// is not.
+// Departure is a planned move whose target is ready: the owner stops answering for the IP and hands it over. A target
+// that begins to restart is not.
 type Departure struct {
 	Owner egress.Owner
 	Move  egress.Move
@@ -105,10 +105,11 @@ type Misplaced struct {
 	Both  bool // the other IP of its egress goes with it
 }
 
-// Misplacements returns the IPs that are not where they would be if all were placed anew, oldest egress first: those that are pinned
-// there, and those whose owner holds more IPs of the pool than that node by two or more. Without that bound one more egress, by which
-// the share of each node grows, would move a fifth of the others. Those of cordoned and dead nodes are left out: they move for other
-// reasons. So is an IP that follows the other one of its egress: it goes where that goes.
+// Misplacements returns the IPs that are not where they would be if all were placed anew, oldest egress first: those
+// that are pinned there, and those whose owner holds more IPs of the pool than that node by two or more. Without that
+// bound one more egress, by which the share of each node grows, would move a fifth of the others. Those of cordoned and
+// dead nodes are left out: they move for other reasons. So is an IP that follows the other one of its egress: it goes
+// where that goes.
 func (c *Cluster) Misplacements() []Misplaced {
 	s, anew := c.Snapshot, *c.Snapshot
 	anew.Owners, anew.Moves = nil, nil

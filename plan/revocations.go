@@ -61,9 +61,9 @@ func rankFor(name, node string, able map[string]egress.Agent) (rank int) {
 	return rank
 }
 
-// Revocations returns the agents whose leases the node is to revoke, by name: those that are dead by the gossip, or whose node is gone,
-// that hold egress IPs, and bound their permits. living are those of Living. Who is dead by the gossip is first suspected, so only agents that end
-// suspicions are among them.
+// Revocations returns the agents whose leases the node is to revoke, by name: those that are dead by the gossip, or
+// whose node is gone, that hold egress IPs, and bound their permits. living are those of Living. Who is dead by the
+// gossip is first suspected, so only agents that end suspicions are among them.
 func Revocations(s *egress.Snapshot, node string, living map[string]egress.Agent, dead func(node string) bool) []Revocation {
 	if _, ok := s.Agents[node]; !ok || Gone(s, node) || len(living) == len(s.Agents) {
 		return nil
@@ -88,8 +88,8 @@ func Revocations(s *egress.Snapshot, node string, living map[string]egress.Agent
 	return out
 }
 
-// revokers returns the agents among which those that revoke are ranked: those that pools select, since others may not see who holds what. living is nil
-// where it is not known what the others' gossip says.
+// revokers returns the agents among which those that revoke are ranked: those that pools select, since others may not
+// see who holds what. living is nil where it is not known what the others' gossip says.
 func revokers(s *egress.Snapshot, living map[string]egress.Agent) map[string]egress.Agent {
 	if living == nil {
 		living = s.Agents

@@ -26,8 +26,9 @@ type Link struct {
 	Parent string
 }
 
-// carrier returns the link by which an IP of the pool leaves the node, or that its VLAN is on: what the operator says, else the one whose
-// subnet holds the IP, else the uplink. refused says why the node cannot hold IPs of the pool; empty: it can.
+// carrier returns the link by which an IP of the pool leaves the node, or that its VLAN is on: what the operator says,
+// else the one whose subnet holds the IP, else the uplink. refused says why the node cannot hold IPs of the pool;
+// empty: it can.
 func (f Facts) carrier(p egress.Pool, ip netip.Addr) (l Link, refused string) {
 	l = f.Uplink
 	tagged := p.Subnet != nil && p.Subnet.VLAN != 0
@@ -93,8 +94,8 @@ func Refused(s *egress.Snapshot, f Facts) map[string]string {
 	return out
 }
 
-// subnetMarks numbers the subnets of all pools. The number follows from the subnet, so that a restart, and another pool, leave it: but for
-// two that fall on one number, of which the later takes the next.
+// subnetMarks numbers the subnets of all pools. The number follows from the subnet, so that a restart, and another
+// pool, leave it: but for two that fall on one number, of which the later takes the next.
 func subnetMarks(s *egress.Snapshot) map[egress.Subnet]egress.Mark {
 	all := map[egress.Subnet]bool{}
 	for _, p := range s.Pools {

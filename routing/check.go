@@ -10,14 +10,15 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// The link that Check makes and removes. Its VNI is not that of the overlay, because the kernel allows each only once for a port.
+// The link that Check makes and removes. Its VNI is not that of the overlay, because the kernel allows each only once
+// for a port.
 const (
 	checkLink = "egret.check"
 	checkVNI  = 0xffffff
 )
 
-// Check reports what the kernel, in the network namespace of the calling thread, lacks of what this package needs: each in words that
-// name it, all joined. Unless the overlay link shows that all is there, it makes a link for a moment.
+// Check reports what the kernel, in the network namespace of the calling thread, lacks of what this package needs: each
+// in words that name it, all joined. Unless the overlay link shows that all is there, it makes a link for a moment.
 func Check() error {
 	var errs []error
 	if _, err := whole("rules", func() ([]netlink.Rule, error) { return netlink.RuleList(unix.AF_INET) }); err != nil {

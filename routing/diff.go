@@ -31,22 +31,23 @@ func (c Changes) Empty() bool {
 	return len(c.links)+len(c.adds)+len(c.comes)+len(c.goes)+len(c.removes) == 0
 }
 
-// Links returns the part that makes links, which nothing comes in by yet. One of ours that has to be made anew goes and comes here, with all
-// that is on it.
+// Links returns the part that makes links, which nothing comes in by yet. One of ours that has to be made anew goes and
+// comes here, with all that is on it.
 func (c Changes) Links() Changes { return Changes{links: c.links} }
 
 // Entries returns the part that brings what else is missing, and takes nothing away, but for Locals.
 func (c Changes) Entries() Changes { return Changes{adds: c.adds} }
 
-// Locals returns the part that makes egress IPs local: from then on the kernel answers for them. NoLocals is the part of Removes that takes that
-// away.
+// Locals returns the part that makes egress IPs local: from then on the kernel answers for them. NoLocals is the part
+// of Removes that takes that away.
 func (c Changes) Locals() Changes   { return Changes{comes: c.comes} }
 func (c Changes) NoLocals() Changes { return Changes{goes: c.goes} }
 
 // Removes returns the part that takes away what is not wanted any more.
 func (c Changes) Removes() Changes { return Changes{goes: c.goes, removes: c.removes} }
 
-// String returns the changes in the order in which Apply makes them, as lines that a shell could run; "" when there are none.
+// String returns the changes in the order in which Apply makes them, as lines that a shell could run; "" when there are
+// none.
 func (c Changes) String() string {
 	var b strings.Builder
 	for _, o := range slices.Concat(c.links, c.adds, c.comes, c.goes, c.removes) {
@@ -56,7 +57,8 @@ func (c Changes) String() string {
 	return b.String()
 }
 
-// Diff returns what makes a kernel that was observed as have equal to want. It does no I/O; equal arguments give equal Changes.
+// Diff returns what makes a kernel that was observed as have equal to want. It does no I/O; equal arguments give equal
+// Changes.
 func Diff(have Observed, want State) Changes {
 	var c Changes
 	old, wanted := have.entries, map[string]entry{}

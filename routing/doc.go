@@ -8,8 +8,8 @@
 //   - the ip rules of protocol 94 with a priority from 1000 to 1999;
 //   - the routes of protocol 94 in the tables 7000 to 15191, one for each routing mark, and one that leads nowhere.
 //
-// Rules and routes of another protocol are never touched, wherever they are: an operator may put a rule of his own between ours, or a
-// route of his own into our tables.
+// Rules and routes of another protocol are never touched, wherever they are: an operator may put a rule of his own
+// between ours, or a route of his own into our tables.
 //
 // Invariants:
 //
@@ -18,6 +18,6 @@
 //   - A read that the kernel interrupted is repeated, never taken for whole.
 //   - Nothing is remembered: Diff compares what the kernel says with what is wanted.
 //
-// It does not choose addresses, marks or the MTU, does not filter or translate packets (package nft), and does not carry the
-// addresses of egress IPs (package vlan).
+// It does not choose addresses, marks or the MTU, does not filter or translate packets (package nft), and does not
+// carry the addresses of egress IPs (package vlan).
 package routing

@@ -31,8 +31,8 @@ type entry struct {
 	kind
 	command string // of ip(8) or bridge(8), without its verb
 	words   string // what follows the verb: two entries are equal when command and words are
-	// slot is what the kernel finds the entry by when it is to be deleted, if that is less than all of its words: where an entry
-	// with the same slot is wanted, adding that one replaces this one.
+	// slot is what the kernel finds the entry by when it is to be deleted, if that is less than all of its words: where
+	// an entry with the same slot is wanted, adding that one replaces this one.
 	slot string
 	// place is shared by routes that take each other's place: same table and destination.
 	place string
@@ -61,7 +61,8 @@ func newRule(f family, priority int, mark, mask egress.Mark) netlink.Rule {
 	return *r
 }
 
-// ruleEntry returns the entry of any rule. What our own rules never have is in words, too, so that such a rule equals none of them.
+// ruleEntry returns the entry of any rule. What our own rules never have is in words, too, so that such a rule equals
+// none of them.
 func ruleEntry(f family, r netlink.Rule) entry {
 	e := entry{kind: rule, command: "ip " + f.option + " rule", exit: exitOf(r.Table)}
 	var mask uint32
@@ -98,7 +99,8 @@ func ruleEntry(f family, r netlink.Rule) entry {
 	return e
 }
 
-// anyNode is the next hop on the overlay of what goes to a node that the route does not say: for IPv4 an end of tunnels (RFC 6333, section 5.7).
+// anyNode is the next hop on the overlay of what goes to a node that the route does not say: for IPv4 an end of tunnels
+// (RFC 6333, section 5.7).
 func (f family) anyNode() netip.Addr {
 	if f.af == unix.AF_INET {
 		return netip.AddrFrom4([4]byte{192, 0, 0, 2})
@@ -136,11 +138,12 @@ func localRoute(f family, table int, ip netip.Addr) netlink.Route {
 	return r
 }
 
-// localAfter is within what time the kernel makes the local route of a new IPv6 address, which a worker of its does (linux: addrconf_dad_work).
+// localAfter is within what time the kernel makes the local route of a new IPv6 address, which a worker of its does
+// (linux: addrconf_dad_work).
 const localAfter = 50 * time.Millisecond
 
-// removeLocal removes the route that the kernel makes with an address. One that is about to be made is waited for: until it is gone, answers to the
-// pods of other nodes end here.
+// removeLocal removes the route that the kernel makes with an address. One that is about to be made is waited for:
+// until it is gone, answers to the pods of other nodes end here.
 func removeLocal(f family, ip netip.Addr, link string) op {
 	r := localRoute(f, unix.RT_TABLE_LOCAL, ip)
 	r.Protocol, r.Priority = 0, 0 // whatever they are
@@ -178,8 +181,8 @@ func viaGateway(f family, table int, gateway netip.Addr) netlink.Route {
 // lastMetric is the largest there is: the route counts when no other does.
 const lastMetric = math.MaxUint32
 
-// noRoute returns a route without a link. One that is unreachable is left when the link of the others is gone: without it, the packets would
-// leave by the main table. One that throws ends the table: the rules after it decide.
+// noRoute returns a route without a link. One that is unreachable is left when the link of the others is gone: without
+// it, the packets would leave by the main table. One that throws ends the table: the rules after it decide.
 func noRoute(f family, kind, table int, dst netip.Prefix, metric int) netlink.Route {
 	return netlink.Route{Family: f.af, Table: table, Dst: ipNet(dst), Type: kind, Protocol: egress.RouteProtocol, Priority: metric}
 }
@@ -229,7 +232,8 @@ func routeEntry(f family, r netlink.Route, dev string) entry {
 	if r.Priority != f.metric {
 		e.words += fmt.Sprintf(" metric %d", r.Priority)
 	}
-	e.slot = e.words[:slot] + e.words[rest:] // with another source it is the same route: IPv6 has no two that differ in nothing else
+	// with another source it is the same route: IPv6 has no two that differ in nothing else
+	e.slot = e.words[:slot] + e.words[rest:]
 	if !reflect.DeepEqual(plain, r) {
 		e.words += " # with more attributes: " + r.String()
 	}
@@ -246,9 +250,11 @@ func neighbourEntry(f family, ip netip.Addr, mac net.HardwareAddr, state int) en
 	return e.onLink(n)
 }
 
-// fdbEntry returns an entry of the overlay link's forwarding database: frames to mac go to the node with the underlay address dst.
+// fdbEntry returns an entry of the overlay link's forwarding database: frames to mac go to the node with the underlay
+// address dst.
 func fdbEntry(mac net.HardwareAddr, dst netip.Addr, state int) entry {
-	// One place for each MAC: "append" does nothing, and says nothing, when a unicast MAC has another destination already.
+	// One place for each MAC: "append" does nothing, and says nothing, when a unicast MAC has another destination
+	// already.
 	e := entry{kind: fdb, command: "bridge fdb", slot: mac.String(), bound: egress.OverlayLink}
 	e.words = fmt.Sprintf("%s dev %s dst %s", mac, egress.OverlayLink, dst)
 	if state := nud(state); state != "permanent" {
@@ -281,7 +287,8 @@ func (e entry) onLink(n netlink.Neigh) entry {
 func addressEntry(f family, p netip.Prefix, dev string) entry {
 	e := entry{kind: address, command: "ip " + f.option + " addr", slot: p.String() + " " + dev, bound: dev}
 	e.words = fmt.Sprintf("%s dev %s", p, dev)
-	// Of link scope, so that no packet to elsewhere takes it for its source. Nobody else has an address made from our own.
+	// Of link scope, so that no packet to elsewhere takes it for its source. Nobody else has an address made from our
+	// own.
 	a := netlink.Addr{IPNet: ipNet(p), Scope: int(netlink.SCOPE_LINK), Flags: unix.IFA_F_NODAD}
 	if f.af == unix.AF_INET {
 		e.words += " scope link noprefixroute"
@@ -309,7 +316,8 @@ func hex(v uint32) string {
 	return egress.Mark(v).String()
 }
 
-// nud prints the state of a neighbour as ip(8) takes it, as far as this package cares. bridge(8) sets other bits besides.
+// nud prints the state of a neighbour as ip(8) takes it, as far as this package cares. bridge(8) sets other bits
+// besides.
 func nud(state int) string {
 	if state&netlink.NUD_PERMANENT != 0 {
 		return "permanent"

@@ -46,7 +46,8 @@ func observe(t *testing.T, r *Router) Observed {
 	return o
 }
 
-// reach makes the kernel equal to want, makes the same changes once more, checks that nothing is left to do, and returns the changes.
+// reach makes the kernel equal to want, makes the same changes once more, checks that nothing is left to do, and
+// returns the changes.
 func reach(t *testing.T, r *Router, want State) Changes {
 	t.Helper()
 	c := Diff(observe(t, r), want)
@@ -89,8 +90,8 @@ func sections(t *testing.T, file string) map[string]string {
 // made finds how a link was made in the output of ip -d.
 var made = regexp.MustCompile(`> mtu \d+|link/ether \S+|vxlan id .* gbp|addrgenmode \w+|<[^>]+`)
 
-// listing is what the real ip and bridge print of the namespace, rules of others included. Only rules come in an order that counts. It
-// starts six processes, however many links there are.
+// listing is what the real ip and bridge print of the namespace, rules of others included. Only rules come in an order
+// that counts. It starts six processes, however many links there are.
 func listing(t *testing.T) string {
 	t.Helper()
 	var b strings.Builder
@@ -127,8 +128,8 @@ func listing(t *testing.T) string {
 
 var trailing = regexp.MustCompile(` +\n`)
 
-// TestGoldens checks, for the state of every golden, the lines of Changes in an empty namespace and what the real ip and bridge list
-// once they are applied.
+// TestGoldens checks, for the state of every golden, the lines of Changes in an empty namespace and what the real ip
+// and bridge list once they are applied.
 func TestGoldens(t *testing.T) {
 	files, err := filepath.Glob("testdata/*.txtar")
 	if err != nil || len(files) == 0 {
@@ -184,8 +185,8 @@ func TestTheLinesDoWhatApplyDoes(t *testing.T) {
 	}
 }
 
-// TestWalk reaches the state of every golden from that of every other, in random order; with -short, which is for emulated machines,
-// each from one.
+// TestWalk reaches the state of every golden from that of every other, in random order; with -short, which is for
+// emulated machines, each from one.
 func TestWalk(t *testing.T) {
 	if *seed == 0 {
 		*seed = time.Now().UnixNano()

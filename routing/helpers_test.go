@@ -9,7 +9,8 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 )
 
-// unordered returns the lines sorted: rules of one priority, neighbours and the like come in the order in which they were made.
+// unordered returns the lines sorted: rules of one priority, neighbours and the like come in the order in which they
+// were made.
 func unordered(text string) []string {
 	return slices.Sorted(strings.Lines(text))
 }

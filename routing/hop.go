@@ -18,8 +18,9 @@ type Hop struct {
 	Source netip.Addr
 }
 
-// NextHop returns the neighbour that the kernel's rules and routes send packets with a mark to, for an address. It writes
-// nothing, and asks nobody but the kernel, so Silent says nothing. That there is no route is no error, but the Fault.
+// NextHop returns the neighbour that the kernel's rules and routes send packets with a mark to, for an address. It
+// writes nothing, and asks nobody but the kernel, so Silent says nothing. That there is no route is no error, but the
+// Fault.
 func (r *Router) NextHop(to netip.Addr, mark egress.Mark) (Hop, error) {
 	h := Hop{Hop: egress.Hop{To: to}}
 	list, err := r.handle.RouteGetWithOptions(to.AsSlice(), &netlink.RouteGetOptions{Mark: uint32(mark)})

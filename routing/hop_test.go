@@ -19,7 +19,8 @@ func TestTheNextHopIsWhatTheKernelWouldTake(t *testing.T) {
 		"ip route add 10.20.0.0/24 via 10.10.0.1", "ip route add 10.30.0.0/24 via 10.10.0.1 mtu lock 1300",
 		"ip route add 10.40.0.0/24 via inet6 fd10::1 dev eth0",
 		"ip route add blackhole 10.50.0.0/24", "ip route add prohibit 10.51.0.0/24", "ip -6 route add unreachable fd50::/64",
-		"ip link add eth1 type veth peer name peer1", "ip link set eth1 up", "ip addr add 10.60.0.101/24 dev eth1", // peer1 is down
+		// peer1 is down
+		"ip link add eth1 type veth peer name peer1", "ip link set eth1 up", "ip addr add 10.60.0.101/24 dev eth1",
 		"ip link add eth2 type bridge", "ip addr add 10.70.0.101/24 dev eth2", "ip route add 10.71.0.0/24 via 10.10.0.1 table 8100", "ip rule add fwmark 0x244c table 8100",
 		"ip neigh add 10.10.0.3 lladdr 02:00:00:00:00:03 dev eth0 nud permanent", "ip neigh add 10.10.0.4 dev eth0 nud failed",
 		"ip neigh add fd10::3 lladdr 02:00:00:00:00:03 dev eth0 nud stale",

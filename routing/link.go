@@ -15,17 +15,20 @@ import (
 )
 
 const (
-	// looseFilter is rp_filter's loose mode: replies come over the overlay while the route to their source may be another. Strict
-	// mode set for "all" is overruled by it, since the larger number counts (Documentation/networking/ip-sysctl.rst).
+	// looseFilter is rp_filter's loose mode: replies come over the overlay while the route to their source may be
+	// another. Strict mode set for "all" is overruled by it, since the larger number counts
+	// (Documentation/networking/ip-sysctl.rst).
 	looseFilter = 2
-	// genNone keeps the kernel from making a link-local address of its own (IN6_ADDR_GEN_MODE_NONE, uapi/linux/if_link.h).
+	// genNone keeps the kernel from making a link-local address of its own (IN6_ADDR_GEN_MODE_NONE,
+	// uapi/linux/if_link.h).
 	genNone = 1
 	// devconfForwarding and devconfRPFilter are IPV4_DEVCONF_FORWARDING and IPV4_DEVCONF_RP_FILTER of uapi/linux/ip.h.
 	devconfForwarding, devconfRPFilter = 1, 8
-	// devconfAcceptLocal is IPV4_DEVCONF_ACCEPT_LOCAL: what a pod's node has translated comes with an address of its gateway as the source.
+	// devconfAcceptLocal is IPV4_DEVCONF_ACCEPT_LOCAL: what a pod's node has translated comes with an address of its
+	// gateway as the source.
 	devconfAcceptLocal = 23
-	// devconfDisableIPv6 is DEVCONF_DISABLE_IPV6 of uapi/linux/ipv6.h, in the attribute IFLA_INET6_CONF of uapi/linux/if_link.h: that
-	// array begins with number 0.
+	// devconfDisableIPv6 is DEVCONF_DISABLE_IPV6 of uapi/linux/ipv6.h, in the attribute IFLA_INET6_CONF of
+	// uapi/linux/if_link.h: that array begins with number 0.
 	devconfDisableIPv6, iflaInet6Conf = 26, 2
 	// iflaInetConf is IFLA_INET_CONF of uapi/linux/if_link.h: in requests one attribute for each number of the enum
 	// IPV4_DEVCONF_*, in answers all of them as one array that begins with number 1.
@@ -78,8 +81,8 @@ func describe(l netlink.Link) string {
 	return b.String()
 }
 
-// changeLinks returns what makes our link, and then what makes it as want has it. gone are the links that are not there, or are removed in the
-// course.
+// changeLinks returns what makes our link, and then what makes it as want has it. gone are the links that are not
+// there, or are removed in the course.
 func (o Observed) changeLinks(want Overlay) (made, ops []op, gone map[string]bool) {
 	gone = map[string]bool{}
 	gone[formerLink] = true
@@ -186,7 +189,8 @@ func setting(name, key string, devconf int, value uint32) op {
 	}, 0}
 }
 
-// setIPv4 does what writing a sysctl of the link would, in the namespace of the socket and where /proc is read-only, too.
+// setIPv4 does what writing a sysctl of the link would, in the namespace of the socket and where /proc is read-only,
+// too.
 func (w *writer) setIPv4(index, devconf int, value uint32) error {
 	req := w.request(unix.RTM_SETLINK, unix.NLM_F_ACK)
 	msg := nl.NewIfInfomsg(unix.AF_UNSPEC)
@@ -205,7 +209,8 @@ func (r *Router) filters() (map[string]int, error) {
 	req := r.request(unix.RTM_GETLINK, unix.NLM_F_DUMP)
 	req.AddData(nl.NewIfInfomsg(unix.AF_UNSPEC))
 	info := nl.NewRtAttr(unix.IFLA_LINKINFO, nil)
-	info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated("vlan")) // the kernel leaves out all others, where it knows VLANs
+	// the kernel leaves out all others, where it knows VLANs
+	info.AddRtAttr(unix.IFLA_INFO_KIND, nl.NonZeroTerminated("vlan"))
 	req.AddData(info)
 	answers, err := whole("VLAN links", func() ([][]byte, error) { return req.Execute(unix.NETLINK_ROUTE, unix.RTM_NEWLINK) })
 	if err != nil {
@@ -258,8 +263,9 @@ func (r *Router) link(name string) (link, error) {
 // defaultForwarding says whether new links forward IPv4. It follows net.ipv4.ip_forward.
 const defaultForwarding = "/proc/sys/net/ipv4/conf/default/forwarding"
 
-// readConf reads rp_filter and addr_gen_mode from the answer to RTM_GETLINK. They are absent when the link does not have the family. A
-// link that does not pass what a new one would is said to be made otherwise: a new one takes its place.
+// readConf reads rp_filter and addr_gen_mode from the answer to RTM_GETLINK. They are absent when the link does not
+// have the family. A link that does not pass what a new one would is said to be made otherwise: a new one takes its
+// place.
 func (l *link) readConf(answer []byte) error {
 	attrs, err := nl.ParseRouteAttrAsMap(answer[unix.SizeofIfInfomsg:])
 	if err != nil {

@@ -7,7 +7,8 @@ import (
 	"strings"
 )
 
-// String returns what there is, a line for each link, address, neighbour, FDB entry, route and rule, in the words of ip(8) and bridge(8).
+// String returns what there is, a line for each link, address, neighbour, FDB entry, route and rule, in the words of
+// ip(8) and bridge(8).
 func (o Observed) String() string {
 	var b strings.Builder
 	for _, name := range slices.Sorted(maps.Keys(o.links)) {

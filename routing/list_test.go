@@ -6,7 +6,8 @@ import (
 	"testing"
 )
 
-// What is observed is told in the words that bring it: each line of the Changes that made it is there, and nothing else.
+// What is observed is told in the words that bring it: each line of the Changes that made it is there, and nothing
+// else.
 func TestObservedPrintsTheLinesThatMakeIt(t *testing.T) {
 	r := open(t)
 	if text := observe(t, r).String(); text != "" {
@@ -19,7 +20,8 @@ func TestObservedPrintsTheLinesThatMakeIt(t *testing.T) {
 		for _, verb := range []string{" add ", " replace "} {
 			line = strings.Replace(line, verb, " ", 1)
 		}
-		if !strings.Contains(text, line) && !strings.HasPrefix(line, "sysctl") && !strings.HasPrefix(line, "ip link set") { // a link's settings are on its own line
+		// a link's settings are on its own line
+		if !strings.Contains(text, line) && !strings.HasPrefix(line, "sysctl") && !strings.HasPrefix(line, "ip link set") {
 			t.Errorf("%q is not in\n%s", line, text)
 		}
 	}

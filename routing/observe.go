@@ -82,8 +82,8 @@ func (r *Router) Observe() (Observed, error) {
 	return o, nil
 }
 
-// Unchanged reports whether o, read before, is so still in what no event of a Watcher tells: the settings of the overlay link, and whether IPv6 is on.
-// It reads no more than that.
+// Unchanged reports whether o, read before, is so still in what no event of a Watcher tells: the settings of the
+// overlay link, and whether IPv6 is on. It reads no more than that.
 func (r *Router) Unchanged(o Observed) (bool, error) {
 	for _, f := range families {
 		if _, on := f.support(); o.off[f.af] == on {
@@ -104,8 +104,8 @@ func (o *Observed) add(es []entry, err error) error {
 	return err
 }
 
-// dumps is how often a dump that the kernel interrupted, because what it lists changed, is begun anew. Each time is a chance of its
-// own, so that many only fail where something changes all the time.
+// dumps is how often a dump that the kernel interrupted, because what it lists changed, is begun anew. Each time is a
+// chance of its own, so that many only fail where something changes all the time.
 const dumps = 20
 
 // whole returns what list returns once it was not interrupted.
@@ -193,8 +193,8 @@ func (r *Router) locals(f family, links map[int]string, out map[netip.Addr]strin
 	return err
 }
 
-// split returns the routes that a route with several next hops stands for. IPv6 routes that differ in nothing but the next hop show
-// as one, as ours do between the appending of the new and the removal of the old.
+// split returns the routes that a route with several next hops stands for. IPv6 routes that differ in nothing but the
+// next hop show as one, as ours do between the appending of the new and the removal of the old.
 func split(r netlink.Route) []netlink.Route {
 	if len(r.MultiPath) == 0 {
 		return []netlink.Route{r}

@@ -17,8 +17,8 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 )
 
-// marks does what package nft does about marks: toward a gateway and a node they become an id, the worst there is, which is ToGatewayMark and more;
-// and what comes out of the overlay on the pod's node has none.
+// marks does what package nft does about marks: toward a gateway and a node they become an id, the worst there is,
+// which is ToGatewayMark and more; and what comes out of the overlay on the pod's node has none.
 const marks = `table inet test {
  chain pre { type filter hook prerouting priority -90;
   iifname "cni0" meta mark set 0x3ffe; iifname "out0" meta mark set 0x3ffd; iifname "egret.vx" meta mark set 0; }
@@ -126,14 +126,16 @@ func (s site) nft(ns int, script string) {
 	s.in(ns, "nft -f "+file)
 }
 
-// ping reports whether a packet of the pod with that many bytes of data, which nobody may cut up, comes back from outside.
+// ping reports whether a packet of the pod with that many bytes of data, which nobody may cut up, comes back from
+// outside.
 func (s site) ping(ip string, size int) (string, bool) {
 	netns.Switch(s.t, s.pod)
 	out, err := exec.Command("ping", "-q", "-c", "2", "-W", "2", "-i", "0.1", "-M", "do", "-s", fmt.Sprint(size), ip).CombinedOutput()
 	return string(out), err == nil
 }
 
-// leadTo gives what goes to some node the MAC address of that one, as package nft does with each frame by what the packet is.
+// leadTo gives what goes to some node the MAC address of that one, as package nft does with each frame by what the
+// packet is.
 func leadTo(t *testing.T, node netip.Addr) {
 	t.Helper()
 	for _, next := range []string{"192.0.0.2", "fe80::2"} {
@@ -175,7 +177,8 @@ func TestWhatIsForNoNodeReachesNone(t *testing.T) {
 	}
 }
 
-// What comes out of the overlay while somebody has flushed the nftables tables has no mark but an id, and would leave with any source.
+// What comes out of the overlay while somebody has flushed the nftables tables has no mark but an id, and would leave
+// with any source.
 func TestWhatComesOutOfTheOverlayWithoutTablesGoesNowhere(t *testing.T) {
 	s := newSite(t, [2]string{"10.10.0.101", "10.10.0.102"})
 	seen := func() (n string) {
@@ -215,8 +218,9 @@ var badIDs = []egress.ID{
 	0x8000, 0xbffd, 0xfffe, egress.MaxID,
 }
 
-// newWays makes a node of the namespace, with an uplink, subnets and what goes to other nodes, and returns what the kernel says of a packet's way, in
-// the words of `ip route get`: "" if it has none. Some hundred questions are asked, of the kernel itself: an emulated machine takes a second to start ip.
+// newWays makes a node of the namespace, with an uplink, subnets and what goes to other nodes, and returns what the
+// kernel says of a packet's way, in the words of `ip route get`: "" if it has none. Some hundred questions are asked,
+// of the kernel itself: an emulated machine takes a second to start ip.
 func newWays(t *testing.T) (way func(mark egress.Mark, packet string) string) {
 	t.Helper()
 	r := open(t)
@@ -259,7 +263,8 @@ func newWays(t *testing.T) (way func(mark egress.Mark, packet string) string) {
 	}
 }
 
-// An id has bits at the places of a routing mark's, and is none: not in the rules of gateways and nodes, nor in those of subnets.
+// An id has bits at the places of a routing mark's, and is none: not in the rules of gateways and nodes, nor in those
+// of subnets.
 func TestNoIDIsTakenForARoutingMarkWithoutTables(t *testing.T) {
 	way := newWays(t)
 	for _, packet := range []string{
@@ -294,7 +299,8 @@ func TestTheOverlaysOwnPacketsGoToTheNodeWhateverTheID(t *testing.T) {
 	}
 }
 
-// As Calico with WireGuard and wg-quick set it: the kernel then looks for the source of a packet with the packet's mark.
+// As Calico with WireGuard and wg-quick set it: the kernel then looks for the source of a packet with the packet's
+// mark.
 func TestSourceChecksWithTheMarkDropNoEgressTraffic(t *testing.T) {
 	s := newSite(t, [2]string{"10.10.0.101", "10.10.0.102"})
 	for _, ns := range []int{s.node, s.gateway} {
@@ -305,7 +311,8 @@ func TestSourceChecksWithTheMarkDropNoEgressTraffic(t *testing.T) {
 	}
 }
 
-// So it is where the pod's own node is the gateway, by the subnet of a pool: the packet has the subnet's mark from the pod's link on.
+// So it is where the pod's own node is the gateway, by the subnet of a pool: the packet has the subnet's mark from the
+// pod's link on.
 func TestSourceChecksWithTheMarkOfASubnetDropNoEgressTraffic(t *testing.T) {
 	node := open(t)
 	s := site{t: t, node: netns.Current(t)}
@@ -337,14 +344,16 @@ func TestSourceChecksWithTheMarkOfASubnetDropNoEgressTraffic(t *testing.T) {
 	}
 }
 
-// With fwmark_reflect the kernel gives its own answers the mark of what it answers. They go to who asked, and not where that was going.
+// With fwmark_reflect the kernel gives its own answers the mark of what it answers. They go to who asked, and not where
+// that was going.
 func TestAnswersOfTheNodeWithAReflectedMarkReachThePod(t *testing.T) {
 	s := newSite(t, [2]string{"10.10.0.101", "10.10.0.102"})
 	for _, ns := range []int{s.node, s.gateway} {
 		s.in(ns, "sysctl -qw net.ipv4.fwmark_reflect=1 net.ipv6.fwmark_reflect=1")
 	}
 	for ip, size := range map[string]int{"203.0.113.10": 1450 - 28 + 1, "2001:db8::10": 1450 - 48 + 1} {
-		// The first is answered by the node: it is too large for the overlay. The pod learns that from the answer, and says it of the second.
+		// The first is answered by the node: it is too large for the overlay. The pod learns that from the answer, and
+		// says it of the second.
 		netns.Switch(t, s.pod)
 		out, _ := exec.Command("ping", "-c", "2", "-W", "2", "-i", "0.2", "-M", "do", "-s", fmt.Sprint(size), ip).CombinedOutput()
 		if !strings.Contains(string(out), "mtu=1450") && !strings.Contains(string(out), "mtu = 1450") && !strings.Contains(string(out), "mtu: 1450") {

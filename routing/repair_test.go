@@ -181,7 +181,8 @@ func TestAChangedRouteIsNeverAway(t *testing.T) {
 	}
 }
 
-// Not even where it is the node that gets another address, which is in the route as the source of what it says of packets.
+// Not even where it is the node that gets another address, which is in the route as the source of what it says of
+// packets.
 func TestARouteWithAnotherSourceIsNeverAway(t *testing.T) {
 	r := open(t)
 	netns.Run(t, "ip addr add 192.0.2.101/24 dev up0")

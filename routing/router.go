@@ -19,13 +19,13 @@ type Config struct {
 	Log *slog.Logger // nil: silent
 }
 
-// Router reads and writes the kernel. Its methods may be called from any goroutine; only whether IPv6 is on cannot be asked through a
-// socket, and is read in the network namespace of the calling thread.
+// Router reads and writes the kernel. Its methods may be called from any goroutine; only whether IPv6 is on cannot be
+// asked through a socket, and is read in the network namespace of the calling thread.
 type Router struct {
 	log    *slog.Logger
 	handle *netlink.Handle
-	// filtered has strict checking on, which makes the kernel itself leave out the routes of others, of which there may be a million.
-	// The library's other dumps fail with it.
+	// filtered has strict checking on, which makes the kernel itself leave out the routes of others, of which there may
+	// be a million. The library's other dumps fail with it.
 	filtered *netlink.Handle
 	raw      map[int]*nl.SocketHandle // for what the library has no call for
 }
@@ -74,9 +74,9 @@ func (r *Router) request(kind, flags int) *nl.NetlinkRequest {
 	return req
 }
 
-// Apply makes changes: first all that add, in an order in which each finds what it needs, then those that remove, the other way round.
-// It goes on after an error and returns all of them, joined; those about the way out to one subnet are egress.ExitErrors. Making the same changes
-// again is no error.
+// Apply makes changes: first all that add, in an order in which each finds what it needs, then those that remove, the
+// other way round. It goes on after an error and returns all of them, joined; those about the way out to one subnet are
+// egress.ExitErrors. Making the same changes again is no error.
 func (r *Router) Apply(c Changes) error {
 	w := &writer{Router: r, devs: map[string]netlink.Link{}, reported: map[report]bool{}}
 	var errs []error
@@ -148,8 +148,8 @@ func (w *writer) index(name string) (int, error) {
 // forget makes the next call of link look again.
 func (w *writer) forget() { clear(w.devs) }
 
-// addRoute adds or appends a route over the link dev, "" for none. The kernel answers EEXIST both when the route itself is there and when
-// another program's has its place: only the first is as good as done.
+// addRoute adds or appends a route over the link dev, "" for none. The kernel answers EEXIST both when the route itself
+// is there and when another program's has its place: only the first is as good as done.
 func (w *writer) addRoute(e entry, r netlink.Route, dev, verb string) error {
 	var err error
 	if dev != "" {

@@ -16,24 +16,26 @@ import (
 type State struct {
 	// Overlay is this node's end. With the zero Overlay there is none, and everything of ours is removed.
 	Overlay Overlay
-	// Peers are the other nodes: each has an FDB entry. Order and duplicates are of no meaning. A peer whose underlay address is of another
-	// family than Overlay.Local cannot be reached, and is left out.
+	// Peers are the other nodes: each has an FDB entry. Order and duplicates are of no meaning. A peer whose underlay
+	// address is of another family than Overlay.Local cannot be reached, and is left out.
 	Peers []Peer
 	// Subnets are the ways out of this node other than by the main table. Their marks differ.
 	Subnets []Subnet
-	// Forwarded are the egress IPs of which other nodes have blocks of ports: what comes from outside for those is routed by egress.ToNodeMark
-	// into the overlay, as what is for an egress.OverlaySource is, and by egress.ToGatewayMark whatever this node's pods send to another gateway.
-	// Which node it goes to is not said by the route: all of it has one next hop, whose MAC address the frames get is nobody's.
+	// Forwarded are the egress IPs of which other nodes have blocks of ports: what comes from outside for those is
+	// routed by egress.ToNodeMark into the overlay, as what is for an egress.OverlaySource is, and by
+	// egress.ToGatewayMark whatever this node's pods send to another gateway. Which node it goes to is not said by the
+	// route: all of it has one next hop, whose MAC address the frames get is nobody's.
 	Forwarded []netip.Addr
-	// Sources are addresses of the node, other than those, one of each family, that ICMP errors about their packets come from: the kernel would
-	// take the egress IP itself, or the overlay's address.
+	// Sources are addresses of the node, other than those, one of each family, that ICMP errors about their packets
+	// come from: the kernel would take the egress IP itself, or the overlay's address.
 	Sources []netip.Addr
-	// Addresses are the egress IPs that are addresses of the node, with the link that they are on: local for what others send to them without a
-	// mark. The kernel's own route of that, which it makes with the address and looks at before all marks, goes.
+	// Addresses are the egress IPs that are addresses of the node, with the link that they are on: local for what
+	// others send to them without a mark. The kernel's own route of that, which it makes with the address and looks at
+	// before all marks, goes.
 	Addresses map[netip.Addr]string
-	// Pods are the addresses of this node's own pods, and maybe of others: no table for a mark leads elsewhere with them. What the
-	// kernel itself sends to them may have the mark of what it answers (fwmark_reflect), and where it looks whether a packet comes in
-	// where its source is, it may do so with the packet's mark (src_valid_mark).
+	// Pods are the addresses of this node's own pods, and maybe of others: no table for a mark leads elsewhere with
+	// them. What the kernel itself sends to them may have the mark of what it answers (fwmark_reflect), and where it
+	// looks whether a packet comes in where its source is, it may do so with the packet's mark (src_valid_mark).
 	Pods []netip.Prefix
 	// Keep keeps everything that is not in the State: a record could not be read, and an error never causes a delete.
 	Keep bool
@@ -43,7 +45,8 @@ type State struct {
 type Overlay struct {
 	// Local is the node's underlay address: the source of what is sent to peers.
 	Local netip.Addr
-	// MTU is the uplink's without the bytes of the encapsulation: 50 over IPv4, 70 over IPv6. 0 leaves it to the kernel.
+	// MTU is the uplink's without the bytes of the encapsulation: 50 over IPv4, 70 over IPv6. 0 leaves it to the
+	// kernel.
 	MTU int
 }
 
@@ -53,8 +56,8 @@ type Peer struct {
 	Underlay netip.Addr
 }
 
-// Subnet sends the packets of one family that carry Mark out by a link that is there, or is about to be: to addresses of Prefix directly, to
-// all others by Gateway. What cannot go that way goes nowhere.
+// Subnet sends the packets of one family that carry Mark out by a link that is there, or is about to be: to addresses
+// of Prefix directly, to all others by Gateway. What cannot go that way goes nowhere.
 type Subnet struct {
 	Mark    egress.Mark
 	Link    string
@@ -69,10 +72,11 @@ type family struct {
 	any    netip.Prefix
 	// overlaySources hold every egress.OverlaySource of the family.
 	overlaySources netip.Prefix
-	// metric is what the kernel takes when a route names none: 0 for IPv4, IP6_RT_PRIO_USER for IPv6 (uapi/linux/ipv6_route.h).
+	// metric is what the kernel takes when a route names none: 0 for IPv4, IP6_RT_PRIO_USER for IPv6
+	// (uapi/linux/ipv6_route.h).
 	metric int
-	// off is the file that says whether new links are without the family; a kernel that does not know the family has no such file.
-	// It follows net.ipv6.conf.all.disable_ipv6. "" when the family is always on.
+	// off is the file that says whether new links are without the family; a kernel that does not know the family has no
+	// such file. It follows net.ipv6.conf.all.disable_ipv6. "" when the family is always on.
 	off string
 }
 
@@ -104,8 +108,8 @@ func (f family) support() (known, on bool) {
 	return err == nil, err == nil && strings.TrimSpace(string(b)) == "0"
 }
 
-// noIPv4 is the address of an overlay link whose underlay is IPv6: a link without any IPv4 address drops every IPv4 packet as soon as
-// rp_filter is not 0. It is the dummy address of nodes that have no other (RFC 7600, section 4.8).
+// noIPv4 is the address of an overlay link whose underlay is IPv6: a link without any IPv4 address drops every IPv4
+// packet as soon as rp_filter is not 0. It is the dummy address of nodes that have no other (RFC 7600, section 4.8).
 var noIPv4 = netip.AddrFrom4([4]byte{192, 0, 0, 8})
 
 // address returns the address of the family on the overlay link of the node with the given underlay address.
@@ -151,7 +155,8 @@ func (s State) familyEntries(f family) []entry {
 	toGateway.Table = egress.ToGatewayMark.Table()
 	toNode := newRule(f, egress.LastPriority, egress.ToNodeMark, egress.RuleMask)
 	toNode.Table = egress.ToNodeMark.Table()
-	// Whatever the mark: the kernel looks for the way back to a packet's source without one, and answers with that of what it answers (fwmark_reflect).
+	// Whatever the mark: the kernel looks for the way back to a packet's source without one, and answers with that of
+	// what it answers (fwmark_reflect).
 	sources := newRule(f, egress.SelfPriority, 0, 0)
 	sources.Dst, sources.Table = ipNet(f.overlaySources), toNode.Table
 	self, local := newRule(f, egress.SelfPriority, 0, egress.RoutingBit), newRule(f, egress.AddressPriority, 0, egress.RoutingBit)

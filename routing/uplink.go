@@ -31,12 +31,14 @@ type Link struct {
 	off6   bool // new links are without IPv6
 }
 
-// HasIPv6 reports whether the link has IPv6, which shows in an address, and whether a new link would: the overlay needs both.
+// HasIPv6 reports whether the link has IPv6, which shows in an address, and whether a new link would: the overlay needs
+// both.
 func (l Link) HasIPv6() bool {
 	return !l.off6 && slices.ContainsFunc(l.Addrs, func(p netip.Prefix) bool { return p.Addr().Is6() })
 }
 
-// Unchanged reports whether the links, read before, are so still in what no event of a Watcher tells: whether new ones would have IPv6.
+// Unchanged reports whether the links, read before, are so still in what no event of a Watcher tells: whether new ones
+// would have IPv6.
 func (links Links) Unchanged() bool {
 	_, on := familyOf(netip.IPv6Unspecified()).support()
 	return !slices.ContainsFunc(links, func(l Link) bool { return l.off6 == on })
@@ -45,8 +47,9 @@ func (links Links) Unchanged() bool {
 // ErrNoLink says that an address is on none of the node's links.
 var ErrNoLink = errors.New("no link carries the address")
 
-// Uplink returns the link that carries ip. Where several do, one that is up is preferred, and then the one that came first. An error
-// names ip when none does. Our own links are left out: the overlay link carries the node's address, too.
+// Uplink returns the link that carries ip. Where several do, one that is up is preferred, and then the one that came
+// first. An error names ip when none does. Our own links are left out: the overlay link carries the node's address,
+// too.
 func (links Links) Uplink(ip netip.Addr) (Link, error) {
 	var best Link
 	for _, l := range links {
@@ -67,10 +70,10 @@ func (links Links) Others() []Link {
 	return slices.DeleteFunc(slices.Clone(links), func(l Link) bool { return ours(l.Name) })
 }
 
-// Addresses returns the unicast addresses of the links, with the name of the link that carries each. Loopback and link-local addresses, those
-// that are not (or not yet) known to be unique, and the dummy address of our links are left out. An address that is on one of our links and
-// on another one is said to be on the other. kube-ipvs0, which carries the Service IPs of kube-proxy on every node, is left out: an address
-// there says nothing about where it lives.
+// Addresses returns the unicast addresses of the links, with the name of the link that carries each. Loopback and
+// link-local addresses, those that are not (or not yet) known to be unique, and the dummy address of our links are left
+// out. An address that is on one of our links and on another one is said to be on the other. kube-ipvs0, which carries
+// the Service IPs of kube-proxy on every node, is left out: an address there says nothing about where it lives.
 func (links Links) Addresses() map[netip.Addr]string {
 	all := map[netip.Addr]string{}
 	for _, l := range links {

@@ -30,7 +30,8 @@ func TestTheUplinkIsNeverALinkOfOurs(t *testing.T) {
 		"ip addr add 10.10.0.101/24 dev uplink", "ip addr add fd10::101/64 dev uplink nodad",
 		"ip link add egret0 type bridge", "ip addr add 10.10.0.8/32 dev egret0",
 		"ip addr add 192.0.2.1 peer 192.0.2.2 dev dup",
-		"sysctl -qw net.ipv6.conf.dup.accept_dad=1", "ip addr add fd10::77/64 dev dup", // tentative, on a link that is down: nobody knows whether it is ours alone
+		// tentative, on a link that is down: nobody knows whether it is ours alone
+		"sysctl -qw net.ipv6.conf.dup.accept_dad=1", "ip addr add fd10::77/64 dev dup",
 	} {
 		netns.Run(t, line)
 	}

@@ -15,8 +15,8 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// groups are the multicast groups of rtnetlink that tell of what this package and package vlan read. The library joins groups by bit
-// mask, which ends at 32.
+// groups are the multicast groups of rtnetlink that tell of what this package and package vlan read. The library joins
+// groups by bit mask, which ends at 32.
 var groups = []uint{
 	unix.RTNLGRP_LINK, unix.RTNLGRP_NEIGH,
 	unix.RTNLGRP_IPV4_IFADDR, unix.RTNLGRP_IPV6_IFADDR,
@@ -27,15 +27,17 @@ var groups = []uint{
 }
 
 const (
-	// settle is for how long after an event the kernel may still be at it: it tells of an address that goes before it takes away, silently, the
-	// IPv4 routes that go with it (linux: __inet_del_ifa), and of a link likewise.
+	// settle is for how long after an event the kernel may still be at it: it tells of an address that goes before it
+	// takes away, silently, the IPv4 routes that go with it (linux: __inet_del_ifa), and of a link likewise.
 	settle = 200 * time.Millisecond
-	// wholeEvery is how often everything is read all the same: should the kernel not be as its events say, that is mended then.
+	// wholeEvery is how often everything is read all the same: should the kernel not be as its events say, that is
+	// mended then.
 	wholeEvery = 5 * time.Minute
 )
 
-// Watcher knows until when what was read of links, addresses, rules, routes, neighbours and FDB entries is so still. The zero Watcher is ready, and
-// holds nothing for so until its Watch listens. Its methods may be called from any goroutine.
+// Watcher knows until when what was read of links, addresses, rules, routes, neighbours and FDB entries is so still.
+// The zero Watcher is ready, and holds nothing for so until its Watch listens. Its methods may be called from any
+// goroutine.
 type Watcher struct {
 	mu      sync.Mutex // guards what follows
 	running bool
@@ -56,14 +58,16 @@ func (w *Watcher) Now() Moment {
 	return Moment{w.events, time.Now()}
 }
 
-// Holds reports whether what was read at a Moment is so still, as far as events tell: there was none since, nor right before it, nor is it minutes ago.
+// Holds reports whether what was read at a Moment is so still, as far as events tell: there was none since, nor right
+// before it, nor is it minutes ago.
 func (w *Watcher) Holds(m Moment) bool {
 	w.mu.Lock()
 	defer w.mu.Unlock()
 	return w.running && m.events == w.events && m.at.Sub(w.last) >= settle && time.Since(m.at) < wholeEvery
 }
 
-// Due returns when what was read at a Moment has to be read again by time alone: soon where an event was right before it, else in some minutes.
+// Due returns when what was read at a Moment has to be read again by time alone: soon where an event was right before
+// it, else in some minutes.
 func (w *Watcher) Due(m Moment) time.Time {
 	w.mu.Lock()
 	defer w.mu.Unlock()
@@ -81,10 +85,10 @@ func (w *Watcher) note(running bool) {
 	w.events++
 }
 
-// Watch calls changed once it listens, so that nothing before is missed, and then after every change, by whomever, of a link, of an
-// address, of a rule or route of ours, and of a neighbour or FDB entry of the overlay link, in the network namespace of the calling
-// thread. When the kernel had to drop events, that counts as a change. Watch returns nil when ctx ends. changed must not block. Only one Watch of a
-// Watcher may run at a time.
+// Watch calls changed once it listens, so that nothing before is missed, and then after every change, by whomever, of a
+// link, of an address, of a rule or route of ours, and of a neighbour or FDB entry of the overlay link, in the network
+// namespace of the calling thread. When the kernel had to drop events, that counts as a change. Watch returns nil when
+// ctx ends. changed must not block. Only one Watch of a Watcher may run at a time.
 func (w *Watcher) Watch(ctx context.Context, changed func()) error {
 	s, err := nl.Subscribe(unix.NETLINK_ROUTE, groups...)
 	if err != nil {
@@ -177,8 +181,8 @@ func (f *filter) matters(m syscall.NetlinkMessage) bool {
 // fraProtocol is FRA_PROTOCOL of uapi/linux/fib_rules.h.
 const fraProtocol = 21
 
-// routeMatters reports whether an event is about a route of our protocol, one in one of our tables, or one that makes an address local. Of a route of
-// ours that another program's replaces the kernel tells no more than that one.
+// routeMatters reports whether an event is about a route of our protocol, one in one of our tables, or one that makes
+// an address local. Of a route of ours that another program's replaces the kernel tells no more than that one.
 func routeMatters(m syscall.NetlinkMessage) bool {
 	if len(m.Data) < unix.SizeofRtMsg {
 		return true
@@ -196,7 +200,8 @@ func routeMatters(m syscall.NetlinkMessage) bool {
 	return table >= egress.FirstTable && table <= maxTable
 }
 
-// ruleMatters reports whether an event is about a rule of our protocol, which is among the attributes. The header has the size of a route's.
+// ruleMatters reports whether an event is about a rule of our protocol, which is among the attributes. The header has
+// the size of a route's.
 func ruleMatters(m syscall.NetlinkMessage) bool {
 	if len(m.Data) < unix.SizeofRtMsg {
 		return true

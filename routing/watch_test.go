@@ -14,7 +14,8 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 )
 
-// watch runs Watch in the namespace of the calling goroutine until the test ends; what it returns gets a value for each change.
+// watch runs Watch in the namespace of the calling goroutine until the test ends; what it returns gets a value for each
+// change.
 func watch(t *testing.T) <-chan struct{} {
 	t.Helper()
 	ns, changes, done := netns.Current(t), make(chan struct{}, 1000), make(chan error, 1)
@@ -127,7 +128,8 @@ func TestWatchTakesLostEventsForAChange(t *testing.T) {
 			}
 		})
 	}()
-	// Routes of others, so that only the loss can make Watch call. Each message takes a kilobyte or so of the buffer's 200.
+	// Routes of others, so that only the loss can make Watch call. Each message takes a kilobyte or so of the buffer's
+	// 200.
 	for i := range 2000 {
 		f := families[0]
 		route := routeVia(f, 100, f.any, f.any.Addr())
@@ -148,8 +150,8 @@ func TestWatchTakesLostEventsForAChange(t *testing.T) {
 	}
 }
 
-// Once it has dropped events the kernel drops all that follow, without another word, until those that wait are read. A process that stands still
-// meanwhile, for however long, misses none.
+// Once it has dropped events the kernel drops all that follow, without another word, until those that wait are read. A
+// process that stands still meanwhile, for however long, misses none.
 func TestWhatIsDroppedWhileLostEventsAreReadIsAChange(t *testing.T) {
 	r := open(t)
 	reach(t, r, parseState(t, sections(t, "testdata/blocks.txtar")["state"]))

@@ -14,8 +14,8 @@ import (
 // blockTime is the form of times in a BlockHistoryKey, in the order of the times: crdsync's have whole seconds.
 const blockTime = "20060102T150405Z"
 
-// Blocks returns the blocks of ports of an egress IP, or of all where ip is the zero Addr, sorted by IP and first port, and the records that
-// cannot be read, by key.
+// Blocks returns the blocks of ports of an egress IP, or of all where ip is the zero Addr, sorted by IP and first port,
+// and the records that cannot be read, by key.
 func (c *Client) Blocks(ctx context.Context, ip netip.Addr) (blocks []egress.Block, faults []egress.Fault, err error) {
 	prefix := BlockPrefix
 	if ip.IsValid() {
@@ -30,8 +30,8 @@ func (c *Client) Blocks(ctx context.Context, ip netip.Addr) (blocks []egress.Blo
 	return blocks, faults, nil
 }
 
-// BlockHistory returns who had which ports of an egress IP before those who have them now, sorted by when they lost them, and the records that cannot
-// be read, by key.
+// BlockHistory returns who had which ports of an egress IP before those who have them now, sorted by when they lost
+// them, and the records that cannot be read, by key.
 func (c *Client) BlockHistory(ctx context.Context, ip netip.Addr) (tenures []egress.BlockTenure, faults []egress.Fault, err error) {
 	records, err := c.List(ctx, BlockHistoryPrefix+ip.String()+"/")
 	if err != nil {

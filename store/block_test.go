@@ -115,10 +115,12 @@ func TestBlockHistoryIsListedByItsEndAndBadRecordsNamed(t *testing.T) {
 	}
 	good := []egress.BlockTenure{of("10.0.0.1", 4160, 0, 1), of("10.0.0.1", 4096, 0, 2), of("10.0.0.1", 4096, 2, 2), of("10.0.0.1", 4096, 2, 300)}
 	records := map[string]any{
-		"blocks-history/10.0.0.1/04096/20261128T110000Z-20261128T110000Z": of("10.0.0.1", 4160, 0, 0), // the key says another port
+		// the key says another port
+		"blocks-history/10.0.0.1/04096/20261128T110000Z-20261128T110000Z": of("10.0.0.1", 4160, 0, 0),
 		"blocks-history/10.0.0.1/04096/nonsense":                          "nonsense",
-		"blocks-history/10.0.0.10/04096/x":                                of("10.0.0.10", 4096, 0, 1), // of another IP, whose text begins alike
-		"blocks/10.0.0.1/04096":                                           egress.Block{IP: netip.MustParseAddr("10.0.0.1"), First: 4096, Size: 64, Node: "n"},
+		// of another IP, whose text begins alike
+		"blocks-history/10.0.0.10/04096/x": of("10.0.0.10", 4096, 0, 1),
+		"blocks/10.0.0.1/04096":            egress.Block{IP: netip.MustParseAddr("10.0.0.1"), First: 4096, Size: 64, Node: "n"},
 	}
 	for _, b := range good {
 		records[BlockHistoryKey(b)] = b

@@ -17,8 +17,9 @@ import (
 	"google.golang.org/grpc/metadata"
 )
 
-// A watch that broke is set up anew after 100 ms, so that one hiccup is hardly seen, then later and later up to 2 s, which is soon
-// enough for people and spares an etcd that has just come back. Each wait is spread by a half: all agents lose etcd together.
+// A watch that broke is set up anew after 100 ms, so that one hiccup is hardly seen, then later and later up to 2 s,
+// which is soon enough for people and spares an etcd that has just come back. Each wait is spread by a half: all agents
+// lose etcd together.
 const (
 	minBackoff = 100 * time.Millisecond
 	maxBackoff = 2 * time.Second
@@ -45,8 +46,9 @@ type Cache struct {
 	arrived  time.Time // when the first change came since Arrived was called; zero: none has
 }
 
-// NewCache returns a cache of the records below the prefixes, which are without the Client's own: OwnerPrefix, or "" for everything. One
-// that does not end with a slash is one key, as OwnerKey(ip). It is empty until Run has listed them.
+// NewCache returns a cache of the records below the prefixes, which are without the Client's own: OwnerPrefix, or ""
+// for everything. One that does not end with a slash is one key, as OwnerKey(ip). It is empty until Run has listed
+// them.
 func (c *Client) NewCache(prefixes ...string) *Cache {
 	return &Cache{
 		client: c, prefixes: disjoint(prefixes), records: map[string]Record{},
@@ -56,9 +58,9 @@ func (c *Client) NewCache(prefixes ...string) *Cache {
 	}
 }
 
-// Run keeps the cache equal to etcd until ctx ends, and then returns the error of ctx. It lists all ranges at one revision and watches
-// from there. When the watch breaks, or etcd has compacted the revision, it lists again and takes over what differs,
-// after a pause; the records stay as they were meanwhile. It may run once.
+// Run keeps the cache equal to etcd until ctx ends, and then returns the error of ctx. It lists all ranges at one
+// revision and watches from there. When the watch breaks, or etcd has compacted the revision, it lists again and takes
+// over what differs, after a pause; the records stay as they were meanwhile. It may run once.
 func (k *Cache) Run(ctx context.Context) error {
 	defer k.end()
 	ctx = metadata.AppendToOutgoingContext(clientv3.WithRequireLeader(ctx), "egret-cache", k.stream)
@@ -85,8 +87,8 @@ func (k *Cache) Run(ctx context.Context) error {
 	}
 }
 
-// SetPrefixes makes prefixes the ranges of the cache. Records outside of them go, those of new ones come once etcd has sent them,
-// all others stay. It does not wait for that.
+// SetPrefixes makes prefixes the ranges of the cache. Records outside of them go, those of new ones come once etcd has
+// sent them, all others stay. It does not wait for that.
 func (k *Cache) SetPrefixes(prefixes ...string) {
 	k.mu.Lock()
 	k.prefixes = disjoint(prefixes)
@@ -111,8 +113,8 @@ func (k *Cache) wanted() []string {
 // Ready returns a channel that is closed after the first whole list.
 func (k *Cache) Ready() <-chan struct{} { return k.ready }
 
-// Changed returns a channel that delivers once whenever records changed since the last receive, and after the first whole list.
-// There is one such channel: of several receivers, one gets it.
+// Changed returns a channel that delivers once whenever records changed since the last receive, and after the first
+// whole list. There is one such channel: of several receivers, one gets it.
 func (k *Cache) Changed() <-chan struct{} { return k.change }
 
 // Get returns the record of a key.
@@ -149,8 +151,8 @@ func (k *Cache) Revision() int64 {
 	return k.revision
 }
 
-// Healthy reports whether the cache follows etcd at present, as far as can be known: a connection that died silently is found out
-// after up to 13 s.
+// Healthy reports whether the cache follows etcd at present, as far as can be known: a connection that died silently is
+// found out after up to 13 s.
 func (k *Cache) Healthy() bool {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -171,7 +173,8 @@ type state struct {
 	restores int
 }
 
-// take returns the keys that changed since the last take with their records, nil where they are gone. ok is false before the first whole list.
+// take returns the keys that changed since the last take with their records, nil where they are gone. ok is false
+// before the first whole list.
 func (k *Cache) take() (changed map[string]*Record, is state, ok bool) {
 	k.mu.Lock()
 	defer k.mu.Unlock()
@@ -207,7 +210,8 @@ func (k *Cache) TakeChanged() []string {
 	defer k.mu.Unlock()
 	keys := slices.Collect(maps.Keys(k.changed))
 	if len(keys) > 0 {
-		k.changed = map[string]bool{} // one that was cleared keeps the size of the first list, and costs as much to clear each time
+		// one that was cleared keeps the size of the first list, and costs as much to clear each time
+		k.changed = map[string]bool{}
 	}
 	return keys
 }

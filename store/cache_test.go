@@ -64,7 +64,8 @@ func TestCacheListsItsRangesAndFollowsThem(t *testing.T) {
 	}
 }
 
-// An agent that saw the end of a move before the change of owner would take the IP back, and two nodes would answer for it.
+// An agent that saw the end of a move before the change of owner would take the IP back, and two nodes would answer for
+// it.
 func TestWhatOneTransactionChangedIsSeenTogether(t *testing.T) {
 	c := dial(t, start(t))
 	const keys = "owners/1 moves/1 agents/1"
@@ -136,8 +137,8 @@ func TestAfterCompactionOnlyWhatDiffersIsReported(t *testing.T) {
 	}
 }
 
-// The etcd client goes on with its watches where they were. An etcd that was restored is behind that, and they would say nothing of what
-// changes until it has come as far.
+// The etcd client goes on with its watches where they were. An etcd that was restored is behind that, and they would
+// say nothing of what changes until it has come as far.
 func TestARestoredEtcdIsListedAnew(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)

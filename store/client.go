@@ -30,12 +30,12 @@ const (
 	// DefaultMemberInterval is how often etcd's members are asked for unless Config says otherwise.
 	DefaultMemberInterval = time.Minute
 
-	// requestTimeout bounds each request but lists, whose answers may be large: without it the etcd client waits for a connection for
-	// as long as its caller does.
+	// requestTimeout bounds each request but lists, whose answers may be large: without it the etcd client waits for a
+	// connection for as long as its caller does.
 	requestTimeout = 5 * time.Second
 	listTimeout    = 30 * time.Second
-	// maxTxnOps is how many operations a Txn may have. etcd takes 128 unless told otherwise (--max-txn-ops), and counts the
-	// comparisons on their own; the rest is for the fencing token and for rounding.
+	// maxTxnOps is how many operations a Txn may have. etcd takes 128 unless told otherwise (--max-txn-ops), and counts
+	// the comparisons on their own; the rest is for the fencing token and for rounding.
 	maxTxnOps = 120
 	// maxResponse is the largest answer that the client takes: a list of everything. etcd itself sets no bound.
 	maxResponse = 512 << 20
@@ -48,30 +48,34 @@ type Config struct {
 	TLS       *tls.Config // nil: no TLS, unless an endpoint is an https URL
 	// ReadTLS returns what TLS is to be at each further connection; nil: as it is.
 	ReadTLS func() (*tls.Config, error)
-	// Username and Password are for etcd's own authentication. It costs etcd a password check for each renewal of a lease: prefer
-	// client certificates.
+	// Username and Password are for etcd's own authentication. It costs etcd a password check for each renewal of a
+	// lease: prefer client certificates.
 	Username, Password string
 	DialTimeout        time.Duration // how long Dial tries; 0: DefaultDialTimeout
-	MemberInterval     time.Duration // how often etcd's members are asked for, to reach them too; 0: DefaultMemberInterval
-	// Relayed says that the one endpoint leads to some member of etcd. The others cannot be asked, so nothing is concluded from their silence.
+	// how often etcd's members are asked for, to reach them too; 0: DefaultMemberInterval
+	MemberInterval time.Duration
+	// Relayed says that the one endpoint leads to some member of etcd. The others cannot be asked, so nothing is
+	// concluded from their silence.
 	Relayed bool
 	Log     *slog.Logger // nil: nothing is logged
-	// By is the person for whom the Client moves, pins and cordons, as the records of that say; empty: it does so for no person, and writes none.
+	// By is the person for whom the Client moves, pins and cordons, as the records of that say; empty: it does so for
+	// no person, and writes none.
 	By string
 }
 
 // Client speaks to etcd. It is safe for concurrent use.
 type Client struct {
-	etcd      *clientv3.Client
-	prefix    string
-	log       *slog.Logger
-	by        string
-	relayed   bool
-	caches    atomic.Int64 // how many were made: each has a watch stream of its own
-	heads     heads
-	newest    atomic.Int64 // the revision that etcd had when it last answered Confirm, or a later one that it has shown since
-	watchLost atomic.Bool  // a cache has lost its watch of etcd, and logged that
-	full      atomic.Bool  // see NoSpace
+	etcd    *clientv3.Client
+	prefix  string
+	log     *slog.Logger
+	by      string
+	relayed bool
+	caches  atomic.Int64 // how many were made: each has a watch stream of its own
+	heads   heads
+	// the revision that etcd had when it last answered Confirm, or a later one that it has shown since
+	newest    atomic.Int64
+	watchLost atomic.Bool // a cache has lost its watch of etcd, and logged that
+	full      atomic.Bool // see NoSpace
 	wg        sync.WaitGroup
 }
 
@@ -94,9 +98,9 @@ type noAnswer struct{ error }
 func (noAnswer) Is(target error) bool { return target == ErrNoAnswer }
 func (e noAnswer) Unwrap() error      { return e.error }
 
-// Dial connects to etcd and returns when etcd has answered. It tries for Config.DialTimeout, since etcd may be on its way up; an error
-// names the endpoints and the last reason, and is ErrNoAnswer unless etcd refused user or password. The Client lives until Close, not until
-// ctx ends.
+// Dial connects to etcd and returns when etcd has answered. It tries for Config.DialTimeout, since etcd may be on its
+// way up; an error names the endpoints and the last reason, and is ErrNoAnswer unless etcd refused user or password.
+// The Client lives until Close, not until ctx ends.
 func Dial(ctx context.Context, cfg Config) (*Client, error) {
 	prefix := cmp.Or(cfg.Prefix, DefaultPrefix)
 	if !strings.HasSuffix(prefix, "/") {
@@ -122,8 +126,8 @@ func Dial(ctx context.Context, cfg Config) (*Client, error) {
 		DialTimeout: timeout, MaxCallRecvMsgSize: maxResponse,
 		// What is wrong comes back as errors; the client's own log would say it a second time, in another form.
 		Logger: zap.NewNop(),
-		// 10 s is the least that gRPC sends. The timeout is TCP_USER_TIMEOUT as well, so a renewal that is not acknowledged ends the
-		// connection after 3 s, and a lease of 10 s leaves time for a new one.
+		// 10 s is the least that gRPC sends. The timeout is TCP_USER_TIMEOUT as well, so a renewal that is not
+		// acknowledged ends the connection after 3 s, and a lease of 10 s leaves time for a new one.
 		DialKeepAliveTime: 10 * time.Second, DialKeepAliveTimeout: 3 * time.Second,
 		DialOptions: options,
 	})
@@ -152,8 +156,8 @@ func culprit(err error) string {
 	return "--endpoints"
 }
 
-// probe returns when etcd has answered a read. Unlike the requests of clientv3, which wait for a connection and then know nothing but
-// that time is up, its own fail at once and say why.
+// probe returns when etcd has answered a read. Unlike the requests of clientv3, which wait for a connection and then
+// know nothing but that time is up, its own fail at once and say why.
 func (c *Client) probe(ctx context.Context, timeout time.Duration) error {
 	ctx, cancel := context.WithTimeout(ctx, timeout)
 	defer cancel()
@@ -184,7 +188,8 @@ func cause(err error) error {
 	return err
 }
 
-// Close ends all connections. Watches, caches and leaderships of the Client end with it; leases stay until their time is up.
+// Close ends all connections. Watches, caches and leaderships of the Client end with it; leases stay until their time
+// is up.
 func (c *Client) Close() error {
 	defer c.wg.Wait()
 	if err := c.etcd.Close(); err != nil && !errors.Is(err, context.Canceled) {

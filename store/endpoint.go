@@ -6,8 +6,9 @@ import (
 	"strings"
 )
 
-// Endpoint returns an endpoint of etcd, host:port or a URL, with brackets around an IPv6 address that has none: so it is where a manifest makes it of
-// $(SERVICE_HOST), which Kubernetes expands to an address. The last number is the port. Any other text comes back as it is.
+// Endpoint returns an endpoint of etcd, host:port or a URL, with brackets around an IPv6 address that has none: so it
+// is where a manifest makes it of $(SERVICE_HOST), which Kubernetes expands to an address. The last number is the port.
+// Any other text comes back as it is.
 func Endpoint(text string) string {
 	scheme, rest, ok := strings.Cut(text, "://")
 	if !ok {

@@ -14,10 +14,12 @@ var errRestored = errors.New("etcd is another one than before: it was restored, 
 // errTerm says that an answer was of an older term of raft than the one before, a moment ago.
 var errTerm = errors.New("a member of etcd answers with an older term than another: asked again")
 
-// bump is by how much a revision does not grow between two answers, but where a restore raised it: etcdutl snapshot restore --bump-revision.
+// bump is by how much a revision does not grow between two answers, but where a restore raised it: etcdutl snapshot
+// restore --bump-revision.
 const bump = 1 << 29
 
-// termsDiffer is how long etcd's members may answer with different terms of raft: one that got its state as a whole has the new term with the next write.
+// termsDiffer is how long etcd's members may answer with different terms of raft: one that got its state as a whole has
+// the new term with the next write.
 const termsDiffer = 3 * time.Second
 
 // head is how far etcd has come, as its answers to linearizable questions say.
@@ -26,9 +28,9 @@ type head struct {
 	revision      int64
 }
 
-// precedes reports whether etcd may have come from a to b. Whoever restores a snapshot begins a new cluster, mostly of the same id, but at an older
-// revision, or a much newer one. A revision does not go back by a change of member or leader, nor by a member that is behind: it answers with what the
-// leader had committed.
+// precedes reports whether etcd may have come from a to b. Whoever restores a snapshot begins a new cluster, mostly of
+// the same id, but at an older revision, or a much newer one. A revision does not go back by a change of member or
+// leader, nor by a member that is behind: it answers with what the leader had committed.
 func (a head) precedes(b head) bool {
 	return a.cluster == 0 || a.cluster == b.cluster && a.revision <= b.revision && b.revision-a.revision < bump
 }

@@ -14,7 +14,8 @@ import (
 // maxHistory is how many tenures of an IP are kept: the moves of some weeks, in some kilobytes.
 const maxHistory = 32
 
-// putTenure returns the write of a tenure that begins now, for the transaction that changes the owner: it costs no round trip of its own.
+// putTenure returns the write of a tenure that begins now, for the transaction that changes the owner: it costs no
+// round trip of its own.
 func (c *Client) putTenure(t egress.Tenure) (clientv3.Op, error) {
 	t.Since = time.Now().UTC()
 	key := c.key(HistoryKey(t))
@@ -44,8 +45,8 @@ func (c *Client) History(ctx context.Context, ip netip.Addr) ([]egress.Tenure, e
 	return out, faulty
 }
 
-// Unused reports whether an IP is allocated and had no owner since, not even one that gave it back: by the order in which etcd took the
-// keys, whatever the clocks say.
+// Unused reports whether an IP is allocated and had no owner since, not even one that gave it back: by the order in
+// which etcd took the keys, whatever the clocks say.
 func (c *Client) Unused(ctx context.Context, ip netip.Addr) (bool, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()

@@ -63,7 +63,8 @@ func BlockKey(ip netip.Addr, first uint16) string {
 	return fmt.Sprintf("%s%s/%05d", BlockPrefix, ip, first)
 }
 
-// BlockHistoryKey is the key of an egress.BlockTenure. A block that is given back and taken again within a second has another beginning.
+// BlockHistoryKey is the key of an egress.BlockTenure. A block that is given back and taken again within a second has
+// another beginning.
 func BlockHistoryKey(t egress.BlockTenure) string {
 	return fmt.Sprintf("%s%s/%05d/%s-%s", BlockHistoryPrefix, t.IP, t.First, t.Until.UTC().Format(blockTime), t.Since.UTC().Format(blockTime))
 }
@@ -101,8 +102,8 @@ func EventRecordKey(kind, name string) string { return EventRecordPrefix + kind 
 // CloudKey is the key of an egress.CloudAddress.
 func CloudKey(ip netip.Addr) string { return CloudPrefix + ip.String() }
 
-// HistoryKey is the key of an egress.Tenure. Time and node make it unique; the order of tenures is that of the keys' revisions, since the
-// nodes' clocks differ.
+// HistoryKey is the key of an egress.Tenure. Time and node make it unique; the order of tenures is that of the keys'
+// revisions, since the nodes' clocks differ.
 func HistoryKey(t egress.Tenure) string {
 	return HistoryPrefix + t.IP.String() + "/" + t.Since.UTC().Format("20060102T150405.000000000") + "-" + cmp.Or(t.Node, t.From)
 }

@@ -31,7 +31,8 @@ const (
 // prefix is what the keys of those who stand begin with.
 func (e Election) prefix() string { return string(e) + "/" }
 
-// Leadership is the right to write what one part of Egret owns. Two may believe in theirs at a time; etcd takes the writes of one.
+// Leadership is the right to write what one part of Egret owns. Two may believe in theirs at a time; etcd takes the
+// writes of one.
 type Leadership struct {
 	client  *Client
 	of      Election
@@ -42,9 +43,9 @@ type Leadership struct {
 	lost    chan struct{}
 }
 
-// Campaign returns when this replica is elected, or with the error of ctx. id is the value of the election key, for the operator's
-// eyes. The leadership is renewed while ctx lives; after that it ends by itself within ttl (whole seconds, rounded up), or at once by
-// Resign. While etcd cannot be reached, it tries on.
+// Campaign returns when this replica is elected, or with the error of ctx. id is the value of the election key, for the
+// operator's eyes. The leadership is renewed while ctx lives; after that it ends by itself within ttl (whole seconds,
+// rounded up), or at once by Resign. While etcd cannot be reached, it tries on.
 func (c *Client) Campaign(ctx context.Context, of Election, id string, ttl time.Duration) (*Leadership, error) {
 	for wait, logged := minBackoff, false; ; wait = min(2*wait, maxBackoff) {
 		l, err := c.campaign(ctx, of, id, ttl)
@@ -68,8 +69,8 @@ func (c *Client) Campaign(ctx context.Context, of Election, id string, ttl time.
 }
 
 func (c *Client) campaign(ctx context.Context, of Election, id string, ttl time.Duration) (*Leadership, error) {
-	// The election cleans up under the context of its client, without a deadline: with one that lives longer than ctx it would wait
-	// for an etcd that is away. What it leaves goes with the lease.
+	// The election cleans up under the context of its client, without a deadline: with one that lives longer than ctx
+	// it would wait for an etcd that is away. What it leaves goes with the lease.
 	client := clientv3.NewCtxClient(ctx)
 	client.KV, client.Lease, client.Watcher = c.etcd.KV, c.etcd.Lease, c.etcd.Watcher
 	s, err := concurrency.NewSession(client, concurrency.WithTTL(int(seconds(ttl))), concurrency.WithContext(ctx))
@@ -109,8 +110,8 @@ func (c *Client) Led(ctx context.Context) (bool, error) {
 	return len(records) > 0, err
 }
 
-// Lost returns a channel that is closed once the leadership is over, as far as is known: its lease was not renewed in time, its
-// context ended, Commit found another leader, or Resign was called.
+// Lost returns a channel that is closed once the leadership is over, as far as is known: its lease was not renewed in
+// time, its context ended, Commit found another leader, or Resign was called.
 func (l *Leadership) Lost() <-chan struct{} { return l.lost }
 
 // Resign ends the leadership at once, so that another replica need not wait for the TTL.
@@ -138,9 +139,10 @@ type Op struct {
 	Exists bool
 }
 
-// Commit makes all changes in one transaction, or none: errors.Is(err, ErrNotLeader) when the leadership is over, and ErrConflict, with
-// the keys, when records are not as their Ops require, ErrRefused when etcd does not take them. No key may occur twice, and at most 120 Ops fit; without any it tells whether
-// the leadership stands. After another error, the changes may have been made.
+// Commit makes all changes in one transaction, or none: errors.Is(err, ErrNotLeader) when the leadership is over, and
+// ErrConflict, with the keys, when records are not as their Ops require, ErrRefused when etcd does not take them. No
+// key may occur twice, and at most 120 Ops fit; without any it tells whether the leadership stands. After another
+// error, the changes may have been made.
 func (l *Leadership) Commit(ctx context.Context, ops ...Op) error {
 	_, err := l.CommitAt(ctx, ops...)
 	return err

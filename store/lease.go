@@ -36,8 +36,8 @@ type Lease struct {
 	lost  bool
 }
 
-// Grant takes a new lease. etcd counts in whole seconds, so a fraction of one is rounded up, and it raises what is below its floor
-// (2 s with its usual election timeout): TTL says what it is in the end.
+// Grant takes a new lease. etcd counts in whole seconds, so a fraction of one is rounded up, and it raises what is
+// below its floor (2 s with its usual election timeout): TTL says what it is in the end.
 func (c *Client) Grant(ctx context.Context, ttl time.Duration) (*Lease, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -76,7 +76,8 @@ func (l *Lease) TTL() time.Duration {
 	return l.ttl
 }
 
-// Renew renews the lease with one request. errors.Is(err, ErrLeaseLost): it is gone, for good. Any other error: nothing is known, try again.
+// Renew renews the lease with one request. errors.Is(err, ErrLeaseLost): it is gone, for good. Any other error: nothing
+// is known, try again.
 func (l *Lease) Renew(ctx context.Context) error {
 	_, err := l.renew(ctx, nil)
 	return err
@@ -121,8 +122,8 @@ func (l *Lease) renew(ctx context.Context, stream *renewals) (sent time.Time, er
 	return sent, nil
 }
 
-// Valid returns until when etcd certainly keeps the lease, unless somebody revokes it: the TTL after the last confirmed request was
-// sent, on the monotonic clock. It is the zero time after ErrLeaseLost and once Revoke was called.
+// Valid returns until when etcd certainly keeps the lease, unless somebody revokes it: the TTL after the last confirmed
+// request was sent, on the monotonic clock. It is the zero time after ErrLeaseLost and once Revoke was called.
 func (l *Lease) Valid() time.Time {
 	l.mu.Lock()
 	defer l.mu.Unlock()
@@ -146,7 +147,8 @@ func (l *Lease) Confirm(ctx context.Context, node string) (c Confirmation, err e
 	under := clientv3.Compare(clientv3.LeaseValue(record), "=", l.id)
 	asked := l.client.heads.ask()
 	c.Sent = time.Now()
-	resp, err := l.client.etcd.Txn(ctx).If(under, absent(suspicion)).Else(clientv3.OpGet(record)).Commit() // of a key alone there is no lease
+	// of a key alone there is no lease
+	resp, err := l.client.etcd.Txn(ctx).If(under, absent(suspicion)).Else(clientv3.OpGet(record)).Commit()
 	if err == nil && !resp.Succeeded {
 		if kvs := resp.Responses[0].GetResponseRange().Kvs; len(kvs) > 0 && kvs[0].Lease == l.ID() {
 			c.Sent = time.Now()
@@ -255,7 +257,8 @@ func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep fu
 		return fail(err)
 	}
 	listed()
-	keys = append(slices.DeleteFunc(keys, func(key string) bool { return key == record }), record) // last: the next agent goes by it
+	// last: the next agent goes by it
+	keys = append(slices.DeleteFunc(keys, func(key string) bool { return key == record }), record)
 	// Nobody hands over to an agent whose record is under another lease, so the second round has all locks that came
 	// before the record moved.
 	for range 2 {
@@ -273,7 +276,8 @@ func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep fu
 					then = append(then, clientv3.OpPut(record, string(v), clientv3.WithLease(next.id)), clientv3.OpDelete(l.client.key(SuspicionKey(a.Node))))
 				case given:
 					t := egress.Tenure{IP: o.IP, Why: egress.ReasonRelease}
-					if o.From != "" { // as at a hand-over: the owner before had fallen silent, and this node never answered
+					// as at a hand-over: the owner before had fallen silent, and this node never answered
+					if o.From != "" {
 						t.From = a.Node
 					}
 					h, err := l.client.putTenure(t)
@@ -342,21 +346,23 @@ const (
 
 // Keep says how Run keeps a lease, and who hears of it. Each may be nil.
 type Keep struct {
-	// Idle reports that nothing is lost with the lease but what can be written anew at once: it is renewed a third as often then.
+	// Idle reports that nothing is lost with the lease but what can be written anew at once: it is renewed a third as
+	// often then.
 	Idle func() bool
-	// Renewed is called on each renewal, with when the request was sent and for how long etcd keeps the lease from then on.
+	// Renewed is called on each renewal, with when the request was sent and for how long etcd keeps the lease from then
+	// on.
 	Renewed func(sent time.Time, ttl time.Duration)
-	// Changed is called when renewals begin to fail, when the lease is no longer Valid, when renewals succeed again, and when the lease is lost; not on
-	// each renewal.
+	// Changed is called when renewals begin to fail, when the lease is no longer Valid, when renewals succeed again,
+	// and when the lease is lost; not on each renewal.
 	Changed func()
 }
 
 // idleRenewals is how many intervals of Run there are between two renewals of an idle lease.
 const idleRenewals = 3
 
-// Run renews the lease ten times per TTL, at most every 100 ms and at least every second, until ctx ends, whose error it then returns,
-// or the lease is lost (ErrLeaseLost). It does not revoke the lease. While Keep.Idle says so it renews at every third of these times, until a renewal
-// fails.
+// Run renews the lease ten times per TTL, at most every 100 ms and at least every second, until ctx ends, whose error
+// it then returns, or the lease is lost (ErrLeaseLost). It does not revoke the lease. While Keep.Idle says so it renews
+// at every third of these times, until a renewal fails.
 func (l *Lease) Run(ctx context.Context, keep Keep) error {
 	ttl := l.TTL()
 	interval := min(max(ttl/10, 100*time.Millisecond), time.Second)
@@ -427,7 +433,8 @@ func (l *Lease) report(is condition, err error) {
 	}
 }
 
-// Revoke ends the lease and deletes every key under it. It is not Valid from the call on, whatever comes of it. No error: it is gone.
+// Revoke ends the lease and deletes every key under it. It is not Valid from the call on, whatever comes of it. No
+// error: it is gone.
 func (l *Lease) Revoke(ctx context.Context) error {
 	l.lose() // before etcd hears of it
 	return l.client.revoke(ctx, l.id)

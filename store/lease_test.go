@@ -255,7 +255,8 @@ func TestRunReportsWhenALeaseIsNoLongerValidAndWhenItIsLost(t *testing.T) {
 	recv(t, "word that it is lost", changed)
 }
 
-// Of thousands of agents most hold nothing: etcd has their renewals to bear. How often is counted by the ticks of Run, for a busy machine makes them late.
+// Of thousands of agents most hold nothing: etcd has their renewals to bear. How often is counted by the ticks of Run,
+// for a busy machine makes them late.
 func TestAnIdleLeaseIsRenewedAThirdAsOften(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)

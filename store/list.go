@@ -27,7 +27,8 @@ func recordOf(kv *mvccpb.KeyValue) Record {
 	return Record{Value: kv.Value, Revision: kv.ModRevision, Lease: kv.Lease}
 }
 
-// List returns the records below a prefix, by their keys, as etcd has them now. A prefix that does not end with a slash is one key.
+// List returns the records below a prefix, by their keys, as etcd has them now. A prefix that does not end with a slash
+// is one key.
 func (c *Client) List(ctx context.Context, prefix string) (map[string]Record, error) {
 	l, err := c.list(ctx, []string{prefix}, 0)
 	return l.records, err
@@ -40,8 +41,8 @@ type list struct {
 	restores int
 }
 
-// list lists the records below the prefixes at a revision; 0 asks for the present one. It is one Txn, or several of the same revision when there are
-// more prefixes than a Txn takes.
+// list lists the records below the prefixes at a revision; 0 asks for the present one. It is one Txn, or several of the
+// same revision when there are more prefixes than a Txn takes.
 func (c *Client) list(ctx context.Context, prefixes []string, revision int64) (list, error) {
 	ctx, cancel := context.WithTimeout(ctx, listTimeout)
 	defer cancel()
@@ -73,7 +74,8 @@ func (c *Client) list(ctx context.Context, prefixes []string, revision int64) (l
 	return out, nil
 }
 
-// EachKey calls f with the keys below a prefix, in order and page by page, until it returns an error. What changes meanwhile may be seen or not.
+// EachKey calls f with the keys below a prefix, in order and page by page, until it returns an error. What changes
+// meanwhile may be seen or not.
 func (c *Client) EachKey(ctx context.Context, prefix string, page int64, f func(key string) error) error {
 	for from, end := c.key(prefix), clientv3.GetPrefixRangeEnd(c.key(prefix)); ; {
 		try, cancel := context.WithTimeout(ctx, requestTimeout)

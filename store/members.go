@@ -13,8 +13,8 @@ import (
 	"google.golang.org/grpc"
 )
 
-// followMembers adds the members of etcd to the configured endpoints until the Client is closed, so that it outlives the replacement of
-// all that it was configured with, and looks whether etcd is full.
+// followMembers adds the members of etcd to the configured endpoints until the Client is closed, so that it outlives
+// the replacement of all that it was configured with, and looks whether etcd is full.
 func (c *Client) followMembers(cfg Config) {
 	ctx := c.etcd.Ctx()
 	for sleep(ctx, cmp.Or(cfg.MemberInterval, DefaultMemberInterval)) {
@@ -25,8 +25,9 @@ func (c *Client) followMembers(cfg Config) {
 	}
 }
 
-// learnMembers asks for the members once. The configured endpoints always stay: they may be of a load balancer. A member's URL is added
-// when the same etcd has answered there, since what a member says of itself may be of use in its own network only.
+// learnMembers asks for the members once. The configured endpoints always stay: they may be of a load balancer. A
+// member's URL is added when the same etcd has answered there, since what a member says of itself may be of use in its
+// own network only.
 func (c *Client) learnMembers(ctx context.Context, cfg Config) error {
 	try, cancel := context.WithTimeout(ctx, requestTimeout)
 	resp, err := c.etcd.MemberList(try)
@@ -61,8 +62,9 @@ func (c *Client) answers(ctx context.Context, endpoint string, cluster uint64) b
 	return err == nil && resp.Header.ClusterId == cluster
 }
 
-// advertised returns the client URLs of the members, sorted, without those that are configured, and those that cannot be meant for this
-// machine: of another scheme, whose credentials would be others, and of a loopback unless all that is configured is one.
+// advertised returns the client URLs of the members, sorted, without those that are configured, and those that cannot
+// be meant for this machine: of another scheme, whose credentials would be others, and of a loopback unless all that is
+// configured is one.
 func advertised(cfg Config, members []*pb.Member) []string {
 	scheme, local := "", true
 	configured := map[string]bool{}

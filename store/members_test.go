@@ -59,7 +59,8 @@ func TestAnIPIsClaimedSoonAfterTheLossOfEtcdsLeader(t *testing.T) {
 			t.Fatalf("not claimed after %v: %v", time.Since(began), err)
 		}
 	}
-	t.Logf("claimed after %v", time.Since(began)) // a request that the dead leader had is answered by nobody: requestTimeout ends it
+	// a request that the dead leader had is answered by nobody: requestTimeout ends it
+	t.Logf("claimed after %v", time.Since(began))
 }
 
 func TestCacheLosesAndRepeatsNothingOverTheLossOfEtcdsLeader(t *testing.T) {

@@ -67,8 +67,8 @@ func (c *Client) RequestMoves(ctx context.Context, patience time.Duration, moves
 	return nil, fmt.Errorf("requesting a move: %w", err)
 }
 
-// AskMove asks for a planned move of an IP by its owner, under the owner's own lease. false: the IP is not the owner's any more, or a move
-// of it is under way.
+// AskMove asks for a planned move of an IP by its owner, under the owner's own lease. false: the IP is not the owner's
+// any more, or a move of it is under way.
 func (c *Client) AskMove(ctx context.Context, l *Lease, o egress.Owner, m egress.Move) (bool, error) {
 	v, err := Encode(m)
 	if err != nil {
@@ -94,8 +94,8 @@ func (c *Client) WithdrawMove(ctx context.Context, m egress.Move) (bool, error) 
 	return resp.Succeeded, nil
 }
 
-// Ready notes that the target of a move, whose agent has the lease l, is ready for the IP. The record keeps its own lease. false: it is not the
-// one of m.Revision any more.
+// Ready notes that the target of a move, whose agent has the lease l, is ready for the IP. The record keeps its own
+// lease. false: it is not the one of m.Revision any more.
 func (c *Client) Ready(ctx context.Context, m egress.Move, l *Lease) (bool, error) {
 	if m.Revision == 0 {
 		return false, fmt.Errorf("getting ready for %s: the record of the move has no revision", m.IP)

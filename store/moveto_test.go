@@ -8,7 +8,8 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// TestALockThatIsHandedToAnAgentOnItsWayOutStaysOnNoLeaseThatEnds: the owner did not see in time that the target restarts.
+// TestALockThatIsHandedToAnAgentOnItsWayOutStaysOnNoLeaseThatEnds: the owner did not see in time that the target
+// restarts.
 func TestALockThatIsHandedToAnAgentOnItsWayOutStaysOnNoLeaseThatEnds(t *testing.T) {
 	for name, answered := range map[string]bool{"it answers for the IP": true, "it does not answer yet": false} {
 		t.Run(name, func(t *testing.T) {

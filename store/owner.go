@@ -12,8 +12,8 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// Agent returns the record of a node's agent, the zero Agent when there is none. One that cannot be read is logged and counts as none:
-// the next agent of the node writes it anew.
+// Agent returns the record of a node's agent, the zero Agent when there is none. One that cannot be read is logged and
+// counts as none: the next agent of the node writes it anew.
 func (c *Client) Agent(ctx context.Context, node string) (egress.Agent, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
@@ -35,8 +35,8 @@ func (c *Client) Agent(ctx context.Context, node string) (egress.Agent, error) {
 	return a, nil
 }
 
-// PutAgent writes agents/<node> under the lease, which it enters in the record. It writes nothing when the record is there already.
-// errors.Is(err, ErrLeaseLost): the lease is gone.
+// PutAgent writes agents/<node> under the lease, which it enters in the record. It writes nothing when the record is
+// there already. errors.Is(err, ErrLeaseLost): the lease is gone.
 func (c *Client) PutAgent(ctx context.Context, l *Lease, a egress.Agent) error {
 	a.Lease = egress.FormatLease(l.ID())
 	v, err := Encode(a)
@@ -74,7 +74,8 @@ func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner, former For
 		if s := former.Suspicion; o.From == "" && s.Revision > 0 {
 			o.Suspicion = s.Revision
 			last := clientv3.Compare(clientv3.CreateRevision(c.key(HistoryPrefix+o.IP.String()+"/")), "<", former.Revision+1)
-			same := clientv3.Compare(clientv3.CreateRevision(c.key(AllocationKey(o.IP))), "<", former.Revision+1) // else its history is a new one
+			// else its history is a new one
+			same := clientv3.Compare(clientv3.CreateRevision(c.key(AllocationKey(o.IP))), "<", former.Revision+1)
 			still = append(still, unchanged(c.key(SuspicionKey(s.Node)), s.Revision), last.WithPrefix(), same)
 		}
 	}
@@ -182,7 +183,8 @@ func (c *Client) HandOver(ctx context.Context, o egress.Owner, m egress.Move, to
 		[]clientv3.Cmp{
 			unchanged(owner, o.Revision), unchanged(move, m.Revision),
 			absent(c.key(CordonKey(to.Node))),
-			clientv3.Compare(clientv3.LeaseValue(c.key(AgentKey(to.Node))), "=", lease), // of an absent key it is 0, which ParseLease refuses
+			// of an absent key it is 0, which ParseLease refuses
+			clientv3.Compare(clientv3.LeaseValue(c.key(AgentKey(to.Node))), "=", lease),
 		},
 		[]clientv3.Op{clientv3.OpPut(owner, string(v), clientv3.WithLease(lease)), clientv3.OpDelete(move), h}, nil)
 	if err != nil {

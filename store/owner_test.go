@@ -82,7 +82,8 @@ func TestReleaseIsFenced(t *testing.T) {
 	}
 }
 
-// Who follows an owner that gave the IP up has nothing to wait for; who follows one that died, or of which it does not know, has.
+// Who follows an owner that gave the IP up has nothing to wait for; who follows one that died, or of which it does not
+// know, has.
 func TestClaimSaysWhoGaveTheIPUp(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
@@ -400,7 +401,8 @@ func TestEveryChangeOfOwnerIsInTheHistoryAndNothingElse(t *testing.T) {
 	}
 }
 
-// n1 holds ip1, and its kernel answers although the agent is frozen. n2 gets the lock, and gives it back before it has waited for n1.
+// n1 holds ip1, and its kernel answers although the agent is frozen. n2 gets the lock, and gives it back before it has
+// waited for n1.
 func TestALockThatWasNotUsedIsNotTakenOverAtOnce(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)

@@ -9,18 +9,20 @@ import (
 	"google.golang.org/grpc"
 )
 
-// watchStream is a stream of watches that withholds answers to progress requests ("how far are you?") that were made before the newest
-// watch of the stream.
+// watchStream is a stream of watches that withholds answers to progress requests ("how far are you?") that were made
+// before the newest watch of the stream.
 //
-// etcd sends "watch created" and the answers to progress requests by two queues, in no order between them, and an answer names no watch.
-// clientv3 takes it for one of all watches that it knows of. So the answer to a question that was asked before a watch was created, but
-// comes after "created", would say of that watch that all its events up to the revision have been sent, though the first has yet to come:
-// the cache would show an old record at a newer revision, and clientv3, should the connection then break, would never ask for these
-// events. It happens when a range is added to a cache and when clientv3 sets up its watches again on a new connection.
+// etcd sends "watch created" and the answers to progress requests by two queues, in no order between them, and an
+// answer names no watch. clientv3 takes it for one of all watches that it knows of. So the answer to a question that
+// was asked before a watch was created, but comes after "created", would say of that watch that all its events up to
+// the revision have been sent, though the first has yet to come: the cache would show an old record at a newer
+// revision, and clientv3, should the connection then break, would never ask for these events. It happens when a range
+// is added to a cache and when clientv3 sets up its watches again on a new connection.
 //
-// etcd handles what one stream asks in order, and answers questions in order or not at all (some watch has yet to catch up). So an answer
-// is certainly of a question after the creation if its revision is higher than that of "created", or if as many answers as there were open
-// questions have come since. Each answer that is withheld is followed by another question.
+// etcd handles what one stream asks in order, and answers questions in order or not at all (some watch has yet to catch
+// up). So an answer is certainly of a question after the creation if its revision is higher than that of "created", or
+// if as many answers as there were open questions have come since. Each answer that is withheld is followed by another
+// question.
 type watchStream struct {
 	grpc.ClientStream
 	sending sync.Mutex // SendMsg takes one caller at a time

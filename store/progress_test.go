@@ -17,9 +17,9 @@ import (
 	"github.com/egret-project/egret/internal/etcdtest"
 )
 
-// front stands in front of an etcd and does with the responses of each stream of watches what a script says. etcd itself sends "watch
-// created" and answers to progress requests in no order between them, and the first events of a watch that has something to catch up with
-// up to 100 ms after "created", or later.
+// front stands in front of an etcd and does with the responses of each stream of watches what a script says. etcd
+// itself sends "watch created" and answers to progress requests in no order between them, and the first events of a
+// watch that has something to catch up with up to 100 ms after "created", or later.
 type front struct {
 	pb.UnimplementedKVServer
 	pb.UnimplementedWatchServer
@@ -52,7 +52,8 @@ func (r *relayed) next() (*pb.WatchResponse, error) {
 	}
 }
 
-// pass passes responses on until one is as told, and returns that one. The answers to progress requests before it are kept, not passed on.
+// pass passes responses on until one is as told, and returns that one. The answers to progress requests before it are
+// kept, not passed on.
 func (r *relayed) pass(last func(*pb.WatchResponse) bool) (answers []*pb.WatchResponse, is *pb.WatchResponse, err error) {
 	for {
 		m, err := r.next()
@@ -71,7 +72,8 @@ func (r *relayed) pass(last func(*pb.WatchResponse) bool) (answers []*pb.WatchRe
 	}
 }
 
-// stall lets nothing more through until the client has asked n more questions, which it does no longer when it has what it wants.
+// stall lets nothing more through until the client has asked n more questions, which it does no longer when it has what
+// it wants.
 func (r *relayed) stall(n int) error {
 	for len(r.questions) > 0 {
 		<-r.questions
@@ -182,7 +184,8 @@ func values(k *Cache) map[string]string {
 	return out
 }
 
-// An answer to a progress request that was asked before the watch of a new range was created came after "created", and was believed.
+// An answer to a progress request that was asked before the watch of a new range was created came after "created", and
+// was believed.
 func TestARangeThatIsWatchedAnewMissesNoChangeBehindAnOldAnswer(t *testing.T) {
 	s := start(t)
 	asked := make(chan struct{})
@@ -225,7 +228,8 @@ func TestAWatchThatIsSetUpAgainMissesNoChangeBehindAnOldAnswer(t *testing.T) {
 	asked, changed := make(chan struct{}), make(chan struct{})
 	c := dialThrough(t, s,
 		func(r *relayed) error {
-			if _, _, err := r.pass(isAnswer); err != nil { // and the client has an event that waits for it, so it asks on
+			// and the client has an event that waits for it, so it asks on
+			if _, _, err := r.pass(isAnswer); err != nil {
 				return err
 			}
 			close(asked)

@@ -14,8 +14,8 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// Encode returns a record as it is written to etcd: JSON on one line, fields in the order of the struct, no HTML escapes. Equal values
-// are equal bytes.
+// Encode returns a record as it is written to etcd: JSON on one line, fields in the order of the struct, no HTML
+// escapes. Equal values are equal bytes.
 func Encode(v any) ([]byte, error) {
 	var b bytes.Buffer
 	e := json.NewEncoder(&b)
@@ -26,8 +26,8 @@ func Encode(v any) ([]byte, error) {
 	return bytes.TrimSuffix(b.Bytes(), []byte("\n")), nil
 }
 
-// Decode reads a record of package egress. Unknown fields are ignored. Of an Owner and a Move, Lease and Revision come from the key, of a Suspicion Revision.
-// It checks the JSON alone: what a View does not accept may pass here.
+// Decode reads a record of package egress. Unknown fields are ignored. Of an Owner and a Move, Lease and Revision come
+// from the key, of a Suspicion Revision. It checks the JSON alone: what a View does not accept may pass here.
 func Decode[T any](r Record) (T, error) {
 	var v T
 	if err := json.Unmarshal(r.Value, &v); err != nil {
@@ -202,8 +202,8 @@ func parseBlock(key string) (ip netip.Addr, first uint16, err error) {
 	return ip, uint16(n), nil
 }
 
-// DecodeBlock reads the record of a blocks/<ip>/<first> key. IP and First are those of the key also when there is an error, as far as it has them:
-// where it has none, the IP is not valid.
+// DecodeBlock reads the record of a blocks/<ip>/<first> key. IP and First are those of the key also when there is an
+// error, as far as it has them: where it has none, the IP is not valid.
 func DecodeBlock(key string, r Record) (egress.Block, error) {
 	ip, first, err := parseBlock(key)
 	if err != nil {
@@ -247,7 +247,8 @@ func BlockHistoryEnd(key string) (ip netip.Addr, until time.Time, err error) {
 	return ip, until, err
 }
 
-// The parsers below read the last part of a key. They accept one spelling of each value, so that no two keys mean the same.
+// The parsers below read the last part of a key. They accept one spelling of each value, so that no two keys mean the
+// same.
 
 func parseName(s string) (string, error) {
 	if s == "" || strings.Contains(s, "/") {

@@ -8,7 +8,8 @@ import (
 	"google.golang.org/grpc/status"
 )
 
-// ErrRefused says that etcd does not take these changes, and will not the next time: they are too large, or not allowed. Nothing was written.
+// ErrRefused says that etcd does not take these changes, and will not the next time: they are too large, or not
+// allowed. Nothing was written.
 var ErrRefused = errors.New("refused by etcd")
 
 // refusal adds ErrRefused to an error that the same request would get again. A full or overloaded etcd refuses nothing

@@ -9,8 +9,8 @@ import (
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
 
-// An answer may take elsewhereAfter until another member of etcd is asked, and twice as long each time that one took longer, up to elsewhereLatest: an
-// etcd that is only slow gets no more to do by that.
+// An answer may take elsewhereAfter until another member of etcd is asked, and twice as long each time that one took
+// longer, up to elsewhereLatest: an etcd that is only slow gets no more to do by that.
 const (
 	elsewhereAfter  = 200 * time.Millisecond
 	elsewhereLatest = 2 * time.Second
@@ -21,8 +21,9 @@ const (
 // errRenewals says that a stream of renewals has ended, or does not answer.
 var errRenewals = errors.New("the stream of renewals has ended")
 
-// renewals is one stream for all renewals of a lease: one for each costs etcd and the agent several times as much. What goes wrong, or takes too long,
-// ends the stream, so that no answer is of an earlier question; the next renewal opens another one. It is not safe for concurrent use.
+// renewals is one stream for all renewals of a lease: one for each costs etcd and the agent several times as much. What
+// goes wrong, or takes too long, ends the stream, so that no answer is of an earlier question; the next renewal opens
+// another one. It is not safe for concurrent use.
 type renewals struct {
 	lease   *Lease
 	after   time.Duration                 // how long the next answer may take, where there is another member to ask
@@ -34,7 +35,8 @@ type renewals struct {
 
 // ask renews the lease once. An error says that this is not known, unless it is rpctypes.ErrLeaseNotFound.
 func (r *renewals) ask(ctx context.Context) (*pb.LeaseKeepAliveResponse, error) {
-	// A member whose disk hangs passes renewals on and knows of nothing new, so that a watch of it seems to have missed nothing: the others are asked, too.
+	// A member whose disk hangs passes renewals on and knows of nothing new, so that a watch of it seems to have missed
+	// nothing: the others are asked, too.
 	now := time.Now()
 	if r.other.IsZero() {
 		r.other = now

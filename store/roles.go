@@ -12,22 +12,24 @@ import (
 	clientv3 "go.etcd.io/etcd/client/v3"
 )
 
-// Grant is a right of a role: to read, and where Write says so to write, a key or all that begin with it. Keys are without a Client's prefix.
+// Grant is a right of a role: to read, and where Write says so to write, a key or all that begin with it. Keys are
+// without a Client's prefix.
 type Grant struct {
 	Key   string
 	One   bool // the key alone
 	Write bool
 }
 
-// What each part of Egret may do in an etcd that has users. A key that a part begins to use has to be entered here: TestEachPartWorksUnderItsRole
-// in this package, and the tests of crdsync that run under its role, fail otherwise.
+// What each part of Egret may do in an etcd that has users. A key that a part begins to use has to be entered here:
+// TestEachPartWorksUnderItsRole in this package, and the tests of crdsync that run under its role, fail otherwise.
 //
-// An agent writes agents/ and owners/ of every node, not of its own alone: who revokes the lease of a dead node has to be allowed to write all keys
-// that are under it, and a lock is one key, whoever has it.
+// An agent writes agents/ and owners/ of every node, not of its own alone: who revokes the lease of a dead node has to
+// be allowed to write all keys that are under it, and a lock is one key, whoever has it.
 //
 // It reads allocations for `egret check`, which runs beside it.
 var (
-	AgentGrants = append([]Grant{{Key: "", One: true}, {Key: PermitKey, Write: true}}, grants( // the first is what Dial asks for
+	// the first is what Dial asks for
+	AgentGrants = append([]Grant{{Key: "", One: true}, {Key: PermitKey, Write: true}}, grants(
 		[]string{PoolPrefix, EgressPrefix, AllocationPrefix, NodePrefix, ServicePrefix, PodPrefix, PinPrefix, CordonPrefix, MembersByNode, MembersByEgress},
 		[]string{AgentPrefix, OwnerPrefix, MovePrefix, HistoryPrefix, SuspicionPrefix})...)
 	// Pins, history, cordons and suspicions are crdsync's to delete, with the IP or the Node that they are of.
@@ -58,7 +60,8 @@ type Role struct {
 	Grants []Grant
 }
 
-// RoleName is the name of the role that a part of the Egret with a prefix has: two that share an etcd have roles of their own.
+// RoleName is the name of the role that a part of the Egret with a prefix has: two that share an etcd have roles of
+// their own.
 func RoleName(prefix, part string) string {
 	return strings.Trim(strings.ReplaceAll(strings.Trim(prefix, "/"), "/", "-")+"-"+part, "-")
 }
@@ -69,9 +72,10 @@ type RoleChange struct {
 	do      func(context.Context, *clientv3.Client) error
 }
 
-// DiffRoles returns what has to change for users and roles to be there, in this order: with each part of it done, nobody has lost what he needs.
-// More are the roles that the users have besides, as "user: roles": they may give them more than what is listed. Users and roles that are not named are not
-// looked at. Where etcd has users already, it takes one with the role root to ask.
+// DiffRoles returns what has to change for users and roles to be there, in this order: with each part of it done,
+// nobody has lost what he needs. More are the roles that the users have besides, as "user: roles": they may give them
+// more than what is listed. Users and roles that are not named are not looked at. Where etcd has users already, it
+// takes one with the role root to ask.
 func (c *Client) DiffRoles(ctx context.Context, roles []Role) (changes []RoleChange, more []string, err error) {
 	for _, r := range roles {
 		have, err := c.etcd.RoleGet(ctx, r.Name)
@@ -182,8 +186,8 @@ func (c *Client) AuthEnabled(ctx context.Context) (bool, error) {
 	return s.Enabled, nil
 }
 
-// EnableAuth makes root etcd's user that may do everything, if it is not, and has etcd hold all clients to their roles from then on. Who cannot prove to be
-// a user is refused everything.
+// EnableAuth makes root etcd's user that may do everything, if it is not, and has etcd hold all clients to their roles
+// from then on. Who cannot prove to be a user is refused everything.
 func (c *Client) EnableAuth(ctx context.Context, root string) error {
 	for _, err := range []error{
 		ignore(addUser(root).do(ctx, c.etcd), rpctypes.ErrUserAlreadyExist),
@@ -207,8 +211,8 @@ func ignore(err, which error) error {
 	return err
 }
 
-// Lacks returns the keys that the Client's user may not use as the grants say, in their order. It asks with transactions that never change anything:
-// etcd looks at the rights of all that a transaction could do.
+// Lacks returns the keys that the Client's user may not use as the grants say, in their order. It asks with
+// transactions that never change anything: etcd looks at the rights of all that a transaction could do.
 func (c *Client) Lacks(ctx context.Context, grants []Grant) (keys []string, err error) {
 	denied := func(grants ...Grant) (bool, error) {
 		never := clientv3.Compare(clientv3.CreateRevision(c.key(grants[0].Key)), "<", 0)

@@ -51,8 +51,8 @@ type Space struct {
 	Count    int      // of all members
 	Revision int64    // the newest
 	NoSpace  bool     // the alarm NOSPACE is raised: nothing is written
-	// Fault is why not all members are well, nil: they are. One that does not answer, is not reached by any endpoint, or learns, is not. Of a Client that
-	// is Relayed it is about the member that answered.
+	// Fault is why not all members are well, nil: they are. One that does not answer, is not reached by any endpoint,
+	// or learns, is not. Of a Client that is Relayed it is about the member that answered.
 	Fault error
 }
 
@@ -128,8 +128,9 @@ func noSpace(status *pb.StatusResponse) bool {
 	return slices.ContainsFunc(status.Errors, func(e string) bool { return strings.Contains(e, pb.AlarmType_NOSPACE.String()) })
 }
 
-// Compact has etcd drop what the keys were before a revision; what they are at it, and since, stays. It is of all keys, those of others too. It returns
-// when the room is free. done is false when somebody did that already, as etcd itself does with --auto-compaction-retention.
+// Compact has etcd drop what the keys were before a revision; what they are at it, and since, stays. It is of all keys,
+// those of others too. It returns when the room is free. done is false when somebody did that already, as etcd itself
+// does with --auto-compaction-retention.
 func (c *Client) Compact(ctx context.Context, revision int64) (done bool, err error) {
 	ctx, cancel := context.WithTimeout(ctx, spaceTimeout)
 	defer cancel()
@@ -141,8 +142,8 @@ func (c *Client) Compact(ctx context.Context, revision int64) (done bool, err er
 	return true, nil
 }
 
-// Defragment has a member give the room back that its database does not use. The member answers nothing meanwhile; where it is the only one,
-// neither does etcd.
+// Defragment has a member give the room back that its database does not use. The member answers nothing meanwhile;
+// where it is the only one, neither does etcd.
 func (c *Client) Defragment(ctx context.Context, m Member) error {
 	ctx, cancel := context.WithTimeout(ctx, spaceTimeout)
 	defer cancel()
@@ -186,7 +187,8 @@ func (c *Client) Disarm(ctx context.Context) error {
 	return nil
 }
 
-// NoSpace reports whether the alarm NOSPACE was raised when etcd was last asked, once in Config.MemberInterval, or refused a change.
+// NoSpace reports whether the alarm NOSPACE was raised when etcd was last asked, once in Config.MemberInterval, or
+// refused a change.
 func (c *Client) NoSpace() bool { return c.full.Load() }
 
 // AskNoSpace asks now. Where etcd does not answer within half a second, what it said last counts.

@@ -57,7 +57,8 @@ func dial(t *testing.T, s *etcdtest.Server) *Client { return dialLogging(t, s, n
 
 func dialLogging(t *testing.T, s *etcdtest.Server, log *slog.Logger) *Client {
 	t.Helper()
-	// With a DialTimeout near deadline, a lease that is cut off before its first renewal would be taken for lost later than the tests wait.
+	// With a DialTimeout near deadline, a lease that is cut off before its first renewal would be taken for lost later
+	// than the tests wait.
 	return dialConfig(t, Config{Endpoints: []string{s.Endpoint()}, Log: log})
 }
 
@@ -231,7 +232,8 @@ func TestDialSaysWhenTheUserIsWrong(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer c.Close()
-	if err := grant(t, c, time.Minute).Renew(ctx); err != nil { // no shorter one: passwords are checked while the machine has other work
+	// no shorter one: passwords are checked while the machine has other work
+	if err := grant(t, c, time.Minute).Renew(ctx); err != nil {
 		t.Error(err)
 	}
 }

@@ -8,9 +8,10 @@ import (
 	"google.golang.org/grpc/credentials"
 )
 
-// Reloading makes connections with the configuration that read returns at the time of each of them: so CAs and certificates that are replaced need
-// no restart. Where it cannot be read the connection fails, and gRPC tries again. There are hooks of crypto/tls for less of it, but the one that
-// could take other CAs is not told which address was dialed.
+// Reloading makes connections with the configuration that read returns at the time of each of them: so CAs and
+// certificates that are replaced need no restart. Where it cannot be read the connection fails, and gRPC tries again.
+// There are hooks of crypto/tls for less of it, but the one that could take other CAs is not told which address was
+// dialed.
 func Reloading(read func() (*tls.Config, error)) credentials.TransportCredentials {
 	return reloading{credentials.NewTLS(nil), read}
 }

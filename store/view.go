@@ -12,8 +12,8 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// View is what the agent of one node sees of etcd: pools, egresses, nodes, Service CIDRs, pods' ranges, agents, moves, pins, cordons, suspicions, the
-// members of its own node, and what its Scope says. It is safe for concurrent use.
+// View is what the agent of one node sees of etcd: pools, egresses, nodes, Service CIDRs, pods' ranges, agents, moves,
+// pins, cordons, suspicions, the members of its own node, and what its Scope says. It is safe for concurrent use.
 type View struct {
 	node  string
 	cache *Cache
@@ -75,12 +75,13 @@ func (v *View) Changed() <-chan struct{} { return v.cache.Changed() }
 // Healthy reports whether the view follows etcd at present; see Cache.Healthy.
 func (v *View) Healthy() bool { return v.cache.Healthy() }
 
-// Arrived returns when the first change came since the last call; see Cache.Arrived. All of them are in the next Snapshot.
+// Arrived returns when the first change came since the last call; see Cache.Arrived. All of them are in the next
+// Snapshot.
 func (v *View) Arrived() time.Time { return v.cache.Arrived() }
 
-// Snapshot returns etcd as it was at one revision, nil before the first whole list. It is the same pointer while nothing changes, and
-// nothing in it ever changes. A record that cannot be read (no JSON, key and value disagree, an invalid address or id) is in Faults,
-// and the last value of its key that could be read, if any, stands.
+// Snapshot returns etcd as it was at one revision, nil before the first whole list. It is the same pointer while
+// nothing changes, and nothing in it ever changes. A record that cannot be read (no JSON, key and value disagree, an
+// invalid address or id) is in Faults, and the last value of its key that could be read, if any, stands.
 func (v *View) Snapshot() *egress.Snapshot {
 	v.mu.Lock()
 	defer v.mu.Unlock()
@@ -105,8 +106,8 @@ func (v *View) Snapshot() *egress.Snapshot {
 	return v.last
 }
 
-// Watch says what to see from now on. What is new comes with a later snapshot, and until then the snapshots say that it is not there: see
-// egress.Snapshot.Followed and Partial. It costs nothing when the scope is the same as before.
+// Watch says what to see from now on. What is new comes with a later snapshot, and until then the snapshots say that it
+// is not there: see egress.Snapshot.Followed and Partial. It costs nothing when the scope is the same as before.
 func (v *View) Watch(scope Scope) {
 	v.mu.Lock()
 	defer v.mu.Unlock()

@@ -13,13 +13,14 @@ import (
 )
 
 const (
-	// confirmInterval is how often etcd is asked again up to where all ranges were sent. etcd ignores the question while one of the
-	// watches has not caught up, which it looks after every 100 ms.
+	// confirmInterval is how often etcd is asked again up to where all ranges were sent. etcd ignores the question
+	// while one of the watches has not caught up, which it looks after every 100 ms.
 	confirmInterval = 50 * time.Millisecond
-	// confirmTimeout is how long a change may wait for that. etcd's gRPC proxy never answers; a new list takes the place of the answer.
+	// confirmTimeout is how long a change may wait for that. etcd's gRPC proxy never answers; a new list takes the
+	// place of the answer.
 	confirmTimeout = 2 * time.Second
-	// lagInterval is how often it is looked whether a watch still says what there is. One whose member of etcd stands still does not
-	// break before the keepalive does, in 13 s.
+	// lagInterval is how often it is looked whether a watch still says what there is. One whose member of etcd stands
+	// still does not break before the keepalive does, in 13 s.
 	lagInterval = 500 * time.Millisecond
 	lagTimeout  = time.Second
 )
@@ -33,9 +34,10 @@ var (
 
 // session is one list and the watches that follow it, until one of them breaks.
 //
-// Each range has a watch of its own, and their events come in no order among each other. So that the cache shows one revision of etcd,
-// an event waits until every other watch is known to have sent all up to it: by an event of its own, or by etcd's answer to the
-// question how far it is (a progress request), which costs one round trip. A cache of one range never asks.
+// Each range has a watch of its own, and their events come in no order among each other. So that the cache shows one
+// revision of etcd, an event waits until every other watch is known to have sent all up to it: by an event of its own,
+// or by etcd's answer to the question how far it is (a progress request), which costs one round trip. A cache of one
+// range never asks.
 type session struct {
 	cache  *Cache
 	wg     sync.WaitGroup
@@ -244,8 +246,8 @@ func (s *session) settle() bool {
 	return true
 }
 
-// adjust makes the wanted ranges those of the session. New ones are read at the revision that the cache shows, so that they fit what
-// is there at once; when etcd has forgotten it, all is listed anew.
+// adjust makes the wanted ranges those of the session. New ones are read at the revision that the cache shows, so that
+// they fit what is there at once; when etcd has forgotten it, all is listed anew.
 func (s *session) adjust(ctx context.Context) error {
 	k := s.cache
 	prefixes := k.wanted()
@@ -311,7 +313,8 @@ func (s *session) questions(ctx context.Context) {
 	}
 }
 
-// connection reports whether the connection is up. The etcd client sets up its watches again by itself, and says nothing of it.
+// connection reports whether the connection is up. The etcd client sets up its watches again by itself, and says
+// nothing of it.
 func (s *session) connection(ctx context.Context) {
 	conn := s.cache.client.etcd.ActiveConnection()
 	for {
@@ -338,10 +341,12 @@ func (s *session) identify(ctx context.Context) bool {
 	for {
 		try, cancel := context.WithTimeout(ctx, requestTimeout)
 		asked := c.heads.ask()
-		resp, err := c.etcd.Get(try, c.prefix, clientv3.WithCountOnly()) // linearizable: not older than what anybody has seen
+		// linearizable: not older than what anybody has seen
+		resp, err := c.etcd.Get(try, c.prefix, clientv3.WithCountOnly())
 		cancel()
 		if err == nil {
-			if _, err = c.heads.answered(asked, resp.Header); !errors.Is(err, errTerm) { // run sees a restore by restored
+			// run sees a restore by restored
+			if _, err = c.heads.answered(asked, resp.Header); !errors.Is(err, errTerm) {
 				return true
 			}
 		}

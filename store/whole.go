@@ -154,7 +154,8 @@ func (v *WholeView) Whole() (w Whole, tenures []egress.Tenure, ok bool) {
 		if r == nil {
 			continue
 		}
-		if t, err := Decode[egress.Tenure](*r); err == nil { // else it is the history of one IP that says so (Client.History)
+		// else it is the history of one IP that says so (Client.History)
+		if t, err := Decode[egress.Tenure](*r); err == nil {
 			v.tenures[key] = tenure{t, r.Revision}
 		}
 	}

@@ -12,8 +12,8 @@ import (
 	"github.com/egret-project/egret/internal/netns"
 )
 
-// The agent's container has two capabilities, /proc/sys read-only, and a mount of the node's /proc/sys/net, which it shows by another path: what is
-// opened there is of the network namespace of who opens it.
+// The agent's container has two capabilities, /proc/sys read-only, and a mount of the node's /proc/sys/net, which it
+// shows by another path: what is opened there is of the network namespace of who opens it.
 func TestInAContainerTheSettingsAreWrittenToTheMount(t *testing.T) {
 	netns.Enter(t)
 	for line := range strings.Lines("ip link add eth0 type bridge\nip link set eth0 up\nip addr add fd10::101/64 dev eth0 nodad") {

@@ -18,8 +18,9 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// placeholder is an address of every VLAN link: a link without any IPv4 address drops every IPv4 packet as soon as rp_filter is not 0,
-// and a node that relays for an IP has none of its addresses. It is the dummy address of nodes that have no other (RFC 7600, section 4.8).
+// placeholder is an address of every VLAN link: a link without any IPv4 address drops every IPv4 packet as soon as
+// rp_filter is not 0, and a node that relays for an IP has none of its addresses. It is the dummy address of nodes that
+// have no other (RFC 7600, section 4.8).
 var placeholder = netip.PrefixFrom(netip.AddrFrom4([4]byte{192, 0, 0, 8}), 32)
 
 // observedVLAN is a link that has the name of one of ours.

@@ -21,9 +21,10 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
-// The kernel answers neighbor solicitations only on the link that has the address. For an address of another link it does so where it is
-// told to, by a proxy entry, and where it hears who asks, as a member of the address's solicited-node group. Both are the kernel's, and stay
-// while no agent runs; the group stays because it is an address of the link with the flag autojoin.
+// The kernel answers neighbor solicitations only on the link that has the address. For an address of another link it
+// does so where it is told to, by a proxy entry, and where it hears who asks, as a member of the address's
+// solicited-node group. Both are the kernel's, and stay while no agent runs; the group stays because it is an address
+// of the link with the flag autojoin.
 
 // answered is what the kernel answers for on one link.
 type answered struct {
@@ -33,14 +34,15 @@ type answered struct {
 	ready bool
 }
 
-// The settings of a link by which the kernel answers, and when. By default it waits for up to 0.8 s, to let others go first (RFC 4861, section
-// 7.2.8); there are none.
+// The settings of a link by which the kernel answers, and when. By default it waits for up to 0.8 s, to let others go
+// first (RFC 4861, section 7.2.8); there are none.
 func (l *Links) proxyNDP(link string) string { return l.sysctl + "/ipv6/conf/" + link + "/proxy_ndp" }
 func (l *Links) proxyDelay(link string) string {
 	return l.sysctl + "/ipv6/neigh/" + link + "/proxy_delay"
 }
 
-// The delay also says, in the kernel itself, what proxy_ndp was before: off with none, on with one of up to 20 ms. (Of 10 ms, HZ=250 makes none.)
+// The delay also says, in the kernel itself, what proxy_ndp was before: off with none, on with one of up to 20 ms. (Of
+// 10 ms, HZ=250 makes none.)
 const wasOff, wasOn = "0", "2"
 
 func setting(path string) string {
@@ -79,7 +81,8 @@ func (l *Links) turnOff(link string) error {
 	return os.WriteFile(l.proxyDelay(link), []byte(delay), 0)
 }
 
-// kept is the error of an entry that stays where turnOff failed: without one, nobody would look at the link's settings again.
+// kept is the error of an entry that stays where turnOff failed: without one, nobody would look at the link's settings
+// again.
 func (l *Links) kept(link string) error {
 	if have := setting(l.proxyDelay(link)); have == wasOff || have == wasOn {
 		return fmt.Errorf("it stays until the settings of %s are as they were", link)
@@ -109,7 +112,8 @@ func ndMessage(ifindex int) []byte {
 	return b
 }
 
-// answers returns what the kernel answers for by our proxy entries, and the groups that are joined for it, by the name of the link.
+// answers returns what the kernel answers for by our proxy entries, and the groups that are joined for it, by the name
+// of the link.
 func (l *Links) answers(joined map[int][]netip.Prefix) (map[string]answered, error) {
 	entries, err := whole("neighbour proxies", func() ([]rtnetlink.Message, error) {
 		all, err := l.rt.Execute(rtnetlink.Message{
@@ -156,8 +160,8 @@ func (l *Links) answers(joined map[int][]netip.Prefix) (map[string]answered, err
 	return out, nil
 }
 
-// Unchanged reports whether o, read before, is so still in what no event of package routing tells: which addresses the kernel answers for, and whether
-// it does. It reads no more than that.
+// Unchanged reports whether o, read before, is so still in what no event of package routing tells: which addresses the
+// kernel answers for, and whether it does. It reads no more than that.
 func (l *Links) Unchanged(o Observed) (bool, error) {
 	now, err := l.answers(nil)
 	if err != nil {

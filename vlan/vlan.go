@@ -23,10 +23,11 @@ type State struct {
 	Addresses []netip.Addr
 	// VLANs are the links of VLANs, by their ids.
 	VLANs map[int]VLAN
-	// Answers are the IPv6 addresses for which the kernel answers neighbor solicitations on a link that does not have them, by link; those of
-	// IPv4 are left out.
+	// Answers are the IPv6 addresses for which the kernel answers neighbor solicitations on a link that does not have
+	// them, by link; those of IPv4 are left out.
 	Answers map[string][]netip.Addr
-	// Keep keeps the addresses and links that are not in the State: a record could not be read, and an error never causes a delete.
+	// Keep keeps the addresses and links that are not in the State: a record could not be read, and an error never
+	// causes a delete.
 	Keep bool
 }
 
@@ -71,8 +72,9 @@ func (o Observed) Addresses() []netip.Addr {
 // Config is what Links work with.
 type Config struct {
 	Log *slog.Logger // nil: silent
-	// Sysctl is where the settings of /proc/sys/net are written; empty: there. In a container that is read-only, unless it is privileged, while a bind
-	// mount of the node's is not. Whoever opens a file there sees the settings of his own network namespace, not of the one that mounted it.
+	// Sysctl is where the settings of /proc/sys/net are written; empty: there. In a container that is read-only, unless
+	// it is privileged, while a bind mount of the node's is not. Whoever opens a file there sees the settings of his
+	// own network namespace, not of the one that mounted it.
 	Sysctl string
 }
 
@@ -150,8 +152,8 @@ func (l *Links) Observe() (Observed, error) {
 	return o, nil
 }
 
-// addresses returns the addresses on all links, by the index of the link, those of them that are not as ours are made, and the groups of
-// solicited nodes that are joined.
+// addresses returns the addresses on all links, by the index of the link, those of them that are not as ours are made,
+// and the groups of solicited nodes that are joined.
 func (l *Links) addresses() (all, altered, joined map[int][]netip.Prefix, err error) {
 	addrs, err := whole("addresses", func() ([]netlink.Addr, error) { return l.handle.AddrList(nil, netlink.FAMILY_ALL) })
 	all, altered, joined = map[int][]netip.Prefix{}, map[int][]netip.Prefix{}, map[int][]netip.Prefix{}
@@ -230,7 +232,8 @@ func (c Changes) Adds() Changes { return Changes{adds: c.adds} }
 // Removes returns the part that takes away what is not wanted any more.
 func (c Changes) Removes() Changes { return Changes{removes: c.removes} }
 
-// String returns the changes in the order in which Apply makes them, as lines that a shell could run; "" when there are none.
+// String returns the changes in the order in which Apply makes them, as lines that a shell could run; "" when there are
+// none.
 func (c Changes) String() string {
 	var b strings.Builder
 	for _, o := range slices.Concat(c.links, c.adds, c.removes) {
@@ -243,8 +246,9 @@ func (c Changes) String() string {
 // errForeign says that a link of our name is not ours.
 var errForeign = errors.New("not ours: remove or rename it")
 
-// Diff returns what makes a kernel that was observed as have equal to want. It does no I/O; equal arguments give equal Changes.
-// Where a link of ours is another program's, the Changes have one op for it, and applying it is an error that says so.
+// Diff returns what makes a kernel that was observed as have equal to want. It does no I/O; equal arguments give equal
+// Changes. Where a link of ours is another program's, the Changes have one op for it, and applying it is an error that
+// says so.
 func Diff(have Observed, want State) Changes {
 	var c Changes
 	c.diffVLANs(have.vlans, want)
@@ -266,7 +270,8 @@ func Diff(have Observed, want State) Changes {
 		wanted = append(wanted, netip.PrefixFrom(ip, ip.BitLen()))
 	}
 	for _, p := range sorted(wanted) {
-		// The kernel forgets IPv6 addresses when their link goes down: they may be there now, and not after the line above.
+		// The kernel forgets IPv6 addresses when their link goes down: they may be there now, and not after the line
+		// above.
 		if lost := have.up && p.Addr().Is6(); lost || !slices.Contains(have.addresses, p) {
 			add("ip addr add "+words(p, egress.AddressLink), func(l *Links) error { return present(l.address(egress.AddressLink, p, l.handle.AddrAdd)) })
 		} else if slices.Contains(have.altered, p) {
@@ -299,8 +304,8 @@ func sorted(ps []netip.Prefix) []netip.Prefix {
 	return slices.Compact(ps)
 }
 
-// Apply makes changes. It goes on after an error and returns all of them, joined; those about one VLAN are egress.ExitErrors. Making the same
-// changes again is no error.
+// Apply makes changes. It goes on after an error and returns all of them, joined; those about one VLAN are
+// egress.ExitErrors. Making the same changes again is no error.
 func (l *Links) Apply(c Changes) error {
 	var errs []error
 	for _, o := range slices.Concat(c.links, c.adds, c.removes) {
@@ -373,8 +378,9 @@ func (l *Links) address(link string, p netip.Prefix, do func(netlink.Link, *netl
 	}
 	a := &netlink.Addr{IPNet: &net.IPNet{IP: p.Addr().AsSlice(), Mask: net.CIDRMask(p.Bits(), p.Addr().BitLen())}}
 	if p.Addr().Is6() {
-		// Duplicate address detection cannot run on a link that is down, and who holds the address is etcd's to say. No preferred
-		// lifetime: for IPv6, the kernel takes the source of the node's own packets from the addresses of all links (RFC 6724).
+		// Duplicate address detection cannot run on a link that is down, and who holds the address is etcd's to say. No
+		// preferred lifetime: for IPv6, the kernel takes the source of the node's own packets from the addresses of all
+		// links (RFC 6724).
 		a.Flags, a.ValidLft, a.PreferedLft = unix.IFA_F_NODAD, int(forever), 0
 	}
 	if !p.IsSingleIP() { // the way to the subnet is in its own table: the main one may have another
@@ -386,8 +392,8 @@ func (l *Links) address(link string, p netip.Prefix, do func(netlink.Link, *netl
 	return do(dev, a)
 }
 
-// forever is INFINITY_LIFE_TIME of the kernel's include/net/addrconf.h. Where an int cannot hold it, the library leaves both lifetimes
-// out, and the address is preferred.
+// forever is INFINITY_LIFE_TIME of the kernel's include/net/addrconf.h. Where an int cannot hold it, the library leaves
+// both lifetimes out, and the address is preferred.
 var forever uint32 = 0xffffffff
 
 // present drops the error of adding what is there.

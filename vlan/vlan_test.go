@@ -49,7 +49,8 @@ func observe(t *testing.T, l *Links) Observed {
 	return o
 }
 
-// reach makes the kernel equal to want, makes the same changes once more, checks that nothing is left to do, and returns the changes.
+// reach makes the kernel equal to want, makes the same changes once more, checks that nothing is left to do, and
+// returns the changes.
 func reach(t *testing.T, l *Links, want State) Changes {
 	t.Helper()
 	c := Diff(observe(t, l), want)
@@ -184,7 +185,8 @@ func TestAddressesElsewhereStay(t *testing.T) {
 	l := open(t)
 	for _, line := range []string{
 		"ip link add uplink type veth peer name other",
-		"ip link set uplink addrgenmode none", "ip link set other addrgenmode none", // no addresses that come by themselves
+		// no addresses that come by themselves
+		"ip link set uplink addrgenmode none", "ip link set other addrgenmode none",
 		"ip link set uplink up", "ip link set other up",
 		"ip addr add 10.10.0.8/24 dev uplink", "ip addr add 10.10.0.9/32 dev lo", "ip addr add fd10::8/64 dev uplink nodad",
 		"ip link add egret1 type bridge", "ip addr add 10.10.0.7/32 dev egret1",
@@ -234,8 +236,8 @@ func TestALinkOfOthersByOurNameIsReportedAndKept(t *testing.T) {
 	}
 }
 
-// TestAddressesOnALinkThatIsDownAreServed is the reason why egret0 may be down: a neighbour on another link gets an answer to its ARP
-// request, and to its packets of both families.
+// TestAddressesOnALinkThatIsDownAreServed is the reason why egret0 may be down: a neighbour on another link gets an
+// answer to its ARP request, and to its packets of both families.
 func TestAddressesOnALinkThatIsDownAreServed(t *testing.T) {
 	for _, kind := range []string{"dummy", "bridge"} {
 		t.Run(kind, func(t *testing.T) {

@@ -45,8 +45,8 @@ type EgressList struct {
 type EgressSpec struct {
 	// AppliedTo selects the Pods. An empty one selects nothing.
 	AppliedTo AppliedTo `json:"appliedTo"`
-	// EgressIP is the source IP. With a pool it has to be one of the pool's; without a pool it is static: it is already on an interface
-	// of one Node, which is then found. Left out: an IP of the pool is allocated.
+	// EgressIP is the source IP. With a pool it has to be one of the pool's; without a pool it is static: it is already
+	// on an interface of one Node, which is then found. Left out: an IP of the pool is allocated.
 	// +optional
 	EgressIP IP `json:"egressIP,omitempty"`
 	// EgressIPs are the source IPs, at most one of each IP family.
@@ -72,12 +72,14 @@ type EgressSpec struct {
 	Bandwidth *Bandwidth `json:"bandwidth,omitempty"`
 }
 
-// AppliedTo selects Pods. Both selectors together select the Pods that match both; the podSelector alone selects in all Namespaces.
+// AppliedTo selects Pods. Both selectors together select the Pods that match both; the podSelector alone selects in all
+// Namespaces.
 type AppliedTo struct {
 	// PodSelector selects Pods by their labels. An empty selector, other than none, selects all.
 	// +optional
 	PodSelector *LabelSelector `json:"podSelector,omitempty"`
-	// NamespaceSelector selects the Pods of Namespaces by the Namespaces' labels. An empty selector, other than none, selects all.
+	// NamespaceSelector selects the Pods of Namespaces by the Namespaces' labels. An empty selector, other than none,
+	// selects all.
 	// +optional
 	NamespaceSelector *LabelSelector `json:"namespaceSelector,omitempty"`
 }
@@ -97,7 +99,8 @@ type Bandwidth struct {
 // +kubebuilder:validation:XValidation:rule="!self.matches('[num]$')",message="want no thousandths: 100m is a tenth, 100M a hundred million"
 type Quantity string
 
-// IP is an IPv4 or IPv6 address of one host that routers forward, in any spelling. It is compared as an address, not as text.
+// IP is an IPv4 or IPv6 address of one host that routers forward, in any spelling. It is compared as an address, not as
+// text.
 //
 // +kubebuilder:validation:MaxLength=45
 // +kubebuilder:validation:XValidation:rule="isIP(self)",message="want an IPv4 or IPv6 address"
@@ -141,11 +144,11 @@ const (
 	IPAllocated EgressConditionType = "IPAllocated"
 	// IPAssigned: a Node holds the IP.
 	IPAssigned EgressConditionType = "IPAssigned"
-	// Conflict: an Egress that comes first has some of what this one asks for. Of two Egresses the older one comes first, by name at
-	// equal age. The condition is there while it is True only.
+	// Conflict: an Egress that comes first has some of what this one asks for. Of two Egresses the older one comes
+	// first, by name at equal age. The condition is there while it is True only.
 	Conflict EgressConditionType = "Conflict"
-	// Degraded: a Node that holds the IP, or runs selected Pods, could not program all that this takes, or a host outside the
-	// cluster uses the IP as well. The condition is there while it is True only.
+	// Degraded: a Node that holds the IP, or runs selected Pods, could not program all that this takes, or a host
+	// outside the cluster uses the IP as well. The condition is there while it is True only.
 	Degraded EgressConditionType = "Degraded"
 )
 

@@ -32,7 +32,8 @@ const (
 	mostValues = 200
 	mostAnswer = 32 << 20 // bytes; 200 interfaces with all that EC2 tells of them are some 2 MB
 	findLimit  = 10 * time.Second
-	// pageLimit is how long one page of a read may take: of 5,000 nodes there are 50 pages and more, of some 0.3 s each.
+	// pageLimit is how long one page of a read may take: of 5,000 nodes there are 50 pages and more, of some 0.3 s
+	// each.
 	pageLimit = 10 * time.Second
 )
 
@@ -252,7 +253,8 @@ func (e *EC2) do(ctx context.Context, action string, asked url.Values, out any) 
 	if err := e.signer.SignHTTP(ctx, who, r, hex.EncodeToString(sum[:]), "ec2", e.region, time.Now()); err != nil {
 		return fmt.Errorf("%w: signing a request: %w", cloud.ErrRefused, err)
 	}
-	if end, ok := ctx.Deadline(); ctx.Err() != nil || ok && !time.Now().Before(end) { // the process may have been stopped
+	// the process may have been stopped
+	if end, ok := ctx.Deadline(); ctx.Err() != nil || ok && !time.Now().Before(end) {
 		return fmt.Errorf("%w: %s", cloud.ErrNotSent, action)
 	}
 	resp, err := e.http.Do(r)

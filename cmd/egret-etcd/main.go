@@ -1,5 +1,6 @@
-// Command egret-etcd is the etcd that Egret runs for clusters that have none to give: a member, its snapshots, and the way back from one. It is a
-// program of its own, in the same image, because an agent would pay for it on every node: 12 MB of memory for what is linked in and not used.
+// Command egret-etcd is the etcd that Egret runs for clusters that have none to give: a member, its snapshots, and the
+// way back from one. It is a program of its own, in the same image, because an agent would pay for it on every node: 12
+// MB of memory for what is linked in and not used.
 package main
 
 import (

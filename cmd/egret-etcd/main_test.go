@@ -33,7 +33,8 @@ import (
 
 const patience = time.Minute
 
-// installation is a cluster of three members with the certificates that `egret credentials` makes, in the folders that pods see.
+// installation is a cluster of three members with the certificates that `egret credentials` makes, in the folders that
+// pods see.
 type installation struct {
 	*testing.T
 	dir     string
@@ -224,7 +225,8 @@ func TestMembersServeWhoShowsACertificateAndComeBackFromASnapshot(t *testing.T) 
 		t.Fatal(err)
 	}
 	var file string
-	for _, endpoints := range []string{i.endpoint(0), i.endpoint(2), "https://127.0.0.1:1," + i.endpoint(1)} { // at the last, nobody is there
+	// at the last, nobody is there
+	for _, endpoints := range []string{i.endpoint(0), i.endpoint(2), "https://127.0.0.1:1," + i.endpoint(1)} {
 		file = i.snapshot("--dir", dir, "--keep", "2", "--endpoints", endpoints)
 	}
 	if files, err := filepath.Glob(filepath.Join(dir, "*")); err != nil || len(files) != 2 || files[1] != file {
@@ -259,7 +261,8 @@ func TestMembersServeWhoShowsACertificateAndComeBackFromASnapshot(t *testing.T) 
 	}
 }
 
-// What a cluster without IPv4 has: members at IPv6 addresses, and the Service's address in a variable, without brackets.
+// What a cluster without IPv4 has: members at IPv6 addresses, and the Service's address in a variable, without
+// brackets.
 func TestMembersAtIPv6AddressesServeAndGiveASnapshot(t *testing.T) {
 	i := newInstallation(t, netip.IPv6Loopback())
 	i.start()
@@ -277,7 +280,8 @@ func TestMembersAtIPv6AddressesServeAndGiveASnapshot(t *testing.T) {
 	if err := os.Mkdir(dir, 0o700); err != nil {
 		t.Fatal(err)
 	}
-	file := i.snapshot("--dir", dir, "--endpoints", fmt.Sprintf("https://%s:%d", i.host, i.clients[2])) // https://$(EGRET_ETCD_SERVICE_HOST):8483
+	// https://$(EGRET_ETCD_SERVICE_HOST):8483
+	file := i.snapshot("--dir", dir, "--endpoints", fmt.Sprintf("https://%s:%d", i.host, i.clients[2]))
 	i.stop()
 	if err := os.RemoveAll(filepath.Join(i.dir, "data")); err != nil {
 		t.Fatal(err)
@@ -350,7 +354,8 @@ func (i *installation) snapshot(args ...string) string {
 	return m[1]
 }
 
-// proves checks that a snapshot is taken of who has the name that was asked for, and not the address that was dialed, alone.
+// proves checks that a snapshot is taken of who has the name that was asked for, and not the address that was dialed,
+// alone.
 func (i *installation) proves() {
 	i.Helper()
 	c := root()

@@ -172,7 +172,8 @@ func (m *member) run(ctx context.Context) error {
 		case err := <-e.Err():
 			return err
 		case <-ctx.Done():
-			// Before its clients are closed, which takes seconds where they watch: a leader that hands over costs them less than an election.
+			// Before its clients are closed, which takes seconds where they watch: a leader that hands over costs them
+			// less than an election.
 			if err := e.Server.TryTransferLeadershipOnShutdown(); err != nil {
 				log.Warn("the others will have to elect a leader", zap.Error(err))
 			}
@@ -181,8 +182,9 @@ func (m *member) run(ctx context.Context) error {
 	}
 }
 
-// isAtHome returns an error where the node has the data of another member: a member that is scheduled there begins with nothing, and two that do so while
-// the third one is down would be an etcd that knows nothing, under the third one's name for it.
+// isAtHome returns an error where the node has the data of another member: a member that is scheduled there begins with
+// nothing, and two that do so while the third one is down would be an etcd that knows nothing, under the third one's
+// name for it.
 func (m *member) isAtHome() error {
 	members, err := types.NewURLsMap(m.initialCluster)
 	if err != nil {

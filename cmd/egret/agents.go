@@ -59,7 +59,8 @@ func (f *agentsFlags) client(log *slog.Logger) (*http.Client, error) {
 	return &http.Client{Transport: &http.Transport{DisableKeepAlives: true, DialTLSContext: dial}, CheckRedirect: stay}, nil
 }
 
-// stay follows no agent to somewhere else: who broke into one would have others ask what he cannot reach, and show him the answers.
+// stay follows no agent to somewhere else: who broke into one would have others ask what he cannot reach, and show him
+// the answers.
 func stay(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }
 
 // askByName returns what asks the agents of nodes at their addresses; others may be nil.

@@ -116,9 +116,12 @@ func TestAgentsAreAskedOverMTLS(t *testing.T) {
 	good, silent, older := port.Hold(t), port.Hold(t), port.Hold(t)
 	home := &egress.Kernel{Node: "n1", Watching: true, PodID: 5, Steered: true, Gateway: 2, First: 2048, Ports: 64, Guarded: -1}
 	remote(t, ca, "n1", "127.0.0.11", good, home)
-	remote(t, ca, "n2", "127.0.0.12", good, &egress.Kernel{Node: "n2", Watching: true, Guarded: -1}) // which has no permit
-	remote(t, ca, "n1", "127.0.0.11", silent, home)                                                  // and n2 is not there
-	remote(t, ca, "n1", "127.0.0.11", older, nil)                                                    // of an older version
+	// which has no permit
+	remote(t, ca, "n2", "127.0.0.12", good, &egress.Kernel{Node: "n2", Watching: true, Guarded: -1})
+	// and n2 is not there
+	remote(t, ca, "n1", "127.0.0.11", silent, home)
+	// of an older version
+	remote(t, ca, "n1", "127.0.0.11", older, nil)
 	remote(t, ca, "n2", "127.0.0.12", older, nil)
 
 	client := func(ca authority, name string) (args []string) {

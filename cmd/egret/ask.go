@@ -16,8 +16,9 @@ import (
 
 // question is what a command asks before it does what costs somebody something, and --yes, which answers it.
 //
-// It asks a person alone: at a terminal. Elsewhere there is nobody to answer, and whoever wrote a script has decided already; a command that refused there, or
-// waited, would break what runs today, such as a drain before a reboot, at the worst time.
+// It asks a person alone: at a terminal. Elsewhere there is nobody to answer, and whoever wrote a script has decided
+// already; a command that refused there, or waited, would break what runs today, such as a drain before a reboot, at
+// the worst time.
 type question struct{ yes bool }
 
 func (q *question) add(s *pflag.FlagSet) {
@@ -27,8 +28,8 @@ func (q *question) add(s *pflag.FlagSet) {
 // errDeclined says that a person did not say yes.
 var errDeclined = errors.New("nothing was changed: the answer was not yes")
 
-// ask says what will be done, and returns nil when it is to be done. what is asked for only where there is somebody to ask; where it is "" there is
-// nothing to ask about.
+// ask says what will be done, and returns nil when it is to be done. what is asked for only where there is somebody to
+// ask; where it is "" there is nothing to ask about.
 func (q *question) ask(c *cobra.Command, what func() (string, error)) error {
 	in, ok := c.InOrStdin().(*os.File)
 	if q.yes || !ok || !isTerminal(in) || !isTerminal(c.ErrOrStderr()) {
@@ -51,7 +52,8 @@ func (q *question) ask(c *cobra.Command, what func() (string, error)) error {
 	return errDeclined
 }
 
-// readLine reads a line, or returns when ctx ends: a read of a terminal does not, and is left behind then, since the process ends.
+// readLine reads a line, or returns when ctx ends: a read of a terminal does not, and is left behind then, since the
+// process ends.
 func readLine(ctx context.Context, r io.Reader) (string, error) {
 	type answer struct {
 		line string

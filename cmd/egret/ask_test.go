@@ -41,7 +41,8 @@ func terminal(t *testing.T) (person, program *os.File) {
 	return person, program
 }
 
-// dialogue runs a command at a terminal, types an answer when it is asked, and returns what the person read, and the error.
+// dialogue runs a command at a terminal, types an answer when it is asked, and returns what the person read, and the
+// error.
 func dialogue(t *testing.T, ctx context.Context, answer string, args ...string) (string, error) {
 	t.Helper()
 	person, program := terminal(t)

@@ -75,7 +75,8 @@ func secrets(passwords ...string) (out []string) {
 	return out
 }
 
-// writeBundle collects, and writes to a file, or to the standard output. Where there is no archive in the end there is no file.
+// writeBundle collects, and writes to a file, or to the standard output. Where there is no archive in the end there is
+// no file.
 func writeBundle(c *cobra.Command, etcd *etcdFlags, cfg bundle.Config, output string) error {
 	to, report := c.OutOrStdout(), c.ErrOrStderr()
 	if output == "-" && isTerminal(to) {

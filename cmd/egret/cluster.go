@@ -31,8 +31,8 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// clusterFlags lead to etcd through the Kubernetes API: by a port-forward to a pod of crdsync, which passes connections on to etcd (relay). etcd is spoken to
-// by TLS from end to end.
+// clusterFlags lead to etcd through the Kubernetes API: by a port-forward to a pod of crdsync, which passes connections
+// on to etcd (relay). etcd is spoken to by TLS from end to end.
 type clusterFlags struct{ kubeconfig, context, namespace string }
 
 func (f *clusterFlags) add(s *pflag.FlagSet) {
@@ -94,7 +94,8 @@ func ready(p corev1.Pod) bool {
 	})
 }
 
-// variable returns the value of an environment variable of the pod, its own or that of a ConfigMap's key; empty: it has none.
+// variable returns the value of an environment variable of the pod, its own or that of a ConfigMap's key; empty: it has
+// none.
 func (i *installed) variable(ctx context.Context, name string) (string, error) {
 	for _, c := range i.pod.Spec.Containers {
 		for _, e := range c.Env {
@@ -153,7 +154,8 @@ func (f *etcdFlags) dialThrough(ctx context.Context, log *slog.Logger) (*store.C
 	return client, nil
 }
 
-// tlsThrough is the TLS of a connection to etcd through the cluster: by the certificates that the flags name, else by those of the operator's Secret.
+// tlsThrough is the TLS of a connection to etcd through the cluster: by the certificates that the flags name, else by
+// those of the operator's Secret.
 func (f *etcdFlags) tlsThrough(ctx context.Context, is *installed) (*tls.Config, error) {
 	var out *tls.Config
 	var err error
@@ -229,7 +231,8 @@ func (i *installed) operatorTLS(ctx context.Context) (*tls.Config, error) {
 	return &tls.Config{MinVersion: tls.VersionTLS12, Certificates: []tls.Certificate{pair}, RootCAs: roots}, nil
 }
 
-// forward forwards a free port of 127.0.0.1 to a port on loopback of the pod until ctx ends, and returns it as host:port.
+// forward forwards a free port of 127.0.0.1 to a port on loopback of the pod until ctx ends, and returns it as
+// host:port.
 func (i *installed) forward(ctx context.Context, port int) (string, error) {
 	url := i.client.CoreV1().RESTClient().Post().Resource("pods").Namespace(i.pod.Namespace).Name(i.pod.Name).SubResource("portforward").URL()
 	transport, upgrader, err := spdy.RoundTripperFor(i.kube)

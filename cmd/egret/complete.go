@@ -23,7 +23,8 @@ const completeTimeout = 1500 * time.Millisecond
 // kubectlCompletes is the name by which kubectl calls a plugin for what may come next on its command line.
 const kubectlCompletes = "kubectl_complete-egret"
 
-// arguments returns the arguments of the process, those of a completion where it is called as the program for kubectl's.
+// arguments returns the arguments of the process, those of a completion where it is called as the program for
+// kubectl's.
 func arguments(args []string) []string {
 	if filepath.Base(args[0]) == kubectlCompletes {
 		return append([]string{cobra.ShellCompRequestCmd}, args[1:]...)
@@ -34,7 +35,8 @@ func arguments(args []string) []string {
 // values are what may be completed: from etcd, as it is now.
 type values func(ctx context.Context, c *store.Client) ([]string, error)
 
-// completions add to the commands what may be completed. They are here, and not where commands are made, since cobra has one place for it.
+// completions add to the commands what may be completed. They are here, and not where commands are made, since cobra
+// has one place for it.
 func completions(root *cobra.Command) {
 	first := map[string]values{
 		"move": pooledIPs, "unpin": pinnedIPs, "history": ips, "who": ips, "cordon": nodes, "drain": nodes, "uncordon": cordonedNodes, "trace": pods,
@@ -97,7 +99,8 @@ func completeFlag(c *cobra.Command, name string, of values) {
 	}) // it fails for a flag that is not there
 }
 
-// live asks etcd, by the flags that are there already and by the environment. Where it does not answer at once nothing is offered.
+// live asks etcd, by the flags that are there already and by the environment. Where it does not answer at once nothing
+// is offered.
 func live(c *cobra.Command, of values, to string) ([]string, cobra.ShellCompDirective) {
 	const nothing = cobra.ShellCompDirectiveNoFileComp
 	if of == nil {
@@ -143,8 +146,8 @@ func contextOf(c *cobra.Command) context.Context {
 	return context.Background()
 }
 
-// word is what is put into a command line. Whoever may write to etcd chooses names, and some shells expand what they are offered: a name that is none in
-// Kubernetes is left out.
+// word is what is put into a command line. Whoever may write to etcd chooses names, and some shells expand what they
+// are offered: a name that is none in Kubernetes is left out.
 var word = regexp.MustCompile(`^[A-Za-z0-9]([A-Za-z0-9._:/=-]*[A-Za-z0-9:=])?$`)
 
 // maxOffered is how many are offered: a shell asks before it prints as many.

@@ -26,8 +26,9 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// etcdFlags are the flags that every command shares. They are named as etcdctl names them, and take their values from its environment
-// variables, ETCDCTL_ENDPOINTS and so on, where they are not given; what etcdctl does not know, from EGRET_ETCD_PREFIX and EGRET_ETCD_SERVER_NAME.
+// etcdFlags are the flags that every command shares. They are named as etcdctl names them, and take their values from
+// its environment variables, ETCDCTL_ENDPOINTS and so on, where they are not given; what etcdctl does not know, from
+// EGRET_ETCD_PREFIX and EGRET_ETCD_SERVER_NAME.
 type etcdFlags struct {
 	endpoints          []string
 	prefix             string
@@ -63,14 +64,15 @@ func (f *etcdFlags) add(s *pflag.FlagSet) {
 	s.DurationVar(&f.dialTimeout, "dial-timeout", 5*time.Second, "how long to wait for etcd's first answer")
 }
 
-// endpointsValue is the value of --endpoints: URLs as the chart makes them of a variable with the address of a Service are understood, too.
+// endpointsValue is the value of --endpoints: URLs as the chart makes them of a variable with the address of a Service
+// are understood, too.
 type endpointsValue struct {
 	pflag.Value
 	pflag.SliceValue
 }
 
-// Set adds endpoints, comma separated. A variable that Kubernetes did not expand is an error, with which the container ends: started again it has the
-// Service's address, if that is there by then.
+// Set adds endpoints, comma separated. A variable that Kubernetes did not expand is an error, with which the container
+// ends: started again it has the Service's address, if that is there by then.
 func (e endpointsValue) Set(text string) error {
 	if _, name, ok := strings.Cut(text, "$("); ok {
 		name, _, _ = strings.Cut(name, ")")
@@ -114,8 +116,9 @@ func fromEnvironment(s *pflag.FlagSet) error {
 	return errors.Join(errs...)
 }
 
-// fromFile sets the flags that a YAML file of flag names and values has and that were not given. Unknown names are errors. A name with dots
-// may also be written as objects, as the guide does: egress.exceptCIDRs is exceptCIDRs below egress.
+// fromFile sets the flags that a YAML file of flag names and values has and that were not given. Unknown names are
+// errors. A name with dots may also be written as objects, as the guide does: egress.exceptCIDRs is exceptCIDRs below
+// egress.
 func fromFile(s *pflag.FlagSet, file string) error {
 	if file == "" {
 		return nil
@@ -229,8 +232,8 @@ func (f *etcdFlags) credentials(plain string) (user, password string, err error)
 	return user, password, nil
 }
 
-// by returns who runs a command, for records of what it does: user and host, before sudo, and the names that etcd is shown. It is what the command
-// says of itself: whoever may write to etcd may write another.
+// by returns who runs a command, for records of what it does: user and host, before sudo, and the names that etcd is
+// shown. It is what the command says of itself: whoever may write to etcd may write another.
 func (f *etcdFlags) by(t *tls.Config) string {
 	if !f.acts {
 		return ""
@@ -264,7 +267,8 @@ func (f *etcdFlags) await(ctx context.Context, log *slog.Logger) (*store.Client,
 	}
 }
 
-// tls returns nil when no flag and no endpoint asks for TLS. It is asked again at each connection: certificates that were replaced need no restart.
+// tls returns nil when no flag and no endpoint asks for TLS. It is asked again at each connection: certificates that
+// were replaced need no restart.
 func (f *etcdFlags) tls() (*tls.Config, error) {
 	if !f.wantsTLS() {
 		return nil, nil

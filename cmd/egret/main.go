@@ -1,4 +1,5 @@
-// Command egret is the agent, crdsync, and the operator's commands, in one binary. Called as kubectl-egret it is a kubectl plugin.
+// Command egret is the agent, crdsync, and the operator's commands, in one binary. Called as kubectl-egret it is a
+// kubectl plugin.
 package main
 
 import (

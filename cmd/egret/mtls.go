@@ -22,8 +22,9 @@ func (f *etcdFlags) wantsTLS() bool {
 		slices.ContainsFunc(f.endpoints, func(e string) bool { return strings.HasPrefix(e, "https://") })
 }
 
-// plain returns the first endpoint that is spoken to without TLS, or nothing. What etcd's client goes by is the scheme, also where flags name a
-// certificate, and of several endpoints that of the first: so one that is not https is enough. Without a scheme the flags count.
+// plain returns the first endpoint that is spoken to without TLS, or nothing. What etcd's client goes by is the scheme,
+// also where flags name a certificate, and of several endpoints that of the first: so one that is not https is enough.
+// Without a scheme the flags count.
 func (f *etcdFlags) plain() string {
 	for _, e := range f.endpoints {
 		if scheme, _, ok := strings.Cut(e, "://"); ok && scheme != "https" || !ok && !f.wantsTLS() {
@@ -33,8 +34,8 @@ func (f *etcdFlags) plain() string {
 	return ""
 }
 
-// exposed says why etcd is not spoken to by mTLS; empty: it is. A loopback address is no exception: all processes of the node reach it, those in
-// hostNetwork pods that have no rights there included.
+// exposed says why etcd is not spoken to by mTLS; empty: it is. A loopback address is no exception: all processes of
+// the node reach it, those in hostNetwork pods that have no rights there included.
 func (f *etcdFlags) exposed() string {
 	if plain := f.plain(); plain != "" {
 		return plain + " without TLS"
@@ -51,8 +52,8 @@ func (f *etcdFlags) exposed() string {
 // exposure is what comes of it.
 const exposure = "who reaches etcd, or is on the way to it, gives egress IPs to any node"
 
-// secured refuses a connection to etcd without mTLS, unless --insecure allows it. It is for what runs for good: a command of an operator does one
-// thing for somebody who named the etcd, like etcdctl.
+// secured refuses a connection to etcd without mTLS, unless --insecure allows it. It is for what runs for good: a
+// command of an operator does one thing for somebody who named the etcd, like etcdctl.
 func (f *etcdFlags) secured() error {
 	if e := f.exposed(); e != "" && !f.insecure {
 		return fmt.Errorf("etcd would be spoken to %s, and %s: give https URLs, --cacert, --cert and --key, or --insecure for a trial", e, exposure)
@@ -91,7 +92,8 @@ func (f *etcdFlags) check(ctx context.Context, asked bool) check.Finding {
 	return out
 }
 
-// takesStrangers tries whether etcd hears a client that shows no certificate. By TLS 1.3 that one learns it from the answer to what it says first.
+// takesStrangers tries whether etcd hears a client that shows no certificate. By TLS 1.3 that one learns it from the
+// answer to what it says first.
 func (f *etcdFlags) takesStrangers(ctx context.Context) (bool, error) {
 	cfg, err := f.tls()
 	if err != nil {
@@ -111,8 +113,9 @@ func (f *etcdFlags) takesStrangers(ctx context.Context) (bool, error) {
 	return false, errors.Join(errs...)
 }
 
-// hears reports whether an HTTP server answers a client. A refusal is an alert of TLS; after the handshake also the end of the connection without a byte
-// of an answer: a server that closes with the client's words unread resets the connection, and the alert may go down with it.
+// hears reports whether an HTTP server answers a client. A refusal is an alert of TLS; after the handshake also the end
+// of the connection without a byte of an answer: a server that closes with the client's words unread resets the
+// connection, and the alert may go down with it.
 func hears(ctx context.Context, host string, cfg *tls.Config) (bool, error) {
 	conn, err := (&tls.Dialer{Config: cfg}).DialContext(ctx, "tcp", host)
 	if err != nil {

@@ -15,8 +15,8 @@ import (
 	"github.com/egret-project/egret/internal/etcdtest"
 )
 
-// What etcd's client makes of endpoints and flags decides: it drops certificates where the first of several URLs is plain, and a loopback address is
-// reached by all of the node.
+// What etcd's client makes of endpoints and flags decides: it drops certificates where the first of several URLs is
+// plain, and a loopback address is reached by all of the node.
 func TestWithoutMTLSADaemonNeedsTheFlagInsecure(t *testing.T) {
 	const url = "https://10.0.0.1:2379"
 	for name, tt := range map[string]struct {
@@ -114,7 +114,8 @@ func TestAPasswordIsNotSentInTheClear(t *testing.T) {
 	if err == nil || !strings.Contains(err.Error(), "in the clear") || strings.Contains(err.Error(), "secret") {
 		t.Errorf("error %v: want one that says that the password would be in the clear, and does not say it", err)
 	}
-	if _, err := run(t, "get", "owners", "--endpoints", server.Endpoint(), "--user", "root", "--insecure"); err != nil { // this etcd has no users, and asks for no password
+	// this etcd has no users, and asks for no password
+	if _, err := run(t, "get", "owners", "--endpoints", server.Endpoint(), "--user", "root", "--insecure"); err != nil {
 		t.Errorf("with --insecure: %v", err)
 	}
 	if _, err := run(t, "get", "owners", "--endpoints", server.Endpoint()); err != nil {

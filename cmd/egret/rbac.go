@@ -171,8 +171,8 @@ func (r *rbac) once(ctx context.Context, client *store.Client, w io.Writer) erro
 	return nil
 }
 
-// sayRights logs what etcd does not let a daemon do, and whether it lets it do more than its part: foreign are keys of another part. The daemon begins
-// meanwhile, with what it may; stop ends the question.
+// sayRights logs what etcd does not let a daemon do, and whether it lets it do more than its part: foreign are keys of
+// another part. The daemon begins meanwhile, with what it may; stop ends the question.
 func sayRights(ctx context.Context, client *store.Client, grants []store.Grant, foreign string, log *slog.Logger) (stop func()) {
 	ctx, cancel := context.WithCancel(ctx)
 	var wg sync.WaitGroup

@@ -12,7 +12,8 @@ import (
 	"github.com/egret-project/egret/internal/port"
 )
 
-// A daemon that has not begun has no checks of its own: a kubelet must not take that for readiness, or a rollout would go on without etcd.
+// A daemon that has not begun has no checks of its own: a kubelet must not take that for readiness, or a rollout would
+// go on without etcd.
 func TestADaemonWithoutEtcdIsAliveAndNotReady(t *testing.T) {
 	p := port.Hold(t)
 	ctx, cancel := context.WithCancel(t.Context())

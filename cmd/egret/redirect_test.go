@@ -12,7 +12,8 @@ import (
 	"github.com/egret-project/egret/monitor"
 )
 
-// Who broke into the agent of a node sends whoever asks it to a service that he does not reach himself, as one on the loopback of crdsync's node.
+// Who broke into the agent of a node sends whoever asks it to a service that he does not reach himself, as one on the
+// loopback of crdsync's node.
 func TestAnAgentSendsNobodyElsewhere(t *testing.T) {
 	var visits atomic.Int64
 	secret := httptest.NewServer(http.HandlerFunc(func(http.ResponseWriter, *http.Request) { visits.Add(1) }))

@@ -20,13 +20,13 @@ const (
 	maxRelayed = 32
 	// relayDials is how long the relay tries to reach one endpoint of etcd before it tries the next.
 	relayDials = 2 * time.Second
-	// relayWaits is how long a client that says nothing is waited for: it begins, by TLS. And one that etcd has left, until it leaves, too: it may have
-	// to read what etcd said last.
+	// relayWaits is how long a client that says nothing is waited for: it begins, by TLS. And one that etcd has left,
+	// until it leaves, too: it may have to read what etcd said last.
 	relayWaits = 5 * time.Second
 )
 
-// relay passes TCP connections from a loopback address of crdsync on to etcd, so that `egret --kubeconfig` reaches etcd by a
-// port-forward. It sees no more than what the two ends encrypt, and shows etcd no certificate: the operator does.
+// relay passes TCP connections from a loopback address of crdsync on to etcd, so that `egret --kubeconfig` reaches etcd
+// by a port-forward. It sees no more than what the two ends encrypt, and shows etcd no certificate: the operator does.
 type relay struct {
 	address   string   // host:port, loopback; empty: there is none
 	endpoints []string // of etcd, host:port or URLs; tried in their order
@@ -40,7 +40,8 @@ func (r *relay) validate() error {
 	return nil
 }
 
-// serve returns when ctx has ended and all connections are closed. What it cannot do it logs: nothing else of crdsync needs it.
+// serve returns when ctx has ended and all connections are closed. What it cannot do it logs: nothing else of crdsync
+// needs it.
 func (r *relay) serve(ctx context.Context) {
 	if r.address == "" {
 		return
@@ -80,8 +81,8 @@ func (r *relay) serve(ctx context.Context) {
 	}
 }
 
-// pass connects a client with the first endpoint that can be reached, until one of them has said all, and the other one too, or ctx has ended. A client
-// keeps no place that has nothing to say, or nobody to hear it.
+// pass connects a client with the first endpoint that can be reached, until one of them has said all, and the other one
+// too, or ctx has ended. A client keeps no place that has nothing to say, or nobody to hear it.
 func (r *relay) pass(ctx context.Context, client net.Conn) {
 	defer client.Close()
 	etcd, err := r.dial(ctx)

@@ -113,7 +113,8 @@ func TestTheRelayHasABoundedNumberOfConnections(t *testing.T) {
 	}
 }
 
-// Nor does he keep operators out by connections that say nothing, or that etcd has closed, as where its limit or the client's certificate was refused.
+// Nor does he keep operators out by connections that say nothing, or that etcd has closed, as where its limit or the
+// client's certificate was refused.
 func TestTheRelayKeepsNoPlaceForThoseThatNobodyTalksWith(t *testing.T) {
 	for name, said := range map[string]string{"who says nothing": "", "whom etcd has left": "x"} {
 		t.Run(name, func(t *testing.T) {

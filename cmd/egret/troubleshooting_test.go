@@ -25,7 +25,8 @@ const troubleshootingFile = "../../docs/troubleshooting.md"
 // exampleAt marks an example of the page: the block below it is what the commands in it print where etcd is so.
 var exampleAt = regexp.MustCompile(`^<!-- example: ([a-z-]+) -->$`)
 
-// TestTheTroubleshootingPageShowsWhatCommandsPrint runs each command of each example against records that are as in the symptom.
+// TestTheTroubleshootingPageShowsWhatCommandsPrint runs each command of each example against records that are as in the
+// symptom.
 func TestTheTroubleshootingPageShowsWhatCommandsPrint(t *testing.T) {
 	have, err := os.ReadFile(troubleshootingFile)
 	if err != nil {
@@ -143,7 +144,8 @@ type clusterState struct {
 	hidden map[string]string // what differs each time, and what stands for it on the page
 }
 
-// newState returns a cluster of three nodes in which all is well: node-2 holds the IP of the egress, and node-1 and node-3 have its pods.
+// newState returns a cluster of three nodes in which all is well: node-2 holds the IP of the egress, and node-1 and
+// node-3 have its pods.
 func newState(t *testing.T, server *etcdtest.Server, prefix string) *clusterState {
 	s := &clusterState{t, dialed(t, server.Endpoint(), prefix), server, time.Now().UTC().Truncate(time.Second), map[string]string{server.Endpoint(): "10.0.0.1:2379"}}
 	t.Chdir(t.TempDir())

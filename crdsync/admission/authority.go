@@ -22,7 +22,8 @@ import (
 )
 
 const (
-	secretName  = "egret-webhook-ca" // of type kubernetes.io/tls; its first certificate is the CA's, the others are of CAs before it
+	// of type kubernetes.io/tls; its first certificate is the CA's, the others are of CAs before it
+	secretName  = "egret-webhook-ca"
 	caLife      = 10 * 365 * 24 * time.Hour
 	servingLife = 30 * 24 * time.Hour
 )
@@ -81,8 +82,8 @@ func readAuthority(data map[string][]byte) (authority, error) {
 	return authority{pair.Leaf, key, data[corev1.TLSCertKey]}, nil
 }
 
-// loadAuthority returns the cluster's CA. It makes one when there is none, and a new one when the CA is due or cannot be read; the one
-// before stays trusted, as other replicas still show its certificates. Of several replicas, one wins.
+// loadAuthority returns the cluster's CA. It makes one when there is none, and a new one when the CA is due or cannot
+// be read; the one before stays trusted, as other replicas still show its certificates. Of several replicas, one wins.
 func loadAuthority(ctx context.Context, kube kubernetes.Interface, namespace string, now time.Time) (authority, error) {
 	secrets := kube.CoreV1().Secrets(namespace)
 	for {

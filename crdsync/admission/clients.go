@@ -67,7 +67,8 @@ func (c *clients) config(base *tls.Config) *tls.Config {
 		}
 		cfg := base.Clone()
 		cfg.SessionTicketsDisabled = true // a session would outlive the CA that it was opened by
-		// Without a certificate, or with one of another CA, the client gets as far as our own look, which can tell of it.
+		// Without a certificate, or with one of another CA, the client gets as far as our own look, which can tell of
+		// it.
 		cfg.ClientAuth = tls.RequestClientCert
 		cfg.VerifyConnection = func(state tls.ConnectionState) error {
 			err := c.allowed(state.PeerCertificates, cas)
@@ -124,7 +125,8 @@ func (c *clients) pool() (*x509.CertPool, error) {
 	return c.cas, nil
 }
 
-// tell logs who is not answered, one in tellInterval: that is an API server which was not told to show a certificate, or somebody who should not ask.
+// tell logs who is not answered, one in tellInterval: that is an API server which was not told to show a certificate,
+// or somebody who should not ask.
 func (c *clients) tell(conn net.Conn, err error) {
 	c.mu.Lock()
 	now := time.Now()

@@ -126,7 +126,8 @@ func TestTheWebhookAnswersThoseAloneWhoShowACertificateOfAnAPIServer(t *testing.
 			return err
 		}
 		defer r.Body.Close()
-		if b, err := io.ReadAll(r.Body); err != nil || r.StatusCode != http.StatusOK || r.ProtoMajor != 1 { // one review at a time
+		// one review at a time
+		if b, err := io.ReadAll(r.Body); err != nil || r.StatusCode != http.StatusOK || r.ProtoMajor != 1 {
 			t.Errorf("answer %d by HTTP/%d, %s, %v", r.StatusCode, r.ProtoMajor, b, err)
 		}
 		return nil

@@ -15,20 +15,24 @@ import (
 )
 
 const (
-	// maxArriving connections have not asked yet, and are all that somebody gets who connects and says nothing. An API server's handshake and question
-	// take milliseconds: as long as fewer than this many others connect meanwhile, it is heard.
+	// maxArriving connections have not asked yet, and are all that somebody gets who connects and says nothing. An API
+	// server's handshake and question take milliseconds: as long as fewer than this many others connect meanwhile, it
+	// is heard.
 	maxArriving = 256
-	// maxAsking have begun a question and not ended it. That of an API server comes in one piece, so the oldest is none of its.
+	// maxAsking have begun a question and not ended it. That of an API server comes in one piece, so the oldest is none
+	// of its.
 	maxAsking = 128
 	// maxBodies questions are in memory at a time, maxReview each.
 	maxBodies = 32
 	// maxResting wait for a further question, for restTime. An API server has one or two.
 	maxResting = 64
-	// maxRestingClient is how many of them an address may have: API servers may share one with pods, where traffic of pods is masqueraded.
+	// maxRestingClient is how many of them an address may have: API servers may share one with pods, where traffic of
+	// pods is masqueraded.
 	maxRestingClient = 8
 )
 
-// stage is how far a connection has got. Each has a bound of its own, so that those who fill one take nothing of the others.
+// stage is how far a connection has got. Each has a bound of its own, so that those who fill one take nothing of the
+// others.
 type stage int
 
 const (
@@ -38,11 +42,13 @@ const (
 	resting                // the answer is written, the client may ask again
 )
 
-// connections are a listener's, with bounds that a client who floods the port reaches, and an API server does not. Nobody is known before he shows a
-// certificate, and most API servers show none; also, pods may come with the address of the API server's node. So what counts is how far
-// a connection has got. Where too many are arriving or asking, the client that has most of these loses the oldest of them: one that goes on without
-// waiting is the youngest. One whose question is whole, or that rests, is never closed to make room: an API server that loses the connection it
-// just asked by does not ask again, and failurePolicy decides. Where no more may rest, the answer says that the connection ends with it.
+// connections are a listener's, with bounds that a client who floods the port reaches, and an API server does not.
+// Nobody is known before he shows a certificate, and most API servers show none; also, pods may come with the address
+// of the API server's node. So what counts is how far a connection has got. Where too many are arriving or asking, the
+// client that has most of these loses the oldest of them: one that goes on without waiting is the youngest. One whose
+// question is whole, or that rests, is never closed to make room: an API server that loses the connection it just asked
+// by does not ask again, and failurePolicy decides. Where no more may rest, the answer says that the connection ends
+// with it.
 type connections struct {
 	net.Listener
 	bodies *semaphore.Weighted
@@ -81,8 +87,8 @@ func (l *connections) Accept() (net.Conn, error) {
 	return out, nil
 }
 
-// over returns a connection to close, and takes it out, where more than most are of a kind: the oldest of the client that has most of them. It is
-// called with mu.
+// over returns a connection to close, and takes it out, where more than most are of a kind: the oldest of the client
+// that has most of them. It is called with mu.
 func (l *connections) over(most int, of func(*connection) bool) *connection {
 	var kind []*connection
 	for _, c := range l.open {
@@ -128,8 +134,8 @@ func inContext(ctx context.Context, c net.Conn) context.Context {
 	return context.WithValue(ctx, connectionKey{}, c)
 }
 
-// changed is http.Server's ConnState: a connection whose answer is written rests, if it may. Else it is as one that has not asked yet: some requests
-// http.Server answers by itself.
+// changed is http.Server's ConnState: a connection whose answer is written rests, if it may. Else it is as one that has
+// not asked yet: some requests http.Server answers by itself.
 func changed(c net.Conn, to http.ConnState) {
 	t, ok := c.(*tls.Conn)
 	if !ok || to != http.StateIdle {
@@ -144,7 +150,8 @@ func changed(c net.Conn, to http.ConnState) {
 	}
 }
 
-// limit has h answer within the bounds. The connection ends with the answer, unless h finds that it may rest; see whole.
+// limit has h answer within the bounds. The connection ends with the answer, unless h finds that it may rest; see
+// whole.
 func (l *connections) limit(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		c, ok := r.Context().Value(connectionKey{}).(*connection)
@@ -197,7 +204,8 @@ func (c *connection) asked() {
 	c.all.bodies.Release(1)
 }
 
-// whole says that a connection's question is there as a whole, and lets it rest when that is answered, if there is room.
+// whole says that a connection's question is there as a whole, and lets it rest when that is answered, if there is
+// room.
 func whole(ctx context.Context, answer http.Header) {
 	c, ok := ctx.Value(connectionKey{}).(*connection)
 	if !ok {

@@ -85,7 +85,8 @@ func (f *flooded) dial(ctx context.Context, source string) (net.Conn, error) {
 
 // client is one that asks from an address, as an API server does.
 func (f *flooded) client(source string) *http.Client {
-	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{ // an API server waits 5 s, and has a machine of its own
+	// an API server waits 5 s, and has a machine of its own
+	return &http.Client{Timeout: time.Minute, Transport: &http.Transport{
 		TLSClientConfig: f.trusted.Clone(), MaxIdleConnsPerHost: 25, IdleConnTimeout: 90 * time.Second,
 		DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) { return f.dial(ctx, source) },
 	}}
@@ -127,10 +128,11 @@ func (f *flooded) speak(ctx context.Context, source, text string) (net.Conn, err
 	return t, nil
 }
 
-// flood does something again and again, from one source after the other, and keeps the last connections of it open, held of them, until the test ends.
-// It returns what is closed when there are as many.
+// flood does something again and again, from one source after the other, and keeps the last connections of it open,
+// held of them, until the test ends. It returns what is closed when there are as many.
 func (f *flooded) flood(sources []string, held int, do func(ctx context.Context, source string) (net.Conn, error)) (full <-chan struct{}) {
-	const hands, rest = 4, 2 * time.Millisecond // 2,000 a second: who floods has no more of this machine than who is flooded
+	// 2,000 a second: who floods has no more of this machine than who is flooded
+	const hands, rest = 4, 2 * time.Millisecond
 	ctx, stop := context.WithCancel(f.Context())
 	var flooding, filling sync.WaitGroup
 	f.Cleanup(func() { stop(); flooding.Wait() })
@@ -173,7 +175,8 @@ func (f *flooded) flood(sources []string, held int, do func(ctx context.Context,
 func TestNoConnectionIsKeptBesideTheBounds(t *testing.T) {
 	f := newFlooded(t)
 	for request, may := range map[string]int{
-		"OPTIONS * HTTP/1.1\r\nHost: webhook\r\n\r\n":                                maxArriving, // http.Server answers it by itself
+		// http.Server answers it by itself
+		"OPTIONS * HTTP/1.1\r\nHost: webhook\r\n\r\n":                                maxArriving,
 		"GET / HTTP/1.1\r\nHost: webhook\r\n\r\n":                                    0,
 		"POST " + Path + " HTTP/1.1\r\nHost: webhook\r\nContent-Length: 2\r\n\r\n{}": 0,
 	} {
@@ -210,8 +213,9 @@ func TestNoConnectionIsKeptBesideTheBounds(t *testing.T) {
 	}
 }
 
-// An attempt: pods and neighbours on the LAN that keep the API server from being answered, so that faulty objects are written. Some come with the address
-// that the API server has: those of its node, where the CNI masquerades what they send to nodes.
+// An attempt: pods and neighbours on the LAN that keep the API server from being answered, so that faulty objects are
+// written. Some come with the address that the API server has: those of its node, where the CNI masquerades what they
+// send to nodes.
 func TestAFloodCostsAnAPIServerNoAnswer(t *testing.T) {
 	const apiServer = "127.0.0.1"
 	header := "POST " + Path + " HTTP/1.1\r\nHost: webhook\r\nContent-Length: 8000000\r\n"

@@ -23,7 +23,8 @@ const maxReview = 8 << 20
 
 // reviewer answers AdmissionReviews of version v1.
 type reviewer struct {
-	pools func(context.Context) (map[string]egress.Pool, map[string]error, error) // with those that cannot be read, and why
+	// with those that cannot be read, and why
+	pools func(context.Context) (map[string]egress.Pool, map[string]error, error)
 	inUse func(context.Context) ([]egress.Allocation, error)
 	log   *slog.Logger
 	// reviewed is as Config's.

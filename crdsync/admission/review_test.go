@@ -47,7 +47,8 @@ func reviewOf(resource string, object, old string) []byte {
 	if old != "" {
 		req.Operation, req.OldObject.Raw = admissionv1.Update, []byte(old)
 	}
-	b, _ := json.Marshal(admissionv1.AdmissionReview{Request: req}) // an object that is no JSON makes no review: a body that is empty
+	// an object that is no JSON makes no review: a body that is empty
+	b, _ := json.Marshal(admissionv1.AdmissionReview{Request: req})
 	return b
 }
 

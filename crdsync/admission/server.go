@@ -43,8 +43,8 @@ const (
 	stopTimeout  = time.Second // an answer takes milliseconds
 	readTimeout  = 10 * time.Second
 	writeTimeout = 30 * time.Second // longer than an API server may wait
-	// restTime is for how long a connection may wait for a further question. API servers close one after 90 s: of who closes it while the other one
-	// asks, a question is lost.
+	// restTime is for how long a connection may wait for a further question. API servers close one after 90 s: of who
+	// closes it while the other one asks, a question is lost.
 	restTime  = 2 * time.Minute
 	maxHeader = 16 << 10
 )
@@ -52,12 +52,14 @@ const (
 // Config says where to answer, and what from.
 type Config struct {
 	Kube *rest.Config
-	// Address is what to listen at, host:port. The certificate is for the Service, and for the host where that is an IP.
+	// Address is what to listen at, host:port. The certificate is for the Service, and for the host where that is an
+	// IP.
 	Address string
 	// Namespace is that of the Service, and of the Secret with the CA.
 	Namespace string
-	// ClientCA is a file with the CAs, in PEM, of the certificates that clients have to show, and Clients are the common names that these have;
-	// both empty: whoever reaches the address is answered. The file is read again when it is replaced.
+	// ClientCA is a file with the CAs, in PEM, of the certificates that clients have to show, and Clients are the
+	// common names that these have; both empty: whoever reaches the address is answered. The file is read again when it
+	// is replaced.
 	ClientCA string
 	Clients  []string
 	// InUse returns the addresses that are allocated. An error: that is not known now.
@@ -74,8 +76,8 @@ func (c Config) Validate() error {
 	return newClients(c.ClientCA, c.Clients, nil).validate()
 }
 
-// Run answers the API server's reviews until ctx ends, and then returns ctx's error. A port that is taken, or a cluster that does not let
-// us keep a CA, is reported and tried again.
+// Run answers the API server's reviews until ctx ends, and then returns ctx's error. A port that is taken, or a cluster
+// that does not let us keep a CA, is reported and tried again.
 func Run(ctx context.Context, cfg Config) error {
 	kube, err1 := kubernetes.NewForConfig(cfg.Kube)
 	dyn, err2 := dynamic.NewForConfig(cfg.Kube)
@@ -110,8 +112,8 @@ func (s *server) answers() {
 	}
 }
 
-// watch sends to changed when the configuration that makes the API server ask us is made, changed or deleted, until ctx ends: applied
-// anew, it trusts nobody; and another replica may have made a new CA.
+// watch sends to changed when the configuration that makes the API server ask us is made, changed or deleted, until ctx
+// ends: applied anew, it trusts nobody; and another replica may have made a new CA.
 func (s *server) watch(ctx context.Context, changed chan<- struct{}) {
 	tell := func(any) {
 		select {

@@ -29,7 +29,8 @@ import (
 	"github.com/egret-project/egret/manifests"
 )
 
-// service is the Service of the manifests, before a real API server that looks up its endpoints. The test is the endpoints' controller.
+// service is the Service of the manifests, before a real API server that looks up its endpoints. The test is the
+// endpoints' controller.
 type service struct {
 	*testing.T
 	kube *kubernetes.Clientset
@@ -139,7 +140,8 @@ func (s *service) replica() *replica {
 	return r
 }
 
-// only lets one replica answer, and has the Service lead to it. An API server goes on with a connection that it has: all others end.
+// only lets one replica answer, and has the Service lead to it. An API server goes on with a connection that it has:
+// all others end.
 func (s *service) only(r *replica) {
 	s.Helper()
 	s.stop()

@@ -5,8 +5,9 @@ import (
 	"sync"
 )
 
-// shared is something that is read for who asks, as it is later than his question. Those who ask while it is read share the next reading: whoever asks much
-// has it read one after the other, and others wait for two readings at most. The zero value is ready for use.
+// shared is something that is read for who asks, as it is later than his question. Those who ask while it is read share
+// the next reading: whoever asks much has it read one after the other, and others wait for two readings at most. The
+// zero value is ready for use.
 type shared[T any] struct {
 	mu      sync.Mutex  // guards what follows
 	next    *reading[T] // has not begun
@@ -19,8 +20,8 @@ type reading[T any] struct {
 	err   error
 }
 
-// read returns what do returns, which is called after read was; by somebody else, with his context's values, where others ask at the time. What it
-// returns is not to be changed. It gives up when ctx ends.
+// read returns what do returns, which is called after read was; by somebody else, with his context's values, where
+// others ask at the time. What it returns is not to be changed. It gives up when ctx ends.
 func (s *shared[T]) read(ctx context.Context, do func(context.Context) (T, error)) (T, error) {
 	s.mu.Lock()
 	r := s.next

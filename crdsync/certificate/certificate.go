@@ -15,8 +15,8 @@ import (
 // Skew is by how much the clock of who looks at a certificate may be behind: it is valid from so long ago.
 const Skew = time.Hour
 
-// New makes a certificate and its key (ECDSA, P-256) from the template, to which it gives a serial number that no other has: two CAs share a name.
-// parent and signer are the CA; a certificate without a signer is its own.
+// New makes a certificate and its key (ECDSA, P-256) from the template, to which it gives a serial number that no other
+// has: two CAs share a name. parent and signer are the CA; a certificate without a signer is its own.
 func New(template, parent *x509.Certificate, signer crypto.Signer) (*x509.Certificate, *ecdsa.PrivateKey, error) {
 	key, err := ecdsa.GenerateKey(elliptic.P256(), rand.Reader)
 	if err != nil {

@@ -21,8 +21,9 @@ import (
 const (
 	caLife   = 10 * 365 * 24 * time.Hour
 	leafLife = 90 * 24 * time.Hour
-	// settle is for how long a new CA is trusted before it signs: a kubelet brings a changed Secret into its pods within minutes, and a person
-	// has time to restart the members of etcd, which read the CAs that they trust when they start.
+	// settle is for how long a new CA is trusted before it signs: a kubelet brings a changed Secret into its pods
+	// within minutes, and a person has time to restart the members of etcd, which read the CAs that they trust when
+	// they start.
 	settle = 7 * 24 * time.Hour
 
 	nextCert, nextKey = "next.crt", "next.key"

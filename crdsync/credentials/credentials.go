@@ -23,7 +23,8 @@ const (
 	etcdCA       = "egret-etcd-ca"
 	metricsCA    = "egret-metrics-ca"
 	gossipSecret = "egret-gossip"
-	// retry is how soon a pass that failed is tried again, and interval how often the Secrets are looked at: one that was deleted is back then.
+	// retry is how soon a pass that failed is tried again, and interval how often the Secrets are looked at: one that
+	// was deleted is back then.
 	retry    = 5 * time.Second
 	interval = time.Minute
 )
@@ -181,7 +182,8 @@ func (s set) pass(now time.Time, keep func(name string, kind corev1.SecretType, 
 	return errors.Join(errs...)
 }
 
-// keep reads a Secret and writes what change makes of it, nil where there is none. Of several writers one wins, and the others look again.
+// keep reads a Secret and writes what change makes of it, nil where there is none. Of several writers one wins, and the
+// others look again.
 func (c *Config) keep(ctx context.Context, name string, kind corev1.SecretType, change change) error {
 	secrets := c.Kube.CoreV1().Secrets(c.Namespace)
 	for {

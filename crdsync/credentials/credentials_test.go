@@ -138,8 +138,9 @@ func TestSecretsAreMadeOnceBySeveralAndKept(t *testing.T) {
 	}
 }
 
-// Pods read a changed Secret minutes later, and who was down reads it after days. So of two passes one after the other, whatever was written by one is
-// trusted by who has what was written by the other; and at no time is a certificate over.
+// Pods read a changed Secret minutes later, and who was down reads it after days. So of two passes one after the other,
+// whatever was written by one is trusted by who has what was written by the other; and at no time is a certificate
+// over.
 func TestFifteenYearsOfRotationPartNobody(t *testing.T) {
 	t.Parallel()
 	// Without an API server: several hundred passes would wait for it.
@@ -216,8 +217,8 @@ func TestAFaultyCAIsNotReplaced(t *testing.T) {
 	}
 }
 
-// A certificate opens what it is for, and nothing else: who may read metrics is no client of etcd, an agent reads no other's metrics by its own, and
-// neither it nor crdsync nor who reads metrics can be taken for another one.
+// A certificate opens what it is for, and nothing else: who may read metrics is no client of etcd, an agent reads no
+// other's metrics by its own, and neither it nor crdsync nor who reads metrics can be taken for another one.
 func TestACertificateIsForOneThingAlone(t *testing.T) {
 	t.Parallel()
 	c := Config{Namespace: "egret-system", Etcd: true, Metrics: true, Service: "egret-etcd", Peers: "egret-etcd-peers"}

@@ -1,6 +1,6 @@
-// Package credentials makes the Secrets that an installation needs and nobody should have to make by hand: certificates of the etcd that
-// Egret runs and of its clients, the key of the agents' gossip, and certificates by which agents and crdsync tell others of themselves (metrics). It
-// replaces certificates when a third of their life is left.
+// Package credentials makes the Secrets that an installation needs and nobody should have to make by hand: certificates
+// of the etcd that Egret runs and of its clients, the key of the agents' gossip, and certificates by which agents and
+// crdsync tell others of themselves (metrics). It replaces certificates when a third of their life is left.
 //
 // It owns these Secrets of one namespace, and nothing else:
 //
@@ -17,6 +17,6 @@
 //   - The gossip's key is made once and never changed. Agents with different keys cannot gossip.
 //   - Every certificate is trusted by readers of all Secrets that were written before it: a new CA is trusted for a
 //     week before it signs, and the old one until it expires.
-//   - A Secret of ours that cannot be read is an error that names it and is left as it is: it may be of a newer version, and what it
-//     signed is in use. Deleting it is how a person asks for a new one.
+//   - A Secret of ours that cannot be read is an error that names it and is left as it is: it may be of a newer
+//     version, and what it signed is in use. Deleting it is how a person asks for a new one.
 package credentials

@@ -63,7 +63,8 @@ func address(field string, text v1beta1.IP) (netip.Addr, error) {
 	return ip, unicast(field, text, ip)
 }
 
-// unicast refuses addresses that no packet can leave with, and quotes the text: a loopback or link-local one, a group's, none.
+// unicast refuses addresses that no packet can leave with, and quotes the text: a loopback or link-local one, a
+// group's, none.
 func unicast(field string, text v1beta1.IP, ip netip.Addr) error {
 	if ip.IsGlobalUnicast() {
 		return nil
@@ -71,8 +72,8 @@ func unicast(field string, text v1beta1.IP, ip netip.Addr) error {
 	return fmt.Errorf("%s %s: want a unicast address, neither loopback nor link-local", field, text)
 }
 
-// PoolOf returns which of the named pools an address is of; the empty name when none are named: the address is static. A pool that is
-// not among pools has no address.
+// PoolOf returns which of the named pools an address is of; the empty name when none are named: the address is static.
+// A pool that is not among pools has no address.
 func PoolOf(ip netip.Addr, names []string, pools map[string]egress.Pool) (string, error) {
 	if len(names) == 0 {
 		return "", nil
@@ -103,8 +104,8 @@ func PoolOf(ip netip.Addr, names []string, pools map[string]egress.Pool) (string
 	return "", fmt.Errorf("egressIP %s is not an address of pool %s: %s", ip, strings.Join(names, " or "), strings.Join(want, ", "))
 }
 
-// Families names two pools of which an Egress could have no more than one address: both have those of one IP family only. Pools that are
-// not among pools have either, and so has one without a range.
+// Families names two pools of which an Egress could have no more than one address: both have those of one IP family
+// only. Pools that are not among pools have either, and so has one without a range.
 func Families(names []string, pools map[string]egress.Pool) error {
 	seen := map[bool]string{}
 	for _, name := range names {

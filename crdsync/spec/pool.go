@@ -149,7 +149,8 @@ func Added(from, to egress.Pool) egress.Pool {
 	return to
 }
 
-// TakenAway names the addresses in use that a pool had and no longer has. How its ranges are written and ordered does not matter.
+// TakenAway names the addresses in use that a pool had and no longer has. How its ranges are written and ordered does
+// not matter.
 func TakenAway(from, to egress.Pool, inUse []egress.Allocation) error {
 	var errs []error
 	inUse = slices.SortedFunc(slices.Values(inUse), func(a, b egress.Allocation) int { return a.IP.Compare(b.IP) })

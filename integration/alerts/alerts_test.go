@@ -1,5 +1,6 @@
-// Package alerts makes alerts fire by the faults that they are for: a Prometheus scrapes a lab, over TLS where it comes from elsewhere, evaluates
-// manifests/monitoring/rules.yaml, and the lab is broken (faults_test.go says how, alert by alert). It takes three minutes, most of which are waiting.
+// Package alerts makes alerts fire by the faults that they are for: a Prometheus scrapes a lab, over TLS where it comes
+// from elsewhere, evaluates manifests/monitoring/rules.yaml, and the lab is broken (faults_test.go says how, alert by
+// alert). It takes three minutes, most of which are waiting.
 package alerts
 
 import (
@@ -61,7 +62,8 @@ type site struct {
 
 	exprs  map[string]string    // of the rules, by alert
 	causes map[string]time.Time // by alert, when what it is for happened, where that was before its turn
-	since  time.Time            // what happened before is not the fault of the alert whose turn it is; zero: nothing that would make it fire did
+	// what happened before is not the fault of the alert whose turn it is; zero: nothing that would make it fire did
+	since time.Time
 }
 
 func write(t *testing.T, path string, b []byte) {
@@ -195,7 +197,8 @@ func lookingBack(expr string, most time.Duration) string {
 // ask asks Prometheus.
 func (s *site) ask(path string, answer any) error {
 	return s.lab.In("control", "", func() error {
-		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", prometheusPort)) // here: another goroutine would dial elsewhere
+		// here: another goroutine would dial elsewhere
+		c, err := net.Dial("tcp", fmt.Sprintf("127.0.0.1:%d", prometheusPort))
 		if err != nil {
 			return err
 		}
@@ -329,7 +332,8 @@ func (s *site) made(alert string) bool {
 	return false
 }
 
-// fires breaks something, waits for an alert that begins so, mends it, and waits until that is over, unless the alert looks back for minutes.
+// fires breaks something, waits for an alert that begins so, mends it, and waits until that is over, unless the alert
+// looks back for minutes.
 func (s *site) fires(f fault) {
 	s.Helper()
 	if name, ok := strings.CutSuffix(f.alert, holder); ok {
@@ -396,7 +400,8 @@ func (s *site) review(what string) func() {
 	return func() {
 		s.Helper()
 		s.must(nil, s.lab.In("control", "", func() error {
-			c, err := tls.Dial("tcp", "127.0.0.1:9443", &tls.Config{InsecureSkipVerify: true}) // whose certificate it is the API server knows
+			// whose certificate it is the API server knows
+			c, err := tls.Dial("tcp", "127.0.0.1:9443", &tls.Config{InsecureSkipVerify: true})
 			if err != nil {
 				return err
 			}
@@ -525,7 +530,8 @@ func TestAnAlertLooksBackNoFurtherThanToItsFault(t *testing.T) {
 	all := expressions(t, rules)
 	for _, f := range (&site{T: t}).faults() {
 		name, _, _ := strings.Cut(f.alert, " ")
-		if back := lookingBack(all[name], time.Second) != all[name]; back != f.looksBack && name != "EgretPortsNearlyUsed" { // whose ports are in use for half a minute
+		// whose ports are in use for half a minute
+		if back := lookingBack(all[name], time.Second) != all[name]; back != f.looksBack && name != "EgretPortsNearlyUsed" {
 			t.Errorf("%s: %s looks back: %v, and the test says %v", name, all[name], back, f.looksBack)
 		}
 	}

@@ -20,7 +20,8 @@ import (
 
 // fault is what an alert is for.
 type fault struct {
-	alert  string // its name, and where that is known the instance and what it is about: the beginning of how firing says it
+	// its name, and where that is known the instance and what it is about: the beginning of how firing says it
+	alert  string
 	breaks func()
 	mends  func() // nil: nothing is to be mended
 	// looksBack: its expression has a window of minutes, for which it fires on.
@@ -37,7 +38,8 @@ var elsewhere = map[string]struct{ why, file, test string }{
 		"agent/resets_test.go", "TestEachResetOfRPFilterIsCounted"},
 }
 
-// faults returns all, in an order in which they share what is broken: those from etcd's being full until crdsync's failing write nothing to etcd.
+// faults returns all, in an order in which they share what is broken: those from etcd's being full until crdsync's
+// failing write nothing to etcd.
 func (s *site) faults() []fault {
 	return slices.Concat(s.faultsOfPools(), s.faultsOfNodes(), s.faultsWhileFull(), s.faultsOfAgents())
 }
@@ -103,7 +105,8 @@ func (s *site) faultsOfNodes() []fault {
 	}
 }
 
-// faultsWhileFull are those of an etcd that is full, of which crdsync has failed often enough after a minute, and others meanwhile.
+// faultsWhileFull are those of an etcd that is full, of which crdsync has failed often enough after a minute, and
+// others meanwhile.
 func (s *site) faultsWhileFull() []fault {
 	return []fault{
 		{"EgretPacketsDropped node-1 10.10.0.11", func() {
@@ -226,7 +229,8 @@ func (s *site) written(key string) {
 	}
 }
 
-// fillEtcd makes etcd say that it is full until full is called: it raises the alarm as etcd does, and again as crdsync disarms it, since there is room.
+// fillEtcd makes etcd say that it is full until full is called: it raises the alarm as etcd does, and again as crdsync
+// disarms it, since there is room.
 func (s *site) fillEtcd() {
 	s.Helper()
 	client, err := s.lab.DialEtcd()

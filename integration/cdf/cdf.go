@@ -10,8 +10,8 @@ import (
 	"time"
 )
 
-// Quantile returns the smallest of the values that a share of q of them does not exceed (nearest rank), q above 0 and up to 1; 0 without
-// values.
+// Quantile returns the smallest of the values that a share of q of them does not exceed (nearest rank), q above 0 and
+// up to 1; 0 without values.
 func Quantile(values []time.Duration, q float64) time.Duration {
 	if len(values) == 0 {
 		return 0
@@ -108,7 +108,8 @@ func gridStep(most float64) float64 {
 	return step
 }
 
-// steps returns the path of a curve. It goes on to the right edge, where it stays below the top when some have no value.
+// steps returns the path of a curve. It goes on to the right edge, where it stays below the top when some have no
+// value.
 func steps(c Curve, x func(float64) int, y func(float64) int) string {
 	all := max(c.Of, len(c.Values))
 	var b strings.Builder

@@ -1,2 +1,3 @@
-// Package cdf sums up durations that were measured: quantiles, and a plot of cumulative distributions as SVG. It is pure.
+// Package cdf sums up durations that were measured: quantiles, and a plot of cumulative distributions as SVG. It is
+// pure.
 package cdf

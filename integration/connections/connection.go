@@ -15,8 +15,11 @@ type Kind string
 const (
 	TCP  Kind = "tcp"  // the pod asks, the server answers
 	Push Kind = "push" // TCP, and only the server speaks once the pod has said who it is
-	UDP  Kind = "udp"  // the pod asks; the server answers the address and port that the connection began with, and no other
-	QUIC Kind = "quic" // UDP; the server answers whichever port it last saw, as it knows the connection by an id in the datagram (RFC 9000, section 9)
+	// the pod asks; the server answers the address and port that the connection began with, and no other
+	UDP Kind = "udp"
+	// UDP; the server answers whichever port it last saw, as it knows the connection by an id in the datagram (RFC
+	// 9000, section 9)
+	QUIC Kind = "quic"
 	ICMP Kind = "icmp" // echo; the identifier is in the place of a source port
 )
 
@@ -63,8 +66,8 @@ type connection struct {
 	err         error // the first
 }
 
-// arrived tells that what was sent at some time has come to the pod: the answer to it, or what the server pushed. fault is when the fault
-// began, 0 before.
+// arrived tells that what was sent at some time has come to the pod: the answer to it, or what the server pushed. fault
+// is when the fault began, 0 before.
 func (c *connection) arrived(now, sent, fault time.Duration) {
 	c.mu.Lock()
 	defer c.mu.Unlock()
@@ -79,7 +82,8 @@ func (c *connection) arrived(now, sent, fault time.Duration) {
 	c.last, c.at = max(c.last, sent), now
 }
 
-// seen tells that the server got something of the connection, and reports whether that came from where the connection began.
+// seen tells that the server got something of the connection, and reports whether that came from where the connection
+// began.
 func (c *connection) seen(from netip.AddrPort) bool {
 	c.mu.Lock()
 	defer c.mu.Unlock()

@@ -20,7 +20,8 @@ var Faults = []string{gateway.PowerOff, gateway.Move, gateway.Drain, gateway.Res
 
 // Config says what to measure.
 type Config struct {
-	// Lab.Nodes must be 4 at least. The pods are on the last two, which are no gateways but where the IP is moved: then it goes around all.
+	// Lab.Nodes must be 4 at least. The pods are on the last two, which are no gateways but where the IP is moved: then
+	// it goes around all.
 	Lab         lab.Config
 	Fault       string        // one of Faults
 	Connections int           // of all kinds and pods together
@@ -75,7 +76,8 @@ const objects = `{"apiVersion": "v1", "kind": "List", "items": [
 {"apiVersion": "crd.antrea.io/v1beta1", "kind": "Egress", "metadata": {"name": "connections"}, "spec": {
   "externalIPPool": "connections", "appliedTo": {"podSelector": {"matchLabels": {"app": "connections"}}}}}]}`
 
-// stragglers is how long after the last message that counts an answer may come: far above the lab's round trip on a busy machine.
+// stragglers is how long after the last message that counts an answer may come: far above the lab's round trip on a
+// busy machine.
 const stragglers = time.Second
 
 // bench is one measurement.
@@ -90,8 +92,9 @@ type bench struct {
 // ip returns the egress IP.
 func (c Config) ip() netip.Addr { return families[c.Family].egress }
 
-// Run makes a lab, establishes the connections, lets the fault happen, and removes the lab, also when ctx ends before. A packet of a
-// connection with another source address than the egress IP is an error, beside the report. That connections broke is none: see Report.Require.
+// Run makes a lab, establishes the connections, lets the fault happen, and removes the lab, also when ctx ends before.
+// A packet of a connection with another source address than the egress IP is an error, beside the report. That
+// connections broke is none: see Report.Require.
 func Run(ctx context.Context, cfg Config) (*Report, error) { return run(ctx, cfg, (*bench).inject) }
 
 func run(ctx context.Context, cfg Config, fault func(*bench, context.Context) error) (report *Report, err error) {
@@ -101,7 +104,8 @@ func run(ctx context.Context, cfg Config, fault func(*bench, context.Context) er
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	// Two sockets for each of two kinds, one for each of two more; ICMP has one in a pod. The lab and its clients are few.
+	// Two sockets for each of two kinds, one for each of two more; ICMP has one in a pod. The lab and its clients are
+	// few.
 	if err := allowFiles(uint64(6*cfg.Connections/len(Kinds) + 1000)); err != nil {
 		return nil, err
 	}
@@ -247,7 +251,8 @@ func (b *bench) fail(ctx context.Context, r *Report, fault func(*bench, context.
 // begins tells that the fault begins now. It is called once.
 func (b *bench) begins() { b.traffic.fault.Store(int64(b.traffic.now())) }
 
-// inject lets the fault of the configuration happen to the gateway, and waits for the next one where there has to be one.
+// inject lets the fault of the configuration happen to the gateway, and waits for the next one where there has to be
+// one.
 func (b *bench) inject(ctx context.Context) error {
 	owner, err := b.gateway.Owner(ctx, "")
 	if err != nil {
@@ -274,7 +279,8 @@ func (b *bench) inject(ctx context.Context) error {
 		_, err = b.gateway.Owner(ctx, owner)
 	}
 	if b.Fault == gateway.Kill {
-		err = errors.Join(err, f.Mend(ctx)) // as a kubelet does in the end; what the agent does then is part of the fault
+		// as a kubelet does in the end; what the agent does then is part of the fault
+		err = errors.Join(err, f.Mend(ctx))
 	}
 	return err
 }

@@ -32,8 +32,8 @@ func config() Config {
 	}
 }
 
-// damage lets one connection of each kind die, all of the first pod, while the IP is moved: the pod's segments of TCP get lost, the server
-// resets a push, UDP and QUIC get other source ports, echo replies get lost.
+// damage lets one connection of each kind die, all of the first pod, while the IP is moved: the pod's segments of TCP
+// get lost, the server resets a push, UDP and QUIC get other source ports, echo replies get lost.
 func damage(t *testing.T) func(*bench, context.Context) error {
 	return func(b *bench, ctx context.Context) error {
 		ports := map[Kind]uint16{}
@@ -95,7 +95,8 @@ func TestAPlannedMoveBreaksNoConnectionButTheDamagedOnesWhichAreCounted(t *testi
 			t.Errorf("%s: %d of %d connections are established, want %d of both", s.Kind, s.Established, s.Connections, of)
 		}
 		if s.Kind == Push {
-			// A move may break others: a gateway without a conntrack entry of a connection drops what only the server says.
+			// A move may break others: a gateway without a conntrack entry of a connection drops what only the server
+			// says.
 			if s.Alive >= of || s.Errors < 1 || s.Resets < 1 {
 				t.Errorf("push: %d alive, %d with errors, %d resets: want the one that the server reset counted", s.Alive, s.Errors, s.Resets)
 			}

@@ -3,6 +3,7 @@
 // bench connections` runs it, docs/failover.md has what it measured. It writes a line of CSV a connection, a plot of
 // how long they were without an answer, and a table.
 //
-// Both ends are goroutines of the calling process with sockets in the namespaces, so that one clock times both. The package owns nothing
-// but the lab that it makes and removes. It never lets a packet with another source address than the egress IP pass: that is an error.
+// Both ends are goroutines of the calling process with sockets in the namespaces, so that one clock times both. The
+// package owns nothing but the lab that it makes and removes. It never lets a packet with another source address than
+// the egress IP pass: that is an error.
 package connections

@@ -19,10 +19,11 @@ type Result struct {
 	Established bool          // before the fault
 	Alive       bool          // what was sent at the end arrived, and a QUIC connection has kept its port
 	First       time.Duration // from the fault until something arrived that was sent after it; 0: never
-	Silence     time.Duration // the longest time between two arrivals from the fault on; an interval, where nothing was held up
-	Changed     int           // further source ports that the server saw; those of TCP are Report.Strays
-	Errors      int           // that either end got
-	Error       string        // the first
+	// the longest time between two arrivals from the fault on; an interval, where nothing was held up
+	Silence time.Duration
+	Changed int    // further source ports that the server saw; those of TCP are Report.Strays
+	Errors  int    // that either end got
+	Error   string // the first
 }
 
 // Report is what a measurement found.
@@ -31,8 +32,8 @@ type Report struct {
 	From, To string        // the gateway before the fault, and after
 	Took     time.Duration // the fault: until there was another owner, where there had to be one
 	Results  []Result
-	// Resets are the TCP segments with RST that the outside host got or sent. Strays are the source ports of segments for which there was no
-	// connection, each of which it answered with one: a connection that has changed its port.
+	// Resets are the TCP segments with RST that the outside host got or sent. Strays are the source ports of segments
+	// for which there was no connection, each of which it answered with one: a connection that has changed its port.
 	Resets, Strays map[Kind]int
 }
 
@@ -75,7 +76,8 @@ func count(is bool) int {
 	return 0
 }
 
-// Require is an error that names each kind of which fewer connections are alive than percent of those that there were to be.
+// Require is an error that names each kind of which fewer connections are alive than percent of those that there were
+// to be.
 func (r *Report) Require(percent float64) error {
 	var errs []error
 	for _, s := range r.Summaries() {
@@ -101,9 +103,9 @@ func (r *Report) WriteCSV(w io.Writer) error {
 	return err
 }
 
-// WriteTable writes a line per kind: how many connections there were, what became of them, and of those that are alive quantiles of the time
-// until the first byte after the fault, and of the longest silence, in ms. Where all messages got lost for a while, the smallest of the former
-// is how long that was; the others have up to an interval more.
+// WriteTable writes a line per kind: how many connections there were, what became of them, and of those that are alive
+// quantiles of the time until the first byte after the fault, and of the longest silence, in ms. Where all messages got
+// lost for a while, the smallest of the former is how long that was; the others have up to an interval more.
 func (r *Report) WriteTable(w io.Writer) error {
 	fmt.Fprintf(w, "%s of %s, %s after it; it took %v\n", r.Fault, r.From, r.To, r.Took.Round(time.Millisecond))
 	t := tabwriter.NewWriter(w, 0, 0, 2, ' ', 0)

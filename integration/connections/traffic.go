@@ -23,7 +23,8 @@ const firstPort = 20000
 // tick is how often a sender looks whose turn it is: short against any interval, and long against what looking costs.
 const tick = 10 * time.Millisecond
 
-// errMixedUp is an error of the end that got what was not for it. Of ICMP it is the error of the connection that it was for.
+// errMixedUp is an error of the end that got what was not for it. Of ICMP it is the error of the connection that it was
+// for.
 var errMixedUp = errors.New("got a message of another connection")
 
 // traffic is both ends of all connections.
@@ -44,8 +45,8 @@ type traffic struct {
 	strange map[netip.Addr]int // packets by source address that is not the egress IP
 }
 
-// plan returns the connections, of all kinds in turns. The pods share each kind and source port, so that all of them collide outside, unless
-// they have ports of their own.
+// plan returns the connections, of all kinds in turns. The pods share each kind and source port, so that all of them
+// collide outside, unless they have ports of their own.
 func plan(cfg Config) []*connection {
 	all := make([]*connection, cfg.Connections)
 	for i := range all {
@@ -70,7 +71,8 @@ func newTraffic(cfg Config, l *lab.Lab, pods []string) (*traffic, error) {
 	return t, nil
 }
 
-// stop closes all sockets, and returns when nothing is sent any more. What connections suffer from it is not counted: take the results before.
+// stop closes all sockets, and returns when nothing is sent any more. What connections suffer from it is not counted:
+// take the results before.
 func (t *traffic) stop() {
 	close(t.quit)
 	t.senders.Wait()
@@ -87,7 +89,8 @@ func (t *traffic) closeLater(c io.Closer) {
 	t.closers = append(t.closers, c)
 }
 
-// note tells that the outside host got something of a connection, and reports whether that came from where the connection began.
+// note tells that the outside host got something of a connection, and reports whether that came from where the
+// connection began.
 func (t *traffic) note(c *connection, from netip.AddrPort) bool {
 	if from.Addr() != t.egress {
 		t.mu.Lock()
@@ -112,7 +115,8 @@ func (t *traffic) arrived(c *connection, m message) {
 	c.arrived(t.now(), m.sent, time.Duration(t.fault.Load()))
 }
 
-// open opens the pods' ends, and begins to send. A connection that cannot be opened has an error, and is not established.
+// open opens the pods' ends, and begins to send. A connection that cannot be opened has an error, and is not
+// established.
 func (t *traffic) open() error {
 	var g errgroup.Group
 	for pod := range t.pods {
@@ -262,8 +266,8 @@ func (t *traffic) sendEcho(conn *net.IPConn, id uint16, m message) error {
 	return err
 }
 
-// pace sends for each connection once an interval, spread evenly over it, until the traffic ends. What the machine does not let it send in
-// an interval is left out.
+// pace sends for each connection once an interval, spread evenly over it, until the traffic ends. What the machine does
+// not let it send in an interval is left out.
 func (t *traffic) pace(all []*connection, send func(*connection) error) {
 	if len(all) == 0 {
 		return

@@ -108,7 +108,8 @@ const object = `
 {"apiVersion": "crd.antrea.io/v1beta1", "kind": "Egress", "metadata": {"name": "%[1]s"}, "spec": {
   "externalIPPool": "%[1]s", "appliedTo": {"podSelector": {"matchLabels": {"app": "%[1]s"}}}}}`
 
-// prepare starts Egret on its two nodes, makes pods and egresses, and waits until every pod leaves with the source of its path.
+// prepare starts Egret on its two nodes, makes pods and egresses, and waits until every pod leaves with the source of
+// its path.
 func prepare(ctx context.Context, l *lab.Lab) error {
 	for _, p := range Paths {
 		if _, err := l.Pod(ctx, lab.PodConfig{Name: p.pod, Node: p.node, Labels: map[string]string{"app": p.Name}}); err != nil {
@@ -139,8 +140,8 @@ func prepare(ctx context.Context, l *lab.Lab) error {
 	return nil
 }
 
-// tunnel is what an operator without Egret builds: the pod's node sends its packets by VXLAN to a node that masquerades, and the answers come back
-// that way. The MSS is clamped both ways, as Egret does.
+// tunnel is what an operator without Egret builds: the pod's node sends its packets by VXLAN to a node that
+// masquerades, and the answers come back that way. The MSS is clamped both ways, as Egret does.
 func tunnel(ctx context.Context, l *lab.Lab) error {
 	ip, err := podIP(ctx, l, "datapath/vxlan")
 	if err != nil {

@@ -3,6 +3,6 @@
 // docs/datapath.md has what it measured. Figures of two runs, or of two machines, are not to be compared; ratios within
 // a run are.
 //
-// The load generators are goroutines of the calling process with sockets in the namespaces, the same for every path. The package owns nothing but
-// the lab that it makes and removes, and judges nothing but the source addresses.
+// The load generators are goroutines of the calling process with sockets in the namespaces, the same for every path.
+// The package owns nothing but the lab that it makes and removes, and judges nothing but the source addresses.
 package datapath

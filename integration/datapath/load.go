@@ -24,8 +24,8 @@ type Column struct {
 	Less       bool // less is better
 }
 
-// Columns are what is measured: TCP throughput of one connection, datagrams of 64 bytes of payload that arrive, TCP connections opened by 4
-// clients, and requests and answers of one byte over one TCP connection, with their latency.
+// Columns are what is measured: TCP throughput of one connection, datagrams of 64 bytes of payload that arrive, TCP
+// connections opened by 4 clients, and requests and answers of one byte over one TCP connection, with their latency.
 var Columns = [...]Column{
 	{"tcp", "Mbit/s", false}, {"datagrams", "1/s", false}, {"connections", "1/s", false}, {"requests", "1/s", false},
 	{"p50", "us", true}, {"p99", "us", true},
@@ -36,7 +36,8 @@ var measurements = []func(ctx context.Context, l *lab.Lab, pod string, d time.Du
 	throughput, datagrams, connections, requests,
 }
 
-// The ports of the outside host: one whose datagrams are counted and not read, one that waits for the end of each connection, one that echoes.
+// The ports of the outside host: one whose datagrams are counted and not read, one that waits for the end of each
+// connection, one that echoes.
 const (
 	sinkPort = 9001
 	openPort = 9002 // and the three after it, so that source ports do not run out
@@ -104,7 +105,8 @@ func dial(l *lab.Lab, pod, network string, port int) (conn net.Conn, err error) 
 	return conn, err
 }
 
-// datagrams sends as many as it can. What the outside host's link received counts: nobody reads them, so that no reader is measured.
+// datagrams sends as many as it can. What the outside host's link received counts: nobody reads them, so that no reader
+// is measured.
 func datagrams(ctx context.Context, l *lab.Lab, pod string, d time.Duration, v *[len(Columns)]float64) error {
 	conn, err := dial(l, pod, "udp", sinkPort)
 	if err != nil {

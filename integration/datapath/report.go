@@ -8,8 +8,9 @@ import (
 	"text/tabwriter"
 )
 
-// WriteCSV writes a header and a line per result: round, path, a value for each of Columns, the path that it is compared with, and the ratio
-// to that path's value in the same round for each of Columns; above 1 is better. A path that is compared with none has no ratios.
+// WriteCSV writes a header and a line per result: round, path, a value for each of Columns, the path that it is
+// compared with, and the ratio to that path's value in the same round for each of Columns; above 1 is better. A path
+// that is compared with none has no ratios.
 func WriteCSV(w io.Writer, results []Result) error {
 	text := "round,path"
 	for _, c := range Columns {
@@ -111,7 +112,8 @@ func WriteTable(w io.Writer, results []Result) error {
 	return t.Flush()
 }
 
-// WriteSVG draws, for each column and each path with a Base, the ratio of every round as a dot and their median as a line, over 0 to 1.5.
+// WriteSVG draws, for each column and each path with a Base, the ratio of every round as a dot and their median as a
+// line, over 0 to 1.5.
 func WriteSVG(w io.Writer, results []Result) error {
 	const left, top, width, height, most = 50, 40, 720, 260, 1.5
 	colors := []string{"#1f5fa8", "#b5541c", "#3a7d34"}

@@ -1,5 +1,5 @@
-// Package demo shows Egret to somebody who has never seen it: the guide's high-availability example in a lab, step by step, each step
-// checked. It owns nothing but the lab that it makes and removes.
+// Package demo shows Egret to somebody who has never seen it: the guide's high-availability example in a lab, step by
+// step, each step checked. It owns nothing but the lab that it makes and removes.
 package demo
 
 import (
@@ -40,8 +40,8 @@ type demo struct {
 	started time.Time
 }
 
-// Run makes a lab, shows the example in it, and removes the lab, also when ctx ends before. It returns nil only when every step showed
-// what it should.
+// Run makes a lab, shows the example in it, and removes the lab, also when ctx ends before. It returns nil only when
+// every step showed what it should.
 func Run(ctx context.Context, cfg lab.Config, w io.Writer) (err error) {
 	d := &demo{w: w, started: time.Now()}
 	d.step("a cluster in a box: etcd, kube-apiserver, crdsync, %d nodes with an agent each, a host outside", 3)
@@ -149,8 +149,8 @@ func (d *demo) show(ctx context.Context) error {
 	return d.sources(ctx, "")
 }
 
-// sources prints the source address that the outside host saw for every pod, and compares it with what it should be. The pods of a node
-// that is off are left out.
+// sources prints the source address that the outside host saw for every pod, and compares it with what it should be.
+// The pods of a node that is off are left out.
 func (d *demo) sources(ctx context.Context, off string) error {
 	d.step("the source address that the outside host sees")
 	status, err := d.egresses(ctx)
@@ -179,8 +179,8 @@ func (d *demo) sources(ctx context.Context, off string) error {
 	return nil
 }
 
-// source connects from the pod until the outside host sees want; the first connection may be earlier than the agent's knowledge of its
-// pod, or of a new owner.
+// source connects from the pod until the outside host sees want; the first connection may be earlier than the agent's
+// knowledge of its pod, or of a new owner.
 func (d *demo) source(ctx context.Context, pod string, want netip.Addr) (netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(ctx, 10*time.Second)
 	defer cancel()

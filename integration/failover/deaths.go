@@ -88,7 +88,8 @@ type holding struct {
 
 // hold makes the egresses in a lab. Who calls it calls close.
 func hold(ctx context.Context, l *lab.Lab, cfg lab.Config) (h *holding, err error) {
-	h = &holding{bench: bench{Config: Config{Lab: cfg, Fault: gateway.Move}, lab: l}} // every node is a candidate, as for moves
+	// every node is a candidate, as for moves
+	h = &holding{bench: bench{Config: Config{Lab: cfg, Fault: gateway.Move}, lab: l}}
 	defer func() {
 		if err != nil {
 			h.close()

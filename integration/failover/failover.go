@@ -14,7 +14,8 @@ import (
 	"github.com/egret-project/egret/integration/lab"
 )
 
-// Faults are what can happen to the owner of the egress IP: it is powered off, its uplink loses its carrier, it is drained, its IP is moved.
+// Faults are what can happen to the owner of the egress IP: it is powered off, its uplink loses its carrier, it is
+// drained, its IP is moved.
 var Faults = []string{gateway.PowerOff, gateway.Uplink, gateway.Drain, gateway.Move}
 
 // Config says what to measure. Lab.Nodes must be 2 at least. The pod's node is no candidate, but for
@@ -43,7 +44,8 @@ func (c Config) Validate() error {
 const (
 	interval = time.Millisecond // of the probe
 	before   = 300 * time.Millisecond
-	// after is how long the probe goes on when there is a new owner, which waits for half a second before it uses the IP.
+	// after is how long the probe goes on when there is a new owner, which waits for half a second before it uses the
+	// IP.
 	after = time.Second
 	limit = 40 * time.Second // of a run, whose probe ends when there is a new owner
 )
@@ -210,7 +212,8 @@ func WriteCSV(w io.Writer, cfg Config, results []Result) error {
 	return err
 }
 
-// Quantile returns the smallest gap that a share of q of the gaps does not exceed (nearest rank), q above 0 and up to 1; 0 without results.
+// Quantile returns the smallest gap that a share of q of the gaps does not exceed (nearest rank), q above 0 and up to
+// 1; 0 without results.
 func Quantile(results []Result, q float64) time.Duration { return cdf.Quantile(gaps(results), q) }
 
 func gaps(results []Result) []time.Duration {

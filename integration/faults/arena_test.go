@@ -68,7 +68,8 @@ type arena struct {
 	asking      *errgroup.Group
 }
 
-// Two pools of one family each, and a pair for egresses of both. Beside the last address that is used each has two more.
+// Two pools of one family each, and a pair for egresses of both. Beside the last address that is used each has two
+// more.
 var ranges = map[string][2]string{
 	"first": {"10.10.0.11", "10.10.0.12"}, "second": {"10.10.0.21", "10.10.0.22"},
 	"third-4": {"10.10.0.31", "10.10.0.33"}, "third-6": {"fd10::31", "fd10::33"},
@@ -291,7 +292,8 @@ type flow struct {
 	lab.ProbeResult
 }
 
-// probe sends from every client, to each family that it has an egress IP of, until the function that it returns is called.
+// probe sends from every client, to each family that it has an egress IP of, until the function that it returns is
+// called.
 func (a *arena) probe(ctx context.Context, limit time.Duration) (end func() ([]flow, error)) {
 	ctx, stop := context.WithCancel(ctx)
 	var mu sync.Mutex
@@ -316,8 +318,9 @@ func (a *arena) probe(ctx context.Context, limit time.Duration) (end func() ([]f
 	}
 }
 
-// push opens TCP connections from every client, to each family that it has an egress IP of, on which the outside host speaks, until the function that
-// it returns is called: that one says which are lost, but for those of pods on the nodes that lost keeps.
+// push opens TCP connections from every client, to each family that it has an egress IP of, on which the outside host
+// speaks, until the function that it returns is called: that one says which are lost, but for those of pods on the
+// nodes that lost keeps.
 func (a *arena) push(ctx context.Context) (end func(lost func(node string) bool) error, err error) {
 	type stream struct {
 		client

@@ -76,8 +76,9 @@ var pools = []string{"first", "second", "third-4", "third-6"}
 // broken is a fault that was injected and not mended.
 type broken struct{ target, area string }
 
-// Schedule returns the steps of a round. It is the same for the same seed and round, always. Every step is possible when it comes: nothing
-// is broken twice, and nothing is asked of what was stopped. Whatever a step breaks, a later one mends.
+// Schedule returns the steps of a round. It is the same for the same seed and round, always. Every step is possible
+// when it comes: nothing is broken twice, and nothing is asked of what was stopped. Whatever a step breaks, a later one
+// mends.
 func Schedule(seed uint64, round int) []Step {
 	r := rand.New(rand.NewPCG(seed, uint64(round)))
 	p := planner{rand: r, broken: map[broken]Step{}}

@@ -31,7 +31,8 @@ type Fault struct {
 	Settle       time.Duration // how long after Mend the lab takes until all is as before
 }
 
-// Fault returns what makes a fault happen to a node, the owner of the IP, and what mends it. nodes are those that a moved IP goes around.
+// Fault returns what makes a fault happen to a node, the owner of the IP, and what mends it. nodes are those that a
+// moved IP goes around.
 func (g *Gateway) Fault(name, node string, nodes []string) (Fault, error) {
 	egret := func(args ...string) func(context.Context) error {
 		return func(ctx context.Context) error {

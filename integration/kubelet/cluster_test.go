@@ -23,7 +23,8 @@ type cluster struct {
 	lab *lab.Lab
 	// before is what each node had before Egret, by its name; see kernel.
 	before map[string][]string
-	// rendered is what render made, by the tag: what is applied is what is deleted, and to link the renderer takes seconds.
+	// rendered is what render made, by the tag: what is applied is what is deleted, and to link the renderer takes
+	// seconds.
 	rendered map[string]string
 }
 
@@ -74,7 +75,8 @@ func (c *cluster) helm(args ...string) string {
 	return string(out)
 }
 
-// operator runs egret on a machine that knows the cluster alone: it has the kubeconfig of an administrator and no way to etcd.
+// operator runs egret on a machine that knows the cluster alone: it has the kubeconfig of an administrator and no way
+// to etcd.
 func (c *cluster) operator(args ...string) (string, error) {
 	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
@@ -172,8 +174,8 @@ func (c *cluster) leaves(pods []pod, want netip.Addr, within time.Duration) {
 }
 
 // lookedAt starts a probe every 1 ms and an open TCP connection on which the outside host speaks every 10 ms, for each
-// pod, and returns what fails the test unless all of it came through, as ip, but for what the probe sent around a time in which the machine did
-// not let it send: the agents, which renew their permits, had no time either.
+// pod, and returns what fails the test unless all of it came through, as ip, but for what the probe sent around a time
+// in which the machine did not let it send: the agents, which renew their permits, had no time either.
 func (c *cluster) lookedAt(pods []pod, ip netip.Addr) (end func()) {
 	c.t.Helper()
 	ctx, stop := context.WithCancel(c.t.Context())
@@ -221,7 +223,8 @@ func (c *cluster) lookedAt(pods []pod, ip netip.Addr) (end func()) {
 	}
 }
 
-// volatile is what ip prints of the kernel's own doing: how long something lasts, and whether the node's bridge has pods, whose MTU it has then.
+// volatile is what ip prints of the kernel's own doing: how long something lasts, and whether the node's bridge has
+// pods, whose MTU it has then.
 var volatile = regexp.MustCompile(` (expires|valid_lft|preferred_lft|state) \S+| linkdown|cni0: <\S+> mtu \d+|cni0\.mtu = \d+| <\S+>`)
 
 // until waits for what is to be so within a time.
@@ -238,8 +241,8 @@ func (c *cluster) until(within time.Duration, what string, ok func() (bool, stri
 	}
 }
 
-// kernel returns what a node has of tables, chains, rules, routes, links, addresses and settings, without what belongs to
-// single pods and what kube-proxy puts into its own tables.
+// kernel returns what a node has of tables, chains, rules, routes, links, addresses and settings, without what belongs
+// to single pods and what kube-proxy puts into its own tables.
 func (c *cluster) kernel(node string) []string {
 	c.t.Helper()
 	var all []string

@@ -18,7 +18,8 @@ import (
 	"github.com/egret-project/egret/integration/lab"
 )
 
-// What the cluster's CNI does beside Egret. Most of it is as well tested with the lab's own CNI; that a CNI is restarted is with flannel alone.
+// What the cluster's CNI does beside Egret. Most of it is as well tested with the lab's own CNI; that a CNI is
+// restarted is with flannel alone.
 var cni = flag.String("cni", lab.CNIBridge, "CNI of the cluster: "+strings.Join(lab.CNIs(), ", "))
 
 // ips returns a pod's addresses.
@@ -36,8 +37,8 @@ func (c *cluster) ips(p pod) []netip.Addr {
 	return all
 }
 
-// carry has a pod connect to another one at one of its addresses, and take much from it: segments that fill the link. It
-// returns the source that the other one saw.
+// carry has a pod connect to another one at one of its addresses, and take much from it: segments that fill the link.
+// It returns the source that the other one saw.
 func (c *cluster) carry(from, to pod, at netip.Addr) (netip.Addr, error) {
 	const much, within = 4 << 20, 20 * time.Second
 	var listener net.Listener
@@ -122,8 +123,8 @@ func sixth(t *testing.T, c *cluster) {
 	t.Logf("egret status: %v\n%s", err, out)
 }
 
-// restartedCNI replaces flannel's pods on all nodes. It looks for a node's address anew then, and must not take for it what a
-// gateway's link has of egress IPs.
+// restartedCNI replaces flannel's pods on all nodes. It looks for a node's address anew then, and must not take for it
+// what a gateway's link has of egress IPs.
 func restartedCNI(t *testing.T, c *cluster) {
 	if *cni == lab.CNIBridge {
 		t.Skip("the lab's own CNI is no process")

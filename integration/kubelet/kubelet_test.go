@@ -29,9 +29,9 @@ func TestMain(m *testing.M) {
 	os.Exit(m.Run())
 }
 
-// TestAnInstalledEgret is the life of Egret in one cluster of kubelets, from the installation to the end, by the commands of docs/install.md: with
-// an etcd that is there, in short, and with one of its own. Each step goes on from where the one before left off. What follows a failed one is told,
-// too, but only from a cluster with Egret.
+// TestAnInstalledEgret is the life of Egret in one cluster of kubelets, from the installation to the end, by the
+// commands of docs/install.md: with an etcd that is there, in short, and with one of its own. Each step goes on from
+// where the one before left off. What follows a failed one is told, too, but only from a cluster with Egret.
 func TestAnInstalledEgret(t *testing.T) {
 	need.Root(t)
 	if *image == "" || *nextFile == "" {

@@ -97,8 +97,8 @@ func operated(t *testing.T, c *cluster) {
 	}
 }
 
-// keptApart leaves one node for the replicas of crdsync: one runs, the other one waits for a node and is not started, where it would find its ports
-// taken and be taken for ready by the probe of the other one.
+// keptApart leaves one node for the replicas of crdsync: one runs, the other one waits for a node and is not started,
+// where it would find its ports taken and be taken for ready by the probe of the other one.
 func keptApart(t *testing.T, c *cluster) {
 	const replicas = "app.kubernetes.io/name=egret-crdsync"
 	c.kubectl("cordon", nodes()[0], nodes()[1])
@@ -215,7 +215,8 @@ func leaderDeleted(t *testing.T, c *cluster) {
 	ip, _ := c.gateway("egress-staging-web")
 	end := c.lookedAt(c.webs()["egress-staging-web"], ip)
 	var leader string
-	c.until(30*time.Second, "a leader of crdsync that is there", func() (bool, string) { // that of before the rollout may be told until its lease ends
+	// that of before the rollout may be told until its lease ends
+	c.until(30*time.Second, "a leader of crdsync that is there", func() (bool, string) {
 		leader = c.leader()
 		names := strings.Fields(c.kubectl("-n", "egret-system", "get", "pods", "-o", "jsonpath={.items[*].metadata.name}"))
 		return leader != "" && slices.Contains(names, leader), fmt.Sprintf("%q of %q", leader, names)
@@ -262,7 +263,8 @@ func drained(t *testing.T, c *cluster) {
 	c.rollout("deployment/egret-crdsync")
 }
 
-// restored takes a snapshot by the CronJob of the chart, writes something after it, and has all members begin with it, as docs/install.md says.
+// restored takes a snapshot by the CronJob of the chart, writes something after it, and has all members begin with it,
+// as docs/install.md says.
 func restored(t *testing.T, c *cluster) {
 	const system = "egret-system"
 	before := map[string]string{}

@@ -14,8 +14,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Ask asks for addresses from the outside host, by broadcast ARP request or multicast neighbor solicitation, each one every interval,
-// until ctx ends. The answers are for a Sniffer on the LAN: the outside host's own tables stay as they are.
+// Ask asks for addresses from the outside host, by broadcast ARP request or multicast neighbor solicitation, each one
+// every interval, until ctx ends. The answers are for a Sniffer on the LAN: the outside host's own tables stay as they
+// are.
 func (l *Lab) Ask(ctx context.Context, interval time.Duration, ips ...netip.Addr) error {
 	frames := make([][]byte, len(ips))
 	for i, ip := range ips {

@@ -30,7 +30,8 @@ func hierarchies() ([]string, error) {
 	var all []string
 	for _, procs := range dirs {
 		dir := filepath.Dir(procs)
-		if _, err := os.Stat(filepath.Join(dir, "cgroup.controllers")); err != nil { // version 2 has it, and kubelet leaves that alone
+		// version 2 has it, and kubelet leaves that alone
+		if _, err := os.Stat(filepath.Join(dir, "cgroup.controllers")); err != nil {
 			all = append(all, dir)
 		}
 	}
@@ -72,7 +73,8 @@ func (l *Lab) makeCgroups(node string) error {
 // removeCgroups removes those of all nodes, which their processes do not take along, and waits for processes that the
 // kernel is still ending.
 func (l *Lab) removeCgroups(ctx context.Context) error {
-	all, _ := filepath.Glob(filepath.Join(cgroupRoot, "*", "egret-lab-"+l.cfg.Name)) // the pattern is one: names are checked
+	// the pattern is one: names are checked
+	all, _ := filepath.Glob(filepath.Join(cgroupRoot, "*", "egret-lab-"+l.cfg.Name))
 	for _, top := range all {
 		for {
 			err := removeTree(top)

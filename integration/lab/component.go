@@ -53,8 +53,8 @@ func (l *Lab) agent(node string) component {
 	return component{proc: agentProc(node), netns: node, argv: argv, confined: true}
 }
 
-// components returns those that a command names: "etcd" (Egret's, all members; that of the API server is left alone), one member,
-// "apiserver", "crdsync" or "agent" with a node.
+// components returns those that a command names: "etcd" (Egret's, all members; that of the API server is left alone),
+// one member, "apiserver", "crdsync" or "agent" with a node.
 func (l *Lab) components(what, node string) ([]component, error) {
 	if (what == "agent") != (node != "") {
 		return nil, fmt.Errorf("%q with node %q: want etcd, apiserver, crdsync, or agent and a node", what, node)
@@ -78,9 +78,9 @@ func (l *Lab) components(what, node string) ([]component, error) {
 	return nil, fmt.Errorf("%q: want etcd, one of its members %q, apiserver, crdsync or agent", what, l.EtcdMembers())
 }
 
-// Stop ends a process with SIGTERM and waits until it is gone; etcd and the API server keep their data. Which one is "etcd"
-// (Egret's, all members), one of EtcdMembers, "apiserver", "crdsync", or "agent" with a node. Nil when it does not run. A process that takes
-// longer than 10 s gets SIGKILL.
+// Stop ends a process with SIGTERM and waits until it is gone; etcd and the API server keep their data. Which one is
+// "etcd" (Egret's, all members), one of EtcdMembers, "apiserver", "crdsync", or "agent" with a node. Nil when it does
+// not run. A process that takes longer than 10 s gets SIGKILL.
 func (l *Lab) Stop(ctx context.Context, what, node string) error {
 	return l.end(ctx, what, node, stopGrace)
 }
@@ -102,8 +102,8 @@ func (l *Lab) end(ctx context.Context, what, node string, grace time.Duration) e
 	})
 }
 
-// Start starts what Stop stopped, and returns when etcd or the API server answers; crdsync, an agent and a single member of etcd only have
-// to run, for they may have nobody to talk to. Nil when it runs already.
+// Start starts what Stop stopped, and returns when etcd or the API server answers; crdsync, an agent and a single
+// member of etcd only have to run, for they may have nobody to talk to. Nil when it runs already.
 func (l *Lab) Start(ctx context.Context, what, node string) error {
 	all, err := l.components(what, node)
 	if err != nil {
@@ -128,8 +128,9 @@ func (l *Lab) Start(ctx context.Context, what, node string) error {
 	})
 }
 
-// Upgrade ends a node's agent as Stop does, and starts the program egret, a path, as its agent, with further flags: one of another version, or
-// configuration. Start starts the lab's own again. Options that it does not know it is not given, and then it is not confined.
+// Upgrade ends a node's agent as Stop does, and starts the program egret, a path, as its agent, with further flags: one
+// of another version, or configuration. Start starts the lab's own again. Options that it does not know it is not
+// given, and then it is not confined.
 func (l *Lab) Upgrade(ctx context.Context, node, egret string, flags ...string) error {
 	if _, err := l.NodeNumber(node); err != nil {
 		return err

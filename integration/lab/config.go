@@ -38,27 +38,33 @@ type Config struct {
 	LeaseTTL time.Duration
 	// AgentFlags are further flags of every agent, and SyncFlags of crdsync.
 	AgentFlags, SyncFlags []string
-	// IPv6Nodes makes the nodes' only InternalIP that of IPv6, so that the overlay goes over IPv6. Pods stay dual stack.
+	// IPv6Nodes makes the nodes' only InternalIP that of IPv6, so that the overlay goes over IPv6. Pods stay dual
+	// stack.
 	IPv6Nodes bool
-	// WithoutPodCIDRs leaves out spec.podCIDRs of the first so many nodes, as a CNI does that keeps its own book of addresses.
+	// WithoutPodCIDRs leaves out spec.podCIDRs of the first so many nodes, as a CNI does that keeps its own book of
+	// addresses.
 	WithoutPodCIDRs int
 	// NoWebhook leaves the webhook out, which an installation has.
 	NoWebhook bool
 	// Bare leaves crdsync and the agents out: the cluster as it is without Egret.
 	Bare bool
-	// Kubelet makes it a cluster that runs pods: a controller manager and a scheduler, and on each node containerd, a kubelet, kube-proxy and a CNI.
-	// It is Bare, and without the CRDs: Egret is installed as in any cluster, with kubectl.
+	// Kubelet makes it a cluster that runs pods: a controller manager and a scheduler, and on each node containerd, a
+	// kubelet, kube-proxy and a CNI. It is Bare, and without the CRDs: Egret is installed as in any cluster, with
+	// kubectl.
 	Kubelet bool
 	// CNI is one of CNIs, where there are kubelets. Default: CNIBridge.
 	CNI string
 	// Images are the archives of OCI layouts that containerd of each node has from the start, where there are kubelets.
 	Images []string
 
-	// Self is a program whose main calls Helper; the lab's own background processes are started from it. Default: the running one.
+	// Self is a program whose main calls Helper; the lab's own background processes are started from it. Default: the
+	// running one.
 	Self string
-	// Egret is the program egret. Default: beside Self's program, or in bin/ of the module around the working directory.
+	// Egret is the program egret. Default: beside Self's program, or in bin/ of the module around the working
+	// directory.
 	Egret string
-	// KubeBin is the folder of kube-apiserver, and of kubectl where the machine has none. Default: k8s-<KubeVersion> beside Egret.
+	// KubeBin is the folder of kube-apiserver, and of kubectl where the machine has none. Default: k8s-<KubeVersion>
+	// beside Egret.
 	KubeBin string
 
 	// Log says what is being built, a line a step. Default: nothing is logged.
@@ -96,7 +102,8 @@ func (c Config) withDefaults() (Config, error) {
 	return c, nil
 }
 
-// program returns where a built program is: beside the running one, or in bin/ of the module in which the working directory is.
+// program returns where a built program is: beside the running one, or in bin/ of the module in which the working
+// directory is.
 func program(name string) string {
 	var dirs []string
 	if self, err := os.Executable(); err == nil {
@@ -144,8 +151,8 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// OwnName returns a name for a lab that only this process has: what, and the process's number. A lab of the name that a killed process
-// left behind is in nobody's way.
+// OwnName returns a name for a lab that only this process has: what, and the process's number. A lab of the name that a
+// killed process left behind is in nobody's way.
 func OwnName(what string) string { return fmt.Sprintf("%s-%d", what, os.Getpid()) }
 
 // checkName refuses what must not become a part of paths.

@@ -12,8 +12,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// AgentCapabilities are what the agents of a lab have, by the names that Kubernetes has for them: what the manifests give them.
-// FastPathCapabilities are what those with --fast-path have beside these.
+// AgentCapabilities are what the agents of a lab have, by the names that Kubernetes has for them: what the manifests
+// give them. FastPathCapabilities are what those with --fast-path have beside these.
 var (
 	AgentCapabilities    = map[string]int{"NET_ADMIN": unix.CAP_NET_ADMIN, "NET_RAW": unix.CAP_NET_RAW}
 	FastPathCapabilities = map[string]int{"BPF": unix.CAP_BPF, "PERFMON": unix.CAP_PERFMON}
@@ -39,8 +39,9 @@ func capabilities(argv []string) []int {
 // sysctlDir is where a confined process of the lab has /proc/sys/net, in the lab's folder, which it starts in.
 const sysctlDir = "sysctl"
 
-// confine takes from the calling process, which has a mount namespace of its own and is about to become an agent, what the container of one has
-// not: all capabilities but those to keep, ways to get them back, and to write to /proc/sys but by a mount of /proc/sys/net elsewhere.
+// confine takes from the calling process, which has a mount namespace of its own and is about to become an agent, what
+// the container of one has not: all capabilities but those to keep, ways to get them back, and to write to /proc/sys
+// but by a mount of /proc/sys/net elsewhere.
 func confine(keep []int) error {
 	if err := os.Mkdir(sysctlDir, 0o700); err != nil && !errors.Is(err, os.ErrExist) {
 		return err
@@ -61,7 +62,8 @@ func confine(keep []int) error {
 		if slices.Contains(keep, c) {
 			continue
 		}
-		if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) { // an older kernel has fewer
+		// an older kernel has fewer
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); err != nil && !errors.Is(err, unix.EINVAL) {
 			return fmt.Errorf("dropping capability %d: %w", c, err)
 		}
 	}

@@ -18,8 +18,8 @@ import (
 	"k8s.io/client-go/kubernetes"
 )
 
-// dnsPort is the cluster's DNS server's, at ControlIP. It knows Services and the pods of headless ones, as the DNS specification of Kubernetes
-// has them, and no other name.
+// dnsPort is the cluster's DNS server's, at ControlIP. It knows Services and the pods of headless ones, as the DNS
+// specification of Kubernetes has them, and no other name.
 const (
 	dnsPort       = 53
 	clusterDomain = "cluster.local"
@@ -39,7 +39,8 @@ func (l *Lab) serveDNS(ctx context.Context, g *errgroup.Group) error {
 		if err != nil {
 			return fmt.Errorf("starting the DNS server: %w", err)
 		}
-		answer := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) { _ = w.WriteMsg(l.answerDNS(ctx, q)) }) // who asked asks again
+		// who asked asks again
+		answer := dns.HandlerFunc(func(w dns.ResponseWriter, q *dns.Msg) { _ = w.WriteMsg(l.answerDNS(ctx, q)) })
 		for _, s := range []*dns.Server{{PacketConn: udp, Handler: answer}, {Listener: tcp, Handler: answer}} {
 			g.Go(s.ActivateAndServe)
 			context.AfterFunc(ctx, func() { _ = s.Shutdown() })

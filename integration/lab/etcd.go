@@ -87,8 +87,8 @@ func (l *Lab) AgentEndpoints() string {
 	return strings.Join(all, ",")
 }
 
-// EtcdMembers returns the names of the members of Egret's etcd, for Stop, Start, Freeze, Thaw and Partition. EtcdEndpoints has them in the
-// same order.
+// EtcdMembers returns the names of the members of Egret's etcd, for Stop, Start, Freeze, Thaw and Partition.
+// EtcdEndpoints has them in the same order.
 func (l *Lab) EtcdMembers() []string {
 	var all []string
 	for _, m := range l.members() {
@@ -106,8 +106,8 @@ func (l *Lab) SaveEtcd(ctx context.Context, file string) error {
 	return nil
 }
 
-// RestoreEtcd has Egret's etcd start with what SaveEtcd wrote and with nothing else, as after `etcdutl snapshot restore`. It returns when
-// etcd answers.
+// RestoreEtcd has Egret's etcd start with what SaveEtcd wrote and with nothing else, as after `etcdutl snapshot
+// restore`. It returns when etcd answers.
 func (l *Lab) RestoreEtcd(ctx context.Context, file string) error {
 	return l.change(ctx, func(s *state) error {
 		for _, m := range l.members() {
@@ -162,7 +162,8 @@ func runEtcd(ctx context.Context, args []string) error {
 	case err := <-e.Err():
 		return err
 	}
-	// Close waits for every open watch of its clients; what is committed is written already, so a second is patience enough.
+	// Close waits for every open watch of its clients; what is committed is written already, so a second is patience
+	// enough.
 	closed := make(chan struct{})
 	go func() { e.Close(); close(closed) }()
 	select {

@@ -31,7 +31,8 @@ func (l *Lab) Kubeconfig() string { return l.path("kubeconfig") }
 // KubeProgram returns the path of a program that integration/kube/build made.
 func (l *Lab) KubeProgram(name string) string { return filepath.Join(l.cfg.KubeBin, name) }
 
-// DialEtcd returns a client of Egret's etcd that is back within half a second of an outage's end, however long that was. Who calls it closes it.
+// DialEtcd returns a client of Egret's etcd that is back within half a second of an outage's end, however long that
+// was. Who calls it closes it.
 func (l *Lab) DialEtcd() (*clientv3.Client, error) {
 	c, err := clientv3.New(clientv3.Config{Endpoints: l.EtcdEndpoints(), Logger: zap.NewNop(), DialOptions: []grpc.DialOption{grpc.WithConnectParams(
 		grpc.ConnectParams{Backoff: backoff.Config{BaseDelay: 100 * time.Millisecond, Multiplier: 1.6, Jitter: 0.2, MaxDelay: 400 * time.Millisecond}})}})
@@ -74,10 +75,12 @@ func (l *Lab) PID(process string) (int, error) {
 	return p.pid, nil
 }
 
-// LogFile returns the path of a process's log: etcd or its members, kube-etcd, kube-apiserver, crdsync, serve, agent-<node>.
+// LogFile returns the path of a process's log: etcd or its members, kube-etcd, kube-apiserver, crdsync, serve,
+// agent-<node>.
 func (l *Lab) LogFile(process string) string { return l.path("logs", process) }
 
-// Panics returns what the logs of crdsync and the agents say that they must never say: panics, and what the race detector found.
+// Panics returns what the logs of crdsync and the agents say that they must never say: panics, and what the race
+// detector found.
 func (l *Lab) Panics() error {
 	logs := []string{crdsyncProc}
 	for _, n := range l.nodes() {
@@ -98,8 +101,8 @@ func (l *Lab) Panics() error {
 	return errors.Join(errs...)
 }
 
-// Exec runs a command in a network namespace of the lab (see In) and returns its standard output. The error of a command that fails
-// is an *exec.ExitError, wrapped with what it wrote to standard error.
+// Exec runs a command in a network namespace of the lab (see In) and returns its standard output. The error of a
+// command that fails is an *exec.ExitError, wrapped with what it wrote to standard error.
 func (l *Lab) Exec(ctx context.Context, kind, name string, argv ...string) ([]byte, error) {
 	cmd, err := l.execArgs(kind, name, argv)
 	if err != nil {
@@ -111,8 +114,8 @@ func (l *Lab) Exec(ctx context.Context, kind, name string, argv ...string) ([]by
 	return run(exec.CommandContext(ctx, l.cfg.Self, cmd...), argv)
 }
 
-// ExecReplace makes the calling process the command, in a network namespace of the lab; it returns only when that fails. PATH is
-// searched here.
+// ExecReplace makes the calling process the command, in a network namespace of the lab; it returns only when that
+// fails. PATH is searched here.
 func (l *Lab) ExecReplace(kind, name string, argv ...string) error {
 	cmd, err := l.execArgs(kind, name, argv)
 	if err != nil {
@@ -132,7 +135,8 @@ func (l *Lab) execArgs(kind, name string, argv []string) ([]string, error) {
 	return append([]string{"nsexec", "-", netnsPath(ns)}, argv...), nil
 }
 
-// Kubectl runs kubectl on this machine as the lab's cluster admin and returns its standard output; errors are as those of Exec.
+// Kubectl runs kubectl on this machine as the lab's cluster admin and returns its standard output; errors are as those
+// of Exec.
 func (l *Lab) Kubectl(ctx context.Context, args ...string) ([]byte, error) {
 	kubectl, err := l.kubectl()
 	if err != nil {
@@ -167,8 +171,8 @@ func (l *Lab) kubectl() (string, error) {
 	return path, nil
 }
 
-// Egret runs egret on this machine, with --endpoints of the lab's etcd after args, and returns its standard output; errors are as
-// those of Exec.
+// Egret runs egret on this machine, with --endpoints of the lab's etcd after args, and returns its standard output;
+// errors are as those of Exec.
 func (l *Lab) Egret(ctx context.Context, args ...string) ([]byte, error) {
 	args = append(args[:len(args):len(args)], "--endpoints", strings.Join(l.EtcdEndpoints(), ","))
 	cmd := exec.CommandContext(ctx, l.cfg.Egret, args...)

@@ -44,9 +44,9 @@ func (l *Lab) Crash(ctx context.Context, node string) error {
 	})
 }
 
-// Recover boots a node that Crash powered off: its kernel is as new, its pods are connected to it again with the addresses they had,
-// its agent is started. It returns when etcd has the agent's record, which may still be that of before the crash; without waiting
-// when etcd is stopped.
+// Recover boots a node that Crash powered off: its kernel is as new, its pods are connected to it again with the
+// addresses they had, its agent is started. It returns when etcd has the agent's record, which may still be that of
+// before the crash; without waiting when etcd is stopped.
 func (l *Lab) Recover(ctx context.Context, node string) error {
 	n, err := l.NodeNumber(node)
 	if err != nil {
@@ -92,8 +92,8 @@ func (l *Lab) rebuildNode(n int, s *state) error {
 	return err
 }
 
-// Replug takes a node's link to the LAN out and plugs a new one in, of the same name, MAC address, addresses and routes, as when a driver
-// is loaded anew.
+// Replug takes a node's link to the LAN out and plugs a new one in, of the same name, MAC address, addresses and
+// routes, as when a driver is loaded anew.
 func (l *Lab) Replug(ctx context.Context, node string) error {
 	n, err := l.NodeNumber(node)
 	if err != nil {
@@ -144,9 +144,10 @@ func (l *Lab) signal(ctx context.Context, what string, sig syscall.Signal, stopp
 // Cuts are the ways to cut a node off.
 var Cuts = []string{"etcd", "etcd-in", "etcd-out", "peers", "peers-in", "peers-out", "uplink"}
 
-// Cut cuts a node off: from "etcd" (packets to and from the control host are dropped), from its "peers" (the other nodes; their pods
-// included only as far as packets pass between the nodes' own addresses, as an overlay's do), or from everything ("uplink": its
-// link to the LAN has no carrier). With -in only what comes to the node is dropped, with -out only what it sends.
+// Cut cuts a node off: from "etcd" (packets to and from the control host are dropped), from its "peers" (the other
+// nodes; their pods included only as far as packets pass between the nodes' own addresses, as an overlay's do), or from
+// everything ("uplink": its link to the LAN has no carrier). With -in only what comes to the node is dropped, with -out
+// only what it sends.
 func (l *Lab) Cut(ctx context.Context, node, what string) error {
 	return l.changeCut(ctx, node, what, func(n int, h, lan *host) error {
 		var addrs []netip.Addr

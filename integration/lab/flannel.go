@@ -15,11 +15,13 @@ import (
 	"time"
 )
 
-// The CNIs of a lab with kubelets. flannel is as its users have it: its own manifest, applied by kubectl, runs flanneld on each node, which makes
-// VXLAN links to the other nodes and masquerades what leaves the pods' network. Three things are the lab's: the images, of what
-// integration/kube/flannel/build made and the machine's iptables; the folders for CNI, which are in each node's /run; and IPv6 beside IPv4.
+// The CNIs of a lab with kubelets. flannel is as its users have it: its own manifest, applied by kubectl, runs flanneld
+// on each node, which makes VXLAN links to the other nodes and masquerades what leaves the pods' network. Three things
+// are the lab's: the images, of what integration/kube/flannel/build made and the machine's iptables; the folders for
+// CNI, which are in each node's /run; and IPv6 beside IPv4.
 const (
-	// CNIBridge is the default: the reference plugins bridge and host-local, with routes and a table that masquerades, which the lab makes.
+	// CNIBridge is the default: the reference plugins bridge and host-local, with routes and a table that masquerades,
+	// which the lab makes.
 	CNIBridge = "bridge"
 	// CNIFlannel is flannel as its manifest has it, with iptables: those that write to nftables.
 	CNIFlannel = "flannel"
@@ -32,7 +34,8 @@ func CNIs() []string { return []string{CNIBridge, CNIFlannel, CNIFlannelNFTables
 
 func (c Config) flannel() bool { return c.CNI == CNIFlannel || c.CNI == CNIFlannelNFTables }
 
-// The folders for CNI of a node with flannel, whose manifest has /opt/cni/bin and /etc/cni/net.d: the node shares those with the machine.
+// The folders for CNI of a node with flannel, whose manifest has /opt/cni/bin and /etc/cni/net.d: the node shares those
+// with the machine.
 const (
 	flannelBin  = "/run/cni/bin"
 	flannelConf = "/run/cni/net.d"
@@ -138,7 +141,8 @@ func imageNames(manifest string) []string {
 	return slices.Sorted(maps.Keys(names))
 }
 
-// flannelImage returns one image that has what both of flannel's have: flanneld with the programs that it runs, and the plugin.
+// flannelImage returns one image that has what both of flannel's have: flanneld with the programs that it runs, and the
+// plugin.
 func (l *Lab) flannelImage(ctx context.Context, names []string) (image, error) {
 	busybox, err := findBusybox()
 	if err != nil {
@@ -176,7 +180,8 @@ func (l *Lab) flannelImage(ctx context.Context, names []string) (image, error) {
 	return i, err
 }
 
-// addProgram adds a program of the machine to /usr/sbin of an image, and the libraries that it is linked with (ld.so(8)).
+// addProgram adds a program of the machine to /usr/sbin of an image, and the libraries that it is linked with
+// (ld.so(8)).
 func (i image) addProgram(ctx context.Context, program string) error {
 	i.files[path.Join("usr/sbin", filepath.Base(program))] = program
 	cmd := exec.CommandContext(ctx, program)

@@ -26,7 +26,8 @@ func parseARP(frame []byte) (a ARP, ok bool) {
 	}, true
 }
 
-// parseNDP reads a neighbor solicitation or advertisement (RFC 4861, sections 4.3 and 4.4); ok is false for every other frame.
+// parseNDP reads a neighbor solicitation or advertisement (RFC 4861, sections 4.3 and 4.4); ok is false for every other
+// frame.
 func parseNDP(frame []byte) (n NDP, ok bool) {
 	const header = 40
 	if etherType(frame) != unix.ETH_P_IPV6 || len(frame) < ethernetHeader+header+24 {
@@ -81,7 +82,8 @@ func parsePacket(frame []byte) (p Packet, ok bool) {
 	if first && len(transport) >= 4 && (p.Protocol == unix.IPPROTO_TCP || p.Protocol == unix.IPPROTO_UDP) {
 		p.SrcPort, p.DstPort = binary.BigEndian.Uint16(transport), binary.BigEndian.Uint16(transport[2:])
 	}
-	p.Reset = first && len(transport) >= 14 && p.Protocol == unix.IPPROTO_TCP && transport[13]&4 != 0 // RFC 9293, section 3.1
+	// RFC 9293, section 3.1
+	p.Reset = first && len(transport) >= 14 && p.Protocol == unix.IPPROTO_TCP && transport[13]&4 != 0
 	return p, true
 }
 

@@ -13,12 +13,13 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// The main goroutine stays on the main thread. An exec by any other would show the process as a zombie for a moment, which is how
-// the lab tells one that has ended.
+// The main goroutine stays on the main thread. An exec by any other would show the process as a zombie for a moment,
+// which is how the lab tells one that has ended.
 func init() { runtime.LockOSThread() }
 
-// Helper makes the calling program one of the lab's background processes when args, os.Args, ask for that, and returns its exit
-// status; ok is false, at once, in every other case. A program that calls Up calls it first thing in main (a test: in TestMain):
+// Helper makes the calling program one of the lab's background processes when args, os.Args, ask for that, and returns
+// its exit status; ok is false, at once, in every other case. A program that calls Up calls it first thing in main (a
+// test: in TestMain):
 //
 //	if status, ok := lab.Helper(os.Args); ok {
 //		os.Exit(status)
@@ -53,8 +54,8 @@ func Helper(args []string) (status int, ok bool) {
 	return 0, true
 }
 
-// nsexec becomes a command in a network namespace, after confine with that command; the process id stays. "-" stands for no pid file, and for no other namespace.
-// PATH is searched before the namespace is entered.
+// nsexec becomes a command in a network namespace, after confine with that command; the process id stays. "-" stands
+// for no pid file, and for no other namespace. PATH is searched before the namespace is entered.
 func nsexec(args []string, confine func(argv []string) error) error {
 	if len(args) < 3 {
 		return fmt.Errorf("want PIDFILE NETNS CMD..., got %q", args)
@@ -81,8 +82,8 @@ func nsexec(args []string, confine func(argv []string) error) error {
 	return fmt.Errorf("running %s: %w", path, syscall.Exec(path, argv, os.Environ()))
 }
 
-// enterWithSysfs moves the calling thread into a network namespace, with a /sys that shows it, as `ip netns exec` does: /sys/class/net
-// shows the namespace of whoever mounted it.
+// enterWithSysfs moves the calling thread into a network namespace, with a /sys that shows it, as `ip netns exec` does:
+// /sys/class/net shows the namespace of whoever mounted it.
 func enterWithSysfs(netns string) error {
 	if err := enterNetns(netns); err != nil {
 		return err

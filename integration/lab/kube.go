@@ -44,8 +44,8 @@ const serviceCIDRs = "10.96.0.0/16,fd96::/112"
 
 var serviceIP = netip.MustParseAddr("10.96.0.1")
 
-// writeKubeFiles writes the API server's certificates, keys and tokens, and the kubeconfigs: one for the machine, through the relay,
-// and one for the lab's own processes on the LAN.
+// writeKubeFiles writes the API server's certificates, keys and tokens, and the kubeconfigs: one for the machine,
+// through the relay, and one for the lab's own processes on the LAN.
 func (l *Lab) writeKubeFiles() error {
 	caKey, ca, err := newCA()
 	if err != nil {

@@ -219,7 +219,8 @@ func (l *Lab) LoadImage(ctx context.Context, archive string) error {
 	return l.change(ctx, func(*state) error { return l.loadImage(ctx, archive) })
 }
 
-// loadImage loads archives into all nodes at the same time: each has a containerd of its own, which waits for the disk, too.
+// loadImage loads archives into all nodes at the same time: each has a containerd of its own, which waits for the disk,
+// too.
 func (l *Lab) loadImage(ctx context.Context, archives ...string) error {
 	g, ctx := errgroup.WithContext(ctx)
 	for _, n := range l.nodes() {

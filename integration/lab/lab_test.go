@@ -16,14 +16,16 @@ import (
 	"go.uber.org/zap"
 )
 
-// TestLab walks one lab, whose egret only stands in, through what can be done to it: the steps share it, for it takes seconds to build.
+// TestLab walks one lab, whose egret only stands in, through what can be done to it: the steps share it, for it takes
+// seconds to build.
 func TestLab(t *testing.T) {
 	needLab(t)
 	self, err := os.Executable()
 	if err != nil {
 		t.Fatal(err)
 	}
-	l := up(t, lab.Config{Name: uniqueName(t, "walk"), Nodes: 2, Egret: self, NoWebhook: true}) // its crdsync only stands in
+	// its crdsync only stands in
+	l := up(t, lab.Config{Name: uniqueName(t, "walk"), Nodes: 2, Egret: self, NoWebhook: true})
 	for _, p := range []lab.PodConfig{
 		{Name: "prod/a", Node: "node-1", Labels: map[string]string{"app": "web"}}, {Name: "prod/b", Node: "node-2"},
 	} {
@@ -110,7 +112,8 @@ func probe(t *testing.T, l *lab.Lab) {
 	if diff := cmp.Diff(map[netip.Addr]int{lab.NodeIP(1): 200}, r.Sources); diff != "" || r.Sent != 200 || r.Lost != 0 {
 		t.Errorf("got %v, want 200 sent and none lost; sources (-want +got):\n%s", r, diff)
 	}
-	// One that is interrupted says what it has measured. On a busy machine it may have sent nothing within the first second.
+	// One that is interrupted says what it has measured. On a busy machine it may have sent nothing within the first
+	// second.
 	for within := 100 * time.Millisecond; ; within *= 2 {
 		began := time.Now()
 		ctx, cancel := context.WithTimeout(t.Context(), within)
@@ -222,7 +225,8 @@ func cutAndHeal(t *testing.T, l *lab.Lab) {
 		must(t, l.Heal(t.Context(), "node-1", what))
 		must(t, l.Heal(t.Context(), "node-1", what))
 		var diff string
-		for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); { // an ARP request that was lost is repeated after 1 s
+		// an ARP request that was lost is repeated after 1 s
+		for deadline := time.Now().Add(5 * time.Second); time.Now().Before(deadline); {
 			if diff = cmp.Diff(all, look()); diff == "" {
 				break
 			}

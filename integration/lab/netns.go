@@ -32,7 +32,8 @@ func onThread(f func() error) error {
 	return <-done
 }
 
-// inNetns runs f on a thread in the named namespace. Sockets that f makes stay in it; goroutines that f starts are not in it.
+// inNetns runs f on a thread in the named namespace. Sockets that f makes stay in it; goroutines that f starts are not
+// in it.
 func inNetns(name string, f func() error) error {
 	return onThread(func() error {
 		if err := enterNetns(netnsPath(name)); err != nil {
@@ -77,8 +78,8 @@ func createNetns(name string) error {
 	return nil
 }
 
-// shareNetnsDir makes netnsDir a shared mount, so that the end of a namespace reaches processes with mounts of their own: they
-// would keep it alive.
+// shareNetnsDir makes netnsDir a shared mount, so that the end of a namespace reaches processes with mounts of their
+// own: they would keep it alive.
 func shareNetnsDir() error {
 	if err := os.MkdirAll(netnsDir, 0o755); err != nil {
 		return err
@@ -88,7 +89,8 @@ func shareNetnsDir() error {
 		return err
 	}
 	defer dir.Close()
-	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil { // as iproute2: a second bind mount would hide the first
+	// as iproute2: a second bind mount would hide the first
+	if err := unix.Flock(int(dir.Fd()), unix.LOCK_EX); err != nil {
 		return err
 	}
 	err = unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
@@ -101,7 +103,8 @@ func shareNetnsDir() error {
 	return unix.Mount("", netnsDir, "none", unix.MS_SHARED|unix.MS_REC, "")
 }
 
-// deleteNetns removes a named namespace; nil when there is none. The namespace itself ends with its last process and socket.
+// deleteNetns removes a named namespace; nil when there is none. The namespace itself ends with its last process and
+// socket.
 func deleteNetns(name string) error {
 	err := unix.Unmount(netnsPath(name), unix.MNT_DETACH)
 	if err != nil && !errors.Is(err, unix.EINVAL) && !errors.Is(err, unix.ENOENT) { // EINVAL: a file, but not mounted
@@ -113,8 +116,8 @@ func deleteNetns(name string) error {
 	return nil
 }
 
-// In runs f on a thread of its own in a network namespace of the lab: "node", "pod", "outside", "control" or "lan". Sockets that f
-// opens and commands that it starts are in the namespace; goroutines that it starts are not.
+// In runs f on a thread of its own in a network namespace of the lab: "node", "pod", "outside", "control" or "lan".
+// Sockets that f opens and commands that it starts are in the namespace; goroutines that it starts are not.
 func (l *Lab) In(kind, name string, f func() error) error {
 	ns, err := l.target(kind, name)
 	if err != nil {

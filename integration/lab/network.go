@@ -47,7 +47,8 @@ func (h *host) close() {
 	h.ns.Close()
 }
 
-// newHost makes a namespace with lo up and the strict reverse path filter, and opens it. Links made later take the filter over.
+// newHost makes a namespace with lo up and the strict reverse path filter, and opens it. Links made later take the
+// filter over.
 func (l *Lab) newHost(what string, sysctls ...string) (*host, error) {
 	if err := createNetns(l.netns(what)); err != nil {
 		return nil, err
@@ -255,7 +256,8 @@ func (l *Lab) buildNode(n int) error {
 	return addMasquerade(h.ns)
 }
 
-// routes adds the routes of node n through the LAN: to the outside host, and to the other nodes' pods where flannel does not.
+// routes adds the routes of node n through the LAN: to the outside host, and to the other nodes' pods where flannel
+// does not.
 func (l *Lab) routes(h *host, n int) error {
 	for _, f := range families() {
 		if err := h.route(defaultRoute(f.outside), f.host(outsideHost)); err != nil {
@@ -305,8 +307,8 @@ func (l *Lab) attachPod(p Pod) error {
 	return nil
 }
 
-// removeHost removes a namespace and, first and at once, its links: the kernel takes its time with a namespace, and until then the
-// other ends of its links are there. Nil when there is none.
+// removeHost removes a namespace and, first and at once, its links: the kernel takes its time with a namespace, and
+// until then the other ends of its links are there. Nil when there is none.
 func (l *Lab) removeHost(what string) error {
 	h, err := l.openHost(what)
 	if err == nil {

@@ -55,8 +55,8 @@ func addMasquerade(ns netns.NsHandle) error {
 	return nil
 }
 
-// dropTraffic drops, in a namespace, everything to and from some addresses; a name with -in or -out at its end, one of the two. The name
-// tells one such set from another.
+// dropTraffic drops, in a namespace, everything to and from some addresses; a name with -in or -out at its end, one of
+// the two. The name tells one such set from another.
 func dropTraffic(ns netns.NsHandle, name string, addrs []netip.Addr) error {
 	c, err := nftables.New(nftables.WithNetNSFd(int(ns)))
 	if err != nil {

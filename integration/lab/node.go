@@ -172,8 +172,8 @@ func (l *Lab) supervise(node string, services [][]string) error {
 // heldFile is there while a service of a node is not to be started again.
 func (l *Lab) heldFile(node, service string) string { return l.path(node, "held-"+service) }
 
-// KillServices kills services of a node with a kubelet, "kubelet", "containerd" or "kube-proxy", and returns when they are
-// gone. They stay so until RestartServices. What containerd has started runs on.
+// KillServices kills services of a node with a kubelet, "kubelet", "containerd" or "kube-proxy", and returns when they
+// are gone. They stay so until RestartServices. What containerd has started runs on.
 func (l *Lab) KillServices(ctx context.Context, node string, services ...string) error {
 	init, err := l.nodeInit(node)
 	if err != nil {
@@ -216,7 +216,8 @@ func childNamed(parent int, name string) (int, error) {
 		return 0, err
 	}
 	for _, child := range strings.Fields(string(b)) {
-		if comm, _ := os.ReadFile("/proc/" + child + "/comm"); strings.TrimSpace(string(comm)) == name { // it may have ended
+		// it may have ended
+		if comm, _ := os.ReadFile("/proc/" + child + "/comm"); strings.TrimSpace(string(comm)) == name {
 			return strconv.Atoi(child)
 		}
 	}

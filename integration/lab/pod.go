@@ -16,9 +16,9 @@ type PodConfig struct {
 	Labels map[string]string
 }
 
-// Pod makes a pod: its object and, when there is none, its namespace in the API; a network namespace with the lowest addresses that
-// are free on the node; then its status, as a kubelet reports it. It returns when all of that is done, which is before Egret knows
-// the pod. What a failed Pod made is removed again.
+// Pod makes a pod: its object and, when there is none, its namespace in the API; a network namespace with the lowest
+// addresses that are free on the node; then its status, as a kubelet reports it. It returns when all of that is done,
+// which is before Egret knows the pod. What a failed Pod made is removed again.
 func (l *Lab) Pod(ctx context.Context, cfg PodConfig) (Pod, error) {
 	namespace, name, err := splitPod(cfg.Name)
 	if err != nil {

@@ -107,9 +107,9 @@ func (l *Lab) processes() []string {
 	return names
 }
 
-// start runs a component in the background, detached, and returns when it is on record. It does nothing when the component runs. The
-// child shares the caller's lock until it is on record: nobody finds the lab unlocked with a process that is not, even if the caller
-// is killed meanwhile.
+// start runs a component in the background, detached, and returns when it is on record. It does nothing when the
+// component runs. The child shares the caller's lock until it is on record: nobody finds the lab unlocked with a
+// process that is not, even if the caller is killed meanwhile.
 func (l *Lab) start(s *state, c component, files ...*os.File) error {
 	if _, ok := l.process(c.proc); ok {
 		return nil
@@ -174,8 +174,8 @@ func (l *Lab) tail(name string) string {
 	return "  " + name + ": " + strings.Join(all, "\n  "+name+": ")
 }
 
-// stop ends a process with SIGTERM, and with SIGKILL when it is still there after grace, and takes it off the record. It returns
-// when the process is gone.
+// stop ends a process with SIGTERM, and with SIGKILL when it is still there after grace, and takes it off the record.
+// It returns when the process is gone.
 func (l *Lab) stop(ctx context.Context, name string, grace time.Duration) error {
 	deadline := time.Now().Add(grace)
 	sig := syscall.SIGTERM

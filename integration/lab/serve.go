@@ -15,8 +15,8 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// relayed returns the addresses, reached from the control namespace, that programs on this machine have ports for: the API server's, and
-// those of etcd's members.
+// relayed returns the addresses, reached from the control namespace, that programs on this machine have ports for: the
+// API server's, and those of etcd's members.
 func (l *Lab) relayed() []string {
 	all := []string{netip.AddrPortFrom(ControlIP, apiPort).String()}
 	for _, m := range l.members() {
@@ -25,8 +25,8 @@ func (l *Lab) relayed() []string {
 	return all
 }
 
-// serve is the lab's own background process until ctx ends: it relays the listening sockets that it was given to the addresses of relayed,
-// is the echo servers of the outside host, and where there are kubelets the cluster's DNS server.
+// serve is the lab's own background process until ctx ends: it relays the listening sockets that it was given to the
+// addresses of relayed, is the echo servers of the outside host, and where there are kubelets the cluster's DNS server.
 func serve(ctx context.Context, name string) error {
 	l, _, err := load(name)
 	if err != nil {
@@ -70,7 +70,8 @@ func accept(ctx context.Context, ln net.Listener, handle func(net.Conn)) error {
 	}
 }
 
-// relay connects c with an address in the control namespace. When that refuses, c is closed: its client sees a connection that ends.
+// relay connects c with an address in the control namespace. When that refuses, c is closed: its client sees a
+// connection that ends.
 func (l *Lab) relay(ctx context.Context, c net.Conn, to string) {
 	defer c.Close()
 	var up net.Conn
@@ -96,8 +97,9 @@ func (l *Lab) relay(ctx context.Context, c net.Conn, to string) {
 	<-ended
 }
 
-// echo starts the echo servers in the namespace of the calling thread. TCP: one line with the client's address. UDP: the datagram
-// and, after it, the client's address; from a socket per address, for an answer must come from the address that was asked.
+// echo starts the echo servers in the namespace of the calling thread. TCP: one line with the client's address. UDP:
+// the datagram and, after it, the client's address; from a socket per address, for an answer must come from the address
+// that was asked.
 func echo(ctx context.Context, g *errgroup.Group) error {
 	ln, err := net.Listen("tcp", fmt.Sprintf(":%d", EchoPort))
 	if err != nil {
@@ -122,13 +124,13 @@ func echo(ctx context.Context, g *errgroup.Group) error {
 	return nil
 }
 
-// echoBuffer is the receive buffer of an echo server's socket. The kernel doubles it, for what it spends beside the payload: 768 bytes for
-// a short datagram, so that it holds those of 10 probes of 1 ms for two seconds in which the machine does not let the server run. The
-// usual one is full after 25 ms.
+// echoBuffer is the receive buffer of an echo server's socket. The kernel doubles it, for what it spends beside the
+// payload: 768 bytes for a short datagram, so that it holds those of 10 probes of 1 ms for two seconds in which the
+// machine does not let the server run. The usual one is full after 25 ms.
 const echoBuffer = 8 << 20
 
-// listenUDP opens the socket of an echo server in the namespace of the calling thread. It needs CAP_NET_ADMIN, as all of the lab does: the
-// buffer is above net.core.rmem_max.
+// listenUDP opens the socket of an echo server in the namespace of the calling thread. It needs CAP_NET_ADMIN, as all
+// of the lab does: the buffer is above net.core.rmem_max.
 func listenUDP(at netip.AddrPort) (*net.UDPConn, error) {
 	conn, err := net.ListenUDP("udp", net.UDPAddrFromAddrPort(at))
 	if err != nil {

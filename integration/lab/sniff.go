@@ -81,9 +81,10 @@ type Sniffer struct {
 	err     error
 }
 
-// Sniff starts a capture of what arrives: "outside", every IPv4 and IPv6 packet that comes to the outside host from the LAN; "lan",
-// every ARP packet, neighbor solicitation and advertisement that comes to the LAN's bridge, whatever port, once; "resets", every TCP segment
-// with RST that the outside host gets or sends. It captures from its return on, until Stop or the end of ctx.
+// Sniff starts a capture of what arrives: "outside", every IPv4 and IPv6 packet that comes to the outside host from the
+// LAN; "lan", every ARP packet, neighbor solicitation and advertisement that comes to the LAN's bridge, whatever port,
+// once; "resets", every TCP segment with RST that the outside host gets or sends. It captures from its return on, until
+// Stop or the end of ctx.
 func (l *Lab) Sniff(ctx context.Context, where string) (*Sniffer, error) {
 	if where != "outside" && where != "lan" && where != "resets" {
 		return nil, fmt.Errorf("sniffing %q: want outside, lan or resets", where)
@@ -108,14 +109,15 @@ func (l *Lab) Sniff(ctx context.Context, where string) (*Sniffer, error) {
 
 // open makes the packet socket (packet(7)) in the namespace of the calling thread.
 func (s *Sniffer) open(where string) error {
-	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0) // protocol 0: nothing arrives before bind
+	// protocol 0: nothing arrives before bind
+	fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_RAW|unix.SOCK_CLOEXEC, 0)
 	if err != nil {
 		return err
 	}
 	addr := &unix.SockaddrLinklayer{Protocol: htons(unix.ETH_P_ALL)}
 	if where == "lan" {
-		// All ports at once (ifindex 0), those of nodes that boot later too. ETH_P_ARP would not do: its taps come after the bridge
-		// has taken the packet.
+		// All ports at once (ifindex 0), those of nodes that boot later too. ETH_P_ARP would not do: its taps come
+		// after the bridge has taken the packet.
 		err = attach(fd, neighborFilter)
 	} else {
 		var link *net.Interface
@@ -159,7 +161,8 @@ var neighborFilter = []bpf.Instruction{
 	bpf.RetConstant{Val: 0},
 }
 
-// resetFilter lets only TCP segments with RST through (RFC 9293, section 3.1: bit 2 of byte 13). A reset has no payload and is no fragment.
+// resetFilter lets only TCP segments with RST through (RFC 9293, section 3.1: bit 2 of byte 13). A reset has no payload
+// and is no fragment.
 var resetFilter = []bpf.Instruction{
 	bpf.LoadAbsolute{Off: 12, Size: 2},
 	bpf.JumpIf{Cond: bpf.JumpEqual, Val: unix.ETH_P_IPV6, SkipTrue: 5},
@@ -297,7 +300,8 @@ func (s *Sniffer) NDPs() []NDP {
 	return slices.Clone(s.ndps)
 }
 
-// Stop ends the capture; what arrived before is still taken. An error means that the capture is not whole. It may be called once.
+// Stop ends the capture; what arrived before is still taken. An error means that the capture is not whole. It may be
+// called once.
 func (s *Sniffer) Stop() error {
 	s.quit()
 	<-s.done

@@ -18,8 +18,8 @@ import (
 // root holds the folders of all labs, and a lock file beside each.
 const root = "/run/egret-lab"
 
-// Lab is a running lab. Its methods may be called from several goroutines; those that change the lab wait for each other, and for
-// those of other processes.
+// Lab is a running lab. Its methods may be called from several goroutines; those that change the lab wait for each
+// other, and for those of other processes.
 type Lab struct {
 	cfg     Config
 	dir     string
@@ -143,8 +143,8 @@ func (l *Lab) change(ctx context.Context, f func(*state) error) error {
 	return f(s)
 }
 
-// lock takes the lock of the lab of that name, between processes too. It is held until the file is closed, here and in the children
-// that were given it.
+// lock takes the lock of the lab of that name, between processes too. It is held until the file is closed, here and in
+// the children that were given it.
 func lock(ctx context.Context, name string) (*os.File, error) {
 	if err := checkName(name); err != nil {
 		return nil, err
@@ -172,7 +172,8 @@ func lock(ctx context.Context, name string) (*os.File, error) {
 	}
 }
 
-// current reports whether path still names f: Down removes the lock file that it holds, and who waited for it must begin again.
+// current reports whether path still names f: Down removes the lock file that it holds, and who waited for it must
+// begin again.
 func current(f *os.File, path string) bool {
 	a, err := f.Stat()
 	if err != nil {

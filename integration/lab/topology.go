@@ -58,8 +58,8 @@ type lanHost struct {
 
 var control = lanHost{"control", controlHost}
 
-// hosts returns the hosts that are no nodes: the outside host, the control host, and those of etcd's members where they have any. etcd is on
-// all but the first.
+// hosts returns the hosts that are no nodes: the outside host, the control host, and those of etcd's members where they
+// have any. etcd is on all but the first.
 func (l *Lab) hosts() []lanHost {
 	all := []lanHost{{"outside", outsideHost}, control}
 	if l.cfg.EtcdMembers > 1 {
@@ -128,7 +128,8 @@ func (l *Lab) nodes() []int {
 	return ns
 }
 
-// mac returns the MAC address of the link with an IPv4 address: the same after a reboot of its host, and readable in a capture.
+// mac returns the MAC address of the link with an IPv4 address: the same after a reboot of its host, and readable in a
+// capture.
 func mac(ip netip.Addr) net.HardwareAddr {
 	b := ip.As4()
 	return net.HardwareAddr{0x02, 0x00, b[0], b[1], b[2], b[3]}

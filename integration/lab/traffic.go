@@ -18,7 +18,8 @@ import (
 const (
 	// sourceTimeout bounds Source, connection and answer.
 	sourceTimeout = 5 * time.Second
-	// stragglers is how long Probe waits for answers after its last datagram: far above the lab's round trip, which is below 1 ms.
+	// stragglers is how long Probe waits for answers after its last datagram: far above the lab's round trip, which is
+	// below 1 ms.
 	stragglers = 500 * time.Millisecond
 )
 
@@ -27,8 +28,8 @@ func (l *Lab) Source(ctx context.Context, pod string) (netip.Addr, error) {
 	return l.SourceTo(ctx, pod, OutsideIP)
 }
 
-// SourceTo opens a TCP connection from a pod (namespace/name) to an address of the outside host, OutsideIP or OutsideIP6, and returns
-// the source address that was seen there. It fails after 5 s without an answer.
+// SourceTo opens a TCP connection from a pod (namespace/name) to an address of the outside host, OutsideIP or
+// OutsideIP6, and returns the source address that was seen there. It fails after 5 s without an answer.
 func (l *Lab) SourceTo(ctx context.Context, pod string, to netip.Addr) (netip.Addr, error) {
 	ctx, cancel := context.WithTimeout(ctx, sourceTimeout)
 	defer cancel()
@@ -63,19 +64,22 @@ func (l *Lab) SourceTo(ctx context.Context, pod string, to netip.Addr) (netip.Ad
 // ProbeResult is what Probe measured.
 type ProbeResult struct {
 	Sent, Lost int
-	// LongestGap is the longest time in which no datagram was sent that was answered: between one that was and the next, or the ends of
-	// the probe. Without loss it is the interval.
+	// LongestGap is the longest time in which no datagram was sent that was answered: between one that was and the
+	// next, or the ends of the probe. Without loss it is the interval.
 	LongestGap time.Duration
-	// Tail is how long before the end of the probe the last datagram was sent that was answered: the whole probe when none was.
+	// Tail is how long before the end of the probe the last datagram was sent that was answered: the whole probe when
+	// none was.
 	Tail time.Duration
 	// Sources counts the answered datagrams by the source address seen outside.
 	Sources map[netip.Addr]int
-	// Ports counts them by the source port seen outside. They are all of one flow: more than one means that it was translated anew.
+	// Ports counts them by the source port seen outside. They are all of one flow: more than one means that it was
+	// translated anew.
 	Ports map[uint16]int
-	// Stalled is the time in which the machine did not let the probe send: what each pause between two datagrams has over 20 ms.
+	// Stalled is the time in which the machine did not let the probe send: what each pause between two datagrams has
+	// over 20 ms.
 	Stalled time.Duration
-	// LostAwake is how many of those that were lost the machine does not account for: they were sent neither right before it stood still, as Stalled has
-	// it, nor afterwards, for as long as it had stood still.
+	// LostAwake is how many of those that were lost the machine does not account for: they were sent neither right
+	// before it stood still, as Stalled has it, nor afterwards, for as long as it had stood still.
 	LostAwake int
 }
 
@@ -106,8 +110,9 @@ func (l *Lab) Probe(ctx context.Context, pod string, interval, duration time.Dur
 	return l.ProbeTo(ctx, pod, OutsideIP, interval, duration)
 }
 
-// ProbeTo sends a datagram every interval from a pod (namespace/name) to an address of the outside host, OutsideIP or OutsideIP6, all
-// of one flow, and takes the answers. It returns after duration, or with what it has measured until then when ctx ends.
+// ProbeTo sends a datagram every interval from a pod (namespace/name) to an address of the outside host, OutsideIP or
+// OutsideIP6, all of one flow, and takes the answers. It returns after duration, or with what it has measured until
+// then when ctx ends.
 func (l *Lab) ProbeTo(ctx context.Context, pod string, to netip.Addr, interval, duration time.Duration) (ProbeResult, error) {
 	if interval <= 0 || duration < interval {
 		return ProbeResult{}, fmt.Errorf("probe of %v every %v: want an interval above 0, and a duration no shorter", duration, interval)
@@ -139,7 +144,8 @@ func (l *Lab) ProbeTo(ctx context.Context, pod string, to netip.Addr, interval, 
 			break
 		}
 		sentAt = append(sentAt, time.Since(begin))
-		conn.Write(binary.BigEndian.AppendUint64(nil, i)) // an error is a datagram that is lost, as a refused one before it is
+		// an error is a datagram that is lost, as a refused one before it is
+		conn.Write(binary.BigEndian.AppendUint64(nil, i))
 	}
 	end := time.Since(begin)
 	if err := conn.SetReadDeadline(time.Now().Add(stragglers)); err != nil {
@@ -154,8 +160,8 @@ type Conversation struct {
 	in, out net.Conn
 }
 
-// Converse opens a TCP connection from a pod (namespace/name) to an address of the outside host, OutsideIP or OutsideIP6. Who calls it
-// calls Close.
+// Converse opens a TCP connection from a pod (namespace/name) to an address of the outside host, OutsideIP or
+// OutsideIP6. Who calls it calls Close.
 func (l *Lab) Converse(ctx context.Context, pod string, to netip.Addr) (*Conversation, error) {
 	ctx, cancel := context.WithTimeout(ctx, sourceTimeout)
 	defer cancel()
@@ -212,8 +218,8 @@ func (c *Conversation) Exchange(timeout time.Duration) error {
 	return nil
 }
 
-// Push has the outside host speak on the connection, every interval, until the function is called that it returns: that one says what has not
-// arrived at the pod by the timeout, while the pod said nothing.
+// Push has the outside host speak on the connection, every interval, until the function is called that it returns: that
+// one says what has not arrived at the pod by the timeout, while the pod said nothing.
 func (c *Conversation) Push(interval time.Duration) (end func(timeout time.Duration) error) {
 	stop, stopped := make(chan struct{}), make(chan error, 1)
 	sent := 0
@@ -272,8 +278,8 @@ func (c *Conversation) Push(interval time.Duration) (end func(timeout time.Durat
 	}
 }
 
-// Throughput sends as much as it can over one TCP connection from a pod (namespace/name) to an address of the outside host, OutsideIP or
-// OutsideIP6, for the duration, and returns how many bits per second arrived there.
+// Throughput sends as much as it can over one TCP connection from a pod (namespace/name) to an address of the outside
+// host, OutsideIP or OutsideIP6, for the duration, and returns how many bits per second arrived there.
 func (l *Lab) Throughput(ctx context.Context, pod string, to netip.Addr, duration time.Duration) (float64, error) {
 	c, err := l.Converse(ctx, pod, to)
 	if err != nil {

@@ -18,8 +18,8 @@ import (
 	"k8s.io/client-go/rest"
 )
 
-// How long things may take before a lab gives up. On 2 cores the API server takes 5 s, everything else less than one; a loaded machine
-// may take ten times that.
+// How long things may take before a lab gives up. On 2 cores the API server takes 5 s, everything else less than one; a
+// loaded machine may take ten times that.
 const (
 	readyTimeout = 60 * time.Second
 	downTimeout  = 30 * time.Second
@@ -29,9 +29,9 @@ const (
 	downGrace = time.Second
 )
 
-// Up builds a lab and returns when all of it is ready, every agent alive. The lab stays until Down, also when this process ends.
-// What Up began is removed again when it fails or when ctx ends first; an error of a process shows the end of its log. A lab of the
-// name that is there already is an error.
+// Up builds a lab and returns when all of it is ready, every agent alive. The lab stays until Down, also when this
+// process ends. What Up began is removed again when it fails or when ctx ends first; an error of a process shows the
+// end of its log. A lab of the name that is there already is an error.
 func Up(ctx context.Context, cfg Config) (*Lab, error) {
 	if err := cfg.Validate(); err != nil {
 		return nil, err
@@ -135,7 +135,8 @@ func (l *Lab) writeGossipKey() error {
 	return writeFile(l.path(gossipKey), []byte(base64.StdEncoding.EncodeToString(key)))
 }
 
-// listen takes a free port of the machine for a relay. The socket goes to `serve` as it is: no other program can take the port.
+// listen takes a free port of the machine for a relay. The socket goes to `serve` as it is: no other program can take
+// the port.
 func listen() (*os.File, int, error) {
 	ln, err := net.ListenTCP("tcp", &net.TCPAddr{IP: net.IPv4(127, 0, 0, 1)})
 	if err != nil {
@@ -250,7 +251,8 @@ func get(ctx context.Context, client *http.Client, url string) error {
 	return nil
 }
 
-// Down removes the lab of that name, whatever its state: nil when there is none. It returns when all processes are gone.
+// Down removes the lab of that name, whatever its state: nil when there is none. It returns when all processes are
+// gone.
 func Down(ctx context.Context, name string) error {
 	held, err := lock(ctx, name)
 	if err != nil {
@@ -259,7 +261,8 @@ func Down(ctx context.Context, name string) error {
 	defer held.Close()
 	l, s, err := load(name)
 	if errors.Is(err, ErrNoLab) {
-		l = &Lab{cfg: Config{Name: name}, dir: filepath.Join(root, name)} // its start was interrupted before it made anything
+		// its start was interrupted before it made anything
+		l = &Lab{cfg: Config{Name: name}, dir: filepath.Join(root, name)}
 	} else if err != nil {
 		return err
 	}
@@ -269,7 +272,8 @@ func Down(ctx context.Context, name string) error {
 // Down removes the lab. It returns when all its processes are gone.
 func (l *Lab) Down(ctx context.Context) error { return Down(ctx, l.cfg.Name) }
 
-// DownAfter is Down for defer: it removes the lab within a minute also when ctx has ended, and joins what goes wrong to *err.
+// DownAfter is Down for defer: it removes the lab within a minute also when ctx has ended, and joins what goes wrong to
+// *err.
 func (l *Lab) DownAfter(ctx context.Context, err *error) {
 	end, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Minute)
 	defer cancel()

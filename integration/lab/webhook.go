@@ -26,8 +26,8 @@ const (
 	webhookPort      = 9443
 )
 
-// createWebhook applies the manifest of the webhook, but for the roles: the lab's crdsync is an administrator. The Service leads to crdsync on
-// the control host.
+// createWebhook applies the manifest of the webhook, but for the roles: the lab's crdsync is an administrator. The
+// Service leads to crdsync on the control host.
 func (l *Lab) createWebhook(ctx context.Context) error {
 	return l.kube(func(c *kubernetes.Clientset) error {
 		ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: webhookNamespace}}

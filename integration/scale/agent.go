@@ -109,11 +109,12 @@ func (a *simulated) claim(ctx context.Context, p egress.Policy) error {
 	return nil
 }
 
-// progressEvery is how often an agent of the fleet asks etcd how far it is, at most. Agents ask after each event: in a burst more often.
+// progressEvery is how often an agent of the fleet asks etcd how far it is, at most. Agents ask after each event: in a
+// burst more often.
 const progressEvery = 50 * time.Millisecond
 
-// watch watches what the agent of such a node does, from a revision on, by one stream as a Cache does, and asks etcd how far it is after events. It
-// returns when all watches are there.
+// watch watches what the agent of such a node does, from a revision on, by one stream as a Cache does, and asks etcd
+// how far it is after events. It returns when all watches are there.
 func (a *simulated) watch(revision int64) error {
 	ctx := clientv3.WithRequireLeader(a.life)
 	stream, err := pb.NewWatchClient(a.store.Etcd().ActiveConnection()).Watch(ctx)

@@ -22,8 +22,8 @@ import (
 	"github.com/egret-project/egret/integration/lab"
 )
 
-// Cluster says how large a cluster is. Node 1 is the lab's; the first gateways nodes are gateways, and the first of the egresses are of a pool that node 1
-// and node 2 alone may serve.
+// Cluster says how large a cluster is. Node 1 is the lab's; the first gateways nodes are gateways, and the first of the
+// egresses are of a pool that node 1 and node 2 alone may serve.
 type Cluster struct {
 	Nodes    int
 	Gateways int
@@ -87,7 +87,8 @@ func podRange(n int) netip.Prefix {
 	return netip.PrefixFrom(after(netip.MustParseAddr("10.64.0.0"), n*64), 26)
 }
 
-// nodeIP returns the address of a node. Those of the fleet's gateways are the control host's, on the LAN; those of other nodes are nobody's.
+// nodeIP returns the address of a node. Those of the fleet's gateways are the control host's, on the LAN; those of
+// other nodes are nobody's.
 func (c Cluster) nodeIP(n int) netip.Addr {
 	if n <= c.Gateways {
 		return lab.NodeIP(n)
@@ -195,7 +196,8 @@ func (w *writer) object(key string, o runtime.Object) {
 	w.put(key, b.String())
 }
 
-// put writes one key a transaction, as the API server does: it takes objects of one revision for one, and may list some of them without the others.
+// put writes one key a transaction, as the API server does: it takes objects of one revision for one, and may list some
+// of them without the others.
 func (w *writer) put(key, value string) {
 	w.g.Go(func() error {
 		if _, err := w.etcd.Put(w.ctx, "/registry/"+key, value); err != nil {

@@ -29,11 +29,12 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// helperName is the command of the fleet: a process of its own, on the control host, so that its memory and its network are its own.
+// helperName is the command of the fleet: a process of its own, on the control host, so that its memory and its network
+// are its own.
 const helperName = "scale-fleet"
 
-// Helper makes the calling program the fleet when args, os.Args, ask for that, and returns its exit status; ok is false, at once, in every other
-// case. A program that calls Run calls it first thing in main, beside lab.Helper.
+// Helper makes the calling program the fleet when args, os.Args, ask for that, and returns its exit status; ok is
+// false, at once, in every other case. A program that calls Run calls it first thing in main, beside lab.Helper.
 func Helper(args []string) (status int, ok bool) {
 	if len(args) != 2 || args[1] != helperName {
 		return 0, false
@@ -99,7 +100,8 @@ func serveFleet(ctx context.Context, in io.Reader, out io.Writer) error {
 	if err := unix.Getrlimit(unix.RLIMIT_NOFILE, &files); err != nil {
 		return fmt.Errorf("reading the limit of open files: %w", err)
 	}
-	if want := uint64(f.cfg.Cluster.Nodes) + 500; files.Max < want { // the runtime has raised the soft limit to the hard one
+	// the runtime has raised the soft limit to the hard one
+	if want := uint64(f.cfg.Cluster.Nodes) + 500; files.Max < want {
 		return fmt.Errorf("%d open files are allowed, a connection for each agent takes %d: ulimit -Hn %d", files.Max, want, want)
 	}
 	if err := f.network(); err != nil {
@@ -161,8 +163,8 @@ func (f *fleet) network() error {
 	return nil
 }
 
-// join lets all agents join: first all have their records, then the gateways their locks, then all watch. In that order a start is not told to
-// everybody else, as it would be in a cluster that grows.
+// join lets all agents join: first all have their records, then the gateways their locks, then all watch. In that order
+// a start is not told to everybody else, as it would be in a cluster that grows.
 func (f *fleet) join(ctx context.Context) error {
 	for n := 2; n <= f.cfg.Cluster.Nodes; n++ {
 		f.agents = append(f.agents, newSimulated(f, n))
@@ -268,8 +270,9 @@ func (f *fleet) gossip(gateways []*simulated) error {
 	return nil
 }
 
-// die powers node 2 off: nothing of it is heard any more. The agent of node 3, as the first in rank would, suspects that of node 2 when the gossip
-// holds it for dead, and revokes its lease when the suspicion has stood for six tenths of a permit.
+// die powers node 2 off: nothing of it is heard any more. The agent of node 3, as the first in rank would, suspects
+// that of node 2 when the gossip holds it for dead, and revokes its lease when the suspicion has stood for six tenths
+// of a permit.
 func (f *fleet) die(ctx context.Context) error {
 	victim, heir := f.agents[0], f.agents[1]
 	link, err := netlink.LinkByName("eth0")
@@ -301,8 +304,8 @@ func (f *fleet) die(ctx context.Context) error {
 	return nil
 }
 
-// rollout restarts agents, so many at a time, until all are or the time is over, and returns how many were. One that cannot be goes on as it is, and
-// is counted.
+// rollout restarts agents, so many at a time, until all are or the time is over, and returns how many were. One that
+// cannot be goes on as it is, and is counted.
 func (f *fleet) rollout(ctx context.Context, parallel int, most time.Duration) (int, error) {
 	end := time.Now().Add(most)
 	var done atomic.Int64

@@ -88,7 +88,8 @@ func (b *bench) take(ctx context.Context) (sample, error) {
 	return s, nil
 }
 
-// rates are what a sample has more than another one, a second, and the share of a core that each process used in between.
+// rates are what a sample has more than another one, a second, and the share of a core that each process used in
+// between.
 type rates struct {
 	reads, writes, renewals, events float64
 	cpu                             map[string]float64

@@ -62,8 +62,8 @@ func (b *bench) memories(rows ...row) error {
 	return nil
 }
 
-// change changes the labels of pods, one after the other, so that they are another egress's. Of pods of node 1 it measures how long it takes until the
-// kernel has it.
+// change changes the labels of pods, one after the other, so that they are another egress's. Of pods of node 1 it
+// measures how long it takes until the kernel has it.
 func (b *bench) change(ctx context.Context) error {
 	before, err := b.ask(request{Do: "count"})
 	if err != nil {

@@ -219,8 +219,8 @@ func goal(results []Result, i int) string {
 	return fmt.Sprintf("goal %g: %s", Rows[i].Goal, verdict)
 }
 
-// WriteCSV writes a header, and a line for each row and cluster: nodes, gateways, egresses, pods, what, unit, value, goal. What was not measured is left
-// out, and so is a goal that there is none of.
+// WriteCSV writes a header, and a line for each row and cluster: nodes, gateways, egresses, pods, what, unit, value,
+// goal. What was not measured is left out, and so is a goal that there is none of.
 func WriteCSV(w io.Writer, results ...Result) error {
 	text := []byte("nodes,gateways,egresses,pods,what,unit,value,goal\n")
 	for _, r := range results {

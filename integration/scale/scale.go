@@ -66,7 +66,8 @@ func (c Config) Validate() error {
 	return errors.Join(errs...)
 }
 
-// Of returns the same for another number of nodes: gateways, egresses and pods in proportion, what is taken over as it is.
+// Of returns the same for another number of nodes: gateways, egresses and pods in proportion, what is taken over as it
+// is.
 func (c Config) Of(nodes int) Config {
 	k := &c.Cluster
 	part := func(n int) int { return n * nodes / c.Cluster.Nodes }
@@ -91,7 +92,8 @@ type bench struct {
 	r     Result
 }
 
-// Run makes a cluster, measures, and removes it, also when ctx ends before. An error comes with what was measured until then.
+// Run makes a cluster, measures, and removes it, also when ctx ends before. An error comes with what was measured until
+// then.
 func Run(ctx context.Context, cfg Config) (r Result, err error) {
 	if err := cfg.Validate(); err != nil {
 		return Result{}, err
@@ -208,7 +210,8 @@ func (b *bench) load(ctx context.Context) error {
 	return err
 }
 
-// sync measures how long crdsync takes from its start until etcd has all that there is, and again when etcd has it already.
+// sync measures how long crdsync takes from its start until etcd has all that there is, and again when etcd has it
+// already.
 func (b *bench) sync(ctx context.Context) error {
 	began := time.Now()
 	if err := b.lab.Start(ctx, "crdsync", ""); err != nil {

@@ -1,5 +1,6 @@
-// Package subnets tests egress IPs outside the nodes' own subnet, with and without VLAN, by packets: two agents and a real etcd, in network
-// namespaces. It needs no API server, so that it also runs in a virtual machine, whose kernel has VLANs.
+// Package subnets tests egress IPs outside the nodes' own subnet, with and without VLAN, by packets: two agents and a
+// real etcd, in network namespaces. It needs no API server, so that it also runs in a virtual machine, whose kernel has
+// VLANs.
 package subnets
 
 import (
@@ -34,7 +35,8 @@ import (
 // An agent is this program itself, in the namespace of its node.
 const (
 	nodeVariable = "EGRET_SUBNETS_NODE" // node, address and etcd's endpoint, separated by spaces
-	permit       = 3 * time.Second      // a virtual machine without hardware support is slow; what it guards is tested elsewhere
+	// a virtual machine without hardware support is slow; what it guards is tested elsewhere
+	permit = 3 * time.Second
 )
 
 func TestMain(m *testing.M) {
@@ -62,8 +64,8 @@ func runAgent(args []string) error {
 	})
 }
 
-// world is two nodes, node-1 that may hold egress IPs and node-2, each with a pod; and on their LAN two routers to the same destinations,
-// and a host. Whoever is reached tells its name.
+// world is two nodes, node-1 that may hold egress IPs and node-2, each with a pod; and on their LAN two routers to the
+// same destinations, and a host. Whoever is reached tells its name.
 type world struct {
 	*testing.T
 	id     int
@@ -159,7 +161,9 @@ func (w *world) addresses(name, link, addrs string) {
 	for _, a := range strings.Fields(addrs) {
 		command := "addr add " + a + " dev " + link
 		if strings.Contains(a, ":") {
-			command += " nodad" // as one that has been there for long: until the kernel knows that an address is nobody else's it does not answer for it
+			// as one that has been there for long: until the kernel knows that an address is nobody else's it does not
+			// answer for it
+			command += " nodad"
 		}
 		w.ip(name, command)
 	}
@@ -319,7 +323,8 @@ func (w *world) node(n int, gateway bool) {
 	})
 }
 
-// gap returns the longest time in which a pod that sends to an address every 2 ms, for 3 s in all, got no answer. f runs meanwhile.
+// gap returns the longest time in which a pod that sends to an address every 2 ms, for 3 s in all, got no answer. f
+// runs meanwhile.
 func (w *world) gap(pod, to string, f func()) time.Duration {
 	w.Helper()
 	var conn net.Conn
@@ -402,7 +407,8 @@ func (w *world) egress(name string, pod int, id int, ips ...string) {
 	w.put("members/by-egress/"+name+"/"+node, m)
 }
 
-// An owner whose uplink is down gives its IPs up, as far as it reaches etcd. It is silent then: nobody waits for its permit to end.
+// An owner whose uplink is down gives its IPs up, as far as it reaches etcd. It is silent then: nobody waits for its
+// permit to end.
 func TestUplinkWithoutCarrierIsLeftAtOnce(t *testing.T) {
 	w := newWorld(t)
 	w.pool("lan", "10.10.0.1/24", 0)

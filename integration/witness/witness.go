@@ -42,14 +42,14 @@ type spell struct {
 	first, last time.Time
 }
 
-// band is the source ports of a selected pod, none of which is of a block of the lab. Whatever else translates keeps them, so a packet seen
-// outside tells whose it is even when its source address is wrong.
+// band is the source ports of a selected pod, none of which is of a block of the lab. Whatever else translates keeps
+// them, so a packet seen outside tells whose it is even when its source address is wrong.
 type band struct {
 	pod     string
 	node    string                    // once that has booted
 	sources map[netip.Addr]netip.Addr // destination -> expected source
-	// unknown are the destinations to which the pod's node does not know the pod yet, since when. Nothing is judged from then on until the
-	// first packet with the right source.
+	// unknown are the destinations to which the pod's node does not know the pod yet, since when. Nothing is judged
+	// from then on until the first packet with the right source.
 	unknown map[netip.Addr]time.Time
 	// known are those first packets.
 	known map[netip.Addr]lab.Packet
@@ -63,8 +63,8 @@ type tenure struct {
 }
 
 const (
-	// queued is how much later a packet may be seen that the node had sent on before it knew the pod: it waited for its neighbour's
-	// address, since the node had only just booted.
+	// queued is how much later a packet may be seen that the node had sent on before it knew the pod: it waited for its
+	// neighbour's address, since the node had only just booted.
 	queued    = 50 * time.Millisecond
 	firstPort = 20000
 	bandSize  = 100
@@ -141,8 +141,8 @@ func (w *Witness) follow(ctx context.Context, done chan struct{}) {
 	}
 }
 
-// Select says that from now on, until the end of the run, a pod (namespace/name) leaves as each of ips, one of a family at most. The pod's
-// source ports are set for that. The pod opens no connection before Select returns.
+// Select says that from now on, until the end of the run, a pod (namespace/name) leaves as each of ips, one of a family
+// at most. The pod's source ports are set for that. The pod opens no connection before Select returns.
 func (w *Witness) Select(ctx context.Context, pod string, ips ...netip.Addr) error {
 	b := &band{pod: pod, sources: map[netip.Addr]netip.Addr{}, unknown: map[netip.Addr]time.Time{}, known: map[netip.Addr]lab.Packet{}}
 	for _, ip := range ips {
@@ -196,7 +196,8 @@ func (w *Witness) Stop() error {
 	return errors.Join(append(errs, w.Usurped())...)
 }
 
-// catchUp waits until the tenures are those that etcd has: after an outage of etcd the watch begins again some time later.
+// catchUp waits until the tenures are those that etcd has: after an outage of etcd the watch begins again some time
+// later.
 func (w *Witness) catchUp() error {
 	ctx, cancel := context.WithTimeout(context.Background(), 15*time.Second)
 	defer cancel()
@@ -306,8 +307,8 @@ func (w *Witness) takePackets() {
 			}
 		case p.Src != want && p.Time.Sub(b.known[p.Dst].Time) < queued:
 		case p.Reset && fromNodeItself(p):
-			// The node's own kernel, to who still talks to a connection that the CNI had masqueraded before the node knew the pod: its
-			// conntrack entry was flushed since.
+			// The node's own kernel, to who still talks to a connection that the CNI had masqueraded before the node
+			// knew the pod: its conntrack entry was flushed since.
 		case p.Src != want && len(w.strange) < 10:
 			err := fmt.Errorf("a packet of %s left with another source than %s: %s", b.pod, want, p)
 			if first := b.known[p.Dst]; !first.Time.IsZero() {
@@ -356,7 +357,8 @@ func (w *Witness) spell(p lab.Packet) {
 	w.spells[p.Src] = append(all, spell{node, p.Time, p.Time})
 }
 
-// relaying is for how long the former owner of a planned move, or the next one, may send with an IP: --linger, and a little.
+// relaying is for how long the former owner of a planned move, or the next one, may send with an IP: --linger, and a
+// little.
 const relaying = 6 * time.Second
 
 func planned(why egress.Reason) bool {
@@ -373,8 +375,8 @@ func tenureOf(tenures []tenure, node string, at time.Time) int {
 	return -1
 }
 
-// senders returns the spells in which a node sent with an egress IP after another, later owner had, but for the relays of planned moves.
-// The caller holds mu.
+// senders returns the spells in which a node sent with an egress IP after another, later owner had, but for the relays
+// of planned moves. The caller holds mu.
 func (w *Witness) senders() (errs []error) {
 	for ip, tenures := range w.tenures {
 		latest := 0
@@ -420,7 +422,8 @@ func (w *Witness) spoken() []word {
 	return words
 }
 
-// Doubles returns the packets with which a node spoke for an egress IP after another, later owner had, or sent with it, the first ten.
+// Doubles returns the packets with which a node spoke for an egress IP after another, later owner had, or sent with it,
+// the first ten.
 func (w *Witness) Doubles() error {
 	if err := w.catchUp(); err != nil {
 		return err
@@ -472,7 +475,8 @@ func (w *Witness) Tenures() map[egress.Reason]int {
 	count := map[egress.Reason]int{}
 	for _, tenures := range w.tenures {
 		for i, t := range tenures {
-			if i == 0 || tenures[i-1].node != t.node || !tenures[i-1].since.Equal(t.since) { // else its lock moved to another lease
+			// else its lock moved to another lease
+			if i == 0 || tenures[i-1].node != t.node || !tenures[i-1].since.Equal(t.since) {
 				count[t.why]++
 			}
 		}

@@ -312,7 +312,8 @@ func (s *Server) describe(asked url.Values) (answer, code, text string) {
 		if i.vpc != asked.Get("Filter.1.Value.1") || id <= from || !slices.ContainsFunc(all, func(ip netip.Addr) bool { return wanted[ip] }) {
 			continue
 		}
-		if shown++; shown > 3 { // EC2 may show fewer than were asked for: whoever reads the first page alone is found out
+		// EC2 may show fewer than were asked for: whoever reads the first page alone is found out
+		if shown++; shown > 3 {
 			break
 		}
 		next = id

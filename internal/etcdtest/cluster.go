@@ -18,8 +18,8 @@ type Cluster struct {
 	members []*Server
 }
 
-// NewCluster starts a cluster of n members that runs until the test ends, with their configuration changed by the options. The test fails
-// when it cannot start.
+// NewCluster starts a cluster of n members that runs until the test ends, with their configuration changed by the
+// options. The test fails when it cannot start.
 func NewCluster(t testing.TB, n int, options ...func(*embed.Config)) *Cluster {
 	t.Helper()
 	c := &Cluster{t: t, options: options}
@@ -114,7 +114,8 @@ func (c *Cluster) Replace(i int) {
 		if j == i || other.etcd == nil {
 			continue
 		}
-		if _, err := other.Client().MemberList(ctx); err != nil { // linearizable: it knows of the new one when it answers
+		// linearizable: it knows of the new one when it answers
+		if _, err := other.Client().MemberList(ctx); err != nil {
 			c.t.Fatalf("listing the members of etcd at member %d: %v", j, err)
 		}
 	}

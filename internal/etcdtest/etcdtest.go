@@ -17,7 +17,8 @@ import (
 // startTimeout is how long a server may take to start: 0.3 s is usual, the rest is for a busy machine.
 const startTimeout = 30 * time.Second
 
-// Server is one etcd server, a cluster of its own or a member of a Cluster. Its methods are for the goroutine of the test.
+// Server is one etcd server, a cluster of its own or a member of a Cluster. Its methods are for the goroutine of the
+// test.
 type Server struct {
 	t       testing.TB
 	name    string
@@ -34,7 +35,8 @@ type Server struct {
 	client          *clientv3.Client
 }
 
-// New starts a server that runs until the test ends, with its configuration changed by the options. The test fails when it cannot start.
+// New starts a server that runs until the test ends, with its configuration changed by the options. The test fails when
+// it cannot start.
 func New(t testing.TB, options ...func(*embed.Config)) *Server {
 	t.Helper()
 	s := newServer(t, "default", options)
@@ -84,7 +86,8 @@ func (s *Server) launch() {
 	at := func(scheme, host string) []url.URL { return []url.URL{{Scheme: scheme, Host: host}} }
 	cfg := embed.NewConfig()
 	cfg.Name, cfg.Dir, cfg.InitialCluster, cfg.ClusterState = s.name, s.dir, s.cluster, s.state
-	// The relays have the ports, for as long as the test lasts: a port of etcd's own could become somebody else's while etcd is stopped.
+	// The relays have the ports, for as long as the test lasts: a port of etcd's own could become somebody else's while
+	// etcd is stopped.
 	clients, peers := filepath.Join(s.sockets, "clients"), filepath.Join(s.sockets, "peers")
 	cfg.ListenClientUrls, cfg.AdvertiseClientUrls = at("unix", clients), at("http", s.relay.addr())
 	cfg.ListenPeerUrls, cfg.AdvertisePeerUrls = at("unix", peers), at("http", s.peers.addr())
@@ -116,7 +119,8 @@ func (s *Server) await() {
 	}
 }
 
-// Stop kills the server; its data stays. Clients lose their connections and get no new ones. A leader leaves no successor.
+// Stop kills the server; its data stays. Clients lose their connections and get no new ones. A leader leaves no
+// successor.
 func (s *Server) Stop() {
 	if s.etcd == nil {
 		return
@@ -137,8 +141,8 @@ func (s *Server) Restart() {
 	s.Start()
 }
 
-// Backup restarts the server and returns a function that brings its data back as they are now, as an operator does after a loss. The
-// server runs afterwards.
+// Backup restarts the server and returns a function that brings its data back as they are now, as an operator does
+// after a loss. The server runs afterwards.
 func (s *Server) Backup() (restore func()) {
 	s.t.Helper()
 	from := s.t.TempDir()
@@ -155,7 +159,8 @@ func (s *Server) Backup() (restore func()) {
 	}
 }
 
-// Cut closes all connections of clients and lets none come back until Mend: "connection reset", then "connection closed".
+// Cut closes all connections of clients and lets none come back until Mend: "connection reset", then "connection
+// closed".
 func (s *Server) Cut() { s.relay.set(cut) }
 
 // Freeze keeps all connections and passes nothing on until Mend: an etcd, or a network, that does not answer.

@@ -36,8 +36,8 @@ const (
 	startTimeout = 3 * time.Minute
 )
 
-// New starts an API server that runs until the test ends, with Egret's CRDs and with these flags beside its own, and returns how to reach it as an
-// administrator. It needs a kube-apiserver (need.KubeProgram).
+// New starts an API server that runs until the test ends, with Egret's CRDs and with these flags beside its own, and
+// returns how to reach it as an administrator. It needs a kube-apiserver (need.KubeProgram).
 func New(t testing.TB, flags ...string) *rest.Config {
 	t.Helper()
 	bin := need.KubeProgram(t, "kube-apiserver")

@@ -26,7 +26,8 @@ func Root(t testing.TB) {
 	present(t)
 }
 
-// KubeProgram returns the path of a program of Kubernetes: in the folder that EGRET_KUBE_BIN names, or where `make kube` puts it.
+// KubeProgram returns the path of a program of Kubernetes: in the folder that EGRET_KUBE_BIN names, or where `make
+// kube` puts it.
 func KubeProgram(t testing.TB, name string) string {
 	t.Helper()
 	dir := os.Getenv("EGRET_KUBE_BIN")
@@ -122,7 +123,8 @@ func Clock(t testing.TB) {
 	}
 }
 
-// kernel looks for a feature by commands in a namespace of its own, so that it neither finds nor leaves anything in the test's.
+// kernel looks for a feature by commands in a namespace of its own, so that it neither finds nor leaves anything in the
+// test's.
 func kernel(t testing.TB, feature string, lines ...string) {
 	t.Helper()
 	Root(t)

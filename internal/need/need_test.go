@@ -41,7 +41,8 @@ func TestATestThatWasSkippedAndRanNowhereIsFound(t *testing.T) {
 	}
 }
 
-// inner names the part of this test that the test runs in a process of its own, to see what it records and whether it is skipped.
+// inner names the part of this test that the test runs in a process of its own, to see what it records and whether it
+// is skipped.
 const inner = "EGRET_NEED_TEST"
 
 func TestNeedsRecordWhetherTheTestRan(t *testing.T) {

@@ -9,8 +9,9 @@ import (
 	"strings"
 )
 
-// Nowhere reads the lines that needs wrote, of any number of runs, and returns the tests that were skipped and ran in none of them, sorted,
-// each with the reason. Records without a single test that ran are an error: then the lines of a run were lost, not its tests.
+// Nowhere reads the lines that needs wrote, of any number of runs, and returns the tests that were skipped and ran in
+// none of them, sorted, each with the reason. Records without a single test that ran are an error: then the lines of a
+// run were lost, not its tests.
 func Nowhere(records io.Reader) ([]string, error) {
 	ran, skipped := map[string]bool{}, map[string]string{}
 	lines := bufio.NewScanner(records)

@@ -7,8 +7,9 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// Keep takes all capabilities but these from the calling goroutine, which Enter has locked to its thread, and from what it starts: for good, and so
-// for the rest of the test. Threads are made by the runtime with those of another thread, so other goroutines keep theirs.
+// Keep takes all capabilities but these from the calling goroutine, which Enter has locked to its thread, and from what
+// it starts: for good, and so for the rest of the test. Threads are made by the runtime with those of another thread,
+// so other goroutines keep theirs.
 func Keep(t testing.TB, capabilities ...int) {
 	t.Helper()
 	keep := map[int]bool{}
@@ -19,7 +20,8 @@ func Keep(t testing.TB, capabilities ...int) {
 		if keep[c] {
 			continue
 		}
-		if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); err != nil && err != unix.EINVAL { // an older kernel does not know it
+		// an older kernel does not know it
+		if err := unix.Prctl(unix.PR_CAPBSET_DROP, uintptr(c), 0, 0, 0); err != nil && err != unix.EINVAL {
 			t.Fatalf("dropping capability %d: %v", c, err)
 		}
 	}
@@ -33,8 +35,9 @@ func Keep(t testing.TB, capabilities ...int) {
 	}
 }
 
-// Container gives the calling goroutine, which Enter has locked to its thread, and what it starts, what a container that is not privileged has in the
-// network of its node: these capabilities, and /proc/sys read-only. It returns where a bind mount of /proc/sys/net is that can be written.
+// Container gives the calling goroutine, which Enter has locked to its thread, and what it starts, what a container
+// that is not privileged has in the network of its node: these capabilities, and /proc/sys read-only. It returns where
+// a bind mount of /proc/sys/net is that can be written.
 func Container(t testing.TB, capabilities ...int) (sysctl string) {
 	t.Helper()
 	sysctl, err := os.MkdirTemp("", "egret-sysctl-")

@@ -17,10 +17,10 @@ import (
 	"github.com/egret-project/egret/internal/need"
 )
 
-// Enter moves the calling goroutine into a new network namespace in which lo is up, and IPv6 addresses are there at once, without
-// duplicate address detection. It needs root (need.Root). The goroutine stays locked to its thread, and the thread ends with the goroutine,
-// so the namespace goes away with the test. Commands started by the goroutine, and sockets opened by it, are in the namespace; those of
-// other goroutines, subtests included, are not.
+// Enter moves the calling goroutine into a new network namespace in which lo is up, and IPv6 addresses are there at
+// once, without duplicate address detection. It needs root (need.Root). The goroutine stays locked to its thread, and
+// the thread ends with the goroutine, so the namespace goes away with the test. Commands started by the goroutine, and
+// sockets opened by it, are in the namespace; those of other goroutines, subtests included, are not.
 func Enter(t testing.TB) {
 	t.Helper()
 	need.Root(t)
@@ -57,8 +57,8 @@ func Switch(t testing.TB, ns int) {
 	}
 }
 
-// Do runs f on a thread of its own in a named namespace (ip-netns(8)). Sockets that f opens, and commands that it starts, are in it;
-// goroutines that it starts are not.
+// Do runs f on a thread of its own in a named namespace (ip-netns(8)). Sockets that f opens, and commands that it
+// starts, are in it; goroutines that it starts are not.
 func Do(name string, f func() error) error {
 	done := make(chan error)
 	go func() {
@@ -81,8 +81,8 @@ func Do(name string, f func() error) error {
 // notFound is a shell's exit status when it knows no program of the name.
 const notFound = 127
 
-// OK reports whether a command line, split at white space, ends with status 0 in a named namespace. A program that is not there is no
-// answer: the test fails and names it, as it does when the namespace is not there.
+// OK reports whether a command line, split at white space, ends with status 0 in a named namespace. A program that is
+// not there is no answer: the test fails and names it, as it does when the namespace is not there.
 func OK(t testing.TB, name, line string) bool {
 	t.Helper()
 	f := strings.Fields(line)
@@ -98,8 +98,8 @@ func OK(t testing.TB, name, line string) bool {
 	return err == nil
 }
 
-// Run runs a command line, split at white space, in the namespace of the calling goroutine and returns what it printed. The test
-// fails when the command does.
+// Run runs a command line, split at white space, in the namespace of the calling goroutine and returns what it printed.
+// The test fails when the command does.
 func Run(t testing.TB, line string) string {
 	t.Helper()
 	f := strings.Fields(line)
@@ -122,8 +122,8 @@ func sysctl(setting string) error {
 // inBatch begins a line that ip(8) or bridge(8) takes in a batch.
 var inBatch = regexp.MustCompile(`^(ip(?: -[46])?|bridge) (?:link|addr|route|rule|neigh|fdb) `)
 
-// Batch gives lines, without the name of the program, to one process of ip or bridge in the namespace of the calling goroutine, and returns what it
-// prints: on an emulated machine a process takes longer than what it is started for.
+// Batch gives lines, without the name of the program, to one process of ip or bridge in the namespace of the calling
+// goroutine, and returns what it prints: on an emulated machine a process takes longer than what it is started for.
 func Batch(program string, lines ...string) (string, error) {
 	f := append(strings.Fields(program), "-batch", "-")
 	c := exec.Command(f[0], f[1:]...)
@@ -135,8 +135,8 @@ func Batch(program string, lines ...string) (string, error) {
 	return string(out), nil
 }
 
-// RunAll runs lines of commands, as Run, in a named namespace; "": that of the calling goroutine. Lines of ip or bridge that follow each other are one
-// process, and `sysctl -qw` is none.
+// RunAll runs lines of commands, as Run, in a named namespace; "": that of the calling goroutine. Lines of ip or bridge
+// that follow each other are one process, and `sysctl -qw` is none.
 func RunAll(t testing.TB, name, lines string) {
 	t.Helper()
 	in := func(f func() error) error { return f() }

@@ -14,8 +14,8 @@ import (
 // inner names the part of the test that it runs in a process of its own, to see it fail.
 const inner = "EGRET_NETNS_TEST"
 
-// A test that looks whether something is refused must not take a program that is not installed for the refusal, nor for a kernel that
-// lacks something.
+// A test that looks whether something is refused must not take a program that is not installed for the refusal, nor for
+// a kernel that lacks something.
 func TestAProgramThatIsMissingFailsTheTestByItsName(t *testing.T) {
 	need.Root(t)
 	space := fmt.Sprintf("egret-netns-%d", os.Getppid()) // of the process that is seen to fail

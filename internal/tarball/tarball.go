@@ -10,7 +10,8 @@ import (
 	"testing"
 )
 
-// Files returns the files of an archive, without the folder that all of them are in. look, if not nil, is called with the header of each.
+// Files returns the files of an archive, without the folder that all of them are in. look, if not nil, is called with
+// the header of each.
 func Files(t testing.TB, packed io.Reader, folder string, look func(*tar.Header)) map[string]string {
 	t.Helper()
 	plain, err := gzip.NewReader(packed)

@@ -1,10 +1,11 @@
-// Command render prints what Helm makes of the chart of Egret, with Helm's own engine and its check of the values by the chart's schema:
+// Command render prints what Helm makes of the chart of Egret, with Helm's own engine and its check of the values by
+// the chart's schema:
 //
 //	render [-values FILE]... [-namespace NAME] [-out FOLDER] [-kubeconfig FILE] [-notes] CHART
 //
-// With -out each template becomes a file of that folder, named as the template is; so manifests/deploy is made. With -kubeconfig the function
-// lookup asks that cluster, as it does in helm install and helm upgrade; else it finds nothing, as in helm template. With -notes it prints what helm
-// install tells the user, and no manifests.
+// With -out each template becomes a file of that folder, named as the template is; so manifests/deploy is made. With
+// -kubeconfig the function lookup asks that cluster, as it does in helm install and helm upgrade; else it finds
+// nothing, as in helm template. With -notes it prints what helm install tells the user, and no manifests.
 package main
 
 import (
