@@ -24,15 +24,17 @@ func metricsPage() string {
 
 <!-- Made from the code: go test ./cmd/egret -run MetricsPage -update -->
 
-The agent answers at http://127.0.0.1:8481/metrics, crdsync at http://127.0.0.1:8482/metrics, to processes of their node; ` + "`--metrics-address`" + ` serves them to
-Prometheus elsewhere, over TLS, to who shows a certificate ([security.md](security.md) says who may ask), in the chart with ` + "`metrics.enabled`" + `. Beside the metrics below there are
+The agent answers at http://127.0.0.1:8481/metrics, crdsync at http://127.0.0.1:8482/metrics, to processes of their
+node; ` + "`--metrics-address`" + ` serves them to Prometheus elsewhere, over TLS, to who shows a certificate
+([security.md](security.md) says who may ask), in the chart with ` + "`metrics.enabled`" + `. Beside the metrics below there are
 ` + "`egret_build_info`" + `, with the version, and those of the Go runtime and of the process (` + "`go_*`, `process_*`" + `).
 ` + "`manifests/monitoring`" + ` has alert rules, what to do about each, and a dashboard.
 
-No metric has a label for a pod. Those of egress IPs are there for the IPs that a node holds or that its pods use: summed over all nodes, what was sent and
-received by an IP is right also where it moves, since each gateway counts what passes it. What is read from the kernel is read when it is asked for, once a
-second at most; a count begins anew where the kernel's does, as when an IP comes back to a node, which Prometheus takes for a reset of the counter.
-A scrape of an agent with 1,000 egress IPs takes less than 50 ms of a processor (` + "`go test ./agent -run ScrapeOf1000`" + `).
+No metric has a label for a pod. Those of egress IPs are there for the IPs that a node holds or that its pods use:
+summed over all nodes, what was sent and received by an IP is right also where it moves, since each gateway counts what
+passes it. What is read from the kernel is read when it is asked for, once a second at most; a count begins anew where
+the kernel's does, as when an IP comes back to a node, which Prometheus takes for a reset of the counter. A scrape of an
+agent with 1,000 egress IPs takes less than 50 ms of a processor (` + "`go test ./agent -run ScrapeOf1000`" + `).
 
 ## The agent
 
