@@ -190,9 +190,9 @@ func restart(t *testing.T, node string) {
 	}
 }
 
-// recent are the sets of what was dropped in the last 30 s, by whatever test, and of which nodes and pods sent in the
-// last second.
-var recent = regexp.MustCompile(`(?s)\tset (guarded|heard[46]|came[46]) \{.*?\n\t\}\n`)
+// recent are the sets of what was dropped in the last 30 s, by whatever test, of which nodes and pods sent in the last
+// second, and of who was delayed.
+var recent = regexp.MustCompile(`(?s)\tset (guarded|heard[46]|came[46]|seen[46]|held[46]) \{.*?\n\t\}\n`)
 
 // kernel returns all of ours on a node but the clocks of the permits, and what was dropped.
 func kernel(t *testing.T, node string) string {

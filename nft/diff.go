@@ -6,8 +6,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-
-	"github.com/google/nftables"
 )
 
 // Changes are the difference between the kernel and a State: one transaction, after one more where tables themselves
@@ -24,6 +22,7 @@ type Changes struct {
 	Repairs []string
 
 	tables, ops []op
+	known       []netip.Addr // pods that are known from now on, selected or not
 
 	of    uint64                // the Observed that they are the difference to
 	after []map[string]elements // what the sets that a State fills hold afterwards, by table; nil: that has to be read
@@ -33,14 +32,10 @@ type Changes struct {
 func (c Changes) Empty() bool { return len(c.tables)+len(c.ops) == 0 }
 
 // String returns the transactions as the lines of a script for nft -f, in order; "" when it is empty. One rule, that on
-// the target of neighbor advertisements, nft prints like that but does not take. The deletes of sources from the sets
-// of the first-packet delay are left out.
+// the target of neighbor advertisements, nft prints like that but does not take.
 func (c Changes) String() string {
 	var b strings.Builder
 	for _, o := range slices.Concat(c.tables, c.ops) {
-		if o.quiet {
-			continue
-		}
 		b.WriteString(o.line)
 		b.WriteByte('\n')
 	}
@@ -91,13 +86,13 @@ func Diff(have Observed, want State) Changes {
 				c.ops = append(c.ops, t.change(s, old.elements[s.name], wanted)...)
 			}
 		}
-		if t.family == nftables.TableFamilyINet && old.exists && want.FirstPacketDelay > 0 {
-			c.ops = append(c.ops, t.deleteKnown(old.elements, all)...)
-		}
 	}
 	var inet map[string]elements
 	if len(have.tables) > 0 {
 		inet = have.tables[0].elements
+	}
+	if want.FirstPacketDelay > 0 {
+		c.known = becomeKnown(inet, all)
 	}
 	c.Reselected = reselected(inet, all, want.Keep)
 	if !want.Keep {
@@ -130,29 +125,20 @@ func (c *Changes) own(old observedTable, t table, socket uint32) (observedTable,
 	return old, t
 }
 
-// deleteKnown returns what takes the pods that are known from now on out of the sets of sources that were delayed: the
-// next pod that gets the address of one of them is to be delayed, too.
-func (t table) deleteKnown(have, want map[string]elements) []op {
-	var ops []op
+// becomeKnown returns the addresses of pods of which it was not known whether they are selected.
+func becomeKnown(have, want map[string]elements) (out []netip.Addr) {
 	for _, f := range families {
-		known := []string{"pod" + f.digit, "known" + f.digit}
-		var come []netip.Addr
-		for _, set := range known {
-			for k := range want[set] {
-				if !slices.ContainsFunc(known, func(s string) bool { _, ok := have[s][k]; return ok }) {
+		sets := []string{"pod" + f.digit, "known" + f.digit}
+		for _, set := range sets {
+			for _, k := range slices.Sorted(maps.Keys(want[set])) {
+				if !slices.ContainsFunc(sets, func(s string) bool { _, ok := have[s][k]; return ok }) {
 					ip, _ := netip.AddrFromSlice([]byte(k))
-					come = append(come, ip)
+					out = append(out, ip)
 				}
 			}
 		}
-		for _, name := range []string{"seen", "held"} {
-			ops = append(ops, t.without(name+f.digit, come, tick)...)
-		}
 	}
-	for i := range ops {
-		ops[i].quiet = true // most of them were not there
-	}
-	return ops
+	return out
 }
 
 // reselected returns the pods that have another egress IP than before, or none any more, but where those are kept.

@@ -43,7 +43,7 @@ var (
 
 	linkAddress4     = concat(link, address4)
 	peer4, peer6     = concat(address4, ether), concat(address6, ether)
-	heard4, heard6   = concat(address4, ether, index), concat(address6, ether, index)
+	via4, via6       = concat(address4, ether, index), concat(address6, ether, index)
 	came4, came6     = concat(address4, index), concat(address6, index)
 	sender4, sender6 = concat(ether, address4, mark), concat(ether, address6, mark)
 	markPair         = concat(mark, mark)

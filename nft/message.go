@@ -16,10 +16,8 @@ import (
 // op is one part of a transaction: in the words of nft(8), and as messages of nf_tables.
 type op struct {
 	line string
-	// quiet: nothing that a reader of Changes wants to see.
-	quiet bool
-	msgs  []netlink.Message
-	err   error // of encoding; commit returns it
+	msgs []netlink.Message
+	err  error // of encoding; commit returns it
 }
 
 // newOp makes an op of one message about the table. The attributes of nf_tables are big-endian.

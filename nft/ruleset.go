@@ -8,6 +8,7 @@ import (
 	"time"
 
 	"github.com/google/nftables"
+	"github.com/google/nftables/binaryutil"
 	"github.com/google/nftables/expr"
 	"golang.org/x/sys/unix"
 
@@ -102,13 +103,13 @@ func inetTable(s State) table {
 			set{name: "overlay" + f.digit, key: mark, value: f.address, flags: flagMap, size: maxPods},
 			set{name: "known" + f.digit, key: f.address, size: maxPods},
 			set{name: "podcidr" + f.digit, key: f.address, flags: flagInterval},
-			set{name: "seen" + f.digit, key: f.address, flags: flagDynamic | flagTimeout, size: maxPods},
-			set{name: "held" + f.digit, key: f.address, flags: flagDynamic | flagTimeout, size: maxPods},
+			set{name: "seen" + f.digit, key: f.via, flags: flagDynamic | flagTimeout, size: maxPods},
+			set{name: "held" + f.digit, key: f.via, flags: flagDynamic | flagTimeout, size: maxPods},
 			set{name: "except" + f.digit, key: f.address, flags: flagInterval},
 			set{name: "egressip" + f.digit, key: f.address, size: maxHosted},
 			set{name: "node" + f.digit, key: f.address, size: maxNodes},
 			set{name: "peer" + f.digit, key: f.peer, size: maxNodes},
-			set{name: "heard" + f.digit, key: f.heard, flags: flagDynamic | flagTimeout, size: maxNodes},
+			set{name: "heard" + f.digit, key: f.via, flags: flagDynamic | flagTimeout, size: maxNodes},
 			set{name: "came" + f.digit, key: f.came, flags: flagDynamic | flagTimeout, size: maxPods},
 			set{name: "sender" + f.digit, key: f.sender, size: maxSenders, ofOtherNodes: true},
 			set{name: "source" + f.digit, key: f.address, size: maxIDs},
@@ -207,8 +208,9 @@ func steeringChains(delay time.Duration) []chain {
 	}, steerChains()...)
 }
 
-// seenFor is for how long a source that was delayed is not delayed again, counted from its last new connection. When
-// the source becomes known, it is deleted from the set at once, so that the next pod with the address is delayed.
+// seenFor is for how long a source that was delayed is not delayed again, counted from its last new connection. A
+// source is an address, a MAC address and a link: so the next pod with the address is delayed, too, and nobody has the
+// delay of others behind him by sending in their names.
 const seenFor = 10 * time.Minute
 
 // unknown are the last rules of classify: where a source goes that might be a selected pod and is not known yet.
@@ -221,7 +223,9 @@ func unknown(delay time.Duration) []rule {
 	})...)
 }
 
-// delayRules are the first-packet delay: they drop the packets of a source until delay after the first of them.
+// delayRules are the first-packet delay: they drop the packets of a source until delay after the first of them. Where
+// the sets take no more, since somebody sends from many addresses, a source that is not in them yet is dropped until
+// the agent knows it. Not so what comes by links without MAC addresses, by which no CNI is known to have pods.
 func delayRules(delay time.Duration) []rule {
 	if delay == 0 {
 		return nil
@@ -229,12 +233,34 @@ func delayRules(delay time.Duration) []rule {
 	var rules []rule
 	for _, f := range families {
 		seen, held := "seen"+f.digit, "held"+f.digit
+		source := func(verb, set string, d time.Duration, op uint32) term {
+			return words(fmt.Sprintf("%s @%s { %s saddr . ether saddr . iif timeout %dms }", verb, set, f.name, d.Milliseconds()),
+				append(f.sourceKey(), &expr.Dynset{SrcRegKey: reg, SetName: set, Operation: op, Timeout: d})...)
+		}
+		is := func(not, set string, lookup func(string) expr.Any) term {
+			return words(fmt.Sprintf("%s saddr . ether saddr . iif %s@%s", f.name, not, set), append(f.sourceKey(), lookup(set))...)
+		}
 		rules = append(rules,
-			newRule("hold", words(fmt.Sprintf("%s saddr != @%s", f.name, seen), append(f.is(), f.saddr(), notIn(seen))...), f.remember("add", held, delay)),
-			newRule("hold", ofFamily(f), f.remember("update", seen, seenFor)),
-			newRule("hold", saddrIn(f, held), count(CounterUnknown), drop()))
+			newRule("hold", byEthernet(), ofFamily(f), is("", seen, in), is("!= ", held, notIn), source("update", seen, seenFor, unix.NFT_DYNSET_OP_UPDATE), back()),
+			// In this order: where held takes no more, the source is not taken for one that was delayed.
+			newRule("hold", byEthernet(), ofFamily(f), is("!= ", seen, notIn), source("add", held, delay, unix.NFT_DYNSET_OP_ADD),
+				source("add", seen, seenFor, unix.NFT_DYNSET_OP_ADD)))
 	}
-	return rules
+	return append(rules, newRule("hold", byEthernet(), count(CounterUnknown), drop()))
+}
+
+// sourceKey loads who a packet is from, and by which link it comes.
+func (f family) sourceKey() []expr.Any {
+	return []expr.Any{
+		f.saddr(),
+		&expr.Payload{DestRegister: register(f.address.Bytes), Base: etherFrom.base, Offset: etherFrom.offset, Len: etherFrom.length},
+		&expr.Meta{Key: expr.MetaKeyIIF, Register: register(f.address.Bytes + 8)},
+	}
+}
+
+// byEthernet matches what comes in by a link with MAC addresses.
+func byEthernet() term {
+	return words("meta iiftype ether", loadMeta(expr.MetaKeyIIFTYPE), equals(binaryutil.NativeEndian.PutUint16(unix.ARPHRD_ETHER)...))
 }
 
 // notEgress are the first rules of a chain that returns for packets to which no egress applies, by their destination.

@@ -4,11 +4,13 @@ import (
 	"errors"
 	"fmt"
 	"log/slog"
+	"net/netip"
 	"slices"
 	"strings"
 	"sync"
 	"time"
 
+	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
 	"golang.org/x/sys/unix"
 
@@ -147,6 +149,9 @@ func (t *Tables) Apply(c Changes) error {
 		}
 		return fmt.Errorf("applying %d changes of nftables: %w", len(ops), err)
 	}
+	if err := t.forget(c.known); err != nil {
+		t.log.Warn("the next pods with the addresses of new ones may not be delayed", "err", err) // all else is done
+	}
 	for _, r := range c.Repairs {
 		if table, ok := strings.CutSuffix(r, absent); ok {
 			t.log.Info("nftables table made", "table", table)
@@ -164,6 +169,46 @@ func (t *Tables) Apply(c Changes) error {
 	}
 	t.log.Debug("nftables applied", "dur", time.Since(start))
 	return nil
+}
+
+// forget takes addresses out of the sets of sources that were delayed: the next pod that gets one is to be delayed,
+// too, also where it has the same link and MAC address. It is no part of the transaction that makes them known: what
+// others send may fill the sets, and then the kernel takes nothing that is not in them, as what has ended meanwhile.
+func (t *Tables) forget(ips []netip.Addr) error {
+	inet := table{family: nftables.TableFamilyINet, name: egress.TableName}
+	var errs []error
+	for _, f := range families {
+		known := map[string]bool{}
+		for _, ip := range ips {
+			if ip.BitLen() == 8*int(f.address.Bytes) {
+				known[key(ip)] = true
+			}
+		}
+		if len(known) == 0 {
+			continue
+		}
+		for _, set := range []string{"seen" + f.digit, "held" + f.digit} {
+			list, err := t.dumpSet(inet, set)
+			if err != nil {
+				errs = append(errs, fmt.Errorf("reading who was delayed: %w", err))
+				continue
+			}
+			list = slices.DeleteFunc(list, func(e element) bool { return !known[e.key[:f.address.Bytes]] })
+			var ops []op
+			for part := range slices.Chunk(list, batch) {
+				names, gone := make([]string, len(part)), make([]element, len(part))
+				for i, e := range part {
+					names[i], gone[i] = f.via.print(e.key), element{key: e.key}
+					part[i] = element{key: e.key, timeout: tick} // deleting one that has ended fails
+				}
+				ops = append(ops, inet.addElements(set, names, part), inet.deleteElements(set, names, gone))
+			}
+			if err := t.write.commit(ops); err != nil {
+				errs = append(errs, fmt.Errorf("forgetting who was delayed: %w", err))
+			}
+		}
+	}
+	return errors.Join(errs...)
 }
 
 // Delete removes all our tables, with all that is in them. That one is absent is no error.

@@ -10,7 +10,6 @@ import (
 	"net/netip"
 	"slices"
 	"strings"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/google/nftables/binaryutil"
@@ -78,7 +77,7 @@ type family struct {
 	headers  int    // bytes of an IP and a TCP header without options: an MTU without them is the MSS
 	address  kind
 	peer     kind
-	heard    kind
+	via      kind // who a packet is from, and by which link it comes
 	came     kind
 	sender   kind
 	unit     kind
@@ -89,10 +88,10 @@ type family struct {
 }
 
 var (
-	ipv4 = family{"ip", "4", "ipv4", unix.NFPROTO_IPV4, 12, "icmp", unix.IPPROTO_ICMP, "errors", 20 + 20, address4, peer4, heard4, came4, sender4, unit4, origin4, block4,
+	ipv4 = family{"ip", "4", "ipv4", unix.NFPROTO_IPV4, 12, "icmp", unix.IPPROTO_ICMP, "errors", 20 + 20, address4, peer4, via4, came4, sender4, unit4, origin4, block4,
 		[]permitSet{{nftables.TableFamilyARP, "permit4"}, {nftables.TableFamilyNetdev, "permit4"}},
 		[]clock{{nftables.TableFamilyINet, etherIPv4}, {nftables.TableFamilyARP, etherARP}, {nftables.TableFamilyNetdev, etherARP}}}
-	ipv6 = family{"ip6", "6", "ipv6", unix.NFPROTO_IPV6, 8, "ipv6-icmp", unix.IPPROTO_ICMPV6, "neighbor", 40 + 20, address6, peer6, heard6, came6, sender6, unit6, origin6, block6,
+	ipv6 = family{"ip6", "6", "ipv6", unix.NFPROTO_IPV6, 8, "ipv6-icmp", unix.IPPROTO_ICMPV6, "neighbor", 40 + 20, address6, peer6, via6, came6, sender6, unit6, origin6, block6,
 		[]permitSet{{nftables.TableFamilyINet, "answer6"}},
 		[]clock{{nftables.TableFamilyINet, etherIPv6}}}
 	families = []family{ipv4, ipv6}
@@ -178,13 +177,6 @@ func ofFamily(f family) term { return words("meta nfproto "+f.protocol, f.is()..
 
 func saddrIn(f family, set string) term {
 	return words(fmt.Sprintf("%s saddr @%s", f.name, set), append(f.is(), f.saddr(), in(set))...)
-}
-
-// remember puts the source into a set for d, or, by an update, for d from now.
-func (f family) remember(verb, set string, d time.Duration) term {
-	op := map[string]uint32{"add": unix.NFT_DYNSET_OP_ADD, "update": unix.NFT_DYNSET_OP_UPDATE}[verb]
-	return words(fmt.Sprintf("%s @%s { %s saddr timeout %dms }", verb, set, f.name, d.Milliseconds()),
-		f.saddr(), &expr.Dynset{SrcRegKey: reg, SetName: set, Operation: op, Timeout: d})
 }
 
 func daddrIn(f family, set string) term {
