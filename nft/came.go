@@ -42,10 +42,10 @@ func steerChains() []chain {
 			[]rule{newRule("steer", reversePath("missing"), jump("strange"))},
 			perFamily(func(f family) rule { return newRule("steer", ofFamily(f), comesBy(f)) }),
 			[]rule{newRule("steer", enter("steer_on"))})},
-		// A CNI may have another way to its pods than from them, as Cilium has. But no pod is where its packets are
-		// going to.
+		// Cilium has another way to its pods than from them. But no pod is where its packets are going to. (What a pod
+		// sends in the name of another, Cilium drops.)
 		{"strange", hook{}, []rule{
-			newRule("strange", byPair(), wayOn("missing"), back()),
+			newRule("strange", byPair(), wayBackBy(ciliumLink), wayOn("missing"), back()),
 			newRule("strange", count(CounterForged), drop()),
 		}},
 		// A connection goes where its own egress is, and only while that is the pod's: conntrack may still have one of
@@ -70,6 +70,15 @@ func cameBy(f family) term {
 
 func cameKey(f family) []expr.Any {
 	return []expr.Any{f.saddr(), &expr.Meta{Key: expr.MetaKeyIIF, Register: register(f.address.Bytes)}}
+}
+
+// ciliumLink is the link by which Cilium has the routes to all pods of a node.
+const ciliumLink = "cilium_host"
+
+// wayBackBy matches what has a source to which packets without a mark would go by a link.
+func wayBackBy(name string) term {
+	return words(fmt.Sprintf("fib saddr oifname %q", name),
+		&expr.Fib{Register: reg, ResultOIFNAME: true, FlagSADDR: true}, equals([]byte(linkKey(name))...))
 }
 
 // wayOn matches whether a packet would leave, by the routes for packets without a mark, by the link that it came in by:

@@ -135,3 +135,53 @@ func TestAPodIsServedWhoseWayBackIsAnotherLink(t *testing.T) {
 		})
 	}
 }
+
+// A pod sends with the address of another one of its node, where each has a link of its own and the CNI looks at no
+// source. Over IPv6 no right is needed for that (IPV6_FREEBIND). It does not leave with the egress IP of the other one.
+func TestAPodSendsNothingInTheNameOfAnotherOne(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			tables := open(t)
+			ext, p := outside(t), pod(t)
+			ext.serve(f.server)
+			f.addEgressIP(t)
+			other := newSpace(t, "other")
+			netns.RunAll(t, "", `ip link add cni1 type veth peer name eth0 netns `+other.name+`
+				ip link set cni1 up
+				ip addr add 10.244.3.1/24 dev cni1
+				ip addr add fd44:3::1/64 dev cni1 nodad
+				sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.cni1.rp_filter=0`)
+			other.run(`ip link set eth0 up
+				ip addr add 10.244.3.2/24 dev eth0
+				ip addr add fd44:3::2/64 dev eth0 nodad
+				ip route add default via 10.244.3.1
+				ip -6 route add default via fd44:3::1`)
+			reach(t, tables, parseState(t, f.base()+"pod "+f.pod+" 5\nnexthop 5 0x3fff\nhosted 5 "+f.egress+" 0x3fff\n"))
+			if err := tables.Permit([]Permit{{f.egressIP(), true}}, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			if !other.ok("ping -c1 -w5 " + []string{"10.244.3.1", "fd44:3::1"}[f.egressIP().BitLen()/128]) {
+				t.Fatal("the other pod does not reach its node")
+			}
+			me, server := netip.MustParseAddr(f.pod), netip.MustParseAddr(f.server)
+			for _, when := range []string{"before that one has sent", "after"} {
+				counts(t, tables, CounterForged, func() {
+					sneaks(t, "a pod in the name of another one, "+when, ext, f, func() {
+						err := other.in()(func() error {
+							if me.Is6() {
+								return udp(me, server, 7002, []byte("forged"))
+							}
+							return raw(me, server, 7002, []byte("forged"))
+						})
+						if err != nil {
+							t.Error(err)
+						}
+					})
+				})
+				if got := p.seen(f.server); got != f.egress {
+					t.Errorf("the pod is seen as %q, want %s", got, f.egress)
+				}
+			}
+		})
+	}
+}

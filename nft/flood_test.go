@@ -124,6 +124,30 @@ func TestNobodyHasTheDelayOfAnotherBehindHim(t *testing.T) {
 	}
 }
 
+// A pod sends from an address that no pod has, where each has a link of its own. It does not leave, also when the delay
+// is over.
+func TestNobodySendsWithTheAddressOfNoPod(t *testing.T) {
+	for i, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			tables := open(t)
+			ext, p := outside(t), pod(t)
+			netns.Run(t, "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.cni0.rp_filter=0")
+			reach(t, tables, parseState(t, f.base()+"podcidr "+f.pods+"\ndelay 10ms\npod "+f.pod+" 5\n"))
+			nobody := netip.MustParseAddr([]string{"10.244.7.7", "fd44:7::7"}[i])
+			if !p.ok("ping -c1 -w5 " + f.gateway) {
+				t.Fatal("the pod does not reach its node")
+			}
+			for range 3 {
+				counts(t, tables, CounterForged, func() {
+					sneaks(t, "a selected pod with the address of none", ext, f, func() {
+						p.do(func() error { return raw(nobody, netip.MustParseAddr(f.server), 7002, []byte("forged")) })
+					})
+				})
+			}
+		})
+	}
+}
+
 // digit is the last letter of the names of the family's sets.
 func (f sides) digit() string {
 	if f.egressIP().Is4() {

@@ -230,7 +230,8 @@ func delayRules(delay time.Duration) []rule {
 	if delay == 0 {
 		return nil
 	}
-	var rules []rule
+	// No pod of this node, or one in the name of another.
+	rules := []rule{newRule("hold", reversePath("missing"), jump("strange"))}
 	for _, f := range families {
 		seen, held := "seen"+f.digit, "held"+f.digit
 		source := func(verb, set string, d time.Duration, op uint32) term {
