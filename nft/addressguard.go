@@ -1,8 +1,12 @@
 package nft
 
 import (
+	"fmt"
+	"slices"
+
 	"github.com/google/nftables"
 	"github.com/google/nftables/expr"
+	"golang.org/x/sys/unix"
 )
 
 // addressGuardChains are the address guard: they keep what is no egress connection off the egress IPs: as a
@@ -37,4 +41,33 @@ func forged(chain string) []rule {
 	return perFamily(func(f family) rule {
 		return newRule(chain, saddrIn(f, "source"+f.digit), reversePath("missing"), count(CounterForged), drop())
 	})
+}
+
+// narrowChain is for ICMP errors that say that a packet to a node does not fit a link on its way: the kernel believes
+// whoever says so, for 10 minutes, and sends what is larger in fragments from then on, by IPv6 not at all. A router
+// says it, or a node, by the link that leads there, and no pod of this node; those of others are not heard by theirs.
+func narrowChain() chain {
+	pods := func(set string) []rule {
+		return perFamily(func(f family) rule { return newRule("narrow", saddrIn(f, set+f.digit), count(CounterForged), drop()) })
+	}
+	return chain{"narrow", hook{}, slices.Concat(
+		[]rule{newRule("narrow", reversePath("missing"), count(CounterForged), drop())},
+		perFamily(func(f family) rule { return newRule("narrow", saddrIn(f, "node"+f.digit), back()) }),
+		pods("podcidr"), pods("selected"), pods("known"),
+		// By every link there is a way to these.
+		[]rule{newRule("narrow", words("ip6 saddr fe80::/10", append(ipv6.is(), ipv6.saddr(),
+			&expr.Bitwise{SourceRegister: reg, DestRegister: reg, Len: 16, Mask: append([]byte{0xff, 0xc0}, make([]byte, 14)...), Xor: make([]byte, 16)},
+			equals(append([]byte{0xfe, 0x80}, make([]byte, 14)...)...))...), count(CounterForged), drop())})}
+}
+
+// tooBigForNode matches such errors, by the destination of the packet that they quote (RFC 792, RFC 4443 section 3.2).
+func tooBigForNode(f family) term {
+	line, kind := "icmp type destination-unreachable icmp code frag-needed", []byte{3, 4}
+	if f.number == unix.NFPROTO_IPV6 {
+		line, kind = "icmpv6 type packet-too-big", []byte{2}
+	}
+	offset := 8 + f.source + f.address.Bytes
+	return words(fmt.Sprintf("%s @th,%d,%d @node%s", line, 8*offset, 8*f.address.Bytes, f.digit),
+		append(f.is(), loadMeta(expr.MetaKeyL4PROTO), equals(f.icmpNum), load(expr.PayloadBaseTransportHeader, 0, uint32(len(kind))), equals(kind...),
+			load(expr.PayloadBaseTransportHeader, offset, f.address.Bytes), in("node"+f.digit))...)
 }
