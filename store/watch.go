@@ -9,6 +9,7 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc"
 	"google.golang.org/grpc/connectivity"
 )
 
@@ -324,7 +325,7 @@ func (s *session) connection(ctx context.Context) {
 		case <-ctx.Done():
 			return
 		}
-		if state == connectivity.Ready && !s.identify(ctx) {
+		if state == connectivity.Ready && !s.identify(ctx, conn) {
 			return
 		}
 		if !conn.WaitForStateChange(ctx, state) {
@@ -335,8 +336,8 @@ func (s *session) connection(ctx context.Context) {
 
 // identify reads etcd's cluster id, term and revision on each new connection: the etcd client goes on with its watches
 // from where they were, and of an etcd that was restored to a lower revision they would say nothing until it has come
-// that far again. false: ctx ended.
-func (s *session) identify(ctx context.Context) bool {
+// that far again. It gives up where the connection is lost meanwhile: the next one is asked. false: ctx ended.
+func (s *session) identify(ctx context.Context, conn *grpc.ClientConn) bool {
 	c := s.cache.client
 	for {
 		try, cancel := context.WithTimeout(ctx, requestTimeout)
@@ -349,6 +350,9 @@ func (s *session) identify(ctx context.Context) bool {
 			if _, err = c.heads.answered(asked, resp.Header); !errors.Is(err, errTerm) {
 				return true
 			}
+		}
+		if conn.GetState() != connectivity.Ready {
+			return true
 		}
 		if !sleep(ctx, minBackoff) {
 			return false
