@@ -12,7 +12,6 @@ import (
 	"slices"
 	"strconv"
 	"strings"
-	"text/tabwriter"
 	"time"
 
 	"k8s.io/client-go/util/jsonpath"
@@ -356,17 +355,6 @@ func holds(all store.Everything, node string) int {
 		}
 	}
 	return n
-}
-
-func writeTable(w io.Writer, header string, rows [][]string) error {
-	t := tabwriter.NewWriter(w, 0, 0, 3, ' ', 0)
-	if header != "" {
-		fmt.Fprintln(t, strings.ReplaceAll(header, " ", "\t"))
-	}
-	for _, row := range rows {
-		fmt.Fprintln(t, strings.Join(row, "\t"))
-	}
-	return t.Flush() // a tabwriter keeps what Fprintln could not write for Flush to report
 }
 
 func writeJSON(w io.Writer, v any) error {

@@ -215,5 +215,5 @@ func nobody(node string) string {
 	if node == "" {
 		return "nobody"
 	}
-	return node
+	return Printable(node, longest) // by a record, which others write
 }

@@ -114,9 +114,11 @@ func TestObjectionCanBeOverruled(t *testing.T) {
 }
 
 // client returns a client of a new etcd.
-func client(t *testing.T) *store.Client {
+func client(t *testing.T) *store.Client { t.Helper(); return clientOf(t, etcdtest.New(t)) }
+
+func clientOf(t *testing.T, server *etcdtest.Server) *store.Client {
 	t.Helper()
-	c, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcdtest.New(t).Endpoint()}})
+	c, err := store.Dial(t.Context(), store.Config{Endpoints: []string{server.Endpoint()}})
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -15,6 +15,8 @@ import (
 	"strings"
 	"time"
 
+	"k8s.io/apimachinery/pkg/util/validation"
+
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/natlog"
 	"github.com/egret-project/egret/store"
@@ -207,6 +209,9 @@ func (u *Used) ask(ctx context.Context, cfg WhoConfig, node string, addresses []
 		switch {
 		case errors.Is(err, ErrNoWay):
 			u.Missing = append(u.Missing, fmt.Sprintf("which pod of node %s it was: %v", node, err))
+			if len(validation.IsDNS1123Subdomain(node)) > 0 {
+				break // it is no node's name: others write records, and this is a line for a shell
+			}
 			u.Ask = append(u.Ask, fmt.Sprintf("kubectl exec -n egret-system $(kubectl get pods -n egret-system -o name -l app.kubernetes.io/name=egret-agent "+
 				"--field-selector spec.nodeName=%s) -- %s", node, strings.Join(cfg.Again, " ")))
 		case err != nil:
@@ -249,8 +254,9 @@ func (u *Used) answer(cfg WhoConfig, w io.Writer) error {
 }
 
 func (u *Used) text(w io.Writer) error {
-	// what cannot be written shows in the table below, or was the whole
-	out := func(format string, a ...any) { fmt.Fprintf(w, format, a...) }
+	// Agents and others by records have chosen parts of it. What cannot be written shows in the table below, or was the
+	// whole.
+	out := func(format string, a ...any) { fmt.Fprintln(w, Printable(fmt.Sprintf(format, a...), longest)) }
 	what := netip.AddrPortFrom(u.IP, u.Port).String()
 	when := "at " + stamp(u.From)
 	for _, h := range u.Holders {
@@ -266,10 +272,10 @@ func (u *Used) text(w io.Writer) error {
 		if h.Resting {
 			rests = "; it rested then"
 		}
-		out("%s %s: %s, egress %s, from %s %s%s\n", what, when, of, dash(h.Egress), stamp(h.Since), until, rests)
+		out("%s %s: %s, egress %s, from %s %s%s", what, when, of, dash(h.Egress), stamp(h.Since), until, rests)
 	}
 	if len(u.Holders) == 0 {
-		out("%s %s\n", what, when)
+		out("%s %s", what, when)
 	}
 	var rows [][]string
 	for _, l := range u.Uses {
@@ -305,13 +311,13 @@ func (u *Used) text(w io.Writer) error {
 		}
 	}
 	if u.Late {
-		out("these began up to half a second later, by the log, which is how late an agent may hear of a connection; nobody had the port before\n")
+		out("these began up to half a second later, by the log, which is how late an agent may hear of a connection; nobody had the port before")
 	}
 	for _, m := range u.Missing {
-		out("not known: %s\n", m)
+		out("not known: %s", m)
 	}
 	for _, m := range u.Ask {
-		out("ask there: %s\n", m)
+		out("ask there: %s", m)
 	}
 	return nil
 }

@@ -14,6 +14,7 @@ import (
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/monitor"
+	"github.com/egret-project/egret/operator"
 )
 
 func logLevelCommand() *cobra.Command {
@@ -70,7 +71,7 @@ func askLevel(ctx context.Context, address, level string, lasts time.Duration) (
 	}
 	defer resp.Body.Close()
 	b, err := io.ReadAll(io.LimitReader(resp.Body, 4<<10))
-	answer := strings.TrimSpace(string(b))
+	answer := operator.Printable(strings.TrimSpace(string(b)), 4<<10) // while no daemon has the address, any process of the node can
 	switch {
 	case err != nil:
 		return "", fmt.Errorf("reading the answer of the daemon at %s: %w", address, err)
