@@ -14,6 +14,7 @@ import (
 	"strings"
 	"time"
 
+	utiljson "k8s.io/apimachinery/pkg/util/json"
 	"k8s.io/client-go/util/jsonpath"
 	"sigs.k8s.io/yaml"
 
@@ -42,18 +43,22 @@ func Check(kind, format string) error {
 	if format == wide {
 		return nil
 	}
-	return CheckFormat(format)
+	return checkFormat(format, "json, yaml, name, wide, or jsonpath='{...}'")
 }
 
 // CheckFormat returns an error that says what is wrong with a format: "json", "yaml", "name", "jsonpath=..." as kubectl
 // has it, or "" for a table.
 func CheckFormat(format string) error {
+	return checkFormat(format, "json, yaml, name, or jsonpath='{...}'")
+}
+
+func checkFormat(format, want string) error {
 	if template, ok := strings.CutPrefix(format, "jsonpath="); ok {
 		_, err := parsePath(template)
 		return err
 	}
 	if !slices.Contains([]string{"", "json", "yaml", "name"}, format) {
-		return fmt.Errorf("output format %q: want json, yaml, name, or jsonpath='{...}'", format)
+		return fmt.Errorf("output format %q: want %s", format, want)
 	}
 	return nil
 }
@@ -126,7 +131,7 @@ func (l listing) write(format string, w io.Writer) error {
 	case "json":
 		return writeJSON(w, append([]any{}, l.records...)) // none is [], not null
 	case "yaml":
-		return writeYAML(w, l.records)
+		return writeYAML(w, append([]any{}, l.records...))
 	case "name":
 		for _, row := range l.rows {
 			if _, err := fmt.Fprintf(w, "%s/%s\n", l.kind, l.name(row)); err != nil {
@@ -136,18 +141,24 @@ func (l listing) write(format string, w io.Writer) error {
 		return nil
 	}
 	if template, ok := strings.CutPrefix(format, "jsonpath="); ok {
-		return writePath(w, template, l.records)
+		return writePath(w, template, l.list())
 	}
-	if format == wide && l.moreHeader != "" {
-		rows := make([][]string, len(l.rows))
-		for i, row := range l.rows {
-			if rows[i] = slices.Clone(row); i < len(l.more) {
-				rows[i] = append(rows[i], l.more[i]...)
-			}
+	header, rows := l.columns(format)
+	return writeTable(w, header, rows)
+}
+
+// columns returns the table of a format, which has further columns where that is wide.
+func (l listing) columns(format string) (header string, rows [][]string) {
+	if format != wide || l.moreHeader == "" {
+		return l.header, l.rows
+	}
+	rows = make([][]string, len(l.rows))
+	for i, row := range l.rows {
+		if rows[i] = slices.Clone(row); i < len(l.more) {
+			rows[i] = append(rows[i], l.more[i]...)
 		}
-		return writeTable(w, l.header+" "+l.moreHeader, rows)
 	}
-	return writeTable(w, l.header, l.rows)
+	return l.header + " " + l.moreHeader, rows
 }
 
 // name returns what names the record of a row: its first column, of what is below an IP or an egress the second as
@@ -159,18 +170,21 @@ func (l listing) name(row []string) string {
 	return row[0]
 }
 
-// writePath writes what a template chooses of the records, which are the field items of a list as kubectl prints one.
-func writePath(w io.Writer, template string, records []any) error {
+// list is the records as kubectl prints them.
+func (l listing) list() any { return map[string]any{"kind": "List", "items": l.records} }
+
+// writePath writes what a template chooses of a record, or of a list of them.
+func writePath(w io.Writer, template string, v any) error {
 	p, err := parsePath(template)
 	if err != nil {
 		return err
 	}
-	b, err := json.Marshal(map[string]any{"kind": "List", "items": records})
+	b, err := json.Marshal(v)
 	if err != nil {
 		return err
 	}
-	var plain any // with the names that the JSON has
-	if err := json.Unmarshal(b, &plain); err != nil {
+	plain, err := plainly(b)
+	if err != nil {
 		return err
 	}
 	if err := p.Execute(w, plain); err != nil {
@@ -178,6 +192,11 @@ func writePath(w io.Writer, template string, records []any) error {
 	}
 	_, err = fmt.Fprintln(w)
 	return err
+}
+
+// plainly returns JSON as maps, lists and values, which have the names that the JSON has; whole numbers stay whole.
+func plainly(b []byte) (v any, err error) {
+	return v, utiljson.Unmarshal(b, &v)
 }
 
 func list(kind string, all store.Everything, now time.Time) listing {
@@ -227,7 +246,8 @@ func list(kind string, all store.Everything, now time.Time) listing {
 		egresses := byIP(&all.Snapshot)
 		for _, ip := range slices.SortedFunc(maps.Keys(all.Owners), netip.Addr.Compare) {
 			o := all.Owners[ip]
-			add(o, ip.String(), o.Node, age(now, o.Since), string(o.Why), egress.FormatLease(o.Lease), strconv.FormatInt(o.Revision, 10))
+			lease := egress.FormatLease(o.Lease)
+			add(lock{o, lease, o.Revision}, ip.String(), o.Node, age(now, o.Since), string(o.Why), lease, strconv.FormatInt(o.Revision, 10))
 			more(dash(o.From), some(egresses[ip]))
 		}
 	case "nodes":
@@ -293,6 +313,13 @@ func list(kind string, all store.Everything, now time.Time) listing {
 		}
 	}
 	return l
+}
+
+// lock is an owner, and what etcd has of its key.
+type lock struct {
+	egress.Owner
+	Lease    string `json:"lease"`
+	Revision int64  `json:"revision"` // the fencing token
 }
 
 // byIP returns the names of the egresses that use each IP, sorted.
@@ -372,9 +399,9 @@ func writeYAML(w io.Writer, v any) error {
 	return err
 }
 
-// checkReport returns an error that says what is wrong with a format of what is no list of records: "json", "yaml", or
+// CheckReport returns an error that says what is wrong with a format of what is no list of records: "json", "yaml", or
 // "" for text.
-func checkReport(format string) error {
+func CheckReport(format string) error {
 	if !slices.Contains([]string{"", "json", "yaml"}, format) {
 		return fmt.Errorf("output format %q: want json or yaml", format)
 	}

@@ -38,7 +38,7 @@ type overview struct {
 // Status writes the whole system on one screen, in a format: "json", "yaml", or "" for text. The error is a Verdict
 // when something is wrong.
 func Status(ctx context.Context, c *store.Client, format string, w io.Writer) error {
-	if err := checkReport(format); err != nil {
+	if err := CheckReport(format); err != nil {
 		return err
 	}
 	whole, err := c.ReadWhole(ctx)

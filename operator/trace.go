@@ -92,7 +92,7 @@ func addTo(steps *[]Step) adds {
 // taken to do what the records say, unless its agent reports otherwise there. The error is a Verdict when it does not
 // get through, or something may be in its way.
 func Trace(ctx context.Context, c *store.Client, q Question, ask Ask, page, format string, w io.Writer) error {
-	if err := checkReport(format); err != nil {
+	if err := CheckReport(format); err != nil {
 		return err
 	}
 	whole, err := c.ReadWhole(ctx)

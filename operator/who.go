@@ -79,7 +79,7 @@ type Used struct {
 // Who writes which node had a port, and which pods used it. The error is a Verdict of status 2 when nobody had it, and
 // of 1 when that could not be known.
 func Who(ctx context.Context, c *store.Client, cfg WhoConfig, w io.Writer) error {
-	if err := checkReport(cfg.Format); err != nil {
+	if err := CheckReport(cfg.Format); err != nil {
 		return err
 	}
 	holders, nodes, missing, err := whoHeld(ctx, c, cfg)
@@ -98,7 +98,7 @@ func Who(ctx context.Context, c *store.Client, cfg WhoConfig, w io.Writer) error
 
 // WhoInLogs writes which pods used a port, by logs alone.
 func WhoInLogs(ctx context.Context, cfg WhoConfig, w io.Writer, logs ...io.Reader) error {
-	if err := checkReport(cfg.Format); err != nil {
+	if err := CheckReport(cfg.Format); err != nil {
 		return err
 	}
 	a, err := natlog.Search(ctx, cfg.Question, logs...)

@@ -23,7 +23,7 @@ var quiet = slog.New(slog.NewTextHandler(io.Discard, nil))
 func getCommand() *cobra.Command {
 	var etcd etcdFlags
 	var output string
-	var watch bool
+	var watch, events bool
 	c := &cobra.Command{
 		Use:       "get " + strings.Join(operator.Kinds, "|") + " [IP]",
 		Short:     "Print what etcd holds",
@@ -33,13 +33,14 @@ func getCommand() *cobra.Command {
 	}
 	etcd.addOperator(c.Flags())
 	c.Flags().StringVarP(&output, "output", "o", "", "json, yaml, name, wide, or jsonpath='{...}' (default: a table)")
-	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and print what comes, changes and goes")
+	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and print what comes, changes and goes, until Ctrl-C; the exit status is 0 then")
+	c.Flags().BoolVar(&events, "output-watch-events", false, "with --watch: print of each record whether it was ADDED, MODIFIED or DELETED")
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
 		if err := operator.Check(args[0], output); err != nil {
 			return err
 		}
-		if watch && (output != "" || len(args) == 2) {
-			return errors.New("--watch prints a table of all records of a kind: want neither --output nor an IP with it")
+		if events && !watch {
+			return errors.New("--output-watch-events: want --watch with it")
 		}
 		var of netip.Addr
 		if len(args) == 2 {
@@ -51,13 +52,18 @@ func getCommand() *cobra.Command {
 				return fmt.Errorf("%s %s: only %s are listed of one IP", args[0], of, operator.KindBlocks)
 			}
 		}
-		client, err := etcd.dial(c.Context(), quiet)
+		log := quiet
+		if watch {
+			log = notes(c)
+		}
+		client, err := etcd.dial(c.Context(), log)
 		if err != nil {
 			return err
 		}
 		defer client.Close()
 		if watch {
-			return operator.Watch(c.Context(), client, args[0], c.OutOrStdout())
+			cfg := operator.WatchConfig{Kind: args[0], IP: of, Format: output, Events: events, Log: log}
+			return operator.Watch(c.Context(), client, cfg, c.OutOrStdout())
 		}
 		if args[0] == operator.KindBlocks {
 			return operator.Blocks(c.Context(), client, of, output, c.OutOrStdout())
@@ -70,16 +76,28 @@ func getCommand() *cobra.Command {
 func statusCommand() *cobra.Command {
 	var etcd etcdFlags
 	var output string
+	var watch bool
 	c := &cobra.Command{
 		Use:   "status",
 		Short: "Print the whole system on one screen, and what is wrong with it",
 		Long: "Print the whole system on one screen, and what is wrong with it. The exit status is 0 when all is well, 2 when traffic of some pods does\n" +
-			"not flow, 3 when something else needs a person, and 1 when etcd could not be asked. It goes by what is in etcd.",
+			"not flow, 3 when something else needs a person, and 1 when etcd could not be asked. It goes by what is in etcd.\n" +
+			"With --watch it is drawn anew at a terminal as it changes, and elsewhere printed whenever something has changed, in json a document at a time;\n" +
+			"the exit status is 0 when that is ended, by Ctrl-C.",
 		Args: cobra.NoArgs,
 	}
 	etcd.addOperator(c.Flags())
 	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: text)")
+	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and show what changes, until Ctrl-C")
 	c.RunE = configured(nil, func(c *cobra.Command, _ []string) error {
+		if err := operator.CheckReport(output); err != nil {
+			return err
+		}
+		if watch {
+			return watched(c, &etcd, output, func(client *store.Client, s operator.Screen) error {
+				return operator.WatchStatus(c.Context(), client, output, s)
+			})
+		}
 		client, err := etcd.dial(c.Context(), quiet)
 		if err != nil {
 			return err
@@ -92,6 +110,7 @@ func statusCommand() *cobra.Command {
 
 func describeCommand() *cobra.Command {
 	var etcd etcdFlags
+	var watch bool
 	c := &cobra.Command{
 		Use:       "describe " + strings.Join(operator.Described, "|") + " NAME",
 		Short:     "Print all that etcd has about one thing, and what is wrong with it",
@@ -99,9 +118,15 @@ func describeCommand() *cobra.Command {
 		ValidArgs: operator.Described,
 	}
 	etcd.addOperator(c.Flags())
+	c.Flags().BoolVarP(&watch, "watch", "w", false, "go on, and show what changes, until Ctrl-C; the exit status is 0 then")
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
 		if err := operator.CheckDescribed(args[0], args[1]); err != nil {
 			return err
+		}
+		if watch {
+			return watched(c, &etcd, "", func(client *store.Client, s operator.Screen) error {
+				return operator.WatchDescribe(c.Context(), client, args[0], args[1], s)
+			})
 		}
 		client, err := etcd.dial(c.Context(), quiet)
 		if err != nil {
@@ -138,7 +163,7 @@ func traceCommand() *cobra.Command {
 	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: text)")
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
 		q := operator.Question{Pod: args[0]}
-		if err := operator.CheckDescribed("pod", q.Pod); err != nil {
+		if err := errors.Join(operator.CheckDescribed("pod", q.Pod), operator.CheckReport(output)); err != nil {
 			return err
 		}
 		if to != "" {

@@ -1,6 +1,7 @@
 package main
 
 import (
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -103,7 +104,7 @@ func momentOf(text string, now time.Time) (from, to time.Time, err error) {
 
 func (f *whoFlags) run(c *cobra.Command, text string) error {
 	cfg, err := f.question(text, time.Now())
-	if err != nil {
+	if err := errors.Join(err, operator.CheckReport(f.output)); err != nil {
 		return err
 	}
 	if len(f.logs) > 0 {
