@@ -10,6 +10,8 @@ import (
 	"strings"
 	"time"
 
+	"golang.org/x/sys/unix"
+
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/store"
@@ -24,6 +26,28 @@ type Question struct {
 	Port     uint16
 	// Live has a packet of the pod to To followed through the kernels; nil: not.
 	Live *Live
+}
+
+// Of makes it a question about what has a protocol (see egress.Protocol; "": any, and TCP where there is a port) and is
+// for a port of To; 0: any. Its error begins with "protocol" or "port", of which it is.
+func (q *Question) Of(protocol string, port int) error {
+	if protocol == "" && port != 0 {
+		protocol = "tcp"
+	}
+	if protocol == "" {
+		return nil
+	}
+	n, err := egress.Protocol(protocol, q.To)
+	switch ported := n == unix.IPPROTO_TCP || n == unix.IPPROTO_UDP || n == unix.IPPROTO_SCTP; {
+	case err != nil:
+		return fmt.Errorf("protocol %w", err)
+	case port != 0 && (port < 0 || port > 65535 || !ported):
+		return fmt.Errorf("port %d: want one of TCP, UDP or SCTP, 1 to 65535", port)
+	case port != 0 && !q.To.IsValid():
+		return fmt.Errorf("port %d: want the address that it is a port of", port)
+	}
+	q.Protocol, q.Port = protocol, uint16(port)
+	return nil
 }
 
 // protocol returns the number of the protocol, of packets of an address; 0: any.

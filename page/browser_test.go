@@ -228,6 +228,38 @@ func TestAThousandEgressesAndFiveThousandNodesInABrowser(t *testing.T) {
 	t.Run("texts of others stay text", func(t *testing.T) { hostile(browser{t, b.ctx}, c) })
 }
 
+// By the keyboard alone; the address of the page is the whole question, as it is sent to others.
+func TestATraceIsAskedForByWhatAPodSends(t *testing.T) {
+	need.Chromium(t)
+	server := httptest.NewServer(Local(newCluster(t, 3, 5).page().Handler()))
+	t.Cleanup(server.Close) // after the browser, whose connection it waits for
+	b := newBrowser(t)
+	plain := server.URL + "/#/pod/" + strings.ReplaceAll(teams[2]+"/"+egressName(2)+"-00", "/", "%2F")
+	b.run(chromedp.EmulateViewport(1280, 900), chromedp.Navigate(plain))
+	b.until(`document.querySelector(".verdict")?.textContent.includes("through")`)
+	b.run(chromedp.Focus("#to"))
+	b.press("198.51.100.9", kb.Tab, "udp", kb.Tab, "53", kb.Enter)
+	b.until(`document.querySelector(".steps")?.innerText.includes("198.51.100.9 port 53 (udp) is outside")`)
+	b.until(`document.activeElement.textContent === "Trace"`)
+	b.accessible("a trace of what a pod sends")
+	b.run(chromedp.Reload())
+	b.until(`document.querySelector(".steps")?.innerText.includes("198.51.100.9 port 53 (udp) is outside")`)
+	b.until(`document.querySelector("#port").value === "53" && document.querySelector("#protocol").value === "udp"`)
+	b.do(`document.querySelector("#to").focus(); document.querySelector("#to").select()`)
+	b.press(kb.Backspace, kb.Enter)
+	b.until(`document.querySelector("#detailBody [role=alert]")?.textContent === "port 53: want the address that it is a port of"`)
+	b.accessible("a question that is refused")
+	b.run(chromedp.EmulateViewport(360, 740, chromedp.EmulateScale(2), chromedp.EmulateMobile))
+	if width := eval[int](b, `document.querySelector("#detail").scrollWidth - document.querySelector("#detail").clientWidth`); width > 0 {
+		t.Errorf("the trace is %d pixels wider than a phone", width)
+	}
+	b.do(`location.hash = "#/pod/" + encodeURIComponent("no/such") + "?to=198.51.100.9&protocol=" + encodeURIComponent('"><img src=x onerror=faults.push(1)>')`)
+	b.until(`document.querySelector("#detailBody [role=alert]")?.textContent.includes('want tcp, udp')`)
+	if faults := eval[[]string](b, "faults"); len(faults) > 0 || eval[int](b, `document.querySelectorAll("dialog img").length`) > 0 {
+		t.Errorf("the page had faults: %v", faults)
+	}
+}
+
 // keyboard goes by the keyboard alone from a search to a trace, and through the tables.
 func keyboard(b browser) {
 	focus := func(want string) {

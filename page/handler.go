@@ -1,6 +1,7 @@
 package page
 
 import (
+	"cmp"
 	"context"
 	"embed"
 	"encoding/json"
@@ -8,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"strconv"
 	"strings"
 	"time"
 
@@ -217,16 +219,27 @@ func (p *Page) events(w http.ResponseWriter, r *http.Request) {
 	}
 }
 
-// trace answers how a pod leaves.
+// trace answers how a pod leaves, where it is asked for so with what it sends: to an address, by a protocol, for a
+// port.
 func (p *Page) trace(w http.ResponseWriter, r *http.Request) {
-	q := operator.Question{Pod: r.URL.Query().Get("pod")}
-	if to := r.URL.Query().Get("to"); to != "" {
+	asked := r.URL.Query()
+	q := operator.Question{Pod: asked.Get("pod")}
+	if to := asked.Get("to"); to != "" {
 		ip, err := netip.ParseAddr(to)
 		if err != nil || len(to) > maxText {
 			http.Error(w, "to: want an IPv4 or IPv6 address", http.StatusBadRequest)
 			return
 		}
 		q.To = ip.Unmap()
+	}
+	port, err := strconv.Atoi(cmp.Or(asked.Get("port"), "0"))
+	if err != nil {
+		http.Error(w, "port: want a number from 1 to 65535", http.StatusBadRequest)
+		return
+	}
+	if err := q.Of(asked.Get("protocol"), port); err != nil {
+		http.Error(w, err.Error(), http.StatusBadRequest)
+		return
 	}
 	if err := operator.CheckDescribed("pod", q.Pod); err != nil || len(q.Pod) > maxText {
 		http.Error(w, "pod: want namespace/name", http.StatusBadRequest)

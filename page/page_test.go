@@ -10,6 +10,7 @@ import (
 	"net/http"
 	"net/http/httptest"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -131,6 +132,12 @@ func TestWhatARequestMustNotDo(t *testing.T) {
 		"no such pod":                     {"GET", "http://127.0.0.1/trace?pod=a/b", nil, 404},
 		"a trace of nothing":              {"GET", "http://127.0.0.1/trace", nil, 400},
 		"a trace to a name":               {"GET", "http://127.0.0.1/trace?pod=a/b&to=example.org", nil, 400},
+		"a trace of no protocol":          {"GET", "http://127.0.0.1/trace?pod=a/b&protocol=http", nil, 400},
+		"a trace to a port of nothing":    {"GET", "http://127.0.0.1/trace?pod=a/b&port=443", nil, 400},
+		"a trace to no number":            {"GET", "http://127.0.0.1/trace?pod=a/b&to=198.51.100.1&port=https", nil, 400},
+		"a trace to no port":              {"GET", "http://127.0.0.1/trace?pod=a/b&to=198.51.100.1&port=65536", nil, 400},
+		"a trace to a port of ICMP":       {"GET", "http://127.0.0.1/trace?pod=a/b&to=198.51.100.1&port=1&protocol=icmp", nil, 400},
+		"a trace with all":                {"GET", "http://127.0.0.1/trace?pod=a/b&to=198.51.100.1&port=53&protocol=udp", nil, 404},
 		"of no kind":                      {"GET", "http://127.0.0.1/describe?kind=secret&name=a", nil, 400},
 		"a name without end":              {"GET", "http://127.0.0.1/search?q=" + strings.Repeat("a", 1000), nil, 400},
 	} {
@@ -169,6 +176,18 @@ func TestTheAnswersAreThoseOfTheCommands(t *testing.T) {
 	pod := teams[2] + "/" + egressName(2) + "-00"
 	if answer("trace", url.Values{"pod": {pod}}, &way); way.Status != 0 || !strings.Contains(way.Verdict, "as "+egressIP(2).String()+" by gateway node-3") {
 		t.Errorf("the verdict is %d, %q", way.Status, way.Verdict)
+	}
+	for _, tt := range []struct{ to, protocol, port, want string }{
+		{"198.51.100.9", "udp", "53", "198.51.100.9 port 53 (udp) is outside"},
+		{"198.51.100.9", "", "443", "198.51.100.9 port 443 (tcp) is outside"},
+		{"", "gre", "", "gre has no ports"},
+		{"10.10.0.1", "udp", "8479", "an address of node node-1, is the overlay's"},
+	} {
+		way = operator.Way{}
+		answer("trace", url.Values{"pod": {pod}, "to": {tt.to}, "protocol": {tt.protocol}, "port": {tt.port}}, &way)
+		if !slices.ContainsFunc(way.Steps, func(s operator.Step) bool { return strings.Contains(s.Text, tt.want) }) {
+			t.Errorf("to %s by %s for %s: %+v; %q is not there", tt.to, tt.protocol, tt.port, way.Steps, tt.want)
+		}
 	}
 	var d description
 	if answer("describe", url.Values{"kind": {"egress"}, "name": {egressName(2)}}, &d); len(d.Pods) != 6 || len(d.Rows) < 4 || d.Pods[0].Kind != "pod" {

@@ -7,7 +7,6 @@ import (
 	"strings"
 
 	"github.com/spf13/pflag"
-	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/agent"
 	"github.com/egret-project/egret/egress"
@@ -36,31 +35,27 @@ func (f *liveFlags) add(s *pflag.FlagSet) {
 
 // question puts what the packets are, and whether one is to be followed, into a question of egret trace.
 func (f *liveFlags) question(q *operator.Question) error {
-	if f.protocol == "" && (f.port != 0 || f.live) {
+	if f.protocol == "" && f.live {
 		f.protocol = "tcp"
 	}
 	if f.live && !q.To.IsValid() {
 		return errors.New("--live: want --to, the address that the pod sends to")
 	}
-	if f.protocol == "" {
-		return nil
-	}
 	if f.live && !slices.Contains(egress.Protocols, f.protocol) {
 		return fmt.Errorf("--protocol %.50q: want one of %s, which --live follows", f.protocol, strings.Join(egress.Protocols, ", "))
 	}
-	protocol, err := egress.Protocol(f.protocol, q.To)
-	if err != nil {
-		return fmt.Errorf("--protocol %w", err)
-	}
-	switch {
-	case f.port != 0 && (f.port < 0 || f.port > 65535 || !slices.Contains([]byte{unix.IPPROTO_TCP, unix.IPPROTO_UDP, unix.IPPROTO_SCTP}, protocol)):
-		return fmt.Errorf("--port %d: want one of TCP, UDP or SCTP, 1 to 65535", f.port)
-	case f.port != 0 && !q.To.IsValid():
+	if f.port != 0 && !q.To.IsValid() {
 		return fmt.Errorf("--port %d: want --to, the address that it is a port of", f.port)
 	}
-	q.Protocol, q.Port = f.protocol, uint16(f.port)
+	if err := q.Of(f.protocol, f.port); err != nil {
+		return fmt.Errorf("--%w", err) // it begins with the name
+	}
 	if f.live {
-		q.Live = &operator.Live{Protocol: protocol, Port: uint16(f.port), Page: agent.LivePage}
+		protocol, err := egress.Protocol(q.Protocol, q.To)
+		if err != nil {
+			return fmt.Errorf("--protocol %w", err)
+		}
+		q.Live = &operator.Live{Protocol: protocol, Port: q.Port, Page: agent.LivePage}
 	}
 	return nil
 }

@@ -313,7 +313,7 @@ async function flows(kind, name) {
 }
 
 // One thing, in a dialog. The address of the page names it, so that it can be sent to others.
-let open = null; // {kind, name, to}
+let open = null; // {kind, name, what}; what: what a pod sends, as parameters of a trace
 let asked = 0;
 let again = 0; // the timer of refresh
 
@@ -324,7 +324,7 @@ async function ask(path, parameters) {
 }
 
 function route() {
-  const [, kind, name] = /^#\/([a-z]+)\/(.+)$/.exec(location.hash) || [];
+  const [, kind, name, what] = /^#\/([a-z]+)\/([^?]+)(?:\?(.*))?$/.exec(location.hash) || [];
   let text;
   try { text = name && decodeURIComponent(name); } catch { text = undefined; }
   if (!text || !["egress", "ip", "node", "pod", "pool"].includes(kind)) {
@@ -332,7 +332,7 @@ function route() {
     if ($("detail").open) $("detail").close();
     return;
   }
-  open = { kind, name: text, to: "" };
+  open = { kind, name: text, what: kind === "pod" ? sends(new URLSearchParams(what)) : {} };
   hideHits();
   set($("detailTitle"), `${{ egress: "Egress", ip: "IP", node: "Node", pod: "Pod", pool: "Pool" }[kind]} ${text}`);
   $("detailBody").replaceChildren(el("p", { class: "dim" }, "asking"));
@@ -343,10 +343,10 @@ function route() {
 }
 
 async function fill() {
-  const now = ++asked, { kind, name, to } = open;
+  const now = ++asked, { kind, name, what } = open;
   let body;
   try {
-    if (kind === "pod") body = way(await ask("trace", to ? { pod: name, to } : { pod: name }));
+    if (kind === "pod") body = way(await ask("trace", { pod: name, ...what }));
     else {
       const said = await ask("describe", { kind, name });
       said.rows.push(...await flows(kind, name));
@@ -357,10 +357,11 @@ async function fill() {
     if (kind === "pod") body.unshift(destination());
   }
   if (now !== asked || !open) return;
-  if ($("detailBody").contains(document.activeElement) && document.activeElement.id === "to") return; // somebody is typing
-  const at = $("detailBody").contains(document.activeElement) ? document.activeElement.getAttribute("href") : null;
+  const active = $("detailBody").contains(document.activeElement) ? document.activeElement : null;
+  if (active?.tagName === "INPUT") return; // somebody is typing
   $("detailBody").replaceChildren(...body);
-  if (at) [...$("detailBody").querySelectorAll("a")].find((a) => a.getAttribute("href") === at)?.focus();
+  if (active?.tagName === "BUTTON") $("detailBody").querySelector("button")?.focus();
+  else if (active) [...$("detailBody").querySelectorAll("a")].find((a) => a.getAttribute("href") === active.getAttribute("href"))?.focus();
 }
 
 // refresh asks anew for what is open when something has changed, every two seconds at most.
@@ -385,11 +386,24 @@ function description({ rows, pods, left }) {
   return out;
 }
 
+// What a pod sends, of which a trace is.
+const asks = [
+  ["to", "To", "any address outside", { size: 24 }],
+  ["protocol", "Protocol", "any", { size: 8, list: "protocols" }],
+  ["port", "Port", "any", { size: 6, inputmode: "numeric" }],
+];
+
+const sends = (parameters) => Object.fromEntries(asks.map(([id]) => [id, parameters.get(id)?.trim()]).filter(([, value]) => value));
+
 function destination() {
-  const form = el("form", { class: "to" }, el("label", { for: "to" }, "To"), el("input", { id: "to", type: "text", placeholder: "any address outside", value: open.to, autocomplete: "off", spellcheck: "false" }), el("button", {}, "Trace"));
+  const form = el("form", { class: "to", "aria-label": "What the pod sends" }, ...asks.map(([id, word, none, more]) => el("label", {}, word,
+    el("input", { id, name: id, type: "text", placeholder: none, value: open.what[id] || "", autocomplete: "off", spellcheck: "false", maxlength: 100, ...more }))),
+    el("datalist", { id: "protocols" }, ...["tcp", "udp", "sctp", "icmp", "gre", "esp", "ah"].map((value) => el("option", { value }))), el("button", {}, "Trace"));
   form.addEventListener("submit", (e) => {
     e.preventDefault();
-    open.to = $("to").value.trim();
+    open.what = sends(new FormData(form));
+    const what = new URLSearchParams(open.what).toString();
+    history.replaceState(null, "", to("pod", open.name) + (what && "?" + what));
     form.querySelector("button").focus();
     fill();
   });
