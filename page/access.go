@@ -14,14 +14,18 @@ import (
 const (
 	// reviewedFor is how long the answer to a token counts: who loses the right looks on for that long.
 	reviewedFor = 10 * time.Second
-	// maxReviewed bounds the answers that are remembered, and maxReviews the questions that wait for one: whoever sends
-	// tokens that are none costs the API server as much and no more.
+	// maxReviewed bounds the answers that are remembered, and maxReviews the questions that are asked at a time:
+	// whoever sends tokens that are none costs the API server as much and no more. The others wait, of a client one at
+	// a time, so that he is in the way of nobody else for longer than a question takes.
 	maxReviewed, maxReviews = 256, 4
-	// reviewTimeout is how long the API server may take.
+	// reviewTimeout is how long who asks may wait for his turn and for the API server.
 	reviewTimeout = 5 * time.Second
-	// maxStream is after how long who follows the changes has to come again, and is looked at again. A browser does so
-	// by itself.
+	// maxStream is after how long who follows the changes has to come again. A browser does so by itself.
 	maxStream = 5 * time.Minute
+	// reviewAgain is how often a token is looked at meanwhile.
+	reviewAgain = 30 * time.Second
+	// refusedFor is for how long who may not look keeps a connection after the answer.
+	refusedFor = time.Second
 	// maxToken bounds a token in bytes. Those of Kubernetes are some 1,000.
 	maxToken = 8 << 10
 )
@@ -35,9 +39,11 @@ type Access struct {
 	Review func(ctx context.Context, token string) (bool, error)
 	Log    *slog.Logger // nil: nothing is logged
 
+	clients queues // of tokens
+
 	mu       sync.Mutex // guards what follows
 	reviewed map[[sha256.Size]byte]review
-	waiting  int
+	asking   chan struct{} // capacity maxReviews
 }
 
 // review is the answer to a token, which is remembered by its hash.
@@ -46,10 +52,13 @@ type review struct {
 	until time.Time
 }
 
-// Restrict answers who may look.
+// Restrict answers who may look, for as long as he may.
 func (a *Access) Restrict(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		conn := http.NewResponseController(w)
+		_ = conn.SetReadDeadline(time.Time{}) // as with events: it would end the wait for a turn
 		if status, why := a.refuse(r); status != 0 {
+			_ = conn.SetReadDeadline(time.Now().Add(refusedFor)) // for the body that the server waits for after the answer
 			if status == http.StatusUnauthorized {
 				w.Header().Set("WWW-Authenticate", "Bearer")
 			}
@@ -57,29 +66,80 @@ func (a *Access) Restrict(h http.Handler) http.Handler {
 			http.Error(w, why, status)
 			return
 		}
-		ctx, cancel := context.WithTimeout(r.Context(), maxStream)
+		until := time.Now().Add(maxStream)
+		if a.named(r) {
+			if ends := r.TLS.VerifiedChains[0][0].NotAfter; ends.Before(until) && !ends.IsZero() {
+				until = ends
+			}
+		}
+		ctx, cancel := context.WithDeadline(r.Context(), until)
 		defer cancel()
-		h.ServeHTTP(w, r.WithContext(ctx))
+		r = r.WithContext(ctx)
+		if !a.named(r) {
+			go func() {
+				defer cancel()
+				defer func() {
+					if v := recover(); v != nil && a.Log != nil {
+						a.Log.Error("who follows the status page could not be looked at again: report this", "err", v)
+					}
+				}()
+				a.follow(r)
+			}()
+		}
+		h.ServeHTTP(w, r)
 	})
+}
+
+// follow returns when the bearer of a request's token may look no more, or the request ends. While that is not known he
+// may.
+func (a *Access) follow(r *http.Request) {
+	again := time.NewTicker(reviewAgain)
+	defer again.Stop()
+	for {
+		select {
+		case <-again.C:
+			if may, err := a.review(r, bearer(r)); err == nil && !may {
+				return
+			}
+		case <-r.Context().Done():
+			return
+		}
+	}
+}
+
+// certified reports whether TLS has verified a certificate of who asks.
+func certified(r *http.Request) bool { return r.TLS != nil && len(r.TLS.VerifiedChains) > 0 }
+
+// named reports whether a certificate lets who asks look.
+func (a *Access) named(r *http.Request) bool {
+	return certified(r) && slices.Contains(a.Names, r.TLS.VerifiedChains[0][0].Subject.CommonName)
+}
+
+// bearer returns the token that a request has; "": none.
+func bearer(r *http.Request) string {
+	token, _ := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	if token == r.Header.Get("Authorization") {
+		return ""
+	}
+	return token
 }
 
 // refuse returns 0, or the status with which a request is refused and why.
 func (a *Access) refuse(r *http.Request) (status int, why string) {
-	certified := r.TLS != nil && len(r.TLS.VerifiedChains) > 0
-	if certified && slices.Contains(a.Names, r.TLS.VerifiedChains[0][0].Subject.CommonName) {
+	if a.named(r) {
 		return 0, ""
 	}
-	token, ok := strings.CutPrefix(r.Header.Get("Authorization"), "Bearer ")
+	token := bearer(r)
 	switch {
-	case !ok || token == "" || len(token) > maxToken || a.Review == nil:
-		if certified {
+	case token == "" || len(token) > maxToken || a.Review == nil:
+		if certified(r) {
 			return http.StatusForbidden, "the name in the client's certificate is none of --page-clients"
 		}
 		return http.StatusUnauthorized, "want a bearer token of Kubernetes for the audience " + Audience + ", or a client certificate"
 	case r.TLS == nil:
 		return http.StatusForbidden, "a token is taken over TLS alone"
 	}
-	may, err := a.review(r.Context(), token)
+	may, err := a.review(r, token)
 	switch {
 	case err != nil:
 		if a.Log != nil {
@@ -101,23 +161,60 @@ const URL = "/egret/page"
 const Audience = "egret-page"
 
 // review asks, or remembers the answer.
-func (a *Access) review(ctx context.Context, token string) (bool, error) {
-	key, now := sha256.Sum256([]byte(token)), time.Now()
-	a.mu.Lock()
-	if known, ok := a.reviewed[key]; ok && now.Before(known.until) {
-		a.mu.Unlock()
-		return known.may, nil
+func (a *Access) review(r *http.Request, token string) (bool, error) {
+	key := sha256.Sum256([]byte(token))
+	if may, known := a.known(key); known {
+		return may, nil
 	}
-	if a.waiting >= maxReviews {
-		a.mu.Unlock()
+	ctx, cancel := context.WithTimeout(r.Context(), reviewTimeout)
+	defer cancel()
+	leave, err := a.clients.enter(ctx, client(r))
+	if err != nil {
 		return false, errTooManyReviews
 	}
-	a.waiting++
-	a.mu.Unlock()
-	may, err := a.ask(ctx, token)
+	defer leave()
+	if may, known := a.known(key); known { // who was before has asked the same
+		return may, nil
+	}
+	end, err := a.turn(ctx)
 	if err != nil {
 		return false, err
 	}
+	defer end()
+	may, err := a.Review(ctx, token)
+	if err != nil {
+		return false, err
+	}
+	a.remember(key, may)
+	return may, nil
+}
+
+// turn waits until a question may be asked, and returns what lets the next one be asked. Who waits longest is first.
+func (a *Access) turn(ctx context.Context) (end func(), err error) {
+	a.mu.Lock()
+	if a.asking == nil {
+		a.asking = make(chan struct{}, maxReviews)
+	}
+	asking := a.asking
+	a.mu.Unlock()
+	select {
+	case asking <- struct{}{}:
+		return func() { <-asking }, nil
+	case <-ctx.Done():
+		return nil, errTooManyReviews
+	}
+}
+
+// known returns the answer that is remembered.
+func (a *Access) known(key [sha256.Size]byte) (may, known bool) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	r, ok := a.reviewed[key]
+	return r.may, ok && time.Now().Before(r.until)
+}
+
+func (a *Access) remember(key [sha256.Size]byte, may bool) {
+	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
 	if a.reviewed == nil {
@@ -129,17 +226,4 @@ func (a *Access) review(ctx context.Context, token string) (bool, error) {
 		}
 	}
 	a.reviewed[key] = review{may, now.Add(reviewedFor)}
-	return may, nil
-}
-
-// ask asks, and waits no longer also where Review panics.
-func (a *Access) ask(ctx context.Context, token string) (bool, error) {
-	defer func() {
-		a.mu.Lock()
-		defer a.mu.Unlock()
-		a.waiting--
-	}()
-	ctx, cancel := context.WithTimeout(ctx, reviewTimeout)
-	defer cancel()
-	return a.Review(ctx, token)
 }

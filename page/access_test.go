@@ -7,10 +7,13 @@ import (
 	"crypto/x509/pkix"
 	"errors"
 	"fmt"
+	"io"
+	"log/slog"
 	"net/http"
 	"net/http/httptest"
 	"strings"
 	"sync"
+	"sync/atomic"
 	"testing"
 	"testing/synctest"
 	"time"
@@ -103,10 +106,129 @@ func TestATokenIsLookedAtAgainSoon(t *testing.T) {
 func TestWhoFollowsIsLookedAtAgain(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
 		a := &Access{Names: []string{"ann"}}
-		began := time.Now()
-		a.Restrict(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })).ServeHTTP(httptest.NewRecorder(), asked("", "ann"))
-		if took := time.Since(began); took != maxStream {
+		if took := following(a, asked("", "ann")); took != maxStream {
 			t.Errorf("the changes were followed for %v, want %v", took, maxStream)
+		}
+	})
+}
+
+// following follows the changes until it is ended, and returns how long that took.
+func following(a *Access, r *http.Request) time.Duration {
+	began := time.Now()
+	a.Restrict(http.HandlerFunc(func(_ http.ResponseWriter, r *http.Request) { <-r.Context().Done() })).ServeHTTP(httptest.NewRecorder(), r)
+	return time.Since(began)
+}
+
+// An attempt: who had the right once keeps a connection, to look on when it was taken away, or after his token or his
+// certificate has ended.
+func TestWhoLosesTheRightFollowsNoMore(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		var unknown atomic.Int64
+		a := &Access{Names: []string{"ann"}, Review: func(context.Context, string) (bool, error) {
+			switch since := time.Since(began); {
+			case since < 40*time.Second:
+				return true, nil
+			case since < 80*time.Second:
+				unknown.Add(1)
+				return false, errors.New("no answer")
+			}
+			return false, nil
+		}}
+		if took := following(a, asked("x", "")); took != 90*time.Second {
+			t.Errorf("whose token ended after 80 s looks on for %v, want %v", took, 90*time.Second)
+		}
+		if unknown.Load() != 1 {
+			t.Errorf("%d questions without an answer, want 1", unknown.Load())
+		}
+		r := asked("", "ann")
+		r.TLS.VerifiedChains[0][0].NotAfter = time.Now().Add(20 * time.Second)
+		if took := following(a, r); took != 20*time.Second {
+			t.Errorf("whose certificate ends in 20 s looks on for %v", took)
+		}
+		began = time.Now().Add(time.Hour) // the token counts again
+		if took := following(a, asked("y", "")); took != maxStream {
+			t.Errorf("who may looks on for %v, want %v", took, maxStream)
+		}
+	})
+}
+
+// Whatever a review does while somebody follows the changes, crdsync goes on.
+func TestAReviewThatPanicsLaterEndsTheStreamAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		began := time.Now()
+		a := &Access{Log: slog.New(slog.DiscardHandler), Review: func(context.Context, string) (bool, error) {
+			if time.Since(began) > 0 {
+				panic("no map")
+			}
+			return true, nil
+		}}
+		if took := following(a, asked("x", "")); took != reviewAgain {
+			t.Errorf("the changes were followed for %v, want %v", took, reviewAgain)
+		}
+	})
+}
+
+// An attempt: who may not look says that a body comes, and sends none, to keep the connection.
+func TestWhoMayNotLookKeepsNoConnection(t *testing.T) {
+	a := &Access{Review: func(context.Context, string) (bool, error) { return false, nil }}
+	server := httptest.NewUnstartedServer(a.Restrict(http.NotFoundHandler()))
+	server.Config.SetKeepAlivesEnabled(false) // as monitor serves it
+	server.StartTLS()
+	defer server.Close()
+	c, err := tls.Dial("tcp", server.Listener.Addr().String(), &tls.Config{InsecureSkipVerify: true})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	if _, err := io.WriteString(c, "GET / HTTP/1.1\r\nHost: x\r\nAuthorization: Bearer bad\r\nContent-Length: 100\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(time.Minute)); err != nil {
+		t.Fatal(err)
+	}
+	answer, err := io.ReadAll(c)
+	if err != nil || !strings.HasPrefix(string(answer), "HTTP/1.1 403") {
+		t.Errorf("%v, %.100q: want to be refused, and the end of the connection", err, answer)
+	}
+}
+
+// An attempt: pods send tokens that are none, as many as they can, so that who may look is not heard.
+func TestAFloodOfTokensKeepsNobodyOut(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		ctx, stop := context.WithCancel(t.Context())
+		var all sync.WaitGroup
+		defer all.Wait()
+		defer stop()
+		a := &Access{Review: func(_ context.Context, token string) (bool, error) {
+			time.Sleep(20 * time.Millisecond)
+			return token == "good", nil
+		}}
+		for pod := range 20 {
+			for range 3 { // connections at a time, of each
+				all.Go(func() {
+					for n := 0; ctx.Err() == nil; n++ {
+						r := asked(fmt.Sprint("bad ", pod, n), "")
+						r.RemoteAddr = fmt.Sprintf("10.244.1.%d:%d", pod+1, 1024+n%60000)
+						status(a, r)
+						time.Sleep(time.Millisecond)
+					}
+				})
+			}
+		}
+		var worst time.Duration
+		for range 3 {
+			time.Sleep(reviewedFor + time.Second)
+			began := time.Now()
+			r := asked("good", "")
+			r.RemoteAddr = "10.0.0.7:1024"
+			if got := status(a, r); got != 200 {
+				t.Fatalf("who may look gets status %d", got)
+			}
+			worst = max(worst, time.Since(began))
+		}
+		if worst > time.Second {
+			t.Errorf("who may look waits for %v", worst)
 		}
 	})
 }
