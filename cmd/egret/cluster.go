@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"cmp"
 	"context"
 	"crypto/tls"
 	"crypto/x509"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"github.com/spf13/pflag"
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	apierrors "k8s.io/apimachinery/pkg/api/errors"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -51,13 +53,15 @@ type installed struct {
 	endpoints []string    // of etcd, as that pod has them
 	prefix    string
 	name      string // that etcd's certificate is to have; empty: that of the endpoint
+	user      string // as the kubeconfig calls him
 }
 
 // find reads what the cluster says of Egret. An error names what is missing, and what to do.
 func (f *clusterFlags) find(ctx context.Context) (*installed, error) {
 	rules := clientcmd.NewDefaultClientConfigLoadingRules()
 	rules.ExplicitPath = f.kubeconfig
-	kube, err := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: f.context}).ClientConfig()
+	of := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: f.context})
+	kube, err := of.ClientConfig()
 	if err != nil {
 		return nil, fmt.Errorf("reading --kubeconfig %q, --context %q: %w", f.kubeconfig, f.context, err)
 	}
@@ -75,6 +79,11 @@ func (f *clusterFlags) find(ctx context.Context) (*installed, error) {
 		return nil, fmt.Errorf("of %d pods of crdsync in the namespace %s none is ready: see kubectl get pods -n %[2]s -l %s, or give --namespace", len(pods.Items), f.namespace, label)
 	}
 	out := &installed{kube: kube, client: client, pod: &pods.Items[i]}
+	if raw, err := of.RawConfig(); err == nil { // it was read above
+		if in := raw.Contexts[cmp.Or(f.context, raw.CurrentContext)]; in != nil {
+			out.user = in.AuthInfo
+		}
+	}
 	var endpoints string
 	for name, to := range map[string]*string{"ETCDCTL_ENDPOINTS": &endpoints, "EGRET_ETCD_PREFIX": &out.prefix, "EGRET_ETCD_SERVER_NAME": &out.name} {
 		if *to, err = out.variable(ctx, name); err != nil {
@@ -85,6 +94,21 @@ func (f *clusterFlags) find(ctx context.Context) (*installed, error) {
 		return nil, fmt.Errorf("pod %s says of no etcd in ETCDCTL_ENDPOINTS: give --endpoints rather than --kubeconfig", out.pod.Name)
 	}
 	return out, nil
+}
+
+// person returns who it is that the API server is shown: by its answer, and where it does not tell, as the kubeconfig
+// calls him.
+func (i *installed) person(ctx context.Context) string {
+	ctx, cancel := context.WithTimeout(ctx, 5*time.Second)
+	defer cancel()
+	is, err := i.client.AuthenticationV1().SelfSubjectReviews().Create(ctx, &authenticationv1.SelfSubjectReview{}, metav1.CreateOptions{})
+	if err == nil && is.Status.UserInfo.Username != "" {
+		return is.Status.UserInfo.Username
+	}
+	if i.user == "" {
+		return ""
+	}
+	return i.user + " of the kubeconfig"
 }
 
 // ready reports whether a pod runs, and stays.
@@ -141,7 +165,9 @@ func (f *etcdFlags) dialThrough(ctx context.Context, log *slog.Logger) (*store.C
 	if cfg.Username, cfg.Password, err = f.credentials(plain); err != nil {
 		return nil, err
 	}
-	cfg.By = f.by(cfg.TLS)
+	if f.acts {
+		cfg.By = f.by(cfg.TLS, is.person(ctx))
+	}
 	local, err := is.forward(ctx, egress.EtcdRelayPort)
 	if err != nil {
 		return nil, err

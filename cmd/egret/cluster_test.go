@@ -15,6 +15,7 @@ import (
 	"testing"
 	"time"
 
+	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/tools/clientcmd"
@@ -34,6 +35,7 @@ type standIn struct {
 	config map[string]string // of the ConfigMap egret
 	secret map[string][]byte // of the Secret of the operator
 	relay  string            // where the port of the pod leads
+	person string            // who asks, as it tells him; empty: it does not, as one before Kubernetes 1.28
 }
 
 // newStandIn installs Egret as the chart does, beside an etcd, and returns the arguments that lead there.
@@ -84,6 +86,15 @@ func (s *standIn) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	switch r.URL.Path {
 	case ns + "/pods":
 		answer(corev1.PodList{TypeMeta: metav1.TypeMeta{Kind: "PodList", APIVersion: "v1"}, Items: []corev1.Pod{s.pod}})
+	case "/apis/authentication.k8s.io/v1/selfsubjectreviews":
+		if s.person == "" {
+			http.NotFound(w, r)
+			return
+		}
+		answer(authenticationv1.SelfSubjectReview{
+			TypeMeta: metav1.TypeMeta{Kind: "SelfSubjectReview", APIVersion: "authentication.k8s.io/v1"},
+			Status:   authenticationv1.SelfSubjectReviewStatus{UserInfo: authenticationv1.UserInfo{Username: s.person}},
+		})
 	case ns + "/configmaps/egret":
 		answer(corev1.ConfigMap{TypeMeta: metav1.TypeMeta{Kind: "ConfigMap", APIVersion: "v1"}, Data: s.config})
 	case ns + "/secrets/" + credentials.OperatorSecret:
@@ -155,8 +166,16 @@ func TestTheClusterLeadsToEtcd(t *testing.T) {
 		t.Errorf("%v\n%s", err, out)
 	}
 	acts, err := run(t, append([]string{"get", "acts"}, flags...)...)
-	if err != nil || !strings.Contains(acts, "CN=egret-operator") {
-		t.Errorf("%v\n%s\nwant who did it, by the certificate of the Secret", err, acts)
+	if err != nil || !strings.Contains(acts, "(Kubernetes user u of the kubeconfig) (certificate CN=egret-operator") {
+		t.Errorf("%v\n%s\nwant who did it, by the kubeconfig and the certificate of the Secret", err, acts)
+	}
+	in.person = "ann@example.org" // the certificate is one of all operators: it is the API server that tells them apart
+	if out, err = run(t, append([]string{"uncordon", "node-1"}, flags...)...); err != nil {
+		t.Errorf("%v\n%s", err, out)
+	}
+	acts, err = run(t, append([]string{"get", "acts", "-o", `jsonpath={.items[?(@.what=="uncordon")].by}`}, flags...)...)
+	if err != nil || !strings.Contains(acts, "(Kubernetes user ann@example.org) (certificate CN=egret-operator") {
+		t.Errorf("%v\n%s\nwant who did it, by the API server", err, acts)
 	}
 
 	in.secret = nil

@@ -218,7 +218,7 @@ func (f *etcdFlags) dial(ctx context.Context, log *slog.Logger) (*store.Client, 
 	}
 	return store.Dial(ctx, store.Config{
 		Endpoints: f.endpoints, Prefix: f.prefix, TLS: t, ReadTLS: f.tls, Username: user, Password: password,
-		DialTimeout: f.dialTimeout, Log: log, By: f.by(t),
+		DialTimeout: f.dialTimeout, Log: log, By: f.by(t, ""),
 	})
 }
 
@@ -233,24 +233,29 @@ func (f *etcdFlags) credentials(plain string) (user, password string, err error)
 }
 
 // by returns who runs a command, for records of what it does: user and host, before sudo, and the names that etcd is
-// shown. It is what the command says of itself: whoever may write to etcd may write another.
-func (f *etcdFlags) by(t *tls.Config) string {
+// shown, and the Kubernetes API where it leads there; "": no name. It is what the command says of itself: whoever may
+// write to etcd may write another.
+func (f *etcdFlags) by(t *tls.Config, kubernetes string) string {
 	if !f.acts {
 		return ""
 	}
+	const most = 100 // bytes of a name: no long one hides another
 	name := os.Getenv("SUDO_USER")
 	if u, err := user.Current(); name == "" && err == nil {
 		name = u.Username
 	}
 	host, _ := os.Hostname() // without one it is left out
-	out := cmp.Or(name, "uid "+strconv.Itoa(os.Getuid())) + "@" + cmp.Or(host, "-")
+	out := operator.Printable(cmp.Or(name, "uid "+strconv.Itoa(os.Getuid()))+"@"+cmp.Or(host, "-"), most)
+	if kubernetes != "" {
+		out += " (Kubernetes user " + operator.Printable(kubernetes, most) + ")"
+	}
 	if t != nil && len(t.Certificates) > 0 {
-		out += " (certificate " + t.Certificates[0].Leaf.Subject.String() + ")"
+		out += " (certificate " + operator.Printable(t.Certificates[0].Leaf.Subject.String(), most) + ")"
 	}
 	if name, _, _ := strings.Cut(f.user, ":"); name != "" {
-		out += " (etcd user " + name + ")"
+		out += " (etcd user " + operator.Printable(name, most) + ")"
 	}
-	return operator.Printable(out, 200)
+	return out
 }
 
 // await is dial for what runs for good: it goes on until etcd answers, or refuses.

@@ -252,15 +252,19 @@ func TestEnvironmentOfEtcdctlIsUnderstood(t *testing.T) {
 func TestWhoActsIsNamedOnOneLine(t *testing.T) {
 	t.Setenv("SUDO_USER", "mal\nlory\x1b[31m"+strings.Repeat("x", 1000))
 	f := etcdFlags{acts: true, user: "ops:secret"}
-	by := f.by(nil)
+	by := f.by(nil, "")
 	if strings.ContainsAny(by, "\n\x1b") || len(by) > 210 || !strings.HasPrefix(by, "mal?lory?[31mxxx") {
 		t.Errorf("%q", by)
 	}
 	t.Setenv("SUDO_USER", "alice")
-	if by = f.by(nil); !strings.HasPrefix(by, "alice@") || !strings.HasSuffix(by, "(etcd user ops)") {
+	if by = f.by(nil, ""); !strings.HasPrefix(by, "alice@") || !strings.HasSuffix(by, "(etcd user ops)") {
 		t.Errorf("%q: want user, host and etcd's user, and no password", by)
 	}
-	if by = (&etcdFlags{}).by(nil); by != "" {
+	t.Setenv("SUDO_USER", strings.Repeat("x", 1000)) // an attempt: a name that leaves no room for those that others vouch for
+	if by = f.by(nil, "ann@example.org\n"); !strings.Contains(by, " (Kubernetes user ann@example.org?) (etcd user ops)") {
+		t.Errorf("%q: want the user of Kubernetes", by)
+	}
+	if by = (&etcdFlags{}).by(nil, "ann"); by != "" {
 		t.Errorf("a command that does nothing names %q", by)
 	}
 }
