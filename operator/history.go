@@ -6,6 +6,7 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/egret-project/egret/egress"
@@ -50,6 +51,16 @@ func History(ctx context.Context, c *store.Client, ip netip.Addr, format string,
 		l.rows = append(l.rows, []string{t.Since.Format(timeFormat), dash(t.Node), age(end, t.Since), string(t.Why), dash(t.From), dash(t.By)})
 	}
 	addActs(time.Time{})
+	if len(l.rows) == 0 && faulty == nil {
+		all, err := c.ReadAll(ctx)
+		if err != nil {
+			return err
+		}
+		if !slices.ContainsFunc(all.Allocations, func(a egress.Allocation) bool { return a.IP == ip }) {
+			return fmt.Errorf("nobody held %s, as far as etcd remembers, and no egress uses it: `egret get allocations` lists the "+
+				"addresses in use", ip)
+		}
+	}
 	if err := l.write(format, w); err != nil {
 		return fmt.Errorf("printing the history of %s: %w", ip, err)
 	}

@@ -422,6 +422,19 @@ func TestPinOutlivesTheMoveUntilItIsDropped(t *testing.T) {
 	}
 }
 
+func TestHistoryOfAnIPThatThereIsNotIsAnError(t *testing.T) {
+	c := client(t)
+	var out bytes.Buffer
+	err := History(t.Context(), c, ip, "json", &out)
+	if err == nil || !strings.Contains(err.Error(), ip.String()) || !strings.Contains(err.Error(), "`egret get allocations`") || out.Len() > 0 {
+		t.Errorf("%v, %q", err, out.String())
+	}
+	put(t, c, store.AllocationKey(ip), egress.Allocation{IP: ip, Pool: "pool", ID: 1}) // which nobody held yet
+	if err := History(t.Context(), c, ip, "json", &out); err != nil || out.String() != "[]\n" {
+		t.Errorf("%v, %q", err, out.String())
+	}
+}
+
 func TestHistorySaysWhoHeldItWhenAndWhy(t *testing.T) {
 	c := client(t)
 	at := time.Date(2026, 1, 2, 12, 0, 0, 0, time.UTC)

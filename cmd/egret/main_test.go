@@ -58,6 +58,7 @@ func TestBadInputIsNamed(t *testing.T) {
 		"block size too large":        {[]string{"crdsync", "--block-size", "65536"}, []string{"--block-size 65536", "64 to 32768"}},
 		"block size negative":         {[]string{"crdsync", "--block-size=-64"}, []string{"--block-size -64"}},
 		"blocks of no IP":             {[]string{"get", "blocks", "ten.ten"}, []string{"ten.ten", "IPv4"}},
+		"one of a kind":               {[]string{"get", "nodes", "node-1"}, []string{"nodes node-1", "blocks", "`egret describe`"}},
 		"an IP of another kind":       {[]string{"get", "owners", "10.0.0.1"}, []string{"owners", "blocks"}},
 		"no target":                   {[]string{"move", "10.0.0.1"}, []string{"to"}},
 		"timeout":                     {[]string{"move", "10.0.0.1", "--to", "a", "--timeout", "1ms"}, []string{"--timeout", "1ms", "2s"}},

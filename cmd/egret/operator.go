@@ -44,12 +44,13 @@ func getCommand() *cobra.Command {
 		}
 		var of netip.Addr
 		if len(args) == 2 {
+			if args[0] != operator.KindBlocks {
+				return fmt.Errorf("%s %s: only %s are listed of one IP; `egret describe` has all there is about one thing", args[0], args[1],
+					operator.KindBlocks)
+			}
 			var err error
 			if of, err = egressIP(args[1]); err != nil {
 				return err
-			}
-			if args[0] != operator.KindBlocks {
-				return fmt.Errorf("%s %s: only %s are listed of one IP", args[0], of, operator.KindBlocks)
 			}
 		}
 		log := quiet
