@@ -326,7 +326,12 @@ func Find(w store.Whole, text string, most int) []Hit {
 	for _, node := range slices.Sorted(maps.Keys(w.Unselected)) {
 		pods(w.Unselected[node], "of no egress, on "+node)
 	}
-	hits := slices.Concat(ranks[:]...)
+	seen := map[[2]string]bool{}
+	hits := slices.DeleteFunc(slices.Concat(ranks[:]...), func(h Hit) bool { // a pod may have an egress by one address alone
+		again := seen[[2]string{h.Kind, h.Name}]
+		seen[[2]string{h.Kind, h.Name}] = true
+		return again
+	})
 	return hits[:min(most, len(hits))]
 }
 

@@ -2,6 +2,7 @@ package operator
 
 import (
 	"net/netip"
+	"slices"
 	"testing"
 	"time"
 
@@ -62,9 +63,14 @@ func TestTheTimeLineIsOfAllIPsTheNewestFirstAndNamesCrashes(t *testing.T) {
 
 func TestFindTellsWhatIsExactlySoFirst(t *testing.T) {
 	w := whole()
+	six := netip.MustParseAddr("fd44::5") // no egress has the pod by this one
+	pods := w.Unselected["node-2"]
+	pods.Pods = append(slices.Clone(pods.Pods), egress.Member{Pod: "prod/web-1", IPs: []netip.Addr{six}})
+	w.Unselected["node-2"] = pods
 	for text, want := range map[string][]Hit{
 		"web":             {{"egress", "web", ip.String()}, {"pod", "prod/web-1", "of egress web on node-2"}},
 		"WEB-1":           {{"pod", "prod/web-1", "of egress web on node-2"}},
+		six.String():      {{"pod", "prod/web-1", "of no egress, on node-2"}},
 		podIP.String():    {{"pod", "prod/web-1", "of egress web on node-2"}},
 		"db-1":            {{"pod", "prod/db-1", "of no egress, on node-2"}},
 		"10.10.0.102":     {{"node", "node-2", "10.10.0.102"}},
