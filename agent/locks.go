@@ -113,7 +113,7 @@ func (a *agent) claim(ctx context.Context, r round, c ownership.Claim) (ok bool,
 	ok, err = a.Store.Claim(ctx, r.lease, o, store.Former{Revision: c.Seen, Suspicion: c.Suspicion})
 	if ok && !a.claimed[c.IP] { // else the view has not seen it yet
 		a.history.trim(c.IP)
-		a.Log.Info("claimed", "egress_ip", c.IP, "why", c.Why)
+		a.Log.Info("egress IP claimed", "egress_ip", c.IP, "egress", r.egressesOf(c.IP), "why", c.Why)
 	}
 	return ok, err
 }
@@ -126,7 +126,11 @@ func (a *agent) handOver(ctx context.Context, h ownership.HandOver) error {
 		why := cmp.Or(h.Move.Why, egress.ReasonMove)
 		a.history.trim(h.Owner.IP)
 		a.metrics.add(metricReleases, 1, string(why))
-		a.Log.Info("handed over", "egress_ip", h.Owner.IP, "node", h.To.Node, "why", why)
+		log := a.Log
+		if h.Move.By != "" {
+			log = log.With("by", h.Move.By)
+		}
+		log.Info("egress IP handed over", "egress_ip", h.Owner.IP, "node", h.To.Node, "why", why)
 	}
 	return err
 }
@@ -141,7 +145,7 @@ func (a *agent) release(ctx context.Context, r ownership.Release) error {
 	ok, err := release(ctx, r.Owner)
 	if ok {
 		a.metrics.add(metricReleases, 1, string(egress.ReasonRelease))
-		a.Log.Info("released", "egress_ip", r.Owner.IP)
+		a.Log.Info("egress IP given back", "egress_ip", r.Owner.IP)
 	}
 	return err
 }

@@ -2,7 +2,9 @@ package integration
 
 import (
 	"fmt"
+	"net/netip"
 	"os"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -18,7 +20,11 @@ func TestWhoMovedPinnedAndCordonedIsRecorded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
+	ownershipLogged(t, ip, []string{fmt.Sprintf(`msg="egress IP claimed" egress_ip=%s egress=[acts] why=`, ip)})
 	egret(t, "move", ip.String(), "--to", to, "--pin")
+	ownershipLogged(t, ip, []string{
+		fmt.Sprintf(`msg="egress IP claimed" egress_ip=%s egress=[acts] why=`, ip), fmt.Sprintf(`egress_ip=%s node=%s why=move`, ip, to),
+	})
 	egret(t, "unpin", ip.String())
 	egret(t, "cordon", gateway)
 	egret(t, "uncordon", gateway)
@@ -75,4 +81,25 @@ func TestWhoMovedPinnedAndCordonedIsRecorded(t *testing.T) {
 	if err := reported(); err != nil {
 		t.Error(err)
 	}
+}
+
+// ownershipLogged waits until the logs of all agents together have a line for each change of an IP's owner, in this
+// order, which say what is wanted, and no other ones.
+func ownershipLogged(t *testing.T, ip netip.Addr, want []string) {
+	t.Helper()
+	eventually(t, 15*time.Second, func() error {
+		var lines []string
+		for _, node := range nodes() {
+			for line := range strings.Lines(string(agentLog(t, node))) {
+				if strings.Contains(line, `msg="egress IP `) && strings.Contains(line, "egress_ip="+ip.String()+" ") {
+					lines = append(lines, line) // each begins with the time
+				}
+			}
+		}
+		slices.Sort(lines)
+		if !slices.EqualFunc(lines, want, strings.Contains) {
+			return fmt.Errorf("the logs have %q, want lines with %q", lines, want)
+		}
+		return nil
+	})
 }
