@@ -3,6 +3,8 @@ module github.com/egret-project/egret/image
 
 go 1.26.0
 
+toolchain go1.26.10
+
 require github.com/google/go-containerregistry v0.22.1
 
 require (

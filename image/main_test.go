@@ -116,6 +116,31 @@ func isAsTheDockerfileSays(t *testing.T, c config, image v1.Image) {
 	}
 }
 
+// Docker's image of Go builds with the Go that it has, whatever go.mod says (GOTOOLCHAIN=local), and its standard
+// library is in what is shipped: the Dockerfile names the one of go.mod, as does the builder of the image without
+// Docker.
+func TestTheDockerfileBuildsWithTheGoOfGoMod(t *testing.T) {
+	t.Parallel()
+	one := func(file, pattern string) string {
+		t.Helper()
+		b, err := os.ReadFile(file)
+		if err != nil {
+			t.Fatal(err)
+		}
+		m := regexp.MustCompile(pattern).FindSubmatch(b)
+		if m == nil {
+			t.Fatalf("%s has nothing like %s", file, pattern)
+		}
+		return string(m[1])
+	}
+	want := one("../go.mod", `(?m)^toolchain go([0-9.]+)$`)
+	for file, pattern := range map[string]string{"go.mod": `(?m)^toolchain go([0-9.]+)$`, "Dockerfile": `(?m)^FROM .*\bgolang:([0-9.]+) AS build$`} {
+		if got := one(file, pattern); got != want {
+			t.Errorf("%s has Go %s, want that of the repository's go.mod, %s", file, got, want)
+		}
+	}
+}
+
 // runs runs what is in the image, without anything else: it is static.
 func runs(t *testing.T, c config, image v1.Image) {
 	t.Helper()
