@@ -32,10 +32,11 @@ const (
 	eventLife = time.Hour
 )
 
-// housekeeping keeps etcd from filling up. One leader does it; see rescue.
+// housekeeping keeps etcd from filling up. One leader does it; see rescue, and MakeRoom.
 type housekeeping struct {
 	store        *store.Client
 	lead         *store.Leadership // nil: nobody leads
+	alone        bool              // there is no leader who may do it
 	compactAfter time.Duration     // how long etcd is to know what a key was; 0: that is up to others
 	defragment   bool
 	interval     time.Duration
@@ -126,10 +127,10 @@ func (h *housekeeping) look(ctx context.Context) error {
 		return h.freeSpace(ctx, space)
 	}
 	h.stuck = 0
-	if h.lead == nil {
+	if h.lead == nil && !h.alone {
 		return nil // somebody else was faster, and what is left is a leader's
 	}
-	if h.compactAfter > 0 && h.now().Sub(h.noted) >= h.compactAfter/12 {
+	if h.lead != nil && h.compactAfter > 0 && h.now().Sub(h.noted) >= h.compactAfter/12 {
 		if err := h.compact(ctx, space.Revision); err != nil {
 			return err
 		}
@@ -311,6 +312,14 @@ func (r *replica) rescue(ctx context.Context) error {
 			h.log.Warn("etcd's housekeeping failed, will retry", "err", err)
 		}
 	}
+}
+
+// MakeRoom defragments members of etcd, one at a time, and makes room in a full etcd, until ctx ends: what crdsync does
+// itself where etcd has no users, or crdsync the role root. It is for an etcd that compacts itself; of a full one it
+// drops all history. One at a time may run it.
+func MakeRoom(ctx context.Context, s *store.Client, log *slog.Logger) {
+	h := &housekeeping{store: s, alone: true, compactAfter: time.Hour, defragment: true, log: log, interval: housekeepingInterval, now: time.Now}
+	_ = h.run(ctx) // nothing but the end of ctx ends it
 }
 
 func (r *replica) housekeeping(lead *store.Leadership, notify func(context.Context, eventText) error) *housekeeping {

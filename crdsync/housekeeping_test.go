@@ -236,6 +236,41 @@ func TestWhoDoesNotLeadDoesNothingOnceThereIsSpace(t *testing.T) {
 	}
 }
 
+// Where crdsync may not defragment, as its role in etcd says, who may does so without leading anything, and notes
+// nothing.
+func TestWhoIsAloneWithEtcdDefragmentsIt(t *testing.T) {
+	s := etcdtest.New(t)
+	h := newHouse(t, s.Client(), s.Endpoint())
+	h.lead, h.alone = nil, true
+	value := strings.Repeat("x", 1<<20)
+	for range minDefragment>>20 + 8 {
+		if _, err := h.etcd.Put(t.Context(), "/others/0", value); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if _, err := h.etcd.Compact(t.Context(), h.revision(), clientv3.WithCompactPhysical()); err != nil {
+		t.Fatal(err)
+	}
+	// etcd counts what is free when it writes again
+	for end := time.Now().Add(deadline); ; time.Sleep(20 * time.Millisecond) {
+		if _, err := h.etcd.Put(t.Context(), "/others/0", "x"); err != nil {
+			t.Fatal(err)
+		}
+		space, err := h.store.Space(t.Context())
+		if err != nil || time.Now().After(end) {
+			t.Fatalf("%+v, %v: want that less than half is in use", space, err)
+		}
+		if m := space.Members[0]; m.InUse < m.Size/4 {
+			break
+		}
+	}
+	before := h.revision()
+	h.lookUntil(func(s store.Space) bool { return s.Fault == nil && s.Members[0].Size < minDefragment/2 })
+	if now := h.revision(); now != before {
+		t.Errorf("revision %d, want %d still", now, before)
+	}
+}
+
 func TestTheLeaderOfEtcdIsDefragmentedLast(t *testing.T) {
 	m := func(name string, leads bool, size, used int64) store.Member {
 		return store.Member{Name: name, Leads: leads, Size: size, InUse: used}

@@ -69,6 +69,7 @@ func RoleName(prefix, part string) string {
 // RoleChange is one change of etcd's users and roles.
 type RoleChange struct {
 	Etcdctl string // as etcdctl's arguments
+	Narrows bool   // it takes a right away, which a part of another version may use
 	do      func(context.Context, *clientv3.Client) error
 }
 
@@ -84,7 +85,7 @@ func (c *Client) DiffRoles(ctx context.Context, roles []Role) (changes []RoleCha
 			return nil, nil, fmt.Errorf("reading role %s of etcd: %w", r.Name, err)
 		}
 		if missing {
-			changes = append(changes, RoleChange{"role add " + r.Name, func(ctx context.Context, e *clientv3.Client) error {
+			changes = append(changes, RoleChange{Etcdctl: "role add " + r.Name, do: func(ctx context.Context, e *clientv3.Client) error {
 				_, err := e.RoleAdd(ctx, r.Name)
 				return err
 			}})
@@ -113,14 +114,14 @@ func (c *Client) DiffRoles(ctx context.Context, roles []Role) (changes []RoleCha
 }
 
 func addUser(user string) RoleChange {
-	return RoleChange{"user add " + user + " --no-password", func(ctx context.Context, e *clientv3.Client) error {
+	return RoleChange{Etcdctl: "user add " + user + " --no-password", do: func(ctx context.Context, e *clientv3.Client) error {
 		_, err := e.UserAddWithOptions(ctx, user, "", &clientv3.UserAddOptions{NoPassword: true})
 		return err
 	}}
 }
 
 func giveRole(user, role string) RoleChange {
-	return RoleChange{"user grant-role " + user + " " + role, func(ctx context.Context, e *clientv3.Client) error {
+	return RoleChange{Etcdctl: "user grant-role " + user + " " + role, do: func(ctx context.Context, e *clientv3.Client) error {
 		_, err := e.UserGrantRole(ctx, user, role)
 		return err
 	}}
@@ -147,7 +148,8 @@ func (c *Client) diffGrants(r Role, have []*authpb.Permission) (changes []RoleCh
 			continue
 		}
 		text := fmt.Sprintf("role grant-permission %s%s %s %s", prefix, r.Name, strings.ToLower(kind.String()), key)
-		changes = append(changes, RoleChange{text, func(ctx context.Context, e *clientv3.Client) error {
+		narrows := ok && kind == authpb.READ // from a right to write
+		changes = append(changes, RoleChange{text, narrows, func(ctx context.Context, e *clientv3.Client) error {
 			_, err := e.RoleGrantPermission(ctx, r.Name, key, end, clientv3.PermissionType(kind))
 			return err
 		}})
@@ -158,7 +160,7 @@ func (c *Client) diffGrants(r Role, have []*authpb.Permission) (changes []RoleCh
 			continue
 		}
 		text := fmt.Sprintf("role revoke-permission %s %q %q", r.Name, key, end)
-		changes = append(changes, RoleChange{text, func(ctx context.Context, e *clientv3.Client) error {
+		changes = append(changes, RoleChange{text, true, func(ctx context.Context, e *clientv3.Client) error {
 			_, err := e.RoleRevokePermission(ctx, r.Name, key, end)
 			return err
 		}})

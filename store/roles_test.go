@@ -322,6 +322,10 @@ func TestRolesAreMadeOnceAndMended(t *testing.T) {
 		"role grant-permission --prefix=true egret-agent read /egret/allocations/", "role grant-permission --prefix=true egret-agent readwrite /egret/owners/",
 		`role revoke-permission egret-agent "/egret/" "/egret0"`, "agent: wide",
 	}
+	changes, _, err := c.DiffRoles(t.Context(), rolesOf(DefaultPrefix))
+	if err != nil || len(changes) != 3 || !changes[0].Narrows || changes[1].Narrows || !changes[2].Narrows {
+		t.Errorf("%+v, %v: want that the first and the last of three take rights away", changes, err)
+	}
 	if d := cmp.Diff(want, diff(rolesOf(DefaultPrefix))); d != "" {
 		t.Errorf("mended (-want +got):\n%s", d)
 	}

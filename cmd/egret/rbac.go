@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -15,6 +16,7 @@ import (
 	"github.com/spf13/cobra"
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 
+	"github.com/egret-project/egret/crdsync"
 	"github.com/egret-project/egret/crdsync/credentials"
 	"github.com/egret-project/egret/store"
 )
@@ -25,7 +27,7 @@ type rbac struct {
 	agent, crdsync, operator []string
 	cloud                    []string
 	root                     string
-	apply, enable            bool
+	apply, enable, makeRoom  bool
 	keep                     time.Duration
 }
 
@@ -37,7 +39,8 @@ func rbacCommand() *cobra.Command {
 		Short: "Print, or make, etcd's users and roles that let each part of Egret write its own keys alone",
 		Long: "Compares etcd's users and roles with what agents, crdsync and operators need, and prints what is missing or too much as etcdctl's commands;\n" +
 			"with --apply it makes it so. A user is the common name of a client certificate. With --enable etcd holds all of its clients to their roles\n" +
-			"from then on, those of others too. Where it does so already, this takes the user root.",
+			"from then on, those of others too. Where it does so already, this takes the user root.\n" +
+			"With --keep it goes on, and takes no right away that a role has: daemons of the version before or after this one may still use it.",
 		Args: cobra.NoArgs,
 	}
 	s := c.Flags()
@@ -49,7 +52,8 @@ func rbacCommand() *cobra.Command {
 	s.StringVar(&r.root, "root", credentials.Root, "user that may do everything, for --enable")
 	s.BoolVar(&r.apply, "apply", false, "make it so")
 	s.BoolVar(&r.enable, "enable", false, "with --apply: have etcd hold its clients to their roles")
-	s.DurationVar(&r.keep, "keep", 0, "with --apply: go on, and look again this often; 0: once")
+	s.DurationVar(&r.keep, "keep", 0, "with --apply: go on, look again this often, and take no right away; 0: once")
+	s.BoolVar(&r.makeRoom, "make-room", false, "with --keep: defragment etcd's members, one at a time, and make room in a full etcd, which is root's alone to do")
 	logs.add(s)
 	c.RunE = configured(nil, func(c *cobra.Command, _ []string) error {
 		if err := r.validate(); err != nil {
@@ -77,6 +81,9 @@ func (r *rbac) validate() error {
 	var errs []error
 	if !r.apply && (r.enable || r.keep != 0) {
 		errs = append(errs, errors.New("--enable and --keep change something: they want --apply"))
+	}
+	if r.makeRoom && r.keep == 0 {
+		errs = append(errs, errors.New("--make-room goes on: it wants --keep"))
 	}
 	if r.keep < 0 {
 		errs = append(errs, fmt.Errorf("--keep %v: want a time, or 0", r.keep))
@@ -117,6 +124,11 @@ func (r *rbac) run(ctx context.Context, log *slog.Logger, w io.Writer) error {
 		return err
 	}
 	defer client.Close()
+	if r.makeRoom {
+		var wg sync.WaitGroup
+		defer wg.Wait()
+		wg.Go(func() { crdsync.MakeRoom(ctx, client, log) })
+	}
 	for said := ""; ; {
 		if err := r.once(ctx, client, w); err == nil {
 			said = ""
@@ -139,6 +151,9 @@ func (r *rbac) once(ctx context.Context, client *store.Client, w io.Writer) erro
 	}
 	if err != nil {
 		return err
+	}
+	if r.keep != 0 {
+		changes = slices.DeleteFunc(changes, func(c store.RoleChange) bool { return c.Narrows })
 	}
 	for _, m := range more {
 		if r.keep == 0 {

@@ -2,6 +2,7 @@ package main
 
 import (
 	"bytes"
+	"context"
 	"crypto/tls"
 	"crypto/x509"
 	"crypto/x509/pkix"
@@ -16,6 +17,7 @@ import (
 	"time"
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 
 	"github.com/egret-project/egret/egress"
@@ -31,7 +33,7 @@ type secured struct {
 	url string
 }
 
-func newSecured(t *testing.T) secured {
+func newSecured(t *testing.T, options ...func(*embed.Config)) secured {
 	t.Helper()
 	a, s := newAuthority(t), secured{T: t, dir: t.TempDir()}
 	member, key := a.issue(&x509.Certificate{
@@ -48,11 +50,11 @@ func newSecured(t *testing.T) secured {
 		}
 		a.write(filepath.Join(s.dir, name), pair)
 	}
-	etcd := etcdtest.New(t, func(cfg *embed.Config) {
+	etcd := etcdtest.New(t, append(options, func(cfg *embed.Config) {
 		cfg.ListenClientUrls[0].Scheme, cfg.AdvertiseClientUrls[0].Scheme = "unixs", "https"
 		cfg.ClientTLSInfo.CertFile, cfg.ClientTLSInfo.KeyFile = filepath.Join(s.dir, "member", "tls.crt"), filepath.Join(s.dir, "member", "tls.key")
 		cfg.ClientTLSInfo.TrustedCAFile, cfg.ClientTLSInfo.ClientCertAuth = filepath.Join(s.dir, "member", "ca.crt"), true
-	})
+	})...)
 	s.url = "https://" + etcd.Endpoint()
 	return s
 }
@@ -141,6 +143,92 @@ func TestEtcdHoldsEachCertificateToItsPart(t *testing.T) {
 		t.Errorf("a stranger looks: %v", err)
 	}
 }
+
+// TestRolesThatAreKeptLoseNoRight: what the chart runs beside its etcd. A role has what daemons of the version before
+// or after may still use, and a full etcd has room again, which is not crdsync's to make then.
+func TestRolesThatAreKeptLoseNoRight(t *testing.T) {
+	s := newSecured(t, func(cfg *embed.Config) { cfg.QuotaBackendBytes = 8 << 20 })
+	ctx, stop := context.WithCancel(t.Context())
+	defer stop()
+	ended := make(chan error, 1)
+	var out syncbuf.Buffer
+	go func() {
+		c := root()
+		c.SetArgs(append([]string{"etcd-rbac", "--apply", "--enable", "--keep", "50ms", "--make-room"}, s.as("root")...))
+		c.SetOut(&out)
+		ended <- c.ExecuteContext(ctx)
+	}()
+	until := func(what string, ok func() (bool, error)) {
+		t.Helper()
+		for end := time.Now().Add(time.Minute); ; time.Sleep(20 * time.Millisecond) {
+			good, err := ok()
+			if good {
+				return
+			}
+			select {
+			case err := <-ended:
+				t.Fatalf("%s: it ended: %v", what, err)
+			default:
+			}
+			if time.Now().After(end) {
+				t.Fatalf("%s: not within a minute: %v\n%s", what, err, out.String())
+			}
+		}
+	}
+	agent, chief := s.client("agent").Etcd(), s.client("root").Etcd()
+	const owner, allocation = "/egret/owners/10.10.0.11", "/egret/allocations/10.10.0.11"
+	until("an agent writes no allocation, and its locks", func() (bool, error) {
+		_, refused := agent.Put(t.Context(), allocation, "{}")
+		_, err := agent.Put(t.Context(), owner, "{}")
+		return errors.Is(refused, rpctypes.ErrPermissionDenied) && err == nil, errors.Join(refused, err)
+	})
+	// A role of another version: it has one right more, writes what it only reads here, and lacks one.
+	end := clientv3.GetPrefixRangeEnd
+	for _, err := range []error{
+		second(chief.RoleGrantPermission(t.Context(), "egret-agent", "/egret/next/", end("/egret/next/"), clientv3.PermissionType(clientv3.PermReadWrite))),
+		second(chief.RoleGrantPermission(t.Context(), "egret-agent", "/egret/pins/", end("/egret/pins/"), clientv3.PermissionType(clientv3.PermReadWrite))),
+		second(chief.RoleRevokePermission(t.Context(), "egret-agent", "/egret/owners/", end("/egret/owners/"))),
+	} {
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	until("the right that was lacking is there", func() (bool, error) {
+		_, err := agent.Put(t.Context(), owner, "{}")
+		return err == nil, err
+	})
+	for _, key := range []string{"/egret/next/1", "/egret/pins/10.10.0.11"} {
+		if _, err := agent.Put(t.Context(), key, "{}"); err != nil {
+			t.Errorf("an agent of another version writes %s: %v", key, err)
+		}
+	}
+	// A person is shown what is too much, and takes it away.
+	if said, err := s.egret("root", "etcd-rbac", "--apply"); err != nil || !strings.Contains(said, `revoke-permission egret-agent "/egret/next/"`) ||
+		!strings.Contains(said, "grant-permission --prefix=true egret-agent read /egret/pins/") {
+		t.Errorf("%v, said:\n%s", err, said)
+	}
+
+	value := strings.Repeat("x", 256<<10)
+	for i := 0; ; i++ {
+		_, err := chief.Put(t.Context(), owner, value)
+		if errors.Is(err, rpctypes.ErrNoSpace) {
+			break
+		}
+		if err != nil || i > 100 {
+			t.Fatalf("etcd is not full after %d writes: %v", i, err)
+		}
+	}
+	until("etcd has room again", func() (bool, error) {
+		_, err := agent.Put(t.Context(), owner, "{}")
+		return err == nil, err
+	})
+	stop()
+	if err := <-ended; err != nil {
+		t.Errorf("it ended with %v", err)
+	}
+}
+
+func second[T any](_ T, err error) error { return err }
 
 // TestADaemonSaysWhatEtcdDoesNotAllowIt: a new version may write keys that the roles of an older one do not have.
 func TestADaemonSaysWhatEtcdDoesNotAllowIt(t *testing.T) {
