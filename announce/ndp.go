@@ -181,14 +181,13 @@ func (r *ndpListener) listen(ctx context.Context) {
 		if err != nil || cm == nil || cm.HopLimit != ndp.HopLimit {
 			continue
 		}
-		m, err := ndp.ParseMessage(b[:n])
 		r.mu.Lock()
 		ifi := r.links[cm.IfIndex]
 		r.mu.Unlock()
-		if err != nil || ifi == nil {
+		if ifi == nil {
 			continue
 		}
-		if ip, mac := advertised(m); ip.IsValid() && mac.String() != ifi.HardwareAddr.String() { // ours come back
+		if ip, mac := advertised(b[:n]); ip.IsValid() && mac.String() != ifi.HardwareAddr.String() { // ours come back
 			r.heard(ifi.Name, ip, mac)
 		}
 	}

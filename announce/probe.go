@@ -205,11 +205,17 @@ func readARP(c *packet.Conn) (netip.Addr, net.HardwareAddr, error) {
 	if err != nil {
 		return netip.Addr{}, nil, err
 	}
+	ip, mac := parseARP(b[:n])
+	return ip, mac, nil
+}
+
+// parseARP returns what an ARP packet says of its sender; the zero Addr: it is not for IPv4 over Ethernet, or cut off.
+func parseARP(b []byte) (netip.Addr, net.HardwareAddr) {
 	var p arp.Packet
-	if p.UnmarshalBinary(b[:n]) != nil {
-		return netip.Addr{}, nil, nil // not for IPv4 over Ethernet, or cut off
+	if p.UnmarshalBinary(b) != nil {
+		return netip.Addr{}, nil
 	}
-	return p.SenderIP, p.SenderHardwareAddr, nil
+	return p.SenderIP, p.SenderHardwareAddr
 }
 
 func openNDP(name string) (*asker, error) {
@@ -240,18 +246,18 @@ func openNDP(name string) (*asker, error) {
 		if err != nil || cm == nil || cm.IfIndex != link.Index || cm.HopLimit != ndp.HopLimit {
 			return netip.Addr{}, nil, err
 		}
-		m, _ := ndp.ParseMessage(b[:n]) // what is no message says nothing
-		ip, mac := advertised(m)
+		ip, mac := advertised(b[:n])
 		return ip, mac, nil
 	}
 	return &asker{link: link, ask: ask, listen: listen, deadline: c.SetReadDeadline, close: c.Close}, nil
 }
 
-// advertised returns what a neighbor advertisement says; the zero Addr for other messages, and for one that names no
-// MAC address.
-func advertised(m ndp.Message) (netip.Addr, net.HardwareAddr) {
+// advertised returns what a neighbor advertisement says; the zero Addr for other messages, for one that names no MAC
+// address, and for what is no message.
+func advertised(b []byte) (netip.Addr, net.HardwareAddr) {
+	m, err := ndp.ParseMessage(b)
 	na, ok := m.(*ndp.NeighborAdvertisement)
-	if !ok {
+	if err != nil || !ok {
 		return netip.Addr{}, nil
 	}
 	for _, o := range na.Options {
