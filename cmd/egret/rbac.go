@@ -21,6 +21,9 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
+// rbacRetry is how soon what failed is tried again: a new version's agents may wait for it.
+const rbacRetry = 5 * time.Second
+
 // rbac are the flags of `egret etcd-rbac`.
 type rbac struct {
 	etcd                     etcdFlags
@@ -130,16 +133,17 @@ func (r *rbac) run(ctx context.Context, log *slog.Logger, w io.Writer) error {
 		wg.Go(func() { crdsync.MakeRoom(ctx, client, log) })
 	}
 	for said := ""; ; {
+		wait := r.keep
 		if err := r.once(ctx, client, w); err == nil {
 			said = ""
-		} else if ctx.Err() == nil && err.Error() != said {
+		} else if wait = min(wait, rbacRetry); ctx.Err() == nil && err.Error() != said {
 			said = err.Error()
 			log.Error("cannot keep etcd's users, will retry", "err", err)
 		}
 		select {
 		case <-ctx.Done():
 			return nil
-		case <-time.After(r.keep):
+		case <-time.After(wait):
 		}
 	}
 }
