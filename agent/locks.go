@@ -7,8 +7,6 @@ import (
 	"net/netip"
 	"time"
 
-	"golang.org/x/sync/errgroup"
-
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/plan"
@@ -82,40 +80,38 @@ func (a *agent) longest(ctx context.Context, r round, l ownership.Longest) error
 	return err
 }
 
-// claimAll takes locks that nobody has, many at a time: a gateway that dies may leave hundreds, and etcd writes
-// together what comes together.
+// claimAll takes locks that nobody has, once no other host answers for their IPs: a gateway that dies may leave
+// hundreds.
 func (a *agent) claimAll(ctx context.Context, r round, claims []ownership.Claim) error {
-	const atOnce = 32
-	var all errgroup.Group
-	all.SetLimit(atOnce)
-	ok, errs := make([]bool, len(claims)), make([]error, len(claims))
-	for i, c := range claims {
-		all.Go(func() error {
-			ok[i], errs[i] = a.claim(ctx, r, c)
-			return nil
-		})
-	}
-	_ = all.Wait() // errs has them all
+	var list []store.Want
+	var errs []error
 	claimed := map[netip.Addr]bool{}
-	for i, c := range claims {
-		claimed[c.IP] = ok[i]
+	took := func(ip netip.Addr, why egress.Reason, ok bool) {
+		if claimed[ip] = ok; ok && !a.claimed[ip] { // else the view has not seen it yet
+			a.history.trim(ip)
+			a.Log.Info("egress IP claimed", "egress_ip", ip, "egress", r.egressesOf(ip), "why", why)
+		}
+	}
+	for _, c := range claims {
+		w := store.Want{
+			Owner:  egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why},
+			Former: store.Former{Revision: c.Seen, Suspicion: c.Suspicion},
+		}
+		switch {
+		case c.Why == egress.ReasonStatic:
+			ok, err := a.Store.Claim(ctx, r.lease, w.Owner, w.Former)
+			errs = append(errs, err)
+			took(c.IP, c.Why, ok)
+		case a.probes.clear(c.Claim, r.now):
+			list = append(list, w)
+		}
+	}
+	ok, err := a.Store.ClaimAll(ctx, r.lease, list)
+	for i, w := range list {
+		took(w.Owner.IP, w.Owner.Why, ok[i])
 	}
 	a.claimed = claimed
-	return errors.Join(errs...)
-}
-
-// claim takes a lock that nobody has, once no other host answers for the IP.
-func (a *agent) claim(ctx context.Context, r round, c ownership.Claim) (ok bool, err error) {
-	if c.Why != egress.ReasonStatic && !a.probes.clear(c.Claim, r.now) {
-		return false, nil
-	}
-	o := egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why}
-	ok, err = a.Store.Claim(ctx, r.lease, o, store.Former{Revision: c.Seen, Suspicion: c.Suspicion})
-	if ok && !a.claimed[c.IP] { // else the view has not seen it yet
-		a.history.trim(c.IP)
-		a.Log.Info("egress IP claimed", "egress_ip", c.IP, "egress", r.egressesOf(c.IP), "why", c.Why)
-	}
-	return ok, err
+	return errors.Join(append(errs, err)...)
 }
 
 // handOver gives a lock to the target of a move.

@@ -81,10 +81,14 @@ func (c *Client) TrimHistory(ctx context.Context, ip netip.Addr) error {
 func (c *Client) history(ctx context.Context, ip netip.Addr, limit int64, opts ...clientv3.OpOption) (*clientv3.GetResponse, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	opts = append(opts, clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend), clientv3.WithLimit(limit))
-	resp, err := c.etcd.Get(ctx, c.key(HistoryPrefix+ip.String()+"/"), opts...)
+	resp, err := c.etcd.Get(ctx, c.key(HistoryPrefix+ip.String()+"/"), append(opts, newest(limit)...)...)
 	if err != nil {
 		return nil, fmt.Errorf("reading the history of %s: %w", ip, err)
 	}
 	return resp, nil
+}
+
+// newest are the options for the newest records below a prefix, the newest first.
+func newest(limit int64) []clientv3.OpOption {
+	return []clientv3.OpOption{clientv3.WithPrefix(), clientv3.WithSort(clientv3.SortByCreateRevision, clientv3.SortDescend), clientv3.WithLimit(limit)}
 }

@@ -3,11 +3,15 @@ package store
 import (
 	"cmp"
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+	"go.etcd.io/etcd/api/v3/mvccpb"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/sync/errgroup"
 
 	"github.com/egret-project/egret/egress"
 )
@@ -68,33 +72,22 @@ type Former struct {
 // the record has that owner in From. Else, if the suspicion against former's owner still stands, and nobody had a lock
 // of the IP in between, the record has the suspicion's revision.
 func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner, former Former) (bool, error) {
-	var still []clientv3.Cmp
-	if o.From, o.Suspicion = "", 0; former.Revision > 0 {
-		o.From, still = c.released(ctx, o.IP, former.Revision)
-		if s := former.Suspicion; o.From == "" && s.Revision > 0 {
-			o.Suspicion = s.Revision
-			last := clientv3.Compare(clientv3.CreateRevision(c.key(HistoryPrefix+o.IP.String()+"/")), "<", former.Revision+1)
-			// else its history is a new one
-			same := clientv3.Compare(clientv3.CreateRevision(c.key(AllocationKey(o.IP))), "<", former.Revision+1)
-			still = append(still, unchanged(c.key(SuspicionKey(s.Node)), s.Revision), last.WithPrefix(), same)
+	var last *mvccpb.KeyValue
+	if former.Revision > 0 {
+		// Else the claimer waits, as for an owner that is dead.
+		if resp, err := c.history(ctx, o.IP, 1); err == nil && len(resp.Kvs) > 0 {
+			last = resp.Kvs[0]
 		}
 	}
-	v, err := Encode(o)
+	take, err := c.takingOf(l, o, former, last)
 	if err != nil {
 		return false, err
 	}
-	h, err := c.putTenure(egress.Tenure{IP: o.IP, Node: o.Node, Why: o.Why})
-	if err != nil {
-		return false, err
+	ifs := take.ifs
+	if o.Why != egress.ReasonStatic {
+		ifs = append(ifs, absent(c.key(CordonKey(o.Node))))
 	}
-	key := c.key(OwnerKey(o.IP))
-	if o.Why != egress.ReasonStatic { // so that nothing comes to a node that was seen to be empty after its cordon
-		still = append(still, absent(c.key(CordonKey(o.Node))))
-	}
-	resp, err := c.txn(ctx,
-		append(still, absent(key)),
-		[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id)), h},
-		[]clientv3.Op{clientv3.OpGet(key)})
+	resp, err := c.txn(ctx, ifs, take.then, []clientv3.Op{clientv3.OpGet(c.key(OwnerKey(o.IP)))})
 	if err != nil {
 		return false, fmt.Errorf("claiming %s: %w", o.IP, l.known(err))
 	}
@@ -102,22 +95,132 @@ func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner, former For
 		return true, nil
 	}
 	kvs := resp.Responses[0].GetResponseRange().Kvs
-	if len(kvs) == 0 && o.Suspicion > 0 {
+	if len(kvs) == 0 && take.suspected {
 		former.Suspicion = egress.Suspicion{}
 		return c.Claim(ctx, l, o, former) // it does not stand any more, or there was another owner
 	}
 	return len(kvs) == 1 && kvs[0].Lease == l.ID(), nil
 }
 
+// Want is a lock that a node wants, which is no static IP's, and the last one of it that the node saw.
+type Want struct {
+	Owner  egress.Owner
+	Former Former
+}
+
+const (
+	// claimBatch is how many locks one transaction takes: each has up to four comparisons.
+	claimBatch = (maxTxnOps - 1) / 4
+	// claimsAtOnce is how many transactions are under way: etcd writes together what comes together.
+	claimsAtOnce = 32
+)
+
+// ClaimAll takes locks for the lease as Claim does each of them, all of one node, and returns for which it is true.
+// Many are taken in one transaction: a gateway that dies leaves hundreds, and each transaction is an event of its own
+// for all who watch the owners. Where something speaks against one of those, each is tried alone. The error is that of
+// all that could not be tried.
+func (c *Client) ClaimAll(ctx context.Context, l *Lease, list []Want) ([]bool, error) {
+	ok, errs := make([]bool, len(list)), make([]error, len(list))
+	inParallel := func(step int, do func(from, to int)) {
+		var all errgroup.Group
+		all.SetLimit(claimsAtOnce)
+		for from := 0; from < len(list); from += step {
+			all.Go(func() error { do(from, min(from+step, len(list))); return nil })
+		}
+		_ = all.Wait() // errs has them all
+	}
+	inParallel(claimBatch, func(from, to int) {
+		for i, done := from, to > from+1 && c.claimBatch(ctx, l, list[from:to]); i < to; i++ {
+			ok[i] = done
+		}
+	})
+	inParallel(1, func(i, _ int) {
+		if !ok[i] {
+			ok[i], errs[i] = c.Claim(ctx, l, list[i].Owner, list[i].Former)
+		}
+	})
+	return ok, errors.Join(errs...)
+}
+
+// claimBatch takes all the locks in one transaction. false: it took none, or that is not known.
+func (c *Client) claimBatch(ctx context.Context, l *Lease, list []Want) bool {
+	var gets []clientv3.Op
+	for _, w := range list {
+		if w.Former.Revision > 0 {
+			gets = append(gets, clientv3.OpGet(c.key(HistoryPrefix+w.Owner.IP.String()+"/"), newest(1)...))
+		}
+	}
+	var read []*pb.ResponseOp
+	if len(gets) > 0 {
+		resp, err := c.txn(ctx, nil, gets, nil)
+		if err != nil {
+			return false
+		}
+		read = resp.Responses
+	}
+	ifs := []clientv3.Cmp{absent(c.key(CordonKey(list[0].Owner.Node)))}
+	var then []clientv3.Op
+	for _, w := range list {
+		var last *mvccpb.KeyValue
+		if w.Former.Revision > 0 {
+			if kvs := read[0].GetResponseRange().Kvs; len(kvs) > 0 {
+				last = kvs[0]
+			}
+			read = read[1:]
+		}
+		take, err := c.takingOf(l, w.Owner, w.Former, last)
+		if err != nil {
+			return false
+		}
+		ifs, then = append(ifs, take.ifs...), append(then, take.then...)
+	}
+	resp, err := c.txn(ctx, ifs, then, nil)
+	return err == nil && resp.Succeeded
+}
+
+// taking is what takes a lock, but that the node is not cordoned, so that nothing comes to one that was seen to be
+// empty after its cordon.
+type taking struct {
+	ifs       []clientv3.Cmp
+	then      []clientv3.Op
+	suspected bool // the record names the suspicion
+}
+
+// takingOf returns what takes the lock of an egress IP; last is the newest record of its history, nil where that is
+// not known, or there is none.
+func (c *Client) takingOf(l *Lease, o egress.Owner, former Former, last *mvccpb.KeyValue) (taking, error) {
+	var out taking
+	if o.From, o.Suspicion = "", 0; former.Revision > 0 {
+		o.From, out.ifs = c.released(last, o.IP, former.Revision)
+		if s := former.Suspicion; o.From == "" && s.Revision > 0 {
+			o.Suspicion, out.suspected = s.Revision, true
+			none := clientv3.Compare(clientv3.CreateRevision(c.key(HistoryPrefix+o.IP.String()+"/")), "<", former.Revision+1)
+			// Else its history is a new one.
+			same := clientv3.Compare(clientv3.CreateRevision(c.key(AllocationKey(o.IP))), "<", former.Revision+1)
+			out.ifs = append(out.ifs, unchanged(c.key(SuspicionKey(s.Node)), s.Revision), none.WithPrefix(), same)
+		}
+	}
+	v, err := Encode(o)
+	if err != nil {
+		return out, err
+	}
+	h, err := c.putTenure(egress.Tenure{IP: o.IP, Node: o.Node, Why: o.Why})
+	if err != nil {
+		return out, err
+	}
+	key := c.key(OwnerKey(o.IP))
+	out.ifs = append(out.ifs, absent(key))
+	out.then = []clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id)), h}
+	return out, nil
+}
+
 // released returns the node that gave the IP up after the lock of revision seen, if the lock did not change otherwise
 // since, and conditions that fail once it does. It compares revisions, since the history of an etcd that was restored
-// lacks later owners.
-func (c *Client) released(ctx context.Context, ip netip.Addr, seen int64) (from string, still []clientv3.Cmp) {
-	resp, err := c.history(ctx, ip, 1)
-	if err != nil || len(resp.Kvs) == 0 {
-		return "", nil // the claimer waits, as for an owner that is dead
+// lacks later owners. last is the newest record of the history, or nil.
+func (c *Client) released(last *mvccpb.KeyValue, ip netip.Addr, seen int64) (from string, still []clientv3.Cmp) {
+	if last == nil {
+		return "", nil
 	}
-	last := resp.Kvs[0]
 	t, err := Decode[egress.Tenure](recordOf(last))
 	if err != nil || t.Node != "" || t.Why != egress.ReasonRelease || last.CreateRevision <= seen {
 		return "", nil
