@@ -31,6 +31,7 @@ type kernel struct {
 	metrics   *metrics
 
 	read       reading
+	differ     nft.Differ // of the goroutine of loop
 	programmed programmed
 
 	announced map[netip.Addr]string // as of the last program that was complete
@@ -101,7 +102,7 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 			return false, in("routes", err)
 		}
 	}
-	rules := k.diffTables(tables, d.NFT, links, routes)
+	rules := k.differ.Diff(tables, k.tablesState(d.NFT, links, routes))
 
 	arrive := func(part routing.Changes) { errs = append(errs, in("routes", k.applyRoutes(part))) }
 	// Where the tables are not whole, as after a boot, they come before the overlay is up: what it brings would pass
@@ -135,12 +136,12 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 	return true, errors.Join(errs...)
 }
 
-// diffTables returns what makes the tables hold want, beside what links and routes hold: the guard follows the address.
-// It goes when the address was seen to be gone, and what makes it local.
-func (k *kernel) diffTables(have nft.Observed, want nft.State, links vlan.Observed, routes routing.Observed) nft.Changes {
+// tablesState returns what the tables hold, beside what links and routes hold: the guard follows the address. It goes
+// when the address was seen to be gone, and what makes it local.
+func (k *kernel) tablesState(want nft.State, links vlan.Observed, routes routing.Observed) nft.State {
 	want.AddressGuard = slices.Concat(want.AddressGuard, links.Addresses(), routes.Locals())
 	want.Renewal = k.permits.renewal
-	return nft.Diff(have, want)
+	return want
 }
 
 // countResets counts how often somebody else set rp_filter of a VLAN link, and says so. loosened are those that are not

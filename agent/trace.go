@@ -70,7 +70,7 @@ func (k *kernel) compare(d plan.Desired) ([]string, error) {
 	if err := errors.Join(in("addresses", err1), in("routes", err2), in("nftables", err3)); err != nil {
 		return nil, err
 	}
-	rules := k.diffTables(tables, d.NFT, links, routes)
+	rules := nft.Diff(tables, k.tablesState(d.NFT, links, routes))
 	lines := slices.Clone(rules.Repairs)
 	for _, changes := range []string{vlan.Diff(links, d.VLAN).String(), routing.Diff(routes, d.Routing).String(), rules.String()} {
 		for line := range strings.Lines(changes) {

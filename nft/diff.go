@@ -4,6 +4,7 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"reflect"
 	"slices"
 	"strings"
 )
@@ -43,9 +44,16 @@ func (c Changes) String() string {
 }
 
 // Diff returns what makes a kernel that was observed as have equal to want. Equal arguments give equal Changes.
-func Diff(have Observed, want State) Changes {
+func Diff(have Observed, want State) Changes { return new(Differ).Diff(have, want) }
+
+// Differ is for who calls Diff again and again: it remembers how what thousands of nodes and egress IPs have in a
+// State is written for the kernel. Its results are those of Diff. The zero Differ is ready; it is for one goroutine.
+type Differ struct{ memo memo }
+
+// Diff is as the function Diff.
+func (d *Differ) Diff(have Observed, want State) Changes {
 	c := Changes{of: have.serial}
-	all := want.elements()
+	all := want.elements(&d.memo)
 	var after []map[string]elements
 	whole := true // no table is made anew, or in part
 	for i, t := range tables(want) {
@@ -56,7 +64,8 @@ func Diff(have Observed, want State) Changes {
 		}
 		was := old.elements
 		old, t = c.own(old, t, have.socket)
-		if c.Repairs = append(c.Repairs, t.damage(old)...); len(t.damage(old)) > 0 {
+		if damage := t.damage(old); len(damage) > 0 {
+			c.Repairs = append(c.Repairs, damage...)
 			c.ops = append(c.ops, t.rebuild(old)...)
 		}
 		whole = whole && len(c.tables)+len(c.ops) == before
@@ -186,6 +195,9 @@ const batch = 500
 // change returns what turns the elements of a set from old into wanted. The kernel refuses another value for a key that
 // is there: such an element is deleted and added, in one transaction.
 func (t table) change(s set, old, wanted elements) []op {
+	if reflect.ValueOf(old).UnsafePointer() == reflect.ValueOf(wanted).UnsafePointer() {
+		return nil // they are one map: what was written last, and is remembered
+	}
 	var gone, come []string
 	for k, was := range old {
 		if v, ok := wanted[k]; !ok || v != was {

@@ -110,15 +110,46 @@ type Carrier struct {
 // the last address of a range.
 type elements map[string]string
 
-// elements returns the contents of all sets that a State fills, by the name of the set.
-func (s State) elements() map[string]elements {
-	all := map[string]elements{}
-	put := func(set, key, value string) {
-		if all[set] == nil {
-			all[set] = elements{}
-		}
-		all[set][key] = value
+// contents are the elements of sets, by the name of the set.
+type contents map[string]elements
+
+func (c contents) put(set, key, value string) {
+	if c[set] == nil {
+		c[set] = elements{}
 	}
+	c[set][key] = value
+}
+
+// putAddresses puts addresses into the set of their family.
+func (c contents) putAddresses(set string, ips []netip.Addr) {
+	for _, ip := range ips {
+		if f, ip, ok := familyOf(ip); ok {
+			c.put(set+f.digit, key(ip), "")
+		}
+	}
+}
+
+// elements returns the contents of all sets that a State fills. Those that have something for each node, or egress IP,
+// of the cluster, are made by m. What it returns is not to be changed.
+func (s State) elements(m *memo) contents {
+	all := contents{}
+	put := all.put
+	for _, part := range []contents{
+		m.sources.of(s.Sources, slices.Equal, slices.Clone, func(c contents, ips []netip.Addr) { c.putAddresses("source", ips) }),
+		m.pooled.of(s.Pooled, slices.Equal, slices.Clone, func(c contents, ips []netip.Addr) { c.putAddresses("pooled", ips) }),
+		m.nodes.of(append(s.Nodes[:len(s.Nodes):len(s.Nodes)], s.Self), slices.Equal, slices.Clone, putNodes),
+		m.peers.of(s.Peers, maps.Equal, maps.Clone, func(c contents, peers map[int]netip.Addr) {
+			for index, node := range peers {
+				c.put("node", markKey(egress.PeerMark(index)), string(egress.OverlayMAC(node)))
+			}
+		}),
+		m.except.of(s.Except, slices.Equal, slices.Clone, func(c contents, list []netip.Prefix) { c.putRanges("except", list) }),
+	} {
+		maps.Copy(all, part) // no two of them have one set
+	}
+	all.putRanges("podcidr", s.PodCIDRs)
+	all.putAddresses("egressip", s.AddressGuard)
+	all.putAddresses("known", s.Unselected)
 	for ip, id := range s.Pods {
 		if f, ip, ok := familyOf(ip); ok {
 			put("pod"+f.digit, key(ip), markKey(id.ConnMark()))
@@ -146,26 +177,12 @@ func (s State) elements() map[string]elements {
 			}
 		}
 	}
-	for set, ips := range map[string][]netip.Addr{
-		"egressip": s.AddressGuard, "node": append(s.Nodes[:len(s.Nodes):len(s.Nodes)], s.Self), "known": s.Unselected, "source": s.Sources, "pooled": s.Pooled,
-	} {
-		for _, ip := range ips {
-			if f, ip, ok := familyOf(ip); ok {
-				put(set+f.digit, key(ip), "")
-			}
-		}
-	}
 	macs := map[netip.Addr]string{}
 	mac := func(node netip.Addr) string {
 		if _, ok := macs[node]; !ok {
 			macs[node] = pad(string(egress.OverlayMAC(node)))
 		}
 		return macs[node]
-	}
-	for _, node := range s.Nodes {
-		if f, node, ok := familyOf(node); ok {
-			put("peer"+f.digit, key(node)+mac(node), "")
-		}
 	}
 	for _, from := range s.Senders {
 		if f, source, ok := familyOf(from.Source); ok {
@@ -193,9 +210,6 @@ func (s State) elements() map[string]elements {
 			put("origin"+f.digit, mac(p.Node)+at, "")
 		}
 	}
-	for index, node := range s.Peers {
-		put("node", markKey(egress.PeerMark(index)), string(egress.OverlayMAC(node)))
-	}
 	for link, c := range s.Carriers {
 		for _, ip := range c.IPs {
 			if ip = ip.Unmap(); ip.Is4() {
@@ -203,13 +217,49 @@ func (s State) elements() map[string]elements {
 			}
 		}
 	}
-	for set, prefixes := range map[string][]netip.Prefix{"except": s.Except, "podcidr": s.PodCIDRs} {
-		for _, r := range merge(prefixes) {
-			f, _, _ := familyOf(r.first)
-			put(set+f.digit, key(r.first), key(r.last))
+	return all
+}
+
+// putNodes puts the overlay endpoints of the other nodes, and the last one, which is that of this node, into their
+// sets.
+func putNodes(c contents, nodes []netip.Addr) {
+	c.putAddresses("node", nodes)
+	for _, node := range nodes[:len(nodes)-1] {
+		if f, node, ok := familyOf(node); ok {
+			c.put("peer"+f.digit, key(node)+pad(string(egress.OverlayMAC(node))), "")
 		}
 	}
-	return all
+}
+
+// putRanges puts the addresses of prefixes into the set of their family, as the fewest ranges.
+func (c contents) putRanges(set string, prefixes []netip.Prefix) {
+	for _, r := range merge(prefixes) {
+		f, _, _ := familyOf(r.first)
+		c.put(set+f.digit, key(r.first), key(r.last))
+	}
+}
+
+// memo has what State.elements made last of what a cluster has thousands of, and which hardly ever changes. The zero
+// memo is ready.
+type memo struct {
+	sources, pooled, nodes made[[]netip.Addr]
+	peers                  made[map[int]netip.Addr]
+	except                 made[[]netip.Prefix]
+}
+
+// made is the contents that were made of something.
+type made[T any] struct {
+	from T
+	is   contents
+}
+
+// of returns the contents of something: those that there are, if it is equal to what they were made of.
+func (m *made[T]) of(from T, equal func(a, b T) bool, clone func(T) T, fill func(contents, T)) contents {
+	if m.is == nil || !equal(m.from, from) {
+		m.from, m.is = clone(from), contents{} // whose it is may change it
+		fill(m.is, from)
+	}
+	return m.is
 }
 
 // key returns an address in network byte order.
