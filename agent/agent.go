@@ -103,6 +103,7 @@ type agent struct {
 
 	// What follows belongs to the goroutine of loop.
 	cluster *plan.Cluster // of the last reconcile
+	others  others
 	scope   scope
 	claimed map[netip.Addr]bool // claimed by the last reconcile, and not seen yet
 	moves   moves

@@ -15,6 +15,7 @@ import (
 	"github.com/egret-project/egret/gossip"
 	"github.com/egret-project/egret/monitor"
 	"github.com/egret-project/egret/nft"
+	"github.com/egret-project/egret/plan"
 )
 
 // Bounds of durations in seconds: a planned move takes hundredths, a take-over half a second and a permit, and etcd a
@@ -41,7 +42,7 @@ var (
 	metricLost = monitor.Metric{Name: "egret_leases_lost_total", Type: monitor.Counter,
 		Help: "How often etcd dropped this agent's own lease: all its egress IPs went then."}
 	metricMargin = monitor.Metric{Name: "egret_permit_margin_seconds", Type: monitor.Histogram, Buckets: marginBuckets,
-		Help: "What was left of the node's permits when they were renewed. At 0 the node falls silent. Renewals are every quarter of --permit."}
+		Help: "What was left of the node's permits when they were renewed. At 0 the node falls silent. With the gossip they are renewed at every other of etcd's answers, two fifths of --permit apart."}
 	metricRenewals = monitor.Metric{Name: "egret_permit_renewals_total", Type: monitor.Counter, Labels: []string{"how"},
 		Help: "Renewals of permits: frames, without a commit; commit, by a transaction of nftables, which makes others read the ruleset anew; failed."}
 	metricQuestion = monitor.Metric{Name: "egret_etcd_question_duration_seconds", Type: monitor.Histogram, Buckets: shortBuckets,
@@ -126,6 +127,7 @@ type metrics struct {
 	begun map[netip.Addr]time.Time // since when an IP has no living owner, or is to come here
 	last  map[netip.Addr]string    // the living owner that an IP had last, elsewhere
 	taken map[netip.Addr]egress.Owner
+	seen  seen
 	wrote bool      // to the kernel, in this reconcile
 	since time.Time // when the oldest change came that the kernel does not have yet
 }
@@ -170,7 +172,10 @@ func (m *metrics) arrivals(r *round, node string, dead func(string) bool) {
 		return
 	}
 	if r.Partial { // this node takes over nothing
-		m.begun, m.last = map[netip.Addr]time.Time{}, map[netip.Addr]string{}
+		m.begun, m.last, m.seen = map[netip.Addr]time.Time{}, map[netip.Addr]string{}, seen{}
+		return
+	}
+	if m.seen.still(r.Snapshot, dead) {
 		return
 	}
 	died, begun := map[string]bool{}, map[netip.Addr]time.Time{}
@@ -201,12 +206,33 @@ func (m *metrics) arrivals(r *round, node string, dead func(string) bool) {
 			}
 		}
 	}
-	m.begun = begun
+	m.begun, m.seen = begun, seen{r.Egresses, r.Owners, r.Moves, died}
 	maps.DeleteFunc(m.last, func(ip netip.Addr, _ string) bool {
 		_, owned := r.Owners[ip]
 		_, begun := begun[ip]
 		return !owned && !begun
 	})
+}
+
+// seen is what arrivals followed from.
+type seen struct {
+	egresses map[string]egress.Policy
+	owners   map[netip.Addr]egress.Owner
+	moves    map[netip.Addr]egress.Move
+	died     map[string]bool // of the owners, who was dead; nil: nothing was seen
+}
+
+// still reports whether nothing of that has changed.
+func (w seen) still(s *egress.Snapshot, dead func(string) bool) bool {
+	if w.died == nil || !plan.Same(s.Egresses, w.egresses) || !plan.Same(s.Owners, w.owners) || !plan.Same(s.Moves, w.moves) {
+		return false
+	}
+	for node, died := range w.died {
+		if dead(node) != died {
+			return false
+		}
+	}
+	return true
 }
 
 // takes notes that this node is about to use an IP. What it used before this agent began has no beginning.

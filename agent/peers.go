@@ -9,30 +9,43 @@ import (
 	"time"
 
 	"github.com/egret-project/egret/egress"
-	"github.com/egret-project/egret/gossip"
 	"github.com/egret-project/egret/ownership"
+	"github.com/egret-project/egret/plan"
 )
+
+// others are the addresses of the other agents of a snapshot.
+type others struct {
+	agents    map[string]egress.Agent // of the snapshot
+	addresses map[string]netip.Addr
+}
 
 // updatePeers gives the gossip the other agents, and returns who is dead by it.
 func (a *agent) updatePeers(r round) (dead func(node string) bool) {
-	gone, peers := map[string]bool{}, map[string]netip.Addr{}
-	dead = func(node string) bool { return gone[node] }
 	if a.gossip == nil {
-		return dead
+		return func(string) bool { return false }
 	}
-	for name, record := range r.Agents {
-		if name != a.Node {
-			peers[name], gone[name] = record.Address, a.gossip.State(name) == gossip.Dead
+	if a.others.addresses == nil || !plan.Same(r.Agents, a.others.agents) {
+		a.others = others{r.Agents, make(map[string]netip.Addr, len(r.Agents))}
+		for name, record := range r.Agents {
+			if name != a.Node {
+				a.others.addresses[name] = record.Address
+			}
 		}
 	}
-	a.gossip.Set(r.facts.Underlay, peers, func(yield func(string, netip.Addr) bool) { // in another order each time
+	gone := a.gossip.Dead()
+	// In another order each time.
+	a.gossip.Set(r.facts.Underlay, a.others.addresses, func(yield func(string, netip.Addr) bool) {
 		for name, n := range r.Nodes {
 			if len(n.Addresses) > 0 && !yield(name, n.Addresses[0]) {
 				return
 			}
 		}
 	})
-	return dead
+	addresses := a.others.addresses
+	return func(node string) bool {
+		_, known := addresses[node]
+		return known && gone[node]
+	}
 }
 
 // receive takes in a peer's word.

@@ -35,7 +35,11 @@ type probes struct {
 
 	mu    sync.Mutex // guards what follows
 	found map[netip.Addr]finding
+	open  []netip.Addr          // those of found that had no owner when it was made
 	ask   map[netip.Addr]string // what is to be found out, with the link
+	// What found was made of.
+	egresses map[string]egress.Policy
+	owners   map[netip.Addr]egress.Owner
 }
 
 // finding is what is known of an allocation.
@@ -59,8 +63,23 @@ func newProbes(p *probes) *probes {
 func (p *probes) follow(s *egress.Snapshot, now time.Time) (taken map[netip.Addr]bool, next time.Time) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	found := map[netip.Addr]finding{}
+	if !plan.Same(s.Egresses, p.egresses) || !plan.Same(s.Owners, p.owners) {
+		p.take(s)
+	}
 	taken = map[netip.Addr]bool{}
+	for _, ip := range p.open {
+		if f := p.found[ip]; now.Before(f.again) {
+			next = earlier(next, f.again)
+			taken[ip] = f.taken != announce.Conflict{}
+		}
+	}
+	return taken, next
+}
+
+// take makes found that of a snapshot. The caller holds mu.
+func (p *probes) take(s *egress.Snapshot) {
+	found := make(map[netip.Addr]finding, len(p.found))
+	p.egresses, p.owners, p.open = s.Egresses, s.Owners, nil
 	for _, e := range s.Egresses {
 		for _, a := range e.Addresses {
 			f := p.found[a.IP]
@@ -69,17 +88,14 @@ func (p *probes) follow(s *egress.Snapshot, now time.Time) (taken map[netip.Addr
 			}
 			if _, owned := s.Owners[a.IP]; owned {
 				f = finding{id: a.ID, used: true}
-			}
-			if now.Before(f.again) {
-				next = earlier(next, f.again)
-				taken[a.IP] = f.taken != announce.Conflict{}
+			} else {
+				p.open = append(p.open, a.IP)
 			}
 			found[a.IP] = f
 		}
 	}
 	p.found = found
 	maps.DeleteFunc(p.ask, func(ip netip.Addr, _ string) bool { _, there := found[ip]; return !there })
-	return taken, next
 }
 
 // clear reports whether the IP may be claimed. When that is not known yet, it is found out, and the loop is woken then.
@@ -102,8 +118,8 @@ func (p *probes) clear(c plan.Claim, now time.Time) bool {
 func (p *probes) asking(now time.Time) (ips []netip.Addr) {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	for ip, f := range p.found {
-		if !f.used && (p.ask[ip] != "" || !f.again.IsZero() || now.Before(f.until)) {
+	for _, ip := range p.open {
+		if f := p.found[ip]; !f.used && (p.ask[ip] != "" || !f.again.IsZero() || now.Before(f.until)) {
 			ips = append(ips, ip)
 		}
 	}
@@ -115,8 +131,8 @@ func (p *probes) conflicts() map[netip.Addr]announce.Conflict {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	out := map[netip.Addr]announce.Conflict{}
-	for ip, f := range p.found {
-		if f.taken != (announce.Conflict{}) {
+	for _, ip := range p.open {
+		if f := p.found[ip]; f.taken != (announce.Conflict{}) {
 			out[ip] = f.taken
 		}
 	}

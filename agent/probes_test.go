@@ -74,9 +74,7 @@ func TestOnlyTheFirstClaimOfAnAllocationWaitsForAProbe(t *testing.T) {
 					Owners:   map[netip.Addr]egress.Owner{},
 				}
 				if tt.owned {
-					s.Owners[ip] = egress.Owner{IP: ip, Node: "node-2"}
-					p.follow(s, time.Now())
-					delete(s.Owners, ip)
+					p.follow(&egress.Snapshot{Egresses: s.Egresses, Owners: map[netip.Addr]egress.Owner{ip: {IP: ip, Node: "node-2"}}}, time.Now())
 				}
 				c := plan.Claim{IP: ip, Link: "eth0"}
 				reported := false
@@ -110,8 +108,8 @@ func TestOnlyTheFirstClaimOfAnAllocationWaitsForAProbe(t *testing.T) {
 					t.Errorf("at the end: conflicts %v", c)
 				}
 				// Another allocation of the address begins anew.
-				s.Egresses["e"] = egress.Policy{Addresses: []egress.Address{{IP: ip, ID: 8, Pool: "p"}}}
-				p.follow(s, time.Now())
+				anew := map[string]egress.Policy{"e": {Addresses: []egress.Address{{IP: ip, ID: 8, Pool: "p"}}}}
+				p.follow(&egress.Snapshot{Egresses: anew, Owners: s.Owners}, time.Now())
 				if p.clear(c, time.Now()) {
 					t.Error("another allocation: claimed at once")
 				}

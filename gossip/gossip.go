@@ -10,6 +10,8 @@ import (
 	"log/slog"
 	"maps"
 	"net/netip"
+	"reflect"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -81,19 +83,20 @@ func New(cfg Config) *Gossip {
 }
 
 // Set gives the node's own address, which is bound once, and the addresses of the peers by node. Members may also run
-// on other nodes, as when they have lost etcd and their leases: nodes has the addresses of all nodes, and after a start
-// some of them are joined, in its order, in ten attempts. Set never blocks.
+// on other nodes, as when they have lost etcd and their leases: nodes has the addresses of all nodes, and after a
+// start some of them are joined, in its order, in ten attempts. Set never blocks. peers is not to be changed
+// afterwards; the same map again costs nothing.
 func (g *Gossip) Set(self netip.Addr, peers map[string]netip.Addr, nodes iter.Seq2[string, netip.Addr]) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.nodes = nodes
-	if g.self.IsValid() && maps.Equal(peers, g.peers) {
+	if same := reflect.ValueOf(peers).UnsafePointer() == reflect.ValueOf(g.peers).UnsafePointer(); g.self.IsValid() && (same || maps.Equal(peers, g.peers)) {
 		return
 	}
 	if !g.self.IsValid() {
 		g.self = self
 	}
-	g.peers = maps.Clone(peers)
+	g.peers = peers
 	select {
 	case g.peersSet <- struct{}{}:
 	default:
@@ -108,13 +111,19 @@ func (g *Gossip) State(node string) State {
 }
 
 // Alive returns the other members that are.
-func (g *Gossip) Alive() []string {
+func (g *Gossip) Alive() []string { return slices.Collect(maps.Keys(g.are(Alive))) }
+
+// Dead returns the members that are.
+func (g *Gossip) Dead() map[string]bool { return g.are(Dead) }
+
+// are returns the other members of a state.
+func (g *Gossip) are(s State) map[string]bool {
 	g.mu.Lock()
 	defer g.mu.Unlock()
-	var out []string
+	out := map[string]bool{}
 	for name, m := range g.known {
-		if m.state == Alive {
-			out = append(out, name)
+		if m.state == s {
+			out[name] = true
 		}
 	}
 	return out

@@ -291,8 +291,9 @@ func (m *Machine) releaseAll() []Effect {
 		return nil
 	}
 	var out []Effect
-	for _, ip := range slices.SortedFunc(maps.Keys(m.round.cluster.Owners), netip.Addr.Compare) {
-		if o := m.round.cluster.Owners[ip]; m.owns(o) {
+	held := m.round.cluster.Held(m.cfg.Node)
+	for _, ip := range slices.SortedFunc(maps.Keys(held), netip.Addr.Compare) {
+		if o := held[ip]; m.owns(o) {
 			out = append(out, m.release(o))
 		}
 	}

@@ -15,6 +15,7 @@ type peers struct {
 	dead   func(node string) bool
 	living map[string]egress.Agent // plan.Living of the round
 	known  map[string]time.Time    // since when a lease is seen
+	of     map[string]egress.Agent // those whose leases known has
 	since  map[string]time.Time    // since when the agent of a lease is seen to be dead
 
 	suspicions map[string]suspicion // the last one against the agent of each node
@@ -52,20 +53,28 @@ const joinGrace = 2 * time.Second
 // see takes in who is dead.
 func (p *peers) see(now *round, node string, dead func(string) bool) {
 	s := now.cluster.Snapshot
-	for _, a := range s.Agents {
+	if !plan.Same(s.Agents, p.of) {
+		p.meet(s.Agents, now.now)
+	}
+	p.dead, p.living = dead, plan.Living(s, node, dead)
+	p.suspect(now)
+}
+
+// meet takes in the agents of a snapshot.
+func (p *peers) meet(agents map[string]egress.Agent, now time.Time) {
+	p.of = agents
+	for _, a := range agents {
 		if p.known[a.Lease].IsZero() {
-			p.known[a.Lease] = now.now
+			p.known[a.Lease] = now
 		}
 	}
-	if len(p.known) > len(s.Agents) { // some are former ones
+	if len(p.known) > len(agents) { // some are former ones
 		there := map[string]bool{}
-		for _, a := range s.Agents {
+		for _, a := range agents {
 			there[a.Lease] = true
 		}
 		maps.DeleteFunc(p.known, func(lease string, _ time.Time) bool { return !there[lease] })
 	}
-	p.dead, p.living = dead, plan.Living(s, node, dead)
-	p.suspect(now)
 }
 
 // suspect takes in the suspicions that etcd has.
@@ -193,8 +202,8 @@ func (m *Machine) answerTime(a egress.Agent) time.Duration {
 func (m *Machine) endFormer() []Effect {
 	var out []Effect
 	former := map[int64]bool{}
-	for _, o := range m.round.cluster.Owners {
-		if o.Node == m.cfg.Node && !m.owns(o) {
+	for _, o := range m.round.cluster.Held(m.cfg.Node) {
+		if !m.owns(o) {
 			former[o.Lease] = true
 		}
 	}

@@ -83,7 +83,7 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		bound = later(bound, joined.Add(joinGrace+longest))
 	}
 	waits, inUse := map[lock]time.Time{}, map[lock]bool{}
-	for ip, o := range p.cluster.Owners {
+	for ip, o := range p.cluster.Held(m.cfg.Node) {
 		if !m.owns(o) {
 			continue
 		}

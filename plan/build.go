@@ -73,7 +73,7 @@ func Build(c *Cluster, f Facts, roles map[netip.Addr]Role) Desired {
 	}
 	keep := blind(s, "")
 	d.NFT.Keep, d.Routing.Keep, d.VLAN.Keep = keep, keep, keep
-	buildOverlay(&d, s, f)
+	buildOverlay(&d, c, f)
 	exits := exits{s, f, subnetMarks(s)}
 	buildPods(&d, s, f, roles, exits)
 	buildHosted(&d, c, f, roles, exits)
@@ -82,41 +82,66 @@ func Build(c *Cluster, f Facts, roles map[netip.Addr]Role) Desired {
 
 // buildOverlay adds what depends on the nodes alone: the overlay, its peers, and the destinations that are never
 // SNATed.
-func buildOverlay(d *Desired, s *egress.Snapshot, f Facts) {
+func buildOverlay(d *Desired, c *Cluster, f Facts) {
 	overhead := egress.OverlayOverhead(f.Underlay)
 	d.Routing.Overlay = routing.Overlay{Local: f.Underlay, MTU: f.Uplink.MTU - overhead}
 	d.NFT.Self, d.NFT.OverlayMTU, d.NFT.RandomPorts = f.Underlay, f.Uplink.MTU-overhead, f.RandomPorts
 	if f.AnswersARP && f.Uplink.MAC != [6]byte{} { // with or without IPs, so that the rules stay when these come and go
 		d.NFT.Carriers = map[string]nft.Carrier{f.Uplink.Name: {MAC: f.Uplink.MAC}}
 	}
-	d.NFT.Peers = map[int]netip.Addr{}
 	for _, p := range f.Uplink.Prefixes {
 		other := func(a netip.Addr) bool { return a.Is4() == p.Addr().Is4() }
 		if p.Addr().IsGlobalUnicast() && !slices.ContainsFunc(d.Routing.Sources, other) {
 			d.Routing.Sources = append(d.Routing.Sources, p.Addr())
 		}
 	}
-	d.NFT.Except = slices.Concat(f.Except, f.Cluster)
+	if c.around == nil || !c.around.of(f) {
+		c.around = newAround(c.Snapshot, f)
+	}
+	d.NFT.Except, d.NFT.Nodes, d.NFT.Peers, d.Routing.Peers = c.around.except, c.around.nodes, c.around.indexes, c.around.peers
+}
+
+// around is what the kernel of a node has of the other nodes, and of the ranges of pods and Services. It is not
+// changed: all plans share it until one of these changes, and what is compared with what was there before is then the
+// same slice, or map.
+type around struct {
+	facts   Facts // what is used of them
+	except  []netip.Prefix
+	nodes   []netip.Addr
+	indexes map[int]netip.Addr
+	peers   []routing.Peer
+}
+
+// of reports whether it is that of a node with these facts.
+func (a *around) of(f Facts) bool {
+	return a.facts.Node == f.Node && a.facts.Underlay == f.Underlay && slices.Equal(a.facts.Except, f.Except) && slices.Equal(a.facts.Cluster, f.Cluster)
+}
+
+func newAround(s *egress.Snapshot, f Facts) *around {
+	a := &around{facts: Facts{Node: f.Node, Underlay: f.Underlay, Except: slices.Clone(f.Except), Cluster: slices.Clone(f.Cluster)}, indexes: map[int]netip.Addr{}}
+	a.except = slices.Concat(f.Except, f.Cluster)
 	for _, name := range slices.Sorted(maps.Keys(s.Pods)) {
-		d.NFT.Except = append(d.NFT.Except, s.Pods[name].CIDRs...)
+		a.except = append(a.except, s.Pods[name].CIDRs...)
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Services)) {
-		d.NFT.Except = append(d.NFT.Except, s.Services[name].CIDRs...)
+		a.except = append(a.except, s.Services[name].CIDRs...)
 	}
 	for _, name := range slices.Sorted(maps.Keys(s.Nodes)) {
 		n := s.Nodes[name]
-		d.NFT.Except = append(d.NFT.Except, n.PodCIDRs...)
-		for _, a := range n.Addresses {
-			d.NFT.Except = append(d.NFT.Except, netip.PrefixFrom(a, a.BitLen()))
+		a.except = append(a.except, n.PodCIDRs...)
+		for _, addr := range n.Addresses {
+			a.except = append(a.except, netip.PrefixFrom(addr, addr.BitLen()))
 		}
-		if a, ok := n.Primary(f.Underlay); ok && name != f.Node {
-			d.NFT.Nodes = append(d.NFT.Nodes, a)
-			d.Routing.Peers = append(d.Routing.Peers, routing.Peer{Node: name, Underlay: a})
+		if addr, ok := n.Primary(f.Underlay); ok && name != f.Node {
+			a.nodes = append(a.nodes, addr)
+			a.peers = append(a.peers, routing.Peer{Node: name, Underlay: addr})
 			if n.Index > 0 {
-				d.NFT.Peers[n.Index] = a
+				a.indexes[n.Index] = addr
 			}
 		}
 	}
+	a.except, a.nodes, a.peers = slices.Clip(a.except), slices.Clip(a.nodes), slices.Clip(a.peers)
+	return a
 }
 
 // Unknown returns the nodes of which neither pod CIDRs nor the addresses of their pods are known, sorted. They are as
@@ -212,11 +237,9 @@ func addressFor(p egress.Policy, pod netip.Addr) egress.Address {
 func buildHosted(d *Desired, c *Cluster, f Facts, roles map[netip.Addr]Role, exits exits) {
 	d.Routing.Addresses = map[netip.Addr]string{}
 	s := c.Snapshot
+	d.NFT.Sources, d.NFT.Pooled = c.allSources()
 	for _, t := range c.targets {
 		role := roles[t.IP]
-		if d.NFT.Sources = append(d.NFT.Sources, t.IP); t.Pool != "" {
-			d.NFT.Pooled = append(d.NFT.Pooled, t.IP)
-		}
 		switch {
 		case role == Ask && exits.vlan(t.Pool):
 			exits.prepare(d, t.Address)

@@ -23,10 +23,8 @@ func (c *Cluster) Bystander(f Facts) bool {
 			return false
 		}
 	}
-	for _, o := range s.Owners {
-		if o.Node == f.Node {
-			return false
-		}
+	if len(c.Held(f.Node)) > 0 {
+		return false
 	}
 	for _, m := range s.Moves {
 		if m.To == f.Node {

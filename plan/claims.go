@@ -62,18 +62,17 @@ func (c *Cluster) Claims(f Facts) []Claim {
 	}
 	var out []Claim
 	ranked := c.rank()
-	for _, t := range c.targets {
-		if len(ranked) == 0 {
-			break
-		}
+	for _, t := range c.free() {
 		if i := slices.Index(ranked[t.IP], f.Node); i >= 0 && f.serves(s.Pools[t.Pool], t.IP) && !f.Taken[t.IP] {
 			out = append(out, Claim{IP: t.IP, Why: egress.ReasonClaim, Rank: i, Link: f.link(s.Pools[t.Pool], t.IP)})
 		}
 	}
-	slices.SortStableFunc(out, func(a, b Claim) int { return cmp.Compare(a.Rank, b.Rank) })
-	out = out[:min(len(out), c.FreeCapacity(f.Node))]
-	for _, t := range c.targets {
-		if _, owned := s.Owners[t.IP]; !owned && t.Pool == "" && f.Local[t.IP] {
+	if len(out) > 0 {
+		slices.SortStableFunc(out, func(a, b Claim) int { return cmp.Compare(a.Rank, b.Rank) })
+		out = out[:min(len(out), c.FreeCapacity(f.Node))]
+	}
+	for _, t := range c.free() {
+		if t.Pool == "" && f.Local[t.IP] {
 			out = append(out, Claim{IP: t.IP, Why: egress.ReasonStatic})
 		}
 	}
@@ -89,7 +88,7 @@ func (c *Cluster) Claims(f Facts) []Claim {
 // egress, the second goes where the first is, or is to go, and the first where the second is already.
 func (c *Cluster) rank() map[netip.Addr][]string {
 	s := c.Snapshot
-	if !slices.ContainsFunc(c.targets, func(t target) bool { _, owned := s.Owners[t.IP]; return !owned && t.Pool != "" }) {
+	if !slices.ContainsFunc(c.free(), func(t target) bool { return t.Pool != "" }) {
 		return nil
 	}
 	size := map[string]int{} // pool -> egress IPs in use
@@ -113,8 +112,8 @@ func (c *Cluster) rank() map[netip.Addr][]string {
 	}
 	var places []place
 	out := map[netip.Addr][]string{}
-	for _, t := range c.targets {
-		if _, owned := s.Owners[t.IP]; owned || t.Pool == "" {
+	for _, t := range c.free() {
+		if t.Pool == "" {
 			continue
 		}
 		if first := out[t.partner.IP]; len(first) > 0 {
@@ -233,10 +232,7 @@ func weights(what string) func(node string) uint64 {
 func (c *Cluster) Releases(f Facts) []egress.Owner {
 	s := c.Snapshot
 	var out []egress.Owner
-	for ip, o := range s.Owners {
-		if o.Node != f.Node {
-			continue
-		}
+	for ip, o := range c.Held(f.Node) {
 		t, used := c.target(ip)
 		p, known := s.Pools[t.Pool]
 		switch {

@@ -19,6 +19,12 @@ type Cluster struct {
 	byIP    map[netip.Addr]int  // in targets
 	able    map[string][]string // pool -> Candidates
 	owned   map[string]int      // node -> Owned; nil: not computed yet
+	// By node, what Held returns, and the targets that nobody owns, in order; nil: not computed yet.
+	held    map[string]map[netip.Addr]egress.Owner
+	unowned []target
+	// What a kernel has of all nodes, and of all egress IPs, as Build used it last; nil: not computed yet.
+	around          *around
+	sources, pooled []netip.Addr
 }
 
 // New returns the Cluster of a snapshot.
@@ -30,19 +36,32 @@ func (c *Cluster) With(s *egress.Snapshot) *Cluster {
 		return c
 	}
 	next := &Cluster{Snapshot: s, able: map[string][]string{}}
-	if c != nil && same(c.Egresses, s.Egresses) {
-		next.targets, next.byIP = c.targets, c.byIP
+	if c != nil && Same(c.Egresses, s.Egresses) {
+		next.targets, next.byIP, next.sources, next.pooled = c.targets, c.byIP, c.sources, c.pooled
 	} else {
 		next.index()
 	}
-	if c != nil && same(c.Pools, s.Pools) && same(c.Nodes, s.Nodes) && same(c.Agents, s.Agents) && same(c.Cordons, s.Cordons) {
+	if c != nil && Same(c.Pools, s.Pools) && Same(c.Nodes, s.Nodes) && Same(c.Agents, s.Agents) && Same(c.Cordons, s.Cordons) {
 		next.able = c.able
+	}
+	if c != nil && Same(c.Nodes, s.Nodes) && Same(c.Pods, s.Pods) && Same(c.Services, s.Services) {
+		next.around = c.around
+	}
+	if c == nil || !Same(c.Owners, s.Owners) {
+		return next
+	}
+	next.held = c.held
+	if Same(c.Egresses, s.Egresses) {
+		next.unowned = c.unowned
+		if Same(c.Moves, s.Moves) {
+			next.owned = c.owned
+		}
 	}
 	return next
 }
 
-// same reports whether two maps of snapshots are one map: maps of snapshots are never changed.
-func same[K comparable, V any](a, b map[K]V) bool {
+// Same reports whether two maps of snapshots are one map: maps of snapshots are never changed.
+func Same[K comparable, V any](a, b map[K]V) bool {
 	return reflect.ValueOf(a).UnsafePointer() == reflect.ValueOf(b).UnsafePointer()
 }
 
@@ -156,6 +175,47 @@ func (c *Cluster) Owned(node string) int {
 		}
 	}
 	return c.owned[node]
+}
+
+// Held returns the locks that a node has, by egress IP, whatever lease they are under. What it returns is not to be
+// changed.
+func (c *Cluster) Held(node string) map[netip.Addr]egress.Owner {
+	if c.held == nil {
+		c.held = map[string]map[netip.Addr]egress.Owner{}
+		for ip, o := range c.Owners {
+			if c.held[o.Node] == nil {
+				c.held[o.Node] = map[netip.Addr]egress.Owner{}
+			}
+			c.held[o.Node][ip] = o
+		}
+	}
+	return c.held[node]
+}
+
+// free returns the targets that nobody owns, oldest egress first. What it returns is not to be changed.
+func (c *Cluster) free() []target {
+	if c.unowned == nil {
+		c.unowned = []target{}
+		for _, t := range c.targets {
+			if _, owned := c.Owners[t.IP]; !owned {
+				c.unowned = append(c.unowned, t)
+			}
+		}
+	}
+	return c.unowned
+}
+
+// allSources returns all egress IPs, and those of pools. What it returns is not to be changed.
+func (c *Cluster) allSources() (all, pooled []netip.Addr) {
+	if c.sources == nil {
+		for _, t := range c.targets {
+			if c.sources = append(c.sources, t.IP); t.Pool != "" {
+				c.pooled = append(c.pooled, t.IP)
+			}
+		}
+		c.sources, c.pooled = slices.Clip(c.sources), slices.Clip(c.pooled)
+	}
+	return c.sources, c.pooled
 }
 
 // FreeCapacity returns how many more pool IPs a node may take; math.MaxInt: it has no limit.
