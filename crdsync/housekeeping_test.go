@@ -308,7 +308,7 @@ func TestSpaceIsFreedInAFullEtcd(t *testing.T) {
 			fillEtcd(t, h.etcd, 1)
 			space := h.lookUntil(func(s store.Space) bool { return !s.NoSpace && s.Fault == nil })
 			for _, m := range space.Members {
-				if m.Size > m.Quota/2 {
+				if m.Size > m.Quota*3/4 { // a member that is behind may have less to give back
 					t.Errorf("%v", m)
 				}
 			}
