@@ -54,11 +54,11 @@
 // P may differ between nodes, and change when an agent is started anew. Etcd has the longest one:
 //
 //  10. A permit is as long as P only by a yes that was asked for after etcd said so to all who claim later: in the
-//     agent's record and, with the
-//     same or a longer one, in the record permit (Machine.declared). A successor with a longer P goes on with the former one's until then (Adopted).
+//     agent's record and, with the same or a longer one, in the record permit (Machine.declared). A successor with a
+//     longer P goes on with the former one's until then (Adopted).
 //  11. Who claims goes by the record permit in the snapshot that shows its lock, which is not older than the lock
-//     (Machine.roles). It is lowered
-//     ten times as long after the last agent with a longer P was seen, if none has come in that very moment (Machine.shorten).
+//     (Machine.roles). It is lowered ten times as long after the last agent with a longer P was seen, if none has come
+//     in that very moment (Machine.shorten).
 //
 // An etcd that is restored to an older revision is another one. Answers show that (egress.Snapshot.Restores):
 //
@@ -71,13 +71,14 @@
 // While all agents have lost etcd, permits go on by promises:
 //
 //  14. A promise binds for the longer P of the two from when it is given: no claim, no revocation (Machine.act), no use
-//     of what was claimed and not used yet
-//     (Machine.roles). It counts from when it was asked for, so it ends for who asked before it ends for who promised (promises.heard).
+//     of what was claimed and not used yet (Machine.roles). It counts from when it was asked for, so it ends for who
+//     asked before it ends for who promised (promises.heard).
 //  15. All that could claim have to promise (promises.all): the agents of etcd's last snapshot, and those that joined
-//     since and that the gossip
-//     knows; the gossip has joinGrace to hear of an agent, and permits without its promise the longest P to end, before that uses what it claims
-//     (Machine.roles). It joins when its record is in etcd, and again when it gets another lease: whoever lost etcd in between does not have its
-//     record. Before the first snapshot nobody knows who has to promise, and after the answer of another etcd there is one, so no promise counts.
+//     since and that the gossip knows; the gossip has joinGrace to hear of an agent, and permits without its promise
+//     the longest P to end, before that uses what it claims (Machine.roles). It joins when its record is in etcd, and
+//     again when it gets another lease: whoever lost etcd in between does not have its record. Before the first
+//     snapshot nobody knows who has to promise, and after the answer of another etcd there is one, so no promise
+//     counts.
 //  16. A promise carries on what etcd's yes began, and begins nothing (Machine.limit, now.Before(p.limit)).
 //  17. A process that begins does not know what its former one promised, so it is bound for the longest P
 //     (promises.see).
@@ -95,9 +96,9 @@
 //     (Machine.act, Machine.arrivals), and what was known of
 //     owners and of the dead before is forgotten. What it shows of a lock of this node holds as in any view.
 //  22. A node sees fewer than all when it holds nothing in a view of all locks of the same etcd, and cannot have sent
-//     anything any more that would bring it one
-//     (Machine.look, plan.Cluster.Bystander). So no lock of this node is out of its sight; the driver asks etcd now and then whether one is all the same, as
-//     where a request took longer than Config.Late. The nodes that revoke are ranked among those that pools select.
+//     anything any more that would bring it one (Machine.look, plan.Cluster.Bystander). So no lock of this node is out
+//     of its sight; the driver asks etcd now and then whether one is all the same, as where a request took longer than
+//     Config.Late. The nodes that revoke are ranked among those that pools select.
 //
 // A restart: the locks move to a lease that nobody revokes, then the permits are lengthened to its end (Extended),
 // where the kernel has some and the lock has moved. Locks that the kernel answers for, or has not acknowledged silence
