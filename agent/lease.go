@@ -82,25 +82,15 @@ func (a *agent) confirm(ctx context.Context) error {
 	}
 }
 
-// question asks etcd once whether the lease is still there. Where the yes is late, or does not come, askPromises is
-// told: at the latest when the last yes is so old that etcd counts as missing.
+// question asks etcd once whether the lease is still there.
 func (a *agent) question(ctx context.Context) error {
 	try, cancel := context.WithTimeout(ctx, a.Permit)
 	defer cancel()
-	asked := time.Now()
-	late := time.AfterFunc(a.Permit/8, func() { notify(a.promises) })
-	defer func() {
-		late.Stop()
-		if a.machine.Lease().Confirmed.Before(asked) { // an answer may be none for the machine
-			notify(a.promises)
-		}
-	}()
 	lease := a.machine.current()
 	yes, err := lease.Confirm(try, a.Node)
 	switch {
 	case err == nil:
 		a.machine.step(ownership.Confirmed{Lease: lease.ID(), Sent: yes.Sent, Restores: yes.Restores})
-		a.permits.confirmed()
 		a.metrics.took(metricQuestion, time.Since(yes.Sent))
 		return nil
 	case ctx.Err() == nil:

@@ -56,11 +56,9 @@ func (a *agent) receive(from string, b []byte) {
 	}
 }
 
-// askPromises asks the peers for promises while etcd is missing, every tenth of P, until ctx ends. It looks whether
-// etcd is when that is asked for the first yes and when a yes does not come (question), until there is a young one: no
-// timer runs for that while etcd answers.
+// askPromises asks the peers for promises while etcd is missing, until ctx ends. It begins when etcd is asked for a
+// yes, looks again when the last yes is old enough to be missed, and every tenth of P from then on.
 func (a *agent) askPromises(ctx context.Context) error {
-	told := true
 	for {
 		var next <-chan time.Time
 		if now := time.Now(); a.machine.Asks(now) {
@@ -68,17 +66,13 @@ func (a *agent) askPromises(ctx context.Context) error {
 			if s := a.view.Snapshot(); due <= 0 && s != nil {
 				_ = a.step(ownership.Question{Peers: a.peers(s)}) // withdraws nothing
 			}
-			if due <= 0 || told {
-				next = time.After(max(due, a.Permit/10))
-			}
+			next = time.After(max(due, a.Permit/10))
 		}
 		select {
 		case <-ctx.Done():
 			return nil
 		case <-a.promises:
-			told = true
 		case <-next:
-			told = false
 		}
 	}
 }

@@ -192,26 +192,7 @@ func (p *permits) soon() {
 	notify(p.kick)
 }
 
-// confirmed asks run for a renewal where less than three fifths of the permits' length are left: etcd has just said
-// that they may last longer. It never blocks. So the permits are renewed by every second answer, as soon as it is
-// there, and by the next one where one is missing.
-func (p *permits) confirmed() {
-	if len(p.machine.Permits()) > 0 && time.Until(p.machine.Until()) < p.machine.Length()*3/5 {
-		p.soon()
-	}
-}
-
-// due returns after how long the permits are to be renewed by time alone: where etcd's answers renew them, when two
-// fifths of their length are left and none did; else, and where that is past, after a quarter.
-func (p *permits) due() time.Duration {
-	length := p.machine.Length()
-	if !p.machine.Bounded() {
-		return length / 4
-	}
-	return max(time.Until(p.machine.Until())-length*2/5, length/4)
-}
-
-// run renews the permits, if there are any, as it is asked to and as due says, until ctx ends.
+// run renews the permits, if there are any, every quarter of their length, and when it is asked to, until ctx ends.
 func (p *permits) run(ctx context.Context, log *slog.Logger) error {
 	timer := time.NewTimer(0)
 	defer timer.Stop()
@@ -229,9 +210,11 @@ func (p *permits) run(ctx context.Context, log *slog.Logger) error {
 			return nil
 		}
 		left, any := time.Until(p.machine.Until()), len(p.machine.Permits()) > 0
-		err := p.renewLocked()
 		if p.resting = !any; any {
-			timer.Reset(p.due())
+			timer.Reset(p.machine.Length() / 4)
+		}
+		err := p.renewLocked()
+		if any {
 			p.metrics.renewed(left, err, p.slow)
 		}
 		if p.slow != nil && slow == nil {
