@@ -47,7 +47,7 @@ func helmInstalled(t *testing.T, c *cluster) {
 	c.kubectl("label", "namespace", "egret-system", "pod-security.kubernetes.io/enforce=privileged")
 	repository, tag := split(*name)
 	c.helm("install", "egret", c.file("../../charts/egret"), "-n", "egret-system", "--set", "etcd.bundled.enabled=true",
-		"--set", "image.repository="+repository, "--set", "image.tag="+tag)
+		"--set", "image.repository="+repository, "--set-string", "image.tag="+tag)
 	c.rollout("statefulset/egret-etcd", "daemonset/egret-agent", "deployment/egret-crdsync", "deployment/egret-credentials")
 	c.until(30*time.Second, "the webhook's certificate", func() (bool, string) {
 		out := c.kubectl("get", "validatingwebhookconfiguration", "egret-crdsync", "-o", "jsonpath={.webhooks[0].clientConfig.caBundle}")
@@ -179,7 +179,7 @@ func rolled(t *testing.T, c *cluster) {
 		to   string
 		args []string
 	}{
-		{*nextTag, []string{"upgrade", "egret", c.file("../../charts/egret"), "-n", "egret-system", "--reset-then-reuse-values", "--set", "image.tag=" + *nextTag}},
+		{*nextTag, []string{"upgrade", "egret", c.file("../../charts/egret"), "-n", "egret-system", "--reset-then-reuse-values", "--set-string", "image.tag=" + *nextTag}},
 		{tag, []string{"rollback", "egret", "-n", "egret-system"}},
 	} {
 		to := one.to
