@@ -42,7 +42,7 @@ var (
 	metricLost = monitor.Metric{Name: "egret_leases_lost_total", Type: monitor.Counter,
 		Help: "How often etcd dropped this agent's own lease: all its egress IPs went then."}
 	metricMargin = monitor.Metric{Name: "egret_permit_margin_seconds", Type: monitor.Histogram, Buckets: marginBuckets,
-		Help: "What was left of the node's permits when they were renewed. At 0 the node falls silent. With the gossip they are renewed at every other of etcd's answers, two fifths of --permit apart."}
+		Help: "What was left of the node's permits when they were renewed. At 0 the node falls silent. Renewals are every quarter of --permit."}
 	metricRenewals = monitor.Metric{Name: "egret_permit_renewals_total", Type: monitor.Counter, Labels: []string{"how"},
 		Help: "Renewals of permits: frames, without a commit; commit, by a transaction of nftables, which makes others read the ruleset anew; failed."}
 	metricQuestion = monitor.Metric{Name: "egret_etcd_question_duration_seconds", Type: monitor.Histogram, Buckets: shortBuckets,
