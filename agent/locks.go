@@ -89,7 +89,7 @@ func (a *agent) claimAll(ctx context.Context, r round, claims []ownership.Claim)
 	took := func(ip netip.Addr, why egress.Reason, ok bool) {
 		if claimed[ip] = ok; ok && !a.claimed[ip] { // else the view has not seen it yet
 			a.history.trim(ip)
-			a.Log.Info("egress IP claimed", "egress_ip", ip, "egress", r.egressesOf(ip), "why", why)
+			a.Log.Info("egress IP claimed", "egress_ip", ip, "egress", r.EgressesOf(ip), "why", why)
 		}
 	}
 	for _, c := range claims {

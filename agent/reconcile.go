@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"log/slog"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/egret-project/egret/egress"
@@ -28,17 +27,6 @@ type round struct {
 
 // owned reports whether a lock is this agent's.
 func (r round) owned(o egress.Owner) bool { return o.Node == r.facts.Node && o.Lease == r.lease.ID() }
-
-// egressesOf returns the egresses that have an IP, sorted.
-func (r round) egressesOf(ip netip.Addr) (names []string) {
-	for name, p := range r.Egresses {
-		if slices.ContainsFunc(p.Addresses, func(a egress.Address) bool { return a.IP == ip }) {
-			names = append(names, name)
-		}
-	}
-	slices.Sort(names)
-	return names
-}
 
 // wake asks loop to reconcile. It never blocks.
 func (a *agent) wake() { notify(a.dirty) }

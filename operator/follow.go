@@ -47,6 +47,9 @@ func WatchStatus(ctx context.Context, c *store.Client, format string, s Screen) 
 	if err != nil {
 		return err
 	}
+	if _, err := c.ReadWhole(ctx); err != nil {
+		return err
+	}
 	return s.follow(ctx, c, "egret status", format, &space, func(w store.Whole, _ []egress.Tenure, space store.Space, now time.Time) (string, error) {
 		space.Revision = w.Revision
 		var out bytes.Buffer
@@ -76,11 +79,9 @@ func WatchDescribe(ctx context.Context, c *store.Client, kind, name string, s Sc
 	})
 }
 
-// follow writes a report until ctx ends. A nil space is not asked for.
+// follow writes a report until ctx ends, of an etcd that was just read as a whole: one that does not answer is waited
+// for, but not at the beginning. A nil space is not asked for.
 func (s Screen) follow(ctx context.Context, c *store.Client, title, format string, space *store.Space, say report) error {
-	if _, err := c.ReadWhole(ctx); err != nil {
-		return err // an etcd that does not answer is waited for later, but not at the beginning
-	}
 	stopped, stop := context.WithCancel(ctx)
 	view := c.NewWholeView()
 	var running sync.WaitGroup

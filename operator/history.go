@@ -6,7 +6,6 @@ import (
 	"fmt"
 	"io"
 	"net/netip"
-	"slices"
 	"time"
 
 	"github.com/egret-project/egret/egress"
@@ -52,11 +51,11 @@ func History(ctx context.Context, c *store.Client, ip netip.Addr, format string,
 	}
 	addActs(time.Time{})
 	if len(l.rows) == 0 && faulty == nil {
-		all, err := c.ReadAll(ctx)
+		allocated, err := c.List(ctx, store.AllocationKey(ip))
 		if err != nil {
 			return err
 		}
-		if !slices.ContainsFunc(all.Allocations, func(a egress.Allocation) bool { return a.IP == ip }) {
+		if len(allocated) == 0 {
 			return fmt.Errorf("nobody held %s, as far as etcd remembers, and no egress uses it: `egret get allocations` lists the "+
 				"addresses in use", ip)
 		}

@@ -129,6 +129,12 @@ func (c *Cluster) PoolOf(ip netip.Addr) string {
 	return t.Pool
 }
 
+// EgressesOf returns the egresses that use an egress IP, sorted. What it returns is not to be changed.
+func (c *Cluster) EgressesOf(ip netip.Addr) []string {
+	t, _ := c.target(ip)
+	return t.egresses
+}
+
 // Together returns ip and, if there is one, the other pool IP of its egress: they live on one node.
 func (c *Cluster) Together(ip netip.Addr) []netip.Addr {
 	if t, _ := c.target(ip); t.partner.Pool != "" {
