@@ -1,6 +1,7 @@
 package announce
 
 import (
+	"bytes"
 	"net"
 	"net/netip"
 	"testing"
@@ -34,14 +35,20 @@ func FuzzNeighbours(f *testing.F) {
 	if ip, from := advertised(advertisement); ip != ip6 || from.String() != mac.String() {
 		f.Fatalf("the advertisement says that %v is at %v, want %v at %v", ip, from, ip6, mac)
 	}
-	for _, b := range [][]byte{nil, reply, reply[:20], advertisement, advertisement[:24], append(advertisement[:24:24], 2, 0), {0, 1, 8, 0, 255, 255, 0, 2}} {
+	long, wide := append(bytes.Clone(reply), make([]byte, 24)...), append(bytes.Clone(reply), make([]byte, 4)...)
+	long[5] = 16 // bytes of an IP address
+	wide[4] = 8  // bytes of a MAC address
+	for _, b := range [][]byte{
+		nil, long, wide, reply, reply[:20], advertisement, advertisement[:24], append(advertisement[:24:24], 2, 0),
+		{0, 1, 8, 0, 255, 255, 0, 2},
+	} {
 		f.Add(b)
 	}
 	f.Fuzz(func(t *testing.T, b []byte) {
-		if ip, mac := parseARP(b); ip.IsValid() && !ip.Is4() {
+		if ip, mac := parseARP(b); ip.IsValid() && (!ip.Is4() || len(mac) != 6) {
 			t.Errorf("ARP %x says that %v is at %v", b, ip, mac)
 		}
-		if ip, mac := advertised(b); ip.IsValid() && (!ip.Is6() || mac == nil) {
+		if ip, mac := advertised(b); ip.IsValid() && (!ip.Is6() || len(mac) != 6) {
 			t.Errorf("advertisement %x says that %v is at %v", b, ip, mac)
 		}
 	})

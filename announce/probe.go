@@ -212,7 +212,8 @@ func readARP(c *packet.Conn) (netip.Addr, net.HardwareAddr, error) {
 // parseARP returns what an ARP packet says of its sender; the zero Addr: it is not for IPv4 over Ethernet, or cut off.
 func parseARP(b []byte) (netip.Addr, net.HardwareAddr) {
 	var p arp.Packet
-	if p.UnmarshalBinary(b) != nil {
+	// The lengths of the addresses are the sender's own words.
+	if p.UnmarshalBinary(b) != nil || !p.SenderIP.Is4() || len(p.SenderHardwareAddr) != 6 {
 		return netip.Addr{}, nil
 	}
 	return p.SenderIP, p.SenderHardwareAddr
@@ -261,7 +262,7 @@ func advertised(b []byte) (netip.Addr, net.HardwareAddr) {
 		return netip.Addr{}, nil
 	}
 	for _, o := range na.Options {
-		if l, ok := o.(*ndp.LinkLayerAddress); ok && l.Direction == ndp.Target {
+		if l, ok := o.(*ndp.LinkLayerAddress); ok && l.Direction == ndp.Target && len(l.Addr) == 6 {
 			return na.TargetAddress, l.Addr
 		}
 	}
