@@ -52,7 +52,8 @@ type Config struct {
 	// lease: prefer client certificates.
 	Username, Password string
 	DialTimeout        time.Duration // how long Dial tries; 0: DefaultDialTimeout
-	// how often etcd's members are asked for, to reach them too; 0: DefaultMemberInterval
+	// how often etcd's members are asked for, to reach them too; 0: soon after Dial, and then each
+	// DefaultMemberInterval
 	MemberInterval time.Duration
 	// Relayed says that the one endpoint leads to some member of etcd. The others cannot be asked, so nothing is
 	// concluded from their silence.

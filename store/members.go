@@ -8,16 +8,22 @@ import (
 	"net/url"
 	"slices"
 	"strings"
+	"time"
 
 	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
 	"google.golang.org/grpc"
 )
 
+// firstMembers is when the members are asked for first, unless Config says otherwise: where one Service stands for all of
+// them, a member that stops takes the connection of who knows no other with it, and the next one may go to the same
+// member for a second. Most commands are over by then.
+const firstMembers = 100 * time.Millisecond
+
 // followMembers adds the members of etcd to the configured endpoints until the Client is closed, so that it outlives
 // the replacement of all that it was configured with, and looks whether etcd is full.
 func (c *Client) followMembers(cfg Config) {
 	ctx := c.etcd.Ctx()
-	for sleep(ctx, cmp.Or(cfg.MemberInterval, DefaultMemberInterval)) {
+	for wait := cmp.Or(cfg.MemberInterval, firstMembers); sleep(ctx, wait); wait = cmp.Or(cfg.MemberInterval, DefaultMemberInterval) {
 		if err := c.learnMembers(ctx, cfg); err != nil && ctx.Err() == nil {
 			c.log.Debug("members of etcd are not known, the endpoints stay as they are", "err", err)
 		}

@@ -199,6 +199,30 @@ func TestClientFollowsTheReplacementOfEveryMember(t *testing.T) {
 	}
 }
 
+// As where one Service stands for all members: a rollout of etcd and of the agents at once stops the member that an agent
+// knows soon after its start.
+func TestAClientKnowsAllMembersSoonAfterItsStart(t *testing.T) {
+	leavesNothing(t)
+	s := etcdtest.NewCluster(t, 3)
+	i := other(s.Leader())
+	log := make(lines, 100)
+	began := time.Now()
+	c := dialConfig(t, Config{Endpoints: s.Endpoints()[i : i+1], Log: log.logger()})
+	for !strings.Contains(recv(t, "word of the members", log), "members of etcd changed") {
+	}
+	if took := time.Since(began); took > 20*time.Second {
+		t.Errorf("the members are known %v after the start", took)
+	}
+	s.Stop(i)
+	for range 10 {
+		ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
+		if _, err := c.List(ctx, OwnerPrefix); err != nil {
+			t.Errorf("without the member that it was told of: %v", err)
+		}
+		cancel()
+	}
+}
+
 func TestOnlyTheSameEtcdIsAMember(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
