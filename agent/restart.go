@@ -146,10 +146,13 @@ func (a *agent) toShortLease(ctx context.Context, l *store.Lease, former egress.
 	return next, l.MoveTo(ctx, next, former, func(netip.Addr) bool { return true })
 }
 
+// stopTime bounds for how long an agent that stops tries to keep its locks for the next one. Its permits go on meanwhile.
+const stopTime = 2 * time.Second
+
 // shutDown moves the locks to a lease that outlives a restart, which peers may not revoke, and extends the permits to
 // its end: nobody can claim before that, so the kernel may serve on alone until the next agent adopts both.
 func (a *agent) shutDown(ctx context.Context) {
-	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), stopTime)
 	defer cancel()
 	if s := a.view.Snapshot(); s != nil && plan.Gone(s, a.Node) {
 		// No agent comes back to a node that is gone.
@@ -173,7 +176,8 @@ func (a *agent) shutDown(ctx context.Context) {
 
 // toLongLease moves the locks to a lease that outlives a restart, and returns of which egress IPs.
 func (a *agent) toLongLease(ctx context.Context) (next *store.Lease, moved []netip.Addr, err error) {
-	r, err := a.Store.Agent(ctx, a.Node)
+	var r egress.Agent
+	err = store.Insist(ctx, func(ctx context.Context) error { r, err = a.Store.Agent(ctx, a.Node); return err })
 	if err != nil {
 		return nil, nil, err
 	}
@@ -185,11 +189,14 @@ func (a *agent) toLongLease(ctx context.Context) (next *store.Lease, moved []net
 			grace = a.LeaseTTL // the node is about to go, and others can take what it still holds
 		}
 	}
-	if next, err = a.Store.Grant(ctx, grace); err != nil {
+	// of one more, whose answer was lost, nothing is under
+	err = store.Insist(ctx, func(ctx context.Context) error { next, err = a.Store.Grant(ctx, grace); return err })
+	if err != nil {
 		return nil, nil, err
 	}
 	r.Node, r.Restarting, r.Revocable, r.Suspectable = a.Node, true, false, false
 	err = a.machine.current().MoveTo(ctx, next, r, func(ip netip.Addr) bool {
+		moved = slices.DeleteFunc(moved, func(o netip.Addr) bool { return o == ip }) // it may be asked again
 		keeps, err := a.permits.keeps(ip)
 		if err != nil {
 			a.Log.Warn("a lock without a permit is not given back", "egress_ip", ip, "err", err)

@@ -20,8 +20,8 @@ import (
 // ErrLeaseLost says that etcd does not know the lease: it ended, or was revoked, and every key under it is gone.
 var ErrLeaseLost = errors.New("lease lost")
 
-// ErrChanged says that a lock is not under the lease any more.
-var ErrChanged = errors.New("a lock has changed meanwhile")
+// ErrChanged says that a lock, or the agent's record, is not under the lease any more.
+var ErrChanged = errors.New("a lock or the agent's record has changed meanwhile")
 
 // Lease is an etcd lease that lives while it is renewed. It is safe for concurrent use.
 type Lease struct {
@@ -252,53 +252,83 @@ func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep fu
 		return fail(err)
 	}
 	record := l.client.key(AgentKey(a.Node))
-	keys, err := l.keys(ctx)
+	// What a request did whose answer was lost, the keys tell that are left.
+	again := false
+	err = Insist(ctx, func(ctx context.Context) error {
+		keys, err := l.keys(ctx)
+		if err != nil {
+			return err
+		}
+		if !again {
+			listed()
+		} else if moved, err := l.client.under(ctx, record, next); moved || err != nil {
+			return err
+		}
+		again = true
+		// last: the next agent goes by it
+		keys = append(slices.DeleteFunc(keys, func(key string) bool { return key == record }), record)
+		return l.moveKeys(ctx, next, a.Node, keys, v, keep)
+	})
 	if err != nil {
 		return fail(err)
 	}
-	listed()
-	// last: the next agent goes by it
-	keys = append(slices.DeleteFunc(keys, func(key string) bool { return key == record }), record)
-	// Nobody hands over to an agent whose record is under another lease, so the second round has all locks that came
-	// before the record moved.
-	for range 2 {
-		for batch := range slices.Chunk(keys, maxTxnOps/2) {
-			back, err := l.client.unused(ctx, batch, keep)
-			if err != nil {
-				return fail(err)
-			}
-			var ifs []clientv3.Cmp
-			var then []clientv3.Op
-			for _, key := range batch {
-				ifs = append(ifs, clientv3.Compare(clientv3.LeaseValue(key), "=", l.id))
-				switch o, given := back[key]; {
-				case key == record: // a suspicion is of the record as it was before
-					then = append(then, clientv3.OpPut(record, string(v), clientv3.WithLease(next.id)), clientv3.OpDelete(l.client.key(SuspicionKey(a.Node))))
-				case given:
-					t := egress.Tenure{IP: o.IP, Why: egress.ReasonRelease}
-					// as at a hand-over: the owner before had fallen silent, and this node never answered
-					if o.From != "" {
-						t.From = a.Node
-					}
-					h, err := l.client.putTenure(t)
-					if err != nil {
-						return fail(err)
-					}
-					ifs, then = append(ifs, unchanged(key, o.Revision)), append(then, clientv3.OpDelete(key), h)
-				default:
-					then = append(then, clientv3.OpPut(key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(next.id)))
+	// Nobody hands over to an agent whose record is under another lease, so now there are all locks that came before.
+	err = Insist(ctx, func(ctx context.Context) error {
+		keys, err := l.keys(ctx)
+		if err != nil {
+			return err
+		}
+		return l.moveKeys(ctx, next, a.Node, keys, v, keep)
+	})
+	if err != nil {
+		return fail(err)
+	}
+	return nil
+}
+
+// under reports whether a key is under a lease.
+func (c *Client) under(ctx context.Context, key string, l *Lease) (bool, error) {
+	resp, err := c.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.LeaseValue(key), "=", l.id)}, nil, nil)
+	return err == nil && resp.Succeeded, err
+}
+
+// moveKeys moves keys of the lease to another one: the node's record with the value v, locks for which keep is false to
+// none. errors.Is(err, ErrChanged): one is not under the lease.
+func (l *Lease) moveKeys(ctx context.Context, next *Lease, node string, keys []string, v []byte, keep func(netip.Addr) bool) error {
+	record := l.client.key(AgentKey(node))
+	for batch := range slices.Chunk(keys, maxTxnOps/2) {
+		back, err := l.client.unused(ctx, batch, keep)
+		if err != nil {
+			return err
+		}
+		var ifs []clientv3.Cmp
+		var then []clientv3.Op
+		for _, key := range batch {
+			ifs = append(ifs, clientv3.Compare(clientv3.LeaseValue(key), "=", l.id))
+			switch o, given := back[key]; {
+			case key == record: // a suspicion is of the record as it was before
+				then = append(then, clientv3.OpPut(record, string(v), clientv3.WithLease(next.id)), clientv3.OpDelete(l.client.key(SuspicionKey(node))))
+			case given:
+				t := egress.Tenure{IP: o.IP, Why: egress.ReasonRelease}
+				// as at a hand-over: the owner before had fallen silent, and this node never answered
+				if o.From != "" {
+					t.From = node
 				}
-			}
-			done, err := l.client.txn(ctx, ifs, then, nil)
-			if err != nil {
-				return fail(err)
-			}
-			if !done.Succeeded {
-				return fail(errors.New("a key has changed meanwhile"))
+				h, err := l.client.putTenure(t)
+				if err != nil {
+					return err
+				}
+				ifs, then = append(ifs, unchanged(key, o.Revision)), append(then, clientv3.OpDelete(key), h)
+			default:
+				then = append(then, clientv3.OpPut(key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(next.id)))
 			}
 		}
-		if keys, err = l.keys(ctx); err != nil {
-			return fail(err)
+		done, err := l.client.txn(ctx, ifs, then, nil)
+		if err != nil {
+			return err
+		}
+		if !done.Succeeded {
+			return ErrChanged
 		}
 	}
 	return nil

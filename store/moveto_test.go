@@ -1,9 +1,16 @@
 package store
 
 import (
+	"context"
+	"errors"
 	"net/netip"
 	"testing"
 	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
+	clientv3 "go.etcd.io/etcd/client/v3"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 
 	"github.com/egret-project/egret/egress"
 )
@@ -44,6 +51,101 @@ func TestALockThatIsHandedToAnAgentOnItsWayOutStaysOnNoLeaseThatEnds(t *testing.
 				}
 			}
 		})
+	}
+}
+
+// faulty is etcd's KV, one transaction of which ends with an error, done or not.
+type faulty struct {
+	clientv3.KV
+	fails, n int
+	done     bool
+}
+
+type faultyTxn struct {
+	clientv3.Txn
+	of *faulty
+}
+
+func (f *faulty) Txn(ctx context.Context) clientv3.Txn { return &faultyTxn{f.KV.Txn(ctx), f} }
+
+func (x *faultyTxn) If(cs ...clientv3.Cmp) clientv3.Txn  { x.Txn = x.Txn.If(cs...); return x }
+func (x *faultyTxn) Then(os ...clientv3.Op) clientv3.Txn { x.Txn = x.Txn.Then(os...); return x }
+func (x *faultyTxn) Else(os ...clientv3.Op) clientv3.Txn { x.Txn = x.Txn.Else(os...); return x }
+
+func (x *faultyTxn) Commit() (*clientv3.TxnResponse, error) {
+	x.of.n++
+	if x.of.n != x.of.fails {
+		return x.Txn.Commit()
+	}
+	if x.of.done {
+		if _, err := x.Txn.Commit(); err != nil {
+			return nil, err
+		}
+	}
+	return nil, status.Error(codes.Unknown, "unexpected HTTP status code received from server: 200 (OK); malformed header: missing HTTP content-type")
+}
+
+// As while a member of etcd stops, as in a rollout of etcd and of the agents at once: then the locks have to be moved all
+// the same, or the node's IPs are cut off until the next agent.
+func TestLocksAreMovedWhereARequestFailsOrItsAnswerIsLost(t *testing.T) {
+	failed := 0
+	for _, done := range []bool{false, true} {
+		for fails := 1; fails <= 4; fails++ {
+			c := dial(t, start(t))
+			l, next := grant(t, c, time.Minute), grant(t, c, time.Minute)
+			a := egress.Agent{Node: "n1", Lease: egress.FormatLease(l.ID())}
+			if err := c.PutAgent(t.Context(), l, a); err != nil {
+				t.Fatal(err)
+			}
+			claim(t, c, l, egress.Owner{IP: ip1, Node: "n1"})
+			claim(t, c, l, egress.Owner{IP: ip2, Node: "n1"}) // to be given back
+			kv := &faulty{KV: c.etcd.KV, fails: fails, done: done}
+			c.etcd.KV = kv
+			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
+			err := l.MoveTo(ctx, next, a, func(ip netip.Addr) bool { return ip == ip1 })
+			cancel()
+			c.etcd.KV = kv.KV
+			if kv.n >= fails {
+				failed++
+			}
+			left, leftErr := l.keys(t.Context())
+			if err = errors.Join(err, leftErr); err != nil || len(left) > 0 {
+				t.Errorf("transaction %d, done %t: %v; left under the former lease: %v", fails, done, err, left)
+			}
+			lock, there := find(t, c, OwnerKey(ip1))
+			record, _ := find(t, c, AgentKey("n1"))
+			if _, kept := find(t, c, OwnerKey(ip2)); kept || !there || lock.Lease != next.ID() || record.Lease != next.ID() {
+				t.Errorf("transaction %d, done %t: the lock %t under %x, the record under %x, want both under %x; the other lock is kept: %t",
+					fails, done, there, lock.Lease, record.Lease, next.ID(), kept)
+			}
+		}
+	}
+	if failed < 4 {
+		t.Errorf("%d transactions failed, want those of all kinds", failed)
+	}
+}
+
+func TestInsistEndsWhereTheNextCallWouldFailTheSame(t *testing.T) {
+	for name, tt := range map[string]struct {
+		errs []error
+		want error
+	}{
+		"success at last":      {[]error{status.Error(codes.Unavailable, "x"), status.Error(codes.Unknown, "raft proposal dropped"), nil}, nil},
+		"a changed lock":       {[]error{ErrChanged}, ErrChanged},
+		"a lease that is lost": {[]error{ErrLeaseLost}, ErrLeaseLost},
+		"not allowed":          {[]error{rpctypes.ErrPermissionDenied}, rpctypes.ErrPermissionDenied},
+		"a full etcd":          {[]error{rpctypes.ErrNoSpace}, rpctypes.ErrNoSpace},
+	} {
+		n := 0
+		err := Insist(t.Context(), func(context.Context) error { n++; return tt.errs[n-1] })
+		if !errors.Is(err, tt.want) || n != len(tt.errs) {
+			t.Errorf("%s: %v after %d calls", name, err, n)
+		}
+	}
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond)
+	defer cancel()
+	if err := Insist(ctx, func(ctx context.Context) error { <-ctx.Done(); return ctx.Err() }); err == nil {
+		t.Error("it succeeded when its time was over")
 	}
 }
 

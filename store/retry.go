@@ -2,9 +2,34 @@ package store
 
 import (
 	"context"
+	"errors"
 	"sync"
 	"time"
+
+	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 )
+
+const (
+	// insistTime is for how long Insist waits for an answer: a request that a member forwards to a leader which hands
+	// over gets none.
+	insistTime = 400 * time.Millisecond
+	// insistGap is how long it waits after an error.
+	insistGap = 20 * time.Millisecond
+)
+
+// Insist calls f until it succeeds, or returns an error that the next call would return as well, or ctx ends. For what is
+// to be done while a member of etcd stops: its errors have many forms. What f has done must not harm when it does it
+// again, since an answer may be lost. Each call has a part of the time.
+func Insist(ctx context.Context, f func(context.Context) error) error {
+	for {
+		try, cancel := context.WithTimeout(ctx, insistTime)
+		err := f(try)
+		cancel()
+		if err == nil || errors.Is(err, ErrChanged) || errors.Is(err, ErrLeaseLost) || errors.Is(refusal(err), ErrRefused) || errors.Is(err, rpctypes.ErrNoSpace) || !sleep(ctx, insistGap) {
+			return err
+		}
+	}
+}
 
 // maxAttempts is how often retryElsewhere sends a request at most.
 const maxAttempts = 3
