@@ -8,6 +8,7 @@ import (
 	"os"
 	"path/filepath"
 	"slices"
+	"strconv"
 
 	"golang.org/x/sys/unix"
 )
@@ -41,6 +42,11 @@ func hierarchies() ([]string, error) {
 	return all, nil
 }
 
+// nodeShares is the weight of a node's pods on the machine's processors, as of 4 CPUs. Where they have a machine of their
+// own, a kubelet's and all other daemons weigh 1024 together; here each weighs that, and the pods of all nodes were one
+// more.
+const nodeShares = 4096
+
 // makeCgroups makes a node's cgroup in every hierarchy: a kubelet wants to find it.
 func (l *Lab) makeCgroups(node string) error {
 	all, err := hierarchies()
@@ -66,8 +72,26 @@ func (l *Lab) makeCgroups(node string) error {
 			}
 			parent = child
 		}
+		if err := giveShares(filepath.Join(dir, filepath.Dir(l.cgroup(node)))); err != nil {
+			return err
+		}
 	}
 	return nil
+}
+
+// giveShares gives the cgroup of a lab, and each node's in it, their weight, in the hierarchy that has such.
+func giveShares(lab string) error {
+	nodes, err := filepath.Glob(filepath.Join(lab, "*", "cpu.shares"))
+	if err != nil {
+		return err
+	}
+	for _, file := range nodes {
+		err = errors.Join(err, os.WriteFile(file, []byte(strconv.Itoa(nodeShares)), 0))
+	}
+	if len(nodes) > 0 {
+		err = errors.Join(err, os.WriteFile(filepath.Join(lab, "cpu.shares"), []byte(strconv.Itoa(len(nodes)*nodeShares)), 0))
+	}
+	return err
 }
 
 // removeCgroups removes those of all nodes, which their processes do not take along, and waits for processes that the
