@@ -233,6 +233,9 @@ etcd: {endpoints: ["http://10.0.0.1:2379"], prefix: /mine/, tls: {enabled: false
 	"bundled etcd": `
 etcd: {bundled: {enabled: true}}
 `,
+	"bundled etcd without roles": `
+etcd: {bundled: {enabled: true, roles: false}}
+`,
 	"bundled etcd on volumes": `
 etcd: {bundled: {enabled: true, replicas: 1, storageClass: fast, snapshots: {schedule: ""}, nodeSelector: {node-role.kubernetes.io/control-plane: null}}}
 `,
@@ -375,6 +378,7 @@ func TestPodsOfTheBundledEtcdFindTheirCredentials(t *testing.T) {
 	}
 	for command, secrets := range map[string][]string{
 		"agent": {"egret-etcd-agent", "egret-gossip"}, "crdsync": {"egret-etcd-crdsync"}, "cloud": {"egret-etcd-cloud"}, "run": {"egret-etcd-server"}, "snapshot": {"egret-etcd-root"},
+		"etcd-rbac": {"egret-etcd-root"},
 	} {
 		var mounted []string
 		for _, v := range pods[command].Volumes {
@@ -391,7 +395,7 @@ func TestPodsOfTheBundledEtcdFindTheirCredentials(t *testing.T) {
 			}
 		}
 	}
-	for _, command := range []string{"agent", "crdsync", "cloud"} {
+	for _, command := range []string{"agent", "crdsync", "cloud", "etcd-rbac"} {
 		env := map[string]string{}
 		for _, e := range pods[command].Containers[0].Env {
 			env[e.Name] = e.Value
@@ -432,8 +436,8 @@ func TestEndpointsOfTheBundledEtcdAreURLsInAnyFamily(t *testing.T) {
 			}
 		}
 	}
-	if n != 4 {
-		t.Errorf("%d pods name the Service of etcd, want the agent, crdsync, cloud and the snapshot", n)
+	if n != 5 {
+		t.Errorf("%d pods name the Service of etcd, want the agent, crdsync, cloud, the snapshot, and what keeps roles", n)
 	}
 }
 
@@ -597,6 +601,61 @@ func TestOptionsOfTheCloudExist(t *testing.T) {
 	for _, arg := range args[2:] {
 		if flag, _, _ := strings.Cut(arg, "="); !strings.Contains(string(help), flag+" ") {
 			t.Errorf("egret cloud aws has no flag %s", flag)
+		}
+	}
+}
+
+// Files of values that users begin with are the chart's, and each says whose etcd it is.
+func TestExamplesOfValuesAreTheCharts(t *testing.T) {
+	t.Parallel()
+	for file, want := range map[string]string{"own-etcd.yaml": "https://10.0.0.2:2379", "bundled-etcd.yaml": "https://$(EGRET_ETCD_SERVICE_HOST):8483"} {
+		b, err := os.ReadFile(filepath.Join("examples", "values", file))
+		if err != nil {
+			t.Fatal(err)
+		}
+		docs := decoded(t, string(b))
+		_, bundled := podsOf(docs)["run"]
+		if text, err := render(t, string(b)); err != nil || !strings.Contains(text, want) || bundled != (file == "bundled-etcd.yaml") {
+			t.Errorf("%s: its own etcd %v, %v; want that of %s", file, bundled, err, want)
+		}
+	}
+}
+
+// The bundled etcd is held to roles unless the values say otherwise, and crdsync tries nothing then that its role does
+// not allow, but what a user asks for.
+func TestTheBundledEtcdHasRoles(t *testing.T) {
+	t.Parallel()
+	help, err := exec.Command(egret(t), "etcd-rbac", "--help").CombinedOutput()
+	if err != nil {
+		t.Fatal(err)
+	}
+	keeps := []string{"etcd-rbac", "--apply", "--enable", "--keep=1m", "--make-room"}
+	for name, tt := range map[string]struct {
+		values string
+		args   []string // of what keeps the roles
+		asks   bool     // crdsync is told to leave defragmenting to it
+	}{
+		"bundled etcd":               {variants["bundled etcd"], keeps, true},
+		"AWS, bundled etcd":          {variants["AWS, bundled etcd"], append(slices.Clone(keeps), "--cloud=egret-cloud"), true},
+		"bundled etcd without roles": {variants["bundled etcd without roles"], nil, false},
+		"etcd of one's own":          {ownEtcd, nil, false},
+		"said by a user":             {variants["bundled etcd"] + "crdsync: {config: {etcd-defragment: true}}", keeps, false},
+	} {
+		pods := podsOf(decoded(t, tt.values))
+		var args []string
+		if pod, ok := pods["etcd-rbac"]; ok {
+			args = pod.Containers[0].Args
+		}
+		if !slices.Equal(args, tt.args) {
+			t.Errorf("%s: roles are kept by %q, want %q", name, args, tt.args)
+		}
+		for _, arg := range args[min(1, len(args)):] {
+			if flag, _, _ := strings.Cut(arg, "="); !strings.Contains(string(help), flag+" ") {
+				t.Errorf("egret etcd-rbac has no flag %s", flag)
+			}
+		}
+		if got := slices.Contains(pods["crdsync"].Containers[0].Args, "--etcd-defragment=false"); got != tt.asks {
+			t.Errorf("%s: crdsync is told to defragment nothing: %v, want %v", name, got, tt.asks)
 		}
 	}
 }

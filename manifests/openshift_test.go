@@ -61,8 +61,8 @@ func TestOpenShiftGivesPodsWhatTheyAskForAndNoMore(t *testing.T) {
 		t.Error("an SCC is for the service account that pods without one have")
 	}
 	pods := podsOf(decoded(t, variants["AWS, bundled etcd"]))
-	if len(pods) != 6 {
-		t.Errorf("%d pods, want those of the agent, crdsync, cloud, credentials, etcd and its snapshots", len(pods))
+	if len(pods) != 7 {
+		t.Errorf("%d pods, want those of the agent, crdsync, cloud, credentials, etcd, its roles and its snapshots", len(pods))
 	}
 	onVolumes := podsOf(decoded(t, variants["bundled etcd on volumes"]))["run"]
 	for command, pod := range pods {
@@ -174,7 +174,7 @@ func TestEachPodHasAServiceAccountOfItsOwn(t *testing.T) {
 	t.Parallel()
 	want := map[string]string{
 		"agent": "egret-agent", "crdsync": "egret-crdsync", "cloud": "egret-cloud", "credentials": "egret-credentials",
-		"run": "egret-etcd", "snapshot": "egret-etcd",
+		"run": "egret-etcd", "snapshot": "egret-etcd", "etcd-rbac": "egret-etcd-rbac",
 	}
 	for _, name := range []string{"as it comes", "bare", "bundled etcd", "bundled etcd on volumes", "AWS, bundled etcd"} {
 		made, bound := map[string]bool{}, map[string]bool{}

@@ -51,7 +51,7 @@ func TestAnAgentHasTheRightsOfThoseOfALab(t *testing.T) {
 
 func TestNoPodHasMoreRightsThanItNeeds(t *testing.T) {
 	pods := manifests.PodsOf(t, "AWS, bundled etcd")
-	for _, command := range []string{"agent", "crdsync", "cloud", "credentials", "run", "snapshot"} {
+	for _, command := range []string{"agent", "crdsync", "cloud", "credentials", "etcd-rbac", "run", "snapshot"} {
 		pod, ok := pods[command]
 		if !ok {
 			t.Errorf("no pod runs %s", command)
@@ -71,7 +71,7 @@ func TestNoPodHasMoreRightsThanItNeeds(t *testing.T) {
 			}
 		}
 	}
-	for _, command := range []string{"crdsync", "cloud", "credentials"} {
+	for _, command := range []string{"crdsync", "cloud", "credentials", "etcd-rbac"} {
 		if s := pods[command].Containers[0].SecurityContext; s.RunAsNonRoot == nil || !*s.RunAsNonRoot {
 			t.Errorf("%s may run as root", command)
 		}
