@@ -19,8 +19,13 @@ import (
 
 // cluster is the lab in the hands of a test: what fails there fails the test.
 type cluster struct {
-	t   *testing.T
+	t   *testing.T // of the step
+	way *testing.T // of all steps
 	lab *lab.Lab
+	// workloads are what of Egret runs in egret-system, and root the folder with the certificate of etcd's user root,
+	// where etcd is somebody else's.
+	workloads []string
+	root      string
 	// before is what each node had before Egret, by its name; see kernel.
 	before map[string][]string
 	// rendered is what render made, by the tag: what is applied is what is deleted, and to link the renderer takes
@@ -48,10 +53,24 @@ func (c *cluster) tryKubectl(args ...string) (string, error) {
 	return strings.TrimSpace(string(out)), err
 }
 
-// egret runs egret as an operator does: in an agent's pod, which knows etcd.
+// egret runs egret in a pod of crdsync, which knows etcd and may read all that it has.
 func (c *cluster) egret(args ...string) string {
 	c.t.Helper()
-	return c.kubectl(append([]string{"-n", "egret-system", "exec", "daemonset/egret-agent", "--", "egret"}, args...)...)
+	out, err := c.tryEgret(args...)
+	if err != nil {
+		c.t.Fatal(err)
+	}
+	return out
+}
+
+func (c *cluster) tryEgret(args ...string) (string, error) {
+	return c.tryKubectl(append([]string{"-n", "egret-system", "exec", "deployment/egret-crdsync", "--", "egret"}, args...)...)
+}
+
+// settled waits until all workloads are as their objects say.
+func (c *cluster) settled() {
+	c.t.Helper()
+	c.rollout(c.workloads...)
 }
 
 // rollout waits until what it names in egret-system is as its object says.
@@ -297,6 +316,7 @@ func (c *cluster) explain() {
 		{"-n", "egret-system", "logs", "daemonset/egret-agent", "--tail=20"},
 		{"-n", "egret-system", "logs", "deployment/egret-crdsync", "--tail=20"},
 		{"-n", "egret-system", "logs", "deployment/egret-credentials", "--tail=20"},
+		{"-n", "egret-system", "logs", "deployment/egret-etcd-rbac", "--tail=20"},
 		{"-n", "egret-system", "logs", "statefulset/egret-etcd", "--tail=20"},
 	} {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)

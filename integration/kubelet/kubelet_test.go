@@ -7,6 +7,7 @@ import (
 	"flag"
 	"os"
 	"path/filepath"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -30,14 +31,31 @@ func TestMain(m *testing.M) {
 }
 
 // TestAnInstalledEgret is the life of Egret in one cluster of kubelets, from the installation to the end, by the
-// commands of docs/install.md: with an etcd that is there, in short, and with one of its own. Each step goes on from
-// where the one before left off. What follows a failed one is told, too, but only from a cluster with Egret.
+// commands of docs/install.md: with an etcd that is there, in short, and with one of its own; with -etcd own, with an
+// etcd that is there alone, through all steps. Each step goes on from where the one before left off. What follows a
+// failed one is told, too, but only from a cluster with Egret.
 func TestAnInstalledEgret(t *testing.T) {
 	need.Root(t)
 	if *image == "" || *nextFile == "" {
 		t.Skip("no -image and -next-image: run it with make test-kubelet")
 	}
 	need.CgroupV1(t)
+	ways, ok := map[string][]way{
+		etcdBundled: {
+			{"an etcd of one's own, and kubectl apply", []step{{install, appliedWithOwnEtcd}, {guideLeaves, guide}, {uninstall, deletedByKubectl}}},
+			{"the bundled etcd, and helm install", slices.Concat([]step{{install, helmInstalled}}, life(), []step{
+				{"etcd begins again with a snapshot", restored}, {uninstall, uninstalledByHelm},
+			})},
+		},
+		etcdOwn: {
+			{"an etcd of one's own with TLS, and helm install", slices.Concat([]step{{install, helmInstalledWithOwnEtcd}}, life(), []step{
+				{"a version that does not get ready stops at the first node", stopsAtTheFirst}, {uninstall, uninstalledByHelm},
+			})},
+		},
+	}[*etcd]
+	if !ok {
+		t.Fatalf("-etcd %q: want %s or %s", *etcd, etcdBundled, etcdOwn)
+	}
 	begin := time.Now()
 	l, err := lab.Up(t.Context(), lab.Config{
 		Name: lab.OwnName("kubelet"), Nodes: 3, Kubelet: true, CNI: *cni, Images: []string{*image, *nextFile},
@@ -48,38 +66,50 @@ func TestAnInstalledEgret(t *testing.T) {
 	t.Cleanup(func() { down(t, l) })
 	t.Logf("a cluster of three kubelets is ready after %v", time.Since(begin).Round(time.Second))
 	c := &cluster{lab: l, rendered: map[string]string{}}
-	for _, way := range []struct {
-		name  string
-		steps []step
-	}{
-		{"an etcd of one's own, and kubectl apply", []step{
-			{install, appliedWithOwnEtcd},
-			{"pods of two Deployments leave as the guide's example says", guide},
-			{"it is uninstalled and the nodes are as before", deletedByKubectl},
-		}},
-		{"the bundled etcd, and helm install", []step{
-			{install, helmInstalled},
-			{"pods of two Deployments leave as the guide's example says", guide},
-			{"an operator's machine reaches etcd through the cluster", operated},
-			{"selected pods reach other pods with their own addresses", amongPods},
-			{"an IPv6 egress beside them", sixth},
-			{"the CNI is restarted on all nodes without a packet lost", restartedCNI},
-			{"no two replicas of crdsync are on one node", keptApart},
-			{"a node whose kubelet and containerd are dead serves on", deadKubelet},
-			{"a new version is rolled out, and the old one again, without a packet lost", rolled},
-			{"crdsync's leader is deleted and the other one goes on", leaderDeleted},
-			{"the gateway is drained by kubectl without a packet lost", drained},
-			{"etcd begins again with a snapshot", restored},
-			{"it is uninstalled and the nodes are as before", uninstalledByHelm},
-		}},
-	} {
-		if !t.Run(way.name, func(t *testing.T) { walk(t, c, way.steps) }) {
+	for _, way := range ways {
+		if !t.Run(way.name, func(t *testing.T) { c.way = t; walk(t, c, way.steps) }) {
 			return
 		}
 	}
 }
 
-const install = "it is installed and gets ready"
+// The values of -etcd.
+const (
+	etcdBundled = "bundled"
+	etcdOwn     = "own"
+)
+
+var etcd = flag.String("etcd", etcdBundled, "whose etcd Egret goes through all steps with: "+etcdBundled+", or one's "+etcdOwn)
+
+const (
+	install     = "it is installed and gets ready"
+	guideLeaves = "pods of two Deployments leave as the guide's example says"
+	uninstall   = "it is uninstalled and the nodes are as before"
+)
+
+// life returns the steps that are the same whosever etcd it is.
+func life() []step {
+	return []step{
+		{guideLeaves, guide},
+		{"each part of Egret writes its own keys of etcd alone", eachItsOwn},
+		{"an operator's machine reaches etcd through the cluster", operated},
+		{"agents and crdsync are scraped, and the status page shows what passes by egress IPs", measured},
+		{"selected pods reach other pods with their own addresses", amongPods},
+		{"an IPv6 egress beside them", sixth},
+		{"the CNI is restarted on all nodes without a packet lost", restartedCNI},
+		{"no two replicas of crdsync are on one node", keptApart},
+		{"a node whose kubelet and containerd are dead serves on", deadKubelet},
+		{"a new version is rolled out, and the old one again, without a packet lost", rolled},
+		{"crdsync's leader is deleted and the other one goes on", leaderDeleted},
+		{"the gateway is drained by kubectl without a packet lost", drained},
+	}
+}
+
+// way is how Egret is installed, with all that is done with it then.
+type way struct {
+	name  string
+	steps []step
+}
 
 type step struct {
 	name string

@@ -39,24 +39,66 @@ func appliedWithOwnEtcd(t *testing.T, c *cluster) {
 	c.rollout("daemonset/egret-agent", "deployment/egret-crdsync")
 }
 
-// helmInstalled does what docs/install.md says, on nodes with the label that kubeadm gives those of the control plane.
+// helmInstalled does what docs/install.md says under Quick, on nodes with the label that kubeadm gives those of the
+// control plane.
 func helmInstalled(t *testing.T, c *cluster) {
 	c.begin()
 	c.kubectl("label", "nodes", "--all", "node-role.kubernetes.io/control-plane=")
-	c.kubectl("create", "namespace", "egret-system")
-	c.kubectl("label", "namespace", "egret-system", "pod-security.kubernetes.io/enforce=privileged")
+	c.workloads = []string{"statefulset/egret-etcd", "deployment/egret-etcd-rbac", "deployment/egret-credentials",
+		"daemonset/egret-agent", "deployment/egret-crdsync"}
+	c.helmInstall("--create-namespace", "-f", c.file("../../manifests/examples/values/bundled-etcd.yaml"))
+}
+
+// helmInstall installs the chart with further options, and waits for all that it makes, which is all that there is.
+func (c *cluster) helmInstall(options ...string) {
+	c.t.Helper()
 	repository, tag := split(*name)
-	c.helm("install", "egret", c.file("../../charts/egret"), "-n", "egret-system", "--set", "etcd.bundled.enabled=true",
-		"--set", "image.repository="+repository, "--set-string", "image.tag="+tag)
-	c.rollout("statefulset/egret-etcd", "daemonset/egret-agent", "deployment/egret-crdsync", "deployment/egret-credentials")
+	c.helm(append([]string{"install", "egret", c.file("../../charts/egret"), "-n", "egret-system",
+		"--set", "image.repository=" + repository, "--set-string", "image.tag=" + tag,
+		"--set", "crdsync.config.page-local-address=127.0.0.1:8487"}, options...)...)
+	c.settled()
 	c.until(30*time.Second, "the webhook's certificate", func() (bool, string) {
 		out := c.kubectl("get", "validatingwebhookconfiguration", "egret-crdsync", "-o", "jsonpath={.webhooks[0].clientConfig.caBundle}")
 		return out != "", "there is no caBundle"
 	})
 	for _, p := range strings.Fields(c.kubectl("-n", "egret-system", "get", "pods", "-o", `jsonpath={range .items[*]}{.metadata.name}{"\n"}{end}`)) {
 		if !strings.HasPrefix(p, "egret-") {
-			t.Errorf("pod %s is not of the chart", p)
+			c.t.Errorf("pod %s is not of the chart", p)
 		}
+	}
+}
+
+// eachItsOwn has etcd hold its clients to their roles, under a probe where it did not so far, and tries what an agent
+// may not.
+func eachItsOwn(t *testing.T, c *cluster) {
+	if c.root != "" {
+		at := func(name string) string { return filepath.Join(c.root, name) }
+		ip, _ := c.gateway("egress-prod-web")
+		end := c.lookedAt(c.webs()["egress-prod-web"], ip)
+		said, err := c.operator("etcd-rbac", "--apply", "--enable", "--cacert", at("ca.crt"), "--cert", at("tls.crt"), "--key", at("tls.key"))
+		if err != nil || !strings.HasSuffix(said, "etcdctl auth enable\n") {
+			t.Errorf("egret etcd-rbac: %v, said:\n%s", err, said)
+		}
+		time.Sleep(2 * time.Second) // in which an agent without its rights would fall silent
+		end()
+	}
+	asAgent := func(args ...string) error {
+		_, err := c.tryKubectl(append([]string{"-n", "egret-system", "exec", "daemonset/egret-agent", "--", "egret"}, args...)...)
+		return err
+	}
+	refused := func(err error) bool { return err != nil && strings.Contains(err.Error(), "permission denied") }
+	c.until(30*time.Second, "etcd does not let an agent read what persons did", func() (bool, string) {
+		err := asAgent("get", "acts")
+		return refused(err), fmt.Sprint("it says ", err)
+	})
+	if err := asAgent("cordon", nodes()[0], "--yes"); !refused(err) {
+		t.Errorf("an agent cordons a node: %v, want that it is refused", err)
+	}
+	if err := asAgent("get", "owners"); err != nil {
+		t.Errorf("an agent reads its locks: %v", err)
+	}
+	if out := c.egret("get", "allocations"); !strings.Contains(out, "egress-prod-web") {
+		t.Errorf("crdsync reads of allocations:\n%s", out)
 	}
 }
 
@@ -184,7 +226,7 @@ func rolled(t *testing.T, c *cluster) {
 	} {
 		to := one.to
 		c.helm(one.args...)
-		c.rollout("statefulset/egret-etcd", "daemonset/egret-agent", "deployment/egret-crdsync")
+		c.settled()
 		if out := c.egret("get", "nodes"); strings.Count(out, to+" ") < len(nodes()) {
 			t.Errorf("after the rollout to %s, agents are:\n%s", to, out)
 		}
@@ -200,15 +242,50 @@ func rolled(t *testing.T, c *cluster) {
 	}
 }
 
-func (c *cluster) leader() string {
-	c.t.Helper()
-	// its exit status says how all is
-	out, _ := c.tryKubectl("-n", "egret-system", "exec", "daemonset/egret-agent", "--", "egret", "status", "-o", "json")
-	var status struct{ Crdsync string }
-	if err := json.Unmarshal([]byte(out), &status); err != nil {
-		c.t.Fatalf("egret status: %v\n%s", err, out)
+// stopsAtTheFirst upgrades to agents that do not start: one node's is replaced, whose kernel serves on, and no other.
+// The rollback comes within the time for which the kernel does.
+func stopsAtTheFirst(t *testing.T, c *cluster) {
+	before := map[string][]string{}
+	var ends []func()
+	for egress, pods := range c.webs() {
+		ip, _ := c.gateway(egress)
+		before[egress] = c.tenures(ip)
+		ends = append(ends, c.lookedAt(pods, ip))
 	}
-	return status.Crdsync
+	c.helm("upgrade", "egret", c.file("../../charts/egret"), "-n", "egret-system", "--reset-then-reuse-values",
+		"--set", "agent.config.lease-ttl=1s")
+	var have []string
+	c.until(60*time.Second, "an agent that did not start, twice", func() (bool, string) {
+		have = strings.Fields(c.kubectl("-n", "egret-system", "get", "pods", "-l", "app.kubernetes.io/name=egret-agent", "-o",
+			`jsonpath={range .items[*]}{.status.containerStatuses[0].restartCount}:{.status.containerStatuses[0].ready}{"\n"}{end}`))
+		slices.Sort(have)
+		return len(have) == len(nodes()) && have[len(have)-1] == "1:false", fmt.Sprintf("%q", have)
+	})
+	if want := []string{"0:true", "0:true", "1:false"}; !slices.Equal(have, want) {
+		t.Errorf("agents, as restarts:ready: %q, want %q", have, want)
+	}
+	c.helm("rollback", "egret", "-n", "egret-system")
+	c.settled()
+	for _, end := range ends {
+		end()
+	}
+	for _, egress := range slices.Sorted(maps.Keys(before)) {
+		ip, _ := c.gateway(egress)
+		if diff := cmp.Diff(before[egress], c.tenures(ip)); diff != "" {
+			t.Errorf("who held %v of %s (-before +after):\n%s", ip, egress, diff)
+		}
+	}
+}
+
+// leader returns the replica of crdsync that etcd says leads, empty where that was not to be had.
+func (c *cluster) leader() (pod, have string) {
+	c.t.Helper()
+	out, err := c.tryEgret("status", "-o", "json") // its exit status says how all is
+	var status struct{ Crdsync string }
+	if bad := json.Unmarshal([]byte(out), &status); bad != nil {
+		return "", fmt.Sprintf("egret status says %q: %v, %v", out, bad, err)
+	}
+	return status.Crdsync, fmt.Sprintf("%q leads", status.Crdsync)
 }
 
 func leaderDeleted(t *testing.T, c *cluster) {
@@ -217,17 +294,18 @@ func leaderDeleted(t *testing.T, c *cluster) {
 	var leader string
 	// that of before the rollout may be told until its lease ends
 	c.until(30*time.Second, "a leader of crdsync that is there", func() (bool, string) {
-		leader = c.leader()
+		var have string
+		leader, have = c.leader()
 		names := strings.Fields(c.kubectl("-n", "egret-system", "get", "pods", "-o", "jsonpath={.items[*].metadata.name}"))
-		return leader != "" && slices.Contains(names, leader), fmt.Sprintf("%q of %q", leader, names)
+		return leader != "" && slices.Contains(names, leader), fmt.Sprintf("%s of %q", have, names)
 	})
 	c.kubectl("-n", "egret-system", "delete", "pod", leader, "--wait=false")
 	c.kubectl("-n", "staging", "scale", "deployment/web", "--replicas=4")
 	c.kubectl("-n", "staging", "rollout", "status", "deployment/web", "--timeout=60s")
 	c.leaves(c.webs()["egress-staging-web"], ip, 15*time.Second)
 	c.until(30*time.Second, "another leader than "+leader+", which was deleted", func() (bool, string) {
-		now := c.leader()
-		return now != leader && now != "", fmt.Sprintf("%q", now)
+		now, have := c.leader()
+		return now != leader && now != "", have
 	})
 	c.rollout("deployment/egret-crdsync")
 	end()
@@ -314,7 +392,7 @@ func restored(t *testing.T, c *cluster) {
 		}
 	}
 	c.helm("upgrade", "egret", c.file("../../charts/egret"), "-n", system, "--reset-then-reuse-values", "--set", "etcd.bundled.restoreFrom="+file)
-	c.rollout("statefulset/egret-etcd", "daemonset/egret-agent", "deployment/egret-crdsync")
+	c.settled()
 	for egress, pods := range c.webs() {
 		ip, _ := c.gateway(egress)
 		if ip.String() != before[egress] {

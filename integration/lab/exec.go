@@ -138,13 +138,22 @@ func (l *Lab) execArgs(kind, name string, argv []string) ([]string, error) {
 // Kubectl runs kubectl on this machine as the lab's cluster admin and returns its standard output; errors are as those
 // of Exec.
 func (l *Lab) Kubectl(ctx context.Context, args ...string) ([]byte, error) {
+	cmd, err := l.KubectlCommand(ctx, args...)
+	if err != nil {
+		return nil, err
+	}
+	return run(cmd, append([]string{"kubectl"}, args...))
+}
+
+// KubectlCommand returns the command that Kubectl runs, not started.
+func (l *Lab) KubectlCommand(ctx context.Context, args ...string) (*exec.Cmd, error) {
 	kubectl, err := l.kubectl()
 	if err != nil {
 		return nil, err
 	}
 	cmd := exec.CommandContext(ctx, kubectl, args...)
 	cmd.Env = l.kubectlEnv()
-	return run(cmd, append([]string{"kubectl"}, args...))
+	return cmd, nil
 }
 
 // KubectlReplace makes the calling process kubectl; it returns only when that fails.
