@@ -313,11 +313,11 @@ func (c *cluster) tenures(ip netip.Addr) []string {
 func (c *cluster) explain() {
 	for _, args := range [][]string{
 		{"get", "pods", "-A", "-o", "wide"}, {"get", "nodes,egress"}, {"-n", "egret-system", "get", "events"},
-		{"-n", "egret-system", "logs", "daemonset/egret-agent", "--tail=20"},
-		{"-n", "egret-system", "logs", "deployment/egret-crdsync", "--tail=20"},
-		{"-n", "egret-system", "logs", "deployment/egret-credentials", "--tail=20"},
+		{"-n", "egret-system", "logs", "-l", "app.kubernetes.io/name=egret-agent", "--prefix", "--tail=30"},
+		{"-n", "egret-system", "logs", "-l", "app.kubernetes.io/name=egret-crdsync", "--prefix", "--tail=30"},
+		{"-n", "egret-system", "logs", "-l", "app.kubernetes.io/name=egret-credentials", "--prefix", "--tail=30"},
 		{"-n", "egret-system", "logs", "deployment/egret-etcd-rbac", "--tail=20"},
-		{"-n", "egret-system", "logs", "statefulset/egret-etcd", "--tail=20"},
+		{"-n", "egret-system", "logs", "-l", "app.kubernetes.io/name=egret-etcd", "--prefix", "--tail=30"},
 	} {
 		ctx, cancel := context.WithTimeout(context.Background(), 20*time.Second)
 		out, err := c.lab.Kubectl(ctx, args...)
