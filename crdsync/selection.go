@@ -266,7 +266,7 @@ func (s *selection) overlaps() map[string]string {
 
 // group divides the pods of one node among the egresses. owns reports whether an IP that a pod lists is the pod's.
 func (s *selection) group(node string, pods []pod, owns func(pod, netip.Addr) bool) map[string]egress.Members {
-	ips := map[string]map[string][]netip.Addr{} // egress -> pod -> IPs
+	members := map[string]map[string]*egress.Member{} // egress -> pod
 	lost := map[pair]loss{}
 	for _, p := range pods {
 		pairs := map[pair]bool{} // a pod is lost once, not once for each family
@@ -278,13 +278,21 @@ func (s *selection) group(node string, pods []pod, owns func(pod, netip.Addr) bo
 			if name == "" {
 				continue
 			}
+			if members[name] == nil {
+				members[name] = map[string]*egress.Member{}
+			}
+			m := members[name][p.name]
+			if m == nil {
+				m = &egress.Member{Pod: p.name}
+				members[name][p.name] = m
+			}
+			m.IPs = append(m.IPs, ip)
 			for _, loser := range losers {
 				pairs[pair{loser, name}] = true
+				if len(m.Also) < egress.MaxAlso && !slices.Contains(m.Also, loser) {
+					m.Also = append(m.Also, loser)
+				}
 			}
-			if ips[name] == nil {
-				ips[name] = map[string][]netip.Addr{}
-			}
-			ips[name][p.name] = append(ips[name][p.name], ip)
 		}
 		for between := range pairs {
 			lost[between] = lost[between].plus(loss{1, p.name})
@@ -295,10 +303,10 @@ func (s *selection) group(node string, pods []pod, owns func(pod, netip.Addr) bo
 		delete(s.losses, node)
 	}
 	out := map[string]egress.Members{}
-	for name, byPod := range ips {
+	for name, byPod := range members {
 		m := egress.Members{Egress: name, Node: node}
-		for p, ips := range byPod {
-			m.Pods = append(m.Pods, egress.Member{Pod: p, IPs: ips})
+		for _, p := range byPod {
+			m.Pods = append(m.Pods, *p)
 		}
 		slices.SortFunc(m.Pods, func(a, b egress.Member) int { return cmp.Compare(a.Pod, b.Pod) })
 		out[name] = m

@@ -188,7 +188,16 @@ func TestLosersSayWhoHasTheirPods(t *testing.T) {
 	claimants := []claimant{claim("x4", "x", ipv4), claim("y", "y", families...), claim("z", "z", families...), claim("z6", "z", ipv6)}
 	s := newSelection(claimants, func(string) (labels.Set, bool) { return nil, true }, nil)
 	all := func(pod, netip.Addr) bool { return true }
-	s.group("n1", []pod{at("c", "10.0.0.3", "x", "y", "z"), at("b", "10.0.0.2 fd00::2", "y", "z")}, all)
+	got := s.group("n1", []pod{at("c", "10.0.0.3", "x", "y", "z"), at("b", "10.0.0.2 fd00::2", "y", "z")}, all)
+	members := map[string]egress.Members{
+		"x4": {Egress: "x4", Node: "n1", Pods: []egress.Member{{Pod: "prod/c", IPs: []netip.Addr{ip("10.0.0.3")}, Also: []string{"y", "z"}}}},
+		"y": {Egress: "y", Node: "n1", Pods: []egress.Member{
+			{Pod: "prod/b", IPs: []netip.Addr{ip("10.0.0.2"), ip("fd00::2")}, Also: []string{"z", "z6"}},
+		}},
+	}
+	if d := cmp.Diff(members, got, cmp.Comparer(func(a, b netip.Addr) bool { return a == b })); d != "" {
+		t.Errorf("(-want +got):\n%s", d)
+	}
 	s.group("n2", []pod{at("a", "10.0.0.1", "y", "z")}, all)
 	want := map[string]string{
 		"y":  "pod prod/c is selected by egress x4 too, which comes first",

@@ -100,7 +100,13 @@ type Members struct {
 type Member struct {
 	Pod string       `json:"pod"` // namespace/name
 	IPs []netip.Addr `json:"ips"` // sorted
+	// Also are further egresses whose appliedTo selects the pod and that come later, in their order: the first
+	// MaxAlso. They do not apply to it.
+	Also []string `json:"also,omitempty"`
 }
+
+// MaxAlso bounds Member.Also: an egress for everything selects what all others do.
+const MaxAlso = 3
 
 // Unselected is the name that stands for "no egress" in members/by-node/<node>/-.
 const Unselected = "-"

@@ -66,6 +66,11 @@ func TestTraceSaysWhatBecomesOfPackets(t *testing.T) {
 	exits(t, 0, fmt.Sprintf("gets through, as %s by gateway %s.", ip, gateway), "trace", other)
 	leavesAs(t, other, ip)
 
+	n.egress("younger", "trace", "web")
+	exits(t, 0, "selected by egress trace; selected by younger too: the oldest applies", "trace", pod)
+	leavesAs(t, pod, ip)
+	kubectl(t, "delete", "egress", "younger")
+
 	egret(t, "move", ip.String(), "--to", home)
 	exits(t, 0, fmt.Sprintf("gets through, as %s by its own node %s.", ip, home), "trace", pod)
 	leavesAs(t, pod, ip)

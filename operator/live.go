@@ -39,8 +39,8 @@ type followed struct {
 func follow(ctx context.Context, w store.Whole, q Question, ask Ask) (steps []Step) {
 	step := addTo(&steps)
 	node, _, of := find(w, q.Pod)
-	for name, ips := range of {
-		for _, pod := range ips {
+	for name, member := range of {
+		for _, pod := range member.IPs {
 			if pod.Is4() != q.To.Is4() {
 				continue
 			}

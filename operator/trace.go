@@ -159,11 +159,14 @@ func Trace(ctx context.Context, c *store.Client, q Question, ask Ask, page, form
 	return Verdict{status, text, true}
 }
 
+// sameIPs reports whether an egress has the same addresses of a pod.
+func sameIPs(a, b egress.Member) bool { return slices.Equal(a.IPs, b.IPs) }
+
 // moved reports whether a pod, or an owner of an IP of it, changed from one reading of the records to the next.
 func moved(before, after store.Whole, pod string) bool {
 	node, ips, of := find(before, pod)
 	nodeNow, ipsNow, ofNow := find(after, pod)
-	if node != nodeNow || !slices.Equal(ips, ipsNow) || !maps.EqualFunc(of, ofNow, slices.Equal) {
+	if node != nodeNow || !slices.Equal(ips, ipsNow) || !maps.EqualFunc(of, ofNow, sameIPs) {
 		return true
 	}
 	for name := range of {
@@ -262,8 +265,7 @@ func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, er
 	}
 	step("pod", "", "%s with %s on %s", q.Pod, join(pod), node)
 	if len(of) == 0 {
-		step("selection", passes, "no egress selects it: labels of the pod and its namespace are not what any egress's appliedTo asks for, or an "+
-			"older one had it first (condition Conflict of the egress)")
+		step("selection", passes, "no egress selects it: labels of the pod and its namespace are not what any egress's appliedTo asks for")
 		return steps, nil
 	}
 	if q.To.IsValid() && !q.toOutside(w, step) {
@@ -271,13 +273,13 @@ func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, er
 	}
 	found := false
 	for _, name := range slices.Sorted(maps.Keys(of)) {
-		for _, ip := range of[name] {
+		for _, ip := range of[name].IPs {
 			if q.To.IsValid() && q.To.Is4() != ip.Is4() {
 				continue
 			}
 			found = true
 			first := len(steps)
-			step("selection", "", "%s is selected by egress %s", ip, name)
+			step("selection", "", "%s is selected by egress %s%s", ip, name, alsoBy(of[name].Also))
 			steps = append(steps, leaves(w, name, node, q, ip, now, ask)...)
 			for i := range steps[first:] {
 				steps[first+i].Family = familyOf(ip)
@@ -288,6 +290,18 @@ func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, er
 		step("address", stops, "the pod has no address of the family of %s that an egress applies to", q.To)
 	}
 	return steps, nil
+}
+
+// alsoBy names the egresses that select a pod in vain.
+func alsoBy(names []string) string {
+	switch more := strings.Join(names, ", "); len(names) {
+	case 0:
+		return ""
+	case egress.MaxAlso:
+		return fmt.Sprintf("; %s, and perhaps more, select it too: the oldest applies", more)
+	default:
+		return fmt.Sprintf("; selected by %s too: the oldest applies", more)
+	}
 }
 
 // toOutside adds the step about the destination, and reports whether the way goes on.
@@ -348,16 +362,16 @@ func familyOf(ip netip.Addr) string {
 	return "IPv6"
 }
 
-// find returns the node of a pod, its addresses, and which of them which egress applies to.
-func find(w store.Whole, pod string) (node string, ips []netip.Addr, of map[string][]netip.Addr) {
-	of = map[string][]netip.Addr{}
+// find returns the node of a pod, its addresses, and what egresses have of it.
+func find(w store.Whole, pod string) (node string, ips []netip.Addr, of map[string]egress.Member) {
+	of = map[string]egress.Member{}
 	look := func(m egress.Members) {
 		for _, p := range m.Pods {
 			if p.Pod == pod {
 				node = m.Node
 				ips = append(ips, p.IPs...)
 				if m.Egress != egress.Unselected {
-					of[m.Egress] = append(of[m.Egress], p.IPs...)
+					of[m.Egress] = p
 				}
 			}
 		}

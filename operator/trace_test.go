@@ -154,6 +154,9 @@ func TestTraceGoesByProtocolAndPort(t *testing.T) {
 		want   string // in the verdict
 		step   string // in a step
 	}{
+		"younger egresses": {Question{To: outside}, func(w *store.Whole, _ *egress.Kernel) {
+			w.ByEgress["web"]["node-2"].Pods[0].Also = []string{"all", "prod"}
+		}, 0, "gets through", "selected by egress web; selected by all, prod too: the oldest applies"},
 		"TCP":      {Question{To: outside, Protocol: "tcp", Port: 443}, nil, 0, "gets through", "198.51.100.9 port 443 (tcp) is outside"},
 		"echoes":   {Question{To: outside, Protocol: "icmp"}, nil, 0, "gets through", "to 10.10.0.11 and identifiers of echo requests 2048-3071"},
 		"SCTP":     {Question{To: outside, Protocol: "sctp", Port: 2905}, nil, 0, "gets through", "to 10.10.0.11 and ports 2048-3071"},
