@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"math/rand/v2"
 	"net"
 	"net/http"
 	"net/netip"
@@ -14,6 +15,7 @@ import (
 
 	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/inject"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/plan"
 )
@@ -103,13 +105,24 @@ func (a *agent) follow(ctx context.Context, q egress.LiveQuestion) (egress.Live,
 		}
 	}()
 	flow := nft.Flow{Sources: sources, Destination: q.To, Protocol: q.Protocol, Port: q.Port}
-	lost, err := nft.Trace(ctx, flow, func(e nft.TraceEvent) bool {
+	out := egress.Live{Node: a.Node, Packets: []egress.LivePacket{}}
+	send := func() {
+		if !q.Send {
+			return
+		}
+		p := inject.Packet{From: q.Pod, To: q.To, Protocol: q.Protocol, FromPort: ephemeral(), Port: q.Port}
+		if err := inject.Send(ctx, p); err != nil {
+			out.Unsent = err.Error()
+			return
+		}
+		out.Sent = true
+	}
+	out.Lost, err = nft.Trace(ctx, flow, send, func(e nft.TraceEvent) bool {
 		if l.add(e) { // a gateway cannot tell which packets are the pod's, and waits for its whole time
 			time.AfterFunc(liveRest, cancel)
 		}
 		return true
 	})
-	out := egress.Live{Node: a.Node, Packets: []egress.LivePacket{}, Lost: lost}
 	if err != nil {
 		return out, err
 	}
@@ -125,6 +138,9 @@ func (a *agent) follow(ctx context.Context, q egress.LiveQuestion) (egress.Live,
 	}
 	return out, nil
 }
+
+// ephemeral returns a port as a kernel chooses one for a connection.
+func ephemeral() uint16 { return uint16(32768 + rand.N(28232)) }
 
 // sourcesOf returns the sources that packets of a pod have on a node: the pod's, the egress IP, and the address in the
 // overlay.

@@ -43,7 +43,8 @@ func TestPacketsAreFollowedForOneAtATimeAndForNoOtherThanWasAsked(t *testing.T) 
 	const good = "ip=10.10.0.11&id=1&pod=10.244.0.5&to=203.0.113.9&protocol=6&port=443"
 	for _, bad := range []string{"", strings.Replace(good, "&to=203.0.113.9", "", 1), strings.Replace(good, "203.0.113.9", "fd00::1", 1), strings.Replace(good, "protocol=6", "protocol=58", 1),
 		strings.Replace(good, "protocol=6", "protocol=1", 1), strings.Replace(good, "protocol=6", "protocol=262", 1), strings.Replace(good, "port=443", "port=65536", 1),
-		strings.Replace(good, "port=443", "port=x", 1), strings.Replace(good, "id=1", "id=0", 1), good + "&pod=" + strings.Repeat("x", 3000) + "&peer=-1"} {
+		strings.Replace(good, "port=443", "port=x", 1), strings.Replace(good, "id=1", "id=0", 1), good + "&pod=" + strings.Repeat("x", 3000) + "&peer=-1",
+		good + "&send=1", strings.Replace(good, "&pod=10.244.0.5", "", 1) + "&send=true", strings.Replace(good, "&port=443", "", 1) + "&send=true"} {
 		if code, got := followsAt(a, bad); code != http.StatusBadRequest || len(got) > 500 {
 			t.Errorf("%.100q: %d %.600s", bad, code, got)
 		}

@@ -42,7 +42,7 @@ func TestTheKernelTellsTheWayOfAPodsPacketAndOfItsAnswer(t *testing.T) {
 	d := plan.Desired{NFT: nft.State{Pods: map[netip.Addr]egress.ID{livePod: 7}, Hosted: map[egress.ID]nft.Hosted{7: {IP: liveIP}}}}
 	a := &agent{kernel: &kernel{}}
 	a.kernel.programmed.begin()(&d)
-	send := map[byte]func(){
+	own := map[byte]func(){
 		6: func() {
 			if c, err := net.DialTimeout("tcp4", "203.0.113.9:7", time.Second); err == nil {
 				c.Close()
@@ -54,11 +54,15 @@ func TestTheKernelTellsTheWayOfAPodsPacketAndOfItsAnswer(t *testing.T) {
 		name, rule string
 		protocol   byte
 		port       uint16
+		send       bool   // in the pod's name; else it sends itself
 		back       string // the chain that drops the answer; "": it comes to the pod
 	}{
-		{"a connection", "", 6, 7, ""},
-		{"an echo", "", 1, 0, ""},
-		{"an answer that is dropped", "nft add rule ip fw c ip saddr 203.0.113.9 drop", 6, 7, "c"},
+		{"a connection", "", 6, 7, false, ""},
+		{"an echo", "", 1, 0, false, ""},
+		{"a connection in the pod's name", "", 6, 7, true, ""},
+		{"an echo in the pod's name", "", 1, 0, true, ""},
+		{"an answer that is dropped", "nft add rule ip fw c ip saddr 203.0.113.9 drop", 6, 7, false, "c"},
+		{"an answer to what is in the pod's name that is dropped", "", 6, 7, true, "c"},
 	} {
 		if tt.rule != "" {
 			netns.Run(t, tt.rule)
@@ -71,12 +75,14 @@ func TestTheKernelTellsTheWayOfAPodsPacketAndOfItsAnswer(t *testing.T) {
 					case <-stop:
 						return nil
 					case <-time.After(200 * time.Millisecond):
-						send[tt.protocol]()
+						if !tt.send {
+							own[tt.protocol]()
+						}
 					}
 				}
 			})
 		}()
-		q := egress.LiveQuestion{KernelQuestion: egress.KernelQuestion{Pod: livePod, IP: liveIP, ID: 7, To: liveTo, Protocol: tt.protocol, Port: tt.port}}
+		q := egress.LiveQuestion{KernelQuestion: egress.KernelQuestion{Pod: livePod, IP: liveIP, ID: 7, To: liveTo, Protocol: tt.protocol, Port: tt.port}, Send: tt.send}
 		began := time.Now()
 		l, err := a.follow(t.Context(), q)
 		took := time.Since(began)
@@ -85,7 +91,7 @@ func TestTheKernelTellsTheWayOfAPodsPacketAndOfItsAnswer(t *testing.T) {
 			t.Error(err)
 		}
 		sent, ok := l.Packet(egress.LiveSent, func(egress.LivePacket) bool { return true })
-		if err != nil || l.Lost || !ok || sent.In != "pod0" || sent.Out != "out0" || sent.Port == 0 || sent.Translated == 0 || tt.protocol == 6 && (sent.Translated < 600 || sent.Translated > 700) {
+		if err != nil || l.Lost || l.Sent != tt.send || l.Unsent != "" || !ok || sent.In != "pod0" || sent.Out != "out0" || sent.Port == 0 || sent.Translated == 0 || tt.protocol == 6 && (sent.Translated < 600 || sent.Translated > 700) {
 			t.Errorf("%s: %v, sent %+v", tt.name, err, l)
 		}
 		back, ok := l.Packet(egress.LiveBack, func(p egress.LivePacket) bool { return p.Port == sent.Translated })

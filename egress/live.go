@@ -9,13 +9,20 @@ import (
 
 // LiveQuestion asks an agent to follow packets of a pod through its kernel: those of Protocol, which is one of
 // Protocols, to Port; 0: any. To is set; Pod is not, where the node is asked as the gateway alone.
-type LiveQuestion struct{ KernelQuestion }
+type LiveQuestion struct {
+	KernelQuestion
+	// Send: the agent sends one in the name of Pod. It takes a Port, but of ICMP.
+	Send bool
+}
 
 // Query returns the question as parameters of a request.
 func (q LiveQuestion) Query() url.Values {
 	v := q.KernelQuestion.Query()
 	v.Set("protocol", strconv.Itoa(int(q.Protocol)))
 	v.Set("port", strconv.Itoa(int(q.Port)))
+	if q.Send {
+		v.Set("send", "true")
+	}
 	return v
 }
 
@@ -34,6 +41,15 @@ func ParseLiveQuestion(v url.Values) (q LiveQuestion, err error) {
 	if q.Port != 0 && q.Protocol == icmp {
 		errs = append(errs, fmt.Errorf("port %.50q: want one of TCP or UDP, or 0", v.Get("port")))
 	}
+	switch send := v.Get("send"); {
+	case send == "":
+	case send != "true":
+		errs = append(errs, fmt.Errorf("send %.50q: want true, or nothing", send))
+	case !q.Pod.IsValid() || q.Port == 0 && q.Protocol != icmp:
+		errs = append(errs, errors.New("send: want the pod in whose name it is, and the port of TCP or UDP that it is for"))
+	default:
+		q.Send = true
+	}
 	return q, errors.Join(errs...)
 }
 
@@ -44,6 +60,10 @@ type Live struct {
 	Packets []LivePacket `json:"packets"`
 	// Lost: the kernel told more steps than the agent read.
 	Lost bool `json:"lost,omitempty"`
+	// Sent: the agent sent a packet in the pod's name. Unsent says why it could not. Neither: it was not asked to, or
+	// is of a version that does not.
+	Sent   bool   `json:"sent,omitempty"`
+	Unsent string `json:"unsent,omitempty"`
 }
 
 // MaxLivePackets bounds how many packets of a kind Live has.

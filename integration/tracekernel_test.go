@@ -234,7 +234,7 @@ func TestTraceNamesTheGatewayOfASubnetThatIsSilent(t *testing.T) {
 	r.names(0, "gets through, as 10.30.0.11 by gateway "+gateway)
 }
 
-// TestTraceFollowsAPacketAndNamesTheFirewallThatDropsIt: by the kernel's own trace of a packet that the pod sends.
+// TestTraceFollowsAPacketAndNamesTheFirewallThatDropsIt: by the kernel's own trace of a packet in the pod's name.
 func TestTraceFollowsAPacketAndNamesTheFirewallThatDropsIt(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("follows", "10.10.0.53")
@@ -244,8 +244,9 @@ func TestTraceFollowsAPacketAndNamesTheFirewallThatDropsIt(t *testing.T) {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { etcd.Close() })
-	r := &tracer{t: t, etcd: etcd, pod: pod, to: lab.OutsideIP, live: &operator.Live{Protocol: 6, Port: lab.EchoPort, Page: agent.LivePage}}
-	r.names(3, "did not come to "+home+" while it was waited for")
+	r := &tracer{t: t, etcd: etcd, pod: pod, to: lab.OutsideIP, live: &operator.Live{Protocol: 6, Page: agent.LivePage}}
+	r.names(3, "did not come to "+home+" while it was waited for") // to any port: the pod would have to send one
+	r.live = &operator.Live{Protocol: 6, Port: lab.EchoPort, Page: agent.LivePage}
 	untraced := func(t *testing.T) {
 		t.Helper()
 		for _, node := range nodes() {
@@ -259,16 +260,6 @@ func TestTraceFollowsAPacketAndNamesTheFirewallThatDropsIt(t *testing.T) {
 		}
 	}
 
-	ctx, stop := context.WithCancel(t.Context())
-	done := make(chan bool)
-	go func() { // the pod connects again and again
-		defer close(done)
-		for ctx.Err() == nil {
-			one, cancel := context.WithTimeout(ctx, 500*time.Millisecond)
-			_, _ = cluster.Source(one, pod) // which nothing but the trace looks at
-			cancel()
-		}
-	}()
 	well := fmt.Sprintf("gets through, as %s by gateway %s.", ip, gateway)
 	drops := func(node, what, chain string) string { return node + " drops it, " + what + ": " + chain }
 	fw := func(hook, rule string) (fault, mend string) {
@@ -300,8 +291,13 @@ func TestTraceFollowsAPacketAndNamesTheFirewallThatDropsIt(t *testing.T) {
 		})
 	}
 	r.names(0, well)
-	stop()
-	<-done
+	leavesAs(t, pod, ip) // as what was in its name
+	for name, live := range map[string]operator.Live{"a datagram": {Protocol: 17, Port: 9}, "an echo": {Protocol: 1}} {
+		t.Run(name, func(t *testing.T) {
+			live.Page = agent.LivePage
+			(&tracer{t: t, etcd: etcd, pod: pod, to: r.to, live: &live}).names(0, well)
+		})
+	}
 
 	t.Run("of an agent that dies", func(t *testing.T) {
 		traced := make(chan error, 1)

@@ -73,10 +73,10 @@ type Ends struct {
 	FromPort, ToPort uint16
 }
 
-// Trace has the kernel trace packets of a flow, and calls f for each step, until ctx ends or f returns false. What it
-// adds to the ruleset is gone then. It reports whether the kernel had more steps than were read, so that some are lost.
+// Trace has the kernel trace packets of a flow, and calls f for each step, until ctx ends or f returns false. It calls
+// begun when packets are traced from then on. What it adds to the ruleset is gone in the end. It reports whether the kernel had more steps than were read, so that some are lost.
 // It works in the network namespace of the calling thread.
-func Trace(ctx context.Context, flow Flow, f func(TraceEvent) bool) (lost bool, err error) {
+func Trace(ctx context.Context, flow Flow, begun func(), f func(TraceEvent) bool) (lost bool, err error) {
 	w, err := dial()
 	if err != nil {
 		return false, fmt.Errorf("opening a netlink socket: %w", err)
@@ -112,6 +112,7 @@ func Trace(ctx context.Context, flow Flow, f func(TraceEvent) bool) (lost bool, 
 	if err := out.commit(ops); err != nil {
 		return false, fmt.Errorf("adding table %s: %w", t.id(), err)
 	}
+	begun()
 	stop := context.AfterFunc(ctx, func() { events.SetReadDeadline(time.Unix(1, 0)) }) // ends the blocked read
 	defer stop()
 	for {

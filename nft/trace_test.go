@@ -55,7 +55,7 @@ func TestTraceTellsWhichRuleOfWhomDropsAPacket(t *testing.T) {
 		if to.Is6() {
 			flow.Sources = []netip.Addr{from}
 		}
-		_, err = Trace(ctx, flow, func(e TraceEvent) bool {
+		_, err = Trace(ctx, flow, func() {}, func(e TraceEvent) bool {
 			switch {
 			case e.Began != "" && first != 0:
 				return false // the next one
@@ -108,10 +108,10 @@ func TestTwoTracesDoNotRunAtOnceAndNobodyTracesOthersPackets(t *testing.T) {
 		second, end := context.WithTimeout(ctx, 5*time.Second)
 		defer end()
 		c.Write([]byte("x"))
-		_, err := Trace(second, flow, func(TraceEvent) bool { return true })
+		_, err := Trace(second, flow, func() {}, func(TraceEvent) bool { return true })
 		other <- err
 	}()
-	if _, err := Trace(ctx, flow, func(e TraceEvent) bool { t.Errorf("traced %+v", e); return true }); err != nil {
+	if _, err := Trace(ctx, flow, func() {}, func(e TraceEvent) bool { t.Errorf("traced %+v", e); return true }); err != nil {
 		t.Error(err)
 	}
 	if err := <-other; !errors.Is(err, ErrTracing) {
@@ -157,7 +157,7 @@ func TestOfTCPOnlyTheBeginningOfAConnectionIsTraced(t *testing.T) {
 	}()
 	flow := Flow{Sources: []netip.Addr{netip.MustParseAddr("10.0.0.1")}, Destination: netip.MustParseAddr("10.0.0.2"), Protocol: unix.IPPROTO_TCP, Port: uint16(to.Port)}
 	seen := map[string]bool{}
-	lost, err := Trace(ctx, flow, func(e TraceEvent) bool {
+	lost, err := Trace(ctx, flow, func() {}, func(e TraceEvent) bool {
 		if e.Began != "" {
 			seen[fmt.Sprintf("%s protocol %d %s:%d to %s:%d", e.Began, e.Protocol, e.From, e.FromPort, e.To, e.ToPort)] = true
 		}

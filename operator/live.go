@@ -27,10 +27,14 @@ type Live struct {
 	Page     string // where agents are asked for it
 }
 
+// Sends reports whether the pod's node sends a packet in the pod's name: where it is said which one. Else one that the
+// pod sends is waited for.
+func (l Live) Sends() bool { return l.Port != 0 || l.Protocol != 6 && l.Protocol != 17 }
+
 // followed are what the nodes on a pod's way saw of a packet.
 type followed struct {
 	home, gateway string
-	what          string // whose packet it is, for texts
+	pod, what     string // for texts: the pod, and the packet
 	answers       bool   // an answer is to be expected
 	seen          map[string]egress.Live
 }
@@ -49,12 +53,12 @@ func follow(ctx context.Context, w store.Whole, q Question, ask Ask) (steps []St
 				if a.IP.Is4() != pod.Is4() || !held {
 					continue
 				}
-				f := followed{home: node, gateway: owner.Node, what: fmt.Sprintf("a packet of %s to %s", q.Pod, q.To), answers: q.Live.Protocol != 17}
+				f := followed{home: node, gateway: owner.Node, pod: q.Pod, what: fmt.Sprintf("a packet of %s to %s", q.Pod, q.To), answers: q.Live.Protocol != 17}
 				kq := egress.KernelQuestion{Pod: pod, IP: a.IP, ID: a.ID, To: q.To, Protocol: q.Live.Protocol, Port: q.Live.Port}
 				if owner.Node != node {
 					kq.Peer = w.Nodes[owner.Node].Index
 				}
-				if f.ask(ctx, w, egress.LiveQuestion{KernelQuestion: kq}, q.Live.Page, ask, step) {
+				if f.ask(ctx, w, egress.LiveQuestion{KernelQuestion: kq, Send: q.Live.Sends()}, q.Live.Page, ask, step) {
 					f.tell(step)
 				}
 				return steps
@@ -91,7 +95,7 @@ func (f *followed) askOnce(ctx context.Context, w store.Whole, nodes []string, q
 	for _, node := range nodes {
 		q := q
 		if node != f.home {
-			q.Pod, q.Peer = netip.Addr{}, w.Nodes[f.home].Index
+			q.Pod, q.Peer, q.Send = netip.Addr{}, w.Nodes[f.home].Index, false
 		}
 		wg.Go(func() {
 			if node == f.home && f.home != f.gateway {
@@ -131,6 +135,13 @@ func (f *followed) tell(step adds) {
 	}
 	sent, ok := f.packet(f.home, egress.LiveSent, "from the pod", anyOf, step)
 	switch {
+	case !ok && f.seen[f.home].Sent:
+		step("live", doubts, "%s, which %s sent in its name, was not seen there: a program of tc or XDP at the pod's link took it, or steps of the trace are lost",
+			f.what, f.home)
+		return
+	case !ok && f.seen[f.home].Unsent != "":
+		step("live", doubts, "%s sends nothing in the name of %s: %s. Have the pod send one itself, and ask again meanwhile", f.home, f.pod, f.seen[f.home].Unsent)
+		return
 	case !ok:
 		step("live", doubts, "%s did not come to %s while it was waited for: have the pod send one meanwhile (of TCP, open a connection)", f.what, f.home)
 		return

@@ -86,7 +86,7 @@ func TestAPacketIsFollowedToWhereItEnds(t *testing.T) {
 					heads[1] = time.Now()
 				}
 				q, err := egress.ParseLiveQuestion(v)
-				if err != nil || q.Port != 443 && tt.protocol == 6 || (node == "node-1") != !q.Pod.IsValid() || q.IP != ip {
+				if err != nil || q.Port != 443 && tt.protocol == 6 || (node == "node-1") != !q.Pod.IsValid() || q.Send != q.Pod.IsValid() || q.IP != ip {
 					t.Errorf("%s was asked %v: %v", node, v, err)
 				}
 				b, err := json.Marshal(l)
@@ -136,6 +136,34 @@ func TestAPacketThatNobodyFollowsIsNoVerdict(t *testing.T) {
 		if !strings.Contains(all.String(), tt.want) {
 			t.Errorf("%s:\n%s", name, all.String())
 		}
+	}
+}
+
+// A packet that is to be sent in the pod's name, and is not seen.
+func TestAPacketOfNobodySaysWhoWasToSendIt(t *testing.T) {
+	for name, tt := range map[string]struct {
+		port uint16
+		home egress.Live
+		want string
+	}{
+		"sent":                {443, egress.Live{Sent: true}, "which node-2 sent in its name, was not seen there"},
+		"not sent":            {443, egress.Live{Unsent: "no link"}, "node-2 sends nothing in the name of prod/web-1: no link. Have the pod send one"},
+		"an older agent":      {443, egress.Live{}, "did not come to node-2 while it was waited for: have the pod send one"},
+		"none that it can be": {0, egress.Live{}, "did not come to node-2 while it was waited for: have the pod send one"},
+	} {
+		synctest.Test(t, func(t *testing.T) {
+			q := Question{Pod: "prod/web-1", To: netip.MustParseAddr("203.0.113.9"), Live: &Live{Protocol: 6, Port: tt.port}}
+			steps := follow(t.Context(), whole(), q, func(_ context.Context, node string, _ []netip.Addr, _ string, v url.Values, reply any) error {
+				if q, err := egress.ParseLiveQuestion(v); err != nil || q.Send != (node == "node-2" && tt.port != 0) {
+					t.Errorf("%s: %s was asked %v: %v", name, node, v, err)
+				}
+				*reply.(*egress.Live) = tt.home
+				return nil
+			})
+			if last := steps[len(steps)-1]; !strings.Contains(last.Text, tt.want) || last.Fault != doubts {
+				t.Errorf("%s: %+v, want a doubt that says %q", name, last, tt.want)
+			}
+		})
 	}
 }
 

@@ -21,7 +21,8 @@ type liveFlags struct {
 }
 
 func (f *liveFlags) add(s *pflag.FlagSet) {
-	s.BoolVar(&f.live, "live", false, "follow a packet that the pod sends to --to through the nftables rules of its node and of the gateway")
+	s.BoolVar(&f.live, "live", false, "follow a packet from the pod to --to through the nftables rules of its node and of the gateway; "+
+		"with --port, and of ICMP, its node sends one in the pod's name, else the pod has to")
 	s.StringVar(&f.protocol, "protocol", "", "protocol of what the pod sends, also as --proto: "+egress.ProtocolNames+"; with --live "+
 		strings.Join(egress.Protocols, ", ")+" (default: any; with --port or --live: tcp)")
 	s.IntVar(&f.port, "port", 0, "port of --to that it is for, of TCP, UDP or SCTP (default: any)")

@@ -152,8 +152,9 @@ func traceCommand() *cobra.Command {
 			"not, 3 when something may be in its way, and 1 when that is not known. The agents of the pod's node and of the gateway are asked for their kernels:\n" +
 			"on that node by root, elsewhere with --agents-port; the verdict says whether it goes by etcd alone.\n" +
 			"--port and --protocol say what the pod sends: ports of the egress IP are counted to that destination, what has no ports has other ways, and\n" +
-			"some destinations take some of it alone. With --live the agents also follow a packet through their nftables rules, those of others too: a packet\n" +
-			"of the pod's own, which has to send one to --to within 8 seconds.",
+			"some destinations take some of it alone. With --live the agents also follow a packet through their nftables rules, those of others too. With\n" +
+			"--port, and of ICMP, the agent of the pod's node sends it in the pod's name: a SYN, a datagram without data or an echo request, whose answer comes\n" +
+			"to the pod. Without, it is one of the pod's own, which has to send one to --to within 8 seconds.",
 		Example: "  egret trace prod/web-1 --to 203.0.113.9 --live --port 443",
 		Args:    cobra.ExactArgs(1),
 	}
@@ -177,7 +178,7 @@ func traceCommand() *cobra.Command {
 		if err := live.question(&q); err != nil {
 			return err
 		}
-		if q.Live != nil {
+		if q.Live != nil && !q.Live.Sends() {
 			fmt.Fprintf(c.ErrOrStderr(), "waiting for a packet of %s to %s, up to 8 seconds: have it send one\n", q.Pod, q.To)
 		}
 		ask, err := agents.ask()

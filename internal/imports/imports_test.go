@@ -36,7 +36,7 @@ func packages(t *testing.T) map[string][]string {
 }
 
 func TestImportRules(t *testing.T) {
-	kernel := []string{"nft", "routing", "vlan", "announce", "conntrack", "check", "fastpath"}
+	kernel := []string{"nft", "routing", "vlan", "announce", "conntrack", "check", "fastpath", "inject"}
 	all := packages(t)
 	for _, name := range append([]string{"egress", "plan", "ownership", "store", "agent", "crdsync", "crdsync/spec", "operator", "page", "gossip", "monitor", "connlimit", "cloud"}, kernel...) {
 		if _, ok := all[name]; !ok {
