@@ -9,6 +9,7 @@ import (
 	"net"
 	"net/http"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -71,6 +72,15 @@ func tryOn(node, lines string) error {
 	return nil
 }
 
+// execOutside runs a command on the host outside.
+func execOutside(ctx context.Context, args ...string) error {
+	out, err := cluster.Exec(ctx, "outside", "", args...)
+	if err != nil {
+		err = fmt.Errorf("%s: %w\n%s", strings.Join(args, " "), err, out)
+	}
+	return err
+}
+
 // unseen checks that nothing of the pod gets out.
 func unseen(t *testing.T, pod string) {
 	t.Helper()
@@ -81,69 +91,191 @@ func unseen(t *testing.T, pod string) {
 	}
 }
 
-// TestTraceNamesWhatIsWrongInAKernel makes one fault after the other in the kernels on a pod's way, each of which the
-// trace names, and undoes it.
-func TestTraceNamesWhatIsWrongInAKernel(t *testing.T) {
+// deliberate is a fault in a lab, and what the trace of the pod says of it.
+type deliberate struct {
+	name string
+	// fault makes it and returns what undoes it, which may be called twice.
+	fault func(t *testing.T) (mend func() error)
+	// ask changes the question; nil: it is that of the pod, for the outside host.
+	ask    func(*tracer)
+	status int
+	says   string // in the verdict
+	lost   bool   // nothing of the pod gets out meanwhile
+}
+
+// commands is a fault that commands on a node make and undo, one a line.
+func commands(node, fault, mend string) func(*testing.T) func() error {
+	return func(t *testing.T) func() error {
+		t.Helper()
+		on(t, node, fault)
+		mended := false
+		return func() error {
+			if mended {
+				return nil
+			}
+			mended = true
+			return tryOn(node, mend)
+		}
+	}
+}
+
+// all is several faults that come together.
+func all(faults ...func(*testing.T) func() error) func(*testing.T) func() error {
+	return func(t *testing.T) func() error {
+		t.Helper()
+		var mends []func() error
+		for _, f := range faults {
+			mends = append(mends, f(t))
+		}
+		return func() (err error) {
+			for _, mend := range slices.Backward(mends) {
+				err = errors.Join(err, mend())
+			}
+			return err
+		}
+	}
+}
+
+// component is a fault of a part of the lab.
+func component(fault, mend func() error) func(*testing.T) func() error {
+	return func(t *testing.T) func() error {
+		t.Helper()
+		if err := fault(); err != nil {
+			t.Fatal(err)
+		}
+		mended := false
+		return func() error {
+			if mended {
+				return nil
+			}
+			mended = true
+			return mend()
+		}
+	}
+}
+
+// TestTraceNamesEachFault makes one fault after the other on the way of a pod, in the records, in the processes and in
+// the kernels, has it named by the trace, and undoes it.
+func TestTraceNamesEachFault(t *testing.T) {
 	n := newNamespace(t)
-	ip, gateway, pod := n.remote("kernels", "10.10.0.52")
+	n.pool("older", "10.10.0.54", "10.10.0.54")
+	n.egress("older", "older", "none")
+	time.Sleep(time.Second) // Kubernetes tells ages by the second, and names decide between equal ones
+	ip, gateway, pod := n.remote("faults", "10.10.0.52")
 	home := otherNode(gateway)
+	third := otherNode(gateway, home)
+	other := n.pod("other", home, "web") // which the sniffers do not know as one of the egress
 	etcd, err := store.Dial(t.Context(), store.Config{Endpoints: cluster.EtcdEndpoints()})
 	if err != nil {
 		t.Fatal(err)
 	}
 	t.Cleanup(func() { etcd.Close() })
-	r := &tracer{t: t, etcd: etcd, pod: pod, to: lab.OutsideIP}
-	well := fmt.Sprintf("As the kernels of its nodes tell it gets through, as %s by gateway %s.", ip, gateway)
-	r.names(0, well)
+	base := tracer{t: t, etcd: etcd, pod: pod, to: lab.OutsideIP}
+	leaves := fmt.Sprintf("gets through, as %s by gateway %s.", ip, gateway)
+	well := "As the kernels of its nodes tell it " + leaves
+	base.names(0, well)
 	homeIP, gatewayIP := nodeIP(t, home), nodeIP(t, gateway)
+	olderIP, _ := held(t, "older")
 
-	for _, tt := range []struct {
-		name, node  string
-		fault, mend string // commands on the node, one a line
-		status      int
-		says        string
-		lost        bool // nothing of the pod gets out meanwhile
-	}{
-		{"a route of another program in place of Egret's", home, "ip route replace unreachable default table 15190", "ip route del unreachable default table 15190",
-			2, fmt.Sprintf("%s sends what is for %s nowhere (no route to host) in place of link egret.vx", home, gateway), true},
-		{"a rule of another program before Egret's", home, "ip route add default dev eth0 table 77\nip rule add pref 500 fwmark 0x3ffe/0x3fff table 77",
-			"ip rule del pref 500\nip route del default table 77", 2, "out by link eth0 in place of egret.vx", true},
-		{"a smaller MTU of the gateway's link", gateway, "ip link set eth0 mtu 1400", "ip link set eth0 mtu 1500",
-			3, fmt.Sprintf("the MTU is too small: %s puts packets of up to 1450 bytes into the overlay, which adds 50, and link eth0 of %s takes 1400", home, gateway), false},
-		{"a gateway that answers no ARP of the pod's node", gateway,
-			fmt.Sprintf("nft 'add table arp cut; add chain arp cut in { type filter hook input priority 0; }; add rule arp cut in arp saddr ip %s drop; "+
-				"add chain arp cut out { type filter hook output priority 0; }; add rule arp cut out arp daddr ip %[1]s drop'", homeIP),
-			"nft delete table arp cut", 2, fmt.Sprintf("%s, the underlay address of %s, does not answer ARP on link eth0 of %s", gatewayIP, gateway, home), true},
-	} {
+	background := context.WithoutCancel(t.Context()) // faults are undone when the test has failed, too
+	run := func(args ...string) func() error {
+		return func() error {
+			out, err := cluster.Kubectl(background, args...)
+			if err != nil {
+				err = fmt.Errorf("kubectl %s: %w\n%s", strings.Join(args, " "), err, out)
+			}
+			return err
+		}
+	}
+	by := func(args ...string) func() error {
+		return func() error {
+			out, err := cluster.Egret(background, args...)
+			if err != nil {
+				err = fmt.Errorf("egret %s: %w\n%s", strings.Join(args, " "), err, out)
+			}
+			return err
+		}
+	}
+	ofOther := func(r *tracer) { r.pod = other }
+	tcp := func(r *tracer) { r.live = &operator.Live{Protocol: 6, Port: lab.EchoPort, Page: agent.LivePage} }
+	silence := func(node string, peer netip.Addr, also string) func(*testing.T) func() error {
+		return commands(node, fmt.Sprintf("nft 'add table arp cut; add chain arp cut in { type filter hook input priority 0; }; add rule arp cut in arp saddr ip %s drop; "+
+			"add chain arp cut out { type filter hook output priority 0; }; add rule arp cut out arp daddr ip %[1]s drop'%s", peer, also), "nft delete table arp cut")
+	}
+	firewall := func(node, hook, rule string) func(*testing.T) func() error {
+		return commands(node, fmt.Sprintf("nft 'add table inet fw; add chain inet fw c { type filter hook %s priority 0; }; add rule inet fw c %s'", hook, rule), "nft delete table inet fw")
+	}
+	drops := func(node, what, where string) string { return node + " drops it, " + what + ": " + where }
+	to, from := "ip daddr "+lab.OutsideIP.String()+" counter drop", "ip saddr "+lab.OutsideIP.String()+" counter drop"
+	const overlay = "udp dport 8479 drop"
+
+	faults := []deliberate{
+		{"a wrong label", component(run("label", "--overwrite", "-n", n.name, "pod/other", "app=db"), run("label", "--overwrite", "-n", n.name, "pod/other", "app=web")),
+			ofOther, 0, "no egress selects it", false},
+		{"an older egress", component(run("label", "--overwrite", "-n", n.name, "pod/other", "app=none"), run("label", "--overwrite", "-n", n.name, "pod/other", "app=web")),
+			ofOther, 0, "as " + olderIP.String() + " by ", false},
+		{"an exception: a Service", nil, func(r *tracer) { r.to = unassigned[0] }, 0, "of ServiceCIDR ", false},
+		{"an exception: another node", nil, func(r *tracer) { r.to = gatewayIP }, 0, "an address of node " + gateway, false},
+		{"a pool that selects no node", component(
+			run("patch", "externalippool", "faults", "--type", "merge", "-p", `{"spec":{"nodeSelector":{"matchLabels":{"no":"node"}}}}`),
+			run("patch", "externalippool", "faults", "--type", "json", "-p", `[{"op":"replace","path":"/spec/nodeSelector","value":{}}]`)),
+			nil, 2, "pool faults selects no node", true},
+		{"a gateway without a permit", all(
+			component(by("cordon", home), by("uncordon", home)), component(by("cordon", third), by("uncordon", third)),
+			component(func() error { return cluster.Cut(background, gateway, "etcd") }, func() error { return cluster.Heal(background, gateway, "etcd") })),
+			nil, 2, gateway + " has no permit for " + ip.String(), true},
+		{"a route of another program in place of Egret's", commands(home, "ip route replace unreachable default table 15190", "ip route del unreachable default table 15190"),
+			nil, 2, fmt.Sprintf("%s sends what is for %s nowhere (no route to host) in place of link egret.vx", home, gateway), true},
+		{"a rule of another program before Egret's", commands(home, "ip route add default dev eth0 table 77\nip rule add pref 500 fwmark 0x3ffe/0x3fff table 77",
+			"ip rule del pref 500\nip route del default table 77"), nil, 2, "out by link eth0 in place of egret.vx", true},
+		{"a smaller MTU of the gateway's link", commands(gateway, "ip link set eth0 mtu 1400", "ip link set eth0 mtu 1500"),
+			nil, 3, fmt.Sprintf("the MTU is too small: %s puts packets of up to 1450 bytes into the overlay, which adds 50, and link eth0 of %s takes 1400", home, gateway), false},
+		// What the node knew of the gateway it would know for half a minute more, and it would learn from what the
+		// gateway asks others.
+		{"a gateway that answers no ARP of the pod's node", all(silence(gateway, homeIP, ""), silence(home, gatewayIP, fmt.Sprintf("\nip neigh flush to %s", gatewayIP))),
+			nil, 2, fmt.Sprintf("%s, the underlay address of %s, does not answer ARP on link eth0 of %s", gatewayIP, gateway, home), true},
+		{"a firewall that drops what the pod's node forwards", firewall(home, "forward", to), tcp, 2, drops(home, "from the pod", "rule "), true},
+		{"a firewall that drops what the gateway forwards", firewall(gateway, "forward", to), tcp, 2, drops(gateway, "out of the overlay", "rule "), true},
+		{"a firewall that drops answers at the gateway", firewall(gateway, "forward", from), tcp, 2, drops(gateway, "the answer", "rule "), true},
+		{"a firewall that drops what goes into the overlay", firewall(home, "output", overlay), tcp, 2, drops(home, "into the overlay", "rule "), true},
+		{"a firewall that drops what comes from the overlay", firewall(gateway, "input", overlay), tcp, 2, drops(gateway, "from the overlay", "rule "), true},
+		{"a firewall's policy", commands(gateway, "nft 'add table ip fw; add chain ip fw c { type filter hook forward priority 0; policy drop; }'", "nft delete table ip fw"),
+			tcp, 2, drops(gateway, "out of the overlay", "the policy of chain c of table ip fw"), true},
+		{"an agent that stands still", component(func() error { return cluster.Freeze(background, home) }, func() error { return cluster.Thaw(background, home) }),
+			nil, 3, "the agent of " + home + " is down: its kernel has what it was last told", false},
+		{"an agent that was stopped", component(func() error { return cluster.Stop(background, "agent", home) }, func() error { return cluster.Start(background, "agent", home) }),
+			nil, 3, "was told to stop", false},
+		{"an agent that was killed", component(func() error { return cluster.Kill(background, "agent", home) }, func() error { return cluster.Start(background, "agent", home) }),
+			nil, 3, "the agent of " + home + " is down", false},
+	}
+	for _, tt := range faults {
 		t.Run(tt.name, func(t *testing.T) {
-			r := &tracer{t: t, etcd: etcd, pod: pod, to: r.to}
-			on(t, tt.node, tt.fault)
-			mended := false
+			r := base
+			if r.t = t; tt.ask != nil {
+				tt.ask(&r)
+			}
+			if tt.fault == nil {
+				r.names(tt.status, tt.says)
+				return
+			}
+			mend := tt.fault(t)
 			defer func() {
-				if err := tryOn(tt.node, tt.mend); err != nil && !mended {
+				if err := mend(); err != nil {
 					t.Error(err)
 				}
 			}()
-			if strings.Contains(tt.fault, "arp") {
-				// What the node knew of the gateway it would know for half a minute more, and it would learn from what
-				// the gateway asks others.
-				on(t, home, fmt.Sprintf("nft 'add table arp cut; add chain arp cut in { type filter hook input priority 0; }; add rule arp cut in arp saddr ip %s drop'\n"+
-					"ip neigh flush to %[1]s", gatewayIP))
-				defer func() {
-					if err := tryOn(home, "nft delete table arp cut"); err != nil && !mended {
-						t.Error(err)
-					}
-				}()
-			}
 			if r.names(tt.status, tt.says); tt.lost {
 				unseen(t, pod)
 			}
-			on(t, tt.node, tt.mend)
-			if strings.Contains(tt.fault, "arp") {
-				on(t, home, "nft delete table arp cut")
+			if err := mend(); err != nil {
+				t.Fatal(err)
 			}
-			mended = true
-			r.names(0, well)
+			switch {
+			case tt.ask == nil:
+				r.names(0, well)
+			case r.live == nil: // else packets tell as much, and sooner
+				r.names(0, leaves)
+			}
 			leavesAs(t, pod, ip)
 		})
 	}
@@ -152,26 +284,14 @@ func TestTraceNamesWhatIsWrongInAKernel(t *testing.T) {
 		if out, err := cluster.Exec(t.Context(), "node", home, "nft", "delete", "table", "inet", "egret"); err == nil {
 			t.Skipf("the kernel has no tables of an owner: %s", out) // there they are back within a second
 		}
-		(&tracer{t: t, etcd: etcd, pod: pod, to: r.to}).names(0, well)
-	})
-
-	t.Run("an agent that stands still", func(t *testing.T) {
-		r := &tracer{t: t, etcd: etcd, pod: pod, to: r.to}
-		if err := cluster.Freeze(t.Context(), home); err != nil {
-			t.Fatal(err)
-		}
-		thaw := func() error { return cluster.Thaw(context.Background(), home) }
-		defer thaw() // again, after it went on: nothing
-		r.names(3, "the agent of "+home+" is down: its kernel has what it was last told")
-		leavesAs(t, pod, ip) // its kernel serves on
-		if err := thaw(); err != nil {
-			t.Fatal(err)
-		}
+		r := base
+		r.t = t
 		r.names(0, well)
 	})
 
 	t.Run("ports that are used up", func(t *testing.T) {
-		r := &tracer{t: t, etcd: etcd, pod: pod, to: r.to}
+		r := base
+		r.t = t
 		if err := cluster.Stop(t.Context(), "crdsync", ""); err != nil { // who would give the node a larger block
 			t.Fatal(err)
 		}
@@ -223,19 +343,19 @@ func TestTraceNamesTheGatewayOfASubnetThatIsSilent(t *testing.T) {
 	r.names(3, silent)
 	unseen(t, pod) // lab.OutsideIP is behind that gateway, too
 	r.names(2, silent+", whose neighbour entry is ")
-	if out, err := cluster.Exec(t.Context(), "outside", "", "ip", "addr", "add", "10.30.0.1/24", "dev", "eth0"); err != nil {
-		t.Fatalf("%v\n%s", err, out)
+	if err := execOutside(t.Context(), "ip", "addr", "add", "10.30.0.1/24", "dev", "eth0"); err != nil {
+		t.Fatal(err)
 	}
 	defer func() {
-		if out, err := cluster.Exec(context.Background(), "outside", "", "ip", "addr", "del", "10.30.0.1/24", "dev", "eth0"); err != nil {
-			t.Errorf("%v\n%s", err, out)
+		if err := execOutside(context.Background(), "ip", "addr", "del", "10.30.0.1/24", "dev", "eth0"); err != nil {
+			t.Error(err)
 		}
 	}()
 	r.names(0, "gets through, as 10.30.0.11 by gateway "+gateway)
 }
 
-// TestTraceFollowsAPacketAndNamesTheFirewallThatDropsIt: by the kernel's own trace of a packet in the pod's name.
-func TestTraceFollowsAPacketAndNamesTheFirewallThatDropsIt(t *testing.T) {
+// TestTraceSendsAPacketInThePodsNameAndLeavesNothing: by the kernel's own trace.
+func TestTraceSendsAPacketInThePodsNameAndLeavesNothing(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("follows", "10.10.0.53")
 	home := otherNode(gateway)
@@ -261,35 +381,6 @@ func TestTraceFollowsAPacketAndNamesTheFirewallThatDropsIt(t *testing.T) {
 	}
 
 	well := fmt.Sprintf("gets through, as %s by gateway %s.", ip, gateway)
-	drops := func(node, what, chain string) string { return node + " drops it, " + what + ": " + chain }
-	fw := func(hook, rule string) (fault, mend string) {
-		return fmt.Sprintf("nft 'add table inet fw; add chain inet fw c { type filter hook %s priority 0; }; add rule inet fw c %s'", hook, rule), "nft delete table inet fw"
-	}
-	forward, mend := fw("forward", "ip daddr "+lab.OutsideIP.String()+" counter drop")
-	answers, _ := fw("forward", "ip saddr "+lab.OutsideIP.String()+" counter drop")
-	output, _ := fw("output", "udp dport 8479 drop")
-	input, _ := fw("input", "udp dport 8479 drop")
-	for _, tt := range []struct{ name, node, fault, mend, says string }{
-		{"what the pod's node forwards", home, forward, mend, drops(home, "from the pod", "rule ")},
-		{"what the gateway forwards", gateway, forward, mend, drops(gateway, "out of the overlay", "rule ")},
-		{"answers at the gateway", gateway, answers, mend, drops(gateway, "the answer", "rule ")},
-		{"what goes into the overlay", home, output, mend, drops(home, "into the overlay", "rule ")},
-		{"what comes from the overlay", gateway, input, mend, drops(gateway, "from the overlay", "rule ")},
-		{"by policy", gateway, "nft 'add table ip fw; add chain ip fw c { type filter hook forward priority 0; policy drop; }'", "nft delete table ip fw",
-			drops(gateway, "out of the overlay", "the policy of chain c of table ip fw")},
-	} {
-		t.Run(tt.name, func(t *testing.T) {
-			r := &tracer{t: t, etcd: etcd, pod: pod, to: r.to, live: r.live}
-			on(t, tt.node, tt.fault)
-			defer func() {
-				if err := tryOn(tt.node, tt.mend); err != nil {
-					t.Error(err)
-				}
-			}()
-			r.names(2, tt.says)
-			untraced(t)
-		})
-	}
 	r.names(0, well)
 	leavesAs(t, pod, ip) // as what was in its name
 	for name, live := range map[string]operator.Live{"a datagram": {Protocol: 17, Port: 9}, "an echo": {Protocol: 1}} {
