@@ -5,9 +5,11 @@
 // pod's own packets meet: programs at the link, rp_filter, nftables, the policy rules, conntrack. What is behind the
 // link it does not meet: the pod's own rules, and where pods are ports of a bridge, those of the bridge.
 //
-// The filter takes packets alone that go to the pod and have the pod's own address as their source, and the destination
-// of the question: such a packet is nobody's but this one. It and its qdisc are there for some milliseconds. Left by a
-// process that was killed they change nothing, and go with the next packet, or with the pod.
+// The filter takes packets alone that go out to the pod and have the pod's own address as their source, and the
+// destination of the question: such a packet is nobody's but this one, as long as the destination is not behind the same
+// link, which is refused. It is there for some milliseconds; one that a killed process left changes nothing, and goes
+// with the next packet. The qdisc clsact that filters need stays, empty: to delete it could take along what another
+// program has just put there.
 package inject
 
 import (
@@ -17,6 +19,7 @@ import (
 	"fmt"
 	"net"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/mdlayher/packet"
@@ -46,6 +49,10 @@ func Send(ctx context.Context, p Packet) (err error) {
 	link, err := linkTo(p.From)
 	if err != nil {
 		return err
+	}
+	// It would go around until its TTL is over, and with it what the pod itself sends there.
+	if routes, err := netlink.RouteGet(p.To.AsSlice()); err == nil && len(routes) > 0 && routes[0].LinkIndex == link.Attrs().Index {
+		return fmt.Errorf("%s is behind link %s, as the pod is", p.To, link.Attrs().Name)
 	}
 	mac, err := macOf(ctx, link, p.From)
 	if err != nil {
@@ -86,7 +93,7 @@ func linkTo(pod netip.Addr) (netlink.Link, error) {
 	}
 	switch at := link.Attrs(); {
 	case routes[0].Gw != nil:
-		return nil, fmt.Errorf("the pod's address %s is behind %s: it is not on this node", pod, routes[0].Gw)
+		return nil, fmt.Errorf("the pod's address %s is routed by %s: it is not on this node, or not on a link of its own", pod, routes[0].Gw)
 	case len(at.HardwareAddr) != 6 || link.Type() == "vxlan":
 		return nil, fmt.Errorf("link %s, which leads to the pod's address %s, is no Ethernet link of pods", at.Name, pod)
 	}
@@ -128,10 +135,20 @@ func macOf(ctx context.Context, link netlink.Link, pod netip.Addr) (net.Hardware
 func turnAround(link netlink.Link, p Packet) (remove func() error, err error) {
 	index, name := link.Attrs().Index, link.Attrs().Name
 	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
-	added := true
-	if err := netlink.QdiscAdd(qdisc); errors.Is(err, unix.EEXIST) {
-		added = false
-	} else if err != nil {
+	switch err := netlink.QdiscAdd(qdisc); {
+	case errors.Is(err, unix.EEXIST):
+		// A qdisc ingress takes a filter for the egress, too, and has it at the ingress: there it would meet what the pod
+		// sends.
+		qdiscs, err := netlink.QdiscList(link)
+		if err != nil {
+			return nil, fmt.Errorf("reading the qdiscs of link %s: %w", name, err)
+		}
+		if !slices.ContainsFunc(qdiscs, func(q netlink.Qdisc) bool {
+			return q.Type() == qdisc.Type() && q.Attrs().Parent == netlink.HANDLE_CLSACT
+		}) {
+			return nil, fmt.Errorf("link %s has a qdisc of another program, ingress, where qdisc clsact would be", name)
+		}
+	case err != nil:
 		return nil, fmt.Errorf("adding qdisc clsact to link %s: %w (the kernel needs CONFIG_NET_SCH_INGRESS)", name, err)
 	}
 	filter := p.filter(index)
@@ -139,21 +156,10 @@ func turnAround(link netlink.Link, p Packet) (remove func() error, err error) {
 		if err := netlink.FilterDel(filter); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
 			return fmt.Errorf("deleting a filter of link %s: %w", name, err)
 		}
-		if !added {
-			return nil
-		}
-		for _, hook := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-			if filters, err := netlink.FilterList(link, hook); err != nil || len(filters) > 0 {
-				return nil // of another program, which has begun to use it
-			}
-		}
-		if err := netlink.QdiscDel(qdisc); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("deleting qdisc clsact of link %s: %w", name, err)
-		}
 		return nil
 	}
 	if err := netlink.FilterAdd(filter); err != nil {
-		return nil, errors.Join(fmt.Errorf("adding a filter to link %s: %w (the kernel needs CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED, and the link no ingress qdisc)",
+		return nil, errors.Join(fmt.Errorf("adding a filter to link %s: %w (the kernel needs CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED)",
 			name, err), remove())
 	}
 	return remove, nil

@@ -1,6 +1,7 @@
 package inject
 
 import (
+	"errors"
 	"fmt"
 	"net"
 	"net/netip"
@@ -96,22 +97,21 @@ var (
 	outside4, outside6 = netip.MustParseAddr("203.0.113.9"), netip.MustParseAddr("fd99::9")
 )
 
-// clean checks that nothing is left at a link.
-func clean(t *testing.T, name string) {
+// filters returns how many filters a link has.
+func filters(t *testing.T, name string) (n int) {
 	t.Helper()
 	link, err := netlink.LinkByName(name)
 	if err != nil {
 		t.Fatal(err)
 	}
-	qdiscs, err := netlink.QdiscList(link)
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, q := range qdiscs {
-		if q.Type() == "clsact" || q.Type() == "ingress" {
-			t.Errorf("link %s has a qdisc %s", name, q.Type())
+	for _, hook := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
+		list, err := netlink.FilterList(link, hook)
+		if err != nil {
+			t.Fatal(err)
 		}
+		n += len(list)
 	}
+	return n
 }
 
 // Whatever is sent is seen outside with the pod's source, through a node whose rp_filter is strict, and is right: the
@@ -150,7 +150,9 @@ func TestWhatIsSentInAPodsNameLeavesAsThePodsOwn(t *testing.T) {
 				if a := answered(); len(a) <= at {
 					t.Errorf("%v: no answer came to the pod: %s", tt.p, a)
 				}
-				clean(t, link)
+				if n := filters(t, link); n != 0 {
+					t.Errorf("%v: %d filters are left at %s", tt.p, n, link)
+				}
 			}
 		})
 	}
@@ -184,19 +186,7 @@ func TestOthersFiltersStayAndWhatIsLeftGoes(t *testing.T) {
 	if seen := sent(); len(seen) <= 20 {
 		t.Errorf("outside nothing was seen: %s", seen)
 	}
-	filters := func() int {
-		t.Helper()
-		n := 0
-		for _, hook := range []uint32{netlink.HANDLE_MIN_INGRESS, netlink.HANDLE_MIN_EGRESS} {
-			list, err := netlink.FilterList(link, hook)
-			if err != nil {
-				t.Fatal(err)
-			}
-			n += len(list)
-		}
-		return n
-	}
-	if n := filters(); n != 0 {
+	if n := filters(t, "pod0"); n != 0 {
 		t.Errorf("%d filters are left", n)
 	}
 	other := Packet{From: pod4, To: pod4}.filter(link.Attrs().Index).(*netlink.U32)
@@ -204,11 +194,11 @@ func TestOthersFiltersStayAndWhatIsLeftGoes(t *testing.T) {
 	if err := netlink.FilterAdd(other); err != nil {
 		t.Fatal(err)
 	}
-	with := filters()
+	with := filters(t, "pod0")
 	if err := Send(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
-	if n := filters(); n != with || n == 0 {
+	if n := filters(t, "pod0"); n != with || n == 0 {
 		t.Errorf("of another program's %d filters %d are left", with, n)
 	}
 }
@@ -226,11 +216,34 @@ func TestWhatCannotBeSentSaysWhy(t *testing.T) {
 		{Packet{From: netip.MustParseAddr("10.244.9.5"), To: outside4, Protocol: unix.IPPROTO_UDP, Port: 53}, "not on this node"},
 		{Packet{From: netip.MustParseAddr("10.244.0.1"), To: outside4, Protocol: unix.IPPROTO_UDP, Port: 53}, "10.244.0.1"},
 		{Packet{From: netip.MustParseAddr("10.244.0.77"), To: outside4, Protocol: unix.IPPROTO_UDP, Port: 53}, "does not answer on link pod0"},
+		{Packet{From: pod4, To: netip.MustParseAddr("10.244.0.9"), Protocol: unix.IPPROTO_UDP, Port: 53}, "10.244.0.9 is behind link pod0, as the pod is"},
+		{Packet{From: pod4, To: pod4, Protocol: unix.IPPROTO_UDP, Port: 53}, "as the pod is"},
 		{Packet{From: pod4, To: outside4, Protocol: unix.IPPROTO_SCTP, Port: 53}, "protocol 132"},
 	} {
 		if err := Send(t.Context(), tt.p); err == nil || !strings.Contains(err.Error(), tt.want) {
 			t.Errorf("%v: %v, want an error that says %q", tt.p, err, tt.want)
 		}
 	}
-	clean(t, "pod0")
+	if n := filters(t, "pod0"); n != 0 {
+		t.Errorf("%d filters are left", n)
+	}
+	// Where the kernel has a filter for the egress at the ingress, it would take what the pod itself sends.
+	link, err := netlink.LinkByName("pod0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	clsact := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
+	if err := netlink.QdiscDel(clsact); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
+		t.Fatal(err)
+	}
+	ingress := &netlink.Ingress{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: link.Attrs().Index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_INGRESS}}
+	if err := netlink.QdiscAdd(ingress); err != nil {
+		t.Fatal(err)
+	}
+	if err := Send(t.Context(), Packet{pod4, outside4, unix.IPPROTO_UDP, 40002, 53}); err == nil || !strings.Contains(err.Error(), "qdisc of another program") {
+		t.Errorf("beside a qdisc ingress: %v", err)
+	}
+	if n := filters(t, "pod0"); n != 0 {
+		t.Errorf("%d filters beside a qdisc ingress", n)
+	}
 }

@@ -58,7 +58,7 @@ func follow(ctx context.Context, w store.Whole, q Question, ask Ask) (steps []St
 				if owner.Node != node {
 					kq.Peer = w.Nodes[owner.Node].Index
 				}
-				if f.ask(ctx, w, egress.LiveQuestion{KernelQuestion: kq, Send: q.Live.Sends()}, q.Live.Page, ask, step) {
+				if f.ask(ctx, w, egress.LiveQuestion{KernelQuestion: kq, Send: q.Live.Sends() && excepted(&w.Snapshot, q.To) == ""}, q.Live.Page, ask, step) {
 					f.tell(step)
 				}
 				return steps
