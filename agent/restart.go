@@ -143,6 +143,8 @@ func (a *agent) toShortLease(ctx context.Context, l *store.Lease, former egress.
 			return nil, fmt.Errorf("cutting the permits of the former agent: %w", err)
 		}
 	}
+	ctx, cancel := context.WithDeadline(ctx, next.Valid()) // after which nothing can be moved there
+	defer cancel()
 	return next, l.MoveTo(ctx, next, former, func(netip.Addr) bool { return true })
 }
 
@@ -209,5 +211,11 @@ func (a *agent) toLongLease(ctx context.Context) (next *store.Lease, moved []net
 		// One that came just now would wait for the next agent: others can use it at once.
 		return cluster == nil || cluster.PoolOf(ip) == ""
 	})
-	return next, moved, err
+	if err != nil {
+		return nil, nil, err
+	}
+	// Permits that go on without an agent are for what etcd shows to be this node's.
+	var held []netip.Addr
+	err = store.Insist(ctx, func(ctx context.Context) error { held, err = next.Holds(ctx, moved); return err })
+	return next, held, err
 }

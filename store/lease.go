@@ -251,45 +251,80 @@ func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep fu
 	if err != nil {
 		return fail(err)
 	}
-	record := l.client.key(AgentKey(a.Node))
-	// What a request did whose answer was lost, the keys tell that are left.
-	again := false
-	err = Insist(ctx, func(ctx context.Context) error {
-		keys, err := l.keys(ctx)
+	// The first round moves the record. Nobody hands over to an agent whose record is under another lease, so the second
+	// one has all locks that came before.
+	first, asked := true, false
+	for round := range 2 {
+		err = Insist(ctx, func(ctx context.Context) error {
+			keys, err := l.keys(ctx)
+			if err != nil {
+				return err
+			}
+			if first {
+				listed()
+			}
+			first = false
+			at, err := l.client.leaseOf(ctx, AgentKey(a.Node))
+			switch {
+			case err != nil:
+				return err
+			case round == 0 && at == next.id && asked:
+				return nil // by a request whose answer was lost
+			case round == 0 && at != l.id, round == 1 && at != next.id:
+				return ErrChanged
+			}
+			asked = true
+			// last: the next agent goes by it
+			record := l.client.key(AgentKey(a.Node))
+			keys = slices.DeleteFunc(keys, func(key string) bool { return key == record })
+			if round == 0 {
+				keys = append(keys, record)
+			}
+			err = l.moveKeys(ctx, next, a.Node, keys, v, keep)
+			if errors.Is(err, ErrChanged) {
+				return fmt.Errorf("%v: listed again", err) // what was asked for before was done meanwhile, or a lock was let go
+			}
+			return err
+		})
 		if err != nil {
-			return err
+			return fail(err)
 		}
-		if !again {
-			listed()
-		} else if moved, err := l.client.under(ctx, record, next); moved || err != nil {
-			return err
-		}
-		again = true
-		// last: the next agent goes by it
-		keys = append(slices.DeleteFunc(keys, func(key string) bool { return key == record }), record)
-		return l.moveKeys(ctx, next, a.Node, keys, v, keep)
-	})
-	if err != nil {
-		return fail(err)
-	}
-	// Nobody hands over to an agent whose record is under another lease, so now there are all locks that came before.
-	err = Insist(ctx, func(ctx context.Context) error {
-		keys, err := l.keys(ctx)
-		if err != nil {
-			return err
-		}
-		return l.moveKeys(ctx, next, a.Node, keys, v, keep)
-	})
-	if err != nil {
-		return fail(err)
 	}
 	return nil
 }
 
-// under reports whether a key is under a lease.
-func (c *Client) under(ctx context.Context, key string, l *Lease) (bool, error) {
-	resp, err := c.txn(ctx, []clientv3.Cmp{clientv3.Compare(clientv3.LeaseValue(key), "=", l.id)}, nil, nil)
-	return err == nil && resp.Succeeded, err
+// leaseOf returns the lease that a key is under; 0: none, or there is no such key.
+func (c *Client) leaseOf(ctx context.Context, key string) (clientv3.LeaseID, error) {
+	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
+	defer cancel()
+	resp, err := c.etcd.Get(ctx, c.key(key))
+	if err != nil {
+		return 0, fmt.Errorf("reading %s: %w", key, err)
+	}
+	if len(resp.Kvs) == 0 {
+		return 0, nil
+	}
+	return clientv3.LeaseID(resp.Kvs[0].Lease), nil
+}
+
+// Holds returns those of the egress IPs whose locks are under the lease.
+func (l *Lease) Holds(ctx context.Context, ips []netip.Addr) (held []netip.Addr, err error) {
+	for batch := range slices.Chunk(ips, maxTxnOps/2) {
+		var gets []clientv3.Op
+		for _, ip := range batch {
+			gets = append(gets, clientv3.OpGet(l.client.key(OwnerKey(ip))))
+		}
+		resp, err := l.client.txn(ctx, nil, gets, nil)
+		if err != nil {
+			return nil, fmt.Errorf("reading the locks under lease %s: %w", egress.FormatLease(l.ID()), err)
+		}
+		for i, r := range resp.Responses {
+			if kvs := r.GetResponseRange().Kvs; len(kvs) == 1 && kvs[0].Lease == l.ID() {
+				held = append(held, batch[i])
+			}
+		}
+	}
+	return held, nil
 }
 
 // moveKeys moves keys of the lease to another one: the node's record with the value v, locks for which keep is false to

@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"sync"
 	"testing"
 	"time"
 
@@ -54,11 +55,12 @@ func TestALockThatIsHandedToAnAgentOnItsWayOutStaysOnNoLeaseThatEnds(t *testing.
 	}
 }
 
-// faulty is etcd's KV, one transaction of which ends with an error, done or not.
+// faulty is etcd's KV, one transaction of which ends with an error: it is not done, or done, or done later.
 type faulty struct {
 	clientv3.KV
 	fails, n int
-	done     bool
+	how      string
+	later    sync.WaitGroup
 }
 
 type faultyTxn struct {
@@ -66,7 +68,9 @@ type faultyTxn struct {
 	of *faulty
 }
 
-func (f *faulty) Txn(ctx context.Context) clientv3.Txn { return &faultyTxn{f.KV.Txn(ctx), f} }
+func (f *faulty) Txn(ctx context.Context) clientv3.Txn {
+	return &faultyTxn{f.KV.Txn(context.WithoutCancel(ctx)), f}
+}
 
 func (x *faultyTxn) If(cs ...clientv3.Cmp) clientv3.Txn  { x.Txn = x.Txn.If(cs...); return x }
 func (x *faultyTxn) Then(os ...clientv3.Op) clientv3.Txn { x.Txn = x.Txn.Then(os...); return x }
@@ -77,10 +81,17 @@ func (x *faultyTxn) Commit() (*clientv3.TxnResponse, error) {
 	if x.of.n != x.of.fails {
 		return x.Txn.Commit()
 	}
-	if x.of.done {
+	switch x.of.how {
+	case "done":
 		if _, err := x.Txn.Commit(); err != nil {
 			return nil, err
 		}
+	case "later": // after the next listing, and the next transaction was begun
+		x.of.later.Go(func() {
+			time.Sleep(insistGap + 10*time.Millisecond)
+			_, _ = x.Txn.Commit()
+		})
+		return nil, context.DeadlineExceeded
 	}
 	return nil, status.Error(codes.Unknown, "unexpected HTTP status code received from server: 200 (OK); malformed header: missing HTTP content-type")
 }
@@ -89,7 +100,7 @@ func (x *faultyTxn) Commit() (*clientv3.TxnResponse, error) {
 // the same, or the node's IPs are cut off until the next agent.
 func TestLocksAreMovedWhereARequestFailsOrItsAnswerIsLost(t *testing.T) {
 	failed := 0
-	for _, done := range []bool{false, true} {
+	for _, how := range []string{"lost", "done", "later"} {
 		for fails := 1; fails <= 4; fails++ {
 			c := dial(t, start(t))
 			l, next := grant(t, c, time.Minute), grant(t, c, time.Minute)
@@ -99,24 +110,25 @@ func TestLocksAreMovedWhereARequestFailsOrItsAnswerIsLost(t *testing.T) {
 			}
 			claim(t, c, l, egress.Owner{IP: ip1, Node: "n1"})
 			claim(t, c, l, egress.Owner{IP: ip2, Node: "n1"}) // to be given back
-			kv := &faulty{KV: c.etcd.KV, fails: fails, done: done}
+			kv := &faulty{KV: c.etcd.KV, fails: fails, how: how}
 			c.etcd.KV = kv
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
 			err := l.MoveTo(ctx, next, a, func(ip netip.Addr) bool { return ip == ip1 })
 			cancel()
+			kv.later.Wait()
 			c.etcd.KV = kv.KV
 			if kv.n >= fails {
 				failed++
 			}
 			left, leftErr := l.keys(t.Context())
 			if err = errors.Join(err, leftErr); err != nil || len(left) > 0 {
-				t.Errorf("transaction %d, done %t: %v; left under the former lease: %v", fails, done, err, left)
+				t.Errorf("transaction %d, %s: %v; left under the former lease: %v", fails, how, err, left)
 			}
 			lock, there := find(t, c, OwnerKey(ip1))
 			record, _ := find(t, c, AgentKey("n1"))
 			if _, kept := find(t, c, OwnerKey(ip2)); kept || !there || lock.Lease != next.ID() || record.Lease != next.ID() {
-				t.Errorf("transaction %d, done %t: the lock %t under %x, the record under %x, want both under %x; the other lock is kept: %t",
-					fails, done, there, lock.Lease, record.Lease, next.ID(), kept)
+				t.Errorf("transaction %d, %s: the lock %t under %x, the record under %x, want both under %x; the other lock is kept: %t",
+					fails, how, there, lock.Lease, record.Lease, next.ID(), kept)
 			}
 		}
 	}
@@ -134,6 +146,8 @@ func TestInsistEndsWhereTheNextCallWouldFailTheSame(t *testing.T) {
 		"a changed lock":       {[]error{ErrChanged}, ErrChanged},
 		"a lease that is lost": {[]error{ErrLeaseLost}, ErrLeaseLost},
 		"not allowed":          {[]error{rpctypes.ErrPermissionDenied}, rpctypes.ErrPermissionDenied},
+		"a lease that ended":   {[]error{rpctypes.ErrLeaseNotFound}, rpctypes.ErrLeaseNotFound},
+		"roles just turned on": {[]error{rpctypes.ErrUserEmpty, nil}, nil},
 		"a full etcd":          {[]error{rpctypes.ErrNoSpace}, rpctypes.ErrNoSpace},
 	} {
 		n := 0

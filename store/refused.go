@@ -20,6 +20,8 @@ func refusal(err error) error {
 		code = e.Code()
 	}
 	switch {
+	case errors.Is(err, rpctypes.ErrUserEmpty): // of a request that was under way when etcd began to hold clients to roles
+		return err
 	case code == codes.InvalidArgument, code == codes.PermissionDenied:
 	case code == codes.ResourceExhausted && !errors.Is(err, rpctypes.ErrNoSpace) && !errors.Is(err, rpctypes.ErrTooManyRequests):
 	default:

@@ -10,22 +10,27 @@ import (
 )
 
 const (
-	// insistTime is for how long Insist waits for an answer: a request that a member forwards to a leader which hands
-	// over gets none.
+	// insistTime is for how long Insist waits for the first answer: a request that a member forwards to a leader which
+	// hands over gets none. For each further one it waits twice as long, since an etcd may be as slow.
 	insistTime = 400 * time.Millisecond
 	// insistGap is how long it waits after an error.
 	insistGap = 20 * time.Millisecond
 )
 
 // Insist calls f until it succeeds, or returns an error that the next call would return as well, or ctx ends. For what is
-// to be done while a member of etcd stops: its errors have many forms. What f has done must not harm when it does it
-// again, since an answer may be lost. Each call has a part of the time.
+// to be done while a member of etcd stops: its errors have many forms. What f asks for may be done all the same, also
+// while it is called again.
 func Insist(ctx context.Context, f func(context.Context) error) error {
-	for {
-		try, cancel := context.WithTimeout(ctx, insistTime)
+	for wait := insistTime; ; wait *= 2 {
+		try, cancel := context.WithTimeout(ctx, wait)
 		err := f(try)
 		cancel()
-		if err == nil || errors.Is(err, ErrChanged) || errors.Is(err, ErrLeaseLost) || errors.Is(refusal(err), ErrRefused) || errors.Is(err, rpctypes.ErrNoSpace) || !sleep(ctx, insistGap) {
+		for _, lasting := range []error{ErrChanged, ErrLeaseLost, ErrRefused, rpctypes.ErrLeaseNotFound, rpctypes.ErrNoSpace} {
+			if errors.Is(refusal(err), lasting) {
+				return err
+			}
+		}
+		if err == nil || !sleep(ctx, insistGap) {
 			return err
 		}
 	}
