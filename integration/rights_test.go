@@ -37,15 +37,19 @@ func hasRights(t *testing.T, node string, capabilities ...map[string]int) {
 		t.Fatal(err)
 	}
 	pid, _, _ := strings.Cut(string(b), " ")
-	status, err := os.ReadFile(filepath.Join("/proc", pid, "status"))
-	if err != nil {
-		t.Fatal(err)
-	}
-	for _, line := range []string{fmt.Sprintf("CapEff:\t%016x", want), fmt.Sprintf("CapBnd:\t%016x", want), "NoNewPrivs:\t1"} {
-		if !strings.Contains(string(status), line+"\n") {
-			t.Errorf("the agent of %s is not %q:\n%s", node, line, status)
+	// One that has just been started may not be the agent yet.
+	eventually(t, 10*time.Second, func() error {
+		status, err := os.ReadFile(filepath.Join("/proc", pid, "status"))
+		if err != nil {
+			return err
 		}
-	}
+		for _, line := range []string{fmt.Sprintf("CapEff:\t%016x", want), fmt.Sprintf("CapBnd:\t%016x", want), "NoNewPrivs:\t1"} {
+			if !strings.Contains(string(status), line+"\n") {
+				return fmt.Errorf("the agent of %s is not %q:\n%s", node, line, status)
+			}
+		}
+		return nil
+	})
 	mounts, err := os.ReadFile(filepath.Join("/proc", pid, "mountinfo"))
 	if err != nil || !strings.Contains(string(mounts), " /sys /proc/sys ro,") || !strings.Contains(string(mounts), " /sys/net ") {
 		t.Errorf("the agent of %s has these mounts, want /proc/sys read-only and /proc/sys/net elsewhere (%v):\n%s", node, err, mounts)
