@@ -251,34 +251,30 @@ func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep fu
 	if err != nil {
 		return fail(err)
 	}
+	record := l.client.key(AgentKey(a.Node))
+	listed = sync.OnceFunc(listed)
+	asked := false
 	// The first round moves the record. Nobody hands over to an agent whose record is under another lease, so the second
 	// one has all locks that came before.
-	first, asked := true, false
-	for round := range 2 {
-		err = Insist(ctx, func(ctx context.Context) error {
+	for _, its := range []*Lease{l, next} { // the record's lease
+		err := Insist(ctx, func(ctx context.Context) error {
 			keys, err := l.keys(ctx)
 			if err != nil {
 				return err
 			}
-			if first {
-				listed()
-			}
-			first = false
+			listed()
 			at, err := l.client.leaseOf(ctx, AgentKey(a.Node))
 			switch {
 			case err != nil:
 				return err
-			case round == 0 && at == next.id && asked:
+			case its == l && at == next.id && asked:
 				return nil // by a request whose answer was lost
-			case round == 0 && at != l.id, round == 1 && at != next.id:
+			case at != its.id:
 				return ErrChanged
 			}
 			asked = true
-			// last: the next agent goes by it
-			record := l.client.key(AgentKey(a.Node))
-			keys = slices.DeleteFunc(keys, func(key string) bool { return key == record })
-			if round == 0 {
-				keys = append(keys, record)
+			if its == l { // last: the next agent goes by it
+				keys = append(slices.DeleteFunc(keys, func(key string) bool { return key == record }), record)
 			}
 			err = l.moveKeys(ctx, next, a.Node, keys, v, keep)
 			if errors.Is(err, ErrChanged) {

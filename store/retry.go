@@ -3,6 +3,7 @@ package store
 import (
 	"context"
 	"errors"
+	"slices"
 	"sync"
 	"time"
 
@@ -25,15 +26,17 @@ func Insist(ctx context.Context, f func(context.Context) error) error {
 		try, cancel := context.WithTimeout(ctx, wait)
 		err := f(try)
 		cancel()
-		for _, lasting := range []error{ErrChanged, ErrLeaseLost, ErrRefused, rpctypes.ErrLeaseNotFound, rpctypes.ErrNoSpace} {
-			if errors.Is(refusal(err), lasting) {
-				return err
-			}
-		}
-		if err == nil || !sleep(ctx, insistGap) {
+		if err == nil || lasting(err) || !sleep(ctx, insistGap) {
 			return err
 		}
 	}
+}
+
+// lasting reports whether the same request would get the error again.
+func lasting(err error) bool {
+	err = refusal(err)
+	return slices.ContainsFunc([]error{ErrChanged, ErrLeaseLost, ErrRefused, rpctypes.ErrLeaseNotFound, rpctypes.ErrNoSpace},
+		func(target error) bool { return errors.Is(err, target) })
 }
 
 // maxAttempts is how often retryElsewhere sends a request at most.
