@@ -371,6 +371,7 @@ func find(w store.Whole, pod string) (node string, ips []netip.Addr, of map[stri
 				node = m.Node
 				ips = append(ips, p.IPs...)
 				if m.Egress != egress.Unselected {
+					p.IPs = slices.Concat(of[m.Egress].IPs, p.IPs) // while it changes its node, two list it
 					of[m.Egress] = p
 				}
 			}
