@@ -208,7 +208,9 @@ func deadKubelet(t *testing.T, c *cluster) {
 	}
 }
 
-func rolled(t *testing.T, c *cluster) {
+// allLookedAt is lookedAt for the pods of webs, and end also checks that nobody else held their IPs meanwhile.
+func (c *cluster) allLookedAt() (end func()) {
+	c.t.Helper()
 	before := map[string][]string{}
 	var ends []func()
 	for egress, pods := range c.webs() {
@@ -216,6 +218,22 @@ func rolled(t *testing.T, c *cluster) {
 		before[egress] = c.tenures(ip)
 		ends = append(ends, c.lookedAt(pods, ip))
 	}
+	return func() {
+		c.t.Helper()
+		for _, end := range ends {
+			end()
+		}
+		for _, egress := range slices.Sorted(maps.Keys(before)) {
+			ip, _ := c.gateway(egress)
+			if diff := cmp.Diff(before[egress], c.tenures(ip)); diff != "" {
+				c.t.Errorf("who held %v of %s (-before +after):\n%s", ip, egress, diff)
+			}
+		}
+	}
+}
+
+func rolled(t *testing.T, c *cluster) {
+	end := c.allLookedAt()
 	_, tag := split(*name)
 	for _, one := range []struct {
 		to   string
@@ -231,27 +249,13 @@ func rolled(t *testing.T, c *cluster) {
 			t.Errorf("after the rollout to %s, agents are:\n%s", to, out)
 		}
 	}
-	for _, end := range ends {
-		end()
-	}
-	for _, egress := range slices.Sorted(maps.Keys(before)) {
-		ip, _ := c.gateway(egress)
-		if diff := cmp.Diff(before[egress], c.tenures(ip)); diff != "" {
-			t.Errorf("who held %v of %s (-before +after):\n%s", ip, egress, diff)
-		}
-	}
+	end()
 }
 
 // stopsAtTheFirst upgrades to agents that do not start: one node's is replaced, whose kernel serves on, and no other.
 // The rollback comes within the time for which the kernel does.
 func stopsAtTheFirst(t *testing.T, c *cluster) {
-	before := map[string][]string{}
-	var ends []func()
-	for egress, pods := range c.webs() {
-		ip, _ := c.gateway(egress)
-		before[egress] = c.tenures(ip)
-		ends = append(ends, c.lookedAt(pods, ip))
-	}
+	end := c.allLookedAt()
 	c.helm("upgrade", "egret", c.file("../../charts/egret"), "-n", "egret-system", "--reset-then-reuse-values",
 		"--set", "agent.config.lease-ttl=1s")
 	var have []string
@@ -266,15 +270,7 @@ func stopsAtTheFirst(t *testing.T, c *cluster) {
 	}
 	c.helm("rollback", "egret", "-n", "egret-system")
 	c.settled()
-	for _, end := range ends {
-		end()
-	}
-	for _, egress := range slices.Sorted(maps.Keys(before)) {
-		ip, _ := c.gateway(egress)
-		if diff := cmp.Diff(before[egress], c.tenures(ip)); diff != "" {
-			t.Errorf("who held %v of %s (-before +after):\n%s", ip, egress, diff)
-		}
-	}
+	end()
 }
 
 // leader returns the replica of crdsync that etcd says leads, empty where that was not to be had.
