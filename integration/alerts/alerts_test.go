@@ -298,14 +298,20 @@ func (s *site) eventually(what string, limit time.Duration, f func([]string) boo
 	s.Errorf("%s: after %v these fire: %q, %v", what, limit, now, err)
 }
 
-// mark has what happened until now left out of what an alert looks back at (made). It waits for a scrape of each target
+// scraped waits until all targets have been scraped after it was called.
+func (s *site) scraped() {
+	s.Helper()
+	now := time.Now()
+	old := fmt.Sprintf("timestamp(up) < %d.%03d or up == 0", now.Unix(), now.UnixMilli()%1000)
+	s.until("all are scraped", 30*time.Second, old, "instance", func(old []string) bool { return len(old) == 0 })
+}
+
+// mark has what happened until now left out of what an alert looks back at (made), and waits for a scrape of each target
 // from which to count.
 func (s *site) mark() {
 	s.Helper()
 	now := time.Now()
-	s.until("all are scraped", 30*time.Second, fmt.Sprintf("timestamp(up) < %d.%03d", now.Unix(), now.UnixMilli()%1000), "instance", func(old []string) bool {
-		return len(old) == 0
-	})
+	s.scraped()
 	s.since = now
 }
 
