@@ -74,6 +74,54 @@ func TestBoundedPermitsEndWithoutConfirmation(t *testing.T) {
 	}
 }
 
+// As where etcd answers slowly: the locks are under the lease that is to outlive the restart, and the kernel has fallen
+// silent meanwhile. Nobody may take them from that lease before it ends.
+func TestLocksThatMovedTooLateAreGivenBack(t *testing.T) {
+	client, tables := world(t)
+	lease, err := client.Grant(t.Context(), time.Minute)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if err := client.PutAgent(t.Context(), lease, egress.Agent{Node: "a", Revocable: true}); err != nil {
+		t.Fatal(err)
+	}
+	ip := netip.MustParseAddr("10.10.0.11")
+	if ok, err := client.Claim(t.Context(), lease, egress.Owner{IP: ip, Node: "a", Why: egress.ReasonClaim}, store.Former{}); err != nil || !ok {
+		t.Fatal(ok, err)
+	}
+	p := permitsOf(t, tables, ownership.Config{Permit: 300 * time.Millisecond, Gossip: true, Freeze: true})
+	list := []nft.Permit{{IP: ip, Answer: true}}
+	if err := p.under(lease, list); !errors.Is(err, ownership.ErrUnconfirmed) {
+		t.Fatal(err)
+	}
+	if err := errors.Join(p.confirm(t, lease), p.grant(list)); err != nil || !p.machine.answers(ip) {
+		t.Fatalf("%v, answers %t", err, p.machine.answers(ip))
+	}
+	a := &agent{Config: Config{Node: "a", Store: client}, kernel: &kernel{permits: p}}
+	next, err := client.Grant(t.Context(), time.Hour)
+	if err != nil {
+		t.Fatal(err)
+	}
+	all := func(netip.Addr) bool { return true }
+	err = lease.MoveTo(t.Context(), next, egress.Agent{Node: "a", Restarting: true}, all, func() error {
+		time.Sleep(p.length)
+		_, err := p.extend(next, []netip.Addr{ip})
+		return err
+	})
+	if left, leftErr := tables.Permits(); err == nil || leftErr != nil || left[ip] > 0 {
+		t.Errorf("a permit that had ended was lengthened: %v, %v, %v", left, err, leftErr)
+	}
+	if err := a.giveBack(t.Context(), next); err != nil {
+		t.Fatal(err)
+	}
+	if ok, err := client.Claim(t.Context(), lease, egress.Owner{IP: ip, Node: "b", Why: egress.ReasonClaim}, store.Former{}); err != nil || !ok {
+		t.Errorf("the lock cannot be claimed: %t, %v", ok, err)
+	}
+	if r, err := client.Agent(t.Context(), "a"); err != nil || r.Node != "" {
+		t.Errorf("the record is there still: %+v, %v", r, err)
+	}
+}
+
 func TestMovedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
 	client, _ := world(t)
 	old, err := client.Grant(t.Context(), 60*time.Second)
@@ -99,7 +147,7 @@ func TestMovedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	all := func(netip.Addr) bool { return true }
-	if err := old.MoveTo(t.Context(), next, egress.Agent{Node: "a", Restarting: true}, all); err != nil {
+	if err := old.MoveTo(t.Context(), next, egress.Agent{Node: "a", Restarting: true}, all, nil); err != nil {
 		t.Fatal(err)
 	}
 	if err := client.Revoke(t.Context(), old.ID()); err != nil {
@@ -112,7 +160,7 @@ func TestMovedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
 	if ok, err := client.Claim(t.Context(), next, egress.Owner{IP: netip.MustParseAddr("10.10.1.7")}, store.Former{}); err != nil || !ok {
 		t.Errorf("a lock is not under the new lease: %t, %v", ok, err)
 	}
-	if err := old.MoveTo(t.Context(), next, egress.Agent{Node: "a"}, all); err == nil {
+	if err := old.MoveTo(t.Context(), next, egress.Agent{Node: "a"}, all, nil); err == nil {
 		t.Error("what is under another lease was moved")
 	}
 }

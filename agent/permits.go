@@ -113,6 +113,9 @@ func (p *permits) extend(lease *store.Lease, ips []netip.Addr) (time.Duration, e
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.machine.step(ownership.Extended{Lease: lease.ID(), Sent: lease.Valid().Add(-lease.TTL()), TTL: lease.TTL(), IPs: ips})
+	if len(ips) > 0 && len(p.machine.Permits()) == 0 {
+		return 0, errors.New("the permits had ended before all locks were moved")
+	}
 	p.written = false // to the very end of the lease, which no Length reaches
 	return time.Until(lease.Valid()), p.renewLocked()
 }

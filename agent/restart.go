@@ -52,7 +52,7 @@ func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) 
 	if former.Restarting {
 		l, err = a.toShortLease(ctx, l, former, held, left)
 	} else {
-		held, err = renumber(ctx, l, held)
+		held, err = renumber(ctx, l, a.Node, held)
 	}
 	if err != nil {
 		return err
@@ -86,11 +86,11 @@ func (a *agent) endRelays(left map[netip.Addr]time.Duration) error {
 	return a.tables.Revoke(relayed...)
 }
 
-// renumber gives the locks new revisions: what the former agent has sent, a hand-over or a release, may arrive yet.
-// Some may arrive meanwhile.
-func renumber(ctx context.Context, l *store.Lease, held []netip.Addr) ([]netip.Addr, error) {
+// renumber gives the record and the locks new revisions: what the former agent has sent, a hand-over, a release or a
+// move to another lease, may arrive yet. Some may arrive meanwhile.
+func renumber(ctx context.Context, l *store.Lease, node string, held []netip.Addr) ([]netip.Addr, error) {
 	for again := 3; ; again-- {
-		err := l.Renumber(ctx, held)
+		err := l.Renumber(ctx, node, held)
 		if !errors.Is(err, store.ErrChanged) || again == 0 {
 			return held, err
 		}
@@ -145,7 +145,7 @@ func (a *agent) toShortLease(ctx context.Context, l *store.Lease, former egress.
 	}
 	ctx, cancel := context.WithDeadline(ctx, next.Valid()) // after which nothing can be moved there
 	defer cancel()
-	return next, l.MoveTo(ctx, next, former, func(netip.Addr) bool { return true })
+	return next, l.MoveTo(ctx, next, former, func(netip.Addr) bool { return true }, nil)
 }
 
 // stopTime bounds for how long an agent that stops tries to keep its locks for the next one. Its permits go on meanwhile.
@@ -163,25 +163,21 @@ func (a *agent) shutDown(ctx context.Context) {
 			a.Log.Warn("egress IPs of a node that is gone not let go", "err", err)
 		}
 	}
-	lease, moved, err := a.toLongLease(ctx)
+	left, err := a.toLongLease(ctx)
 	if err != nil {
-		a.Log.Warn("locks not kept for the next agent: traffic stops until it runs", "err", err)
-		return
-	}
-	left, err := a.permits.extend(lease, moved)
-	if err != nil {
-		a.Log.Warn("permits not extended: traffic stops until the next agent runs", "err", err)
+		a.Log.Warn("locks not kept for the next agent: traffic stops until it runs, or another node has them", "err", err)
 		return
 	}
 	a.Log.Info("stopped; kernel and lease stay for the next agent", "dur", left)
 }
 
-// toLongLease moves the locks to a lease that outlives a restart, and returns of which egress IPs.
-func (a *agent) toLongLease(ctx context.Context) (next *store.Lease, moved []netip.Addr, err error) {
+// toLongLease moves the locks to a lease that outlives a restart, lengthens their permits, and returns how long these
+// last. After an error nothing waits for the next agent.
+func (a *agent) toLongLease(ctx context.Context) (left time.Duration, err error) {
 	var r egress.Agent
 	err = store.Insist(ctx, func(ctx context.Context) error { r, err = a.Store.Agent(ctx, a.Node); return err })
 	if err != nil {
-		return nil, nil, err
+		return 0, err
 	}
 	grace := max(a.LeaseTTL, a.RestartGrace)
 	var cluster *plan.Cluster
@@ -191,31 +187,55 @@ func (a *agent) toLongLease(ctx context.Context) (next *store.Lease, moved []net
 			grace = a.LeaseTTL // the node is about to go, and others can take what it still holds
 		}
 	}
+	var next *store.Lease
 	// of one more, whose answer was lost, nothing is under
 	err = store.Insist(ctx, func(ctx context.Context) error { next, err = a.Store.Grant(ctx, grace); return err })
 	if err != nil {
-		return nil, nil, err
+		return 0, err
 	}
 	r.Node, r.Restarting, r.Revocable, r.Suspectable = a.Node, true, false, false
-	err = a.machine.current().MoveTo(ctx, next, r, func(ip netip.Addr) bool {
-		moved = slices.DeleteFunc(moved, func(o netip.Addr) bool { return o == ip }) // it may be asked again
+	var kept []netip.Addr
+	keep := func(ip netip.Addr) bool {
+		kept = slices.DeleteFunc(kept, func(o netip.Addr) bool { return o == ip }) // it may be asked again
 		keeps, err := a.permits.keeps(ip)
 		if err != nil {
 			a.Log.Warn("a lock without a permit is not given back", "egress_ip", ip, "err", err)
 			return true
 		}
 		if keeps {
-			moved = append(moved, ip)
+			kept = append(kept, ip)
 			return true
 		}
 		// One that came just now would wait for the next agent: others can use it at once.
 		return cluster == nil || cluster.PoolOf(ip) == ""
-	})
-	if err != nil {
-		return nil, nil, err
 	}
-	// Permits that go on without an agent are for what etcd shows to be this node's.
-	var held []netip.Addr
-	err = store.Insist(ctx, func(ctx context.Context) error { held, err = next.Holds(ctx, moved); return err })
-	return next, held, err
+	extended := false
+	err = a.machine.current().MoveTo(ctx, next, r, keep, func() error {
+		// Permits that go on without an agent are for what etcd shows to be this node's. Etcd confirms none any more.
+		var held []netip.Addr
+		err := store.Insist(ctx, func(ctx context.Context) error { held, err = next.Holds(ctx, kept); return err })
+		if err == nil {
+			left, err = a.permits.extend(next, held)
+		}
+		extended = err == nil
+		return err
+	})
+	if err != nil && !extended {
+		return 0, errors.Join(err, a.giveBack(ctx, next))
+	}
+	if err != nil {
+		a.Log.Warn("locks that came while the agent stopped wait for the end of its lease", "err", err)
+	}
+	return left, nil
+}
+
+// giveBack ends a lease, once the kernel is silent about what is under it: nobody may take that from a node that
+// restarts before it ends.
+func (a *agent) giveBack(ctx context.Context, l *store.Lease) error {
+	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), time.Second)
+	defer cancel()
+	if err := a.permits.withdraw(nil); err != nil {
+		return err
+	}
+	return l.Revoke(ctx)
 }

@@ -42,9 +42,9 @@
 //     itself, so whoever is next has to (Release.Unused). What is given back, or may have been handed over, is not used
 //     again, whatever the next snapshot wants: it may be older than that (Machine.release, Machine.roles).
 //  8. It need not wait for an IP that its own kernel answers for all along, and does not only relay (Adopted). What a
-//     former process of the node sent may still be on its way to etcd: so the next one gives all its locks new
-//     revisions before it resumes their permits, and a late Release or HandOver, which is of the old revision, does
-//     nothing (store.Lease.Renumber).
+//     former process of the node sent may still be on its way to etcd: so the next one gives its record and all its
+//     locks new revisions before it resumes their permits, and a late Release, HandOver or MoveTo, which is of the old
+//     ones, does nothing (store.Lease.Renumber).
 //  9. Peers suspect and revoke only the lease of an agent that says in its record that its permits are bounded, and it
 //     says so when its kernel has acknowledged that it has no others (Machine.revocable). A suspicion is of one lease,
 //     and of a record that is as it was read; an agent that adopts the lease, or moves to one that lasts longer, ends
@@ -100,10 +100,12 @@
 //     of its sight; the driver asks etcd now and then whether one is all the same, as where a request took longer than
 //     Config.Late. The nodes that revoke are ranked among those that pools select.
 //
-// A restart: the locks move to a lease that nobody revokes, then the permits are lengthened to its end (Extended),
-// where the kernel has some and the lock has moved. Locks that the kernel answers for, or has not acknowledged silence
-// about, move along; others are given back (Machine.Keeps), after their permits have been ended: an answer of etcd that
-// comes late would renew them.
+// A restart: the locks move to a lease that nobody revokes, and as soon as the record has, whose move ends etcd's
+// yes, the permits are lengthened to that lease's end (Extended), where the kernel has some and the lock has moved.
+// Where they had ended before, or something fails, the kernel is made silent and the lease is ended: nobody could
+// take the locks from it. Locks that the kernel answers for, or has not acknowledged silence about, move along;
+// others are given back (Machine.Keeps), after their permits have been ended: an answer of etcd that comes late would
+// renew them.
 //
 // Without gossip nobody revokes: permits end when the lease does, at the earliest, and claimers wait P from then. The
 // premise is that etcd keeps a lease for its TTL after each renewal that it granted.

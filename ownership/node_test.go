@@ -865,7 +865,7 @@ func (n *node) shorten(former egress.Agent, g Granted, held []netip.Addr, leftOv
 			}
 		}
 		move := func() {
-			n.moveTo(g.Lease, next.Lease, former, func(netip.Addr) bool { return true }, func(ok bool) {
+			n.moveTo(g.Lease, next.Lease, former, func(netip.Addr) bool { return true }, func(rest func()) { rest() }, func(ok bool) {
 				if !ok {
 					again()
 					return
@@ -898,8 +898,8 @@ func (n *node) shorten(former egress.Agent, g Granted, held []netip.Addr, leftOv
 	})
 }
 
-// moveTo is store.Lease.MoveTo.
-func (n *node) moveTo(from, to int64, a egress.Agent, keep func(netip.Addr) bool, done func(bool)) {
+// moveTo is store.Lease.MoveTo. moved is called once the record has moved, and calls its argument.
+func (n *node) moveTo(from, to int64, a egress.Agent, keep func(netip.Addr) bool, moved func(func()), done func(bool)) {
 	round := 0
 	var again func()
 	again = func() {
@@ -921,21 +921,21 @@ func (n *node) moveTo(from, to int64, a egress.Agent, keep func(netip.Addr) bool
 				}
 				n.endLeft(kept, func() {
 					keep := func(ip netip.Addr) bool { return kept[ip] }
-					var moved bool
+					var did bool
 					if round == 2 {
 						// The record is under the next lease already.
-						n.ask(time.Second, func(e *etcd) { moved = e.moveLocks(from, to, a.Node, ips, keep) }, func(ok bool) { done(ok && moved) })
+						n.ask(time.Second, func(e *etcd) { did = e.moveLocks(from, to, a.Node, ips, keep) }, func(ok bool) { done(ok && did) })
 						return
 					}
 					n.ask(time.Second, func(e *etcd) {
-						moved = e.moveTo(from, to, a, ips, keep)
-						n.w.say("%s: moves its locks %v from lease %x to %x: %t", n.name, ips, from, to, moved)
+						did = e.moveTo(from, to, a, ips, keep)
+						n.w.say("%s: moves its locks %v from lease %x to %x: %t", n.name, ips, from, to, did)
 					}, func(ok bool) {
-						if !ok || !moved {
+						if !ok || !did {
 							done(false)
 							return
 						}
-						again()
+						moved(again)
 					})
 				})
 			}
@@ -1189,16 +1189,45 @@ func (n *node) handOn() {
 				}
 				return keep
 			}
-			n.moveTo(from, next.Lease, r, keep, func(ok bool) {
-				if !ok {
-					exit("locks not moved")
-					return
-				}
+			extended := false
+			giveBack := func(why string) {
+				n.narrow(func(netip.Addr) (send, answer bool) { return false, false }, func(err error) {
+					if err != nil {
+						exit(why)
+						return
+					}
+					n.ask(time.Second, func(e *etcd) { e.revoke(next.Lease) }, func(bool) { exit(why) })
+				})
+			}
+			extend := func(rest func()) {
 				n.do(func(free func()) {
 					n.step(next)
+					if len(next.IPs) > 0 && len(n.m.Permits()) == 0 {
+						free()
+						giveBack("its permits had ended")
+						return
+					}
 					n.kernel.exact = false
-					n.write(func(error) { free(); exit("stopped") })
+					n.write(func(err error) {
+						free()
+						if err != nil {
+							giveBack("its permits are not lengthened")
+							return
+						}
+						extended = true
+						rest()
+					})
 				})
+			}
+			n.moveTo(from, next.Lease, r, keep, extend, func(ok bool) {
+				switch {
+				case !ok && !extended:
+					giveBack("locks not moved")
+				case !ok:
+					exit("stopped; locks that came meanwhile not moved")
+				default:
+					exit("stopped")
+				}
 			})
 		})
 	})

@@ -175,7 +175,9 @@ func (l *Lease) Confirm(ctx context.Context, node string) (c Confirmation, err e
 func (l *Lease) keys(ctx context.Context) ([]string, error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	resp, err := l.client.etcd.TimeToLive(ctx, l.id, clientv3.WithAttachedKeys())
+	resp, err := retryElsewhere(ctx, l.client.elsewhere(impatient), func(ctx context.Context) (*clientv3.LeaseTimeToLiveResponse, error) {
+		return l.client.etcd.TimeToLive(ctx, l.id, clientv3.WithAttachedKeys())
+	})
 	if err != nil {
 		return nil, fmt.Errorf("reading the keys of lease %s: %w", egress.FormatLease(l.ID()), err)
 	}
@@ -198,15 +200,19 @@ func (l *Lease) Owned(ctx context.Context) ([]netip.Addr, error) {
 	return out, err
 }
 
-// Renumber writes the locks of the egress IPs, which are under the lease, once more, which gives them new revisions:
-// requests of a former process that are still on their way require the old ones, and fail. A full etcd takes neither,
-// and the locks stay as they are. errors.Is(err, ErrChanged): a lock is not under the lease any more.
-func (l *Lease) Renumber(ctx context.Context, ips []netip.Addr) error {
-	for batch := range slices.Chunk(ips, maxTxnOps) {
+// Renumber writes the record of the node's agent and the locks of the egress IPs, which are under the lease, once more,
+// which gives them new revisions: requests of a former process that are still on their way require the old ones, and
+// fail. A full etcd takes neither, and all stays as it is. errors.Is(err, ErrChanged): a lock, or the record, is not
+// under the lease any more.
+func (l *Lease) Renumber(ctx context.Context, node string, ips []netip.Addr) error {
+	keys := []string{l.client.key(AgentKey(node))}
+	for _, ip := range ips {
+		keys = append(keys, l.client.key(OwnerKey(ip)))
+	}
+	for batch := range slices.Chunk(keys, maxTxnOps) {
 		var ifs []clientv3.Cmp
 		var then []clientv3.Op
-		for _, ip := range batch {
-			key := l.client.key(OwnerKey(ip))
+		for _, key := range batch {
 			ifs = append(ifs, clientv3.Compare(clientv3.LeaseValue(key), "=", l.id))
 			then = append(then, clientv3.OpPut(key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(l.id)))
 		}
@@ -218,7 +224,7 @@ func (l *Lease) Renumber(ctx context.Context, ips []netip.Addr) error {
 			err = ErrChanged
 		}
 		if err != nil {
-			return fmt.Errorf("renumbering the locks of lease %s: %w", egress.FormatLease(l.ID()), err)
+			return fmt.Errorf("renumbering the keys of lease %s: %w", egress.FormatLease(l.ID()), err)
 		}
 	}
 	return nil
@@ -236,71 +242,80 @@ func (c *Client) lockOf(key string) (netip.Addr, bool) {
 
 // MoveTo moves every key of the lease to another one, and writes the agent's record as given. Locks of IPs for which
 // keep is false are released. A peer that revokes the former lease, on what it read before, then ends no key. The
-// former lease is left to expire. After an error, keys may be under either lease.
-func (l *Lease) MoveTo(ctx context.Context, next *Lease, a egress.Agent, keep func(netip.Addr) bool) error {
-	return l.moveTo(ctx, next, a, keep, func() {})
+// former lease is left to expire. moved, if not nil, is called once the record has moved, and with it all locks but those
+// that came meanwhile. After an error, which may be that of moved, keys may be under either lease.
+func (l *Lease) MoveTo(ctx context.Context, next *Lease, a egress.Agent, keep func(netip.Addr) bool, moved func() error) error {
+	return l.moveTo(ctx, next, a, keep, func() {}, moved)
 }
 
 // moveTo is MoveTo; listed is called when the keys were listed for the first time.
-func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep func(netip.Addr) bool, listed func()) error {
-	fail := func(err error) error {
-		return fmt.Errorf("moving the keys of lease %s to %s: %w", egress.FormatLease(l.ID()), egress.FormatLease(next.ID()), err)
-	}
+func (l *Lease) moveTo(ctx context.Context, next *Lease, a egress.Agent, keep func(netip.Addr) bool, listed func(), moved func() error) error {
 	a.Lease = egress.FormatLease(next.ID())
 	v, err := Encode(a)
-	if err != nil {
-		return fail(err)
+	if err == nil {
+		err = l.moveAll(ctx, l, next, a.Node, v, keep, listed)
 	}
-	record := l.client.key(AgentKey(a.Node))
-	listed = sync.OnceFunc(listed)
-	asked := false
-	// The first round moves the record. Nobody hands over to an agent whose record is under another lease, so the second
-	// one has all locks that came before.
-	for _, its := range []*Lease{l, next} { // the record's lease
-		err := Insist(ctx, func(ctx context.Context) error {
-			keys, err := l.keys(ctx)
-			if err != nil {
-				return err
-			}
-			listed()
-			at, err := l.client.leaseOf(ctx, AgentKey(a.Node))
-			switch {
-			case err != nil:
-				return err
-			case its == l && at == next.id && asked:
-				return nil // by a request whose answer was lost
-			case at != its.id:
-				return ErrChanged
-			}
-			asked = true
-			if its == l { // last: the next agent goes by it
-				keys = append(slices.DeleteFunc(keys, func(key string) bool { return key == record }), record)
-			}
-			err = l.moveKeys(ctx, next, a.Node, keys, v, keep)
-			if errors.Is(err, ErrChanged) {
-				return fmt.Errorf("%v: listed again", err) // what was asked for before was done meanwhile, or a lock was let go
-			}
-			return err
-		})
-		if err != nil {
-			return fail(err)
-		}
+	if err == nil && moved != nil {
+		err = moved()
+	}
+	if err == nil {
+		// Nobody hands over to an agent whose record is under another lease, so this has all locks that came before.
+		err = l.moveAll(ctx, next, next, a.Node, v, keep, func() {})
+	}
+	if err != nil {
+		return fmt.Errorf("moving the keys of lease %s to %s: %w", egress.FormatLease(l.ID()), egress.FormatLease(next.ID()), err)
 	}
 	return nil
 }
 
-// leaseOf returns the lease that a key is under; 0: none, or there is no such key.
-func (c *Client) leaseOf(ctx context.Context, key string) (clientv3.LeaseID, error) {
+// moveAll moves the keys that are under the lease, of which the record of the node's agent is the last. It is under its;
+// where that is next, the locks alone move.
+func (l *Lease) moveAll(ctx context.Context, its, next *Lease, node string, v []byte, keep func(netip.Addr) bool, listed func()) error {
+	listed = sync.OnceFunc(listed)
+	record, asked := l.client.key(AgentKey(node)), false
+	return Insist(ctx, func(ctx context.Context) error {
+		keys, err := l.keys(ctx)
+		if err != nil {
+			return err
+		}
+		listed()
+		at, revision, err := l.client.recordAt(ctx, record)
+		switch {
+		case err != nil:
+			return err
+		case at == next.id && asked && its == l:
+			return nil // by a request whose answer was lost
+		case at != its.id:
+			return ErrChanged
+		}
+		asked = true
+		keys = slices.DeleteFunc(keys, func(key string) bool { return key == record })
+		if its == l {
+			keys = append(keys, record) // last: the next agent goes by it
+		}
+		err = l.moveKeys(ctx, next, node, revision, keys, v, keep)
+		if errors.Is(err, ErrChanged) {
+			return fmt.Errorf("%v: listed again", err) // what was asked for before was done meanwhile, or a lock was let go
+		}
+		return err
+	})
+}
+
+// impatient is after how long a read that something waits for is sent to another member of etcd, too.
+const impatient = 100 * time.Millisecond
+
+// recordAt returns the lease that an agent's record is under, and its revision; zeros: there is none.
+func (c *Client) recordAt(ctx context.Context, record string) (lease clientv3.LeaseID, revision int64, err error) {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	resp, err := c.etcd.Get(ctx, c.key(key))
+	resp, err := retryElsewhere(ctx, c.elsewhere(impatient), func(ctx context.Context) (*clientv3.GetResponse, error) { return c.etcd.Get(ctx, record) })
 	if err != nil {
-		return 0, fmt.Errorf("reading %s: %w", key, err)
+		return 0, 0, fmt.Errorf("reading the agent's record: %w", err)
 	}
 	if len(resp.Kvs) == 0 {
-		return 0, nil
+		return 0, 0, nil
 	}
-	return clientv3.LeaseID(resp.Kvs[0].Lease), nil
+	return clientv3.LeaseID(resp.Kvs[0].Lease), resp.Kvs[0].ModRevision, nil
 }
 
 // Holds returns those of the egress IPs whose locks are under the lease.
@@ -310,7 +325,7 @@ func (l *Lease) Holds(ctx context.Context, ips []netip.Addr) (held []netip.Addr,
 		for _, ip := range batch {
 			gets = append(gets, clientv3.OpGet(l.client.key(OwnerKey(ip))))
 		}
-		resp, err := l.client.txn(ctx, nil, gets, nil)
+		resp, err := l.client.read(ctx, gets)
 		if err != nil {
 			return nil, fmt.Errorf("reading the locks under lease %s: %w", egress.FormatLease(l.ID()), err)
 		}
@@ -323,16 +338,23 @@ func (l *Lease) Holds(ctx context.Context, ips []netip.Addr) (held []netip.Addr,
 	return held, nil
 }
 
-// moveKeys moves keys of the lease to another one: the node's record with the value v, locks for which keep is false to
-// none. errors.Is(err, ErrChanged): one is not under the lease.
-func (l *Lease) moveKeys(ctx context.Context, next *Lease, node string, keys []string, v []byte, keep func(netip.Addr) bool) error {
+// read is a transaction that only reads.
+func (c *Client) read(ctx context.Context, gets []clientv3.Op) (*clientv3.TxnResponse, error) {
+	return retryElsewhere(ctx, c.elsewhere(impatient), func(ctx context.Context) (*clientv3.TxnResponse, error) { return c.txn(ctx, nil, gets, nil) })
+}
+
+// moveKeys moves keys of the lease to another one: the node's record, which is as of revision, with the value v, locks
+// for which keep is false to none. A process that adopts the lease gives the record another revision, so that what this
+// one has sent moves nothing any more. errors.Is(err, ErrChanged): a key is not under the lease, or the record has
+// changed.
+func (l *Lease) moveKeys(ctx context.Context, next *Lease, node string, revision int64, keys []string, v []byte, keep func(netip.Addr) bool) error {
 	record := l.client.key(AgentKey(node))
 	for batch := range slices.Chunk(keys, maxTxnOps/2) {
 		back, err := l.client.unused(ctx, batch, keep)
 		if err != nil {
 			return err
 		}
-		var ifs []clientv3.Cmp
+		ifs := []clientv3.Cmp{unchanged(record, revision)}
 		var then []clientv3.Op
 		for _, key := range batch {
 			ifs = append(ifs, clientv3.Compare(clientv3.LeaseValue(key), "=", l.id))
@@ -379,7 +401,7 @@ func (c *Client) unused(ctx context.Context, keys []string, keep func(netip.Addr
 	if len(gets) == 0 {
 		return out, nil
 	}
-	resp, err := c.txn(ctx, nil, gets, nil)
+	resp, err := c.read(ctx, gets)
 	if err != nil {
 		return nil, err
 	}

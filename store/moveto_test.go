@@ -31,7 +31,7 @@ func TestALockThatIsHandedToAnAgentOnItsWayOutStaysOnNoLeaseThatEnds(t *testing.
 			}
 			a := h.to
 			a.Restarting = true
-			if err := h.lease.moveTo(t.Context(), next, a, func(netip.Addr) bool { return answered }, listed); err != nil {
+			if err := h.lease.moveTo(t.Context(), next, a, func(netip.Addr) bool { return answered }, listed, nil); err != nil {
 				t.Fatal(err)
 			}
 			if keys, err := h.lease.keys(t.Context()); err != nil || len(keys) > 0 {
@@ -61,15 +61,17 @@ type faulty struct {
 	fails, n int
 	how      string
 	later    sync.WaitGroup
+	late     chan struct{} // closed: what is to be done later is done; nil: soon
 }
 
 type faultyTxn struct {
 	clientv3.Txn
-	of *faulty
+	ctx context.Context
+	of  *faulty
 }
 
 func (f *faulty) Txn(ctx context.Context) clientv3.Txn {
-	return &faultyTxn{f.KV.Txn(context.WithoutCancel(ctx)), f}
+	return &faultyTxn{f.KV.Txn(context.WithoutCancel(ctx)), ctx, f}
 }
 
 func (x *faultyTxn) If(cs ...clientv3.Cmp) clientv3.Txn  { x.Txn = x.Txn.If(cs...); return x }
@@ -82,15 +84,26 @@ func (x *faultyTxn) Commit() (*clientv3.TxnResponse, error) {
 		return x.Txn.Commit()
 	}
 	switch x.of.how {
-	case "done":
+	case "done", "hangs":
 		if _, err := x.Txn.Commit(); err != nil {
 			return nil, err
 		}
+		if x.of.how == "hangs" { // the member stands still
+			<-x.ctx.Done()
+			return nil, x.ctx.Err()
+		}
 	case "later": // after the next listing, and the next transaction was begun
 		x.of.later.Go(func() {
-			time.Sleep(insistGap + 10*time.Millisecond)
+			if x.of.late != nil {
+				<-x.of.late
+			} else {
+				time.Sleep(insistGap + 10*time.Millisecond)
+			}
 			_, _ = x.Txn.Commit()
 		})
+		if x.of.late != nil {
+			<-x.ctx.Done()
+		}
 		return nil, context.DeadlineExceeded
 	}
 	return nil, status.Error(codes.Unknown, "unexpected HTTP status code received from server: 200 (OK); malformed header: missing HTTP content-type")
@@ -100,7 +113,7 @@ func (x *faultyTxn) Commit() (*clientv3.TxnResponse, error) {
 // the same, or the node's IPs are cut off until the next agent.
 func TestLocksAreMovedWhereARequestFailsOrItsAnswerIsLost(t *testing.T) {
 	failed := 0
-	for _, how := range []string{"lost", "done", "later"} {
+	for _, how := range []string{"lost", "done", "hangs", "later"} {
 		for fails := 1; fails <= 4; fails++ {
 			c := dial(t, start(t))
 			l, next := grant(t, c, time.Minute), grant(t, c, time.Minute)
@@ -113,7 +126,7 @@ func TestLocksAreMovedWhereARequestFailsOrItsAnswerIsLost(t *testing.T) {
 			kv := &faulty{KV: c.etcd.KV, fails: fails, how: how}
 			c.etcd.KV = kv
 			ctx, cancel := context.WithTimeout(t.Context(), 20*time.Second)
-			err := l.MoveTo(ctx, next, a, func(ip netip.Addr) bool { return ip == ip1 })
+			err := l.MoveTo(ctx, next, a, func(ip netip.Addr) bool { return ip == ip1 }, nil)
 			cancel()
 			kv.later.Wait()
 			c.etcd.KV = kv.KV
@@ -134,6 +147,41 @@ func TestLocksAreMovedWhereARequestFailsOrItsAnswerIsLost(t *testing.T) {
 	}
 	if failed < 4 {
 		t.Errorf("%d transactions failed, want those of all kinds", failed)
+	}
+}
+
+// The next process has adopted the lease, and answers for what is under it. What its former one has sent moves none of
+// that, or it would lose all of it in the middle of its work.
+func TestAMoveOfAFormerProcessDoesNothingToALeaseThatIsRenumbered(t *testing.T) {
+	c := dial(t, start(t))
+	l, next := grant(t, c, time.Minute), grant(t, c, time.Minute)
+	a := egress.Agent{Node: "n1", Lease: egress.FormatLease(l.ID())}
+	if err := c.PutAgent(t.Context(), l, a); err != nil {
+		t.Fatal(err)
+	}
+	claim(t, c, l, egress.Owner{IP: ip1, Node: "n1"})
+	kv := &faulty{KV: c.etcd.KV, fails: 1, how: "later", late: make(chan struct{})}
+	c.etcd.KV = kv
+	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond) // its time to stop is over
+	defer cancel()
+	err := l.MoveTo(ctx, next, a, func(netip.Addr) bool { return true }, nil)
+	c.etcd.KV = kv.KV
+	if err == nil || kv.n == 0 {
+		t.Fatalf("%v, %d transactions; want that the one that moves is under way", err, kv.n)
+	}
+	adopted, err := c.Adopt(t.Context(), l.ID())
+	if err == nil {
+		err = adopted.Renumber(t.Context(), "n1", []netip.Addr{ip1})
+	}
+	if err != nil {
+		t.Fatal(err)
+	}
+	close(kv.late)
+	kv.later.Wait()
+	lock, _ := find(t, c, OwnerKey(ip1))
+	record, _ := find(t, c, AgentKey("n1"))
+	if lock.Lease != l.ID() || record.Lease != l.ID() {
+		t.Errorf("the lock is under %x, the record under %x, want %x", lock.Lease, record.Lease, l.ID())
 	}
 }
 

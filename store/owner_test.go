@@ -267,7 +267,7 @@ func TestHandOverIsFenced(t *testing.T) {
 		"the move was cancelled": func(h *handover) error { return h.request.Revoke(ctx) },
 		"the target is dead":     func(h *handover) error { return h.lease.Revoke(ctx) },
 		"the target is told to stop": func(h *handover) error {
-			return h.lease.MoveTo(ctx, grant(t, c, time.Minute), h.to, func(netip.Addr) bool { return true })
+			return h.lease.MoveTo(ctx, grant(t, c, time.Minute), h.to, func(netip.Addr) bool { return true }, nil)
 		},
 		"the target was cordoned": func(h *handover) error { return c.Cordon(ctx, egress.Cordon{Node: "n2"}) },
 		"the target has restarted": func(h *handover) error {
@@ -420,7 +420,7 @@ func TestALockThatWasNotUsedIsNotTakenOverAtOnce(t *testing.T) {
 			return err
 		},
 		"it is told to stop": func(l *Lease) error {
-			return l.MoveTo(t.Context(), grant(t, c, time.Minute), egress.Agent{Node: "n2"}, func(netip.Addr) bool { return false })
+			return l.MoveTo(t.Context(), grant(t, c, time.Minute), egress.Agent{Node: "n2"}, func(netip.Addr) bool { return false }, nil)
 		},
 	} {
 		second := owner

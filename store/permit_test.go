@@ -47,7 +47,10 @@ func TestAHandOverOfAFormerProcessDoesNothingToLocksThatAreRenumbered(t *testing
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := l.Renumber(t.Context(), []netip.Addr{ip1}); err != nil {
+	if err := h.c.PutAgent(t.Context(), l, egress.Agent{Node: h.o.Node, Lease: egress.FormatLease(h.o.Lease)}); err != nil {
+		t.Fatal(err)
+	}
+	if err := l.Renumber(t.Context(), h.o.Node, []netip.Addr{ip1}); err != nil {
 		t.Fatal(err)
 	}
 	if o := h.owner(t); o.Revision <= was || o.Node != h.o.Node || o.Lease != h.o.Lease {
@@ -59,7 +62,7 @@ func TestAHandOverOfAFormerProcessDoesNothingToLocksThatAreRenumbered(t *testing
 	if ok, err := h.c.Release(t.Context(), h.o); ok || err != nil {
 		t.Errorf("releasing by the former revision: %t, %v", ok, err)
 	}
-	if err := l.Renumber(t.Context(), []netip.Addr{ip2}); err == nil {
+	if err := l.Renumber(t.Context(), h.o.Node, []netip.Addr{ip2}); err == nil {
 		t.Error("a lock that is not there was renumbered")
 	}
 }

@@ -126,7 +126,7 @@ func TestEachPartWorksUnderItsRole(t *testing.T) {
 	must("handing over", ok, err)
 	must("ending a request", true, h.request.Revoke(t.Context()))
 	next := grant(t, agent, time.Minute)
-	must("moving to another lease", true, h.lease.MoveTo(t.Context(), next, h.to, func(netip.Addr) bool { return true }))
+	must("moving to another lease", true, h.lease.MoveTo(t.Context(), next, h.to, func(netip.Addr) bool { return true }, nil))
 	ok, err = agent.AskMove(t.Context(), next, h.owner(t), move)
 	must("asking for a move", ok, err)
 	ok, err = agent.WithdrawMove(t.Context(), h.move(t))

@@ -126,7 +126,7 @@ func TestAnAgentThatStopsEndsASuspicionAndGetsNone(t *testing.T) {
 	h := suspect(t)
 	seen := h.v.Snapshot().Revision
 	next := grant(t, h.c, time.Minute)
-	if err := h.l.MoveTo(t.Context(), next, egress.Agent{Node: "n1", Restarting: true}, func(netip.Addr) bool { return true }); err != nil {
+	if err := h.l.MoveTo(t.Context(), next, egress.Agent{Node: "n1", Restarting: true}, func(netip.Addr) bool { return true }, nil); err != nil {
 		t.Fatal(err)
 	}
 	h.stands(t, false)

@@ -217,7 +217,7 @@ func (a *simulated) restart(ctx context.Context) error {
 	}
 	last.Restarting, last.Revocable, last.Suspectable = true, false, false
 	keep := func(netip.Addr) bool { return true }
-	if err := a.lease.MoveTo(ctx, next, last, keep); err != nil {
+	if err := a.lease.MoveTo(ctx, next, last, keep, nil); err != nil {
 		return err
 	}
 	a.end()
@@ -235,7 +235,7 @@ func (a *simulated) restart(ctx context.Context) error {
 	if a.lease, err = a.store.Grant(ctx, leaseTTL); err != nil {
 		return err
 	}
-	if err := adopted.MoveTo(ctx, a.lease, former, keep); err != nil {
+	if err := adopted.MoveTo(ctx, a.lease, former, keep, nil); err != nil {
 		return err
 	}
 	a.renew()
