@@ -26,11 +26,13 @@ type Grant struct {
 // An agent writes agents/ and owners/ of every node, not of its own alone: who revokes the lease of a dead node has to
 // be allowed to write all keys that are under it, and a lock is one key, whoever has it.
 //
-// It reads allocations for `egret check`, which runs beside it.
+// It reads allocations for `egret check`, which runs beside it, and for `egret who` and `egret trace`, which ask it from
+// there, the blocks, their history, and who stands for crdsync's election.
 var (
 	// the first is what Dial asks for
 	AgentGrants = append([]Grant{{Key: "", One: true}, {Key: PermitKey, Write: true}}, grants(
-		[]string{PoolPrefix, EgressPrefix, AllocationPrefix, NodePrefix, ServicePrefix, PodPrefix, PinPrefix, CordonPrefix, MembersByNode, MembersByEgress},
+		[]string{PoolPrefix, EgressPrefix, AllocationPrefix, NodePrefix, ServicePrefix, PodPrefix, PinPrefix, CordonPrefix, MembersByNode, MembersByEgress,
+			BlockPrefix, BlockHistoryPrefix, CrdsyncElection.prefix()},
 		[]string{AgentPrefix, OwnerPrefix, MovePrefix, HistoryPrefix, SuspicionPrefix})...)
 	// Pins, history, cordons and suspicions are crdsync's to delete, with the IP or the Node that they are of.
 	CrdsyncGrants = append([]Grant{{Key: CompactionKey, One: true, Write: true}}, grants(

@@ -141,6 +141,14 @@ func TestEachPartWorksUnderItsRole(t *testing.T) {
 	}
 	_, err = agent.Space(t.Context())
 	must("asking for the room in etcd", true, err)
+	// egret who and egret trace, which are told to be run in the agent's pod
+	_, _, err = agent.Blocks(t.Context(), ip1)
+	must("reading whose ports are whose", true, err)
+	_, _, err = agent.BlockHistory(t.Context(), ip1)
+	must("reading whose ports were whose", true, err)
+	must("reading who owned an IP", true, second(agent.History(t.Context(), ip1)))
+	whole, err := agent.ReadWhole(t.Context())
+	must("reading who leads", whole.Leader == "one", err)
 	until(t, "the view to see the end", view.Changed(), func() bool { return len(view.Snapshot().Owners) == 0 })
 
 	must("pinning", true, operator.Pin(t.Context(), egress.Pin{IP: ip1, Node: "n1"}))

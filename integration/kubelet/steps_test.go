@@ -97,6 +97,12 @@ func eachItsOwn(t *testing.T, c *cluster) {
 	if err := asAgent("get", "owners"); err != nil {
 		t.Errorf("an agent reads its locks: %v", err)
 	}
+	ip, _ := c.gateway("egress-prod-web")
+	for _, args := range [][]string{{"who", netip.AddrPortFrom(ip, 2048).String()}, {"trace", c.webs()["egress-prod-web"][0].name}} {
+		if err := asAgent(args...); refused(err) {
+			t.Errorf("egret %v in an agent's pod: %v", args, err)
+		}
+	}
 	if out := c.egret("get", "allocations"); !strings.Contains(out, "egress-prod-web") {
 		t.Errorf("crdsync reads of allocations:\n%s", out)
 	}
