@@ -8,8 +8,8 @@
 // The filter takes packets alone that go out to the pod and have the pod's own address as their source, and the
 // destination of the question: such a packet is nobody's but this one, as long as the destination is not behind the same
 // link, which is refused. It is there for some milliseconds; one that a killed process left changes nothing, and goes
-// with the next packet. The qdisc clsact that filters need stays, empty: to delete it could take along what another
-// program has just put there.
+// with Delete, or with the next packet at that link, of whichever family. The qdisc clsact that filters need stays,
+// empty: to delete it could take along what another program has just put there.
 package inject
 
 import (
@@ -62,11 +62,10 @@ func Send(ctx context.Context, p Packet) (err error) {
 	if err != nil {
 		return err
 	}
-	remove, err := turnAround(link, p)
-	if err != nil {
+	if err := turnAround(link, p); err != nil {
 		return err
 	}
-	defer func() { err = errors.Join(err, remove()) }()
+	defer func() { err = errors.Join(err, remove(link.Attrs().Index, link.Attrs().Name)) }()
 	c, err := packet.Listen(&net.Interface{Index: link.Attrs().Index, Name: link.Attrs().Name, MTU: link.Attrs().MTU}, packet.Raw, 0, nil)
 	if err != nil {
 		return fmt.Errorf("opening a packet socket on %s: %w", link.Attrs().Name, err)
@@ -131,8 +130,43 @@ func macOf(ctx context.Context, link netlink.Link, pod netip.Addr) (net.Hardware
 	}
 }
 
+// Delete deletes from all links the filters that a process left which was killed while it sent. That there is none is
+// no error. It works in the network namespace of the calling thread.
+func Delete() error {
+	links, err := net.Interfaces()
+	if err != nil {
+		return fmt.Errorf("listing links: %w", err)
+	}
+	var errs []error
+	for _, link := range links {
+		errs = append(errs, remove(link.Index, link.Name))
+	}
+	return errors.Join(errs...)
+}
+
+// remove deletes from a link what turnAround added. Of both families: the kernel takes a filter of one protocol alone at
+// a priority, so one that was left of IPv4 would keep out one of IPv6.
+func remove(index int, name string) error {
+	var errs []error
+	for _, protocol := range []uint16{unix.ETH_P_IP, unix.ETH_P_IPV6} {
+		err := netlink.FilterDel(&netlink.U32{FilterAttrs: attrs(index, protocol)})
+		switch {
+		case errors.Is(err, unix.ENOENT), errors.Is(err, unix.EINVAL): // it has none, one of the other family, or no qdisc
+		case errors.Is(err, unix.ENODEV), errors.Is(err, unix.EOPNOTSUPP): // the link has gone, or the kernel has no filters
+		case err != nil:
+			errs = append(errs, fmt.Errorf("deleting a filter of link %s: %w", name, err))
+		}
+	}
+	return errors.Join(errs...)
+}
+
+// attrs returns where the filter for a protocol is.
+func attrs(link int, protocol uint16) netlink.FilterAttrs {
+	return netlink.FilterAttrs{LinkIndex: link, Parent: netlink.HANDLE_MIN_EGRESS, Priority: priority, Protocol: protocol}
+}
+
 // turnAround has the link hand what it is given to send of a packet to its ingress, until remove is called.
-func turnAround(link netlink.Link, p Packet) (remove func() error, err error) {
+func turnAround(link netlink.Link, p Packet) error {
 	index, name := link.Attrs().Index, link.Attrs().Name
 	qdisc := &netlink.Clsact{QdiscAttrs: netlink.QdiscAttrs{LinkIndex: index, Handle: netlink.MakeHandle(0xffff, 0), Parent: netlink.HANDLE_CLSACT}}
 	switch err := netlink.QdiscAdd(qdisc); {
@@ -141,45 +175,41 @@ func turnAround(link netlink.Link, p Packet) (remove func() error, err error) {
 		// sends.
 		qdiscs, err := netlink.QdiscList(link)
 		if err != nil {
-			return nil, fmt.Errorf("reading the qdiscs of link %s: %w", name, err)
+			return fmt.Errorf("reading the qdiscs of link %s: %w", name, err)
 		}
 		if !slices.ContainsFunc(qdiscs, func(q netlink.Qdisc) bool {
 			return q.Type() == qdisc.Type() && q.Attrs().Parent == netlink.HANDLE_CLSACT
 		}) {
-			return nil, fmt.Errorf("link %s has a qdisc of another program, ingress, where qdisc clsact would be", name)
+			return fmt.Errorf("link %s has a qdisc of another program, ingress, where qdisc clsact would be", name)
 		}
 	case err != nil:
-		return nil, fmt.Errorf("adding qdisc clsact to link %s: %w (the kernel needs CONFIG_NET_SCH_INGRESS)", name, err)
+		return fmt.Errorf("adding qdisc clsact to link %s: %w (the kernel needs CONFIG_NET_SCH_INGRESS)", name, err)
 	}
-	filter := p.filter(index)
-	remove = func() error {
-		if err := netlink.FilterDel(filter); err != nil && !errors.Is(err, unix.ENOENT) && !errors.Is(err, unix.EINVAL) {
-			return fmt.Errorf("deleting a filter of link %s: %w", name, err)
-		}
-		return nil
+	if err := remove(index, name); err != nil { // what was left
+		return err
 	}
-	if err := netlink.FilterAdd(filter); err != nil {
-		return nil, errors.Join(fmt.Errorf("adding a filter to link %s: %w (the kernel needs CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED)",
-			name, err), remove())
+	if err := netlink.FilterAdd(p.filter(index)); err != nil {
+		return errors.Join(fmt.Errorf("adding a filter to link %s: %w (the kernel needs CONFIG_NET_CLS_U32 and CONFIG_NET_ACT_MIRRED)", name, err),
+			remove(index, name))
 	}
-	return remove, nil
+	return nil
 }
 
 // filter takes the packet at the egress of a link and hands it to the link's ingress.
 func (p Packet) filter(link int) netlink.Filter {
-	protocol, at := uint16(unix.ETH_P_IP), int32(12) // where the addresses begin
+	protocol, begin := uint16(unix.ETH_P_IP), int32(12) // of the addresses
 	if p.From.Is6() {
-		protocol, at = unix.ETH_P_IPV6, 8
+		protocol, begin = unix.ETH_P_IPV6, 8
 	}
 	both := append(p.From.AsSlice(), p.To.AsSlice()...)
 	keys := make([]nl.TcU32Key, 0, len(both)/4)
 	for i := 0; i < len(both); i += 4 {
-		keys = append(keys, nl.TcU32Key{Mask: ^uint32(0), Val: binary.BigEndian.Uint32(both[i:]), Off: at + int32(i)})
+		keys = append(keys, nl.TcU32Key{Mask: ^uint32(0), Val: binary.BigEndian.Uint32(both[i:]), Off: begin + int32(i)})
 	}
 	back := netlink.NewMirredAction(link)
 	back.MirredAction = netlink.TCA_INGRESS_REDIR
 	return &netlink.U32{
-		FilterAttrs: netlink.FilterAttrs{LinkIndex: link, Parent: netlink.HANDLE_MIN_EGRESS, Priority: priority, Protocol: protocol},
+		FilterAttrs: attrs(link, protocol),
 		Sel:         &nl.TcU32Sel{Flags: nl.TC_U32_TERMINAL, Keys: keys},
 		Actions:     []netlink.Action{back},
 	}

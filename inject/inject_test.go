@@ -174,7 +174,7 @@ func TestOthersFiltersStayAndWhatIsLeftGoes(t *testing.T) {
 		t.Fatal(err)
 	}
 	for range 2 { // killed twice
-		if _, err := turnAround(link, p); err != nil {
+		if err := turnAround(link, p); err != nil {
 			t.Fatal(err)
 		}
 	}
@@ -189,12 +189,35 @@ func TestOthersFiltersStayAndWhatIsLeftGoes(t *testing.T) {
 	if n := filters(t, "pod0"); n != 0 {
 		t.Errorf("%d filters are left", n)
 	}
+	// The kernel has one protocol at a priority.
+	if err := turnAround(link, p); err != nil {
+		t.Fatal(err)
+	}
+	sent = w.sees(t, w.outside, pod6)
+	if err := Send(t.Context(), Packet{pod6, outside6, unix.IPPROTO_UDP, 40002, 53}); err != nil {
+		t.Errorf("beside what was left of IPv4: %v", err)
+	}
+	if seen := sent(); len(seen) <= 40 {
+		t.Errorf("outside nothing of IPv6 was seen: %s", seen)
+	}
+	if n := filters(t, "pod0"); n != 0 {
+		t.Errorf("%d filters are left after IPv6", n)
+	}
 	other := Packet{From: pod4, To: pod4}.filter(link.Attrs().Index).(*netlink.U32)
 	other.Priority, other.Parent = 1, netlink.HANDLE_MIN_INGRESS
 	if err := netlink.FilterAdd(other); err != nil {
 		t.Fatal(err)
 	}
 	with := filters(t, "pod0")
+	if err := turnAround(link, p); err != nil {
+		t.Fatal(err)
+	}
+	if err := Delete(); err != nil {
+		t.Error(err)
+	}
+	if n := filters(t, "pod0"); n != with {
+		t.Errorf("%d filters are there after Delete, want %d of another program", n, with)
+	}
 	if err := Send(t.Context(), p); err != nil {
 		t.Fatal(err)
 	}
