@@ -20,6 +20,7 @@ import (
 	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/gossip"
+	"github.com/egret-project/egret/inject"
 	"github.com/egret-project/egret/monitor"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/ownership"
@@ -144,6 +145,9 @@ func Run(ctx context.Context, cfg Config) error {
 	}
 	defer a.tables.Close()
 	defer a.fast.Close()
+	if err := inject.Delete(); err != nil {
+		a.Log.Warn("filters of tc that a former agent left may stay", "err", err) // they match no packet
+	}
 	if cfg.Monitor != nil {
 		cfg.Monitor.Ready(ReadyCheck, a.record.ready.check)
 		who := &answerer{node: cfg.Node, snapshot: a.view.Snapshot, log: a.natLog, kernel: a.readKernelOf, live: a.follow,

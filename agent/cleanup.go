@@ -7,6 +7,7 @@ import (
 
 	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/inject"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/routing"
 	"github.com/egret-project/egret/vlan"
@@ -43,7 +44,7 @@ func Cleanup(sysctl string, log *slog.Logger) error {
 	if err := errors.Join(links.Delete(), router.Delete()); err != nil {
 		return fmt.Errorf("cleaning up (the nftables tables stay until this is mended): %w", err)
 	}
-	return errors.Join(tables.Delete(), conntrack.Delete(func(c conntrack.Connection) bool {
+	return errors.Join(tables.Delete(), inject.Delete(), conntrack.Delete(func(c conntrack.Connection) bool {
 		return c.Mark&egress.ConnTagMask == egress.ConnTag
 	}))
 }
