@@ -4,6 +4,7 @@ import (
 	"context"
 	"encoding/json"
 	"errors"
+	"fmt"
 	"math/rand/v2"
 	"net"
 	"net/http"
@@ -110,6 +111,9 @@ func (a *agent) follow(ctx context.Context, q egress.LiveQuestion) (egress.Live,
 		if !q.Send {
 			return
 		}
+		if out.Unsent = notOutside(*d, q.To); out.Unsent != "" {
+			return
+		}
 		p := inject.Packet{From: q.Pod, To: q.To, Protocol: q.Protocol, FromPort: ephemeral(), Port: q.Port}
 		if err := inject.Send(ctx, p); err != nil {
 			out.Unsent = err.Error()
@@ -137,6 +141,20 @@ func (a *agent) follow(ctx context.Context, q egress.LiveQuestion) (egress.Live,
 		out.Packets = append(out.Packets, p.LivePacket)
 	}
 	return out, nil
+}
+
+// notOutside says why nothing is sent to an address in a pod's name; "": nothing speaks against it. Who may ask would
+// find out which pods, Services and nodes there are, and which of their ports are open.
+func notOutside(d plan.Desired, to netip.Addr) string {
+	for _, p := range d.NFT.Except { // with the addresses of all nodes
+		if p.Contains(to) {
+			return fmt.Sprintf("no egress applies to %s, which is in %s", to, p)
+		}
+	}
+	if slices.Contains(d.NFT.Sources, to) {
+		return fmt.Sprintf("%s is an egress IP", to)
+	}
+	return ""
 }
 
 // ephemeral returns a port as a kernel chooses one for a connection.

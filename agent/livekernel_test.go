@@ -1,11 +1,13 @@
 package agent
 
 import (
+	"context"
 	"fmt"
 	"net"
 	"net/netip"
 	"os"
 	"os/exec"
+	"strings"
 	"testing"
 	"time"
 
@@ -102,5 +104,53 @@ func TestTheKernelTellsTheWayOfAPodsPacketAndOfItsAnswer(t *testing.T) {
 		if took > podTime {
 			t.Errorf("%s: took %v", tt.name, took)
 		}
+	}
+}
+
+// Who may ask an agent would find out by the answers which pods, Services and nodes have which ports open.
+func TestNothingIsSentInAPodsNameToWhatIsInTheCluster(t *testing.T) {
+	netns.Enter(t)
+	pod := fmt.Sprintf("eglive-p%d", os.Getpid())
+	netns.Run(t, "ip netns add "+pod)
+	t.Cleanup(func() { netns.Run(t, "ip netns del "+pod) })
+	for _, line := range []string{
+		"ip link add pod0 type veth peer name eth0 netns " + pod, "ip link set pod0 up", "ip addr add 10.244.0.1/24 dev pod0",
+		"ip -n " + pod + " addr add 10.244.0.5/24 dev eth0", "ip -n " + pod + " link set eth0 up", "ip link set lo up",
+		"ip link add out0 type bridge", "ip link set out0 up", "ip addr add 203.0.113.1/24 brd + dev out0",
+		"sysctl -qw net.ipv4.ip_forward=1", "nft add table ip fw", "nft add chain ip fw c { type filter hook prerouting priority -400; }",
+		"nft add rule ip fw c ip saddr 10.244.0.5 counter",
+	} {
+		netns.Run(t, line)
+	}
+	d := plan.Desired{NFT: nft.State{
+		Pods: map[netip.Addr]egress.ID{livePod: 7}, Hosted: map[egress.ID]nft.Hosted{7: {IP: liveIP}},
+		Except:  []netip.Prefix{netip.MustParsePrefix("10.96.0.0/12"), netip.MustParsePrefix("10.244.0.0/16"), netip.MustParsePrefix("203.0.113.7/32")},
+		Sources: []netip.Addr{liveIP, netip.MustParseAddr("203.0.113.50")},
+	}}
+	a := &agent{kernel: &kernel{}}
+	a.kernel.programmed.begin()(&d)
+	ask := func(to string) egress.Live {
+		ctx, cancel := context.WithTimeout(t.Context(), 200*time.Millisecond) // to see what is sent, if anything is
+		defer cancel()
+		q := egress.KernelQuestion{Pod: livePod, IP: liveIP, ID: 7, To: netip.MustParseAddr(to), Protocol: 6, Port: 443}
+		l, err := a.follow(ctx, egress.LiveQuestion{KernelQuestion: q, Send: true})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return l
+	}
+	for to, want := range map[string]string{
+		"10.96.0.10": "10.96.0.0/12", "10.244.3.9": "10.244.0.0/16", "203.0.113.7": "203.0.113.7/32", "203.0.113.50": "an egress IP",
+		"203.0.113.1": "no host outside", "203.0.113.255": "no host outside",
+	} {
+		if l := ask(to); l.Sent || !strings.Contains(l.Unsent, want) || len(l.Packets) > 0 {
+			t.Errorf("%s: %+v, want that nothing is sent, for %q", to, l, want)
+		}
+	}
+	if out := netns.Run(t, "nft list chain ip fw c"); !strings.Contains(out, "packets 0 ") {
+		t.Errorf("packets were sent:\n%s", out)
+	}
+	if l := ask("203.0.113.9"); !l.Sent || l.Unsent != "" || len(l.Packets) != 1 {
+		t.Errorf("to a host outside: %+v", l)
 	}
 }

@@ -50,8 +50,12 @@ func Send(ctx context.Context, p Packet) (err error) {
 	if err != nil {
 		return err
 	}
+	switch routes, err := netlink.RouteGet(p.To.AsSlice()); {
+	case err != nil || len(routes) == 0: // what the pod sends may have a route of its own
+	case routes[0].Type != unix.RTN_UNICAST:
+		return fmt.Errorf("%s is no host outside: it is an address of the node, or one of many hosts", p.To)
 	// It would go around until its TTL is over, and with it what the pod itself sends there.
-	if routes, err := netlink.RouteGet(p.To.AsSlice()); err == nil && len(routes) > 0 && routes[0].LinkIndex == link.Attrs().Index {
+	case routes[0].LinkIndex == link.Attrs().Index:
 		return fmt.Errorf("%s is behind link %s, as the pod is", p.To, link.Attrs().Name)
 	}
 	mac, err := macOf(ctx, link, p.From)

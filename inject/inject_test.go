@@ -241,6 +241,9 @@ func TestWhatCannotBeSentSaysWhy(t *testing.T) {
 		{Packet{From: netip.MustParseAddr("10.244.0.77"), To: outside4, Protocol: unix.IPPROTO_UDP, Port: 53}, "does not answer on link pod0"},
 		{Packet{From: pod4, To: netip.MustParseAddr("10.244.0.9"), Protocol: unix.IPPROTO_UDP, Port: 53}, "10.244.0.9 is behind link pod0, as the pod is"},
 		{Packet{From: pod4, To: pod4, Protocol: unix.IPPROTO_UDP, Port: 53}, "as the pod is"},
+		{Packet{From: pod4, To: netip.MustParseAddr("203.0.113.1"), Protocol: unix.IPPROTO_UDP, Port: 53}, "203.0.113.1 is no host outside"},
+		{Packet{From: pod4, To: netip.MustParseAddr("203.0.113.255"), Protocol: unix.IPPROTO_UDP, Port: 53}, "no host outside"},
+		{Packet{From: pod6, To: netip.MustParseAddr("fd99::1"), Protocol: unix.IPPROTO_UDP, Port: 53}, "no host outside"},
 		{Packet{From: pod4, To: outside4, Protocol: unix.IPPROTO_SCTP, Port: 53}, "protocol 132"},
 	} {
 		if err := Send(t.Context(), tt.p); err == nil || !strings.Contains(err.Error(), tt.want) {
