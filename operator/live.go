@@ -42,27 +42,24 @@ type followed struct {
 // follow has the nodes on the way of a pod's packet follow one, all at once, and returns the steps that they tell.
 func follow(ctx context.Context, w store.Whole, q Question, ask Ask) (steps []Step) {
 	step := addTo(&steps)
-	node, _, of := find(w, q.Pod)
-	for name, member := range of {
-		for _, pod := range member.IPs {
-			if pod.Is4() != q.To.Is4() {
+	for _, p := range find(w, q.Pod) {
+		if !p.selected() || p.ip.Is4() != q.To.Is4() {
+			continue
+		}
+		for _, a := range w.Egresses[p.egress].Addresses {
+			owner, held := w.Owners[a.IP]
+			if a.IP.Is4() != p.ip.Is4() || !held {
 				continue
 			}
-			for _, a := range w.Egresses[name].Addresses {
-				owner, held := w.Owners[a.IP]
-				if a.IP.Is4() != pod.Is4() || !held {
-					continue
-				}
-				f := followed{home: node, gateway: owner.Node, pod: q.Pod, what: fmt.Sprintf("a packet of %s to %s", q.Pod, q.To), answers: q.Live.Protocol != 17}
-				kq := egress.KernelQuestion{Pod: pod, IP: a.IP, ID: a.ID, To: q.To, Protocol: q.Live.Protocol, Port: q.Live.Port}
-				if owner.Node != node {
-					kq.Peer = w.Nodes[owner.Node].Index
-				}
-				if f.ask(ctx, w, egress.LiveQuestion{KernelQuestion: kq, Send: q.Live.Sends() && excepted(&w.Snapshot, q.To) == ""}, q.Live.Page, ask, step) {
-					f.tell(step)
-				}
-				return steps
+			f := followed{home: p.node, gateway: owner.Node, pod: q.Pod, what: fmt.Sprintf("a packet of %s to %s", q.Pod, q.To), answers: q.Live.Protocol != 17}
+			kq := egress.KernelQuestion{Pod: p.ip, IP: a.IP, ID: a.ID, To: q.To, Protocol: q.Live.Protocol, Port: q.Live.Port}
+			if owner.Node != p.node {
+				kq.Peer = w.Nodes[owner.Node].Index
 			}
+			if f.ask(ctx, w, egress.LiveQuestion{KernelQuestion: kq, Send: q.Live.Sends() && excepted(&w.Snapshot, q.To) == ""}, q.Live.Page, ask, step) {
+				f.tell(step)
+			}
+			return steps
 		}
 	}
 	step("live", "", "nothing is followed: no node holds an egress IP of the pod, of the family of %s", q.To)

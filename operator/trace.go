@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"cmp"
 	"context"
 	"fmt"
 	"io"
@@ -159,18 +160,14 @@ func Trace(ctx context.Context, c *store.Client, q Question, ask Ask, page, form
 	return Verdict{status, text, true}
 }
 
-// sameIPs reports whether an egress has the same addresses of a pod.
-func sameIPs(a, b egress.Member) bool { return slices.Equal(a.IPs, b.IPs) }
-
 // moved reports whether a pod, or an owner of an IP of it, changed from one reading of the records to the next.
 func moved(before, after store.Whole, pod string) bool {
-	node, ips, of := find(before, pod)
-	nodeNow, ipsNow, ofNow := find(after, pod)
-	if node != nodeNow || !slices.Equal(ips, ipsNow) || !maps.EqualFunc(of, ofNow, sameIPs) {
+	list := find(before, pod)
+	if !slices.EqualFunc(list, find(after, pod), podAt.same) {
 		return true
 	}
-	for name := range of {
-		then, now := before.Egresses[name].Addresses, after.Egresses[name].Addresses
+	for _, p := range list {
+		then, now := before.Egresses[p.egress].Addresses, after.Egresses[p.egress].Addresses
 		if !slices.Equal(then, now) {
 			return true
 		}
@@ -258,13 +255,13 @@ func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, er
 	if _, err := egress.Protocol(q.Protocol, q.To); q.Protocol != "" && err != nil {
 		return nil, fmt.Errorf("protocol %w", err)
 	}
-	node, pod, of := find(w, q.Pod)
-	if node == "" {
+	list := find(w, q.Pod)
+	if len(list) == 0 {
 		return nil, fmt.Errorf("etcd has no pod %s: it is no namespace/name of a pod that runs, it has no address yet, it is on the network of its node "+
 			"(such pods have no egress), or crdsync has not written it (`egret status`)", q.Pod)
 	}
-	step("pod", "", "%s with %s on %s", q.Pod, join(pod), node)
-	if len(of) == 0 {
+	step("pod", "", "%s with %s", q.Pod, places(list))
+	if !slices.ContainsFunc(list, podAt.selected) {
 		step("selection", passes, "no egress selects it: labels of the pod and its namespace are not what any egress's appliedTo asks for")
 		return steps, nil
 	}
@@ -272,18 +269,16 @@ func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, er
 		return steps, nil
 	}
 	found := false
-	for _, name := range slices.Sorted(maps.Keys(of)) {
-		for _, ip := range of[name].IPs {
-			if q.To.IsValid() && q.To.Is4() != ip.Is4() {
-				continue
-			}
-			found = true
-			first := len(steps)
-			step("selection", "", "%s is selected by egress %s%s", ip, name, alsoBy(of[name].Also))
-			steps = append(steps, leaves(w, name, node, q, ip, now, ask)...)
-			for i := range steps[first:] {
-				steps[first+i].Family = familyOf(ip)
-			}
+	for _, p := range list {
+		if !p.selected() || q.To.IsValid() && q.To.Is4() != p.ip.Is4() {
+			continue
+		}
+		found = true
+		first := len(steps)
+		step("selection", "", "%s is selected by egress %s%s", p.ip, p.egress, alsoBy(p.also))
+		steps = append(steps, leaves(w, p, q, now, ask)...)
+		for i := range steps[first:] {
+			steps[first+i].Family = familyOf(p.ip)
 		}
 	}
 	if !found {
@@ -362,18 +357,29 @@ func familyOf(ip netip.Addr) string {
 	return "IPv6"
 }
 
-// find returns the node of a pod, its addresses, and what egresses have of it.
-func find(w store.Whole, pod string) (node string, ips []netip.Addr, of map[string]egress.Member) {
-	of = map[string]egress.Member{}
+// podAt is an address of a pod on a node, and the egress that has it.
+type podAt struct {
+	node   string
+	ip     netip.Addr
+	egress string   // or egress.Unselected
+	also   []string // egress.Member.Also
+}
+
+// selected reports whether an egress has the address.
+func (p podAt) selected() bool { return p.egress != egress.Unselected }
+
+// same reports whether an egress has the same address, on the same node.
+func (p podAt) same(o podAt) bool { return p.node == o.node && p.ip == o.ip && p.egress == o.egress }
+
+// find returns the addresses of a pod, by egress; none: there is no such pod. While it changes its node, two have it.
+func find(w store.Whole, pod string) (list []podAt) {
 	look := func(m egress.Members) {
 		for _, p := range m.Pods {
-			if p.Pod == pod {
-				node = m.Node
-				ips = append(ips, p.IPs...)
-				if m.Egress != egress.Unselected {
-					p.IPs = slices.Concat(of[m.Egress].IPs, p.IPs) // while it changes its node, two list it
-					of[m.Egress] = p
-				}
+			if p.Pod != pod {
+				continue
+			}
+			for _, ip := range p.IPs {
+				list = append(list, podAt{m.Node, ip, m.Egress, p.Also})
 			}
 		}
 	}
@@ -385,8 +391,24 @@ func find(w store.Whole, pod string) (node string, ips []netip.Addr, of map[stri
 	for _, m := range w.Unselected {
 		look(m)
 	}
-	slices.SortFunc(ips, netip.Addr.Compare)
-	return node, slices.Compact(ips), of
+	slices.SortFunc(list, func(a, b podAt) int {
+		return cmp.Or(cmp.Compare(a.egress, b.egress), a.ip.Compare(b.ip), cmp.Compare(a.node, b.node))
+	})
+	return list
+}
+
+// places says which addresses a pod has, and where.
+func places(list []podAt) string {
+	on := map[string][]netip.Addr{}
+	for _, p := range list {
+		on[p.node] = append(on[p.node], p.ip)
+	}
+	var texts []string
+	for _, node := range slices.Sorted(maps.Keys(on)) {
+		ips := slices.SortedFunc(slices.Values(on[node]), netip.Addr.Compare)
+		texts = append(texts, join(slices.Compact(ips))+" on "+node)
+	}
+	return strings.Join(texts, " and ")
 }
 
 // excepted says what of the cluster a destination is; "": nothing.
@@ -415,9 +437,10 @@ func excepted(s *egress.Snapshot, to netip.Addr) string {
 	return ""
 }
 
-// leaves returns the steps from the pod's node on, for an address of a pod and the egress that applies to it.
-func leaves(w store.Whole, name, node string, q Question, pod netip.Addr, now time.Time, ask kernelsFor) (steps []Step) {
+// leaves returns the steps from the pod's node on, for an address of a pod that an egress applies to.
+func leaves(w store.Whole, p podAt, q Question, now time.Time, ask kernelsFor) (steps []Step) {
 	step := addTo(&steps)
+	name, node, pod := p.egress, p.node, p.ip
 	policy, known := w.Egresses[name]
 	if !known {
 		step("egress", stops, "egress %s is gone, and its record of pods not yet", name)

@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -234,6 +235,44 @@ func TestTraceOfAPodThatIsNotThereSaysWhatItMayBe(t *testing.T) {
 	_, err := trace(whole(), Question{Pod: "prod/web-9"}, time.Now(), nil)
 	if err == nil || !strings.Contains(err.Error(), "prod/web-9") || !strings.Contains(err.Error(), "egret status") {
 		t.Errorf("error %v", err)
+	}
+}
+
+// A pod of a StatefulSet that changes its node is listed by both for a moment, with an address on each.
+func TestTraceOfAPodThatChangesItsNodeAsksEachNodeForItsOwnAddress(t *testing.T) {
+	w, there := whole(), netip.MustParseAddr("10.244.0.9")
+	w.ByEgress["web"]["node-1"] = egress.Members{Egress: "web", Node: "node-1", Pods: []egress.Member{{Pod: "prod/web-1", IPs: []netip.Addr{there}}}}
+	steps, err := trace(w, Question{Pod: "prod/web-1"}, time.Now(), func(_ store.Whole, q egress.KernelQuestion, home, gateway string) kernels {
+		if want := map[netip.Addr]string{podIP: "node-2", there: "node-1"}[q.Pod]; home != want {
+			t.Errorf("%s was asked for %s, which is on %s", home, q.Pod, want)
+		}
+		k := egress.Kernel{Node: home, Watching: true, PodID: 1, Steered: true, Guarded: -1}
+		if home != gateway {
+			k.Gateway = 1
+		}
+		said := map[string]egress.Kernel{home: k}
+		k = said[gateway]
+		k.Watching, k.Permit, k.Answers, k.Guarded = true, 0.4, true, -1
+		said[gateway] = k
+		return kernels{said: said}
+	})
+	if err != nil {
+		t.Fatal(err)
+	}
+	if want := "prod/web-1 with 10.244.0.9 on node-1 and 10.244.1.5 on node-2"; steps[0].Text != want {
+		t.Errorf("%q, want %q", steps[0].Text, want)
+	}
+	var left []string
+	for _, s := range steps {
+		if s.What == "leaves" {
+			left = append(left, s.Text)
+		}
+	}
+	if want := []string{"as 10.10.0.11 by its own node node-1", "as 10.10.0.11 by gateway node-1"}; !slices.Equal(left, want) {
+		t.Errorf("it leaves %q, want %q", left, want)
+	}
+	if text, status := conclude(steps); status == 2 {
+		t.Errorf("verdict %d %q", status, text)
 	}
 }
 
