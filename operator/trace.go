@@ -30,8 +30,11 @@ type Question struct {
 }
 
 // Of makes it a question about what has a protocol (see egress.Protocol; "": any, and TCP where there is a port) and is
-// for a port of To; 0: any. Its error begins with "protocol" or "port", of which it is.
+// for a port of To; 0: any. Its error begins with "to", "protocol" or "port", of which it is.
 func (q *Question) Of(protocol string, port int) error {
+	if to := q.To; to.IsValid() && (!to.IsGlobalUnicast() || to.Zone() != "") {
+		return fmt.Errorf("to %s: want a global unicast address, without a zone: no loopback, link-local or multicast one", to)
+	}
 	if protocol == "" && port != 0 {
 		protocol = "tcp"
 	}

@@ -231,6 +231,23 @@ func TestTraceGoesByProtocolAndPort(t *testing.T) {
 	}
 }
 
+func TestTraceToAnAddressThatIsOfNoHostOutsideIsRefused(t *testing.T) {
+	for to, refused := range map[string]bool{
+		"198.51.100.9": false, "10.244.0.7": false, "2001:db8::9": false, "fd10::9": false,
+		"127.0.0.1": true, "0.0.0.0": true, "169.254.169.254": true, "224.0.0.1": true, "255.255.255.255": true,
+		"::": true, "::1": true, "fe80::1": true, "fe80::1%eth0": true, "ff02::1": true, "2001:db8::9%eth0": true,
+	} {
+		q := Question{To: netip.MustParseAddr(to)}
+		err := q.Of("", 0)
+		if (err != nil) != refused || err != nil && !strings.HasPrefix(err.Error(), "to "+to+": want a global unicast address") {
+			t.Errorf("%s: %v", to, err)
+		}
+	}
+	if err := (&Question{}).Of("tcp", 0); err != nil {
+		t.Errorf("to anywhere: %v", err)
+	}
+}
+
 func TestTraceOfAPodThatIsNotThereSaysWhatItMayBe(t *testing.T) {
 	_, err := trace(whole(), Question{Pod: "prod/web-9"}, time.Now(), nil)
 	if err == nil || !strings.Contains(err.Error(), "prod/web-9") || !strings.Contains(err.Error(), "egret status") {

@@ -103,6 +103,8 @@ func TestBadInputIsNamed(t *testing.T) {
 		"describe of no IP":           {[]string{"describe", "ip", "ten.ten"}, []string{"ten.ten", "IPv4"}},
 		"trace of no pod":             {[]string{"trace", "web-1"}, []string{"web-1", "namespace/name"}},
 		"trace to no address":         {[]string{"trace", "prod/web-1", "--to", "home"}, []string{"--to", "home", "IPv4"}},
+		"trace to a loopback address": {[]string{"trace", "prod/web-1", "--to", "127.0.0.1"}, []string{"--to 127.0.0.1", "want a global unicast address"}},
+		"trace to a link's address":   {[]string{"trace", "prod/web-1", "--to", "fe80::1%eth0"}, []string{"--to fe80::1%eth0", "without a zone"}},
 	}
 	for name, tt := range tests {
 		t.Run(name, func(t *testing.T) {
