@@ -143,6 +143,9 @@ func kernelOf(s nft.State, q egress.KernelQuestion) egress.Kernel {
 	if b, ok := s.Blocks[q.ID]; ok {
 		k.First, k.Ports = b.First, b.Size
 	}
+	if i := slices.IndexFunc(s.Except, func(p netip.Prefix) bool { return p.Contains(q.To) }); i >= 0 {
+		k.Excepted = s.Except[i]
+	}
 	return k
 }
 

@@ -153,6 +153,24 @@ func TestTheKernelIsToldAsItIs(t *testing.T) {
 	}
 }
 
+func TestTheKernelTellsWhatExceptsADestination(t *testing.T) {
+	except := []netip.Prefix{netip.MustParsePrefix("198.51.100.0/24"), netip.MustParsePrefix("2001:db8:51::/48"), netip.MustParsePrefix("10.10.0.101/32")}
+	for to, want := range map[string]string{"198.51.100.9": "198.51.100.0/24", "198.51.101.9": "", "2001:db8:51::9": "2001:db8:51::/48", "10.10.0.101": "10.10.0.101/32", "": ""} {
+		var q egress.KernelQuestion
+		if to != "" {
+			q.To = netip.MustParseAddr(to)
+		}
+		b, err := json.Marshal(kernelOf(nft.State{Except: except}, q))
+		var k egress.Kernel
+		if err = errors.Join(err, json.Unmarshal(b, &k)); err != nil || k.Excepted.IsValid() != (want != "") || want != "" && k.Excepted.String() != want {
+			t.Errorf("to %q: %s, %v; want %q", to, b, err, want)
+		}
+		if want == "" && strings.Contains(string(b), "excepted") {
+			t.Errorf("to %q: %s", to, b)
+		}
+	}
+}
+
 // TestQuestionsOfTheKernelHoldUpNothing: who asks while the kernel is programmed is turned away rather than told a
 // part of it, and who asks several times at once gets one answer.
 func TestQuestionsOfTheKernelHoldUpNothing(t *testing.T) {

@@ -111,6 +111,10 @@ type Kernel struct {
 	// the node that they go to, 0: they leave here.
 	Steered bool `json:"steered"`
 	Gateway int  `json:"gateway_index,omitempty"`
+	// Excepted is what the destination of the question is in that no egress applies to: packets of the pod to there
+	// leave as those of other pods do. The zero Prefix: nothing, no destination was asked for, or the agent is of an
+	// older version.
+	Excepted netip.Prefix `json:"excepted,omitzero"`
 	// First, Ports and PortsUsed are the block of ports that new connections get theirs of, and how many were in use
 	// to one destination when that was last counted. Ports 0: there is no block.
 	First     uint16 `json:"first_port,omitempty"`

@@ -228,6 +228,13 @@ func TestTraceNamesEachFault(t *testing.T) {
 			ofOther, 0, "as " + olderIP.String() + " by ", false},
 		{"an exception: a Service", nil, func(r *tracer) { r.to = unassigned[0] }, 0, "of ServiceCIDR ", false},
 		{"an exception: another node", nil, func(r *tracer) { r.to = gatewayIP }, 0, "an address of node " + gateway, false},
+		{"an exception: a flag of the agent", component(
+			func() error {
+				return cluster.Upgrade(background, home, cluster.EgretPath(), "--egress.exceptCIDRs="+exceptCIDRs[0])
+			},
+			func() error {
+				return errors.Join(cluster.Stop(background, "agent", home), cluster.Start(background, "agent", home))
+			}), func(r *tracer) { r.to = excepted[0] }, 0, fmt.Sprintf("%s is in %s, to which no egress applies on %s", excepted[0], exceptCIDRs[0], home), false},
 		{"a pool that selects no node", component(
 			run("patch", "externalippool", "faults", "--type", "merge", "-p", `{"spec":{"nodeSelector":{"matchLabels":{"no":"node"}}}}`),
 			run("patch", "externalippool", "faults", "--type", "json", "-p", `[{"op":"replace","path":"/spec/nodeSelector","value":{}}]`)),

@@ -94,6 +94,16 @@ func whileBusy(ctx context.Context, ask func() error) error {
 	}
 }
 
+// excepted adds the step of a destination that the kernel of the pod's node excepts, and reports whether it does.
+func (k kernels) excepted(q Question, home string, step adds) bool {
+	in := k.said[home].Excepted
+	if !in.IsValid() {
+		return false
+	}
+	step("kernel", passes, "%s is in %s, to which no egress applies on %s (--egress.exceptCIDRs or --cluster-cidrs of its agent)", q.destination(), in, home)
+	return true
+}
+
 // kernelHere adds the steps that the kernel of the pod's node tells.
 func (k kernels) kernelHere(w store.Whole, q Question, pod netip.Addr, a egress.Address, home, gateway string, step adds) {
 	have, ok := k.said[home]

@@ -445,27 +445,30 @@ func leaves(w store.Whole, p podAt, q Question, now time.Time, ask kernelsFor) (
 	step := addTo(&steps)
 	name, node, pod := p.egress, p.node, p.ip
 	policy, known := w.Egresses[name]
-	if !known {
+	var a egress.Address
+	if i := slices.IndexFunc(policy.Addresses, func(a egress.Address) bool { return a.IP.Is4() == pod.Is4() }); i >= 0 {
+		a = policy.Addresses[i]
+	}
+	owner, held := w.Owners[a.IP]
+	var k kernels
+	if ask != nil && a.IP.IsValid() {
+		k = ask(w, egress.KernelQuestion{Pod: pod, IP: a.IP, ID: a.ID, To: q.To, Protocol: q.protocol(pod), Port: q.Port}, node, owner.Node)
+	}
+	switch {
+	case k.excepted(q, node, step):
+		return steps
+	case !known:
 		step("egress", stops, "egress %s is gone, and its record of pods not yet", name)
 		return steps
-	}
-	i := slices.IndexFunc(policy.Addresses, func(a egress.Address) bool { return a.IP.Is4() == pod.Is4() })
-	switch {
-	case i < 0 && len(policy.Addresses) > 0 && !q.To.IsValid(): // of whom it is asked whether it leaves as it should, and it does
+	case !a.IP.IsValid() && len(policy.Addresses) > 0 && !q.To.IsValid(): // of whom it is asked whether it leaves as it should, and it does
 		step("address", drops, "egress %s has no %s address, and what %s sends is dropped: `kubectl describe egress %s` says whether it is to have one",
 			name, familyOf(pod), pod, name)
 		return steps
-	case i < 0:
+	case !a.IP.IsValid():
 		step("address", stops, "egress %s has no address of the family of %s, and what it sends is dropped: `kubectl describe egress %s` says why", name, pod, name)
 		return steps
 	}
-	a := policy.Addresses[i]
 	step("address", "", "%s, %s", a.IP, addressText(w, a, now))
-	owner, held := w.Owners[a.IP]
-	var k kernels
-	if ask != nil {
-		k = ask(w, egress.KernelQuestion{Pod: pod, IP: a.IP, ID: a.ID, To: q.To, Protocol: q.protocol(pod), Port: q.Port}, node, owner.Node)
-	}
 	home(w, node, a.IP, step)
 	if held {
 		k.kernelHere(w, q, pod, a, node, owner.Node, step)

@@ -186,6 +186,11 @@ func TestTraceGoesByProtocolAndPort(t *testing.T) {
 		"all ports are in use to one, which may be this": {Question{To: outside, Protocol: "tcp", Port: 443}, func(_ *store.Whole, h *egress.Kernel) {
 			h.PortsUsed = 1024 // an agent of an older version
 		}, 3, "in use to one destination", ""},
+		"what the agent's flags except": {Question{To: outside, Protocol: "tcp", Port: 443}, func(w *store.Whole, h *egress.Kernel) {
+			h.Excepted = netip.MustParsePrefix("198.51.100.0/24")
+			delete(w.Owners, ip) // of which it is no matter that nobody has the egress IP
+		}, 0, "It leaves as if there were no egress, with the address that the CNI gives to it: 198.51.100.9 port 443 (tcp) is in 198.51.100.0/24, " +
+			"to which no egress applies on node-2 (--egress.exceptCIDRs or --cluster-cidrs of its agent).", ""},
 		"all ports are in use, of which GRE takes none": {Question{To: outside, Protocol: "gre"}, func(_ *store.Whole, h *egress.Kernel) { h.PortsUsed = 1024 }, 0, "gets through", ""},
 		"the overlay's port of a node":                  {Question{To: node, Protocol: "udp", Port: 8479}, nil, 2, "UDP port 8479 of 10.10.0.101, an address of node node-1, is the overlay's", ""},
 		"that port of TCP":                              {Question{To: node, Protocol: "tcp", Port: 8479}, nil, 0, "an address of node node-1, to which no egress applies", ""},
