@@ -124,7 +124,7 @@ func (a *agent) readKernelOf(ctx context.Context, q egress.KernelQuestion) (k eg
 	if k.Path, err = a.pathOf(ctx, d, q); err != nil {
 		k.Path.Unread = err.Error()
 	}
-	if k.PodID != q.ID {
+	if k.PodID == 0 || k.PodID != q.ID {
 		return k, nil // none of its connections is by this id
 	}
 	list, err := conntrack.Marked(q.ID.ConnMark())

@@ -3,6 +3,7 @@ package egress
 import (
 	"math"
 	"net/netip"
+	"net/url"
 	"testing"
 )
 
@@ -201,10 +202,21 @@ func TestOverlaySourcesStayWithinTheirPrefix(t *testing.T) {
 func TestAKernelQuestionIsReadAsItWasWritten(t *testing.T) {
 	ip, pod, to := netip.MustParseAddr("fd10::11"), netip.MustParseAddr("fd44::5"), netip.MustParseAddr("2001:db8::9")
 	for _, q := range []KernelQuestion{{IP: ip, ID: 1}, {IP: ip, ID: MaxID, Pod: pod, Peer: MaxNodeIndex, To: to}, {IP: ip, ID: 1, Peer: 1}, {IP: ip, ID: 1, To: to},
-		{IP: ip, ID: 1, To: to, Protocol: 6, Port: 65535}, {IP: ip, ID: 1, Protocol: 255}, {IP: ip, ID: 1, To: to, Protocol: 58}} {
+		{IP: ip, ID: 1, To: to, Protocol: 6, Port: 65535}, {IP: ip, ID: 1, Protocol: 255}, {IP: ip, ID: 1, To: to, Protocol: 58},
+		{Pod: pod}, {Pod: pod, To: to, Protocol: 6, Port: 443}} {
 		if got, err := ParseKernelQuestion(q.Query()); got != q || err != nil {
 			t.Errorf("%+v was read as %+v: %v", q, got, err)
 		}
+	}
+	for _, bad := range []string{"", "pod=", "to=2001:db8::9", "ip=fd10::11&pod=fd44::5", "id=1&pod=fd44::5", "ip=&id=1&pod=fd44::5", "pod=fd44::5&to=198.51.100.9", "pod=fe80::1"} {
+		if v, err := url.ParseQuery(bad); err != nil {
+			t.Fatal(err)
+		} else if q, err := ParseKernelQuestion(v); err == nil {
+			t.Errorf("%q was read as %+v", bad, q)
+		}
+	}
+	if q, err := ParseLiveQuestion(LiveQuestion{KernelQuestion: KernelQuestion{Pod: pod, To: to, Protocol: 6, Port: 443}}.Query()); err == nil {
+		t.Errorf("packets of a pod of no egress IP are followed: %+v", q)
 	}
 	four := netip.MustParseAddr("198.51.100.9")
 	for name, want := range map[string][2]bool{"tcp": {true, true}, "udp": {true, true}, "sctp": {true, true}, "icmp": {true, true}, "gre": {}, "esp": {}, "ah": {}, "253": {}, "58": {false, true}, "1": {true, false}} {

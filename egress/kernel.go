@@ -11,12 +11,12 @@ import (
 // KernelQuestion asks an agent what its node's kernel has for a pod and an egress IP.
 type KernelQuestion struct {
 	Pod netip.Addr // an address of the pod; the zero Addr: the node is asked as the gateway alone
-	IP  netip.Addr // the egress IP, of the family of Pod
-	ID  ID         // of that egress IP
+	IP  netip.Addr // the egress IP, of the family of Pod; the zero Addr: none that is known applies to the pod
+	ID  ID         // of that egress IP; 0: there is none
 	// Peer is the Node.Index of the node at the other end of the overlay: the gateway, where the pod's node is asked,
 	// and that node, where the gateway is. 0: there is none.
 	Peer int
-	// To is where the packets are for, of the family of IP; the zero Addr: anywhere outside.
+	// To is where the packets are for, of the family of IP and Pod; the zero Addr: anywhere outside.
 	To netip.Addr
 	// Protocol is theirs, by the number that IP has for it; 0: any. Port is that of To, of TCP, UDP or SCTP; 0: any.
 	Protocol byte
@@ -32,7 +32,11 @@ func takesPort(protocol byte) bool { return protocol == 6 || protocol == 17 || p
 
 // Query returns the question as parameters of a request.
 func (q KernelQuestion) Query() url.Values {
-	v := url.Values{"ip": {q.IP.String()}, "id": {strconv.Itoa(int(q.ID))}}
+	v := url.Values{}
+	if q.IP.IsValid() {
+		v.Set("ip", q.IP.String())
+		v.Set("id", strconv.Itoa(int(q.ID)))
+	}
 	if q.Pod.IsValid() {
 		v.Set("pod", q.Pod.String())
 	}
@@ -54,19 +58,29 @@ func (q KernelQuestion) Query() url.Values {
 // ParseKernelQuestion reads what Query wrote. Anybody may have written it.
 func ParseKernelQuestion(v url.Values) (q KernelQuestion, err error) {
 	var errs []error
-	if q.IP, err = netip.ParseAddr(v.Get("ip")); err != nil || q.IP.Zone() != "" || q.IP.Is4In6() {
-		errs = append(errs, fmt.Errorf("ip %.50q: want an egress IP", v.Get("ip")))
+	if v.Has("ip") || v.Has("id") || v.Get("pod") == "" {
+		if q.IP, err = netip.ParseAddr(v.Get("ip")); err != nil || q.IP.Zone() != "" || q.IP.Is4In6() {
+			errs = append(errs, fmt.Errorf("ip %.50q: want an egress IP", v.Get("ip")))
+		}
+		id, err := strconv.ParseUint(v.Get("id"), 10, 16)
+		if q.ID = ID(id); err != nil || id == 0 {
+			errs = append(errs, fmt.Errorf("id %.50q: want the id of an egress IP, 1 to %d", v.Get("id"), MaxID))
+		}
 	}
-	id, err := strconv.ParseUint(v.Get("id"), 10, 16)
-	if q.ID = ID(id); err != nil || id == 0 {
-		errs = append(errs, fmt.Errorf("id %.50q: want the id of an egress IP, 1 to %d", v.Get("id"), MaxID))
-	}
-	for name, ip := range map[string]*netip.Addr{"pod": &q.Pod, "to": &q.To} {
-		if text := v.Get(name); text != "" {
-			if *ip, err = netip.ParseAddr(text); err != nil || ip.Zone() != "" || ip.Is4In6() || ip.Is4() != q.IP.Is4() {
-				errs = append(errs, fmt.Errorf("%s %.50q: want an address of the family of the egress IP", name, text))
+	first := q.IP // all are of its family
+	for _, of := range []struct {
+		name string
+		ip   *netip.Addr
+	}{{"pod", &q.Pod}, {"to", &q.To}} {
+		if text := v.Get(of.name); text != "" {
+			*of.ip, err = netip.ParseAddr(text)
+			if !first.IsValid() {
+				first = *of.ip
+			}
+			if ip := *of.ip; err != nil || ip.Zone() != "" || ip.Is4In6() || ip.Is4() != first.Is4() {
+				errs = append(errs, fmt.Errorf("%s %.50q: want an address of the family of the egress IP", of.name, text))
 			} else if !ip.IsGlobalUnicast() {
-				errs = append(errs, fmt.Errorf("%s %.50q: want an address of one host, of no link alone", name, text))
+				errs = append(errs, fmt.Errorf("%s %.50q: want an address of one host, of no link alone", of.name, text))
 			}
 		}
 	}

@@ -31,8 +31,8 @@ func ParseLiveQuestion(v url.Values) (q LiveQuestion, err error) {
 	var errs []error
 	if q.KernelQuestion, err = ParseKernelQuestion(v); err != nil {
 		errs = append(errs, err)
-	} else if !q.To.IsValid() {
-		errs = append(errs, errors.New("to: want the address that the packets are for"))
+	} else if !q.IP.IsValid() || !q.To.IsValid() {
+		errs = append(errs, errors.New("ip and to: want the egress IP, and the address that the packets are for"))
 	}
 	icmp, _ := Protocol("icmp", q.To) // of a name that there is
 	if q.Protocol != 6 && q.Protocol != 17 && q.Protocol != icmp {

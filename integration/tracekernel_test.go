@@ -262,6 +262,10 @@ func TestTraceNamesEachFault(t *testing.T) {
 			tcp, 2, drops(gateway, "out of the overlay", "the policy of chain c of table ip fw"), true},
 		{"an agent that stands still", component(func() error { return cluster.Freeze(background, home) }, func() error { return cluster.Thaw(background, home) }),
 			nil, 3, "the agent of " + home + " is down: its kernel has what it was last told", false},
+		{"a label that was taken away while the agent stands still", all(
+			component(func() error { return cluster.Freeze(background, home) }, func() error { return cluster.Thaw(background, home) }),
+			component(run("label", "--overwrite", "-n", n.name, "pod/other", "app=db"), run("label", "--overwrite", "-n", n.name, "pod/other", "app=web"))),
+			ofOther, 3, "appliedTo asks for, but: the agent of " + home + " is down: its kernel has what it was last told", false},
 		{"an agent that was stopped", component(func() error { return cluster.Stop(background, "agent", home) }, func() error { return cluster.Start(background, "agent", home) }),
 			nil, 3, "was told to stop", false},
 		{"an agent that was killed", component(func() error { return cluster.Kill(background, "agent", home) }, func() error { return cluster.Start(background, "agent", home) }),

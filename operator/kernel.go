@@ -4,6 +4,7 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"maps"
 	"net/netip"
 	"slices"
 	"sync"
@@ -94,14 +95,46 @@ func whileBusy(ctx context.Context, ask func() error) error {
 	}
 }
 
-// excepted adds the step of a destination that the kernel of the pod's node excepts, and reports whether it does.
-func (k kernels) excepted(q Question, home string, step adds) bool {
-	in := k.said[home].Excepted
-	if !in.IsValid() {
+// excepted adds the steps of a destination that the kernel of the pod's node excepts, and reports whether it does.
+func (k kernels) excepted(w store.Whole, q Question, home string, step adds) bool {
+	have := k.said[home]
+	if !have.Excepted.IsValid() {
 		return false
 	}
-	step("kernel", passes, "%s is in %s, to which no egress applies on %s (--egress.exceptCIDRs or --cluster-cidrs of its agent)", q.destination(), in, home)
+	agentAt(w, home, step)
+	step("kernel", passes, "%s is in %s, to which no egress applies on %s (--egress.exceptCIDRs or --cluster-cidrs of its agent)",
+		q.destination(), have.Excepted, home)
+	state(have, home, step)
 	return true
+}
+
+// kernelBeside adds what the kernel of a pod's node tells of an address to which no egress applies.
+func (k kernels) kernelBeside(w store.Whole, p podAt, step adds) {
+	have, ok := k.said[p.node]
+	switch {
+	case !ok:
+		k.unheard(p.node, step)
+		return
+	case have.PodID != 0 && !p.selected():
+		step("kernel", doubts, "%s has %s as a pod of %s: it leaves with that", p.node, p.ip, ofID(w, have.PodID))
+	case !p.selected():
+		step("kernel", "", "%s has %s as no pod of an egress, either", p.node, p.ip)
+	case have.Excepted.IsValid():
+		step("kernel", "", "%s has the exception, too: %s", p.node, have.Excepted)
+	}
+	state(have, p.node, step)
+}
+
+// ofID names the egress IP of an id.
+func ofID(w store.Whole, id egress.ID) string {
+	for _, name := range slices.Sorted(maps.Keys(w.Egresses)) {
+		for _, a := range w.Egresses[name].Addresses {
+			if a.ID == id {
+				return "egress IP " + a.IP.String()
+			}
+		}
+	}
+	return fmt.Sprintf("the egress IP of id %d", id)
 }
 
 // kernelHere adds the steps that the kernel of the pod's node tells.
@@ -180,13 +213,18 @@ func gatewayIndex(w store.Whole, home, gateway string) int {
 
 // common adds what is told of any node on the way.
 func common(have egress.Kernel, node string, a egress.Address, step adds) {
+	state(have, node, step)
+	if have.Guarded >= 0 && have.Guarded < recentDrop {
+		step("kernel", doubts, "the guard of %s dropped a packet of %s %.1fs ago, which was about to leave with another source", node, a.IP, have.Guarded)
+	}
+}
+
+// state adds what is told of a kernel as a whole.
+func state(have egress.Kernel, node string, step adds) {
 	if !have.Watching {
 		step("kernel", doubts, "the agent of %s does not follow etcd at present: its kernel has what it was told before", node)
 	}
 	if have.Differed > 0 && len(have.Differs) > 0 {
 		step("kernel", doubts, "the kernel of %s is not as its agent wants it, in %d places: %s", node, have.Differed, have.Differs[0])
-	}
-	if have.Guarded >= 0 && have.Guarded < recentDrop {
-		step("kernel", doubts, "the guard of %s dropped a packet of %s %.1fs ago, which was about to leave with another source", node, a.IP, have.Guarded)
 	}
 }

@@ -3,6 +3,7 @@ package operator
 import (
 	"errors"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -143,6 +144,78 @@ func TestTraceGoesByTheKernelsOfTheNodes(t *testing.T) {
 			}
 			if len(text) > 2*longest || strings.ContainsRune(text, 0x1b) {
 				t.Errorf("a verdict of %d bytes: %.200q", len(text), text)
+			}
+			if status != tt.status || !strings.Contains(text, tt.want) || !strings.Contains(all.String(), tt.step) {
+				t.Errorf("verdict %d %q, want %d and %q, and a step with %q:\n%s", status, text, tt.status, tt.want, tt.step, all.String())
+			}
+		})
+	}
+}
+
+// Where no egress applies, a kernel whose agent learns of nothing new may have one that applied before.
+func TestTraceOfWhatNoEgressAppliesToAsksThePodsNode(t *testing.T) {
+	outside, service := netip.MustParseAddr("198.51.100.9"), netip.MustParseAddr("10.96.0.1")
+	other, other6 := podIP.Next(), netip.MustParseAddr("fd44::6")
+	const as = "It leaves as if there were no egress, with the address that the CNI gives to it: "
+	for name, tt := range map[string]struct {
+		q      Question
+		change func(w *store.Whole, k *egress.Kernel)
+		silent error
+		status int
+		want   string // in the verdict
+		step   string // in a step
+	}{
+		"no egress": {Question{Pod: "prod/db-1"}, nil, nil, 0, as + "no egress selects it", "node-2 has 10.244.1.6 as no pod of an egress, either"},
+		"a service": {Question{Pod: "prod/web-1", To: service}, func(_ *store.Whole, k *egress.Kernel) {
+			k.PodID = 1
+		}, nil, 0, as + "10.96.0.1 is of ServiceCIDR kubernetes", "its agent v1 is alive"},
+		"a service that the kernel excepts": {Question{Pod: "prod/web-1", To: service}, func(_ *store.Whole, k *egress.Kernel) {
+			k.Excepted = netip.MustParsePrefix("10.96.0.0/16")
+		}, nil, 0, as, "node-2 has the exception, too: 10.96.0.0/16"},
+		"an agent that is down": {Question{Pod: "prod/db-1", To: outside}, func(w *store.Whole, _ *egress.Kernel) {
+			delete(w.Agents, "node-2")
+		}, errors.New("timeout"), 3, as + "no egress selects it: labels of the pod and its namespace are not what any egress's appliedTo asks for, " +
+			"but: the agent of node-2 is down", "by the records alone: timeout"},
+		"a service, and an agent that was stopped": {Question{Pod: "prod/web-1", To: service}, func(w *store.Whole, _ *egress.Kernel) {
+			agent(*w, "node-2", func(a *egress.Agent) { a.Restarting = true })
+		}, nil, 3, ", but: the agent of node-2 was told to stop", ""},
+		"a pod that the kernel has still": {Question{Pod: "prod/db-1"}, func(_ *store.Whole, k *egress.Kernel) {
+			k.PodID = 1
+		}, nil, 3, ", but: node-2 has 10.244.1.6 as a pod of egress IP 10.10.0.11: it leaves with that.", ""},
+		"of an egress that is gone": {Question{Pod: "prod/db-1"}, func(_ *store.Whole, k *egress.Kernel) {
+			k.PodID = 9
+		}, nil, 3, "as a pod of the egress IP of id 9", ""},
+		"an agent that is cut off": {Question{Pod: "prod/web-1", To: service}, func(_ *store.Whole, k *egress.Kernel) {
+			k.Watching = false
+		}, nil, 3, ", but: the agent of node-2 does not follow etcd", ""},
+		"a flag's, and an agent that is cut off": {Question{Pod: "prod/web-1", To: outside}, func(w *store.Whole, k *egress.Kernel) {
+			k.Excepted, k.Watching = netip.MustParsePrefix("198.51.100.0/24"), false
+			w.Egresses["web"] = egress.Policy{Name: "web"} // which has no address
+		}, nil, 3, "198.51.100.9 is in 198.51.100.0/24, to which no egress applies on node-2 (--egress.exceptCIDRs or --cluster-cidrs of its agent), " +
+			"but: the agent of node-2 does not follow", ""},
+	} {
+		t.Run(name, func(t *testing.T) {
+			w := whole()
+			k := egress.Kernel{Node: "node-2", Watching: true, Guarded: -1}
+			if tt.change != nil {
+				tt.change(&w, &k)
+			}
+			steps, err := trace(w, tt.q, time.Now(), func(_ store.Whole, q egress.KernelQuestion, home, _ string) kernels {
+				if pods := []netip.Addr{podIP, other, other6}; home != "node-2" || !slices.Contains(pods, q.Pod) || q.To != tt.q.To {
+					t.Errorf("%s was asked %+v", home, q)
+				}
+				if tt.silent != nil {
+					return kernels{silent: map[string]error{"node-2": tt.silent}}
+				}
+				return kernels{said: map[string]egress.Kernel{"node-2": k}}
+			})
+			if err != nil {
+				t.Fatal(err)
+			}
+			text, status := conclude(steps)
+			var all strings.Builder
+			for _, s := range steps {
+				all.WriteString(s.What + ": " + s.Text + "\n")
 			}
 			if status != tt.status || !strings.Contains(text, tt.want) || !strings.Contains(all.String(), tt.step) {
 				t.Errorf("verdict %d %q, want %d and %q, and a step with %q:\n%s", status, text, tt.status, tt.want, tt.step, all.String())

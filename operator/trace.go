@@ -221,7 +221,11 @@ func concludeWay(steps []Step) (string, int) {
 		case stops:
 			return "It does not get through: " + s.Text + ".", 2
 		case passes:
-			return "It leaves as if there were no egress, with the address that the CNI gives to it: " + s.Text + ".", 0
+			text := "It leaves as if there were no egress, with the address that the CNI gives to it: " + s.Text
+			if i := slices.IndexFunc(steps, func(s Step) bool { return s.Fault == doubts }); i >= 0 {
+				return text + ", but: " + steps[i].Text + ".", 3
+			}
+			return text + ".", 0
 		case drops:
 			return "It is dropped: " + s.Text + ".", 0
 		default:
@@ -266,9 +270,11 @@ func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, er
 	step("pod", "", "%s with %s", q.Pod, places(list))
 	if !slices.ContainsFunc(list, podAt.selected) {
 		step("selection", passes, "no egress selects it: labels of the pod and its namespace are not what any egress's appliedTo asks for")
+		beside(w, list, q, ask, step)
 		return steps, nil
 	}
 	if q.To.IsValid() && !q.toOutside(w, step) {
+		beside(w, list, q, ask, step)
 		return steps, nil
 	}
 	found := false
@@ -288,6 +294,25 @@ func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, er
 		step("address", stops, "the pod has no address of the family of %s that an egress applies to", q.To)
 	}
 	return steps, nil
+}
+
+// beside adds what is known of the nodes of a pod's addresses to which no egress applies. A kernel whose agent learns of
+// nothing new may have one that applied before.
+func beside(w store.Whole, list []podAt, q Question, ask kernelsFor, step adds) {
+	seen := map[string]bool{}
+	for _, p := range list {
+		if q.To.IsValid() && q.To.Is4() != p.ip.Is4() {
+			continue
+		}
+		if !seen[p.node] {
+			agentAt(w, p.node, step)
+		}
+		seen[p.node] = true
+		if ask != nil {
+			k := ask(w, egress.KernelQuestion{Pod: p.ip, To: q.To, Protocol: q.protocol(p.ip), Port: q.Port}, p.node, "")
+			k.kernelBeside(w, p, step)
+		}
+	}
 }
 
 // alsoBy names the egresses that select a pod in vain.
@@ -451,11 +476,11 @@ func leaves(w store.Whole, p podAt, q Question, now time.Time, ask kernelsFor) (
 	}
 	owner, held := w.Owners[a.IP]
 	var k kernels
-	if ask != nil && a.IP.IsValid() {
+	if ask != nil {
 		k = ask(w, egress.KernelQuestion{Pod: pod, IP: a.IP, ID: a.ID, To: q.To, Protocol: q.protocol(pod), Port: q.Port}, node, owner.Node)
 	}
 	switch {
-	case k.excepted(q, node, step):
+	case k.excepted(w, q, node, step):
 		return steps
 	case !known:
 		step("egress", stops, "egress %s is gone, and its record of pods not yet", name)
@@ -500,20 +525,26 @@ func leaves(w store.Whole, p podAt, q Question, now time.Time, ask kernelsFor) (
 }
 
 // home adds the steps on the pod's node.
-func home(w store.Whole, node string, ip netip.Addr, step func(string, fault, string, ...any)) {
+func home(w store.Whole, node string, ip netip.Addr, step adds) {
+	if plan.Gone(&w.Snapshot, node) {
+		step("pod's node", stops, "node %s has no record: its Node object is gone, or crdsync has not written it, and no gateway lets its pods out", node)
+	}
+	agentAt(w, node, step)
+	if why := w.Agents[node].Dropped[ip]; why != "" {
+		step("pod's node", stops, "%s drops it: %s", node, why)
+	}
+}
+
+// agentAt adds what the records say of the agent of the pod's node.
+func agentAt(w store.Whole, node string, step adds) {
 	a, alive := w.Agents[node]
 	switch {
-	case plan.Gone(&w.Snapshot, node):
-		step("pod's node", stops, "node %s has no record: its Node object is gone, or crdsync has not written it, and no gateway lets its pods out", node)
 	case !alive:
 		step("pod's node", doubts, "the agent of %s is down: its kernel has what it was last told, and learns of nothing new", node)
 	case a.Restarting:
 		step("pod's node", doubts, "the agent of %s was told to stop, and no other one has come yet: its kernel has what it was last told", node)
 	default:
 		step("pod's node", "", "%s, its agent %s is alive", node, dash(a.Version))
-	}
-	if why := a.Dropped[ip]; why != "" {
-		step("pod's node", stops, "%s drops it: %s", node, why)
 	}
 	for _, part := range slices.Sorted(maps.Keys(a.Faults)) {
 		step("pod's node", doubts, "%s cannot program its %s: %s", node, part, a.Faults[part])
