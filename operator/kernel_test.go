@@ -193,6 +193,10 @@ func TestTraceOfWhatNoEgressAppliesToAsksThePodsNode(t *testing.T) {
 			w.Egresses["web"] = egress.Policy{Name: "web"} // which has no address
 		}, nil, 3, "198.51.100.9 is in 198.51.100.0/24, to which no egress applies on node-2 (--egress.exceptCIDRs or --cluster-cidrs of its agent), " +
 			"but: the agent of node-2 does not follow", ""},
+		"a family that the egress is not for": {Question{Pod: "prod/web-1", To: netip.MustParseAddr("2001:db8::9")}, func(w *store.Whole, _ *egress.Kernel) {
+			pod := egress.Member{Pod: "prod/web-1", IPs: []netip.Addr{other6}}
+			w.Unselected["node-2"] = egress.Members{Egress: "-", Node: "node-2", Pods: []egress.Member{pod}}
+		}, nil, 0, as + "the egress that selects it is for the other family alone: none applies to fd44::6", "node-2 has fd44::6 as no pod of an egress, either"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := whole()

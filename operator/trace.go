@@ -277,21 +277,27 @@ func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, er
 		beside(w, list, q, ask, step)
 		return steps, nil
 	}
-	found := false
+	if q.To.IsValid() {
+		list = slices.DeleteFunc(list, func(p podAt) bool { return p.ip.Is4() != q.To.Is4() })
+	}
+	switch {
+	case len(list) == 0:
+		step("address", stops, "the pod has no address of the family of %s", q.To)
+	case !slices.ContainsFunc(list, podAt.selected):
+		step("selection", passes, "the egress that selects it is for the other family alone: none applies to %s", list[0].ip)
+		beside(w, list, q, ask, step)
+		return steps, nil
+	}
 	for _, p := range list {
-		if !p.selected() || q.To.IsValid() && q.To.Is4() != p.ip.Is4() {
+		if !p.selected() {
 			continue
 		}
-		found = true
 		first := len(steps)
 		step("selection", "", "%s is selected by egress %s%s", p.ip, p.egress, alsoBy(p.also))
 		steps = append(steps, leaves(w, p, q, now, ask)...)
 		for i := range steps[first:] {
 			steps[first+i].Family = familyOf(p.ip)
 		}
-	}
-	if !found {
-		step("address", stops, "the pod has no address of the family of %s that an egress applies to", q.To)
 	}
 	return steps, nil
 }
