@@ -45,9 +45,6 @@ func egressStatus(old v1beta1.EgressStatus, v verdict, s clusterState, now time.
 			held = append(held, fmt.Sprintf("%s is on node %s", a.IP, o.Node))
 		} else {
 			missing = append(missing, s.unowned(a))
-			if c := s.conflict(a.IP); c != "" {
-				missing[len(missing)-1] = fmt.Sprintf("no node holds %s: %s", a.IP, c)
-			}
 		}
 	}
 	if len(v.addresses) > 0 {
@@ -100,16 +97,6 @@ func conflict(v verdict) (c v1beta1.EgressCondition, ok bool) {
 	}
 	c.Message = strings.Join(said, "; ")
 	return c, len(said) > 0
-}
-
-// conflict names the host outside the cluster that uses an address, by the first node that reports one; "": none does.
-func (s clusterState) conflict(ip netip.Addr) string {
-	for _, n := range slices.Sorted(maps.Keys(s.Agents)) {
-		if who, ok := s.Agents[n].Conflicts[ip]; ok {
-			return fmt.Sprintf("another host uses it, %s of node %s", who, n)
-		}
-	}
-	return ""
 }
 
 // degraded returns the condition of an egress for which a node could not program everything, drops its packets, or has

@@ -165,6 +165,19 @@ func TestTraceNamesEachFault(t *testing.T) {
 	home := otherNode(gateway)
 	third := otherNode(gateway, home)
 	other := n.pod("other", home, "web") // which the sniffers do not know as one of the egress
+
+	const taken = "10.10.0.57" // by the outside host, before the egress is there
+	if err := execOutside(t.Context(), "ip", "addr", "add", taken+"/24", "dev", "eth0"); err != nil {
+		t.Fatal(err)
+	}
+	t.Cleanup(func() {
+		if err := execOutside(context.Background(), "ip", "addr", "del", taken+"/24", "dev", "eth0"); err != nil {
+			t.Error(err)
+		}
+	})
+	n.pool("taken", taken, taken)
+	n.egress("taken", "taken", "taken")
+
 	etcd, err := store.Dial(t.Context(), store.Config{Endpoints: cluster.EtcdEndpoints()})
 	if err != nil {
 		t.Fatal(err)
@@ -196,6 +209,13 @@ func TestTraceNamesEachFault(t *testing.T) {
 			return err
 		}
 	}
+	// labelled is a label app of the other pod, in place of web.
+	labelled := func(app string) func(*testing.T) func() error {
+		label := func(app string) func() error {
+			return run("label", "--overwrite", "-n", n.name, "pod/other", "app="+app)
+		}
+		return component(label(app), label("web"))
+	}
 	// back brings the IP back to the gateway, in case another node took it.
 	back := func() (err error) {
 		for end := time.Now().Add(15 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
@@ -222,10 +242,9 @@ func TestTraceNamesEachFault(t *testing.T) {
 	const overlay = "udp dport 8479 drop"
 
 	faults := []deliberate{
-		{"a wrong label", component(run("label", "--overwrite", "-n", n.name, "pod/other", "app=db"), run("label", "--overwrite", "-n", n.name, "pod/other", "app=web")),
-			ofOther, 0, "no egress selects it", false},
-		{"an older egress", component(run("label", "--overwrite", "-n", n.name, "pod/other", "app=none"), run("label", "--overwrite", "-n", n.name, "pod/other", "app=web")),
-			ofOther, 0, "as " + olderIP.String() + " by ", false},
+		{"a wrong label", labelled("db"), ofOther, 0, "no egress selects it", false},
+		{"an older egress", labelled("none"), ofOther, 0, "as " + olderIP.String() + " by ", false},
+		{"an address that another host has", labelled("taken"), ofOther, 2, "no node holds " + taken + ": another host uses it, ", false},
 		{"an exception: a Service", nil, func(r *tracer) { r.to = unassigned[0] }, 0, "of ServiceCIDR ", false},
 		{"an exception: another node", nil, func(r *tracer) { r.to = gatewayIP }, 0, "an address of node " + gateway, false},
 		{"an exception: a flag of the agent", component(
@@ -263,8 +282,7 @@ func TestTraceNamesEachFault(t *testing.T) {
 		{"an agent that stands still", component(func() error { return cluster.Freeze(background, home) }, func() error { return cluster.Thaw(background, home) }),
 			nil, 3, "the agent of " + home + " is down: its kernel has what it was last told", false},
 		{"a label that was taken away while the agent stands still", all(
-			component(func() error { return cluster.Freeze(background, home) }, func() error { return cluster.Thaw(background, home) }),
-			component(run("label", "--overwrite", "-n", n.name, "pod/other", "app=db"), run("label", "--overwrite", "-n", n.name, "pod/other", "app=web"))),
+			component(func() error { return cluster.Freeze(background, home) }, func() error { return cluster.Thaw(background, home) }), labelled("db")),
 			ofOther, 3, "appliedTo asks for, but: the agent of " + home + " is down: its kernel has what it was last told", false},
 		{"an agent that was stopped", component(func() error { return cluster.Stop(background, "agent", home) }, func() error { return cluster.Start(background, "agent", home) }),
 			nil, 3, "was told to stop", false},

@@ -67,6 +67,10 @@ func TestTraceNamesWhatIsInTheWay(t *testing.T) {
 		}, 2, "no address of the family"},
 		"the egress is gone":              {func(w *store.Whole, _ *Question) { delete(w.Egresses, "web") }, 2, "egress web is gone"},
 		"nobody holds it, somebody could": {func(w *store.Whole, _ *Question) { delete(w.Owners, ip) }, 2, "no node holds 10.10.0.11 yet: 2 nodes could"},
+		"nobody holds it, as another host has it": {func(w *store.Whole, _ *Question) {
+			delete(w.Owners, ip)
+			agent(*w, "node-1", func(a *egress.Agent) { a.Conflicts = map[netip.Addr]string{ip: "02:00:00:00:00:09 on link eth0"} })
+		}, 2, "no node holds 10.10.0.11: another host uses it, 02:00:00:00:00:09 on link eth0 of node node-1."},
 		"nobody can hold it: cordoned, and dead": {func(w *store.Whole, _ *Question) {
 			delete(w.Owners, ip)
 			w.Cordons["node-1"] = egress.Cordon{Node: "node-1"}

@@ -2,6 +2,7 @@ package plan
 
 import (
 	"fmt"
+	"maps"
 	"slices"
 	"strings"
 
@@ -11,9 +12,15 @@ import (
 // maxNamed is how many nodes Unowned names for each reason.
 const maxNamed = 3
 
-// Unowned says why no node holds an address, as far as the snapshot tells. owned is Cluster.Owned, or a function that
-// returns the same; it is asked of nodes that have a limit.
+// Unowned says why no node holds an address, as far as the snapshot tells: first of all the host outside the cluster
+// that uses it, by the first node that reports one. owned is Cluster.Owned, or a function that returns the same; it is
+// asked of nodes that have a limit.
 func Unowned(s *egress.Snapshot, a egress.Address, owned func(node string) int) string {
+	for _, node := range slices.Sorted(maps.Keys(s.Agents)) {
+		if who := s.Agents[node].Conflicts[a.IP]; who != "" {
+			return fmt.Sprintf("no node holds %s: another host uses it, %s of node %s", a.IP, who, node)
+		}
+	}
 	if a.Pool == "" {
 		return fmt.Sprintf("no node with a live agent has %s on an interface", a.IP)
 	}

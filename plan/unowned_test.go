@@ -25,4 +25,10 @@ func TestUnownedNamesEachNodesReasonOnce(t *testing.T) {
 	if got, want := Unowned(s, a, held), "no node holds 10.0.0.1 yet: 1 node could"; got != want {
 		t.Errorf("got %q, want %q", got, want)
 	}
+	for _, node := range []string{"n4", "n3"} {
+		s.Agents[node] = egress.Agent{Conflicts: map[netip.Addr]string{a.IP: "02:00:00:00:00:09 on link eth0", a.IP.Next(): "another"}}
+	}
+	if got, want := Unowned(s, a, held), "no node holds 10.0.0.1: another host uses it, 02:00:00:00:00:09 on link eth0 of node n3"; got != want {
+		t.Errorf("got %q, want %q", got, want)
+	}
 }

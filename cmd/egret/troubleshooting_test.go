@@ -274,6 +274,12 @@ var states = map[string]func(s *clusterState){
 	"address-in-use": func(s *clusterState) {
 		s.agent("node-2", lease2, func(a *egress.Agent) { a.Conflicts = map[netip.Addr]string{ourIP: "02:42:c0:a8:00:09 on link eth0"} })
 	},
+	"address-taken": func(s *clusterState) {
+		s.del(store.OwnerKey(ourIP))
+		for node, lease := range map[string]int64{"node-2": lease2, "node-3": lease3} {
+			s.agent(node, lease, func(a *egress.Agent) { a.Conflicts = map[netip.Addr]string{ourIP: "02:42:c0:a8:00:09 on link eth0"} })
+		}
+	},
 	"vlan-refused": func(s *clusterState) {
 		s.put(store.PoolKey(ourPool), egress.Pool{Name: ourPool, Ranges: []egress.Range{{Start: ourIP, End: ourIP.Next()}},
 			Subnet: &egress.Subnet{Gateway: netip.MustParseAddr("10.10.0.1"), PrefixLength: 24, VLAN: 100}})
