@@ -92,6 +92,8 @@ type Step struct {
 	Family string `json:"family,omitempty"`
 	// Kernels: of the last step of a way, that all nodes on it said what their kernels have.
 	Kernels bool `json:"kernels,omitempty"`
+	// unowned: it says that no node holds the egress IP.
+	unowned bool
 }
 
 // fault says what a step means for the packet; empty: it goes on.
@@ -141,6 +143,9 @@ func Trace(ctx context.Context, c *store.Client, q Question, ask Ask, page, form
 			}
 		}
 	}
+	if slices.ContainsFunc(steps, func(s Step) bool { return s.unowned }) && c.AskNoSpace(ctx) {
+		noSpace(steps)
+	}
 	if q.Live != nil {
 		steps = append(steps, follow(ctx, whole, q, ask)...)
 	}
@@ -161,6 +166,15 @@ func Trace(ctx context.Context, c *store.Client, q Question, ask Ask, page, form
 		return err
 	}
 	return Verdict{status, text, true}
+}
+
+// noSpace adds that etcd is full to the steps that say that no node holds an IP.
+func noSpace(steps []Step) {
+	for i := range steps {
+		if steps[i].unowned {
+			steps[i].Text += "; etcd is full (NOSPACE), and none can take it until there is room: `egret check` says how full"
+		}
+	}
 }
 
 // moved reports whether a pod, or an owner of an IP of it, changed from one reading of the records to the next.
@@ -506,6 +520,7 @@ func leaves(w store.Whole, p podAt, q Question, now time.Time, ask kernelsFor) (
 	}
 	if !held {
 		step("owner", stops, "%s", unowned(plan.New(&w.Snapshot), a))
+		steps[len(steps)-1].unowned = true
 		return steps
 	}
 	gateway(w, owner, node, k.said[owner.Node].Permit > 0, step)

@@ -9,6 +9,8 @@ import (
 	"testing"
 	"time"
 
+	pb "go.etcd.io/etcd/api/v3/etcdserverpb"
+
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/store"
 )
@@ -254,6 +256,27 @@ func TestTraceToAnAddressThatIsOfNoHostOutsideIsRefused(t *testing.T) {
 	}
 	if err := (&Question{}).Of("tcp", 0); err != nil {
 		t.Errorf("to anywhere: %v", err)
+	}
+}
+
+func TestTraceSaysThatAFullEtcdKeepsNodesFromAnIP(t *testing.T) {
+	w := whole()
+	trace := func() []Step {
+		t.Helper()
+		steps, err := trace(w, Question{Pod: "prod/web-1"}, time.Now(), nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		noSpace(steps)
+		return steps
+	}
+	if text, status := conclude(trace()); status != 0 || strings.Contains(text, "NOSPACE") {
+		t.Errorf("of an IP that a node holds: %d %q", status, text)
+	}
+	delete(w.Owners, ip)
+	const want = "no node holds 10.10.0.11 yet: 2 nodes could; etcd is full (NOSPACE), and none can take it until there is room"
+	if text, status := conclude(trace()); status != 2 || !strings.Contains(text, want) {
+		t.Errorf("%d %q, want %q", status, text, want)
 	}
 }
 
@@ -533,6 +556,17 @@ func TestStatusAndTraceReadEtcd(t *testing.T) {
 	var v Verdict
 	if err := Status(t.Context(), c, "", &out); !errors.As(err, &v) || v.Status != 2 || !strings.Contains(out.String(), "leader crdsync-7") {
 		t.Errorf("status: %v\n%s", err, out.String())
+	}
+	full := &pb.AlarmRequest{Action: pb.AlarmRequest_ACTIVATE, Alarm: pb.AlarmType_NOSPACE}
+	if _, err := pb.NewMaintenanceClient(c.Etcd().ActiveConnection()).Alarm(t.Context(), full); err != nil {
+		t.Fatal(err)
+	}
+	out.Reset()
+	if err := Trace(t.Context(), c, Question{Pod: "prod/web-1"}, nil, "", "", &out); !errors.As(err, &v) || v.Status != 2 || !strings.Contains(out.String(), "etcd is full") {
+		t.Errorf("trace in a full etcd: %v\n%s", err, out.String())
+	}
+	if err := c.Disarm(t.Context()); err != nil {
+		t.Fatal(err)
 	}
 	put(t, c, store.OwnerKey(ip), w.Owners[ip]) // its lease is not that of the agent: the test has none
 	out.Reset()
