@@ -7,10 +7,12 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
+	"strings"
 	"sync"
 	"time"
 
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/store"
 )
 
@@ -226,5 +228,21 @@ func state(have egress.Kernel, node string, step adds) {
 	}
 	if have.Differed > 0 && len(have.Differs) > 0 {
 		step("kernel", doubts, "the kernel of %s is not as its agent wants it, in %d places: %s", node, have.Differed, have.Differs[0])
+	}
+	var counters []string
+	for _, reason := range slices.Sorted(maps.Keys(have.Dropped)) {
+		if n := have.Dropped[reason]; n > 0 && reason != nft.CounterBandwidth { // which is told beside the limit
+			counters = append(counters, fmt.Sprintf("%s %d", reason, n))
+		}
+	}
+	if len(counters) > 0 {
+		step("kernel", "", "%s has dropped packets, of any pod, since its tables were made: %s", node, strings.Join(counters, ", "))
+	}
+}
+
+// limited adds what the gateway dropped above limits.
+func (k kernels) limited(gateway string, step adds) {
+	if n := k.said[gateway].Dropped[nft.CounterBandwidth]; n > 0 {
+		step("limit", "", "%s has dropped %d packets above the limits of its egress IPs, all together, since its tables were made", gateway, n)
 	}
 }

@@ -43,6 +43,17 @@ func TestTraceGoesByTheKernelsOfTheNodes(t *testing.T) {
 		"an agent that is cut off": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) { h.Watching = false }, 3, "node-2 does not follow etcd", ""},
 		"the guard":                {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) { h.Guarded = 0.5 }, 3, "guard of node-2 dropped a packet of 10.10.0.11 0.5s ago", ""},
 		"the guard, a while ago":   {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) { h.Guarded = 20 }, 0, "gets through", ""},
+		"counters of the pod's node": {func(_ *store.Whole, h, _ *egress.Kernel, _ map[string]error) {
+			h.Dropped = map[string]uint64{"guard_dropped": 3, "forged_dropped": 2, "no_nexthop": 0, "bandwidth_dropped": 9}
+		}, 0, "gets through", "kernel: node-2 has dropped packets, of any pod, since its tables were made: forged_dropped 2, guard_dropped 3\n"},
+		"counters of the gateway": {func(w *store.Whole, _, g *egress.Kernel, _ map[string]error) {
+			g.Dropped = map[string]uint64{"arp_dropped": 1, "bandwidth_dropped": 9} // by the limit of another
+		}, 0, "gets through", "node-1 has dropped packets, of any pod, since its tables were made: arp_dropped 1\n"},
+		"a limit, and what was above": {func(w *store.Whole, _, g *egress.Kernel, _ map[string]error) {
+			p := w.Egresses["web"]
+			p.Bandwidth = &egress.Bandwidth{Rate: 1000, Burst: 2000}
+			w.Egresses["web"], g.Dropped = p, map[string]uint64{"bandwidth_dropped": 9}
+		}, 0, "gets through", "is dropped\nlimit: node-1 has dropped 9 packets above the limits of its egress IPs, all together, since"},
 		"a record that says that the gateway is dead, and its kernel serves": {func(w *store.Whole, _, _ *egress.Kernel, _ map[string]error) { delete(w.Agents, "node-1") }, 3,
 			"its kernel has a permit all the same", ""},
 		"one that is silent": {func(_ *store.Whole, _, _ *egress.Kernel, silent map[string]error) {

@@ -539,6 +539,7 @@ func leaves(w store.Whole, p podAt, q Question, now time.Time, ask kernelsFor) (
 	k.exit(w, a, owner.Node, step)
 	if b := policy.Bandwidth; b != nil {
 		step("limit", "", "%d bit/s, bursts of %d bits, all pods together: what is above is dropped", b.Rate, b.Burst)
+		k.limited(owner.Node, step)
 	}
 	step("leaves", "", "%s", way)
 	steps[len(steps)-1].Kernels = k.asked(node, owner.Node)
