@@ -29,7 +29,7 @@ type adds = func(what string, f fault, format string, a ...any)
 // kernels are what agents said of their kernels, for one way of a pod.
 type kernels struct {
 	said   map[string]egress.Kernel // by node
-	silent map[string]error         // nodes that were asked and did not say
+	silent map[string]error         // nodes that did not say; ErrNoWay: they are not reached from here
 }
 
 // asked reports whether all of the nodes said what their kernels have.
@@ -40,8 +40,23 @@ func (k kernels) asked(nodes ...string) bool {
 // kernelsFor returns what asks the nodes of a way; nil: the records are all there is to go by.
 type kernelsFor func(w store.Whole, q egress.KernelQuestion, home, gateway string) kernels
 
-// askKernels returns what asks agents, all at once, at the page where they tell of their kernels. Nodes that are not
-// reached from here are left out.
+// noting returns ask, and has it note the nodes whose agents are not reached from here, those of pods first.
+func (ask kernelsFor) noting(beyond *[]string) kernelsFor {
+	if ask == nil {
+		return nil
+	}
+	return func(w store.Whole, q egress.KernelQuestion, home, gateway string) kernels {
+		k := ask(w, q, home, gateway)
+		for _, node := range []string{home, gateway} {
+			if errors.Is(k.silent[node], ErrNoWay) && !slices.Contains(*beyond, node) {
+				*beyond = append(*beyond, node)
+			}
+		}
+		return k
+	}
+}
+
+// askKernels returns what asks agents, all at once, at the page where they tell of their kernels.
 func askKernels(ctx context.Context, ask Ask, page string) kernelsFor {
 	if ask == nil {
 		return nil
@@ -72,7 +87,7 @@ func askKernels(ctx context.Context, ask Ask, page string) kernelsFor {
 				defer mu.Unlock()
 				if err == nil {
 					out.said[node] = k
-				} else if !errors.Is(err, ErrNoWay) {
+				} else {
 					out.silent[node] = err
 				}
 			})
@@ -200,7 +215,7 @@ func (k kernels) kernelThere(w store.Whole, a egress.Address, home, gateway stri
 
 // unheard says that a node was asked and told nothing.
 func (k kernels) unheard(node string, step adds) {
-	if err := k.silent[node]; err != nil {
+	if err := k.silent[node]; err != nil && !errors.Is(err, ErrNoWay) {
 		step("kernel", "", "%s is told by the records alone: %v", node, err)
 	}
 }

@@ -2,6 +2,7 @@ package operator
 
 import (
 	"errors"
+	"fmt"
 	"net/netip"
 	"slices"
 	"strings"
@@ -117,9 +118,13 @@ func TestTraceGoesByTheKernelsOfTheNodes(t *testing.T) {
 			h.Differed, h.Differs = 1, []string{"\x1b[2J\r\nall is well" + strings.Repeat("!", 1<<20)}
 		}, 3, "in 1 places: ?[2J??all is well!!!", ""},
 		"both are out of reach": {func(_ *store.Whole, _, _ *egress.Kernel, silent map[string]error) {
-			silent["node-1"], silent["node-2"] = nil, nil
-		}, 0,
-			"As far as etcd tells it gets through", ""},
+			silent["node-1"], silent["node-2"] = ErrNoWay, fmt.Errorf("%w: the agent that answers is that of node-3", ErrNoWay)
+		}, 0, "As far as etcd tells it gets through", "leaves: as 10.10.0.11 by gateway node-1\nnot asked: the agents of node-2 and node-1 are not reached from here: " +
+			"--agents-port asks them, or, that of node-2, `kubectl exec -n egret-system $(kubectl get pods -n egret-system -o name " +
+			"-l app.kubernetes.io/name=egret-agent --field-selector spec.nodeName=node-2) -- egret trace prod/web-1`\n"},
+		"the gateway is out of reach": {func(_ *store.Whole, _, _ *egress.Kernel, silent map[string]error) {
+			silent["node-1"] = ErrNoWay
+		}, 0, "As far as etcd tells it gets through", "not asked: the agent of node-1 is not reached from here: --agents-port asks it, or `kubectl exec"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			w := whole()
@@ -133,7 +138,7 @@ func TestTraceGoesByTheKernelsOfTheNodes(t *testing.T) {
 			gateway.Path = egress.Path{Overlay: hop("10.10.0.102"), OverlayMTU: 1450, Exit: hop("10.10.0.1")}
 			silent := map[string]error{}
 			tt.change(&w, &home, &gateway, silent)
-			steps, err := trace(w, Question{Pod: "prod/web-1"}, time.Now(), func(_ store.Whole, q egress.KernelQuestion, h, g string) kernels {
+			steps, err := trace(w, Question{Pod: "prod/web-1", Namespace: "egret-system"}, time.Now(), func(_ store.Whole, q egress.KernelQuestion, h, g string) kernels {
 				if h != "node-2" || g != "node-1" || q != (egress.KernelQuestion{Pod: podIP, IP: ip, ID: 1}) {
 					t.Errorf("asked %+v of %s and %s", q, h, g)
 				}

@@ -2,6 +2,7 @@ package operator
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -76,7 +77,10 @@ func (f *followed) ask(ctx context.Context, w store.Whole, q egress.LiveQuestion
 	defer cancel()
 	var node string
 	err := whileBusy(patient, func() (err error) { node, err = f.askOnce(ctx, w, nodes, q, page, ask); return err })
-	if err != nil {
+	switch {
+	case errors.Is(err, ErrNoWay):
+		step("live", doubts, "%s follows no packet: %v: --agents-port asks those of other nodes", node, err)
+	case err != nil:
 		step("live", doubts, "%s follows no packet: %v", node, err)
 	}
 	return err == nil

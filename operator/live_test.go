@@ -124,7 +124,7 @@ func TestAPacketThatNobodyFollowsIsNoVerdict(t *testing.T) {
 		want string
 	}{
 		"an older agent":  {errors.New("it does not answer such questions"), "203.0.113.9", "node-1 follows no packet: it does not answer such questions"},
-		"no way to it":    {ErrNoWay, "203.0.113.9", "node-1 follows no packet: "},
+		"no way to it":    {ErrNoWay, "203.0.113.9", "is not reached from here: --agents-port asks those of other nodes"},
 		"no such address": {nil, "2001:db8::9", "nothing is followed: no node holds an egress IP of the pod, of the family of 2001:db8::9"},
 	} {
 		q.To = netip.MustParseAddr(tt.to)

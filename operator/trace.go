@@ -27,6 +27,8 @@ type Question struct {
 	Port     uint16
 	// Live has a packet of the pod to To followed through the kernels; nil: not.
 	Live *Live
+	// Namespace is where Egret is installed, for commands that tell more; "": none is told.
+	Namespace string
 }
 
 // Of makes it a question about what has a protocol (see egress.Protocol; "": any, and TCP where there is a port) and is
@@ -268,9 +270,23 @@ func result(steps []Step) string {
 	return steps[len(steps)-1].Text
 }
 
-// trace returns the steps of a pod's way, one way after the other where it has addresses of both families. The last
-// step says how it leaves; where one stops it, the others are still told. An error: etcd has no such pod.
+// trace returns the steps of a pod's way, one way after the other where it has addresses of both families, and last
+// how to ask agents that are not reached from here. The last step of a way says how it leaves; where one stops it, the
+// others are still told. An error: etcd has no such pod.
 func trace(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, error) {
+	var beyond []string
+	steps, err := ways(w, q, now, ask.noting(&beyond))
+	if err != nil {
+		return nil, err
+	}
+	if len(beyond) > 0 {
+		addTo(&steps)("not asked", "", "%s", q.unasked(beyond))
+	}
+	return steps, nil
+}
+
+// ways is trace but for the agents that are not reached.
+func ways(w store.Whole, q Question, now time.Time, ask kernelsFor) ([]Step, error) {
 	var steps []Step
 	step := addTo(&steps)
 	if _, err := egress.Protocol(q.Protocol, q.To); q.Protocol != "" && err != nil {

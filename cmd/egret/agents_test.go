@@ -149,8 +149,10 @@ func TestAgentsAreAskedOverMTLS(t *testing.T) {
 		"trace, by one of another CA":              {"trace prod/web-1", good, stranger, 0, []string{"n2 is told by the records alone", "As far as etcd tells it gets through"}},
 		"trace, beside an agent that is not there": {"trace prod/web-1", silent, auditor, 0, []string{"n1 has the pod", "n2 is told by the records alone", "As far as etcd tells it gets through"}},
 		"trace, of agents of an older version":     {"trace prod/web-1", older, auditor, 0, []string{"is of an older version", "As far as etcd tells it gets through"}},
-		"trace, without a certificate":             {"trace prod/web-1", 0, nil, 0, []string{"As far as etcd tells it gets through"}},
-		"trace, with half a way to agents":         {"trace prod/web-1", good, nil, 1, []string{"belong together"}},
+		"trace, without a certificate": {"trace prod/web-1 -n prod-egress", 0, nil, 0, []string{"As far as etcd tells it gets through", "not asked", "the agents of n1 and n2 are not reached",
+			"that of n1, `kubectl exec -n prod-egress $(kubectl get pods -n prod-egress -o name -l app.kubernetes.io/name=egret-agent " +
+				"--field-selector spec.nodeName=n1) -- egret trace prod/web-1`"}},
+		"trace, with half a way to agents": {"trace prod/web-1", good, nil, 1, []string{"belong together"}},
 	} {
 		args := append(strings.Fields(tt.command), "--endpoints", server.Endpoint())
 		if tt.port != 0 {

@@ -150,7 +150,7 @@ func traceCommand() *cobra.Command {
 		Long: "Print why a pod leaves with the address that it has outside, step by step, by the records in etcd and by what the agents say of their\n" +
 			"kernels, and last a verdict. A step with !! stops it, one with ? may. The exit status is 0 when it gets through as far as is known, 2 when it does\n" +
 			"not, 3 when something may be in its way, and 1 when that is not known. The agents of the pod's node and of the gateway are asked for their kernels:\n" +
-			"on that node by root, elsewhere with --agents-port; the verdict says whether it goes by etcd alone.\n" +
+			"on that node by root, elsewhere with --agents-port; else the command that asks them is printed, and the verdict says that it goes by etcd alone.\n" +
 			"--port and --protocol say what the pod sends: ports of the egress IP are counted to that destination, what has no ports has other ways, and\n" +
 			"some destinations take some of it alone. With --live the agents also follow a packet through their nftables rules, those of others too. With\n" +
 			"--port, and of ICMP, the agent of the pod's node sends it in the pod's name: a SYN, a datagram without data or an echo request, whose answer comes\n" +
@@ -164,7 +164,7 @@ func traceCommand() *cobra.Command {
 	live.add(c.Flags())
 	c.Flags().StringVarP(&output, "output", "o", "", "json or yaml (default: text)")
 	c.RunE = configured(nil, func(c *cobra.Command, args []string) error {
-		q := operator.Question{Pod: args[0]}
+		q := operator.Question{Pod: args[0], Namespace: etcd.cluster.namespace}
 		if err := errors.Join(operator.CheckDescribed("pod", q.Pod), operator.CheckReport(output)); err != nil {
 			return err
 		}
