@@ -4,6 +4,7 @@ import (
 	"cmp"
 	"context"
 	"fmt"
+	"math"
 	"slices"
 	"strings"
 	"time"
@@ -42,43 +43,43 @@ func whoHeld(ctx context.Context, c *store.Client, cfg WhoConfig) (holders []Hol
 	if err != nil {
 		return nil, nil, nil, err
 	}
-	owners, err := c.History(ctx, cfg.IP)
-	if err != nil {
+	r := remembered{tenures: former}
+	if r.owners, err = c.History(ctx, cfg.IP); err != nil {
 		missing = append(missing, err.Error())
 	}
 	for _, f := range append(bad, worse...) {
 		missing = append(missing, fmt.Sprintf("record %s could not be read: %v", f.Key, f.Err))
 	}
-	name, since := "", time.Time{}
 	for _, a := range all.Allocations {
 		if a.IP == cfg.IP {
-			name, since = strings.Join(a.Egresses, ","), a.Since
+			r.egress, r.since = strings.Join(a.Egresses, ","), a.Since
 		}
 	}
-	if name == "" && len(blocks) == 0 && len(former) == 0 && len(owners) == 0 {
+	for _, b := range blocks {
+		r.tenures = append(r.tenures, b.Tenure())
+	}
+	if r.egress == "" && len(r.tenures) == 0 && len(r.owners) == 0 {
 		return nil, nil, nil, fmt.Errorf("%s is no egress IP, and was none as far as etcd remembers: egret get allocations lists them", cfg.IP)
 	}
-	nodes = all.Nodes
-	if cfg.Port < egress.FirstBlockPort {
-		holders = gateways(cfg, owners, name)
-		if len(holders) == 0 {
-			missing = append(missing, "who was the gateway then is not known: etcd remembers the last changes of it")
-		}
-		return holders, nodes, missing, nil
-	}
-	first := time.Now()
-	if !since.IsZero() && since.Before(first) {
-		first = since // no node had a block of the IP before it was allocated
-	}
-	tenures := former
-	for _, b := range blocks {
-		tenures = append(tenures, b.Tenure())
-	}
-	for _, t := range tenures {
+	holders, more := r.holders(cfg)
+	return holders, all.Nodes, append(missing, more...), nil
+}
+
+// remembered is what etcd has of an egress IP.
+type remembered struct {
+	egress  string               // whose it is, of a static IP several; "": nobody's
+	since   time.Time            // when it was allocated; zero: it is not
+	tenures []egress.BlockTenure // whose its ports are and were
+	owners  []egress.Tenure      // the oldest first
+}
+
+// holders returns the nodes that had the port, and why that may not be all.
+func (r remembered) holders(cfg WhoConfig) (holders []Holder, missing []string) {
+	for _, t := range r.tenures {
 		if !t.Ports(cfg.Port) {
 			continue
 		}
-		h := Holder{Node: t.Node, Egress: cmp.Or(t.Egress, name), First: t.First, Last: t.First + uint16(t.Size-1), Since: t.Since, Until: t.Until}
+		h := Holder{Node: t.Node, Egress: cmp.Or(t.Egress, r.egress), First: t.First, Last: t.First + uint16(t.Size-1), Since: t.Since, Until: t.Until}
 		switch {
 		case t.Since.Before(cfg.To) && (t.Until.IsZero() || t.Until.After(cfg.From)):
 			holders = append(holders, h)
@@ -87,23 +88,49 @@ func whoHeld(ctx context.Context, c *store.Client, cfg WhoConfig) (holders []Hol
 			holders = append(holders, h)
 		}
 	}
-	if len(holders) == 0 && cfg.From.Before(first) {
+	first := time.Now()
+	if !r.since.IsZero() && r.since.Before(first) {
+		first = r.since // no node had a block of the IP before it was allocated
+	}
+	if len(holders) == 0 && cfg.Port >= egress.FirstBlockPort && cfg.From.Before(first) {
 		missing = append(missing, fmt.Sprintf("etcd does not remember whose ports of %s were whose before %s", cfg.IP, stamp(first)))
 	}
+	if lowest, highest := r.ofGateway(cfg); lowest <= cfg.Port && cfg.Port <= highest {
+		gateways := r.gateways(cfg, lowest, highest)
+		if holders = append(holders, gateways...); len(gateways) == 0 {
+			missing = append(missing, "who was the gateway then is not known: etcd remembers the last changes of it")
+		}
+	}
 	slices.SortFunc(holders, func(a, b Holder) int { return cmp.Or(a.Since.Compare(b.Since), cmp.Compare(a.Node, b.Node)) })
-	return holders, nodes, missing, nil
+	return holders, missing
 }
 
 // clockSlack is how long after a node lost a block it is still asked: its connections are ended then, and clocks
 // differ.
 const clockSlack = 2 * time.Minute
 
+// ofGateway returns the lowest and the highest port that the gateway translates to: where nodes have blocks of the IP
+// those below all blocks, else any. Static IPs have no blocks, nor has any with --block-size 0: a connection has its
+// pod's port then where that is free, also one below egress.StatefulPort.
+func (r remembered) ofGateway(cfg WhoConfig) (lowest, highest uint16) {
+	slack := clockSlack
+	if cfg.Now {
+		slack = 0
+	}
+	for _, t := range r.tenures {
+		if !t.Since.After(cfg.From.Add(-slack)) && (t.Until.IsZero() || !t.Until.Before(cfg.To.Add(slack))) {
+			return egress.StatefulPort, egress.FirstBlockPort - 1
+		}
+	}
+	return 1, math.MaxUint16
+}
+
 // gateways returns the owners of the IP at the time.
-func gateways(cfg WhoConfig, owners []egress.Tenure, name string) (out []Holder) {
-	for i, t := range owners {
-		h := Holder{Node: t.Node, Egress: name, First: egress.StatefulPort, Last: egress.FirstBlockPort - 1, Since: t.Since, Gateway: true}
-		if i+1 < len(owners) {
-			h.Until = owners[i+1].Since
+func (r remembered) gateways(cfg WhoConfig, lowest, highest uint16) (out []Holder) {
+	for i, t := range r.owners {
+		h := Holder{Node: t.Node, Egress: r.egress, First: lowest, Last: highest, Since: t.Since, Gateway: true}
+		if i+1 < len(r.owners) {
+			h.Until = r.owners[i+1].Since
 		}
 		if h.Node != "" && h.Since.Before(cfg.To) && (h.Until.IsZero() || h.Until.After(cfg.From)) {
 			out = append(out, h)

@@ -11,7 +11,6 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/egret-project/egret/agent"
-	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/operator"
 )
 
@@ -56,8 +55,8 @@ func (f *whoFlags) question(text string, now time.Time) (operator.WhoConfig, err
 		return cfg, fmt.Errorf("%q: want an egress IP and a port, like 203.0.113.5:41012 or [2001:db8::5]:41012", text)
 	}
 	cfg.IP, cfg.Port = at.Addr().Unmap(), at.Port()
-	if cfg.Port < egress.StatefulPort {
-		return cfg, fmt.Errorf("port %d: no connection by an egress IP has a port below %d", cfg.Port, egress.StatefulPort)
+	if cfg.Port == 0 {
+		return cfg, errors.New("port 0: no connection has it")
 	}
 	if f.to != "" {
 		if cfg.Destination, err = netip.ParseAddr(f.to); err != nil {

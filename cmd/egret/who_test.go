@@ -76,10 +76,15 @@ func TestWhoSaysWhichPodHadAPort(t *testing.T) {
 	tenure := egress.BlockTenure{IP: ip, First: 2048, Size: 64, Node: "n2", Egress: "web", Since: now.Add(-2 * time.Hour), Until: now.Add(-time.Hour)}
 	bad := tenure
 	bad.IP = netip.MustParseAddr("203.0.113.6")
+	static := netip.MustParseAddr("203.0.113.8")
+	ofStatic := egress.Tenure{IP: static, Node: "n1", Since: now.Add(-3 * time.Hour), Why: egress.ReasonStatic}
 	for key, r := range map[string]any{
 		store.AllocationKey(ip):       egress.Allocation{IP: ip, ID: 5, Egresses: []string{"web"}, Since: now.Add(-3 * time.Hour)},
 		store.BlockKey(ip, 2048):      egress.Block{IP: ip, First: 2048, Size: 64, Node: "n1", Egress: "web", Since: now.Add(-30 * time.Minute)},
+		store.BlockKey(ip, 4096):      egress.Block{IP: ip, First: 4096, Size: 64, Node: "n1", Egress: "web", Since: now.Add(-150 * time.Minute)},
 		store.BlockHistoryKey(tenure): tenure,
+		store.AllocationKey(static):   egress.Allocation{IP: static, ID: 8, Egresses: []string{"mail", "web"}, Since: now.Add(-3 * time.Hour)},
+		store.HistoryKey(ofStatic):    ofStatic,
 		store.BlockHistoryKey(bad):    "no record",
 		store.AllocationKey(bad.IP):   egress.Allocation{IP: bad.IP, ID: 6, Egresses: []string{"x"}, Since: now},
 		store.NodeKey("n1"):           egress.Node{Name: "n1", Index: 1, Addresses: []netip.Addr{netip.MustParseAddr("192.0.2.1")}},
@@ -115,7 +120,11 @@ func TestWhoSaysWhichPodHadAPort(t *testing.T) {
 		"a port of no block, in JSON":              {"203.0.113.5:5000 -o json", 2, []string{`"nodes": []`, `"connections": []`}},
 		"no egress IP":                             {"203.0.113.7:2048", 1, []string{"203.0.113.7 is no egress IP", "egret get allocations"}},
 		"no port":                                  {"203.0.113.5", 1, []string{`"203.0.113.5": want an egress IP and a port`}},
-		"a port that no connection has":            {"203.0.113.5:80", 1, []string{"port 80: no connection"}},
+		"below what a gateway translates to":       {"203.0.113.5:80", 2, []string{"no pod had 203.0.113.5:80"}},
+		"of a static IP":                           {"203.0.113.8:41012", 0, []string{"node n1, as the gateway", "egress mail,web", "prod/web-now"}},
+		"of a static IP, a minute ago":             {"203.0.113.8:41012 --at 1m", 0, []string{"node n1, as the gateway", "prod/web-then"}},
+		"of a static IP, a port that a pod chose":  {"203.0.113.8:80", 0, []string{"node n1, as the gateway", "prod/web-now"}},
+		"a port that no connection has":            {"203.0.113.8:0", 1, []string{"port 0: no connection"}},
 		"a time that is none":                      {"203.0.113.5:2048 --at noon", 1, []string{`--at "noon": want a time like`}},
 		"a time in the future":                     {"203.0.113.5:2048 --at " + now.Add(time.Hour).Format(time.RFC3339), 1, []string{"in the future"}},
 		"a format that is none":                    {"203.0.113.5:2048 -o xml", 1, []string{`"xml"`}},
