@@ -78,7 +78,7 @@ func troublesOf(w store.Whole, space store.Space) []Trouble {
 	}
 	for _, node := range slices.Sorted(maps.Keys(w.Nodes)) {
 		if a, alive := w.Agents[node]; !alive {
-			say(Degraded, "node "+node, "its agent is down: `kubectl -n egret-system get pods -o wide` says whether it runs")
+			say(Degraded, "node "+node, "its agent is down: `kubectl get pods -A -o wide -l app.kubernetes.io/name=egret-agent` says whether it runs")
 		} else if a.Restarting {
 			say(Degraded, "node "+node, "its agent was told to stop, and no other one has come yet")
 		}

@@ -40,9 +40,24 @@ type WhoConfig struct {
 	Ask         Ask
 	// Pages are where an agent is asked for its connections and for its log.
 	Pages [2]string
-	// Again is the command line of the question, to be run on another node.
-	Again  []string
-	Format string // json, yaml, or "" for text
+	// Namespace is where Egret is installed, for the commands that say more.
+	Namespace string
+	Format    string // json, yaml, or "" for text
+}
+
+// command is the command line of the question, to be run on another node.
+func (cfg WhoConfig) command() string {
+	out := "egret who '" + netip.AddrPortFrom(cfg.IP, cfg.Port).String() + "'"
+	if !cfg.Now {
+		out += " --at " + cfg.From.UTC().Format(time.RFC3339Nano)
+	}
+	if cfg.Destination.IsValid() {
+		out += " --to " + cfg.Destination.String()
+	}
+	if cfg.Protocol != "" {
+		out += " --protocol '" + cfg.Protocol + "'"
+	}
+	return out
 }
 
 // Used is the answer: the nodes that had the port, and the connections that used it.
@@ -110,8 +125,8 @@ func (u *Used) ask(ctx context.Context, cfg WhoConfig, node string, addresses []
 			if len(validation.IsDNS1123Subdomain(node)) > 0 {
 				break // it is no node's name: others write records, and this is a line for a shell
 			}
-			u.Ask = append(u.Ask, fmt.Sprintf("kubectl exec -n egret-system $(kubectl get pods -n egret-system -o name -l app.kubernetes.io/name=egret-agent "+
-				"--field-selector spec.nodeName=%s) -- %s", node, strings.Join(cfg.Again, " ")))
+			u.Ask = append(u.Ask, fmt.Sprintf("kubectl exec -n %s $(kubectl get pods -n %[1]s -o name -l app.kubernetes.io/name=egret-agent "+
+				"--field-selector spec.nodeName=%s) -- %s", cfg.Namespace, node, cfg.command()))
 		case err != nil:
 			u.Missing = append(u.Missing, err.Error())
 		default:

@@ -6,9 +6,11 @@ import (
 	"net/url"
 	"strings"
 	"testing"
+	"time"
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/etcdtest"
+	"github.com/egret-project/egret/natlog"
 	"github.com/egret-project/egret/store"
 )
 
@@ -20,9 +22,28 @@ func TestTheCommandToPasteNamesNodesAlone(t *testing.T) {
 		"node-1.example.org": true, "node-1 $(touch /tmp/x)": false, "node-1;reboot": false, "-o=x": false, "`id`": false, "node-1\nreboot": false,
 	} {
 		var u Used
-		u.ask(t.Context(), WhoConfig{Pages: [2]string{"/now", "/then"}, Again: []string{"egret", "who"}, Ask: none}, node, nil)
+		u.ask(t.Context(), WhoConfig{Pages: [2]string{"/now", "/then"}, Ask: none}, node, nil)
 		if len(u.Missing) != 1 || (len(u.Ask) == 1) != suggests {
 			t.Errorf("node %q: missing %q, to paste %q", node, u.Missing, u.Ask)
+		}
+	}
+}
+
+func TestTheCommandToPasteAsksTheSameInTheNamespaceOfTheInstallation(t *testing.T) {
+	none := func(context.Context, string, []netip.Addr, string, url.Values, any) error { return ErrNoWay }
+	at := time.Date(2026, 11, 28, 12, 3, 4, 500e6, time.UTC)
+	for want, cfg := range map[string]WhoConfig{
+		"egret who '203.0.113.5:41012'": {Now: true, Question: natlog.Question{IP: netip.MustParseAddr("203.0.113.5"), Port: 41012}},
+		"egret who '[2001:db8::5]:41012' --at 2026-11-28T12:03:04.5Z --to 2001:db8::9 --protocol 'tcp'": {
+			Question:    natlog.Question{IP: netip.MustParseAddr("2001:db8::5"), Port: 41012, From: at},
+			Destination: netip.MustParseAddr("2001:db8::9"), Protocol: "tcp",
+		},
+	} {
+		var u Used
+		cfg.Pages, cfg.Ask, cfg.Namespace = [2]string{"/now", "/then"}, none, "elsewhere"
+		u.ask(t.Context(), cfg, "node-1", nil)
+		if len(u.Ask) != 1 || !strings.HasSuffix(u.Ask[0], " -- "+want) || strings.Count(u.Ask[0], "-n elsewhere ") != 2 {
+			t.Errorf("to paste %q, want %q in the namespace elsewhere", u.Ask, want)
 		}
 	}
 }

@@ -40,7 +40,7 @@ type clusterFlags struct{ kubeconfig, context, namespace string }
 func (f *clusterFlags) add(s *pflag.FlagSet) {
 	s.StringVar(&f.kubeconfig, "kubeconfig", "", "reach etcd through the cluster of this kubeconfig file, by a port-forward to crdsync, rather than by --endpoints")
 	s.StringVar(&f.context, "context", "", "the same by this context of the kubeconfig (default file: as kubectl's)")
-	s.StringVarP(&f.namespace, "namespace", "n", "egret-system", "with --kubeconfig or --context: the namespace that Egret is installed in")
+	s.StringVarP(&f.namespace, "namespace", "n", "egret-system", "the namespace that Egret is installed in: there --kubeconfig and --context look for crdsync")
 }
 
 func (f *clusterFlags) wanted() bool { return f.kubeconfig != "" || f.context != "" }

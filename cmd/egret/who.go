@@ -49,7 +49,9 @@ func whoCommand() *cobra.Command {
 
 // question reads what is asked.
 func (f *whoFlags) question(text string, now time.Time) (operator.WhoConfig, error) {
-	cfg := operator.WhoConfig{Format: f.output, Protocol: f.protocol, Pages: [2]string{agent.ConnectionsPage, agent.LogPage}, Again: []string{"egret", "who", "'" + text + "'"}}
+	cfg := operator.WhoConfig{
+		Format: f.output, Protocol: f.protocol, Pages: [2]string{agent.ConnectionsPage, agent.LogPage}, Namespace: f.etcd.cluster.namespace,
+	}
 	at, err := netip.ParseAddrPort(text)
 	if err != nil {
 		return cfg, fmt.Errorf("%q: want an egress IP and a port, like 203.0.113.5:41012 or [2001:db8::5]:41012", text)
@@ -67,11 +69,8 @@ func (f *whoFlags) question(text string, now time.Time) (operator.WhoConfig, err
 	if cfg.From, cfg.To, err = momentOf(f.at, now); err != nil {
 		return cfg, err
 	}
-	if cfg.Now = f.at == ""; !cfg.Now {
-		cfg.Again = append(cfg.Again, "--at", cfg.From.UTC().Format(time.RFC3339Nano))
-		if cfg.From.After(now.Add(time.Second)) {
-			return cfg, fmt.Errorf("--at %s: that is in the future: it is %s", f.at, now.Format(time.RFC3339))
-		}
+	if cfg.Now = f.at == ""; !cfg.Now && cfg.From.After(now.Add(time.Second)) {
+		return cfg, fmt.Errorf("--at %s: that is in the future: it is %s", f.at, now.Format(time.RFC3339))
 	}
 	return cfg, nil
 }
