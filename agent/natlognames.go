@@ -151,8 +151,8 @@ func (n *names) of(c *conntrack.Flow) *named {
 	pod := n.pods[c.Source]
 	e := n.egressOf(k.id, pod.egresses)
 	is := &named{egress: e.name, ip: e.ip, namespace: pod.namespace, name: pod.name}
-	if overlaid(c.Source) {
-		is.node = n.nodeOf(indexOf(c.Source))
+	if index, overlaid := egress.IndexOfSource(c.Source); overlaid {
+		is.node = n.nodeOf(index)
 	}
 	n.known[k] = is
 	return is
@@ -165,24 +165,13 @@ func (is *named) line(node string, c *conntrack.Flow) natlog.Line {
 		DestinationPort: c.DestinationPort, ID: c.ID, EgressIP: c.Translated, Port: c.Port,
 		Egress: is.egress, PodNamespace: is.namespace, PodName: is.name, PodNode: is.node,
 	}
-	if overlaid(c.Translated) { // the gateway translates it once more
+	if _, overlaid := egress.IndexOfSource(c.Translated); overlaid { // the gateway translates it once more
 		l.OverlayIP, l.OverlayPort, l.EgressIP, l.Port = c.Translated, c.Port, is.ip, 0
 	}
-	if overlaid(c.Source) { // as it does here
+	if _, overlaid := egress.IndexOfSource(c.Source); overlaid { // as it does here
 		l.OverlayIP, l.OverlayPort, l.PodIP, l.PodPort = c.Source, c.SourcePort, netip.Addr{}, 0
 	}
 	return l
-}
-
-// overlaid reports whether an address is an egress.OverlaySource.
-func overlaid(ip netip.Addr) bool {
-	return egress.OverlaySources4.Contains(ip) || egress.OverlaySources6.Contains(ip)
-}
-
-// indexOf returns the index of the node that an egress.OverlaySource is of.
-func indexOf(ip netip.Addr) int {
-	b := ip.AsSlice()
-	return int(b[len(b)-2])<<8 | int(b[len(b)-1])
 }
 
 // protocols are the names of the protocols that have ports or identifiers.

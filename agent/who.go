@@ -99,9 +99,10 @@ func (a *answerer) connections(w http.ResponseWriter, r *http.Request) {
 		names := newNames()
 		names.follow(s, time.Now())
 		ids := map[egress.ID]bool{}
+		index := s.Nodes[a.node].Index
 		for _, p := range s.Egresses {
 			for _, address := range p.Addresses {
-				if address.IP == q.IP {
+				if address.IP == q.IP || index > 0 && egress.OverlaySource(index, address.ID, address.IP) == q.IP {
 					ids[address.ID] = true
 				}
 			}

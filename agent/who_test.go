@@ -100,6 +100,43 @@ func TestWhoHasAPortIsToldByTheKernelAndWhoHadItByTheLog(t *testing.T) {
 	l.stop()
 }
 
+// A gateway that translates for another node's pod has its overlay address and port, and asks that node whose they are.
+func TestAPodsNodeSaysWhichPodHasAnOverlayAddress(t *testing.T) {
+	web, mail := netip.MustParseAddr("203.0.113.5"), netip.MustParseAddr("203.0.113.6")
+	pod := netip.MustParseAddr("10.244.0.1")
+	s := &egress.Snapshot{
+		Nodes: map[string]egress.Node{"n1": {Name: "n1", Index: 7}},
+		Egresses: map[string]egress.Policy{
+			"web": {Name: "web", Addresses: []egress.Address{{IP: web, ID: 5}}}, "mail": {Name: "mail", Addresses: []egress.Address{{IP: mail, ID: 6}}},
+		},
+		ByNode: map[string]egress.Members{"web": {Egress: "web", Node: "n1", Pods: []egress.Member{{Pod: "prod/web-1", IPs: []netip.Addr{pod}}}}},
+	}
+	flow := func(port uint16) conntrack.Flow {
+		return conntrack.Flow{SourcePort: 1000, Connection: conntrack.Connection{
+			Source: pod, Translated: egress.OverlaySource(7, 5, web), Port: port, Protocol: 6, Mark: egress.ID(5).ConnMark(),
+			Destination: netip.MustParseAddr("192.0.2.1"), DestinationPort: 443,
+		}}
+	}
+	a := &answerer{node: "n1", snapshot: func() *egress.Snapshot { return s }, list: func(m egress.Mark) ([]conntrack.Flow, error) {
+		if m != egress.ID(5).ConnMark() {
+			return nil, nil
+		}
+		return []conntrack.Flow{flow(1000), flow(1001)}, nil
+	}}
+	now := time.Now()
+	for of, want := range map[netip.AddrPort]string{
+		netip.MustParseAddrPort("0.5.0.7:1000"): "web-1 192.0.2.1:443",
+		netip.MustParseAddrPort("0.5.0.7:1002"): "",
+		netip.MustParseAddrPort("0.6.0.7:1000"): "",
+		netip.MustParseAddrPort("0.5.0.8:1000"): "", // it is another node's
+	} {
+		q := natlog.Question{IP: of.Addr(), Port: of.Port(), From: now, To: now.Add(time.Second)}
+		if code, got := answers(t, a.connections, q); code != http.StatusOK || got != want {
+			t.Errorf("%s: %d %q, want %q", of, code, got, want)
+		}
+	}
+}
+
 // TestQuestionsTakeTurnsAndTheAgentRests asks while a listing goes on, and after one that took long.
 func TestQuestionsTakeTurnsAndTheAgentRests(t *testing.T) {
 	s := &egress.Snapshot{Egresses: map[string]egress.Policy{"web": {Addresses: []egress.Address{{IP: netip.MustParseAddr("203.0.113.5"), ID: 5}}}}}

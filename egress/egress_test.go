@@ -189,12 +189,18 @@ func TestOverlaySourcesStayWithinTheirPrefix(t *testing.T) {
 				if !within.Contains(a) || a.IsUnspecified() || a == netip.AddrFrom4([4]byte{255, 255, 255, 255}) {
 					t.Errorf("node %d, id %d: %s is outside of %s, or no address of a host", index, id, a, within)
 				}
+				if of, ok := IndexOfSource(a); of != index || !ok {
+					t.Errorf("%s is read as that of node %d, %t; want %d", a, of, ok, index)
+				}
 			}
 		}
 	}
 	for like, want := range map[string]string{"10.10.0.11": "0.5.1.2", "fd10::11": "fd65:6772:6574::305:102"} {
 		if got := OverlaySource(0x0102, 0x0305, netip.MustParseAddr(like)).String(); got != want {
 			t.Errorf("got %s, and the nodes that are not up to date yet have %s", got, want)
+		}
+		if _, ok := IndexOfSource(netip.MustParseAddr(like)); ok {
+			t.Errorf("%s counts as an address between nodes", like)
 		}
 	}
 }

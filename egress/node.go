@@ -63,3 +63,12 @@ func OverlaySource(index int, id ID, like netip.Addr) netip.Addr {
 	b[12], b[13], b[14], b[15] = byte(id>>8), byte(id), byte(index>>8), byte(index)
 	return netip.AddrFrom16(b)
 }
+
+// IndexOfSource returns the index of the node that an OverlaySource is of. ok is false for any other address.
+func IndexOfSource(ip netip.Addr) (index int, ok bool) {
+	if !OverlaySources4.Contains(ip) && !OverlaySources6.Contains(ip) {
+		return 0, false
+	}
+	b := ip.AsSlice()
+	return int(b[len(b)-2])<<8 | int(b[len(b)-1]), true
+}

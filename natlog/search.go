@@ -31,7 +31,8 @@ const (
 	heardLate = 500 * time.Millisecond
 )
 
-// Question is who had a port of an egress IP.
+// Question is who had a port of an egress IP, or, on the node of a pod for which a gateway translates, of its overlay
+// address (Line.OverlayIP).
 type Question struct {
 	IP   netip.Addr
 	Port uint16
@@ -176,7 +177,8 @@ func (s *search) note(b []byte) {
 			s.losses = append(s.losses, fmt.Sprintf("node %s lost %d lines from %s to %s (%s)", l.Node, l.Lost, clock(l.Since), clock(l.Time), l.Reason))
 		}
 	case New, Known, End:
-		if l.EgressIP == s.q.IP && l.Port == s.q.Port {
+		// The gateway's line has the overlay address, too, beside the port outside, and not the pod.
+		if l.EgressIP == s.q.IP && l.Port == s.q.Port || l.Port == 0 && l.OverlayIP == s.q.IP && l.OverlayPort == s.q.Port {
 			s.connection(&l)
 		}
 	}

@@ -118,6 +118,26 @@ func TestWhoHadAPort(t *testing.T) {
 	}
 }
 
+// TestWhoHadAnOverlayAddress asks the log of a pod's node, and both that and the gateway's, for a pod for which the
+// gateway translates.
+func TestWhoHadAnOverlayAddress(t *testing.T) {
+	between := netip.MustParseAddr("0.5.0.1")
+	overlaid := func(l *Line) { l.OverlayIP, l.OverlayPort = between, 1000 }
+	ofPod := line(New, 10, "1", overlaid, func(l *Line) { l.Port = 0 })
+	ofGateway := line(New, 10, "", overlaid, func(l *Line) { l.Node, l.PodNode, l.PodIP, l.PodPort, l.Port = "gw", "n1", netip.Addr{}, 0, 1024 })
+	q := Question{IP: between, Port: 1000, From: at(10), To: at(11)}
+	for name, log := range map[string]string{"the pod's node": ofPod, "both nodes": ofGateway + ofPod} {
+		a, err := Search(t.Context(), q, strings.NewReader(line(LogStart, 0, "")+log))
+		if err != nil || len(a.Uses) != 1 || a.Uses[0].PodName != "1" || len(a.Missing) > 0 {
+			t.Errorf("%s: %+v, %v", name, a, err)
+		}
+	}
+	q.Port = 1001
+	if a, err := Search(t.Context(), q, strings.NewReader(line(LogStart, 0, "")+ofPod)); err != nil || len(a.Uses) != 0 {
+		t.Errorf("another port: %+v, %v", a, err)
+	}
+}
+
 func TestASearchThatTakesTooLongSaysSo(t *testing.T) {
 	ctx, cancel := context.WithCancel(t.Context())
 	cancel()

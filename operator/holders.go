@@ -15,12 +15,13 @@ import (
 
 // Holder is a node that had the port at the time.
 type Holder struct {
-	Node   string    `json:"node"`
-	Egress string    `json:"egress,omitempty"`
-	First  uint16    `json:"first,omitempty"`
-	Last   uint16    `json:"last,omitempty"`
-	Since  time.Time `json:"since,omitzero"`
-	Until  time.Time `json:"until,omitzero"` // none: it has it
+	Node   string `json:"node"`
+	Egress string `json:"egress,omitempty"`
+	// First and Last are the lowest and the highest port that it has; none: the question is of its overlay address.
+	First uint16    `json:"first,omitempty"`
+	Last  uint16    `json:"last,omitempty"`
+	Since time.Time `json:"since,omitzero"`
+	Until time.Time `json:"until,omitzero"` // none: it has it
 	// Gateway says that the port is of those by which the gateway translates for nodes without a block: its own, or
 	// another's pods.
 	Gateway bool `json:"gateway,omitempty"`
@@ -31,6 +32,18 @@ type Holder struct {
 
 // whoHeld returns which nodes had the port, by etcd, and why that may not be all.
 func whoHeld(ctx context.Context, c *store.Client, cfg WhoConfig) (holders []Holder, nodes map[string]egress.Node, missing []string, err error) {
+	if index, ok := egress.IndexOfSource(cfg.IP); ok {
+		all, err := c.ReadAll(ctx)
+		if err != nil {
+			return nil, nil, nil, err
+		}
+		for name, n := range all.Nodes {
+			if n.Index == index {
+				return []Holder{{Node: name}}, all.Nodes, nil, nil
+			}
+		}
+		return nil, nil, nil, fmt.Errorf("%s is an address of the node with the index %d, which is gone", cfg.IP, index)
+	}
 	blocks, bad, err := c.Blocks(ctx, cfg.IP)
 	if err != nil {
 		return nil, nil, nil, err

@@ -16,6 +16,7 @@ import (
 
 	"k8s.io/apimachinery/pkg/util/validation"
 
+	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/natlog"
 	"github.com/egret-project/egret/store"
 )
@@ -90,6 +91,7 @@ func Who(ctx context.Context, c *store.Client, cfg WhoConfig, w io.Writer) error
 		}
 		u.ask(ctx, cfg, h.Node, nodes[h.Node].Addresses)
 	}
+	u.askPodNodes(ctx, cfg, nodes)
 	return u.answer(cfg, w)
 }
 
@@ -107,6 +109,12 @@ func WhoInLogs(ctx context.Context, cfg WhoConfig, w io.Writer, logs ...io.Reade
 		u.Missing = append(u.Missing, "the log ends at "+a.Last.UTC().Format(time.RFC3339))
 	}
 	u.add(cfg, a)
+	for _, l := range u.Uses {
+		if l.PodNode != "" {
+			from := netip.AddrPortFrom(l.OverlayIP, l.OverlayPort)
+			u.Missing = append(u.Missing, fmt.Sprintf("which pod of node %s it was: its log says, by egret who '%s' --log", l.PodNode, from))
+		}
+	}
 	return u.answer(cfg, w)
 }
 
@@ -138,6 +146,49 @@ func (u *Used) ask(ctx context.Context, cfg WhoConfig, node string, addresses []
 	}
 }
 
+// maxAsked is how many connections of other nodes' pods these nodes are asked for: each is a question of its own.
+const maxAsked = 16
+
+// askPodNodes asks the nodes of pods for which a gateway translates which pods they are: the gateway has but their
+// overlay addresses and ports.
+func (u *Used) askPodNodes(ctx context.Context, cfg WhoConfig, nodes map[string]egress.Node) {
+	type source struct {
+		node string
+		netip.AddrPort
+	}
+	answers := map[source][]natlog.Line{}
+	for i := range u.Uses {
+		l := &u.Uses[i]
+		if l.PodNode == "" {
+			continue
+		}
+		from := source{l.PodNode, netip.AddrPortFrom(l.OverlayIP, l.OverlayPort)}
+		if _, asked := answers[from]; !asked && len(answers) == maxAsked {
+			u.Missing = append(u.Missing, fmt.Sprintf("no more than %d pods of other nodes are asked for: --to and --protocol choose some", maxAsked))
+			return
+		} else if !asked {
+			of, there := cfg, Used{}
+			of.IP, of.Port = l.OverlayIP, l.OverlayPort
+			there.ask(ctx, of, from.node, nodes[from.node].Addresses)
+			u.Missing, u.Ask = append(u.Missing, there.Missing...), append(u.Ask, there.Ask...)
+			answers[from] = there.Uses
+		}
+		for _, pod := range answers[from] {
+			if pod.Protocol == l.Protocol && pod.DestinationIP == l.DestinationIP && pod.DestinationPort == l.DestinationPort {
+				l.PodNamespace, l.PodName, l.PodIP, l.PodPort = pod.PodNamespace, pod.PodName, pod.PodIP, pod.PodPort
+			}
+		}
+		if !named(*l) {
+			to := netip.AddrPortFrom(l.DestinationIP, l.DestinationPort)
+			u.Missing = append(u.Missing, fmt.Sprintf("which pod of node %s had %s toward %s", from.node, from.AddrPort, to))
+		}
+	}
+	slices.SortFunc(u.Uses, natlog.Compare)
+}
+
+// named reports whether a connection says whose it is.
+func named(l natlog.Line) bool { return l.PodName != "" || l.PodIP.IsValid() }
+
 func (u *Used) add(cfg WhoConfig, a natlog.Answer) {
 	for _, l := range a.Uses {
 		if cfg.Destination.IsValid() && l.DestinationIP != cfg.Destination || cfg.Protocol != "" && l.Protocol != cfg.Protocol {
@@ -152,15 +203,16 @@ func (u *Used) add(cfg WhoConfig, a natlog.Answer) {
 	slices.SortFunc(u.Uses, natlog.Compare)
 }
 
-// answer writes the answer. The error is a Verdict where no pod was found.
+// answer writes the answer. The error is a Verdict where no pod was found, or not that of each connection.
 func (u *Used) answer(cfg WhoConfig, w io.Writer) error {
 	if err := writeReport(w, cfg.Format, u, func() error { return u.text(w) }); err != nil {
 		return err
 	}
+	all := !slices.ContainsFunc(u.Uses, func(l natlog.Line) bool { return !named(l) })
 	switch {
-	case len(u.Uses) > 0:
+	case len(u.Uses) > 0 && all:
 		return nil
-	case len(u.Missing) > 0:
+	case len(u.Missing) > 0 || !all:
 		return Verdict{Status: 1, Text: fmt.Sprintf("which pod had %s could not be known", netip.AddrPortFrom(u.IP, u.Port))}
 	}
 	return Verdict{Status: 2, Text: fmt.Sprintf("no pod had %s", netip.AddrPortFrom(u.IP, u.Port))}
@@ -173,6 +225,10 @@ func (u *Used) text(w io.Writer) error {
 	what := netip.AddrPortFrom(u.IP, u.Port).String()
 	when := "at " + stamp(u.From)
 	for _, h := range u.Holders {
+		if h.Last == 0 {
+			out("%s %s: node %s, between nodes, where the gateway translates", what, when, h.Node)
+			continue
+		}
 		of := fmt.Sprintf("node %s, ports %d-%d", h.Node, h.First, h.Last)
 		if h.Gateway {
 			of = fmt.Sprintf("node %s, as the gateway, for nodes without ports of their own", h.Node)
@@ -196,7 +252,7 @@ func (u *Used) text(w io.Writer) error {
 		if l.PodName == "" {
 			pod = "-"
 		}
-		if l.PodNode != "" {
+		if l.PodNode != "" && !named(l) {
 			pod = "of node " + l.PodNode + ", as " + netip.AddrPortFrom(l.OverlayIP, l.OverlayPort).String()
 		}
 		start, stop := "before", "-"

@@ -2,8 +2,11 @@ package operator
 
 import (
 	"context"
+	"errors"
+	"fmt"
 	"net/netip"
 	"net/url"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -44,6 +47,74 @@ func TestTheCommandToPasteAsksTheSameInTheNamespaceOfTheInstallation(t *testing.
 		u.ask(t.Context(), cfg, "node-1", nil)
 		if len(u.Ask) != 1 || !strings.HasSuffix(u.Ask[0], " -- "+want) || strings.Count(u.Ask[0], "-n elsewhere ") != 2 {
 			t.Errorf("to paste %q, want %q in the namespace elsewhere", u.Ask, want)
+		}
+	}
+}
+
+// A gateway that translates for another node knows no pod: who asks that node, and does not take the gateway's line for
+// the answer.
+func TestThePodOfAnotherNodeIsNamedByItsNode(t *testing.T) {
+	to := netip.MustParseAddr("192.0.2.1")
+	line := natlog.Line{EgressIP: ip, OverlayIP: netip.MustParseAddr("0.5.0.7"), OverlayPort: 1000, Protocol: "tcp", DestinationIP: to, DestinationPort: 443}
+	ofGateway := func(port uint16) natlog.Line {
+		l := line
+		l.Node, l.PodNode, l.Port, l.OverlayPort = "gw", "n1", 1024, port
+		return l
+	}
+	ofPod := line
+	ofPod.Node, ofPod.PodNamespace, ofPod.PodName, ofPod.PodIP, ofPod.PodPort = "n1", "prod", "web-1", netip.MustParseAddr("10.244.0.1"), 39312
+	elsewhere := ofPod
+	elsewhere.DestinationPort = 444
+	var many []natlog.Line
+	for i := range 2 * maxAsked {
+		many = append(many, ofGateway(uint16(2000+i)))
+	}
+	one := []natlog.Line{ofGateway(1000)}
+	for name, tt := range map[string]struct {
+		uses   []natlog.Line
+		there  []natlog.Line // what the agent of the pod's node knows
+		err    error
+		status int
+		asked  int
+		want   []string
+	}{
+		"its node is asked":                       {one, []natlog.Line{ofPod}, nil, 0, 1, []string{"prod/web-1", "10.244.0.1:39312", "gw"}},
+		"two connections by one port between":     {append(one, one...), []natlog.Line{ofPod}, nil, 0, 1, []string{"prod/web-1"}},
+		"its node is not reached":                 {one, nil, ErrNoWay, 1, 1, []string{"of node n1, as 0.5.0.7:1000", "spec.nodeName=n1) -- egret who '0.5.0.7:1000'"}},
+		"an older agent, which knows no such one": {one, nil, nil, 1, 1, []string{"not known: which pod of node n1 had 0.5.0.7:1000 toward 192.0.2.1:443"}},
+		"another connection by that port":         {one, []natlog.Line{elsewhere}, nil, 1, 1, []string{"which pod of node n1 had"}},
+		"one of two":                              {append(one, ofGateway(1001)), []natlog.Line{ofPod}, nil, 1, 2, []string{"prod/web-1", "of node n1, as 0.5.0.7:1001"}},
+		"a pod of the gateway's node":             {[]natlog.Line{ofPod}, nil, nil, 0, 0, []string{"prod/web-1"}},
+		"more than anybody is asked for":          {many, nil, nil, 1, maxAsked, []string{"no more than 16 pods of other nodes"}},
+	} {
+		asked := 0
+		cfg := WhoConfig{Question: natlog.Question{IP: ip, Port: 1024}, Now: true, Pages: [2]string{"/now", "/then"}, Namespace: "egret-system",
+			Ask: func(_ context.Context, node string, _ []netip.Addr, page string, q url.Values, reply any) error {
+				if asked++; node != "n1" || page != "/now" || q.Get("ip") != "0.5.0.7" {
+					t.Errorf("%s: asked node %s at %s: %v", name, node, page, q)
+				}
+				for _, l := range tt.there {
+					if q.Get("port") == fmt.Sprint(l.OverlayPort) {
+						reply.(*natlog.Reply).Uses = append(reply.(*natlog.Reply).Uses, l)
+					}
+				}
+				return tt.err
+			}}
+		u := Used{IP: ip, Port: 1024, Uses: slices.Clone(tt.uses)}
+		u.askPodNodes(t.Context(), cfg, map[string]egress.Node{"n1": {Name: "n1"}})
+		var out strings.Builder
+		err := u.answer(cfg, &out)
+		var v Verdict
+		if errors.As(err, &v); v.Status != tt.status {
+			t.Errorf("%s: %v, want status %d\n%s", name, err, tt.status, out.String())
+		}
+		for _, want := range tt.want {
+			if !strings.Contains(out.String(), want) {
+				t.Errorf("%s: want %q in\n%s", name, want, out.String())
+			}
+		}
+		if asked != tt.asked {
+			t.Errorf("%s: asked %d times, want %d", name, asked, tt.asked)
 		}
 	}
 }
