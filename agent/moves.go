@@ -75,11 +75,11 @@ func (m *moves) request(ctx context.Context, r round) (next time.Time, err error
 		return next, errors.Join(errs...) // it holds nothing
 	}
 	o, to := r.Leaving(r.facts)
-	why := egress.ReasonDrain
+	why, by := egress.ReasonDrain, r.Cordons[m.node].By
 	if len(to) == 0 {
 		var due time.Time
 		o, to, due = m.dueToRebalance(r)
-		next, why = earlier(next, due), egress.ReasonRebalance
+		next, why, by = earlier(next, due), egress.ReasonRebalance, ""
 	}
 	for _, node := range to {
 		if until, avoided := m.avoid[node]; avoided {
@@ -95,7 +95,7 @@ func (m *moves) request(ctx context.Context, r round) (next time.Time, err error
 		ips = r.Together(o.IP)
 	}
 	for _, ip := range ips {
-		move := egress.Move{IP: ip, To: to[i], Since: r.now.UTC().Truncate(time.Millisecond), Why: why}
+		move := egress.Move{IP: ip, To: to[i], Since: r.now.UTC().Truncate(time.Millisecond), Why: why, By: by}
 		if o := r.Owners[ip]; o.Node == m.node {
 			ok, err := m.store.AskMove(ctx, r.lease, o, move)
 			if errs = append(errs, err); ok {

@@ -119,6 +119,16 @@ func TestATargetThatDoesNotGetReadyIsReplaced(t *testing.T) {
 	}
 }
 
+// Who drains a node is in the history of its IPs, as who moves one is.
+func TestADrainSaysWhoCordonedTheNode(t *testing.T) {
+	g, now := newGiver(t), time.Now()
+	g.put(store.CordonKey("node-1"), egress.Cordon{Node: "node-1", By: "alice@laptop"})
+	moves, _ := g.at(now)
+	if m := moves[given[0]]; m.Why != egress.ReasonDrain || m.By != "alice@laptop" {
+		t.Errorf("asked for by %q, why %q; want who cordoned the node", m.By, m.Why)
+	}
+}
+
 func TestATargetThatBeginsToRestartIsReplacedAtOnce(t *testing.T) {
 	g, now := newGiver(t), time.Now()
 	if err := g.Store.Cordon(t.Context(), egress.Cordon{Node: "node-1"}); err != nil {

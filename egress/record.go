@@ -309,7 +309,7 @@ type Move struct {
 	ReadyLease string `json:"readyLease,omitempty"`
 	// Why is what the next owner's record says; empty: ReasonMove.
 	Why Reason `json:"why,omitempty"`
-	// By is the person who asked, as Act.By; empty: the owner's agent.
+	// By is the person who asked, as Act.By, of a drain who cordoned the node; empty: the owner's agent.
 	By string `json:"by,omitempty"`
 	// Force lets the target take more IPs than it may hold.
 	Force bool `json:"force,omitempty"`
@@ -334,6 +334,7 @@ type Cordon struct {
 	Node  string    `json:"node"`
 	Since time.Time `json:"since"`
 	Why   string    `json:"why,omitempty"`
+	By    string    `json:"by,omitempty"` // the person who cordoned it, as Act.By; empty: an older command does not say
 }
 
 // Act is acts/<when>-<what>-<whom>: a person did something with an egress command. It is written in the transaction

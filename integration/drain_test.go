@@ -72,7 +72,15 @@ func TestDrainLosesNoPacketAndTheHistoryShowsIt(t *testing.T) {
 	if want := other + " drain " + gateway; len(got) < 2 || got[len(got)-1] != want || !strings.HasSuffix(got[len(got)-2], " claim") {
 		t.Errorf("history %q, want a claim, and %q at its end", got, want)
 	}
-	t.Log("\n" + egret(t, "history", ip.String()))
+	host, err := os.Hostname()
+	if err != nil {
+		t.Fatal(err)
+	}
+	shown := egret(t, "history", ip.String())
+	if line := strings.Fields(shown[strings.LastIndex(strings.TrimSpace(shown), "\n")+1:]); !strings.HasSuffix(line[len(line)-1], "@"+host) {
+		t.Errorf("the history does not say who drained:\n%s", shown)
+	}
+	t.Log("\n" + shown)
 
 	// Nobody is left who could take it: it is served all the same.
 	out, err := cluster.Egret(t.Context(), "drain", other, "--wait", "--timeout", "2s")

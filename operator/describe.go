@@ -180,7 +180,11 @@ func describe(w store.Whole, kind, name string, history []egress.Tenure, now tim
 		if plan.Cordoned(&w.Snapshot, name) {
 			by := "in Kubernetes"
 			if c, ok := w.Cordons[name]; ok {
-				by = "by egret, " + age(now, c.Since) + " ago"
+				by = "by egret"
+				if c.By != "" {
+					by = "by " + c.By + ", with egret"
+				}
+				by += ", " + age(now, c.Since) + " ago"
 			}
 			add("Cordoned", "%s", by)
 		}

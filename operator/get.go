@@ -265,10 +265,11 @@ func list(kind string, all store.Everything, now time.Time) listing {
 			}
 		}
 	case "cordons":
-		l.header = "NODE AGE WHY"
+		l.header, l.moreHeader = "NODE AGE WHY", "BY"
 		for _, name := range slices.Sorted(maps.Keys(all.Cordons)) {
 			r := all.Cordons[name]
 			add(r, name, age(now, r.Since), dash(r.Why))
+			more(dash(r.By))
 		}
 	case "pins":
 		l.header = "IP NODE"

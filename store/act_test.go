@@ -36,7 +36,12 @@ func TestActsSayWhoDidWhatAndOnlyWhatWasDone(t *testing.T) {
 	}
 	do(alice.Cordon(t.Context(), egress.Cordon{Node: "node-1"}))
 	do(alice.Cordon(t.Context(), egress.Cordon{Node: "node-1", Why: "drain"}))
-	_, err := alice.Uncordon(t.Context(), "node-1")
+	all, err := nobody.ReadAll(t.Context())
+	do(err)
+	if by := all.Cordons["node-1"].By; by != "alice@laptop" {
+		t.Errorf("the cordon is of %q", by)
+	}
+	_, err = alice.Uncordon(t.Context(), "node-1")
 	do(err)
 	_, err = alice.Uncordon(t.Context(), "node-1")
 	do(err)

@@ -35,6 +35,7 @@ func (c *Client) Unpin(ctx context.Context, ip netip.Addr) (bool, error) {
 
 // Cordon makes a node give its IPs away and take none. A cordon that is there already stays as it is.
 func (c *Client) Cordon(ctx context.Context, r egress.Cordon) error {
+	r.By = c.by
 	v, err := Encode(r)
 	if err != nil {
 		return err
