@@ -7,6 +7,8 @@ import (
 	"io"
 	"log/slog"
 	"os"
+	"path/filepath"
+	"strings"
 	"time"
 
 	"github.com/egret-project/egret/conntrack"
@@ -45,6 +47,7 @@ type natLogger struct {
 	quiet int             // how many flows there are of whose end the kernel may not tell
 	ended map[uint64]bool // while a listing goes on: what ended since it began
 	lost  bool            // events were lost since the last listing
+	noted bool            // what the kernel does not keep was looked at
 	listings
 }
 
@@ -149,6 +152,10 @@ func (n *natLogger) follow(ctx context.Context) error {
 		return err
 	}
 	defer events.Close()
+	if !n.noted { // conntrack and its settings are there by now
+		n.noted = true
+		n.noteUnkept("/proc/sys/net/netfilter")
+	}
 	// A listing is looked at between events, and where there are none for a while: it wakes who waits for events no
 	// other way.
 	batches, next := make(chan []event), make(chan []event, 2)
@@ -218,6 +225,27 @@ func (n *natLogger) follow(ctx context.Context) error {
 		if n.written != nil {
 			n.written()
 		}
+	}
+}
+
+// keeping are the settings with which the kernel keeps what a line is to have, and what that is. They are the node's,
+// for all that use conntrack, so the agent sets none.
+var keeping = []struct{ setting, what string }{
+	{"nf_conntrack_acct", "traffic"}, {"nf_conntrack_timestamp", "the kernel's start and stop"},
+}
+
+// noteUnkept logs what lines will lack since these settings are off, as they are by default; dir is where they are.
+func (n *natLogger) noteUnkept(dir string) {
+	var lack, remedy []string
+	for _, k := range keeping {
+		b, err := os.ReadFile(filepath.Join(dir, k.setting))
+		if err == nil && strings.TrimSpace(string(b)) == "0" { // else it is on, or nobody can tell
+			lack, remedy = append(lack, k.what), append(remedy, "net.netfilter."+k.setting+"=1")
+		}
+	}
+	if len(lack) > 0 {
+		n.log.Warn("lines of the log of connections will lack what the kernel does not keep", "lack", strings.Join(lack, ", "),
+			"remedy", "sysctl -w "+strings.Join(remedy, " ")+", for connections that begin after that")
 	}
 }
 

@@ -82,6 +82,43 @@ func newLogged(t testing.TB, cfg NATLog) *logged {
 	return l
 }
 
+// The kernel keeps neither by default, and a line without them is the same as one of a kernel that cannot.
+func TestTheLogSaysWhatTheKernelDoesNotKeepForIt(t *testing.T) {
+	for name, tt := range map[string]struct {
+		settings  map[string]string
+		want, not []string
+	}{
+		"neither": {map[string]string{"nf_conntrack_acct": "0\n", "nf_conntrack_timestamp": "0\n"}, []string{
+			"level=WARN", "traffic, the kernel's start and stop", "begin after that",
+			"sysctl -w net.netfilter.nf_conntrack_acct=1 net.netfilter.nf_conntrack_timestamp=1",
+		}, nil},
+		"bytes alone": {map[string]string{"nf_conntrack_acct": "1\n", "nf_conntrack_timestamp": "0\n"},
+			[]string{"net.netfilter.nf_conntrack_timestamp=1"}, []string{"acct", "traffic"}},
+		"both":                   {map[string]string{"nf_conntrack_acct": "1\n", "nf_conntrack_timestamp": "1\n"}, nil, []string{"level"}},
+		"a kernel without times": {map[string]string{"nf_conntrack_acct": "1\n"}, nil, []string{"level"}},
+	} {
+		dir := t.TempDir()
+		for setting, value := range tt.settings {
+			if err := os.WriteFile(filepath.Join(dir, setting), []byte(value), 0o600); err != nil {
+				t.Fatal(err)
+			}
+		}
+		var out bytes.Buffer
+		n := &natLogger{natLogConfig: natLogConfig{log: slog.New(slog.NewTextHandler(&out, nil))}}
+		n.noteUnkept(dir)
+		for _, want := range tt.want {
+			if strings.Count(out.String(), want) != 1 {
+				t.Errorf("%s: want %q in %q", name, want, out.String())
+			}
+		}
+		for _, not := range tt.not {
+			if strings.Contains(out.String(), not) {
+				t.Errorf("%s: %q is in %q", name, not, out.String())
+			}
+		}
+	}
+}
+
 // start begins to log, and returns when what is there was listed.
 func (l *logged) start() {
 	l.t.Helper()

@@ -54,6 +54,22 @@ func TestEveryFindingSaysAllOfIt(t *testing.T) {
 	}
 }
 
+// What the log of connections has of bytes and times, the kernel says only where it is told to keep it, which it is not
+// by itself. That is no fault of a node that logs none.
+func TestWhatTheLogOfConnectionsNeedsIsNamed(t *testing.T) {
+	named := 0
+	for _, f := range sysctls() {
+		if name := f.Check; name == "net.netfilter.nf_conntrack_acct" || name == "net.netfilter.nf_conntrack_timestamp" {
+			if named++; f.Level != OK || !strings.Contains(f.For, "while it is 1") {
+				t.Errorf("finding %+v", f)
+			}
+		}
+	}
+	if named != 2 {
+		t.Errorf("%d of 2 settings are named", named)
+	}
+}
+
 func TestOthersInReservedPlacesAreFound(t *testing.T) {
 	tests := map[string]struct{ check, do, names string }{
 		"a rule":                                     {"rule-priorities", "ip rule add pref 1500 table main", "rule 1500"},

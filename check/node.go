@@ -35,6 +35,8 @@ var settings = []struct{ key, want, use, consequence string }{
 	{"net/ipv6/fwmark_reflect", "0", "gateways", "what a gateway answers about a packet of another node's pod, as that it is too large, goes where that was going and not to the pod: " +
 		"sysctl -w net.ipv6.fwmark_reflect=0"},
 	{"net/ipv4/conf/all/src_valid_mark", "", "strict rp_filter on pods' links", ""},
+	{"net/netfilter/nf_conntrack_acct", "", "bytes in the log of connections (agent --nat-log): of those that begin while it is 1", ""},
+	{"net/netfilter/nf_conntrack_timestamp", "", "the kernel's times there: of connections that begin while it is 1", ""},
 	{"net/ipv6/conf/all/forwarding", "1", "gateways", "a gateway drops other nodes' IPv6 egress traffic: sysctl -w net.ipv6.conf.all.forwarding=1"},
 }
 
