@@ -1,6 +1,7 @@
 package operator
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"encoding/json"
@@ -134,7 +135,7 @@ func (l listing) write(format string, w io.Writer) error {
 		return writeYAML(w, append([]any{}, l.records...))
 	case "name":
 		for _, row := range l.rows {
-			if _, err := fmt.Fprintf(w, "%s/%s\n", l.kind, l.name(row)); err != nil {
+			if err := writeName(w, l.kind+"/"+l.name(row)); err != nil {
 				return err
 			}
 		}
@@ -187,10 +188,17 @@ func writePath(w io.Writer, template string, v any) error {
 	if err != nil {
 		return err
 	}
-	if err := p.Execute(w, plain); err != nil {
+	var out strings.Builder
+	if err := p.Execute(&out, plain); err != nil {
 		return fmt.Errorf("output format jsonpath=%s: %w", template, err)
 	}
-	_, err = fmt.Fprintln(w)
+	_, err = fmt.Fprintln(w, PrintableLines(out.String()))
+	return err
+}
+
+// writeName writes the name of a record.
+func writeName(w io.Writer, name string) error {
+	_, err := fmt.Fprintln(w, Printable(name, 2*len(name)))
 	return err
 }
 
@@ -386,13 +394,21 @@ func holds(all store.Everything, node string) int {
 }
 
 func writeJSON(w io.Writer, v any) error {
-	e := json.NewEncoder(w)
+	var out bytes.Buffer
+	e := json.NewEncoder(&out)
 	e.SetIndent("", "  ")
-	return e.Encode(v)
+	if err := e.Encode(v); err != nil {
+		return err
+	}
+	_, err := w.Write(escaped(out.Bytes()))
+	return err
 }
 
 func writeYAML(w io.Writer, v any) error {
-	b, err := yaml.Marshal(v)
+	b, err := json.Marshal(v)
+	if err == nil {
+		b, err = yaml.JSONToYAML(escaped(b))
+	}
 	if err != nil {
 		return err
 	}

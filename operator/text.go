@@ -1,6 +1,8 @@
 package operator
 
 import (
+	"fmt"
+	"regexp"
 	"strings"
 	"unicode"
 )
@@ -18,3 +20,22 @@ func Printable(text string, most int) string {
 	}
 	return text
 }
+
+// PrintableLines is Printable for a text of several lines, which may be of columns with tabs between them.
+func PrintableLines(text string) string {
+	return strings.Map(func(r rune) rune {
+		if !unicode.IsPrint(r) && r != '\n' && r != '\t' {
+			return '?'
+		}
+		return r
+	}, strings.ToValidUTF8(text, "?"))
+}
+
+// escaped returns JSON that commands no terminal and means the same. encoding/json escapes the control characters below
+// U+0020 alone; there are those from U+007F to U+009F, too, which YAML refuses.
+func escaped(json []byte) []byte {
+	return controls.ReplaceAllFunc(json, func(c []byte) []byte { return fmt.Appendf(nil, `\u%04x`, []rune(string(c))[0]) })
+}
+
+// controls are within strings: JSON has none of them elsewhere.
+var controls = regexp.MustCompile("[\u007f-\u009f]")

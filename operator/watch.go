@@ -197,8 +197,7 @@ func (c *changes) write(look func(time.Time) listing, w io.Writer) error {
 // record writes a record in a format that is no table.
 func (c *changes) record(event, name string, r shownRow, w io.Writer) error {
 	if c.cfg.Format == "name" {
-		_, err := io.WriteString(w, Printable(name, 2*len(name))+"\n")
-		return err
+		return writeName(w, name)
 	}
 	v, err := plainly(r.record)
 	if err != nil {

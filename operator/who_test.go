@@ -140,7 +140,7 @@ func TestWhatANodeWroteCommandsNoTerminal(t *testing.T) {
 		}
 	}
 	for _, kind := range Kinds {
-		for _, format := range []string{"", wide, "json", "yaml"} {
+		for _, format := range []string{"", wide, "json", "yaml", "name", "jsonpath={.items[*].node}"} {
 			shown("get "+kind+" -o "+format, Get(t.Context(), c, kind, format, &out))
 		}
 	}

@@ -12,6 +12,8 @@ import (
 	"github.com/spf13/cobra"
 	"github.com/spf13/pflag"
 	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/operator"
 )
 
 // question is what a command asks before it does what costs somebody something, and --yes, which answers it.
@@ -39,7 +41,8 @@ func (q *question) ask(c *cobra.Command, what func() (string, error)) error {
 	if err != nil || text == "" {
 		return err
 	}
-	fmt.Fprintf(c.ErrOrStderr(), "%s\nGo on? [y/N] ", text)
+	// What others wrote is in it: at a terminal that the person answers at.
+	fmt.Fprintf(c.ErrOrStderr(), "%s\nGo on? [y/N] ", operator.PrintableLines(text))
 	answer, err := readLine(c.Context(), in)
 	if err != nil {
 		fmt.Fprintln(c.ErrOrStderr())

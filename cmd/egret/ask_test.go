@@ -3,6 +3,7 @@ package main
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"net/netip"
@@ -82,6 +83,32 @@ func dialogue(t *testing.T, ctx context.Context, answer string, args ...string) 
 		case <-end:
 			t.Fatalf("not done; the person reads %q", read.String())
 		}
+	}
+}
+
+// An attempt: the record of a pin names a node that a terminal would obey, and move --force quotes it in its question.
+func TestAQuestionCommandsNoTerminal(t *testing.T) {
+	person, program := terminal(t)
+	var read syncbuf.Buffer
+	copied := make(chan struct{})
+	go func() {
+		defer close(copied)
+		_, _ = io.Copy(&read, person) // it ends with an error when the other end is closed
+	}()
+	c := root()
+	c.SetIn(program)
+	c.SetErr(program)
+	c.SetContext(t.Context())
+	if _, err := person.WriteString("n\n"); err != nil {
+		t.Fatal(err)
+	}
+	var q question
+	err := q.ask(c, func() (string, error) { return "it is pinned to node-1\x1b]0;evil\x07\u009b2J:\nand so on", nil })
+	program.Close()
+	<-copied
+	const want = "node-1?]0;evil??2J:\r\nand so on\r\nGo on?"
+	if got := read.String(); !errors.Is(err, errDeclined) || strings.ContainsAny(got, "\x1b\x07\u009b") || !strings.Contains(got, want) {
+		t.Errorf("%v; the person reads %q, want %q in it", err, got, want)
 	}
 }
 

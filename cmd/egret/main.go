@@ -10,7 +10,6 @@ import (
 	"os"
 	"os/signal"
 	"path/filepath"
-	"strings"
 	"syscall"
 
 	"github.com/spf13/cobra"
@@ -36,11 +35,7 @@ func main() {
 // complain says what is wrong, unless the output has said it.
 func complain(w io.Writer, err error) {
 	if v := (operator.Verdict{}); !errors.As(err, &v) || !v.Said {
-		lines := strings.Split(strings.ReplaceAll(err.Error(), "\t", "    "), "\n")
-		for i, line := range lines {
-			lines[i] = operator.Printable(line, 1<<20) // parts of it may be others' words, which command no terminal
-		}
-		fmt.Fprintln(w, "egret:", strings.Join(lines, "\n"))
+		fmt.Fprintln(w, "egret:", operator.PrintableLines(err.Error())) // parts of it may be others' words, which command no terminal
 	}
 }
 

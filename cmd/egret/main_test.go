@@ -124,7 +124,7 @@ func TestBadInputIsNamed(t *testing.T) {
 func TestWhatAnErrorQuotesCommandsNoTerminal(t *testing.T) {
 	var out bytes.Buffer
 	complain(&out, errors.Join(errors.New("record x\x1b]0;y\x07 could not be read"), errors.New("\tno\rsuch")))
-	if out.String() != "egret: record x?]0;y? could not be read\n    no?such\n" {
+	if out.String() != "egret: record x?]0;y? could not be read\n\tno?such\n" {
 		t.Errorf("%q", out.String())
 	}
 }
