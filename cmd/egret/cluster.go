@@ -35,15 +35,23 @@ import (
 
 // clusterFlags lead to etcd through the Kubernetes API: by a port-forward to a pod of crdsync, which passes connections
 // on to etcd (relay). etcd is spoken to by TLS from end to end.
-type clusterFlags struct{ kubeconfig, context, namespace string }
+type clusterFlags struct {
+	kubeconfig, context, namespace string
+	endpoints                      *pflag.Flag // --endpoints; nil: the command does not reach etcd through the cluster
+}
 
 func (f *clusterFlags) add(s *pflag.FlagSet) {
+	f.endpoints = s.Lookup("endpoints")
 	s.StringVar(&f.kubeconfig, "kubeconfig", "", "reach etcd through the cluster of this kubeconfig file, by a port-forward to crdsync, rather than by --endpoints")
 	s.StringVar(&f.context, "context", "", "the same by this context of the kubeconfig (default file: as kubectl's)")
 	s.StringVarP(&f.namespace, "namespace", "n", "egret-system", "the namespace that Egret is installed in: there --kubeconfig and --context look for crdsync")
 }
 
-func (f *clusterFlags) wanted() bool { return f.kubeconfig != "" || f.context != "" }
+// wanted reports whether the cluster is the way to etcd: also for the plugin of kubectl that is told of no other one,
+// since who calls it has a kubeconfig.
+func (f *clusterFlags) wanted() bool {
+	return f.kubeconfig != "" || f.context != "" || f.endpoints != nil && !f.endpoints.Changed && isPlugin()
+}
 
 // installed is what an operator's command has to know of an installation.
 type installed struct {
@@ -63,7 +71,7 @@ func (f *clusterFlags) find(ctx context.Context) (*installed, error) {
 	of := clientcmd.NewNonInteractiveDeferredLoadingClientConfig(rules, &clientcmd.ConfigOverrides{CurrentContext: f.context})
 	kube, err := of.ClientConfig()
 	if err != nil {
-		return nil, fmt.Errorf("reading --kubeconfig %q, --context %q: %w", f.kubeconfig, f.context, err)
+		return nil, fmt.Errorf("reading --kubeconfig %q, --context %q: %w (--endpoints leads to etcd without them)", f.kubeconfig, f.context, err)
 	}
 	client, err := kubernetes.NewForConfig(kube)
 	if err != nil {

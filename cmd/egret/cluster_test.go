@@ -3,6 +3,7 @@ package main
 import (
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
@@ -15,6 +16,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/spf13/pflag"
 	authenticationv1 "k8s.io/api/authentication/v1"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -162,6 +164,13 @@ func TestTheClusterLeadsToEtcd(t *testing.T) {
 	if err != nil || !strings.Contains(out, "node-1") {
 		t.Errorf("%v\n%s\nwant node-1, below the cluster's own prefix", err, out)
 	}
+	t.Setenv("KUBECONFIG", flags[1])
+	was := os.Args[0]
+	os.Args[0] = "kubectl-egret"
+	if out, err = run(t, "get", "nodes"); err != nil || !strings.Contains(out, "node-1") {
+		t.Errorf("as kubectl's plugin: %v\n%s", err, out)
+	}
+	os.Args[0] = was
 	if out, err = run(t, append([]string{"cordon", "node-1", "--yes"}, flags...)...); err != nil {
 		t.Errorf("%v\n%s", err, out)
 	}
@@ -185,6 +194,52 @@ func TestTheClusterLeadsToEtcd(t *testing.T) {
 	own := s.as("operator")[2:] // without --endpoints
 	if out, err = run(t, append(append([]string{"get", "nodes"}, flags...), own...)...); err != nil || !strings.Contains(out, "node-1") {
 		t.Errorf("with a certificate of one's own: %v\n%s", err, out)
+	}
+}
+
+// Who calls kubectl has a kubeconfig, and most often no way to etcd.
+func TestThePluginGoesThroughTheClusterUnlessItIsToldOfEndpoints(t *testing.T) {
+	was := os.Args[0]
+	defer func() { os.Args[0] = was }()
+	for name, tt := range map[string]struct {
+		as, variable string
+		args         []string
+		want         bool
+	}{
+		"the plugin":                         {"/usr/local/bin/kubectl-egret", "", nil, true},
+		"its completion":                     {kubectlCompletes, "", nil, true},
+		"the plugin, with endpoints":         {"kubectl-egret", "", []string{"--endpoints", "127.0.0.1:2379"}, false},
+		"the plugin, and ETCDCTL_ENDPOINTS":  {"kubectl-egret", "10.0.0.1:2379", nil, false},
+		"the plugin, with both":              {"kubectl-egret", "10.0.0.1:2379", []string{"--context", "prod"}, true},
+		"the command":                        {"egret", "", nil, false},
+		"the command, with a kubeconfig":     {"egret", "", []string{"--kubeconfig", "file"}, true},
+		"the command, and ETCDCTL_ENDPOINTS": {"egret", "10.0.0.1:2379", nil, false},
+	} {
+		t.Run(name, func(t *testing.T) {
+			t.Setenv("ETCDCTL_ENDPOINTS", tt.variable)
+			if os.Args[0] = tt.as; tt.variable == "" {
+				os.Unsetenv("ETCDCTL_ENDPOINTS")
+			}
+			var f etcdFlags
+			s := pflag.NewFlagSet("", pflag.ContinueOnError)
+			f.addOperator(s)
+			if err := errors.Join(s.Parse(tt.args), fromEnvironment(s)); err != nil || f.cluster.wanted() != tt.want {
+				t.Errorf("%v; through the cluster: %t, want %t", err, f.cluster.wanted(), tt.want)
+			}
+		})
+	}
+	os.Args[0] = "kubectl-egret"
+	var daemon etcdFlags
+	daemon.add(pflag.NewFlagSet("", pflag.ContinueOnError))
+	if daemon.cluster.wanted() {
+		t.Error("what is no command of an operator's goes through the cluster")
+	}
+}
+
+func TestWhoHasNoWayToEtcdIsToldOfTheOneThroughTheCluster(t *testing.T) {
+	_, err := run(t, "status", "--endpoints", "127.0.0.1:1", "--dial-timeout", "100ms")
+	if err == nil || !strings.Contains(err.Error(), "check --endpoints, or give --kubeconfig or --context") {
+		t.Errorf("%v: want the remedies", err)
 	}
 }
 

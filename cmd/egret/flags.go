@@ -216,10 +216,14 @@ func (f *etcdFlags) dial(ctx context.Context, log *slog.Logger) (*store.Client, 
 	if err != nil {
 		return nil, err
 	}
-	return store.Dial(ctx, store.Config{
+	c, err := store.Dial(ctx, store.Config{
 		Endpoints: f.endpoints, Prefix: f.prefix, TLS: t, ReadTLS: f.tls, Username: user, Password: password,
 		DialTimeout: f.dialTimeout, Log: log, By: f.by(t, ""),
 	})
+	if f.cluster.endpoints != nil && errors.Is(err, store.ErrNoAnswer) {
+		err = fmt.Errorf("%w, or give --kubeconfig or --context to go through the cluster", err)
+	}
+	return c, err
 }
 
 // credentials returns etcd's user and password. plain is the endpoint that is spoken to without TLS, if there is one.

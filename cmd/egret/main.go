@@ -48,9 +48,15 @@ func exitStatus(err error) int {
 	return 1
 }
 
+// isPlugin reports whether kubectl has called the process.
+func isPlugin() bool {
+	as := filepath.Base(os.Args[0])
+	return as == "kubectl-egret" || as == kubectlCompletes
+}
+
 func root() *cobra.Command {
 	name := "egret"
-	if as := filepath.Base(os.Args[0]); as == "kubectl-egret" || as == kubectlCompletes {
+	if isPlugin() {
 		name = "kubectl egret"
 	}
 	c := &cobra.Command{
