@@ -114,8 +114,8 @@ func (o overview) verdict() error {
 	return nil
 }
 
-// maxTroubles is how many are written in words: a screen.
-const maxTroubles = 20
+// How many are written in words, so that all of it is a screen.
+const maxTroubles, maxListed = 20, 5
 
 func (o overview) write(w io.Writer, now time.Time) error {
 	rows := [][]string{
@@ -128,23 +128,31 @@ func (o overview) write(w io.Writer, now time.Time) error {
 	for _, name := range slices.Sorted(maps.Keys(o.Pools)) {
 		pools = append(pools, name+" "+o.Pools[name])
 	}
-	if len(pools) > 5 {
-		pools = append(pools[:5], fmt.Sprintf("and %d more (egret get pools)", len(pools)-5))
+	if len(pools) > maxListed {
+		pools = append(pools[:maxListed], fmt.Sprintf("and %d more (egret get pools)", len(pools)-maxListed))
 	}
 	rows = append(rows, []string{"pools", some(pools)})
-	for _, m := range o.Moves {
-		rows = append(rows, []string{"moves", fmt.Sprintf("%s to %s, asked for %s ago", m.IP, m.To, age(now, m.Since))})
-	}
-	for _, c := range o.Cordons {
-		rows = append(rows, []string{"cordon", fmt.Sprintf("%s, %s ago", c.Node, age(now, c.Since))})
-	}
-	for i, t := range o.Troubles {
-		if i == maxTroubles {
-			rows = append(rows, []string{"", fmt.Sprintf("and %d more (-o json has all)", len(o.Troubles)-i)})
-			break
+	// add adds rows, of n at most so many; where says where all are.
+	add := func(n, most int, where string, row func(i int) []string) {
+		for i := range min(n, most) {
+			rows = append(rows, row(i))
 		}
-		rows = append(rows, []string{string(t.Level), t.What + ": " + t.Why})
+		if n > most {
+			rows = append(rows, []string{"", fmt.Sprintf("and %d more (%s)", n-most, where)})
+		}
 	}
+	add(len(o.Moves), maxListed, "egret get moves", func(i int) []string {
+		m := o.Moves[i]
+		return []string{"moves", fmt.Sprintf("%s to %s, asked for %s ago", m.IP, m.To, age(now, m.Since))}
+	})
+	add(len(o.Cordons), maxListed, "egret get cordons", func(i int) []string {
+		c := o.Cordons[i]
+		return []string{"cordon", fmt.Sprintf("%s, %s ago", c.Node, age(now, c.Since))}
+	})
+	add(len(o.Troubles), maxTroubles, "-o json has all", func(i int) []string {
+		t := o.Troubles[i]
+		return []string{string(t.Level), t.What + ": " + t.Why}
+	})
 	if o.verdict() == nil {
 		rows = append(rows, []string{"all is well", ""})
 	}
