@@ -81,8 +81,7 @@ func Uncordon(ctx context.Context, c *store.Client, node string, w io.Writer) er
 		return fmt.Errorf("uncordoning %s: %w", node, err)
 	}
 	if all.Nodes[node].Cordoned {
-		return fmt.Errorf("uncordoning %s: it is cordoned in Kubernetes too (`kubectl uncordon %s`), or shutting down, or its annotation "+
-			"node.antrea.io/max-egress-ips is 0", node, node)
+		return stillCordoned(node, ok)
 	}
 	if ok {
 		fmt.Fprintf(w, "%s: uncordoned\n", node)
@@ -93,6 +92,17 @@ func Uncordon(ctx context.Context, c *store.Client, node string, w io.Writer) er
 	}
 	fmt.Fprintf(w, "%s is not cordoned\n", node)
 	return nil
+}
+
+// stillCordoned is the error of an uncordon of a node that Kubernetes keeps cordoned. done: there was a cordon of
+// Egret's, which is off.
+func stillCordoned(node string, done bool) error {
+	was := "there is no cordon of Egret's"
+	if done {
+		was = "Egret's own cordon is off"
+	}
+	return fmt.Errorf("uncordoning %s: %s, and it still takes no egress IPs: it is cordoned in Kubernetes (`kubectl uncordon %[1]s`), or shutting down, "+
+		"or its annotation node.antrea.io/max-egress-ips is 0", node, was)
 }
 
 func known(all store.Everything, node string) error {

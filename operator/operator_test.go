@@ -314,8 +314,27 @@ func TestDrainSaysWhatLeavesAndWhatIsLeft(t *testing.T) {
 		out.Reset()
 	}
 	put(t, c, store.NodeKey("node-1"), egress.Node{Name: "node-1", Index: 1, Cordoned: true})
-	if err := Uncordon(t.Context(), c, "node-1", &out); err == nil || !strings.Contains(err.Error(), "kubectl uncordon node-1") {
-		t.Errorf("cordoned in Kubernetes: %v, want an error that says so", err)
+	for _, cordoned := range []bool{false, true} {
+		want := "there is no cordon of Egret's"
+		if cordoned {
+			if want = "Egret's own cordon is off"; Cordon(t.Context(), c, "node-1", &out) != nil {
+				t.Fatal("not cordoned")
+			}
+		}
+		err := Uncordon(t.Context(), c, "node-1", &out)
+		if err == nil || !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "kubectl uncordon node-1") {
+			t.Errorf("cordoned in Kubernetes: %v, want an error that says so, and %q", err, want)
+		}
+	}
+}
+
+func TestAnUncordonSaysWhatIsOffAndWhatIsLeft(t *testing.T) {
+	for done, want := range map[bool]string{
+		true: "node-1: Egret's own cordon is off, and it still takes no", false: "node-1: there is no cordon of Egret's, and it still takes no",
+	} {
+		if err := stillCordoned("node-1", done); !strings.Contains(err.Error(), want) || !strings.Contains(err.Error(), "`kubectl uncordon node-1`") {
+			t.Errorf("%v; want %q, and what to do", err, want)
+		}
 	}
 }
 
