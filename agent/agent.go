@@ -107,6 +107,7 @@ type agent struct {
 	others  others
 	scope   scope
 	claimed map[netip.Addr]bool // claimed by the last reconcile, and not seen yet
+	locks   locks
 	moves   moves
 	record  record
 	logged  logOnce

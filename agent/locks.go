@@ -5,6 +5,7 @@ import (
 	"context"
 	"errors"
 	"net/netip"
+	"slices"
 	"time"
 
 	"github.com/egret-project/egret/egress"
@@ -12,6 +13,57 @@ import (
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/store"
 )
+
+// locks are those of this node, to tell which it has lost.
+type locks struct {
+	seen map[netip.Addr]egress.Owner // of all nodes, in the last snapshot
+	own  map[netip.Addr]egress.Owner
+	gave map[netip.Addr]int64 // the revisions of those that this node gave up, which may still be in own
+}
+
+func (l *locks) give(o egress.Owner) {
+	if l.gave == nil {
+		l.gave = map[netip.Addr]int64{}
+	}
+	l.gave[o.IP] = o.Revision
+}
+
+// follow takes in a snapshot, and returns the locks that the node has no more and has not given up: its lease was lost,
+// or somebody has deleted them.
+func (l *locks) follow(node string, owners map[netip.Addr]egress.Owner) (lost []egress.Owner) {
+	if plan.Same(owners, l.seen) {
+		return nil
+	}
+	own := map[netip.Addr]egress.Owner{}
+	for ip, o := range owners {
+		if o.Node == node {
+			own[ip] = o
+		}
+	}
+	for ip, o := range l.own {
+		if _, still := own[ip]; still {
+			continue
+		}
+		if l.gave[ip] != o.Revision {
+			lost = append(lost, o)
+		}
+		delete(l.gave, ip)
+	}
+	l.seen, l.own = owners, own
+	slices.SortFunc(lost, func(a, b egress.Owner) int { return a.IP.Compare(b.IP) })
+	return lost
+}
+
+// logLost logs which locks this node has lost, under which lease they were, and who has them now, where somebody has.
+func (a *agent) logLost(c *plan.Cluster) {
+	for _, o := range a.locks.follow(a.Node, c.Owners) {
+		values := []any{"egress_ip", o.IP, "egress", c.EgressesOf(o.IP), "lease", egress.FormatLease(o.Lease)}
+		if now := c.Owners[o.IP].Node; now != "" {
+			values = append(values, "node", now)
+		}
+		a.Log.Warn("egress IP lost", values...)
+	}
+}
 
 // transact does in etcd what the kernel is ready for and the machine decides, and returns when there is more to do.
 // Without its tables a node claims nothing, and releases nothing: it might still be answering. With anything else at
@@ -86,10 +138,10 @@ func (a *agent) claimAll(ctx context.Context, r round, claims []ownership.Claim)
 	var list []store.Want
 	var errs []error
 	claimed := map[netip.Addr]bool{}
-	took := func(ip netip.Addr, why egress.Reason, ok bool) {
-		if claimed[ip] = ok; ok && !a.claimed[ip] { // else the view has not seen it yet
-			a.history.trim(ip)
-			a.Log.Info("egress IP claimed", "egress_ip", ip, "egress", r.EgressesOf(ip), "why", why)
+	took := func(o egress.Owner, ok bool) {
+		if claimed[o.IP] = ok; ok && !a.claimed[o.IP] { // else the view has not seen it yet
+			a.history.trim(o.IP)
+			a.logClaim(o, r.EgressesOf(o.IP))
 		}
 	}
 	for _, c := range claims {
@@ -101,17 +153,27 @@ func (a *agent) claimAll(ctx context.Context, r round, claims []ownership.Claim)
 		case c.Why == egress.ReasonStatic:
 			ok, err := a.Store.Claim(ctx, r.lease, w.Owner, w.Former)
 			errs = append(errs, err)
-			took(c.IP, c.Why, ok)
+			took(w.Owner, ok)
 		case a.probes.clear(c.Claim, r.now):
 			list = append(list, w)
 		}
 	}
 	ok, err := a.Store.ClaimAll(ctx, r.lease, list)
 	for i, w := range list {
-		took(w.Owner.IP, w.Owner.Why, ok[i])
+		took(w.Owner, ok[i])
 	}
 	a.claimed = claimed
 	return errors.Join(append(errs, err)...)
+}
+
+// logClaim logs that this node has taken a lock, why, and from which node.
+func (a *agent) logClaim(o egress.Owner, egresses []string) {
+	why, from := a.metrics.cause(o)
+	values := []any{"egress_ip", o.IP, "egress", egresses, "why", why}
+	if from != "" {
+		values = append(values, "from", from)
+	}
+	a.Log.Info("egress IP claimed", values...)
 }
 
 // handOver gives a lock to the target of a move.
@@ -121,6 +183,7 @@ func (a *agent) handOver(ctx context.Context, h ownership.HandOver) error {
 	if ok {
 		why := cmp.Or(h.Move.Why, egress.ReasonMove)
 		a.history.trim(h.Owner.IP)
+		a.locks.give(h.Owner)
 		a.metrics.add(metricReleases, 1, string(why))
 		log := a.Log
 		if h.Move.By != "" {
@@ -140,6 +203,7 @@ func (a *agent) release(ctx context.Context, r ownership.Release) error {
 	}
 	ok, err := release(ctx, r.Owner)
 	if ok {
+		a.locks.give(r.Owner)
 		a.metrics.add(metricReleases, 1, string(egress.ReasonRelease))
 		a.Log.Info("egress IP given back", "egress_ip", r.Owner.IP)
 	}

@@ -250,7 +250,8 @@ func (m *metrics) programmed(whole bool, now time.Time) {
 	if whole {
 		for ip, o := range m.taken {
 			if begun := m.begun[ip]; !begun.IsZero() {
-				m.took(metricTakeover, now.Sub(begun), m.cause(o))
+				why, _ := m.cause(o)
+				m.took(metricTakeover, now.Sub(begun), why)
 			}
 			delete(m.begun, ip)
 			delete(m.last, ip)
@@ -264,17 +265,21 @@ func (m *metrics) programmed(whole bool, now time.Time) {
 	m.wrote = false
 }
 
-// cause says why an IP came here.
-func (m *metrics) cause(o egress.Owner) string {
-	switch last := m.last[o.IP]; {
-	case o.Why != egress.ReasonClaim:
-		return string(o.Why)
-	case o.From != "":
-		return string(egress.ReasonRelease)
-	case last != "":
-		return string(egress.ReasonCrash)
+// cause says why an IP came here, and from which node; "": from none, or that is not known.
+func (m *metrics) cause(o egress.Owner) (why, from string) {
+	last := ""
+	if m != nil {
+		last = m.last[o.IP]
 	}
-	return string(egress.ReasonClaim)
+	switch {
+	case o.Why != egress.ReasonClaim:
+		return string(o.Why), o.From
+	case o.From != "":
+		return string(egress.ReasonRelease), o.From
+	case last != "":
+		return string(egress.ReasonCrash), last
+	}
+	return string(egress.ReasonClaim), ""
 }
 
 // changes counts n changes that are about to be, or were, written to a part of the kernel.

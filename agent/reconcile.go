@@ -96,6 +96,7 @@ func (a *agent) reconcile(ctx context.Context) (next time.Time, err error) {
 	if err := a.permits.restrict(); err != nil {
 		return time.Time{}, err
 	}
+	a.logLost(r.Cluster)
 	if plan.Gone(s, a.Node) {
 		// The rest of the kernel stays as it is: pods that are there still leave with no other address, and no other
 		// node lets them.

@@ -168,6 +168,10 @@ func powerOff(t *testing.T, name, address string) {
 	if _, owner := lookUp(t, name); owner == gateway || owner == "" {
 		t.Errorf("the owner is %q after %s went", owner, gateway)
 	}
+	ownershipLogged(t, ip, []string{
+		fmt.Sprintf(`msg="egress IP claimed" egress_ip=%s egress=[%s] why=`, ip, name),
+		fmt.Sprintf(`msg="egress IP claimed" egress_ip=%s egress=[%s] why=crash from=%s`, ip, name, gateway),
+	})
 	only(t, result, ip)
 	if limit := leaseTTL + 1500*time.Millisecond; result.LongestGap > limit {
 		t.Errorf("%v without an answer, want at most %v", result.LongestGap, limit)

@@ -133,7 +133,15 @@ func TestLocksThatAreTakenTogetherAreTakenAsEachAlone(t *testing.T) {
 		}
 	}
 	all := func(c *Client) func(*Lease, []Want) ([]bool, error) {
-		return func(l *Lease, list []Want) ([]bool, error) { return c.ClaimAll(t.Context(), l, list) }
+		return func(l *Lease, list []Want) ([]bool, error) {
+			ok, err := c.ClaimAll(t.Context(), l, list)
+			for i, w := range list {
+				if o, bad := DecodeOwner(record(t, c, OwnerKey(w.Owner.IP))); ok[i] && (bad != nil || o.From != w.Owner.From) {
+					t.Errorf("%s is said to come from %q, and in the record from %q, %v", o.IP, w.Owner.From, o.From, bad)
+				}
+			}
+			return ok, err
+		}
 	}
 	for name, tt := range map[string]struct {
 		blocked map[string]bool

@@ -72,6 +72,12 @@ type Former struct {
 // the record has that owner in From. Else, if the suspicion against former's owner still stands, and nobody had a lock
 // of the IP in between, the record has the suspicion's revision.
 func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner, former Former) (bool, error) {
+	_, ok, err := c.claim(ctx, l, o, former)
+	return ok, err
+}
+
+// claim is Claim; from is the From of the record.
+func (c *Client) claim(ctx context.Context, l *Lease, o egress.Owner, former Former) (from string, ok bool, err error) {
 	var last *mvccpb.KeyValue
 	if former.Revision > 0 {
 		// Else the claimer waits, as for an owner that is dead.
@@ -81,7 +87,7 @@ func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner, former For
 	}
 	take, err := c.takingOf(l, o, former, last)
 	if err != nil {
-		return false, err
+		return "", false, err
 	}
 	ifs := take.ifs
 	if o.Why != egress.ReasonStatic {
@@ -89,22 +95,22 @@ func (c *Client) Claim(ctx context.Context, l *Lease, o egress.Owner, former For
 	}
 	resp, err := c.txn(ctx, ifs, take.then, []clientv3.Op{clientv3.OpGet(c.key(OwnerKey(o.IP)))})
 	if err != nil {
-		return false, fmt.Errorf("claiming %s: %w", o.IP, l.known(err))
+		return "", false, fmt.Errorf("claiming %s: %w", o.IP, l.known(err))
 	}
 	if resp.Succeeded {
-		return true, nil
+		return take.from, true, nil
 	}
 	kvs := resp.Responses[0].GetResponseRange().Kvs
 	if len(kvs) == 0 && take.suspected {
 		former.Suspicion = egress.Suspicion{}
-		return c.Claim(ctx, l, o, former) // it does not stand any more, or there was another owner
+		return c.claim(ctx, l, o, former) // it does not stand any more, or there was another owner
 	}
-	return len(kvs) == 1 && kvs[0].Lease == l.ID(), nil
+	return take.from, len(kvs) == 1 && kvs[0].Lease == l.ID(), nil
 }
 
 // Want is a lock that a node wants, which is no static IP's, and the last one of it that the node saw.
 type Want struct {
-	Owner  egress.Owner
+	Owner  egress.Owner // ClaimAll sets its From to that of the record
 	Former Former
 }
 
@@ -136,7 +142,7 @@ func (c *Client) ClaimAll(ctx context.Context, l *Lease, list []Want) ([]bool, e
 	})
 	inParallel(1, func(i, _ int) {
 		if !ok[i] {
-			ok[i], errs[i] = c.Claim(ctx, l, list[i].Owner, list[i].Former)
+			list[i].Owner.From, ok[i], errs[i] = c.claim(ctx, l, list[i].Owner, list[i].Former)
 		}
 	})
 	return ok, errors.Join(errs...)
@@ -160,7 +166,7 @@ func (c *Client) claimBatch(ctx context.Context, l *Lease, list []Want) bool {
 	}
 	ifs := []clientv3.Cmp{absent(c.key(CordonKey(list[0].Owner.Node)))}
 	var then []clientv3.Op
-	for _, w := range list {
+	for i, w := range list {
 		var last *mvccpb.KeyValue
 		if w.Former.Revision > 0 {
 			if kvs := read[0].GetResponseRange().Kvs; len(kvs) > 0 {
@@ -173,6 +179,7 @@ func (c *Client) claimBatch(ctx context.Context, l *Lease, list []Want) bool {
 			return false
 		}
 		ifs, then = append(ifs, take.ifs...), append(then, take.then...)
+		list[i].Owner.From = take.from
 	}
 	resp, err := c.txn(ctx, ifs, then, nil)
 	return err == nil && resp.Succeeded
@@ -183,7 +190,8 @@ func (c *Client) claimBatch(ctx context.Context, l *Lease, list []Want) bool {
 type taking struct {
 	ifs       []clientv3.Cmp
 	then      []clientv3.Op
-	suspected bool // the record names the suspicion
+	from      string // egress.Owner.From of the record
+	suspected bool   // the record names the suspicion
 }
 
 // takingOf returns what takes the lock of an egress IP; last is the newest record of its history, nil where that is
@@ -200,6 +208,7 @@ func (c *Client) takingOf(l *Lease, o egress.Owner, former Former, last *mvccpb.
 			out.ifs = append(out.ifs, unchanged(c.key(SuspicionKey(s.Node)), s.Revision), none.WithPrefix(), same)
 		}
 	}
+	out.from = o.From
 	v, err := Encode(o)
 	if err != nil {
 		return out, err
