@@ -106,22 +106,46 @@ func TestMetricsTellOfTheClusterWhileLeading(t *testing.T) {
 	}
 }
 
-// What a scrape of the leader costs with 1,000 egresses and 200 nodes.
-func BenchmarkScrapeOf1000Egresses(b *testing.B) {
+// scrape1000 returns a scrape of the leader with 1,000 egresses and 200 nodes.
+func scrape1000(t testing.TB) (scrape func() (bytes int)) {
+	t.Helper()
 	r := leading(1000, 200)
 	registry := prometheus.NewRegistry()
 	if err := r.metrics.register(registry, monitor.NewReading(read(), r.readMetrics)); err != nil {
-		b.Fatal(err)
+		t.Fatal(err)
 	}
+	return func() int { return len(gather(t, registry)) }
+}
+
+func BenchmarkScrapeOf1000Egresses(b *testing.B) {
+	scrape := scrape1000(b)
 	before, size := cpu(b), 0
 	for b.Loop() {
-		size = len(gather(b, registry))
+		size = scrape()
 	}
 	b.ReportMetric(float64((cpu(b)-before).Microseconds())/1000/float64(b.N), "ms-cpu/scrape")
 	b.ReportMetric(float64(size), "bytes/scrape")
 }
 
-func cpu(b *testing.B) time.Duration {
+// As of the agent: it is the time on a processor that counts, and the least of several scrapes.
+func TestAScrapeOf1000EgressesCostsLessThan50Milliseconds(t *testing.T) {
+	const limit, patience = 50 * time.Millisecond, 90 * time.Second
+	scrape := scrape1000(t)
+	least := time.Hour
+	for end := time.Now().Add(patience); least > limit*raceFactor && time.Now().Before(end); {
+		before := cpu(t)
+		if size := scrape(); size < 140_000 {
+			t.Fatalf("%d bytes: that is not all of it", size)
+		}
+		least = min(least, cpu(t)-before)
+	}
+	t.Logf("%v of a processor", least)
+	if least > limit*raceFactor {
+		t.Errorf("it takes %v of a processor, want %v at most", least, limit*raceFactor)
+	}
+}
+
+func cpu(b testing.TB) time.Duration {
 	b.Helper()
 	var r syscall.Rusage
 	if err := syscall.Getrusage(syscall.RUSAGE_SELF, &r); err != nil {
