@@ -125,6 +125,7 @@ func (t *tables) kinds() []kind {
 
 // apply takes in one key's record, nil when it is gone; first says whether it is of the first snapshot.
 func (t *tables) apply(key string, r *Record, first bool) {
+	was := t.faults[key]
 	delete(t.faults, key)
 	for _, k := range t.kinds() {
 		name, ok := strings.CutPrefix(key, k.prefix())
@@ -134,7 +135,7 @@ func (t *tables) apply(key string, r *Record, first bool) {
 		if r == nil {
 			k.drop(name)
 		} else if err := k.put(name, *r); err != nil {
-			t.faults[key] = egress.Fault{Key: key, Err: err, Blind: first}
+			t.faults[key] = egress.Fault{Key: key, Err: err, Blind: first || was.Blind}
 		}
 		return
 	}

@@ -187,6 +187,24 @@ func TestTheLastValueThatCouldBeReadStands(t *testing.T) {
 	}
 }
 
+// What the kernel has of it from before would go.
+func TestARecordThatIsWrittenAnewAndStillCannotBeReadIsBlindStill(t *testing.T) {
+	c := dial(t, start(t))
+	put(t, c, EgressKey("e"), "{")
+	v := viewed(t, c)
+	for _, step := range []struct {
+		value any
+		blind bool
+	}{{"{", true}, {"[", true}, {policy, false}, {"{", false}} {
+		rev := put(t, c, EgressKey("e"), step.value)
+		until(t, "the record", v.Changed(), func() bool { return v.Snapshot().Revision >= rev })
+		s := v.Snapshot()
+		if blind := len(s.Faults) == 1 && s.Faults[0].Blind; blind != step.blind {
+			t.Errorf("%v: faults %+v, want blind %t", step.value, s.Faults, step.blind)
+		}
+	}
+}
+
 func TestSnapshotsNeverChangeAndAreOneWhileNothingDoes(t *testing.T) {
 	c := dial(t, start(t))
 	put(t, c, EgressKey("e"), policy)
