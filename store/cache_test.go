@@ -164,6 +164,41 @@ func TestARestoredEtcdIsListedAnew(t *testing.T) {
 	until(t, "a change after it", k.Changed(), func() bool { return value(k, "owners/later") == "new" })
 }
 
+// Renewals of a lease had brought a revision that the etcd that was restored does not have yet.
+func TestARestoredEtcdIsListedOnceWhileItIsBehind(t *testing.T) {
+	s := start(t)
+	c := dial(t, s)
+	put(t, c, "owners/changed", "old")
+	l := grant(t, c, time.Minute)
+	restore := s.Backup()
+	for range 1000 {
+		put(t, c, "owners/changed", "new")
+	}
+	if err := l.Renew(t.Context()); err != nil {
+		t.Fatal(err)
+	}
+	w := intercept(c, false)
+	k := tracked(t, c, OwnerPrefix)
+	until(t, "the change", k.Changed(), func() bool { return value(k, "owners/changed") == "new" })
+	before := w.watches.Load()
+	restore()
+	until(t, "what was restored", k.Changed(), func() bool { return value(k, "owners/changed") == "old" })
+	for w.watches.Load() == before || !k.Healthy() {
+		if !sleep(t.Context(), 10*time.Millisecond) {
+			t.Fatal("not watched again")
+		}
+	}
+	watches := w.watches.Load()
+	for end := time.Now().Add(5 * time.Second); time.Now().Before(end); time.Sleep(100 * time.Millisecond) {
+		if err := l.Renew(t.Context()); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if n := w.watches.Load(); n != watches || !k.Healthy() {
+		t.Errorf("listed %d times more, healthy %t", n-watches, k.Healthy())
+	}
+}
+
 func TestAnotherEtcdIsKnownByItsAnswers(t *testing.T) {
 	head := func(cluster, term uint64, revision int64) *pb.ResponseHeader {
 		return &pb.ResponseHeader{ClusterId: cluster, RaftTerm: term, Revision: revision}

@@ -73,7 +73,7 @@ type Client struct {
 	relayed bool
 	caches  atomic.Int64 // how many were made: each has a watch stream of its own
 	heads   heads
-	// the revision that etcd had when it last answered Confirm, or a later one that it has shown since
+	// the revision that etcd had when it last answered Confirm or a cache's list, or a later one that it has shown since
 	newest    atomic.Int64
 	watchLost atomic.Bool // a cache has lost its watch of etcd, and logged that
 	full      atomic.Bool // see NoSpace

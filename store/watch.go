@@ -80,6 +80,8 @@ func (k *Cache) follow(ctx context.Context) error {
 		return err
 	}
 	k.replace(list, prefixes)
+	// It is linearizable: a newer revision was that of an etcd that has been restored since, or is shown again.
+	k.client.newest.Store(list.revision)
 	ctx, cancel := context.WithCancel(ctx)
 	s := &session{
 		cache: k, restores: list.restores, upTo: list.revision, ranges: map[string]*watched{},
