@@ -90,6 +90,9 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 	if err != nil {
 		return false, in("nftables", err)
 	}
+	if d.Unknown != nil || d.Unread != nil {
+		d.NFT.Pods = d.Pods(tables.Pods())
+	}
 	addrs, moves := k.diffLinks(d.VLAN), k.diffRoutes(d.Routing)
 	errs := []error{made, in("addresses", k.applyLinks(addrs.Removes())), in("routes", k.applyRoutes(moves.NoLocals()))}
 	if !addrs.Removes().Empty() {

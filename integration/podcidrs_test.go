@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"slices"
 	"strings"
 	"testing"
 	"time"
@@ -110,7 +111,13 @@ func TestPodsAreNoOutsideWhereNodesHaveNoPodCIDRs(t *testing.T) {
 			return nil
 		})
 	})
-	t.Run("without a word of the pods no further one gets its egress IP, and it is said", func(t *testing.T) { refused(t, l, pods, ips) })
+	t.Run("without a word of the pods no further one gets its egress IP, and it is said", func(t *testing.T) {
+		pods["ends"] = pod("ends", "node-3", "web")
+		for _, ip := range ips {
+			leavesAs(t, pods["ends"].Name, ip)
+		}
+		refused(t, l, pods, ips)
+	})
 }
 
 // refused takes away what is known of the pods, as if crdsync were an older one.
@@ -150,6 +157,48 @@ func refused(t *testing.T, l *lab.Lab, pods map[string]lab.Pod, ips []netip.Addr
 	})
 	for _, ip := range ips {
 		leavesAs(t, pods["web node-3"].Name, ip) // it is in the kernel, and stays
+	}
+	// An older crdsync says which pods are selected. Whoever has the address of one that is not any more has no egress IP
+	// by it.
+	members := func(change func(*egress.Members)) {
+		t.Helper()
+		key := store.DefaultPrefix + store.MembersByNodeKey("node-3", "both")
+		r, err := c.Get(ctx, key)
+		if err != nil || len(r.Kvs) != 1 {
+			t.Fatalf("reading %s: %v, %v", key, r, err)
+		}
+		m, err := store.Decode[egress.Members](store.Record{Value: r.Kvs[0].Value})
+		if err != nil {
+			t.Fatal(err)
+		}
+		change(&m)
+		v, err := store.Encode(m)
+		if err == nil {
+			_, err = c.Put(ctx, key, string(v))
+		}
+		if err != nil {
+			t.Fatal(err)
+		}
+	}
+	var was egress.Members
+	members(func(m *egress.Members) {
+		was = *m
+		m.Pods = slices.DeleteFunc(slices.Clone(m.Pods), func(p egress.Member) bool { return p.Pod == pods["ends"].Name })
+		if len(m.Pods) != 1 {
+			t.Fatalf("%d of %d pods are left, want one of two", len(m.Pods), len(was.Pods))
+		}
+	})
+	asNode := func() {
+		t.Helper()
+		for _, ip := range lab.NodeIPs(3) {
+			leavesAs(t, pods["ends"].Name, ip)
+		}
+	}
+	asNode()
+	members(func(m *egress.Members) { m.Pods = was.Pods })
+	asNode() // a pod that is selected now is a further one
+	for _, ip := range ips {
+		leavesAs(t, pods["web node-3"].Name, ip)
 	}
 	if err := l.Start(ctx, "crdsync", ""); err != nil {
 		t.Fatal(err)

@@ -75,7 +75,7 @@ func (d *Differ) Diff(have Observed, want State) Changes {
 				continue
 			}
 			wanted := all[s.name]
-			if want.Keep || want.KeepSenders && s.ofOtherNodes {
+			if want.Keep && !s.ofPods || want.KeepSenders && s.ofOtherNodes {
 				wanted = maps.Clone(was[s.name])
 				if wanted == nil {
 					wanted = elements{}
@@ -83,7 +83,7 @@ func (d *Differ) Diff(have Observed, want State) Changes {
 				maps.Copy(wanted, all[s.name])
 			}
 			if digit, ok := strings.CutPrefix(s.name, "known"); ok {
-				// An address in known passes, so it must not be a selected one that is kept.
+				// An address in known passes, so one that is kept there must not be selected now.
 				maps.DeleteFunc(wanted, func(k, _ string) bool { _, selected := all["pod"+digit][k]; return selected })
 			}
 			after[i][s.name] = wanted
@@ -103,7 +103,7 @@ func (d *Differ) Diff(have Observed, want State) Changes {
 	if want.FirstPacketDelay > 0 {
 		c.known = becomeKnown(inet, all)
 	}
-	c.Reselected = reselected(inet, all, want.Keep)
+	c.Reselected = reselected(inet, all)
 	if !want.Keep {
 		c.Unhosted = unhosted(inet, all)
 	}
@@ -150,8 +150,8 @@ func becomeKnown(have, want map[string]elements) (out []netip.Addr) {
 	return out
 }
 
-// reselected returns the pods that have another egress IP than before, or none any more, but where those are kept.
-func reselected(have, want map[string]elements, keep bool) (out []netip.Addr) {
+// reselected returns the pods that have another egress IP than before, or none any more.
+func reselected(have, want map[string]elements) (out []netip.Addr) {
 	for _, f := range families {
 		old, pods := have["pod"+f.digit], want["pod"+f.digit]
 		var changed []string
@@ -161,7 +161,7 @@ func reselected(have, want map[string]elements, keep bool) (out []netip.Addr) {
 			}
 		}
 		for k := range old {
-			if _, ok := pods[k]; !ok && !keep {
+			if _, ok := pods[k]; !ok {
 				changed = append(changed, k)
 			}
 		}

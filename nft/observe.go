@@ -1,14 +1,18 @@
 package nft
 
 import (
+	"encoding/binary"
 	"errors"
 	"fmt"
 	"maps"
+	"net/netip"
 	"slices"
 	"time"
 
 	"github.com/google/nftables"
 	"golang.org/x/sys/unix"
+
+	"github.com/egret-project/egret/egress"
 )
 
 // Observed is what the kernel holds of our tables, read at one moment. The zero Observed is a kernel without them.
@@ -17,6 +21,21 @@ type Observed struct {
 	// socket is the one that tables are to be owned by; 0: they are not to be, or cannot be.
 	socket uint32
 	serial uint64 // of the Observe that returned it
+}
+
+// Pods returns the local selected pods that the tables have, as State.Pods has them.
+func (o Observed) Pods() map[netip.Addr]egress.ID {
+	pods := map[netip.Addr]egress.ID{}
+	for _, f := range families {
+		if len(o.tables) == 0 {
+			break
+		}
+		for k, v := range o.tables[0].elements["pod"+f.digit] {
+			ip, _ := netip.AddrFromSlice([]byte(k))
+			pods[ip] = egress.ID(egress.Mark(binary.BigEndian.Uint32([]byte(v))) & egress.Mark(egress.MaxID))
+		}
+	}
+	return pods
 }
 
 type observedTable struct {

@@ -97,8 +97,8 @@ func inetTable(s State) table {
 	t.chains = append(t.chains, hostChains()...)
 	for _, f := range families {
 		t.sets = append(t.sets,
-			set{name: "selected" + f.digit, key: f.address, size: maxPods},
-			set{name: "pod" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxPods},
+			set{name: "selected" + f.digit, key: f.address, size: maxPods, ofPods: true},
+			set{name: "pod" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxPods, ofPods: true},
 			set{name: "snat" + f.digit, key: mark, value: f.address, flags: flagMap, size: maxHosted},
 			set{name: "overlay" + f.digit, key: mark, value: f.address, flags: flagMap, size: maxPods},
 			set{name: "known" + f.digit, key: f.address, size: maxPods},

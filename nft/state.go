@@ -72,7 +72,7 @@ type State struct {
 	// Renewal says how permits are renewed without a commit.
 	Renewal Renewal
 	// Keep keeps what is in the tables and not in the State: a record could not be read, and an error never causes a
-	// delete.
+	// delete. Of Pods it keeps none: who has a State says which of Observed.Pods stay.
 	Keep bool
 }
 

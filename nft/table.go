@@ -31,6 +31,8 @@ type set struct {
 	permits bool
 	// ofOtherNodes: it says what other nodes may send, which State.KeepSenders keeps.
 	ofOtherNodes bool
+	// ofPods: it says which pods are selected, of which State.Keep keeps none.
+	ofPods bool
 }
 
 // fromState reports whether a State says what is in the set.

@@ -45,9 +45,11 @@ type Desired struct {
 	// Blocks are all that the node has, those included that retire, by the id of their IP.
 	Blocks map[egress.ID][]egress.Block
 	// Unknown are nodes whose pods' addresses are not known, sorted, if an egress selects pods of this node: their
-	// connections to such nodes would be taken for some to the outside. While there are any, the kernel keeps the pods
-	// that it has, and gets no new ones.
+	// connections to such nodes would be taken for some to the outside. While there are any, the kernel gets no pods
+	// that it does not have.
 	Unknown []string
+	// Unread says which pods of the kernel may be selected although NFT.Pods does not have them; nil: none.
+	Unread *Unread
 	// Follow are the egresses whose members on all nodes the node has to know, sorted.
 	Follow []string
 	// Owners are the egress IPs of the node's pods, whose owners it has to know.
@@ -170,14 +172,14 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 	d.Routing.Pods = slices.Clone(own)
 	if slices.ContainsFunc(slices.Collect(maps.Keys(s.ByNode)), func(name string) bool { return name != egress.Unselected }) {
 		d.Unknown = Unknown(s, f.Cluster)
-		d.NFT.Keep = d.NFT.Keep || d.Unknown != nil
 	}
+	d.Unread = unread(s, f.Node)
 	// in order: should two list one pod, all passes agree on which
 	for _, name := range slices.Sorted(maps.Keys(s.ByNode)) {
 		members := s.ByNode[name]
 		policy, ok := s.Egresses[name]
 		if name == egress.Unselected || !ok && blind(s, "egresses/"+name) {
-			continue // of the latter, the kernel keeps what it has
+			continue // of the latter, the kernel keeps what it has: see Unread
 		}
 		for _, a := range policy.Addresses {
 			d.Owners = append(d.Owners, a.IP)
@@ -190,9 +192,7 @@ func buildPods(d *Desired, s *egress.Snapshot, f Facts, roles map[netip.Addr]Rol
 		for _, pod := range members.Pods {
 			for _, ip := range pod.IPs {
 				a := addressFor(policy, ip)
-				if d.Unknown == nil {
-					d.NFT.Pods[ip] = a.ID
-				}
+				d.NFT.Pods[ip] = a.ID
 				if !slices.ContainsFunc(own, func(p netip.Prefix) bool { return p.Contains(ip) }) {
 					d.Routing.Pods = append(d.Routing.Pods, netip.PrefixFrom(ip, ip.BitLen()))
 				}

@@ -5,6 +5,8 @@ import (
 	"slices"
 	"testing"
 
+	"github.com/google/go-cmp/cmp"
+
 	"github.com/egret-project/egret/egress"
 )
 
@@ -37,8 +39,8 @@ func TestWithoutAWordOfANodesPodsNoFurtherPodIsProgrammed(t *testing.T) {
 			f := facts("node-1")
 			f.Cluster = tt.cluster
 			d := Build(New(withoutPodCIDRs(tt.ranges)), f, nil)
-			if !slices.Equal(d.Unknown, tt.unknown) || d.NFT.Keep != (tt.unknown != nil) || (len(d.NFT.Pods) == 0) != (tt.unknown != nil) {
-				t.Errorf("unknown %v, keep %t, pods %v; want unknown %v", d.Unknown, d.NFT.Keep, d.NFT.Pods, tt.unknown)
+			if pods := d.Pods(nil); !slices.Equal(d.Unknown, tt.unknown) || d.NFT.Keep || (len(pods) == 0) != (tt.unknown != nil) {
+				t.Errorf("unknown %v, keep %t, pods of an empty kernel %v; want unknown %v", d.Unknown, d.NFT.Keep, pods, tt.unknown)
 			}
 			for _, p := range tt.except {
 				if !slices.Contains(d.NFT.Except, p) {
@@ -51,6 +53,21 @@ func TestWithoutAWordOfANodesPodsNoFurtherPodIsProgrammed(t *testing.T) {
 	delete(s.ByNode, "egress-0001")
 	if d := Build(New(s), facts("node-1"), nil); d.Unknown != nil || d.NFT.Keep {
 		t.Errorf("a node without selected pods: unknown %v, keep %t", d.Unknown, d.NFT.Keep)
+	}
+}
+
+// A pod that has ended, or that no egress selects any more, has no egress IP to leave to the next one of its address.
+func TestWithoutAWordOfANodesPodsAPodThatIsNotSelectedIsTakenOut(t *testing.T) {
+	s := withoutPodCIDRs(nil)
+	stays, other, gone := ip("10.244.1.2"), ip("10.244.1.4"), ip("10.244.1.3")
+	s.ByNode["egress-0001"] = egress.Members{Egress: "egress-0001", Node: "node-1", Pods: []egress.Member{{Pod: "prod/a", IPs: []netip.Addr{stays, other}}}}
+	d := Build(New(s), facts("node-1"), nil)
+	want := map[netip.Addr]egress.ID{stays: 1}
+	if diff := cmp.Diff(want, d.Pods(map[netip.Addr]egress.ID{stays: 1, gone: 1}), compare); diff != "" {
+		t.Errorf("pods (-want +got):\n%s", diff)
+	}
+	if diff := cmp.Diff(want, d.Pods(map[netip.Addr]egress.ID{stays: 7}), compare); diff != "" {
+		t.Errorf("one that another egress had selected (-want +got):\n%s", diff)
 	}
 }
 
