@@ -136,34 +136,27 @@ func (a *agent) longest(ctx context.Context, r round, l ownership.Longest) error
 // hundreds.
 func (a *agent) claimAll(ctx context.Context, r round, claims []ownership.Claim) error {
 	var list []store.Want
-	var errs []error
-	claimed := map[netip.Addr]bool{}
-	took := func(o egress.Owner, ok bool) {
-		if claimed[o.IP] = ok; ok && !a.claimed[o.IP] { // else the view has not seen it yet
-			a.history.trim(o.IP)
-			a.logClaim(o, r.EgressesOf(o.IP))
-		}
-	}
 	for _, c := range claims {
-		w := store.Want{
-			Owner:  egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why},
-			Former: store.Former{Revision: c.Seen, Suspicion: c.Suspicion},
-		}
-		switch {
-		case c.Why == egress.ReasonStatic:
-			ok, err := a.Store.Claim(ctx, r.lease, w.Owner, w.Former)
-			errs = append(errs, err)
-			took(w.Owner, ok)
-		case a.probes.clear(c.Claim, r.now):
-			list = append(list, w)
+		if c.Why == egress.ReasonStatic || a.probes.clear(c.Claim, r.now) {
+			list = append(list, store.Want{
+				Owner:  egress.Owner{IP: c.IP, Node: a.Node, Since: time.Now().UTC().Truncate(time.Millisecond), Why: c.Why},
+				Former: store.Former{Revision: c.Seen, Suspicion: c.Suspicion},
+			})
 		}
 	}
 	ok, err := a.Store.ClaimAll(ctx, r.lease, list)
+	claimed := map[netip.Addr]bool{}
 	for i, w := range list {
-		took(w.Owner, ok[i])
+		if o := w.Owner; ok[i] {
+			claimed[o.IP] = true
+			if !a.claimed[o.IP] { // else the view has not seen it yet
+				a.history.trim(o.IP)
+				a.logClaim(o, r.EgressesOf(o.IP))
+			}
+		}
 	}
 	a.claimed = claimed
-	return errors.Join(append(errs, err)...)
+	return err
 }
 
 // logClaim logs that this node has taken a lock, why, and from which node.

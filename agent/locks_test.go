@@ -9,6 +9,7 @@ import (
 	"time"
 
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/plan"
 )
 
@@ -93,5 +94,32 @@ func TestEachEgressIPThatGoesWithTheLeaseIsLogged(t *testing.T) {
 	next(lock(first, "n1", 7))
 	if got, want := next(), goes+"10.0.0.1 egress=[web] lease=6a6ca20ac6dc7c06"; got != want {
 		t.Errorf("a later lock than the one that was given up: got %q, want %q", got, want)
+	}
+}
+
+// Where etcd takes 100 ms for a request, a reconcile has time for ten.
+func TestStaticIPsDoNotHoldUpTheLocksOfADeadGateway(t *testing.T) {
+	g := newGiver(t)
+	g.history = newHistory()
+	dead := netip.MustParseAddr("10.10.0.200")
+	g.probes = newProbes(&probes{})
+	g.probes.found[dead] = finding{used: true}
+	var claims []ownership.Claim
+	for ip := netip.MustParseAddr("10.10.0.101"); len(claims) < 20; ip = ip.Next() {
+		claims = append(claims, ownership.Claim{Claim: plan.Claim{IP: ip, Why: egress.ReasonStatic}})
+	}
+	claims = append(claims, ownership.Claim{Claim: plan.Claim{IP: dead, Why: egress.ReasonClaim}})
+	before := g.snapshot()
+	if err := g.claimAll(t.Context(), round{Cluster: plan.New(before), lease: g.machine.current()}, claims); err != nil {
+		t.Fatal(err)
+	}
+	after := g.snapshot()
+	for _, c := range claims {
+		if after.Owners[c.IP].Node != g.Node || !g.claimed[c.IP] {
+			t.Errorf("%s is not claimed: %+v", c.IP, after.Owners[c.IP])
+		}
+	}
+	if n := after.Revision - before.Revision; n != 1 {
+		t.Errorf("%d transactions, want one", n)
 	}
 }

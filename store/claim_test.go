@@ -180,6 +180,10 @@ func TestACordonedNodeTakesNoneOfMany(t *testing.T) {
 	if ok, err := c.ClaimAll(t.Context(), grant(t, c, time.Minute), list); err != nil || ok[0] || ok[1] {
 		t.Errorf("claimed %v, %v", ok, err)
 	}
+	list[1].Owner.Why = egress.ReasonStatic
+	if ok, err := c.ClaimAll(t.Context(), grant(t, c, time.Minute), list); err != nil || ok[0] || !ok[1] {
+		t.Errorf("claimed %v, %v, want the static one alone", ok, err)
+	}
 	if ok, err := c.ClaimAll(t.Context(), grant(t, c, time.Minute), nil); len(ok) > 0 || err != nil {
 		t.Errorf("nothing: %v, %v", ok, err)
 	}

@@ -108,7 +108,7 @@ func (c *Client) claim(ctx context.Context, l *Lease, o egress.Owner, former For
 	return take.from, len(kvs) == 1 && kvs[0].Lease == l.ID(), nil
 }
 
-// Want is a lock that a node wants, which is no static IP's, and the last one of it that the node saw.
+// Want is a lock that a node wants, and the last one of it that the node saw.
 type Want struct {
 	Owner  egress.Owner // ClaimAll sets its From to that of the record
 	Former Former
@@ -164,6 +164,7 @@ func (c *Client) claimBatch(ctx context.Context, l *Lease, list []Want) bool {
 		}
 		read = resp.Responses
 	}
+	// Static IPs do not go by it: on a cordoned node each is tried alone.
 	ifs := []clientv3.Cmp{absent(c.key(CordonKey(list[0].Owner.Node)))}
 	var then []clientv3.Op
 	for i, w := range list {
