@@ -135,6 +135,36 @@ func TestBesideKubeProxy(t *testing.T) {
 			direct(t)
 		})
 	}
+	t.Run("what another program translates first is dropped, and the Egress says so", func(t *testing.T) {
+		at, _ := l.NodeNumber(elsewhere)
+		script := fmt.Sprintf("add table ip other; add chain ip other post { type nat hook postrouting priority -199; }; "+
+			"add rule ip other post ip saddr %s snat to %s", server[web[0]].IPs[0], lab.NodeIPs(at)[0])
+		nft := func(script string) {
+			t.Helper()
+			if out, err := l.Exec(ctx, "node", elsewhere, "nft", script); err != nil {
+				t.Fatalf("%s: %v\n%s", script, err, out)
+			}
+		}
+		nft(script)
+		want := fmt.Sprintf("True TrafficDropped node %s: %s: ", elsewhere, ips[0])
+		eventually(t, time.Minute, func() error {
+			if got, err := ask("pod", web[0], lab.OutsideIP, lab.EchoPort); err == nil {
+				t.Errorf("a packet left, and was seen as %v", got)
+			}
+			if got := condition(t, "both", "Degraded"); !strings.HasPrefix(got, want) || !strings.Contains(got, "chain ip other post at priority -199") {
+				return fmt.Errorf("condition %q, want %q and the chain", got, want)
+			}
+			return nil
+		})
+		nft("delete table ip other")
+		eventually(t, time.Minute, func() error {
+			if got := condition(t, "both", "Degraded"); strings.HasPrefix(got, "True") {
+				return fmt.Errorf("condition %q still", got)
+			}
+			return nil
+		})
+		direct(t)
+	})
 }
 
 // servePort is where serve listens.
