@@ -3,14 +3,16 @@
 package connlimit
 
 import (
+	"context"
 	"net"
 	"net/netip"
 	"slices"
 	"sync"
 )
 
-// Listener accepts connections, of which so many may be open. Where there are more, the client that has most of them
-// loses its oldest. It closes connections from addresses that are not allowed, unread.
+// Listener accepts connections, of which so many may be open, and as many again that are kept (Keep). Where there are
+// more of a kind, the client that has most of these loses its oldest. It closes connections from addresses that are not
+// allowed, unread.
 type Listener struct {
 	net.Listener
 	most int
@@ -19,7 +21,8 @@ type Listener struct {
 	open []*conn    // the oldest first
 }
 
-// New returns a listener that has most connections of l open. may says which addresses are allowed; nil allows all.
+// New returns a listener that has most connections of l open, and most that are kept. may says which addresses are
+// allowed; nil allows all.
 func New(l net.Listener, most int, may func(from net.Addr) bool) *Listener {
 	return &Listener{Listener: l, most: most, may: may}
 }
@@ -28,6 +31,32 @@ type conn struct {
 	net.Conn
 	of   *Listener
 	from netip.Prefix
+	kept bool // guarded by mu of the Listener
+}
+
+type connKey struct{}
+
+// Context is the ConnContext of an http.Server on a Listener, also where TLS is between: Keep finds the connection by
+// it.
+func Context(ctx context.Context, c net.Conn) context.Context {
+	if over, ok := c.(interface{ NetConn() net.Conn }); ok {
+		c = over.NetConn()
+	}
+	return context.WithValue(ctx, connKey{}, c)
+}
+
+// Keep says that a request is of somebody who is known: its connection stays open whatever connects that is not, also
+// from its own address. Without Context it does nothing.
+func Keep(ctx context.Context) {
+	c, ok := ctx.Value(connKey{}).(*conn)
+	if !ok {
+		return
+	}
+	c.of.mu.Lock()
+	c.kept = true
+	over := c.of.over(c)
+	c.of.mu.Unlock()
+	over.end()
 }
 
 // Client is whose an address is where what clients may take is bounded: of IPv6 a host can have all of a /64. Of the
@@ -64,17 +93,39 @@ func (l *Listener) add(c net.Conn) *conn {
 	}
 	l.mu.Lock()
 	l.open = append(l.open, out)
-	var over *conn
-	if len(l.open) > l.most {
-		i := Crowding(l.open, func(c *conn) netip.Prefix { return c.from })
-		over = l.open[i]
-		l.open = slices.Delete(l.open, i, i+1)
-	}
+	over := l.over(out)
 	l.mu.Unlock()
-	if over != nil {
-		_ = over.Conn.Close() // its client has more than others
-	}
+	over.end()
 	return out
+}
+
+// over takes out and returns a connection to close, where there are too many that are kept as c is; nil: there are not.
+// It is called with mu.
+func (l *Listener) over(c *conn) *conn {
+	var kind []*conn
+	for _, o := range l.open {
+		if o.kept == c.kept {
+			kind = append(kind, o)
+		}
+	}
+	if len(kind) <= l.most {
+		return nil
+	}
+	first := kind[Crowding(kind, func(c *conn) netip.Prefix { return c.from })]
+	l.remove(first)
+	return first
+}
+
+// remove is called with mu.
+func (l *Listener) remove(c *conn) {
+	l.open = slices.DeleteFunc(l.open, func(o *conn) bool { return o == c })
+}
+
+// end closes a connection; nil is none.
+func (c *conn) end() {
+	if c != nil {
+		_ = c.Conn.Close() // its client has more than others
+	}
 }
 
 // Crowding returns which of some connections, the oldest first, is closed where they are too many: the first of the
@@ -94,7 +145,7 @@ func Crowding[T any](open []T, from func(T) netip.Prefix) (first int) {
 
 func (c *conn) Close() error {
 	c.of.mu.Lock()
-	c.of.open = slices.DeleteFunc(c.of.open, func(o *conn) bool { return o == c })
+	c.of.remove(c)
 	c.of.mu.Unlock()
 	return c.Conn.Close()
 }

@@ -13,6 +13,7 @@ import (
 	"testing"
 	"time"
 
+	"github.com/egret-project/egret/connlimit"
 	"github.com/egret-project/egret/internal/port"
 )
 
@@ -66,6 +67,42 @@ func TestWhoHoldsManyConnectionsTakesThemFromHimself(t *testing.T) {
 		dialFrom(t, "127.0.0.2", address)
 		if code, _, err := ask(other, "https://"+address+"/"); err != nil || code != 200 {
 			t.Fatalf("beside connections of another client: %d, %v", code, err)
+		}
+	}
+	once()
+	_ = viewer.SetReadDeadline(time.Now().Add(20 * time.Second))
+	if b, err := io.ReadAll(viewer); err != nil || len(b) == 0 {
+		t.Errorf("the viewer, who was there first, was answered with %q, %v", b, err)
+	}
+}
+
+// An attempt: where the CNI masquerades what pods send, those of the viewer's node have his address, and connect until
+// his connection is the oldest of the client that has most.
+func TestAFloodFromHisAddressTakesNothingFromWhoIsKnown(t *testing.T) {
+	t.Parallel()
+	const most = 8
+	release := make(chan struct{})
+	once := sync.OnceFunc(func() { close(release) })
+	known := make(chan bool, 1)
+	address, trusted := serveTLS(t, most, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/events" {
+			connlimit.Keep(r.Context())
+			known <- true
+			<-release
+		}
+		_, _ = io.WriteString(w, "ok") // who asked has gone
+	}))
+	t.Cleanup(once)
+	viewer := tls.Client(dialFrom(t, "127.0.0.1", address), trusted)
+	if _, err := io.WriteString(viewer, "GET /events HTTP/1.1\r\nHost: egret\r\n\r\n"); err != nil {
+		t.Fatal(err)
+	}
+	<-known
+	another := &http.Client{Transport: &http.Transport{TLSClientConfig: trusted, DisableKeepAlives: true}}
+	for range 5 * most {
+		dialFrom(t, "127.0.0.1", address)
+		if code, _, err := ask(another, "https://"+address+"/"); err != nil || code != 200 {
+			t.Fatalf("beside connections from the same address: %d, %v", code, err)
 		}
 	}
 	once()

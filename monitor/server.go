@@ -161,7 +161,8 @@ func ServeLocal(ctx context.Context, address string, most int, h http.Handler, l
 	serve(ctx, address, h, log, func(l net.Listener) net.Listener { return connlimit.New(l, most, isLoopback) })
 }
 
-// ServeTLS serves h at an address over TLS, as ServeLocal does at a loopback one.
+// ServeTLS serves h at an address over TLS, as ServeLocal does at a loopback one, with as many connections more of whom
+// h knows (connlimit.Keep).
 func ServeTLS(ctx context.Context, address string, files TLS, most int, h http.Handler, log *slog.Logger) {
 	reload := &certificates{files: files, log: log}
 	serve(ctx, address, h, log, func(l net.Listener) net.Listener { return reload.listener(connlimit.New(l, most, nil)) })
@@ -197,6 +198,7 @@ func serve(ctx context.Context, address string, h http.Handler, log *slog.Logger
 func serveOn(ctx context.Context, l net.Listener, h http.Handler, log *slog.Logger) error {
 	server := &http.Server{
 		Handler: tellPanics(h, log), MaxHeaderBytes: maxHeader, ReadTimeout: readTimeout, WriteTimeout: sendTimeout,
+		ConnContext: connlimit.Context,
 		// What a client does wrong is not the operator's, and would fill the log.
 		ErrorLog: slog.NewLogLogger(log.Handler(), slog.LevelDebug),
 	}

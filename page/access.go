@@ -9,14 +9,20 @@ import (
 	"strings"
 	"sync"
 	"time"
+
+	"github.com/egret-project/egret/connlimit"
 )
 
 const (
 	// reviewedFor is how long the answer to a token counts: who loses the right looks on for that long.
 	reviewedFor = 10 * time.Second
-	// maxReviewed bounds the answers that are remembered, and maxReviews the questions that are asked at a time:
-	// whoever sends tokens that are none costs the API server as much and no more. The others wait, of a client one at
-	// a time, so that he is in the way of nobody else for longer than a question takes.
+	// trustedFor is for how long a token by which somebody could look waits for none of others when it is looked at
+	// again: who sends tokens that are none, also from his address, is not in his way.
+	trustedFor = 24 * time.Hour
+	// maxReviewed bounds the answers of a kind that are remembered, and maxReviews the questions that are asked at a
+	// time of tokens that are trusted, and of others: whoever sends tokens that are none costs the API server as much
+	// and no more. The others wait, of a client one at a time, so that he is in the way of no other client for longer
+	// than a question takes.
 	maxReviewed, maxReviews = 256, 4
 	// reviewTimeout is how long who asks may wait for his turn and for the API server.
 	reviewTimeout = 5 * time.Second
@@ -39,20 +45,52 @@ type Access struct {
 	Review func(ctx context.Context, token string) (bool, error)
 	Log    *slog.Logger // nil: nothing is logged
 
-	clients queues // of tokens
+	clients          queues // of tokens that are not trusted
+	trusted, unknown turns
 
-	mu       sync.Mutex // guards what follows
-	reviewed map[[sha256.Size]byte]review
-	asking   chan struct{} // capacity maxReviews
+	mu   sync.Mutex // guards what follows
+	may  answers    // tokens by which somebody could look
+	none answers    // others
 }
 
-// review is the answer to a token, which is remembered by its hash.
-type review struct {
-	may   bool
-	until time.Time
+// answers are until when the answers to tokens count, by the hash of each. They are kept beyond that.
+type answers map[[sha256.Size]byte]time.Time
+
+// add adds an answer, in place of that which ended first where there are too many.
+func (a *answers) add(key [sha256.Size]byte) {
+	if *a == nil {
+		*a = answers{}
+	}
+	for delete(*a, key); len(*a) >= maxReviewed; {
+		oldest := key
+		for k, until := range *a {
+			if oldest == key || until.Before((*a)[oldest]) {
+				oldest = k
+			}
+		}
+		delete(*a, oldest)
+	}
+	(*a)[key] = time.Now().Add(reviewedFor)
 }
 
-// Restrict answers who may look, for as long as he may.
+// turns are those of questions to the API server.
+type turns struct {
+	once   sync.Once
+	asking chan struct{} // capacity maxReviews
+}
+
+// wait waits until a question may be asked, and returns what lets the next one be asked. Who waits longest is first.
+func (t *turns) wait(ctx context.Context) (end func(), err error) {
+	t.once.Do(func() { t.asking = make(chan struct{}, maxReviews) })
+	select {
+	case t.asking <- struct{}{}:
+		return func() { <-t.asking }, nil
+	case <-ctx.Done():
+		return nil, errTooManyReviews
+	}
+}
+
+// Restrict answers who may look, for as long as he may, and keeps his connection (connlimit.Keep).
 func (a *Access) Restrict(h http.Handler) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		conn := http.NewResponseController(w)
@@ -66,6 +104,7 @@ func (a *Access) Restrict(h http.Handler) http.Handler {
 			http.Error(w, why, status)
 			return
 		}
+		connlimit.Keep(r.Context())
 		until := time.Now().Add(maxStream)
 		if a.named(r) {
 			if ends := r.TLS.VerifiedChains[0][0].NotAfter; ends.Before(until) && !ends.IsZero() {
@@ -168,19 +207,25 @@ func (a *Access) review(r *http.Request, token string) (bool, error) {
 	}
 	ctx, cancel := context.WithTimeout(r.Context(), reviewTimeout)
 	defer cancel()
-	leave, err := a.clients.enter(ctx, client(r))
-	if err != nil {
-		return false, errTooManyReviews
+	turns := &a.unknown
+	if a.trusts(key) {
+		connlimit.Keep(r.Context()) // others may connect meanwhile
+		turns = &a.trusted
+	} else {
+		leave, err := a.clients.enter(ctx, client(r))
+		if err != nil {
+			return false, errTooManyReviews
+		}
+		defer leave()
 	}
-	defer leave()
-	if may, known := a.known(key); known { // who was before has asked the same
-		return may, nil
-	}
-	end, err := a.turn(ctx)
+	end, err := turns.wait(ctx)
 	if err != nil {
 		return false, err
 	}
 	defer end()
+	if may, known := a.known(key); known { // who was before has asked the same
+		return may, nil
+	}
 	may, err := a.Review(ctx, token)
 	if err != nil {
 		return false, err
@@ -189,41 +234,31 @@ func (a *Access) review(r *http.Request, token string) (bool, error) {
 	return may, nil
 }
 
-// turn waits until a question may be asked, and returns what lets the next one be asked. Who waits longest is first.
-func (a *Access) turn(ctx context.Context) (end func(), err error) {
-	a.mu.Lock()
-	if a.asking == nil {
-		a.asking = make(chan struct{}, maxReviews)
-	}
-	asking := a.asking
-	a.mu.Unlock()
-	select {
-	case asking <- struct{}{}:
-		return func() { <-asking }, nil
-	case <-ctx.Done():
-		return nil, errTooManyReviews
-	}
-}
-
-// known returns the answer that is remembered.
+// known returns the answer that is remembered, and counts.
 func (a *Access) known(key [sha256.Size]byte) (may, known bool) {
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	r, ok := a.reviewed[key]
-	return r.may, ok && time.Now().Before(r.until)
+	now := time.Now()
+	may = now.Before(a.may[key])
+	return may, may || now.Before(a.none[key])
+}
+
+// trusts reports whether the bearer of a token could look when he came last.
+func (a *Access) trusts(key [sha256.Size]byte) bool {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	until, ok := a.may[key]
+	return ok && time.Since(until) < trustedFor
 }
 
 func (a *Access) remember(key [sha256.Size]byte, may bool) {
-	now := time.Now()
 	a.mu.Lock()
 	defer a.mu.Unlock()
-	if a.reviewed == nil {
-		a.reviewed = map[[sha256.Size]byte]review{}
+	if may {
+		delete(a.none, key)
+		a.may.add(key)
+		return
 	}
-	for k, known := range a.reviewed {
-		if len(a.reviewed) >= maxReviewed || !now.Before(known.until) {
-			delete(a.reviewed, k)
-		}
-	}
-	a.reviewed[key] = review{may, now.Add(reviewedFor)}
+	delete(a.may, key)
+	a.none.add(key)
 }

@@ -21,9 +21,10 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// maxPage is how many connections the status page may have open at each address: the viewers', and those of their
-// questions.
-const maxPage = 64
+// maxPage is how many connections the status page may have open at each address: of who may look, the viewers' and
+// those of their questions, and as many of others. As long as fewer than this many connect while he says who he is,
+// which takes milliseconds, he is heard.
+const maxPage = 128
 
 func pageCommand() *cobra.Command {
 	var etcd etcdFlags
