@@ -117,6 +117,27 @@ func TestWhoFollowsIsLookedAtAgain(t *testing.T) {
 	})
 }
 
+// The page says that the connection is lost after 5 s without one.
+func TestWhoseStreamIsEndedIsToldToComeAgainAtOnce(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		p := known()
+		p.shown.State = state(map[string]string{"node a": "{}"})
+		h := (&Access{Names: []string{"ann"}}).Restrict(p.Handler())
+		began := time.Now()
+		for range 2 {
+			r, w := asked("", "ann"), httptest.NewRecorder()
+			r.URL.Path = "/events"
+			h.ServeHTTP(w, r)
+			if body := w.Body.String(); w.Code != 200 || !strings.HasPrefix(body, "retry: 500\n\n") || !strings.Contains(body, `{"a":{}}`) {
+				t.Errorf("status %d, %.100q; want when to come again, and the whole", w.Code, body)
+			}
+		}
+		if took := time.Since(began); took != 2*maxStream {
+			t.Errorf("two streams, one after the other, took %v, want %v", took, 2*maxStream)
+		}
+	})
+}
+
 // following follows the changes until it is ended, and returns how long that took.
 func following(a *Access, r *http.Request) time.Duration {
 	began := time.Now()

@@ -6,9 +6,11 @@ import (
 	"encoding/json"
 	"flag"
 	"fmt"
+	"net/http"
 	"net/http/httptest"
 	"os"
 	"strings"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -226,6 +228,42 @@ func TestAThousandEgressesAndFiveThousandNodesInABrowser(t *testing.T) {
 		c.silent.Store(false)
 	})
 	t.Run("texts of others stay text", func(t *testing.T) { hostile(browser{t, b.ctx}, c) })
+}
+
+// Access ends each stream after a while, and the browser opens another one: a screen reader need not read that out.
+func TestAConnectionThatIsBackAtOnceIsNotToldToBeLost(t *testing.T) {
+	need.Chromium(t)
+	h := newCluster(t, 3, 5).page().Handler()
+	var down atomic.Bool
+	var ended atomic.Int64
+	server := httptest.NewServer(Local(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		if r.URL.Path == "/events" {
+			if down.Load() {
+				http.Error(w, "down", http.StatusServiceUnavailable)
+				return
+			}
+			ctx, cancel := context.WithTimeout(r.Context(), time.Second)
+			defer cancel()
+			defer ended.Add(1)
+			r = r.WithContext(ctx)
+		}
+		h.ServeHTTP(w, r)
+	})))
+	t.Cleanup(server.Close) // after the browser, whose connection it waits for
+	b := newBrowser(t)
+	b.run(chromedp.Navigate(server.URL))
+	text := `document.querySelector("#linkText").textContent`
+	b.until(text + ` === "live"`)
+	b.do(`window.heard = [];
+new MutationObserver(() => heard.push(` + text + `)).observe(document.querySelector("#link"), { childList: true, characterData: true, subtree: true })`)
+	until(t, func() bool { return ended.Load() >= 5 })
+	if heard := eval[[]string](b, "heard"); len(heard) > 0 {
+		t.Errorf("while streams ended and others began, the page said %q", heard)
+	}
+	down.Store(true)
+	b.until(text + `.startsWith("connection lost")`)
+	down.Store(false)
+	b.until(text + ` === "live"`)
 }
 
 // By the keyboard alone; the address of the page is the whole question, as it is sent to others.

@@ -6,6 +6,7 @@ import (
 	"embed"
 	"encoding/json"
 	"errors"
+	"io"
 	"net"
 	"net/http"
 	"net/netip"
@@ -40,6 +41,9 @@ const (
 	answerTimeout = 5 * time.Second
 	// quiet is after how long without changes a comment is sent, by which both ends see that the other is there.
 	quiet = 15 * time.Second
+	// comeBack is what a stream begins with: in how many milliseconds a browser is to come again when it has ended, as
+	// Access has it. Browsers wait for some seconds else.
+	comeBack = "retry: 500\n\n"
 	// maxHits and maxPods are how much of a list is sent: what a person looks through.
 	maxHits, maxPods = 20, 500
 	// maxText bounds what is looked for: no name of Kubernetes' is longer, a namespace and a name together.
@@ -197,6 +201,7 @@ func (p *Page) events(w http.ResponseWriter, r *http.Request) {
 	_ = conn.SetReadDeadline(time.Time{}) // nothing more is read; one that passes would end the request
 	w.Header().Set("Content-Type", "text/event-stream")
 	w.Header().Set("X-Accel-Buffering", "no") // nginx and others would gather what is sent
+	_, _ = io.WriteString(w, comeBack)        // who has gone is seen below
 	beat := time.NewTicker(quiet)
 	defer beat.Stop()
 	for {

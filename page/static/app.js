@@ -263,8 +263,9 @@ function troubles() {
   while (ul.children.length > seen.length) ul.lastChild.remove();
 }
 
-// The connection.
+// The connection. crdsync ends it every five minutes, and the browser opens another one at once: only what lasts is told.
 let online = false;
+let lost = 0; // the timer that tells it
 function linked(text, ok) {
   set($("linkText"), text);
   $("link").className = ok ? "link on" : "link off";
@@ -273,11 +274,11 @@ function linked(text, ok) {
 let pause = 1000;
 function connect() {
   const source = new EventSource("events");
-  source.onopen = () => { online = true; pause = 1000; };
+  source.onopen = () => { online = true; pause = 1000; clearTimeout(lost); lost = 0; };
   source.onmessage = (e) => apply(JSON.parse(e.data));
   source.onerror = () => {
     online = false;
-    linked("connection lost, trying again: this is what was known last", false);
+    lost ||= setTimeout(() => linked("connection lost, trying again: this is what was known last", false), 5000);
     if (source.readyState !== EventSource.CLOSED) return; // the browser tries again by itself
     setTimeout(connect, pause);
     pause = Math.min(2 * pause, 30000);
