@@ -155,7 +155,7 @@ func Run(ctx context.Context, cfg Config) error {
 			list: func(m egress.Mark) ([]conntrack.Flow, error) { return conntrack.Flows(m, ^egress.Mark(0)) }}
 		cfg.Monitor.Page(ConnectionsPage, http.HandlerFunc(who.connections))
 		cfg.Monitor.Page(LogPage, http.HandlerFunc(who.natLog))
-		cfg.Monitor.Page(KernelPage, http.HandlerFunc(who.kernelPage))
+		cfg.Monitor.Trace(KernelPage, http.HandlerFunc(who.kernelPage))
 		cfg.Monitor.Page(LivePage, http.HandlerFunc(who.livePage))
 		cfg.Monitor.Share(TrafficPage, &trafficAnswerer{node: cfg.Node, now: sinceBoot, read: func() (map[netip.Addr]nft.Traffic, error) {
 			return traffic(a.tables, a.fast)

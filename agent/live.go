@@ -22,7 +22,7 @@ import (
 )
 
 // LivePage is where the agent is asked to follow packets of a pod through its kernel, with the parameters of
-// egress.LiveQuestion. It answers with an egress.Live, and is for those who may ask at KernelPage.
+// egress.LiveQuestion. It answers with an egress.Live, and is for those who may ask at ConnectionsPage.
 const LivePage = "/live"
 
 const (

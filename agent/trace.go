@@ -20,7 +20,7 @@ import (
 
 // KernelPage is where the agent is asked what its kernel has for a pod and an egress IP, with the parameters of
 // egress.KernelQuestion. It answers with an egress.Kernel, changes nothing in the kernel, asks the next hops by ARP or
-// NDP, and is for those who may ask which pod has a port: it shows them addresses of pods.
+// NDP, and is for those who may trace: it shows them addresses of pods.
 const KernelPage = "/kernel"
 
 // A question looks again when the agent writes to the kernel meanwhile, for lookTime in all.

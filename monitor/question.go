@@ -17,49 +17,58 @@ import (
 // maxRoot is how many connections root may have open at a time.
 const maxRoot = 8
 
-// questions are the pages that a daemon answers to those alone who may know of single pods, and those that are for who
-// may see its metrics, too.
+// audience is whom a page of questions is for, beside root.
+type audience int
+
+const (
+	readers  audience = iota // the Readers of Config
+	tracers                  // and its Tracers
+	everyone                 // who may see the metrics
+)
+
+// question is what answers GET of a path; the zero question: nothing does.
+type question struct {
+	http.Handler
+	by audience
+}
+
+// questions are the pages that a daemon answers to those alone who may know of single pods, and those that are for
+// more.
 type questions struct {
-	mu            sync.Mutex // guards what follows
-	pages, shared map[string]http.Handler
+	mu sync.Mutex // guards of
+	of map[string]question
+}
+
+func (q *questions) add(path string, page question) {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	if q.of == nil {
+		q.of = map[string]question{}
+	}
+	q.of[path] = page
+}
+
+func (q *questions) page(path string) question {
+	q.mu.Lock()
+	defer q.mu.Unlock()
+	return q.of[path]
 }
 
 // Page registers what answers GET of a path, for root (ServeRoot) and for the Readers of Config, in place of what
 // answered it.
-func (s *Server) Page(path string, h http.Handler) {
-	s.questions.mu.Lock()
-	defer s.questions.mu.Unlock()
-	if s.questions.pages == nil {
-		s.questions.pages = map[string]http.Handler{}
-	}
-	s.questions.pages[path] = h
-}
+func (s *Server) Page(path string, h http.Handler) { s.questions.add(path, question{h, readers}) }
 
-// Share registers what answers GET of a path, for root and for every client of Remote: it is to tell nothing that
-// /metrics does not.
-func (s *Server) Share(path string, h http.Handler) {
-	s.questions.mu.Lock()
-	defer s.questions.mu.Unlock()
-	if s.questions.shared == nil {
-		s.questions.shared = map[string]http.Handler{}
-	}
-	s.questions.shared[path] = h
-}
+// Trace registers what answers GET of a path likewise, for the Tracers of Config, too.
+func (s *Server) Trace(path string, h http.Handler) { s.questions.add(path, question{h, tracers}) }
 
-// page returns what answers a path; nil: nothing does. shared: it is for every client of Remote.
-func (q *questions) page(path string) (page http.Handler, shared bool) {
-	q.mu.Lock()
-	defer q.mu.Unlock()
-	if page, shared = q.shared[path]; shared {
-		return page, true
-	}
-	return q.pages[path], false
-}
+// Share registers what answers GET of a path likewise, for every client of Remote: it is to tell nothing that /metrics
+// does not.
+func (s *Server) Share(path string, h http.Handler) { s.questions.add(path, question{h, everyone}) }
 
 // ServeHTTP answers who may know.
 func (q *questions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
-	page, _ := q.page(r.URL.Path)
-	if page == nil {
+	page := q.page(r.URL.Path)
+	if page.Handler == nil {
 		http.NotFound(w, r)
 		return
 	}
@@ -67,27 +76,30 @@ func (q *questions) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 	page.ServeHTTP(w, r)
 }
 
-// forReaders answers clients whose certificate, which was verified, has one of the names, and any other one as far as
-// pages are shared.
-func (q *questions) forReaders(names []string) http.Handler {
+// forOthers answers clients whose certificate, which was verified, lets them ask, by the names of Config.
+func (q *questions) forOthers(c Config) http.Handler {
 	return http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		verified := r.TLS != nil && len(r.TLS.VerifiedChains) > 0
-		_, shared := q.page(r.URL.Path)
+		page, names, options := q.page(r.URL.Path), c.Readers, "--who-clients"
+		if page.by == tracers {
+			names, options = slices.Concat(names, c.Tracers), options+" and --trace-clients"
+		}
 		switch {
-		case verified && shared:
+		case verified && page.by == everyone:
 		case len(names) == 0:
 			http.NotFound(w, r)
 			return
 		case !verified || !slices.Contains(names, r.TLS.VerifiedChains[0][0].Subject.CommonName):
-			http.Error(w, "the name in the client's certificate is none of --who-clients", http.StatusForbidden)
+			http.Error(w, "the name in the client's certificate is none of "+options, http.StatusForbidden)
 			return
 		}
 		q.ServeHTTP(w, r)
 	})
 }
 
-// ServeRoot answers the pages of Page to processes of root that connect to a listener of a unix socket, until ctx ends,
-// and then returns nil. The kernel says who they are. The listener stays open: it may stand for more.
+// ServeRoot answers the pages of Page, Trace and Share to processes of root that connect to a listener of a unix
+// socket, until ctx ends, and then returns nil. The kernel says who they are. The listener stays open: it may stand for
+// more.
 func (s *Server) ServeRoot(ctx context.Context, l net.Listener) error {
 	err := serveOn(ctx, connlimit.New(rootListener{l, s.Log}, maxRoot, nil), methodGet(&s.questions), s.Log)
 	if ctx.Err() != nil {

@@ -100,6 +100,43 @@ func TestPagesAboutPodsAreServedToRootAlone(t *testing.T) {
 	}
 }
 
+// An attempt: crdsync, whose page shows traces, is broken into, and asks who spoke with whom.
+func TestWhoMayTraceIsToldNothingElse(t *testing.T) {
+	ca := newAuthority(t)
+	for name, tt := range map[string]struct {
+		readers, tracers []string
+		trace, who       int
+	}{
+		"by no name":           {nil, nil, http.StatusNotFound, http.StatusNotFound},
+		"by a name for traces": {nil, []string{"prometheus"}, http.StatusOK, http.StatusNotFound},
+		"by it, and another":   {[]string{"auditor"}, []string{"prometheus"}, http.StatusOK, http.StatusForbidden},
+		"by a name for all":    {[]string{"prometheus"}, nil, http.StatusOK, http.StatusOK},
+		"by another's names":   {[]string{"auditor"}, []string{"egret-crdsync"}, http.StatusForbidden, http.StatusForbidden},
+	} {
+		cfg := Config{Remote: fmt.Sprintf("127.0.0.1:%d", port.Hold(t)), TLS: ca.files(t, "egret"), Metrics: newGatherer(), Readers: tt.readers, Tracers: tt.tracers}
+		s := New(cfg)
+		s.Page("/connections", tells("pods"))
+		s.Trace("/kernel", tells("pods"))
+		run(t, s)
+		c := ca.client(t, &ca, time.Now().Add(time.Hour)) // it is prometheus
+		await(t, func() bool { _, _, err := ask(c, "https://"+cfg.Remote+"/metrics"); return err == nil })
+		for path, want := range map[string]int{"/kernel": tt.trace, "/connections": tt.who, "/live": tt.who} {
+			if want == http.StatusOK && path == "/live" { // which is not registered here
+				want = http.StatusNotFound
+			}
+			code, got, err := ask(c, "https://"+cfg.Remote+path)
+			if err != nil || code != want || strings.Contains(got, "pods") != (want == http.StatusOK) {
+				t.Errorf("%s: %s: %d %q, %v; want %d", name, path, code, got, err, want)
+			}
+		}
+		if none := ca.client(t, nil, time.Now()); len(tt.tracers) > 0 {
+			if _, got, err := ask(none, "https://"+cfg.Remote+"/kernel"); err == nil {
+				t.Errorf("%s: who shows no certificate is told %q", name, got)
+			}
+		}
+	}
+}
+
 // TestOthersAskAboutPodsByANamedCertificate: who may read metrics may not know who spoke with whom.
 func TestOthersAskAboutPodsByANamedCertificate(t *testing.T) {
 	ca := newAuthority(t)

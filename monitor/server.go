@@ -9,6 +9,7 @@ import (
 	"net/http"
 	"net/netip"
 	"runtime/debug"
+	"slices"
 	"strings"
 	"sync"
 	"time"
@@ -38,9 +39,9 @@ type Config struct {
 	// Remote is an address and a port for /metrics alone, over TLS; "": none. An IPv4 address may be in brackets, too.
 	Remote string
 	TLS    TLS // of Remote
-	// Readers are the common names of the client certificates by which Remote also answers the questions of Page; nil:
-	// it answers nobody.
-	Readers []string
+	// Readers are the common names of the client certificates by which Remote also answers the questions of Page and
+	// Trace, Tracers those by which it answers the questions of Trace alone; nil: it answers nobody.
+	Readers, Tracers []string
 	// Metrics are what /metrics shows; nil: there is no such page.
 	Metrics prometheus.Gatherer
 	Level   *LogLevel    // what /log-level reads and sets; nil: there is no such page
@@ -56,8 +57,8 @@ func (c Config) Validate() error {
 		}
 	}
 	if c.Remote == "" {
-		if len(c.Readers) > 0 {
-			errs = append(errs, errors.New("--who-clients: there are clients at --metrics-address alone: want that too"))
+		if len(c.Readers)+len(c.Tracers) > 0 {
+			errs = append(errs, errors.New("--who-clients, --trace-clients: there are clients at --metrics-address alone: want that too"))
 		}
 		return errors.Join(errs...)
 	}
@@ -69,9 +70,9 @@ func (c Config) Validate() error {
 	case at.Addr().IsUnspecified() && lerr == nil && at.Port() == local.Port():
 		errs = append(errs, fmt.Errorf("--metrics-address %q: all addresses are that of --status-address %s too: want one address of this node, or another port", c.Remote, c.Local))
 	}
-	for _, name := range c.Readers {
+	for _, name := range slices.Concat(c.Readers, c.Tracers) {
 		if strings.TrimSpace(name) == "" {
-			errs = append(errs, errors.New("--who-clients: want common names of client certificates, none of them empty"))
+			errs = append(errs, errors.New("--who-clients, --trace-clients: want common names of client certificates, none of them empty"))
 		}
 	}
 	return errors.Join(append(errs, c.TLS.Validate())...)
@@ -150,7 +151,7 @@ func (s *Server) pages() (local, remote *http.ServeMux) {
 		local.Handle("PUT /log-level", levelPage{s.Level, s.Log})
 	}
 	remote.Handle("GET /metrics", metrics)
-	remote.Handle("GET /", s.questions.forReaders(s.Readers))
+	remote.Handle("GET /", s.questions.forOthers(s.Config))
 	return local, remote
 }
 

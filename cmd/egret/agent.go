@@ -78,6 +78,8 @@ func agentCommand() *cobra.Command {
 	s.IntVar(&f.natLog.Sample, "nat-log-sample", 1, "log one connection in so many")
 	f.monitor.add(s, egress.StatusPort)
 	s.StringSliceVar(&f.monitor.Readers, "who-clients", nil, "common names of client certificates that may ask at --metrics-address which pod has a port, and what the kernel has for a pod (default: none; root may on the node)")
+	s.StringSliceVar(&f.monitor.Tracers, "trace-clients", nil,
+		"common names of client certificates that may ask there what the kernel has for a pod, and nothing else, as crdsync does for its page (default: none)")
 	f.log.add(s)
 	c.RunE = configured(&f.config, func(c *cobra.Command, _ []string) error { return f.run(c) })
 	return c
