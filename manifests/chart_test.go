@@ -273,6 +273,11 @@ crdsync: {nodeSelector: {c: d}, priorityClassName: mine}
 metrics: {enabled: true}
 page: {secret: egret-page}
 `,
+	"metrics, and a page that asks no kernels": ownEtcd + `
+metrics: {enabled: true}
+page: {secret: egret-page}
+agent: {config: {trace-clients: []}}
+`,
 	"metrics, and a page on loopback": `
 etcd: {bundled: {enabled: true}}
 metrics: {enabled: true}

@@ -229,3 +229,18 @@ func TestCrdsyncAsksAgentsForAPageAlone(t *testing.T) {
 		t.Errorf("credentials goes to %v with the priority %s", s.NodeSelector, s.PriorityClassName)
 	}
 }
+
+// Agents tell crdsync of their kernels where it has a page, unless somebody says otherwise, and of nothing else.
+func TestCrdsyncMayTraceForAPageAlone(t *testing.T) {
+	t.Parallel()
+	for variant, want := range map[string]bool{
+		"as it comes": false, "status page": false, "metrics": false, "metrics, and a page that asks no kernels": false,
+		"metrics and the status page": true, "metrics, and a page on loopback": true,
+	} {
+		args := manifests.PodsOf(t, variant)["agent"].Containers[0].Args
+		names := slices.DeleteFunc(slices.Clone(args), func(arg string) bool { return !strings.Contains(arg, "-clients") })
+		if (len(names) == 1 && names[0] == "--trace-clients="+credentials.Crdsync) != want || len(names) > 1 {
+			t.Errorf("%s: agents answer %q; want crdsync for traces: %v", variant, names, want)
+		}
+	}
+}

@@ -2,6 +2,7 @@ package operator
 
 import (
 	"cmp"
+	"context"
 	"maps"
 	"net/netip"
 	"slices"
@@ -217,16 +218,40 @@ type Way struct {
 	Status  int    `json:"status"` // 0: the pod leaves as it should; 2: it does not; 3: something may be in its way
 }
 
-// TraceIn is Trace in a whole that was read already. An error: there is no such pod.
-func TraceIn(w store.Whole, q Question, now time.Time) (Way, error) {
+// Kernels are how agents are asked what their kernels have; the zero Kernels: they are not.
+type Kernels struct {
+	Ask  Ask
+	Page string // where
+	// Latest returns the records as they are now, which are looked at again where something is wrong: kernels may have
+	// what moved meanwhile. nil: they are not.
+	Latest func() store.Whole
+}
+
+// TraceIn is Trace in a whole that was read already, for who is to learn of no destination whether something is sent
+// there, or whether it answers: agents are asked for the way to anywhere outside. An error: there is no such pod.
+func TraceIn(ctx context.Context, w store.Whole, q Question, agents Kernels) (Way, error) {
 	if err := CheckDescribed("pod", q.Pod); err != nil {
 		return Way{}, err
 	}
-	steps, err := trace(w, q, now, nil)
+	ask := askKernels(ctx, agents.Ask, agents.Page)
+	if to := ask; to != nil {
+		ask = func(w store.Whole, q egress.KernelQuestion, home, gateway string) kernels {
+			q.To, q.Protocol, q.Port = netip.Addr{}, 0, 0
+			return to(w, q, home, gateway)
+		}
+	}
+	steps, err := trace(w, q, time.Now(), ask)
 	if err != nil {
 		return Way{}, err
 	}
 	text, status := conclude(steps)
+	if status == 0 || ask == nil || agents.Latest == nil {
+		return Way{steps, text, status}, nil
+	}
+	if now := agents.Latest(); moved(w, now, q.Pod) {
+		agents.Latest = nil
+		return TraceIn(ctx, now, q, agents)
+	}
 	return Way{steps, text, status}, nil
 }
 

@@ -1,8 +1,12 @@
 package operator
 
 import (
+	"context"
 	"net/netip"
+	"net/url"
 	"slices"
+	"strings"
+	"sync"
 	"testing"
 	"time"
 
@@ -81,5 +85,35 @@ func TestFindTellsWhatIsExactlySoFirst(t *testing.T) {
 		if diff := cmp.Diff(want, Find(w, text, 5)); diff != "" {
 			t.Errorf("%q (-want +got):\n%s", text, diff)
 		}
+	}
+}
+
+// An attempt: who may look at the status page traces to addresses, to find out which of them answer on a node's links,
+// and to which of them pods have connections.
+func TestATraceForOthersAsksKernelsForNoDestination(t *testing.T) {
+	kernels := map[string]egress.Kernel{
+		"node-1": {Node: "node-1", Watching: true, Permit: 0.4, Answers: true, Guarded: -1},
+		"node-2": {Node: "node-2", Watching: true, PodID: 1, Steered: true, Gateway: 1, First: 2048, Ports: 1024, Guarded: -1},
+	}
+	var mu sync.Mutex // guards asked
+	asked := map[string]string{}
+	ask := func(_ context.Context, node string, _ []netip.Addr, page string, q url.Values, reply any) error {
+		mu.Lock()
+		defer mu.Unlock()
+		asked[node] = page + "?" + q.Encode()
+		*reply.(*egress.Kernel) = kernels[node]
+		return nil
+	}
+	q := Question{Pod: "prod/web-1", To: netip.MustParseAddr("198.51.100.9"), Protocol: "tcp", Port: 443}
+	way, err := TraceIn(t.Context(), whole(), q, Kernels{Ask: ask, Page: "/kernel"})
+	if err != nil || way.Status != 0 || !strings.HasPrefix(way.Verdict, "As the kernels of its nodes tell it gets through") {
+		t.Errorf("%+v, %v", way, err)
+	}
+	want := map[string]string{"node-1": "/kernel?id=1&ip=10.10.0.11&peer=2", "node-2": "/kernel?id=1&ip=10.10.0.11&peer=1&pod=10.244.1.5"}
+	if diff := cmp.Diff(want, asked); diff != "" {
+		t.Errorf("agents were asked (-want +got):\n%s", diff)
+	}
+	if way, err := TraceIn(t.Context(), whole(), q, Kernels{}); err != nil || !strings.HasPrefix(way.Verdict, "As far as etcd tells") {
+		t.Errorf("without agents: %+v, %v", way, err)
 	}
 }

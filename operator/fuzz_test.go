@@ -3,7 +3,6 @@ package operator
 import (
 	"net/netip"
 	"testing"
-	"time"
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/plan"
@@ -54,7 +53,7 @@ func FuzzRecord(f *testing.F) {
 			}, map[netip.Addr]plan.Role{netip.MustParseAddr("10.10.0.11"): plan.Own})
 		}
 		_ = troublesOf(w, store.Space{})
-		_, _ = TraceIn(w, Question{Pod: "default/a"}, time.Unix(1, 0)) // an error: there is no such pod
+		_, _ = TraceIn(t.Context(), w, Question{Pod: "default/a"}, Kernels{}) // an error: there is no such pod
 		for ip, o := range w.Owners {
 			if ip != o.IP || egress.FormatLease(o.Lease) == "" {
 				t.Errorf("%s is the key of %+v", ip, o)

@@ -169,7 +169,7 @@ func (c *cluster) traffic(_ context.Context, node string, _ []netip.Addr) (egres
 
 // page returns a Page of the cluster that runs until the test ends.
 func (c *cluster) page() *Page {
-	p := New(c.client, c.traffic, nil)
+	p := New(c.client, Agents{Traffic: c.traffic}, nil)
 	ctx, stop := context.WithCancel(context.WithoutCancel(c.t.Context()))
 	done := make(chan struct{})
 	go func() { defer close(done); _ = p.Run(ctx) }() // it ends without an error

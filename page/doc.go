@@ -3,11 +3,13 @@
 //
 // The page is a few files, which are in the binary, and asks for nothing from elsewhere. The server sends the whole
 // state once (/events, server-sent events), and then what changes, by kind and name. /state is the same state at a
-// time; /trace, /describe and /search answer with what operator does; /traffic with what gateways count.
+// time; /trace, /describe and /search answer with what operator does, /trace by what agents say of their kernels, too;
+// /traffic with what gateways count.
 //
 // Invariants:
 //   - Agents are asked for the traffic of the egress IPs that somebody has on the screen, and of no others: their
 //     gateways, each once in trafficEvery whoever looks, maxAsked at a time.
+//   - Agents are asked for their kernels maxTraced at a time, and of no destination.
 //   - A request changes nothing: GET and HEAD alone, and no body is read.
 //   - While nobody looks, nothing is read of etcd, nor computed.
 //   - What a viewer costs is bounded: there are at most maxViewers, and one that does not read is dropped, and not

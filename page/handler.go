@@ -225,7 +225,7 @@ func (p *Page) events(w http.ResponseWriter, r *http.Request) {
 }
 
 // trace answers how a pod leaves, where it is asked for so with what it sends: to an address, by a protocol, for a
-// port.
+// port. A client has one such question at a time, beside its others.
 func (p *Page) trace(w http.ResponseWriter, r *http.Request) {
 	asked := r.URL.Query()
 	q := operator.Question{Pod: asked.Get("pod")}
@@ -250,7 +250,7 @@ func (p *Page) trace(w http.ResponseWriter, r *http.Request) {
 		http.Error(w, "pod: want namespace/name", http.StatusBadRequest)
 		return
 	}
-	p.reply(w, r, func(now *shown) (any, error) { return operator.TraceIn(now.whole, q, time.Now()) })
+	p.answer(w, r, &p.traces, func(ctx context.Context, now *shown) (any, error) { return p.traceIn(ctx, now, q) })
 }
 
 // description is the answer of describe.

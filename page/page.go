@@ -51,8 +51,10 @@ type Page struct {
 	wanted chan struct{} // capacity 1: somebody looks
 
 	questions queues
-	looks     queues    // of traffic
-	gateways  *gateways // nil: no agent is asked
+	looks     queues           // of traffic
+	traces    queues           // which wait for agents, too
+	gateways  *gateways        // nil: no agent is asked for traffic
+	kernels   operator.Kernels // zero: none is asked for its kernel
 
 	mu      sync.Mutex // guards what follows
 	shown   *shown     // nil: nothing is known yet, or nobody looks
@@ -83,15 +85,23 @@ type viewer struct {
 	events chan []byte // closed: it was too far behind
 }
 
-// New returns a Page of what etcd holds, and of what passes by egress IPs as ask finds out; nil: it shows no traffic.
-// It answers while Run runs. log may be nil.
-func New(client *store.Client, ask AskTraffic, log *slog.Logger) *Page {
+// Agents are how agents are asked; the zero Agents: they are not, and the page shows what etcd holds.
+type Agents struct {
+	Traffic AskTraffic
+	Kernels operator.Kernels
+}
+
+// New returns a Page of what etcd holds, and of what agents say. It answers while Run runs. log may be nil.
+func New(client *store.Client, agents Agents, log *slog.Logger) *Page {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
 	p := &Page{client: client, log: log, wanted: make(chan struct{}, 1), first: make(chan struct{}), viewers: map[*viewer]bool{}}
-	if ask != nil {
-		p.gateways = newGateways(ask)
+	if agents.Traffic != nil {
+		p.gateways = newGateways(agents.Traffic)
+	}
+	if p.kernels = agents.Kernels; p.kernels.Ask != nil {
+		p.kernels.Ask = paced(p.kernels.Ask)
 	}
 	return p
 }

@@ -386,7 +386,7 @@ func until(t *testing.T, f func() bool) {
 func TestThePageSurvivesAPanicAndTellsIt(t *testing.T) {
 	c := newCluster(t, 3, 5)
 	var log syncbuf.Buffer
-	p := New(c.client, nil, slog.New(slog.NewTextHandler(&log, nil)))
+	p := New(c.client, Agents{}, slog.New(slog.NewTextHandler(&log, nil)))
 	ctx, stop := context.WithCancel(t.Context())
 	done := make(chan error, 1)
 	go func() { done <- p.Run(ctx) }()

@@ -23,7 +23,7 @@ func asking(ctx context.Context, p *Page, from string, answer func(*shown) (any,
 
 // known is a page that needs no etcd.
 func known() *Page {
-	p := New(nil, nil, nil)
+	p := New(nil, Agents{}, nil)
 	p.shown = &shown{}
 	return p
 }

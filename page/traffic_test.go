@@ -278,7 +278,7 @@ func TestTrafficIsAskedForWhatIsOnTheScreen(t *testing.T) {
 			t.Errorf("%.40q: %d %s", bad, r.Code, r.Body)
 		}
 	}
-	without := New(c.client, nil, nil).Handler()
+	without := New(c.client, Agents{}, nil).Handler()
 	if r := get(without, "GET", "/traffic?ips=10.0.0.1", nil); r.Code != http.StatusNotFound {
 		t.Errorf("where no agent is asked: %d %s", r.Code, r.Body)
 	}

@@ -31,7 +31,7 @@ type agentsFlags struct {
 }
 
 func (f *agentsFlags) add(s *pflag.FlagSet) {
-	s.IntVar(&f.port, "agents-port", 0, "port of the agents' --metrics-address, to ask those of other nodes; for more than traffic they name this certificate in --who-clients")
+	s.IntVar(&f.port, "agents-port", 0, "port of the agents' --metrics-address, to ask those of other nodes; for more than traffic they name this certificate in --who-clients, for traces alone in --trace-clients")
 	s.StringVar(&f.files.CA, "agents-ca-file", "", "file of the CA certificates that the agents' certificates are checked against")
 	s.StringVar(&f.files.Cert, "agents-cert-file", "", "file of the certificate shown to agents")
 	s.StringVar(&f.files.Key, "agents-key-file", "", "file of that certificate's key")

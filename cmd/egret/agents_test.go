@@ -25,15 +25,15 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
-// remote serves what the agent of a node answers at its --metrics-address, over mTLS, to the client named auditor
-// alone.
+// remote serves what the agent of a node answers at its --metrics-address, over mTLS, to the client named auditor, and
+// what it tells of its kernel to that named egret-crdsync, too.
 func remote(t *testing.T, ca authority, name, address string, agents int, kernel *egress.Kernel) {
 	t.Helper()
 	dir := t.TempDir()
 	c, key := ca.issue(&x509.Certificate{Subject: pkix.Name{CommonName: name}, IPAddresses: []net.IP{net.ParseIP(address)}, ExtKeyUsage: []x509.ExtKeyUsage{x509.ExtKeyUsageServerAuth}})
 	ca.write(dir, tls.Certificate{Certificate: [][]byte{c.Raw}, PrivateKey: key})
 	file := func(name string) string { return filepath.Join(dir, name) }
-	s := monitor.New(monitor.Config{Remote: fmt.Sprintf("%s:%d", address, agents), Readers: []string{"auditor"},
+	s := monitor.New(monitor.Config{Remote: fmt.Sprintf("%s:%d", address, agents), Readers: []string{"auditor"}, Tracers: []string{"egret-crdsync"},
 		TLS: monitor.TLS{Cert: file("tls.crt"), Key: file("tls.key"), ClientCA: file("ca.crt")}})
 	s.Page(agent.ConnectionsPage, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 		q, err := natlog.ParseQuestion(r.URL.Query())
@@ -45,7 +45,7 @@ func remote(t *testing.T, ca authority, name, address string, agents int, kernel
 		_ = json.NewEncoder(w).Encode(natlog.Reply{Node: name, Answer: natlog.Answer{Uses: uses}})
 	}))
 	if kernel != nil {
-		s.Page(agent.KernelPage, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		s.Trace(agent.KernelPage, http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
 			if _, err := egress.ParseKernelQuestion(r.URL.Query()); err != nil {
 				http.Error(w, err.Error(), http.StatusBadRequest)
 				return
@@ -131,7 +131,7 @@ func TestAgentsAreAskedOverMTLS(t *testing.T) {
 	}
 	roots := t.TempDir()
 	ca.write(roots, ca.pair(x509.ExtKeyUsageClientAuth, "any"))
-	auditor, prometheus, stranger := client(ca, "auditor"), client(ca, "prometheus"), client(newAuthority(t), "auditor")
+	auditor, crdsync, prometheus, stranger := client(ca, "auditor"), client(ca, "egret-crdsync"), client(ca, "prometheus"), client(newAuthority(t), "auditor")
 	for name, tt := range map[string]struct {
 		command string
 		port    int
@@ -143,6 +143,8 @@ func TestAgentsAreAskedOverMTLS(t *testing.T) {
 		"who, by one that is not":                  {"who 203.0.113.5:2048", good, prometheus, 1, []string{"none of --who-clients"}},
 		"who, by one of another CA":                {"who 203.0.113.5:2048", good, stranger, 1, []string{"not known: asking the agent of node n1"}},
 		"trace, by a certificate that is named":    {"trace prod/web-1", good, auditor, 2, []string{"n1 has the pod, and its next hop", "It does not get through: n2 has no permit for 203.0.113.5"}},
+		"trace, by one for traces":                 {"trace prod/web-1", good, crdsync, 2, []string{"n1 has the pod, and its next hop", "n2 has no permit for 203.0.113.5"}},
+		"who, by one for traces":                   {"who 203.0.113.5:2048", good, crdsync, 1, []string{"none of --who-clients"}},
 		"trace, by one that is not":                {"trace prod/web-1", good, prometheus, 0, []string{"n1 is told by the records alone", "none of --who-clients", "As far as etcd tells it gets through"}},
 		"live, by one that is not":                 {"trace prod/web-1 --live --to 198.51.100.9", good, prometheus, 3, []string{"n2 follows no packet", "none of --who-clients"}},
 		"live, of agents of an older version":      {"trace prod/web-1 --live --to 198.51.100.9", older, auditor, 3, []string{"follows no packet", "of an older version"}},
@@ -175,23 +177,23 @@ func TestAgentsAreAskedOverMTLS(t *testing.T) {
 		"where another node's agent answers":         {prometheus, "n2", "127.0.0.11", "that of node n1"},
 	} {
 		f := agentsFlags{port: good, files: monitor.ClientTLS{CA: filepath.Join(roots, "ca.crt"), Cert: tt.shows[1], Key: tt.shows[3]}}
-		ask, err := f.traffic(nil)
+		agents, err := f.forPage(nil)
 		if err != nil {
 			t.Fatal(err)
 		}
-		got, err := ask(t.Context(), tt.node, []netip.Addr{netip.MustParseAddr(tt.address)})
+		got, err := agents.Traffic(t.Context(), tt.node, []netip.Addr{netip.MustParseAddr(tt.address)})
 		if tt.want == "" && (err != nil || got.IPs[ip].SentPackets != 7) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want)) {
 			t.Errorf("traffic, %s: %v, %v; want %q", name, got, err, tt.want)
 		}
 	}
 	// The certificate is replaced while crdsync runs.
 	f := agentsFlags{port: good, files: monitor.ClientTLS{CA: filepath.Join(roots, "ca.crt"), Cert: stranger[1], Key: stranger[3]}}
-	ask, err := f.traffic(nil)
+	agents, err := f.forPage(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
 	ca.write(filepath.Dir(stranger[1]), ca.pair(x509.ExtKeyUsageClientAuth, "prometheus"))
-	if got, err := ask(t.Context(), "n2", []netip.Addr{netip.MustParseAddr("127.0.0.12")}); err != nil || got.IPs[ip].SentPackets != 7 {
+	if got, err := agents.Traffic(t.Context(), "n2", []netip.Addr{netip.MustParseAddr("127.0.0.12")}); err != nil || got.IPs[ip].SentPackets != 7 {
 		t.Errorf("traffic, by a certificate that was replaced: %v, %v", got, err)
 	}
 }

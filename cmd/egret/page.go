@@ -35,7 +35,7 @@ func pageCommand() *cobra.Command {
 		Short: "Serve the status page on this machine, until it is interrupted",
 		Long: "Serve the status page on this machine, until it is interrupted: what egret status, describe and trace\n" +
 			"print, live in a browser, and with --agents-port what passes by the egress IPs on the screen, by their\n" +
-			"gateways. It changes nothing. Every user of this machine can look at it meanwhile.",
+			"gateways, and traces by kernels, too. It changes nothing. Every user of this machine can look at it meanwhile.",
 		Args: cobra.NoArgs,
 	}
 	etcd.addOperator(c.Flags())
@@ -133,11 +133,11 @@ func (f pageFlags) serve(ctx context.Context, client *store.Client, kube *rest.C
 	if f.local == "" && f.remote == "" {
 		return
 	}
-	ask, err := f.agents.traffic(log)
+	agents, err := f.agents.forPage(log)
 	if err != nil { // the files were there when the options were looked at
-		log.Error("status page is without traffic", "err", err)
+		log.Error("status page asks no agents", "err", err)
 	}
-	p := page.New(client, ask, log)
+	p := page.New(client, agents, log)
 	var running sync.WaitGroup
 	defer running.Wait()
 	running.Go(func() { _ = p.Run(ctx) }) // it ends without an error

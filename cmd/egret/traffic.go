@@ -22,27 +22,41 @@ import (
 )
 
 // maxTrafficAnswer is how much of an agent's answer about traffic is read, in bytes: more than egress.MaxTraffic IPs
-// take.
-const maxTrafficAnswer = 256 << 10
+// take. maxKernelAnswer is that about a kernel, of which the lines are as long as what the kernel lacks.
+const maxTrafficAnswer, maxKernelAnswer = 256 << 10, 1 << 20
 
-// traffic returns what asks agents for traffic; nil: the options say of none. Its errors are for who looks at the page:
-// they say what is so of the agent, and who is to look at what.
-func (f *agentsFlags) traffic(log *slog.Logger) (page.AskTraffic, error) {
+// forPage returns how the status page asks agents; the zero Agents: the options say of none.
+func (f *agentsFlags) forPage(log *slog.Logger) (page.Agents, error) {
 	others, err := f.client(log)
 	if others == nil || err != nil {
-		return nil, err
+		return page.Agents{}, err
 	}
-	others.Transport = limited{others.Transport, maxTrafficAnswer}
-	ask := f.askByName(others)
-	return func(ctx context.Context, node string, addresses []netip.Addr) (answer egress.NodeTraffic, err error) {
+	traffic := f.inWords(others, maxTrafficAnswer)
+	return page.Agents{
+		Traffic: func(ctx context.Context, node string, addresses []netip.Addr) (answer egress.NodeTraffic, err error) {
+			err = traffic(ctx, node, addresses, agent.TrafficPage, url.Values{}, &answer)
+			return answer, err
+		},
+		Kernels: operator.Kernels{Ask: f.inWords(others, maxKernelAnswer), Page: agent.KernelPage},
+	}, nil
+}
+
+// inWords returns what asks the agents of nodes, and reads so much of their answers at most. Its errors are for who
+// looks at the page: they say what is so of the agent, and who is to look at what.
+func (f *agentsFlags) inWords(others *http.Client, most int64) operator.Ask {
+	bounded := *others
+	bounded.Transport = limited{others.Transport, most}
+	ask := f.askByName(&bounded)
+	return func(ctx context.Context, node string, addresses []netip.Addr, page string, q url.Values, reply any) error {
 		if len(addresses) == 0 {
-			return answer, fmt.Errorf("node %s has no address in its record, at which its agent could be asked", node)
+			return fmt.Errorf("node %s has no address in its record, at which its agent could be asked", node)
 		}
-		if err = ask(ctx, node, addresses, agent.TrafficPage, url.Values{}, &answer); err != nil {
+		err := ask(ctx, node, addresses, page, q, reply)
+		if err != nil {
 			err = f.plain(err, node, addresses[0])
 		}
-		return answer, err
-	}, nil
+		return err
+	}
 }
 
 // plain says in words why an agent was not heard, with the program's own after it where those may help who mends it.
@@ -53,7 +67,8 @@ func (f *agentsFlags) plain(err error, node string, address netip.Addr) error {
 	var slow net.Error
 	switch {
 	case errors.Is(err, operator.ErrNoWay):
-		return fmt.Errorf("another node's agent answers at %s, which is node %s by its record: %w", at, node, err)
+		// no ErrNoWay any more, of which traces do not tell
+		return fmt.Errorf("another node's agent answers at %s, which is node %s by its record: %s", at, node, err)
 	case errors.Is(err, context.DeadlineExceeded), errors.As(err, &slow) && slow.Timeout():
 		return fmt.Errorf("the agent of node %s does not answer at %s: the node is down, a firewall is between, or it is busy", node, at)
 	case errors.Is(err, unix.ECONNREFUSED):

@@ -5,12 +5,14 @@ import (
 	"crypto/tls"
 	"crypto/x509"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"net"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -18,9 +20,11 @@ import (
 	"testing"
 	"time"
 
+	"github.com/egret-project/egret/agent"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/port"
 	"github.com/egret-project/egret/monitor"
+	"github.com/egret-project/egret/operator"
 	"github.com/egret-project/egret/page"
 )
 
@@ -70,11 +74,11 @@ func trafficOf(t *testing.T, port int, dir, name string) page.AskTraffic {
 	t.Helper()
 	f := agentsFlags{port: port, files: monitor.ClientTLS{
 		CA: filepath.Join(dir, "ca.crt"), Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key"), ServerName: name}}
-	ask, err := f.traffic(nil)
+	agents, err := f.forPage(nil)
 	if err != nil {
 		t.Fatal(err)
 	}
-	return ask
+	return agents.Traffic
 }
 
 var here = []netip.Addr{netip.MustParseAddr("127.0.0.1")}
@@ -206,6 +210,40 @@ func TestWhyAnAgentIsNotHeardIsSaidInWords(t *testing.T) {
 		cancel()
 		if err == nil || !strings.Contains(err.Error(), tt.want) || strings.Contains(err.Error(), "Get \"") {
 			t.Errorf("%s: %v; want %q", name, err, tt.want)
+		}
+	}
+}
+
+// An attempt: with the certificate by which crdsync's page asks for traces, somebody asks who spoke with whom.
+func TestThePageAsksForKernelsByANameForTracesAlone(t *testing.T) {
+	ca := newAuthority(t)
+	at := port.Hold(t)
+	remote(t, ca, "n1", "127.0.0.11", at, &egress.Kernel{Node: "n1", Permit: 7})
+	q := egress.KernelQuestion{IP: netip.MustParseAddr("203.0.113.5"), ID: 5}.Query()
+	of := map[string]url.Values{agent.KernelPage: q, agent.ConnectionsPage: {"ip": {"203.0.113.5"}, "port": {"2048"}}}
+	for name, tt := range map[string]struct {
+		ca         authority
+		shows      string
+		node, page string
+		want       string // in the error; empty: there is none
+	}{
+		"a kernel":                          {ca, "egret-crdsync", "n1", agent.KernelPage, ""},
+		"connections":                       {ca, "egret-crdsync", "n1", agent.ConnectionsPage, "none of --who-clients"},
+		"a kernel, by who reads metrics":    {ca, "prometheus", "n1", agent.KernelPage, "none of --who-clients and --trace-clients"},
+		"a kernel, by a name of another CA": {newAuthority(t), "egret-crdsync", "n1", agent.KernelPage, "does not take the certificate of --agents-cert-file"},
+		"where another node's agent is":     {ca, "egret-crdsync", "n2", agent.KernelPage, "another node's agent answers at 127.0.0.11"},
+	} {
+		dir := t.TempDir()
+		ca.write(dir, tt.ca.pair(x509.ExtKeyUsageClientAuth, tt.shows))
+		f := agentsFlags{port: at, files: monitor.ClientTLS{CA: filepath.Join(dir, "ca.crt"), Cert: filepath.Join(dir, "tls.crt"), Key: filepath.Join(dir, "tls.key")}}
+		agents, err := f.forPage(nil)
+		if err != nil {
+			t.Fatal(err)
+		}
+		var k egress.Kernel
+		err = agents.Kernels.Ask(t.Context(), tt.node, []netip.Addr{netip.MustParseAddr("127.0.0.11")}, tt.page, of[tt.page], &k)
+		if tt.want == "" && (err != nil || k.Permit != 7) || tt.want != "" && (err == nil || !strings.Contains(err.Error(), tt.want) || errors.Is(err, operator.ErrNoWay)) {
+			t.Errorf("%s: %+v, %v; want %q", name, k, err, tt.want)
 		}
 	}
 }

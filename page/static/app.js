@@ -365,10 +365,11 @@ async function fill() {
   else if (active) [...$("detailBody").querySelectorAll("a")].find((a) => a.getAttribute("href") === active.getAttribute("href"))?.focus();
 }
 
-// refresh asks anew for what is open when something has changed, every two seconds at most.
+// refresh asks anew for what is open when something has changed, every two seconds at most; a trace, which agents are
+// asked for, every five.
 function refresh() {
   if (!open || again) return;
-  again = setTimeout(() => { again = 0; if (open) fill(); }, 2000);
+  again = setTimeout(() => { again = 0; if (open) fill(); }, open.kind === "pod" ? 5000 : 2000);
 }
 
 function description({ rows, pods, left }) {
@@ -411,12 +412,13 @@ function destination() {
   return form;
 }
 
-function way({ steps, verdict, status }) {
+function way({ steps, verdict, status, note }) {
   const level = { 2: "broken", 3: "degraded" }[status] || "fine";
   const mark = { stops: "broken", doubts: "degraded" };
   return [
     destination(),
     el("p", { class: "verdict " + level, role: "status" }, el("span", { "aria-hidden": "true" }, { broken: "✕ ", degraded: "! ", fine: "✓ " }[level]), verdict),
+    ...(note ? [el("p", { class: "dim" }, note)] : []),
     el("ol", { class: "steps" }, ...steps.map((s) => el("li", { class: mark[s.fault] || "fine" },
       el("span", { class: "step" }, s.what, mark[s.fault] ? el("span", { class: "badge " + mark[s.fault] }, { stops: "✕ stops here", doubts: "! may be in the way" }[s.fault]) : ""), el("span", {}, s.text)))),
   ];

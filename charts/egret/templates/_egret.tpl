@@ -42,6 +42,11 @@ cluster-cidrs: {{ toJson . }}
 {{- end }}
 {{- end -}}
 
+{{- /* Whether there is a status page that asks agents, for what passes by egress IPs and what kernels have; empty: there is not. */ -}}
+{{- define "egret.page.agents" -}}
+{{- if and .Values.metrics.enabled (or .Values.page.secret (index .Values.crdsync.config "page-local-address")) }}true{{ end -}}
+{{- end -}}
+
 {{- /* The options that metrics.enabled gives, as JSON. */ -}}
 {{- define "egret.metrics.options" -}}
 {{- if .Values.metrics.enabled -}}
