@@ -2,10 +2,12 @@ package page
 
 import (
 	"context"
+	"crypto/sha256"
 	_ "embed"
 	"encoding/json"
 	"flag"
 	"fmt"
+	"maps"
 	"net/http"
 	"net/http/httptest"
 	"os"
@@ -142,6 +144,32 @@ func (b browser) picture(name string) {
 	}
 	if err := os.WriteFile("../docs/"+name, png, 0o644); err != nil {
 		b.t.Fatal(err)
+	}
+}
+
+// pictured is a hash of what the pictures are of, which -update writes with them.
+const pictured = "../docs/page.sha256"
+
+func hashOfPage(t *testing.T) string {
+	t.Helper()
+	h := sha256.New()
+	for _, path := range slices.Sorted(maps.Keys(files)) {
+		b, err := static.ReadFile(files[path].name)
+		if err != nil {
+			t.Fatal(err)
+		}
+		fmt.Fprintf(h, "%s %d\n%s", path, len(b), b)
+	}
+	return fmt.Sprintf("%x\n", h.Sum(nil))
+}
+
+func TestThePicturesAreOfThisPage(t *testing.T) {
+	b, err := os.ReadFile(pictured)
+	if err != nil {
+		t.Fatal(err)
+	}
+	if string(b) != hashOfPage(t) && !*update {
+		t.Error("docs/page-*.png are of an older page: go test ./page -run TestAThousandEgresses -update makes them, where Chromium is")
 	}
 }
 
@@ -307,6 +335,11 @@ func TestAThousandEgressesAndFiveThousandNodesInABrowser(t *testing.T) {
 		c.silent.Store(false)
 	})
 	t.Run("texts of others stay text", func(t *testing.T) { hostile(browser{t, b.ctx}, c) })
+	if *update && !t.Failed() {
+		if err := os.WriteFile(pictured, []byte(hashOfPage(t)), 0o644); err != nil {
+			t.Fatal(err)
+		}
+	}
 }
 
 // Access ends each stream after a while, and the browser opens another one: a screen reader need not read that out.
