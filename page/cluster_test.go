@@ -4,6 +4,7 @@ import (
 	"context"
 	"fmt"
 	"net/netip"
+	"net/url"
 	"sync/atomic"
 	"testing"
 	"time"
@@ -12,6 +13,7 @@ import (
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/etcdtest"
+	"github.com/egret-project/egret/operator"
 	"github.com/egret-project/egret/store"
 )
 
@@ -167,9 +169,18 @@ func (c *cluster) traffic(_ context.Context, node string, _ []netip.Addr) (egres
 	return egress.NodeTraffic{Node: node, Read: up, IPs: out}, nil
 }
 
+// kernel is what the agent of a node answers of its kernel, which has all that it should.
+func (c *cluster) kernel(_ context.Context, node string, _ []netip.Addr, _ string, v url.Values, reply any) error {
+	q, err := egress.ParseKernelQuestion(v)
+	*reply.(*egress.Kernel) = egress.Kernel{
+		Node: node, Watching: true, Permit: 0.4, Answers: true, PodID: q.ID, Steered: true, Gateway: q.Peer, First: 2048, Ports: 1024, Guarded: -1,
+	}
+	return err
+}
+
 // page returns a Page of the cluster that runs until the test ends.
 func (c *cluster) page() *Page {
-	p := New(c.client, Agents{Traffic: c.traffic}, nil)
+	p := New(c.client, Agents{Traffic: c.traffic, Kernels: operator.Kernels{Ask: c.kernel, Page: "/kernel"}}, nil)
 	ctx, stop := context.WithCancel(context.WithoutCancel(c.t.Context()))
 	done := make(chan struct{})
 	go func() { defer close(done); _ = p.Run(ctx) }() // it ends without an error

@@ -174,7 +174,7 @@ func TestTheAnswersAreThoseOfTheCommands(t *testing.T) {
 	}
 	var way operator.Way
 	pod := teams[2] + "/" + egressName(2) + "-00"
-	if answer("trace", url.Values{"pod": {pod}}, &way); way.Status != 0 || !strings.Contains(way.Verdict, "as "+egressIP(2).String()+" by gateway node-3") {
+	if answer("trace", url.Values{"pod": {pod}}, &way); way.Status != 0 || !strings.HasPrefix(way.Verdict, "As the kernels of its nodes tell") || !strings.Contains(way.Verdict, "as "+egressIP(2).String()+" by gateway node-3") {
 		t.Errorf("the verdict is %d, %q", way.Status, way.Verdict)
 	}
 	for _, tt := range []struct{ to, protocol, port, want string }{
