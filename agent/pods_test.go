@@ -26,13 +26,14 @@ func TestThePodsOfTheKernelDecideWhereNotAllIsKnown(t *testing.T) {
 	t.Cleanup(func() { k.tables.Close() })
 	stays, ends, next := netip.MustParseAddr("10.244.0.5"), netip.MustParseAddr("fd44::6"), netip.MustParseAddr("10.244.0.7")
 	type pods = map[netip.Addr]egress.ID
+	unread := &plan.Unread{Pods: map[netip.Addr]bool{stays: true, ends: true}}
 	for _, step := range []struct {
 		name string
 		d    plan.Desired
 		want pods
 	}{
 		{"all is known", plan.Desired{NFT: nft.State{Pods: pods{stays: 7, ends: 8}}}, pods{stays: 7, ends: 8}},
-		{"a record cannot be read", plan.Desired{NFT: nft.State{Keep: true}, Unread: &plan.Unread{Pods: map[netip.Addr]bool{stays: true, ends: true}}}, pods{stays: 7, ends: 8}},
+		{"a record cannot be read", plan.Desired{NFT: nft.State{Keep: true}, Unread: unread}, pods{stays: 7, ends: 8}},
 		{"pods of a node are not known", plan.Desired{NFT: nft.State{Pods: pods{stays: 7, next: 7}}, Unknown: []string{"b"}}, pods{stays: 7}},
 		{"they are", plan.Desired{NFT: nft.State{Pods: pods{stays: 7, next: 7}}}, pods{stays: 7, next: 7}},
 	} {

@@ -73,7 +73,7 @@ func Build(c *Cluster, f Facts, roles map[netip.Addr]Role) Desired {
 		Announce: map[netip.Addr]string{},
 		Blocks:   map[egress.ID][]egress.Block{},
 	}
-	keep := blind(s, "")
+	keep := slices.ContainsFunc(s.Faults, func(f egress.Fault) bool { return f.Blind })
 	d.NFT.Keep, d.Routing.Keep, d.VLAN.Keep = keep, keep, keep
 	buildOverlay(&d, c, f)
 	exits := exits{s, f, subnetMarks(s)}
@@ -318,9 +318,9 @@ func buildUnread(d *Desired, c *Cluster, f Facts, roles map[netip.Addr]Role) {
 	}
 }
 
-// blind reports whether a record under prefix could not be read since the agent began.
-func blind(s *egress.Snapshot, prefix string) bool {
-	return slices.ContainsFunc(s.Faults, func(f egress.Fault) bool { return f.Blind && strings.HasPrefix(f.Key, prefix) })
+// blind reports whether the record of a key could not be read since the agent began.
+func blind(s *egress.Snapshot, key string) bool {
+	return slices.ContainsFunc(s.Faults, func(f egress.Fault) bool { return f.Blind && f.Key == key })
 }
 
 // faulty reports whether a record under prefix cannot be read: what is missing from the snapshot may then be missing

@@ -56,3 +56,14 @@ func TestPodsStayWhereTheirOwnRecordsCouldNotBeRead(t *testing.T) {
 		})
 	}
 }
+
+// The pods of an egress that went wait for no other one.
+func TestAnEgressThatCouldNotBeReadIsNoneOfAShorterName(t *testing.T) {
+	s := guide("")
+	delete(s.Egresses, "egress-0001")
+	s.Faults = []egress.Fault{{Key: "egresses/egress-00012", Blind: true}}
+	d := Build(New(s), facts("node-1"), nil)
+	if id, ok := d.NFT.Pods[ip("10.244.1.2")]; !ok || id != 0 || d.Unread != nil {
+		t.Errorf("pods %v, unread %+v: want the pod without an address", d.NFT.Pods, d.Unread)
+	}
+}
