@@ -12,31 +12,29 @@ import (
 	"github.com/google/go-cmp/cmp"
 	"golang.org/x/sys/unix"
 
+	"github.com/egret-project/egret/internal/need"
 	"github.com/egret-project/egret/internal/netns"
 )
 
-// owned returns Tables in a namespace of the test's own, and whether the kernel lets them own their tables. Where it
-// does not, the tables must not be owned at all: they would go with the agent.
-func owned(t testing.TB) (tables *Tables, ok bool) {
+// owned returns Tables in a namespace of the test's own, which own their tables. On a kernel that does not let them it
+// skips the test: there the tables must not be owned at all, as they would go with the agent.
+func owned(t testing.TB) *Tables {
 	t.Helper()
-	tables = open(t)
-	if tables.socket != 0 {
-		return tables, true
-	}
-	reach(t, tables, State{})
-	for _, o := range observe(t, tables).tables {
-		if o.flags != 0 {
-			t.Errorf("flags 0x%x on a kernel without tables that persist", o.flags)
+	tables := open(t)
+	if tables.socket == 0 {
+		reach(t, tables, State{})
+		for _, o := range observe(t, tables).tables {
+			if o.flags != 0 {
+				t.Errorf("flags 0x%x on a kernel without tables that persist", o.flags)
+			}
 		}
 	}
-	return tables, false
+	need.OwnedTables(t, tables.socket != 0)
+	return tables
 }
 
 func TestOthersCanNeitherFlushNorChangeTheTables(t *testing.T) {
-	tables, ok := owned(t)
-	if !ok {
-		return
-	}
+	tables := owned(t)
 	want := parseState(t, "mtu 1450\npod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff\naddressguard 10.10.0.8")
 	reach(t, tables, want)
 	if err := tables.Permit([]Permit{{ip4, true}}, time.Hour); err != nil {
@@ -70,10 +68,7 @@ func TestOthersCanNeitherFlushNorChangeTheTables(t *testing.T) {
 
 // An agent that dies leaves its tables to the next one, as they are.
 func TestTablesOfADeadAgentAreTakenOver(t *testing.T) {
-	tables, ok := owned(t)
-	if !ok {
-		return
-	}
+	tables := owned(t)
 	want := parseState(t, "pod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff\naddressguard 10.10.0.8")
 	reach(t, tables, want)
 	if err := tables.Permit([]Permit{{ip4, true}}, time.Hour); err != nil {
@@ -113,10 +108,7 @@ func TestTablesOfADeadAgentAreTakenOver(t *testing.T) {
 
 // A version that has other chains, or hooks them elsewhere, comes after one that owned its tables.
 func TestTablesOfADeadAgentThatHadOtherChainsAreMended(t *testing.T) {
-	tables, ok := owned(t)
-	if !ok {
-		return
-	}
+	tables := owned(t)
 	want := parseState(t, "pod 10.244.1.2 5\nnexthop 5 0x3ffe\nhosted 6 10.10.0.8 0x3fff\naddressguard 10.10.0.8")
 	reach(t, tables, want)
 	before := blocks(list(t))
@@ -173,10 +165,7 @@ func TestAnUpgradeOwnsTheTablesAndADowngradeDoesNot(t *testing.T) {
 }
 
 func TestTablesThatAnotherProgramOwnsAreReported(t *testing.T) {
-	tables, ok := owned(t)
-	if !ok {
-		return
-	}
+	tables := owned(t)
 	other, err := dial()
 	if err != nil {
 		t.Fatal(err)
@@ -207,9 +196,8 @@ func TestAFlushOfOthersLetsNoPacketOutWithAnotherSource(t *testing.T) {
 func testFlushes(t *testing.T, f sides, shared bool) {
 	tables := openShared(t)
 	if !shared {
-		if tables = openHere(t, Config{}); tables.socket == 0 {
-			return // on this kernel all are shared
-		}
+		tables = openHere(t, Config{})
+		need.OwnedTables(t, tables.socket != 0)
 	}
 	ext, p := outside(t), pod(t)
 	f.addEgressIP(t)
