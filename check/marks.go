@@ -48,7 +48,9 @@ func ours(t *nftables.Table) bool {
 }
 
 // marksOfOthers returns the ip rules and the chains that read or write bits of the packet mark that are Egret's: of
-// rules also those of an id, which is the mark of a packet between nodes while the kernel looks for its way.
+// rules also those of an id, which is the mark of a packet between nodes while the kernel looks for its way. A packet
+// whose routing mark gets IDBit beside it goes nowhere; who clears that bit, or sets it after the route lookup, is not
+// in the way.
 func marksOfOthers(chains []chain) (out []string, err error) {
 	all, err := rules()
 	if err != nil {
@@ -63,17 +65,30 @@ func marksOfOthers(chains []chain) (out []string, err error) {
 			out = append(out, fmt.Sprintf("rule %d fwmark 0x%x/0x%x", r.Priority, r.Mark, mask))
 		}
 	}
+	first := comesFirst(chains)
 	return append(out, chainsThat(chains, func(r *nftables.Rule) bool {
-		packet, _ := marked(r.Exprs)
-		return packet&uint32(egress.MarkMask) != 0
+		m := marked(r.Exprs)
+		return m.packet&uint32(egress.MarkMask) != 0 || m.ones&uint32(egress.IDBit) != 0 && first(r.Table)
 	})...), nil
 }
+
+// comesFirst returns whether a table sees what comes in before its route is looked up. The rules of one have jumps, and
+// maps of jumps, so all its chains count.
+func comesFirst(chains []chain) func(t *nftables.Table) bool {
+	return func(t *nftables.Table) bool {
+		return slices.Contains(ofIP, t.Family) && slices.ContainsFunc(chains, func(c chain) bool {
+			return c.Table.Family == t.Family && c.Table.Name == t.Name && c.Hooknum != nil && *c.Hooknum == *nftables.ChainHookPrerouting
+		})
+	}
+}
+
+// ofIP are the families of tables that see IP packets on their way through the node.
+var ofIP = []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}
 
 // connMarksOfOthers returns who writes connection marks: Egret's are of all 32 bits.
 func connMarksOfOthers(chains []chain) []string {
 	return chainsThat(chains, func(r *nftables.Rule) bool {
-		_, conn := marked(r.Exprs)
-		return conn != 0
+		return marked(r.Exprs).conn != 0
 	})
 }
 
@@ -90,9 +105,8 @@ func chainsThat(chains []chain, have func(*nftables.Rule) bool) (out []string) {
 // dropsForwarded names the chains that drop or reject what they do not know of what the node forwards, by policy or by
 // their last rule, in tables without a rule for Egret's links.
 func dropsForwarded(chains []chain) (out []string) {
-	forwarding := []nftables.TableFamily{nftables.TableFamilyINet, nftables.TableFamilyIPv4, nftables.TableFamilyIPv6}
 	for _, c := range chains {
-		if c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward || !slices.Contains(forwarding, c.Table.Family) ||
+		if c.Hooknum == nil || *c.Hooknum != *nftables.ChainHookForward || !slices.Contains(ofIP, c.Table.Family) ||
 			(c.Policy == nil || *c.Policy != nftables.ChainPolicyDrop) && !dropsRest(c.rules) {
 			continue
 		}
@@ -142,67 +156,82 @@ func nameOf(c *nftables.Chain) string {
 	return family + " " + c.Table.Name + " " + c.Name
 }
 
-// marked returns the bits of the packet mark, and of the connection mark, that a rule writes.
-func marked(exprs []expr.Any) (packet, conn uint32) {
+// marks are what a rule writes.
+type marks struct {
+	packet, conn uint32 // the bits of the packet mark, and of the connection mark
+	ones         uint32 // of packet, those that may be 1 then
+}
+
+// register is what a register holds, as seen from the two marks.
+type register struct {
+	notPacket, notConn uint32 // the bits that are not those of the mark
+	ones               uint32 // the bits that may be 1 and are not those of the packet mark
+}
+
+// marked returns what a rule writes.
+func marked(exprs []expr.Any) (m marks) {
 	const all = 0xffffffff
-	// By register: the bits that are not those of the packet mark, and not those of the connection mark.
-	notPacket, notConn := map[uint32]uint32{}, map[uint32]uint32{}
+	registers := map[uint32]register{}
 	var last uint32 // the register that was written last
+	write := func(n uint32, r register) { last, registers[n] = n, r }
 	for _, e := range exprs {
 		switch e := e.(type) {
 		case *expr.Meta:
+			r := registers[e.Register]
 			switch {
+			case !e.SourceRegister && e.Key == expr.MetaKeyMARK:
+				write(e.Register, register{notConn: all})
 			case !e.SourceRegister:
-				last, notPacket[e.Register], notConn[e.Register] = e.Register, all, all
-				if e.Key == expr.MetaKeyMARK {
-					notPacket[e.Register] = 0
-				}
+				write(e.Register, register{all, all, all})
 			case e.Key == expr.MetaKeyMARK:
-				packet |= notPacket[e.Register]
+				m.packet, m.ones = m.packet|r.notPacket, m.ones|r.ones
 			}
 		case *expr.Ct:
 			switch {
+			case e.Register != 0 && e.Key == expr.CtKeyMARK:
+				write(e.Register, register{all, 0, all})
 			case e.Register != 0:
-				last, notPacket[e.Register], notConn[e.Register] = e.Register, all, all
-				if e.Key == expr.CtKeyMARK {
-					notConn[e.Register] = 0
-				}
+				write(e.Register, register{all, all, all})
 			case e.Key == expr.CtKeyMARK: // a write, of which the library does not say from which register
-				conn |= notConn[last]
+				m.conn |= registers[last].notConn
 			}
 		case *expr.Bitwise:
 			if len(e.Mask) == 4 && len(e.Xor) == 4 {
-				changed := ^binary.NativeEndian.Uint32(e.Mask) | binary.NativeEndian.Uint32(e.Xor)
-				last, notPacket[e.DestRegister], notConn[e.DestRegister] = e.DestRegister, notPacket[e.SourceRegister]|changed, notConn[e.SourceRegister]|changed
+				keep, flip, r := binary.NativeEndian.Uint32(e.Mask), binary.NativeEndian.Uint32(e.Xor), registers[e.SourceRegister]
+				write(e.DestRegister, register{r.notPacket | ^keep | flip, r.notConn | ^keep | flip, r.ones&keep | flip})
 			}
 		case *expr.Immediate:
-			last, notPacket[e.Register], notConn[e.Register] = e.Register, all, all
+			r := register{all, all, all}
+			if len(e.Data) == 4 {
+				r.ones = binary.NativeEndian.Uint32(e.Data)
+			}
+			write(e.Register, r)
 		case *expr.Target:
-			p, c := targetMarks(e)
-			packet, conn = packet|p, conn|c
+			t := targetMarks(e)
+			m = marks{m.packet | t.packet, m.conn | t.conn, m.ones | t.ones}
 		}
 	}
-	return packet, conn
+	return m
 }
 
 // targetMarks returns what marked does, of a target of iptables-nft. Revision 2 of MARK has a mark and a mask
 // (xt_mark_tginfo2); CONNMARK has both, a mask of the packet mark, and the mode, which says whether it writes the
 // connection mark, or restores the packet mark from it (xt_connmark_tginfo1 and 2).
-func targetMarks(t *expr.Target) (packet, conn uint32) {
+func targetMarks(t *expr.Target) marks {
 	info, ok := t.Info.(*xt.Unknown)
 	if !ok || len(*info) < 8 {
-		return 0, 0
+		return marks{}
 	}
 	word := func(i int) uint32 { return binary.NativeEndian.Uint32((*info)[4*i:]) }
 	const restore = 2 // XT_CONNMARK_RESTORE
 	mode := map[uint32]int{1: 12, 2: 14}[t.Rev]
 	switch {
 	case t.Name == "MARK":
-		return word(0) | word(1), 0
+		return marks{packet: word(0) | word(1), ones: word(0)}
 	case t.Name != "CONNMARK" || mode == 0 || len(*info) <= mode:
-		return 0, 0
+		return marks{}
 	case (*info)[mode] == restore:
-		return word(2), 0
+		return marks{packet: word(2), ones: word(2)}
 	}
-	return 0, word(0) | word(1)
+	return marks{conn: word(0) | word(1)}
 }

@@ -70,7 +70,7 @@ func collisions() []Finding {
 	return []Finding{
 		foreign("rule-priorities", fmt.Sprintf("%d-%d", egress.MinPriority, egress.MaxPriority), "steering packets",
 			"packets may take a way that is not Egret's: give these rules other priorities", rulesAt),
-		foreign("packet-mark", fmt.Sprintf("mask 0x%x, of rules 0x%x", uint32(egress.MarkMask), uint32(egress.RuleMask|egress.Mark(egress.MaxID))), "steering packets",
+		foreign("packet-mark", fmt.Sprintf("mask 0x%x, before the route lookup 0x%x, of rules 0x%x", uint32(egress.MarkMask), uint32(egress.RuleMask), uint32(egress.RuleMask|egress.Mark(egress.MaxID))), "steering packets",
 			"egress traffic and theirs may be taken for each other: move their marks out of this mask", ofMarks),
 		foreign("conn-mark", fmt.Sprintf("0x%x/0x%x", uint32(egress.ConnTag), uint32(egress.ConnTagMask)), "knowing egress connections",
 			"where they mark a connection of a selected pod, it is dropped or leaves with another source: keep them off those", ofConnMarks),

@@ -230,6 +230,32 @@ func TestMarksOfOthersAtTheGatewayStopNoBlock(t *testing.T) {
 	}
 }
 
+// Another program sets the bit of an id beside a routing mark, at the gateway. `egret check` names it.
+func TestTheBitOfAnIDByOthersAtTheGatewayStopsBlocks(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			b := newBlockSite(t, f)
+			b.ext.serve(f.server)
+			gateway, heard, flow := b.nodes[3], b.wire(7004), b.flow("a", 30000, 7004)
+			gateway.run("nft add table inet other")
+			gateway.run("nft add chain inet other c { type filter hook prerouting priority -150; }")
+			for way, rule := range map[string]string{"out": "iifname egret.vx meta mark set meta mark | 0x80000", "back": "iifname eth0 meta mark set meta mark | 0x80000"} {
+				if got := b.pods["a"].seen(f.server); got != f.egress {
+					t.Errorf("%q of the pod, want %s", got, f.egress)
+				}
+				gateway.run("nft add rule inet other c " + rule)
+				if got := b.pods["a"].seenAtOnce(f.server); got != "" {
+					t.Errorf("%s: %q of the pod, want that it goes nowhere", way, got)
+				}
+				if got := heard(flow, way == "back"); got.IsValid() != (way == "back") || got.IsValid() && got != f.egressIP() {
+					t.Errorf("%s: source %v outside", way, got)
+				}
+				gateway.run("nft flush chain inet other c")
+			}
+		})
+	}
+}
+
 // An egress IP that the node has not as an address yet: what comes for it by mistake does not go on.
 func TestWhatComesForAnEgressIPThatIsNotThereYetDoesNotGoOn(t *testing.T) {
 	for _, f := range bothSides {
