@@ -18,6 +18,8 @@ func beside() []Finding {
 	return []Finding{
 		inTheWay("nat-chains", "the egress IP as source", "none comes before Egret's",
 			"egress traffic that they translate first is dropped: give these chains a priority above "+fmt.Sprint(egress.TranslatePriority), NATAhead),
+		inTheWay("dnat-chains", "no service at egress IPs", "none comes before Egret's",
+			"where they translate what comes for an egress IP, it offers that service, as a NodePort: give these chains a priority above "+fmt.Sprint(egress.TranslatePriority), dnatAhead),
 		inTheWay("flowtables", "moves, and being silent about egress IPs of other nodes", "none",
 			"egress connections that one takes over leave as they first did, after a move and without a permit, too: "+
 				"keep them out of it, as by `ct mark & 0xffff0000 != 0x0e9e0000` before `flow add`, or take it away", flowtables),
@@ -44,7 +46,15 @@ func inTheWay(check, use, none, consequence string, look func() ([]string, error
 }
 
 // NATAhead names the nftables chains of others that translate sources before Egret does, or, at its priority, may do.
-func NATAhead() (out []string, err error) {
+func NATAhead() ([]string, error) { return natAhead(*nftables.ChainHookPostrouting) }
+
+// dnatAhead names those that translate destinations before Egret's address guard.
+func dnatAhead() ([]string, error) {
+	return natAhead(*nftables.ChainHookPrerouting, *nftables.ChainHookOutput)
+}
+
+// natAhead names those at any of the hooks. Egret has all of its NAT at one priority, the first that there is.
+func natAhead(hooks ...nftables.ChainHook) (out []string, err error) {
 	c, err := nftables.New()
 	if err != nil {
 		return nil, err
@@ -54,7 +64,7 @@ func NATAhead() (out []string, err error) {
 		return nil, fmt.Errorf("listing chains: %w", err)
 	}
 	for _, ch := range chains {
-		if !ours(ch.Table) && ch.Type == nftables.ChainTypeNAT && ch.Hooknum != nil && *ch.Hooknum == *nftables.ChainHookPostrouting &&
+		if !ours(ch.Table) && ch.Type == nftables.ChainTypeNAT && ch.Hooknum != nil && slices.Contains(hooks, *ch.Hooknum) &&
 			ch.Priority != nil && *ch.Priority <= egress.TranslatePriority {
 			out = append(out, fmt.Sprintf("chain %s at priority %d", nameOf(ch), *ch.Priority))
 		}

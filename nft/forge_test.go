@@ -500,6 +500,27 @@ func TestTheEgressIPOffersNoNodePort(t *testing.T) {
 	}
 }
 
+// Of two chains of NAT at one priority the later one is called first, and the kernel takes no lower priority than the
+// address guard's. `egret check` names who is there.
+func TestADNATThatComesBeforeTheAddressGuardIsAService(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.egress, func(t *testing.T) {
+			ext, p := ownGateway(t, f, "")
+			p.serve(f.pod)
+			lb := func(priority int) {
+				nft(t, fmt.Sprintf("add table inet lb; delete table inet lb; table inet lb { chain pre { type nat hook prerouting priority %d; udp dport 7000 dnat %s to %s; }; }",
+					priority, map[bool]string{false: "ip", true: "ip6"}[f.egressIP().Is6()], f.pod))
+			}
+			for priority, want := range map[int]bool{-198: false, -199: true} {
+				lb(priority)
+				if got := answer(t, ext.in(), f.egress, "7000") != ""; got != want {
+					t.Errorf("at priority %d: answered %v, want %v", priority, got, want)
+				}
+			}
+		})
+	}
+}
+
 // What a node sends is checked where it arrives: it sends by the egresses that select pods of its own, in its own name.
 func TestANodeSendsByItsOwnEgressesOnly(t *testing.T) {
 	for i, f := range bothSides {
