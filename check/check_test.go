@@ -126,6 +126,7 @@ func TestOthersInReservedPlacesAreFound(t *testing.T) {
 		"connections begin with a SYN":               {"net.netfilter.nf_conntrack_tcp_loose", "sysctl -qw net.netfilter.nf_conntrack_tcp_loose=0", "0"},
 		"the node's answers have a mark":             {"net.ipv4.fwmark_reflect", "sysctl -qw net.ipv4.fwmark_reflect=1", "1"},
 		"the node's answers of IPv6 have a mark":     {"net.ipv6.fwmark_reflect", "sysctl -qw net.ipv6.fwmark_reflect=1", "1"},
+		"the mark counts for rp_filter":              {"net.ipv4.conf.all.src_valid_mark", "sysctl -qw net.ipv4.conf.all.src_valid_mark=1", ""},
 		"forwarding is off":                          {"net.ipv4.ip_forward", "sysctl -qw net.ipv4.ip_forward=0", "0"},
 		"the overlay's port":                         {"overlay-port", "ip link add o type vxlan id 9 dstport 8479 && ip link set o up", "another program"},
 		"another port":                               {"overlay-port", "ip link add o type vxlan id 9 dstport 8478 && ip link set o up", ""},
