@@ -12,13 +12,10 @@ import (
 // addressGuardChains are the address guard: they keep what is no egress connection off the egress IPs: as a
 // destination, before every DNAT, since a NodePort or a hostPort is one at each address of the node, and, for processes
 // of the node, as a source. Of the type nat, they see the first packet of a connection only. (What is in none meets no
-// DNAT.)
+// DNAT, and as a source fence_lost.)
 func addressGuardChains() []chain {
 	base := func(name string, num *nftables.ChainHook) hook {
 		return hook{nftables.ChainTypeNAT, name, *num, -199 /* the kernel takes no less */, ""}
-	}
-	noICMP := func(f family) term {
-		return words("meta l4proto != "+f.icmp, loadMeta(expr.MetaKeyL4PROTO), differs(f.icmpNum))
 	}
 	services := func(chain string) []rule {
 		return perFamily(func(f family) rule {
@@ -33,6 +30,19 @@ func addressGuardChains() []chain {
 			return newRule("fence_out", ofProcess(), saddrIn(f, "pooled"+f.digit), noICMP(f), count(CounterForged), drop())
 		})...)},
 	}
+}
+
+// fenceLostChain drops what a process sends with an egress IP and fence_out does not see: what is in no connection that
+// conntrack can place, or excepted from it.
+func fenceLostChain() chain {
+	return chain{"fence_lost", hook{}, perFamily(func(f family) rule {
+		return newRule("fence_lost", saddrIn(f, "pooled"+f.digit), noICMP(f), count(CounterForged), drop())
+	})}
+}
+
+// noICMP matches what is no ICMP of the family.
+func noICMP(f family) term {
+	return words("meta l4proto != "+f.icmp, loadMeta(expr.MetaKeyL4PROTO), differs(f.icmpNum))
 }
 
 // forged are the rules that drop what comes in with an egress IP as its source, unless it comes by the link by which

@@ -185,9 +185,10 @@ func steeringChains(delay time.Duration) []chain {
 		// What this node has to say of an answer to a pod, above all that it is too large for the pod's link, goes the
 		// way of the pod's own packets, in its name: the gateway puts the egress IP into it, or else nobody outside
 		// would know what it is about.
-		{"output", hook{nftables.ChainTypeRoute, "output", *nftables.ChainHookOutput, -90, ""}, perFamily(func(f family) rule {
+		{"output", hook{nftables.ChainTypeRoute, "output", *nftables.ChainHookOutput, -90, ""}, append(perFamily(func(f family) rule {
 			return newRule("output", icmpOf(f), jump(f.icmpOut))
-		})},
+		}), newRule("output", lost, ofProcess(), jump("fence_lost")))},
+		fenceLostChain(),
 		{"neighbor", hook{}, neighborRules()},
 		{"errors", hook{}, perFamily(func(f family) rule {
 			return newRule("errors", ctState("related", expr.CtStateBitRELATED), direction("original", 0), tagged(), errorAboutPod(f), enter("steer_on"))
@@ -380,8 +381,7 @@ func hostChains() []chain {
 	return []chain{
 		// No service, and no reset of a connection that the kernel does not know: it may be another node's.
 		{"input", hook{nftables.ChainTypeFilter, "input", *nftables.ChainHookInput, 0, ""}, perFamily(func(f family) rule {
-			return newRule("input", daddrIn(f, "egressip"+f.digit),
-				words("meta l4proto != "+f.icmp, loadMeta(expr.MetaKeyL4PROTO), differs(f.icmpNum)), count(CounterService), drop())
+			return newRule("input", daddrIn(f, "egressip"+f.digit), noICMP(f), count(CounterService), drop())
 		})},
 	}
 }
