@@ -169,7 +169,7 @@ func steeringChains(delay time.Duration) []chain {
 		}},
 		// An egress IP answers pings, so there are connections to it, and what is of those need not be from it. A host
 		// of a VLAN that has an egress IP may say so: this node has no other way there than for egress IPs, and is not
-		// to take one that somebody uses.
+		// to take one that somebody uses. (What it says to others is gone by then.)
 		{"forged", hook{}, slices.Concat([]rule{newRule("forged", byVLAN(), neighbors(), back())}, forged("forged"),
 			perFamily(func(f family) rule { return newRule("forged", tooBigForNode(f), jump("narrow")) }))},
 		narrowChain(),

@@ -23,7 +23,7 @@ func subnetChain() chain {
 		rules = append(rules, perFamily(func(f family) rule { return newRule("subnet", daddrIn(f, set+f.digit), back()) })...)
 	}
 	return chain{"subnet", hook{}, append(rules,
-		newRule("subnet", neighbors(), back()),
+		newRule("subnet", neighbors(), localType(), back()),
 		newRule("subnet", count(CounterSubnet), drop()))}
 }
 

@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"bytes"
 	"encoding/binary"
 	"fmt"
 	"net"
@@ -178,6 +179,35 @@ func TestAHostOfAVLANGetsIntoNoConnectionOfOthers(t *testing.T) {
 				t.Errorf("the host of the VLAN sees the pod as %q, want %s", got, s.egress)
 			}
 		})
+	}
+}
+
+// What hosts of a link say of who is there is for that link alone: a host of the VLAN sends none of it through the node,
+// in its own name nor in that of an egress IP.
+func TestAHostOfAVLANSendsNoNeighborDiscoveryThroughTheNode(t *testing.T) {
+	f := bothSides[1]
+	s := newVLANSite(t, f)
+	reach(t, s.tables, parseState(t, fmt.Sprintf("except %s\naddressguard %s\npooled %[2]s\npooled %s\nhosted 5 %[2]s 0x3fff\n", f.pods, s.egress, f.egress)))
+	on, _, header := f.listenIP(t, s.ext)
+	server := netip.MustParseAddr(f.server)
+	for _, kind := range []byte{130, 135, 136} {
+		for _, source := range []netip.Addr{s.own, f.egressIP()} {
+			icmp := append([]byte{kind, 0, 0, 0, 0, 0, 0, 0}, server.AsSlice()...)
+			binary.BigEndian.PutUint16(icmp[2:], checksum(source.AsSlice(), server.AsSlice(), []byte{0, 0, 0, byte(len(icmp)), 0, 0, 0, unix.IPPROTO_ICMPV6}, icmp))
+			counts(t, s.tables, CounterSubnet, func() {
+				s.host.do(func() error { return sendRaw(packetOf(source, server, unix.IPPROTO_ICMPV6, icmp), server) })
+				_ = on.SetReadDeadline(time.Now().Add(200 * time.Millisecond))
+				for b := make([]byte, 2000); ; {
+					n, _, err := on.ReadFrom(b)
+					if err != nil {
+						break
+					}
+					if n > header && bytes.Equal(b[header:n], icmp) {
+						t.Errorf("ICMPv6 of type %d from %s leaves the node", kind, source)
+					}
+				}
+			})
+		}
 	}
 }
 
