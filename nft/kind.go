@@ -41,7 +41,7 @@ var (
 	// as nft(8) has strings, which prints it then
 	linkKind = kind{SetDatatype: nftables.TypeIFName, order: binaryutil.NativeEndian}
 
-	linkAddress4     = concat(link, address4)
+	linked4, linked6 = concat(link, address4), concat(link, address6)
 	peer4, peer6     = concat(address4, ether), concat(address6, ether)
 	via4, via6       = concat(address4, ether, index), concat(address6, ether, index)
 	came4, came6     = concat(address4, index), concat(address6, index)

@@ -175,6 +175,10 @@ func parseState(t testing.TB, text string) State {
 				h.Limit = Limit{Rate: uint64(number(f[4])), Burst: uint64(number(f[5]))}
 			}
 			s.Hosted[egress.ID(number(f[1]))] = h
+		case "vlan": // id link; after hosted
+			h := s.Hosted[egress.ID(number(f[1]))]
+			h.Link = f[2]
+			s.Hosted[egress.ID(number(f[1]))] = h
 		case "addressguard": // address
 			s.AddressGuard = append(s.AddressGuard, addr(f[1]))
 		case "except": // prefix

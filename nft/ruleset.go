@@ -122,6 +122,7 @@ func inetTable(s State) table {
 			set{name: "sentby" + f.digit, key: f.address, size: maxHosted, counted: true},
 			set{name: "exit" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxHosted, counted: true},
 			set{name: "id" + f.digit, key: f.address, value: mark, flags: flagMap, size: maxHosted},
+			set{name: "vlanip" + f.digit, key: f.linked, size: maxHosted},
 			set{name: "permit" + f.digit, key: f.address, size: maxHosted, permits: true})
 	}
 	t.sets = append(t.sets,
@@ -431,7 +432,7 @@ func arpTable() table {
 func netdevTable(carriers map[string]Carrier, overlay bool) table {
 	t := table{
 		family: nftables.TableFamilyNetdev, name: egress.TableName,
-		sets: []set{{name: "carried4", key: linkAddress4, size: maxHosted}, {name: "node", key: mark, value: ether, flags: flagMap, size: maxNodes},
+		sets: []set{{name: "carried4", key: linked4, size: maxHosted}, {name: "node", key: mark, value: ether, flags: flagMap, size: maxNodes},
 			{name: "permit4", key: address4, size: maxHosted, permits: true}},
 	}
 	if overlay {

@@ -82,7 +82,8 @@ type Hosted struct {
 	Mark egress.Mark
 	// Shared says that nodes have blocks of the IP's ports: what this node translates for those without gets others.
 	Shared bool
-	Limit  Limit // of the request direction, all pods together
+	Link   string // of the VLAN that the IP is on; empty: it is on none
+	Limit  Limit  // of the request direction, all pods together
 }
 
 // Port is a block of another node.
@@ -172,6 +173,9 @@ func (s State) elements(m *memo) contents {
 			}
 			put("exit"+f.digit, key(ip), markKey(h.Mark))
 			put("id"+f.digit, key(ip), markKey(id.ConnMark()))
+			if h.Link != "" {
+				put("vlanip"+f.digit, linkKey(h.Link)+key(ip), "")
+			}
 			if h.Limit != (Limit{}) {
 				put("bandwidth", markKey(id.ConnMark()), h.Limit.value())
 			}

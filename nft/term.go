@@ -77,6 +77,7 @@ type family struct {
 	headers  int    // bytes of an IP and a TCP header without options: an MTU without them is the MSS
 	address  kind
 	peer     kind
+	linked   kind // an address and its link
 	via      kind // who a packet is from, and by which link it comes
 	came     kind
 	sender   kind
@@ -88,10 +89,10 @@ type family struct {
 }
 
 var (
-	ipv4 = family{"ip", "4", "ipv4", unix.NFPROTO_IPV4, 12, "icmp", unix.IPPROTO_ICMP, "errors", 20 + 20, address4, peer4, via4, came4, sender4, unit4, origin4, block4,
+	ipv4 = family{"ip", "4", "ipv4", unix.NFPROTO_IPV4, 12, "icmp", unix.IPPROTO_ICMP, "errors", 20 + 20, address4, peer4, linked4, via4, came4, sender4, unit4, origin4, block4,
 		[]permitSet{{nftables.TableFamilyARP, "permit4"}, {nftables.TableFamilyNetdev, "permit4"}},
 		[]clock{{nftables.TableFamilyINet, etherIPv4}, {nftables.TableFamilyARP, etherARP}, {nftables.TableFamilyNetdev, etherARP}}}
-	ipv6 = family{"ip6", "6", "ipv6", unix.NFPROTO_IPV6, 8, "ipv6-icmp", unix.IPPROTO_ICMPV6, "neighbor", 40 + 20, address6, peer6, via6, came6, sender6, unit6, origin6, block6,
+	ipv6 = family{"ip6", "6", "ipv6", unix.NFPROTO_IPV6, 8, "ipv6-icmp", unix.IPPROTO_ICMPV6, "neighbor", 40 + 20, address6, peer6, linked6, via6, came6, sender6, unit6, origin6, block6,
 		[]permitSet{{nftables.TableFamilyINet, "answer6"}},
 		[]clock{{nftables.TableFamilyINet, etherIPv6}}}
 	families = []family{ipv4, ipv6}

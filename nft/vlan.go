@@ -13,16 +13,17 @@ import (
 // of a VLAN would have a way to the node and its pods that it did not have before, past the routers between. What comes
 // out of the overlay, whose name begins likewise, has to be elsewhere by then.
 
-// subnetChain is for what comes in by the link of a VLAN, before conntrack. What is for no egress IP of a pool goes
-// nowhere, of whatever connection it says to be: who writes the addresses of one of the node's into his packets, as of
-// the CNI's overlay, would be taken for its other end. Who is where there is asked for and told by NDP, and queriers
-// ask for the groups by which a switch knows who hears that (MLD). Nobody is a router.
+// subnetChain is for what comes in by the link of a VLAN, before conntrack. What is for no egress IP that this node
+// has, or relays for, there goes nowhere, of whatever connection it says to be: who writes the addresses of one of the
+// node's into his packets, as of the CNI's overlay or of an egress IP elsewhere, would be taken for its other end. Who
+// is where there is asked for and told by NDP, and queriers ask for the groups by which a switch knows who hears that
+// (MLD). Nobody is a router.
 func subnetChain() chain {
-	var rules []rule
-	for _, set := range []string{"egressip", "pooled"} { // the latter for a relay, which guards no address
-		rules = append(rules, perFamily(func(f family) rule { return newRule("subnet", daddrIn(f, set+f.digit), back()) })...)
-	}
-	return chain{"subnet", hook{}, append(rules,
+	return chain{"subnet", hook{}, append(perFamily(func(f family) rule {
+		return newRule("subnet", words(fmt.Sprintf("iifname . %s daddr @vlanip%s", f.name, f.digit), append(f.is(), loadMeta(expr.MetaKeyIIFNAME),
+			&expr.Payload{DestRegister: register(unix.IFNAMSIZ), Base: expr.PayloadBaseNetworkHeader, Offset: f.source + f.address.Bytes, Len: f.address.Bytes},
+			in("vlanip"+f.digit))...), back())
+	}),
 		newRule("subnet", neighbors(), localType(), back()),
 		newRule("subnet", count(CounterSubnet), drop()))}
 }

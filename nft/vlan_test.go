@@ -40,11 +40,18 @@ func newVLANSite(t *testing.T, f sides) vlanSite {
 		ip addr add fd20::77/64 dev eth0 nodad
 		ip route add default via 10.20.0.8
 		ip -6 route add default via fd20::8`)
-	reach(t, s.tables, parseState(t, fmt.Sprintf("except %s\naddressguard %s\npod %s 5\nnexthop 5 0x3fff\nhosted 5 %[2]s 0x3fff\n", f.pods, s.egress, f.pod)))
+	reach(t, s.tables, parseState(t, fmt.Sprintf("except %s\naddressguard %s\npooled %[2]s\npod %s 5\nnexthop 5 0x3fff\nhosted 5 %[2]s 0x3fff\nvlan 5 egret.100\n", f.pods, s.egress, f.pod)))
 	if err := s.tables.Permit([]Permit{{s.egress, true}}, time.Hour); err != nil {
 		t.Fatal(err)
 	}
 	return s
+}
+
+// spoof sends a datagram in the name of another from a host of the VLAN.
+func (s vlanSite) spoof(from, to netip.AddrPort) func() {
+	return func() {
+		s.host.do(func() error { return sendRaw(datagram(from, to, []byte("forged")), to.Addr()) })
+	}
 }
 
 // The link of a VLAN is made for egress IPs. A host of the VLAN gets no way by it to pods, to the node, or through the
@@ -121,11 +128,6 @@ func TestAHostOfAVLANGetsIntoNoConnectionOfOthers(t *testing.T) {
 		t.Run(f.pod, func(t *testing.T) {
 			s := newVLANSite(t, f)
 			lan, node, podIP := netip.MustParseAddr(f.lan), netip.MustParseAddr(f.node), netip.MustParseAddr(f.pod)
-			spoof := func(from, to netip.AddrPort) func() {
-				return func() {
-					s.host.do(func() error { return sendRaw(datagram(from, to, []byte("forged")), to.Addr()) })
-				}
-			}
 			listen := func(in func(func() error) error, at netip.AddrPort) (c net.PacketConn) {
 				t.Helper()
 				if err := in(func() (err error) { c, err = net.ListenPacket("udp", at.String()); return err }); err != nil {
@@ -160,19 +162,19 @@ func TestAHostOfAVLANGetsIntoNoConnectionOfOthers(t *testing.T) {
 			a, b := listen(local, ours), listen(s.ext.in(), theirs)
 			exchange("the node and its neighbour", b, ours, a)
 			counts(t, s.tables, CounterSubnet, func() {
-				hears(t, "what a neighbour of the node sends", a, spoof(theirs, ours))
+				hears(t, "what a neighbour of the node sends", a, s.spoof(theirs, ours))
 			})
 			atPod, toPod := netip.AddrPortFrom(podIP, 7002), netip.AddrPortFrom(lan, 7003)
 			s.ext.run("ip route add " + f.pods + " via " + f.node)
 			c, d := listen(s.p.in(), atPod), listen(s.ext.in(), toPod)
 			exchange("a neighbour and a pod", d, atPod, c)
 			counts(t, s.tables, CounterSubnet, func() {
-				hears(t, "what a neighbour sends to a pod", c, spoof(toPod, atPod))
+				hears(t, "what a neighbour sends to a pod", c, s.spoof(toPod, atPod))
 			})
 			nft(t, "table inet raw { chain pre { type filter hook prerouting priority -300; udp dport 4789 notrack; }; }")
 			e := listen(local, netip.AddrPortFrom(node, 4789))
 			counts(t, s.tables, CounterSubnet, func() {
-				hears(t, "what another program excepts from conntrack", e, spoof(netip.AddrPortFrom(lan, 4789), netip.AddrPortFrom(node, 4789)))
+				hears(t, "what another program excepts from conntrack", e, s.spoof(netip.AddrPortFrom(lan, 4789), netip.AddrPortFrom(node, 4789)))
 			})
 			s.host.serve(s.own.String())
 			if got := s.p.seen(s.own.String()); got != s.egress.String() {
@@ -182,12 +184,106 @@ func TestAHostOfAVLANGetsIntoNoConnectionOfOthers(t *testing.T) {
 	}
 }
 
-// What hosts of a link say of who is there is for that link alone: a host of the VLAN sends none of it through the node,
-// in its own name nor in that of an egress IP.
+// A host of the VLAN is the server of an egress connection in its packets. The egress IP is of a pool that is not on
+// the VLAN.
+func TestAHostOfAVLANGetsIntoNoEgressConnectionOfOtherPools(t *testing.T) {
+	for _, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			s := newVLANSite(t, f)
+			f.addEgressIP(t)
+			reach(t, s.tables, parseState(t, fmt.Sprintf("except %s\naddressguard %s\naddressguard %s\npooled %[2]s\npooled %[3]s\npod %[4]s 6\nnexthop 6 0x3fff\n"+
+				"hosted 5 %[2]s 0x3fff\nvlan 5 egret.100\nhosted 6 %[3]s 0x3fff\n", f.pods, s.egress, f.egress, f.pod)))
+			if err := s.tables.Permit([]Permit{{s.egress, true}, {f.egressIP(), true}}, time.Hour); err != nil {
+				t.Fatal(err)
+			}
+			c, server, seen := udpFlow(t, s.p, s.ext, netip.AddrPortFrom(netip.MustParseAddr(f.server), 7004))
+			if seen.Addr() != f.egressIP() {
+				t.Fatalf("the server sees %s, want %s", seen, f.egress)
+			}
+			counts(t, s.tables, CounterSubnet, func() { hears(t, "what is sent to a pod", c, s.spoof(server, seen)) })
+		})
+	}
+}
+
+func TestByABlockAHostOfAVLANGetsIntoNoEgressConnectionOfOtherPools(t *testing.T) {
+	for _, f := range blockSides() {
+		t.Run(f.pod, func(t *testing.T) {
+			b := newBlockSite(t, f)
+			s := vlanSite{host: newSpace(t, "vlan")}
+			b.nodes[3].run("ip link add egret.100 type veth peer name eth0 netns " + s.host.name + `
+				ip link set egret.100 up
+				ip addr add 10.20.0.8/24 dev egret.100
+				ip addr add fd20::8/64 dev egret.100 nodad
+				sysctl -qw net.ipv4.conf.egret/100.rp_filter=2`)
+			s.host.run(`ip link set eth0 up
+				ip addr add 10.20.0.77/24 dev eth0
+				ip addr add fd20::77/64 dev eth0 nodad
+				ip route add default via 10.20.0.8
+				ip -6 route add default via fd20::8`)
+			c, server, seen := udpFlow(t, b.pods["a"], b.ext, netip.AddrPortFrom(netip.MustParseAddr(f.server), 7004))
+			b.inBlock("the flow", seen, 1)
+			counts(t, b.nodes[3].tables, CounterSubnet, func() { hears(t, "what is sent to a pod", c, s.spoof(server, seen)) })
+		})
+	}
+}
+
+// udpFlow opens a connection of a pod to a server, and returns the pod's end, the server's address and the source that
+// it saw. Both have said something.
+func udpFlow(t *testing.T, p, ext space, server netip.AddrPort) (c net.PacketConn, at, seen netip.AddrPort) {
+	t.Helper()
+	var l net.PacketConn
+	ext.do(func() (err error) { l, err = net.ListenPacket("udp", server.String()); return err })
+	t.Cleanup(func() { l.Close() })
+	var pod net.Conn
+	p.do(func() (err error) { pod, err = net.Dial("udp", server.String()); return err })
+	t.Cleanup(func() { pod.Close() })
+	b := make([]byte, 100)
+	for range 5 { // a link that is new loses the first packets
+		_, _ = pod.Write([]byte("?"))
+		_ = l.SetReadDeadline(time.Now().Add(time.Second))
+		_, from, err := l.ReadFrom(b)
+		if err != nil {
+			continue
+		}
+		_, _ = l.WriteTo([]byte("!"), from)
+		_ = pod.SetReadDeadline(time.Now().Add(time.Second))
+		if _, err := pod.Read(b); err == nil {
+			return pod.(net.PacketConn), server, netip.MustParseAddrPort(from.String())
+		}
+	}
+	t.Fatal("the pod and the server do not hear each other")
+	return nil, server, seen
+}
+
+// A node that has handed an egress IP over sends with it for a while, and no longer has it as an address.
+func TestARelayHearsTheAnswersOfItsVLAN(t *testing.T) {
+	for i, f := range bothSides {
+		t.Run(f.pod, func(t *testing.T) {
+			s := newVLANSite(t, f)
+			s.host.serve(s.own.String())
+			link, err := net.InterfaceByName("egret.100")
+			if err != nil {
+				t.Fatal(err)
+			}
+			s.host.run(fmt.Sprintf("ip neigh replace %s lladdr %s dev eth0", s.egress, link.HardwareAddr))
+			bits := []int{24, 64}[i]
+			netns.Run(t, fmt.Sprintf("ip addr del %s/%d dev egret.100", s.egress, bits))
+			netns.Run(t, fmt.Sprintf("ip route replace %s dev egret.100", netip.PrefixFrom(s.egress, bits).Masked()))
+			reach(t, s.tables, parseState(t, fmt.Sprintf("except %s\npooled %s\npod %s 5\nnexthop 5 0x3fff\nhosted 5 %[2]s 0x3fff\nvlan 5 egret.100\n", f.pods, s.egress, f.pod)))
+			netns.Run(t, "ip neigh flush dev egret.100")
+			if got := s.p.seen(s.own.String()); got != s.egress.String() {
+				t.Errorf("the host sees the pod as %q, want %s", got, s.egress)
+			}
+		})
+	}
+}
+
+// What hosts of a link say of who is there is for that link alone: a host of the VLAN sends none of it through the
+// node, in its own name nor in that of an egress IP.
 func TestAHostOfAVLANSendsNoNeighborDiscoveryThroughTheNode(t *testing.T) {
 	f := bothSides[1]
 	s := newVLANSite(t, f)
-	reach(t, s.tables, parseState(t, fmt.Sprintf("except %s\naddressguard %s\npooled %[2]s\npooled %s\nhosted 5 %[2]s 0x3fff\n", f.pods, s.egress, f.egress)))
+	reach(t, s.tables, parseState(t, fmt.Sprintf("except %s\naddressguard %s\npooled %[2]s\npooled %s\nhosted 5 %[2]s 0x3fff\nvlan 5 egret.100\n", f.pods, s.egress, f.egress)))
 	on, _, header := f.listenIP(t, s.ext)
 	server := netip.MustParseAddr(f.server)
 	for _, kind := range []byte{130, 135, 136} {

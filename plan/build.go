@@ -256,6 +256,9 @@ func buildHosted(d *Desired, c *Cluster, f Facts, roles map[netip.Addr]Role, exi
 		}
 		exits.prepare(d, t.Address)
 		hosted := nft.Hosted{IP: t.IP, Mark: exits.mark(t.Pool), Limit: limit(t.bandwidth)}
+		if exits.vlan(t.Pool) {
+			hosted.Link = exits.facts.link(s.Pools[t.Pool], t.IP)
+		}
 		own := t.Pool != "" // a static IP is its link's: the kernel answers for it with or without Egret
 		d.Permits = append(d.Permits, nft.Permit{IP: t.IP, Answer: own && role == Own})
 		if own {

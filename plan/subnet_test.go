@@ -67,6 +67,9 @@ func TestBuildLeavesByTheSubnetOfThePool(t *testing.T) {
 			if diff := cmp.Diff(wantSubnet, d.Routing.Subnets[0], compare); diff != "" {
 				t.Errorf("subnet (-want +got):\n%s", diff)
 			}
+			if on := d.NFT.Hosted[1].Link; on != map[bool]string{true: tt.want.link}[tt.want.vlan > 0] {
+				t.Errorf("what comes for the IP is let in by link %q of a VLAN", on)
+			}
 			if d.Announce[addr] != tt.want.link {
 				t.Errorf("announced on %s, want %s", d.Announce[addr], tt.want.link)
 			}
@@ -103,8 +106,8 @@ func TestPoolsOfOneVLANShareItsLinkAndItsRoutes(t *testing.T) {
 	// Before and after a hand-over the link is there as well, and nothing answers.
 	for _, role := range []Role{Relay, Arrive} {
 		d = Build(New(s), facts("node-1"), map[netip.Addr]Role{egressIP: role})
-		if v := d.VLAN.VLANs[10]; v.Parent != "eth0" || len(v.Addresses) > 0 || len(d.Routing.Subnets) != 1 || len(d.Announce) > 0 {
-			t.Errorf("role %d: VLANs %+v, subnets %+v, announced %v", role, d.VLAN.VLANs, d.Routing.Subnets, d.Announce)
+		if v := d.VLAN.VLANs[10]; v.Parent != "eth0" || len(v.Addresses) > 0 || len(d.Routing.Subnets) != 1 || d.NFT.Hosted[1].Link != "egret.10" || len(d.Announce) > 0 {
+			t.Errorf("role %d: hosted %+v, VLANs %+v, subnets %+v, announced %v", role, d.NFT.Hosted, d.VLAN.VLANs, d.Routing.Subnets, d.Announce)
 		}
 	}
 }
