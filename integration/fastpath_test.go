@@ -123,13 +123,14 @@ func TestConnectionsLiveByTheFastPath(t *testing.T) {
 	leavesAs(t, other, nodeIP(t, home))
 	const port = 7002
 	c := listenOutside(t, port)
-	frame := vxlan(nodeIP(t, home), nodeIP(t, gateway), idOf(t, "fast"), udp4(netip.AddrPortFrom(ip, blockOf(t, ip, home).First), netip.AddrPortFrom(lab.OutsideIP, port)))
+	frame := vxlan(nodeIP(t, home), nodeIP(t, gateway), idOf(t, "fast"), udp4(netip.AddrPortFrom(ip, blockOf(t, ip, home).First), netip.AddrPortFrom(lab.OutsideIP, port), "forged"))
 	near := n.pod("near", gateway, "db")
-	for _, flags := range [][2]byte{{0x88, 0x08}, {0x08, 0}} {
-		copy(frame, flags[:])
-		for _, pod := range []string{other, near} {
-			forge(t, c, [2]string{"pod", pod}, gateway, frame, fmt.Sprintf("by the fast path, flags %x", flags))
-		}
+	for _, header := range [][]byte{frame[:4:4], {0x08, 0, 0, 0}} { // with an id, and without
+		copy(frame, header)
+		what := fmt.Sprintf("by the fast path, as %x", header)
+		forge(t, c, [2]string{"pod", other}, home, gateway, frame, what)
+		forge(t, c, [2]string{"pod", near}, gateway, gateway, frame, what)
+		sendsAs(t, c, home, gateway, frame, ip)
 	}
 
 	r = probe(t, pod, 1500*time.Millisecond, func() {

@@ -8,7 +8,6 @@ import (
 	"net/netip"
 	"os"
 	"slices"
-	"strings"
 	"testing"
 	"time"
 
@@ -25,24 +24,39 @@ func TestNoPodForgesPacketsOfTheOverlay(t *testing.T) {
 	n := newNamespace(t)
 	ip, gateway, pod := n.remote("forge", "10.10.0.44")
 	id := idOf(t, "forge")
-	namespace, name, _ := strings.Cut(pod, "/")
-	member := netip.MustParseAddr(kubectl(t, "-n", namespace, "get", "pod", name, "-o", "jsonpath={.status.podIP}"))
 	const port = 7002
 	c := listenOutside(t, port)
-	var places [][2]string
+	db := map[string]string{}
 	for _, node := range nodes() {
-		places = append(places, [2]string{"pod", n.pod("db-"+node, node, "db")}, [2]string{"node", node})
+		db[node] = n.pod("db-"+node, node, "db")
 	}
 	// As the pod's node sends: with the egress IP and a port that is that node's; and as one without a block does.
 	home := otherNode(gateway)
 	to := netip.AddrPortFrom(lab.OutsideIP, port)
-	for _, from := range []netip.AddrPort{netip.AddrPortFrom(ip, blockOf(t, ip, home).First), netip.AddrPortFrom(member, port)} {
-		frame := vxlan(nodeIP(t, home), nodeIP(t, gateway), id, udp4(from, to))
-		for _, at := range places {
-			forge(t, c, at, gateway, frame, fmt.Sprintf("written as %v; the egress IP is %s", from, ip))
+	for _, from := range []netip.AddrPort{
+		netip.AddrPortFrom(ip, blockOf(t, ip, home).First), netip.AddrPortFrom(egress.OverlaySource(indexOf(t, home), id, ip), port),
+	} {
+		frame := vxlan(nodeIP(t, home), nodeIP(t, gateway), id, udp4(from, to, "forged"))
+		what := fmt.Sprintf("written as %v; the egress IP is %s", from, ip)
+		for _, node := range nodes() {
+			forge(t, c, [2]string{"pod", db[node]}, node, gateway, frame, what)
+			forge(t, c, [2]string{"node", node}, node, gateway, frame, what)
 		}
+		// The same bytes leave where a node sends them: by its link, past its tables.
+		sendsAs(t, c, home, gateway, frame, ip)
 	}
 	selected(t, pod, ip)
+}
+
+// indexOf returns the number of a node by which nodes name each other in packets.
+func indexOf(t *testing.T, node string) int {
+	t.Helper()
+	all := records[egress.Node](t, "nodes")
+	i := slices.IndexFunc(all, func(n egress.Node) bool { return n.Name == node })
+	if i < 0 || all[i].Index == 0 {
+		t.Fatalf("%s has no index: %+v", node, all)
+	}
+	return all[i].Index
 }
 
 // listenOutside opens a socket of UDP at the outside host.
@@ -79,9 +93,21 @@ func blockOf(t *testing.T, ip netip.Addr, node string) egress.Block {
 	return blocks[i]
 }
 
-// forge sends a packet of the overlay to a node from a place (lab.In), and wants nothing to come out of it at c.
-func forge(t *testing.T, c net.PacketConn, at [2]string, gateway string, frame []byte, what string) {
+// foreign returns the line of the counter of what is for the overlay's port of a node and was dropped on a node.
+func foreign(t *testing.T, node string) string {
 	t.Helper()
+	out, err := cluster.Exec(t.Context(), "node", node, "nft", "list", "counter", "inet", "egret", "overlay_foreign")
+	if err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
+	return string(out)
+}
+
+// forge sends a packet of the overlay to a gateway from a place (lab.In) on a node. Nothing is to come out of it at c, as
+// it is dropped on that node.
+func forge(t *testing.T, c net.PacketConn, at [2]string, node, gateway string, frame []byte, what string) {
+	t.Helper()
+	before := foreign(t, node)
 	err := cluster.In(at[0], at[1], func() error {
 		c, err := net.Dial("udp", netip.AddrPortFrom(nodeIP(t, gateway), egress.OverlayPort).String())
 		if err != nil {
@@ -100,19 +126,52 @@ func forge(t *testing.T, c net.PacketConn, at [2]string, gateway string, frame [
 	if _, seen, err := c.ReadFrom(make([]byte, 100)); !errors.Is(err, os.ErrDeadlineExceeded) {
 		t.Errorf("%s %s sends as %v (%v), %s", at[0], at[1], seen, err, what)
 	}
+	if foreign(t, node) == before {
+		t.Errorf("%s does not drop what %s %s sends, %s", node, at[0], at[1], what)
+	}
+}
+
+// sendsAs sends a packet of the overlay as a node does, and wants it to come out at c with the egress IP.
+func sendsAs(t *testing.T, c net.PacketConn, node, gateway string, frame []byte, ip netip.Addr) {
+	t.Helper()
+	link := func(node string) (link *net.Interface) {
+		if err := cluster.In("node", node, func() (err error) { link, err = net.InterfaceByName("eth0"); return err }); err != nil {
+			t.Fatal(err)
+		}
+		return link
+	}
+	here, there := link(node), link(gateway)
+	packet := udp4(netip.AddrPortFrom(nodeIP(t, node), 50000), netip.AddrPortFrom(nodeIP(t, gateway), egress.OverlayPort), string(frame))
+	if err := cluster.In("node", node, func() error {
+		fd, err := unix.Socket(unix.AF_PACKET, unix.SOCK_DGRAM|unix.SOCK_CLOEXEC, 0)
+		if err != nil {
+			return err
+		}
+		to := &unix.SockaddrLinklayer{Protocol: 0x0008 /* ETH_P_IP in network byte order */, Ifindex: here.Index, Halen: 6}
+		copy(to.Addr[:], there.HardwareAddr)
+		return errors.Join(unix.Sendto(fd, packet, 0, to), unix.Close(fd))
+	}); err != nil {
+		t.Fatal(err)
+	}
+	if err := c.SetReadDeadline(time.Now().Add(5 * time.Second)); err != nil {
+		t.Fatal(err)
+	}
+	_, from, err := c.ReadFrom(make([]byte, 100))
+	if err != nil || netip.MustParseAddrPort(from.String()).Addr() != ip {
+		t.Errorf("what %s sends comes from %v (%v), want %s", node, from, err, ip)
+	}
 }
 
 // vxlan returns a VXLAN packet with a group policy id, as from one node to another.
 func vxlan(from, to netip.Addr, id egress.ID, ip []byte) []byte {
-	b := []byte{0x88, 0, 0, 0, 0, 0, egress.OverlayVNI, 0}
+	b := []byte{0x88, 0x08, 0, 0, 0, 0, egress.OverlayVNI, 0}
 	binary.BigEndian.PutUint16(b[2:], uint16(id))
 	b = append(append(b, egress.OverlayMAC(to)...), egress.OverlayMAC(from)...)
 	return append(append(b, 8, 0), ip...)
 }
 
 // udp4 returns an IPv4 packet with a datagram without checksum.
-func udp4(from, to netip.AddrPort) []byte {
-	payload := "forged"
+func udp4(from, to netip.AddrPort, payload string) []byte {
 	b := []byte{0x45, 0, 0, byte(28 + len(payload)), 0, 0, 0, 0, 64, unix.IPPROTO_UDP, 0, 0}
 	b = append(append(b, from.Addr().AsSlice()...), to.Addr().AsSlice()...)
 	var sum uint32

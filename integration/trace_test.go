@@ -150,14 +150,7 @@ func TestTraceSaysWhatBecomesOfProtocolsAndPorts(t *testing.T) {
 	// The overlay's port of a node, at which a pod's datagram is counted as forged.
 	at := nodeIP(t, gateway).String()
 	exits(t, 2, "UDP port 8479 of "+at, "trace", pod, "--to", at, "--proto", "udp", "--port", "8479")
-	foreign := func() string {
-		out, err := cluster.Exec(t.Context(), "node", home, "nft", "list", "counter", "inet", "egret", "overlay_foreign")
-		if err != nil {
-			t.Fatalf("%v\n%s", err, out)
-		}
-		return string(out)
-	}
-	before := foreign()
+	before := foreign(t, home)
 	eventually(t, 10*time.Second, func() error {
 		if err := cluster.In("pod", pod, func() error {
 			c, err := net.Dial("udp4", at+":8479")
@@ -169,7 +162,7 @@ func TestTraceSaysWhatBecomesOfProtocolsAndPorts(t *testing.T) {
 		}); err != nil {
 			return err
 		}
-		if foreign() == before {
+		if foreign(t, home) == before {
 			return errors.New("a pod's datagram for the overlay's port of a node was not dropped")
 		}
 		return nil
