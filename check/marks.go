@@ -174,6 +174,7 @@ func marked(exprs []expr.Any) (m marks) {
 	registers := map[uint32]register{}
 	var last uint32 // the register that was written last
 	write := func(n uint32, r register) { last, registers[n] = n, r }
+	other := register{all, all, all} // what comes from elsewhere
 	for _, e := range exprs {
 		switch e := e.(type) {
 		case *expr.Meta:
@@ -182,7 +183,7 @@ func marked(exprs []expr.Any) (m marks) {
 			case !e.SourceRegister && e.Key == expr.MetaKeyMARK:
 				write(e.Register, register{notConn: all})
 			case !e.SourceRegister:
-				write(e.Register, register{all, all, all})
+				write(e.Register, other)
 			case e.Key == expr.MetaKeyMARK:
 				m.packet, m.ones = m.packet|r.notPacket, m.ones|r.ones
 			}
@@ -191,7 +192,7 @@ func marked(exprs []expr.Any) (m marks) {
 			case e.Register != 0 && e.Key == expr.CtKeyMARK:
 				write(e.Register, register{all, 0, all})
 			case e.Register != 0:
-				write(e.Register, register{all, all, all})
+				write(e.Register, other)
 			case e.Key == expr.CtKeyMARK: // a write, of which the library does not say from which register
 				m.conn |= registers[last].notConn
 			}
@@ -201,11 +202,23 @@ func marked(exprs []expr.Any) (m marks) {
 				write(e.DestRegister, register{r.notPacket | ^keep | flip, r.notConn | ^keep | flip, r.ones&keep | flip})
 			}
 		case *expr.Immediate:
-			r := register{all, all, all}
+			r := other
 			if len(e.Data) == 4 {
 				r.ones = binary.NativeEndian.Uint32(e.Data)
 			}
 			write(e.Register, r)
+		case *expr.Payload:
+			if e.OperationType == expr.PayloadLoad {
+				write(e.DestRegister, other)
+			}
+		case *expr.Lookup:
+			if e.IsDestRegSet {
+				write(e.DestRegister, other)
+			}
+		case *expr.Numgen:
+			write(e.Register, other)
+		case *expr.Hash:
+			write(e.DestRegister, other)
 		case *expr.Target:
 			t := targetMarks(e)
 			m = marks{m.packet | t.packet, m.conn | t.conn, m.ones | t.ones}
