@@ -10,6 +10,7 @@ import (
 	"maps"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"os"
 	"slices"
 	"strings"
@@ -536,7 +537,8 @@ func stutters(b browser, c *cluster) string {
 // hostile has names and texts that would be HTML, or a script, if they were not text.
 func hostile(b browser, c *cluster) {
 	const evil = `<img src=x onerror="faults.push('xss')">`
-	c.put(store.MembersByEgressKey(egressName(1), "node-9"), egress.Members{Egress: egressName(1), Node: "node-9", Pods: []egress.Member{{Pod: "evil/" + evil}}})
+	pods := []egress.Member{{Pod: "evil/" + evil, IPs: []netip.Addr{netip.MustParseAddr("10.244.9.9")}}}
+	c.put(store.MembersByEgressKey(egressName(1), "node-9"), egress.Members{Egress: egressName(1), Node: "node-9", Pods: pods})
 	c.agent(8, map[string]string{evil: `</script><script>faults.push("xss")</script>`})
 	c.flush()
 	b.until(`document.querySelector("#troubles").innerText.includes("</script><script>")`)
