@@ -135,7 +135,7 @@ func TestWhatANodeWroteCommandsNoTerminal(t *testing.T) {
 	shown := func(what string, err error) {
 		t.Helper()
 		text := out.String()
-		if out.Reset(); text == "" && err == nil || strings.ContainsAny(text, "\x1b\x07\r") {
+		if out.Reset(); text == "" && err == nil && !strings.HasSuffix(what, " -o name") || strings.ContainsAny(text, "\x1b\x07\r") {
 			t.Errorf("%s: %v, %q", what, err, text)
 		}
 	}
