@@ -103,8 +103,8 @@ func foreign(t *testing.T, node string) string {
 	return string(out)
 }
 
-// forge sends a packet of the overlay to a gateway from a place (lab.In) on a node. Nothing is to come out of it at c, as
-// it is dropped on that node.
+// forge sends a packet of the overlay to a gateway from a place (lab.In) on a node. Nothing is to come out of it at c,
+// as it is dropped on that node.
 func forge(t *testing.T, c net.PacketConn, at [2]string, node, gateway string, frame []byte, what string) {
 	t.Helper()
 	before := foreign(t, node)

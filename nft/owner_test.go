@@ -138,7 +138,7 @@ func TestAnUpgradeOwnsTheTablesAndADowngradeDoesNot(t *testing.T) {
 	before := list(t)
 	for _, step := range []Config{{}, {Shared: true}, {}} {
 		keep := want
-		keep.Keep, keep.NextHops = true, nil // not all is known at once
+		keep.Keep, keep.Pods = true, nil // not all is known at once
 		tables := openHere(t, step)
 		reach(t, tables, keep)
 		reach(t, tables, want)

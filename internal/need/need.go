@@ -105,8 +105,8 @@ func Flowtable(t testing.TB) {
 	kernel(t, "flowtables (CONFIG_NF_FLOW_TABLE_INET)", "nft add table inet f", "nft add flowtable inet f f { hook ingress priority 0 ; devices = { lo } ; }")
 }
 
-// OwnedTables is for a test of nftables that outlive the socket that owns them, which the test itself has tried to make:
-// nft(8) of Debian does not know them.
+// OwnedTables is for a test of nftables that outlive the socket that owns them, which the test itself has tried to
+// make: nft(8) of Debian does not know them.
 func OwnedTables(t testing.TB, made bool) {
 	t.Helper()
 	Root(t)
