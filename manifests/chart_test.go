@@ -192,6 +192,7 @@ func TestFaultyValuesAreRefused(t *testing.T) {
 		"plain etcd with TLS":     {`etcd: {endpoints: ["https://10.0.0.1:2379", "http://10.0.0.2:2379"]}`, "http://10.0.0.2:2379 is not https"},
 		"insecure by an option":   {ownEtcd + "agent: {config: {insecure: true}}", "agent.config"},
 		"two names in one":        {ownEtcd + "webhook: {clients: {names: ['a,b']}}", "names"},
+		"a label without value":   {`etcd: {bundled: {enabled: true, nodeSelector: {egret: null}}}`, "nodeSelector"},
 		"two members":             {`etcd: {bundled: {enabled: true, replicas: 2}}`, "replicas"},
 		"snapshot elsewhere":      {`etcd: {bundled: {enabled: true, restoreFrom: ../x.db}}`, "restoreFrom"},
 		"taint without a domain":  {ownEtcd + "startupTaint: agent-not-ready", "startupTaint"},
@@ -237,7 +238,7 @@ etcd: {bundled: {enabled: true}}
 etcd: {bundled: {enabled: true, roles: false}}
 `,
 	"bundled etcd on volumes": `
-etcd: {bundled: {enabled: true, replicas: 1, storageClass: fast, snapshots: {schedule: ""}, nodeSelector: {node-role.kubernetes.io/control-plane: null}}}
+etcd: {bundled: {enabled: true, replicas: 1, storageClass: fast, snapshots: {schedule: ""}, nodeSelector: {kubernetes.io/os: linux}}}
 `,
 	"webhook for API servers": ownEtcd + `
 webhook: {clients: {names: [kube-apiserver, "system:api server"]}}

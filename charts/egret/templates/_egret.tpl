@@ -105,6 +105,23 @@ egret-etcd.{{ .Release.Namespace }}.svc
 {{- end -}}
 {{- end -}}
 
+{{- /* The nodes of the bundled etcd, and of what comes with it. By default the label of the control plane counts with any value: kubeadm gives it none, k3s
+and RKE2 "true", which a nodeSelector cannot say. */ -}}
+{{- define "egret.etcd.nodes" -}}
+nodeAffinity:
+  requiredDuringSchedulingIgnoredDuringExecution:
+    nodeSelectorTerms:
+    - matchExpressions:
+      {{- range $key, $value := .nodeSelector }}
+      - key: {{ $key }}
+        operator: In
+        values: [{{ $value | quote }}]
+      {{- else }}
+      - key: node-role.kubernetes.io/control-plane
+        operator: Exists
+      {{- end }}
+{{- end -}}
+
 {{- /* What an agent needs to get ready is on nodes that wait for it, too. */ -}}
 {{- define "egret.tolerations" -}}
 {{- with .tolerations }}
