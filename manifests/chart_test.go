@@ -191,6 +191,8 @@ func TestFaultyValuesAreRefused(t *testing.T) {
 		"bundled without TLS":     {`etcd: {tls: {enabled: false}, bundled: {enabled: true}}`, "etcd.tls.enabled"},
 		"plain etcd with TLS":     {`etcd: {endpoints: ["https://10.0.0.1:2379", "http://10.0.0.2:2379"]}`, "http://10.0.0.2:2379 is not https"},
 		"insecure by an option":   {ownEtcd + "agent: {config: {insecure: true}}", "agent.config"},
+		"webhook at root's port":  {ownEtcd + "webhook: {port: 443}", "port"},
+		"webhook by an option":    {ownEtcd + "crdsync: {config: {webhook-address: ':9444'}}", "crdsync.config"},
 		"two names in one":        {ownEtcd + "webhook: {clients: {names: ['a,b']}}", "names"},
 		"a label without value":   {`etcd: {bundled: {enabled: true, nodeSelector: {egret: null}}}`, "nodeSelector"},
 		"two members":             {`etcd: {bundled: {enabled: true, replicas: 2}}`, "replicas"},
@@ -242,6 +244,9 @@ etcd: {bundled: {enabled: true, replicas: 1, storageClass: fast, snapshots: {sch
 `,
 	"webhook for API servers": ownEtcd + `
 webhook: {clients: {names: [kube-apiserver, "system:api server"]}}
+`,
+	"webhook at another port": ownEtcd + `
+webhook: {port: 9444}
 `,
 	"webhook for API servers of a CA": ownEtcd + `
 webhook: {clients: {names: [kube-apiserver], caConfigMap: api-clients}}
@@ -717,6 +722,8 @@ func TestTheSchedulerKeepsApartWhatListensInTheNetworkOfTheNode(t *testing.T) {
 	for name, want := range map[string]map[string][]int32{
 		"AWS, bundled etcd": {"crdsync": {egress.SyncStatusPort, 9443}, "cloud": {egress.CloudStatusPort}},
 		"bare":              {"crdsync": {egress.SyncStatusPort}},
+
+		"webhook at another port": {"crdsync": {egress.SyncStatusPort, 9444}},
 	} {
 		docs := decoded(t, variants[name])
 		for command, ports := range want {
@@ -738,6 +745,24 @@ func TestTheSchedulerKeepsApartWhatListensInTheNetworkOfTheNode(t *testing.T) {
 			}
 			if r := o.Spec.Strategy.RollingUpdate; r == nil || r.MaxSurge.String() != "0" || r.MaxUnavailable.String() != "1" {
 				t.Errorf("%s: the rollout of %s: %+v, want one less and none more", name, o.Name, o.Spec.Strategy)
+			}
+		}
+	}
+}
+
+// The Service finds crdsync's port by its name, so that it leads to pods of both ports while they are replaced.
+func TestTheWebhookListensWhereItsServiceLeads(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]int32{"as it comes": 9443, "webhook at another port": 9444} {
+		docs := decoded(t, variants[name])
+		c := podsOf(docs)["crdsync"].Containers[0]
+		at := slices.IndexFunc(c.Ports, func(p corev1.ContainerPort) bool { return p.Name == "webhook" })
+		if at < 0 || c.Ports[at].HostPort != want || !slices.Contains(c.Args, fmt.Sprintf("--webhook-address=:%d", want)) {
+			t.Errorf("%s: ports %+v, arguments %q, want the webhook at %d", name, c.Ports, c.Args, want)
+		}
+		for _, d := range docs {
+			if s, ok := d.object.(*corev1.Service); ok && s.Name == "egret-crdsync" && s.Spec.Ports[0].TargetPort.StrVal != "webhook" {
+				t.Errorf("%s: the Service leads to %v, want the port webhook", name, s.Spec.Ports[0].TargetPort)
 			}
 		}
 	}

@@ -28,7 +28,7 @@ nat-log: {{ if .Values.agent.natLog.hostPath }}/var/log/egret/nat.log{{ else }}"
 {{- end -}}
 
 {{- define "egret.config.crdsync" -}}
-{{- include "egret.twice" (dict "config" .Values.crdsync.config "at" "crdsync.config" "own" (concat (list "egress" "egress.maxEgressIPsPerNode" "cluster-cidrs" "webhook" "startup-taint" "etcd-prefix" "endpoints" "insecure") (include "egret.metrics.options" . | fromJsonArray))) -}}
+{{- include "egret.twice" (dict "config" .Values.crdsync.config "at" "crdsync.config" "own" (concat (list "egress" "egress.maxEgressIPsPerNode" "cluster-cidrs" "webhook" "webhook-address" "startup-taint" "etcd-prefix" "endpoints" "insecure") (include "egret.metrics.options" . | fromJsonArray))) -}}
 egress:
   maxEgressIPsPerNode: {{ .Values.egress.maxEgressIPsPerNode }}
 {{- with .Values.startupTaint }}
