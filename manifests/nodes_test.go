@@ -47,21 +47,28 @@ func goes(t *testing.T, pod corev1.PodSpec, on map[string]string, taints ...core
 func TestTheBundledEtcdIsOnTheControlPlaneOrOnTheNodesThatAreNamed(t *testing.T) {
 	t.Parallel()
 	const controlPlane = "node-role.kubernetes.io/control-plane"
-	nodes := map[string]map[string]string{
-		"kubeadm":  {controlPlane: ""},
-		"k3s":      {controlPlane: "true"},
-		"a worker": {"node-role.kubernetes.io/worker": ""},
-		"named":    {"egret/etcd": ""},
+	taint := func(key string) []corev1.Taint {
+		return []corev1.Taint{{Key: key, Effect: corev1.TaintEffectNoSchedule}}
+	}
+	nodes := map[string]struct {
+		labels map[string]string
+		taints []corev1.Taint
+	}{
+		"kubeadm":   {map[string]string{controlPlane: ""}, taint(controlPlane)},
+		"OpenShift": {map[string]string{controlPlane: "", "node-role.kubernetes.io/master": ""}, taint("node-role.kubernetes.io/master")},
+		"k3s":       {map[string]string{controlPlane: "true"}, nil},
+		"a worker":  {map[string]string{"node-role.kubernetes.io/worker": ""}, nil},
+		"named":     {map[string]string{"egret/etcd": ""}, nil},
 	}
 	for values, want := range map[string][]string{
-		variants["bundled etcd"]: {"kubeadm", "k3s"},
+		variants["bundled etcd"]: {"kubeadm", "OpenShift", "k3s"},
 		`etcd: {bundled: {enabled: true, nodeSelector: {egret/etcd: ""}}}`: {"named"},
 	} {
 		pods := podsOf(decoded(t, values))
 		for _, command := range []string{"run", "snapshot", "etcd-rbac", "credentials"} {
 			for name, on := range nodes {
 				may := slices.Contains(want, name)
-				if got := goes(t, pods[command], on); got != may {
+				if got := goes(t, pods[command], on.labels, on.taints...); got != may {
 					t.Errorf("%s: %s goes to a node of %s: %v, want %v", strings.TrimSpace(values), command, name, got, may)
 				}
 			}
