@@ -210,6 +210,8 @@ func TestFaultyValuesAreRefused(t *testing.T) {
 		"metrics, half said":      {ownEtcd + "metrics: {enabled: yes please}", "metrics"},
 		"a name for a VPC":        {ownEtcd + "cloud: {aws: {enabled: true, vpc: mine}}", "vpc"},
 		"a name for a role":       {ownEtcd + "cloud: {aws: {enabled: true, roleARN: egret}}", "roleARN"},
+		"status elsewhere":        {ownEtcd + "agent: {config: {status-address: '127.0.0.1:9999'}}", "status-address"},
+		"crdsync's elsewhere":     {ownEtcd + "crdsync: {config: {status-address: '127.0.0.1:9999'}}", "status-address"},
 		"no replica":              {ownEtcd + "crdsync: {replicas: 0}", "replicas"},
 	} {
 		t.Run(name, func(t *testing.T) {

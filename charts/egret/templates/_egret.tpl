@@ -5,9 +5,9 @@
 {{- end -}}
 
 {{- /* The file of options of a command: the guide's under its own names, then whatever else was given. A key of agent.config or
-crdsync.config that a value of its own sets would leave open which of both counts. */ -}}
+crdsync.config that a value of its own sets would leave open which of both counts; at another status-address the kubelet's probes would ask nobody. */ -}}
 {{- define "egret.config.agent" -}}
-{{- include "egret.twice" (dict "config" .Values.agent.config "at" "agent.config" "own" (concat (list "egress" "nat-log" "egress.exceptCIDRs" "egress.snatFullyRandomPorts" "cluster-cidrs" "etcd-prefix" "endpoints" "insecure") (include "egret.metrics.options" . | fromJsonArray))) -}}
+{{- include "egret.twice" (dict "config" .Values.agent.config "at" "agent.config" "own" (concat (list "status-address" "egress" "nat-log" "egress.exceptCIDRs" "egress.snatFullyRandomPorts" "cluster-cidrs" "etcd-prefix" "endpoints" "insecure") (include "egret.metrics.options" . | fromJsonArray))) -}}
 egress:
   exceptCIDRs: {{ toJson .Values.egress.exceptCIDRs }}
   snatFullyRandomPorts: {{ .Values.egress.snatFullyRandomPorts }}
@@ -28,7 +28,7 @@ nat-log: {{ if .Values.agent.natLog.hostPath }}/var/log/egret/nat.log{{ else }}"
 {{- end -}}
 
 {{- define "egret.config.crdsync" -}}
-{{- include "egret.twice" (dict "config" .Values.crdsync.config "at" "crdsync.config" "own" (concat (list "egress" "egress.maxEgressIPsPerNode" "cluster-cidrs" "webhook" "webhook-address" "startup-taint" "etcd-prefix" "endpoints" "insecure") (include "egret.metrics.options" . | fromJsonArray))) -}}
+{{- include "egret.twice" (dict "config" .Values.crdsync.config "at" "crdsync.config" "own" (concat (list "status-address" "egress" "egress.maxEgressIPsPerNode" "cluster-cidrs" "webhook" "webhook-address" "startup-taint" "etcd-prefix" "endpoints" "insecure") (include "egret.metrics.options" . | fromJsonArray))) -}}
 egress:
   maxEgressIPsPerNode: {{ .Values.egress.maxEgressIPsPerNode }}
 {{- with .Values.startupTaint }}
@@ -77,7 +77,7 @@ cluster-cidrs: {{ toJson . }}
 {{- define "egret.twice" -}}
 {{- range .own -}}
 {{- if hasKey $.config . -}}
-{{- fail (printf "%s: option %q has a value of its own in this chart: set that one (see values.yaml)" $.at .) -}}
+{{- fail (printf "%s: option %q is the chart's own, or has a value of its own: set that one (see values.yaml)" $.at .) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
