@@ -188,6 +188,7 @@ func TestFaultyValuesAreRefused(t *testing.T) {
 		"digest without content":  {ownEtcd + "image: {digest: latest}", "digest"},
 		"option with two values":  {ownEtcd + "agent: {config: {egress.exceptCIDRs: [10.0.0.0/8]}}", "egress.exceptCIDRs"},
 		"options with two values": {ownEtcd + "crdsync: {config: {egress: {maxEgressIPsPerNode: 3}}}", "crdsync.config"},
+		"two etcds":               {`etcd: {endpoints: ["https://10.0.0.1:2379"], bundled: {enabled: true}}`, "want one of both"},
 		"bundled without TLS":     {`etcd: {tls: {enabled: false}, bundled: {enabled: true}}`, "etcd.tls.enabled"},
 		"plain etcd with TLS":     {`etcd: {endpoints: ["https://10.0.0.1:2379", "http://10.0.0.2:2379"]}`, "http://10.0.0.2:2379 is not https"},
 		"insecure by an option":   {ownEtcd + "agent: {config: {insecure: true}}", "agent.config"},

@@ -82,15 +82,18 @@ cluster-cidrs: {{ toJson . }}
 {{- end -}}
 {{- end -}}
 
-{{- /* Endpoints that are given win. Of the bundled etcd it is its Service, by the variable that the kubelet sets: that takes no cluster DNS. Where
-it has an IPv6 address, the programs put it in brackets. The clients learn the members' own addresses from it, and need it no more. */ -}}
+{{- /* Of the bundled etcd it is its Service, by the variable that the kubelet sets: that takes no cluster DNS. Where it has an IPv6 address, the programs
+put it in brackets. The clients learn the members' own addresses from it, and need it no more. */ -}}
 {{- define "egret.etcd.endpoints" -}}
+{{- if and .Values.etcd.endpoints .Values.etcd.bundled.enabled -}}
+{{- fail "etcd.endpoints: they are those of your own etcd, and etcd.bundled.enabled=true runs another one: want one of both" -}}
+{{- end -}}
 {{- range .Values.etcd.endpoints -}}
 {{- if and $.Values.etcd.tls.enabled (not (hasPrefix "https://" .)) -}}
 {{- fail (printf "etcd.endpoints: %s is not https: agents and crdsync do not start with it unless etcd.tls.enabled=false, which is for trials" .) -}}
 {{- end -}}
 {{- end -}}
-{{- if or .Values.etcd.endpoints (not .Values.etcd.bundled.enabled) -}}
+{{- if not .Values.etcd.bundled.enabled -}}
 {{- required "etcd.endpoints: want the URLs of your etcd's members, like https://10.0.0.1:2379, or etcd.bundled.enabled=true" (join "," .Values.etcd.endpoints) -}}
 {{- else -}}
 https://$(EGRET_ETCD_SERVICE_HOST):8483
@@ -140,7 +143,7 @@ nodeAffinity:
 {{- define "egret.etcd.env" -}}
 # What kubectl exec runs here reads these, too, as egret get and egret drain.
 - name: ETCDCTL_ENDPOINTS
-  {{- if and .Values.etcd.bundled.enabled (not .Values.etcd.endpoints) }}
+  {{- if .Values.etcd.bundled.enabled }}
   value: {{ include "egret.etcd.endpoints" . }}
   {{- else }}
   valueFrom:
