@@ -16,6 +16,7 @@ import (
 	"github.com/google/go-cmp/cmp"
 	appsv1 "k8s.io/api/apps/v1"
 	corev1 "k8s.io/api/core/v1"
+	policyv1 "k8s.io/api/policy/v1"
 	rbacv1 "k8s.io/api/rbac/v1"
 	apiextensionsv1 "k8s.io/apiextensions-apiserver/pkg/apis/apiextensions/v1"
 	"sigs.k8s.io/yaml"
@@ -750,6 +751,28 @@ func TestTheSchedulerKeepsApartWhatListensInTheNetworkOfTheNode(t *testing.T) {
 				t.Errorf("%s: the rollout of %s: %+v, want one less and none more", name, o.Name, o.Spec.Strategy)
 			}
 		}
+	}
+}
+
+// Replicas that wait for etcd do not keep a node from being drained. A member of etcd that is not ready may go while
+// the others decide without it, and not else.
+func TestADrainWaitsForNoReplicaThatIsNotReady(t *testing.T) {
+	t.Parallel()
+	got := map[string]string{}
+	for _, variant := range []string{"AWS", "bundled etcd"} {
+		for _, d := range decoded(t, variants[variant]) {
+			if o, ok := d.object.(*policyv1.PodDisruptionBudget); ok {
+				policy := policyv1.IfHealthyBudget // where nothing is said
+				if o.Spec.UnhealthyPodEvictionPolicy != nil {
+					policy = *o.Spec.UnhealthyPodEvictionPolicy
+				}
+				got[o.Name] = string(policy)
+			}
+		}
+	}
+	want := map[string]string{"egret-crdsync": "AlwaysAllow", "egret-cloud": "AlwaysAllow", "egret-etcd": "IfHealthyBudget"}
+	if d := cmp.Diff(want, got); d != "" {
+		t.Errorf("what is evicted though it is not ready (-want +got):\n%s", d)
 	}
 }
 
