@@ -202,6 +202,8 @@ func TestFaultyValuesAreRefused(t *testing.T) {
 		"taint without a domain":  {ownEtcd + "startupTaint: agent-not-ready", "startupTaint"},
 		"taint with a policy":     {ownEtcd + "startupTaint: \"a/b' || 'a\"", "startupTaint"},
 		"taint by an option":      {ownEtcd + "crdsync: {config: {startup-taint: a/b}}", "crdsync.config"},
+		"rollout of nothing":      {ownEtcd + "agent: {maxUnavailable: 0}", "maxUnavailable"},
+		"rollout of no percent":   {ownEtcd + "agent: {maxUnavailable: 0%}", "maxUnavailable"},
 		"NAT log by an option":    {ownEtcd + "agent: {config: {nat-log: /x}}", "agent.config"},
 		"NAT log elsewhere":       {ownEtcd + "agent: {natLog: {enabled: true, hostPath: ../x}}", "hostPath"},
 		"NAT log over the node":   {ownEtcd + "agent: {natLog: {enabled: true, hostPath: /}}", "hostPath"},
@@ -320,6 +322,7 @@ agent:
   nodeSelector: {a: b}
   tolerations: [{key: x, operator: Exists, effect: NoSchedule}]
   resources: {limits: {memory: 256Mi}, requests: {cpu: 1}}
+  maxUnavailable: 100%
 crdsync: {config: {block-size: 512, etcd-defragment: false}, nodeSelector: {c: d}}
 `,
 }
@@ -470,8 +473,13 @@ func TestWhatIsSaidInValuesIsDone(t *testing.T) {
 		t.Errorf("agents go to %v, tolerate %v, may use %v", agent.NodeSelector, agent.Tolerations, agent.Containers[0].Resources.Limits)
 	}
 	for _, d := range docs {
-		if s, ok := d.object.(*corev1.Secret); ok {
-			t.Errorf("Secret %s is made beside that of the values", s.Name)
+		switch o := d.object.(type) {
+		case *corev1.Secret:
+			t.Errorf("Secret %s is made beside that of the values", o.Name)
+		case *appsv1.DaemonSet:
+			if got := o.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable.String(); got != "100%" {
+				t.Errorf("a rollout replaces %s of the agents at a time, want 100%%", got)
+			}
 		}
 	}
 	for name, s := range podsOf(decoded(t, variants["as it comes"])) {
