@@ -313,7 +313,6 @@ cloud: {aws: {enabled: true}}
 `,
 	"all said": ownEtcd + `
 namespace: {create: true}
-image: {repository: registry.example:5000/egret, digest: "sha256:` + strings.Repeat("0a", 32) + `", pullPolicy: Always, pullSecrets: [one, two]}
 egress: {exceptCIDRs: [192.168.0.0/16, "fd00::/8"], maxEgressIPsPerNode: 9, snatFullyRandomPorts: true}
 clusterCIDRs: [10.244.0.0/16]
 gossip: {existingSecret: mine}
@@ -459,15 +458,29 @@ func TestEndpointsOfTheBundledEtcdAreURLsInAnyFamily(t *testing.T) {
 	}
 }
 
+func TestEveryPodHasTheImageThatTheValuesName(t *testing.T) {
+	t.Parallel()
+	digest := "sha256:" + strings.Repeat("0a", 32)
+	pods := podsOf(decoded(t, variants["AWS, bundled etcd"]+`
+image: {repository: "registry.example:5000/egret", digest: "`+digest+`", pullPolicy: Always, pullSecrets: [one, two]}
+`))
+	if len(pods) != 7 {
+		t.Errorf("%d pods, want all that there can be", len(pods))
+	}
+	for command, s := range pods {
+		c := s.Containers[0]
+		if c.Image != "registry.example:5000/egret@"+digest || c.ImagePullPolicy != corev1.PullAlways || len(s.ImagePullSecrets) != 2 {
+			t.Errorf("%s: image %s, pulled %s with %v", command, c.Image, c.ImagePullPolicy, s.ImagePullSecrets)
+		}
+		if s.PriorityClassName == "" || len(c.Resources.Requests) == 0 {
+			t.Errorf("%s: priority class %q, requests %v: want it to have its room on a busy node", command, s.PriorityClassName, c.Resources.Requests)
+		}
+	}
+}
+
 func TestWhatIsSaidInValuesIsDone(t *testing.T) {
 	t.Parallel()
 	docs := decoded(t, variants["all said"])
-	for command, s := range podsOf(docs) {
-		c := s.Containers[0]
-		if c.Image != "registry.example:5000/egret@sha256:"+strings.Repeat("0a", 32) || c.ImagePullPolicy != corev1.PullAlways || len(s.ImagePullSecrets) != 2 {
-			t.Errorf("%s: image %s, pulled %s with %v", command, c.Image, c.ImagePullPolicy, s.ImagePullSecrets)
-		}
-	}
 	agent := podsOf(docs)["agent"]
 	if agent.NodeSelector["a"] != "b" || len(agent.Tolerations) != 1 || agent.Containers[0].Resources.Limits.Memory().String() != "256Mi" {
 		t.Errorf("agents go to %v, tolerate %v, may use %v", agent.NodeSelector, agent.Tolerations, agent.Containers[0].Resources.Limits)
