@@ -299,6 +299,9 @@ startupTaint: egret/agent-not-ready
 	"bundled etcd restored": `
 etcd: {bundled: {enabled: true, restoreFrom: egret-1.db}}
 `,
+	"bundled etcd on volumes, restored": `
+etcd: {bundled: {enabled: true, storageClass: fast, restoreFrom: egret-1.db}}
+`,
 	"AWS": ownEtcd + `
 cloud: {aws: {enabled: true, roleARN: "arn:aws:iam::123456789012:role/egret", region: eu-central-1, vpc: vpc-0123456789abcdef0, endpointURL: "https://ec2.example"}}
 startupTaint: egret/agent-not-ready
