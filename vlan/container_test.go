@@ -2,8 +2,10 @@ package vlan
 
 import (
 	"errors"
+	"io/fs"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"strings"
 	"testing"
 
@@ -11,6 +13,19 @@ import (
 
 	"github.com/egret-project/egret/internal/netns"
 )
+
+// A cleanup that looked for them in a mount that a privileged container does not have found nothing to mend, and said
+// that nothing is left.
+func TestSettingsThatAreNotThereAreNotTakenForThoseOfNobody(t *testing.T) {
+	dir := filepath.Join(t.TempDir(), "host/proc/sys/net")
+	l, err := New(Config{Sysctl: dir})
+	if err == nil {
+		l.Close()
+	}
+	if !errors.Is(err, fs.ErrNotExist) || !strings.Contains(err.Error(), dir) {
+		t.Errorf("with settings in %s: %v, want it said that it is not there", dir, err)
+	}
+}
 
 // The agent's container has two capabilities, /proc/sys read-only, and a mount of the node's /proc/sys/net, which it
 // shows by another path: what is opened there is of the network namespace of who opens it.

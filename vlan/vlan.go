@@ -7,6 +7,7 @@ import (
 	"log/slog"
 	"net"
 	"net/netip"
+	"os"
 	"slices"
 	"strings"
 
@@ -86,8 +87,13 @@ type Links struct {
 	rt     *rtnetlink.Conn // for what the library has no words for
 }
 
-// New returns the Links of the network namespace of the calling thread. It writes nothing.
+// New returns the Links of the network namespace of the calling thread. It writes nothing. Where Config.Sysctl is not
+// there it is an error: settings that cannot be read would be taken for settings that nobody changed.
 func New(cfg Config) (*Links, error) {
+	sysctl := cmp.Or(cfg.Sysctl, "/proc/sys/net")
+	if _, err := os.Stat(sysctl); err != nil {
+		return nil, fmt.Errorf("looking for the settings of the network (--sysctl-dir): %w", err)
+	}
 	h, err := netlink.NewHandle(unix.NETLINK_ROUTE)
 	if err != nil {
 		return nil, fmt.Errorf("opening netlink: %w", err)
@@ -100,7 +106,7 @@ func New(cfg Config) (*Links, error) {
 	if cfg.Log == nil {
 		cfg.Log = slog.New(slog.DiscardHandler)
 	}
-	return &Links{log: cfg.Log, sysctl: cmp.Or(cfg.Sysctl, "/proc/sys/net"), handle: h, rt: rt}, nil
+	return &Links{log: cfg.Log, sysctl: sysctl, handle: h, rt: rt}, nil
 }
 
 // Close closes the sockets. The kernel keeps what it has.
