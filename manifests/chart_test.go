@@ -337,8 +337,7 @@ func TestNoVariantHasAnUnknownField(t *testing.T) {
 			if n := len(docs); n < 7 {
 				t.Errorf("%d objects alone", n)
 			}
-			// Each volume that is mounted is there, and each ConfigMap and Secret that is made is the one that is
-			// mounted.
+			// Each volume that is mounted is there, and each ConfigMap that is made is the one that is mounted.
 			// the cluster's, in every namespace; the user's
 			made := map[string]bool{"ConfigMap kube-root-ca.crt": true, "ConfigMap api-clients": true}
 			for _, d := range docs {
@@ -346,7 +345,7 @@ func TestNoVariantHasAnUnknownField(t *testing.T) {
 				case *corev1.ConfigMap:
 					made["ConfigMap "+o.Name] = true
 				case *corev1.Secret:
-					made["Secret "+o.Name] = true
+					t.Errorf("the chart makes Secret %s: a rollback would write back what it was", o.Name)
 				}
 			}
 			for command, s := range podsOf(docs) {
@@ -388,8 +387,6 @@ func TestPodsOfTheBundledEtcdFindTheirCredentials(t *testing.T) {
 	var may []string
 	for _, d := range docs {
 		switch o := d.object.(type) {
-		case *corev1.Secret:
-			t.Errorf("the chart makes Secret %s, which credentials makes, too", o.Name)
 		case *rbacv1.Role:
 			if o.Name == "egret-credentials" {
 				may = o.Rules[1].ResourceNames
@@ -428,6 +425,29 @@ func TestPodsOfTheBundledEtcdFindTheirCredentials(t *testing.T) {
 	for _, want := range []string{"egret-etcd-0=https://egret-etcd-0.egret-etcd-peers.egret-system.svc:8484,", ",egret-etcd-2=https://egret-etcd-2.egret-etcd-peers", "--quota-backend-bytes=536870912"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("members run with %s: want %s", all, want)
+		}
+	}
+}
+
+// egret credentials makes the key of the gossip whosever etcd it is, but where the values name another Secret.
+func TestTheKeyOfTheGossipIsMade(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]string{"as it comes": "egret-gossip", "bundled etcd": "egret-gossip", "metrics": "egret-gossip", "all said": "mine"} {
+		docs := decoded(t, variants[name])
+		pods := podsOf(docs)
+		for _, v := range pods["agent"].Volumes {
+			if v.Name == "gossip" && v.Secret.SecretName != want {
+				t.Errorf("%s: agents read the key in Secret %s, want %s", name, v.Secret.SecretName, want)
+			}
+		}
+		made := false
+		for _, d := range docs {
+			if o, ok := d.object.(*rbacv1.Role); ok && o.Name == "egret-credentials" {
+				made = slices.Contains(o.Rules[1].ResourceNames, want)
+			}
+		}
+		if _, runs := pods["credentials"]; runs != (want != "mine") || made != runs {
+			t.Errorf("%s: egret credentials runs: %v, and may write Secret %s: %v", name, runs, want, made)
 		}
 	}
 }
@@ -489,13 +509,8 @@ func TestWhatIsSaidInValuesIsDone(t *testing.T) {
 		t.Errorf("agents go to %v, tolerate %v, may use %v", agent.NodeSelector, agent.Tolerations, agent.Containers[0].Resources.Limits)
 	}
 	for _, d := range docs {
-		switch o := d.object.(type) {
-		case *corev1.Secret:
-			t.Errorf("Secret %s is made beside that of the values", o.Name)
-		case *appsv1.DaemonSet:
-			if got := o.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable.String(); got != "100%" {
-				t.Errorf("a rollout replaces %s of the agents at a time, want 100%%", got)
-			}
+		if o, ok := d.object.(*appsv1.DaemonSet); ok && o.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable.String() != "100%" {
+			t.Errorf("a rollout replaces %v of the agents at a time, want 100%%", o.Spec.UpdateStrategy.RollingUpdate.MaxUnavailable)
 		}
 	}
 	for name, s := range podsOf(decoded(t, variants["as it comes"])) {
@@ -504,7 +519,7 @@ func TestWhatIsSaidInValuesIsDone(t *testing.T) {
 		}
 	}
 	for name, s := range podsOf(decoded(t, variants["without TLS"])) {
-		if !slices.Contains(s.Containers[0].Args, "--insecure") {
+		if !slices.Contains(s.Containers[0].Args, "--insecure") && name != "credentials" { // which asks no etcd
 			t.Errorf("%s does not start without TLS: its arguments are %q", name, s.Containers[0].Args)
 		}
 		for _, e := range s.Containers[0].Env {

@@ -1,7 +1,6 @@
 package main
 
 import (
-	"errors"
 	"fmt"
 	"os"
 	"time"
@@ -20,9 +19,9 @@ func credentialsCommand() *cobra.Command {
 	cfg := credentials.Config{}
 	c := &cobra.Command{
 		Use:   "credentials",
-		Short: "Make and replace the certificates of Egret's own etcd and of metrics, and the key of the gossip",
-		Long: "Keeps Secrets of one namespace: the CA of the etcd that Egret runs, certificates of its members and clients, and the key of the\n" +
-			"agents' gossip; with --metrics another CA, and certificates by which agents and crdsync are asked for metrics.\n" +
+		Short: "Make the key of the gossip, and make and replace the certificates of Egret's own etcd and of metrics",
+		Long: "Keeps Secrets of one namespace: the key of the agents' gossip; with --etcd the CA of the etcd that Egret runs, and certificates of its\n" +
+			"members and clients; with --metrics another CA, and certificates by which agents and crdsync are asked for metrics.\n" +
 			"Certificates live for 90 days and are replaced when 30 are left; the key is made once.",
 		Args: cobra.NoArgs,
 	}
@@ -33,14 +32,11 @@ func credentialsCommand() *cobra.Command {
 	s.StringVar(&cfg.Namespace, "namespace", "egret-system", "namespace of the Secrets")
 	s.StringVar(&cfg.Service, "etcd-service", "egret-etcd", "Service of etcd's members, whose name their certificates have")
 	s.StringVar(&cfg.Peers, "etcd-peer-service", "egret-etcd-peers", "headless Service that names each member to the others")
-	s.BoolVar(&cfg.Etcd, "etcd", true, "keep the certificates of Egret's own etcd, and the gossip's key")
+	s.BoolVar(&cfg.Etcd, "etcd", true, "keep the certificates of Egret's own etcd")
 	s.BoolVar(&cfg.Metrics, "metrics", false, "keep the certificates by which agents and crdsync are asked for metrics, and what passes by egress IPs")
 	s.BoolVar(&once, "once", false, "make what is missing or due, and end")
 	logs.add(s)
 	c.RunE = configured(&config, func(c *cobra.Command, _ []string) error {
-		if !cfg.Etcd && !cfg.Metrics {
-			return errors.New("--etcd=false: there is nothing to keep without --metrics")
-		}
 		var err error
 		if cfg.Log, _, err = logs.logger(os.Stderr); err != nil {
 			return err

@@ -48,8 +48,8 @@ const OperatorSecret = "egret-etcd-operator"
 type Config struct {
 	Kube      kubernetes.Interface
 	Namespace string
-	// Etcd says to keep the certificates of Egret's own etcd and of its clients, and the gossip's key; Metrics, those
-	// by which agents and crdsync tell others of themselves.
+	// Etcd says to keep the certificates of Egret's own etcd and of its clients; Metrics, those by which agents and
+	// crdsync tell others of themselves. The gossip's key is kept in any case.
 	Etcd, Metrics bool
 	// Service is the Service of etcd's members, Peers the headless one that names each of them.
 	Service, Peers string
@@ -135,17 +135,14 @@ func Once(ctx context.Context, cfg Config, now time.Time) error {
 type change func(have map[string][]byte) (map[string][]byte, bool, error)
 
 func (c *Config) pass(now time.Time, keep func(name string, kind corev1.SecretType, change change) error) error {
-	var errs []error
-	if c.Etcd {
-		errs = append(errs, keep(gossipSecret, corev1.SecretTypeOpaque, func(have map[string][]byte) (map[string][]byte, bool, error) {
-			if have != nil {
-				return have, false, nil
-			}
-			key := make([]byte, 32)
-			_, _ = rand.Read(key) // never fails
-			return map[string][]byte{"key": []byte(base64.StdEncoding.EncodeToString(key))}, true, nil
-		}))
-	}
+	errs := []error{keep(gossipSecret, corev1.SecretTypeOpaque, func(have map[string][]byte) (map[string][]byte, bool, error) {
+		if have != nil { // a person may replace it (docs/install.md)
+			return have, false, nil
+		}
+		key := make([]byte, 32)
+		_, _ = rand.Read(key) // never fails
+		return map[string][]byte{"key": []byte(base64.StdEncoding.EncodeToString(key))}, true, nil
+	})}
 	for _, s := range c.sets() {
 		errs = append(errs, s.pass(now, keep))
 	}

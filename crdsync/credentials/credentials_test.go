@@ -3,6 +3,7 @@ package credentials
 import (
 	"crypto/tls"
 	"crypto/x509"
+	"encoding/base64"
 	"log/slog"
 	"maps"
 	"slices"
@@ -191,6 +192,35 @@ func TestFifteenYearsOfRotationPartNobody(t *testing.T) {
 	}
 	if len(signers) < 3 {
 		t.Errorf("%d CAs have signed in 15 years, want three", len(signers))
+	}
+}
+
+// A person replaces the key by two, and later by the new one.
+func TestTheKeyOfTheGossipIsMadeInAnyCaseAndLeftAsItIs(t *testing.T) {
+	t.Parallel()
+	c := Config{Namespace: "egret-system"}
+	var have map[string][]byte
+	pass := func() {
+		t.Helper()
+		if err := c.pass(time.Now(), func(name string, _ corev1.SecretType, change change) error {
+			data, changed, err := change(have)
+			if name != gossipSecret || changed != (have == nil) {
+				t.Errorf("Secret %s is written: %v, want %s once", name, changed, gossipSecret)
+			}
+			have = data
+			return err
+		}); err != nil {
+			t.Fatal(err)
+		}
+	}
+	pass()
+	if key, err := base64.StdEncoding.DecodeString(string(have["key"])); err != nil || len(key) != 32 {
+		t.Errorf("the key is %q: want 32 bytes in base64", have["key"])
+	}
+	have = map[string][]byte{"key": []byte("OLD\nNEW")}
+	pass()
+	if got := string(have["key"]); got != "OLD\nNEW" {
+		t.Errorf("the keys are %q, want those that a person wrote", got)
 	}
 }
 

@@ -136,6 +136,15 @@ nodeAffinity:
 {{- end }}
 {{- end -}}
 
+{{- /* What would go wrong in a release that is there. Without a cluster (helm template) nothing is found. */ -}}
+{{- define "egret.upgrade" -}}
+{{- with lookup "v1" "Secret" .Release.Namespace "egret-gossip" -}}
+{{- if and (eq (dig "metadata" "labels" "app.kubernetes.io/managed-by" "" .) "Helm") (ne (dig "metadata" "annotations" "helm.sh/resource-policy" "" .) "keep") -}}
+{{- fail (printf "the Secret egret-gossip is of a former version of this chart: Helm would delete it, and agents of two keys do not hear each other. Have it stay: kubectl -n %s annotate secret egret-gossip helm.sh/resource-policy=keep" $.Release.Namespace) -}}
+{{- end -}}
+{{- end -}}
+{{- end -}}
+
 {{- define "egret.gossip.secret" -}}
 {{ .Values.gossip.existingSecret | default "egret-gossip" }}
 {{- end -}}
