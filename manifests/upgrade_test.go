@@ -11,8 +11,10 @@ import (
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
 	"k8s.io/client-go/kubernetes"
+	"k8s.io/client-go/rest"
 	"k8s.io/client-go/tools/clientcmd"
 	"k8s.io/client-go/tools/clientcmd/api"
+	"sigs.k8s.io/yaml"
 
 	"github.com/egret-project/egret/internal/kubetest"
 	"github.com/egret-project/egret/manifests"
@@ -38,6 +40,12 @@ func newRelease(t *testing.T) release {
 	if _, err := kube.CoreV1().Namespaces().Create(t.Context(), ns, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	return release{t, kube, kubeconfig(t, cfg)}
+}
+
+// kubeconfig returns a file by which Helm's lookup asks a cluster.
+func kubeconfig(t *testing.T, cfg *rest.Config) string {
+	t.Helper()
 	file := filepath.Join(t.TempDir(), "kubeconfig")
 	to := api.NewConfig()
 	to.Clusters["c"] = &api.Cluster{Server: cfg.Host, CertificateAuthority: cfg.CAFile}
@@ -47,11 +55,11 @@ func newRelease(t *testing.T) release {
 	if err := clientcmd.WriteToFile(*to, file); err != nil {
 		t.Fatal(err)
 	}
-	return release{t, kube, file}
+	return file
 }
 
-// upgrade renders the chart as helm upgrade does.
-func (r release) upgrade(values string) error {
+// rendered renders the chart as helm upgrade does.
+func (r release) rendered(values string) (string, error) {
 	r.Helper()
 	file := filepath.Join(r.TempDir(), "values.yaml")
 	if err := os.WriteFile(file, []byte(values), 0o600); err != nil {
@@ -59,19 +67,67 @@ func (r release) upgrade(values string) error {
 	}
 	out, err := exec.Command(manifests.Renderer(r), "-kubeconfig", r.kubeconfig, "-values", file, "../charts/egret").CombinedOutput()
 	if err != nil {
-		return fmt.Errorf("%w: %s", err, out)
+		return "", fmt.Errorf("%w: %s", err, out)
 	}
-	return nil
+	return string(out), nil
 }
 
 const ownEtcd = `etcd: {endpoints: ["https://10.0.0.1:2379"]}`
+
+// Agents are replaced one after the other, and those of two stores know nothing of each other's locks.
+func TestAnUpgradeKeepsTheEtcd(t *testing.T) {
+	t.Parallel()
+	r := newRelease(t)
+	const bundled = `etcd: {bundled: {enabled: true}}`
+	configs := r.kube.CoreV1().ConfigMaps(system)
+	for _, of := range []struct {
+		values  string
+		refused map[string]string // what the error has to name
+	}{
+		{ownEtcd, map[string]string{
+			bundled: "etcd.bundled.enabled: this release uses the etcd at https://10.0.0.1:2379",
+			`etcd: {endpoints: ["https://10.0.0.1:2379"], prefix: /other/}`: "etcd.prefix: this release has its keys at /egret/",
+		}},
+		{bundled, map[string]string{
+			ownEtcd: "etcd.endpoints: this release runs an etcd of its own",
+			`etcd: {prefix: /other/, bundled: {enabled: true}}`: "etcd.prefix: this release has its keys at /egret/",
+		}},
+	} {
+		out, err := r.rendered(of.values)
+		if err != nil {
+			t.Fatalf("nothing is there: %v", err)
+		}
+		var config corev1.ConfigMap
+		for _, doc := range strings.Split(out, "\n---\n") {
+			if strings.Contains(doc, "kind: ConfigMap\n") {
+				if err := yaml.UnmarshalStrict([]byte(doc), &config); err != nil {
+					t.Fatal(err)
+				}
+			}
+		}
+		if _, err := configs.Create(t.Context(), &config, metav1.CreateOptions{}); err != nil {
+			t.Fatal(err)
+		}
+		if _, err := r.rendered(of.values); err != nil {
+			t.Errorf("the same etcd: %v", err)
+		}
+		for values, want := range of.refused {
+			if _, err := r.rendered(values); err == nil || !strings.Contains(err.Error(), want) {
+				t.Errorf("from %s to %s: %v, want it refused: %s", of.values, values, err, want)
+			}
+		}
+		if err := configs.Delete(t.Context(), config.Name, metav1.DeleteOptions{}); err != nil {
+			t.Fatal(err)
+		}
+	}
+}
 
 // Former versions of the chart made the Secret, so that Helm would delete it with the first revision that has none.
 // Agents with two keys do not hear each other, and each would hold the others for dead.
 func TestAnUpgradeDoesNotTakeTheKeyOfTheGossipAway(t *testing.T) {
 	t.Parallel()
 	r := newRelease(t)
-	if err := r.upgrade(ownEtcd); err != nil {
+	if _, err := r.rendered(ownEtcd); err != nil {
 		t.Fatalf("nothing is there: %v", err)
 	}
 	secrets := r.kube.CoreV1().Secrets(system)
@@ -84,14 +140,14 @@ func TestAnUpgradeDoesNotTakeTheKeyOfTheGossipAway(t *testing.T) {
 		t.Fatal(err)
 	}
 	const remedy = "kubectl -n egret-system annotate secret egret-gossip helm.sh/resource-policy=keep"
-	if err := r.upgrade(ownEtcd); err == nil || !strings.Contains(err.Error(), remedy) {
+	if _, err := r.rendered(ownEtcd); err == nil || !strings.Contains(err.Error(), remedy) {
 		t.Errorf("a Secret of Helm's: %v, want it refused, and said: %s", err, remedy)
 	}
 	s.Annotations = map[string]string{"helm.sh/resource-policy": "keep"}
 	if _, err := secrets.Update(t.Context(), s, metav1.UpdateOptions{}); err != nil {
 		t.Fatal(err)
 	}
-	if err := r.upgrade(ownEtcd); err != nil {
+	if _, err := r.rendered(ownEtcd); err != nil {
 		t.Errorf("a Secret that stays: %v", err)
 	}
 }

@@ -136,8 +136,19 @@ nodeAffinity:
 {{- end }}
 {{- end -}}
 
-{{- /* What would go wrong in a release that is there. Without a cluster (helm template) nothing is found. */ -}}
+{{- /* What would go wrong in a release that is there. Without a cluster (helm template) nothing is found. Agents are replaced one after the other: with
+another etcd, or prefix, those of the former and of the new one would hold the same IPs. */ -}}
 {{- define "egret.upgrade" -}}
+{{- with (lookup "v1" "ConfigMap" .Release.Namespace "egret").data -}}
+{{- $remedy := "agents of two stores would hold the same IPs: clean the nodes up and uninstall the release before (docs/install.md, Another etcd)" -}}
+{{- if and (hasKey . "endpoints") $.Values.etcd.bundled.enabled -}}
+{{- fail (printf "etcd.bundled.enabled: this release uses the etcd at %s, and %s" .endpoints $remedy) -}}
+{{- else if and (not (hasKey . "endpoints")) (not $.Values.etcd.bundled.enabled) -}}
+{{- fail (printf "etcd.endpoints: this release runs an etcd of its own, and %s" $remedy) -}}
+{{- else if ne (get . "etcd-prefix") $.Values.etcd.prefix -}}
+{{- fail (printf "etcd.prefix: this release has its keys at %s, and %s" (get . "etcd-prefix") $remedy) -}}
+{{- end -}}
+{{- end -}}
 {{- with lookup "v1" "Secret" .Release.Namespace "egret-gossip" -}}
 {{- if and (eq (dig "metadata" "labels" "app.kubernetes.io/managed-by" "" .) "Helm") (ne (dig "metadata" "annotations" "helm.sh/resource-policy" "" .) "keep") -}}
 {{- fail (printf "the Secret egret-gossip is of a former version of this chart: Helm would delete it, and agents of two keys do not hear each other. Have it stay: kubectl -n %s annotate secret egret-gossip helm.sh/resource-policy=keep" $.Release.Namespace) -}}
