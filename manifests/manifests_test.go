@@ -126,7 +126,8 @@ func TestManifestsHaveNoUnknownField(t *testing.T) {
 	want := []string{
 		"ClusterRole", "ClusterRole", "ClusterRole", "ClusterRole", "ClusterRoleBinding", "ClusterRoleBinding", "ConfigMap", "CustomResourceDefinition",
 		"CustomResourceDefinition", "DaemonSet", "Deployment", "Egress", "Egress", "ExternalIPPool", "Namespace", "PodDisruptionBudget", "Role", "RoleBinding", "Service",
-		"ServiceAccount", "ServiceAccount", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding", "ValidatingWebhookConfiguration",
+		"ServiceAccount", "ServiceAccount", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicy", "ValidatingAdmissionPolicyBinding",
+		"ValidatingAdmissionPolicyBinding", "ValidatingWebhookConfiguration",
 	}
 	if d := cmp.Diff(want, kinds); d != "" {
 		t.Errorf("kinds (-want +got):\n%s", d)

@@ -156,6 +156,21 @@ another etcd, or prefix, those of the former and of the new one would hold the s
 {{- end -}}
 {{- end -}}
 
+{{- /* The Secrets that `egret credentials` makes, as JSON; none: it does not run. */ -}}
+{{- define "egret.secrets.credentials" -}}
+{{- $secrets := list -}}
+{{- if or .Values.etcd.bundled.enabled .Values.metrics.enabled (not .Values.gossip.existingSecret) -}}
+{{- $secrets = append $secrets "egret-gossip" -}}
+{{- end -}}
+{{- if .Values.etcd.bundled.enabled -}}
+{{- $secrets = concat $secrets (list "egret-etcd-ca" "egret-etcd-server" "egret-etcd-agent" "egret-etcd-crdsync" "egret-etcd-cloud" "egret-etcd-operator" "egret-etcd-root") -}}
+{{- end -}}
+{{- if .Values.metrics.enabled -}}
+{{- $secrets = concat $secrets (list "egret-metrics-ca" "egret-metrics-agent" "egret-metrics-crdsync" "egret-metrics-operator" "egret-metrics-reader") -}}
+{{- end -}}
+{{- toJson $secrets -}}
+{{- end -}}
+
 {{- define "egret.gossip.secret" -}}
 {{ .Values.gossip.existingSecret | default "egret-gossip" }}
 {{- end -}}
