@@ -41,7 +41,9 @@ func helmInstalledWithOwnEtcd(t *testing.T, c *cluster) {
 		c.kubectl(args...)
 	}
 	c.workloads = []string{"deployment/egret-credentials", "daemonset/egret-agent", "deployment/egret-crdsync"}
-	c.helmInstall("-f", c.file("../../manifests/examples/values/own-etcd.yaml"), "--set", fmt.Sprintf("etcd.endpoints={https://%v:%d}", lab.ControlIP, ownPort))
+	repository, tag := split(*name)
+	c.helmInstall(append(documented(t, "Chart", "helm install", map[string]string{"VALUES": c.file("../../manifests/examples/values/own-etcd.yaml")}),
+		"--set", "image.repository="+repository, "--set-string", "image.tag="+tag, "--set", fmt.Sprintf("etcd.endpoints={https://%v:%d}", lab.ControlIP, ownPort)))
 }
 
 // startOwnEtcd starts it, until all steps are done, and returns the folder with a folder for each certificate, by its

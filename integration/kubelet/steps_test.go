@@ -46,16 +46,15 @@ func helmInstalled(t *testing.T, c *cluster) {
 	c.kubectl("label", "nodes", "--all", "node-role.kubernetes.io/control-plane=")
 	c.workloads = []string{"statefulset/egret-etcd", "deployment/egret-etcd-rbac", "deployment/egret-credentials",
 		"daemonset/egret-agent", "deployment/egret-crdsync"}
-	c.helmInstall("--create-namespace", "-f", c.file("../../manifests/examples/values/bundled-etcd.yaml"))
+	repository, tag := split(*name)
+	c.helmInstall(documented(t, "Quick", "helm install", map[string]string{"REPOSITORY": repository, "TAG": tag}))
 }
 
-// helmInstall installs the chart with further options, and waits for all that it makes, which is all that there is.
-func (c *cluster) helmInstall(options ...string) {
+// helmInstall runs a command that installs the chart, with what the tests look at besides, and waits for all that it
+// makes, which is all that there is.
+func (c *cluster) helmInstall(command []string) {
 	c.t.Helper()
-	repository, tag := split(*name)
-	c.helm(append([]string{"install", "egret", c.file("../../charts/egret"), "-n", "egret-system",
-		"--set", "image.repository=" + repository, "--set-string", "image.tag=" + tag,
-		"--set", "crdsync.config.page-local-address=127.0.0.1:8487"}, options...)...)
+	c.helm(append(command[1:], "--set", "crdsync.config.page-local-address=127.0.0.1:8487")...)
 	c.settled()
 	c.until(30*time.Second, "the webhook's certificate", func() (bool, string) {
 		out := c.kubectl("get", "validatingwebhookconfiguration", "egret-crdsync", "-o", "jsonpath={.webhooks[0].clientConfig.caBundle}")
@@ -242,14 +241,14 @@ func rolled(t *testing.T, c *cluster) {
 	end := c.allLookedAt()
 	_, tag := split(*name)
 	for _, one := range []struct {
-		to   string
-		args []string
+		to      string
+		command []string
 	}{
-		{*nextTag, []string{"upgrade", "egret", c.file("../../charts/egret"), "-n", "egret-system", "--reset-then-reuse-values", "--set-string", "image.tag=" + *nextTag}},
-		{tag, []string{"rollback", "egret", "-n", "egret-system"}},
+		{*nextTag, documented(t, "Upgrade and rollback", "helm upgrade", map[string]string{"TAG": *nextTag})},
+		{tag, documented(t, "Upgrade and rollback", "helm rollback", nil)},
 	} {
 		to := one.to
-		c.helm(one.args...)
+		c.helm(one.command[1:]...)
 		c.settled()
 		if out := c.egret("get", "nodes"); strings.Count(out, to+" ") < len(nodes()) {
 			t.Errorf("after the rollout to %s, agents are:\n%s", to, out)
@@ -437,7 +436,7 @@ func deletedByKubectl(t *testing.T, c *cluster) {
 
 func uninstalledByHelm(t *testing.T, c *cluster) {
 	c.gone(func() {
-		c.helm("uninstall", "egret", "-n", "egret-system", "--wait")
+		c.helm(append(documented(t, "Uninstall", "helm uninstall", nil)[1:], "--wait")...)
 		c.kubectl("delete", "namespace", "egret-system", "--timeout=120s")
 		if out := c.kubectl("get", "clusterroles,clusterrolebindings,validatingwebhookconfigurations,validatingadmissionpolicies", "-o", "name"); strings.Contains(out, "egret") {
 			t.Errorf("after helm uninstall there are:\n%s", out)
