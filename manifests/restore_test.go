@@ -8,8 +8,8 @@ import (
 	corev1 "k8s.io/api/core/v1"
 )
 
-// Members find the file that they begin with where the Job of snapshots writes on its node, also where their own data is
-// on volumes.
+// Members find the file that they begin with where the Job of snapshots writes on its node, also where their own data
+// is on volumes.
 func TestMembersFindTheSnapshotThatTheyBeginWith(t *testing.T) {
 	t.Parallel()
 	// of returns where a file of a pod is on its node.

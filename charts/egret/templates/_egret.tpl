@@ -4,8 +4,9 @@
 {{- end -}}
 {{- end -}}
 
-{{- /* The file of options of a command: the guide's under its own names, then whatever else was given. A key of agent.config or
-crdsync.config that a value of its own sets would leave open which of both counts; at another status-address the kubelet's probes would ask nobody. */ -}}
+{{- /* The file of options of a command: the guide's under its own names, then whatever else was given. A key of
+agent.config or crdsync.config that a value of its own sets would leave open which of both counts; at another
+status-address the kubelet's probes would ask nobody. */ -}}
 {{- define "egret.config.agent" -}}
 {{- include "egret.twice" (dict "config" .Values.agent.config "at" "agent.config" "own" (concat (list "status-address" "egress" "nat-log" "egress.exceptCIDRs" "egress.snatFullyRandomPorts" "cluster-cidrs" "etcd-prefix" "endpoints" "insecure") (include "egret.metrics.options" . | fromJsonArray))) -}}
 egress:
@@ -82,8 +83,9 @@ cluster-cidrs: {{ toJson . }}
 {{- end -}}
 {{- end -}}
 
-{{- /* Of the bundled etcd it is its Service, by the variable that the kubelet sets: that takes no cluster DNS. Where it has an IPv6 address, the programs
-put it in brackets. The clients learn the members' own addresses from it, and need it no more. */ -}}
+{{- /* Of the bundled etcd it is its Service, by the variable that the kubelet sets: that takes no cluster DNS. Where it
+has an IPv6 address, the programs put it in brackets. The clients learn the members' own addresses from it, and need it
+no more. */ -}}
 {{- define "egret.etcd.endpoints" -}}
 {{- if and .Values.etcd.endpoints .Values.etcd.bundled.enabled -}}
 {{- fail "etcd.endpoints: they are those of your own etcd, and etcd.bundled.enabled=true runs another one: want one of both" -}}
@@ -108,8 +110,8 @@ egret-etcd.{{ .Release.Namespace }}.svc
 {{- end -}}
 {{- end -}}
 
-{{- /* The nodes of the bundled etcd, and of what comes with it. By default the label of the control plane counts with any value: kubeadm gives it none, k3s
-and RKE2 "true", which a nodeSelector cannot say. */ -}}
+{{- /* The nodes of the bundled etcd, and of what comes with it. By default the label of the control plane counts with
+any value: kubeadm gives it none, k3s and RKE2 "true", which a nodeSelector cannot say. */ -}}
 {{- define "egret.etcd.nodes" -}}
 nodeAffinity:
   requiredDuringSchedulingIgnoredDuringExecution:
@@ -136,8 +138,9 @@ nodeAffinity:
 {{- end }}
 {{- end -}}
 
-{{- /* What would go wrong in a release that is there. Without a cluster (helm template) nothing is found. Agents are replaced one after the other: with
-another etcd, or prefix, those of the former and of the new one would hold the same IPs. */ -}}
+{{- /* What would go wrong in a release that is there. Without a cluster (helm template) nothing is found. Agents are
+replaced one after the other: with another etcd, or prefix, those of the former and of the new one would hold the same
+IPs. */ -}}
 {{- define "egret.upgrade" -}}
 {{- with (lookup "v1" "ConfigMap" .Release.Namespace "egret").data -}}
 {{- $remedy := "agents of two stores would hold the same IPs: clean the nodes up and uninstall the release before (docs/install.md, Another etcd)" -}}
@@ -150,8 +153,10 @@ another etcd, or prefix, those of the former and of the new one would hold the s
 {{- end -}}
 {{- end -}}
 {{- with lookup "v1" "Secret" .Release.Namespace "egret-gossip" -}}
-{{- if and (eq (dig "metadata" "labels" "app.kubernetes.io/managed-by" "" .) "Helm") (ne (dig "metadata" "annotations" "helm.sh/resource-policy" "" .) "keep") -}}
-{{- fail (printf "the Secret egret-gossip is of a former version of this chart: Helm would delete it, and agents of two keys do not hear each other. Have it stay: kubectl -n %s annotate secret egret-gossip helm.sh/resource-policy=keep" $.Release.Namespace) -}}
+{{- $owner := dig "metadata" "labels" "app.kubernetes.io/managed-by" "" . -}}
+{{- if and (eq $owner "Helm") (ne (dig "metadata" "annotations" "helm.sh/resource-policy" "" .) "keep") -}}
+{{- $why := "the Secret egret-gossip is of a former version of this chart: Helm would delete it, and agents of two keys do not hear each other" -}}
+{{- fail (printf "%s. Have it stay: kubectl -n %s annotate secret egret-gossip helm.sh/resource-policy=keep" $why $.Release.Namespace) -}}
 {{- end -}}
 {{- end -}}
 {{- end -}}
@@ -163,10 +168,12 @@ another etcd, or prefix, those of the former and of the new one would hold the s
 {{- $secrets = append $secrets "egret-gossip" -}}
 {{- end -}}
 {{- if .Values.etcd.bundled.enabled -}}
-{{- $secrets = concat $secrets (list "egret-etcd-ca" "egret-etcd-server" "egret-etcd-agent" "egret-etcd-crdsync" "egret-etcd-cloud" "egret-etcd-operator" "egret-etcd-root") -}}
+{{- $secrets = concat $secrets (list "egret-etcd-ca" "egret-etcd-server" "egret-etcd-agent" "egret-etcd-crdsync"
+  "egret-etcd-cloud" "egret-etcd-operator" "egret-etcd-root") -}}
 {{- end -}}
 {{- if .Values.metrics.enabled -}}
-{{- $secrets = concat $secrets (list "egret-metrics-ca" "egret-metrics-agent" "egret-metrics-crdsync" "egret-metrics-operator" "egret-metrics-reader") -}}
+{{- $secrets = concat $secrets (list "egret-metrics-ca" "egret-metrics-agent" "egret-metrics-crdsync"
+  "egret-metrics-operator" "egret-metrics-reader") -}}
 {{- end -}}
 {{- toJson $secrets -}}
 {{- end -}}
