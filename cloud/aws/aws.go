@@ -19,6 +19,7 @@ import (
 
 	"github.com/aws/aws-sdk-go-v2/aws"
 	v4 "github.com/aws/aws-sdk-go-v2/aws/signer/v4"
+	awshttp "github.com/aws/aws-sdk-go-v2/aws/transport/http"
 	"github.com/aws/aws-sdk-go-v2/config"
 	"github.com/aws/aws-sdk-go-v2/feature/ec2/imds"
 
@@ -62,6 +63,7 @@ type EC2 struct {
 func New(ctx context.Context, cfg Config) (*EC2, error) {
 	ctx, cancel := context.WithTimeout(ctx, findLimit)
 	defer cancel()
+	trustRoots()
 	sdk, err := config.LoadDefaultConfig(ctx, config.WithRegion(cfg.Region))
 	if err != nil {
 		return nil, fmt.Errorf("reading the configuration of AWS: %w", err)
@@ -76,6 +78,9 @@ func New(ctx context.Context, cfg Config) (*EC2, error) {
 	}
 	if e.http == nil {
 		e.http = &http.Client{CheckRedirect: func(*http.Request, []*http.Request) error { return http.ErrUseLastResponse }}
+		if b, ok := sdk.HTTPClient.(*awshttp.BuildableClient); ok { // which trusts AWS_CA_BUNDLE alone, where that is set
+			e.http.Transport = b.GetTransport()
+		}
 	}
 	instance := imds.NewFromConfig(sdk)
 	if e.region == "" {

@@ -2,15 +2,21 @@ package aws
 
 import (
 	"context"
+	"crypto/x509"
+	"encoding/pem"
 	"errors"
 	"net/http"
 	"net/http/httptest"
 	"net/netip"
+	"os"
+	"os/exec"
+	"path/filepath"
 	"strings"
 	"testing"
 	"time"
 
 	"github.com/google/go-cmp/cmp"
+	"golang.org/x/crypto/x509roots/fallback/bundle"
 
 	"github.com/egret-project/egret/cloud"
 	"github.com/egret-project/egret/internal/ec2test"
@@ -156,5 +162,57 @@ func TestWithoutAnInstanceRegionAndVPCHaveToBeGiven(t *testing.T) {
 		if _, err := New(ctx, cfg); err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("error %v, want one that names %s", err, want)
 		}
+	}
+}
+
+// The image has no file of CAs. A process reads those of the system once, so another one looks for them where none are.
+func TestWithoutCAsOfTheSystemThoseOfTheProgramAreTrusted(t *testing.T) {
+	const child = "EGRET_TEST_WITHOUT_CAS"
+	if os.Getenv(child) == "" {
+		c := exec.Command(os.Args[0], "-test.run=^"+t.Name()+"$", "-test.count=1")
+		c.Env = append(os.Environ(), child+"=1", "SSL_CERT_FILE=/none", "SSL_CERT_DIR=/none")
+		if out, err := c.CombinedOutput(); err != nil {
+			t.Errorf("%v\n%s", err, out)
+		}
+		return
+	}
+	open(t, "https://ec2.example")
+	n := 0
+	for root := range bundle.Roots() {
+		c, err := x509.ParseCertificate(root.Certificate)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if now := time.Now(); root.Constraint != nil || now.Before(c.NotBefore) || now.After(c.NotAfter) {
+			continue
+		}
+		n++
+		if _, err := c.Verify(x509.VerifyOptions{}); err != nil {
+			t.Errorf("%v: %v", c.Subject, err)
+		}
+	}
+	if n == 0 {
+		t.Error("no CA was tried")
+	}
+}
+
+func TestAnEndpointOfAnOwnCAIsTrustedByAWS_CA_BUNDLE(t *testing.T) {
+	s := httptest.NewTLSServer(http.HandlerFunc(func(w http.ResponseWriter, _ *http.Request) {
+		_, _ = w.Write([]byte("<AssignPrivateIpAddressesResponse><return>true</return></AssignPrivateIpAddressesResponse>"))
+	}))
+	defer s.Close()
+	assign := func() error {
+		return open(t, s.URL).Assign(t.Context(), "eni-1", []netip.Addr{netip.MustParseAddr("10.0.0.50")}, false)
+	}
+	if err := assign(); !errors.As(err, new(x509.UnknownAuthorityError)) {
+		t.Errorf("error %v, want that nobody knows the CA", err)
+	}
+	file := filepath.Join(t.TempDir(), "ca.pem")
+	if err := os.WriteFile(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: s.Certificate().Raw}), 0o600); err != nil {
+		t.Fatal(err)
+	}
+	t.Setenv("AWS_CA_BUNDLE", file)
+	if err := assign(); err != nil {
+		t.Error(err)
 	}
 }
