@@ -48,21 +48,28 @@ type installation struct {
 
 func newInstallation(t *testing.T, host netip.Addr) *installation {
 	t.Helper()
+	i := newMembers(t, host)
 	kube, err := kubernetes.NewForConfig(kubetest.New(t))
 	if err != nil {
 		t.Fatal(err)
 	}
-	i := &installation{T: t, dir: t.TempDir(), host: host, stops: make([]func(), 3), creds: credentials.Config{Etcd: true,
-		Kube: kube, Namespace: "egret-system", Service: "egret-etcd", Peers: "egret-etcd-peers", Log: slog.New(slog.DiscardHandler),
-	}}
+	i.creds.Kube = kube
 	ns := &corev1.Namespace{ObjectMeta: metav1.ObjectMeta{Name: i.creds.Namespace}}
 	if _, err := kube.CoreV1().Namespaces().Create(t.Context(), ns, metav1.CreateOptions{}); err != nil {
 		t.Fatal(err)
 	}
+	i.project()
+	return i
+}
+
+// newMembers returns an installation that has no certificates yet.
+func newMembers(t *testing.T, host netip.Addr) *installation {
+	i := &installation{T: t, dir: t.TempDir(), host: host, stops: make([]func(), 3), creds: credentials.Config{Etcd: true,
+		Namespace: "egret-system", Service: "egret-etcd", Peers: "egret-etcd-peers", Log: slog.New(slog.DiscardHandler),
+	}}
 	for range 3 {
 		i.clients, i.peers, i.status = append(i.clients, port.Hold(t)), append(i.peers, port.Hold(t)), append(i.status, port.Hold(t))
 	}
-	i.project()
 	return i
 }
 
@@ -106,21 +113,27 @@ func (i *installation) at(port int) string {
 func (i *installation) start(args ...string) {
 	i.Helper()
 	for n := range 3 {
-		ctx, cancel := context.WithCancel(i.Context())
-		ended := make(chan error, 1)
-		go func() { ended <- i.run(ctx, n, args...) }()
-		stop := sync.OnceFunc(func() {
-			cancel()
-			if err := <-ended; err != nil {
-				i.Errorf("member %d: %v", n, err)
-			}
-		})
-		i.stops[n] = stop
-		i.Cleanup(stop)
+		i.startOne(n, args...)
 	}
 	for n := range 3 {
 		i.put(n, "served", fmt.Sprint(n))
 	}
+}
+
+// startOne starts member n.
+func (i *installation) startOne(n int, args ...string) {
+	i.Helper()
+	ctx, cancel := context.WithCancel(i.Context())
+	ended := make(chan error, 1)
+	go func() { ended <- i.run(ctx, n, args...) }()
+	stop := sync.OnceFunc(func() {
+		cancel()
+		if err := <-ended; err != nil {
+			i.Errorf("member %d: %v", n, err)
+		}
+	})
+	i.stops[n] = stop
+	i.Cleanup(stop)
 }
 
 // run runs member n until ctx ends.

@@ -151,9 +151,14 @@ func (m *member) run(ctx context.Context) error {
 		}
 		return fmt.Errorf("starting etcd: %w", err)
 	}
-	defer e.Close()
 	log := e.GetLogger()
 	ready := e.Server.ReadyNotify()
+	defer func() {
+		if ready != nil {
+			e.Server.Stop() // else Close waits until it is ready
+		}
+		e.Close()
+	}()
 	look := time.NewTicker(time.Minute)
 	defer look.Stop()
 	for {
