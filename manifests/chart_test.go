@@ -394,8 +394,8 @@ func TestPodsOfTheBundledEtcdFindTheirCredentials(t *testing.T) {
 		}
 	}
 	for command, secrets := range map[string][]string{
-		"agent": {"egret-etcd-agent", "egret-gossip"}, "crdsync": {"egret-etcd-crdsync"}, "cloud": {"egret-etcd-cloud"}, "run": {"egret-etcd-server"}, "snapshot": {"egret-etcd-root"},
-		"etcd-rbac": {"egret-etcd-root"},
+		"agent": {"egret-etcd-agent", "egret-gossip"}, "crdsync": {"egret-etcd-crdsync"}, "cloud": {"egret-etcd-cloud"}, "snapshot": {"egret-etcd-root"},
+		"etcd-rbac": {"egret-etcd-root"}, "run": {"egret-etcd-server", "egret-etcd-root"},
 	} {
 		var mounted []string
 		for _, v := range pods[command].Volumes {

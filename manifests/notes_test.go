@@ -19,6 +19,7 @@ func TestHelmInstallTellsWhatIsNextAndWhatIsNotSafe(t *testing.T) {
 		one       = "etcd.bundled.replicas=1"
 		snapshots = "/var/lib/egret-etcd/snapshots"
 		none      = "etcd.bundled.snapshots.schedule is empty"
+		restore   = "--set etcd.bundled.restoreFrom="
 		anybody   = "webhook.clients.names is empty"
 		unchecked = "webhook.enabled=false"
 		unseen    = "There is no monitoring:"
@@ -27,7 +28,7 @@ func TestHelmInstallTellsWhatIsNextAndWhatIsNotSafe(t *testing.T) {
 		root      = "agent.privileged=true"
 		log       = "agent.natLog.hostPath is empty"
 	)
-	all := []string{next, plain, roles, secrets, gossip, member, stays, one, snapshots, none, anybody, unchecked, unseen, half, alone, root, log}
+	all := []string{next, plain, roles, secrets, gossip, member, stays, one, snapshots, none, restore, anybody, unchecked, unseen, half, alone, root, log}
 	variants := map[string]string{
 		"monitored":                      ownEtcd + "agent: {config: {metrics-address: \"10.0.0.1:8481\"}}\ncrdsync: {config: {metrics-address: \"10.0.0.1:8482\"}}",
 		"agents monitored":               ownEtcd + "agent: {config: {metrics-address: \"10.0.0.1:8481\"}}",
@@ -37,6 +38,7 @@ func TestHelmInstallTellsWhatIsNextAndWhatIsNotSafe(t *testing.T) {
 		"bundled etcd":                   variants["bundled etcd"],
 		"bundled etcd on volumes":        variants["bundled etcd on volumes"],
 		"bundled etcd without roles":     variants["bundled etcd without roles"],
+		"bundled etcd restored":          variants["bundled etcd restored"],
 		"metrics":                        variants["metrics"],
 		"webhook for API servers":        variants["webhook for API servers"],
 		"NAT log":                        variants["NAT log"],
@@ -50,6 +52,7 @@ func TestHelmInstallTellsWhatIsNextAndWhatIsNotSafe(t *testing.T) {
 		"bundled etcd":                   {next, member, stays, snapshots, anybody, unseen},
 		"bundled etcd on volumes":        {next, member, one, none, anybody, unseen},
 		"bundled etcd without roles":     {next, roles, member, stays, snapshots, anybody, unseen},
+		"bundled etcd restored":          {next, member, stays, snapshots, restore, anybody, unseen},
 		"metrics":                        {next, roles, secrets, anybody},
 		"webhook for API servers":        {next, roles, secrets, unseen},
 		"monitored":                      {next, roles, secrets, anybody},

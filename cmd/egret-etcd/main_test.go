@@ -8,6 +8,7 @@ import (
 	"errors"
 	"fmt"
 	"io"
+	"io/fs"
 	"log/slog"
 	"net/http"
 	"net/netip"
@@ -21,6 +22,7 @@ import (
 
 	"go.etcd.io/etcd/api/v3/v3rpc/rpctypes"
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
 	corev1 "k8s.io/api/core/v1"
 	metav1 "k8s.io/apimachinery/pkg/apis/meta/v1"
@@ -146,7 +148,7 @@ func (i *installation) run(ctx context.Context, n int, args ...string) error {
 	c.SetArgs(append([]string{
 		"run", "--name", fmt.Sprint("egret-etcd-", n), "--data-dir", i.data(n), "--initial-cluster", strings.Join(all, ","), "--host-ip", i.host.String(),
 		"--listen-ip", i.host.String(), "--client-port", fmt.Sprint(i.clients[n]), "--peer-port", fmt.Sprint(i.peers[n]), "--status-port", fmt.Sprint(i.status[n]),
-		"--certs", filepath.Join(i.dir, "egret-etcd-server"), "--quota-backend-bytes", "67108864",
+		"--certs", filepath.Join(i.dir, "egret-etcd-server"), "--root-certs", filepath.Join(i.dir, "egret-etcd-root"), "--quota-backend-bytes", "67108864",
 	}, args...))
 	return c.ExecuteContext(ctx)
 }
@@ -304,34 +306,36 @@ func TestMembersAtIPv6AddressesServeAndGiveASnapshot(t *testing.T) {
 		t.Errorf("after the restore, kept is %q", got)
 	}
 
-	// A member whose data is elsewhere, or lost, is told so, and the others serve.
+	// A member whose data is lost gets it from the others.
+	i.put(0, "kept", "2")
 	i.stops[1]()
 	if err := os.RemoveAll(i.data(1)); err != nil {
 		t.Fatal(err)
 	}
-	err = i.run(t.Context(), 1)
-	for _, want := range []string{"egret-etcd-1", i.data(1), "--restore-from"} {
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("a member without its data ended with %v: want an error that names %s", err, want)
-		}
-	}
-	i.put(0, "kept", "2")
-	if got := i.get(2, "kept"); got != "2" {
-		t.Errorf("without the member, kept is %q", got)
+	i.startOne(1)
+	i.put(1, "served", "1")
+	if got := i.get(1, "kept"); got != "2" {
+		t.Errorf("the member without data has %q", got)
 	}
 }
 
 func TestAMemberOnTheNodeOfAnotherOneDoesNotBegin(t *testing.T) {
 	node := t.TempDir()
-	m := member{name: "a", dataDir: filepath.Join(node, "a"), initialCluster: "a=https://a.svc:8484,b=https://b.svc:8484", restore: "/none"}
+	m := member{name: "a", dataDir: filepath.Join(node, "a"), initialCluster: "a=https://127.0.0.1:1,b=https://127.0.0.1:2"}
+	begin := func() error { return m.begin(t.Context(), embed.NewConfig()) } // nobody listens there
 	other := filepath.Join(node, "b")
-	for _, dir := range []string{filepath.Join(other, "member"), filepath.Join(node, "snapshots", "x"), filepath.Join(node, "old-b", "member")} {
-		if err := os.MkdirAll(dir, 0o700); err != nil {
+	log := func(dir string) {
+		t.Helper()
+		file := filepath.Join(dir, "member", "wal", "0.wal")
+		if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file, nil, 0o600)); err != nil {
 			t.Fatal(err)
 		}
 	}
+	for _, dir := range []string{other, filepath.Join(node, "snapshots", "x"), filepath.Join(node, "old-b")} {
+		log(dir)
+	}
 	for _, m.restore = range []string{"", "/none"} {
-		if err := m.begin(nil); err == nil || !strings.Contains(err.Error(), other) || !strings.Contains(err.Error(), m.dataDir) {
+		if err := begin(); err == nil || !strings.Contains(err.Error(), other) || !strings.Contains(err.Error(), m.dataDir) {
 			t.Errorf("--restore-from %q: error %v: want one that names %s", m.restore, err, other)
 		}
 	}
@@ -339,13 +343,21 @@ func TestAMemberOnTheNodeOfAnotherOneDoesNotBegin(t *testing.T) {
 	if err := os.RemoveAll(other); err != nil {
 		t.Fatal(err)
 	}
-	if err := m.begin(nil); err != nil {
+	// What etcd left of a start in which it wrote no log is no data, of neither.
+	for _, dir := range []string{other, m.dataDir} {
+		if err := os.MkdirAll(filepath.Join(dir, "member", "snap"), 0o700); err != nil {
+			t.Fatal(err)
+		}
+	}
+	if err := begin(); err != nil {
 		t.Errorf("where no other member has been: %v", err)
 	}
-	if err := errors.Join(os.MkdirAll(filepath.Join(other, "member"), 0o700), os.MkdirAll(filepath.Join(m.dataDir, "member"), 0o700)); err != nil {
-		t.Fatal(err)
+	if _, err := os.Stat(filepath.Join(m.dataDir, "member")); !errors.Is(err, fs.ErrNotExist) {
+		t.Errorf("what is no data is in its place: %v", err)
 	}
-	if err := m.begin(nil); err != nil {
+	log(other)
+	log(m.dataDir)
+	if err := begin(); err != nil {
 		t.Errorf("with data of its own: %v", err)
 	}
 }

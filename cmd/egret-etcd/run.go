@@ -30,7 +30,7 @@ type member struct {
 	name, dataDir, initialCluster, token string
 	hostIP, listenIP                     string
 	clientPort, peerPort, statusPort     int
-	certs                                string
+	certs, rootCerts                     string
 	peerNames                            []string
 	quota                                int64
 	compactAfter                         time.Duration
@@ -43,7 +43,8 @@ func runCommand() *cobra.Command {
 		Use:   "run",
 		Short: "Run a member",
 		Long: "Runs a member of etcd until SIGTERM. Clients and members show each other certificates: ca.crt, tls.crt and tls.key of --certs. The\n" +
-			"data directory wins over --initial-cluster, which counts at the first start alone.",
+			"data directory wins over --initial-cluster, which counts at the first start alone. A member that has no data, while most of the others\n" +
+			"have, is removed from their cluster and joins it anew, as etcd's user root (--root-certs).",
 		Args: cobra.NoArgs,
 	}
 	s := c.Flags()
@@ -57,10 +58,11 @@ func runCommand() *cobra.Command {
 	s.IntVar(&m.peerPort, "peer-port", 8484, "port for members")
 	s.IntVar(&m.statusPort, "status-port", 8485, "port on 127.0.0.1 for /health, /readyz, /livez and /metrics; 0: none")
 	s.StringVar(&m.certs, "certs", "/etc/egret/etcd", "directory with ca.crt, tls.crt and tls.key; certificates that are replaced there are used from the next connection on")
+	s.StringVar(&m.rootCerts, "root-certs", "/etc/egret/etcd-root", "directory with ca.crt, tls.crt and tls.key of a client that may change who is a member")
 	s.StringSliceVar(&m.peerNames, "peer-common-names", []string{"egret-etcd"}, "common names of certificates that members show: a client of etcd is no member")
 	s.Int64Var(&m.quota, "quota-backend-bytes", 512<<20, "how large the database may be; beyond it etcd takes nothing until there is room")
 	s.DurationVar(&m.compactAfter, "auto-compaction-retention", time.Hour, "how long it is remembered what a key was")
-	s.StringVar(&m.restore, "restore-from", "", "snapshot to begin with where --data-dir has no data yet: the same file at every member")
+	s.StringVar(&m.restore, "restore-from", "", "snapshot to begin with where --data-dir has no data and no other member serves: the same file at every member")
 	c.RunE = func(c *cobra.Command, _ []string) error { return m.run(c.Context()) }
 	return c
 }
@@ -136,7 +138,9 @@ func (m *member) run(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if err := m.begin(cfg); err != nil {
+	if err := m.begin(ctx, cfg); ctx.Err() != nil {
+		return nil
+	} else if err != nil {
 		return err
 	}
 	ca, err := os.ReadFile(cfg.ClientTLSInfo.TrustedCAFile)
@@ -145,9 +149,8 @@ func (m *member) run(ctx context.Context) error {
 	}
 	e, err := embed.StartEtcd(cfg)
 	if err != nil {
-		if strings.Contains(err.Error(), "already been bootstrapped") { // etcd has no value for it
-			err = fmt.Errorf("%w: the others know %s, and --data-dir %s has nothing of it: bring it back to the node that has its data, or, where that is "+
-				"lost, have all members begin with a snapshot (--restore-from)", err, m.name, m.dataDir)
+		if has, bad := hasData(m.dataDir); bad == nil && !has { // an empty database that etcd makes first
+			_ = os.RemoveAll(filepath.Join(m.dataDir, "member")) // else the next start moves it away
 		}
 		return fmt.Errorf("starting etcd: %w", err)
 	}
@@ -173,9 +176,9 @@ func (m *member) run(ctx context.Context) error {
 					zap.String("file", cfg.ClientTLSInfo.TrustedCAFile))
 			}
 		case <-e.Server.StopNotify():
-			return errors.New("etcd stopped by itself: its log says why")
+			return m.stopped(ctx, cfg, e, errors.New("etcd stopped by itself: its log says why"))
 		case err := <-e.Err():
-			return err
+			return m.stopped(ctx, cfg, e, err)
 		case <-ctx.Done():
 			// Before its clients are closed, which takes seconds where they watch: a leader that hands over costs them
 			// less than an election.
@@ -200,7 +203,7 @@ func (m *member) isAtHome() error {
 		dir := filepath.Join(filepath.Dir(m.dataDir), name)
 		if has, err := hasData(dir); has && name != m.name {
 			errs = append(errs, fmt.Errorf("--data-dir %s: it has no data, and %s is the data of another member: bring %s back to the node that has its own, "+
-				"or, where all members are to begin anew or with a snapshot, move %[2]s away", m.dataDir, dir, m.name))
+				"or, where %s serves elsewhere by now, or all members are to begin anew or with a snapshot, move %[2]s away", m.dataDir, dir, m.name, name))
 		} else if err != nil {
 			errs = append(errs, err)
 		}
@@ -208,40 +211,90 @@ func (m *member) isAtHome() error {
 	return errors.Join(errs...)
 }
 
-// hasData reports whether there is something in a folder.
+// hasData reports whether a data directory has etcd's log. Where it has not, etcd was stopped before it began, or never
+// ran.
 func hasData(dir string) (bool, error) {
-	entries, err := os.ReadDir(dir)
+	entries, err := os.ReadDir(filepath.Join(dir, "member", "wal"))
 	if errors.Is(err, fs.ErrNotExist) {
 		return false, nil
 	}
-	return len(entries) > 0, err
+	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return filepath.Ext(e.Name()) == ".wal" }), err
 }
 
-// begin makes the data directory, from a snapshot where there is one and no data.
-func (m *member) begin(cfg *embed.Config) error {
+// restoreAfter is how many times those are asked that do not answer, a second apart, before a restore goes on without:
+// their nodes may be gone for good.
+const restoreAfter = 30
+
+// begin makes the data directory ready for a start: as that of a member of a new cluster, of one that is restored, or of
+// one that the others have.
+func (m *member) begin(ctx context.Context, cfg *embed.Config) error {
 	if err := os.MkdirAll(filepath.Dir(m.dataDir), 0o700); err != nil {
 		return err
 	}
 	if has, err := hasData(m.dataDir); has || err != nil {
 		return err // nil: it has begun
 	}
-	if err := m.isAtHome(); err != nil || m.restore == "" {
+	if err := errors.Join(m.isAtHome(), m.clear()); err != nil {
 		return err
 	}
-	_ = os.Remove(m.dataDir) // an empty one is in the way of restoring; where it is not there, nothing is
-	// Beside its place, and moved when it is whole: a member must not begin with half of it.
+	for n := 0; ; n++ {
+		answers, unknown, err := m.ask(ctx, cfg)
+		if err != nil {
+			return err
+		}
+		switch by, err := m.begun(cfg, answers); {
+		case err != nil:
+			return err
+		case by != "" && m.restore != "":
+			return fmt.Errorf("--restore-from %s: %s is of a cluster that runs: where that one is to go on, leave the option out (etcd.bundled.restoreFrom=), and "+
+				"this member joins it; to restore, stop all members and move their data away", m.restore, by)
+		case by != "":
+			return m.join(ctx, cfg, answers)
+		case m.restore == "" && (len(answers) > 0 || unknown == nil):
+			return nil
+		case m.restore != "" && (len(answers) > 0 || unknown == nil || n >= restoreAfter):
+			return m.restoreData(cfg)
+		}
+		if n%30 == 0 {
+			cfg.GetLogger().Warn("waiting for the other members: this one has no data, and begins when it knows whether they have", zap.Error(unknown))
+		}
+		select {
+		case <-ctx.Done():
+			return ctx.Err()
+		case <-time.After(time.Second):
+		}
+	}
+}
+
+// clear moves what etcd left of a start in which it did not come to a log out of the way.
+func (m *member) clear() error {
+	left := filepath.Join(m.dataDir, "member")
+	err := os.Rename(left, filepath.Join(m.dataDir, "without-log-"+time.Now().UTC().Format("20060102T150405.000Z")))
+	if errors.Is(err, fs.ErrNotExist) {
+		return nil
+	}
+	return err
+}
+
+// restoreData makes data of the snapshot, beside its place, and moves it there when it is whole: a member must not begin
+// with half of it.
+func (m *member) restoreData(cfg *embed.Config) error {
 	half := strings.TrimSuffix(m.dataDir, "/") + ".restoring"
-	if err := os.RemoveAll(half); err != nil {
+	if err := errors.Join(os.RemoveAll(half), os.MkdirAll(m.dataDir, 0o700)); err != nil {
 		return err
 	}
 	err := snapshot.NewV3(zap.NewNop()).Restore(snapshot.RestoreConfig{
 		SnapshotPath: m.restore, Name: m.name, OutputDataDir: half, PeerURLs: []string{cfg.AdvertisePeerUrls[0].String()},
-		InitialCluster: m.initialCluster, InitialClusterToken: m.token,
+		InitialCluster: m.initialCluster, InitialClusterToken: cfg.InitialClusterToken,
 		// So agents know that it is another etcd, and every watch begins anew.
 		RevisionBump: 1 << 30, MarkCompacted: true,
 	})
 	if err != nil {
 		return fmt.Errorf("restoring --restore-from %s: %w", m.restore, err)
 	}
-	return os.Rename(half, m.dataDir)
+	if err := os.Rename(filepath.Join(half, "member"), filepath.Join(m.dataDir, "member")); err != nil {
+		return err
+	}
+	_ = os.Remove(half) // an empty folder
+	return nil
 }

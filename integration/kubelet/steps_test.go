@@ -404,6 +404,19 @@ func restored(t *testing.T, c *cluster) {
 	if out, err := c.operator("get", "cordons"); err != nil || strings.Contains(out, nodes()[0]) {
 		t.Errorf("cordons: %q, error %v; want none: it was written after the snapshot", out, err)
 	}
+	c.helm("upgrade", "egret", c.file("../../charts/egret"), "-n", system, "--reset-then-reuse-values", "--set", "etcd.bundled.restoreFrom=")
+	c.settled()
+
+	// A node that comes back without its disk.
+	pod := c.kubectl("-n", system, "get", "pods", "-l", "app.kubernetes.io/name=egret-etcd", "--field-selector=spec.nodeName="+nodes()[0], "-o", "jsonpath={.items[0].metadata.name}")
+	if err := os.Rename(at(nodes()[0], pod), at(nodes()[0], "lost")); err != nil {
+		t.Fatal(err)
+	}
+	c.kubectl("-n", system, "delete", "pod", pod)
+	c.rollout("statefulset/egret-etcd")
+	if has, err := filepath.Glob(at(nodes()[0], pod+"/member/wal/*.wal")); err != nil || len(has) == 0 {
+		t.Errorf("%s, whose data was lost, is ready, and has no data: %v", pod, err)
+	}
 }
 
 // gone does what docs/install.md says of the kernels, and uninstall what it says of the objects.

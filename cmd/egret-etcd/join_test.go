@@ -1,0 +1,208 @@
+package main
+
+import (
+	"context"
+	"errors"
+	"fmt"
+	"net"
+	"os"
+	"path/filepath"
+	"strings"
+	"syscall"
+	"testing"
+
+	clientv3 "go.etcd.io/etcd/client/v3"
+)
+
+// move moves data of a member.
+func (i *installation) move(from, to string) {
+	i.Helper()
+	if err := os.Rename(from, to); err != nil {
+		i.Fatal(err)
+	}
+}
+
+// refuses checks that a member ends by itself with an error that says all of want.
+func (i *installation) refuses(n int, args []string, want ...string) {
+	i.Helper()
+	ctx, cancel := context.WithTimeout(i.Context(), patience)
+	defer cancel()
+	err := i.run(ctx, n, args...)
+	for _, text := range want {
+		if err == nil || !strings.Contains(err.Error(), text) {
+			i.Errorf("member %d ended with %v: want an error that names %s", n, err, text)
+		}
+	}
+}
+
+// ids returns the ids of the cluster and of its members, by name.
+func (i *installation) ids(by int) (cluster uint64, members map[string]uint64) {
+	i.Helper()
+	c := i.client(by)
+	defer c.Close()
+	r, err := c.MemberList(i.Context())
+	if err != nil {
+		i.Fatal(err)
+	}
+	members = map[string]uint64{}
+	for _, m := range r.Members {
+		members[m.Name] = m.ID
+	}
+	return r.Header.ClusterId, members
+}
+
+func TestAMemberWhoseDataIsLostJoinsAnew(t *testing.T) {
+	t.Parallel()
+	i := certified(t)
+	i.start()
+	i.put(0, "kept", "1")
+	i.root(0)
+	_, before := i.ids(0)
+	away := func(n int) string { return filepath.Join(i.dir, fmt.Sprint("away-", n)) }
+	i.stops[1]()
+	i.move(i.data(1), away(1))
+	i.startOne(1)
+	i.put(1, "served", "1")
+	if got := i.get(1, "kept"); got != "1" {
+		t.Errorf("the member without data has %q", got)
+	}
+	_, after := i.ids(0)
+	if len(after) != 3 || after["egret-etcd-1"] == before["egret-etcd-1"] || after["egret-etcd-2"] != before["egret-etcd-2"] {
+		t.Errorf("the members are %x, and were %x: want another id of the one alone", after, before)
+	}
+	if err := i.run(t.Context(), 1, "--data-dir", filepath.Join(i.dir, "by-hand", "egret-etcd-1")); err == nil || !strings.Contains(err.Error(), "already") {
+		t.Errorf("another process as a member that serves: %v", err)
+	}
+
+	// What was lost is found: it is of no use, and the others go on.
+	i.stops[1]()
+	i.move(i.data(1), away(1)+"-new")
+	i.move(away(1), i.data(1))
+	i.refuses(1, nil, i.data(1), "removed", "move it away")
+	i.put(0, "kept", "2")
+	// As it says.
+	i.move(i.data(1), away(1))
+	i.startOne(1)
+	i.put(1, "served", "2")
+	if got := i.get(1, "kept"); got != "2" {
+		t.Errorf("the member without data has %q", got)
+	}
+
+	// Of two without data none gets in, and nothing begins anew, until the data of one is there.
+	i.stops[1]()
+	i.stops[2]()
+	i.move(i.data(1), away(1)+"-third")
+	i.move(i.data(2), away(2))
+	i.refuses(1, nil, i.data(1), "--restore-from")
+	i.refuses(2, nil, i.data(2), "--restore-from")
+	i.move(away(2), i.data(2))
+	i.startOne(2)
+	i.put(2, "kept", "3")
+	i.startOne(1)
+	i.put(1, "served", "3")
+	if got := i.get(1, "kept"); got != "3" {
+		t.Errorf("the member without data has %q", got)
+	}
+}
+
+// root has etcd hold its clients to their roles: root alone changes who is a member.
+func (i *installation) root(n int) {
+	i.Helper()
+	c := i.client(n)
+	defer c.Close()
+	for _, do := range []func() error{
+		func() error {
+			_, err := c.UserAddWithOptions(i.Context(), "root", "", &clientv3.UserAddOptions{NoPassword: true})
+			return err
+		},
+		func() error { _, err := c.UserGrantRole(i.Context(), "root", "root"); return err },
+		func() error { _, err := c.AuthEnable(i.Context()); return err },
+	} {
+		if err := do(); err != nil {
+			i.Fatal(err)
+		}
+	}
+}
+
+// One member that is to become three would be two etcds: that of the one, and that of the two others.
+func TestAMemberThatTheOthersDoNotKnowDoesNotBegin(t *testing.T) {
+	t.Parallel()
+	i := certified(t)
+	i.startOne(0, "--initial-cluster", "egret-etcd-0=https://"+i.at(i.peers[0]))
+	i.put(0, "kept", "1")
+	for n := 1; n <= 2; n++ {
+		i.refuses(n, nil, i.at(i.peers[0]), "etcd.bundled.replicas")
+		if has, err := hasData(i.data(n)); has || err != nil {
+			t.Errorf("member %d has begun: %v", n, err)
+		}
+	}
+	if got := i.get(0, "kept"); got != "1" {
+		t.Errorf("the one member has %q", got)
+	}
+}
+
+func TestASnapshotIsNotRestoredIntoAClusterThatHasGoneOn(t *testing.T) {
+	t.Parallel()
+	i := certified(t)
+	i.start()
+	i.put(0, "kept", "1")
+	file := i.snapshot("--dir", i.dir, "--endpoints", i.endpoint(0))
+	i.stop()
+	i.move(filepath.Join(i.dir, "data"), filepath.Join(i.dir, "old"))
+	i.start("--restore-from", file)
+	i.put(0, "kept", "2")
+	i.stops[1]()
+	if err := os.RemoveAll(i.data(1)); err != nil {
+		t.Fatal(err)
+	}
+	// The option is still there, and the cluster has gone on since: the snapshot is of the past.
+	i.refuses(1, []string{"--restore-from", file}, "--restore-from "+file, "leave the option out")
+	i.startOne(1)
+	i.put(1, "served", "1")
+	if got := i.get(1, "kept"); got != "2" {
+		t.Errorf("the member without data has %q", got)
+	}
+}
+
+// A member without data whose node has come up before its network does not know whether the others have data.
+func TestAMemberWithoutDataWaitsUntilItKnowsOfTheOthers(t *testing.T) {
+	t.Parallel()
+	i := certified(t)
+	stranger, err := net.Listen("tcp", i.at(i.peers[1])) // who connects waits, as for a node that is off
+	if err != nil {
+		t.Fatal(err)
+	}
+	i.startOne(0)
+	for n := range 2 {
+		c, err := stranger.Accept()
+		if err != nil {
+			t.Fatal(err)
+		}
+		c.Close()
+		if has, err := hasData(i.data(0)); has || err != nil {
+			t.Fatalf("after %d questions to another member it begins without an answer: %v", n+1, err)
+		}
+	}
+	stranger.Close()
+	i.startOne(1)
+	i.put(0, "served", "0")
+	i.put(1, "served", "1")
+}
+
+func TestWhoIsKnownNotToServe(t *testing.T) {
+	for name, tt := range map[string]struct {
+		err  error
+		down bool
+	}{
+		"its node refuses":                   {&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}, true},
+		"its node is off":                    {&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EHOSTUNREACH)}, false},
+		"it has no pod":                      {&net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", IsNotFound: true}}, true},
+		"the cluster's DNS does not answer":  {&net.OpError{Op: "dial", Err: &net.DNSError{Err: "i/o timeout", IsTimeout: true}}, false},
+		"the cluster's DNS has no endpoints": {&net.DNSError{Err: "connection refused", UnwrapErr: syscall.ECONNREFUSED}, false},
+		"it shows another certificate":       {errors.New("x509: certificate signed by unknown authority"), false},
+	} {
+		if got := isDown(tt.err); got != tt.down {
+			t.Errorf("%s: known not to serve is %t, want %t", name, got, tt.down)
+		}
+	}
+}
