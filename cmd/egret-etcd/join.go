@@ -298,6 +298,22 @@ func (m *member) admin(of answer) (*clientv3.Client, error) {
 	})
 }
 
+// elsewhere returns an error where another member is of another cluster than this one's data: that one was restored
+// while this one was away. etcd itself would wait for ever.
+func (m *member) elsewhere(ctx context.Context, cfg *embed.Config, cluster types.ID) error {
+	answers, _, err := m.ask(ctx, cfg)
+	if err != nil {
+		return err
+	}
+	for _, a := range answers {
+		if a.cluster != cluster {
+			return fmt.Errorf("--data-dir %s: its data is of cluster %s, and %s is of cluster %s: where that one is to go on, as after a restore, move the data "+
+				"away, and this member joins it", m.dataDir, cluster, a.from, a.cluster)
+		}
+	}
+	return nil
+}
+
 // stopped returns why etcd stopped: err, but where the cluster has no member of its id any more.
 func (m *member) stopped(ctx context.Context, cfg *embed.Config, e *embed.Etcd, err error) error {
 	answers, _, bad := m.ask(ctx, cfg)

@@ -141,17 +141,27 @@ func TestAMemberThatTheOthersDoNotKnowDoesNotBegin(t *testing.T) {
 	}
 }
 
-func TestASnapshotIsNotRestoredIntoAClusterThatHasGoneOn(t *testing.T) {
+func TestARestoredClusterIsNotThatOfBefore(t *testing.T) {
 	t.Parallel()
 	i := certified(t)
 	i.start()
 	i.put(0, "kept", "1")
+	before, _ := i.ids(0)
 	file := i.snapshot("--dir", i.dir, "--endpoints", i.endpoint(0))
 	i.stop()
 	i.move(filepath.Join(i.dir, "data"), filepath.Join(i.dir, "old"))
 	i.start("--restore-from", file)
 	i.put(0, "kept", "2")
+	if after, _ := i.ids(0); after == before {
+		t.Errorf("the cluster has the id of before, %x", after)
+	}
+
+	// A node that was dead comes back with data of before.
 	i.stops[1]()
+	restored := filepath.Join(i.dir, "restored-1")
+	i.move(i.data(1), restored)
+	i.move(filepath.Join(i.dir, "old", "node-1", "egret-etcd-1"), i.data(1))
+	i.refuses(1, nil, i.data(1), "of cluster", "move the data away")
 	if err := os.RemoveAll(i.data(1)); err != nil {
 		t.Fatal(err)
 	}

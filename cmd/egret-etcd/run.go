@@ -51,7 +51,7 @@ func runCommand() *cobra.Command {
 	s.StringVar(&m.name, "name", "", "name of this member, one of --initial-cluster")
 	s.StringVar(&m.dataDir, "data-dir", "/var/lib/egret-etcd", "directory of this member's data")
 	s.StringVar(&m.initialCluster, "initial-cluster", "", "all members, as name=https://host:port, comma separated")
-	s.StringVar(&m.token, "initial-cluster-token", "egret", "what tells this cluster from others")
+	s.StringVar(&m.token, "initial-cluster-token", "egret", "what tells this cluster from others; the name of the file of --restore-from is part of it, too")
 	s.StringVar(&m.hostIP, "host-ip", "", "address of this node that clients dial")
 	s.StringVar(&m.listenIP, "listen-ip", "", "address to listen on for clients and members (default: all, of the family of --host-ip)")
 	s.IntVar(&m.clientPort, "client-port", 8483, "port for clients")
@@ -99,6 +99,10 @@ func (m *member) config() (*embed.Config, error) {
 	}
 	cfg := embed.NewConfig()
 	cfg.Name, cfg.Dir, cfg.InitialCluster, cfg.InitialClusterToken = m.name, m.dataDir, m.initialCluster, m.token
+	if m.restore != "" {
+		// So members with data of before do not take those that were restored for their own.
+		cfg.InitialClusterToken += "/" + filepath.Base(m.restore)
+	}
 	listen := m.listenIP
 	if listen == "" { // etcd takes addresses alone
 		listen = netip.IPv4Unspecified().String()
@@ -162,14 +166,20 @@ func (m *member) run(ctx context.Context) error {
 		}
 		e.Close()
 	}()
-	look := time.NewTicker(time.Minute)
+	look := time.NewTicker(time.Second)
 	defer look.Stop()
 	for {
 		select {
 		case <-ready:
 			log.Warn("egret-etcd serves", zap.String("name", m.name), zap.String("version", version), zap.String("endpoint", cfg.AdvertiseClientUrls[0].String()))
 			ready = nil
+			look.Reset(time.Minute)
 		case <-look.C:
+			if ready != nil {
+				if err := m.elsewhere(ctx, cfg, e.Server.Cluster().ID()); err != nil && ctx.Err() == nil {
+					return err
+				}
+			}
 			if now, err := os.ReadFile(cfg.ClientTLSInfo.TrustedCAFile); err == nil && !bytes.Equal(now, ca) {
 				ca = now
 				log.Error("the CAs changed, and etcd reads them when it starts: restart the members one after the other within a week",
