@@ -80,6 +80,7 @@ func TestBadInputIsNamed(t *testing.T) {
 		"crdsync without TLS":         {[]string{"crdsync", "--endpoints", "http://10.0.0.1:2379"}, []string{"http://10.0.0.1:2379 without TLS", "--insecure"}},
 		"etcd of this node":           {[]string{"agent"}, []string{"127.0.0.1:2379 without TLS", "--insecure"}},
 		"room made once":              {[]string{"etcd-rbac", "--apply", "--make-room"}, []string{"--make-room", "--keep"}},
+		"rights taken later on":       {[]string{"etcd-rbac", "--apply", "--narrow", "--keep", "1m"}, []string{"--narrow", "--keep"}},
 		"users kept without TLS":      {[]string{"etcd-rbac", "--apply", "--keep", "1m"}, []string{"127.0.0.1:2379 without TLS", "--insecure"}},
 		"password in the clear":       {[]string{"get", "owners", "--user", "root:x", "--endpoints", "http://10.0.0.1:2379"}, []string{"--user root:", "in the clear", "--insecure"}},
 		"kubeconfig missing":          {[]string{"crdsync", "--insecure", "--kubeconfig", filepath.Join(dir, "kube")}, []string{"--kubeconfig", "kube"}},

@@ -31,6 +31,7 @@ type rbac struct {
 	cloud                    []string
 	root                     string
 	apply, enable, makeRoom  bool
+	narrow                   bool
 	keep                     time.Duration
 }
 
@@ -41,9 +42,9 @@ func rbacCommand() *cobra.Command {
 		Use:   "etcd-rbac",
 		Short: "Print, or make, etcd's users and roles that let each part of Egret write its own keys alone",
 		Long: "Compares etcd's users and roles with what agents, crdsync and operators need, and prints what is missing or too much as etcdctl's commands;\n" +
-			"with --apply it makes it so. A user is the common name of a client certificate. With --enable etcd holds all of its clients to their roles\n" +
-			"from then on, those of others too. Where it does so already, this takes the user root.\n" +
-			"With --keep it goes on, and takes no right away that a role has: daemons of the version before or after this one may still use it.",
+			"with --apply it adds what is missing. A right that a role has is taken away with --narrow alone: daemons of the version before or after this\n" +
+			"one may still use it. A user is the common name of a client certificate. With --enable etcd holds all of its clients to their roles from then\n" +
+			"on, those of others too. Where it does so already, this takes the user root. With --keep it goes on.",
 		Args: cobra.NoArgs,
 	}
 	s := c.Flags()
@@ -53,9 +54,10 @@ func rbacCommand() *cobra.Command {
 	s.StringSliceVar(&r.operator, "operator", []string{credentials.Operator}, "users of the operator's commands")
 	s.StringSliceVar(&r.cloud, "cloud", nil, "users of egret cloud aws, like egret-cloud (default: none, and no role)")
 	s.StringVar(&r.root, "root", credentials.Root, "user that may do everything, for --enable")
-	s.BoolVar(&r.apply, "apply", false, "make it so")
+	s.BoolVar(&r.apply, "apply", false, "add what is missing")
+	s.BoolVar(&r.narrow, "narrow", false, "with --apply: take away what is too much, once all daemons are of this version")
 	s.BoolVar(&r.enable, "enable", false, "with --apply: have etcd hold its clients to their roles")
-	s.DurationVar(&r.keep, "keep", 0, "with --apply: go on, look again this often, and take no right away; 0: once")
+	s.DurationVar(&r.keep, "keep", 0, "with --apply: go on, and look again this often; 0: once")
 	s.BoolVar(&r.makeRoom, "make-room", false, "with --keep: defragment etcd's members, one at a time, and make room in a full etcd, which is root's alone to do")
 	logs.add(s)
 	c.RunE = configured(nil, func(c *cobra.Command, _ []string) error {
@@ -82,8 +84,11 @@ func rbacCommand() *cobra.Command {
 // validate refuses what would lock the caller out.
 func (r *rbac) validate() error {
 	var errs []error
-	if !r.apply && (r.enable || r.keep != 0) {
-		errs = append(errs, errors.New("--enable and --keep change something: they want --apply"))
+	if !r.apply && (r.enable || r.narrow || r.keep != 0) {
+		errs = append(errs, errors.New("--enable, --narrow and --keep change something: they want --apply"))
+	}
+	if r.narrow && r.keep != 0 {
+		errs = append(errs, errors.New("--narrow with --keep: daemons of another version that start later would lose their rights"))
 	}
 	if r.makeRoom && r.keep == 0 {
 		errs = append(errs, errors.New("--make-room goes on: it wants --keep"))
@@ -156,16 +161,20 @@ func (r *rbac) once(ctx context.Context, client *store.Client, w io.Writer) erro
 	if err != nil {
 		return err
 	}
-	if r.keep != 0 {
-		changes = slices.DeleteFunc(changes, func(c store.RoleChange) bool { return c.Narrows })
-	}
-	for _, m := range more {
-		if r.keep == 0 {
+	if r.keep == 0 {
+		for _, m := range more {
 			fmt.Fprintf(w, "# has other roles, too, and may do what they say: user %s\n", m)
 		}
 	}
 	for _, change := range changes {
-		fmt.Fprintln(w, "etcdctl "+change.Etcdctl)
+		if !change.Narrows || r.narrow {
+			fmt.Fprintln(w, "etcdctl "+change.Etcdctl)
+		} else if r.keep == 0 {
+			fmt.Fprintf(w, "# too much for this version, and taken away with --apply --narrow: etcdctl %s\n", change.Etcdctl)
+		}
+	}
+	if !r.narrow {
+		changes = slices.DeleteFunc(changes, func(c store.RoleChange) bool { return c.Narrows })
 	}
 	on, err := client.AuthEnabled(ctx)
 	if err != nil {
