@@ -143,7 +143,7 @@ func (s *startup) takeOff(ctx context.Context, node string) error {
 	}
 	switch {
 	case apierrors.IsForbidden(err):
-		return fmt.Errorf("taking taint %s off node %s: %w: crdsync.startupTaint of the chart gives it the right", s.taint, node, err)
+		return fmt.Errorf("taking taint %s off node %s: %w: startupTaint of the chart gives it the right", s.taint, node, err)
 	case apierrors.IsNotFound(err):
 		return nil
 	case err != nil:

@@ -2,10 +2,17 @@ package crdsync
 
 import (
 	"fmt"
+	"io"
+	"net/http"
+	"net/http/httptest"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 
 	corev1 "k8s.io/api/core/v1"
+	corev1client "k8s.io/client-go/kubernetes/typed/core/v1"
+	"k8s.io/client-go/rest"
 )
 
 // Whoever is given another's taint takes it off nodes that it is to keep pods away from.
@@ -42,5 +49,32 @@ func TestTheStartupTaintIsSeenAndLeavesTheRecordAlone(t *testing.T) {
 		if got, err := readNode(trimmed, d); err != nil || got.Cordoned {
 			t.Errorf("with %+v the record is %+v, %v: a node that is new is not cordoned", d, got, err)
 		}
+	}
+}
+
+// Without the value of the chart that gives it the right, crdsync is refused: the error names the value.
+func TestARefusedTaintNamesTheValueOfTheChart(t *testing.T) {
+	api := httptest.NewServer(http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("Content-Type", "application/json")
+		if r.Method == http.MethodGet {
+			_, _ = io.WriteString(w, `{"kind": "Node", "apiVersion": "v1", "metadata": {"name": "n"}, "spec": {"taints": [{"key": "a/b", "effect": "NoSchedule"}]}}`)
+			return
+		}
+		w.WriteHeader(http.StatusForbidden)
+		_, _ = io.WriteString(w, `{"kind": "Status", "apiVersion": "v1", "status": "Failure", "reason": "Forbidden", "code": 403}`)
+	}))
+	defer api.Close()
+	client, err := corev1client.NewForConfig(&rest.Config{Host: api.URL})
+	if err != nil {
+		t.Fatal(err)
+	}
+	err = (&startup{taint: "a/b", client: client}).takeOff(t.Context(), "n")
+	name := regexp.MustCompile(`(\S+) of the chart`).FindStringSubmatch(fmt.Sprint(err))
+	if name == nil {
+		t.Fatalf("error %v names no value of the chart", err)
+	}
+	values, err := os.ReadFile("../charts/egret/values.yaml")
+	if err != nil || !strings.Contains(string(values), "\n"+name[1]+":") {
+		t.Errorf("the chart has no value %s: %v", name[1], err)
 	}
 }
