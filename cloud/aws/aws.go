@@ -169,17 +169,22 @@ func (e *EC2) holders(ctx context.Context, filter string, addresses []netip.Addr
 		if err != nil {
 			return err
 		}
-		for _, i := range page.Interfaces {
-			for _, text := range append(i.IPv4, i.IPv6...) {
-				if ip, err := netip.ParseAddr(text); err == nil && wanted[ip] {
-					out[ip] = i.ID
-				}
-			}
-		}
+		page.holders(wanted, out)
 		if page.Next == "" {
 			return nil
 		}
 		asked.Set("NextToken", page.Next)
+	}
+}
+
+// holders puts into out which interfaces have the addresses that are wanted.
+func (p interfaces) holders(wanted map[netip.Addr]bool, out map[netip.Addr]string) {
+	for _, i := range p.Interfaces {
+		for _, text := range append(i.IPv4, i.IPv6...) {
+			if ip, err := netip.ParseAddr(text); err == nil && wanted[ip] {
+				out[ip] = i.ID
+			}
+		}
 	}
 }
 
@@ -224,11 +229,18 @@ func (e *EC2) change(ctx context.Context, action string, asked url.Values, addre
 	}
 	list(asked, name, addresses)
 	var a answer
-	err := e.do(ctx, action, asked, &a)
-	if err == nil && (a.XMLName.Local != action+"Response" || a.Return == "false") {
+	if err := e.do(ctx, action, asked, &a); err != nil {
+		return err
+	}
+	return a.done(action)
+}
+
+// done returns an error where the answer is not that the action was done.
+func (a answer) done(action string) error {
+	if a.XMLName.Local != action+"Response" || a.Return == "false" {
 		return fmt.Errorf("%s: EC2's answer does not say that it was done", action)
 	}
-	return err
+	return nil
 }
 
 func list(asked url.Values, name string, addresses []netip.Addr) {
@@ -271,8 +283,13 @@ func (e *EC2) do(ctx context.Context, action string, asked url.Values, out any) 
 	if err != nil {
 		return fmt.Errorf("%s: reading EC2's answer: %w", action, err)
 	}
-	if resp.StatusCode != http.StatusOK {
-		return refusal(action, resp.StatusCode, b)
+	return decode(action, resp.StatusCode, b, out)
+}
+
+// decode reads an answer, or the error that it is.
+func decode(action string, status int, b []byte, out any) error {
+	if status != http.StatusOK {
+		return refusal(action, status, b)
 	}
 	if err := xml.Unmarshal(b, out); err != nil {
 		return fmt.Errorf("%s: reading EC2's answer: %w", action, err)
