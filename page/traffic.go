@@ -104,7 +104,7 @@ func (g *gateways) askOne(ctx context.Context, own *gateway, node string, addres
 	select {
 	case g.slots <- struct{}{}:
 		began := time.Now()
-		defer func() { time.AfterFunc(trafficPace-time.Since(began), func() { <-g.slots }) }()
+		defer func() { later(trafficPace-time.Since(began), func() { <-g.slots }) }()
 	case <-ctx.Done():
 		return fmt.Errorf("the agent of node %s was not asked yet: those of others come first, which are slow to answer", node)
 	}
