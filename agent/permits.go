@@ -5,6 +5,7 @@ import (
 	"errors"
 	"log/slog"
 	"net/netip"
+	"slices"
 	"sync"
 	"time"
 
@@ -113,7 +114,7 @@ func (p *permits) extend(lease *store.Lease, ips []netip.Addr) (time.Duration, e
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.machine.step(ownership.Extended{Lease: lease.ID(), Sent: lease.Valid().Add(-lease.TTL()), TTL: lease.TTL(), IPs: ips})
-	if len(ips) > 0 && len(p.machine.Permits()) == 0 {
+	if len(ips) > 0 && !slices.ContainsFunc(p.machine.Permits(), func(p ownership.Permit) bool { return slices.Contains(ips, p.IP) }) {
 		return 0, errors.New("the permits had ended before all locks were moved")
 	}
 	p.written = false // to the very end of the lease, which no Length reaches

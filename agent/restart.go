@@ -221,7 +221,10 @@ func (a *agent) toLongLease(ctx context.Context) (left time.Duration, err error)
 		return err
 	})
 	if err != nil && !extended {
-		return 0, errors.Join(err, a.giveBack(ctx, next))
+		if a.machine.Bounded() { // else they go on until the lease ends that they are by
+			err = errors.Join(err, a.giveBack(ctx, next))
+		}
+		return 0, err
 	}
 	if err != nil {
 		a.Log.Warn("locks that came while the agent stopped wait for the end of its lease", "err", err)
@@ -237,5 +240,5 @@ func (a *agent) giveBack(ctx context.Context, l *store.Lease) error {
 	if err := a.permits.withdraw(nil); err != nil {
 		return err
 	}
-	return l.Revoke(ctx)
+	return store.Insist(ctx, l.Revoke)
 }

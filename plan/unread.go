@@ -59,7 +59,8 @@ func unread(s *egress.Snapshot, node string) *Unread {
 	return u
 }
 
-// Pods returns the pods that the kernel gets, with the ids of their egress IPs, where it has those of have.
+// Pods returns the pods that the kernel gets, with the ids of their egress IPs, where it has those of have. What a pod sends
+// that it does not have, of an egress that could not be read, is dropped: nobody knows its egress IP.
 func (d Desired) Pods(have map[netip.Addr]egress.ID) map[netip.Addr]egress.ID {
 	out := map[netip.Addr]egress.ID{}
 	for ip, id := range d.NFT.Pods {
@@ -70,6 +71,14 @@ func (d Desired) Pods(have map[netip.Addr]egress.ID) map[netip.Addr]egress.ID {
 	for ip, id := range have {
 		if _, wanted := d.NFT.Pods[ip]; !wanted && d.Unread.may(ip, id) && !slices.Contains(d.NFT.Unselected, ip) {
 			out[ip] = id
+		}
+	}
+	if d.Unread == nil || d.Unknown != nil {
+		return out
+	}
+	for ip := range d.Unread.Pods {
+		if _, there := out[ip]; !there && !slices.Contains(d.NFT.Unselected, ip) {
+			out[ip] = 0
 		}
 	}
 	return out

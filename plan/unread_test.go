@@ -57,6 +57,25 @@ func TestPodsStayWhereTheirOwnRecordsCouldNotBeRead(t *testing.T) {
 	}
 }
 
+// It began after its egress could not be read, or its node did: nobody knows its egress IP, and with its node's address it is
+// not to leave.
+func TestANewPodOfAnEgressThatCouldNotBeReadSendsNothing(t *testing.T) {
+	s := guide("")
+	delete(s.Egresses, "egress-0001")
+	s.Faults = []egress.Fault{{Key: "egresses/egress-0001", Blind: true}}
+	d, pod := Build(New(s), facts("node-1"), nil), ip("10.244.1.2")
+	if id, there := d.Pods(nil)[pod]; !there || id != 0 {
+		t.Errorf("it is in the kernel: %t, with id %d; want that what it sends is dropped", there, id)
+	}
+	if id := d.Pods(map[netip.Addr]egress.ID{pod: 7})[pod]; id != 7 {
+		t.Errorf("with the id that the kernel has: %d, want 7", id)
+	}
+	d.Unknown = []string{"node-2"}
+	if _, there := d.Pods(nil)[pod]; there {
+		t.Error("while it is not known which addresses are pods', it is in the kernel")
+	}
+}
+
 // The pods of an egress that went wait for no other one.
 func TestAnEgressThatCouldNotBeReadIsNoneOfAShorterName(t *testing.T) {
 	s := guide("")

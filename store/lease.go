@@ -563,7 +563,8 @@ func (c *Client) Suspected(ctx context.Context, s egress.Suspicion) (bool, error
 func (c *Client) revoke(ctx context.Context, id clientv3.LeaseID) error {
 	ctx, cancel := context.WithTimeout(ctx, requestTimeout)
 	defer cancel()
-	if _, err := c.etcd.Revoke(ctx, id); err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
+	_, err := retryElsewhere(ctx, c.elsewhere(impatient), func(ctx context.Context) (*clientv3.LeaseRevokeResponse, error) { return c.etcd.Revoke(ctx, id) })
+	if err != nil && !errors.Is(err, rpctypes.ErrLeaseNotFound) {
 		return fmt.Errorf("revoking lease %s: %w", egress.FormatLease(int64(id)), err)
 	}
 	return nil
