@@ -299,7 +299,7 @@ func TestPermitsOfAFormerAgentAreCutToTheNextLease(t *testing.T) {
 		if err := tables.Permit([]nft.Permit{{IP: mine}, {IP: relayed}}, lasts); err != nil {
 			t.Fatal(err)
 		}
-		next, err := a.toShortLease(t.Context(), long, former, []netip.Addr{mine}, permitted())
+		next, err := a.toShortLease(t.Context(), long, former, []nft.Permit{{IP: mine}}, permitted())
 		if err != nil {
 			t.Fatal(err)
 		}

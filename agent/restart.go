@@ -42,15 +42,16 @@ func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) 
 	if err != nil {
 		return fmt.Errorf("reading the permits of the former agent: %w", err)
 	}
-	if err := a.endRelays(left); err != nil {
-		return err
-	}
 	held, err := l.Owned(ctx)
 	if err != nil {
 		return err
 	}
+	answers, err := a.endRelays(ctx, held, left)
+	if err != nil {
+		return err
+	}
 	if former.Restarting {
-		l, err = a.toShortLease(ctx, l, former, held, left)
+		l, err = a.toShortLease(ctx, l, former, remaining(held, answers, left), left)
 	} else {
 		held, err = renumber(ctx, l, a.Node, held)
 	}
@@ -64,26 +65,47 @@ func (a *agent) adopt(ctx context.Context, l *store.Lease, former egress.Agent) 
 		return err
 	}
 	a.machine.step(ownership.Confirmed{Lease: l.ID(), Sent: yes.Sent, Restores: yes.Restores})
-	n := a.resume(held, left, former)
+	n := a.resume(remaining(held, answers, left), left, former)
 	a.Log.Info("lease adopted", "lease", former.Lease, "dur", l.TTL(), "egress_ips", n)
 	return nil
 }
 
 // endRelays ends the permits that are not to answer, and takes them out of left: what the former agent only relayed it
-// may have given away.
-func (a *agent) endRelays(left map[netip.Addr]time.Duration) error {
-	answering, err := a.tables.Answering()
+// may have given away. But for static IPs that this node holds: the kernel answers for those without a permit. It returns
+// for which of the rest the kernel answers by a permit.
+func (a *agent) endRelays(ctx context.Context, held []netip.Addr, left map[netip.Addr]time.Duration) (answers map[netip.Addr]bool, err error) {
+	answers, err = a.tables.Answering()
 	if err != nil {
-		return fmt.Errorf("reading the permits of the former agent: %w", err)
+		return nil, fmt.Errorf("reading the permits of the former agent: %w", err)
 	}
 	var relayed []netip.Addr
 	for ip := range left {
-		if !answering[ip] {
-			relayed = append(relayed, ip)
-			delete(left, ip)
+		if answers[ip] {
+			continue
+		}
+		if slices.Contains(held, ip) {
+			o, err := a.Store.Owner(ctx, ip)
+			if err != nil {
+				return nil, err
+			}
+			if o.Why == egress.ReasonStatic {
+				continue
+			}
+		}
+		relayed = append(relayed, ip)
+		delete(left, ip)
+	}
+	return answers, a.tables.Revoke(relayed...)
+}
+
+// remaining returns the permits that are left of those that are held.
+func remaining(held []netip.Addr, answers map[netip.Addr]bool, left map[netip.Addr]time.Duration) (out []nft.Permit) {
+	for _, ip := range held {
+		if left[ip] > 0 {
+			out = append(out, nft.Permit{IP: ip, Answer: answers[ip]})
 		}
 	}
-	return a.tables.Revoke(relayed...)
+	return out
 }
 
 // renumber gives the record and the locks new revisions: what the former agent has sent, a hand-over, a release or a
@@ -102,14 +124,11 @@ func renumber(ctx context.Context, l *store.Lease, node string, held []netip.Add
 
 // resume renews the permits that the kernel still has for what this node holds, at once: the former agent may have been
 // killed. What it was the relay for it is not any more. It returns how many those are.
-func (a *agent) resume(held []netip.Addr, left map[netip.Addr]time.Duration, former egress.Agent) int {
-	var list []nft.Permit
+func (a *agent) resume(list []nft.Permit, left map[netip.Addr]time.Duration, former egress.Agent) int {
 	var ips []netip.Addr
-	for _, ip := range held {
-		if left[ip] > 0 {
-			list, ips = append(list, nft.Permit{IP: ip, Answer: true}), append(ips, ip)
-			delete(left, ip)
-		}
+	for _, p := range list {
+		ips = append(ips, p.IP)
+		delete(left, p.IP)
 	}
 	a.machine.step(ownership.Adopted{IPs: ips, Revocable: former.Revocable, Permit: time.Duration(former.Permit)})
 	err := a.tables.Revoke(slices.Collect(maps.Keys(left))...)
@@ -126,18 +145,13 @@ func (a *agent) resume(held []netip.Addr, left map[netip.Addr]time.Duration, for
 // toShortLease moves the locks from a lease that was to outlive the restart to one of the usual length. No permit may
 // outlive that, even if this process ends on the way: so the permits, of which left is how long they last, are cut
 // first.
-func (a *agent) toShortLease(ctx context.Context, l *store.Lease, former egress.Agent, held []netip.Addr, left map[netip.Addr]time.Duration) (*store.Lease, error) {
+func (a *agent) toShortLease(ctx context.Context, l *store.Lease, former egress.Agent, list []nft.Permit, left map[netip.Addr]time.Duration) (*store.Lease, error) {
 	next, err := a.Store.Grant(ctx, a.LeaseTTL)
 	if err != nil {
 		return nil, err
 	}
 	most := time.Until(next.Valid())
-	var cut []nft.Permit
-	for _, ip := range held {
-		if left[ip] > most {
-			cut = append(cut, nft.Permit{IP: ip, Answer: true})
-		}
-	}
+	cut := slices.DeleteFunc(list, func(p nft.Permit) bool { return left[p.IP] <= most })
 	if len(cut) > 0 {
 		if err := a.tables.Permit(cut, most); err != nil {
 			return nil, fmt.Errorf("cutting the permits of the former agent: %w", err)
@@ -196,6 +210,10 @@ func (a *agent) toLongLease(ctx context.Context) (left time.Duration, err error)
 	r.Node, r.Restarting, r.Revocable, r.Suspectable = a.Node, true, false, false
 	var kept []netip.Addr
 	keep := func(ip netip.Addr) bool {
+		static := cluster != nil && cluster.PoolOf(ip) == ""
+		if static && a.machine.lasts(ip) && !a.machine.answers(ip) {
+			return true // its permit, by which the kernel only sends, goes on with those of relays
+		}
 		kept = slices.DeleteFunc(kept, func(o netip.Addr) bool { return o == ip }) // it may be asked again
 		keeps, err := a.permits.keeps(ip)
 		if err != nil {
@@ -207,7 +225,7 @@ func (a *agent) toLongLease(ctx context.Context) (left time.Duration, err error)
 			return true
 		}
 		// One that came just now would wait for the next agent: others can use it at once.
-		return cluster == nil || cluster.PoolOf(ip) == ""
+		return static || cluster == nil
 	}
 	extended := false
 	err = a.machine.current().MoveTo(ctx, next, r, keep, func() error {

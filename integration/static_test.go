@@ -2,6 +2,7 @@ package integration
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"net/netip"
 	"slices"
@@ -83,6 +84,16 @@ func TestAStaticIPIsServedWhereItIs(t *testing.T) {
 	for _, pod := range pods {
 		selected(t, pod, ip)
 	}
+	// Agents that are stopped, killed, and come back.
+	inService(t, "node-2", false)
+	unmoved(t, ip, pods[0], 8*time.Second, func() {
+		for _, node := range nodes() {
+			restart(t, node)
+		}
+		if err := errors.Join(cluster.Kill(t.Context(), "agent", "node-2"), cluster.Start(t.Context(), "agent", "node-2")); err != nil {
+			t.Fatal(err)
+		}
+	})
 	on("node-3", "sysctl -qw net.ipv4.conf.all.arp_ignore=1", "ip addr add "+address+"/32 dev lo")
 	t.Cleanup(func() { on("node-3", "sysctl -qw net.ipv4.conf.all.arp_ignore=0") })
 	for _, pod := range pods {

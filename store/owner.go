@@ -39,6 +39,20 @@ func (c *Client) Agent(ctx context.Context, node string) (egress.Agent, error) {
 	return a, nil
 }
 
+// Owner returns the record of the lock of an egress IP, the zero Owner when there is none, or one that cannot be read.
+func (c *Client) Owner(ctx context.Context, ip netip.Addr) (egress.Owner, error) {
+	resp, err := c.read(ctx, []clientv3.Op{clientv3.OpGet(c.key(OwnerKey(ip)))})
+	if err != nil {
+		return egress.Owner{}, fmt.Errorf("reading %s: %w", OwnerKey(ip), err)
+	}
+	for _, kv := range resp.Responses[0].GetResponseRange().Kvs {
+		if o, err := DecodeOwner(recordOf(kv)); err == nil {
+			return o, nil
+		}
+	}
+	return egress.Owner{}, nil
+}
+
 // PutAgent writes agents/<node> under the lease, which it enters in the record. It writes nothing when the record is
 // there already. errors.Is(err, ErrLeaseLost): the lease is gone.
 func (c *Client) PutAgent(ctx context.Context, l *Lease, a egress.Agent) error {
