@@ -9,6 +9,7 @@ import (
 	"maps"
 	"net"
 	"net/http"
+	"net/netip"
 	"net/url"
 	"path/filepath"
 	"slices"
@@ -81,31 +82,61 @@ func (m *member) ask(ctx context.Context, cfg *embed.Config) (answers []answer, 
 	limited, cancel := context.WithTimeout(ctx, answerTimeout)
 	defer cancel()
 	all := slices.Sorted(maps.Values(urls))
-	said, errs := make([]answer, len(all)), make([]error, len(all))
+	said, errs, down := make([]answer, len(all)), make([]error, len(all)), make([]bool, len(all))
 	var wg sync.WaitGroup
 	for i, from := range all {
-		wg.Go(func() { said[i], errs[i] = askOne(limited, t, from) })
+		wg.Go(func() {
+			if said[i], errs[i] = askOne(limited, t, from); errs[i] != nil {
+				down[i] = from == urls[m.name] || isDown(errs[i]) || hasNoPod(ctx, clusterDNS, urls[m.name], from)
+			}
+		})
 	}
 	wg.Wait()
 	for i, from := range all {
 		switch {
 		case errs[i] == nil:
 			answers = append(answers, said[i])
-		case from != urls[m.name] && !isDown(errs[i]):
+		case !down[i]:
 			unknown = errors.Join(unknown, fmt.Errorf("asking %s: %w", from, errs[i]))
 		}
 	}
 	return answers, unknown, ctx.Err()
 }
 
-// isDown reports whether nobody listens where a member would: its node says so, or the cluster's DNS, that the member
-// has no pod. A node that is off, or DNS that does not answer, says nothing.
+// isDown reports whether a node says that nobody listens where a member would.
 func isDown(err error) bool {
-	var dns *net.DNSError
-	if errors.As(err, &dns) {
-		return dns.IsNotFound
+	var dns *net.DNSError // one that does not listen itself says nothing of members
+	return errors.Is(err, syscall.ECONNREFUSED) && !errors.As(err, &dns)
+}
+
+// clusterDNS fails where one of the answers for IPv4 and IPv6 is missing.
+var clusterDNS = &net.Resolver{PreferGo: true, StrictErrors: true}
+
+// hasNoPod reports whether the cluster's DNS has this member's pod, and says that it has none of another member. Why
+// that one's name cannot be resolved does not tell: in a pod names get the domains of the cluster first, and what counts
+// is the error of the name without, which is that of a DNS outside of the cluster.
+func hasNoPod(ctx context.Context, r *net.Resolver, own, other string) bool {
+	self, err := url.Parse(own)
+	if err != nil {
+		return false
 	}
-	return errors.Is(err, syscall.ECONNREFUSED)
+	peer, err := url.Parse(other)
+	if err != nil {
+		return false
+	}
+	if _, err := netip.ParseAddr(peer.Hostname()); err == nil {
+		return false // an address
+	}
+	ctx, cancel := context.WithTimeout(ctx, answerTimeout)
+	defer cancel()
+	whole, err := r.LookupCNAME(ctx, self.Hostname())
+	domain, ok := strings.CutPrefix(whole, self.Hostname()+".")
+	if err != nil || !ok {
+		return false
+	}
+	_, err = r.LookupHost(ctx, peer.Hostname()+"."+domain)
+	var dns *net.DNSError
+	return errors.As(err, &dns) && dns.IsNotFound
 }
 
 // askOne asks as a member of etcd does that begins.

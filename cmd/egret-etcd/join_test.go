@@ -12,6 +12,7 @@ import (
 	"testing"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"golang.org/x/net/dns/dnsmessage"
 )
 
 // move moves data of a member.
@@ -206,7 +207,7 @@ func TestWhoIsKnownNotToServe(t *testing.T) {
 	}{
 		"its node refuses":                   {&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.ECONNREFUSED)}, true},
 		"its node is off":                    {&net.OpError{Op: "dial", Err: os.NewSyscallError("connect", syscall.EHOSTUNREACH)}, false},
-		"it has no pod":                      {&net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", IsNotFound: true}}, true},
+		"a DNS that knows no name":           {&net.OpError{Op: "dial", Err: &net.DNSError{Err: "no such host", IsNotFound: true}}, false},
 		"the cluster's DNS does not answer":  {&net.OpError{Op: "dial", Err: &net.DNSError{Err: "i/o timeout", IsTimeout: true}}, false},
 		"the cluster's DNS has no endpoints": {&net.DNSError{Err: "connection refused", UnwrapErr: syscall.ECONNREFUSED}, false},
 		"it shows another certificate":       {errors.New("x509: certificate signed by unknown authority"), false},
@@ -215,4 +216,93 @@ func TestWhoIsKnownNotToServe(t *testing.T) {
 			t.Errorf("%s: known not to serve is %t, want %t", name, got, tt.down)
 		}
 	}
+}
+
+// What the DNS outside of the cluster says, which gets the names as they are, is no word on who has a pod.
+func TestWhoIsKnownToHaveNoPod(t *testing.T) {
+	const (
+		own, peer = "a.peers.egret-system.svc", "b.peers.egret-system.svc"
+		domain    = ".cluster.local"
+		serverBad = dnsmessage.RCodeServerFailure
+		noName    = dnsmessage.RCodeNameError
+		found     = dnsmessage.RCodeSuccess
+	)
+	for name, tt := range map[string]struct {
+		self, peer, outside dnsmessage.RCode
+		want                bool
+	}{
+		"it has no pod": {found, noName, noName, true},
+		"it has no pod, and the DNS outside is down": {found, noName, serverBad, true},
+		"it has a pod": {found, found, noName, false},
+		"the cluster's DNS fails for it, and not that outside":  {found, serverBad, noName, false},
+		"the cluster's DNS fails, and not that outside":         {serverBad, serverBad, noName, false},
+		"the cluster's DNS does not have this member's pod yet": {noName, noName, noName, false},
+	} {
+		// The resolver goes by the domains of this machine: the cluster's DNS leads it to the whole name.
+		r := resolver(t, map[string]dnsmessage.RCode{own + ".": tt.self, own + domain + ".": tt.self, peer + ".": tt.outside, peer + domain + ".": tt.peer},
+			map[string]string{own + ".": own + domain + "."})
+		if got := hasNoPod(t.Context(), r, "https://"+own+":8484", "https://"+peer+":8484"); got != tt.want {
+			t.Errorf("%s: known to have none is %t, want %t", name, got, tt.want)
+		}
+	}
+	r := resolver(t, nil, nil)
+	if hasNoPod(t.Context(), r, "https://127.0.0.1:1", "https://127.0.0.1:2") {
+		t.Error("an address counts as a member without a pod")
+	}
+}
+
+// resolver returns one of a DNS with these codes, and IPv4 addresses where they are of success; aliases lead to others.
+func resolver(t *testing.T, codes map[string]dnsmessage.RCode, aliases map[string]string) *net.Resolver {
+	t.Helper()
+	server, err := net.ListenPacket("udp", "127.0.0.1:0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan struct{})
+	t.Cleanup(func() { server.Close(); <-done })
+	go func() {
+		defer close(done)
+		b := make([]byte, 1500)
+		for {
+			n, from, err := server.ReadFrom(b)
+			if err != nil {
+				return // closed
+			}
+			var m dnsmessage.Message
+			if err := m.Unpack(b[:n]); err != nil {
+				t.Error(err)
+				return
+			}
+			q, ok := m.Questions[0], false
+			m.Response, m.RecursionAvailable, m.Additionals = true, true, nil
+			name := q.Name.String()
+			if m.RCode, ok = codes[name]; !ok {
+				m.RCode = dnsmessage.RCodeNameError
+			}
+			if m.RCode == dnsmessage.RCodeSuccess {
+				if to, ok := aliases[name]; ok {
+					name = to
+					m.Answers = append(m.Answers, dnsmessage.Resource{
+						Header: dnsmessage.ResourceHeader{Name: q.Name, Class: dnsmessage.ClassINET}, Body: &dnsmessage.CNAMEResource{CNAME: dnsmessage.MustNewName(to)},
+					})
+				}
+				if q.Type == dnsmessage.TypeA {
+					m.Answers = append(m.Answers, dnsmessage.Resource{
+						Header: dnsmessage.ResourceHeader{Name: dnsmessage.MustNewName(name), Class: dnsmessage.ClassINET}, Body: &dnsmessage.AResource{A: [4]byte{10, 0, 0, 1}},
+					})
+				}
+			}
+			out, err := m.Pack()
+			if err == nil {
+				_, err = server.WriteTo(out, from)
+			}
+			if err != nil {
+				t.Error(err)
+				return
+			}
+		}
+	}()
+	return &net.Resolver{PreferGo: true, StrictErrors: true, Dial: func(ctx context.Context, _, _ string) (net.Conn, error) {
+		return (&net.Dialer{}).DialContext(ctx, "udp", server.LocalAddr().String())
+	}}
 }
