@@ -329,17 +329,25 @@ func (m *member) admin(of answer) (*clientv3.Client, error) {
 	})
 }
 
-// elsewhere returns an error where another member is of another cluster than this one's data: that one was restored
-// while this one was away. etcd itself would wait for ever.
+// elsewhere returns an error where most members are of one other cluster than this one's data: they were restored while
+// this one was away. etcd itself would wait for ever. Fewer are those that have to go: the others still begin without.
 func (m *member) elsewhere(ctx context.Context, cfg *embed.Config, cluster types.ID) error {
 	answers, _, err := m.ask(ctx, cfg)
 	if err != nil {
 		return err
 	}
+	urls, err := m.urls()
+	if err != nil {
+		return err
+	}
+	from := map[types.ID][]string{}
 	for _, a := range answers {
-		if a.cluster != cluster {
-			return fmt.Errorf("--data-dir %s: its data is of cluster %s, and %s is of cluster %s: where that one is to go on, as after a restore, move the data "+
-				"away, and this member joins it", m.dataDir, cluster, a.from, a.cluster)
+		from[a.cluster] = append(from[a.cluster], a.from)
+	}
+	for other, by := range from {
+		if other != cluster && len(by) > len(urls)/2 {
+			return fmt.Errorf("--data-dir %s: its data is of cluster %s, and %s of cluster %s: where that one is to go on, as after a restore, move the data "+
+				"away, and this member joins it", m.dataDir, cluster, strings.Join(by, ", "), other)
 		}
 	}
 	return nil

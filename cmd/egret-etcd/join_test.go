@@ -2,14 +2,19 @@ package main
 
 import (
 	"context"
+	"crypto/tls"
 	"errors"
 	"fmt"
+	"io"
+	"log"
 	"net"
+	"net/http"
 	"os"
 	"path/filepath"
 	"strings"
 	"syscall"
 	"testing"
+	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"golang.org/x/net/dns/dnsmessage"
@@ -173,6 +178,58 @@ func TestARestoredClusterIsNotThatOfBefore(t *testing.T) {
 	if got := i.get(1, "kept"); got != "2" {
 		t.Errorf("the member without data has %q", got)
 	}
+}
+
+// One node was away while the others were restored, or the one that was restored by mistake.
+func TestOneMemberOfAnotherClusterIsInNobodysWay(t *testing.T) {
+	t.Parallel()
+	i := certified(t)
+	i.start()
+	i.stop()
+	asked := make(chan struct{})
+	pair, err := tls.LoadX509KeyPair(filepath.Join(i.dir, "egret-etcd-server", "tls.crt"), filepath.Join(i.dir, "egret-etcd-server", "tls.key"))
+	if err != nil {
+		t.Fatal(err)
+	}
+	listen, err := tls.Listen("tcp", i.at(i.peers[2]), &tls.Config{Certificates: []tls.Certificate{pair}})
+	if err != nil {
+		t.Fatal(err)
+	}
+	stranger := &http.Server{ErrorLog: log.New(io.Discard, "", 0), Handler: http.HandlerFunc(func(w http.ResponseWriter, r *http.Request) {
+		w.Header().Set("X-Etcd-Cluster-ID", "1")
+		if r.URL.Path != "/members" {
+			w.WriteHeader(http.StatusPreconditionFailed) // as etcd does
+			return
+		}
+		select {
+		case asked <- struct{}{}:
+		case <-r.Context().Done():
+		}
+		fmt.Fprintf(w, `[{"id": 1, "peerURLs": ["https://%s"], "name": "egret-etcd-2"}]`, i.at(i.peers[2]))
+	})}
+	done := make(chan struct{})
+	t.Cleanup(func() { stranger.Close(); <-done })
+	go func() { defer close(done); _ = stranger.Serve(listen) }() // until it is closed
+	i.startOne(0)
+	for n := range 2 { // it asks again: it has not ended
+		select {
+		case <-asked:
+		case <-time.After(patience):
+			t.Fatalf("a member that is not ready has asked the others %d times: want another", n)
+		}
+	}
+	go func() {
+		for {
+			select {
+			case <-asked:
+			case <-done:
+				return
+			}
+		}
+	}()
+	i.startOne(1)
+	i.put(0, "served", "0")
+	i.put(1, "served", "1")
 }
 
 // A member without data whose node has come up before its network does not know whether the others have data.
