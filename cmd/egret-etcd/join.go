@@ -353,18 +353,32 @@ func (m *member) elsewhere(ctx context.Context, cfg *embed.Config, cluster types
 	return nil
 }
 
-// stopped returns why etcd stopped: err, but where the cluster has no member of its id any more.
+// stopped returns why etcd stopped: err, but where the cluster has no member of its id any more. Then its data is of no
+// use, and is moved away: the next start joins anew.
 func (m *member) stopped(ctx context.Context, cfg *embed.Config, e *embed.Etcd, err error) error {
 	answers, _, bad := m.ask(ctx, cfg)
 	if bad != nil {
 		return err
 	}
-	is := func(x *membership.Member) bool { return x.ID == e.Server.MemberID() }
+	own, is := cfg.AdvertisePeerUrls[0].String(), func(x *membership.Member) bool { return x.ID == e.Server.MemberID() }
+	removed := false
 	for _, a := range answers {
-		if a.cluster == e.Server.Cluster().ID() && !slices.ContainsFunc(a.members, is) {
-			return fmt.Errorf("%w: --data-dir %s is of a member that was removed from the cluster, as one is that comes up without its data: move it away, and this "+
-				"member joins anew", err, m.dataDir)
+		if a.from == own || a.cluster != e.Server.Cluster().ID() {
+			continue
 		}
+		if slices.ContainsFunc(a.members, is) {
+			return err // or that one does not know it yet: the next start asks again
+		}
+		removed = true
 	}
-	return err
+	if !removed {
+		return err
+	}
+	e.Server.Stop() // so that nothing writes there any more
+	to, bad := m.moveAway("removed")
+	if bad != nil {
+		return fmt.Errorf("%w: moving the data of a member that was removed from the cluster away: %w", err, bad)
+	}
+	return fmt.Errorf("%w: --data-dir %s was of a member that was removed from the cluster, as one is that comes up without its data: it is in %s now, and the "+
+		"next start joins anew", err, m.dataDir, to)
 }

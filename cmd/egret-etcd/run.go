@@ -278,12 +278,16 @@ func (m *member) begin(ctx context.Context, cfg *embed.Config) error {
 
 // clear moves what etcd left of a start in which it did not come to a log out of the way.
 func (m *member) clear() error {
-	left := filepath.Join(m.dataDir, "member")
-	err := os.Rename(left, filepath.Join(m.dataDir, "without-log-"+time.Now().UTC().Format("20060102T150405.000Z")))
-	if errors.Is(err, fs.ErrNotExist) {
-		return nil
+	if _, err := m.moveAway("without-log"); !errors.Is(err, fs.ErrNotExist) {
+		return err
 	}
-	return err
+	return nil
+}
+
+// moveAway gives what etcd has written another name, beside its place, and says which.
+func (m *member) moveAway(as string) (to string, err error) {
+	to = filepath.Join(m.dataDir, as+"-"+time.Now().UTC().Format("20060102T150405.000Z"))
+	return to, os.Rename(filepath.Join(m.dataDir, "member"), to)
 }
 
 // restoreData makes data of the snapshot, beside its place, and moves it there when it is whole: a member must not begin
