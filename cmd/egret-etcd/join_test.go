@@ -9,6 +9,7 @@ import (
 	"log"
 	"net"
 	"net/http"
+	"net/url"
 	"os"
 	"path/filepath"
 	"strings"
@@ -17,7 +18,11 @@ import (
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
+	"go.etcd.io/etcd/server/v3/embed"
+	"go.uber.org/zap"
 	"golang.org/x/net/dns/dnsmessage"
+
+	"github.com/egret-project/egret/internal/port"
 )
 
 // move moves data of a member.
@@ -256,6 +261,63 @@ func TestAMemberWithoutDataWaitsUntilItKnowsOfTheOthers(t *testing.T) {
 	i.startOne(1)
 	i.put(0, "served", "0")
 	i.put(1, "served", "1")
+}
+
+// After a power cut nodes refuse connections until their pods are there, and a member whose disk was lost may be first.
+func TestAMemberWithoutDataWaitsForOthersThatStartLater(t *testing.T) {
+	for _, restore := range []string{"", "/none"} {
+		own, err := net.Listen("tcp", "127.0.0.1:0") // it asks there, too
+		if err != nil {
+			t.Fatal(err)
+		}
+		defer own.Close()
+		other := fmt.Sprint("127.0.0.1:", port.Hold(t))
+		m := member{name: "a", dataDir: filepath.Join(t.TempDir(), "a"), restore: restore}
+		m.initialCluster = fmt.Sprintf("a=https://%s,b=https://%s", own.Addr(), other)
+		cfg := embed.NewConfig()
+		cfg.AdvertisePeerUrls, cfg.ZapLoggerBuilder = []url.URL{{Scheme: "https", Host: own.Addr().String()}}, embed.NewZapLoggerBuilder(zap.NewNop())
+		if err := cfg.ZapLoggerBuilder(cfg); err != nil {
+			t.Fatal(err)
+		}
+		ended := make(chan error, 1)
+		go func() { ended <- m.begin(t.Context(), cfg); own.Close() }()
+		asked := 0
+		for c, err := own.Accept(); err == nil; c, err = own.Accept() {
+			if asked++; asked == silentFor/2 {
+				stranger, err := net.Listen("tcp", other)
+				if err != nil {
+					t.Fatal(err)
+				}
+				go func() { // one that says nothing may have data
+					if c, err := stranger.Accept(); err == nil {
+						c.Close()
+					}
+					stranger.Close()
+				}()
+			}
+			c.Close()
+		}
+		if err := <-ended; restore == "" && err != nil {
+			t.Errorf("it does not begin: %v", err)
+		}
+		if want := silentFor/2 + silentFor; asked < want {
+			t.Errorf("--restore-from %q: it begins when it has asked %d times, and another one was there in between: want %d at least", restore, asked, want)
+		}
+	}
+}
+
+// One alone has nobody to wait for.
+func TestTheOnlyMemberBeginsAtOnce(t *testing.T) {
+	own := net.JoinHostPort("127.0.0.1", fmt.Sprint(port.Hold(t)))
+	m := member{name: "a", dataDir: filepath.Join(t.TempDir(), "a"), initialCluster: "a=https://" + own}
+	ctx, cancel := context.WithTimeout(t.Context(), patience)
+	defer cancel()
+	before := pause
+	defer func() { pause = before }()
+	pause = patience
+	if err := m.begin(ctx, embed.NewConfig()); err != nil {
+		t.Error(err)
+	}
 }
 
 func TestWhoIsKnownNotToServe(t *testing.T) {

@@ -35,6 +35,8 @@ import (
 
 const patience = time.Minute
 
+func init() { pause = 50 * time.Millisecond }
+
 // installation is a cluster of three members with the certificates that `egret credentials` makes, in the folders that
 // pods see.
 type installation struct {

@@ -231,9 +231,18 @@ func hasData(dir string) (bool, error) {
 	return slices.ContainsFunc(entries, func(e fs.DirEntry) bool { return filepath.Ext(e.Name()) == ".wal" }), err
 }
 
-// restoreAfter is how many times those are asked that do not answer, a second apart, before a restore goes on without:
-// their nodes may be gone for good.
-const restoreAfter = 30
+const (
+	// silentFor is how many times in a row it has to be known of all others that they do not serve before this member begins
+	// with nothing, or with a snapshot: after a power cut nodes refuse connections until their pods are there. It is no more
+	// since each first install waits as long.
+	silentFor = 10
+	// restoreAfter is how many times those are asked that do not answer before a restore goes on without: their nodes may be
+	// gone for good. Where a node is off each time takes answerTimeout and pause: three minutes.
+	restoreAfter = 30
+)
+
+// pause is between two times that the others are asked.
+var pause = time.Second
 
 // begin makes the data directory ready for a start: as that of a member of a new cluster, of one that is restored, or of
 // one that the others have.
@@ -247,11 +256,20 @@ func (m *member) begin(ctx context.Context, cfg *embed.Config) error {
 	if err := errors.Join(m.isAtHome(), m.clear()); err != nil {
 		return err
 	}
+	urls, err := m.urls()
+	if err != nil {
+		return err
+	}
+	silent, warn := 0, 0
 	for n := 0; ; n++ {
 		answers, unknown, err := m.ask(ctx, cfg)
 		if err != nil {
 			return err
 		}
+		if silent++; len(answers) > 0 || unknown != nil {
+			silent = 0
+		}
+		begin := len(answers) > 0 || silent >= silentFor || len(urls) == 1
 		switch by, err := m.begun(cfg, answers); {
 		case err != nil:
 			return err
@@ -260,18 +278,19 @@ func (m *member) begin(ctx context.Context, cfg *embed.Config) error {
 				"this member joins it; to restore, stop all members and move their data away", m.restore, by)
 		case by != "":
 			return m.join(ctx, cfg, answers)
-		case m.restore == "" && (len(answers) > 0 || unknown == nil):
+		case m.restore == "" && begin:
 			return nil
-		case m.restore != "" && (len(answers) > 0 || unknown == nil || n >= restoreAfter):
+		case m.restore != "" && (begin || n >= restoreAfter):
 			return m.restoreData(cfg)
 		}
-		if n%30 == 0 {
+		if unknown != nil && n >= warn {
+			warn = n + 30
 			cfg.GetLogger().Warn("waiting for the other members: this one has no data, and begins when it knows whether they have", zap.Error(unknown))
 		}
 		select {
 		case <-ctx.Done():
 			return ctx.Err()
-		case <-time.After(time.Second):
+		case <-time.After(pause):
 		}
 	}
 }
