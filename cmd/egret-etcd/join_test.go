@@ -72,6 +72,7 @@ func TestAMemberWhoseDataIsLostJoinsAnew(t *testing.T) {
 	away := func(n int) string { return filepath.Join(i.dir, fmt.Sprint("away-", n)) }
 	i.stops[1]()
 	i.move(i.data(1), away(1))
+	i.refuses(1, []string{"--root-certs", i.TempDir()}, "reading --root-certs")
 	i.startOne(1)
 	i.put(1, "served", "1")
 	if got := i.get(1, "kept"); got != "1" {
@@ -108,7 +109,7 @@ func TestAMemberWhoseDataIsLostJoinsAnew(t *testing.T) {
 	i.refuses(1, nil, i.data(1), "--restore-from")
 	i.refuses(2, nil, i.data(2), "--restore-from")
 	i.move(away(2), i.data(2))
-	i.startOne(2)
+	i.startOne(2, "--root-certs", i.TempDir()) // only who joins goes by it
 	i.put(2, "kept", "3")
 	i.startOne(1)
 	i.put(1, "served", "3")
