@@ -16,9 +16,8 @@ import (
 
 // locks are those of this node, to tell which it has lost.
 type locks struct {
-	seen map[netip.Addr]egress.Owner // of all nodes, in the last snapshot
-	own  map[netip.Addr]egress.Owner
-	gave map[netip.Addr]int64 // the revisions of those that this node gave up, which may still be in own
+	own  map[netip.Addr]egress.Owner // in the last snapshot
+	gave map[netip.Addr]int64        // the revisions of those that this node gave up, which may still be in own
 }
 
 func (l *locks) give(o egress.Owner) {
@@ -28,18 +27,9 @@ func (l *locks) give(o egress.Owner) {
 	l.gave[o.IP] = o.Revision
 }
 
-// follow takes in a snapshot, and returns the locks that the node has no more and has not given up: its lease was lost,
-// or somebody has deleted them.
-func (l *locks) follow(node string, owners map[netip.Addr]egress.Owner) (lost []egress.Owner) {
-	if plan.Same(owners, l.seen) {
-		return nil
-	}
-	own := map[netip.Addr]egress.Owner{}
-	for ip, o := range owners {
-		if o.Node == node {
-			own[ip] = o
-		}
-	}
+// follow takes in which the node has (plan.Cluster.Held), and returns those that it has no more and has not given up: its
+// lease was lost, or somebody has deleted them.
+func (l *locks) follow(own map[netip.Addr]egress.Owner) (lost []egress.Owner) {
 	for ip, o := range l.own {
 		if _, still := own[ip]; still {
 			continue
@@ -49,14 +39,14 @@ func (l *locks) follow(node string, owners map[netip.Addr]egress.Owner) (lost []
 		}
 		delete(l.gave, ip)
 	}
-	l.seen, l.own = owners, own
+	l.own = own
 	slices.SortFunc(lost, func(a, b egress.Owner) int { return a.IP.Compare(b.IP) })
 	return lost
 }
 
 // logLost logs which locks this node has lost, under which lease they were, and who has them now, where somebody has.
 func (a *agent) logLost(c *plan.Cluster) {
-	for _, o := range a.locks.follow(a.Node, c.Owners) {
+	for _, o := range a.locks.follow(c.Held(a.Node)) {
 		values := []any{"egress_ip", o.IP, "egress", c.EgressesOf(o.IP), "lease", egress.FormatLease(o.Lease)}
 		if now := c.Owners[o.IP].Node; now != "" {
 			values = append(values, "node", now)
