@@ -14,8 +14,6 @@ import (
 	"strings"
 	"time"
 
-	"k8s.io/apimachinery/pkg/util/validation"
-
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/natlog"
 	"github.com/egret-project/egret/store"
@@ -130,11 +128,9 @@ func (u *Used) ask(ctx context.Context, cfg WhoConfig, node string, addresses []
 		switch {
 		case errors.Is(err, ErrNoWay):
 			u.Missing = append(u.Missing, fmt.Sprintf("which pod of node %s it was: %v", node, err))
-			if len(validation.IsDNS1123Subdomain(node)) > 0 {
-				break // it is no node's name: others write records, and this is a line for a shell
+			if line := inAgent(cfg.Namespace, node, cfg.command()); line != "" {
+				u.Ask = append(u.Ask, line)
 			}
-			u.Ask = append(u.Ask, fmt.Sprintf("kubectl exec -n %s $(kubectl get pods -n %[1]s -o name -l app.kubernetes.io/name=egret-agent "+
-				"--field-selector spec.nodeName=%s) -- %s", cfg.Namespace, node, cfg.command()))
 		case err != nil:
 			u.Missing = append(u.Missing, err.Error())
 		default:

@@ -25,7 +25,7 @@ func TestTheCommandToPasteNamesNodesAlone(t *testing.T) {
 		"node-1.example.org": true, "node-1 $(touch /tmp/x)": false, "node-1;reboot": false, "-o=x": false, "`id`": false, "node-1\nreboot": false,
 	} {
 		var u Used
-		u.ask(t.Context(), WhoConfig{Pages: [2]string{"/now", "/then"}, Ask: none}, node, nil)
+		u.ask(t.Context(), WhoConfig{Pages: [2]string{"/now", "/then"}, Ask: none, Namespace: "egret-system"}, node, nil)
 		if len(u.Missing) != 1 || (len(u.Ask) == 1) != suggests {
 			t.Errorf("node %q: missing %q, to paste %q", node, u.Missing, u.Ask)
 		}
