@@ -146,10 +146,8 @@ func (a *agent) follow(ctx context.Context, q egress.LiveQuestion) (egress.Live,
 // notOutside says why nothing is sent to an address in a pod's name; "": nothing speaks against it. Who may ask would
 // find out which pods, Services and nodes there are, and which of their ports are open.
 func notOutside(d plan.Desired, to netip.Addr) string {
-	for _, p := range d.NFT.Except { // with the addresses of all nodes
-		if p.Contains(to) {
-			return fmt.Sprintf("no egress applies to %s, which is in %s", to, p)
-		}
+	if p := exception(d.NFT, to); p.IsValid() { // as the addresses of all nodes are
+		return fmt.Sprintf("no egress applies to %s, which is in %s", to, p)
 	}
 	if slices.Contains(d.NFT.Sources, to) {
 		return fmt.Sprintf("%s is an egress IP", to)

@@ -143,10 +143,16 @@ func kernelOf(s nft.State, q egress.KernelQuestion) egress.Kernel {
 	if b, ok := s.Blocks[q.ID]; ok {
 		k.First, k.Ports = b.First, b.Size
 	}
-	if i := slices.IndexFunc(s.Except, func(p netip.Prefix) bool { return p.Contains(q.To) }); i >= 0 {
-		k.Excepted = s.Except[i]
-	}
+	k.Excepted = exception(s, q.To)
 	return k
+}
+
+// exception returns the range to which no egress applies that has an address; the zero Prefix: none has it.
+func exception(s nft.State, to netip.Addr) netip.Prefix {
+	if i := slices.IndexFunc(s.Except, func(p netip.Prefix) bool { return p.Contains(to) }); i >= 0 {
+		return s.Except[i]
+	}
+	return netip.Prefix{}
 }
 
 // connectionsOf counts the connections of a pod.
