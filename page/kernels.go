@@ -25,27 +25,15 @@ var errTracing = errors.New("agents are being asked for other traces: ask again"
 
 // paced returns ask within these bounds. Who finds no turn in his time is refused.
 func paced(ask operator.Ask) operator.Ask {
-	turns := make(chan struct{}, maxTraced)
+	turns := make(slots, maxTraced)
 	return func(ctx context.Context, node string, addresses []netip.Addr, page string, q url.Values, reply any) error {
-		select {
-		case turns <- struct{}{}:
-		case <-ctx.Done():
+		leave, ok := turns.enter(ctx, tracePace)
+		if !ok {
 			return errTracing
 		}
-		began := time.Now()
-		defer func() { later(tracePace-time.Since(began), func() { <-turns }) }()
+		defer leave()
 		return ask(ctx, node, addresses, page, q, reply)
 	}
-}
-
-// later calls f when d is over. Where it is, it does so itself: a timer that is due at once ends the process where tests
-// have their own clock and look for races (Go 1.26).
-func later(d time.Duration, f func()) {
-	if d <= 0 {
-		f()
-		return
-	}
-	time.AfterFunc(d, f)
 }
 
 // traced is the answer of trace.

@@ -4,6 +4,7 @@ import (
 	"context"
 	"net/netip"
 	"sync"
+	"time"
 )
 
 // queues has the questions of a client wait for each other, so that many cost as much at a time as one. The zero value
@@ -47,4 +48,26 @@ func (q *queues) drop(who netip.Prefix, own *queue) {
 	if own.users--; own.users == 0 {
 		delete(q.of, who)
 	}
+}
+
+// slots bound how many agents are asked at a time, which is their capacity.
+type slots chan struct{}
+
+// enter waits for a slot, and returns what leaves it, which is taken for pace at least; false: ctx has ended.
+func (s slots) enter(ctx context.Context, pace time.Duration) (leave func(), ok bool) {
+	select {
+	case s <- struct{}{}:
+	case <-ctx.Done():
+		return nil, false
+	}
+	began := time.Now()
+	return func() {
+		// A timer that is due at once ends the process where tests have their own clock and look for races (Go 1.26).
+		left := pace - time.Since(began)
+		if left <= 0 {
+			<-s
+			return
+		}
+		time.AfterFunc(left, func() { <-s })
+	}, true
 }

@@ -41,7 +41,7 @@ type AskTraffic func(ctx context.Context, node string, addresses []netip.Addr) (
 // looks at are asked. Its methods are safe for concurrent use.
 type gateways struct {
 	ask   AskTraffic
-	slots chan struct{} // capacity maxAsked: who is asked
+	slots slots // maxAsked: who is asked
 
 	mu sync.Mutex // guards of, and the fields of each but asking
 	of map[string]*gateway
@@ -56,7 +56,7 @@ type gateway struct {
 }
 
 func newGateways(ask AskTraffic) *gateways {
-	return &gateways{ask: ask, slots: make(chan struct{}, maxAsked), of: map[string]*gateway{}}
+	return &gateways{ask: ask, slots: make(slots, maxAsked), of: map[string]*gateway{}}
 }
 
 // read returns the last two answers of a node's agent, which is asked where the last one is old.
@@ -101,13 +101,11 @@ func (g *gateways) get(node string) (own *gateway, now bool) {
 
 // askOne asks an agent, and notes what it said. An error: it was not asked.
 func (g *gateways) askOne(ctx context.Context, own *gateway, node string, addresses []netip.Addr) error {
-	select {
-	case g.slots <- struct{}{}:
-		began := time.Now()
-		defer func() { later(trafficPace-time.Since(began), func() { <-g.slots }) }()
-	case <-ctx.Done():
+	leave, ok := g.slots.enter(ctx, trafficPace)
+	if !ok {
 		return fmt.Errorf("the agent of node %s was not asked yet: those of others come first, which are slow to answer", node)
 	}
+	defer leave()
 	// Who has gone does not cut it off: others may be waiting for the answer.
 	ctx, cancel := context.WithTimeout(context.WithoutCancel(ctx), trafficPatience)
 	defer cancel()
