@@ -47,7 +47,17 @@ func (a *agent) publish(ctx context.Context, r round, revocable bool) error {
 	if sameRecord(have, now) {
 		return nil
 	}
-	return a.Store.PutAgent(ctx, r.lease, now)
+	return a.putRecord(ctx, r.lease, now, r.Revision)
+}
+
+// putRecord writes agents/<node>, if the record is as it was at a revision. If not, what changed it brings another
+// round: this agent's request whose answer was lost, or its next process, which this one says nothing against.
+func (a *agent) putRecord(ctx context.Context, lease *store.Lease, r egress.Agent, seen int64) error {
+	err := a.Store.PutAgent(ctx, lease, r, seen)
+	if errors.Is(err, store.ErrChanged) {
+		return nil
+	}
+	return err
 }
 
 // sameRecord reports whether two records are written alike: to write the second would change nothing.
@@ -77,7 +87,7 @@ func (a *agent) publishFaults(ctx context.Context, err error) error {
 	r.Faults = now
 	ctx, cancel := context.WithTimeout(ctx, time.Second)
 	defer cancel()
-	return a.Store.PutAgent(ctx, lease, r)
+	return a.putRecord(ctx, lease, r, s.Revision)
 }
 
 // readiness is what the node's kubelet is told: an agent is ready once a reconcile has left nothing undone, tables and

@@ -139,18 +139,18 @@ func (e *etcd) revoke(id int64) {
 }
 
 // putAgent is store.Client.PutAgent.
-func (e *etcd) putAgent(id int64, a egress.Agent) bool {
+func (e *etcd) putAgent(id int64, a egress.Agent, seen int64) (ok, lost bool) {
 	if e.leases[id] == nil {
-		return false
+		return false, true
 	}
-	if have, ok := e.agents[a.Node]; ok && e.under[a.Node] == id && have.Revocable == a.Revocable && have.Restarting == a.Restarting && have.Lease == a.Lease && have.Permit == a.Permit && have.Suspectable == a.Suspectable {
-		return true
+	if e.recordRev[a.Node] > seen {
+		return false, false
 	}
 	e.agents[a.Node], e.under[a.Node] = a, id
 	e.agentsRev = e.changed()
 	e.recordRev[a.Node] = e.agentsRev
 	e.w.watchers()
-	return true
+	return true, false
 }
 
 // setLongest is store.Client.RaisePermit and LowerPermit, of who saw etcd at revision seen.

@@ -612,9 +612,9 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 			answer(true, false)
 			return
 		}
-		ask(func(e *etcd) bool {
-			ok := e.putAgent(id, r)
-			lost = !ok
+		seen := n.m.round.cluster.Revision
+		ask(func(e *etcd) (ok bool) {
+			ok, lost = e.putAgent(id, r, seen)
 			return ok
 		}, "agent's record, revocable %t, lease %x", f.Revocable, id)
 	case Longest:

@@ -99,7 +99,7 @@ func TestAMoveThatCameTrueSaysInTheHistoryWhoAskedForIt(t *testing.T) {
 		if leases[node], err = c.Grant(t.Context(), time.Minute); err != nil {
 			t.Fatal(err)
 		}
-		if err := c.PutAgent(t.Context(), leases[node], egress.Agent{Node: node}); err != nil {
+		if err := c.PutAgent(t.Context(), leases[node], egress.Agent{Node: node}, whatever); err != nil {
 			t.Fatal(err)
 		}
 	}

@@ -23,7 +23,7 @@ type claimed struct {
 func manyClaims(t *testing.T, c *Client, blocked map[string]bool, take func(l *Lease, list []Want) ([]bool, error)) (out map[string]claimed, revisions int64) {
 	t.Helper()
 	dead, own, other := grant(t, c, time.Minute), grant(t, c, time.Minute), grant(t, c, time.Minute)
-	if err := c.PutAgent(t.Context(), dead, egress.Agent{Node: "n1", Revocable: true, Suspectable: true}); err != nil {
+	if err := c.PutAgent(t.Context(), dead, egress.Agent{Node: "n1", Revocable: true, Suspectable: true}, whatever); err != nil {
 		t.Fatal(err)
 	}
 	var list []Want

@@ -20,7 +20,7 @@ import (
 // ErrLeaseLost says that etcd does not know the lease: it ended, or was revoked, and every key under it is gone.
 var ErrLeaseLost = errors.New("lease lost")
 
-// ErrChanged says that a lock, or the agent's record, is not under the lease any more.
+// ErrChanged says that a lock, or the agent's record, is not under the lease any more, or not as it was seen.
 var ErrChanged = errors.New("a lock or the agent's record has changed meanwhile")
 
 // Lease is an etcd lease that lives while it is renewed. It is safe for concurrent use.

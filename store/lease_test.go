@@ -107,7 +107,7 @@ func TestAConfirmationCountsFromWhenItWasAskedFor(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
 	l := grant(t, c, time.Minute)
-	if err := c.PutAgent(t.Context(), l, egress.Agent{Node: "a"}); err != nil {
+	if err := c.PutAgent(t.Context(), l, egress.Agent{Node: "a"}, whatever); err != nil {
 		t.Fatal(err)
 	}
 	const late = 500 * time.Millisecond
@@ -138,7 +138,7 @@ func TestALostLeaseIsLostForEverythingAndForGood(t *testing.T) {
 	for name, use := range map[string]func(*Lease) error{
 		"renew": func(l *Lease) error { return l.Renew(t.Context()) },
 		"claim": func(l *Lease) error { _, err := c.Claim(t.Context(), l, owner, Former{}); return err },
-		"agent": func(l *Lease) error { return c.PutAgent(t.Context(), l, agent) },
+		"agent": func(l *Lease) error { return c.PutAgent(t.Context(), l, agent, whatever) },
 		"adopt": func(l *Lease) error { _, err := c.Adopt(t.Context(), l.ID()); l.lose(); return err },
 		"run":   func(l *Lease) error { return l.Run(t.Context(), Keep{}) },
 	} {

@@ -135,7 +135,7 @@ func TestWithTheMinorityOfEtcdNothingIsConfirmedClaimedOrDeleted(t *testing.T) {
 	s, c := trio(t)
 	l := grant(t, c, 4*time.Second)
 	claim(t, c, l, owner)
-	if err := c.PutAgent(t.Context(), l, agent); err != nil {
+	if err := c.PutAgent(t.Context(), l, agent, whatever); err != nil {
 		t.Fatal(err)
 	}
 	background(t, func(ctx context.Context) error { return l.Run(ctx, Keep{}) }) // and is not told that it is lost

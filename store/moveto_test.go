@@ -118,7 +118,7 @@ func TestLocksAreMovedWhereARequestFailsOrItsAnswerIsLost(t *testing.T) {
 			c := dial(t, start(t))
 			l, next := grant(t, c, time.Minute), grant(t, c, time.Minute)
 			a := egress.Agent{Node: "n1", Lease: egress.FormatLease(l.ID())}
-			if err := c.PutAgent(t.Context(), l, a); err != nil {
+			if err := c.PutAgent(t.Context(), l, a, whatever); err != nil {
 				t.Fatal(err)
 			}
 			claim(t, c, l, egress.Owner{IP: ip1, Node: "n1"})
@@ -156,7 +156,7 @@ func TestAMoveOfAFormerProcessDoesNothingToALeaseThatIsRenumbered(t *testing.T) 
 	c := dial(t, start(t))
 	l, next := grant(t, c, time.Minute), grant(t, c, time.Minute)
 	a := egress.Agent{Node: "n1", Lease: egress.FormatLease(l.ID())}
-	if err := c.PutAgent(t.Context(), l, a); err != nil {
+	if err := c.PutAgent(t.Context(), l, a, whatever); err != nil {
 		t.Fatal(err)
 	}
 	claim(t, c, l, egress.Owner{IP: ip1, Node: "n1"})

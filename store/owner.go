@@ -1,6 +1,7 @@
 package store
 
 import (
+	"bytes"
 	"cmp"
 	"context"
 	"errors"
@@ -53,18 +54,25 @@ func (c *Client) Owner(ctx context.Context, ip netip.Addr) (egress.Owner, error)
 	return egress.Owner{}, nil
 }
 
-// PutAgent writes agents/<node> under the lease, which it enters in the record. It writes nothing when the record is
-// there already. errors.Is(err, ErrLeaseLost): the lease is gone.
-func (c *Client) PutAgent(ctx context.Context, l *Lease, a egress.Agent) error {
+// PutAgent writes agents/<node> under the lease, which it enters in the record, if the record is as it was at revision
+// seen. It is no error when the record is there already. errors.Is(err, ErrChanged): the record changed since, as
+// when the agent's next process has taken over what was under its lease. errors.Is(err, ErrLeaseLost): the lease is gone.
+func (c *Client) PutAgent(ctx context.Context, l *Lease, a egress.Agent, seen int64) error {
 	a.Lease = egress.FormatLease(l.ID())
 	v, err := Encode(a)
 	if err != nil {
 		return err
 	}
 	key := c.key(AgentKey(a.Node))
-	_, err = c.txn(ctx,
-		[]clientv3.Cmp{clientv3.Compare(clientv3.Value(key), "=", string(v)), clientv3.Compare(clientv3.LeaseValue(key), "=", l.id)},
-		nil, []clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id))})
+	put, err := c.txn(ctx,
+		[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "<", seen+1)},
+		[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id))}, []clientv3.Op{clientv3.OpGet(key)})
+	if err == nil && !put.Succeeded {
+		have := put.Responses[0].GetResponseRange().Kvs
+		if len(have) == 0 || clientv3.LeaseID(have[0].Lease) != l.id || !bytes.Equal(have[0].Value, v) {
+			err = ErrChanged
+		}
+	}
 	if err != nil {
 		return fmt.Errorf("writing %s: %w", AgentKey(a.Node), l.known(err))
 	}

@@ -1,6 +1,7 @@
 package store
 
 import (
+	"errors"
 	"net/netip"
 	"strings"
 	"sync"
@@ -142,31 +143,37 @@ func TestClaimSaysWhoGaveTheIPUp(t *testing.T) {
 	}
 }
 
-func TestAgentIsWrittenOnlyWhenItDiffers(t *testing.T) {
+func TestAgentIsWrittenWhereItIsAsItWasSeen(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
 	if a, err := c.Agent(t.Context(), "n1"); err != nil || a.Node != "" {
 		t.Errorf("no agent: %v, %v", a, err)
 	}
 	l := grant(t, c, time.Minute)
-	write := func(l *Lease, a egress.Agent) int64 {
+	write := func(l *Lease, a egress.Agent, seen int64) int64 {
 		t.Helper()
-		if err := c.PutAgent(t.Context(), l, a); err != nil {
+		if err := c.PutAgent(t.Context(), l, a, seen); err != nil {
 			t.Fatal(err)
 		}
 		return get(t, s.Client(), AgentKey("n1")).Revision
 	}
-	first := write(l, agent)
-	if again := write(l, agent); again != first {
+	first := write(l, agent, 0)
+	if again := write(l, agent, 0); again != first {
 		t.Errorf("the same once more: revision %d, then %d", first, again)
 	}
 	restarting := agent
 	restarting.Restarting = true
-	if changed := write(l, restarting); changed == first {
+	if changed := write(l, restarting, first); changed == first {
 		t.Error("a change was not written")
 	}
+	if err := c.PutAgent(t.Context(), l, agent, first); !errors.Is(err, ErrChanged) {
+		t.Errorf("seen before it changed: %v, want %v", err, ErrChanged)
+	}
 	next := grant(t, c, time.Minute)
-	write(next, restarting)
+	write(next, restarting, whatever)
+	if err := c.PutAgent(t.Context(), l, restarting, first); !errors.Is(err, ErrChanged) {
+		t.Errorf("moved to another lease meanwhile: %v, want %v", err, ErrChanged)
+	}
 	if r := get(t, s.Client(), AgentKey("n1")); r.Lease != next.ID() {
 		t.Errorf("lease %x, want %x", r.Lease, next.ID())
 	}
@@ -197,7 +204,7 @@ func prepare(t *testing.T, c *Client) handover {
 	h := handover{c: c, lease: grant(t, c, time.Minute)}
 	claim(t, c, grant(t, c, time.Minute), owner)
 	h.to = egress.Agent{Node: "n2", Lease: egress.FormatLease(h.lease.ID())}
-	if err := c.PutAgent(t.Context(), h.lease, h.to); err != nil {
+	if err := c.PutAgent(t.Context(), h.lease, h.to, whatever); err != nil {
 		t.Fatal(err)
 	}
 	var err error
@@ -271,7 +278,7 @@ func TestHandOverIsFenced(t *testing.T) {
 		},
 		"the target was cordoned": func(h *handover) error { return c.Cordon(ctx, egress.Cordon{Node: "n2"}) },
 		"the target has restarted": func(h *handover) error {
-			return c.PutAgent(ctx, grant(t, c, time.Minute), h.to)
+			return c.PutAgent(ctx, grant(t, c, time.Minute), h.to, whatever)
 		},
 	} {
 		h := prepare(t, c)
@@ -426,7 +433,7 @@ func TestALockThatWasNotUsedIsNotTakenOverAtOnce(t *testing.T) {
 		second := owner
 		second.Node = "n2"
 		l := grant(t, c, time.Minute)
-		if err := c.PutAgent(t.Context(), l, egress.Agent{Node: "n2"}); err != nil {
+		if err := c.PutAgent(t.Context(), l, egress.Agent{Node: "n2"}, whatever); err != nil {
 			t.Fatal(err)
 		}
 		claim(t, c, l, second)

@@ -31,7 +31,7 @@ func TestTheLongestPermitIsLoweredOnlyWhileNoAgentChanges(t *testing.T) {
 	did("raising", true)(c.RaisePermit(t.Context(), 2*time.Second, before.Revision))
 	did("raising, of who has not seen that another did", false)(c.RaisePermit(t.Context(), time.Second, before.Revision))
 	now := longest(2 * time.Second)
-	if err := c.PutAgent(t.Context(), grant(t, c, time.Minute), egress.Agent{Node: "n2", Permit: egress.Duration(2 * time.Second)}); err != nil {
+	if err := c.PutAgent(t.Context(), grant(t, c, time.Minute), egress.Agent{Node: "n2", Permit: egress.Duration(2 * time.Second)}, whatever); err != nil {
 		t.Fatal(err)
 	}
 	did("lowering, of who has not seen an agent come", false)(c.LowerPermit(t.Context(), time.Second, now.Revision))
@@ -47,7 +47,7 @@ func TestAHandOverOfAFormerProcessDoesNothingToLocksThatAreRenumbered(t *testing
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := h.c.PutAgent(t.Context(), l, egress.Agent{Node: h.o.Node, Lease: egress.FormatLease(h.o.Lease)}); err != nil {
+	if err := h.c.PutAgent(t.Context(), l, egress.Agent{Node: h.o.Node, Lease: egress.FormatLease(h.o.Lease)}, whatever); err != nil {
 		t.Fatal(err)
 	}
 	if err := l.Renumber(t.Context(), h.o.Node, []netip.Addr{ip1}); err != nil {
@@ -72,7 +72,7 @@ func TestARestoredEtcdConfirmsNothing(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
 	l := grant(t, c, time.Minute)
-	if err := c.PutAgent(t.Context(), l, egress.Agent{Node: "n1"}); err != nil {
+	if err := c.PutAgent(t.Context(), l, egress.Agent{Node: "n1"}, whatever); err != nil {
 		t.Fatal(err)
 	}
 	restore := s.Backup()

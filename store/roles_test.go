@@ -170,7 +170,7 @@ func prepareAs(t *testing.T, agent, operator *Client) handover {
 	h := handover{c: agent, lease: grant(t, agent, time.Minute)}
 	claim(t, agent, grant(t, agent, time.Minute), owner)
 	h.to = egress.Agent{Node: "n2", Lease: egress.FormatLease(h.lease.ID())}
-	if err := agent.PutAgent(t.Context(), h.lease, h.to); err != nil {
+	if err := agent.PutAgent(t.Context(), h.lease, h.to, whatever); err != nil {
 		t.Fatal(err)
 	}
 	var err error

@@ -41,7 +41,7 @@ func TestAFullEtcdKeepsLeasesAndAnswersButTakesNoClaim(t *testing.T) {
 	c := dialConfig(t, Config{Endpoints: []string{s.Endpoint()}, MemberInterval: 50 * time.Millisecond, Log: said.logger()})
 	l := grant(t, c, 3*time.Second)
 	claim(t, c, l, owner)
-	if err := c.PutAgent(t.Context(), l, egress.Agent{Node: owner.Node, Since: time.Now()}); err != nil {
+	if err := c.PutAgent(t.Context(), l, egress.Agent{Node: owner.Node, Since: time.Now()}, whatever); err != nil {
 		t.Fatal(err)
 	}
 	other := grant(t, c, 60*time.Second)

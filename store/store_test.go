@@ -146,6 +146,9 @@ func get(t *testing.T, c *clientv3.Client, key string) Record {
 	return recordOf(resp.Kvs[0])
 }
 
+// whatever is a revision that a record is not newer than.
+const whatever = 1 << 62
+
 func grant(t *testing.T, c *Client, ttl time.Duration) *Lease {
 	t.Helper()
 	l, err := c.Grant(t.Context(), ttl)

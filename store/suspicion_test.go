@@ -24,7 +24,7 @@ func suspect(t *testing.T) *suspected {
 	background(t, h.v.Run)
 	recv(t, "the view", h.v.Ready())
 	h.l = grant(t, h.c, time.Minute)
-	if err := h.c.PutAgent(t.Context(), h.l, egress.Agent{Node: "n1", Revocable: true, Suspectable: true}); err != nil {
+	if err := h.c.PutAgent(t.Context(), h.l, egress.Agent{Node: "n1", Revocable: true, Suspectable: true}, whatever); err != nil {
 		t.Fatal(err)
 	}
 	claim(t, h.c, h.l, egress.Owner{IP: ip1, Node: "n1", Why: egress.ReasonClaim})

@@ -61,7 +61,7 @@ func (a *simulated) join(ctx context.Context) (err error) {
 		return err
 	}
 	a.renew()
-	return a.store.PutAgent(ctx, a.lease, a.record)
+	return a.store.PutAgent(ctx, a.lease, a.record, 0)
 }
 
 func (a *simulated) dial(ctx context.Context) (err error) {
@@ -246,7 +246,7 @@ func (a *simulated) restart(ctx context.Context) error {
 	if err := a.watch(revision); err != nil {
 		return err
 	}
-	return a.store.PutAgent(ctx, a.lease, a.record)
+	return a.store.PutAgent(ctx, a.lease, a.record, revision)
 }
 
 // end ends all that the agent does, and leaves its lease.
