@@ -64,7 +64,8 @@ type Gossip struct {
 	self  netip.Addr
 	peers map[string]netip.Addr
 	nodes iter.Seq2[string, netip.Addr]
-	calls int // how often those of nodes were called
+	calls int   // how often those of nodes were called
+	lease int64 // for which they are
 	known map[string]member
 	list  *memberlist.Memberlist // nil before the first Set and after Run
 }
@@ -84,13 +85,18 @@ func New(cfg Config) *Gossip {
 
 // Set gives the node's own address, which is bound once, and the addresses of the peers by node. Members may also run
 // on other nodes, as when they have lost etcd and their leases: nodes has the addresses of all nodes, and after a
-// start some of them are joined, in its order, in ten attempts. Set never blocks. peers is not to be changed
-// afterwards; the same map again costs nothing.
-func (g *Gossip) Set(self netip.Addr, peers map[string]netip.Addr, nodes iter.Seq2[string, netip.Addr]) {
+// start, and whenever lease is another one, some of them are joined, in its order, in ten attempts: who had lost its
+// lease has left the records of the others, and they its own. Set never blocks. peers is not to be changed afterwards;
+// the same map again costs nothing.
+func (g *Gossip) Set(self netip.Addr, peers map[string]netip.Addr, nodes iter.Seq2[string, netip.Addr], lease int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()
 	g.nodes = nodes
-	if same := reflect.ValueOf(peers).UnsafePointer() == reflect.ValueOf(g.peers).UnsafePointer(); g.self.IsValid() && (same || maps.Equal(peers, g.peers)) {
+	again := lease != g.lease
+	if again {
+		g.lease, g.calls = lease, 0
+	}
+	if same := reflect.ValueOf(peers).UnsafePointer() == reflect.ValueOf(g.peers).UnsafePointer(); !again && g.self.IsValid() && (same || maps.Equal(peers, g.peers)) {
 		return
 	}
 	if !g.self.IsValid() {

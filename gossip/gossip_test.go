@@ -50,7 +50,7 @@ func start(t *testing.T, i, port int, key []byte, peers map[string]netip.Addr) (
 	t.Helper()
 	g := New(Config{Node: name(i), Port: port, Key: key, Log: slog.New(slog.DiscardHandler), Changed: func() {},
 		Receive: func(from string, m []byte) { inbox <- from + " to " + name(i) + ": " + string(m) }})
-	g.Set(addr(i), peers, nil)
+	g.Set(addr(i), peers, nil, 1)
 	ctx, cancel := context.WithCancel(context.Background())
 	done := make(chan struct{})
 	go func() { defer close(done); g.Run(ctx) }()
@@ -198,7 +198,7 @@ func TestNewPeersAreJoined(t *testing.T) {
 	key := bytes.Repeat([]byte{7}, 16)
 	a, _ := start(t, 0, port, key, nil)
 	b, _ := start(t, 1, port, key, nil)
-	a.Set(addr(0), map[string]netip.Addr{name(1): addr(1)}, nil)
+	a.Set(addr(0), map[string]netip.Addr{name(1): addr(1)}, nil, 1)
 	await(t, a, name(1), Alive)
 	await(t, b, name(0), Alive)
 	if a.State(name(9)) != Unknown {
@@ -215,7 +215,7 @@ func TestWhoBeginsFindsMembersOfWhomNobodyKnows(t *testing.T) {
 	}
 	began := time.Now()
 	g := New(Config{Node: name(2), Port: all[0].cfg.Port, Key: all[0].cfg.Key, Log: slog.New(slog.DiscardHandler), Changed: func() {}})
-	g.Set(addr(2), nil, maps.All(nodes))
+	g.Set(addr(2), nil, maps.All(nodes), 1)
 	ctx, cancel := context.WithCancel(t.Context())
 	done := make(chan struct{})
 	go func() { defer close(done); g.Run(ctx) }()
@@ -224,4 +224,24 @@ func TestWhoBeginsFindsMembersOfWhomNobodyKnows(t *testing.T) {
 		await(t, other, name(2), Alive)
 	}
 	t.Logf("found after %v", time.Since(began))
+}
+
+// Who was away for so long that it lost its lease is dead for the others, which call those of their records alone, and
+// may have lost etcd themselves meanwhile.
+func TestWithAnotherLeaseMembersOfWhomNobodyKnowsAreFoundAgain(t *testing.T) {
+	port, key := port.Hold(t), bytes.Repeat([]byte{7}, 16)
+	a, _ := start(t, 0, port, key, nil)
+	b, _ := start(t, 1, port, key, nil)
+	nodes := maps.All(map[string]netip.Addr{name(0): addr(0), name(1): addr(1)})
+	b.mu.Lock()
+	b.calls = 10 // as when nobody answered
+	b.mu.Unlock()
+	b.Set(addr(1), nil, nodes, 1)
+	time.Sleep(2 * rejoin)
+	if s := b.State(name(0)); s != Unknown {
+		t.Fatalf("under the same lease: %v, want that it calls nobody any more", s)
+	}
+	b.Set(addr(1), nil, nodes, 2)
+	await(t, a, name(1), Alive)
+	await(t, b, name(0), Alive)
 }

@@ -67,7 +67,7 @@ func TestMembersUnderstandEachOtherWhileTheirKeysAreReplaced(t *testing.T) {
 			Node: name(i), Port: port, Key: one, Keys: files[i].read, keysEvery: time.Millisecond,
 			Log: slog.New(slog.NewTextHandler(&logs[i], nil)), Changed: func() {},
 		})
-		g.Set(addr(i), peers, nil)
+		g.Set(addr(i), peers, nil, 1)
 		ctx, cancel := context.WithCancel(context.Background())
 		done := make(chan struct{})
 		go func() { defer close(done); g.Run(ctx) }()
