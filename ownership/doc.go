@@ -64,9 +64,9 @@
 //
 //  12. Such an answer is no yes, and no lock is changed, until there is a view of the same etcd (Machine.confirmed,
 //     Machine.restored, Machine.outdated).
-//  13. All locks of the first such view are new to their node, whether it has used them or not, and nobody is known to
-//     have given anything up
-//     before that (Machine.roles). So permits of the former etcd are over when the first lock is used.
+//  13. All locks of the first such view that has all are new to their node, and those of views before that have some
+//     (premise 21), whether it has used them or not, and nobody is known to have given anything up before that
+//     (Machine.roles). So permits of the former etcd are over when the first lock is used.
 //
 // While all agents have lost etcd, permits go on by promises:
 //

@@ -41,6 +41,7 @@ var mutations = []mutation{
 	{"who begins uses what it claims before others hear of it", "ownership/tenure.go", "joined.Add(joinGrace+longest)", "joined", joins, 0},
 	{"who joins again uses what it claims before others hear of it", "ownership/tenure.go", "FormatLease(p.lease) {\n\t\tt.joined = time.Time{}\n", "FormatLease(p.lease) {\n", joins, 0},
 	{"a hand-over counts in an etcd that was restored", "ownership/tenure.go", `o.From != "" && !first`, `o.From != "" && (!first || true)`, restored, 491},
+	{"a view of some locks counts as one of all", "ownership/tenure.go", "t.seen = t.seen || !p.cluster.Partial", "t.seen = true", heldBefore, 0},
 	{"what was in use before a restore goes on", "ownership/tenure.go", "t.waits, t.inUse, t.adopted, m.claims = nil, nil, nil, claims{}", "", restored, 829},
 	{"what was given back is used by an older snapshot", "ownership/tenure.go",
 		"released := t.released[k]; released {", "released := t.released[k]; released && false {", relabeled, 1317},

@@ -18,7 +18,7 @@ type tenures struct {
 	released map[lock]bool            // locks of this node that it gives back, whatever comes; true: unused
 	handed   map[lock]bool            // locks of this node that it has handed over, or may have
 	linger   map[netip.Addr]time.Time // until when this node relays for the IP's next owner
-	begun    bool                     // this process has met the others
+	seen     bool                     // this process has seen all locks of this etcd
 	joined   time.Time                // since when etcd has its record under this lease; zero: it has not
 	restores int                      // of etcd, as of the last round
 }
@@ -39,11 +39,9 @@ func (t *tenures) init() {
 func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	p, t := &m.round, &m.tenures
 	p.roles = map[netip.Addr]plan.Role{}
-	first := !t.begun
-	t.begun = true
 	if p.cluster.Restores != t.restores {
 		// What this node and others had in the etcd of before is not known any more: all wait for all.
-		first, t.restores = true, p.cluster.Restores
+		t.seen, t.restores = false, p.cluster.Restores
 		t.waits, t.inUse, t.adopted, m.claims = nil, nil, nil, claims{}
 		maps.Copy(t.released, t.handed)
 		clear(t.handed)
@@ -52,6 +50,8 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		}
 		t.joined = time.Time{}
 	}
+	first := !t.seen
+	t.seen = t.seen || !p.cluster.Partial
 	if p.cluster.Agents[m.cfg.Node].Lease != egress.FormatLease(p.lease) {
 		t.joined = time.Time{}
 	} else if t.joined.IsZero() {
