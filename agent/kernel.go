@@ -66,8 +66,9 @@ func openKernel(cfg Config, m *machine, counts *metrics, wake func()) (k *kernel
 // without that, nothing is permitted. The order keeps two promises at every moment: an address is on a link, or local
 // by a route, only while the tables guard it, and nothing points at what is not there yet. So: permits that end,
 // addresses that go, and what makes them local; routes that come; what the fast path loses; the tables, in one
-// transaction; addresses that come, and what makes them local, routes that go; what the fast path gets; and last the
-// permits. What fails holds up nothing else.
+// transaction; the permits; addresses that come, and what makes them local, routes that go; and last what the fast path
+// gets. Permits come before the addresses, because the kernel may ask for a next hop in the name of an address that it
+// has: the tables let that out by a permit alone, and it asks again a second later. What fails holds up nothing else.
 func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err error) {
 	written := k.programmed.begin()
 	defer written(&d) // also after a fault: what the kernel lacks is then what differs
@@ -127,15 +128,18 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 	k.logChanges(ctx, "routes", moves)
 	k.logChanges(ctx, "nftables", rules)
 	k.countResets(moves.Loosened, moves.Loose)
+	errs = append(errs, in("conntrack", k.flusher.follow(rules, d)))
+	granted := k.permits.grant(d.Permits)
+	if granted != nil {
+		errs = append(errs, in("permits", fmt.Errorf("renewing permits: %w", granted)))
+	}
 	errs = append(errs,
-		in("conntrack", k.flusher.follow(rules, d)),
 		in("addresses", k.applyLinks(addrs.Adds())), in("routes", k.applyRoutes(moves.Locals())), in("routes", k.applyRoutes(moves.Removes())),
 		in("fast path", k.applyFast(fast)))
-	if err := k.permits.grant(d.Permits); err != nil {
-		return true, errors.Join(append(errs, in("permits", fmt.Errorf("renewing permits: %w", err)))...)
+	if granted == nil {
+		k.announced = d.Announce
+		k.announcer.Set(d.Announce)
 	}
-	k.announced = d.Announce
-	k.announcer.Set(d.Announce)
 	return true, errors.Join(errs...)
 }
 

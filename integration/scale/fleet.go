@@ -264,7 +264,7 @@ func (f *fleet) gossip(gateways []*simulated) error {
 		if a.number == 3 {
 			f.heard = g
 		}
-		g.Set(a.record.Address, peers, nil)
+		g.Set(a.record.Address, peers, nil, 1)
 		go func() { _ = g.Run(f.ctx) }() // it ends with the process
 	}
 	return nil
