@@ -81,17 +81,21 @@ func TestRealFrames(t *testing.T) {
 		netns.Run(t, "ip link set eth0 address "+mac)
 		up(t)
 		read := listen(t, "peer", 10*time.Second)
-		// Until after the first announcement, and then until after the second.
-		ctx, stop := context.WithTimeout(t.Context(), 1200*time.Millisecond)
+		// Until the first announcement has come, and then until the second has.
+		ctx, stop := context.WithCancel(t.Context())
+		frames := make(chan []string, 1)
+		go func() {
+			frames <- []string{read(), read()}
+			stop()
+		}()
 		if err := a.Run(ctx); err != nil {
 			t.Fatal(err)
 		}
-		stop()
 		want := []string{
 			mac + " > ff:ff:ff:ff:ff:ff: op 1 hw 1 proto 0x800, 10.0.0.8 is at " + mac + ", to 10.0.0.8 at 00:00:00:00:00:00",
 			mac + " > ff:ff:ff:ff:ff:ff: op 2 hw 1 proto 0x800, 10.0.0.8 is at " + mac + ", to 10.0.0.8 at " + mac,
 		}
-		if diff := cmp.Diff(want, []string{read(), read()}); diff != "" {
+		if diff := cmp.Diff(want, <-frames); diff != "" {
 			t.Errorf("(-want +got):\n%s", diff)
 		}
 		netns.Run(t, "ip link del eth0")
