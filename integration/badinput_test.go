@@ -67,7 +67,7 @@ func TestRecordThatDoesNotParseIsNamedAndTheOthersServed(t *testing.T) {
 // never touched.
 func TestANodeThatCannotProgramIsNamedUntilItCan(t *testing.T) {
 	n := newNamespace(t)
-	ip, gateway, _ := n.remote("faulty", "10.10.0.43")
+	ip, gateway, _ := n.remote("faulty", "10.10.0.96")
 	describe := func() (string, error) {
 		out, err := cluster.Kubectl(t.Context(), "describe", "egress", "faulty")
 		return string(out), err

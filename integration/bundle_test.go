@@ -12,7 +12,7 @@ import (
 // standard output.
 func TestABundleOfANodeIsWhole(t *testing.T) {
 	n := newNamespace(t)
-	ip, gateway, pod := n.remote("bundle", "10.10.0.52")
+	ip, gateway, pod := n.remote("bundle", "10.10.0.94")
 	leavesAs(t, pod, ip)
 	out, err := cluster.Exec(t.Context(), "node", gateway, cluster.EgretPath(), "bundle", "-o", "-", "--endpoints", cluster.AgentEndpoints())
 	if err != nil && len(out) == 0 {

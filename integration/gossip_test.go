@@ -48,7 +48,7 @@ func TestPowerOffOfTheOwnerIsNoticedByTheGossip(t *testing.T) {
 func TestLossOfEtcdLosesNoPacketAndMovesNothing(t *testing.T) {
 	const outage = 30 * time.Second
 	n := newNamespace(t)
-	ip, _, pod := n.remote("loss", "10.10.0.43")
+	ip, _, pod := n.remote("loss", "10.10.0.97")
 	time.Sleep(2 * time.Second)
 	owners := ownership(t)
 	logs := map[string][]byte{}

@@ -9,7 +9,7 @@ import (
 
 func TestWithoutTheAPIServerIPsMoveAndTheStatusCatchesUp(t *testing.T) {
 	n := newNamespace(t)
-	ip, gateway, pod := n.remote("outage", "10.10.0.61")
+	ip, gateway, pod := n.remote("outage", "10.10.0.98")
 	assigned := func(node string) string { return fmt.Sprintf("True Assigned %s is on node %s", ip, node) }
 	wantAssigned := func(node string) {
 		t.Helper()

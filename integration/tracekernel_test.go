@@ -158,10 +158,10 @@ func component(fault, mend func() error) func(*testing.T) func() error {
 // the kernels, has it named by the trace, and undoes it.
 func TestTraceNamesEachFault(t *testing.T) {
 	n := newNamespace(t)
-	n.pool("older", "10.10.0.54", "10.10.0.54")
+	n.pool("older", "10.10.0.92", "10.10.0.92")
 	n.egress("older", "older", "none")
 	time.Sleep(time.Second) // Kubernetes tells ages by the second, and names decide between equal ones
-	ip, gateway, pod := n.remote("faults", "10.10.0.52")
+	ip, gateway, pod := n.remote("faults", "10.10.0.93")
 	home := otherNode(gateway)
 	third := otherNode(gateway, home)
 	other := n.pod("other", home, "web") // which the sniffers do not know as one of the egress
