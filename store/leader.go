@@ -160,7 +160,7 @@ func (l *Leadership) CommitAt(ctx context.Context, ops ...Op) (revision int64, e
 	for _, op := range ops {
 		key := c.key(op.Key)
 		if op.Still != 0 {
-			ifs = append(ifs, clientv3.Compare(clientv3.ModRevision(key).WithPrefix(), "<", op.Still+1))
+			ifs = append(ifs, unchangedSince(key, op.Still).WithPrefix())
 			now = append(now, clientv3.OpGet(key, append(clientv3.WithLastRev(), clientv3.WithKeysOnly())...))
 			continue
 		}

@@ -541,7 +541,7 @@ func (c *Client) Suspect(ctx context.Context, s egress.Suspicion, seen int64) (b
 	}
 	key, record := c.key(SuspicionKey(s.Node)), c.key(AgentKey(s.Node))
 	resp, err := c.txn(ctx,
-		[]clientv3.Cmp{absent(key), clientv3.Compare(clientv3.LeaseValue(record), "=", clientv3.LeaseID(id)), clientv3.Compare(clientv3.ModRevision(record), "<", seen+1)},
+		[]clientv3.Cmp{absent(key), clientv3.Compare(clientv3.LeaseValue(record), "=", clientv3.LeaseID(id)), unchangedSince(record, seen)},
 		[]clientv3.Op{clientv3.OpPut(key, string(v))}, nil)
 	if err != nil {
 		return false, fmt.Errorf("suspecting %s: %w", s.Node, err)

@@ -65,7 +65,7 @@ func (c *Client) PutAgent(ctx context.Context, l *Lease, a egress.Agent, seen in
 	}
 	key := c.key(AgentKey(a.Node))
 	put, err := c.txn(ctx,
-		[]clientv3.Cmp{clientv3.Compare(clientv3.ModRevision(key), "<", seen+1)},
+		[]clientv3.Cmp{unchangedSince(key, seen)},
 		[]clientv3.Op{clientv3.OpPut(key, string(v), clientv3.WithLease(l.id))}, []clientv3.Op{clientv3.OpGet(key)})
 	if err == nil && !put.Succeeded {
 		have := put.Responses[0].GetResponseRange().Kvs
@@ -334,6 +334,11 @@ func unchanged(key string, revision int64) clientv3.Cmp {
 	return clientv3.Compare(clientv3.ModRevision(key), "=", revision)
 }
 
+// unchangedSince holds as well where there is no such key.
+func unchangedSince(key string, revision int64) clientv3.Cmp {
+	return clientv3.Compare(clientv3.ModRevision(key), "<", revision+1)
+}
+
 // RaisePermit makes p the longest permit that an agent may have. The caller read a shorter one at revision seen. false:
 // that has changed since.
 func (c *Client) RaisePermit(ctx context.Context, p time.Duration, seen int64) (bool, error) {
@@ -343,7 +348,7 @@ func (c *Client) RaisePermit(ctx context.Context, p time.Duration, seen int64) (
 // LowerPermit makes p the longest permit that an agent may have. The caller read a longer one at revision seen, and for
 // long enough no agent that uses it. false: that, or the record of some agent, has changed since.
 func (c *Client) LowerPermit(ctx context.Context, p time.Duration, seen int64) (bool, error) {
-	return c.putPermit(ctx, p, seen, clientv3.Compare(clientv3.ModRevision(c.key(AgentPrefix)), "<", seen+1).WithPrefix())
+	return c.putPermit(ctx, p, seen, unchangedSince(c.key(AgentPrefix), seen).WithPrefix())
 }
 
 func (c *Client) putPermit(ctx context.Context, p time.Duration, seen int64, ifs ...clientv3.Cmp) (bool, error) {
@@ -352,7 +357,7 @@ func (c *Client) putPermit(ctx context.Context, p time.Duration, seen int64, ifs
 		return false, err
 	}
 	key := c.key(PermitKey)
-	resp, err := c.txn(ctx, append(ifs, clientv3.Compare(clientv3.ModRevision(key), "<", seen+1)), []clientv3.Op{clientv3.OpPut(key, string(v))}, nil)
+	resp, err := c.txn(ctx, append(ifs, unchangedSince(key, seen)), []clientv3.Op{clientv3.OpPut(key, string(v))}, nil)
 	if err != nil {
 		return false, fmt.Errorf("writing %s: %w", PermitKey, err)
 	}
