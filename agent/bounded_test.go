@@ -20,7 +20,7 @@ func TestBoundedPermitsEndWithoutConfirmation(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := client.PutAgent(t.Context(), lease, egress.Agent{Node: "a", Revocable: true}, 1<<62); err != nil {
+	if err := client.PutAgent(t.Context(), lease, egress.Agent{Node: "a", Revocable: true}, 0); err != nil {
 		t.Fatal(err)
 	}
 	ip := netip.MustParseAddr("10.10.0.11")
@@ -82,7 +82,7 @@ func TestLocksThatMovedTooLateAreGivenBack(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := client.PutAgent(t.Context(), lease, egress.Agent{Node: "a", Revocable: true}, 1<<62); err != nil {
+	if err := client.PutAgent(t.Context(), lease, egress.Agent{Node: "a", Revocable: true}, 0); err != nil {
 		t.Fatal(err)
 	}
 	ip := netip.MustParseAddr("10.10.0.11")
@@ -130,7 +130,7 @@ func TestMovedLocksSurviveTheRevocationOfTheOldLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	const locks = 130 // more than one transaction takes
-	if err := client.PutAgent(t.Context(), old, egress.Agent{Node: "a", Revocable: true}, 1<<62); err != nil {
+	if err := client.PutAgent(t.Context(), old, egress.Agent{Node: "a", Revocable: true}, 0); err != nil {
 		t.Fatal(err)
 	}
 	ip := netip.MustParseAddr("10.10.1.0")

@@ -60,7 +60,7 @@ func TestFaultsArePublishedOnceTheyStand(t *testing.T) {
 	}
 	a := &agent{Config: Config{Node: "node-1", Store: client}, view: client.NewView("node-1"), machine: newMachine(ownership.Config{})}
 	a.machine.grant(lease)
-	if err := client.PutAgent(t.Context(), lease, egress.Agent{Node: "node-1", Version: "v1"}, 1<<62); err != nil {
+	if err := client.PutAgent(t.Context(), lease, egress.Agent{Node: "node-1", Version: "v1"}, 0); err != nil {
 		t.Fatal(err)
 	}
 	go func() { _ = a.view.Run(t.Context()) }() // it ends with the test

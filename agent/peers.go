@@ -40,7 +40,7 @@ func (a *agent) updatePeers(r round) (dead func(node string) bool) {
 				return
 			}
 		}
-	}, int64(r.lease.ID()))
+	}, r.lease.ID())
 	addresses := a.others.addresses
 	return func(node string) bool {
 		_, known := addresses[node]

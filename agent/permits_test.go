@@ -155,7 +155,7 @@ func TestPeersMayRevokeOnlyWhatTheKernelHasBounded(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	if err := client.PutAgent(t.Context(), lease, egress.Agent{Node: "a"}, 1<<62); err != nil {
+	if err := client.PutAgent(t.Context(), lease, egress.Agent{Node: "a"}, 0); err != nil {
 		t.Fatal(err)
 	}
 	for name, list := range map[string][]nft.Permit{"it holds the IP": former, "its lease is another": nil} {
@@ -213,7 +213,7 @@ func TestALateAnswerRenewsNoPermitOfALockThatIsGivenBack(t *testing.T) {
 	client, tables := world(t)
 	lease, err := client.Grant(t.Context(), time.Minute)
 	if err == nil {
-		err = client.PutAgent(t.Context(), lease, egress.Agent{Node: "a", Revocable: true}, 1<<62)
+		err = client.PutAgent(t.Context(), lease, egress.Agent{Node: "a", Revocable: true}, 0)
 	}
 	if err != nil {
 		t.Fatal(err)
@@ -279,7 +279,7 @@ func TestPermitsOfAFormerAgentAreCutToTheNextLease(t *testing.T) {
 		t.Fatal(err)
 	}
 	former := egress.Agent{Node: "a", Restarting: true}
-	if err := client.PutAgent(t.Context(), long, former, 1<<62); err != nil {
+	if err := client.PutAgent(t.Context(), long, former, 0); err != nil {
 		t.Fatal(err)
 	}
 	mine, relayed := netip.MustParseAddr("10.10.0.11"), netip.MustParseAddr("10.10.0.13")
