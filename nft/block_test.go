@@ -191,7 +191,7 @@ func (b *blockSite) reach() {
 		}
 		if n == b.gates {
 			want.Addresses = map[netip.Addr]string{ip: "egret0"}
-			node.run(fmt.Sprintf("ip addr replace %s dev egret0", netip.PrefixFrom(ip, ip.BitLen())))
+			b.own(node, ip)
 		}
 		node.do(func() error { return route(node.router, want) })
 		b.hurry(n, true)
@@ -208,6 +208,24 @@ func (b *blockSite) reach() {
 	}
 	mac := strings.Fields(b.output(b.nodes[b.gates].space, "ip -br link show dev eth0"))[2]
 	b.ext.run(fmt.Sprintf("ip neigh replace %s lladdr %s dev eth0 nud permanent", ip, mac))
+}
+
+// own gives a node an egress IP as an address. The kernel's own route to it, which a worker of the kernel makes for IPv6,
+// is waited for: routing takes it away once, and one that comes later is for who watches.
+func (b *blockSite) own(node *blockNode, ip netip.Addr) {
+	b.t.Helper()
+	if !node.ok(fmt.Sprintf("ip addr add %s dev egret0", netip.PrefixFrom(ip, ip.BitLen()))) {
+		return // it has it
+	}
+	show := "ip route show table local type local " + ip.String()
+	if ip.Is6() {
+		show = "ip -6" + strings.TrimPrefix(show, "ip")
+	}
+	for end := time.Now().Add(10 * time.Second); b.output(node.space, show) == ""; time.Sleep(time.Millisecond) {
+		if time.Now().After(end) {
+			b.t.Fatalf("the kernel made no local route to %s", ip)
+		}
+	}
 }
 
 // route makes the routes of the namespace of the calling thread what they are to be.
