@@ -23,8 +23,6 @@ import (
 	"github.com/egret-project/egret/inject"
 	"github.com/egret-project/egret/monitor"
 	"github.com/egret-project/egret/nft"
-	"github.com/egret-project/egret/ownership"
-	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/routing"
 	"github.com/egret-project/egret/store"
 )
@@ -92,25 +90,13 @@ type Gossip struct {
 type agent struct {
 	Config
 	observers
+	driver
 	*kernel
 	view    *store.View
-	machine *machine
-	gossip  *gossip.Gossip // nil: off
 	history *history
 	metrics *metrics
 	dirty   chan struct{} // capacity 1: reconcile
-	// Of capacity 1 each: etcd is to be asked for a yes, and the peers for promises while it does not answer.
-	asks, promises chan struct{}
-
-	// What follows belongs to the goroutine of loop.
-	cluster *plan.Cluster // of the last reconcile
-	others  others
-	scope   scope
-	claimed map[netip.Addr]bool // claimed by the last reconcile, and not seen yet
-	locks   locks
-	moves   moves
-	record  record
-	logged  logOnce
+	loopState
 }
 
 // observers find out what no event of etcd or of the kernel tells.
@@ -236,17 +222,13 @@ func lockNode() (net.Listener, error) {
 // left.
 func open(cfg Config) (a *agent, err error) {
 	a = &agent{
-		Config: cfg,
-		view:   cfg.Store.NewView(cfg.Node),
-		dirty:  make(chan struct{}, 1),
-		asks:   make(chan struct{}, 1), promises: make(chan struct{}, 1),
-		machine: newMachine(ownership.Config{
-			Node: cfg.Node, Permit: cfg.Permit, ClaimDelay: cfg.ClaimDelay, Linger: cfg.Linger, Gossip: cfg.Gossip.Key != nil, Freeze: cfg.Gossip.Freeze,
-			Late: lateTime,
-		}),
-		history: newHistory(),
-		metrics: newMetrics(),
-		moves:   newMoves(cfg),
+		Config:    cfg,
+		driver:    newDriver(cfg),
+		view:      cfg.Store.NewView(cfg.Node),
+		history:   newHistory(),
+		metrics:   newMetrics(),
+		dirty:     make(chan struct{}, 1),
+		loopState: loopState{moves: newMoves(cfg)},
 	}
 	if cfg.Gossip.Key != nil {
 		a.gossip = gossip.New(gossip.Config{

@@ -143,7 +143,7 @@ func TestTheFastPathLosesBeforeTheTablesChangeAndGetsAfter(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer fast.Close()
-	k := &kernel{fast: fast, log: slog.New(slog.DiscardHandler)}
+	k := &kernel{handles: handles{fast: fast}, log: slog.New(slog.DiscardHandler)}
 	// lacks is what there is left to do.
 	lacks := func(tables nft.State) string {
 		t.Helper()

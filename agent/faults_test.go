@@ -58,7 +58,7 @@ func TestFaultsArePublishedOnceTheyStand(t *testing.T) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	a := &agent{Config: Config{Node: "node-1", Store: client}, view: client.NewView("node-1"), machine: newMachine(ownership.Config{})}
+	a := &agent{Config: Config{Node: "node-1", Store: client}, view: client.NewView("node-1"), driver: driver{machine: newMachine(ownership.Config{})}}
 	a.machine.grant(lease)
 	if err := client.PutAgent(t.Context(), lease, egress.Agent{Node: "node-1", Version: "v1"}, 0); err != nil {
 		t.Fatal(err)

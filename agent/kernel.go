@@ -19,28 +19,36 @@ import (
 
 // kernel is what the agent programs.
 type kernel struct {
-	tables    *nft.Tables
-	router    *routing.Router
-	links     *vlan.Links
-	announcer *announce.Announcer
-	permits   *permits
-	fast      *fastpath.Path // nil: off
-	fastOff   string         // why it was not used in the last pass; "": it was
-	flusher   *flusher
-	log       *slog.Logger
-	metrics   *metrics
-
-	read       reading
-	differ     nft.Differ // of the goroutine of loop
+	handles
+	announcer  *announce.Announcer
+	permits    *permits
+	flusher    *flusher
+	log        *slog.Logger
+	metrics    *metrics
 	programmed programmed
+	kernelState
+}
 
+// handles are what the parts of the kernel are read and written by.
+type handles struct {
+	tables *nft.Tables
+	router *routing.Router
+	links  *vlan.Links
+	fast   *fastpath.Path // nil: off
+}
+
+// kernelState is what the goroutine of loop, to which it belongs, knows of the kernel from one reconcile to the next.
+type kernelState struct {
+	read      reading
+	differ    nft.Differ
+	fastOff   string                // why the fast path was not used; "": it was
 	announced map[netip.Addr]string // as of the last program that was complete
 	resets    map[string]int        // how often somebody reset rp_filter of a VLAN link
 }
 
 // openKernel returns the kernel of the calling thread's network namespace. It changes nothing in it.
 func openKernel(cfg Config, m *machine, counts *metrics, wake func()) (k *kernel, err error) {
-	k = &kernel{flusher: newFlusher(wake), log: cfg.Log, metrics: counts, resets: map[string]int{}}
+	k = &kernel{flusher: newFlusher(wake), log: cfg.Log, metrics: counts, kernelState: kernelState{resets: map[string]int{}}}
 	if k.tables, err = nft.New(nft.Config{Log: cfg.Log, Shared: cfg.ShareTables}); err != nil {
 		return nil, err
 	}

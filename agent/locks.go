@@ -18,6 +18,8 @@ import (
 type locks struct {
 	own  map[netip.Addr]egress.Owner // in the last snapshot
 	gave map[netip.Addr]int64        // the revisions of those that this node gave up, which may still be in own
+
+	claimed map[netip.Addr]bool // by the last reconcile, and not seen yet
 }
 
 func (l *locks) give(o egress.Owner) {
@@ -139,13 +141,13 @@ func (a *agent) claimAll(ctx context.Context, r round, claims []ownership.Claim)
 	for i, w := range list {
 		if o := w.Owner; ok[i] {
 			claimed[o.IP] = true
-			if !a.claimed[o.IP] { // else the view has not seen it yet
+			if !a.locks.claimed[o.IP] { // else the view has not seen it yet
 				a.history.trim(o.IP)
 				a.logClaim(o, r.EgressesOf(o.IP))
 			}
 		}
 	}
-	a.claimed = claimed
+	a.locks.claimed = claimed
 	return err
 }
 

@@ -115,7 +115,7 @@ func TestStaticIPsDoNotHoldUpTheLocksOfADeadGateway(t *testing.T) {
 	}
 	after := g.snapshot()
 	for _, c := range claims {
-		if after.Owners[c.IP].Node != g.Node || !g.claimed[c.IP] {
+		if after.Owners[c.IP].Node != g.Node || !g.locks.claimed[c.IP] {
 			t.Errorf("%s is not claimed: %+v", c.IP, after.Owners[c.IP])
 		}
 	}

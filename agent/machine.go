@@ -8,10 +8,31 @@ import (
 	"sync"
 	"time"
 
+	"github.com/egret-project/egret/gossip"
 	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/store"
 )
+
+// driver drives the node's machine: it brings it what etcd and the peers say. What the machine asks for outside of
+// reconcile, agent.step does.
+type driver struct {
+	machine *machine
+	gossip  *gossip.Gossip // nil: off
+	// Of capacity 1 each: etcd is to be asked for a yes, and the peers for promises while it does not answer.
+	asks, promises chan struct{}
+}
+
+// newDriver returns a driver whose gossip is still off.
+func newDriver(cfg Config) driver {
+	return driver{
+		machine: newMachine(ownership.Config{
+			Node: cfg.Node, Permit: cfg.Permit, ClaimDelay: cfg.ClaimDelay, Linger: cfg.Linger, Gossip: cfg.Gossip.Key != nil, Freeze: cfg.Gossip.Freeze,
+			Late: lateTime,
+		}),
+		asks: make(chan struct{}, 1), promises: make(chan struct{}, 1),
+	}
+}
 
 // machine is the node's ownership.Machine, with the lease that its locks are under.
 type machine struct {

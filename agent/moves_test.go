@@ -31,7 +31,7 @@ func newGiver(t *testing.T) *giver {
 	}
 	t.Cleanup(func() { c.Close() })
 	cfg := Config{Node: "node-1", Store: c, Log: slog.New(slog.DiscardHandler)}
-	g := &giver{&agent{Config: cfg, machine: newMachine(ownership.Config{}), moves: newMoves(cfg)}, t}
+	g := &giver{&agent{Config: cfg, driver: driver{machine: newMachine(ownership.Config{})}, loopState: loopState{moves: newMoves(cfg)}}, t}
 	lease, err := c.Grant(t.Context(), time.Minute)
 	if err != nil {
 		t.Fatal(err)

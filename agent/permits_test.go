@@ -294,7 +294,7 @@ func TestPermitsOfAFormerAgentAreCutToTheNextLease(t *testing.T) {
 		}
 		return left
 	}
-	a := &agent{Config: Config{Node: "a", Store: client, Timing: Timing{LeaseTTL: 3 * time.Second}}, kernel: &kernel{tables: tables}}
+	a := &agent{Config: Config{Node: "a", Store: client, Timing: Timing{LeaseTTL: 3 * time.Second}}, kernel: &kernel{handles: handles{tables: tables}}}
 	for _, lasts := range []time.Duration{time.Minute, time.Second} {
 		if err := tables.Permit([]nft.Permit{{IP: mine}, {IP: relayed}}, lasts); err != nil {
 			t.Fatal(err)

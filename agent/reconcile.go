@@ -15,6 +15,17 @@ import (
 	"github.com/egret-project/egret/store"
 )
 
+// loopState is what the goroutine of loop, to which it belongs, takes from one reconcile to the next.
+type loopState struct {
+	cluster *plan.Cluster // of the last reconcile
+	others  others
+	scope   scope
+	locks   locks
+	moves   moves
+	record  record
+	logged  logOnce
+}
+
 // round is what one reconcile works from.
 type round struct {
 	*plan.Cluster
