@@ -70,51 +70,68 @@ func openKernel(cfg Config, m *machine, counts *metrics, wake func()) (k *kernel
 	return k, nil
 }
 
-// program makes the kernel equal to d, as far as it lets itself. applied reports whether the tables hold what d asks;
-// without that, nothing is permitted. The order keeps two promises at every moment: an address is on a link, or local
-// by a route, only while the tables guard it, and nothing points at what is not there yet. So: permits that end,
-// addresses that go, and what makes them local; routes that come; what the fast path loses; the tables, in one
+// program makes the kernel equal to what was planned, as far as it lets itself. applied reports whether the tables hold
+// what is asked; without that, nothing is permitted. The order keeps two promises at every moment: an address is on a
+// link, or local by a route, only while the tables guard it, and nothing points at what is not there yet. So: permits
+// that end, addresses that go, and what makes them local; routes that come; what the fast path loses; the tables, in one
 // transaction; the permits; addresses that come, and what makes them local, routes that go; and last what the fast path
 // gets. Permits come before the addresses, because the kernel may ask for a next hop in the name of an address that it
 // has: the tables let that out by a permit alone, and it asks again a second later. What fails holds up nothing else.
-func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err error) {
+func (k *kernel) program(ctx context.Context, planned plan.Desired) (applied bool, err error) {
 	written := k.programmed.begin()
+	made, have, err := k.prepare(planned)
+	if err != nil {
+		written(&planned)
+		return false, err
+	}
+	d := planned.Keeping(have.tables.Pods())
 	defer written(&d) // also after a fault: what the kernel lacks is then what differs
+	return k.write(ctx, d, have, made)
+}
+
+// observed is the kernel as it was read.
+type observed struct {
+	links  vlan.Observed
+	routes routing.Observed
+	tables nft.Observed
+}
+
+// prepare ends what is not permitted any more, makes the links of VLANs, and reads the kernel. made is what failed of
+// the links.
+func (k *kernel) prepare(d plan.Desired) (made error, have observed, err error) {
 	k.announcer.Set(both(k.announced, d.Announce))
 	if err := k.permits.withdraw(d.Permits); err != nil {
-		return false, in("permits", err)
+		return nil, have, in("permits", err)
 	}
-	links, err := k.observeLinks()
-	if err != nil {
-		return false, in("addresses", err)
+	if have.links, err = k.observeLinks(); err != nil {
+		return nil, have, in("addresses", err)
 	}
 	// Routes lead to them.
-	vlans := k.diffLinks(d.VLAN).Links()
-	made := in("VLAN links", k.applyLinks(vlans))
-	routes, err := k.observeRoutes()
-	if err != nil {
-		return false, in("routes", err)
+	made = in("VLAN links", k.applyLinks(k.diffLinks(d.VLAN).Links()))
+	if have.routes, err = k.observeRoutes(); err != nil {
+		return nil, have, in("routes", err)
 	}
-	tables, err := k.tables.Observe()
-	if err != nil {
-		return false, in("nftables", err)
+	if have.tables, err = k.tables.Observe(); err != nil {
+		return nil, have, in("nftables", err)
 	}
-	if d.Unknown != nil || d.Unread != nil {
-		d.NFT.Pods = d.Pods(tables.Pods())
-	}
+	return made, have, nil
+}
+
+// write writes what differs from what was read. before is what failed of it already.
+func (k *kernel) write(ctx context.Context, d plan.Desired, have observed, before error) (applied bool, err error) {
 	addrs, moves := k.diffLinks(d.VLAN), k.diffRoutes(d.Routing)
-	errs := []error{made, in("addresses", k.applyLinks(addrs.Removes())), in("routes", k.applyRoutes(moves.NoLocals()))}
+	errs := []error{before, in("addresses", k.applyLinks(addrs.Removes())), in("routes", k.applyRoutes(moves.NoLocals()))}
 	if !addrs.Removes().Empty() {
-		if links, err = k.observeLinks(); err != nil {
+		if have.links, err = k.observeLinks(); err != nil {
 			return false, in("addresses", err)
 		}
 	}
 	if !moves.NoLocals().Empty() {
-		if routes, err = k.observeRoutes(); err != nil {
+		if have.routes, err = k.observeRoutes(); err != nil {
 			return false, in("routes", err)
 		}
 	}
-	rules := k.differ.Diff(tables, k.tablesState(d.NFT, links, routes))
+	rules := k.differ.Diff(have.tables, k.tablesState(d.NFT, have))
 
 	arrive := func(part routing.Changes) { errs = append(errs, in("routes", k.applyRoutes(part))) }
 	// Where the tables are not whole, as after a boot, they come before the overlay is up: what it brings would pass
@@ -153,8 +170,8 @@ func (k *kernel) program(ctx context.Context, d plan.Desired) (applied bool, err
 
 // tablesState returns what the tables hold, beside what links and routes hold: the guard follows the address. It goes
 // when the address was seen to be gone, and what makes it local.
-func (k *kernel) tablesState(want nft.State, links vlan.Observed, routes routing.Observed) nft.State {
-	want.AddressGuard = slices.Concat(want.AddressGuard, links.Addresses(), routes.Locals())
+func (k *kernel) tablesState(want nft.State, have observed) nft.State {
+	want.AddressGuard = slices.Concat(want.AddressGuard, have.links.Addresses(), have.routes.Locals())
 	want.Renewal = k.permits.renewal
 	return want
 }

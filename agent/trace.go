@@ -64,15 +64,17 @@ func (k *kernel) differs() (d plan.Desired, lines []string, err error) {
 
 // compare observes the kernel, and returns what is not as d asks for. It writes nothing.
 func (k *kernel) compare(d plan.Desired) ([]string, error) {
-	links, err1 := k.links.Observe()
-	routes, err2 := k.router.Observe()
-	tables, err3 := k.tables.Observe()
+	var have observed
+	var err1, err2, err3 error
+	have.links, err1 = k.links.Observe()
+	have.routes, err2 = k.router.Observe()
+	have.tables, err3 = k.tables.Observe()
 	if err := errors.Join(in("addresses", err1), in("routes", err2), in("nftables", err3)); err != nil {
 		return nil, err
 	}
-	rules := nft.Diff(tables, k.tablesState(d.NFT, links, routes))
+	rules := nft.Diff(have.tables, k.tablesState(d.NFT, have))
 	lines := slices.Clone(rules.Repairs)
-	for _, changes := range []string{vlan.Diff(links, d.VLAN).String(), routing.Diff(routes, d.Routing).String(), rules.String()} {
+	for _, changes := range []string{vlan.Diff(have.links, d.VLAN).String(), routing.Diff(have.routes, d.Routing).String(), rules.String()} {
 		for line := range strings.Lines(changes) {
 			lines = append(lines, strings.TrimRight(line, "\n"))
 		}

@@ -39,7 +39,7 @@ func TestWithoutAWordOfANodesPodsNoFurtherPodIsProgrammed(t *testing.T) {
 			f := facts("node-1")
 			f.Cluster = tt.cluster
 			d := Build(New(withoutPodCIDRs(tt.ranges)), f, nil)
-			if pods := d.Pods(nil); !slices.Equal(d.Unknown, tt.unknown) || d.NFT.Keep || (len(pods) == 0) != (tt.unknown != nil) {
+			if pods := d.Keeping(nil).NFT.Pods; !slices.Equal(d.Unknown, tt.unknown) || d.NFT.Keep || (len(pods) == 0) != (tt.unknown != nil) {
 				t.Errorf("unknown %v, keep %t, pods of an empty kernel %v; want unknown %v", d.Unknown, d.NFT.Keep, pods, tt.unknown)
 			}
 			for _, p := range tt.except {
@@ -63,10 +63,10 @@ func TestWithoutAWordOfANodesPodsAPodThatIsNotSelectedIsTakenOut(t *testing.T) {
 	s.ByNode["egress-0001"] = egress.Members{Egress: "egress-0001", Node: "node-1", Pods: []egress.Member{{Pod: "prod/a", IPs: []netip.Addr{stays, other}}}}
 	d := Build(New(s), facts("node-1"), nil)
 	want := map[netip.Addr]egress.ID{stays: 1}
-	if diff := cmp.Diff(want, d.Pods(map[netip.Addr]egress.ID{stays: 1, gone: 1}), compare); diff != "" {
+	if diff := cmp.Diff(want, d.Keeping(map[netip.Addr]egress.ID{stays: 1, gone: 1}).NFT.Pods, compare); diff != "" {
 		t.Errorf("pods (-want +got):\n%s", diff)
 	}
-	if diff := cmp.Diff(want, d.Pods(map[netip.Addr]egress.ID{stays: 7}), compare); diff != "" {
+	if diff := cmp.Diff(want, d.Keeping(map[netip.Addr]egress.ID{stays: 7}).NFT.Pods, compare); diff != "" {
 		t.Errorf("one that another egress had selected (-want +got):\n%s", diff)
 	}
 }

@@ -59,9 +59,18 @@ func unread(s *egress.Snapshot, node string) *Unread {
 	return u
 }
 
-// Pods returns the pods that the kernel gets, with the ids of their egress IPs, where it has those of have. What a pod sends
+// Keeping returns what was planned, for a kernel whose tables have the pods of have: where not all is known, it depends
+// on these which pods are added and which stay.
+func (d Desired) Keeping(have map[netip.Addr]egress.ID) Desired {
+	if d.Unknown != nil || d.Unread != nil {
+		d.NFT.Pods = d.pods(have)
+	}
+	return d
+}
+
+// pods returns the pods that the kernel gets, with the ids of their egress IPs, where it has those of have. What a pod sends
 // that it does not have, of an egress that could not be read, is dropped: nobody knows its egress IP.
-func (d Desired) Pods(have map[netip.Addr]egress.ID) map[netip.Addr]egress.ID {
+func (d Desired) pods(have map[netip.Addr]egress.ID) map[netip.Addr]egress.ID {
 	out := map[netip.Addr]egress.ID{}
 	for ip, id := range d.NFT.Pods {
 		if _, there := have[ip]; there || d.Unknown == nil {

@@ -50,7 +50,7 @@ func TestPodsStayWhereTheirOwnRecordsCouldNotBeRead(t *testing.T) {
 			if !d.NFT.Keep {
 				t.Error("what the kernel has besides pods does not stay")
 			}
-			if diff := cmp.Diff(tt.want, d.Pods(have), compare); diff != "" {
+			if diff := cmp.Diff(tt.want, d.Keeping(have).NFT.Pods, compare); diff != "" {
 				t.Errorf("pods (-want +got):\n%s", diff)
 			}
 		})
@@ -64,14 +64,14 @@ func TestANewPodOfAnEgressThatCouldNotBeReadSendsNothing(t *testing.T) {
 	delete(s.Egresses, "egress-0001")
 	s.Faults = []egress.Fault{{Key: "egresses/egress-0001", Blind: true}}
 	d, pod := Build(New(s), facts("node-1"), nil), ip("10.244.1.2")
-	if id, there := d.Pods(nil)[pod]; !there || id != 0 {
+	if id, there := d.Keeping(nil).NFT.Pods[pod]; !there || id != 0 {
 		t.Errorf("it is in the kernel: %t, with id %d; want that what it sends is dropped", there, id)
 	}
-	if id := d.Pods(map[netip.Addr]egress.ID{pod: 7})[pod]; id != 7 {
+	if id := d.Keeping(map[netip.Addr]egress.ID{pod: 7}).NFT.Pods[pod]; id != 7 {
 		t.Errorf("with the id that the kernel has: %d, want 7", id)
 	}
 	d.Unknown = []string{"node-2"}
-	if _, there := d.Pods(nil)[pod]; there {
+	if _, there := d.Keeping(nil).NFT.Pods[pod]; there {
 		t.Error("while it is not known which addresses are pods', it is in the kernel")
 	}
 }
