@@ -112,8 +112,8 @@ func (m *metrics) came(since time.Time) {
 	}
 }
 
-// reconciled notes how a reconcile went.
-func (m *metrics) reconciled(long time.Duration, err error, owned []netip.Addr) {
+// reconciled notes how a reconcile went: what faults says of its error, and which IPs are in use after it.
+func (m *metrics) reconciled(long time.Duration, err error, parts map[string]string, owned []netip.Addr) {
 	if m == nil {
 		return
 	}
@@ -121,7 +121,7 @@ func (m *metrics) reconciled(long time.Duration, err error, owned []netip.Addr) 
 	var degraded []string
 	if err != nil {
 		m.add(metricPassFailed, 1)
-		if degraded = slices.Sorted(maps.Keys(faults(err))); len(degraded) == 0 {
+		if degraded = slices.Sorted(maps.Keys(parts)); len(degraded) == 0 {
 			degraded = []string{"other"}
 		}
 	}

@@ -67,7 +67,7 @@ func TestFaultsArePublishedOnceTheyStand(t *testing.T) {
 	<-a.view.Ready()
 	report := func(err error) {
 		t.Helper()
-		if err := a.publishFaults(t.Context(), err); err != nil {
+		if err := a.publishFaults(t.Context(), faults(err)); err != nil {
 			t.Fatal(err)
 		}
 	}

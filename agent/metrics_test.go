@@ -164,7 +164,7 @@ func TestWhatAPassCouldNotProgramIsToldByPart(t *testing.T) {
 		{errors.New("etcd does not answer"), "[other]"},
 		{nil, "[]"},
 	} {
-		m.reconciled(time.Millisecond, tt.err, []netip.Addr{netip.MustParseAddr("10.0.0.1")})
+		m.reconciled(time.Millisecond, tt.err, faults(tt.err), []netip.Addr{netip.MustParseAddr("10.0.0.1")})
 		if got := fmt.Sprint(m.degraded); got != tt.want || len(m.owned) != 1 {
 			t.Errorf("%v: told %s, %v; want %s", tt.err, got, m.owned, tt.want)
 		}

@@ -71,8 +71,9 @@ func (a *agent) loop(ctx context.Context) error {
 		a.metrics.came(a.view.Arrived())
 		began := time.Now()
 		next, err := a.reconcile(ctx)
-		a.metrics.reconciled(time.Since(began), err, a.machine.InUse())
-		err = errors.Join(err, a.publishFaults(ctx, err))
+		degraded := faults(err)
+		a.metrics.reconciled(time.Since(began), err, degraded, a.machine.InUse())
+		err = errors.Join(err, a.publishFaults(ctx, degraded))
 		a.logged.fault(ctx, a.Log, err)
 		if a.view.Snapshot() != nil && a.record.ready.reconciled(err) { // without a snapshot there was nothing to do
 			a.wake() // the record is to say so

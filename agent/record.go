@@ -9,6 +9,7 @@ import (
 	"sync"
 	"time"
 
+	"github.com/egret-project/egret/announce"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/store"
@@ -33,9 +34,7 @@ func (a *agent) publish(ctx context.Context, r round, revocable bool) error {
 	}
 	have := r.Agents[a.Node]
 	now.Faults = have.Faults // publishFaults changes them
-	conflicts := a.announcer.Conflicts()
-	maps.Copy(conflicts, a.probes.conflicts())
-	for ip, c := range conflicts {
+	for ip, c := range a.conflicts() {
 		if now.Conflicts == nil {
 			now.Conflicts = map[netip.Addr]string{}
 		}
@@ -48,6 +47,13 @@ func (a *agent) publish(ctx context.Context, r round, revocable bool) error {
 		return nil
 	}
 	return a.putRecord(ctx, r.lease, now, r.Revision)
+}
+
+// conflicts returns which egress IPs other hosts use, and who, of those that this node has or would claim.
+func (a *agent) conflicts() map[netip.Addr]announce.Conflict {
+	out := a.announcer.Conflicts()
+	maps.Copy(out, a.probes.conflicts())
+	return out
 }
 
 // putRecord writes agents/<node>, if the record is as it was at a revision. If not, what changed it brings another
@@ -69,8 +75,7 @@ func sameRecord(a, b egress.Agent) bool {
 
 // publishFaults writes into agents/<node> what reconcile could not program, where it has been so for a while, and that
 // it could program everything, at once.
-func (a *agent) publishFaults(ctx context.Context, err error) error {
-	now := faults(err)
+func (a *agent) publishFaults(ctx context.Context, now map[string]string) error {
 	if len(now) == 0 {
 		a.record.faultySince = time.Time{}
 	} else if a.record.faultySince.IsZero() {

@@ -2,7 +2,6 @@ package agent
 
 import (
 	"errors"
-	"maps"
 	"net/netip"
 
 	"github.com/egret-project/egret/egress"
@@ -30,9 +29,7 @@ func (a *agent) readMetrics(put func(d monitor.Metric, value float64, labels ...
 		watching = 1
 	}
 	put(metricWatch, watching)
-	conflicts := a.announcer.Conflicts()
-	maps.Copy(conflicts, a.probes.conflicts())
-	for ip := range conflicts {
+	for ip := range a.conflicts() {
 		one(metricConflict, ip.String())
 	}
 	for ip := range a.drops.why() {
