@@ -50,6 +50,10 @@ type round struct {
 	now     time.Time
 	roles   map[netip.Addr]plan.Role
 	next    time.Time // when there is more to do by time alone
+	// What find has found.
+	releases   []egress.Owner
+	arrivals   []egress.Move
+	departures []plan.Departure
 }
 
 // New returns the machine of a process that begins, without a lease.
@@ -238,7 +242,7 @@ func (m *Machine) need(now time.Time) []Effect {
 // settle does what the kernel is ready for: it gives back and hands over what it has fallen silent about. Without its
 // tables a node claims nothing and releases nothing: it might still be answering.
 func (m *Machine) settle(now time.Time, e Programmed) []Effect {
-	s, f := m.round.cluster, m.round.facts
+	s := m.round.cluster
 	out := []Effect{Publish{Revocable: m.revocable()}}
 	if s.Longest < m.cfg.Permit {
 		out = append(out, Longest{Permit: m.cfg.Permit, Raise: true})
@@ -250,19 +254,19 @@ func (m *Machine) settle(now time.Time, e Programmed) []Effect {
 	for _, k := range given {
 		out = append(out, m.release(s.Owners[k.ip]))
 	}
-	for _, o := range s.Releases(f) {
+	for _, o := range m.round.releases {
 		_, again := m.tenures.released[lock{o.IP, o.Revision}]
 		if m.owns(o) && !again { // else it is of a former lease of this node
 			out = append(out, m.release(o))
 		}
 	}
-	for _, move := range m.arrivals() {
+	for _, move := range m.round.arrivals {
 		if !move.ReadyAt(s.Agents[m.cfg.Node]) && m.round.roles[move.IP] == plan.Arrive {
 			out = append(out, Ready{Move: move})
 			m.sight.active = now
 		}
 	}
-	for _, d := range s.Departures(f) {
+	for _, d := range m.round.departures {
 		if m.round.roles[d.Owner.IP] == plan.Relay {
 			out = append(out, HandOver{Departure: d})
 		}

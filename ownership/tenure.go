@@ -57,10 +57,10 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	} else if t.joined.IsZero() {
 		t.joined = p.now
 	}
-	departures := p.cluster.Departures(p.facts)
+	p.find()
 	for k := range t.handed {
 		// The snapshot may be older than the hand-over, and the move be none any more in it.
-		if !slices.ContainsFunc(departures, func(d plan.Departure) bool { return d.Owner.IP == k.ip }) {
+		if !slices.ContainsFunc(p.departures, func(d plan.Departure) bool { return d.Owner.IP == k.ip }) {
 			delete(t.handed, k)
 			t.released[k] = false
 		}
@@ -117,14 +117,14 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 			p.roles[ip] = plan.Ask
 		}
 	}
-	for _, o := range p.cluster.Releases(p.facts) {
+	for _, o := range p.releases {
 		delete(p.roles, o.IP) // silent first: the lock goes only when the kernel is done
 	}
-	for _, move := range m.arrivals() {
+	for _, move := range p.arrivals {
 		news = append(news, t.returned(move.IP)...)
 		p.roles[move.IP] = plan.Arrive
 	}
-	for _, d := range departures {
+	for _, d := range p.departures {
 		if p.roles[d.Owner.IP] == plan.Own {
 			p.roles[d.Owner.IP] = plan.Relay
 		}
@@ -140,13 +140,13 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	return news
 }
 
-// arrivals returns the planned moves that this node prepares for. A view without all owners does not show how much room
-// it has.
-func (m *Machine) arrivals() []egress.Move {
-	if m.round.cluster.Partial {
-		return nil
+// find finds what cluster and facts say of the IPs that this node has to give back, and of those that move to it and
+// from it.
+func (r *round) find() {
+	r.releases, r.departures = r.cluster.Releases(r.facts), r.cluster.Departures(r.facts)
+	if !r.cluster.Partial { // else the view does not show how much room the node has
+		r.arrivals = r.cluster.Arrivals(r.facts)
 	}
-	return m.round.cluster.Arrivals(m.round.facts)
 }
 
 // returned ends the relaying for the next owner of an IP.
