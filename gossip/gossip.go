@@ -56,9 +56,7 @@ func (s State) String() string { return [...]string{"unknown", "alive", "left", 
 type Gossip struct {
 	cfg      Config
 	peersSet chan struct{} // capacity 1: Set changed something
-	ring     *memberlist.Keyring
-	asked    time.Time // when Keys was, by Run alone
-	keyFault string    // what it said then
+	keyring
 
 	mu    sync.Mutex // guards what follows
 	self  netip.Addr
@@ -80,7 +78,7 @@ type member struct {
 func New(cfg Config) *Gossip {
 	cfg.keysEvery = cmp.Or(cfg.keysEvery, reloadAfter)
 	ring, _ := memberlist.NewKeyring(nil, nil) // fails with faulty keys alone
-	return &Gossip{cfg: cfg, peersSet: make(chan struct{}, 1), ring: ring, known: map[string]member{}}
+	return &Gossip{cfg: cfg, peersSet: make(chan struct{}, 1), keyring: keyring{ring: ring}, known: map[string]member{}}
 }
 
 // Set gives the node's own address, which is bound once, and the addresses of the peers by node. Members may also run

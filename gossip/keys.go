@@ -12,6 +12,13 @@ import (
 // reloadAfter is how often Config.Keys is asked. A kubelet writes a Secret that has changed within a minute or two.
 const reloadAfter = 10 * time.Second
 
+// keyring is what the members' traffic is encrypted with.
+type keyring struct {
+	ring     *memberlist.Keyring
+	asked    time.Time // when Config.Keys was, by Run alone
+	keyFault string    // what it said then
+}
+
 // rekey has the members' traffic encrypted with the keys that there are now. A fault leaves those that there were, and
 // is logged once.
 func (g *Gossip) rekey() {

@@ -20,23 +20,33 @@ type permits struct {
 	list []Permit
 	// lease is the one that the locks of list are under. What is known of a later one says nothing about them.
 	lease int64
-	// length is P, or what the former agent's was while claimers may not know of a longer one; 0: they know of none. It
-	// became P at longer, and counts for what was asked for after that; before, former does.
-	length, former time.Duration
-	longer         time.Time
+	permitTerm
+	permitEnd
 	// bounded: they end within P of a moment at which nobody had revoked the lease, so that peers may revoke it.
 	bounded bool
 	// known: the kernel acknowledged that it has no permits but bounded ones, or the former agent of the node said so.
 	known bool
 	// needed: this node has a lock that it acts upon or will, or is about to get one, or somebody suspects its agent.
 	needed bool
-	last   bool      // extended: never renewed again
-	limit  time.Time // when they must have ended
-	until  time.Time // when they end, as the kernel acknowledged
-	// looked is when they end at the latest, whatever the kernel did of what it was asked for.
-	looked time.Time
+	last   bool // extended: never renewed again
 
 	gone, silent []netip.Addr // ended, wholly and to answer, and the kernel has not acknowledged it
+}
+
+// permitTerm is for how long a yes of etcd permits.
+type permitTerm struct {
+	// length is P, or what the former agent's was while claimers may not know of a longer one; 0: they know of none. It
+	// became P at longer, and counts for what was asked for after that; before, former does.
+	length, former time.Duration
+	longer         time.Time
+}
+
+// permitEnd is when the permits end.
+type permitEnd struct {
+	limit time.Time // when they must have ended
+	until time.Time // when they end, as the kernel acknowledged
+	// looked is when they end at the latest, whatever the kernel did of what it was asked for.
+	looked time.Time
 }
 
 // ErrUnconfirmed says that the lease may be gone: nothing is renewed.
@@ -107,7 +117,7 @@ func (m *Machine) Length() time.Duration {
 }
 
 // by returns how long permits may be by a yes that was asked for then; 0: claimers know of no length.
-func (p *permits) by(confirmed time.Time) time.Duration {
+func (p *permitTerm) by(confirmed time.Time) time.Duration {
 	if confirmed.Before(p.longer) {
 		return p.former
 	}

@@ -15,10 +15,7 @@ import "time"
 // Who asks without a permit left, and gets no promise, is partitioned: cut off from an etcd that others have. It need
 // not be waited for.
 type promises struct {
-	length   time.Duration
-	keep     bool // ask; without it the machine only promises
-	process  uint64
-	start    time.Time
+	asker
 	known    bool                 // who could claim: peers
 	void     bool                 // etcd was restored, and this node has not seen yet what it holds
 	peers    []string             // as of the last Question
@@ -28,6 +25,14 @@ type promises struct {
 	asking   time.Time            // since when this agent asks etcd for a yes; zero: it does not
 	wanted   time.Time            // until when it does since a peer asked for a promise
 	refused  map[string]refusal   // by who asked for a promise and got none
+}
+
+// asker is this node's agent, as it asks for promises.
+type asker struct {
+	length  time.Duration // P
+	keep    bool          // ask; without it the machine only promises
+	process uint64
+	start   time.Time
 }
 
 // refusal is a time in which an agent without permits asked again and again, while this one had etcd. After P it is
