@@ -3,10 +3,17 @@
 // plan and the kernel, and then does in etcd what the kernel is ready for: claims, releases and the two halves of a
 // planned move.
 //
-// Where to read what: reconcile.go has the loop and the order of its steps, kernel.go what is programmed, locks.go the
-// transactions in etcd, lease.go and restart.go how locks outlive the process, permits.go the kernel's leave to use an
-// egress IP, record.go what the agent publishes of itself, moves.go the planned moves that it asks for, and peers.go
-// what it says to other agents.
+// Where to read what: agent.go puts the parts together, and reconcile.go has the loop and the order of its steps.
+//   - Who owns an IP: machine.go drives package ownership, locks.go makes its transactions in etcd, lease.go keeps the
+//     lease and asks for etcd's yes, peers.go is what agents say to each other, moves.go the planned moves that the node
+//     asks for, and restart.go how locks outlive the process.
+//   - The kernel: facts.go and reading.go read it, kernel.go and fastpath.go program it, permits.go renews its leave to
+//     use an egress IP, and flush.go deletes entries of conntrack.
+//   - What no event tells: probes.go asks whether another host uses an IP, drops.go what the guard drops, and ports.go
+//     how many ports are in use.
+//   - What is published: record.go writes agents/<node>, metrics.go and scrape.go tell Prometheus what counts.go and
+//     takeover.go have counted, natlog.go logs connections, and who.go, trace.go, path.go, live.go and traffic.go answer
+//     questions.
 //
 // It owns order, back-off and shutdown. It owns nothing in the kernel itself (the kernel packages do) and, in etcd, the
 // key agents/<node>, the locks owners/<ip> that it claimed, and the readiness of moves toward its node.
