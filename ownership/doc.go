@@ -93,7 +93,7 @@
 // A node that no pool selects need not see the locks of all IPs:
 //
 //  21. By a view that lacks some (egress.Snapshot.Partial) nothing is claimed, revoked or prepared for a move
-//     (Machine.act, Machine.arrivals), and what was known of
+//     (Machine.act, round.find), and what was known of
 //     owners and of the dead before is forgotten. What it shows of a lock of this node holds as in any view.
 //  22. A node sees fewer than all when it holds nothing in a view of all locks of the same etcd, and cannot have sent
 //     anything any more that would bring it one (Machine.look, plan.Cluster.Bystander). So no lock of this node is out
