@@ -152,33 +152,42 @@ func (u *Used) askPodNodes(ctx context.Context, cfg WhoConfig, nodes map[string]
 		node string
 		netip.AddrPort
 	}
-	answers := map[source][]natlog.Line{}
-	for i := range u.Uses {
-		l := &u.Uses[i]
+	answers := map[source]Used{}
+	uses := make([]natlog.Line, 0, len(u.Uses)) // an empty list, and no null, in JSON
+	for i, l := range u.Uses {
 		if l.PodNode == "" {
+			uses = append(uses, l)
 			continue
 		}
 		from := source{l.PodNode, netip.AddrPortFrom(l.OverlayIP, l.OverlayPort)}
 		if _, asked := answers[from]; !asked && len(answers) == maxAsked {
 			u.Missing = append(u.Missing, fmt.Sprintf("no more than %d pods of other nodes are asked for: --to and --protocol choose some", maxAsked))
-			return
+			uses = append(uses, u.Uses[i:]...)
+			break
 		} else if !asked {
 			of, there := cfg, Used{}
 			of.IP, of.Port = l.OverlayIP, l.OverlayPort
 			there.ask(ctx, of, from.node, nodes[from.node].Addresses)
 			u.Missing, u.Ask = append(u.Missing, there.Missing...), append(u.Ask, there.Ask...)
-			answers[from] = there.Uses
+			answers[from] = there
 		}
-		for _, pod := range answers[from] {
+		there, found := answers[from], 0
+		for _, pod := range there.Uses {
 			if pod.Protocol == l.Protocol && pod.DestinationIP == l.DestinationIP && pod.DestinationPort == l.DestinationPort {
 				l.PodNamespace, l.PodName, l.PodIP, l.PodPort = pod.PodNamespace, pod.PodName, pod.PodIP, pod.PodPort
+				uses, found = append(uses, l), found+1
 			}
 		}
-		if !named(*l) {
-			to := netip.AddrPortFrom(l.DestinationIP, l.DestinationPort)
+		to := netip.AddrPortFrom(l.DestinationIP, l.DestinationPort)
+		switch {
+		case found == 0:
+			uses = append(uses, l)
 			u.Missing = append(u.Missing, fmt.Sprintf("which pod of node %s had %s toward %s", from.node, from.AddrPort, to))
+		case there.Late:
+			u.Late = true
 		}
 	}
+	u.Uses = uses
 	slices.SortFunc(u.Uses, natlog.Compare)
 }
 

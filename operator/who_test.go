@@ -119,6 +119,41 @@ func TestThePodOfAnotherNodeIsNamedByItsNode(t *testing.T) {
 	}
 }
 
+// What the pod's node is in doubt of is so of the answer, too.
+func TestADoubtOfThePodsNodeIsTold(t *testing.T) {
+	of := natlog.Line{Protocol: "tcp", DestinationIP: netip.MustParseAddr("192.0.2.1"), DestinationPort: 443}
+	ofGateway, first, second := of, of, of
+	ofGateway.Node, ofGateway.PodNode, ofGateway.OverlayIP, ofGateway.OverlayPort = "gw", "n1", netip.MustParseAddr("0.5.0.7"), 1000
+	first.PodNamespace, first.PodName = "prod", "web-1"
+	second.PodNamespace, second.PodName = "prod", "web-2"
+	for name, tt := range map[string]struct {
+		there natlog.Answer
+		want  []string
+	}{
+		"none":                             {natlog.Answer{Uses: []natlog.Line{first}}, []string{"prod/web-1"}},
+		"it heard of the connection later": {natlog.Answer{Uses: []natlog.Line{first}, Late: true}, []string{"prod/web-1", "half a second later"}},
+		"two pods had the port in the second that was asked for": {
+			natlog.Answer{Uses: []natlog.Line{first, second}}, []string{"prod/web-1", "prod/web-2"}},
+	} {
+		cfg := WhoConfig{Question: natlog.Question{IP: ip, Port: 1024}, Pages: [2]string{"/now", "/then"},
+			Ask: func(_ context.Context, _ string, _ []netip.Addr, _ string, _ url.Values, reply any) error {
+				reply.(*natlog.Reply).Answer = tt.there
+				return nil
+			}}
+		u := Used{IP: ip, Port: 1024, Uses: []natlog.Line{ofGateway}}
+		u.askPodNodes(t.Context(), cfg, nil)
+		var out strings.Builder
+		if err := u.answer(cfg, &out); err != nil {
+			t.Errorf("%s: %v", name, err)
+		}
+		for _, want := range []string{"prod/web-1", "prod/web-2", "half a second later"} {
+			if strings.Contains(out.String(), want) != slices.Contains(tt.want, want) {
+				t.Errorf("%s: want %q alone in\n%s", name, tt.want, out.String())
+			}
+		}
+	}
+}
+
 // A person who looks at what a node wrote gets it as text, whichever command shows it.
 func TestWhatANodeWroteCommandsNoTerminal(t *testing.T) {
 	server := etcdtest.New(t)
