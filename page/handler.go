@@ -191,7 +191,7 @@ func (p *Page) events(w http.ResponseWriter, r *http.Request) {
 	if r.Method == http.MethodHead {
 		return
 	}
-	v, err := p.join(r.Context())
+	v, err := p.join(r.Context(), client(r))
 	if err != nil {
 		fail(w, err)
 		return

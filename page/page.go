@@ -4,11 +4,13 @@ import (
 	"context"
 	"errors"
 	"log/slog"
+	"net/netip"
 	"runtime/debug"
 	"slices"
 	"sync"
 	"time"
 
+	"github.com/egret-project/egret/connlimit"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/operator"
 	"github.com/egret-project/egret/store"
@@ -60,7 +62,7 @@ type Page struct {
 	shown   *shown     // nil: nothing is known yet, or nobody looks
 	first   chan struct{}
 	looked  time.Time // when a request came last
-	viewers map[*viewer]bool
+	viewers []*viewer // the oldest first
 }
 
 // shown is what etcd held at a revision. Nothing in it changes.
@@ -82,7 +84,8 @@ func (s *shown) all() ([]byte, error) {
 
 // viewer is who is sent changes.
 type viewer struct {
-	events chan []byte // closed: it was too far behind
+	client netip.Prefix
+	events chan []byte // closed: it was dropped
 }
 
 // Agents are how agents are asked; the zero Agents: they are not, and the page shows what etcd holds.
@@ -96,7 +99,7 @@ func New(client *store.Client, agents Agents, log *slog.Logger) *Page {
 	if log == nil {
 		log = slog.New(slog.DiscardHandler)
 	}
-	p := &Page{client: client, log: log, wanted: make(chan struct{}, 1), first: make(chan struct{}), viewers: map[*viewer]bool{}}
+	p := &Page{client: client, log: log, wanted: make(chan struct{}, 1), first: make(chan struct{})}
 	if agents.Traffic != nil {
 		p.gateways = newGateways(agents.Traffic)
 	}
@@ -222,7 +225,7 @@ func (p *Page) show(next *shown) error {
 		return nil
 	}
 	text, err := events(parts)
-	for v := range p.viewers {
+	for _, v := range slices.Clone(p.viewers) {
 		if err == nil {
 			select {
 			case v.events <- text:
@@ -237,8 +240,8 @@ func (p *Page) show(next *shown) error {
 
 // drop ends the changes of a viewer. It is called with mu.
 func (p *Page) drop(v *viewer) {
-	if p.viewers[v] {
-		delete(p.viewers, v)
+	if i := slices.Index(p.viewers, v); i >= 0 {
+		p.viewers = slices.Delete(p.viewers, i, i+1)
 		close(v.events)
 	}
 }
@@ -257,8 +260,8 @@ func (p *Page) end() {
 	if p.shown != nil {
 		p.shown, p.first = nil, make(chan struct{})
 	}
-	for v := range p.viewers {
-		p.drop(v)
+	for len(p.viewers) > 0 {
+		p.drop(p.viewers[0])
 	}
 }
 
@@ -286,8 +289,9 @@ func (p *Page) current(ctx context.Context) (*shown, error) {
 	}
 }
 
-// join makes a viewer of who asks, to whom the whole is sent first.
-func (p *Page) join(ctx context.Context) (*viewer, error) {
+// join makes a viewer of who asks, to whom the whole is sent first. Where there are too many, one of the client that has
+// most goes, if that would still have as many as the new one's then: so no client keeps others out.
+func (p *Page) join(ctx context.Context, client netip.Prefix) (*viewer, error) {
 	now, err := p.current(ctx)
 	if err != nil {
 		return nil, err
@@ -298,11 +302,16 @@ func (p *Page) join(ctx context.Context) (*viewer, error) {
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	switch {
-	case len(p.viewers) >= maxViewers:
-		return nil, errTooMany
-	case p.shown == nil: // it has just ended
+	if p.shown == nil { // it has just ended
 		return nil, errNoEtcd
+	}
+	if len(p.viewers) >= maxViewers {
+		of := func(v *viewer) netip.Prefix { return v.client }
+		over := p.viewers[connlimit.Crowding(p.viewers, of)]
+		if p.has(over.client)-1 < p.has(client)+1 {
+			return nil, errTooMany
+		}
+		p.drop(over)
 	}
 	if p.shown != now {
 		since, err := events(Diff(now.State, p.shown.State, partSize))
@@ -311,10 +320,20 @@ func (p *Page) join(ctx context.Context) (*viewer, error) {
 		}
 		text = slices.Concat(text, since)
 	}
-	v := &viewer{events: make(chan []byte, maxBehind)}
+	v := &viewer{client: client, events: make(chan []byte, maxBehind)}
 	v.events <- text
-	p.viewers[v] = true
+	p.viewers = append(p.viewers, v)
 	return v, nil
+}
+
+// has returns how many viewers a client has. It is called with mu.
+func (p *Page) has(client netip.Prefix) (n int) {
+	for _, v := range p.viewers {
+		if v.client == client {
+			n++
+		}
+	}
+	return n
 }
 
 // leave ends the changes of a viewer.

@@ -4,11 +4,13 @@ import (
 	"bufio"
 	"context"
 	"encoding/json"
+	"errors"
 	"fmt"
 	"io"
 	"log/slog"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"net/url"
 	"slices"
 	"strings"
@@ -17,6 +19,7 @@ import (
 
 	"github.com/google/go-cmp/cmp"
 
+	"github.com/egret-project/egret/connlimit"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/internal/syncbuf"
 	"github.com/egret-project/egret/operator"
@@ -307,13 +310,51 @@ func TestAThousandViewersCostNoMoreThanTheMost(t *testing.T) {
 	}
 }
 
+// An attempt: a client opens the page as often as it can, so that nobody else sees it.
+func TestAClientWithManyViewersKeepsNobodyOut(t *testing.T) {
+	p := known()
+	join := func(last byte) (*viewer, error) {
+		return p.join(t.Context(), connlimit.Client(netip.AddrFrom4([4]byte{192, 0, 2, last})))
+	}
+	var first *viewer
+	for i := range maxViewers {
+		v, err := join(1)
+		if err != nil {
+			t.Fatal(err)
+		}
+		if i == 0 {
+			first = v
+		}
+	}
+	if _, err := join(1); !errors.Is(err, errTooMany) {
+		t.Errorf("one more of it: %v, want %v", err, errTooMany)
+	}
+	for i := range maxViewers / 2 {
+		if _, err := join(2); err != nil {
+			t.Fatalf("viewer %d of another client: %v", i, err)
+		}
+	}
+	<-first.events // the whole
+	if _, open := <-first.events; open {
+		t.Error("the oldest viewer of the client that has most is still there")
+	}
+	for last := byte(1); last <= 2; last++ { // a browser comes again when its stream has ended
+		if _, err := join(last); !errors.Is(err, errTooMany) || len(p.viewers) != maxViewers {
+			t.Errorf("one more of client %d: %v, and there are %d viewers; want %v, and %d", last, err, len(p.viewers), errTooMany, maxViewers)
+		}
+	}
+	if _, err := join(3); err != nil {
+		t.Errorf("a third client: %v", err)
+	}
+}
+
 func TestAViewerThatDoesNotReadIsDroppedAndNoOtherWaits(t *testing.T) {
 	p := newCluster(t, 3, 5).page()
-	slow, err := p.join(t.Context())
+	slow, err := p.join(t.Context(), netip.Prefix{})
 	if err != nil {
 		t.Fatal(err)
 	}
-	quick, err := p.join(t.Context())
+	quick, err := p.join(t.Context(), netip.Prefix{})
 	if err != nil {
 		t.Fatal(err)
 	}
@@ -397,7 +438,7 @@ func TestThePageSurvivesAPanicAndTellsIt(t *testing.T) {
 	broken := &viewer{events: make(chan []byte)}
 	close(broken.events) // whoever sends to it panics
 	p.mu.Lock()
-	p.viewers[broken] = true
+	p.viewers = append(p.viewers, broken)
 	p.mu.Unlock()
 	c.put(store.EgressKey("another"), egress.Policy{Name: "another"})
 	c.flush()
