@@ -10,10 +10,12 @@
 //   - Agents are asked for the traffic of the egress IPs that somebody has on the screen, and of no others: their
 //     gateways, each once in trafficEvery whoever looks, maxAsked at a time.
 //   - Agents are asked for their kernels maxTraced at a time, and of no destination.
+//   - Agents that were silent hold up one another alone.
 //   - A request changes nothing: GET and HEAD alone, and no body is read.
 //   - While nobody looks, nothing is read of etcd, nor computed.
 //   - What a viewer costs is bounded: there are at most maxViewers, and one that does not read is dropped, and not
-//     waited for. Of the questions of a client one at a time is answered.
+//     waited for; where there are more, those of the client that has most go. Of the questions of a client one at a
+//     time is answered.
 //   - Names and texts of others are text: the page builds no HTML from them, and the browser is told to run no script
 //     but the page's own.
 //   - A page of another site learns nothing: at a loopback address the Host has to be one, and requests of other sites

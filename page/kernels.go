@@ -7,6 +7,7 @@ import (
 	"net/netip"
 	"net/url"
 	"slices"
+	"sync"
 	"time"
 
 	"github.com/egret-project/egret/operator"
@@ -15,24 +16,43 @@ import (
 
 // What traces may cost agents: maxTraced of them are asked at a time what their kernels have, for all who look, and
 // each counts as asked for tracePace at least. An agent reads all that Egret has in its kernel for it, and asks next
-// hops for half a second.
+// hops for half a second. As many are asked beside these that were silent for silentFor when they were asked last.
 const (
 	maxTraced = 4
 	tracePace = 250 * time.Millisecond
+	silentFor = time.Second
 )
 
 var errTracing = errors.New("agents are being asked for other traces: ask again")
 
-// paced returns ask within these bounds. Who finds no turn in his time is refused.
+// paced returns ask within these bounds. Who finds no turn in his time is refused. Agents that were silent wait for each
+// other alone, so that the others answer however many are silent.
 func paced(ask operator.Ask) operator.Ask {
-	turns := make(slots, maxTraced)
+	turns, silentTurns := make(slots, maxTraced), make(slots, maxTraced)
+	var mu sync.Mutex // guards silent
+	silent := map[string]bool{}
 	return func(ctx context.Context, node string, addresses []netip.Addr, page string, q url.Values, reply any) error {
+		mu.Lock()
+		turns := turns
+		if silent[node] {
+			turns = silentTurns
+		}
+		mu.Unlock()
 		leave, ok := turns.enter(ctx, tracePace)
 		if !ok {
 			return errTracing
 		}
 		defer leave()
-		return ask(ctx, node, addresses, page, q, reply)
+		began := time.Now()
+		err := ask(ctx, node, addresses, page, q, reply)
+		mu.Lock()
+		defer mu.Unlock()
+		if time.Since(began) >= silentFor {
+			silent[node] = true
+		} else if ctx.Err() == nil { // else nobody has waited for it that long
+			delete(silent, node)
+		}
+		return err
 	}
 }
 

@@ -163,3 +163,36 @@ func TestAgentsThatAreSilentKeepATraceForAWhileAlone(t *testing.T) {
 		time.Sleep(tracePace) // the turns end
 	})
 }
+
+// However many agents are silent, who traces the pods of others gets answers.
+func TestSilentAgentsHoldUpOneAnotherAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		const silent = 10 * maxTraced
+		ask := paced(func(ctx context.Context, node string, a []netip.Addr, page string, q url.Values, reply any) error {
+			if node == "well" {
+				return nil
+			}
+			<-ctx.Done()
+			return ctx.Err()
+		})
+		trace := func(node string) error {
+			ctx, cancel := context.WithTimeout(t.Context(), answerTimeout)
+			defer cancel()
+			return ask(ctx, node, nil, "/kernel", nil, nil)
+		}
+		for i := range silent { // nobody knows yet
+			_ = trace(fmt.Sprint("silent ", i)) // it says nothing
+		}
+		var asking sync.WaitGroup
+		for i := range silent {
+			asking.Go(func() { _ = trace(fmt.Sprint("silent ", i)) })
+		}
+		synctest.Wait()
+		began := time.Now()
+		if err := trace("well"); err != nil || time.Since(began) > 0 {
+			t.Errorf("another agent: %v after %v, want an answer at once", err, time.Since(began))
+		}
+		asking.Wait()
+		time.Sleep(tracePace) // the turns end
+	})
+}

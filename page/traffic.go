@@ -23,8 +23,9 @@ const (
 	trafficRest = 20 * time.Second
 	// trafficPatience is how long an agent may take, and the end of who asked be put off at most.
 	trafficPatience = 3 * time.Second
-	// maxAsked is how many agents are asked at a time, for all who look, and trafficPace how long one counts as asked
-	// at least: each is a handshake of TLS, some 2 ms of a processor.
+	// maxAsked is how many agents are asked at a time, for all who look, and as many beside these that did not answer
+	// the last time; trafficPace is how long one counts as asked at least: each is a handshake of TLS, some 2 ms of a
+	// processor.
 	maxAsked    = 16
 	trafficPace = 100 * time.Millisecond
 	// maxTraffic is how many egress IPs there are in a question: more than the rows of a screen have.
@@ -40,8 +41,10 @@ type AskTraffic func(ctx context.Context, node string, addresses []netip.Addr) (
 // gateways are what agents said of the traffic of the egress IPs that they hold: those alone whose egresses somebody
 // looks at are asked. Its methods are safe for concurrent use.
 type gateways struct {
-	ask   AskTraffic
-	slots slots // maxAsked: who is asked
+	ask AskTraffic
+	// maxAsked each: who is asked. Those that did not answer the last time wait for each other alone, so that the others
+	// are asked however many are silent.
+	slots, silent slots
 
 	mu sync.Mutex // guards of, and the fields of each but asking
 	of map[string]*gateway
@@ -56,7 +59,7 @@ type gateway struct {
 }
 
 func newGateways(ask AskTraffic) *gateways {
-	return &gateways{ask: ask, slots: make(slots, maxAsked), of: map[string]*gateway{}}
+	return &gateways{ask: ask, slots: make(slots, maxAsked), silent: make(slots, maxAsked), of: map[string]*gateway{}}
 }
 
 // read returns the last two answers of a node's agent, which is asked where the last one is old.
@@ -101,7 +104,13 @@ func (g *gateways) get(node string) (own *gateway, now bool) {
 
 // askOne asks an agent, and notes what it said. An error: it was not asked.
 func (g *gateways) askOne(ctx context.Context, own *gateway, node string, addresses []netip.Addr) error {
-	leave, ok := g.slots.enter(ctx, trafficPace)
+	g.mu.Lock()
+	turns := g.slots
+	if own.err != nil {
+		turns = g.silent
+	}
+	g.mu.Unlock()
+	leave, ok := turns.enter(ctx, trafficPace)
 	if !ok {
 		return fmt.Errorf("the agent of node %s was not asked yet: those of others come first, which are slow to answer", node)
 	}

@@ -214,6 +214,37 @@ func TestAnAgentThatDoesNotAnswerIsLeftAlone(t *testing.T) {
 	})
 }
 
+// However many agents are silent, the rows of others are there.
+func TestAgentsThatAreSilentHoldUpOneAnotherAlone(t *testing.T) {
+	synctest.Test(t, func(t *testing.T) {
+		a := &agents{booted: time.Now().Add(-time.Hour), began: time.Now(), after: time.Hour}
+		well := &agents{booted: a.booted, began: a.began}
+		g := newGateways(func(ctx context.Context, node string, addresses []netip.Addr) (egress.NodeTraffic, error) {
+			if node == "well" {
+				return well.ask(ctx, node, addresses)
+			}
+			return a.ask(ctx, node, addresses)
+		})
+		var looking sync.WaitGroup
+		look := func() {
+			for i := range 5 * maxAsked {
+				looking.Go(func() { a.row(g, fmt.Sprint("silent ", i)) })
+			}
+		}
+		look() // nobody knows yet
+		looking.Wait()
+		time.Sleep(trafficRest)
+		look()
+		synctest.Wait()
+		began := time.Now()
+		if r := well.row(g, "well"); r.Fault != "" || time.Since(began) > 0 {
+			t.Errorf("another agent after %v: %+v, want an answer at once", time.Since(began), r)
+		}
+		looking.Wait()
+		time.Sleep(trafficPace) // a test ends when nothing is left
+	})
+}
+
 // Who asks does not wait for ever, and is told in words whom it waited for.
 func TestARowSaysWhyNothingIsKnownYet(t *testing.T) {
 	synctest.Test(t, func(t *testing.T) {
