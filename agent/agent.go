@@ -104,6 +104,7 @@ type observers struct {
 	probes *probes
 	drops  *drops
 	ports  *ports
+	open   *openConnections
 	natLog *natLogger // nil: off
 }
 
@@ -252,6 +253,7 @@ func open(cfg Config) (a *agent, err error) {
 // observe returns the observers; none runs yet.
 func (a *agent) observe() (o observers, err error) {
 	o.ports = newPorts(&ports{log: a.Log, opened: a.tables.Opened, list: conntrack.Flows, wake: a.wake, reuses: conntrack.ReusesPorts()})
+	o.open = &openConnections{log: a.Log, count: func() (map[egress.ID]int, error) { return conntrack.CountByID(openHere) }}
 	o.drops = &drops{log: a.Log, look: a.tables.Guarded, wake: a.wake, cause: a.causeOf}
 	o.probes = newProbes(&probes{log: a.Log, unused: a.Store.Unused, wake: a.wake,
 		there: func(link string) bool { _, err := net.InterfaceByName(link); return err == nil },

@@ -68,6 +68,9 @@ var (
 		Help: "Bytes of these packets, from the IP header on."}
 	metricOpened = monitor.Metric{Name: "egret_egress_connections_opened_total", Type: monitor.Counter, Labels: []string{"egress_ip"},
 		Help: "Connections that this node's pods opened, or tried to, by the egress IP, whatever node is the gateway. It begins anew after an hour without one."}
+	metricOpen = monitor.Metric{Name: "egret_egress_connections", Type: monitor.Gauge, Labels: []string{"egress_ip"},
+		Help: "Connections that this node's pods have open by the egress IP, whatever node is the gateway, as they were counted last: a scrape has them counted anew " +
+			"where that was 15 s ago. Those of UDP are open until the kernel forgets them."}
 	metricPorts = monitor.Metric{Name: "egret_egress_ports", Type: monitor.Gauge, Labels: []string{"egress_ip"},
 		Help: "Ports in the block that new connections of this node's pods by the egress IP get theirs of."}
 	metricPortsUsed = monitor.Metric{Name: "egret_egress_ports_used", Type: monitor.Gauge, Labels: []string{"egress_ip"},
@@ -98,5 +101,5 @@ func counted() []monitor.Metric {
 
 func read() []monitor.Metric {
 	return []monitor.Metric{metricOwned, metricDegraded, metricWatch, metricGossip, metricConflict, metricDropping, metricRefused, metricSentPackets,
-		metricSentBytes, metricReceivedPackets, metricReceivedBytes, metricOpened, metricPorts, metricPortsUsed, metricDropped, metricFast}
+		metricSentBytes, metricReceivedPackets, metricReceivedBytes, metricOpened, metricOpen, metricPorts, metricPortsUsed, metricDropped, metricFast}
 }

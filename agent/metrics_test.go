@@ -206,6 +206,7 @@ func scrape1000(t testing.TB) (scrape func() (bytes int)) {
 			put(metricPorts, 1024, ip.String())
 			put(metricPortsUsed, 17, ip.String())
 			put(metricOpened, 17, ip.String()) // the kernel has none here: there was no packet
+			put(metricOpen, 17, ip.String())
 		}
 		return readKernel(tables, nil, ips, put)
 	})

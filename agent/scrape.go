@@ -63,6 +63,11 @@ func (a *agent) readMetrics(put func(d monitor.Metric, value float64, labels ...
 			one(metricRefused, pool)
 		}
 	}
+	for id, n := range a.open.counts() {
+		if ip, known := ips[id]; known { // else the egress is gone
+			put(metricOpen, float64(n), ip.String())
+		}
+	}
 	return readKernel(a.tables, a.fast, ips, put)
 }
 

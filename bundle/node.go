@@ -242,7 +242,7 @@ func sysctls(_ context.Context, w io.Writer) error {
 
 // connections writes how many there are, and what the kernel counts of them.
 func connections(_ context.Context, w io.Writer) error {
-	count, err := conntrack.CountByID()
+	count, err := conntrack.CountByID(func(conntrack.Connection) bool { return true })
 	all := 0
 	for _, id := range slices.Sorted(maps.Keys(count)) {
 		all += count[id]

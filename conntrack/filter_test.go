@@ -162,9 +162,14 @@ func TestCountByIDCountsConnectionsOfAnEgressIP(t *testing.T) {
 		lines = append(lines, fmt.Sprintf("-s 10.244.0.%d -d 192.0.2.7 -p udp --sport 1000 --dport 53 -m %d", i+1, egress.ID(7).ConnMark()))
 	}
 	fill(t, append(lines, fmt.Sprintf("-s fd44::1 -d 2001:db8::7 -p udp --sport 1000 --dport 53 -m %d", egress.ID(9).ConnMark())))
-	got, err := CountByID()
+	got, err := CountByID(func(Connection) bool { return true })
 	if err != nil || len(got) != 2 || got[7] != 3 || got[9] != 1 {
 		t.Errorf("got %v, %v; want 3 of id 7 and 1 of id 9", got, err)
+	}
+	first := netip.MustParseAddr("10.244.0.1")
+	got, err = CountByID(func(c Connection) bool { return c.Source == first })
+	if err != nil || len(got) != 1 || got[7] != 1 {
+		t.Errorf("of one source: got %v, %v; want 1 of id 7", got, err)
 	}
 }
 

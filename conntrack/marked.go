@@ -32,12 +32,17 @@ func Flows(m, mask egress.Mark) (all []Flow, err error) {
 	return all, nil
 }
 
-// CountByID returns how many entries with Egret's tag there are of each egress IP, by its id, likewise.
-func CountByID() (map[egress.ID]int, error) {
+// CountByID returns how many entries with Egret's tag that count there are of each egress IP, by its id, likewise.
+func CountByID(counts func(Connection) bool) (map[egress.ID]int, error) {
 	all := map[egress.ID]int{}
 	err := eachMarked(egress.ConnTag, egress.ConnTagMask, func() (func(Flow), func()) {
 		part := map[egress.ID]int{}
-		return func(f Flow) { part[egress.ID(f.Mark&^egress.ConnTagMask)]++ }, func() {
+		add := func(f Flow) {
+			if counts(f.Connection) {
+				part[egress.ID(f.Mark&^egress.ConnTagMask)]++
+			}
+		}
+		return add, func() {
 			for id, n := range part {
 				all[id] += n
 			}

@@ -3,6 +3,7 @@ package integration
 import (
 	"bytes"
 	"context"
+	"errors"
 	"fmt"
 	"io"
 	"maps"
@@ -245,13 +246,20 @@ func TestMetricsSayWhatPacketsSaid(t *testing.T) {
 	if sync("egret_webhook_reviews_total", "verdict=allowed") == 0 || sync("egret_crdsync_event_to_etcd_seconds") == 0 || sync("egret_crdsync_pass_duration_seconds") == 0 {
 		t.Error("crdsync counted no review, no event, or no pass")
 	}
+	// The probe's connection is open, for the kernel; it is counted beside who asks.
+	eventually(t, 20*time.Second, func() error {
+		if open, _ := scrape(t, "node", home, egress.StatusPort).value(of("egret_egress_connections"), label); open == 0 {
+			return errors.New("no connection is open by metrics")
+		}
+		return nil
+	})
 	pageIsWell(t, "agent", agent.Metrics(), slices.Collect(maps.Values(after))...)
 	pageIsWell(t, "crdsync", crdsync.Metrics(), p)
 }
 
-// sometimes are the metrics that are there only when something is wrong, or has been asked for.
+// sometimes are the metrics that are there only when something is wrong, or has been asked for, or counted.
 var sometimes = []string{"egret_degraded", "egret_egress_conflict", "egret_egress_dropping", "egret_pool_refused", "egret_rp_filter_resets_total", "egret_egress_problem",
-	"egret_releases_total", "egret_nat_log_lost_total", "egret_fast_path_packets_total"}
+	"egret_releases_total", "egret_nat_log_lost_total", "egret_fast_path_packets_total", "egret_egress_connections"}
 
 // pageIsWell holds pages against the documentation, and has promtool look at them.
 func pageIsWell(t *testing.T, daemon string, list []monitor.Metric, pages ...page) {
