@@ -60,6 +60,11 @@ func (a *agent) loop(ctx context.Context) error {
 	backoff := minBackoff
 	timer := time.NewTimer(0)
 	defer timer.Stop()
+	var processors *processors
+	if a.natLog == nil { // which has work with every connection, without a pass
+		processors = newProcessors()
+		defer processors.end()
+	}
 	for {
 		select {
 		case <-ctx.Done():
@@ -68,6 +73,7 @@ func (a *agent) loop(ctx context.Context) error {
 		case <-a.view.Changed():
 		case <-timer.C:
 		}
+		processors.work()
 		a.metrics.came(a.view.Arrived())
 		began := time.Now()
 		next, err := a.reconcile(ctx)
