@@ -465,18 +465,3 @@ func TestMoreConnectionsThanAreRememberedAreLogged(t *testing.T) {
 		t.Errorf("%d new", n)
 	}
 }
-
-func TestOptionsOfTheLogAreCheckedAtOnce(t *testing.T) {
-	err := NATLog{File: "x", Sample: -1, Filter: []string{"pod=x", "ip=x", "egress="}}.Validate()
-	for _, want := range []string{`"pod=x"`, `"ip=x"`, `"egress="`, "--nat-log-sample -1", "--nat-log-max-size 0"} {
-		if err == nil || !strings.Contains(err.Error(), want) {
-			t.Errorf("%v: want %s in it", err, want)
-		}
-	}
-	if err := (NATLog{Sample: 5}).Validate(); err == nil {
-		t.Error("a sample of no log is taken")
-	}
-	if err := (NATLog{}).Validate(); err != nil {
-		t.Error(err)
-	}
-}
