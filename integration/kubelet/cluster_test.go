@@ -98,9 +98,15 @@ func (c *cluster) helm(args ...string) string {
 // to etcd.
 func (c *cluster) operator(args ...string) (string, error) {
 	c.t.Helper()
+	return c.byKubeconfig(append(args, "--kubeconfig", c.lab.Kubeconfig())...)
+}
+
+// byKubeconfig is operator with arguments that name the kubeconfig.
+func (c *cluster) byKubeconfig(args ...string) (string, error) {
+	c.t.Helper()
 	ctx, cancel := context.WithTimeout(c.t.Context(), time.Minute)
 	defer cancel()
-	cmd := exec.CommandContext(ctx, c.lab.EgretPath(), append(args, "--kubeconfig", c.lab.Kubeconfig())...)
+	cmd := exec.CommandContext(ctx, c.lab.EgretPath(), args...)
 	var out, said strings.Builder
 	cmd.Stdout, cmd.Stderr = &out, &said
 	if err := cmd.Run(); err != nil {

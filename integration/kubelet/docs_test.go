@@ -1,7 +1,9 @@
 package kubelet
 
 import (
+	"fmt"
 	"os"
+	"os/exec"
 	"path/filepath"
 	"regexp"
 	"slices"
@@ -9,38 +11,134 @@ import (
 	"testing"
 )
 
+// pages have commands that the steps run, or that are marked as not run.
+var pages = []string{"install.md", "aws.md", "multitenancy.md", "security.md"}
+
 var (
 	remark = regexp.MustCompile(`\s\s+#.*`)
 	// placeholder is what a user writes something else for, as a variable of the shell or by hand.
 	placeholder = regexp.MustCompile(`\$?\b[A-Z]{3,}\b`)
+	// marked is how a paragraph ends whose commands, in the block after it, are not run.
+	marked = regexp.MustCompile(`\*\(not run[^()]*\)\*:$`)
+	// file is how a block begins that is one, and variable a line that sets what the next ones use.
+	file     = regexp.MustCompile(`^(\{|\w+: )`)
+	variable = regexp.MustCompile(`^[A-Z]+=`)
+	asked    = regexp.MustCompile(`documented\(t, "([^"]+)", "([^"]+)"`)
 )
 
-// documented returns the words of a command of docs/install.md: of the first one of a section that begins so. What the
-// user is to write in place of a word in capitals is in with, and folders of the repository are named by their paths.
+// command is one of a page.
+type command struct {
+	section string // empty: before the first one
+	text    string // in one line, where it has no line breaks of its own
+	notRun  bool   // the page says so: of the page, the section, the block or the command
+}
+
+// commands returns those of the indented blocks of a page.
+func commands(page string) ([]command, error) {
+	b, err := os.ReadFile("../../docs/" + page)
+	if err != nil {
+		return nil, err
+	}
+	var all []command
+	var none bool // of the page is run
+	for i, text := range strings.Split(string(b), "\n## ") {
+		section := ""
+		if i > 0 {
+			section, text, _ = strings.Cut(text, "\n")
+		} else {
+			none = strings.Contains(text, "**None of this has been run")
+		}
+		paragraphs := strings.Split(strings.Trim(text, "\n"), "\n\n")
+		none := none || strings.HasPrefix(paragraphs[0], "*(not run")
+		before := ""
+		for _, p := range paragraphs {
+			if !strings.HasPrefix(p, "    ") {
+				before = strings.Join(strings.Fields(p), " ")
+				continue
+			}
+			for _, c := range block(p) {
+				c.section, c.notRun = section, c.notRun || none || marked.MatchString(before)
+				all = append(all, c)
+			}
+		}
+	}
+	return all, nil
+}
+
+// block returns the commands of an indented block.
+func block(text string) []command {
+	if file.MatchString(strings.TrimSpace(text)) {
+		return nil
+	}
+	var all []command
+	var c command
+	for line := range strings.Lines(text) {
+		line = strings.TrimSpace(line)
+		c.notRun = c.notRun || strings.Contains(remark.FindString(line), "not run")
+		line = remark.ReplaceAllString(line, "")
+		if goesOn := strings.TrimSuffix(line, `\`); goesOn != line {
+			c.text += goesOn
+			continue
+		}
+		c.text += line
+		if strings.Count(c.text, "'")%2 == 1 || strings.HasSuffix(line, "|") || strings.HasPrefix(c.text, "for ") && line != "done" {
+			c.text += "\n"
+			continue
+		}
+		if !variable.MatchString(c.text) {
+			all = append(all, c)
+		}
+		c = command{}
+	}
+	return all
+}
+
+// find returns the one that is begins, or else the one of a section that begins so.
+func find(all []command, section, begins string) (int, error) {
+	found, n := -1, 0
+	for i, c := range all {
+		if c.section != section || !strings.HasPrefix(c.text, begins) {
+			continue
+		}
+		if c.text == begins {
+			return i, nil
+		}
+		found = i
+		n++
+	}
+	if n != 1 {
+		return 0, fmt.Errorf("docs/install.md, %s: %d commands begin with %q, want one", section, n, begins)
+	}
+	return found, nil
+}
+
+// documented returns the words of a command of docs/install.md, as a shell reads them. What the user is to write in place
+// of a word in capitals is in with, as is what a step has elsewhere; folders of the repository are named by their paths.
 func documented(t *testing.T, section, begins string, with map[string]string) []string {
 	t.Helper()
-	b, err := os.ReadFile("../../docs/install.md")
+	all, err := commands("install.md")
 	if err != nil {
 		t.Fatal(err)
 	}
-	_, text, ok := strings.Cut(string(b), "\n## "+section+"\n")
-	if !ok {
-		t.Fatalf("docs/install.md has no section %q", section)
+	i, err := find(all, section, begins)
+	if err != nil {
+		t.Fatal(err)
 	}
-	text, _, _ = strings.Cut(text, "\n## ")
-	_, text, ok = strings.Cut(text, "\n    "+begins)
-	if !ok {
-		t.Fatalf("docs/install.md, %s: no command begins with %q", section, begins)
+	var pairs []string
+	for from, to := range with {
+		pairs = append(pairs, "$"+from, to, from, to)
 	}
-	line, _, _ := strings.Cut(strings.ReplaceAll(begins+text, "\\\n", ""), "\n")
-	line = placeholder.ReplaceAllStringFunc(remark.ReplaceAllString(line, ""), func(name string) string {
-		value, ok := with[strings.TrimPrefix(name, "$")]
-		if !ok {
-			t.Fatalf("docs/install.md, %s: %q: what is %s?", section, line, name)
+	for _, name := range placeholder.FindAllString(all[i].text, -1) {
+		if _, ok := with[strings.TrimPrefix(name, "$")]; !ok {
+			t.Fatalf("docs/install.md, %s: %q: what is %s?", section, all[i].text, name)
 		}
-		return value
-	})
-	words := strings.Fields(line)
+	}
+	line := strings.NewReplacer(pairs...).Replace(all[i].text)
+	out, err := exec.CommandContext(t.Context(), "bash", "-fc", `printf '%s\0' `+line).Output()
+	if err != nil {
+		t.Fatalf("the words of %s: %v", line, err)
+	}
+	words := strings.Split(strings.TrimSuffix(string(out), "\x00"), "\x00")
 	for i, w := range words {
 		if strings.HasPrefix(w, "charts/") || strings.HasPrefix(w, "manifests/") {
 			if words[i], err = filepath.Abs("../../" + w); err != nil {
@@ -51,11 +149,63 @@ func documented(t *testing.T, section, begins string, with map[string]string) []
 	return words
 }
 
+// elsewhere has what runs a command of the pages that no step does, by a file and what it has.
+var elsewhere = map[string]struct{ file, has string }{
+	"make image REPOSITORY=$REPOSITORY": {"../../Makefile", "$(MAKE) image REPOSITORY=$(REPOSITORY)\n"}, // test-kubelet
+}
+
+// The pages' first sentence says so.
+func TestEveryCommandOfThePagesIsRunOrMarkedAsNotRun(t *testing.T) {
+	sources, err := filepath.Glob("*_test.go")
+	if err != nil {
+		t.Fatal(err)
+	}
+	var calls [][]string
+	for _, source := range sources {
+		b, err := os.ReadFile(source)
+		if err != nil {
+			t.Fatal(err)
+		}
+		calls = append(calls, asked.FindAllStringSubmatch(string(b), -1)...)
+	}
+	for _, page := range pages {
+		all, err := commands(page)
+		if err != nil {
+			t.Fatal(err)
+		}
+		run := make([]bool, len(all))
+		if page == "install.md" {
+			for _, call := range calls {
+				i, err := find(all, call[1], call[2])
+				if err != nil {
+					t.Error(err)
+					continue
+				}
+				run[i] = true
+			}
+		}
+		for i, c := range all {
+			if by, ok := elsewhere[c.text]; ok {
+				b, err := os.ReadFile(by.file)
+				run[i] = err == nil && strings.Contains(string(b), by.has)
+			}
+			switch {
+			case run[i] && c.notRun:
+				t.Errorf("docs/%s, %s: %q is run, and marked as not run", page, c.section, c.text)
+			case !run[i] && !c.notRun:
+				t.Errorf("docs/%s, %s: %q is neither run nor marked as not run", page, c.section, c.text)
+			}
+		}
+		t.Logf("docs/%s: %d commands", page, len(all))
+	}
+}
+
 func TestCommandsAreThoseOfThePage(t *testing.T) {
 	root, err := filepath.Abs("../..")
 	if err != nil {
 		t.Fatal(err)
 	}
+	const own = "An etcd of its own"
 	for _, tt := range []struct {
 		section, begins string
 		with            map[string]string
@@ -65,6 +215,16 @@ func TestCommandsAreThoseOfThePage(t *testing.T) {
 			"helm install egret ROOT/charts/egret -n egret-system --create-namespace -f ROOT/manifests/examples/values/bundled-etcd.yaml " +
 				"--set image.repository=registry:5000/egret --set-string image.tag=1"},
 		{"Chart", "helm install", map[string]string{"VALUES": "/v.yaml"}, "helm install egret ROOT/charts/egret -n egret-system -f /v.yaml"},
+		{"Your own etcd", "kubectl -n egret-system create secret generic egret-etcd-agent", map[string]string{"ca.crt": "/a/ca.crt", "tls.crt": "/a/tls.crt", "tls.key": "/a/tls.key"},
+			"kubectl -n egret-system create secret generic egret-etcd-agent --from-file=/a/ca.crt --from-file=/a/tls.crt --from-file=/a/tls.key"},
+		{"Your own etcd", "egret etcd-rbac", map[string]string{"~/.kube/config": "/k", "ca.crt": "/r/ca.crt", "root.crt": "/r/tls.crt", "root.key": "/r/tls.key"},
+			"egret etcd-rbac --apply --enable --kubeconfig /k --cacert /r/ca.crt --cert /r/tls.crt --key /r/tls.key"},
+		{own, "kubectl -n egret-system create job", map[string]string{"JOB": "j"}, "kubectl -n egret-system create job j --from=cronjob/egret-etcd-snapshot"},
+		{own, "mv ", map[string]string{"-N": "-2"}, "mv /var/lib/egret-etcd/egret-etcd-2 /var/lib/egret-etcd/old-2"},
+		{own, "helm upgrade egret charts/egret -n egret-system --reset-then-reuse-values --set etcd.bundled.restoreFrom=FILE", map[string]string{"FILE": "f.db"},
+			"helm upgrade egret ROOT/charts/egret -n egret-system --reset-then-reuse-values --set etcd.bundled.restoreFrom=f.db"},
+		{own, "helm upgrade egret charts/egret -n egret-system --reset-then-reuse-values --set etcd.bundled.restoreFrom=", nil,
+			"helm upgrade egret ROOT/charts/egret -n egret-system --reset-then-reuse-values --set etcd.bundled.restoreFrom="},
 		{"Upgrade and rollback", "helm upgrade", map[string]string{"TAG": "2"},
 			"helm upgrade egret ROOT/charts/egret -n egret-system --reset-then-reuse-values --set-string image.tag=2"},
 		{"Uninstall", "helm uninstall", nil, "helm uninstall egret -n egret-system"},
@@ -73,5 +233,10 @@ func TestCommandsAreThoseOfThePage(t *testing.T) {
 		if got := documented(t, tt.section, tt.begins, tt.with); !slices.Equal(got, want) {
 			t.Errorf("%s of %s: got %q, want %q", tt.begins, tt.section, got, want)
 		}
+	}
+	patch := documented(t, "Uninstall", "kubectl -n egret-system patch daemonset", nil)
+	const args = `["cleanup", "--stay", "--sysctl-dir=/host/proc/sys/net"]}]`
+	if want := []string{"patch", "daemonset", "egret-agent", "--type=json", "-p"}; len(patch) != 9 || !slices.Equal(patch[3:8], want) || !strings.HasSuffix(patch[8], args) {
+		t.Errorf("the patch is %q", patch)
 	}
 }

@@ -31,14 +31,20 @@ func helmInstalledWithOwnEtcd(t *testing.T, c *cluster) {
 	c.begin()
 	certificates := c.startOwnEtcd()
 	c.root = filepath.Join(certificates, "root")
-	c.kubectl("create", "namespace", "egret-system")
-	c.kubectl("label", "namespace", "egret-system", "pod-security.kubernetes.io/enforce=privileged")
-	for _, part := range []string{"agent", "crdsync", "operator"} {
-		args := []string{"-n", "egret-system", "create", "secret", "generic", "egret-etcd-" + part}
+	of := func(part string) map[string]string {
+		files := map[string]string{}
 		for _, file := range []string{"ca.crt", "tls.crt", "tls.key"} {
-			args = append(args, "--from-file="+filepath.Join(certificates, "egret-"+part, file))
+			files[file] = filepath.Join(certificates, "egret-"+part, file)
 		}
-		c.kubectl(args...)
+		return files
+	}
+	for _, command := range [][]string{
+		documented(t, "Chart", "kubectl create namespace", nil), documented(t, "Chart", "kubectl label namespace", nil),
+		documented(t, "Your own etcd", "kubectl -n egret-system create secret generic egret-etcd-agent", of("agent")),
+		documented(t, "Your own etcd", "kubectl -n egret-system create secret generic egret-etcd-crdsync", of("crdsync")),
+		documented(t, "Your own etcd", "kubectl -n egret-system create secret generic egret-etcd-operator", of("operator")),
+	} {
+		c.kubectl(command[1:]...)
 	}
 	c.workloads = []string{"deployment/egret-credentials", "daemonset/egret-agent", "deployment/egret-crdsync"}
 	repository, tag := split(*name)

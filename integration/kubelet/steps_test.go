@@ -74,7 +74,9 @@ func eachItsOwn(t *testing.T, c *cluster) {
 		at := func(name string) string { return filepath.Join(c.root, name) }
 		ip, _ := c.gateway("egress-prod-web")
 		end := c.lookedAt(c.webs()["egress-prod-web"], ip)
-		said, err := c.operator("etcd-rbac", "--apply", "--enable", "--cacert", at("ca.crt"), "--cert", at("tls.crt"), "--key", at("tls.key"))
+		said, err := c.byKubeconfig(documented(t, "Your own etcd", "egret etcd-rbac", map[string]string{
+			"~/.kube/config": c.lab.Kubeconfig(), "ca.crt": at("ca.crt"), "root.crt": at("tls.crt"), "root.key": at("tls.key"),
+		})[1:]...)
 		if err != nil || !strings.HasSuffix(said, "etcdctl auth enable\n") {
 			t.Errorf("egret etcd-rbac: %v, said:\n%s", err, said)
 		}
@@ -123,7 +125,10 @@ func operated(t *testing.T, c *cluster) {
 			t.Errorf("egret get nodes has no %s:\n%s", node, out)
 		}
 	}
-	must("status") // its exit status says that all is well
+	// its exit status says that all is well
+	if out, err := c.byKubeconfig(documented(t, "An operator's machine", "egret status", map[string]string{"~/.kube/config": c.lab.Kubeconfig()})[1:]...); err != nil {
+		t.Fatalf("%v\n%s", err, out)
+	}
 	ip, gateway := c.gateway("egress-prod-web")
 	p := c.webs()["egress-prod-web"][0]
 	if out := must("trace", p.name); !strings.Contains(out, ip.String()) || !strings.Contains(out, gateway) {
@@ -249,6 +254,7 @@ func rolled(t *testing.T, c *cluster) {
 	} {
 		to := one.to
 		c.helm(one.command[1:]...)
+		c.kubectl(append(documented(t, "Upgrade and rollback", "kubectl -n egret-system rollout status", nil)[1:], "--timeout=180s")...)
 		c.settled()
 		if out := c.egret("get", "nodes"); strings.Count(out, to+" ") < len(nodes()) {
 			t.Errorf("after the rollout to %s, agents are:\n%s", to, out)
@@ -351,9 +357,10 @@ func restored(t *testing.T, c *cluster) {
 		ip, _ := c.gateway(egress)
 		before[egress] = ip.String()
 	}
-	c.kubectl("-n", system, "create", "job", "snapshot", "--from=cronjob/egret-etcd-snapshot")
-	c.kubectl("-n", system, "wait", "--for=condition=Complete", "job/snapshot", "--timeout=90s")
-	said := c.kubectl("-n", system, "logs", "job/snapshot")
+	job := map[string]string{"JOB": "snapshot"}
+	c.kubectl(documented(t, "An etcd of its own", "kubectl -n egret-system create job", job)[1:]...)
+	c.kubectl(documented(t, "An etcd of its own", "kubectl -n egret-system wait --for=condition=Complete", job)[1:]...)
+	said := c.kubectl(documented(t, "An etcd of its own", "kubectl -n egret-system logs", job)[1:]...)
 	path, _, ok := strings.Cut(said, ": revision ")
 	if !ok {
 		t.Fatalf("the snapshot says %q", said)
@@ -376,8 +383,8 @@ func restored(t *testing.T, c *cluster) {
 	if err != nil {
 		t.Fatal(err)
 	}
-	c.kubectl("-n", system, "scale", "statefulset/egret-etcd", "--replicas=0")
-	c.kubectl("-n", system, "wait", "--for=delete", "pod", "-l", "app.kubernetes.io/name=egret-etcd", "--timeout=90s")
+	c.kubectl(documented(t, "An etcd of its own", "kubectl -n egret-system scale", nil)[1:]...)
+	c.kubectl(documented(t, "An etcd of its own", "kubectl -n egret-system wait --for=delete", nil)[1:]...)
 	for _, node := range nodes() {
 		if err := errors.Join(os.MkdirAll(at(node, "snapshots"), 0o700), os.WriteFile(at(node, "snapshots/"+file), snapshot, 0o600)); err != nil {
 			t.Fatal(err)
@@ -387,12 +394,14 @@ func restored(t *testing.T, c *cluster) {
 			t.Fatal(err)
 		}
 		for _, m := range members {
-			if err := os.Rename(m, filepath.Join(filepath.Dir(m), "old-"+filepath.Base(m))); err != nil {
+			_, number, _ := strings.Cut(filepath.Base(m), "egret-etcd")
+			mv := documented(t, "An etcd of its own", "mv ", map[string]string{"-N": number})
+			if err := os.Rename(at(node, filepath.Base(mv[1])), at(node, filepath.Base(mv[2]))); err != nil {
 				t.Fatal(err)
 			}
 		}
 	}
-	c.helm("upgrade", "egret", c.file("../../charts/egret"), "-n", system, "--reset-then-reuse-values", "--set", "etcd.bundled.restoreFrom="+file)
+	c.helm(documented(t, "An etcd of its own", "helm upgrade egret charts/egret -n egret-system --reset-then-reuse-values --set etcd.bundled.restoreFrom=FILE", map[string]string{"FILE": file})[1:]...)
 	c.settled()
 	for egress, pods := range c.webs() {
 		ip, _ := c.gateway(egress)
@@ -404,7 +413,7 @@ func restored(t *testing.T, c *cluster) {
 	if out, err := c.operator("get", "cordons"); err != nil || strings.Contains(out, nodes()[0]) {
 		t.Errorf("cordons: %q, error %v; want none: it was written after the snapshot", out, err)
 	}
-	c.helm("upgrade", "egret", c.file("../../charts/egret"), "-n", system, "--reset-then-reuse-values", "--set", "etcd.bundled.restoreFrom=")
+	c.helm(documented(t, "An etcd of its own", "helm upgrade egret charts/egret -n egret-system --reset-then-reuse-values --set etcd.bundled.restoreFrom=", nil)[1:]...)
 	c.settled()
 
 	// A node that comes back without its disk.
@@ -422,11 +431,10 @@ func restored(t *testing.T, c *cluster) {
 // gone does what docs/install.md says of the kernels, and uninstall what it says of the objects.
 func (c *cluster) gone(uninstall func()) {
 	c.t.Helper()
-	c.kubectl("delete", "egresses,externalippools", "--all")
-	c.kubectl("-n", "egret-system", "patch", "daemonset", "egret-agent", "--type=json", "-p", `[
-  {"op": "replace", "path": "/spec/updateStrategy/rollingUpdate/maxUnavailable", "value": "100%"},
-  {"op": "replace", "path": "/spec/template/spec/containers/0/args", "value": ["cleanup", "--stay", "--sysctl-dir=/host/proc/sys/net"]}]`)
-	c.rollout("daemonset/egret-agent")
+	t := c.t
+	c.kubectl(documented(t, "Uninstall", "kubectl delete egresses,externalippools", nil)[1:]...)
+	c.kubectl(documented(t, "Uninstall", "kubectl -n egret-system patch daemonset", nil)[1:]...)
+	c.kubectl(append(documented(t, "Uninstall", "kubectl -n egret-system rollout status", nil)[1:], "--timeout=180s")...)
 	uninstall()
 	for _, node := range nodes() {
 		if diff := cmp.Diff(c.before[node], c.kernel(node)); diff != "" {
