@@ -81,6 +81,15 @@ func wayBackBy(name string) term {
 		&expr.Fib{Register: reg, ResultOIFNAME: true, FlagSADDR: true}, equals([]byte(linkKey(name))...))
 }
 
+// toItself are the rules of a chain that drop what a selected pod writes to itself, by a Service, too, in the name of a
+// host to which its link does not lead: it would be a connection of that host's, whose answers leave as the pod's own
+// address, or by a NodePort as the node's. It comes by the link that it would leave by.
+func toItself(chain string) []rule {
+	return perFamily(func(f family) rule {
+		return newRule(chain, daddrIn(f, "selected"+f.digit), reversePath("missing"), wayOn("exists"), count(CounterForged), drop())
+	})
+}
+
 // wayOn matches whether a packet would leave, by the routes for packets without a mark, by the link that it came in by:
 // "exists" or "missing".
 func wayOn(result string) term {

@@ -2,6 +2,7 @@ package nft
 
 import (
 	"encoding/binary"
+	"fmt"
 	"net"
 	"net/netip"
 	"testing"
@@ -183,5 +184,73 @@ func TestAPodSendsNothingInTheNameOfAnotherOne(t *testing.T) {
 				}
 			}
 		})
+	}
+}
+
+// A selected pod writes packets that open a connection to itself in the name of a host outside. What it sends there
+// would be an answer, which no egress translates: it would leave with the pod's own address, or the node's.
+func TestAPodOpensNoConnectionToItselfInTheNameOfAHostOutside(t *testing.T) {
+	for _, f := range bothSides {
+		for name, others := range map[string]string{
+			"directly":      "",
+			"by a NodePort": `table inet lb { chain pre { type nat hook prerouting priority -100; udp dport 7001 fib daddr type local dnat %s to %s; }; }`,
+			"by a NodePort with masquerade": `table inet lb { chain pre { type nat hook prerouting priority -100; udp dport 7001 fib daddr type local dnat %s to %s; };
+				chain post { type nat hook postrouting priority 100; ct status dnat masquerade; }; }`,
+		} {
+			t.Run(f.pod+"/"+name, func(t *testing.T) { testOwnAnswers(t, f, others) })
+		}
+	}
+}
+
+func testOwnAnswers(t *testing.T, f sides, others string) {
+	ext, p := ownGateway(t, f, "")
+	netns.Run(t, "sysctl -qw net.ipv4.conf.all.rp_filter=0 net.ipv4.conf.cni0.rp_filter=0")
+	server, me := netip.MustParseAddr(f.server), netip.MustParseAddr(f.pod)
+	at := netip.AddrPortFrom(me, 7002) // where the pod is opened a connection to
+	if others != "" {
+		at = netip.AddrPortFrom(netip.MustParseAddr(f.node), 7001)
+		nft(t, fmt.Sprintf(others, map[bool]string{true: "ip", false: "ip6"}[me.Is4()], netip.AddrPortFrom(me, 7002)))
+	}
+	var witness, answerer net.PacketConn
+	ext.do(func() (err error) {
+		ext.run("ip route add " + f.pods + " via " + f.node)
+		witness, err = net.ListenPacket("udp", net.JoinHostPort(f.server, "7003"))
+		return err
+	})
+	defer witness.Close()
+	p.do(func() (err error) {
+		answerer, err = net.ListenPacket("udp", net.JoinHostPort(f.pod, "7002"))
+		return err
+	})
+	defer answerer.Close()
+	go answerAll(answerer)
+
+	node, err := net.InterfaceByName("cni0")
+	if err != nil {
+		t.Fatal(err)
+	}
+	p.do(func() error {
+		ifi, err := net.InterfaceByName("eth0")
+		if err != nil {
+			return err
+		}
+		c, err := packet.Listen(ifi, packet.Datagram, map[bool]int{true: unix.ETH_P_IP, false: unix.ETH_P_IPV6}[me.Is4()], nil)
+		if err != nil {
+			return err
+		}
+		defer c.Close()
+		_, err = c.WriteTo(datagram(netip.AddrPortFrom(server, 7003), at, []byte("open")), &packet.Addr{HardwareAddr: node.HardwareAddr})
+		return err
+	})
+	b := make([]byte, 100)
+	witness.SetReadDeadline(time.Now().Add(300 * time.Millisecond))
+	if _, from, err := witness.ReadFrom(b); err == nil {
+		t.Errorf("the host outside sees an answer of %s", from)
+	}
+	// Who is outside is answered.
+	witness.SetReadDeadline(time.Now().Add(5 * time.Second))
+	ext.do(func() error { _, err := witness.WriteTo([]byte("open"), net.UDPAddrFromAddrPort(at)); return err })
+	if _, from, err := witness.ReadFrom(b); err != nil || netip.MustParseAddrPort(from.String()) != at {
+		t.Errorf("the host outside has an answer of %v (%v), want %s", from, err, at)
 	}
 }

@@ -31,7 +31,7 @@ const (
 	CounterForeign  = "overlay_foreign" // for the overlay's port of a node, from anybody but a node
 	// from the overlay, with a source that is no pod of the egress on the node that sent it
 	CounterSender = "overlay_sender"
-	CounterForged = "forged_dropped" // in the name of an egress IP, a pod or a router, from somebody else
+	CounterForged = "forged_dropped" // in the name of an egress IP, a pod, a router or a host outside, from somebody else
 	CounterSubnet = "subnet_dropped" // from a host of a VLAN, for anything but an egress IP
 	CounterARP    = "arp_dropped"    // ARP for an egress IP without permit
 	CounterNDP    = "ndp_dropped"    // neighbor discovery for an egress IP without permit
@@ -174,7 +174,7 @@ func steeringChains(delay time.Duration) []chain {
 		{"forged", hook{}, slices.Concat([]rule{newRule("forged", byVLAN(), neighbors(), back())}, forged("forged"),
 			perFamily(func(f family) rule { return newRule("forged", tooBigForNode(f), jump("narrow")) }))},
 		narrowChain(),
-		{"classify", hook{}, slices.Concat(fromSubnet("classify"), forged("classify"), notEgress("classify"), perFamily(func(f family) rule {
+		{"classify", hook{}, slices.Concat(fromSubnet("classify"), forged("classify"), toItself("classify"), notEgress("classify"), perFamily(func(f family) rule {
 			return newRule("classify", podMark(f, "ct mark", setCtMark()))
 		}), unknown(delay))},
 		{"hold", hook{}, delayRules(delay)},
