@@ -329,3 +329,30 @@ func silentSince(o egress.Owner, node string) string {
 	}
 	return node
 }
+
+func (e *etcd) moveLocks(from, next int64, node string, ips []netip.Addr, keep func(netip.Addr) bool) bool {
+	if e.leases[next] == nil {
+		return false
+	}
+	for _, ip := range ips {
+		if e.owners[ip].Lease != from {
+			return false
+		}
+	}
+	if len(ips) == 0 {
+		return true
+	}
+	rev := e.changed()
+	for _, ip := range ips {
+		o := e.owners[ip]
+		if keep(ip) {
+			o.Lease, o.Revision = next, rev
+			e.owners[ip] = o
+		} else {
+			delete(e.owners, ip)
+			e.last[ip] = tenure{egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: silentSince(o, node)}, rev}
+		}
+	}
+	e.w.watchers()
+	return true
+}

@@ -62,7 +62,7 @@ var mutations = []mutation{
 	{"a node sees less of the owners while a claim of it is on its way", "ownership/sight.go", "due := s.active.Add(m.cfg.Late)", "due := s.active", lateClaim, 0},
 	{"a node sees less of the owners although it holds what a restored etcd says", "ownership/sight.go", "!s.whole || s.restores != p.cluster.Restores", "!s.whole", heldBefore, 0},
 	{"a node that its pool selects sees no more of the owners than before", "plan/bystander.go", "if Gateway(s, f.Node) {", "if false {", relabeled, 1},
-	{"a suspected agent gets a yes", "ownership/node_test.go", "if ok && there && suspected {", "if ok && there && suspected && false {", suspected, 21},
+	{"a suspected agent gets a yes", "ownership/loops_test.go", "if ok && there && suspected {", "if ok && there && suspected && false {", suspected, 21},
 }
 
 // TestMutations: each deliberate fault is found by the schedule that is noted for it, or where the machine has changed
