@@ -24,7 +24,7 @@ type etcd struct {
 	suspicions map[string]egress.Suspicion
 	under      map[string]int64 // the lease that a record of agents is under
 	moves      map[netip.Addr]egress.Move
-	last       map[netip.Addr]tenure // of an IP's history
+	last       map[netip.Addr]record // of an IP's history
 	leases     map[int64]*lease
 	nextID     int64
 	down       bool
@@ -39,7 +39,7 @@ type lease struct {
 	expires time.Duration
 }
 
-type tenure struct {
+type record struct {
 	egress.Tenure
 	rev int64
 }
@@ -167,7 +167,7 @@ func (e *etcd) putOwner(o egress.Owner, t egress.Tenure) {
 	rev := e.changed()
 	o.Revision = rev
 	e.owners[o.IP] = o
-	e.last[o.IP] = tenure{t, rev}
+	e.last[o.IP] = record{t, rev}
 	e.w.watchers()
 }
 
@@ -237,7 +237,7 @@ func (e *etcd) release(o egress.Owner, unused bool) bool {
 	if unused {
 		from = ""
 	}
-	e.last[o.IP] = tenure{egress.Tenure{IP: o.IP, Why: egress.ReasonRelease, From: from}, rev}
+	e.last[o.IP] = record{egress.Tenure{IP: o.IP, Why: egress.ReasonRelease, From: from}, rev}
 	e.w.watchers()
 	return true
 }
@@ -305,7 +305,7 @@ func (e *etcd) moveTo(from, next int64, a egress.Agent, ips []netip.Addr, keep f
 			e.owners[ip] = o
 		} else {
 			delete(e.owners, ip)
-			e.last[ip] = tenure{egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: silentSince(o, a.Node)}, rev}
+			e.last[ip] = record{egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: silentSince(o, a.Node)}, rev}
 		}
 	}
 	for ip, m := range e.moves {
@@ -350,7 +350,7 @@ func (e *etcd) moveLocks(from, next int64, node string, ips []netip.Addr, keep f
 			e.owners[ip] = o
 		} else {
 			delete(e.owners, ip)
-			e.last[ip] = tenure{egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: silentSince(o, node)}, rev}
+			e.last[ip] = record{egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: silentSince(o, node)}, rev}
 		}
 	}
 	e.w.watchers()

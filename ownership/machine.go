@@ -82,7 +82,10 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 	case HandedOver:
 		if e.OK || e.Err { // an answer may get lost
 			m.tenures.linger[e.IP] = now.Add(m.cfg.Linger)
-			m.tenures.handed[lock{e.IP, m.round.cluster.Owners[e.IP].Revision}] = true
+			k := lock{e.IP, m.round.cluster.Owners[e.IP].Revision}
+			is := m.tenures.locks[k]
+			is.handed = true
+			m.tenures.locks[k] = is
 		}
 		return nil
 	}
@@ -91,7 +94,7 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 	switch e := e.(type) {
 	case Granted:
 		m.lease = Lease{ID: e.Lease, TTL: e.TTL, Valid: e.Sent.Add(e.TTL)}
-		m.permits.length = 0
+		m.permits.length.p = 0
 	case Renewed:
 		m.lease.renewed(e)
 	case Lost:
@@ -117,8 +120,8 @@ func (m *Machine) Step(now time.Time, e Event) []Effect {
 		m.round.lease = m.lease.ID
 		m.permits.bounded, m.permits.known = m.permits.bounded || e.Revocable, e.Revocable
 		// Claimers know of the former one's P.
-		if m.permits.length = m.cfg.Permit; e.Permit > 0 {
-			m.permits.length = min(m.permits.length, e.Permit)
+		if m.permits.length.p = m.cfg.Permit; e.Permit > 0 {
+			m.permits.length.p = min(m.cfg.Permit, e.Permit)
 		}
 	case Extended:
 		m.lease = Lease{ID: e.Lease, TTL: e.TTL, Valid: e.Sent.Add(e.TTL)}
@@ -156,8 +159,10 @@ func (m *Machine) Partitioned(now time.Time, node string) bool {
 // InUse returns the IPs whose locks this node acts upon, as of its last round.
 func (m *Machine) InUse() []netip.Addr {
 	var out []netip.Addr
-	for k := range m.tenures.inUse {
-		out = append(out, k.ip)
+	for k, is := range m.tenures.locks {
+		if is.inUse {
+			out = append(out, k.ip)
+		}
 	}
 	return out
 }
@@ -186,7 +191,7 @@ func (m *Machine) begin(now time.Time, e View) []Effect {
 func (m *Machine) restored(restores int) {
 	if restores != m.restores {
 		m.restores, m.promises.void = restores, false
-		m.lease.Confirmed, m.permits.length = time.Time{}, 0
+		m.lease.Confirmed, m.permits.length.p = time.Time{}, 0
 		m.permits.lease = 0 // they were granted by the former one: a yes of this one says nothing about them
 	}
 }
@@ -194,10 +199,10 @@ func (m *Machine) restored(restores int) {
 // declared lets permits be as long as P, once etcd says that to all who come to claim: in the agent's record, which
 // keeps the longest P from being shortened, and in that.
 func (m *Machine) declared(s *egress.Snapshot) {
-	r := s.Agents[m.cfg.Node]
-	if p := m.cfg.Permit; m.permits.length != p && r.Permit.Is(p) && r.Lease == egress.FormatLease(m.lease.ID) && s.Longest >= p {
+	r, l := s.Agents[m.cfg.Node], &m.permits.length
+	if p := m.cfg.Permit; l.p != p && r.Permit.Is(p) && r.Lease == egress.FormatLease(m.lease.ID) && s.Longest >= p {
 		// What was confirmed before may be of a time when claimers did not know.
-		m.permits.former, m.permits.length, m.permits.longer = m.permits.length, p, m.round.now
+		*l = length{p: p, former: l.p, longer: m.round.now}
 	}
 }
 
@@ -208,8 +213,7 @@ func (m *Machine) owns(o egress.Owner) bool { return o.Node == m.cfg.Node && o.L
 func (m *Machine) May(ip netip.Addr) (send, answer bool) {
 	s := m.round.cluster
 	o := s.Owners[ip]
-	_, released := m.tenures.released[lock{ip, o.Revision}]
-	held := m.owns(o) && !released
+	held := m.owns(o) && !m.tenures.locks[lock{ip, o.Revision}].released
 	return held || s.Moves[ip].To == m.cfg.Node || m.round.now.Before(m.tenures.linger[ip]), held
 }
 
@@ -250,12 +254,13 @@ func (m *Machine) settle(now time.Time, e Programmed) []Effect {
 	if !e.Applied || m.outdated() {
 		return out
 	}
-	given := slices.SortedFunc(maps.Keys(m.tenures.released), func(a, b lock) int { return a.ip.Compare(b.ip) })
-	for _, k := range given {
-		out = append(out, m.release(s.Owners[k.ip]))
+	for _, k := range slices.SortedFunc(maps.Keys(m.tenures.locks), func(a, b lock) int { return a.ip.Compare(b.ip) }) {
+		if m.tenures.locks[k].released {
+			out = append(out, m.release(s.Owners[k.ip]))
+		}
 	}
 	for _, o := range m.round.releases {
-		_, again := m.tenures.released[lock{o.IP, o.Revision}]
+		again := m.tenures.locks[lock{o.IP, o.Revision}].released
 		if m.owns(o) && !again { // else it is of a former lease of this node
 			out = append(out, m.release(o))
 		}
@@ -278,12 +283,12 @@ func (m *Machine) settle(now time.Time, e Programmed) []Effect {
 // release that etcd has not answered may be on its way.
 func (m *Machine) release(o egress.Owner) Release {
 	k := lock{o.IP, o.Revision}
-	unused, again := m.tenures.released[k]
-	if !again {
-		unused = !m.tenures.inUse[k]
-		m.tenures.released[k] = unused
+	is := m.tenures.locks[k]
+	if !is.released {
+		is.released, is.unused = true, !is.inUse
+		m.tenures.locks[k] = is
 	}
-	return Release{Owner: o, Unused: unused}
+	return Release{Owner: o, Unused: is.unused}
 }
 
 // releaseAll gives every lock back, but not before the kernel has acknowledged that it is silent.

@@ -19,8 +19,8 @@ type Permit struct {
 type permits struct {
 	list []Permit
 	// lease is the one that the locks of list are under. What is known of a later one says nothing about them.
-	lease int64
-	permitTerm
+	lease  int64
+	length length
 	permitEnd
 	// bounded: they end within P of a moment at which nobody had revoked the lease, so that peers may revoke it.
 	bounded bool
@@ -33,12 +33,20 @@ type permits struct {
 	gone, silent []netip.Addr // ended, wholly and to answer, and the kernel has not acknowledged it
 }
 
-// permitTerm is for how long a yes of etcd permits.
-type permitTerm struct {
-	// length is P, or what the former agent's was while claimers may not know of a longer one; 0: they know of none. It
-	// became P at longer, and counts for what was asked for after that; before, former does.
-	length, former time.Duration
-	longer         time.Time
+// length is how long permits may be, as claimers know it: P, or what the former agent's was while they may not know of a
+// longer one; 0: they know of none. It became P at longer, and counts for what was asked for after that; before, former
+// does.
+type length struct {
+	p, former time.Duration
+	longer    time.Time
+}
+
+// by returns how long permits may be by a yes that was asked for then.
+func (l length) by(confirmed time.Time) time.Duration {
+	if confirmed.Before(l.longer) {
+		return l.former
+	}
+	return l.p
 }
 
 // permitEnd is when the permits end.
@@ -113,15 +121,7 @@ func (m *Machine) Permits() []Permit {
 func (m *Machine) Length() time.Duration {
 	m.mu.Lock()
 	defer m.mu.Unlock()
-	return cmp.Or(m.permits.by(m.lease.Confirmed), m.permits.length, m.cfg.Permit)
-}
-
-// by returns how long permits may be by a yes that was asked for then; 0: claimers know of no length.
-func (p *permitTerm) by(confirmed time.Time) time.Duration {
-	if confirmed.Before(p.longer) {
-		return p.former
-	}
-	return p.length
+	return cmp.Or(m.permits.length.by(m.lease.Confirmed), m.permits.length.p, m.cfg.Permit)
 }
 
 // Look returns when permits that are renewed now end, and their limit: they have to be written within half of what is
@@ -229,7 +229,7 @@ func (m *Machine) limit(now time.Time) (limit time.Time, margin time.Duration, e
 	if !p.bounded {
 		return m.lease.Valid.Add(m.cfg.Permit), m.cfg.Permit, nil
 	}
-	since, length := m.lease.Confirmed, p.by(m.lease.Confirmed)
+	since, length := m.lease.Confirmed, p.length.by(m.lease.Confirmed)
 	if since.IsZero() || length == 0 {
 		return time.Time{}, 0, ErrUnconfirmed
 	}

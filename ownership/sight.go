@@ -49,7 +49,7 @@ func (m *Machine) bystands() bool {
 			return false
 		}
 	}
-	if len(m.tenures.linger)+len(m.tenures.released)+len(m.tenures.handed) > 0 || !m.round.cluster.Bystander(m.round.facts) {
+	if len(m.tenures.linger)+len(m.tenures.locks) > 0 || !m.round.cluster.Bystander(m.round.facts) {
 		return false
 	}
 	m.mu.Lock()

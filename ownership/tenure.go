@@ -1,7 +1,6 @@
 package ownership
 
 import (
-	"maps"
 	"net/netip"
 	"slices"
 	"time"
@@ -13,10 +12,7 @@ import (
 // tenures are the locks of this node, and what is left of those that it had.
 type tenures struct {
 	adopted  map[netip.Addr]bool      // permits that the kernel had when this process began: no waiting for those
-	waits    map[lock]time.Time       // since when a lock of this node is seen that it may not use yet
-	inUse    map[lock]bool            // locks of this node that it acts upon
-	released map[lock]bool            // locks of this node that it gives back, whatever comes; true: unused
-	handed   map[lock]bool            // locks of this node that it has handed over, or may have
+	locks    map[lock]tenure          // of this node
 	linger   map[netip.Addr]time.Time // until when this node relays for the IP's next owner
 	seen     bool                     // this process has seen all locks of this etcd
 	joined   time.Time                // since when etcd has its record under this lease; zero: it has not
@@ -29,9 +25,20 @@ type lock struct {
 	revision int64
 }
 
+// tenure is what this node does with a lock.
+type tenure struct {
+	waits    time.Time // since when it is seen, and may not be used yet; zero: it does not wait
+	inUse    bool      // it is acted upon
+	handed   bool      // it was handed over, or may have been
+	released bool      // it is given back, whatever comes
+	unused   bool      // and was not used before
+}
+
+// over reports whether nothing is done with the lock any more, also where a snapshot wants it here.
+func (t tenure) over() bool { return t.handed || t.released }
+
 func (t *tenures) init() {
-	t.adopted, t.linger = map[netip.Addr]bool{}, map[netip.Addr]time.Time{}
-	t.released, t.handed = map[lock]bool{}, map[lock]bool{}
+	t.adopted, t.locks, t.linger = map[netip.Addr]bool{}, map[lock]tenure{}, map[netip.Addr]time.Time{}
 }
 
 // roles sets what this node may do for each egress IP, and says which locks it uses from now on, and which IPs come
@@ -42,11 +49,13 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 	if p.cluster.Restores != t.restores {
 		// What this node and others had in the etcd of before is not known any more: all wait for all.
 		t.seen, t.restores = false, p.cluster.Restores
-		t.waits, t.inUse, t.adopted, m.claims = nil, nil, nil, claims{}
-		maps.Copy(t.released, t.handed)
-		clear(t.handed)
-		for k := range t.released {
-			t.released[k] = true
+		t.adopted, m.claims = nil, claims{}
+		for k, is := range t.locks {
+			if !is.over() {
+				delete(t.locks, k)
+				continue
+			}
+			t.locks[k] = tenure{released: true, unused: true}
 		}
 		t.joined = time.Time{}
 	}
@@ -58,19 +67,17 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		t.joined = p.now
 	}
 	p.find()
-	for k := range t.handed {
-		// The snapshot may be older than the hand-over, and the move be none any more in it.
-		if !slices.ContainsFunc(p.departures, func(d plan.Departure) bool { return d.Owner.IP == k.ip }) {
-			delete(t.handed, k)
-			t.released[k] = false
+	locks := map[lock]tenure{}
+	for k, is := range t.locks {
+		if o := p.cluster.Owners[k.ip]; !is.over() || o.Revision != k.revision || !m.owns(o) {
+			continue
 		}
+		// The snapshot may be older than the hand-over, and the move be none any more in it.
+		if is.handed && !slices.ContainsFunc(p.departures, func(d plan.Departure) bool { return d.Owner.IP == k.ip }) {
+			is.handed, is.released, is.unused = false, true, false
+		}
+		locks[k] = tenure{handed: is.handed, released: is.released, unused: is.unused}
 	}
-	over := func(k lock, _ bool) bool {
-		o := p.cluster.Owners[k.ip]
-		return o.Revision != k.revision || !m.owns(o)
-	}
-	maps.DeleteFunc(t.released, over)
-	maps.DeleteFunc(t.handed, over)
 	bound := m.bound()
 	longest := max(m.cfg.Permit, p.cluster.Longest)
 	if m.cfg.Gossip {
@@ -82,36 +89,37 @@ func (m *Machine) roles(asking []netip.Addr) (news []Effect) {
 		}
 		bound = later(bound, joined.Add(joinGrace+longest))
 	}
-	waits, inUse := map[lock]time.Time{}, map[lock]bool{}
 	for ip, o := range p.cluster.Held(m.cfg.Node) {
 		if !m.owns(o) {
 			continue
 		}
 		k := lock{ip, o.Revision}
-		if _, released := t.released[k]; released {
+		was, is := t.locks[k], locks[k]
+		if is.released {
 			continue
 		}
 		// The former owner fell silent before it wrote the record, in this etcd, or the kernel of this node was in
 		// service all along.
 		atOnce := o.From != "" && !first || t.adopted[ip]
-		since, waiting := t.waits[k]
-		if !waiting && !atOnce && !t.inUse[k] {
+		since, waiting := was.waits, !was.waits.IsZero()
+		if !waiting && !atOnce && !was.inUse {
 			// the former owner got no yes from a suspicion on that stood until its lease ended
 			if since, waiting = p.now, true; !first {
 				since = m.peers.suspected(o.Suspicion, p.now)
 			}
 		}
 		if usable := later(since.Add(longest), bound); waiting && p.now.Before(usable) {
-			waits[k], p.roles[ip] = since, plan.Pending
-			p.next = earlier(p.next, usable)
+			is.waits, p.roles[ip] = since, plan.Pending
+			locks[k], p.next = is, earlier(p.next, usable)
 			continue
 		}
-		if !t.inUse[k] { // else the snapshot may be older than the hand-over
+		if !was.inUse { // else the snapshot may be older than the hand-over
 			news = append(append(news, t.returned(ip)...), Used{o})
 		}
-		p.roles[ip], inUse[k] = plan.Own, true
+		is.inUse, p.roles[ip] = true, plan.Own
+		locks[k] = is
 	}
-	t.waits, t.inUse, t.adopted = waits, inUse, nil
+	t.locks, t.adopted = locks, nil
 	for _, ip := range asking {
 		if p.roles[ip] == plan.None {
 			p.roles[ip] = plan.Ask

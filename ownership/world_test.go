@@ -128,7 +128,7 @@ func newWorld(seed uint64, opt options) *world {
 	}
 	w.etcd = &etcd{
 		w: w, rev: 10, owners: map[netip.Addr]egress.Owner{}, agents: map[string]egress.Agent{}, under: map[string]int64{}, moves: map[netip.Addr]egress.Move{},
-		last: map[netip.Addr]tenure{}, leases: map[int64]*lease{}, nextID: 100, recordRev: map[string]int64{}, suspicions: map[string]egress.Suspicion{},
+		last: map[netip.Addr]record{}, leases: map[int64]*lease{}, nextID: 100, recordRev: map[string]int64{}, suspicions: map[string]egress.Suspicion{},
 	}
 	for i := range opt.nodes {
 		n := &node{w: w, id: i, name: string(rune('A' + i)), permit: permitLength, grace: restartGrace, gossip: !opt.noGossip}
