@@ -19,7 +19,7 @@ const (
 	// dropsEvery is how often it is looked what the guard dropped. The kernel remembers that by itself, and tells
 	// nobody: a look takes a tenth of a millisecond, and no flood of packets makes it more.
 	dropsEvery = 5 * time.Second
-	// dropsAge is for how long the guard has to drop packets of an IP before that is said: a moment of it belongs to
+	// dropsAge is for how long the guard has to drop packets of an IP before that is reported: a moment of it belongs to
 	// every take-over.
 	dropsAge = 2 * dropsEvery
 )
@@ -35,15 +35,15 @@ type drops struct {
 
 	since map[egress.ID]time.Time // since when; belongs to run
 
-	mu   sync.Mutex // guards said
-	said map[netip.Addr]string
+	mu       sync.Mutex // guards reported
+	reported map[netip.Addr]string
 }
 
 // why returns the IPs whose packets are dropped, with the reason.
 func (d *drops) why() map[netip.Addr]string {
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	return maps.Clone(d.said)
+	return maps.Clone(d.reported)
 }
 
 // run looks again and again, until ctx ends.
@@ -60,9 +60,9 @@ func (d *drops) run(ctx context.Context) error {
 	return nil
 }
 
-// note takes in what the guard dropped, and reports whether there is something to say, or no more.
+// note takes in what the guard dropped, and reports whether there is something to report, or no more.
 func (d *drops) note(now time.Time, last map[egress.ID]time.Duration) bool {
-	since, said := map[egress.ID]time.Time{}, map[netip.Addr]string{}
+	since, reported := map[egress.ID]time.Time{}, map[netip.Addr]string{}
 	for id, ago := range last {
 		if since[id] = d.since[id]; since[id].IsZero() {
 			since[id] = now.Add(-ago)
@@ -71,26 +71,26 @@ func (d *drops) note(now time.Time, last map[egress.ID]time.Duration) bool {
 			continue
 		}
 		if ip, why, ok := d.cause(id); ok {
-			said[ip] = why
+			reported[ip] = why
 		}
 	}
 	d.since = since
 	d.mu.Lock()
 	defer d.mu.Unlock()
-	if maps.Equal(said, d.said) {
+	if maps.Equal(reported, d.reported) {
 		return false
 	}
-	for ip, why := range said {
-		if d.said[ip] == "" {
+	for ip, why := range reported {
+		if d.reported[ip] == "" {
 			d.log.Warn("packets of an egress IP are dropped", "egress_ip", ip, "why", why)
 		}
 	}
-	for ip := range d.said {
-		if said[ip] == "" {
+	for ip := range d.reported {
+		if reported[ip] == "" {
 			d.log.Info("packets of an egress IP are not dropped any more", "egress_ip", ip)
 		}
 	}
-	d.said = said
+	d.reported = reported
 	return true
 }
 

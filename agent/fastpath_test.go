@@ -206,7 +206,7 @@ func TestTheFastPathLosesBeforeTheTablesChangeAndGetsAfter(t *testing.T) {
 	}
 	// There is no uplink any more.
 	netns.Run(t, "ip link del eth0")
-	k.read.forget()
+	k.read.invalidate()
 	if _, err = k.narrowFast(after); err != nil {
 		t.Fatal(err)
 	}

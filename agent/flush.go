@@ -166,10 +166,10 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 	sources := map[egress.ID]netip.Addr{}
 	for _, id := range d.NFT.Pods {
 		source := f.known.sources[id] // as long as it has no gateway
-		if elsewhere, ok := d.NFT.OverlaySources[id]; ok {
-			source = elsewhere
-		} else if here, ok := d.NFT.Hosted[id]; ok {
-			source = here.IP
+		if overlay, ok := d.NFT.OverlaySources[id]; ok {
+			source = overlay
+		} else if local, ok := d.NFT.Hosted[id]; ok {
+			source = local.IP
 		}
 		if sources[id] = source; source != f.known.sources[id] {
 			f.toFlush.stranded[id] = true

@@ -177,7 +177,7 @@ func (k *kernel) tablesState(want nft.State, have observed) nft.State {
 }
 
 // countResets counts how often somebody else set rp_filter of a VLAN link, and says so. loosened are those that are not
-// loose, loose the others that there are: one that is not loose and was not there in the pass before is new.
+// loose, loose the others that there are: one that is not loose and was not there in the reconcile before is new.
 func (k *kernel) countResets(loosened, loose []string) {
 	now := map[string]int{}
 	for _, link := range slices.Concat(loosened, loose) {

@@ -48,7 +48,7 @@ func (a *agent) updatePeers(r round) (dead func(node string) bool) {
 	}
 }
 
-// receive takes in a peer's word.
+// receive takes in a peer's message.
 func (a *agent) receive(from string, b []byte) {
 	var m ownership.Message
 	if json.Unmarshal(b, &m) == nil { // else it is of a version to come

@@ -25,8 +25,8 @@ const (
 	// lowFor is for how long a node has to use little of a block before it asks for a smaller one, and lowEvery how
 	// often that is looked at.
 	lowFor, lowEvery = 10 * time.Minute, 2 * time.Minute
-	// sayEvery is how often the record of the agent may change for its ports.
-	sayEvery = 3 * time.Second
+	// reportEvery is how often the record of the agent may change for its ports.
+	reportEvery = 3 * time.Second
 )
 
 // ports finds out how many of its ports the node uses, which it asks for more or fewer by, and which retired blocks are
@@ -44,14 +44,14 @@ type ports struct {
 	reuses bool
 
 	// What follows belongs to run.
-	known  map[egress.ID]*portUse
-	spoken time.Time // when said changed last
-	rested time.Time // until when nothing is listed
+	known      map[egress.ID]*portUse
+	reportedAt time.Time // when reported changed last
+	listAfter  time.Time // until when nothing is listed
 
-	mu     sync.Mutex // guards what follows
-	blocks map[egress.ID][]egress.Block
-	said   map[netip.Addr]egress.PortUse
-	last   map[netip.Addr]portCount
+	mu       sync.Mutex // guards what follows
+	blocks   map[egress.ID][]egress.Block
+	reported map[netip.Addr]egress.PortUse
+	last     map[netip.Addr]portCount
 }
 
 // portCount is how many ports of a block were in use, to the busiest destination, when that was last counted.
@@ -86,11 +86,11 @@ func (p *ports) follow(blocks map[egress.ID][]egress.Block) {
 	p.blocks = blocks
 }
 
-// use returns what the node has to say of its ports.
+// use returns what the record of the agent says of its ports.
 func (p *ports) use() map[netip.Addr]egress.PortUse {
 	p.mu.Lock()
 	defer p.mu.Unlock()
-	return p.said
+	return p.reported
 }
 
 // counts returns how many ports of each egress IP are in use.
@@ -118,7 +118,7 @@ func (p *ports) run(ctx context.Context) error {
 	return nil
 }
 
-// look finds out what there is to say, and reports whether that has changed.
+// look finds out what there is to report, and reports whether that has changed.
 func (p *ports) look(now time.Time) (changed bool, err error) {
 	p.mu.Lock()
 	blocks := p.blocks
@@ -130,13 +130,13 @@ func (p *ports) look(now time.Time) (changed bool, err error) {
 			return false, err
 		}
 		due := p.due(blocks, opened, now)
-		if len(due) > 0 && !now.Before(p.rested) {
+		if len(due) > 0 && !now.Before(p.listAfter) {
 			if err := p.count(due, opened, now); err != nil {
 				return false, err
 			}
 		}
 	}
-	return p.say(now), nil
+	return p.report(now), nil
 }
 
 // due takes over which blocks there are, and returns the ids whose connections have to be listed.
@@ -167,7 +167,7 @@ func (p *ports) count(ids []egress.ID, opened map[egress.ID]uint64, now time.Tim
 	}
 	began := time.Now()
 	list, err := p.list(m, mask)
-	p.rested = now.Add(portsShare * time.Since(began))
+	p.listAfter = now.Add(portsShare * time.Since(began))
 	if err != nil {
 		return err
 	}
@@ -296,29 +296,29 @@ func (u *portUse) judge() {
 	}
 }
 
-// say makes what was found out what the node has to say, and reports whether that has changed.
-func (p *ports) say(now time.Time) bool {
-	say, last := map[netip.Addr]egress.PortUse{}, make(map[netip.Addr]portCount, len(p.known))
+// report makes what was found out what the record of the agent says, and reports whether that has changed.
+func (p *ports) report(now time.Time) bool {
+	report, last := map[netip.Addr]egress.PortUse{}, make(map[netip.Addr]portCount, len(p.known))
 	for _, u := range p.known {
 		if u.block.Size > 0 && !u.listed.IsZero() {
 			last[u.block.IP] = portCount{u.block, u.most}
 		}
 		if use := (egress.PortUse{Want: u.want, Drained: slices.Sorted(maps.Keys(u.drained))}); use.Want > 0 || len(use.Drained) > 0 {
-			say[u.blocks[0].IP] = use
+			report[u.blocks[0].IP] = use
 		}
 	}
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	p.last = last
-	if samePorts(say, p.said) || now.Sub(p.spoken) < sayEvery {
+	if samePorts(report, p.reported) || now.Sub(p.reportedAt) < reportEvery {
 		return false
 	}
-	for ip, use := range say {
-		if use.Want != p.said[ip].Want && use.Want > 0 {
+	for ip, use := range report {
+		if use.Want != p.reported[ip].Want && use.Want > 0 {
 			p.log.Info("another block of ports asked for", "egress_ip", ip, "size", use.Want)
 		}
 	}
-	p.said, p.spoken = say, now
+	p.reported, p.reportedAt = report, now
 	return true
 }
 

@@ -71,7 +71,7 @@ func (k *table) says(after time.Duration, want int, drained ...uint16) {
 	k.t.Helper()
 	for end := k.now.Add(after); k.now.Before(end); {
 		k.now = k.now.Add(time.Second)
-		k.rested = time.Time{} // the clock is not that of the listings
+		k.listAfter = time.Time{} // the clock is not that of the listings
 		if _, err := k.look(k.now); err != nil {
 			k.t.Fatal(err)
 		}

@@ -9,9 +9,9 @@ import (
 )
 
 // reading is what was read of links, addresses, routes, rules and neighbours. It is read whole at the start, after an
-// event of the kernel, after the agent wrote any of it, and every few minutes; else a pass reads what no event tells,
-// and takes the rest as it was. It belongs to the goroutine of loop. (Package nft knows for itself what it need not
-// read again.)
+// event of the kernel, after the agent wrote any of it, and every few minutes; else a reconcile reads what no event
+// tells, and takes the rest as it was. It belongs to the goroutine of loop. (Package nft knows for itself what it need
+// not read again.)
 type reading struct {
 	watcher routing.Watcher // which is used by the goroutine that watches, too
 	all     kept[routing.Links]
@@ -22,8 +22,8 @@ type reading struct {
 	routesDiff compared[routing.State, routing.Changes]
 }
 
-// forget has everything read whole the next time.
-func (r *reading) forget() { r.all.known, r.links.known, r.routes.known = false, false, false }
+// invalidate has everything read whole the next time.
+func (r *reading) invalidate() { r.all.known, r.links.known, r.routes.known = false, false, false }
 
 // due returns when something has to be read by time alone: soon where an event was right before, since the kernel may
 // not have been done yet, else in some minutes. Zero: never.
@@ -102,13 +102,13 @@ func (k *kernel) observeRoutes() (routing.Observed, error) {
 	return k.read.routes.observe(&k.read.watcher, k.router.Observe, k.router.Unchanged)
 }
 
-// applyLinks makes changes of links and addresses, applyRoutes of the rest. What goes with a link goes without a word
-// of the kernel's, so both have all read again.
+// applyLinks makes changes of links and addresses, applyRoutes of the rest. Of what goes with a link there is no event,
+// so both have all read again.
 func (k *kernel) applyLinks(c vlan.Changes) error {
 	if c.Empty() {
 		return nil
 	}
-	k.read.forget()
+	k.read.invalidate()
 	return k.links.Apply(c)
 }
 
@@ -116,6 +116,6 @@ func (k *kernel) applyRoutes(c routing.Changes) error {
 	if c.Empty() {
 		return nil
 	}
-	k.read.forget()
+	k.read.invalidate()
 	return k.router.Apply(c)
 }

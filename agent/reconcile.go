@@ -220,9 +220,9 @@ func (l *logOnce) fault(ctx context.Context, log *slog.Logger, err error) {
 		return
 	}
 	if l.lastFault = fault; fault != "" {
-		log.Warn("pass incomplete, will retry", "err", err)
+		log.Warn("reconcile incomplete, will retry", "err", err)
 	} else {
-		log.Info("pass complete again")
+		log.Info("reconcile complete again")
 	}
 }
 
