@@ -149,7 +149,7 @@ func (t *Tables) Apply(c Changes) error {
 		}
 		return fmt.Errorf("applying %d changes of nftables: %w", len(ops), err)
 	}
-	if err := t.forget(c.known); err != nil {
+	if err := t.deleteDelayed(c.known); err != nil {
 		t.log.Warn("the next pods with the addresses of new ones may not be delayed", "err", err) // all else is done
 	}
 	for _, r := range c.Repairs {
@@ -171,10 +171,10 @@ func (t *Tables) Apply(c Changes) error {
 	return nil
 }
 
-// forget takes addresses out of the sets of sources that were delayed: the next pod that gets one is to be delayed,
+// deleteDelayed takes addresses out of the sets of sources that were delayed: the next pod that gets one is to be delayed,
 // too, also where it has the same link and MAC address. It is no part of the transaction that makes them known: what
 // others send may fill the sets, and then the kernel takes nothing that is not in them, as what has ended meanwhile.
-func (t *Tables) forget(ips []netip.Addr) error {
+func (t *Tables) deleteDelayed(ips []netip.Addr) error {
 	inet := table{family: nftables.TableFamilyINet, name: egress.TableName}
 	var errs []error
 	for _, f := range families {
@@ -204,7 +204,7 @@ func (t *Tables) forget(ips []netip.Addr) error {
 				ops = append(ops, inet.addElements(set, names, part), inet.deleteElements(set, names, gone))
 			}
 			if err := t.write.commit(ops); err != nil {
-				errs = append(errs, fmt.Errorf("forgetting who was delayed: %w", err))
+				errs = append(errs, fmt.Errorf("deleting who was delayed: %w", err))
 			}
 		}
 	}
