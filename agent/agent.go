@@ -14,6 +14,7 @@ import (
 
 	"github.com/prometheus/client_golang/prometheus"
 	"golang.org/x/sync/errgroup"
+	"golang.org/x/sys/unix"
 
 	"github.com/egret-project/egret/announce"
 	"github.com/egret-project/egret/check"
@@ -116,11 +117,13 @@ const ReadyCheck = "agent"
 // the next agent of the node carries on without a lost packet. An error means that the agent cannot work at all: a
 // kernel without what it needs, a second agent on the node.
 func Run(ctx context.Context, cfg Config) error {
-	lock, err := lockNode()
+	lock, err := lockNode(cfg.Log)
 	if err != nil {
 		return err
 	}
-	defer lock.Close()
+	if lock != nil {
+		defer lock.Close()
+	}
 	if err := routing.Check(); err != nil {
 		return fmt.Errorf("checking the kernel: %w", err)
 	}
@@ -175,7 +178,7 @@ func Run(ctx context.Context, cfg Config) error {
 	g.Go(func() error { return a.drops.run(gctx) })
 	g.Go(func() error { return a.ports.run(gctx) })
 	g.Go(func() error { return a.natLog.run(gctx) })
-	if cfg.Monitor != nil {
+	if cfg.Monitor != nil && lock != nil {
 		g.Go(func() error {
 			if err := cfg.Monitor.ServeRoot(gctx, lock); err != nil {
 				a.Log.Warn("root is not told which pod has a port", "err", err)
@@ -210,13 +213,39 @@ func Run(ctx context.Context, cfg Config) error {
 }
 
 // lockNode keeps a second agent off the node: an abstract unix socket lives and dies with the process, and is private
-// to the network namespace.
-func lockNode() (net.Listener, error) {
+// to the network namespace. To take its name while no agent runs needs no right: who does keeps none from starting, but
+// the agent has no socket then (nil).
+func lockNode(log *slog.Logger) (net.Listener, error) {
 	l, err := net.Listen("unix", Socket)
-	if err != nil {
-		return nil, fmt.Errorf("another egret agent runs in this network namespace: %w", err)
+	if err == nil || !errors.Is(err, unix.EADDRINUSE) {
+		return l, err
 	}
-	return l, nil
+	var who *unix.Ucred
+	var unknown error
+	for range 20 { // an agent listens as soon as it has the name
+		if who, unknown = holder(); unknown == nil {
+			break
+		}
+		time.Sleep(50 * time.Millisecond)
+	}
+	if unknown == nil && who.Uid == 0 {
+		return nil, fmt.Errorf("another egret agent runs in this network namespace, as process %d: %w", who.Pid, err)
+	}
+	if unknown == nil {
+		err = fmt.Errorf("%w: by process %d of user %d", err, who.Pid, who.Uid)
+	}
+	log.Error("who is no agent has the agent's socket: root cannot ask the agent until that is stopped, and the agent started again", "err", errors.Join(err, unknown))
+	return nil, nil
+}
+
+// holder returns the process that listens at the agent's socket.
+func holder() (*unix.Ucred, error) {
+	c, err := net.DialTimeout("unix", Socket, time.Second)
+	if err != nil {
+		return nil, err
+	}
+	defer c.Close()
+	return monitor.Peer(c)
 }
 
 // open returns an agent that has nothing to itself yet: no lease, and nothing in the kernel but what its former one

@@ -18,11 +18,13 @@ import (
 // afresh. It refuses while an agent runs, which would put everything back, and keeps one from starting meanwhile. In
 // etcd, the locks of the node's last agent end with its lease. sysctl is Config.Sysctl.
 func Cleanup(sysctl string, log *slog.Logger) error {
-	lock, err := lockNode()
+	lock, err := lockNode(log)
 	if err != nil {
 		return fmt.Errorf("%w: stop it first", err)
 	}
-	defer lock.Close()
+	if lock != nil {
+		defer lock.Close()
+	}
 	links, err := vlan.New(vlan.Config{Log: log, Sysctl: sysctl})
 	if err != nil {
 		return err

@@ -14,7 +14,7 @@ import (
 
 func TestCleanupIsRefusedWhileAnAgentRuns(t *testing.T) {
 	netns.Enter(t)
-	lock, err := lockNode()
+	lock, err := lockNode(slog.New(slog.DiscardHandler))
 	if err != nil {
 		t.Fatal(err)
 	}

@@ -2,6 +2,7 @@ package monitor
 
 import (
 	"context"
+	"errors"
 	"log/slog"
 	"net"
 	"net/http"
@@ -144,18 +145,21 @@ func (l rootListener) Close() error {
 
 // isRoot reports whether the process at the other end is root's of this user namespace.
 func isRoot(c net.Conn) bool {
+	who, err := Peer(c)
+	return err == nil && who.Uid == 0
+}
+
+// Peer returns the process at the other end of a connection by a unix socket, as the kernel says who it is: the one
+// that connected, or that listened.
+func Peer(c net.Conn) (who *unix.Ucred, err error) {
 	u, ok := c.(*net.UnixConn)
 	if !ok {
-		return false
+		return nil, errors.New("no connection by a unix socket")
 	}
 	raw, err := u.SyscallConn()
 	if err != nil {
-		return false
+		return nil, err
 	}
-	root := false
-	err = raw.Control(func(fd uintptr) {
-		who, err := unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED)
-		root = err == nil && who.Uid == 0
-	})
-	return err == nil && root
+	failed := raw.Control(func(fd uintptr) { who, err = unix.GetsockoptUcred(int(fd), unix.SOL_SOCKET, unix.SO_PEERCRED) })
+	return who, errors.Join(failed, err)
 }

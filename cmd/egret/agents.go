@@ -73,6 +73,23 @@ func (f *agentsFlags) askByName(others *http.Client) operator.Ask {
 	})
 }
 
+// dialAgent connects to the agent of this node. A process that is not root's may have taken the name of the socket while
+// there was no agent, and would say what it likes.
+func dialAgent(ctx context.Context) (net.Conn, error) {
+	c, err := (&net.Dialer{}).DialContext(ctx, "unix", agentSocket)
+	if err != nil {
+		return nil, err
+	}
+	who, err := monitor.Peer(c)
+	if err == nil && who.Uid != 0 {
+		err = fmt.Errorf("%s is of user %d, and no agent's", agentSocket, who.Uid)
+	}
+	if err != nil {
+		return nil, errors.Join(err, c.Close())
+	}
+	return c, nil
+}
+
 // ask returns what asks agents: that of this node by its socket, others as the options say.
 func (f *agentsFlags) ask() (operator.Ask, error) {
 	others, err := f.client(nil)
@@ -80,11 +97,13 @@ func (f *agentsFlags) ask() (operator.Ask, error) {
 		return nil, err
 	}
 	here := &http.Client{CheckRedirect: stay, Transport: &http.Transport{DisableKeepAlives: true, DialContext: func(ctx context.Context, _, _ string) (net.Conn, error) {
-		return (&net.Dialer{}).DialContext(ctx, "unix", agentSocket)
+		return dialAgent(ctx)
 	}}}
 	byName := f.askByName(others)
 	bySocket := operator.AskBy(func(ctx context.Context, _ string, _ []netip.Addr) (string, *http.Client) {
-		c, err := (&net.Dialer{Timeout: time.Second}).DialContext(ctx, "unix", agentSocket)
+		ctx, cancel := context.WithTimeout(ctx, time.Second)
+		defer cancel()
+		c, err := dialAgent(ctx)
 		if err != nil || os.Geteuid() != 0 {
 			return "", nil // there is no agent here, or it answers root alone
 		}
