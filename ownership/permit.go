@@ -63,6 +63,9 @@ var ErrUnconfirmed = errors.New("lease not confirmed by etcd in time: egress IPs
 // Shortest is the shortest permit: below a tick of the kernel, of 10 ms at the most, there are none.
 const Shortest = 20 * time.Millisecond
 
+// MaxPermit is the longest P that an agent may have: the others wait that long for it, and promise for that long.
+const MaxPermit = time.Minute
+
 // Grant makes list the permits, of locks under the lease of the round. same says that the kernel has exactly these:
 // read, not remembered. Else they have to be written, also where there are none, since those of a former process may be
 // there.

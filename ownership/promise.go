@@ -45,7 +45,7 @@ type Message struct {
 	Sent    time.Duration `json:"sent"`    // when it asked, by its own clock
 	Promise bool          `json:"promise,omitempty"`
 	Silent  bool          `json:"silent,omitempty"` // who asks has no permit any more
-	Permit  time.Duration `json:"permit,omitempty"` // P of who asks: that long a promise binds
+	Permit  time.Duration `json:"permit,omitempty"` // P of who asks, up to MaxPermit: that long a promise binds
 }
 
 // returning is for how long an agent goes on promising when etcd is back: the others' connections may come back later,
@@ -102,6 +102,9 @@ func (p *promises) heard(now time.Time, e Heard, confirmed time.Time) []Effect {
 			return []Effect{Renew{}}
 		}
 		return nil
+	}
+	if m.Permit > MaxPermit {
+		return nil // no agent of these versions has it, and a promise would keep this one from claims for as long
 	}
 	was := p.partitioned(now, e.From)
 	if was && m.Silent {

@@ -160,6 +160,19 @@ func TestPromiseBindsAndOutlastsTheReturnOfEtcd(t *testing.T) {
 }
 
 // It is cut off from an etcd that others have. While nobody has it, or for a moment, it is not.
+func TestNobodyBindsOthersForLongerThanAPermitMayBe(t *testing.T) {
+	for permit, want := range map[time.Duration]bool{MaxPermit: true, MaxPermit + 1: false, 1<<63 - 1: false} {
+		w := newWire("a", "b")
+		w.see()
+		w.now = w.now.Add(time.Hour) // nobody has etcd
+		m := w.all["b"]
+		promised := len(m.Step(w.now, Heard{From: "a", Message: Message{Process: 1, Permit: permit}})) > 0
+		if until := m.promises.until; promised != want || want != until.Equal(w.now.Add(permit)) || until.After(w.now.Add(MaxPermit)) {
+			t.Errorf("asked for %v: promised %t, until %v later; want %t", permit, promised, until.Sub(w.now), want)
+		}
+	}
+}
+
 func TestWhoAsksInVainIsPartitioned(t *testing.T) {
 	w := newWire("a", "b")
 	w.see()

@@ -14,6 +14,7 @@ import (
 	"github.com/egret-project/egret/agent"
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/gossip"
+	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/store"
 )
 
@@ -111,8 +112,8 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	if f.leaseTTL < 2*time.Second || f.leaseTTL%time.Second != 0 {
 		fault("--lease-ttl %v: want whole seconds, at least 2s", f.leaseTTL)
 	}
-	if f.permit < 100*time.Millisecond || f.permit > f.leaseTTL {
-		fault("--permit %v: want 100ms up to --lease-ttl", f.permit)
+	if f.permit < 100*time.Millisecond || f.permit > min(f.leaseTTL, ownership.MaxPermit) {
+		fault("--permit %v: want 100ms up to --lease-ttl, and to %v", f.permit, ownership.MaxPermit)
 	}
 	if f.holdUnknown < 0 || f.holdUnknown%time.Millisecond != 0 {
 		fault("--hold-unknown %v: want whole milliseconds, or 0", f.holdUnknown)

@@ -64,6 +64,7 @@ func TestBadInputIsNamed(t *testing.T) {
 		"timeout":                     {[]string{"move", "10.0.0.1", "--to", "a", "--timeout", "1ms"}, []string{"--timeout", "1ms", "2s"}},
 		"duration":                    {[]string{"agent", "--lease-ttl", "soon"}, []string{"lease-ttl", "soon"}},
 		"lease too short":             {[]string{"agent", "--lease-ttl", "1s"}, []string{"--lease-ttl", "1s", "2s"}},
+		"permit too long":             {[]string{"agent", "--lease-ttl", "2m", "--permit", "61s"}, []string{"--permit 1m1s", "--lease-ttl", "1m0s"}},
 		"every fault at once":         {[]string{"agent", "--lease-ttl", "1s", "--node-ip", "x", "--rebalance", "always", "--egress.exceptCIDRs", "10.0.0.0", "--log-level", "loud"}, []string{"--lease-ttl", "--node-ip", "always", "10.0.0.0", "loud"}},
 		"no node":                     {[]string{"agent", "--node", ""}, []string{"--node"}},
 		"config file missing":         {[]string{"agent", "--config", filepath.Join(dir, "none")}, []string{"--config", "none"}},
