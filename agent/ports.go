@@ -303,7 +303,11 @@ func (p *ports) report(now time.Time) bool {
 		if u.block.Size > 0 && !u.listed.IsZero() {
 			last[u.block.IP] = portCount{u.block, u.most}
 		}
-		if use := (egress.PortUse{Want: u.want, Drained: slices.Sorted(maps.Keys(u.drained))}); use.Want > 0 || len(use.Drained) > 0 {
+		use := egress.PortUse{Want: u.want, Drained: slices.Sorted(maps.Keys(u.drained))}
+		if use.Want > 0 {
+			use.Used = u.most
+		}
+		if use.Want > 0 || len(use.Drained) > 0 {
 			report[u.blocks[0].IP] = use
 		}
 	}
@@ -322,6 +326,7 @@ func (p *ports) report(now time.Time) bool {
 	return true
 }
 
+// samePorts reports whether both say the same to crdsync: Used is for people, and no reason to write a record.
 func samePorts(a, b map[netip.Addr]egress.PortUse) bool {
 	return maps.EqualFunc(a, b, func(a, b egress.PortUse) bool { return a.Want == b.Want && slices.Equal(a.Drained, b.Drained) })
 }

@@ -246,6 +246,9 @@ func TestTheAgentAsksForPortsWhenItsConnectionsNeedThem(t *testing.T) {
 			10000+i, 2048+i))
 	}
 	says("it asks for twice as many ports", 128)
+	if got := n.view.Snapshot().Agents["node-1"].Ports[first.IP].Used; got != 50 {
+		t.Errorf("it says that %d ports are in use, want 50", got)
+	}
 	first.Retired = true
 	members(first, second)
 	says("it has them", 0)

@@ -103,6 +103,8 @@ func (t BlockTenure) Ports(port uint16) bool {
 type PortUse struct {
 	// Want is the size of the largest block that the node asks for; 0: what it has is enough.
 	Want int `json:"want,omitempty"`
+	// Used is how many ports of its block were in use, to the busiest destination, when it asked for Want.
+	Used int `json:"used,omitempty"`
 	// Drained are the first ports of retired blocks of which no connection of the node has a port any more. It counts
 	// where the record of the block is older than this one: what is said of a block that retires again has to be said
 	// again.

@@ -20,7 +20,7 @@ func Blocks(ctx context.Context, c *store.Client, ip netip.Addr, format string, 
 	if err := Check(KindBlocks, format); err != nil {
 		return err
 	}
-	blocks, faults, err := c.Blocks(ctx, ip)
+	blocks, faults, err := readBlocks(ctx, c, ip)
 	if err != nil {
 		return err
 	}
@@ -30,13 +30,44 @@ func Blocks(ctx context.Context, c *store.Client, ip netip.Addr, format string, 
 	return unread(faults)
 }
 
-func listBlocks(blocks []egress.Block, now time.Time) listing {
-	l := listing{kind: KindBlocks, header: "IP PORTS SIZE NODE STATE SINCE"}
+// blockUse is a block, and what its node asks for in its place; nothing, where that is enough.
+type blockUse struct {
+	egress.Block
+	Used int `json:"used,omitempty"` // as egress.PortUse has it
+	Want int `json:"want,omitempty"`
+}
+
+// readBlocks reads the blocks of an egress IP, or of all where ip is the zero Addr, and those that cannot be read.
+func readBlocks(ctx context.Context, c *store.Client, ip netip.Addr) (out []blockUse, faults []egress.Fault, err error) {
+	blocks, faults, err := c.Blocks(ctx, ip)
+	if err != nil {
+		return nil, nil, err
+	}
+	all, err := c.ReadAll(ctx)
+	if err != nil {
+		return nil, nil, err
+	}
 	for _, b := range blocks {
-		state, since := stateOf(b)
+		u := blockUse{Block: b}
+		if use := all.Agents[b.Node].Ports[b.IP]; b.Freed.IsZero() && !b.Retired && use.Want != b.Size {
+			u.Used, u.Want = use.Used, use.Want
+		}
+		out = append(out, u)
+	}
+	return out, faults, nil
+}
+
+func listBlocks(blocks []blockUse, now time.Time) listing {
+	l := listing{kind: KindBlocks, header: "IP PORTS SIZE NODE STATE SINCE IN-USE WANTS"}
+	for _, b := range blocks {
+		state, since := stateOf(b.Block)
+		use := "-"
+		if b.Want > 0 {
+			use = strconv.Itoa(b.Used)
+		}
 		l.records = append(l.records, b)
 		l.rows = append(l.rows, []string{
-			b.IP.String(), fmt.Sprintf("%d-%d", b.First, b.Last()), strconv.Itoa(b.Size), b.Node, state, age(now, since),
+			b.IP.String(), fmt.Sprintf("%d-%d", b.First, b.Last()), strconv.Itoa(b.Size), b.Node, state, age(now, since), use, limit(b.Want),
 		})
 	}
 	return l

@@ -210,11 +210,15 @@ func TestGetBlocksSaysWhoseThePortsAre(t *testing.T) {
 		err := Blocks(t.Context(), c, of, format, &out)
 		return out.String(), err
 	}
-	want := `IP           PORTS         SIZE    NODE     STATE     SINCE
-10.10.0.11   2048-3071     1024    node-1   retired   60m
-10.10.0.11   3072-3135     64      node-2   resting   3m
-10.10.0.11   32768-65535   32768   node-1   used      5m
-fd00::11     2048-2111     64      node-1   used      2d
+	put(t, c, store.AgentKey("node-1"), egress.Agent{Node: "node-1", Lease: "1", Ports: map[netip.Addr]egress.PortUse{
+		ip: {Want: 8192, Used: 17, Drained: []uint16{2048}}, other: {Drained: []uint16{4096}},
+	}})
+	put(t, c, store.AgentKey("node-2"), egress.Agent{Node: "node-2", Lease: "2", Ports: map[netip.Addr]egress.PortUse{ip: {Want: 128, Used: 60}}})
+	want := `IP           PORTS         SIZE    NODE     STATE     SINCE   IN-USE   WANTS
+10.10.0.11   2048-3071     1024    node-1   retired   60m     -        -
+10.10.0.11   3072-3135     64      node-2   resting   3m      -        -
+10.10.0.11   32768-65535   32768   node-1   used      5m      17       8192
+fd00::11     2048-2111     64      node-1   used      2d      -        -
 `
 	got, err := get(netip.Addr{}, "")
 	if d := cmp.Diff(want, got); err != nil || d != "" {

@@ -87,7 +87,7 @@ func look(ctx context.Context, c *store.Client, cfg WatchConfig) (func(time.Time
 		return func(time.Time) listing { return listActs(acts) }, err
 	}
 	if cfg.Kind == KindBlocks {
-		blocks, _, err := c.Blocks(ctx, cfg.IP)
+		blocks, _, err := readBlocks(ctx, c, cfg.IP)
 		return func(now time.Time) listing { return listBlocks(blocks, now) }, err
 	}
 	all, err := read(ctx, c, cfg.Kind)
