@@ -124,8 +124,9 @@ func Run(ctx context.Context, cfg Config) error {
 	if lock != nil {
 		defer lock.Close()
 	}
-	if err := routing.Check(); err != nil {
-		return fmt.Errorf("checking the kernel: %w", err)
+	// A kernel without part of it would be programmed in part, and pods would leave with other sources.
+	if err := errors.Join(routing.Check(), nft.Check(), conntrack.Check()); err != nil {
+		return fmt.Errorf("checking the kernel, which `egret check` says more of: %w", err)
 	}
 	a, err := open(cfg)
 	if errors.Is(err, fs.ErrPermission) {

@@ -22,10 +22,7 @@ type probe struct {
 	dryRun      func() error // tries it without changing anything; nil: there is no way
 }
 
-const (
-	noAgent  = "the agent does not start"
-	noTables = "the agent holds no egress IP, and its pods' egress traffic is dropped"
-)
+const noAgent = "the agent does not start"
 
 var probes = []probe{
 	{"policy-routing", "the way to a gateway", Missing, noAgent, func() error {
@@ -40,31 +37,31 @@ var probes = []probe{
 		return addLink(&netlink.Bridge{LinkAttrs: named("t-bridge")})
 	}, nil},
 	{VLAN, "pools with a VLAN", Warning, "this node cannot hold the IPs of pools with a VLAN", tryVLAN, askVLAN},
-	{"nft-inet-nat", "SNAT", Missing, noTables, func() error {
+	{"nft-inet-nat", "SNAT", Missing, noAgent, func() error {
 		return tryChain(nftables.TableFamilyINet, &nftables.Chain{
 			Name: "nat", Type: nftables.ChainTypeNAT, Hooknum: nftables.ChainHookPostrouting, Priority: nftables.ChainPriorityNATSource,
 		})
 	}, nil},
-	{"nft-maps", "one element a pod and an egress IP", Missing, noTables, func() error {
+	{"nft-maps", "one element a pod and an egress IP", Missing, noAgent, func() error {
 		return trySet(&nftables.Set{Name: "m", IsMap: true, KeyType: nftables.TypeIPAddr, DataType: nftables.TypeMark})
 	}, nil},
-	{"nft-timeouts", "permits that end by themselves", Missing, noTables, func() error {
+	{"nft-timeouts", "permits that end by themselves", Missing, noAgent, func() error {
 		return trySet(&nftables.Set{Name: "s", HasTimeout: true, KeyType: nftables.TypeIPAddr})
 	}, nil},
-	{"nft-ct", "knowing the connections of selected pods", Missing, noTables, func() error {
+	{"nft-ct", "knowing the connections of selected pods", Missing, noAgent, func() error {
 		return tryChain(nftables.TableFamilyINet, &nftables.Chain{
 			Name: "ct", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookPrerouting, Priority: nftables.ChainPriorityMangle,
 		}, &expr.Ct{Key: expr.CtKeyMARK, Register: 1})
 	}, nil},
-	{"nft-arp", "being silent about egress IPs of other nodes", Missing, noTables, func() error {
+	{"nft-arp", "being silent about egress IPs of other nodes", Missing, noAgent, func() error {
 		return tryChain(nftables.TableFamilyARP, &nftables.Chain{
 			Name: "arp", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookInput, Priority: nftables.ChainPriorityFilter,
 		})
 	}, nil},
-	{"nft-netdev", "silence and answers about egress IPs", Missing, noTables, func() error {
+	{"nft-netdev", "silence and answers about egress IPs", Missing, noAgent, func() error {
 		return tryTable(nftables.TableFamilyNetdev, "egret", func(*nftables.Conn, *nftables.Table) error { return nil })
 	}, nil},
-	{"nft-egress", "sending packets to another gateway (Linux 5.16)", Missing, noTables, func() error {
+	{"nft-egress", "sending packets to another gateway (Linux 5.16)", Missing, noAgent, func() error {
 		return tryChain(nftables.TableFamilyNetdev, &nftables.Chain{
 			Name: "out", Type: nftables.ChainTypeFilter, Hooknum: nftables.ChainHookEgress, Priority: nftables.ChainPriorityFilter, Device: "lo",
 		})
@@ -73,7 +70,7 @@ var probes = []probe{
 		"where somebody flushes all of nftables, as `systemctl restart nftables` does, selected pods of this node leave with other sources until the agent has mended that", tryOwner, dryOwner},
 	{ARPAnswers, "answering ARP where arp_ignore keeps the kernel from it", Warning,
 		"where net.ipv4.conf.all.arp_ignore is not 0, no neighbour finds this node's egress IPs", tryForward, dryForward},
-	{"conntrack-netlink", "moves that open connections notice", Missing, noTables, func() error {
+	{"conntrack-netlink", "moves that open connections notice", Missing, noAgent, func() error {
 		_, err := netlink.ConntrackTableList(netlink.ConntrackTable, unix.AF_INET)
 		return err
 	}, nil},
