@@ -123,6 +123,7 @@ func (e *etcd) revoke(id int64) {
 		if l == id {
 			delete(e.under, n)
 			delete(e.agents, n)
+			delete(e.recordRev, n)
 			gone = true
 		}
 	}
@@ -287,27 +288,14 @@ func (e *etcd) owned(id int64) []netip.Addr {
 	return out
 }
 
-// moveTo is one transaction of store.Lease.MoveTo, with all keys of the lease. It asks that each is still under it.
-func (e *etcd) moveTo(from, next int64, a egress.Agent, ips []netip.Addr, keep func(netip.Addr) bool) bool {
-	if e.leases[next] == nil || e.under[a.Node] != from {
+// moveTo is the first transaction of store.Lease.MoveTo, with all keys of the lease. It asks that each is still under
+// it, and that the record is as of revision seen.
+func (e *etcd) moveTo(from, next int64, a egress.Agent, seen int64, ips []netip.Addr, keep func(netip.Addr) bool) bool {
+	if e.under[a.Node] != from || !e.movable(from, next, a.Node, seen, ips) {
 		return false
 	}
-	for _, ip := range ips {
-		if e.owners[ip].Lease != from {
-			return false
-		}
-	}
 	rev := e.changed()
-	for _, ip := range ips {
-		o := e.owners[ip]
-		if keep(ip) {
-			o.Lease, o.Revision = next, rev
-			e.owners[ip] = o
-		} else {
-			delete(e.owners, ip)
-			e.last[ip] = record{egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: silentSince(o, a.Node)}, rev}
-		}
-	}
+	e.put(next, a.Node, rev, ips, keep)
 	for ip, m := range e.moves {
 		if m.Lease == from {
 			m.Lease, m.Revision = next, rev
@@ -315,8 +303,56 @@ func (e *etcd) moveTo(from, next int64, a egress.Agent, ips []netip.Addr, keep f
 		}
 	}
 	a.Lease = egress.FormatLease(next)
-	e.agents[a.Node], e.under[a.Node], e.recordRev[a.Node] = a, next, rev
+	e.agents[a.Node], e.under[a.Node], e.recordRev[a.Node], e.agentsRev = a, next, rev, rev
 	delete(e.suspicions, a.Node)
+	e.w.watchers()
+	return true
+}
+
+// moveLocks is the second one, when the record is under the next lease already.
+func (e *etcd) moveLocks(from, next int64, node string, seen int64, ips []netip.Addr, keep func(netip.Addr) bool) bool {
+	if !e.movable(from, next, node, seen, ips) {
+		return false
+	}
+	if len(ips) > 0 {
+		e.put(next, node, e.changed(), ips, keep)
+		e.w.watchers()
+	}
+	return true
+}
+
+// movable is what both ask.
+func (e *etcd) movable(from, next int64, node string, seen int64, ips []netip.Addr) bool {
+	for _, ip := range ips {
+		if e.owners[ip].Lease != from {
+			return false
+		}
+	}
+	return e.leases[next] != nil && e.recordRev[node] == seen
+}
+
+// put writes locks under the next lease, or gives them back.
+func (e *etcd) put(next int64, node string, rev int64, ips []netip.Addr, keep func(netip.Addr) bool) {
+	for _, ip := range ips {
+		o := e.owners[ip]
+		if keep(ip) {
+			o.Lease, o.Revision = next, rev
+			e.owners[ip] = o
+			continue
+		}
+		delete(e.owners, ip)
+		e.last[ip] = record{egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: silentSince(o, node)}, rev}
+	}
+}
+
+// renumber is store.Lease.Renumber.
+func (e *etcd) renumber(id int64, node string, ips []netip.Addr) bool {
+	if e.under[node] != id || !e.movable(id, id, node, e.recordRev[node], ips) {
+		return false
+	}
+	rev := e.changed()
+	e.put(id, node, rev, ips, func(netip.Addr) bool { return true })
+	e.recordRev[node], e.agentsRev = rev, rev
 	e.w.watchers()
 	return true
 }
@@ -328,31 +364,4 @@ func silentSince(o egress.Owner, node string) string {
 		return ""
 	}
 	return node
-}
-
-func (e *etcd) moveLocks(from, next int64, node string, ips []netip.Addr, keep func(netip.Addr) bool) bool {
-	if e.leases[next] == nil {
-		return false
-	}
-	for _, ip := range ips {
-		if e.owners[ip].Lease != from {
-			return false
-		}
-	}
-	if len(ips) == 0 {
-		return true
-	}
-	rev := e.changed()
-	for _, ip := range ips {
-		o := e.owners[ip]
-		if keep(ip) {
-			o.Lease, o.Revision = next, rev
-			e.owners[ip] = o
-		} else {
-			delete(e.owners, ip)
-			e.last[ip] = record{egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: silentSince(o, node)}, rev}
-		}
-	}
-	e.w.watchers()
-	return true
 }

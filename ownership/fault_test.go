@@ -25,7 +25,7 @@ func (n *node) hears(o *node) {
 	}
 	was := n.heard[o.id]
 	is := was
-	up := o.m != nil && o.gossip && n.w.now >= o.frozen && n.w.reaches(n.id, o.id) && n.w.reaches(o.id, n.id)
+	up := o.m != nil && o.gossip && n.w.now >= max(o.frozen, o.paused) && n.w.reaches(n.id, o.id) && n.w.reaches(o.id, n.id)
 	switch {
 	case up:
 		is = alive
@@ -57,7 +57,7 @@ func (w *world) fault() {
 		w.relabel(n)
 		return
 	}
-	kind := w.N(19)
+	kind := w.N(22)
 	if w.opt.focus != "" && w.chance(2) {
 		kind = focuses[w.opt.focus][w.N(len(focuses[w.opt.focus]))]
 	}
@@ -90,8 +90,7 @@ func (w *world) fault() {
 		o := w.nodes[w.N(len(w.nodes))]
 		w.partition(n.id, o.id, long, w.chance(2), true)
 	case 8:
-		w.say("%s: its requests to etcd may take long for %v", n.name, long)
-		n.slow = w.now + long
+		n.slowDown(long)
 	case 9:
 		w.say("etcd: no answers for %v", long)
 		w.etcd.down = true
@@ -169,7 +168,8 @@ func (w *world) fault() {
 			}
 		})
 	}
-	if kind == 18 {
+	switch kind {
+	case 18:
 		// Somebody who lives is held for dead, and something happens to it while it says that it lives.
 		w.say("gossip: all are told falsely that %s is dead", n.name)
 		for _, o := range w.nodes {
@@ -179,8 +179,7 @@ func (w *world) fault() {
 			}
 		}
 		if w.chance(2) {
-			w.say("%s: its requests to etcd may take long for %v", n.name, long)
-			n.slow = w.now + long
+			n.slowDown(long)
 		}
 		w.after(w.between(0, 600*time.Millisecond), func() {
 			switch w.N(4) {
@@ -195,6 +194,15 @@ func (w *world) fault() {
 			w.after(w.between(0, time.Second), n.boot)
 		})
 		w.after(long, w.gossip)
+	case 19:
+		n.pause(min(long, w.end-w.now))
+	case 20:
+		// The way to etcd is back at about when the lease ends.
+		if l := w.etcd.leases[w.etcd.under[n.name]]; l != nil && l.expires > w.now {
+			w.partition(n.id, etcdEnd, max(l.expires-w.now+w.between(-50*time.Millisecond, 50*time.Millisecond), 0), true, w.chance(2))
+		}
+	case 21:
+		w.endLease(n)
 	}
 	if w.opt.restores && w.chance(3) {
 		w.say("etcd: a backup of revision %d", w.etcd.rev)
@@ -260,9 +268,29 @@ func (w *world) partition(a, b int, d time.Duration, to, from bool) {
 	})
 }
 
-// trigger lets something happen to who is about to change etcd.
-func (w *world) trigger(n *node) {
-	if w.wait == 0 || w.healed {
+// endLease has etcd end the lease of an agent that says that others may: one that revokes may have decided so long ago.
+func (w *world) endLease(n *node) {
+	if a, there := w.etcd.agents[n.name]; there && a.Revocable && !a.Restarting {
+		w.say("etcd: lease %s of %s is ended by somebody", a.Lease, n.name)
+		w.etcd.revoke(w.etcd.under[n.name])
+	}
+}
+
+// effectKind is what an agent is about to do when something happens to it.
+type effectKind int
+
+const (
+	atChange effectKind = iota // of a lock, a move, a suspicion or the longest P, or the end of another one's lease
+	atRecord                   // of the agent
+	atKernel                   // a commit
+	atStart                    // of a process that takes a lease over
+	atMove                     // of the locks to another lease
+	effectKinds
+)
+
+// trigger lets something happen to who is about to do something.
+func (w *world) trigger(n *node, at effectKind) {
+	if w.wait == 0 || w.healed || at != w.at {
 		return
 	}
 	if w.wait--; w.wait > 0 {
@@ -270,20 +298,19 @@ func (w *world) trigger(n *node) {
 	}
 	long := w.between(50*time.Millisecond, 3*time.Second)
 	if w.chance(2) {
-		w.say("%s: its requests to etcd may take long for %v", n.name, long)
-		n.slow = w.now + long
+		n.slowDown(long)
 	}
 	w.after(w.between(0, 4*time.Millisecond), func() {
 		if w.healed {
 			return
 		}
-		kind := w.N(6)
+		kind := w.N(8)
 		if w.opt.focus == "loss" {
 			kind = 5
 		}
 		switch kind {
 		case 0, 1:
-			n.kill("in the middle of a change")
+			n.kill("in the middle of something")
 			w.after(w.between(0, 500*time.Millisecond), n.boot)
 		case 2:
 			n.stop()
@@ -299,6 +326,10 @@ func (w *world) trigger(n *node) {
 			for _, o := range w.nodes {
 				w.partition(o.id, etcdEnd, long, true, true)
 			}
+		case 6:
+			n.pause(min(long, w.end-w.now))
+		case 7:
+			w.endLease(n)
 		}
 	})
 }

@@ -9,7 +9,7 @@ import (
 
 // kernel holds the permits. They end together, by its clock.
 type kernel struct {
-	w     *world
+	n     *node
 	list  map[netip.Addr]bool // IP -> answers
 	until time.Duration
 	exact bool // list is what the agent of now has written: a renewal needs no commit
@@ -17,7 +17,9 @@ type kernel struct {
 	used  bool
 }
 
-func (k *kernel) answers(ip netip.Addr) bool { return k.list[ip] && k.w.now < k.until }
+func (k *kernel) answers(ip netip.Addr) bool {
+	return k.list[ip] && k.n.w.now < k.until && k.n.w.now >= k.n.paused
+}
 
 // do runs an operation that has the kernel to itself; it calls done in the end.
 func (n *node) do(op func(done func())) {
@@ -66,7 +68,7 @@ func (n *node) write(done func(error)) {
 		if length := d / (n.permit / 16) * (n.permit / 16); n.m.permits.bounded {
 			d = length
 		}
-		w.after(w.between(0, n.span(n.permit/20)), func() {
+		n.after(w.between(0, n.span(n.permit/20)), func() {
 			if n.life == life && k.exact && d > 0 {
 				k.until = w.now + n.span(d)
 				w.say("%s: kernel renewed its permits for %v", n.name, d)
@@ -86,7 +88,8 @@ func (n *node) write(done func(error)) {
 		return
 	}
 	k.exact = false
-	w.after(w.between(0, n.span(n.permit/25)), func() {
+	w.trigger(n, atKernel)
+	n.after(w.between(0, n.span(n.permit/25)), func() {
 		if n.life != life && w.chance(2) {
 			return // killed before
 		}
@@ -169,7 +172,8 @@ func (n *node) revoke(gone, silent []netip.Addr, done func(error)) {
 		return
 	}
 	life := n.life
-	n.w.after(n.w.between(0, 2*time.Millisecond), func() {
+	n.w.trigger(n, atKernel)
+	n.after(n.w.between(0, 2*time.Millisecond), func() {
 		if n.life != life && n.w.chance(2) {
 			return
 		}

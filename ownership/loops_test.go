@@ -45,7 +45,7 @@ func (n *node) confirm(done func(bool)) {
 	deadline := sent.Add(n.permit)
 	var answer func(ok bool)
 	answer = func(ok bool) {
-		if ok && there && suspected {
+		if ok && there && suspected && !n.old {
 			suspected, sent = false, n.clock()
 			n.ask(deadline.Sub(sent), func(e *etcd) { there, h = e.acquit(n.name, id), head{e.term, e.rev} }, answer)
 			return

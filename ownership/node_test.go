@@ -23,6 +23,13 @@ type node struct {
 	grace  time.Duration // after a stop
 	kernel kernel
 	off    bool // no power
+	gone   bool // for good
+	old    bool // its agent knows no suspicions
+	// A machine that is paused with its clock, as a virtual one may be: it does not know when it goes on.
+	paused   time.Duration // until when
+	stood    time.Duration // for how long in all, that included
+	woken    time.Duration // until when it may go on by what it had
+	pausedAt time.Time     // by its clock
 
 	// What follows is the process's. Whatever belongs to a former life does nothing.
 	life         int
@@ -41,6 +48,7 @@ type node struct {
 	restores     int           // how often an answer showed that etcd is another one
 	stalled      time.Duration // until when its watch says nothing
 	slow         time.Duration // until when its requests to etcd may take long
+	lossy        time.Duration // and until when they may be lost
 	broken       time.Duration // until when writes to the kernel fail
 	renewalDue   bool          // a renewal waits for the kernel
 	busy         bool
@@ -63,7 +71,47 @@ const (
 
 // clock returns the node's own time.
 func (n *node) clock() time.Time {
-	return epoch.Add(n.offset + n.w.now + time.Duration(n.drift*float64(n.w.now)))
+	passed := n.w.now - n.stood + max(n.paused-n.w.now, 0)
+	return epoch.Add(n.offset + passed + time.Duration(n.drift*float64(passed)))
+}
+
+// pause stops the machine with its clock. For how long it answers then does not depend on how long that was.
+func (n *node) pause(d time.Duration) {
+	w, k := n.w, &n.kernel
+	if w.now < n.paused || n.off || d <= 0 {
+		return
+	}
+	w.say("%s: the machine stands still with its clock for %v", n.name, d)
+	n.pausedAt = n.clock()
+	n.stood += d
+	n.paused = w.now + d
+	by := n.permit
+	if n.m == nil || !n.running || n.stopping || !n.gossip || !n.m.Bounded() {
+		by = restartGrace + time.Second
+	}
+	if n.woken = n.paused + n.span(by); w.now < k.until {
+		k.until += d
+		n.woken = max(n.woken, k.until)
+	}
+	w.gossip()
+	w.after(d, w.gossip)
+	w.after(n.woken-w.now, func() {
+		for _, ip := range w.ips {
+			w.check(n, ip)
+		}
+	})
+}
+
+// unsure reports whether the machine was paused, and etcd has not answered it since.
+func (n *node) unsure() bool {
+	if n.w.now < n.woken {
+		return true
+	}
+	if n.m == nil || n.pausedAt.IsZero() || !n.m.Bounded() {
+		return false
+	}
+	l := n.m.Lease()
+	return !l.Valid.IsZero() && !l.Confirmed.After(n.pausedAt)
 }
 
 // span is how much true time passes while the node's clock moves on by d.
@@ -74,6 +122,25 @@ func (n *node) unspan(d time.Duration) time.Duration {
 	return time.Duration(float64(d) * (1 + n.drift))
 }
 
+// after runs do when d has passed for the machine, whatever its processes do.
+func (n *node) after(d time.Duration, do func()) {
+	stood := n.stood
+	var try func()
+	try = func() {
+		switch {
+		case n.stood > stood:
+			d := n.stood - stood
+			stood = n.stood
+			n.w.after(d, try)
+		case n.w.now < n.paused:
+			n.w.after(n.paused-n.w.now, try)
+		default:
+			do()
+		}
+	}
+	n.w.after(d, try)
+}
+
 // in runs do in d by the node's clock, in the process of now, when it is not frozen.
 func (n *node) in(d time.Duration, do func()) {
 	life := n.life
@@ -82,12 +149,12 @@ func (n *node) in(d time.Duration, do func()) {
 		switch {
 		case n.life != life:
 		case n.w.now < n.frozen:
-			n.w.after(n.frozen-n.w.now+n.w.between(0, time.Millisecond), try)
+			n.after(n.frozen-n.w.now+n.w.between(0, time.Millisecond), try)
 		default:
 			do()
 		}
 	}
-	n.w.after(n.span(d), try)
+	n.after(n.span(d), try)
 }
 
 // step gives the machine an event, and does what has to be done at once.
@@ -117,6 +184,7 @@ func (n *node) send(f Say) {
 	if n.heard[to.id] != alive && n.heard[to.id] != unknown || n.w.chance(50) {
 		return
 	}
+	n.w.words++
 	d := n.w.between(200*time.Microsecond, 3*time.Millisecond)
 	if n.w.chance(40) {
 		d = n.w.between(0, 2*time.Second)
@@ -126,6 +194,15 @@ func (n *node) send(f Say) {
 			to.in(0, func() { to.step(Heard{From: n.name, Message: f.Message}) })
 		}
 	})
+}
+
+// slowDown has requests to etcd, and answers, take long, and maybe some lost.
+func (n *node) slowDown(d time.Duration) {
+	n.slow = n.w.now + d
+	if n.w.chance(2) {
+		n.lossy = n.slow
+	}
+	n.w.say("%s: its requests to etcd may take long for %v, or are lost: %t", n.name, d, n.lossy == n.slow)
 }
 
 // ask sends a request to etcd. answer is called once: with true when etcd has done it and the answer came in time.
@@ -138,14 +215,15 @@ func (n *node) ask(timeout time.Duration, do func(e *etcd), answer func(ok bool)
 			answer(ok)
 		}
 	}
-	trip := func() time.Duration {
-		d := w.between(200*time.Microsecond, 3*time.Millisecond)
+	trip := func() (d time.Duration, lost bool) {
+		d = w.between(200*time.Microsecond, 3*time.Millisecond)
 		if w.now < n.slow && w.chance(3) {
-			d = w.between(0, 2*time.Second)
+			d, lost = w.between(0, 2*time.Second), w.now < n.lossy && w.chance(4)
 		}
-		return d
+		return d, lost
 	}
-	life, sent, d := n.life, w.now, trip()
+	life, sent := n.life, w.now
+	d, lost := trip()
 	timeout = n.span(timeout)
 	late := func() {
 		if n.life == life {
@@ -156,14 +234,14 @@ func (n *node) ask(timeout time.Duration, do func(e *etcd), answer func(ok bool)
 		late()
 	}
 	w.after(d, func() {
-		if !w.reaches(n.id, etcdEnd) || w.etcd.down {
+		if lost || !w.reaches(n.id, etcdEnd) || w.etcd.down {
 			if d <= timeout {
 				late()
 			}
 			return
 		}
 		do(w.etcd)
-		back := trip()
+		back, lost := trip()
 		if d <= timeout && d+back > timeout {
 			late()
 		}
@@ -171,7 +249,7 @@ func (n *node) ask(timeout time.Duration, do func(e *etcd), answer func(ok bool)
 			if n.life != life {
 				return
 			}
-			if w.reaches(etcdEnd, n.id) {
+			if !lost && w.reaches(etcdEnd, n.id) {
 				n.in(0, func() { finish(true) })
 			} else if d+back <= timeout {
 				late()
@@ -224,6 +302,14 @@ func (n *node) see(s *egress.Snapshot) {
 		n.head.revision = max(n.head.revision, s.Revision)
 	}
 	v := *s
+	if n.old {
+		// As before there were suspicions: who is dead by the gossip is revoked.
+		v.Suspicions, v.Agents = nil, maps.Clone(s.Agents)
+		for name, a := range v.Agents {
+			a.Suspectable = true
+			v.Agents[name] = a
+		}
+	}
 	if v.Restores, n.listed = n.viewRestores, s; n.partial {
 		v.Partial, v.Owners = true, map[netip.Addr]egress.Owner{}
 		ip := n.w.ips[n.id%len(n.w.ips)] // of a pod of this node

@@ -10,7 +10,11 @@ import (
 
 // boot starts an agent.
 func (n *node) boot() {
-	if n.m != nil || n.off {
+	if n.m != nil || n.off || n.gone {
+		return
+	}
+	if n.w.now < n.paused {
+		n.w.after(n.paused-n.w.now, n.boot)
 		return
 	}
 	n.life++
@@ -24,6 +28,7 @@ func (n *node) boot() {
 	for i := range n.heard {
 		n.heard[i] = unknown
 	}
+	n.old = n.old && n.w.chance(2) // it is a newer one at some time, and none is older than the one before it
 	if n.w.opt.toggle && n.w.chance(2) {
 		n.gossip = !n.gossip
 	}
@@ -114,7 +119,8 @@ func (n *node) adopt(former egress.Agent, g Granted, again func()) {
 		if !former.Restarting {
 			// What the former process has sent may arrive yet.
 			var ok bool
-			n.ask(5*time.Second, func(e *etcd) { ok = e.moveLocks(g.Lease, g.Lease, n.name, held, func(netip.Addr) bool { return true }) }, func(came bool) {
+			n.w.trigger(n, atStart)
+			n.ask(5*time.Second, func(e *etcd) { ok = e.renumber(g.Lease, n.name, held) }, func(came bool) {
 				if !came || !ok {
 					again()
 					return
@@ -154,6 +160,7 @@ func (n *node) resume(former egress.Agent, held []netip.Addr, leftOver map[netip
 // shorten moves the locks from a lease that was to outlive the restart to one of the usual length.
 func (n *node) shorten(former egress.Agent, g Granted, held []netip.Addr, leftOver map[netip.Addr]bool, again func(), then func(Granted)) {
 	next := Granted{Sent: n.clock(), TTL: leaseTTL}
+	n.w.trigger(n, atStart)
 	n.ask(5*time.Second, func(e *etcd) { next.Lease = e.grant(leaseTTL) }, func(ok bool) {
 		if !ok {
 			again()
@@ -183,9 +190,8 @@ func (n *node) shorten(former egress.Agent, g Granted, held []netip.Addr, leftOv
 			again()
 			return
 		}
-		d := n.w.between(0, 2*time.Millisecond)
 		life := n.life
-		n.w.after(d, func() {
+		n.after(n.w.between(0, 2*time.Millisecond), func() {
 			if n.life != life && n.w.chance(2) {
 				return
 			}
@@ -210,7 +216,9 @@ func (n *node) moveTo(from, to int64, a egress.Agent, keep func(netip.Addr) bool
 			return
 		}
 		var ips []netip.Addr
-		n.ask(time.Second, func(e *etcd) { ips = e.owned(from) }, func(ok bool) {
+		var seen int64
+		n.w.trigger(n, atMove)
+		n.ask(time.Second, func(e *etcd) { ips, seen = e.owned(from), e.recordRev[a.Node] }, func(ok bool) {
 			switch {
 			case !ok:
 				done(false)
@@ -224,13 +232,13 @@ func (n *node) moveTo(from, to int64, a egress.Agent, keep func(netip.Addr) bool
 				n.endLeft(kept, func() {
 					keep := func(ip netip.Addr) bool { return kept[ip] }
 					var did bool
+					n.w.trigger(n, atMove)
 					if round == 2 {
-						// The record is under the next lease already.
-						n.ask(time.Second, func(e *etcd) { did = e.moveLocks(from, to, a.Node, ips, keep) }, func(ok bool) { done(ok && did) })
+						n.ask(time.Second, func(e *etcd) { did = e.moveLocks(from, to, a.Node, seen, ips, keep) }, func(ok bool) { done(ok && did) })
 						return
 					}
 					n.ask(time.Second, func(e *etcd) {
-						did = e.moveTo(from, to, a, ips, keep)
+						did = e.moveTo(from, to, a, seen, ips, keep)
 						n.w.say("%s: moves its locks %v from lease %x to %x: %t", n.name, ips, from, to, did)
 					}, func(ok bool) {
 						if !ok || !did {
@@ -275,6 +283,10 @@ func (n *node) kill(why string) {
 		return
 	}
 	n.w.say("%s: agent killed (%s)", n.name, why)
+	if n.unsure() {
+		n.woken = max(n.woken, n.kernel.until)
+	}
+	n.pausedAt = time.Time{}
 	n.life++
 	n.m = nil
 	n.kernel.queue, n.kernel.used, n.kernel.exact = nil, false, false
@@ -285,12 +297,16 @@ func (n *node) kill(why string) {
 func (n *node) powerOff() {
 	n.kill("power off")
 	n.off = true
-	n.kernel.list, n.kernel.until = nil, 0
+	n.kernel.list, n.kernel.until, n.woken = nil, 0, 0
 }
 
 // stop is what SIGTERM does: the locks go to a lease that outlives the restart, and the permits last as long.
 func (n *node) stop() {
 	if n.m == nil || n.stopping || !n.running {
+		return
+	}
+	if n.w.now < n.paused {
+		n.w.after(n.paused-n.w.now, n.stop)
 		return
 	}
 	n.w.say("%s: agent is told to stop", n.name)
@@ -331,7 +347,7 @@ func (n *node) handOn() {
 				return
 			}
 			from := n.m.Lease().ID
-			r.Node, r.Restarting, r.Revocable = n.name, true, false
+			r.Node, r.Restarting, r.Revocable, r.Suspectable = n.name, true, false, false
 			keep := func(ip netip.Addr) bool {
 				keep := n.m.Keeps(n.clock(), ip)
 				if keep {

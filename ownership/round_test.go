@@ -121,7 +121,7 @@ func (n *node) answered(f Effect, ok, failed bool) {
 func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) {
 	w, id := n.w, n.m.round.lease
 	if _, publish := f.(Publish); !publish {
-		w.trigger(n)
+		w.trigger(n, atChange)
 	}
 	var done, lost bool
 	ask := func(do func(e *etcd) bool, what string, args ...any) {
@@ -137,12 +137,14 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 	}
 	switch f := f.(type) {
 	case Publish:
-		r := egress.Agent{Node: n.name, Lease: egress.FormatLease(id), Revocable: f.Revocable, Suspectable: f.Revocable, Permit: egress.Duration(n.permit)}
+		r := egress.Agent{Node: n.name, Lease: egress.FormatLease(id), Revocable: f.Revocable, Suspectable: f.Revocable && !n.old, Permit: egress.Duration(n.permit)}
 		have := n.m.round.cluster.Agents[n.name]
+		have.Suspectable = have.Suspectable && !n.old // as its view has it
 		if have.Lease == r.Lease && have.Revocable == r.Revocable && have.Restarting == r.Restarting && have.Permit == r.Permit && have.Suspectable == r.Suspectable {
 			answer(true, false)
 			return
 		}
+		w.trigger(n, atRecord)
 		seen := n.m.round.cluster.Revision
 		ask(func(e *etcd) (ok bool) {
 			ok, lost = e.putAgent(id, r, seen)
@@ -158,6 +160,15 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 	case HandOver:
 		ask(func(e *etcd) bool { return e.handOver(f.Owner, f.Move, f.To) }, "hands %s over to %s", f.Owner.IP, f.To.Node)
 	case Suspect:
+		if n.old && n.m.peers.living == nil {
+			answer(true, false) // it may be the one that is cut off
+			return
+		}
+		if n.old {
+			id, _ := egress.ParseLease(f.Suspicion.Lease) // it is an agent's
+			ask(func(e *etcd) bool { e.revoke(id); return true }, "revokes lease %x of %s, without a suspicion", id, f.Suspicion.Node)
+			return
+		}
 		ask(func(e *etcd) bool { return e.suspect(f.Suspicion, f.Seen) }, "suspects %s", f.Suspicion.Node)
 	case Revoke:
 		revoke := func() {

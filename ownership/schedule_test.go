@@ -17,18 +17,21 @@ func simulate(seed uint64, opt options, story *strings.Builder) string {
 	w := newWorld(seed, opt)
 	w.story = story
 	for _, n := range w.nodes {
-		n.kernel.w = w
 		w.after(w.between(0, 100*time.Millisecond), n.boot)
 	}
 	if opt.script != nil {
 		opt.script(w)
 	} else {
 		const calm = 3 * time.Second // the join grace ends
+		w.end = calm + opt.faults
 		if w.chance(2) {
-			w.after(w.between(calm, calm+opt.faults), func() { w.wait = 1 + w.N(6) })
+			w.after(w.between(calm, w.end), func() { w.wait = 1 + w.N(6) })
+		}
+		if w.chance(2) {
+			w.at = effectKind(w.N(int(effectKinds)))
 		}
 		for range 1 + w.N(8) {
-			w.after(w.between(calm, calm+opt.faults), w.fault)
+			w.after(w.between(calm, w.end), w.fault)
 		}
 		w.run(calm)
 	}
@@ -47,11 +50,14 @@ func simulate(seed uint64, opt options, story *strings.Builder) string {
 	return w.violation
 }
 
-// heal ends all faults.
+// heal ends all faults, but for what one node may be left with.
 func (w *world) heal() {
 	w.say("all faults end")
 	w.healed = true
 	clear(w.cut)
+	if w.opt.script == nil && w.chance(3) {
+		w.leave(w.nodes[w.N(len(w.nodes))])
+	}
 	if w.etcd.down {
 		for _, l := range w.etcd.leases {
 			l.expires = w.now + l.ttl
@@ -59,10 +65,18 @@ func (w *world) heal() {
 	}
 	w.etcd.down, w.etcd.deposed = false, false
 	if w.opt.labels {
-		w.label(w.nodes[w.N(len(w.nodes)):], true)
+		from := w.N(len(w.nodes))
+		if w.broken != nil {
+			from = 0 // so that another one can have the IPs
+		}
+		w.label(w.nodes[from:], true)
 	}
 	for _, n := range w.nodes {
-		n.frozen, n.stalled, n.slow, n.broken, n.off = min(n.frozen, w.now), min(n.stalled, w.now), min(n.slow, w.now), min(n.broken, w.now), false
+		n.stalled, n.slow, n.broken = min(n.stalled, w.now), min(n.slow, w.now), min(n.broken, w.now)
+		if n == w.broken {
+			continue
+		}
+		n.frozen, n.off = min(n.frozen, w.now), false
 		n.boot()
 	}
 	w.gossip()
@@ -70,12 +84,43 @@ func (w *world) heal() {
 	w.after(3*time.Second, w.gossip)
 }
 
+// leave leaves a node as no fault ends: without power, frozen, or cut off from etcd, and maybe from all others.
+func (w *world) leave(n *node) {
+	w.broken = n
+	switch w.N(3) {
+	case 0:
+		w.say("%s: power off for good", n.name)
+		n.powerOff()
+		n.gone = true
+	case 1:
+		w.say("%s: frozen for good", n.name)
+		n.frozen = never
+	case 2:
+		ends := []int{etcdEnd}
+		if w.chance(2) {
+			for _, o := range w.nodes {
+				ends = append(ends, o.id)
+			}
+		}
+		w.say("network: nothing passes between %s and etcd for good, all others too: %t", n.name, len(ends) > 1)
+		for _, end := range ends {
+			w.lasting[[2]int{n.id, end}], w.lasting[[2]int{end, n.id}] = true, true
+		}
+	}
+}
+
+// never is after the end of each schedule.
+const never = time.Hour
+
 // settled reports whether every IP has an owner, which answers, and nothing is written any more.
 func (w *world) settled(fail func(format string, args ...any)) bool {
 	if w.violation != "" {
 		return true
 	}
 	for _, n := range w.nodes {
+		if n == w.broken {
+			continue
+		}
 		if n.m == nil || !n.running || n.kernel.until > w.now+n.permit && n.gossip {
 			fail("%s does not run by the usual permits, long after all faults have ended", n.name)
 			return false
@@ -91,9 +136,19 @@ func (w *world) settled(fail func(format string, args ...any)) bool {
 			fail("%s holds %s and does not answer for it, long after all faults have ended", n.name, ip)
 			return false
 		}
+		for _, n := range w.nodes {
+			if _, sends := n.kernel.list[ip]; sends && n.name != o.Node && w.now < n.kernel.until {
+				fail("%s sends with %s of %s, long after all faults have ended", n.name, ip, o.Node)
+				return false
+			}
+		}
 	}
-	writes := w.writes
+	writes, words := w.writes, w.words
 	w.run(w.now + 500*time.Millisecond)
+	if w.words != words && w.broken == nil {
+		fail("agents said %d words while all is steady, long after all faults have ended", w.words-words)
+		return false
+	}
 	if w.writes != writes {
 		fail("etcd was written %d times while all is steady, long after all faults have ended", w.writes-writes)
 		return false
@@ -108,20 +163,23 @@ var (
 	restores = flag.Bool("schedules-restores", false, "with restores of etcd")
 	toggles  = flag.Bool("schedules-toggle", false, "with gossip switched on and off")
 	labels   = flag.Bool("schedules-labels", false, "with pools that select some nodes, and labels that change")
+	versions = flag.Bool("schedules-versions", false, "with agents that know no suspicions")
 	mixed    = flag.Bool("schedules-mixed", false, "with different P")
 	focus    = flag.String("schedules-focus", "", "what half of the faults are about: loss (of etcd), restore, suspicion")
 	first    = flag.Bool("schedules-first", false, "end with the first schedule that fails")
 	firstOne = flag.Uint64("schedules-from", 0, "the first seed; 0: a new one")
 )
 
-// usual are the options of a schedule from a seed.
+// usual are the options of a schedule from a seed. Without gossip nothing is said of permits after a restore of etcd.
 func usual(seed uint64) options {
 	kind := seed % 8
 	some := seed%29 < 3 // whatever the kind
-	return options{
+	opt := options{
 		nodes: 5, faults: 4 * time.Second, focus: *focus, noGossip: kind == 0, toggle: kind == 1 || *toggles,
-		mixedP: kind == 2 || kind == 4 || *mixed, restores: kind == 3 || kind == 4 || *restores, labels: some || *labels,
+		mixedP: kind == 2 || kind == 4 || *mixed, labels: some || *labels, versions: kind == 5 || *versions,
 	}
+	opt.restores = (kind == 3 || kind == 4 || *restores) && !opt.noGossip && !opt.toggle
+	return opt
 }
 
 // TestSchedules runs schedules from new seeds.

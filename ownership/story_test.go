@@ -140,7 +140,7 @@ func TestAPermitIsNoLongerThanClaimersKnow(t *testing.T) {
 		w := newWorld(seed, options{nodes: 3, noLongest: true})
 		w.story = &story
 		for _, n := range w.nodes {
-			n.kernel.w, n.permit = w, 200*time.Millisecond
+			n.permit = 200 * time.Millisecond
 			n.boot()
 		}
 		owner := w.nodes[0]

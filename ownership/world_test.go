@@ -15,20 +15,26 @@ import (
 // since the beginning.
 type world struct {
 	*rand.Rand
-	opt    options
-	now    time.Duration
-	queue  queue
-	seq    int
-	etcd   *etcd
-	term   int64 // of the last restored etcd
-	nodes  []*node
-	ips    []netip.Addr
-	base   *egress.Snapshot // what never changes
-	cut    map[[2]int]bool  // from, to: node numbers, etcdEnd is etcd
-	backup *etcd
-	writes int  // to etcd
-	wait   int  // until how many requests from now something happens to who sends it; 0: nothing
-	healed bool // nothing happens to anybody any more
+	opt   options
+	now   time.Duration
+	queue queue
+	seq   int
+	etcd  *etcd
+	term  int64 // of the last restored etcd
+	nodes []*node
+	ips   []netip.Addr
+	base  *egress.Snapshot // what never changes
+	cut   map[[2]int]bool  // from, to: node numbers, etcdEnd is etcd
+	// lasting is what stays cut when the faults have ended.
+	lasting map[[2]int]bool
+	backup  *etcd
+	writes  int           // to etcd
+	words   int           // from agent to agent
+	wait    int           // until how many effects from now something happens to who has it; 0: nothing
+	at      effectKind    // of those
+	end     time.Duration // of the faults
+	healed  bool          // nothing happens to anybody any more
+	broken  *node         // but that this one stays as it is; nil: none
 
 	violation string
 	story     *strings.Builder // nil: nobody reads it
@@ -45,6 +51,7 @@ type options struct {
 	mixedP   bool
 	restores bool
 	labels   bool         // the pool selects some of the nodes, and others later
+	versions bool         // some agents know no suspicions, and are newer ones when they start again
 	focus    string       // what half of the faults are about
 	toggle   bool         // gossip, at the start of an agent
 	script   func(*world) // instead of random faults
@@ -114,7 +121,7 @@ const (
 var epoch = time.Date(2026, 1, 1, 0, 0, 0, 0, time.UTC)
 
 func newWorld(seed uint64, opt options) *world {
-	w := &world{Rand: rand.New(rand.NewPCG(seed, 0x6567726574)), opt: opt, cut: map[[2]int]bool{}}
+	w := &world{Rand: rand.New(rand.NewPCG(seed, 0x6567726574)), opt: opt, cut: map[[2]int]bool{}, lasting: map[[2]int]bool{}}
 	w.ips = []netip.Addr{netip.MustParseAddr("10.10.0.11")}
 	if w.N(4) == 0 {
 		w.ips = append(w.ips, netip.MustParseAddr("10.10.0.12"))
@@ -134,6 +141,7 @@ func newWorld(seed uint64, opt options) *world {
 		n := &node{w: w, id: i, name: string(rune('A' + i)), permit: permitLength, grace: restartGrace, gossip: !opt.noGossip}
 		n.offset = time.Duration(w.Int64N(int64(1000 * time.Hour)))
 		n.drift = w.Float64()*0.01 - 0.005
+		n.kernel.n, n.old = n, opt.versions && w.chance(2)
 		w.base.Nodes[n.name] = egress.Node{Name: n.name, Index: i + 1, Addresses: []netip.Addr{netip.AddrFrom4([4]byte{10, 10, 0, byte(101 + i)})}}
 		n.heard = make([]gossipState, opt.nodes)
 		w.nodes = append(w.nodes, n)
@@ -232,7 +240,7 @@ func (w *world) watchers() {
 }
 
 // reaches reports whether packets pass from a to b.
-func (w *world) reaches(a, b int) bool { return !w.cut[[2]int{a, b}] }
+func (w *world) reaches(a, b int) bool { return !w.cut[[2]int{a, b}] && !w.lasting[[2]int{a, b}] }
 
 // check looks at the kernels when one of them has got a permit: no two may answer for one IP.
 func (w *world) check(n *node, ip netip.Addr) {
@@ -240,7 +248,7 @@ func (w *world) check(n *node, ip netip.Addr) {
 		return
 	}
 	for _, o := range w.nodes {
-		if o != n && o.kernel.answers(ip) {
+		if o != n && o.kernel.answers(ip) && !n.unsure() && !o.unsure() {
 			w.fail("%s and %s both answer for %s: %s for %v more, %s for %v more", n.name, o.name, ip,
 				n.name, (n.kernel.until - w.now).Round(time.Millisecond), o.name, (o.kernel.until - w.now).Round(time.Millisecond))
 		}
