@@ -35,7 +35,7 @@ import (
 
 const patience = time.Minute
 
-func init() { pause = 50 * time.Millisecond }
+func init() { pause, lookEvery = 50*time.Millisecond, 200*time.Millisecond }
 
 // installation is a cluster of three members with the certificates that `egret credentials` makes, in the folders that
 // pods see.

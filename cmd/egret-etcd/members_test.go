@@ -2,6 +2,7 @@ package main
 
 import (
 	"context"
+	"crypto"
 	"crypto/x509"
 	"crypto/x509/pkix"
 	"encoding/pem"
@@ -20,16 +21,43 @@ import (
 func certified(t *testing.T) *installation {
 	t.Helper()
 	i := newMembers(t, netip.MustParseAddr("127.0.0.1"))
-	life := func(c x509.Certificate) *x509.Certificate {
-		c.NotBefore, c.NotAfter = time.Now().Add(-certificate.Skew), time.Now().Add(time.Hour)
-		return &c
-	}
-	ca, signer, err := certificate.New(life(x509.Certificate{
-		Subject: pkix.Name{CommonName: "a CA"}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
+	ca, signer := newCA(t, "a CA")
+	i.trust(ca)
+	i.issue(ca, signer)
+	return i
+}
+
+// anHour returns a certificate that is good from now on for an hour.
+func anHour(c x509.Certificate) *x509.Certificate {
+	c.NotBefore, c.NotAfter = time.Now().Add(-certificate.Skew), time.Now().Add(time.Hour)
+	return &c
+}
+
+func newCA(t *testing.T, name string) (*x509.Certificate, crypto.Signer) {
+	t.Helper()
+	ca, signer, err := certificate.New(anHour(x509.Certificate{
+		Subject: pkix.Name{CommonName: name}, IsCA: true, BasicConstraintsValid: true, KeyUsage: x509.KeyUsageCertSign | x509.KeyUsageDigitalSignature,
 	}), nil, nil)
 	if err != nil {
 		t.Fatal(err)
 	}
+	return ca, signer
+}
+
+// trust has members and clients trust these CAs.
+func (i *installation) trust(cas ...*x509.Certificate) {
+	i.Helper()
+	var file []byte
+	for _, ca := range cas {
+		file = append(file, pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: ca.Raw})...)
+	}
+	i.write("egret-etcd-root", "ca.crt", file)
+	i.write("egret-etcd-server", "ca.crt", file)
+}
+
+// issue has a CA make the certificates of members and of etcd's user root.
+func (i *installation) issue(ca *x509.Certificate, signer crypto.Signer) {
+	i.Helper()
 	client := []x509.ExtKeyUsage{x509.ExtKeyUsageClientAuth}
 	for secret, leaf := range map[string]x509.Certificate{
 		"egret-etcd-server": {Subject: pkix.Name{CommonName: "egret-etcd"}, ExtKeyUsage: append(client, x509.ExtKeyUsageServerAuth),
@@ -37,25 +65,26 @@ func certified(t *testing.T) *installation {
 		"egret-etcd-root": {Subject: pkix.Name{CommonName: "root"}, ExtKeyUsage: client},
 	} {
 		leaf.KeyUsage = x509.KeyUsageDigitalSignature
-		cert, key, err := certificate.New(life(leaf), ca, signer)
+		cert, key, err := certificate.New(anHour(leaf), ca, signer)
 		if err != nil {
-			t.Fatal(err)
+			i.Fatal(err)
 		}
 		der, err := x509.MarshalPKCS8PrivateKey(key)
 		if err != nil {
-			t.Fatal(err)
+			i.Fatal(err)
 		}
-		err = os.MkdirAll(filepath.Join(i.dir, secret), 0o700)
-		for name, block := range map[string]pem.Block{
-			"ca.crt": {Type: "CERTIFICATE", Bytes: ca.Raw}, "tls.crt": {Type: "CERTIFICATE", Bytes: cert.Raw}, "tls.key": {Type: "PRIVATE KEY", Bytes: der},
-		} {
-			err = errors.Join(err, os.WriteFile(filepath.Join(i.dir, secret, name), pem.EncodeToMemory(&block), 0o600))
-		}
-		if err != nil {
-			t.Fatal(err)
-		}
+		i.write(secret, "tls.crt", pem.EncodeToMemory(&pem.Block{Type: "CERTIFICATE", Bytes: cert.Raw}))
+		i.write(secret, "tls.key", pem.EncodeToMemory(&pem.Block{Type: "PRIVATE KEY", Bytes: der}))
 	}
-	return i
+}
+
+// write writes a file of a Secret, as a whole, as a kubelet does.
+func (i *installation) write(secret, name string, b []byte) {
+	i.Helper()
+	file := filepath.Join(i.dir, secret, name)
+	if err := errors.Join(os.MkdirAll(filepath.Dir(file), 0o700), os.WriteFile(file+".new", b, 0o600), os.Rename(file+".new", file)); err != nil {
+		i.Fatal(err)
+	}
 }
 
 // Without the others it never gets ready.

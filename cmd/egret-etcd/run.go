@@ -1,7 +1,6 @@
 package main
 
 import (
-	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -42,7 +41,8 @@ func runCommand() *cobra.Command {
 	c := &cobra.Command{
 		Use:   "run",
 		Short: "Run a member",
-		Long: "Runs a member of etcd until SIGTERM. Clients and members show each other certificates: ca.crt, tls.crt and tls.key of --certs. The\n" +
+		Long: "Runs a member of etcd until SIGTERM. Clients and members show each other certificates: ca.crt, tls.crt and tls.key of --certs. Where\n" +
+			"ca.crt changes it ends, to be started anew, when all members serve and those before it in --initial-cluster, by name, have done so. The\n" +
 			"data directory wins over --initial-cluster, which counts at the first start alone. A member that has no data, while most of the others\n" +
 			"have, is removed from their cluster and joins it anew, as etcd's user root (--root-certs).",
 		Args: cobra.NoArgs,
@@ -147,7 +147,7 @@ func (m *member) run(ctx context.Context) error {
 	} else if err != nil {
 		return err
 	}
-	ca, err := os.ReadFile(cfg.ClientTLSInfo.TrustedCAFile)
+	cas, err := os.ReadFile(cfg.PeerTLSInfo.TrustedCAFile)
 	if err != nil {
 		return err
 	}
@@ -166,6 +166,14 @@ func (m *member) run(ctx context.Context) error {
 		}
 		e.Close()
 	}()
+	// Before its clients are closed, which takes seconds where they watch: a leader that hands over costs them less than
+	// an election.
+	leave := func() {
+		if err := e.Server.TryTransferLeadershipOnShutdown(); err != nil {
+			log.Warn("the others will have to elect a leader", zap.Error(err))
+		}
+	}
+	trust := trust{m: m, cfg: cfg, read: cas}
 	look := time.NewTicker(time.Second)
 	defer look.Stop()
 	for {
@@ -173,28 +181,22 @@ func (m *member) run(ctx context.Context) error {
 		case <-ready:
 			log.Warn("egret-etcd serves", zap.String("name", m.name), zap.String("version", version), zap.String("endpoint", cfg.AdvertiseClientUrls[0].String()))
 			ready = nil
-			look.Reset(time.Minute)
+			look.Reset(lookEvery)
 		case <-look.C:
 			if ready != nil {
 				if err := m.elsewhere(ctx, cfg, e.Server.Cluster().ID()); err != nil && ctx.Err() == nil {
 					return err
 				}
-			}
-			if now, err := os.ReadFile(cfg.ClientTLSInfo.TrustedCAFile); err == nil && !bytes.Equal(now, ca) {
-				ca = now
-				log.Error("the CAs changed, and etcd reads them when it starts: restart the members one after the other within a week",
-					zap.String("file", cfg.ClientTLSInfo.TrustedCAFile))
+			} else if trust.look(ctx) {
+				leave()
+				return fmt.Errorf("the CAs of --certs %s changed, and etcd reads them when it starts: ended, to be started anew", m.certs)
 			}
 		case <-e.Server.StopNotify():
 			return m.stopped(ctx, cfg, e, errors.New("etcd stopped by itself: its log says why"))
 		case err := <-e.Err():
 			return m.stopped(ctx, cfg, e, err)
 		case <-ctx.Done():
-			// Before its clients are closed, which takes seconds where they watch: a leader that hands over costs them
-			// less than an election.
-			if err := e.Server.TryTransferLeadershipOnShutdown(); err != nil {
-				log.Warn("the others will have to elect a leader", zap.Error(err))
-			}
+			leave()
 			return nil
 		}
 	}
@@ -240,6 +242,9 @@ const (
 	// gone for good. Where a node is off each time takes answerTimeout and pause: three minutes.
 	restoreAfter = 30
 )
+
+// lookEvery is between two looks at the CAs.
+var lookEvery = time.Minute
 
 // pause is between two times that the others are asked.
 var pause = time.Second

@@ -22,8 +22,8 @@ const (
 	caLife   = 10 * 365 * 24 * time.Hour
 	leafLife = 90 * 24 * time.Hour
 	// settle is for how long a new CA is trusted before it signs: a kubelet brings a changed Secret into its pods
-	// within minutes, and a person has time to restart the members of etcd, which read the CAs that they trust when
-	// they start.
+	// within minutes, and members of etcd, which read the CAs that they trust when they start, have ended one after the
+	// other by then, for which all of them have to serve: a person has time to bring back one that is down.
 	settle = 7 * 24 * time.Hour
 
 	nextCert, nextKey = "next.crt", "next.key"
