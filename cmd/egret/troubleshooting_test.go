@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"os"
+	"path/filepath"
 	"regexp"
 	"slices"
 	"strings"
@@ -91,27 +92,39 @@ func TestTheTroubleshootingPageShowsWhatCommandsPrint(t *testing.T) {
 	}
 }
 
-// Commands that pages name are there.
+// Commands that pages name, and the options that they have there, are there.
 func TestCommandsThatPagesNameAreThere(t *testing.T) {
-	commands := map[string]bool{"completion": true} // cobra adds it when a command runs
-	for _, c := range root().Commands() {
-		commands[c.Name()] = true
+	pages, err := filepath.Glob("../../docs/*.md")
+	if err != nil {
+		t.Fatal(err)
 	}
-	command := regexp.MustCompile("`(?:kubectl )?egret ([a-z-]+)")
-	for _, page := range []string{troubleshootingFile, "../../docs/alerts.md", "../../README.md"} {
+	named := regexp.MustCompile("(?m)(?:`|^ {4,}(?:\\$ )?)(?:kubectl )?egret ([a-z](?:[^`;\n]|\\\\\n)*)")
+	option := regexp.MustCompile(`(?:^|\s|\[)--([a-z0-9-]+)`)
+	total := 0
+	for _, page := range append(pages, "../../README.md") {
 		b, err := os.ReadFile(page)
 		if err != nil {
 			t.Fatal(err)
 		}
-		found := command.FindAllStringSubmatch(string(b), -1)
-		for _, m := range found {
-			if !commands[m[1]] {
-				t.Errorf("%s: there is no command `egret %s`", page, m[1])
+		for _, m := range named.FindAllStringSubmatch(string(b), -1) {
+			total++
+			line, r := m[1], root()
+			r.InitDefaultCompletionCmd("status") // cobra adds it when a command runs
+			c, rest, err := r.Find(strings.Fields(strings.NewReplacer("|", " ", "[", " ").Replace(line)))
+			if err != nil || c == r {
+				t.Errorf("%s: there is no command `egret %s`: %v", page, line, err)
+				continue
+			}
+			c.InitDefaultHelpFlag()
+			for _, o := range option.FindAllStringSubmatch(line, -1) {
+				if c.Flags().Lookup(o[1]) == nil && c.InheritedFlags().Lookup(o[1]) == nil {
+					t.Errorf("%s: `egret %s`: %s has no option --%s (%q)", page, line, c.CommandPath(), o[1], rest)
+				}
 			}
 		}
-		if len(found) == 0 {
-			t.Errorf("%s names no command", page)
-		}
+	}
+	if total < 100 {
+		t.Errorf("%d commands were found on %d pages", total, len(pages)+1)
 	}
 }
 
