@@ -1,8 +1,13 @@
 package operator
 
 import (
+	"context"
+	"encoding/json"
 	"net/netip"
+	"net/url"
+	"strings"
 	"testing"
+	"time"
 
 	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/plan"
@@ -58,6 +63,55 @@ func FuzzRecord(f *testing.F) {
 			if ip != o.IP || egress.FormatLease(o.Lease) == "" {
 				t.Errorf("%s is the key of %+v", ip, o)
 			}
+		}
+	})
+}
+
+// An agent that was broken into answers anything: no more than a wrong verdict comes of it, and nothing that it says
+// commands a terminal.
+func FuzzAnswer(f *testing.F) {
+	for _, answer := range []string{
+		`{"node":"n1","watching":true,"permit_seconds":0.5,"answers":true,"pod_id":1,"steered":true,"ports_used_to":3,"dropped_packets":{"guard_dropped":1},` +
+			`"path":{"overlay":{"to":"192.0.2.101","via":"192.0.2.1","silent":true,"neighbour":"FAILED"}}}`,
+		`{"differs":["table inet egret\u001b]0;x\u0007"],"differed":-1,"permit_seconds":-1e300,"excepted":"10.0.0.0/8","path":{"diverted":"\u202e"}}`,
+		`{"sent":true,"lost":true,"packets":[{"steps":[{"table":"x\u001b[2J","chain":"\u009b","verdict":"drop"}]}]}`,
+		`{"uses":[{"pod_name":"a\u001b[31m","egress_ip":"10.10.0.11","port":2048,"event":"new"}],"missing":["\r\u0085"],"more":true,"late":true}`,
+		`{"uses":[{"pod_node":"n1","overlay_ip":"192.0.2.101","overlay_port":9}]}`,
+		`{"path":{"overlay":null}}`, `[]`,
+	} {
+		f.Add([]byte(answer))
+	}
+	ip := netip.MustParseAddr("10.10.0.11")
+	f.Fuzz(func(t *testing.T, b []byte) {
+		ask := func(_ context.Context, _ string, _ []netip.Addr, _ string, _ url.Values, reply any) error {
+			return json.Unmarshal(b, reply)
+		}
+		records := map[string]store.Record{}
+		for k, v := range valid {
+			records[k] = store.Record{Value: []byte(v), Revision: 7, Lease: 0xa1}
+		}
+		w := store.WholeOf(9, records)
+		q := Question{Pod: "default/a", To: netip.MustParseAddr("203.0.113.10"), Live: &Live{Protocol: 6, Port: 443}}
+		way, err := TraceIn(t.Context(), w, q, Kernels{Ask: ask})
+		if err != nil || len(way.Steps) == 0 || way.Status != 0 && way.Status != 2 && way.Status != 3 {
+			t.Fatalf("%q: %+v, %v", b, way, err)
+		}
+		text := way.Verdict
+		for _, s := range append(way.Steps, follow(t.Context(), w, q, ask)...) {
+			text += "\n" + s.Text
+		}
+		cfg := WhoConfig{Ask: ask, Pages: [2]string{"kernel", "log"}, Now: true}
+		cfg.IP, cfg.Port, cfg.From = ip, 2048, time.Unix(1000, 0)
+		cfg.To = cfg.From.Add(time.Second)
+		u := Used{IP: ip, Port: 2048, From: cfg.From, To: cfg.To}
+		u.ask(t.Context(), cfg, "n1", nil)
+		u.askPodNodes(t.Context(), cfg, w.Nodes)
+		var out strings.Builder
+		if err := u.text(&out); err != nil {
+			t.Fatal(err)
+		}
+		if text += "\n" + out.String(); PrintableLines(text) != text {
+			t.Errorf("%q is told as %q", b, text)
 		}
 	})
 }

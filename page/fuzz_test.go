@@ -1,10 +1,57 @@
 package page
 
 import (
+	"encoding/json"
 	"fmt"
+	"net/http"
+	"net/http/httptest"
 	"strings"
 	"testing"
+
+	"github.com/egret-project/egret/store"
 )
+
+// Whoever looks at the page may ask anything, of records that are like it: he is answered, with JSON or with what is
+// wrong with the question.
+func FuzzQuestions(f *testing.F) {
+	for _, query := range []string{
+		"", "q=web", "q=10.10.0.1", "q=%00%ff", "pod=prod/web-1", "pod=prod/web-1&to=203.0.113.10&port=443", "pod=prod/web-1&to=fe80::1%25eth0&protocol=icmp",
+		"pod=/&port=-1", "pod=prod/web-1&to=::ffff:10.0.0.1&port=65536&protocol=sctp", "kind=egress&name=web", "kind=ip&name=10.10.0.11", "kind=node&name=n1",
+		"kind=pool&name=p", "kind=pod&name=prod/web-1", "kind=pod&name=a/b/c", "kind=&name=", "ips=10.10.0.11",
+	} {
+		f.Add(query)
+	}
+	records := map[string]store.Record{}
+	for key, value := range map[string]string{
+		"pools/p": `{"name":"p","ranges":[{"start":"10.10.0.1","end":"10.10.0.99"}]}`, "egresses/web": `{"name":"web","addresses":[{"ip":"10.10.0.11","id":1,"pool":"p"}]}`,
+		"nodes/n1": `{"name":"n1","index":1,"addresses":["192.0.2.101"],"podCIDRs":["10.244.1.0/24"]}`, "agents/n1": `{"node":"n1","address":"192.0.2.101","lease":"a1"}`,
+		"owners/10.10.0.11":        `{"ip":"10.10.0.11","node":"n1"}`,
+		"members/by-node/n1/web":   `{"egress":"web","node":"n1","pods":[{"pod":"prod/web-1","ips":["10.244.1.2"]}]}`,
+		"members/by-egress/web/n1": `{"egress":"web","node":"n1","pods":[{"pod":"prod/web-1","ips":["10.244.1.2"]}]}`,
+	} {
+		records[key] = store.Record{Value: []byte(value), Revision: 7, Lease: 0xa1}
+	}
+	p := New(nil, Agents{}, nil)
+	p.shown = &shown{whole: store.WholeOf(9, records)}
+	h := p.Handler()
+	f.Fuzz(func(t *testing.T, query string) {
+		for _, path := range []string{"/search", "/describe", "/trace", "/traffic"} {
+			r := httptest.NewRequest(http.MethodGet, path, nil)
+			r.URL.RawQuery = query
+			w := httptest.NewRecorder()
+			h.ServeHTTP(w, r)
+			switch w.Code {
+			case http.StatusBadRequest, http.StatusNotFound:
+			case http.StatusOK:
+				if !json.Valid(w.Body.Bytes()) {
+					t.Errorf("%s?%s is answered by %q", path, query, w.Body)
+				}
+			default:
+				t.Errorf("%s?%s: %d %s", path, query, w.Code, w.Body)
+			}
+		}
+	})
+}
 
 // Whoever looks at the page may ask for anything: he gets what has one form, and not too much of it.
 func FuzzIPs(f *testing.F) {
