@@ -33,7 +33,7 @@
 //
 //  6. It waits the longest P (below) from when it saw its own lock, which came after the end of the former lease
 //     (Machine.roles), or from when it saw a suspicion against the former owner, if etcd says in the lock that it stood
-//     until that end (Owner.Suspicion, Machine.suspicion): while one stands the owner gets no yes, since it has to end
+//     until that end (egress.Owner.Suspicion, Machine.suspicion): while one stands the owner gets no yes, since it has to end
 //     it first (store.Lease.Confirm). The two spans of P are on two clocks, and the later one does not begin before the
 //     earlier one.
 //  7. It need not wait when the former owner fell silent before the lock changed: it handed the IP over
@@ -79,22 +79,22 @@
 //     again when it gets another lease: whoever lost etcd in between does not have its record. Before the first
 //     snapshot nobody knows who has to promise, and after the answer of another etcd there is one, so no promise
 //     counts.
-//  16. A promise carries on what etcd's yes began, and begins nothing (Machine.limit, now.Before(p.limit)).
+//  16. A promise carries on what etcd's yes began, and begins nothing (Machine.limit, by permitEnd.limit).
 //  17. A process that begins does not know what its former one promised, so it is bound for the longest P
 //     (promises.see).
-//  18. Answers to a former process count for nothing (Message.Process).
+//  18. Answers to a former process count for nothing (promises.heard, Message.Process).
 //  19. An agent that has no use for a yes asks etcd for none, and does not know whether it has etcd (Machine.Asks). It
-//     promises until etcd has answered
-//     it, since a promise only binds, and asks etcd until nobody asks it any more (promises.heard).
+//     promises until etcd has answered it, since a promise only binds, and asks etcd until nobody asks it any more
+//     (promises.heard).
 //  20. How often a lease is renewed is no premise of any of this: a permit goes by what etcd granted, from when that
-//     was asked for (Lease.renewed). So an agent
-//     with nothing under its lease but its record renews it a third as often (Machine.Idle, store.Lease.Run).
+//     was asked for (Lease.renewed). So an agent with nothing under its lease but its record renews it a third as often
+//     (Machine.Idle, store.Lease.Run).
 //
 // A node that no pool selects need not see the locks of all IPs:
 //
 //  21. By a view that lacks some (egress.Snapshot.Partial) nothing is claimed, revoked or prepared for a move
-//     (Machine.act, round.find), and what was known of
-//     owners and of the dead before is forgotten. What it shows of a lock of this node holds as in any view.
+//     (Machine.act, round.find), and what was known of owners and of the dead before is forgotten
+//     (Machine.forget). What it shows of a lock of this node holds as in any view.
 //  22. A node sees fewer than all when it holds nothing in a view of all locks of the same etcd, and cannot have sent
 //     anything any more that would bring it one (Machine.look, plan.Cluster.Bystander). So no lock of this node is out
 //     of its sight; the driver asks etcd now and then whether one is all the same, as where a request took longer than

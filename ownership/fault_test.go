@@ -40,7 +40,7 @@ func (n *node) hears(o *node) {
 }
 
 // focuses are faults that have to come together for some mistakes to be found, by what that is about.
-var focuses = map[string][]int{"loss": {10, 16}, "restore": {12, 17}, "suspicion": {3, 18}}
+var focuses = map[string][]int{"loss": {10, 16}, "restore": {12, 17}, "suspicion": {3, 18}, "renewal": {5, 15}}
 
 // fault does one thing that can happen to a cluster.
 func (w *world) fault() {

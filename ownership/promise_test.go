@@ -217,6 +217,19 @@ func TestAnswersToAFormerProcessCountForNothing(t *testing.T) {
 	}
 }
 
+// A process does not know what its former one promised, nor for how long another P was then.
+func TestWhoBeginsIsBoundByWhatItsFormerProcessMayHavePromised(t *testing.T) {
+	now := epoch
+	m := New(Config{Node: "a", Permit: oneMinute, Gossip: true, Freeze: true, Process: 1, Start: now})
+	if !m.Promised(now.Add(oneMinute-1)) || m.Promised(now.Add(oneMinute)) {
+		t.Error("it is not bound for P from its start")
+	}
+	m.Step(now, View{Cluster: plan.New(&egress.Snapshot{Longest: 2 * oneMinute})})
+	if !m.Promised(now.Add(2*oneMinute-1)) || m.Promised(now.Add(2*oneMinute)) {
+		t.Error("it is not bound for the longest P from its start")
+	}
+}
+
 // Who was alone when etcd was lost the last time, and is not any more, has nobody's promise before it has asked.
 func TestWhoHasToPromiseIsAskedAnewEachTime(t *testing.T) {
 	w := newWire("a")

@@ -163,9 +163,10 @@ var (
 	restores = flag.Bool("schedules-restores", false, "with restores of etcd")
 	toggles  = flag.Bool("schedules-toggle", false, "with gossip switched on and off")
 	labels   = flag.Bool("schedules-labels", false, "with pools that select some nodes, and labels that change")
+	silent   = flag.Bool("schedules-without-gossip", false, "without gossip")
 	versions = flag.Bool("schedules-versions", false, "with agents that know no suspicions")
 	mixed    = flag.Bool("schedules-mixed", false, "with different P")
-	focus    = flag.String("schedules-focus", "", "what half of the faults are about: loss (of etcd), restore, suspicion")
+	focus    = flag.String("schedules-focus", "", "what half of the faults are about: loss (of etcd), restore, suspicion, renewal")
 	first    = flag.Bool("schedules-first", false, "end with the first schedule that fails")
 	firstOne = flag.Uint64("schedules-from", 0, "the first seed; 0: a new one")
 )
@@ -175,7 +176,7 @@ func usual(seed uint64) options {
 	kind := seed % 8
 	some := seed%29 < 3 // whatever the kind
 	opt := options{
-		nodes: 5, faults: 4 * time.Second, focus: *focus, noGossip: kind == 0, toggle: kind == 1 || *toggles,
+		nodes: 5, faults: 4 * time.Second, focus: *focus, noGossip: kind == 0 || *silent, toggle: kind == 1 || *toggles,
 		mixedP: kind == 2 || kind == 4 || *mixed, labels: some || *labels, versions: kind == 5 || *versions,
 	}
 	opt.restores = (kind == 3 || kind == 4 || *restores) && !opt.noGossip && !opt.toggle
