@@ -23,6 +23,7 @@ type node struct {
 	grace  time.Duration // after a stop
 	kernel kernel
 	off    bool // no power
+	losses int  // of power
 	gone   bool // for good
 	old    bool // its agent knows no suspicions
 	// A machine that is paused with its clock, as a virtual one may be: it does not know when it goes on.
@@ -124,10 +125,11 @@ func (n *node) unspan(d time.Duration) time.Duration {
 
 // after runs do when d has passed for the machine, whatever its processes do.
 func (n *node) after(d time.Duration, do func()) {
-	stood := n.stood
+	stood, losses := n.stood, n.losses
 	var try func()
 	try = func() {
 		switch {
+		case n.losses > losses: // it was to be in memory
 		case n.stood > stood:
 			d := n.stood - stood
 			stood = n.stood

@@ -297,6 +297,7 @@ func (n *node) kill(why string) {
 func (n *node) powerOff() {
 	n.kill("power off")
 	n.off = true
+	n.losses++
 	n.kernel.list, n.kernel.until, n.woken = nil, 0, 0
 }
 
