@@ -43,7 +43,7 @@ type kernelState struct {
 	differ    nft.Differ
 	fastOff   string                // why the fast path was not used; "": it was
 	announced map[netip.Addr]string // as of the last program that was complete
-	resets    map[string]int        // how often somebody reset rp_filter of a VLAN link
+	resets    map[string]int        // how often somebody reset rp_filter of a link
 }
 
 // openKernel returns the kernel of the calling thread's network namespace. It changes nothing in it.
@@ -176,7 +176,7 @@ func (k *kernel) tablesState(want nft.State, have observed) nft.State {
 	return want
 }
 
-// countResets counts how often somebody else set rp_filter of a VLAN link, and says so. loosened are those that are not
+// countResets counts how often somebody else set rp_filter of a link of Egret's, and says so. loosened are those that are not
 // loose, loose the others that there are: one that is not loose and was not there in the reconcile before is new.
 func (k *kernel) countResets(loosened, loose []string) {
 	now := map[string]int{}

@@ -46,7 +46,7 @@ var (
 	metricKernel = monitor.Metric{Name: "egret_kernel_changes_total", Type: monitor.Counter, Labels: []string{"part"},
 		Help: "Changes that were written to the kernel: addresses, routes, nftables. A steady state writes nothing."}
 	metricResets = monitor.Metric{Name: "egret_rp_filter_resets_total", Type: monitor.Counter, Labels: []string{"link"},
-		Help: "How often somebody set rp_filter of a VLAN link of Egret's, and it was set back."}
+		Help: "How often somebody set rp_filter of a link of Egret's, the overlay's or a VLAN's, and it was set back."}
 	metricDegraded = monitor.Metric{Name: "egret_degraded", Type: monitor.Gauge, Labels: []string{"part"},
 		Help: "1 for each part that the node could not program in the last pass: addresses, conntrack, fast path, nftables, node, permits, pods, routes, uplink, VLAN links; " +
 			"other for what is of none."}

@@ -29,8 +29,7 @@ func counterOf(t *testing.T, m *metrics, name string) string {
 }
 
 // TestEachResetOfRPFilterIsCounted is of the alert EgretRPFilterReset, by what routing.Diff sees pass by pass of the
-// links of a kernel with VLANs, as integration/subnets has one. What is counted is there as 0 before: Prometheus sees
-// no increase in what begins with 1.
+// links of a kernel. What is counted is there as 0 before: Prometheus sees no increase in what begins with 1.
 func TestEachResetOfRPFilterIsCounted(t *testing.T) {
 	type pass struct {
 		loosened, loose []string

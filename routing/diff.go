@@ -13,7 +13,8 @@ import (
 // Changes are the difference between the kernel and a State. The zero Changes are empty.
 type Changes struct {
 	links, adds, comes, goes, removes []op
-	// Loosened are the VLAN links whose rp_filter is not what it has to be: they are new, or somebody set it.
+	// Loosened are the links of Egret's whose rp_filter is not what it has to be: those of VLANs that are new, and those
+	// of which somebody set it.
 	Loosened []string
 	// Loose are those of which it is what it has to be.
 	Loose []string
@@ -71,6 +72,13 @@ func Diff(have Observed, want State) Changes {
 	old = maps.Clone(old)
 	maps.DeleteFunc(old, func(_ string, e entry) bool { return gone[e.bound] })
 
+	if filter := have.links[egress.OverlayLink].rpFilter; !gone[egress.OverlayLink] && filter >= 0 {
+		if filter == looseFilter {
+			c.Loose = append(c.Loose, egress.OverlayLink)
+		} else {
+			c.Loosened = append(c.Loosened, egress.OverlayLink)
+		}
+	}
 	loose := map[string]bool{}
 	for _, s := range want.Subnets {
 		f, ok := have.filters[s.Link]

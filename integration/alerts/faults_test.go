@@ -31,13 +31,6 @@ type fault struct {
 // holder stands in an alert for the node that holds web's IP when the fault is made.
 const holder = "HOLDER"
 
-// elsewhere are the alerts that are not made to fire here: why, and the test that makes their fault.
-var elsewhere = map[string]struct{ why, file, test string }{
-	"EgretRPFilterReset": {"it is of VLAN links, which not every kernel has that runs labs: TestPoolsOnVLANs of integration/subnets resets one in a virtual machine and sees the " +
-		"agent mend it, the test here sees each of these counted, and rules_test.yaml that the alert fires for what is counted",
-		"agent/resets_test.go", "TestEachResetOfRPFilterIsCounted"},
-}
-
 // faults returns all, in an order in which they share what is broken: those from etcd's being full until crdsync's
 // failing write nothing to etcd.
 func (s *site) faults() []fault {
@@ -123,6 +116,7 @@ func (s *site) faultsWhileFull() []fault {
 			}
 		}, s.in("node", "node-1", "nft delete table ip other"), false},
 		{"EgretForgedPackets node-2 overlay_foreign", s.in("outside", "", "bash -c echo>/dev/udp/10.10.0.102/8479"), nil, true},
+		{"EgretRPFilterReset node-1", s.in("node", "node-1", "sysctl -qw net.ipv4.conf.egret/vx.rp_filter=1"), nil, true},
 		{"EgretGossipPartitioned node-3", s.cut("node-3", "peers"), s.heal("node-3", "peers"), false},
 		{"EgretWebhookFails 127.0.0.1:8482", s.review("no review"), nil, true},
 		{"EgretNATLogIncomplete node-1 write", func() {
