@@ -15,6 +15,7 @@ import (
 	"time"
 
 	"github.com/egret-project/egret/agent"
+	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/integration/lab"
 	"github.com/egret-project/egret/operator"
 	"github.com/egret-project/egret/store"
@@ -154,6 +155,20 @@ func component(fault, mend func() error) func(*testing.T) func() error {
 	}
 }
 
+// deletes is a program that deletes a policy rule of a node whenever it comes back.
+func deletes(node string, priority int) func(*testing.T) func() error {
+	return func(*testing.T) func() error {
+		ctx, stop := context.WithCancel(context.Background())
+		ended := make(chan struct{})
+		go func() {
+			defer close(ended)
+			loop := fmt.Sprintf("while :; do ip rule del pref %d || sleep 0.005; done 2>&-", priority)
+			_, _ = cluster.Exec(ctx, "node", node, "sh", "-c", loop) // it is killed
+		}()
+		return func() error { stop(); <-ended; return nil }
+	}
+}
+
 // TestTraceNamesEachFault makes one fault after the other on the way of a pod, in the records, in the processes and in
 // the kernels, has it named by the trace, and undoes it.
 func TestTraceNamesEachFault(t *testing.T) {
@@ -266,6 +281,7 @@ func TestTraceNamesEachFault(t *testing.T) {
 			nil, 2, fmt.Sprintf("%s sends what is for %s nowhere (no route to host) in place of link egret.vx", home, gateway), true},
 		{"a rule of another program before Egret's", commands(home, "ip route add default dev eth0 table 77\nip rule add pref 500 fwmark 0x3ffe/0x3fff table 77",
 			"ip rule del pref 500\nip route del default table 77"), nil, 2, "out by link eth0 in place of egret.vx", true},
+		{"a deleted rule, as often as the agent adds it", deletes(home, egress.ExitPriority), nil, 2, "out by link eth0 in place of egret.vx", false},
 		{"a smaller MTU of the gateway's link", commands(gateway, "ip link set eth0 mtu 1400", "ip link set eth0 mtu 1500"),
 			nil, 3, fmt.Sprintf("the MTU is too small: %s puts packets of up to 1450 bytes into the overlay, which adds 50, and link eth0 of %s takes 1400", home, gateway), false},
 		// What the node knew of the gateway it would know for half a minute more, and it would learn from what the
