@@ -84,7 +84,7 @@ func TestProbeFindsWhoHasAnAddress(t *testing.T) {
 	if diff := cmp.Diff(want, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
-	if took := time.Since(start); took > time.Second {
+	if took := time.Since(start); took > 5*time.Second { // under emulation, seconds
 		t.Errorf("it took %v, want 150 ms", took)
 	}
 	if out, err := there("ip neigh show 10.0.0.7"); err != nil || out != "" {
