@@ -162,9 +162,12 @@ func (s *site) faultsOfAgents() []fault {
 		{"EgretTakeoversRepeat", func() {
 			for range 5 {
 				s.kill()
-				s.holder(s.died)
+				has := s.holder(s.died)
+				// else it might be killed next, without a trace of that it took over
+				s.until("its take-over is counted", time.Minute, `increase(egret_takeover_duration_seconds_count{cause=~"crash|release"}[5s]) > 0`, "instance",
+					func(now []string) bool { return slices.Contains(now, has) })
 				start()
-				s.scraped() // else the next one to be killed took over without a trace, or the next one to take over did not begin at 0
+				s.scraped() // else the next one to take over might not begin at 0
 			}
 		}, nil, true},
 		{"EgretNoLeader", s.stop("crdsync"), s.start("crdsync"), false},
