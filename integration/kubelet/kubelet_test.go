@@ -49,7 +49,8 @@ func TestAnInstalledEgret(t *testing.T) {
 		},
 		etcdOwn: {
 			{"an etcd of one's own with TLS, and helm install", slices.Concat([]step{{install, helmInstalledWithOwnEtcd}}, life(), []step{
-				{"a version that does not get ready stops at the first node", stopsAtTheFirst}, {uninstall, uninstalledByHelm},
+				{"a version that does not get ready stops at the first node", stopsAtTheFirst},
+				{"a new node gets no pods before its agent is ready", keptOff}, {uninstall, uninstalledByHelm},
 			})},
 		},
 	}[*etcd]

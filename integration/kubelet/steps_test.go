@@ -284,6 +284,67 @@ func stopsAtTheFirst(t *testing.T, c *cluster) {
 	end()
 }
 
+// keptOff has a node join anew, whose kubelet registers it with the start-up taint: a pod that waits for it finds its
+// egress at its first connection.
+func keptOff(t *testing.T, c *cluster) {
+	c.helm(documented(t, "Start-up taint", "helm upgrade", nil)[1:]...)
+	c.settled()
+	ip, gateway := c.gateway("egress-prod-web")
+	node := nodes()[0]
+	if node == gateway {
+		node = nodes()[1]
+	}
+	ranges := c.kubectl("get", "node", node, "-o", "jsonpath={.spec.podCIDRs}")
+	first, _, _ := strings.Cut(strings.TrimPrefix(ranges, `["`), `"`)
+
+	c.kubectl("drain", node, "--ignore-daemonsets", "--delete-emptydir-data", "--timeout=120s")
+	c.kubectl("delete", "node", node)
+	c.kubectl("delete", "pods", "-A", "--field-selector=spec.nodeName="+node, "--timeout=60s")
+	c.until(60*time.Second, "etcd forgets the agent of a node that is gone", func() (bool, string) {
+		out := c.egret("get", "agents")
+		return !strings.Contains(out, node+" "), out
+	})
+	if err := errors.Join(c.lab.KillServices(t.Context(), node, "kubelet"),
+		c.lab.ConfigureKubelet(node, "registerWithTaints: [{key: egret/agent-not-ready, effect: NoSchedule}]\n")); err != nil {
+		t.Fatal(err)
+	}
+	c.kubectl("apply", "-f", c.write(fmt.Sprintf(`apiVersion: v1
+kind: Pod
+metadata: {name: early, namespace: prod, labels: {app: web}}
+spec:
+  terminationGracePeriodSeconds: 1
+  nodeSelector: {kubernetes.io/hostname: %s}
+  containers:
+  - {name: c, image: "egret.test/busybox:1", imagePullPolicy: IfNotPresent, command: [sh, -c, "nc 203.0.113.10 7; sleep 1000"]}
+`, node)))
+	if err := c.lab.RestartServices(node, "kubelet"); err != nil {
+		t.Fatal(err)
+	}
+	taints := func() (string, error) {
+		return c.tryKubectl("get", "node", node, "-o", "jsonpath={.spec.taints[*].key}")
+	}
+	c.until(30*time.Second, "the kubelet registers with the taint", func() (bool, string) {
+		have, err := taints()
+		return strings.Contains(have, "egret/agent-not-ready"), fmt.Sprintf("taints %q, error %v", have, err)
+	})
+	// as the controller manager of a cluster does
+	c.kubectl("patch", "node", node, "-p", fmt.Sprintf(`{"spec": {"podCIDR": %q, "podCIDRs": %s}}`, first, ranges))
+	c.kubectl("-n", "prod", "wait", "--for=condition=Ready", "pod/early", "--timeout=120s")
+	if have, err := taints(); err != nil || strings.Contains(have, "egret/agent-not-ready") {
+		t.Errorf("taints %q, error %v, while a pod runs there that does not tolerate it", have, err)
+	}
+	var said string
+	c.until(30*time.Second, "the first connection of a pod on a new node", func() (bool, string) {
+		said = c.kubectl("-n", "prod", "logs", "early")
+		return said != "", "no answer"
+	})
+	if seen, err := netip.ParseAddrPort(said); err != nil || seen.Addr() != ip {
+		t.Errorf("the first connection of a pod on a new node comes from %q, want %v", said, ip)
+	}
+	c.kubectl("-n", "prod", "delete", "pod", "early")
+	c.settled()
+}
+
 // leader returns the replica of crdsync that etcd says leads, empty where that was not to be had.
 func (c *cluster) leader() (pod, have string) {
 	c.t.Helper()

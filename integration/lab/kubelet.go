@@ -140,6 +140,17 @@ imageGCHighThresholdPercent: 100
 	return err
 }
 
+// ConfigureKubelet adds lines to the file of settings (KubeletConfiguration) of a node's kubelet, which reads it when it
+// starts.
+func (l *Lab) ConfigureKubelet(node, lines string) error {
+	f, err := os.OpenFile(l.path(node, "kubelet.yaml"), os.O_APPEND|os.O_WRONLY, 0)
+	if err != nil {
+		return err
+	}
+	_, err = f.WriteString(lines)
+	return errors.Join(err, f.Close())
+}
+
 // nodeTokens makes what each kubelet shows the API server, writes a kubeconfig with it into the node's folder, and
 // returns the lines of the API server's token file.
 func (l *Lab) nodeTokens(ca []byte) ([]byte, error) {
