@@ -164,7 +164,7 @@ func (s *site) faultsOfAgents() []fault {
 				s.kill()
 				has := s.holder(s.died)
 				// else it might be killed next, without a trace of that it took over
-				s.until("its take-over is counted", time.Minute, `increase(egret_takeover_duration_seconds_count{cause=~"crash|release"}[5s]) > 0`, "instance",
+				s.until("its take-over is counted", time.Minute, `egret_takeover_duration_seconds_count{cause=~"crash|release"} > 0`, "instance",
 					func(now []string) bool { return slices.Contains(now, has) })
 				start()
 				s.scraped() // else the next one to take over might not begin at 0
