@@ -176,8 +176,8 @@ func (k *kernel) tablesState(want nft.State, have observed) nft.State {
 	return want
 }
 
-// countResets counts how often somebody else set rp_filter of a link of Egret's, and says so. loosened are those that are not
-// loose, loose the others that there are: one that is not loose and was not there in the reconcile before is new.
+// countResets counts how often somebody else set rp_filter of a link of Egret's, and says so. loosened are those that
+// are not loose, loose the others that there are: one that is not loose and was not there in the reconcile before is new.
 func (k *kernel) countResets(loosened, loose []string) {
 	now := map[string]int{}
 	for _, link := range slices.Concat(loosened, loose) {

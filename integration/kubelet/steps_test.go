@@ -109,6 +109,14 @@ func eachItsOwn(t *testing.T, c *cluster) {
 	}
 }
 
+// nodeBeside returns a node that is another one.
+func nodeBeside(node string) string {
+	if node == nodes()[0] {
+		return nodes()[1]
+	}
+	return nodes()[0]
+}
+
 // operated has the commands of an operator who is not in the cluster.
 func operated(t *testing.T, c *cluster) {
 	must := func(args ...string) string {
@@ -134,10 +142,7 @@ func operated(t *testing.T, c *cluster) {
 	if out := must("trace", p.name); !strings.Contains(out, ip.String()) || !strings.Contains(out, gateway) {
 		t.Errorf("egret trace %s says nothing of %v on %s:\n%s", p.name, ip, gateway, out)
 	}
-	to := nodes()[0]
-	if to == gateway {
-		to = nodes()[1]
-	}
+	to := nodeBeside(gateway)
 	end := c.lookedAt(c.webs()["egress-prod-web"], ip)
 	must("move", ip.String(), "--to", to)
 	end()
@@ -290,10 +295,7 @@ func keptOff(t *testing.T, c *cluster) {
 	c.helm(documented(t, "Start-up taint", "helm upgrade", nil)[1:]...)
 	c.settled()
 	ip, gateway := c.gateway("egress-prod-web")
-	node := nodes()[0]
-	if node == gateway {
-		node = nodes()[1]
-	}
+	node := nodeBeside(gateway)
 	ranges := c.kubectl("get", "node", node, "-o", "jsonpath={.spec.podCIDRs}")
 	first, _, _ := strings.Cut(strings.TrimPrefix(ranges, `["`), `"`)
 

@@ -140,8 +140,8 @@ imageGCHighThresholdPercent: 100
 	return err
 }
 
-// ConfigureKubelet adds lines to the file of settings (KubeletConfiguration) of a node's kubelet, which reads it when it
-// starts.
+// ConfigureKubelet adds lines to the file of settings (KubeletConfiguration) of a node's kubelet, which reads it when
+// it starts.
 func (l *Lab) ConfigureKubelet(node, lines string) error {
 	f, err := os.OpenFile(l.path(node, "kubelet.yaml"), os.O_APPEND|os.O_WRONLY, 0)
 	if err != nil {
