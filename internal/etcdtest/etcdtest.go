@@ -6,12 +6,16 @@ import (
 	"net/url"
 	"os"
 	"path/filepath"
+	"sync"
 	"testing"
 	"time"
 
 	clientv3 "go.etcd.io/etcd/client/v3"
 	"go.etcd.io/etcd/server/v3/embed"
 	"go.uber.org/zap"
+	"google.golang.org/grpc"
+	"google.golang.org/grpc/codes"
+	"google.golang.org/grpc/status"
 )
 
 // startTimeout is how long a server may take to start: 0.3 s is usual, the rest is for a busy machine.
@@ -28,6 +32,7 @@ type Server struct {
 	options []func(*embed.Config)
 	sockets string      // the folder of those at which etcd listens
 	etcd    *embed.Etcd // nil while stopped
+	calls   calls
 	// MaxRequestBytes is how large a request may be from the next Start on; 0: etcd's default.
 	MaxRequestBytes uint
 	relay           *relay // of its clients
@@ -94,6 +99,7 @@ func (s *Server) launch() {
 	cfg.StrictReconfigCheck = false // it refuses new members for 5 s after another came
 	cfg.UnsafeNoFsync = true
 	cfg.MaxRequestBytes = cmp.Or(s.MaxRequestBytes, cfg.MaxRequestBytes)
+	cfg.GRPCAdditionalServerOptions = s.calls.options()
 	cfg.ZapLoggerBuilder = embed.NewZapLoggerBuilder(zap.NewNop())
 	for _, o := range s.options {
 		o(cfg)
@@ -129,6 +135,8 @@ func (s *Server) Stop() {
 	s.relay.target("")
 	s.peers.target("")
 	s.closeClient()
+	s.calls.Lock()
+	defer s.calls.Unlock()
 	s.etcd.Server.HardStop() // Close alone hands the lead over
 	s.etcd.Close()
 	s.etcd = nil
@@ -200,5 +208,28 @@ func (s *Server) closeClient() {
 	if s.client != nil {
 		s.client.Close() // it says no more than that it was closed
 		s.client = nil
+	}
+}
+
+// calls are those that a server answers: each holds it for reading. Who holds it for writing has seen the last one end,
+// and no other one begins. HardStop closes the database, and etcd does not recover from a call that reads it then.
+type calls struct{ sync.RWMutex }
+
+func (c *calls) options() []grpc.ServerOption {
+	hold := func(call func() error) error {
+		if !c.TryRLock() {
+			return status.Error(codes.Unavailable, "etcd stops")
+		}
+		defer c.RUnlock()
+		return call()
+	}
+	return []grpc.ServerOption{
+		grpc.ChainUnaryInterceptor(func(ctx context.Context, req any, _ *grpc.UnaryServerInfo, handle grpc.UnaryHandler) (resp any, err error) {
+			err = hold(func() error { resp, err = handle(ctx, req); return err })
+			return resp, err
+		}),
+		grpc.ChainStreamInterceptor(func(srv any, stream grpc.ServerStream, _ *grpc.StreamServerInfo, handle grpc.StreamHandler) error {
+			return hold(func() error { return handle(srv, stream) })
+		}),
 	}
 }

@@ -3,6 +3,8 @@ package etcdtest
 import (
 	"context"
 	"errors"
+	"sync"
+	"sync/atomic"
 	"testing"
 	"time"
 
@@ -42,6 +44,34 @@ func TestServerKeepsItsDataAndItsEndpoint(t *testing.T) {
 		}
 		s.Mend()
 		want()
+	}
+}
+
+func TestStopLetsCallsEndThatReadTheDatabase(t *testing.T) {
+	s := New(t)
+	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.Endpoint()}, Logger: zap.NewNop()})
+	if err != nil {
+		t.Fatal(err)
+	}
+	defer c.Close()
+	var asking sync.WaitGroup
+	defer asking.Wait()
+	ctx, cancel := context.WithCancel(t.Context())
+	defer cancel()
+	var answers atomic.Int64
+	for range 8 {
+		asking.Go(func() {
+			for ctx.Err() == nil {
+				if _, err := c.Status(ctx, s.Endpoint()); err == nil {
+					answers.Add(1)
+				}
+			}
+		})
+	}
+	for range 4 {
+		for before := answers.Load(); answers.Load() < before+100; time.Sleep(time.Millisecond) {
+		}
+		s.Restart() // a call that came too late would end the process
 	}
 }
 
