@@ -76,11 +76,7 @@ func (d *Differ) Diff(have Observed, want State) Changes {
 			}
 			wanted := all[s.name]
 			if want.Keep && !s.ofPods || want.KeepSenders && s.ofOtherNodes {
-				wanted = maps.Clone(was[s.name])
-				if wanted == nil {
-					wanted = elements{}
-				}
-				maps.Copy(wanted, all[s.name])
+				wanted = s.unite(was[s.name], all[s.name])
 			}
 			if digit, ok := strings.CutPrefix(s.name, "known"); ok {
 				// An address in known passes, so one that is kept there must not be selected now.
@@ -132,6 +128,27 @@ func (c *Changes) own(old observedTable, t table, socket uint32) (observedTable,
 		old.flags |= t.flags
 	}
 	return old, t
+}
+
+// unite returns what a set has and is to have. Ranges that overlap, or follow on each other, become one: the kernel
+// refuses those that overlap.
+func (s set) unite(have, want elements) elements {
+	out := elements{}
+	if s.flags&flagInterval == 0 {
+		maps.Copy(out, have)
+		maps.Copy(out, want)
+		return out
+	}
+	var all []span
+	for _, part := range []elements{have, want} {
+		for first, last := range part {
+			all = append(all, span{address(first), address(last)})
+		}
+	}
+	for _, r := range union(all) {
+		out[key(r.first)] = key(r.last)
+	}
+	return out
 }
 
 // becomeKnown returns the addresses of pods of which it was not known whether they are selected.

@@ -195,6 +195,20 @@ func TestKeepDeletesNothingButPods(t *testing.T) {
 	}
 }
 
+// A node is gone whose pod CIDR is in the middle of others, or at their end: the kernel has one range of all.
+func TestKeepUnitesRangesThatOverlap(t *testing.T) {
+	tables := open(t)
+	reach(t, tables, parseState(t, "except 10.244.0.0/22\nexcept fd44::/62\nexcept 10.96.0.1/32\nexcept 10.96.0.3/32"))
+	want := parseState(t, "except 10.244.1.0/24\nexcept 10.244.3.0/24\nexcept 10.244.4.0/24\nexcept fd44:0:0:1::/64\nexcept 10.96.0.1/32\nexcept 10.96.0.2/32\nexcept 10.96.0.3/32")
+	want.Keep = true
+	reach(t, tables, want)
+	for _, line := range []string{"10.244.0.0-10.244.4.255", "10.96.0.1-10.96.0.3", "fd44::/62"} {
+		if all := list(t); !strings.Contains(all, line) {
+			t.Errorf("%s is not in\n%s", line, all)
+		}
+	}
+}
+
 func TestUnhostedAreTheIPsThatGo(t *testing.T) {
 	tables := open(t)
 	reach(t, tables, parseState(t, "hosted 5 10.10.0.5 0x3fff\nhosted 6 fd10::6 0x3fff\nhosted 7 10.10.0.7 0x3fff"))

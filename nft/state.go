@@ -269,6 +269,12 @@ func (m *made[T]) of(from T, equal func(a, b T) bool, clone func(T) T, fill func
 // key returns an address in network byte order.
 func key(ip netip.Addr) string { return string(ip.AsSlice()) }
 
+// address returns the address of a key.
+func address(key string) netip.Addr {
+	ip, _ := netip.AddrFromSlice([]byte(key)) // the keys are addresses
+	return ip
+}
+
 // markKey returns a mark in network byte order.
 func markKey(m egress.Mark) string { return string(binary.BigEndian.AppendUint32(nil, uint32(m))) }
 
@@ -298,6 +304,11 @@ func merge(prefixes []netip.Prefix) []span {
 			all = append(all, span{p.Addr(), lastAddr(p)})
 		}
 	}
+	return union(all)
+}
+
+// union returns the addresses of ranges as the fewest ranges, in order. It changes the order of all.
+func union(all []span) []span {
 	slices.SortFunc(all, func(a, b span) int { return cmp.Or(a.first.Compare(b.first), b.last.Compare(a.last)) })
 	var out []span
 	for _, s := range all {
