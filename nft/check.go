@@ -28,7 +28,7 @@ func Check() error {
 		t.name += "-check"
 		t.chains, t.sets = slices.Clone(t.chains), slices.Clone(t.sets)
 		for i := range t.sets {
-			t.sets[i].size = min(t.sets[i].size, 1) // the kernel makes room for as many at once: 17 MB in all
+			t.sets[i].size = min(t.sets[i].size, 1) // the kernel makes room for as many at once: 23 MB in all
 		}
 		for i := range t.chains {
 			if t.chains[i].hook.device != "" {

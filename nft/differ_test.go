@@ -12,23 +12,40 @@ import (
 	"github.com/egret-project/egret/egress"
 )
 
+// addrAt returns the address that is i behind another one.
+func addrAt(base string, i int) netip.Addr {
+	b := netip.MustParseAddr(base).As4()
+	return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, binary.BigEndian.Uint32(b[:])+uint32(i))))
+}
+
+// Kubernetes is made for 150,000 pods. Each of them may be the only one of its egress on its node, and one gateway have
+// the IPs of all.
+func TestOneGatewayTakesTheSendersOfALargeCluster(t *testing.T) {
+	const ips, nodes = 200, 750
+	s := State{Hosted: map[egress.ID]Hosted{}, OverlayMTU: 1450}
+	for i := range ips {
+		id, ip := egress.ID(i+1), addrAt("10.10.0.0", i+1)
+		s.Hosted[id] = Hosted{IP: ip, Mark: egress.LocalMark}
+		for n := range nodes {
+			s.Senders = append(s.Senders, Sender{Node: addrAt("10.0.0.0", n+2), Source: egress.OverlaySource(n+2, id, ip), ID: id})
+		}
+	}
+	reach(t, open(t), s)
+}
+
 // thousands returns the state of a gateway with 200 egress IPs, one of 50 among 5,000 nodes with 10,000.
 func thousands() State {
-	at := func(base string, i int) netip.Addr {
-		b := netip.MustParseAddr(base).As4()
-		return netip.AddrFrom4([4]byte(binary.BigEndian.AppendUint32(nil, binary.BigEndian.Uint32(b[:])+uint32(i))))
-	}
 	s := State{Pods: map[netip.Addr]egress.ID{}, NextHops: map[egress.ID]egress.Mark{}, Hosted: map[egress.ID]Hosted{}, Peers: map[int]netip.Addr{},
-		Gateways: map[egress.ID]int{}, OverlaySources: map[egress.ID]netip.Addr{}, Blocks: map[egress.ID]egress.Block{}, OverlayMTU: 1450, Self: at("10.0.0.0", 1)}
+		Gateways: map[egress.ID]int{}, OverlaySources: map[egress.ID]netip.Addr{}, Blocks: map[egress.ID]egress.Block{}, OverlayMTU: 1450, Self: addrAt("10.0.0.0", 1)}
 	for i := range 5000 {
-		node := at("10.0.0.0", i+1)
-		s.Except = append(s.Except, netip.PrefixFrom(at("100.64.0.0", i<<8), 24), netip.PrefixFrom(node, 32))
+		node := addrAt("10.0.0.0", i+1)
+		s.Except = append(s.Except, netip.PrefixFrom(addrAt("100.64.0.0", i<<8), 24), netip.PrefixFrom(node, 32))
 		if i > 0 {
 			s.Nodes, s.Peers[i+1] = append(s.Nodes, node), node
 		}
 	}
 	for i := range 10000 {
-		ip := at("10.10.0.0", i+1)
+		ip := addrAt("10.10.0.0", i+1)
 		s.Sources, s.Pooled = append(s.Sources, ip), append(s.Pooled, ip)
 		if i >= 200 {
 			continue
@@ -37,13 +54,13 @@ func thousands() State {
 		s.Hosted[id], s.AddressGuard = Hosted{IP: ip, Mark: egress.LocalMark, Shared: true}, append(s.AddressGuard, ip)
 		for n := range 10 {
 			node := i*10 + n + 2
-			s.Ports = append(s.Ports, Port{Block: egress.Block{IP: ip, First: uint16(2048 + n*256), Size: 256}, Index: node, Node: at("10.0.0.0", node)})
-			s.Senders = append(s.Senders, Sender{Node: at("10.0.0.0", node), Source: egress.OverlaySource(node, id, ip), ID: id})
+			s.Ports = append(s.Ports, Port{Block: egress.Block{IP: ip, First: uint16(2048 + n*256), Size: 256}, Index: node, Node: addrAt("10.0.0.0", node)})
+			s.Senders = append(s.Senders, Sender{Node: addrAt("10.0.0.0", node), Source: egress.OverlaySource(node, id, ip), ID: id})
 		}
 	}
 	for i := range 20 {
 		id := egress.ID(300 + i)
-		s.Pods[at("100.64.0.0", i+2)], s.NextHops[id], s.Gateways[id] = id, egress.ToGatewayMark, i+2
+		s.Pods[addrAt("100.64.0.0", i+2)], s.NextHops[id], s.Gateways[id] = id, egress.ToGatewayMark, i+2
 	}
 	return s
 }

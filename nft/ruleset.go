@@ -39,7 +39,7 @@ const (
 
 // How many elements the sets may hold. The kernel keeps a set without such a bound in a table that it resizes in the
 // background, and a dump that comes upon that misses elements with no sign of it. A bounded set is an array of lists,
-// read in order: 8 bytes for each element that there might be, 17 MB in all.
+// read in order: 8 bytes for each element that there might be, or 16, 23 MB in all.
 const (
 	maxIDs   = uint32(egress.MaxID) + 1
 	maxNodes = egress.MaxNodeIndex + 1
@@ -47,8 +47,8 @@ const (
 	// maxHosted is how many egress IPs one node may have, of one family.
 	maxHosted = 8192
 	// maxSenders is how many nodes may share the egress IPs of one gateway, each counted once for every IP, of one
-	// family.
-	maxSenders = 65536
+	// family. Each of them has a pod that no other one counts: more than the 150,000 that Kubernetes is made for.
+	maxSenders = 256 << 10
 	// maxUnits is how many units of ports (egress.MinBlock) other nodes may have of the egress IPs of one gateway, of
 	// one family: all ports of 256 IPs.
 	maxUnits = 256 << 10
