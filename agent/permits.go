@@ -31,6 +31,7 @@ type permits struct {
 	mu sync.Mutex // guards what follows, and keeps a renewal from overtaking a withdrawal
 	// written: the kernel has the machine's permits, and no others. What renews them renews all that it has.
 	written bool
+	commits int   // so far
 	slow    error // why the last renewal took a commit
 	resting bool  // run waits for a kick: there is nothing to renew
 }
@@ -71,6 +72,7 @@ func (p *permits) narrow(may func(netip.Addr) (send, answer bool)) error {
 	p.mu.Lock()
 	defer p.mu.Unlock()
 	gone, silent := p.machine.Narrow(may)
+	p.commits++
 	if err := errors.Join(p.fast.Revoke(gone...), p.tables.Revoke(gone...), p.tables.RevokeAnswer(silent...)); err != nil {
 		p.written = false
 		return err
@@ -81,15 +83,19 @@ func (p *permits) narrow(may func(netip.Addr) (send, answer bool)) error {
 
 // grant makes list the permits, of locks under the lease of the round, and renews them.
 func (p *permits) grant(list []nft.Permit) error {
-	p.mu.Lock()
-	defer p.mu.Unlock()
 	permits := make([]ownership.Permit, len(list))
 	for i, l := range list {
 		permits[i] = ownership.Permit(l)
 	}
-	// Read, not remembered: the tables may have been made anew since. What cannot be read is written.
+	p.mu.Lock()
+	commits := p.commits
+	p.mu.Unlock()
+	// Read, not remembered: the tables may have been made anew since. What cannot be read is written. The read waits
+	// for the commits of others, which renewals do not.
 	same, err := p.tables.Permitted(list)
-	p.written = same && err == nil
+	p.mu.Lock()
+	defer p.mu.Unlock()
+	p.written = same && err == nil && p.commits == commits
 	p.machine.Grant(permits, p.written)
 	if len(list) > 0 {
 		if p.resting {
@@ -99,6 +105,7 @@ func (p *permits) grant(list []nft.Permit) error {
 		return p.renewLocked()
 	}
 	if !p.written { // those of a former agent whose lease is gone
+		p.commits++
 		if err := p.tables.Permit(nil, 0); err != nil {
 			return err
 		}
@@ -166,6 +173,7 @@ func (p *permits) writeLocked(list []nft.Permit) error {
 		return err
 	}
 	p.written = false
+	p.commits++
 	if err := p.tables.Permit(list, end.Sub(now)); err != nil {
 		return err
 	}

@@ -152,6 +152,62 @@ func TestPermitsGoOnByCommitsWhereNothingElseRenewsThem(t *testing.T) {
 	}
 }
 
+// A transaction of another program, as a firewall's of many elements, holds up who reads which permits there are, and no
+// renewal meanwhile.
+func TestRenewalsWaitForNoCommitOfOthers(t *testing.T) {
+	p, _ := renewing(t, 1, 500*time.Millisecond)
+	list := make([]nft.Permit, 0, 2)
+	for _, have := range p.machine.Permits() {
+		list = append(list, nft.Permit(have))
+	}
+	var b strings.Builder
+	b.WriteString("add table inet other\nflush table inet other\nadd set inet other s { type ipv4_addr; size 1000000; }\nadd element inet other s {")
+	for i := range 400_000 {
+		fmt.Fprintf(&b, " 172.%d.%d.%d,", 16+i>>16, i>>8&0xff, i&0xff)
+	}
+	b.WriteString(" 192.0.2.1 }\n")
+	others := exec.Command("nft", "-f", "-")
+	others.Stdin = strings.NewReader(b.String())
+	if err := others.Start(); err != nil {
+		t.Fatal(err)
+	}
+	done := make(chan error, 1)
+	go func() { done <- others.Wait() }()
+	longest := func(what func() error) (stop func() time.Duration) {
+		ended, most := make(chan struct{}), make(chan time.Duration)
+		go func() {
+			var long time.Duration
+			for {
+				select {
+				case <-ended:
+					most <- long
+					return
+				default:
+				}
+				began := time.Now()
+				if err := what(); err != nil {
+					t.Error(err)
+				}
+				long = max(long, time.Since(began))
+				time.Sleep(5 * time.Millisecond)
+			}
+		}()
+		return func() time.Duration { close(ended); return <-most }
+	}
+	granted, renewed := longest(func() error { return p.grant(list) }), longest(p.renew)
+	if err := <-done; err != nil {
+		t.Fatal(err)
+	}
+	grant, renewal := granted(), renewed()
+	t.Logf("the longest pass waited for %v, the longest renewal took %v", grant, renewal)
+	if grant < 100*time.Millisecond {
+		t.Errorf("a pass waited for %v at most: want more, to tell that from what others' work costs", grant)
+	}
+	if renewal > grant/2 {
+		t.Errorf("a renewal took %v while a pass waited for %v", renewal, grant)
+	}
+}
+
 // kube-proxy and Felix read all rules at one generation, and start again when it has changed. So does nft.
 func TestIptablesSaveIsNotSlowedDownByRenewals(t *testing.T) {
 	const rules = 30000
