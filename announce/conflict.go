@@ -39,12 +39,14 @@ func (a *Announcer) saw(link string, ip netip.Addr, mac net.HardwareAddr) {
 		return
 	}
 	e.heard = now
-	if c := (Conflict{link, mac.String()}); e.conflict != c {
+	defends := !now.Before(e.defended.Add(e.pause))
+	// A host may say that it has another MAC address with every frame: that is told of as often as the IP is defended.
+	if c := (Conflict{link, mac.String()}); e.conflict == (Conflict{}) || e.conflict != c && defends {
 		e.conflict = c
 		a.log.Warn("another host uses an egress IP of this node", "egress_ip", ip, "iface", link, "mac", c.MAC)
 		a.changed()
 	}
-	if !now.Before(e.defended.Add(e.pause)) {
+	if defends {
 		e.defended, e.due, e.pause = now, now, min(max(2*e.pause, defend), period)
 		a.poke()
 	}
@@ -89,10 +91,11 @@ type listener struct {
 func (l *listener) follow(ctx context.Context, want map[netip.Addr]string) {
 	links := map[int]*net.Interface{}
 	var errs []error
+	find := eachLinkOnce()
 	for _, name := range want {
-		ifi, err := net.InterfaceByName(name)
+		ifi, err := find(name)
 		if err != nil {
-			errs = append(errs, fmt.Errorf("finding link %s: %w", name, err))
+			errs = append(errs, err)
 			continue
 		}
 		links[ifi.Index] = ifi

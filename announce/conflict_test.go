@@ -62,6 +62,27 @@ func TestAnAddressIsDefendedMoreAndMoreSeldom(t *testing.T) {
 	}
 }
 
+// A host with a thousand MAC addresses costs no more than one that has one.
+func TestAHostThatChangesItsMACAddressIsToldOfAsOftenAsTheAddressIsDefended(t *testing.T) {
+	var changed atomic.Int32
+	a := New(Config{Permitted: always, Changed: func() { changed.Add(1) }})
+	ip := netip.MustParseAddr("10.0.0.1")
+	record(t, a, func() {
+		a.Set(set("10.0.0.1", "eth0"))
+		time.Sleep(10 * time.Second)
+		for i := range 1000 { // in 100 s
+			a.saw("eth0", ip, net.HardwareAddr{2, 0, 0, 0, byte(i >> 8), byte(i)})
+			time.Sleep(100 * time.Millisecond)
+		}
+	}, never)
+	if n := changed.Load(); n != 4 { // after 0, 10, 30 and 70 s
+		t.Errorf("told %d times in 100 s, want 4", n)
+	}
+	if c := a.Conflicts()[ip]; c.MAC == "02:00:00:00:00:00" {
+		t.Error("the first MAC address is told for good")
+	}
+}
+
 // both returns the addresses of the other host of neighbor on a link, and one of each family that nobody has.
 func both(link string) map[netip.Addr]string {
 	return set("10.0.0.200", link, "10.0.0.7", link, "fd10::200", link, "fd10::7", link)

@@ -40,9 +40,9 @@ func garp(mac net.HardwareAddr, ip netip.Addr) (frames [][]byte, err error) {
 // sendGARP sends an announcement on the link of that name as it is now: it may have been made anew since the last one.
 // Without a permit it sends nothing, which is no error.
 func sendGARP(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
-	ifi, err := net.InterfaceByName(link)
+	ifi, err := linkByName(link)
 	if err != nil {
-		return fmt.Errorf("finding link %s: %w", link, err)
+		return err
 	}
 	frames, err := garp(ifi.HardwareAddr, ip)
 	if err != nil {

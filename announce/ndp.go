@@ -66,9 +66,9 @@ func (c ndpConn) advertise(ifi *net.Interface, ip netip.Addr) error {
 // sendNA sends an unsolicited advertisement (RFC 4861, section 7.2.6) on the link of that name as it is now: it may
 // have been made anew since the last one. Without a permit it sends nothing, which is no error.
 func sendNA(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
-	ifi, err := net.InterfaceByName(link)
+	ifi, err := linkByName(link)
 	if err != nil {
-		return fmt.Errorf("finding link %s: %w", link, err)
+		return err
 	}
 	c, err := listenNDP()
 	if err != nil {
@@ -106,14 +106,15 @@ func (r *ndpListener) follow(ctx context.Context, want map[netip.Addr]string) {
 	links := map[int]*net.Interface{}
 	wanted := map[membership]bool{}
 	var errs []error
+	find := eachLinkOnce()
 	for _, ip := range slices.SortedFunc(maps.Keys(want), netip.Addr.Compare) {
-		ifi, err := net.InterfaceByName(want[ip])
+		ifi, err := find(want[ip])
 		var group netip.Addr
 		if err == nil {
 			group, err = ndp.SolicitedNodeMulticast(ip)
 		}
 		if err != nil {
-			errs = append(errs, fmt.Errorf("finding link %s: %w", want[ip], err))
+			errs = append(errs, err)
 			continue
 		}
 		links[ifi.Index], wanted[membership{ifi.Index, group}] = ifi, true

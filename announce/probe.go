@@ -175,7 +175,7 @@ func (a *asker) run(ctx context.Context, gap time.Duration) error {
 }
 
 func openARP(name string, sender netip.Addr) (*asker, error) {
-	link, err := net.InterfaceByName(name)
+	link, err := linkByName(name)
 	if err != nil {
 		return nil, err
 	}
@@ -220,7 +220,7 @@ func parseARP(b []byte) (netip.Addr, net.HardwareAddr) {
 }
 
 func openNDP(name string) (*asker, error) {
-	link, err := net.InterfaceByName(name)
+	link, err := linkByName(name)
 	if err != nil {
 		return nil, err
 	}
