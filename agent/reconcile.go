@@ -58,6 +58,7 @@ func (a *agent) loop(ctx context.Context) error {
 	// The kernel is looked at, whatever it tells.
 	const atLeast = 5 * time.Minute
 	backoff := minBackoff
+	var began time.Time // the last one
 	timer := time.NewTimer(0)
 	defer timer.Stop()
 	var processors *processors
@@ -73,9 +74,12 @@ func (a *agent) loop(ctx context.Context) error {
 		case <-a.view.Changed():
 		case <-timer.C:
 		}
+		if !gather(ctx, began) {
+			return nil
+		}
 		processors.work()
 		a.metrics.came(a.view.Arrived())
-		began := time.Now()
+		began = time.Now()
 		next, err := a.reconcile(ctx)
 		degraded := faults(err)
 		a.metrics.reconciled(time.Since(began), err, degraded, a.machine.InUse())
@@ -96,6 +100,16 @@ func (a *agent) loop(ctx context.Context) error {
 		}
 		timer.Reset(wait)
 	}
+}
+
+// gatherTime is how long after the begin of a reconcile the next one begins at the earliest: of events that follow on
+// each other, the first is seen to at once, and the others in few reconciles.
+const gatherTime = 5 * time.Millisecond
+
+// gather waits until the next reconcile may begin; false: ctx ended.
+func gather(ctx context.Context, began time.Time) bool {
+	wait := time.Until(began.Add(gatherTime))
+	return wait <= 0 || sleep(ctx, wait)
 }
 
 // reconcile brings kernel and etcd one step closer to what the snapshot asks for, and returns when it is to be called
