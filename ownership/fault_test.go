@@ -73,10 +73,7 @@ func (w *world) fault() {
 		n.powerOff()
 		w.after(long, func() { n.off = false; n.boot() })
 	case 3, 4:
-		w.say("%s: frozen for %v", n.name, long)
-		n.frozen = w.now + long
-		w.gossip()
-		w.after(long, w.gossip)
+		n.freeze(long)
 	case 5:
 		w.partition(n.id, etcdEnd, long, w.chance(2), w.chance(2))
 	case 6:
@@ -171,13 +168,7 @@ func (w *world) fault() {
 	switch kind {
 	case 18:
 		// Somebody who lives is held for dead, and something happens to it while it says that it lives.
-		w.say("gossip: all are told falsely that %s is dead", n.name)
-		for _, o := range w.nodes {
-			if o.m != nil && o != n && w.N(4) > 0 {
-				o.heard[n.id] = dead
-				o.wake()
-			}
-		}
+		w.slander(n, func() bool { return w.N(4) > 0 })
 		if w.chance(2) {
 			n.slowDown(long)
 		}
@@ -240,6 +231,25 @@ func (w *world) stopped() bool {
 		}
 	}
 	return false
+}
+
+// slander tells falsely that a node is dead: all, but for those to whom told is false.
+func (w *world) slander(n *node, told func() bool) {
+	w.say("gossip: all are told falsely that %s is dead", n.name)
+	for _, o := range w.nodes {
+		if o.m != nil && o != n && told() {
+			o.heard[n.id] = dead
+			o.wake()
+		}
+	}
+}
+
+// freeze stops the process for a while.
+func (n *node) freeze(d time.Duration) {
+	n.w.say("%s: frozen for %v", n.name, d)
+	n.frozen = n.w.now + d
+	n.w.gossip()
+	n.w.after(d, n.w.gossip)
 }
 
 func (w *world) partition(a, b int, d time.Duration, to, from bool) {
@@ -316,10 +326,7 @@ func (w *world) trigger(n *node, at effectKind) {
 			n.stop()
 			w.after(w.between(time.Second, 2*time.Second), n.boot)
 		case 3:
-			w.say("%s: frozen for %v", n.name, long)
-			n.frozen = w.now + long
-			w.gossip()
-			w.after(long, w.gossip)
+			n.freeze(long)
 		case 4:
 			w.partition(n.id, etcdEnd, long, w.chance(2), true)
 		case 5:

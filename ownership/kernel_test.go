@@ -71,7 +71,7 @@ func (n *node) write(done func(error)) {
 		n.after(w.between(0, n.span(n.permit/20)), func() {
 			if n.life == life && k.exact && d > 0 {
 				k.until = w.now + n.span(d)
-				w.say("%s: kernel renewed its permits for %v", n.name, d)
+				w.say("%s: kernel renewed its permits for %v", n.name, d.Round(time.Millisecond))
 				for ip := range k.list {
 					w.check(n, ip)
 				}
@@ -101,7 +101,7 @@ func (n *node) write(done func(error)) {
 			k.list[p.IP] = p.Answer
 		}
 		k.until = w.now + n.span(d)
-		w.say("%s: kernel has permits %s for %v", n.name, permitNames(list), d)
+		w.say("%s: kernel has permits %s for %v", n.name, permitNames(list), d.Round(time.Millisecond))
 		for ip := range k.list {
 			w.check(n, ip)
 		}

@@ -200,7 +200,7 @@ func (n *node) shorten(former egress.Agent, g Granted, held []netip.Addr, leftOv
 				n.kernel.list[p.IP] = p.Answer
 			}
 			n.kernel.until = n.w.now + n.span(most)
-			n.w.say("%s: kernel's permits %s are cut to %v", n.name, permitNames(cut), most)
+			n.w.say("%s: kernel's permits %s are cut to %v", n.name, permitNames(cut), most.Round(time.Millisecond))
 		})
 		n.in(2*time.Millisecond, move)
 	})

@@ -37,6 +37,12 @@ func simulate(seed uint64, opt options, story *strings.Builder) string {
 	}
 	w.run(w.now + opt.faults)
 	w.heal()
+	w.settle()
+	return w.violation
+}
+
+// settle lets time pass until nothing changes any more, or for as long as that may take.
+func (w *world) settle() {
 	// Within a restart's grace, or the lease, and what a take-over takes.
 	end := w.now + max(restartGrace, leaseTTL) + 6*time.Second
 	for settled := false; !settled; {
@@ -47,7 +53,6 @@ func simulate(seed uint64, opt options, story *strings.Builder) string {
 		}
 		settled = w.settled(fail)
 	}
-	return w.violation
 }
 
 // heal ends all faults, but for what one node may be left with.
