@@ -35,7 +35,7 @@ func ask(s string) demand {
 		case "ip":
 			d.ips = append(d.ips, ip(v))
 		case "status":
-			d.statusIP = ip(v)
+			d.statusIPs = append(d.statusIPs, ip(v))
 		case "broken":
 			d.addressErr = fmt.Errorf("broken")
 		}
@@ -68,8 +68,8 @@ func give(pools map[string]egress.Pool, allocations, asks []string) (got, refuse
 		if !r.keep {
 			r.wants = wants(d, pools, nil)
 		}
-		if d.statusIP.IsValid() {
-			r.prefer = []egress.Address{{IP: d.statusIP}}
+		for _, ip := range d.statusIPs {
+			r.prefer = append(r.prefer, egress.Address{IP: ip})
 		}
 		requests = append(requests, r)
 	}

@@ -80,8 +80,8 @@ func newControl(o objects, have records, now time.Time, frozen func(egressName s
 	requests := make([]request, len(o.demands))
 	for i, d := range o.demands {
 		requests[i] = request{name: d.name, keep: d.addressErr != nil, prefer: presentAndFormer(have.policies[d.name])}
-		if d.statusIP.IsValid() {
-			requests[i].prefer = append(requests[i].prefer, egress.Address{IP: d.statusIP})
+		for _, ip := range d.statusIPs {
+			requests[i].prefer = append(requests[i].prefer, egress.Address{IP: ip})
 		}
 		switch lost := unreadable(d, pools, o.unread); {
 		case lost != nil:

@@ -35,7 +35,7 @@ type demand struct {
 	generation int64
 	ips        []netip.Addr // that the spec names, at most one of each family
 	pools      []string     // that the spec names
-	statusIP   netip.Addr   // the zero Addr: none
+	statusIPs  []netip.Addr // one of each IP family at most
 	bandwidth  *egress.Bandwidth
 	applied    selector
 
@@ -59,8 +59,14 @@ func readEgress(u *unstructured.Unstructured) demand {
 		return d
 	}
 	d.ips, d.pools, d.addressErr = spec.Addresses(e.Spec)
-	if ip, err := netip.ParseAddr(e.Status.EgressIP); err == nil { // a hint and nothing more
-		d.statusIP = ip.Unmap()
+	had := []string{e.Status.EgressIP} // as a former version, or Antrea, wrote it
+	for _, a := range e.Status.Addresses {
+		had = append(had, a.IP)
+	}
+	for _, text := range had { // hints and nothing more
+		if ip, err := netip.ParseAddr(text); err == nil && !slices.Contains(d.statusIPs, ip.Unmap()) {
+			d.statusIPs = append(d.statusIPs, ip.Unmap())
+		}
 	}
 	d.bandwidth, d.bandwidthErr = spec.Bandwidth(e.Spec.Bandwidth)
 	d.applied.namespaces, d.applied.pods, d.selectorErr = spec.AppliedTo(e.Spec.AppliedTo)

@@ -1,6 +1,7 @@
 package crdsync
 
 import (
+	"fmt"
 	"net/netip"
 	"strings"
 	"testing"
@@ -62,6 +63,20 @@ func TestReadEgress(t *testing.T) {
 			t.Errorf("%s (-want +got):\n%s", name, diff)
 		}
 		wantError(t, name, d.err(), tt.err)
+	}
+}
+
+// An etcd that is empty, or older than the egress, does not know what it had. Its status does, of both families.
+func TestTheStatusOfAnEgressTellsWhichAddressesItHad(t *testing.T) {
+	for status, want := range map[string]string{
+		"{}":                    "[]",
+		"{egressIP: 10.10.0.8}": "[10.10.0.8]",
+		"{egressIP: 10.10.0.8, addresses: [{ip: 10.10.0.8, node: a}, {ip: 'fd00::8', node: b}]}": "[10.10.0.8 fd00::8]",
+		"{addresses: [{ip: nonsense}, {ip: 'fd00::8'}]}":                                         "[fd00::8]",
+	} {
+		if got := fmt.Sprint(readEgress(yamlObject(t, "spec: {externalIPPools: [p, q]}\nstatus: "+status)).statusIPs); got != want {
+			t.Errorf("%s: %s, want %s", status, got, want)
+		}
 	}
 }
 
