@@ -98,16 +98,16 @@ func memberDifference(cache view, node string, groups map[string]egress.Members,
 	var pairs []unit
 	var errs error
 	for _, name := range slices.Sorted(maps.Keys(names)) {
+		if name == "" {
+			pairs = append(pairs, blocks[name].byIP()...) // they may be more than fit one transaction
+			continue
+		}
 		var value any
 		if m, ok := groups[name]; ok {
 			value = m
 		}
 		var pair unit
-		keys := memberKeys(node, name)
-		if name == "" {
-			keys = nil
-		}
-		for _, key := range keys {
+		for _, key := range memberKeys(node, name) {
 			op, ok, err := difference(cache, key, value)
 			if errs = errors.Join(errs, err); ok {
 				pair = append(pair, op)
@@ -122,6 +122,18 @@ func memberDifference(cache view, node string, groups map[string]egress.Members,
 		return []unit{whole}, errs
 	}
 	return pairs, errs
+}
+
+// byIP divides changes of blocks of ports into those of one IP each, the last of which is its guard.
+func (u unit) byIP() (out []unit) {
+	for len(u) > 0 {
+		n := len(u)
+		if i := slices.IndexFunc(u, func(op store.Op) bool { return op.Still != 0 }); i >= 0 {
+			n = i + 1
+		}
+		out, u = append(out, u[:n:n]), u[n:]
+	}
+	return out
 }
 
 // memberKeys returns the keys of the members of an egress on a node. No gateway asks for the pods that no egress
