@@ -30,6 +30,8 @@ const (
 	maxStuck = 3
 	// eventLife is how long the API server keeps an Event by default: then it is made again.
 	eventLife = time.Hour
+	// notifyTimeout bounds how long the next look waits for an API server that does not answer.
+	notifyTimeout = 30 * time.Second
 )
 
 // housekeeping keeps etcd from filling up. One leader does it; see rescue, and MakeRoom.
@@ -40,18 +42,26 @@ type housekeeping struct {
 	compactAfter time.Duration     // how long etcd is to know what a key was; 0: that is up to others
 	defragment   bool
 	interval     time.Duration
-	// notify makes Events, if not nil.
-	notify func(ctx context.Context, n eventText) error
+	// notify makes Events of what is so since a time, once each however often it is called; nil: there are none.
+	notify func(ctx context.Context, n eventText, since time.Time) error
 	log    *slog.Logger
 	// now is time.Now but where a day is to pass within minutes, beside a real etcd.
 	now func() time.Time
 
 	// What follows belongs to the goroutine of run.
-	noted    time.Time // when revision and time were noted last
-	dropped  int64     // the last revision that was compacted
-	notified time.Time // of the last Event that etcd is full; zero: it is not
-	fault    string    // what was logged last
-	stuck    int       // how often etcd was found full with nothing more to give back
+	noted   time.Time // when revision and time were noted last
+	dropped int64     // the last revision that was compacted
+	told    notice    // of the last Events
+	fault   string    // what was logged last
+	stuck   int       // how often etcd was found full with nothing more to give back
+}
+
+// notice is what Events say of etcd's space. The zero notice: nothing yet.
+type notice struct {
+	eventText
+	full  bool
+	since time.Time
+	made  bool
 }
 
 // history is the record of when etcd had which revision: etcd itself does not know how old they are.
@@ -118,13 +128,14 @@ func (h *housekeeping) look(ctx context.Context) error {
 	if err != nil {
 		return err
 	}
-	if space.NoSpace || !h.notified.IsZero() {
-		if err := h.notifyFull(ctx, space); err != nil {
-			h.log.Warn("making an Event failed, will retry", "err", err)
-		}
+	if space.NoSpace {
+		err = h.freeSpace(ctx, space)
+	}
+	if nerr := h.notifyFull(ctx, space); nerr != nil {
+		h.log.Warn("making an Event failed, will retry", "err", nerr)
 	}
 	if space.NoSpace {
-		return h.freeSpace(ctx, space)
+		return err
 	}
 	h.stuck = 0
 	if h.lead == nil && !h.alone {
@@ -263,30 +274,40 @@ const defaultQuota = 2 << 30
 
 // notifyFull makes Events that etcd is full, once and every hour, and that it is not any more.
 func (h *housekeeping) notifyFull(ctx context.Context, space store.Space) error {
-	switch {
-	case h.notify == nil:
+	switch now := time.Now(); {
+	case h.notify == nil, !space.NoSpace && h.told.since.IsZero():
 		return nil
-	case !space.NoSpace:
-		h.notified = time.Time{}
-		return h.notify(ctx, eventText{corev1.EventTypeNormal, "EtcdHasRoom", "MakeRoom", "etcd takes changes again"})
-	case time.Since(h.notified) < eventLife:
+	case space.NoSpace != h.told.full, space.NoSpace && now.Sub(h.told.since) >= eventLife:
+		h.told = notice{fullText(space), space.NoSpace, now, false}
+	case h.told.made:
 		return nil
+	}
+	ctx, cancel := context.WithTimeout(ctx, notifyTimeout)
+	defer cancel()
+	err := h.notify(ctx, h.told.eventText, h.told.since)
+	h.told.made = err == nil
+	return err
+}
+
+// fullText is what Events say of etcd's space.
+func fullText(space store.Space) eventText {
+	if !space.NoSpace {
+		return eventText{corev1.EventTypeNormal, "EtcdHasRoom", "MakeRoom", "etcd was full (NOSPACE), and takes changes again"}
 	}
 	note := "etcd is full (NOSPACE) and takes no changes: egress IPs stay where they are, no IP gets another node, no new pod is known"
 	for _, m := range space.Members {
 		note += "; " + m.String()
 	}
-	h.notified = time.Now()
-	return h.notify(ctx, eventText{corev1.EventTypeWarning, "EtcdNoSpace", "MakeRoom", note})
+	return eventText{corev1.EventTypeWarning, "EtcdNoSpace", "MakeRoom", note}
 }
 
-// createPoolEvents makes an Event of each pool.
-func (s *status) createPoolEvents(ctx context.Context, n eventText) error {
+// createPoolEvents makes an Event of each pool, unless there is that one.
+func (s *status) createPoolEvents(ctx context.Context, n eventText, since time.Time) error {
 	var errs []error
 	for _, o := range s.source.pools.GetIndexer().List() {
 		u := o.(*unstructured.Unstructured)
 		about := reference(item{poolKind, u.GetName()}, u.GetUID())
-		errs = append(errs, s.recorder.create(ctx, s.recorder.event(about, n, time.Now().UTC().Format(time.RFC3339), 0)))
+		errs = append(errs, s.recorder.create(ctx, s.recorder.event(about, n, since.UTC().Format(time.RFC3339), 0)))
 	}
 	return errors.Join(errs...)
 }
@@ -322,7 +343,7 @@ func MakeRoom(ctx context.Context, s *store.Client, log *slog.Logger) {
 	_ = h.run(ctx) // nothing but the end of ctx ends it
 }
 
-func (r *replica) housekeeping(lead *store.Leadership, notify func(context.Context, eventText) error) *housekeeping {
+func (r *replica) housekeeping(lead *store.Leadership, notify func(context.Context, eventText, time.Time) error) *housekeeping {
 	return &housekeeping{
 		store: r.Store, lead: lead, compactAfter: r.CompactAfter, defragment: r.Defragment, notify: notify, log: r.Log,
 		interval: cmp.Or(r.HousekeepingInterval, housekeepingInterval), now: time.Now,

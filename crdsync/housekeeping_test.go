@@ -303,7 +303,13 @@ func TestSpaceIsFreedInAFullEtcd(t *testing.T) {
 			c := etcdtest.NewCluster(t, members, tiny)
 			h := newHouse(t, c.Member(0).Client(), c.Endpoints()...)
 			var events []string
-			h.notify = func(_ context.Context, n eventText) error { events = append(events, n.kind+" "+n.reason); return nil }
+			h.notify = func(ctx context.Context, n eventText, _ time.Time) error {
+				if _, err := h.etcd.Get(ctx, "x", clientv3.WithRev(1)); !errors.Is(err, rpctypes.ErrCompacted) {
+					t.Errorf("history: %v, want that it is dropped before an API server is waited for", err)
+				}
+				events = append(events, n.kind+" "+n.reason)
+				return nil
+			}
 			h.mustLook()
 			fillEtcd(t, h.etcd, 1)
 			space := h.lookUntil(func(s store.Space) bool { return !s.NoSpace && s.Fault == nil })
@@ -318,6 +324,40 @@ func TestSpaceIsFreedInAFullEtcd(t *testing.T) {
 				t.Errorf("events (-want +got):\n%s", d)
 			}
 		})
+	}
+}
+
+// An API server that does not answer is asked again, for the same Events.
+func TestEventsThatEtcdIsFullAreMadeOnce(t *testing.T) {
+	var asked []string
+	var failure error
+	h := &housekeeping{notify: func(ctx context.Context, n eventText, since time.Time) error {
+		if _, ends := ctx.Deadline(); !ends {
+			t.Error("it is waited for without end")
+		}
+		asked = append(asked, fmt.Sprint(n.reason, since.UnixNano()))
+		return failure
+	}}
+	look := func(full bool) {
+		t.Helper()
+		if err := h.notifyFull(t.Context(), store.Space{NoSpace: full}); !errors.Is(err, failure) {
+			t.Errorf("error %v, want %v", err, failure)
+		}
+	}
+	for _, full := range []bool{true, false} {
+		asked, failure = nil, errors.New("no answer")
+		look(full)
+		look(full)
+		failure = nil
+		look(full)
+		look(full)
+		if len(asked) != 3 || asked[1] != asked[0] || asked[2] != asked[0] {
+			t.Errorf("full %t: asked for %q, want the same Events until they are made, three times", full, asked)
+		}
+	}
+	h.told = notice{}
+	if asked = nil; h.notifyFull(t.Context(), store.Space{}) != nil || asked != nil {
+		t.Errorf("an etcd that was never full: asked for %q", asked)
 	}
 }
 
