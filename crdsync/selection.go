@@ -5,6 +5,7 @@ import (
 	"fmt"
 	"net/netip"
 	"slices"
+	"strconv"
 	"strings"
 	"time"
 
@@ -252,7 +253,7 @@ func (s *selection) overlaps() map[string]string {
 		for _, between := range pairs[:min(len(pairs), maxNamed)] {
 			what := "pod " + total[between].example + " is"
 			if n := total[between].pods; n > 1 {
-				what = fmt.Sprintf("%d pods, such as %s, are", n, total[between].example)
+				what = fmt.Sprintf("%s pods, such as %s, are", roughly(n), total[between].example)
 			}
 			said = append(said, fmt.Sprintf("%s selected by egress %s too, which comes first", what, between.winner))
 		}
@@ -262,6 +263,19 @@ func (s *selection) overlaps() map[string]string {
 		out[loser] = strings.Join(said, "; ")
 	}
 	return out
+}
+
+// roughly returns a number above 9 as the power of ten below: the status is not written anew with each pod that comes or
+// goes.
+func roughly(n int) string {
+	if n < 10 {
+		return strconv.Itoa(n)
+	}
+	power := 10
+	for power <= n/10 {
+		power *= 10
+	}
+	return fmt.Sprintf("%d or more", power)
 }
 
 // group divides the pods of one node among the egresses. owns reports whether an IP that a pod lists is the pod's.

@@ -207,6 +207,11 @@ func TestLosersSayWhoHasTheirPods(t *testing.T) {
 	if d := cmp.Diff(want, s.overlaps()); d != "" {
 		t.Errorf("(-want +got):\n%s", d)
 	}
+	for n, text := range map[int]string{9: "9", 10: "10 or more", 99: "10 or more", 100: "100 or more", 12345: "10000 or more"} {
+		if got := roughly(n); got != text {
+			t.Errorf("%d pods: %s, want %s", n, got, text)
+		}
+	}
 	s.group("n1", nil, all)
 	want = map[string]string{"z": "pod prod/a is selected by egress y too, which comes first"}
 	if d := cmp.Diff(want, s.overlaps()); d != "" {

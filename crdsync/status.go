@@ -8,7 +8,6 @@ import (
 	"maps"
 	"net/netip"
 	"slices"
-	"strings"
 	"sync"
 	"time"
 
@@ -365,18 +364,25 @@ func readClusterState(c *store.Cache) clusterState {
 		s.load[o.Node]++
 	}
 	s.faulty, s.droppers = map[string][]string{}, map[netip.Addr][]string{}
+	faulty := false
 	for _, node := range slices.Sorted(maps.Keys(s.Agents)) {
 		for ip := range s.Agents[node].Dropped {
 			s.droppers[ip] = append(s.droppers[ip], node)
 		}
-		if len(s.Agents[node].Faults) == 0 {
-			continue
+		faulty = faulty || len(s.Agents[node].Faults) > 0
+	}
+	if !faulty {
+		return s
+	}
+	for node, names := range listedMembers(c) {
+		if len(s.Agents[node].Faults) > 0 {
+			for name := range names {
+				s.faulty[name] = append(s.faulty[name], node)
+			}
 		}
-		prefix := store.MembersByNodeKey(node, "")
-		for key := range c.List(prefix) {
-			name := strings.TrimPrefix(key, prefix)
-			s.faulty[name] = append(s.faulty[name], node)
-		}
+	}
+	for _, nodes := range s.faulty {
+		slices.Sort(nodes)
 	}
 	return s
 }
