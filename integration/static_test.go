@@ -4,12 +4,54 @@ import (
 	"context"
 	"errors"
 	"fmt"
+	"math"
 	"net/netip"
 	"slices"
 	"strings"
 	"testing"
 	"time"
+
+	"golang.org/x/sync/errgroup"
+
+	"github.com/egret-project/egret/integration/lab"
 )
+
+// shareLimit has the pods of an egress send as much as they can at once, while it is limited.
+func shareLimit(t *testing.T, name, gateway string, pods []string) {
+	t.Helper()
+	patch := func(bandwidth string) {
+		t.Helper()
+		kubectl(t, "patch", "egress", name, "--type", "merge", "-p", `{"spec":{"bandwidth":`+bandwidth+`}}`)
+	}
+	patch(`{"rate":"10M","burst":"1M"}`)
+	defer patch("null")
+	eventually(t, 5*time.Second, func() error {
+		out, err := cluster.Exec(t.Context(), "node", gateway, "nft", "list", "limits", "table", "inet", "egret")
+		if err == nil && !strings.Contains(string(out), "rate over 1210938 bytes/second") { // 31/32 of it
+			err = fmt.Errorf("no limit on %s:\n%s", gateway, out)
+		}
+		return err
+	})
+	var sending errgroup.Group
+	each := make([]float64, len(pods))
+	for i, pod := range pods {
+		sending.Go(func() (err error) {
+			each[i], err = cluster.Throughput(t.Context(), pod, lab.OutsideIP, 10*time.Second)
+			return err
+		})
+	}
+	if err := sending.Wait(); err != nil {
+		t.Fatal(err)
+	}
+	all := 0.0
+	for _, one := range each {
+		all += one / 1e6
+	}
+	t.Logf("limit 10 Mbit/s: %.1f of %d pods", all, len(pods))
+	if math.Abs(all-10) > 1.5 {
+		t.Errorf("limit 10 Mbit/s: %.1f arrived of %d pods, %.0f: want that they share it", all, len(pods), each)
+	}
+}
 
 // TestAStaticIPIsServedWhereItIs follows an IP that an administrator puts on nodes by hand. The second of two nodes
 // that have it, and the one that has it for kube-proxy alone, keep silent about it in ARP, as those of such a cluster
@@ -84,6 +126,7 @@ func TestAStaticIPIsServedWhereItIs(t *testing.T) {
 	for _, pod := range pods {
 		selected(t, pod, ip)
 	}
+	shareLimit(t, name, "node-2", pods)
 	// Agents that are stopped, killed, and come back. One that is killed while it moves its locks to its own lease is
 	// silent until the former lease ends: it has settled when the first of the two is over.
 	inService(t, "node-2", false)
@@ -125,5 +168,12 @@ func TestAStaticIPIsServedWhereItIs(t *testing.T) {
 	want := []string{"IPAssigned node-2", "IPUnassigned node-2", "IPAssigned node-3", "IPUnassigned node-3"}
 	if !slices.Equal(moves, want) {
 		t.Errorf("Events %q, want %q", moves, want)
+	}
+	// Its spec is changed to the address by which node-3 is known, and which it needs for everything else.
+	own := lab.NodeIP(3)
+	kubectl(t, "patch", "egress", name, "--type", "merge", "-p", fmt.Sprintf(`{"spec":{"egressIP":"%s"}}`, own))
+	wantAssigned(fmt.Sprintf("True Assigned %s is on node node-3", own))
+	for _, pod := range pods {
+		leavesAs(t, pod, own)
 	}
 }
