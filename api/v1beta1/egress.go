@@ -67,7 +67,7 @@ type EgressSpec struct {
 	// +kubebuilder:validation:XValidation:rule="size(self) < 2 || self[0] != self[1]",message="want two different pools, one of each IP family",messageExpression="'externalIPPools ' + self[0] + ' and ' + self[1] + ': want two different pools, one of each IP family'"
 	// +listType=atomic
 	ExternalIPPools []string `json:"externalIPPools,omitempty"`
-	// Bandwidth limits the traffic that leaves with the IP.
+	// Bandwidth limits the traffic that leaves with each of the IPs.
 	// +optional
 	Bandwidth *Bandwidth `json:"bandwidth,omitempty"`
 }
@@ -88,7 +88,7 @@ type AppliedTo struct {
 type Bandwidth struct {
 	// Rate is the largest rate, in bits per second.
 	Rate Quantity `json:"rate"`
-	// Burst is the largest burst above the rate, in bits.
+	// Burst is how many bits may leave at once, a second of the rate at least.
 	Burst Quantity `json:"burst"`
 }
 
