@@ -76,7 +76,7 @@ var (
 	metricPortsUsed = monitor.Metric{Name: "egret_egress_ports_used", Type: monitor.Gauge, Labels: []string{"egress_ip"},
 		Help: "How many of these were in use to the busiest destination when that was last counted: every 2 minutes, and as soon as it may be more than three quarters."}
 	metricDropped = monitor.Metric{Name: "egret_dropped_packets_total", Type: monitor.Counter, Labels: []string{"reason"},
-		Help: "Packets that Egret's tables on this node dropped, by the counter of `nft list counters table inet egret`; docs/design.md says what each is for."}
+		Help: "Packets that Egret's tables on this node dropped, by the counter of `nft list counters table inet egret`; docs/troubleshooting.md says what each is for."}
 	metricFast = monitor.Metric{Name: "egret_fast_path_packets_total", Type: monitor.Counter, Labels: []string{"step"},
 		Help: "What the programs of --fast-path did with packets, since the agent started: forwarded, sent on from another node; wrapped, sent to another node; " +
 			"unwrapped, taken out of the overlay and left to the tables; failed, dropped as the kernel could not do one of these."}

@@ -4,14 +4,14 @@
 //
 // There are two listeners. The one on a loopback address serves all three to the processes of the node, the kubelet
 // among them: a pod on the network of its node is probed with `host: 127.0.0.1`. The other one, which is off by
-// default, serves /metrics alone to whoever shows a certificate of the given CA.
+// default, serves /metrics and what was registered with Share to whoever shows a certificate of the given CA.
 //
 // Pages about single pods, which the daemon registers with Page or Trace, are served to fewer: to root, by a unix
 // socket (ServeRoot), and at the second listener to clients whose certificates are named.
 //
 // Invariants:
-//   - A request changes nothing: there is no body that is read, and no other method than GET and HEAD. Only the pages
-//     of Page, Trace and Share have parameters.
+//   - A request changes nothing, but PUT of /log-level on the loopback address; there is no other method than GET and
+//     HEAD besides. Only the pages of Page, Trace and Share have parameters.
 //   - What comes to the loopback address with another source than a loopback one is closed unread: with
 //     route_localnet=1, which kube-proxy sets, the kernel takes 127.0.0.1 from the network.
 //   - A client that keeps many connections open does not block others: where there are too many, the client that has

@@ -36,7 +36,8 @@ const (
 type Config struct {
 	// Local is a loopback address and a port, for /healthz, /readyz, /metrics and /log-level; "": none.
 	Local string
-	// Remote is an address and a port for /metrics alone, over TLS; "": none. An IPv4 address may be in brackets, too.
+	// Remote is an address and a port for /metrics and the pages of Share, over TLS; "": none. An IPv4 address may be in
+	// brackets, too.
 	Remote string
 	TLS    TLS // of Remote
 	// Readers are the common names of the client certificates by which Remote also answers the questions of Page and

@@ -4,7 +4,8 @@
 // element with a timeout, which is the kernel's copy of the lease. When it ends, the kernel answers no ARP or NDP for
 // these IPs and sends nothing with them, whatever the agent does.
 //
-// It owns these tables whole, whatever is in them, and nothing else in the kernel. A chain, set, counter or rule that
+// It owns these tables whole, whatever is in them, and nothing else in the kernel, but for `table inet egret-trace` for
+// the seconds of a Trace. A chain, set, counter or rule that
 // someone else puts into them is removed; other tables are never read nor written.
 //
 // Start with State (state.go), what is wanted; ruleset.go has the chains in the order of the hooks, block.go and

@@ -9,7 +9,8 @@
 //   - the routes of protocol 94 in the tables 7000 to 15191, one for each routing mark, and one that leads nowhere.
 //
 // Rules and routes of another protocol are never touched, wherever they are: an operator may put a rule of his own
-// between ours, or a route of his own into our tables.
+// between ours, or a route of his own into our tables. But the local routes that the kernel makes with the addresses of
+// egress IPs go: answers to the pods of other nodes would end there.
 //
 // Invariants:
 //
