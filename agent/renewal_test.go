@@ -152,8 +152,8 @@ func TestPermitsGoOnByCommitsWhereNothingElseRenewsThem(t *testing.T) {
 	}
 }
 
-// A transaction of another program, as a firewall's of many elements, holds up who reads which permits there are, and no
-// renewal meanwhile.
+// A transaction of another program, as a firewall's of many elements, holds up who reads which permits there are, and
+// no renewal meanwhile.
 func TestRenewalsWaitForNoCommitOfOthers(t *testing.T) {
 	p, _ := renewing(t, 1, 500*time.Millisecond)
 	list := make([]nft.Permit, 0, 2)

@@ -1,6 +1,6 @@
 // Package crdsync copies what the Kubernetes API has to etcd, where the agents read it, and what the agents did back
-// into the status of the objects. It and the controller of certificates (package credentials) alone speak to the Kubernetes
-// API, so nothing in the traffic path notices when that is down.
+// into the status of the objects. It and the controller of certificates (package credentials) alone speak to the
+// Kubernetes API, so nothing in the traffic path notices when that is down.
 //
 // Into etcd go pools, egresses, nodes, and the pods that each egress selects, per node. It allocates the egress IPs,
 // the ids that stand for them in packets, the nodes' indexes, and, with a block size, ports of the egress IPs to nodes

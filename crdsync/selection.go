@@ -265,8 +265,8 @@ func (s *selection) overlaps() map[string]string {
 	return out
 }
 
-// roughly returns a number above 9 as the power of ten below: the status is not written anew with each pod that comes or
-// goes.
+// roughly returns a number above 9 as the power of ten below: the status is not written anew with each pod that comes
+// or goes.
 func roughly(n int) string {
 	if n < 10 {
 		return strconv.Itoa(n)

@@ -2,10 +2,10 @@
 // egret0, and those of a pool with a subnet of its own on the VLAN link of that.
 //
 // It owns, in the network namespace of who called New, the link egret0 and the links egret.<VLAN id>, with all the
-// addresses on them; and on other links the neighbour proxies of protocol 94, the addresses with the flag autojoin that are groups of solicited nodes, and
-// proxy_ndp and proxy_delay while there are such proxies (neighbor.go): the kernel answers by them for IPv6 addresses
-// that another link has. Other addresses elsewhere are never touched, and neither is a link of the name that is of
-// another kind: that is an error that names it.
+// addresses on them; and on other links the neighbour proxies of protocol 94, the addresses with the flag autojoin that
+// are groups of solicited nodes, and proxy_ndp and proxy_delay while there are such proxies (neighbor.go): the kernel
+// answers by them for IPv6 addresses that another link has. Other addresses elsewhere are never touched, and neither is
+// a link of the name that is of another kind: that is an error that names it.
 //
 // egret0 is a dummy, or, where the kernel has none, a bridge without ports, and it is always down. The addresses serve
 // all the same: the kernel makes the local route of an address whether its link is up or not, and an address is the
