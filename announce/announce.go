@@ -42,13 +42,18 @@ type Announcer struct {
 	log       *slog.Logger
 	permitted func(netip.Addr) bool
 	changed   func()
-	send      func(link string, ip netip.Addr, permitted func(netip.Addr) bool) error
+	// sender returns what announces until end is called.
+	sender func() (send func(link string, ip netip.Addr, permitted func(netip.Addr) bool) error, end func())
+	// macOf returns the MAC address of a link; "": it is not known.
+	macOf func(link string) string
 	// listen begins to receive what other hosts send; follow sets for which addresses, and on which links.
 	listen func(ctx context.Context) (follow func(list4, list6 map[netip.Addr]string), stop func())
 	wake   chan struct{} // capacity 1: the schedule has changed
 
 	mu       sync.Mutex
 	schedule map[netip.Addr]*entry // guarded by mu
+
+	macs map[string]string // of the links, as last seen; only Run uses it
 }
 
 // entry is one address that is announced.
@@ -68,7 +73,8 @@ type entry struct {
 // New returns an Announcer that has nothing to announce. It starts nothing.
 func New(cfg Config) *Announcer {
 	a := &Announcer{
-		log: cfg.Log, permitted: cfg.Permitted, changed: cfg.Changed, send: send, wake: make(chan struct{}, 1), schedule: map[netip.Addr]*entry{},
+		log: cfg.Log, permitted: cfg.Permitted, changed: cfg.Changed, sender: newSender, macOf: macOf,
+		wake: make(chan struct{}, 1), schedule: map[netip.Addr]*entry{}, macs: map[string]string{},
 	}
 	if a.log == nil {
 		a.log = slog.New(slog.DiscardHandler)
@@ -109,14 +115,6 @@ func (a *Announcer) poke() {
 	}
 }
 
-// send announces ip once.
-func send(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
-	if ip.Is4() {
-		return sendGARP(link, ip, permitted)
-	}
-	return sendNA(link, ip, permitted)
-}
-
 // open opens the sockets of listen.
 func (a *Announcer) open(ctx context.Context) (follow func(list4, list6 map[netip.Addr]string), stop func()) {
 	r := ndpListener{log: a.log, heard: a.saw}
@@ -143,6 +141,7 @@ func (a *Announcer) Run(ctx context.Context) error {
 		case <-timer.C:
 		}
 		follow(a.links()) // first, for whoever hears the announcement may ask back
+		a.lookAtMACs(time.Now())
 		a.announce(ctx)
 		a.expire()
 		if next := a.next(); next.IsZero() {
@@ -155,14 +154,37 @@ func (a *Announcer) Run(ctx context.Context) error {
 
 // announce sends what is due.
 func (a *Announcer) announce(ctx context.Context) {
+	send, end := a.sender()
+	defer end()
 	for _, d := range a.due(time.Now()) {
 		if ctx.Err() != nil {
 			return
 		}
 		// Withdrawn while the ones before it were sent: as good as without a permit.
 		permitted := func(ip netip.Addr) bool { return a.scheduled(ip, d.entry) && a.permitted(ip) }
-		a.sent(d.ip, d.entry, a.send(d.link, d.ip, permitted))
+		a.sent(d.ip, d.entry, send(d.link, d.ip, permitted))
 	}
+}
+
+// lookAtMACs announces anew what is on a link that has got another MAC address, as a bridge or a bond may.
+func (a *Announcer) lookAtMACs(now time.Time) {
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	seen := map[string]string{}
+	for _, e := range a.schedule {
+		if _, looked := seen[e.link]; !looked {
+			seen[e.link] = a.macOf(e.link)
+		}
+		if was, is := a.macs[e.link], seen[e.link]; was != "" && is != "" && was != is {
+			e.since, e.due, e.sent = now, now, 0
+		}
+	}
+	for link, mac := range seen {
+		if mac == "" { // it may come back
+			seen[link] = a.macs[link]
+		}
+	}
+	a.macs = seen
 }
 
 type due struct {

@@ -19,7 +19,7 @@ import (
 var always = func(netip.Addr) bool { return true }
 
 // record runs a for as long as script takes, in a bubble, and returns what a would have sent, and when.
-func record(t *testing.T, a *Announcer, script func(), fail func(link string) error) string {
+func record(t *testing.T, a *Announcer, script func(), fail func(link string) error, macs ...func(link string) string) string {
 	t.Helper()
 	var b strings.Builder
 	synctest.Test(t, func(t *testing.T) {
@@ -28,12 +28,18 @@ func record(t *testing.T, a *Announcer, script func(), fail func(link string) er
 		a.listen = func(context.Context) (func(list4, list6 map[netip.Addr]string), func()) {
 			return func(_, _ map[netip.Addr]string) {}, func() {} // a bubble's time stands still while a socket is read
 		}
-		a.send = func(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
-			if !permitted(ip) {
-				return nil
-			}
-			fmt.Fprintf(&b, "%v %s %s\n", time.Since(start), ip, link)
-			return fail(link)
+		a.sender = func() (func(link string, ip netip.Addr, permitted func(netip.Addr) bool) error, func()) {
+			return func(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
+				if !permitted(ip) {
+					return nil
+				}
+				fmt.Fprintf(&b, "%v %s %s\n", time.Since(start), ip, link)
+				return fail(link)
+			}, func() {}
+		}
+		a.macOf = func(string) string { return "" }
+		for _, f := range macs {
+			a.macOf = f
 		}
 		ctx, stop := context.WithCancel(t.Context())
 		done := make(chan error)
@@ -103,6 +109,44 @@ func TestAnotherLinkOrAWithdrawalBeginsAnew(t *testing.T) {
 3s 10.0.0.1 eth1
 `
 	if diff := cmp.Diff(want, got); diff != "" {
+		t.Errorf("(-want +got):\n%s", diff)
+	}
+}
+
+func TestALinkWithAnotherMACAddressIsAnnouncedAnew(t *testing.T) {
+	a := New(Config{Permitted: always})
+	mac := "02:00:00:00:00:01"
+	of := func(link string) string {
+		if link == "eth0" {
+			return mac
+		}
+		return "02:00:00:00:00:09"
+	}
+	got := record(t, a, func() {
+		want := set("10.0.0.1", "eth0", "10.0.0.2", "eth1")
+		a.Set(want)
+		time.Sleep(10 * time.Second)
+		a.Set(want) // as each pass does
+		time.Sleep(time.Second)
+		for _, mac = range []string{"", "02:00:00:00:00:02"} { // it is away for a moment
+			a.Set(want)
+			time.Sleep(time.Second)
+		}
+		time.Sleep(10 * time.Second)
+	}, never, of)
+	if diff := cmp.Diff(`0s 10.0.0.1 eth0
+0s 10.0.0.2 eth1
+1.1s 10.0.0.1 eth0
+1.1s 10.0.0.2 eth1
+2.2s 10.0.0.1 eth0
+2.2s 10.0.0.2 eth1
+4.4s 10.0.0.1 eth0
+4.4s 10.0.0.2 eth1
+12s 10.0.0.1 eth0
+13.1s 10.0.0.1 eth0
+14.2s 10.0.0.1 eth0
+16.4s 10.0.0.1 eth0
+`, got); diff != "" {
 		t.Errorf("(-want +got):\n%s", diff)
 	}
 }

@@ -41,7 +41,7 @@ func (a *Announcer) saw(link string, ip netip.Addr, mac net.HardwareAddr) {
 	e.heard = now
 	defends := !now.Before(e.defended.Add(e.pause))
 	// A host may say that it has another MAC address with every frame: that is told of as often as the IP is defended.
-	if c := (Conflict{link, mac.String()}); e.conflict == (Conflict{}) || e.conflict != c && defends {
+	if c := (Conflict{link, mac.String()}); e.conflict != c && defends {
 		e.conflict = c
 		a.log.Warn("another host uses an egress IP of this node", "egress_ip", ip, "iface", link, "mac", c.MAC)
 		a.changed()

@@ -37,30 +37,72 @@ func garp(mac net.HardwareAddr, ip netip.Addr) (frames [][]byte, err error) {
 	return frames, nil
 }
 
-// sendGARP sends an announcement on the link of that name as it is now: it may have been made anew since the last one.
-// Without a permit it sends nothing, which is no error.
-func sendGARP(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
-	ifi, err := linkByName(link)
+// garpSender sends announcements by ARP, by one socket for each link: one that is closed is waited for until the kernel
+// is sure that nothing looks at it any more, which is milliseconds, and hundreds of addresses may come at once.
+type garpSender struct {
+	links map[string]garpLink
+}
+
+type garpLink struct {
+	*net.Interface
+	conn *packet.Conn
+}
+
+// send sends an announcement on the link of that name, as it was at the first one. Without a permit it sends nothing,
+// which is no error.
+func (s *garpSender) send(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
+	l, err := s.open(link)
 	if err != nil {
 		return err
 	}
-	frames, err := garp(ifi.HardwareAddr, ip)
+	frames, err := garp(l.HardwareAddr, ip)
 	if err != nil {
-		return fmt.Errorf("making ARP frames for link %s with MAC address %q: %w", link, ifi.HardwareAddr, err)
+		return fmt.Errorf("making ARP frames for link %s with MAC address %q: %w", link, l.HardwareAddr, err)
 	}
-	// Protocol 0: the socket receives nothing.
-	c, err := packet.Listen(ifi, packet.Raw, 0, nil)
-	if err != nil {
-		return fmt.Errorf("opening a packet socket on %s: %w", link, err)
-	}
-	defer c.Close()
 	for _, f := range frames {
 		if !permitted(ip) {
 			return nil
 		}
-		if _, err := c.WriteTo(f, &packet.Addr{HardwareAddr: ethernet.Broadcast}); err != nil {
+		if _, err := l.conn.WriteTo(f, &packet.Addr{HardwareAddr: ethernet.Broadcast}); err != nil {
 			return fmt.Errorf("sending ARP on %s: %w", link, err)
 		}
 	}
 	return nil
+}
+
+func (s *garpSender) open(link string) (l garpLink, err error) {
+	if l, ok := s.links[link]; ok {
+		return l, nil
+	}
+	if l.Interface, err = linkByName(link); err != nil {
+		return l, err
+	}
+	// Protocol 0: the socket receives nothing.
+	if l.conn, err = packet.Listen(l.Interface, packet.Raw, 0, nil); err != nil {
+		return l, fmt.Errorf("opening a packet socket on %s: %w", link, err)
+	}
+	if s.links == nil {
+		s.links = map[string]garpLink{}
+	}
+	s.links[link] = l
+	return l, nil
+}
+
+func (s *garpSender) close() {
+	for _, l := range s.links {
+		l.conn.Close()
+	}
+}
+
+// newSender returns what announces addresses of either family on links as they are now, until end is called: a link may
+// be made anew in between.
+func newSender() (send func(link string, ip netip.Addr, permitted func(netip.Addr) bool) error, end func()) {
+	s := new(garpSender)
+	send = func(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
+		if ip.Is4() {
+			return s.send(link, ip, permitted)
+		}
+		return sendNA(link, ip, permitted)
+	}
+	return send, s.close
 }

@@ -102,6 +102,13 @@ func TestRealFrames(t *testing.T) {
 	}
 }
 
+// sendOnce announces an address by a socket of its own.
+func sendOnce(link string, ip netip.Addr, permitted func(netip.Addr) bool) error {
+	send, end := newSender()
+	defer end()
+	return send(link, ip, permitted)
+}
+
 // TestEachFrameNeedsAPermit takes the permit away between the two frames of an announcement.
 func TestEachFrameNeedsAPermit(t *testing.T) {
 	netns.Enter(t)
@@ -110,7 +117,7 @@ func TestEachFrameNeedsAPermit(t *testing.T) {
 	read := listen(t, "peer", time.Second)
 	asked := 0
 	once := func(netip.Addr) bool { asked++; return asked == 1 }
-	if err := sendGARP("eth0", netip.MustParseAddr("10.0.0.8"), once); err != nil {
+	if err := sendOnce("eth0", netip.MustParseAddr("10.0.0.8"), once); err != nil {
 		t.Fatal(err)
 	}
 	if got := read(); !strings.Contains(got, "op 1") || asked != 2 {
@@ -129,7 +136,7 @@ func TestANeighbourTakesTheNewMACOver(t *testing.T) {
 	netns.Run(t, "ip addr add 10.0.0.200/24 dev peer")
 	up(t)
 	netns.Run(t, "ip neigh add 10.0.0.8 lladdr 02:00:00:00:00:09 dev peer nud stale")
-	if err := sendGARP("eth0", netip.MustParseAddr("10.0.0.8"), always); err != nil {
+	if err := sendOnce("eth0", netip.MustParseAddr("10.0.0.8"), always); err != nil {
 		t.Fatal(err)
 	}
 	// The frame waits in a queue of the receiving CPU, and nothing tells when it was dealt with.
@@ -148,9 +155,38 @@ func TestALinkThatIsNotThereOrCannotSpeakARPIsNamed(t *testing.T) {
 	netns.Enter(t)
 	netns.Run(t, pair)
 	for link, want := range map[string]string{"eth9": "finding link eth9", "lo": `MAC address ""`, "eth0": "sending ARP on eth0: "} {
-		err := sendGARP(link, netip.MustParseAddr("10.0.0.8"), always)
+		err := sendOnce(link, netip.MustParseAddr("10.0.0.8"), always)
 		if err == nil || !strings.Contains(err.Error(), want) {
 			t.Errorf("%s: got %v, want %q in it", link, err, want)
 		}
+	}
+}
+
+// A gateway that dies has hundreds of addresses, and who takes them over announces the last of them soon after the
+// first: to close a packet socket takes some milliseconds.
+func TestHundredsOfAddressesAreAnnouncedByOneSocket(t *testing.T) {
+	netns.Enter(t)
+	netns.Run(t, pair)
+	up(t)
+	send, end := newSender()
+	const n = 250
+	begun := time.Now()
+	for i := range n {
+		if err := send("eth0", netip.AddrFrom4([4]byte{10, 0, 1, byte(i)}), always); err != nil {
+			t.Fatal(err)
+		}
+	}
+	end()
+	together := time.Since(begun)
+	begun = time.Now()
+	for i := range n / 10 {
+		if err := sendOnce("eth0", netip.AddrFrom4([4]byte{10, 0, 1, byte(i)}), always); err != nil {
+			t.Fatal(err)
+		}
+	}
+	alone := time.Since(begun)
+	t.Logf("%d by one socket: %v; %d by a socket each: %v", n, together, n/10, alone)
+	if together > 10*alone {
+		t.Errorf("%d addresses take %v, ten times fewer by a socket each %v", n, together, alone)
 	}
 }

@@ -23,6 +23,15 @@ func linkByName(name string) (*net.Interface, error) {
 	return out, nil
 }
 
+// macOf returns the MAC address of a link; "": there is none, or no link.
+func macOf(link string) string {
+	l, err := linkByName(link)
+	if err != nil {
+		return ""
+	}
+	return l.HardwareAddr.String()
+}
+
 // eachLinkOnce is linkByName, for who asks for the same links again and again in one go.
 func eachLinkOnce() func(name string) (*net.Interface, error) {
 	type answer struct {
