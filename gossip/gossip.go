@@ -66,6 +66,7 @@ type Gossip struct {
 	lease int64 // for which they are
 	known map[string]member
 	list  *memberlist.Memberlist // nil before the first Set and after Run
+	at    netip.Addr             // where list listens
 }
 
 type member struct {
@@ -81,7 +82,7 @@ func New(cfg Config) *Gossip {
 	return &Gossip{cfg: cfg, peersSet: make(chan struct{}, 1), keyring: keyring{ring: ring}, known: map[string]member{}}
 }
 
-// Set gives the node's own address, which is bound once, and the addresses of the peers by node. Members may also run
+// Set gives the node's own address, to which a member moves that has another one, and the addresses of the peers by node. Members may also run
 // on other nodes, as when they have lost etcd and their leases: nodes has the addresses of all nodes, and after a
 // start, and whenever lease is another one, some of them are joined, in its order, in ten attempts: who had lost its
 // lease has left the records of the others, and they its own. Set never blocks. peers is not to be changed afterwards;
@@ -94,13 +95,10 @@ func (g *Gossip) Set(self netip.Addr, peers map[string]netip.Addr, nodes iter.Se
 	if again {
 		g.lease, g.calls = lease, 0
 	}
-	if same := reflect.ValueOf(peers).UnsafePointer() == reflect.ValueOf(g.peers).UnsafePointer(); !again && g.self.IsValid() && (same || maps.Equal(peers, g.peers)) {
+	if same := reflect.ValueOf(peers).UnsafePointer() == reflect.ValueOf(g.peers).UnsafePointer(); !again && g.self == self && (same || maps.Equal(peers, g.peers)) {
 		return
 	}
-	if !g.self.IsValid() {
-		g.self = self
-	}
-	g.peers = peers
+	g.self, g.peers = self, peers
 	select {
 	case g.peersSet <- struct{}{}:
 	default:
@@ -184,7 +182,7 @@ func (g *Gossip) Run(ctx context.Context) error {
 // join starts to listen, and joins each peer that is not alive.
 func (g *Gossip) join(ctx context.Context) error {
 	g.mu.Lock()
-	self, list := g.self, g.list
+	self, list, at := g.self, g.list, g.at
 	all := map[string]netip.Addr{}
 	maps.Copy(all, g.peers)
 	if self.IsValid() && g.nodes != nil && g.calls < 10 {
@@ -208,6 +206,10 @@ func (g *Gossip) join(ctx context.Context) error {
 	if !self.IsValid() {
 		return nil
 	}
+	if list != nil && at != self { // the node has another address
+		g.leave()
+		list = nil
+	}
 	if list == nil {
 		at := netip.AddrPortFrom(self, uint16(g.cfg.Port))
 		t, err := listen(at, g.longest, g.cfg.Log)
@@ -220,7 +222,7 @@ func (g *Gossip) join(ctx context.Context) error {
 			return fmt.Errorf("joining the gossip at %s: %w", at, err)
 		}
 		g.mu.Lock()
-		g.list = list
+		g.list, g.at = list, self
 		g.mu.Unlock()
 	}
 	var calls errgroup.Group

@@ -131,6 +131,33 @@ func TestMemberThatStopsHasLeftAndComesBack(t *testing.T) {
 	}
 }
 
+// A Node gets another address, and its agent goes on.
+func TestAMemberMovesToTheAddressThatItsNodeHas(t *testing.T) {
+	all, _ := members(t, 3)
+	peers := map[string]netip.Addr{name(0): addr(9), name(1): addr(1), name(2): addr(2)}
+	for i, g := range all {
+		g.Set(peers[name(i)], peers, nil, 1)
+	}
+	for _, g := range all[1:] {
+		for deadline := time.Now().Add(limit); ; time.Sleep(2 * time.Millisecond) {
+			g.mu.Lock()
+			m := g.known[name(0)]
+			g.mu.Unlock()
+			if m.state == Alive && m.node.Addr.String() == addr(9).String() {
+				break
+			}
+			if time.Now().After(deadline) {
+				t.Fatalf("%s sees %s %v at %s", g.cfg.Node, name(0), m.state, m.node.Addr)
+			}
+		}
+		await(t, all[0], g.cfg.Node, Alive)
+	}
+	time.Sleep(1500 * time.Millisecond) // for the probes to find it dead
+	for _, g := range all[1:] {
+		await(t, g, name(0), Alive)
+	}
+}
+
 func TestMemberWithAnotherKeyIsNoMember(t *testing.T) {
 	all, _ := members(t, 2)
 	stranger, _ := start(t, 5, all[0].cfg.Port, bytes.Repeat([]byte{8}, 32), all[0].peers)
