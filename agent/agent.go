@@ -171,9 +171,14 @@ func Run(ctx context.Context, cfg Config) error {
 		untilStopped.Go(func() error { return a.gossip.Run(after) })
 		untilStopped.Go(func() error { return a.askPromises(after) })
 	}
-	g, gctx := errgroup.WithContext(ctx)
+	run, end := context.WithCancel(ctx)
+	defer end()
+	g, gctx := errgroup.WithContext(run)
+	// The lease is renewed until the last of these has ended, whatever that waits for: its locks are moved then.
+	renewing, stopRenewing := context.WithCancel(after)
+	var renewals errgroup.Group
+	renewals.Go(func() error { defer end(); return a.keepLease(renewing) })
 	g.Go(func() error { return a.view.Run(gctx) })
-	g.Go(func() error { return a.keepLease(gctx) })
 	g.Go(func() error { return a.announcer.Run(gctx) })
 	g.Go(func() error { return a.probes.run(gctx) })
 	g.Go(func() error { return a.drops.run(gctx) })
@@ -206,6 +211,8 @@ func Run(ctx context.Context, cfg Config) error {
 		return a.loop(gctx)
 	})
 	err = g.Wait()
+	stopRenewing()
+	err = errors.Join(err, renewals.Wait())
 	a.shutDown(ctx) // also after an error: the kernel serves on while the agent is started again
 	if ctx.Err() != nil {
 		return nil
@@ -284,7 +291,7 @@ func open(cfg Config) (a *agent, err error) {
 func (a *agent) observe() (o observers, err error) {
 	o.ports = newPorts(&ports{log: a.Log, opened: a.tables.Opened, list: conntrack.Flows, wake: a.wake, reuses: conntrack.ReusesPorts()})
 	o.open = &openConnections{log: a.Log, count: func() (map[egress.ID]int, error) { return conntrack.CountByID(openHere) }}
-	o.drops = &drops{log: a.Log, look: a.tables.Guarded, wake: a.wake, cause: a.causeOf}
+	o.drops = &drops{log: a.Log, look: a.tables.Guarded, wake: a.wake, causes: a.causes}
 	o.probes = newProbes(&probes{log: a.Log, unused: a.Store.Unused, wake: a.wake,
 		there: func(link string) bool { _, err := net.InterfaceByName(link); return err == nil },
 		probe: func(ctx context.Context, want map[netip.Addr]string) (map[netip.Addr]announce.Conflict, error) {
