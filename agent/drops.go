@@ -29,9 +29,10 @@ type drops struct {
 	log *slog.Logger
 	// by id, how long ago the last packet was dropped; without what is long past
 	look func() (map[egress.ID]time.Duration, error)
-	// cause returns the IP of an id and why its packets are dropped; ok is false where that is as it should be.
-	cause func(egress.ID) (ip netip.Addr, why string, ok bool)
-	wake  func()
+	// causes returns, for one look, what returns the IP of an id and why its packets are dropped; ok is false where that
+	// is as it should be.
+	causes func() func(egress.ID) (ip netip.Addr, why string, ok bool)
+	wake   func()
 
 	since map[egress.ID]time.Time // since when; belongs to run
 
@@ -62,7 +63,7 @@ func (d *drops) run(ctx context.Context) error {
 
 // note takes in what the guard dropped, and reports whether there is something to report, or no more.
 func (d *drops) note(now time.Time, last map[egress.ID]time.Duration) bool {
-	since, reported := map[egress.ID]time.Time{}, map[netip.Addr]string{}
+	since, reported, cause := map[egress.ID]time.Time{}, map[netip.Addr]string{}, d.causes()
 	for id, ago := range last {
 		if since[id] = d.since[id]; since[id].IsZero() {
 			since[id] = now.Add(-ago)
@@ -70,7 +71,7 @@ func (d *drops) note(now time.Time, last map[egress.ID]time.Duration) bool {
 		if now.Add(-ago).Sub(since[id]) < dropsAge {
 			continue
 		}
-		if ip, why, ok := d.cause(id); ok {
+		if ip, why, ok := cause(id); ok {
 			reported[ip] = why
 		}
 	}
@@ -94,31 +95,42 @@ func (d *drops) note(now time.Time, last map[egress.ID]time.Duration) bool {
 	return true
 }
 
-// causeOf returns the IP of an id, and what makes the guard drop its packets on this node: they have another source
-// when they are about to leave, be it for a gateway elsewhere, or they leave by another way than the overlay where the
-// IP is not in service here.
-func (a *agent) causeOf(id egress.ID) (ip netip.Addr, why string, ok bool) {
+// causes returns what returns the IP of an id, and what makes the guard drop its packets on this node: they have another
+// source when they are about to leave, be it for a gateway elsewhere, or they leave by another way than the overlay
+// where the IP is not in service here. The kernel is asked once for all ids.
+func (a *agent) causes() func(egress.ID) (ip netip.Addr, why string, ok bool) {
 	s := a.view.Snapshot()
-	if s == nil {
-		return ip, "", false
-	}
-	for _, e := range s.Egresses {
-		for _, addr := range e.Addresses {
-			if addr.ID == id {
-				ip = addr.IP
+	ips := sync.OnceValue(func() map[egress.ID]netip.Addr {
+		out := map[egress.ID]netip.Addr{}
+		for _, e := range s.Egresses {
+			for _, addr := range e.Addresses {
+				out[addr.ID] = addr.IP
 			}
 		}
+		return out
+	})
+	translating := sync.OnceValue(func() string {
+		return blame(check.NATAhead, "%s translates them first: give it a priority above %d", egress.TranslatePriority, "")
+	})
+	routing := sync.OnceValue(func() string {
+		return blame(check.RulesAhead, "%s has them routed before Egret's: give it a priority above %d", egress.MaxPriority,
+			"egret check, run there, lists ip rules that come before Egret's")
+	})
+	return func(id egress.ID) (ip netip.Addr, why string, ok bool) {
+		if s == nil {
+			return ip, "", false
+		}
+		ip = ips()[id]
+		owner := s.Owners[ip].Node
+		if !ip.IsValid() || owner == "" || owner == a.Node && !a.machine.lasts(ip) {
+			return ip, "", false // said elsewhere, or as it should be
+		}
+		if owner == a.Node || translating() != "" {
+			return ip, "its packets have another source when they are about to leave, and are dropped: " +
+				cmp.Or(translating(), "egret check, run there, lists chains that come before Egret's"), true
+		}
+		return ip, "its packets are about to leave here and not by the overlay, and are dropped: " + routing(), true
 	}
-	owner := s.Owners[ip].Node
-	if !ip.IsValid() || owner == "" || owner == a.Node && !a.machine.lasts(ip) {
-		return ip, "", false // said elsewhere, or as it should be
-	}
-	if translators := blame(check.NATAhead, "%s translates them first: give it a priority above %d", egress.TranslatePriority, ""); owner == a.Node || translators != "" {
-		return ip, "its packets have another source when they are about to leave, and are dropped: " +
-			cmp.Or(translators, "egret check, run there, lists chains that come before Egret's"), true
-	}
-	return ip, "its packets are about to leave here and not by the overlay, and are dropped: " + blame(check.RulesAhead,
-		"%s has them routed before Egret's: give it a priority above %d", egress.MaxPriority, "egret check, run there, lists ip rules that come before Egret's"), true
 }
 
 // blame names whom look finds, and otherwise says what to do.

@@ -14,8 +14,8 @@ import (
 func TestDropsAreSaidWhenTheyLastAndNoLonger(t *testing.T) {
 	ip := netip.MustParseAddr("10.0.0.5")
 	cause := true
-	d := &drops{log: slog.New(slog.DiscardHandler), cause: func(id egress.ID) (netip.Addr, string, bool) {
-		return ip, "chain x", cause && id == 5
+	d := &drops{log: slog.New(slog.DiscardHandler), causes: func() func(egress.ID) (netip.Addr, string, bool) {
+		return func(id egress.ID) (netip.Addr, string, bool) { return ip, "chain x", cause && id == 5 }
 	}}
 	now := time.Now()
 	const never = -1

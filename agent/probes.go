@@ -166,8 +166,14 @@ func (p *probes) run(ctx context.Context) error {
 				})
 			}
 		}
+		there := map[string]bool{}
+		for _, link := range ask {
+			if _, looked := there[link]; !looked {
+				there[link] = p.there(link)
+			}
+		}
 		for ip, link := range ask {
-			if !p.there(link) {
+			if !there[link] {
 				delete(ask, ip)
 				p.note(ip, ids[ip], func(f *finding) { f.again = time.Now().Add(making) })
 			}
