@@ -28,7 +28,7 @@
 // Invariants:
 //   - What is compared with a State was read from the kernel (Observe). It is read again as soon as somebody else has
 //     changed one of these tables, and after wholeEvery; until then it is as it was read, with what Apply wrote since.
-//     Those of netdev go with their links, and are read each time.
+//     The chains of netdev go with their links, and are read each time.
 //   - Every Apply is one transaction: a packet sees the tables before it or after it, nothing between, also while rules
 //     are rewritten.
 //   - What was not read whole is not read: Observe compares the ruleset's generation before and after, and the sets are

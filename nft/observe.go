@@ -114,8 +114,15 @@ func (t *Tables) Observe() (Observed, error) {
 			t.events.reset(generation)
 		}
 		for i, want := range tables(State{}) {
-			if len(known.tables) > i && want.family != nftables.TableFamilyNetdev {
-				o.tables = append(o.tables, known.tables[i])
+			if len(known.tables) > i {
+				have := known.tables[i]
+				if want.family == nftables.TableFamilyNetdev && have.exists {
+					have.chains = map[string]observedChain{}
+					if err := t.observeChains(want, &have); err != nil {
+						return fmt.Errorf("reading table %s: %w", want.id(), err)
+					}
+				}
+				o.tables = append(o.tables, have)
 				continue
 			}
 			have, err := t.observe(want)
