@@ -113,11 +113,16 @@ func (a *answerer) connections(w http.ResponseWriter, r *http.Request) {
 				return nil, err
 			}
 			for _, c := range flows {
-				if c.Translated != q.IP || c.Port != q.Port || len(answer.Uses) == natlog.MaxUses {
-					answer.More = answer.More || len(answer.Uses) == natlog.MaxUses
+				if c.Translated != q.IP || c.Port != q.Port {
 					continue
 				}
 				l := names.of(&c).line(a.node, &c)
+				if !q.Chooses(&l) {
+					continue
+				}
+				if answer.More = len(answer.Uses) == natlog.MaxUses; answer.More {
+					break
+				}
 				l.Event, l.Time, l.Start, l.Answered = natlog.Known, time.Now(), c.Start, c.Replied
 				if c.Counted {
 					l.Traffic = &natlog.Traffic{SentPackets: c.Sent.Packets, SentBytes: c.Sent.Bytes, ReceivedPackets: c.Received.Packets, ReceivedBytes: c.Received.Bytes}

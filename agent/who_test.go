@@ -72,6 +72,13 @@ func TestWhoHasAPortIsToldByTheKernelAndWhoHadItByTheLog(t *testing.T) {
 			t.Errorf("port %d: %d %q, want %q", port, code, got, want)
 		}
 	}
+	chosen := q
+	chosen.Destination, chosen.Protocol = netip.MustParseAddr("192.0.2.2"), "tcp"
+	for _, page := range []func(http.ResponseWriter, *http.Request){a.connections, a.natLog} {
+		if code, got := answers(t, page, chosen); got != "web-2 192.0.2.2:443" {
+			t.Errorf("to one destination: %d %q", code, got)
+		}
+	}
 	before := q
 	before.From, before.To = now.Add(-time.Hour), now.Add(-time.Hour+time.Second)
 	if code, got := answers(t, a.natLog, before); !strings.HasPrefix(got, "the log begins at") {

@@ -18,9 +18,16 @@ type Reply struct {
 
 // Query returns the parameters by which an agent is asked.
 func (q Question) Query() url.Values {
-	return url.Values{
+	v := url.Values{
 		"ip": {q.IP.String()}, "port": {strconv.Itoa(int(q.Port))}, "from": {q.From.UTC().Format(time.RFC3339Nano)}, "to": {q.To.UTC().Format(time.RFC3339Nano)},
 	}
+	if q.Destination.IsValid() {
+		v.Set("destination", q.Destination.String())
+	}
+	if q.Protocol != "" {
+		v.Set("protocol", q.Protocol)
+	}
+	return v
 }
 
 // ParseQuestion reads what Query returns.
@@ -41,6 +48,12 @@ func ParseQuestion(v url.Values) (q Question, err error) {
 	note("from", err)
 	q.To, err = time.Parse(time.RFC3339Nano, v.Get("to"))
 	note("to", err)
+	if v.Has("destination") {
+		q.Destination, err = netip.ParseAddr(v.Get("destination"))
+		note("destination", err)
+		q.Destination = q.Destination.Unmap()
+	}
+	q.Protocol = v.Get("protocol")
 	if len(errs) == 0 && !q.From.Before(q.To) {
 		errs = append(errs, errors.New("from and to: want a time, and a later one"))
 	}

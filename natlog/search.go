@@ -38,6 +38,14 @@ type Question struct {
 	Port uint16
 	// From and To are the time in question, To not included; a moment is as long as it was said precisely.
 	From, To time.Time
+	// Destination and Protocol choose some connections; the zero Addr and "": all.
+	Destination netip.Addr
+	Protocol    string // as Line has it
+}
+
+// Chooses reports whether a connection of the port is one of those that are asked for.
+func (q Question) Chooses(l *Line) bool {
+	return (!q.Destination.IsValid() || l.DestinationIP == q.Destination) && (q.Protocol == "" || l.Protocol == q.Protocol)
 }
 
 // Answer is what a log says. Uses are its connections, one Line each: with Start, where that is known, and Stop, where
@@ -178,6 +186,9 @@ func (s *search) note(b []byte) {
 		}
 	case New, Known, End:
 		// The gateway's line has the overlay address, too, beside the port outside, and not the pod.
+		if !s.q.Chooses(&l) {
+			break
+		}
 		if l.EgressIP == s.q.IP && l.Port == s.q.Port || l.Port == 0 && l.OverlayIP == s.q.IP && l.OverlayPort == s.q.Port {
 			s.connection(&l)
 		}

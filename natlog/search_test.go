@@ -153,9 +153,22 @@ func TestAnAnswerIsBounded(t *testing.T) {
 	for i := range 3 * MaxUses {
 		log += line(New, 1, "1", to(fmt.Sprintf("192.0.%d.%d", i/250, i%250)))
 	}
-	a, err := Search(t.Context(), Question{IP: netip.MustParseAddr("10.0.0.1"), Port: 2048, From: at(1), To: at(2)}, strings.NewReader(log))
+	q := Question{IP: netip.MustParseAddr("10.0.0.1"), Port: 2048, From: at(1), To: at(2)}
+	a, err := Search(t.Context(), q, strings.NewReader(log))
 	if err != nil || !a.More || len(a.Uses) != MaxUses {
 		t.Errorf("%d uses, more: %t, %v", len(a.Uses), a.More, err)
+	}
+	// What is chosen is chosen before that.
+	q.Destination, q.Protocol = netip.MustParseAddr(fmt.Sprintf("192.0.%d.%d", (3*MaxUses-1)/250, (3*MaxUses-1)%250)), "tcp"
+	if parsed, err := ParseQuestion(q.Query()); err != nil || parsed.Destination != q.Destination || parsed.Protocol != q.Protocol {
+		t.Errorf("read as %+v, %v", parsed, err)
+	}
+	if a, err := Search(t.Context(), q, strings.NewReader(log)); err != nil || a.More || len(a.Uses) != 1 {
+		t.Errorf("of one destination: %d uses, more: %t, %v", len(a.Uses), a.More, err)
+	}
+	q.Protocol = "udp"
+	if a, err := Search(t.Context(), q, strings.NewReader(log)); err != nil || len(a.Uses) != 0 {
+		t.Errorf("of another protocol: %d uses, %v", len(a.Uses), err)
 	}
 }
 

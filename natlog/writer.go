@@ -4,6 +4,7 @@ import (
 	"bytes"
 	"io"
 	"log/slog"
+	"os"
 	"sync"
 	"time"
 
@@ -25,6 +26,7 @@ type Config struct {
 	Out  io.Writer    // writes may take any time, and fail
 	Node string       // of the lines that the Writer makes itself
 	Log  *slog.Logger // of what goes wrong with writing
+	Torn bool         // what is there ends within a line, as after a former writer's last write
 	// Wrote and Missed count, if not nil, lines that were written, and lost. They may be called by several goroutines.
 	Wrote  func(n int)
 	Missed func(r Reason, n int)
@@ -37,6 +39,22 @@ type Config struct {
 // ones are kept, none for longer than days (0: whatever their age).
 func File(name string, megabytes, former, days int) io.WriteCloser {
 	return &lumberjack.Logger{Filename: name, MaxSize: megabytes, MaxBackups: former, MaxAge: days}
+}
+
+// Torn reports whether a file is there that ends within a line. What cannot be read is not.
+func Torn(name string) bool {
+	f, err := os.Open(name)
+	if err != nil {
+		return false
+	}
+	defer f.Close()
+	var last [1]byte
+	end, err := f.Seek(-1, io.SeekEnd)
+	if err != nil { // it is empty
+		return false
+	}
+	_, err = f.ReadAt(last[:], end)
+	return err == nil && last[0] != '\n'
 }
 
 // Writer writes lines. Write and Lose are safe for concurrent use.
@@ -139,7 +157,7 @@ func (w *Writer) Close(patience time.Duration) bool {
 func (w *Writer) Run() {
 	defer close(w.done)
 	var spare []byte
-	torn, said := false, ""
+	torn, said := w.Torn, ""
 	for range w.kick {
 		for {
 			batch, lines, losses, closed := w.take(spare)

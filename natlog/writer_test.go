@@ -183,6 +183,35 @@ func TestALineThatIsCutOffIsLostOnce(t *testing.T) {
 	}
 }
 
+// What a writer wrote that was killed, or had no room any more, ends within a line. The next one's first line would be
+// lost with it.
+func TestALogThatEndsWithinALineGoesOnWithAWholeOne(t *testing.T) {
+	name := filepath.Join(t.TempDir(), "log")
+	if Torn(name) {
+		t.Error("a log that is not there ends within a line")
+	}
+	for i, was := range []string{"", `{"event":"ne`} {
+		if err := os.WriteFile(name, []byte(was), 0o600); err != nil {
+			t.Fatal(err)
+		}
+		if Torn(name) != (was != "") {
+			t.Errorf("%q ends within a line: %t", was, Torn(name))
+		}
+		out := File(name, 1, 1, 1)
+		w := NewWriter(Config{Out: out, Node: "n1", Torn: Torn(name)})
+		go w.Run()
+		w.Write(&Line{Event: LogStart, Time: noon, Node: "n1"})
+		if !w.Close(5 * time.Second) {
+			t.Fatal("not written")
+		}
+		out.Close()
+		b, err := os.ReadFile(name)
+		if lines := strings.Split(strings.TrimSpace(string(b)), "\n"); err != nil || len(lines) != i+1 || !strings.HasPrefix(lines[i], "{") || Torn(name) {
+			t.Errorf("%v, %q: want the line as a whole one", err, b)
+		}
+	}
+}
+
 func TestALossThatCannotBeWrittenIsReportedLater(t *testing.T) {
 	c := &counts{}
 	out := &failing{fails: 3}

@@ -33,10 +33,7 @@ var errBusy = errors.New("not now")
 type WhoConfig struct {
 	natlog.Question
 	Now bool // the time in question is now
-	// Destination, Protocol: of these connections alone; zero: of all.
-	Destination netip.Addr
-	Protocol    string
-	Ask         Ask
+	Ask Ask
 	// Pages are where an agent is asked for its connections and for its log.
 	Pages [2]string
 	// Namespace is where Egret is installed, for the commands that say more.
@@ -196,10 +193,9 @@ func named(l natlog.Line) bool { return l.PodName != "" || l.PodIP.IsValid() }
 
 func (u *Used) add(cfg WhoConfig, a natlog.Answer) {
 	for _, l := range a.Uses {
-		if cfg.Destination.IsValid() && l.DestinationIP != cfg.Destination || cfg.Protocol != "" && l.Protocol != cfg.Protocol {
-			continue
+		if cfg.Chooses(&l) { // an agent of an older version does not choose
+			u.Uses = append(u.Uses, l)
 		}
-		u.Uses = append(u.Uses, l)
 	}
 	u.Late = u.Late || a.Late && len(u.Uses) > 0
 	if a.More {

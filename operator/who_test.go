@@ -38,8 +38,7 @@ func TestTheCommandToPasteAsksTheSameInTheNamespaceOfTheInstallation(t *testing.
 	for want, cfg := range map[string]WhoConfig{
 		"egret who '203.0.113.5:41012'": {Now: true, Question: natlog.Question{IP: netip.MustParseAddr("203.0.113.5"), Port: 41012}},
 		"egret who '[2001:db8::5]:41012' --at 2026-11-28T12:03:04.5Z --to 2001:db8::9 --protocol 'tcp'": {
-			Question:    natlog.Question{IP: netip.MustParseAddr("2001:db8::5"), Port: 41012, From: at},
-			Destination: netip.MustParseAddr("2001:db8::9"), Protocol: "tcp",
+			Question: natlog.Question{IP: netip.MustParseAddr("2001:db8::5"), Port: 41012, From: at, Destination: netip.MustParseAddr("2001:db8::9"), Protocol: "tcp"},
 		},
 	} {
 		var u Used

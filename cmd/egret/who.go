@@ -11,6 +11,7 @@ import (
 	"github.com/spf13/cobra"
 
 	"github.com/egret-project/egret/agent"
+	"github.com/egret-project/egret/natlog"
 	"github.com/egret-project/egret/operator"
 )
 
@@ -50,7 +51,7 @@ func whoCommand() *cobra.Command {
 // question reads what is asked.
 func (f *whoFlags) question(text string, now time.Time) (operator.WhoConfig, error) {
 	cfg := operator.WhoConfig{
-		Format: f.output, Protocol: f.protocol, Pages: [2]string{agent.ConnectionsPage, agent.LogPage}, Namespace: f.etcd.cluster.namespace,
+		Format: f.output, Question: natlog.Question{Protocol: f.protocol}, Pages: [2]string{agent.ConnectionsPage, agent.LogPage}, Namespace: f.etcd.cluster.namespace,
 	}
 	at, err := netip.ParseAddrPort(text)
 	if err != nil {
