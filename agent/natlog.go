@@ -101,7 +101,7 @@ func newNATLogger(cfg natLogConfig) (*natLogger, error) {
 	}
 	metrics := n.metrics
 	n.out = natlog.NewWriter(natlog.Config{
-		Out: out, Node: n.node, Log: n.log,
+		Out: out, Node: n.node, Log: n.log, Torn: n.cfg.File != StandardOutput && natlog.Torn(n.cfg.File),
 		Wrote:  func(lines int) { metrics.add(metricLogLines, lines) },
 		Missed: func(r natlog.Reason, lines int) { metrics.add(metricLogLost, lines, string(r)) },
 	})

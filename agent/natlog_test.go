@@ -465,3 +465,22 @@ func TestMoreConnectionsThanAreRememberedAreLogged(t *testing.T) {
 		t.Errorf("%d new", n)
 	}
 }
+
+// The first listing of an agent tells of all that are there, also of those that there is no room for, and no later one
+// does again.
+func TestConnectionsThatAreNotRememberedAreListedOnce(t *testing.T) {
+	l := newLogged(t, NATLog{})
+	l.most, l.every = 10, 50*time.Millisecond
+	var lines []string
+	for i := range 100 {
+		lines = append(lines, tcp("10.244.0.1", 1000+i, "192.0.2.1", fmt.Sprintf("203.0.113.5:%d", 2048+i)))
+	}
+	l.open(lines...)
+	l.start()
+	l.until(natlog.Known, 100)
+	await(t, 500*time.Millisecond)
+	l.stop()
+	if n := l.count(natlog.Known); n != 100 {
+		t.Errorf("%d lines of 100 connections", n)
+	}
+}

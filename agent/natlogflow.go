@@ -33,6 +33,7 @@ func (n *natLogger) key(c *conntrack.Flow) uint64 {
 
 // merge takes in a listing: what nobody has told of is logged as known, and what is gone for the second time as ended.
 func (n *natLogger) merge(l listed, now time.Time) {
+	first := n.listed.IsZero()
 	n.listing, n.listed, n.rest = nil, now, max(listShare*now.Sub(l.began), min(n.every, time.Second))
 	ended := n.ended
 	n.ended = nil
@@ -48,7 +49,7 @@ func (n *natLogger) merge(l listed, now time.Time) {
 		there[k] = true
 		if f := n.flows[k]; f != nil {
 			f.missing = false
-		} else if !ended[k] {
+		} else if !ended[k] && (first || len(n.flows) < n.most) { // else it is told again with each listing
 			n.begin(k, &l.flows[i], natlog.Known, now)
 		}
 	}
