@@ -93,10 +93,10 @@ func (r remembered) holders(cfg WhoConfig) (holders []Holder, missing []string) 
 			continue
 		}
 		h := Holder{Node: t.Node, Egress: cmp.Or(t.Egress, r.egress), First: t.First, Last: t.First + uint16(t.Size-1), Since: t.Since, Until: t.Until}
-		switch {
-		case t.Since.Before(cfg.To) && (t.Until.IsZero() || t.Until.After(cfg.From)):
+		switch begun := cfg.begun(t.Since); {
+		case begun && (t.Until.IsZero() || t.Until.After(cfg.From)):
 			holders = append(holders, h)
-		case t.Since.Before(cfg.To) && t.Until.Add(clockSlack).After(cfg.From):
+		case begun && t.Until.Add(clockSlack).After(cfg.From):
 			h.Resting = true
 			holders = append(holders, h)
 		}
@@ -118,20 +118,21 @@ func (r remembered) holders(cfg WhoConfig) (holders []Holder, missing []string) 
 	return holders, missing
 }
 
-// clockSlack is how long after a node lost a block it is still asked: its connections are ended then, and clocks
-// differ.
+// clockSlack is how long after a node lost a block it is still asked, and how long before it got one: its connections
+// are ended then, and clocks differ.
 const clockSlack = 2 * time.Minute
+
+// begun reports whether what is so since a time, by another clock, may have been so at the time in question.
+func (cfg WhoConfig) begun(since time.Time) bool {
+	return cfg.Now || since.Add(-clockSlack).Before(cfg.To)
+}
 
 // ofGateway returns the lowest and the highest port that the gateway translates to: where nodes have blocks of the IP
 // those below all blocks, else any. Static IPs have no blocks, nor has any with --block-size 0: a connection has its
 // pod's port then where that is free, also one below egress.StatefulPort.
 func (r remembered) ofGateway(cfg WhoConfig) (lowest, highest uint16) {
-	slack := clockSlack
-	if cfg.Now {
-		slack = 0
-	}
 	for _, t := range r.tenures {
-		if !t.Since.After(cfg.From.Add(-slack)) && (t.Until.IsZero() || !t.Until.Before(cfg.To.Add(slack))) {
+		if cfg.Now && t.Until.IsZero() || !t.Since.After(cfg.From.Add(-clockSlack)) && (t.Until.IsZero() || !t.Until.Before(cfg.To.Add(clockSlack))) {
 			return egress.StatefulPort, egress.FirstBlockPort - 1
 		}
 	}
@@ -145,7 +146,7 @@ func (r remembered) gateways(cfg WhoConfig, lowest, highest uint16) (out []Holde
 		if i+1 < len(r.owners) {
 			h.Until = r.owners[i+1].Since
 		}
-		if h.Node != "" && h.Since.Before(cfg.To) && (h.Until.IsZero() || h.Until.After(cfg.From)) {
+		if h.Node != "" && cfg.begun(h.Since) && (h.Until.IsZero() || h.Until.Add(clockSlack).After(cfg.From) && !cfg.Now) {
 			out = append(out, h)
 		}
 	}

@@ -28,6 +28,9 @@ func TestThePortOfAnIPWithoutBlocksWasItsGateways(t *testing.T) {
 	shared := remembered{egress: "web", since: ago(9), owners: owners, tenures: []egress.BlockTenure{block("n1", 8, 0)}}
 	once := remembered{egress: "web", since: ago(9), owners: owners, tenures: []egress.BlockTenure{block("n1", 8, 7), block("n2", 4, 3)}}
 	const slack = 0.02 // more than a minute, and less than two
+	// By a clock that is ahead.
+	ahead := remembered{egress: "web", since: ago(9), owners: []egress.Tenure{{Node: "gw-1", Since: ago(9)}, {Node: "gw-2", Since: ago(-slack)}},
+		tenures: []egress.BlockTenure{block("n1", 8, 0), {First: 4096, Size: 64, Node: "n2", Since: ago(-slack)}}}
 	for name, tt := range map[string]struct {
 		of      remembered
 		port    uint16
@@ -40,6 +43,9 @@ func TestThePortOfAnIPWithoutBlocksWasItsGateways(t *testing.T) {
 		"a static IP that another node had":         {static, 41012, 6, "gw-1 1-65535", ""},
 		"a static IP, a port that the pod chose":    {static, 22, 1, "gw-2 1-65535", ""},
 		"a static IP, before anybody had it":        {static, 41012, 10, "", "the gateway then is not known"},
+		"a block that a node has just got":          {ahead, 4100, 0, "n2 4096-4159", ""},
+		"a block that it got then":                  {ahead, 4100, slack / 2, "n2 4096-4159", ""},
+		"an IP that a node has just taken over":     {ahead, 1500, 0, "gw-2 1024-2047", ""},
 		"a block":                                   {shared, 2050, 1, "n1 2048-2111", ""},
 		"a block, now":                              {shared, 2050, 0, "n1 2048-2111", ""},
 		"beside all blocks":                         {shared, 41012, 1, "", ""},

@@ -175,12 +175,18 @@ func elsewhere(s *egress.Snapshot, ip netip.Addr, to string) []netip.Addr {
 
 // objection says what speaks against a move that the operator can make all the same, with --force; nil: nothing.
 func objection(s *egress.Snapshot, cfg MoveConfig) error {
-	pin, pinned := s.Pins[cfg.IP]
-	switch {
-	case len(elsewhere(s, cfg.IP, cfg.To)) > plan.New(s).FreeCapacity(cfg.To):
+	if len(elsewhere(s, cfg.IP, cfg.To)) > plan.New(s).FreeCapacity(cfg.To) {
 		return fmt.Errorf("the node holds %d egress IPs and may hold %d; --force moves it all the same", plan.New(s).Owned(cfg.To), s.Nodes[cfg.To].Capacity)
-	case pinned && pin.Node != cfg.To && !cfg.Pin:
-		return fmt.Errorf("it is pinned to %s: `egret unpin %s`, or --pin to pin it to %s; --force moves it all the same", pin.Node, cfg.IP, cfg.To)
+	}
+	for _, ip := range plan.New(s).Together(cfg.IP) {
+		pin, pinned := s.Pins[ip]
+		switch {
+		case !pinned || pin.Node == cfg.To:
+		case ip != cfg.IP:
+			return fmt.Errorf("%s, which moves with it, is pinned to %s: `egret unpin %s`; --force moves them all the same, until they are placed anew", ip, pin.Node, ip)
+		case !cfg.Pin:
+			return fmt.Errorf("it is pinned to %s: `egret unpin %s`, or --pin to pin it to %s; --force moves it all the same", pin.Node, cfg.IP, cfg.To)
+		}
 	}
 	return nil
 }

@@ -98,6 +98,11 @@ func TestObjectionCanBeOverruled(t *testing.T) {
 			full(s)
 			s.Egresses["api"] = egress.Policy{Name: "api", Addresses: []egress.Address{{IP: ip.Next(), ID: 2}}}
 		}, false, ""},
+		"the IP that moves with it is pinned elsewhere": {func(s *egress.Snapshot) {
+			p := s.Egresses["web"]
+			p.Addresses = append(p.Addresses, egress.Address{IP: netip.MustParseAddr("fd10::11"), ID: 3, Pool: "pool"})
+			s.Egresses["web"], s.Pins = p, map[netip.Addr]egress.Pin{netip.MustParseAddr("fd10::11"): {Node: "node-3"}}
+		}, true, "egret unpin fd10::11"},
 		"pinned elsewhere":              {pinned, false, "egret unpin 10.10.0.11"},
 		"pinned elsewhere, pinned anew": {pinned, true, ""},
 	}
