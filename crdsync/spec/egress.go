@@ -20,6 +20,10 @@ import (
 
 // Addresses returns the addresses that an Egress names, at most one of each IP family, and the names of its pools.
 func Addresses(s v1beta1.EgressSpec) (ips []netip.Addr, pools []string, err error) {
+	// The webhook is asked about what no API server has looked at, too.
+	if n := max(len(s.EgressIPs), len(s.ExternalIPPools)); n > 2 {
+		return nil, nil, fmt.Errorf("egressIPs or externalIPPools has %d: want at most one of each IP family", n)
+	}
 	var errs []error
 	var written []v1beta1.IP
 	for _, text := range named(s.EgressIP, s.EgressIPs) {

@@ -16,6 +16,10 @@ import (
 // maxFaults bounds how many faults of one kind an error names: of a thousand ranges, all may be wrong.
 const maxFaults = 10
 
+// maxRanges is how many ranges a pool may have, by its CRD. The webhook is asked about what no API server has looked at,
+// too, and each range is compared with all others.
+const maxRanges = 1000
+
 // join joins the first of the errors.
 func join(errs []error) error {
 	if len(errs) > maxFaults {
@@ -27,6 +31,9 @@ func join(errs []error) error {
 // Pool reads an ExternalIPPool. The error names everything that is wrong with it by itself.
 func Pool(name string, s v1beta1.ExternalIPPoolSpec) (egress.Pool, error) {
 	p := egress.Pool{Name: name, Ranges: []egress.Range{}}
+	if n := len(s.IPRanges); n > maxRanges {
+		return p, fmt.Errorf("ipRanges has %d ranges: want %d at most", n, maxRanges)
+	}
 	var errs []error
 	for i, r := range s.IPRanges {
 		got, ok, err := readRange(r)

@@ -4,6 +4,7 @@ import (
 	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
 	"sigs.k8s.io/yaml"
 
@@ -82,6 +83,28 @@ func TestPoolByItself(t *testing.T) {
 			_, err := Pool("p", read[v1beta1.ExternalIPPoolSpec](t, tt.spec))
 			wantError(t, err, tt.err)
 		})
+	}
+}
+
+// What comes to the webhook need not have passed the CRDs' schema: eight megabytes of ranges would take minutes to be
+// compared with each other.
+func TestMoreThanTheSchemaAllowsIsRefusedAtOnce(t *testing.T) {
+	begun := time.Now()
+	var p v1beta1.ExternalIPPoolSpec
+	var e v1beta1.EgressSpec
+	for i := range 350_000 {
+		text := v1beta1.IP(netip.AddrFrom4([4]byte{10, byte(i >> 16), byte(i >> 8), byte(i)}).String())
+		p.IPRanges = append(p.IPRanges, v1beta1.IPRange{Start: text, End: text})
+		e.EgressIPs, e.ExternalIPPools = append(e.EgressIPs, text), append(e.ExternalIPPools, string(text))
+	}
+	if _, err := Pool("p", p); err == nil || !strings.Contains(err.Error(), "350000 ranges: want 1000 at most") {
+		t.Errorf("a pool: %v", err)
+	}
+	if _, _, err := Addresses(e); err == nil || !strings.Contains(err.Error(), "350000") {
+		t.Errorf("an egress: %v", err)
+	}
+	if took := time.Since(begun); took > 5*time.Second {
+		t.Errorf("it took %v", took)
 	}
 }
 
