@@ -179,10 +179,19 @@ func (a *authority) issue(s subject, have map[string][]byte, now time.Time) (map
 	return map[string][]byte{"ca.crt": trusted, corev1.TLSCertKey: encode(leaf.cert), corev1.TLSPrivateKeyKey: key}, true, err
 }
 
+// due reports whether a certificate is to be replaced. A CA that was made because the former one was gone signs nothing
+// in the place of what is still good, until it has settled.
+func (a *authority) due(c *x509.Certificate, now time.Time) bool {
+	if len(a.old) > 0 && now.Before(a.signs.cert.NotBefore.Add(certificate.Skew+settle)) {
+		return !now.Before(c.NotAfter.Add(-24 * time.Hour))
+	}
+	return certificate.Due(c, now)
+}
+
 // good reports whether a Secret has a certificate for s that is trusted and not due.
 func (a *authority) good(s subject, have map[string][]byte, now time.Time) bool {
 	p, _, err := readPair(have[corev1.TLSCertKey], have[corev1.TLSPrivateKeyKey])
-	if err != nil || certificate.Due(p.cert, now) || p.cert.Subject.CommonName != s.name || !slices.Equal(p.cert.DNSNames, s.dns) ||
+	if err != nil || a.due(p.cert, now) || p.cert.Subject.CommonName != s.name || !slices.Equal(p.cert.DNSNames, s.dns) ||
 		!slices.Equal(p.cert.ExtKeyUsage, s.uses) {
 		return false
 	}

@@ -5,6 +5,7 @@ import (
 	"crypto/rand"
 	"crypto/x509"
 	"encoding/base64"
+	"encoding/pem"
 	"errors"
 	"fmt"
 	"log/slog"
@@ -159,6 +160,8 @@ func (s set) pass(now time.Time, keep func(name string, kind corev1.SecretType, 
 			if a, err = readAuthority(s.of, have); err != nil {
 				return nil, false, fmt.Errorf("reading the CA: %w: what it signed is in use; to begin with a new one, delete it", err)
 			}
+		} else if a.old, err = s.trusted(now, keep); err != nil {
+			return nil, false, err
 		}
 		changed, err := a.advance(now)
 		if err != nil || !changed {
@@ -177,6 +180,27 @@ func (s set) pass(now time.Time, keep func(name string, kind corev1.SecretType, 
 		}))
 	}
 	return errors.Join(errs...)
+}
+
+// trusted returns the CAs by which what is there is trusted, where the Secret of the CA is gone: what they signed is in
+// use.
+func (s set) trusted(now time.Time, keep func(name string, kind corev1.SecretType, change change) error) (list []*x509.Certificate, err error) {
+	var errs []error
+	for _, of := range s.subjects {
+		errs = append(errs, keep(of.secret, corev1.SecretTypeTLS, func(have map[string][]byte) (map[string][]byte, bool, error) {
+			for rest := have["ca.crt"]; ; {
+				var block *pem.Block
+				if block, rest = pem.Decode(rest); block == nil {
+					return have, false, nil
+				}
+				c, err := x509.ParseCertificate(block.Bytes)
+				if err == nil && c.IsCA && now.Before(c.NotAfter) && !slices.ContainsFunc(list, c.Equal) {
+					list = append(list, c)
+				}
+			}
+		}))
+	}
+	return list, errors.Join(errs...)
 }
 
 // keep reads a Secret and writes what change makes of it, nil where there is none. Of several writers one wins, and the

@@ -195,6 +195,49 @@ func TestFifteenYearsOfRotationPartNobody(t *testing.T) {
 	}
 }
 
+// Whoever deletes the Secret of a CA gets a new one, which nobody trusts yet who is running.
+func TestWhatADeletedCASignedStaysTrusted(t *testing.T) {
+	t.Parallel()
+	c := cluster{t, Config{Namespace: "egret-system", Etcd: true, Metrics: true, Service: "egret-etcd", Peers: "egret-etcd-peers"}}
+	made := map[string]corev1.Secret{}
+	pass := func(now time.Time) map[string]corev1.Secret {
+		t.Helper()
+		err := c.cfg.pass(now, func(name string, _ corev1.SecretType, change change) error {
+			data, changed, err := change(made[name].Data)
+			if changed {
+				made[name] = corev1.Secret{ObjectMeta: metav1.ObjectMeta{Name: name}, Data: data}
+			}
+			return err
+		})
+		if err != nil {
+			t.Fatal(err)
+		}
+		return maps.Clone(made)
+	}
+	now := time.Now()
+	before := pass(now)
+	signers := map[string]bool{}
+	for day := 0; day <= 240; day += 4 {
+		if day == 12 || day == 60 { // when what it signed is not due, and when it is
+			delete(made, etcdCA)
+			delete(made, metricsCA)
+		}
+		at := now.Add(time.Duration(day) * 24 * time.Hour)
+		after := pass(at)
+		for _, one := range []map[string]corev1.Secret{after, before} {
+			for _, other := range []map[string]corev1.Secret{after, before} {
+				c.trusts(one["egret-etcd-agent"], other["egret-etcd-server"], at)
+				c.trusts(one["egret-etcd-server"], other["egret-etcd-agent"], at)
+			}
+		}
+		signers[string(after[etcdCA].Data[corev1.TLSPrivateKeyKey])] = true
+		before = after
+	}
+	if len(signers) != 3 {
+		t.Errorf("%d CAs, want three", len(signers))
+	}
+}
+
 // A person replaces the key by two, and later by the new one.
 func TestTheKeyOfTheGossipIsMadeInAnyCaseAndLeftAsItIs(t *testing.T) {
 	t.Parallel()

@@ -18,5 +18,6 @@
 //   - Every certificate is trusted by readers of all Secrets that were written before it: a new CA is trusted for a
 //     week before it signs, and the old one until it expires.
 //   - A Secret of ours that cannot be read is an error that names it and is left as it is: it may be of a newer
-//     version, and what it signed is in use. Deleting it is how a person asks for a new one.
+//     version, and what it signed is in use. Deleting it is how a person asks for a new one. A CA whose Secret alone is
+//     deleted goes on being trusted, as if it were replaced; with those of what it signed, all begins anew.
 package credentials
