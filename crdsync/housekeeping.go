@@ -31,7 +31,7 @@ const (
 	// eventLife is how long the API server keeps an Event by default: then it is made again.
 	eventLife = time.Hour
 	// notifyTimeout bounds how long the next look waits for an API server that does not answer.
-	notifyTimeout = 30 * time.Second
+	notifyTimeout = 10 * time.Second
 )
 
 // housekeeping keeps etcd from filling up. One leader does it; see rescue, and MakeRoom.

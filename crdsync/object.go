@@ -35,7 +35,7 @@ type demand struct {
 	generation int64
 	ips        []netip.Addr // that the spec names, at most one of each family
 	pools      []string     // that the spec names
-	statusIPs  []netip.Addr // one of each IP family at most
+	statusIPs  []netip.Addr // that the status names
 	bandwidth  *egress.Bandwidth
 	applied    selector
 

@@ -97,11 +97,8 @@ func memberDifference(cache view, node string, groups map[string]egress.Members,
 	}
 	var pairs []unit
 	var errs error
+	delete(names, "")
 	for _, name := range slices.Sorted(maps.Keys(names)) {
-		if name == "" {
-			pairs = append(pairs, blocks[name].byIP()...) // they may be more than fit one transaction
-			continue
-		}
 		var value any
 		if m, ok := groups[name]; ok {
 			value = m
@@ -119,9 +116,9 @@ func memberDifference(cache view, node string, groups map[string]egress.Members,
 		}
 	}
 	if whole := slices.Concat(pairs...); len(whole) > 0 && len(whole) <= maxOps && size(whole) <= maxBytes {
-		return []unit{whole}, errs
+		pairs = []unit{whole}
 	}
-	return pairs, errs
+	return append(pairs, blocks[""].byIP()...), errs // of these there may be more than fit one transaction
 }
 
 // byIP divides changes of blocks of ports into those of one IP each, the last of which is its guard.
