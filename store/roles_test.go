@@ -277,6 +277,45 @@ func TestNobodyWritesWhatIsNotHis(t *testing.T) {
 	}
 }
 
+// Agents share a role. One of its own for each node, which writes the record of that node alone, could not end the lease
+// of a dead one: etcd asks for the right to write all that is under it. And a lock is one key, which whoever takes an IP
+// writes.
+func TestWhoEndsTheLeaseOfADeadNodeHasToBeAllowedToWriteItsRecord(t *testing.T) {
+	leavesNothing(t)
+	s := etcdtest.New(t, cheapPasswords)
+	config := withRoles(t, s)
+	root, dead := dialConfig(t, config("root")), dialConfig(t, config("agent"))
+	lease := grant(t, dead, time.Minute)
+	if err := dead.PutAgent(t.Context(), lease, egress.Agent{Node: "n1"}, 0); err != nil {
+		t.Fatal(err)
+	}
+	write := func(key string) {
+		t.Helper()
+		if _, err := root.etcd.RoleGrantPermission(t.Context(), "n2", DefaultPrefix+key, "", clientv3.PermissionType(clientv3.PermReadWrite)); err != nil {
+			t.Fatal(err)
+		}
+	}
+	for _, step := range []func() error{
+		func() error { return second(root.etcd.RoleAdd(t.Context(), "n2")) },
+		func() error { return second(root.etcd.UserAdd(t.Context(), "n2", "secret")) },
+		func() error { return second(root.etcd.UserGrantRole(t.Context(), "n2", "n2")) },
+	} {
+		if err := step(); err != nil {
+			t.Fatal(err)
+		}
+	}
+	write("")
+	write(AgentKey("n2"))
+	other := dialConfig(t, config("n2"))
+	if err := other.Revoke(t.Context(), lease.ID()); !errors.Is(err, rpctypes.ErrPermissionDenied) {
+		t.Errorf("by who writes its own record alone: %v, want that it is refused", err)
+	}
+	write(AgentKey("n1"))
+	if err := other.Revoke(t.Context(), lease.ID()); err != nil {
+		t.Errorf("by who writes the dead one's: %v", err)
+	}
+}
+
 func readSnapshot(ctx context.Context, e *clientv3.Client) error {
 	r, err := e.Snapshot(ctx)
 	if err != nil {
