@@ -50,12 +50,9 @@ func (i *interaction) do(t *testing.T, d *datadriven.TestData) string {
 	if i.change(t, d); i.w.violation != "" {
 		d.Fatalf(t, "%s\n%s", i.w.violation, i.story.String())
 	}
-	if d.HasArg("quiet") {
-		return ""
-	}
 	var told strings.Builder
 	for line := range strings.Lines(i.story.String()) {
-		if !i.usual(line) {
+		if !i.usual(line) && !d.HasArg("quiet") {
 			told.WriteString(line)
 		}
 	}
@@ -113,6 +110,9 @@ func (i *interaction) change(t *testing.T, d *datadriven.TestData) {
 	case "slow":
 		i.node(t, d, 0).slow = w.now + i.duration(t, d, 1)
 	case "cut":
+		if w.healed {
+			d.Fatalf(t, "all faults have ended")
+		}
 		to := etcdEnd
 		if d.CmdArgs[1].Key != "etcd" {
 			to = i.node(t, d, 1).id
