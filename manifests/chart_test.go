@@ -179,44 +179,45 @@ etcd: {endpoints: ["https://10.0.0.1:2379", "https://10.0.0.2:2379"]}
 
 func TestFaultyValuesAreRefused(t *testing.T) {
 	for name, tt := range map[string]struct{ values, want string }{
-		"no etcd":                 {`{}`, "etcd.endpoints"},
-		"unknown value":           {ownEtcd + "wings: 2", "wings"},
-		"unknown value below":     {ownEtcd + "agent: {wings: 2}", "wings"},
-		"endpoint without scheme": {`etcd: {endpoints: ["10.0.0.1:2379"]}`, "endpoints"},
-		"two endpoints in one":    {`etcd: {endpoints: ["https://10.0.0.1:2379,https://10.0.0.2:2379"]}`, "endpoints"},
-		"address for a range":     {ownEtcd + "egress: {exceptCIDRs: [10.0.0.1]}", "exceptCIDRs"},
-		"too many egress IPs":     {ownEtcd + "egress: {maxEgressIPsPerNode: 256}", "maxEgressIPsPerNode"},
-		"digest without content":  {ownEtcd + "image: {digest: latest}", "digest"},
-		"option with two values":  {ownEtcd + "agent: {config: {egress.exceptCIDRs: [10.0.0.0/8]}}", "egress.exceptCIDRs"},
-		"options with two values": {ownEtcd + "crdsync: {config: {egress: {maxEgressIPsPerNode: 3}}}", "crdsync.config"},
-		"two etcds":               {`etcd: {endpoints: ["https://10.0.0.1:2379"], bundled: {enabled: true}}`, "want one of both"},
-		"bundled without TLS":     {`etcd: {tls: {enabled: false}, bundled: {enabled: true}}`, "etcd.tls.enabled"},
-		"plain etcd with TLS":     {`etcd: {endpoints: ["https://10.0.0.1:2379", "http://10.0.0.2:2379"]}`, "http://10.0.0.2:2379 is not https"},
-		"insecure by an option":   {ownEtcd + "agent: {config: {insecure: true}}", "agent.config"},
-		"webhook at root's port":  {ownEtcd + "webhook: {port: 443}", "port"},
-		"webhook by an option":    {ownEtcd + "crdsync: {config: {webhook-address: ':9444'}}", "crdsync.config"},
-		"two names in one":        {ownEtcd + "webhook: {clients: {names: ['a,b']}}", "names"},
-		"a label without value":   {`etcd: {bundled: {enabled: true, nodeSelector: {egret: null}}}`, "nodeSelector"},
-		"two members":             {`etcd: {bundled: {enabled: true, replicas: 2}}`, "replicas"},
-		"snapshot elsewhere":      {`etcd: {bundled: {enabled: true, restoreFrom: ../x.db}}`, "restoreFrom"},
-		"taint without a domain":  {ownEtcd + "startupTaint: agent-not-ready", "startupTaint"},
-		"taint with a policy":     {ownEtcd + "startupTaint: \"a/b' || 'a\"", "startupTaint"},
-		"taint by an option":      {ownEtcd + "crdsync: {config: {startup-taint: a/b}}", "crdsync.config"},
-		"rollout of nothing":      {ownEtcd + "agent: {maxUnavailable: 0}", "maxUnavailable"},
-		"rollout of no percent":   {ownEtcd + "agent: {maxUnavailable: 0%}", "maxUnavailable"},
-		"NAT log by an option":    {ownEtcd + "agent: {config: {nat-log: /x}}", "agent.config"},
-		"NAT log elsewhere":       {ownEtcd + "agent: {natLog: {enabled: true, hostPath: ../x}}", "hostPath"},
-		"NAT log over the node":   {ownEtcd + "agent: {natLog: {enabled: true, hostPath: /}}", "hostPath"},
-		"NAT log over a way up":   {ownEtcd + "agent: {natLog: {enabled: true, hostPath: /var/..}}", "hostPath"},
-		"page at no port":         {ownEtcd + "page: {secret: a, address: localhost}", "address"},
-		"metrics by an option":    {ownEtcd + "metrics: {enabled: true}\nagent: {config: {metrics-address: '10.0.0.1:8481'}}", "agent.config"},
-		"agents by an option":     {ownEtcd + "metrics: {enabled: true}\ncrdsync: {config: {agents-port: 1}}", "crdsync.config"},
-		"metrics, half said":      {ownEtcd + "metrics: {enabled: yes please}", "metrics"},
-		"a name for a VPC":        {ownEtcd + "cloud: {aws: {enabled: true, vpc: mine}}", "vpc"},
-		"a name for a role":       {ownEtcd + "cloud: {aws: {enabled: true, roleARN: egret}}", "roleARN"},
-		"status elsewhere":        {ownEtcd + "agent: {config: {status-address: '127.0.0.1:9999'}}", "status-address"},
-		"crdsync's elsewhere":     {ownEtcd + "crdsync: {config: {status-address: '127.0.0.1:9999'}}", "status-address"},
-		"no replica":              {ownEtcd + "crdsync: {replicas: 0}", "replicas"},
+		"no etcd":                    {`{}`, "etcd.endpoints"},
+		"unknown value":              {ownEtcd + "wings: 2", "wings"},
+		"unknown value below":        {ownEtcd + "agent: {wings: 2}", "wings"},
+		"endpoint without scheme":    {`etcd: {endpoints: ["10.0.0.1:2379"]}`, "endpoints"},
+		"two endpoints in one":       {`etcd: {endpoints: ["https://10.0.0.1:2379,https://10.0.0.2:2379"]}`, "endpoints"},
+		"address for a range":        {ownEtcd + "egress: {exceptCIDRs: [10.0.0.1]}", "exceptCIDRs"},
+		"too many egress IPs":        {ownEtcd + "egress: {maxEgressIPsPerNode: 256}", "maxEgressIPsPerNode"},
+		"digest without content":     {ownEtcd + "image: {digest: latest}", "digest"},
+		"option with two values":     {ownEtcd + "agent: {config: {egress.exceptCIDRs: [10.0.0.0/8]}}", "egress.exceptCIDRs"},
+		"options with two values":    {ownEtcd + "crdsync: {config: {egress: {maxEgressIPsPerNode: 3}}}", "crdsync.config"},
+		"a volume that is too small": {`etcd: {bundled: {enabled: true, storageClass: fast, quotaBackendBytes: 2147483648}}`, "set etcd.bundled.storage"},
+		"two etcds":                  {`etcd: {endpoints: ["https://10.0.0.1:2379"], bundled: {enabled: true}}`, "want one of both"},
+		"bundled without TLS":        {`etcd: {tls: {enabled: false}, bundled: {enabled: true}}`, "etcd.tls.enabled"},
+		"plain etcd with TLS":        {`etcd: {endpoints: ["https://10.0.0.1:2379", "http://10.0.0.2:2379"]}`, "http://10.0.0.2:2379 is not https"},
+		"insecure by an option":      {ownEtcd + "agent: {config: {insecure: true}}", "agent.config"},
+		"webhook at root's port":     {ownEtcd + "webhook: {port: 443}", "port"},
+		"webhook by an option":       {ownEtcd + "crdsync: {config: {webhook-address: ':9444'}}", "crdsync.config"},
+		"two names in one":           {ownEtcd + "webhook: {clients: {names: ['a,b']}}", "names"},
+		"a label without value":      {`etcd: {bundled: {enabled: true, nodeSelector: {egret: null}}}`, "nodeSelector"},
+		"two members":                {`etcd: {bundled: {enabled: true, replicas: 2}}`, "replicas"},
+		"snapshot elsewhere":         {`etcd: {bundled: {enabled: true, restoreFrom: ../x.db}}`, "restoreFrom"},
+		"taint without a domain":     {ownEtcd + "startupTaint: agent-not-ready", "startupTaint"},
+		"taint with a policy":        {ownEtcd + "startupTaint: \"a/b' || 'a\"", "startupTaint"},
+		"taint by an option":         {ownEtcd + "crdsync: {config: {startup-taint: a/b}}", "crdsync.config"},
+		"rollout of nothing":         {ownEtcd + "agent: {maxUnavailable: 0}", "maxUnavailable"},
+		"rollout of no percent":      {ownEtcd + "agent: {maxUnavailable: 0%}", "maxUnavailable"},
+		"NAT log by an option":       {ownEtcd + "agent: {config: {nat-log: /x}}", "agent.config"},
+		"NAT log elsewhere":          {ownEtcd + "agent: {natLog: {enabled: true, hostPath: ../x}}", "hostPath"},
+		"NAT log over the node":      {ownEtcd + "agent: {natLog: {enabled: true, hostPath: /}}", "hostPath"},
+		"NAT log over a way up":      {ownEtcd + "agent: {natLog: {enabled: true, hostPath: /var/..}}", "hostPath"},
+		"page at no port":            {ownEtcd + "page: {secret: a, address: localhost}", "address"},
+		"metrics by an option":       {ownEtcd + "metrics: {enabled: true}\nagent: {config: {metrics-address: '10.0.0.1:8481'}}", "agent.config"},
+		"agents by an option":        {ownEtcd + "metrics: {enabled: true}\ncrdsync: {config: {agents-port: 1}}", "crdsync.config"},
+		"metrics, half said":         {ownEtcd + "metrics: {enabled: yes please}", "metrics"},
+		"a name for a VPC":           {ownEtcd + "cloud: {aws: {enabled: true, vpc: mine}}", "vpc"},
+		"a name for a role":          {ownEtcd + "cloud: {aws: {enabled: true, roleARN: egret}}", "roleARN"},
+		"status elsewhere":           {ownEtcd + "agent: {config: {status-address: '127.0.0.1:9999'}}", "status-address"},
+		"crdsync's elsewhere":        {ownEtcd + "crdsync: {config: {status-address: '127.0.0.1:9999'}}", "status-address"},
+		"no replica":                 {ownEtcd + "crdsync: {replicas: 0}", "replicas"},
 	} {
 		t.Run(name, func(t *testing.T) {
 			t.Parallel()
@@ -244,6 +245,9 @@ etcd: {bundled: {enabled: true}}
 `,
 	"bundled etcd without roles": `
 etcd: {bundled: {enabled: true, roles: false}}
+`,
+	"bundled etcd without tolerations": `
+etcd: {bundled: {enabled: true, tolerations: []}}
 `,
 	"bundled etcd on volumes": `
 etcd: {bundled: {enabled: true, replicas: 1, storageClass: fast, snapshots: {schedule: ""}, nodeSelector: {kubernetes.io/os: linux}}}
@@ -602,6 +606,31 @@ func TestTheStartupTaintIsTolerated(t *testing.T) {
 					t.Errorf("%s: ClusterRole %s may %v nodes", name, r.Name, rule.Verbs)
 				}
 			}
+		}
+	}
+}
+
+// Kubernetes takes pods from a node that is away for five minutes, and three members that all come back to other nodes
+// than theirs would find no data there.
+func TestAMemberStaysWhereItsDataIs(t *testing.T) {
+	t.Parallel()
+	for name, want := range map[string]int{"bundled etcd": 2, "bundled etcd without tolerations": 2, "bundled etcd on volumes": 0, "bundled etcd on volumes, restored": 0} {
+		n, members := 0, 0
+		for _, d := range decoded(t, variants[name]) {
+			set, ok := d.object.(*appsv1.StatefulSet)
+			if !ok {
+				continue
+			}
+			members++
+			for _, o := range set.Spec.Template.Spec.Tolerations {
+				away := o.Key == corev1.TaintNodeNotReady || o.Key == corev1.TaintNodeUnreachable
+				if away && o.Operator == corev1.TolerationOpExists && o.Effect == corev1.TaintEffectNoExecute && o.TolerationSeconds == nil {
+					n++
+				}
+			}
+		}
+		if members != 1 || n != want {
+			t.Errorf("%s: members stay at a node with %d of the two taints of one that is away, want %d", name, n, want)
 		}
 	}
 }
