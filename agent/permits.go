@@ -31,7 +31,7 @@ type permits struct {
 	mu sync.Mutex // guards what follows, and keeps a renewal from overtaking a withdrawal
 	// written: the kernel has the machine's permits, and no others. What renews them renews all that it has.
 	written bool
-	commits int   // so far
+	commits int   // of this agent to the permits, so far
 	slow    error // why the last renewal took a commit
 	resting bool  // run waits for a kick: there is nothing to renew
 }

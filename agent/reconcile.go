@@ -74,7 +74,7 @@ func (a *agent) loop(ctx context.Context) error {
 		case <-a.view.Changed():
 		case <-timer.C:
 		}
-		if !gather(ctx, began) {
+		if !a.gather(ctx, began) {
 			return nil
 		}
 		processors.work()
@@ -106,10 +106,19 @@ func (a *agent) loop(ctx context.Context) error {
 // each other, the first is seen to at once, and the others in few reconciles.
 const gatherTime = 5 * time.Millisecond
 
-// gather waits until the next reconcile may begin; false: ctx ended.
-func gather(ctx context.Context, began time.Time) bool {
-	wait := time.Until(began.Add(gatherTime))
-	return wait <= 0 || sleep(ctx, wait)
+// gather waits until the next reconcile may begin, and takes in what came meanwhile; false: ctx ended.
+func (a *agent) gather(ctx context.Context, began time.Time) bool {
+	if wait := time.Until(began.Add(gatherTime)); wait > 0 && !sleep(ctx, wait) {
+		return false
+	}
+	for {
+		select {
+		case <-a.dirty:
+		case <-a.view.Changed():
+		default:
+			return true
+		}
+	}
 }
 
 // reconcile brings kernel and etcd one step closer to what the snapshot asks for, and returns when it is to be called
