@@ -274,6 +274,46 @@ func (a *arena) judge(ctx context.Context) error {
 	return errors.Join(err, a.Doubles(), a.Strangers(), a.Usurped(), a.Panics())
 }
 
+// explain logs what the nodes say of the pods that do not leave as they should, while it is so, and what their agents
+// have said last.
+func (a *arena) explain(t *testing.T) {
+	t.Helper()
+	ctx, cancel := context.WithTimeout(t.Context(), time.Minute)
+	defer cancel()
+	run := func(node string, argv ...string) {
+		t.Helper()
+		out, err := a.Exec(ctx, "node", node, argv...)
+		t.Logf("%s: %s (%v):\n%s", node, strings.Join(argv, " "), err, out)
+	}
+	for _, c := range a.clients {
+		for _, ip := range c.ips {
+			try, end := context.WithTimeout(ctx, time.Second)
+			got, err := a.SourceTo(try, c.pod, witness.OutsideOf(ip))
+			end()
+			if err == nil && got == ip {
+				continue
+			}
+			t.Logf("%s leaves as %s, %v; want %s", c.pod, got, err, ip)
+			trace := []string{a.EgretPath(), "trace", c.pod, "--to", witness.OutsideOf(ip).String(), "--endpoints", a.AgentEndpoints(), "--insecure"}
+			run(c.node, trace...)
+			owner, err := a.Egret(ctx, "get", "owners")
+			t.Logf("owners (%v):\n%s", err, owner)
+			for n := range nodes {
+				if node := lab.NodeName(n + 1); node != c.node && strings.Contains(string(owner), node) {
+					run(node, trace...)
+				}
+			}
+			out, err := a.Exec(ctx, "outside", "", "ip", "neigh")
+			t.Logf("the outside host (%v):\n%s", err, out)
+		}
+	}
+	for n := range nodes {
+		b, err := os.ReadFile(a.LogFile("agent-" + lab.NodeName(n+1)))
+		lines := strings.Split(strings.TrimSpace(string(b)), "\n")
+		t.Logf("agent of %s (%v):\n%s", lab.NodeName(n+1), err, strings.Join(lines[max(len(lines)-60, 0):], "\n"))
+	}
+}
+
 // keepLogs copies the logs of the lab to where artifacts of the test are kept (go test -artifacts).
 func (a *arena) keepLogs(t *testing.T) {
 	t.Helper()

@@ -95,6 +95,9 @@ func round(t *testing.T, a *arena, seed uint64, number int, count map[string]int
 	err = eventually(ctx, time.Until(healed.Add(limit)), func() error { return a.serves(ctx) })
 	settled := time.Since(healed)
 	fail("not all is in service after everything was healed", err)
+	if err != nil {
+		a.explain(t)
+	}
 	// Until then a node that was found to be gone before it was healed may still lose its IPs; what the probes lose
 	// afterwards is lost for no reason.
 	time.Sleep(time.Until(healed.Add(limit)) + 500*time.Millisecond)
