@@ -115,10 +115,12 @@ func TestAnotherLinkOrAWithdrawalBeginsAnew(t *testing.T) {
 
 func TestALinkWithAnotherMACAddressIsAnnouncedAnew(t *testing.T) {
 	a := New(Config{Permitted: always})
-	mac := "02:00:00:00:00:01"
+	var mac atomic.Pointer[string]
+	is := func(text string) { mac.Store(&text) }
+	is("02:00:00:00:00:01")
 	of := func(link string) string {
 		if link == "eth0" {
-			return mac
+			return *mac.Load()
 		}
 		return "02:00:00:00:00:09"
 	}
@@ -128,7 +130,8 @@ func TestALinkWithAnotherMACAddressIsAnnouncedAnew(t *testing.T) {
 		time.Sleep(10 * time.Second)
 		a.Set(want) // as each pass does
 		time.Sleep(time.Second)
-		for _, mac = range []string{"", "02:00:00:00:00:02"} { // it is away for a moment
+		for _, next := range []string{"", "02:00:00:00:00:02"} { // it is away for a moment
+			is(next)
 			a.Set(want)
 			time.Sleep(time.Second)
 		}
