@@ -169,11 +169,4 @@ func TestAStaticIPIsServedWhereItIs(t *testing.T) {
 	if !slices.Equal(moves, want) {
 		t.Errorf("Events %q, want %q", moves, want)
 	}
-	// Its spec is changed to the address by which node-3 is known, and which it needs for everything else.
-	own := lab.NodeIP(3)
-	kubectl(t, "patch", "egress", name, "--type", "merge", "-p", fmt.Sprintf(`{"spec":{"egressIP":"%s"}}`, own))
-	wantAssigned(fmt.Sprintf("True Assigned %s is on node node-3", own))
-	for _, pod := range pods {
-		leavesAs(t, pod, own)
-	}
 }
