@@ -295,12 +295,27 @@ func (a *arena) explain(t *testing.T) {
 			}
 			t.Logf("%s leaves as %s, %v; want %s", c.pod, got, err, ip)
 			trace := []string{a.EgretPath(), "trace", c.pod, "--to", witness.OutsideOf(ip).String(), "--endpoints", a.AgentEndpoints(), "--insecure"}
-			run(c.node, trace...)
+			tell := func(node string) {
+				run(node, trace...)
+				run(node, "nft", "list", "counters", "table", "inet", "egret")
+				for _, set := range []string{"peer4", "heard4", "came4", "sender4", "origin4", "port4", "shared4", "nexthop", "gateway"} {
+					kind := "set"
+					if slices.Contains([]string{"port4", "shared4", "nexthop", "gateway"}, set) {
+						kind = "map"
+					}
+					run(node, "nft", "list", kind, "inet", "egret", set)
+				}
+				run(node, "ip", "neigh")
+				run(node, "bridge", "fdb", "show")
+				run(node, "ip", "route", "show", "table", "all", "proto", "94")
+				run(node, "conntrack", "-L")
+			}
+			tell(c.node)
 			owner, err := a.Egret(ctx, "get", "owners")
 			t.Logf("owners (%v):\n%s", err, owner)
 			for n := range nodes {
 				if node := lab.NodeName(n + 1); node != c.node && strings.Contains(string(owner), node) {
-					run(node, trace...)
+					tell(node)
 				}
 			}
 			out, err := a.Exec(ctx, "outside", "", "ip", "neigh")
