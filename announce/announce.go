@@ -1,6 +1,7 @@
 package announce
 
 import (
+	"cmp"
 	"context"
 	"log/slog"
 	"maps"
@@ -169,19 +170,19 @@ func (a *Announcer) announce(ctx context.Context) {
 // lookAtMACs announces anew what is on a link that has got another MAC address, as a bridge or a bond may.
 func (a *Announcer) lookAtMACs(now time.Time) {
 	a.mu.Lock()
-	defer a.mu.Unlock()
 	seen := map[string]string{}
 	for _, e := range a.schedule {
-		if _, looked := seen[e.link]; !looked {
-			seen[e.link] = a.macOf(e.link)
-		}
+		seen[e.link] = ""
+	}
+	a.mu.Unlock()
+	for link := range seen { // nobody waits for the kernel's answers
+		seen[link] = cmp.Or(a.macOf(link), a.macs[link]) // one that is away may come back
+	}
+	a.mu.Lock()
+	defer a.mu.Unlock()
+	for _, e := range a.schedule {
 		if was, is := a.macs[e.link], seen[e.link]; was != "" && is != "" && was != is {
 			e.since, e.due, e.sent = now, now, 0
-		}
-	}
-	for link, mac := range seen {
-		if mac == "" { // it may come back
-			seen[link] = a.macs[link]
 		}
 	}
 	a.macs = seen

@@ -82,11 +82,11 @@ func New(cfg Config) *Gossip {
 	return &Gossip{cfg: cfg, peersSet: make(chan struct{}, 1), keyring: keyring{ring: ring}, known: map[string]member{}}
 }
 
-// Set gives the node's own address, to which a member moves that has another one, and the addresses of the peers by node. Members may also run
-// on other nodes, as when they have lost etcd and their leases: nodes has the addresses of all nodes, and after a
-// start, and whenever lease is another one, some of them are joined, in its order, in ten attempts: who had lost its
-// lease has left the records of the others, and they its own. Set never blocks. peers is not to be changed afterwards;
-// the same map again costs nothing.
+// Set gives the node's own address, to which a member moves that has another one, and the addresses of the peers by
+// node. Members may also run on other nodes, as when they have lost etcd and their leases: nodes has the addresses of
+// all nodes, and after a start, and whenever lease is another one, some of them are joined, in its order, in ten
+// attempts: who had lost its lease has left the records of the others, and they its own. Set never blocks. peers is not
+// to be changed afterwards; the same map again costs nothing.
 func (g *Gossip) Set(self netip.Addr, peers map[string]netip.Addr, nodes iter.Seq2[string, netip.Addr], lease int64) {
 	g.mu.Lock()
 	defer g.mu.Unlock()

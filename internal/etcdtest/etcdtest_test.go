@@ -12,13 +12,20 @@ import (
 	"go.uber.org/zap"
 )
 
-func TestServerKeepsItsDataAndItsEndpoint(t *testing.T) {
-	s := New(t)
+// dial returns a client that goes on as the server is stopped and started.
+func dial(t *testing.T, s *Server) *clientv3.Client {
+	t.Helper()
 	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.Endpoint()}, Logger: zap.NewNop()})
 	if err != nil {
 		t.Fatal(err)
 	}
-	defer c.Close()
+	t.Cleanup(func() { c.Close() })
+	return c
+}
+
+func TestServerKeepsItsDataAndItsEndpoint(t *testing.T) {
+	s := New(t)
+	c := dial(t, s)
 	ctx, cancel := context.WithTimeout(t.Context(), startTimeout)
 	defer cancel()
 	if _, err := c.Put(ctx, "k", "v"); err != nil {
@@ -49,11 +56,7 @@ func TestServerKeepsItsDataAndItsEndpoint(t *testing.T) {
 
 func TestStopLetsCallsEndThatReadTheDatabase(t *testing.T) {
 	s := New(t)
-	c, err := clientv3.New(clientv3.Config{Endpoints: []string{s.Endpoint()}, Logger: zap.NewNop()})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := dial(t, s)
 	var asking sync.WaitGroup
 	defer asking.Wait()
 	ctx, cancel := context.WithCancel(t.Context())
