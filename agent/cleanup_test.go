@@ -7,9 +7,7 @@ import (
 	"strings"
 	"testing"
 
-	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/internal/netns"
-	"github.com/egret-project/egret/store"
 )
 
 func TestCleanupIsRefusedWhileAnAgentRuns(t *testing.T) {
@@ -53,11 +51,7 @@ func filtered(t *testing.T) {
 }
 
 func TestAnAgentDeletesTheFilterThatAKilledOneLeft(t *testing.T) {
-	c, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcdtest.New(t).Endpoint()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := newEtcd(t)
 	netns.Enter(t) // last: etcd and its client live outside
 	filtered(t)
 	ctx, cancel := context.WithCancel(t.Context())

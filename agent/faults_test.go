@@ -12,13 +12,11 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/egret-project/egret/egress"
-	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/internal/netns"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/routing"
-	"github.com/egret-project/egret/store"
 )
 
 func TestFaultsNameTheirPart(t *testing.T) {
@@ -49,11 +47,7 @@ func TestFaultsNameTheirPart(t *testing.T) {
 }
 
 func TestFaultsArePublishedOnceTheyStand(t *testing.T) {
-	client, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcdtest.New(t).Endpoint()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	client := newEtcd(t)
 	lease, err := client.Grant(t.Context(), 10*time.Second)
 	if err != nil {
 		t.Fatal(err)

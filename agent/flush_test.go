@@ -12,7 +12,6 @@ import (
 
 	"github.com/egret-project/egret/conntrack"
 	"github.com/egret-project/egret/egress"
-	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/internal/netns"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/plan"
@@ -32,11 +31,7 @@ var pooled = []netip.Addr{netip.MustParseAddr("192.0.2.11"), netip.MustParseAddr
 
 func newNode(t *testing.T) *node {
 	t.Helper()
-	client, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcdtest.New(t).Endpoint()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
+	client := newEtcd(t)
 	n := &node{t: t}
 	n.put(client, store.PoolKey("pool"), egress.Pool{Name: "pool"})
 	for i, ip := range pooled {
@@ -51,6 +46,7 @@ func newNode(t *testing.T) *node {
 			PodCIDRs: []netip.Prefix{netip.MustParsePrefix(fmt.Sprintf("10.244.%d.0/24", i))},
 		})
 	}
+	var err error
 	if n.others, err = client.Grant(t.Context(), time.Minute); err != nil {
 		t.Fatal(err)
 	}

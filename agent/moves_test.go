@@ -8,7 +8,6 @@ import (
 	"time"
 
 	"github.com/egret-project/egret/egress"
-	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/plan"
 	"github.com/egret-project/egret/store"
@@ -25,11 +24,7 @@ var given = []netip.Addr{netip.MustParseAddr("10.10.0.11"), netip.MustParseAddr(
 
 func newGiver(t *testing.T) *giver {
 	t.Helper()
-	c, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcdtest.New(t).Endpoint()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { c.Close() })
+	c := newEtcd(t)
 	cfg := Config{Node: "node-1", Store: c, Log: slog.New(slog.DiscardHandler)}
 	g := &giver{&agent{Config: cfg, driver: driver{machine: newMachine(ownership.Config{})}, loopState: loopState{moves: newMoves(cfg)}}, t}
 	lease, err := c.Grant(t.Context(), time.Minute)

@@ -7,7 +7,6 @@ import (
 	"time"
 
 	"github.com/egret-project/egret/egress"
-	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/internal/netns"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/ownership"
@@ -18,11 +17,7 @@ import (
 // world returns a new etcd's client and the tables of a new network namespace.
 func world(t *testing.T) (*store.Client, *nft.Tables) {
 	t.Helper()
-	client, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcdtest.New(t).Endpoint()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
+	client := newEtcd(t)
 	netns.Enter(t) // last: etcd and its client live outside
 	tables, err := nft.New(nft.Config{})
 	if err != nil {

@@ -8,19 +8,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/ownership"
-	"github.com/egret-project/egret/store"
 )
 
 // A thousand events and more in half a second, each of which is seen to by itself in less time than the next one takes
 // to come.
 func TestEventsThatFollowOnEachOtherAreSeenToInFewReconciles(t *testing.T) {
-	client, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcdtest.New(t).Endpoint()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer client.Close()
+	client := newEtcd(t)
 	a := &agent{
 		Config: Config{Node: "node-1", Store: client, Log: slog.New(slog.DiscardHandler)}, driver: driver{machine: newMachine(ownership.Config{})},
 		view: client.NewView("node-1"), metrics: newMetrics(), dirty: make(chan struct{}, 1), observers: observers{natLog: new(natLogger)},

@@ -10,19 +10,13 @@ import (
 	"testing"
 	"time"
 
-	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/internal/netns"
-	"github.com/egret-project/egret/store"
 )
 
 // A link whose hook has as many chains as it takes, 1,024, is to the agent as one of a kernel without the hook. It went
 // on without its tables, and selected pods left with the node's address.
 func TestOnAKernelThatLacksSomethingTheAgentEndsAndProgramsNothing(t *testing.T) {
-	c, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcdtest.New(t).Endpoint()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	defer c.Close()
+	c := newEtcd(t)
 	netns.Enter(t) // last: etcd and its client live outside
 	script := []byte("add table netdev full\n")
 	for i := range 1024 {
@@ -42,7 +36,7 @@ func TestOnAKernelThatLacksSomethingTheAgentEndsAndProgramsNothing(t *testing.T)
 	before := kernel()
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
-	err = Run(ctx, Config{Node: "n1", Store: c, Log: slog.New(slog.DiscardHandler), Timing: Timing{LeaseTTL: 10 * time.Second, Permit: time.Second, RestartGrace: 10 * time.Second}})
+	err := Run(ctx, Config{Node: "n1", Store: c, Log: slog.New(slog.DiscardHandler), Timing: Timing{LeaseTTL: 10 * time.Second, Permit: time.Second, RestartGrace: 10 * time.Second}})
 	if err == nil || !strings.Contains(err.Error(), "hook egress") || !strings.Contains(err.Error(), "Linux 5.16 with CONFIG_NETFILTER_EGRESS") {
 		t.Errorf("it ended with %v, want an error that says what is missing, and what has it", err)
 	}

@@ -16,12 +16,10 @@ import (
 	"github.com/google/go-cmp/cmp"
 
 	"github.com/egret-project/egret/egress"
-	"github.com/egret-project/egret/internal/etcdtest"
 	"github.com/egret-project/egret/internal/netns"
 	"github.com/egret-project/egret/nft"
 	"github.com/egret-project/egret/ownership"
 	"github.com/egret-project/egret/plan"
-	"github.com/egret-project/egret/store"
 )
 
 // asks asks KernelPage as anybody may write it, and returns the status and what it says.
@@ -33,11 +31,7 @@ func asks(a *answerer, query string) (int, string) {
 
 // TestTheKernelIsToldAsItIs programs a kernel, lets others change it, and asks.
 func TestTheKernelIsToldAsItIs(t *testing.T) {
-	client, err := store.Dial(t.Context(), store.Config{Endpoints: []string{etcdtest.New(t).Endpoint()}})
-	if err != nil {
-		t.Fatal(err)
-	}
-	t.Cleanup(func() { client.Close() })
+	client := newEtcd(t)
 	netns.Enter(t)
 	cfg := Config{Node: "a", Log: slog.New(slog.DiscardHandler), Timing: Timing{Permit: time.Second, LeaseTTL: time.Minute}, Network: Network{ShareTables: true}}
 	k, err := openKernel(cfg, newMachine(ownership.Config{Node: "a", Permit: time.Second}), nil, func() {})
