@@ -65,6 +65,7 @@ var mutations = []mutation{
 	{0, "all permits are extended when the agent stops", "ownership/machine.go", "return p.Answer && !(now.Before(m.permits.looked) && slices.Contains(e.IPs, p.IP))", "return false", restored, 99},
 	{14, "a promise is forgotten", "ownership/promise.go", "p.until = later(p.until, now.Add(max(p.length, m.Permit)))", "", lost, 387},
 	{15, "the promise of one is that of all", "ownership/promise.go", "			oldest = p.answered[peer]\n		}", "			oldest = p.answered[peer]\n		} else {\n			return now\n		}", lost, 11},
+	{15, "who has no gossip is forgotten with its record", "ownership/promise.go", "p.deaf[name] = true", "", nil, 1796092992739210801},
 	{16, "a promise begins what has ended", "ownership/permit.go", "if now.Before(p.limit.Add(-length / 10)) {", "if true {", lost, 5071},
 	{4, "a bound of one and a half P", "ownership/permit.go", "limit = later(since.Add(length), p.limit)", "limit = later(since.Add(length*3/2), p.limit)", nil, 2},
 	{4, "permits without gossip last P longer than the lease", "ownership/permit.go", "return m.lease.Valid.Add(m.cfg.Permit), m.cfg.Permit, nil", "return m.lease.Valid.Add(m.cfg.Permit), 0, nil", silently, 1284},

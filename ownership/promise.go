@@ -1,6 +1,12 @@
 package ownership
 
-import "time"
+import (
+	"maps"
+	"slices"
+	"time"
+
+	"github.com/egret-project/egret/egress"
+)
 
 // promises is the rule for the case that all agents lose etcd: then nobody can claim, and each keeps its IPs. An agent
 // without etcd asks every other. One that has lost etcd too, or has only just got it back, promises: for P from now it
@@ -18,7 +24,8 @@ type promises struct {
 	asker
 	known    bool                 // who could claim: peers
 	void     bool                 // etcd was restored, and this node has not seen yet what it holds
-	peers    []string             // as of the last Question
+	peers    []string             // as of the last Question, and deaf
+	deaf     map[string]bool      // who was last seen without gossip, also when its record is gone: it may come back
 	answered map[string]time.Time // when what a peer last promised to was sent
 	until    time.Time            // until when this agent's promises bind it
 	lost     time.Time            // when etcd was last missed
@@ -54,16 +61,32 @@ const returning = 3 * time.Second
 
 func (p *promises) init(cfg Config) {
 	p.length, p.keep, p.process, p.start = cfg.Permit, cfg.Freeze && cfg.Gossip, cfg.Process, cfg.Start
-	p.answered, p.refused = map[string]time.Time{}, map[string]refusal{}
+	p.answered, p.refused, p.deaf = map[string]time.Time{}, map[string]refusal{}, map[string]bool{}
 	p.see(cfg.Permit)
 }
 
 // see takes in the longest P: a process does not know what its former one promised, nor to whom.
 func (p *promises) see(longest time.Duration) { p.until = later(p.until, p.start.Add(longest)) }
 
+// meet takes in which of the other agents have no gossip, by their records. Who does not say that peers may revoke its
+// lease has none, or promises when it is asked.
+func (p *promises) meet(s *egress.Snapshot, node string) {
+	for name, a := range s.Agents {
+		if a.Revocable {
+			delete(p.deaf, name)
+		} else if name != node && !a.Restarting { // its successor says
+			p.deaf[name] = true
+		}
+	}
+	maps.DeleteFunc(p.deaf, func(name string, _ bool) bool {
+		_, there := s.Nodes[name]
+		return !there
+	})
+}
+
 // ask asks the peers while etcd is missing.
 func (p *promises) ask(now, confirmed time.Time, peers []string) []Effect {
-	p.known, p.peers = true, peers
+	p.known, p.peers = true, slices.AppendSeq(slices.Clone(peers), maps.Keys(p.deaf))
 	if !p.missing(now, confirmed) || !p.keep {
 		return nil
 	}

@@ -217,6 +217,42 @@ func TestAnswersToAFormerProcessCountForNothing(t *testing.T) {
 	}
 }
 
+// The leases of all but one agent have ended while they had lost etcd. That one then loses it, and they come back: who
+// has no gossip can claim, is heard of by nobody, and promises nothing.
+func TestWhoWasSeenWithoutGossipHasToPromise(t *testing.T) {
+	for _, tt := range []struct {
+		name string
+		last egress.Agent // record of c
+		gone bool         // its node
+		want bool
+	}{
+		{"with gossip", egress.Agent{Revocable: true}, false, true},
+		{"without gossip", egress.Agent{}, false, false},
+		{"without gossip, and its node is gone", egress.Agent{}, true, true},
+		{"until its successor is there", egress.Agent{Restarting: true}, false, true},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWire("a", "b")
+			a, nodes := w.all["a"], map[string]egress.Node{"a": {Name: "a"}, "b": {Name: "b"}, "c": {Name: "c"}}
+			see := func(agents map[string]egress.Agent) {
+				a.Step(w.now, View{Cluster: plan.New(&egress.Snapshot{Agents: agents, Nodes: nodes})})
+			}
+			see(map[string]egress.Agent{"c": tt.last})
+			if tt.gone {
+				nodes = map[string]egress.Node{"a": {Name: "a"}, "b": {Name: "b"}}
+			}
+			see(map[string]egress.Agent{"a": {}})
+			w.now = w.now.Add(time.Hour)
+			a.Step(w.now, Question{Peers: []string{"b"}}) // as the gossip knows
+			w.all["b"].Step(w.now, Question{})
+			w.deliver("a", Say{To: "b", Message: Message{Process: a.cfg.Process, Sent: w.now.Sub(a.cfg.Start)}})
+			if got := !a.promises.all(w.now).Before(w.now); got != tt.want {
+				t.Errorf("a has the promise of all: %t, want %t", got, tt.want)
+			}
+		})
+	}
+}
+
 // A process does not know what its former one promised, nor for how long another P was then.
 func TestWhoBeginsIsBoundByWhatItsFormerProcessMayHavePromised(t *testing.T) {
 	now := epoch
