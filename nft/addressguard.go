@@ -12,7 +12,7 @@ import (
 // addressGuardChains are the address guard: they keep what is no egress connection off the egress IPs: as a
 // destination, before every DNAT, since a NodePort or a hostPort is one at each address of the node, and, for processes
 // of the node, as a source. Of the type nat, they see the first packet of a connection only. (What is in none meets no
-// DNAT, and as a source fence_lost.)
+// DNAT, and as a source address_guard_lost.)
 func addressGuardChains() []chain {
 	base := func(name string, num *nftables.ChainHook) hook {
 		return hook{nftables.ChainTypeNAT, name, *num, -199 /* the kernel takes no less */, ""}
@@ -23,20 +23,20 @@ func addressGuardChains() []chain {
 		})
 	}
 	return []chain{
-		{"fence", base("prerouting", nftables.ChainHookPrerouting), services("fence")},
+		{"address_guard", base("prerouting", nftables.ChainHookPrerouting), services("address_guard")},
 		// No right is needed to bind to an address of the node, or for IPv6 to any. A static egress IP is the node's
 		// own, and not in a pool.
-		{"fence_out", base("output", nftables.ChainHookOutput), append(services("fence_out"), perFamily(func(f family) rule {
-			return newRule("fence_out", ofProcess(), saddrIn(f, "pooled"+f.digit), noICMP(f), count(CounterForged), drop())
+		{"address_guard_out", base("output", nftables.ChainHookOutput), append(services("address_guard_out"), perFamily(func(f family) rule {
+			return newRule("address_guard_out", ofProcess(), saddrIn(f, "pooled"+f.digit), noICMP(f), count(CounterForged), drop())
 		})...)},
 	}
 }
 
-// fenceLostChain drops what a process sends with an egress IP and fence_out does not see: what is in no connection that
+// addressGuardLostChain drops what a process sends with an egress IP and address_guard_out does not see: what is in no connection that
 // conntrack can place, or excepted from it.
-func fenceLostChain() chain {
-	return chain{"fence_lost", hook{}, perFamily(func(f family) rule {
-		return newRule("fence_lost", saddrIn(f, "pooled"+f.digit), noICMP(f), count(CounterForged), drop())
+func addressGuardLostChain() chain {
+	return chain{"address_guard_lost", hook{}, perFamily(func(f family) rule {
+		return newRule("address_guard_lost", saddrIn(f, "pooled"+f.digit), noICMP(f), count(CounterForged), drop())
 	})}
 }
 

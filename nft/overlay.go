@@ -28,11 +28,11 @@ func overlayChains() []chain {
 	return []chain{
 		// Before anybody else sees the mark that a packet comes with (-300: iptables' raw).
 		{"overlay_in", base("prerouting", nftables.ChainHookPrerouting, -310), append([]rule{
-			newRule("overlay_in", fromOverlay(), enter("passed")),
+			newRule("overlay_in", fromOverlay(), enter("from_overlay")),
 			newRule("overlay_in", byVLAN(), jump("subnet")),
 			newRule("overlay_in", toOverlay(), enter("overlay")),
 		}, toBlocks("overlay_in")...)},
-		{"passed", hook{}, fromBlocks("passed")},
+		{"from_overlay", hook{}, fromBlocks("from_overlay")},
 		// What is only forwarded, and to no node, is none of ours: pods may use the port among themselves. It may be
 		// one of a block, too.
 		{"overlay", hook{}, slices.Concat(toNode("overlay", "overlay_from"), toBlocks("overlay"), []rule{foreign("overlay", localDestination())})},

@@ -155,7 +155,7 @@ func steeringChains(delay time.Duration) []chain {
 		// Most of what comes here is of connections that are none of ours, and has to go on after as few expressions as
 		// can be.
 		{"prerouting", hook{nftables.ChainTypeFilter, "prerouting", *nftables.ChainHookPrerouting, -90, ""}, []rule{
-			pre(fromOverlay(), enter("steer_passed")),
+			pre(fromOverlay(), enter("steer_from_overlay")),
 			pre(tagged(), enter("steer_tagged")),
 			pre(icmpOf(ipv4), jump("forged")),
 			pre(icmpOf(ipv6), jump("forged")),
@@ -177,7 +177,7 @@ func steeringChains(delay time.Duration) []chain {
 		{"classify", hook{}, slices.Concat(fromSubnet("classify"), forged("classify"), toItself("classify"), notEgress("classify"), perFamily(func(f family) rule {
 			return newRule("classify", podMark(f, "ct mark", setCtMark()))
 		}), unknown(delay))},
-		{"hold", hook{}, delayRules(delay)},
+		{"delay", hook{}, delayRules(delay)},
 		// A packet that conntrack cannot place, or is told not to, would leave without SNAT. The mark that is set is of
 		// no use: it is how a rule matches the keys of a map.
 		{"invalid", hook{}, slices.Concat(betweenNodes("invalid"), fromSubnet("invalid", ctState("invalid", expr.CtStateBitINVALID)), []rule{newRule("invalid", jump("forged"))}, notEgress("invalid"), perFamily(func(f family) rule {
@@ -188,26 +188,26 @@ func steeringChains(delay time.Duration) []chain {
 		// would know what it is about.
 		{"output", hook{nftables.ChainTypeRoute, "output", *nftables.ChainHookOutput, -90, ""}, append(perFamily(func(f family) rule {
 			return newRule("output", icmpOf(f), jump(f.icmpOut))
-		}), newRule("output", lost, ofProcess(), jump("fence_lost")))},
-		fenceLostChain(),
+		}), newRule("output", lost, ofProcess(), jump("address_guard_lost")))},
+		addressGuardLostChain(),
 		{"neighbor", hook{}, neighborRules()},
 		{"errors", hook{}, perFamily(func(f family) rule {
 			return newRule("errors", ctState("related", expr.CtStateBitRELATED), direction("original", 0), tagged(), errorAboutPod(f), enter("steer_on"))
 		})},
 		// What arrived by the overlay never leaves by the overlay, and must be of an egress connection: an answer to a
 		// connection that this node does not know, or not any more, has no id.
-		{"steer_passed", hook{}, append(perFamily(func(f family) rule {
-			return newRule("steer_passed", untracked(), saddrIn(f, "pooled"+f.digit), accept()) // by block_pass
+		{"steer_from_overlay", hook{}, append(perFamily(func(f family) rule {
+			return newRule("steer_from_overlay", untracked(), saddrIn(f, "pooled"+f.digit), accept()) // by block_pass
 		}),
-			newRule("steer_passed", direction("reply", 1), tagged(), setMark(0), accept()),
-			newRule("steer_passed", lost, count(CounterInvalid), drop()),
-			newRule("steer_passed", markIs(egress.Mark(egress.MaxID), 0), count(CounterInvalid), drop()),
-			newRule("steer_passed", fresh, connMarkFromID()),
-			newRule("steer_passed", jump("senders")),
+			newRule("steer_from_overlay", direction("reply", 1), tagged(), setMark(0), accept()),
+			newRule("steer_from_overlay", lost, count(CounterInvalid), drop()),
+			newRule("steer_from_overlay", markIs(egress.Mark(egress.MaxID), 0), count(CounterInvalid), drop()),
+			newRule("steer_from_overlay", fresh, connMarkFromID()),
+			newRule("steer_from_overlay", jump("senders")),
 			// The pod's node says whose the packet is; what conntrack has of its connection may be older.
-			newRule("steer_passed", markFromID()),
-			newRule("steer_passed", markFromBoth("hosted"), accept()),
-			newRule("steer_passed", count(CounterUnhosted), drop()),
+			newRule("steer_from_overlay", markFromID()),
+			newRule("steer_from_overlay", markFromBoth("hosted"), accept()),
+			newRule("steer_from_overlay", count(CounterUnhosted), drop()),
 		)},
 	}, steerChains()...)
 }
@@ -223,7 +223,7 @@ func unknown(delay time.Duration) []rule {
 		return nil
 	}
 	return append([]rule{newRule("classify", tagged(), back())}, perFamily(func(f family) rule {
-		return newRule("classify", saddrIn(f, "podcidr"+f.digit), words(fmt.Sprintf("%s saddr != @known%s", f.name, f.digit), f.saddr(), notIn("known"+f.digit)), enter("hold"))
+		return newRule("classify", saddrIn(f, "podcidr"+f.digit), words(fmt.Sprintf("%s saddr != @known%s", f.name, f.digit), f.saddr(), notIn("known"+f.digit)), enter("delay"))
 	})...)
 }
 
@@ -235,7 +235,7 @@ func delayRules(delay time.Duration) []rule {
 		return nil
 	}
 	// No pod of this node, or one in the name of another.
-	rules := []rule{newRule("hold", reversePath("missing"), jump("strange"))}
+	rules := []rule{newRule("delay", reversePath("missing"), jump("strange"))}
 	for _, f := range families {
 		seen, held := "seen"+f.digit, "held"+f.digit
 		source := func(verb, set string, d time.Duration, op uint32) term {
@@ -246,12 +246,12 @@ func delayRules(delay time.Duration) []rule {
 			return words(fmt.Sprintf("%s saddr . ether saddr . iif %s@%s", f.name, not, set), append(f.sourceKey(), lookup(set))...)
 		}
 		rules = append(rules,
-			newRule("hold", byEthernet(), ofFamily(f), is("", seen, in), is("!= ", held, notIn), source("update", seen, seenFor, unix.NFT_DYNSET_OP_UPDATE), back()),
+			newRule("delay", byEthernet(), ofFamily(f), is("", seen, in), is("!= ", held, notIn), source("update", seen, seenFor, unix.NFT_DYNSET_OP_UPDATE), back()),
 			// In this order: where held takes no more, the source is not taken for one that was delayed.
-			newRule("hold", byEthernet(), ofFamily(f), is("!= ", seen, notIn), source("add", held, delay, unix.NFT_DYNSET_OP_ADD),
+			newRule("delay", byEthernet(), ofFamily(f), is("!= ", seen, notIn), source("add", held, delay, unix.NFT_DYNSET_OP_ADD),
 				source("add", seen, seenFor, unix.NFT_DYNSET_OP_ADD)))
 	}
-	return append(rules, newRule("hold", byEthernet(), count(CounterUnknown), drop()))
+	return append(rules, newRule("delay", byEthernet(), count(CounterUnknown), drop()))
 }
 
 // sourceKey loads who a packet is from, and by which link it comes.
