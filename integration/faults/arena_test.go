@@ -297,17 +297,13 @@ func (a *arena) explain(t *testing.T) {
 			trace := []string{a.EgretPath(), "trace", c.pod, "--to", witness.OutsideOf(ip).String(), "--endpoints", a.AgentEndpoints(), "--insecure"}
 			tell := func(node string) {
 				run(node, trace...)
-				run(node, "nft", "list", "counters", "table", "inet", "egret")
-				for _, set := range []string{"peer4", "heard4", "came4", "sender4", "origin4", "port4", "shared4", "nexthop", "gateway"} {
-					kind := "set"
-					if slices.Contains([]string{"port4", "shared4", "nexthop", "gateway"}, set) {
-						kind = "map"
-					}
-					run(node, "nft", "list", kind, "inet", "egret", set)
-				}
+				run(node, "nft", "list", "ruleset")
 				run(node, "ip", "neigh")
 				run(node, "bridge", "fdb", "show")
-				run(node, "ip", "route", "show", "table", "all", "proto", "94")
+				run(node, "ip", "addr")
+				run(node, "ip", "rule")
+				run(node, "ip", "route", "show", "table", "all")
+				run(node, "ip", "-6", "route", "show", "table", "all")
 				run(node, "conntrack", "-L")
 			}
 			tell(c.node)
@@ -320,6 +316,13 @@ func (a *arena) explain(t *testing.T) {
 			}
 			out, err := a.Exec(ctx, "outside", "", "ip", "neigh")
 			t.Logf("the outside host (%v):\n%s", err, out)
+			all, err := a.etcd.Get(ctx, "/egret/", clientv3.WithPrefix())
+			t.Logf("etcd (%v):", err)
+			if err == nil {
+				for _, kv := range all.Kvs {
+					t.Logf("%s %d %s", kv.Key, kv.ModRevision, kv.Value)
+				}
+			}
 		}
 	}
 	for n := range nodes {
