@@ -328,7 +328,7 @@ func (a *arena) explain(t *testing.T) {
 	for n := range nodes {
 		b, err := os.ReadFile(a.LogFile("agent-" + lab.NodeName(n+1)))
 		lines := strings.Split(strings.TrimSpace(string(b)), "\n")
-		t.Logf("agent of %s (%v):\n%s", lab.NodeName(n+1), err, strings.Join(lines[max(len(lines)-60, 0):], "\n"))
+		t.Logf("agent of %s (%v):\n%s", lab.NodeName(n+1), err, strings.Join(lines[max(len(lines)-500, 0):], "\n"))
 	}
 }
 
