@@ -175,6 +175,19 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 			f.toFlush.stranded[id] = true
 		}
 	}
+	blocks := map[egress.ID][]egress.Block{}
+	maps.Copy(blocks, d.Blocks)
+	for id, before := range f.known.blocks {
+		for _, b := range before {
+			switch {
+			case contained(b, d.Blocks[id]):
+			case d.NFT.Keep: // the record that says so may be one that cannot be read
+				blocks[id] = append(slices.Clone(blocks[id]), b)
+			default:
+				f.toFlush.stranded[id] = true
+			}
+		}
+	}
 	hosted := f.known.hosted
 	if !d.NFT.Keep && !d.NFT.KeepSenders {
 		hosted = map[netip.Addr]bool{}
@@ -184,16 +197,8 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 				f.toFlush.unhosted[h.IP] = true // it may have ports that are other nodes' from now on
 			}
 		}
-		for id, before := range f.known.blocks {
-			has := func(b egress.Block) bool {
-				return slices.ContainsFunc(d.Blocks[id], func(now egress.Block) bool { return now.Has(b.IP, b.First) && now.Has(b.IP, b.Last()) })
-			}
-			if slices.ContainsFunc(before, func(b egress.Block) bool { return !has(b) }) {
-				f.toFlush.stranded[id] = true
-			}
-		}
 	}
-	f.known = &pods{local: d.NFT.Pods, blocks: d.Blocks, sources: sources, hosted: hosted, except: d.NFT.Except, whole: !d.NFT.Keep}
+	f.known = &pods{local: d.NFT.Pods, blocks: blocks, sources: sources, hosted: hosted, except: d.NFT.Except, whole: !d.NFT.Keep}
 	if due := f.dueLocked(); !due.empty() {
 		notify(f.kick)
 		if !due.waits() {
@@ -201,6 +206,11 @@ func (f *flusher) follow(c nft.Changes, d plan.Desired) error {
 		}
 	}
 	return f.err
+}
+
+// contained reports whether a block is one of these, or a part of one.
+func contained(b egress.Block, in []egress.Block) bool {
+	return slices.ContainsFunc(in, func(o egress.Block) bool { return o.Has(b.IP, b.First) && o.Has(b.IP, b.Last()) })
 }
 
 // dueLocked is what can be done now. What is not known yet is no stray.

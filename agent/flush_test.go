@@ -395,6 +395,40 @@ func TestConnectionsByABlockStayAndOthersAsLongAsTheirSourceIsRight(t *testing.T
 	}
 }
 
+// A block that is gone in a pass in which a record cannot be read is gone for certain with the next one that reads all.
+func TestABlockThatIsLostWhileARecordCannotBeReadIsNotForgotten(t *testing.T) {
+	f := newFlusher(func() {})
+	block := egress.Block{IP: pooled[0], First: 2048, Size: 64}
+	follow := func(keep bool, blocks ...egress.Block) bool {
+		f.toFlush = newFlush()
+		d := plan.Desired{NFT: nft.State{Keep: keep}}
+		if len(blocks) > 0 {
+			d.Blocks = map[egress.ID][]egress.Block{5: blocks}
+		}
+		if err := f.follow(nft.Changes{}, d); err != nil {
+			t.Fatal(err)
+		}
+		return f.toFlush.stranded[5]
+	}
+	other := egress.Block{IP: pooled[0], First: 4096, Size: 64}
+	for _, step := range []struct {
+		name   string
+		keep   bool
+		blocks []egress.Block
+		want   bool
+	}{
+		{"as it comes", false, []egress.Block{block}, false},
+		{"not there, and something cannot be read", true, nil, false},
+		{"another one, and something cannot be read", true, []egress.Block{other}, false},
+		{"gone for certain", false, []egress.Block{other}, true},
+		{"the other one stays", false, []egress.Block{other}, false},
+	} {
+		if got := follow(step.keep, step.blocks...); got != step.want {
+			t.Errorf("%s: connections by no block are flushed: %t, want %t", step.name, got, step.want)
+		}
+	}
+}
+
 // flushes flushes if it is asked to.
 func (f *flusher) flushes() bool {
 	select {
