@@ -127,8 +127,8 @@ func TestAStaticIPIsServedWhereItIs(t *testing.T) {
 		selected(t, pod, ip)
 	}
 	shareLimit(t, name, "node-2", pods)
-	// Agents that are stopped, killed, and come back. One that is killed while it moves its locks to its own lease is
-	// silent until the former lease ends: it has settled when the first of the two is over.
+	// Agents that are stopped, killed, and come back. One that begins when its permits have ended uses its locks seconds
+	// later: it has settled when the first of the two is over.
 	inService(t, "node-2", false)
 	unmoved(t, ip, pods[0], 8*time.Second, func() {
 		for _, node := range nodes() {
