@@ -50,13 +50,32 @@ func notify(c chan struct{}) {
 	}
 }
 
-// loop reconciles until ctx ends: for each trigger, and again, later and later, after it failed.
-func (a *agent) loop(ctx context.Context) error {
+const (
 	// The lower bound keeps a fault that mends itself from being felt, the upper one a fault that stays from filling
 	// the log.
-	const minBackoff, maxBackoff = 50 * time.Millisecond, 5 * time.Second
+	minBackoff, maxBackoff = 50 * time.Millisecond, 5 * time.Second
 	// The kernel is looked at, whatever it tells.
-	const atLeast = 5 * time.Minute
+	atLeast = 5 * time.Minute
+)
+
+// pause returns for how long loop waits after a reconcile that ended with err, and that has more to do at next (zero:
+// never). What is due at once may be what failed, so it is not tried again and again without a pause.
+func pause(now, next time.Time, err error, backoff *time.Duration) time.Duration {
+	wait := next.Sub(now)
+	if next.IsZero() || wait > atLeast {
+		wait = atLeast
+	}
+	if err == nil {
+		*backoff = minBackoff
+		return wait
+	}
+	wait = min(max(wait, minBackoff), *backoff)
+	*backoff = min(2**backoff, maxBackoff)
+	return wait
+}
+
+// loop reconciles until ctx ends: for each trigger, and again, later and later, after it failed.
+func (a *agent) loop(ctx context.Context) error {
 	backoff := minBackoff
 	var began time.Time // the last one
 	timer := time.NewTimer(0)
@@ -88,17 +107,7 @@ func (a *agent) loop(ctx context.Context) error {
 		if a.view.Snapshot() != nil && a.record.ready.reconciled(err) { // without a snapshot there was nothing to do
 			a.wake() // the record is to say so
 		}
-		wait := time.Until(next)
-		if next.IsZero() || wait > atLeast {
-			wait = atLeast
-		}
-		if err != nil {
-			wait = min(max(wait, 0), backoff)
-			backoff = min(2*backoff, maxBackoff)
-		} else {
-			backoff = minBackoff
-		}
-		timer.Reset(wait)
+		timer.Reset(pause(time.Now(), next, err, &backoff))
 	}
 }
 

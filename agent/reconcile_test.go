@@ -2,6 +2,7 @@ package agent
 
 import (
 	"context"
+	"errors"
 	"fmt"
 	"log/slog"
 	"sync"
@@ -42,5 +43,32 @@ func TestEventsThatFollowOnEachOtherAreSeenToInFewReconciles(t *testing.T) {
 	t.Logf("%d events in %v were seen to in %d reconciles", events, long, n)
 	if n == 0 || n > most {
 		t.Errorf("%d reconciles in %v, want %d at most", n, long, most)
+	}
+}
+
+// What failed may be due since long ago.
+func TestAFaultThatStaysCostsNoReconcileAfterTheOther(t *testing.T) {
+	now, broken := time.Now(), errors.New("broken")
+	for _, tt := range []struct {
+		name    string
+		next    time.Time
+		err     error
+		backoff time.Duration
+		want    time.Duration
+		then    time.Duration // the next backoff
+	}{
+		{"nothing is due", time.Time{}, nil, time.Second, atLeast, minBackoff},
+		{"due long ago", now.Add(-time.Hour), nil, time.Second, -time.Hour, minBackoff}, // at once
+		{"due in a while", now.Add(time.Second), nil, minBackoff, time.Second, minBackoff},
+		{"failed", time.Time{}, broken, minBackoff, minBackoff, 2 * minBackoff},
+		{"failed again", time.Time{}, broken, time.Second, time.Second, 2 * time.Second},
+		{"failed for minutes", time.Time{}, broken, maxBackoff, maxBackoff, maxBackoff},
+		{"failed, and due long ago", now.Add(-time.Hour), broken, time.Second, minBackoff, 2 * time.Second},
+		{"failed, and due in a while", now.Add(300 * time.Millisecond), broken, time.Second, 300 * time.Millisecond, 2 * time.Second},
+	} {
+		backoff := tt.backoff
+		if got := pause(now, tt.next, tt.err, &backoff); got != tt.want || backoff != tt.then {
+			t.Errorf("%s: waits for %v, and the next time for %v at most, want %v and %v", tt.name, got, backoff, tt.want, tt.then)
+		}
 	}
 }

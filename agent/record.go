@@ -41,7 +41,8 @@ func (a *agent) publish(ctx context.Context, r round, revocable bool) error {
 		now.Conflicts[ip] = c.String()
 	}
 	now.Dropped, now.Ports = a.drops.why(), a.ports.use()
-	now.Revocable, now.Suspectable, now.Permit = revocable, revocable, egress.Duration(a.Permit)
+	now.Promises, now.Permit = a.Gossip.Key != nil, egress.Duration(a.Permit)
+	now.Revocable, now.Suspectable = revocable, revocable
 	now.Ready = have.Ready && !have.Restarting || a.record.ready.check() == nil
 	if sameRecord(have, now) {
 		return nil

@@ -182,6 +182,9 @@ type Agent struct {
 	// Restarting is set by an agent that stops and expects a successor, in the write that moves it to another lease. It
 	// is given no IP until the successor has taken over.
 	Restarting bool `json:"restarting,omitempty"`
+	// Promises says that the agent has gossip, and promises to take no IP when it is asked while etcd is lost. An older
+	// agent does not say; it does when it is Revocable.
+	Promises bool `json:"promises,omitempty"`
 	// Revocable says that the agent's permits end within one permit length of its last look at this record, whoever
 	// revokes its lease: peers may do that when the gossip reports it dead. An agent that stops moves its keys to a
 	// lease that is not.

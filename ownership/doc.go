@@ -77,9 +77,9 @@
 //     since and that the gossip knows; the gossip has joinGrace to hear of an agent, and permits without its promise
 //     the longest P to end, before that uses what it claims (Machine.roles). It joins when its record is in etcd, and
 //     again when it gets another lease: whoever lost etcd in between does not have its record. An agent without gossip
-//     promises nothing, and nobody hears that it joins: who was last seen with a record that is not revocable has to
-//     promise also when that is gone (promises.meet). Before the first snapshot nobody knows who has to promise, and
-//     after the answer of another etcd there is one, so no promise counts.
+//     promises nothing, and nobody hears that it joins: who was last seen without has to promise also when its record
+//     is gone (promises.meet). Before the first snapshot nobody knows who has to promise, and after the answer of
+//     another etcd there is one, so no promise counts.
 //  16. A promise carries on what etcd's yes began, and begins nothing (Machine.limit, by permitEnd.limit).
 //  17. A process that begins does not know what its former one promised, so it is bound for the longest P
 //     (promises.see).

@@ -6,6 +6,7 @@ import (
 	"time"
 
 	"github.com/egret-project/egret/egress"
+	"github.com/egret-project/egret/plan"
 )
 
 // promises is the rule for the case that all agents lose etcd: then nobody can claim, and each keeps its IPs. An agent
@@ -68,20 +69,16 @@ func (p *promises) init(cfg Config) {
 // see takes in the longest P: a process does not know what its former one promised, nor to whom.
 func (p *promises) see(longest time.Duration) { p.until = later(p.until, p.start.Add(longest)) }
 
-// meet takes in which of the other agents have no gossip, by their records. Who does not say that peers may revoke its
-// lease has none, or promises when it is asked.
+// meet takes in which of the other agents have no gossip, by their records.
 func (p *promises) meet(s *egress.Snapshot, node string) {
 	for name, a := range s.Agents {
-		if a.Revocable {
+		if a.Promises || a.Revocable { // an older one says the latter alone, and not while it restarts
 			delete(p.deaf, name)
-		} else if name != node && !a.Restarting { // its successor says
+		} else if name != node && !a.Restarting {
 			p.deaf[name] = true
 		}
 	}
-	maps.DeleteFunc(p.deaf, func(name string, _ bool) bool {
-		_, there := s.Nodes[name]
-		return !there
-	})
+	maps.DeleteFunc(p.deaf, func(name string, _ bool) bool { return plan.Gone(s, name) })
 }
 
 // ask asks the peers while etcd is missing.

@@ -226,10 +226,11 @@ func TestWhoWasSeenWithoutGossipHasToPromise(t *testing.T) {
 		gone bool         // its node
 		want bool
 	}{
-		{"with gossip", egress.Agent{Revocable: true}, false, true},
+		{"with gossip", egress.Agent{Promises: true}, false, true},
+		{"with gossip, of an older version", egress.Agent{Revocable: true}, false, true},
 		{"without gossip", egress.Agent{}, false, false},
 		{"without gossip, and its node is gone", egress.Agent{}, true, true},
-		{"until its successor is there", egress.Agent{Restarting: true}, false, true},
+		{"of an older version, and restarts", egress.Agent{Restarting: true}, false, true},
 	} {
 		t.Run(tt.name, func(t *testing.T) {
 			w := newWire("a", "b")

@@ -137,10 +137,10 @@ func (n *node) tell(f Effect, left time.Duration, answer func(ok, failed bool)) 
 	}
 	switch f := f.(type) {
 	case Publish:
-		r := egress.Agent{Node: n.name, Lease: egress.FormatLease(id), Revocable: f.Revocable, Suspectable: f.Revocable && !n.old, Permit: egress.Duration(n.permit)}
+		r := egress.Agent{Node: n.name, Lease: egress.FormatLease(id), Promises: n.gossip && !n.old, Revocable: f.Revocable, Suspectable: f.Revocable && !n.old, Permit: egress.Duration(n.permit)}
 		have := n.m.round.cluster.Agents[n.name]
 		have.Suspectable = have.Suspectable && !n.old // as its view has it
-		if have.Lease == r.Lease && have.Revocable == r.Revocable && have.Restarting == r.Restarting && have.Permit == r.Permit && have.Suspectable == r.Suspectable {
+		if have.Lease == r.Lease && have.Promises == r.Promises && have.Revocable == r.Revocable && have.Restarting == r.Restarting && have.Permit == r.Permit && have.Suspectable == r.Suspectable {
 			answer(true, false)
 			return
 		}

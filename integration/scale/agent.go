@@ -46,7 +46,7 @@ func newSimulated(f *fleet, number int) *simulated {
 	return &simulated{fleet: f, number: number, record: egress.Agent{
 		Node: node, Address: ip, MAC: egress.OverlayMAC(ip).String(), Version: "scale", Since: time.Now().UTC().Truncate(time.Second),
 		Features: []string{"linux-6.8.0", "amd64", "nft-fwd", "vlan", "arp-answers", "owner-persist"}, Exposed: "the lab's etcd is plain",
-		Ready: true, Permit: egress.Duration(permit), Revocable: true, Suspectable: true,
+		Ready: true, Permit: egress.Duration(permit), Promises: true, Revocable: true, Suspectable: true,
 	}}
 }
 
