@@ -113,7 +113,7 @@ func TestWhatIsDeletedOrChangedByHandComesBack(t *testing.T) {
 		{"the whole table of the gateway", gateway, "nft delete table inet egret", "nft list map inet egret snat4"},
 		{"the ARP table of the gateway", gateway, "nft delete table arp egret", "nft list set arp egret egressip4"},
 		{"the ARP answers of the gateway", gateway, "nft delete table netdev egret", "nft list table netdev egret"},
-		{"a table sleeps", gateway, "nft 'add table inet egret { flags dormant ; }'", "nft list table inet egret"},
+		{"a table sleeps", gateway, "nft 'add table inet egret { flags dormant ; }'", "nft --terse list table inet egret" /* without who was heard a second ago */},
 		{"a pod's element", node, "nft delete element inet egret pod4 { POD4 } ; nft delete element inet egret pod6 { POD6 }", "nft list map inet egret pod4"},
 		{"a pod has another's", node, "nft 'delete element inet egret pod4 { POD4 } ; add element inet egret pod4 { POD4 : 0x0e9e1fff }'", "nft list map inet egret pod4"},
 		{"a source is another", gateway, "nft flush map inet egret snat6", "nft list map inet egret snat6"},
