@@ -5,6 +5,8 @@ import (
 	"fmt"
 	"maps"
 	"net/netip"
+	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -68,22 +70,66 @@ func TestAgentsThatAreAwayForHalfAMinuteLoseNoPacket(t *testing.T) {
 }
 
 // TestKilledAgentsThatComeBackAtOnceLoseNoPacket: with the gossip, at once means before the permits end and the others
-// take over.
+// take over. Where a busy machine begins an agent too late for that, all are killed once more.
 func TestKilledAgentsThatComeBackAtOnceLoseNoPacket(t *testing.T) {
 	n := newNamespace(t)
 	ip, _, pod := n.remote("killed", "10.10.0.63")
-	unmoved(t, ip, pod, 8*time.Second, func() {
-		for _, node := range nodes() {
-			if err := cluster.Kill(t.Context(), "agent", node); err != nil {
-				t.Fatal(err)
+	const (
+		inTime = 300 * time.Millisecond // of the 375 that permits have left at least, when their agent is killed
+		tries  = 5
+	)
+	for try := 1; ; try++ {
+		owners, slowest := ownership(t), time.Duration(0)
+		result := probe(t, pod, 8*time.Second, func() {
+			for _, node := range nodes() {
+				killed := time.Now()
+				if err := cluster.Kill(t.Context(), "agent", node); err != nil {
+					t.Fatal(err)
+				}
+				if err := cluster.Start(t.Context(), "agent", node); err != nil {
+					t.Fatal(err)
+				}
+				time.Sleep(time.Second)
+				slowest = max(slowest, adoptedAfter(t, node, killed))
 			}
-			if err := cluster.Start(t.Context(), "agent", node); err != nil {
-				t.Fatal(err)
+		})
+		if result.Lost > 0 && slowest > inTime && try < tries {
+			t.Logf("%d packets lost: an agent had its permits %v after the one before was killed", result.Lost, slowest)
+			for _, node := range nodes() {
+				inService(t, node, false)
 			}
-			time.Sleep(time.Second)
+			continue
 		}
-	})
+		only(t, result, ip)
+		lossless(t, "meanwhile", result)
+		if after := ownership(t); !maps.Equal(owners, after) {
+			t.Errorf("owners before %v, after %v", owners, after)
+		}
+		return
+	}
 }
+
+// adoptedAfter returns how long after a moment the agent of a node said that it goes on with the lease, and the permits,
+// of the one before, or for how long it has not said so.
+func adoptedAfter(t *testing.T, node string, since time.Time) time.Duration {
+	t.Helper()
+	log, err := os.ReadFile(cluster.LogFile("agent-" + node))
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, m := range adopted.FindAllStringSubmatch(string(log), -1) {
+		at, err := time.Parse(time.RFC3339, m[1])
+		if err != nil {
+			t.Fatal(err)
+		}
+		if at.After(since.Add(-time.Millisecond)) { // which is all that the log says
+			return at.Sub(since)
+		}
+	}
+	return time.Since(since) // not yet
+}
+
+var adopted = regexp.MustCompile(`time=(\S+) level=INFO msg="lease adopted"`)
 
 // TestWithoutGossipKilledAgentsThatComeBackWithinTheLeaseLoseNoPacket: nobody can take over before the lease ends, so
 // the permits last as long.
