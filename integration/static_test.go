@@ -2,7 +2,6 @@ package integration
 
 import (
 	"context"
-	"errors"
 	"fmt"
 	"math"
 	"net/netip"
@@ -135,11 +134,7 @@ func TestAStaticIPIsServedWhereItIs(t *testing.T) {
 			restart(t, node)
 		}
 	})
-	unmoved(t, ip, pods[0], 4*time.Second, func() {
-		if err := errors.Join(cluster.Kill(t.Context(), "agent", "node-2"), cluster.Start(t.Context(), "agent", "node-2")); err != nil {
-			t.Fatal(err)
-		}
-	})
+	unmovedByKills(t, ip, pods[0], 4*time.Second, "node-2")
 	on("node-3", "sysctl -qw net.ipv4.conf.all.arp_ignore=1", "ip addr add "+address+"/32 dev lo")
 	t.Cleanup(func() { on("node-3", "sysctl -qw net.ipv4.conf.all.arp_ignore=0") })
 	for _, pod := range pods {
