@@ -107,17 +107,13 @@ func unmovedByKills(t *testing.T, ip netip.Addr, pod string, d time.Duration, of
 			}
 			continue
 		}
-		only(t, result, ip)
-		lossless(t, "meanwhile", result)
-		if after := ownership(t); !maps.Equal(owners, after) {
-			t.Errorf("owners before %v, after %v", owners, after)
-		}
+		unmovedBy(t, ip, owners, result)
 		return
 	}
 }
 
-// adoptedAfter returns how long after a moment the agent of a node said that it goes on with the lease, and the permits,
-// of the one before, or for how long it has not said so.
+// adoptedAfter returns how long after a moment the agent of a node said that it goes on with the lease and the permits of
+// the one before, or for how long it has not said so.
 func adoptedAfter(t *testing.T, node string, since time.Time) time.Duration {
 	t.Helper()
 	log, err := os.ReadFile(cluster.LogFile("agent-" + node))
@@ -170,7 +166,12 @@ func TestWithoutGossipKilledAgentsThatComeBackWithinTheLeaseLoseNoPacket(t *test
 func unmoved(t *testing.T, ip netip.Addr, pod string, d time.Duration, f func()) {
 	t.Helper()
 	owners := ownership(t)
-	result := probe(t, pod, d, f)
+	unmovedBy(t, ip, owners, probe(t, pod, d, f))
+}
+
+// unmovedBy wants a probe to have lost no packet, and every IP to be where it was.
+func unmovedBy(t *testing.T, ip netip.Addr, owners map[netip.Addr]string, result lab.ProbeResult) {
+	t.Helper()
 	only(t, result, ip)
 	lossless(t, "meanwhile", result)
 	if after := ownership(t); !maps.Equal(owners, after) {

@@ -32,8 +32,8 @@ func addressGuardChains() []chain {
 	}
 }
 
-// addressGuardLostChain drops what a process sends with an egress IP and address_guard_out does not see: what is in no connection that
-// conntrack can place, or excepted from it.
+// addressGuardLostChain drops what a process sends with an egress IP and address_guard_out does not see: what is in no
+// connection that conntrack can place, or excepted from it.
 func addressGuardLostChain() chain {
 	return chain{"address_guard_lost", hook{}, perFamily(func(f family) rule {
 		return newRule("address_guard_lost", saddrIn(f, "pooled"+f.digit), noICMP(f), count(CounterForged), drop())

@@ -211,7 +211,8 @@ func TestWalk(t *testing.T) {
 	}
 }
 
-// What makes an egress IP local makes the kernel answer for it: it is a part of its own, for when the address guard is in place.
+// What makes an egress IP local makes the kernel answer for it: it is a part of its own, for when the address guard is
+// in place.
 func TestWhatMakesAnAddressLocalIsAPartOfItsOwn(t *testing.T) {
 	r := open(t)
 	want := parseState(t, sections(t, "testdata/blocks.txtar")["state"])

@@ -314,15 +314,15 @@ func (a *arena) explain(t *testing.T) {
 					tell(node)
 				}
 			}
-			out, err := a.Exec(ctx, "outside", "", "ip", "neigh")
-			t.Logf("the outside host (%v):\n%s", err, out)
-			all, err := a.etcd.Get(ctx, "/egret/", clientv3.WithPrefix())
-			t.Logf("etcd (%v):", err)
-			if err == nil {
-				for _, kv := range all.Kvs {
-					t.Logf("%s %d %s", kv.Key, kv.ModRevision, kv.Value)
-				}
-			}
+		}
+	}
+	out, err := a.Exec(ctx, "outside", "", "ip", "neigh")
+	t.Logf("the outside host (%v):\n%s", err, out)
+	all, err := a.etcd.Get(ctx, "/egret/", clientv3.WithPrefix())
+	t.Logf("etcd (%v):", err)
+	if err == nil {
+		for _, kv := range all.Kvs {
+			t.Logf("%s %d %s", kv.Key, kv.ModRevision, kv.Value)
 		}
 	}
 	for n := range nodes {
