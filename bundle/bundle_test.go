@@ -77,13 +77,13 @@ func cluster() map[string]any {
 		store.MembersByNodeKey("worker-7", "payments"):   members,
 		store.MembersByEgressKey("payments", "worker-7"): members,
 		store.BlockKey(ip, 2048):                         block,
-		store.NodeKey("worker-7"): egress.Node{Name: "worker-7", Index: 1, Addresses: []netip.Addr{netip.MustParseAddr("192.168.7.7")},
+		store.NodeKey("worker-7"): egress.Node{Name: "worker-7", Index: 1, Addresses: []netip.Addr{netip.MustParseAddr("10.7.7.7")},
 			Labels: map[string]string{"example.com/team": "treasury", "kubernetes.io/os": "linux", "kubernetes.io/hostname": "worker-7"}},
-		store.NodeKey("gateway-3"):     egress.Node{Name: "gateway-3", Index: 2, Addresses: []netip.Addr{netip.MustParseAddr("192.168.7.3")}},
+		store.NodeKey("gateway-3"):     egress.Node{Name: "gateway-3", Index: 2, Addresses: []netip.Addr{netip.MustParseAddr("10.7.7.3")}},
 		store.ServiceKey("kubernetes"): egress.ServiceCIDR{Name: "kubernetes", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.96.0.0/16")}},
 		store.PodKey("worker-7"):       egress.PodRanges{Node: "worker-7", CIDRs: []netip.Prefix{netip.MustParsePrefix("10.244.1.0/24")}},
-		store.AgentKey("gateway-3"): egress.Agent{Node: "gateway-3", Address: netip.MustParseAddr("192.168.7.3"), MAC: "02:e9:aa:bb:cc:dd", Version: "v1.2.3", Lease: "a1",
-			Faults:  map[string]string{"routes": "to 192.168.7.7 by worker-7: EPERM"},
+		store.AgentKey("gateway-3"): egress.Agent{Node: "gateway-3", Address: netip.MustParseAddr("10.7.7.3"), MAC: "02:e9:aa:bb:cc:dd", Version: "v1.2.3", Lease: "a1",
+			Faults:  map[string]string{"routes": "to 10.7.7.7 by worker-7: EPERM"},
 			Refused: map[string]string{"public": "VLAN 100 is eth0.100's"}, Conflicts: map[netip.Addr]string{ip: "02:aa:bb:cc:dd:ee on eth0"}},
 		store.OwnerKey(ip):                         egress.Owner{IP: ip, Node: "gateway-3", Why: egress.ReasonMove, From: "worker-7"},
 		store.MoveKey(ip):                          egress.Move{IP: ip, To: "worker-7", By: by},
@@ -100,9 +100,10 @@ func cluster() map[string]any {
 	}
 }
 
-// private are the names and addresses of cluster.
+// private are the names of cluster, and what its addresses begin with: each so long that hardly an address of 10.0.0.0/8,
+// which stays one of it, gets another one by chance that begins so.
 var private = []string{"worker-7", "gateway-3", "payments", "backoffice", "public", "shop", "checkout", "alice", "laptop", "treasury", "example.com", "crdsync-55",
-	"10.10.0.1", "10.244.1", "192.168.7", "aa:bb:cc"}
+	"10.10.0.1", "10.244.1.", "10.7.7.", "aa:bb:cc"}
 
 // bundled makes an archive, and returns its files without the folder.
 func bundled(t *testing.T, cfg Config) (Manifest, map[string]string) {
