@@ -72,7 +72,9 @@
 //
 //  14. A promise binds for the longer P of the two from when it is given: no claim, no revocation (Machine.act), no use
 //     of what was claimed and not used yet (Machine.roles). It counts from when it was asked for, so it ends for who
-//     asked before it ends for who promised (promises.heard).
+//     asked before it ends for who promised (promises.heard). None is given to whose lease is seen to be over
+//     (promises.ended): what was under it may be in use, while a machine that was paused together with its clock has
+//     its permits still.
 //  15. All that could claim have to promise (promises.all): the agents of etcd's last snapshot, and those that joined
 //     since and that the gossip knows; the gossip has joinGrace to hear of an agent, and permits without its promise
 //     the longest P to end, before that uses what it claims (Machine.roles). It joins when its record is in etcd, and

@@ -183,7 +183,7 @@ func (m *Machine) begin(now time.Time, e View) []Effect {
 	m.restored(e.Cluster.Restores)
 	m.declared(e.Cluster.Snapshot)
 	m.promises.see(e.Cluster.Longest)
-	m.promises.meet(e.Cluster.Snapshot, m.cfg.Node)
+	m.promises.meet(e.Cluster.Snapshot, m.cfg.Node, egress.FormatLease(m.lease.ID))
 	return []Effect{Restrict{}}
 }
 

@@ -27,9 +27,11 @@ type mutation struct {
 var (
 	restored   = []string{"-schedules-restores", "-schedules-focus=restore"}
 	different  = []string{"-schedules-mixed"}
+	olderLost  = []string{"-schedules-versions", "-schedules-focus=loss"}
 	lost       = []string{"-schedules-focus=loss"}
 	suspected  = []string{"-schedules-focus=suspicion"}
 	joins      = []string{"-test.run=TestWhoJoins"}
+	unheard    = []string{"-test.run=TestWhoWasSeenWithoutGossip"}
 	relabeled  = []string{"-schedules-labels"}
 	heldBefore = []string{"-test.run=TestAFormerGateway"}
 	lateClaim  = []string{"-test.run=TestALateClaim"}
@@ -63,10 +65,11 @@ var mutations = []mutation{
 		"if is.released {\n\t\t\tcontinue", "if is.released && false {\n\t\t\tcontinue", relabeled, 1115},
 	{10, "a longer P is used before claimers know of it", "ownership/machine.go", "m.permits.length.p = 0\n", "m.permits.length.p = m.cfg.Permit\n", unknownP, 0},
 	{0, "all permits are extended when the agent stops", "ownership/machine.go", "return p.Answer && !(now.Before(m.permits.looked) && slices.Contains(e.IPs, p.IP))", "return false", restored, 99},
-	{14, "a promise is forgotten", "ownership/promise.go", "p.until = later(p.until, now.Add(max(p.length, m.Permit)))", "", lost, 387},
+	{14, "a promise is forgotten", "ownership/promise.go", "p.until = later(p.until, now.Add(max(p.length, m.Permit)))", "", olderLost, 10578},
+	{14, "who has lost its lease gets promises", "ownership/promise.go", "if p.ended(e.From, m) {", "if false {", nil, 1796115553400338811},
 	{15, "the promise of one is that of all", "ownership/promise.go", "			oldest = p.answered[peer]\n		}", "			oldest = p.answered[peer]\n		} else {\n			return now\n		}", lost, 11},
-	{15, "who has no gossip is forgotten with its record", "ownership/promise.go", "p.deaf[name] = true", "", nil, 1796092992739210801},
-	{16, "a promise begins what has ended", "ownership/permit.go", "if now.Before(p.limit.Add(-length / 10)) {", "if true {", lost, 5071},
+	{15, "who has no gossip is forgotten with its record", "ownership/promise.go", "p.deaf[name] = true", "", unheard, 0},
+	{16, "a promise begins what has ended", "ownership/permit.go", "if now.Before(p.limit.Add(-length / 10)) {", "if true {", olderLost, 21826},
 	{4, "a bound of one and a half P", "ownership/permit.go", "limit = later(since.Add(length), p.limit)", "limit = later(since.Add(length*3/2), p.limit)", nil, 2},
 	{4, "permits without gossip last P longer than the lease", "ownership/permit.go", "return m.lease.Valid.Add(m.cfg.Permit), m.cfg.Permit, nil", "return m.lease.Valid.Add(m.cfg.Permit), 0, nil", silently, 1284},
 	{5, "what the kernel refused to end is forgotten", "ownership/permit.go", "return p.gone, p.silent", "gone, silent = p.gone, p.silent\n	p.gone, p.silent = nil, nil\n	return gone, silent", nil, 296},

@@ -25,7 +25,7 @@ type node struct {
 	off    bool // no power
 	losses int  // of power
 	gone   bool // for good
-	old    bool // its agent knows no suspicions
+	old    bool // its agent knows no suspicions, and promises to whoever asks
 	// A machine that is paused with its clock, as a virtual one may be: it does not know when it goes on.
 	paused   time.Duration // until when
 	stood    time.Duration // for how long in all, that included
@@ -103,12 +103,13 @@ func (n *node) pause(d time.Duration) {
 	})
 }
 
-// unsure reports whether the machine was paused, and etcd has not answered it since.
+// unsure reports whether the machine was paused, and goes on by what it had. In a schedule with agents of older versions
+// it may do so until etcd has answered it, since those promise it to go on.
 func (n *node) unsure() bool {
 	if n.w.now < n.woken {
 		return true
 	}
-	if n.m == nil || n.pausedAt.IsZero() || !n.m.Bounded() {
+	if !n.w.opt.versions || n.m == nil || n.pausedAt.IsZero() || !n.m.Bounded() {
 		return false
 	}
 	l := n.m.Lease()
@@ -185,6 +186,9 @@ func (n *node) send(f Say) {
 	to := n.w.nodes[f.To[0]-'A']
 	if n.heard[to.id] != alive && n.heard[to.id] != unknown || n.w.chance(50) {
 		return
+	}
+	if n.old || to.old {
+		f.Message.Lease, f.Message.Seen = "", 0
 	}
 	n.w.words++
 	d := n.w.between(200*time.Microsecond, 3*time.Millisecond)

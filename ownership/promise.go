@@ -19,10 +19,14 @@ import (
 // promises, which is always safe, and asks etcd itself from then on, for as long as the peer may ask again; it promises
 // until etcd has answered.
 //
+// Whose lease has ended gets no promise, also while etcd is missing: others may use what it had. Its own permits have
+// ended then, but where its machine was paused together with its clock.
+//
 // Who asks without a permit left, and gets no promise, is partitioned: cut off from an etcd that others have. It need
 // not be waited for.
 type promises struct {
 	asker
+	view     *egress.Snapshot     // the last one; nil: none yet
 	known    bool                 // who could claim: peers
 	void     bool                 // etcd was restored, and this node has not seen yet what it holds
 	peers    []string             // as of the last Question, and deaf
@@ -41,6 +45,8 @@ type asker struct {
 	keep    bool          // ask; without it the machine only promises
 	process uint64
 	start   time.Time
+	lease   string // the one under which view has, or last had, its record
+	seen    int64  // when that was: the last such revision
 }
 
 // refusal is a time in which an agent without permits asked again and again, while this one had etcd. After P it is
@@ -54,6 +60,8 @@ type Message struct {
 	Promise bool          `json:"promise,omitempty"`
 	Silent  bool          `json:"silent,omitempty"` // who asks has no permit any more
 	Permit  time.Duration `json:"permit,omitempty"` // P of who asks, up to MaxPermit: that long a promise binds
+	Lease   string        `json:"lease,omitempty"`  // under which who asks has its record
+	Seen    int64         `json:"seen,omitempty"`   // the last revision of etcd at which it saw that; 0: it has not
 }
 
 // returning is for how long an agent goes on promising when etcd is back: the others' connections may come back later,
@@ -69,8 +77,14 @@ func (p *promises) init(cfg Config) {
 // see takes in the longest P: a process does not know what its former one promised, nor to whom.
 func (p *promises) see(longest time.Duration) { p.until = later(p.until, p.start.Add(longest)) }
 
-// meet takes in which of the other agents have no gossip, by their records.
-func (p *promises) meet(s *egress.Snapshot, node string) {
+// meet takes in which agents etcd has, and which of the others have no gossip, by their records. lease is this agent's.
+func (p *promises) meet(s *egress.Snapshot, node, lease string) {
+	p.view = s
+	if s.Agents[node].Lease == lease {
+		p.lease, p.seen = lease, s.Revision
+	} else if p.lease != lease {
+		p.lease, p.seen = "", 0
+	}
 	for name, a := range s.Agents {
 		if a.Promises || a.Revocable { // an older one says the latter alone, and not while it restarts
 			delete(p.deaf, name)
@@ -91,6 +105,7 @@ func (p *promises) ask(now, confirmed time.Time, peers []string) []Effect {
 	for _, peer := range peers {
 		out = append(out, Say{To: peer, Message: Message{
 			Process: p.process, Sent: now.Sub(p.start), Silent: now.Sub(confirmed) > p.length, Permit: p.length,
+			Lease: p.lease, Seen: p.seen,
 		}})
 	}
 	return out
@@ -126,6 +141,9 @@ func (p *promises) heard(now time.Time, e Heard, confirmed time.Time) []Effect {
 	if m.Permit > MaxPermit {
 		return nil // no agent of these versions has it, and a promise would keep this one from claims for as long
 	}
+	if p.ended(e.From, m) {
+		return nil
+	}
 	was := p.partitioned(now, e.From)
 	if was && m.Silent {
 		// a promise would begin nothing, and etcd need not be asked again and again
@@ -158,6 +176,11 @@ func (p *promises) heard(now time.Time, e Heard, confirmed time.Time) []Effect {
 		return []Effect{Wake{}}
 	}
 	return nil
+}
+
+// ended reports whether the lease of an agent that asks for a promise has ended, as far as this one has seen etcd.
+func (p *promises) ended(node string, m Message) bool {
+	return p.view != nil && m.Seen > 0 && p.view.Revision >= m.Seen && p.view.Agents[node].Lease != m.Lease
 }
 
 // partitioned reports whether an agent has been cut off from etcd for some time, and still is.

@@ -254,6 +254,53 @@ func TestWhoWasSeenWithoutGossipHasToPromise(t *testing.T) {
 	}
 }
 
+// The machine of a node was paused together with its clock, while its lease was revoked and its IPs were claimed. It goes
+// on with permits that should have ended, and all have lost etcd.
+func TestWhoseLeaseIsOverGetsNoPromise(t *testing.T) {
+	lease := egress.FormatLease(1)
+	for _, tt := range []struct {
+		name     string
+		revision int64  // of what b has seen last; 0: nothing yet
+		record   string // the lease of a's in that
+		seen     int64  // by a
+		want     bool
+	}{
+		{"its lease is there", 20, lease, 20, true},
+		{"b has not seen etcd yet", 0, "", 20, true},
+		{"b saw etcd before a's record came", 19, "", 20, true},
+		{"b saw etcd with a's former record", 19, "7", 20, true},
+		{"its lease is over", 21, "", 20, false},
+		{"it is over, and a has seen so little that it may not know its record", 21, "", 0, true},
+		{"another one is there", 21, "7", 20, false},
+	} {
+		t.Run(tt.name, func(t *testing.T) {
+			w := newWire("a", "b")
+			a, b := w.all["a"], w.all["b"]
+			see := func(m *Machine, revision int64, lease string) {
+				s := &egress.Snapshot{Revision: revision, Agents: map[string]egress.Agent{}}
+				if lease != "" {
+					s.Agents["a"] = egress.Agent{Node: "a", Lease: lease}
+				}
+				m.Step(w.now, View{Cluster: plan.New(s)})
+			}
+			if tt.seen > 0 {
+				see(a, tt.seen, lease)
+			}
+			see(a, tt.seen+5, "") // by which it loses its lease, some time
+			if tt.revision > 0 {
+				see(b, tt.revision, tt.record)
+			}
+			w.now = w.now.Add(time.Hour)
+			for _, e := range a.Step(w.now, Question{Peers: []string{"b"}}) {
+				w.deliver("a", e.(Say))
+			}
+			if got := !a.promises.all(w.now).Before(w.now); got != tt.want {
+				t.Errorf("b promises: %t, want %t", got, tt.want)
+			}
+		})
+	}
+}
+
 // A process does not know what its former one promised, nor for how long another P was then.
 func TestWhoBeginsIsBoundByWhatItsFormerProcessMayHavePromised(t *testing.T) {
 	now := epoch

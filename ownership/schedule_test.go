@@ -162,7 +162,7 @@ var (
 	toggles  = flag.Bool("schedules-toggle", false, "with gossip switched on and off")
 	labels   = flag.Bool("schedules-labels", false, "with pools that select some nodes, and labels that change")
 	silent   = flag.Bool("schedules-without-gossip", false, "without gossip")
-	versions = flag.Bool("schedules-versions", false, "with agents that know no suspicions")
+	versions = flag.Bool("schedules-versions", false, "with agents of a version that knows no suspicions, and no leases in questions")
 	mixed    = flag.Bool("schedules-mixed", false, "with different P")
 	focus    = flag.String("schedules-focus", "", "what half of the faults are about: loss (of etcd), restore, suspicion, renewal")
 	first    = flag.Bool("schedules-first", false, "end with the first schedule that fails")
