@@ -218,8 +218,9 @@ func TestMovesTowardANodeWhoseAgentStops(t *testing.T) {
 		only(t, result, ip)
 		t.Logf("told to stop %dms after the request: lost %d, longest gap %v, on %s; %s%v", 90+60*i, result.Lost, result.LongestGap, owner,
 			strings.TrimSpace(string(out)), err)
-		if result.LongestGap > 500*time.Millisecond {
-			t.Errorf("%v without an answer, want half a second at most", result.LongestGap)
+		// What it was handed as it stopped it gives back, and who is next waits for P, half a second.
+		if result.LongestGap > time.Second {
+			t.Errorf("%v without an answer, want a second at most", result.LongestGap)
 		}
 	}
 	t.Logf("%d of 3 moves came true", moved)

@@ -39,8 +39,9 @@
 //  7. It need not wait when the former owner fell silent before the lock changed: it handed the IP over
 //     (Machine.settle: only with the role plan.Relay, after the kernel acknowledged the silence), or gave it back after
 //     the last lock that the new one saw (Claim.Seen). An owner that gives back what it has not used yet has not waited
-//     itself, so whoever is next has to (Release.Unused). What is given back, or may have been handed over, is not used
-//     again, whatever the next snapshot wants: it may be older than that (Machine.release, Machine.roles).
+//     itself, so whoever is next has to (Release.Unused, store.Lease.MoveTo). What is given back, or may have been
+//     handed over, is not used again, whatever the next snapshot wants: it may be older than that (Machine.release,
+//     Machine.roles).
 //  8. It need not wait for an IP that its own kernel answers for all along, and does not only relay (Adopted). What a
 //     former process of the node sent may still be on its way to etcd: so the next one gives its record and all its
 //     locks new revisions before it resumes their permits, and a late Release, HandOver or MoveTo, which is of the old

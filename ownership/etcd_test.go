@@ -295,7 +295,7 @@ func (e *etcd) moveTo(from, next int64, a egress.Agent, seen int64, ips []netip.
 		return false
 	}
 	rev := e.changed()
-	e.put(next, a.Node, rev, ips, keep)
+	e.put(next, rev, ips, keep)
 	for ip, m := range e.moves {
 		if m.Lease == from {
 			m.Lease, m.Revision = next, rev
@@ -315,7 +315,7 @@ func (e *etcd) moveLocks(from, next int64, node string, seen int64, ips []netip.
 		return false
 	}
 	if len(ips) > 0 {
-		e.put(next, node, e.changed(), ips, keep)
+		e.put(next, e.changed(), ips, keep)
 		e.w.watchers()
 	}
 	return true
@@ -332,16 +332,16 @@ func (e *etcd) movable(from, next int64, node string, seen int64, ips []netip.Ad
 }
 
 // put writes locks under the next lease, or gives them back.
-func (e *etcd) put(next int64, node string, rev int64, ips []netip.Addr, keep func(netip.Addr) bool) {
+func (e *etcd) put(next, rev int64, ips []netip.Addr, keep func(netip.Addr) bool) {
 	for _, ip := range ips {
-		o := e.owners[ip]
 		if keep(ip) {
+			o := e.owners[ip]
 			o.Lease, o.Revision = next, rev
 			e.owners[ip] = o
 			continue
 		}
+		e.last[ip] = record{egress.Tenure{IP: ip, Why: egress.ReasonRelease}, rev}
 		delete(e.owners, ip)
-		e.last[ip] = record{egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: silentSince(o, node)}, rev}
 	}
 }
 
@@ -351,17 +351,8 @@ func (e *etcd) renumber(id int64, node string, ips []netip.Addr) bool {
 		return false
 	}
 	rev := e.changed()
-	e.put(id, node, rev, ips, func(netip.Addr) bool { return true })
+	e.put(id, rev, ips, func(netip.Addr) bool { return true })
 	e.recordRev[node], e.agentsRev = rev, rev
 	e.w.watchers()
 	return true
-}
-
-// silentSince returns whose word it is that nobody answers for an IP whose lock a node gives back unused, as
-// store.Lease.MoveTo has it.
-func silentSince(o egress.Owner, node string) string {
-	if o.From == "" {
-		return ""
-	}
-	return node
 }

@@ -63,6 +63,7 @@ var mutations = []mutation{
 		"t.adopted, m.claims = nil, claims{}\n\t\tfor k, is := range t.locks {", "for k, is := range (map[lock]tenure{}) {", restored, 3943},
 	{7, "what was given back is used by an older snapshot", "ownership/tenure.go",
 		"if is.released {\n\t\t\tcontinue", "if is.released && false {\n\t\t\tcontinue", relabeled, 1115},
+	{7, "an agent that stops says who was silent before it had a lock", "ownership/etcd_test.go", "egress.Tenure{IP: ip, Why: egress.ReasonRelease}, rev}", "egress.Tenure{IP: ip, Why: egress.ReasonRelease, From: e.owners[ip].From}, rev}", nil, 1796117035703978940},
 	{10, "a longer P is used before claimers know of it", "ownership/machine.go", "m.permits.length.p = 0\n", "m.permits.length.p = m.cfg.Permit\n", unknownP, 0},
 	{0, "all permits are extended when the agent stops", "ownership/machine.go", "return p.Answer && !(now.Before(m.permits.looked) && slices.Contains(e.IPs, p.IP))", "return false", restored, 99},
 	{14, "a promise is forgotten", "ownership/promise.go", "p.until = later(p.until, now.Add(max(p.length, m.Permit)))", "", olderLost, 10578},

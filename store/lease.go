@@ -241,9 +241,10 @@ func (c *Client) lockOf(key string) (netip.Addr, bool) {
 }
 
 // MoveTo moves every key of the lease to another one, and writes the agent's record as given. Locks of IPs for which
-// keep is false are released. A peer that revokes the former lease, on what it read before, then ends no key. The
-// former lease is left to expire. moved, if not nil, is called once the record has moved, and with it all locks but those
-// that came meanwhile. After an error, which may be that of moved, keys may be under either lease.
+// keep is false are given back unused, so the next owner waits. A peer that revokes the former lease, on what it read
+// before, then ends no key. The former lease is left to expire. moved, if not nil, is called once the record has moved,
+// and with it all locks but those that came meanwhile. After an error, which may be that of moved, keys may be under
+// either lease.
 func (l *Lease) MoveTo(ctx context.Context, next *Lease, a egress.Agent, keep func(netip.Addr) bool, moved func() error) error {
 	return l.moveTo(ctx, next, a, keep, func() {}, moved)
 }
@@ -350,28 +351,21 @@ func (c *Client) read(ctx context.Context, gets []clientv3.Op) (*clientv3.TxnRes
 func (l *Lease) moveKeys(ctx context.Context, next *Lease, node string, revision int64, keys []string, v []byte, keep func(netip.Addr) bool) error {
 	record := l.client.key(AgentKey(node))
 	for batch := range slices.Chunk(keys, maxTxnOps/2) {
-		back, err := l.client.unused(ctx, batch, keep)
-		if err != nil {
-			return err
-		}
 		ifs := []clientv3.Cmp{unchanged(record, revision)}
 		var then []clientv3.Op
 		for _, key := range batch {
 			ifs = append(ifs, clientv3.Compare(clientv3.LeaseValue(key), "=", l.id))
-			switch o, given := back[key]; {
+			switch ip, isLock := l.client.lockOf(key); {
 			case key == record: // a suspicion is of the record as it was before
 				then = append(then, clientv3.OpPut(record, string(v), clientv3.WithLease(next.id)), clientv3.OpDelete(l.client.key(SuspicionKey(node))))
-			case given:
-				t := egress.Tenure{IP: o.IP, Why: egress.ReasonRelease}
-				// as at a hand-over: the owner before had fallen silent, and this node never answered
-				if o.From != "" {
-					t.From = node
-				}
-				h, err := l.client.putTenure(t)
+			case isLock && !keep(ip):
+				// As by ReleaseUnused: whether the owner before is silent was its word in this etcd, or in one that was
+				// restored since.
+				h, err := l.client.putTenure(egress.Tenure{IP: ip, Why: egress.ReasonRelease})
 				if err != nil {
 					return err
 				}
-				ifs, then = append(ifs, unchanged(key, o.Revision)), append(then, clientv3.OpDelete(key), h)
+				then = append(then, clientv3.OpDelete(key), h)
 			default:
 				then = append(then, clientv3.OpPut(key, "", clientv3.WithIgnoreValue(), clientv3.WithLease(next.id)))
 			}
@@ -385,37 +379,6 @@ func (l *Lease) moveKeys(ctx context.Context, next *Lease, node string, revision
 		}
 	}
 	return nil
-}
-
-// unused reads the records of the locks among keys for which keep is false, by key, in one transaction. Where a record
-// is missing or cannot be read, it returns an Owner with the IP and without From.
-func (c *Client) unused(ctx context.Context, keys []string, keep func(netip.Addr) bool) (map[string]egress.Owner, error) {
-	out := map[string]egress.Owner{}
-	var gets []clientv3.Op
-	for _, key := range keys {
-		if ip, isLock := c.lockOf(key); isLock && !keep(ip) {
-			out[key] = egress.Owner{IP: ip}
-			gets = append(gets, clientv3.OpGet(key))
-		}
-	}
-	if len(gets) == 0 {
-		return out, nil
-	}
-	resp, err := c.read(ctx, gets)
-	if err != nil {
-		return nil, err
-	}
-	for _, r := range resp.Responses {
-		for _, kv := range r.GetResponseRange().Kvs {
-			o := out[string(kv.Key)]
-			if read, err := DecodeOwner(recordOf(kv)); err == nil {
-				o.From = read.From
-			}
-			o.Revision = kv.ModRevision
-			out[string(kv.Key)] = o
-		}
-	}
-	return out, nil
 }
 
 // condition is how a lease is doing.

@@ -45,10 +45,10 @@ func TestALockThatIsHandedToAnAgentOnItsWayOutStaysOnNoLeaseThatEnds(t *testing.
 				if there {
 					t.Fatalf("the lock is kept, and nobody answers for the IP: %s", r.Value)
 				}
-				// The next owner may not have seen that n2 had it: both changes came between two of its looks.
+				// What n1 said as it handed over counts in an etcd that was not restored since, and n2 does not say.
 				claimSeen(t, h.c, grant(t, h.c, time.Minute), egress.Owner{IP: ip1, Node: "n1"}, h.o.Revision)
-				if o := h.owner(t); o.From != "n2" {
-					t.Errorf("the next owner has it from %q, and waits: n1 was silent when it handed it over, and n2 did not use it", o.From)
+				if o := h.owner(t); o.From != "" {
+					t.Errorf("the next owner has it from %q, and does not wait", o.From)
 				}
 			}
 		})
