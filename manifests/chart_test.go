@@ -432,7 +432,8 @@ func TestPodsOfTheBundledEtcdFindTheirCredentials(t *testing.T) {
 		}
 	}
 	all := strings.Join(pods["run"].Containers[0].Args, " ")
-	for _, want := range []string{"egret-etcd-0=https://egret-etcd-0.egret-etcd-peers.egret-system.svc:8484,", ",egret-etcd-2=https://egret-etcd-2.egret-etcd-peers", "--quota-backend-bytes=536870912"} {
+	for _, want := range []string{"egret-etcd-0=https://egret-etcd-0.egret-etcd-peers.egret-system.svc:8484,", ",egret-etcd-2=https://egret-etcd-2.egret-etcd-peers", "--quota-backend-bytes=536870912",
+		"--auto-compaction-retention=1h"} {
 		if !strings.Contains(all, want) {
 			t.Errorf("members run with %s: want %s", all, want)
 		}

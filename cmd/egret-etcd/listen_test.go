@@ -32,5 +32,8 @@ func TestAMemberListensAtAllAddressesUnlessToldOtherwise(t *testing.T) {
 		if got := cfg.ListenClientUrls[0].Host; got != tt.want {
 			t.Errorf("%s, listening at %q: clients are served at %s, want %s", tt.host, tt.listen, got, tt.want)
 		}
+		if mode, keeps := cfg.AutoCompactionMode, cfg.AutoCompactionRetention; mode != "periodic" || keeps != "1h0m0s" {
+			t.Errorf("a member compacts by %s %s, want periodic 1h0m0s", mode, keeps)
+		}
 	}
 }
