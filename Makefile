@@ -103,10 +103,7 @@ test-vm: tools
 
 # Egret installed on a cluster of kubelets, upgraded, drained, restored, uninstalled: by the commands of docs/install.md. It needs cgroups v1: without,
 # `make test` leaves it out, but in CI. make test-kubelet CNI=flannel: with flannel's manifest as its CNI; CNI=flannel-nftables: with EnableNFTables in it.
-# make test-kubelet ETCD=own: all steps with an etcd that is not the chart's; by default they are taken with the bundled
-# one, and few with another.
-CNI  ?= bridge
-ETCD ?= bundled
+CNI ?= bridge
 
 test-kubelet:
 	@test ! -e /sys/fs/cgroup/cgroup.controllers || { echo "test-kubelet: the lab makes cgroups of version 1, and /sys/fs/cgroup has version 2:" \
@@ -118,7 +115,7 @@ test-kubelet:
 	$(MAKE) image REPOSITORY=$(REPOSITORY)
 	go run -C image . -version next -arch $(ARCH) -name $(REPOSITORY):next -out $(CURDIR)/bin/egret-image-next.tar
 	env PATH=$(CURDIR)/bin/path $(TEST) -count=1 -v -timeout 20m ./integration/kubelet -image $(CURDIR)/bin/egret-image.tar -image-name $(REPOSITORY):$(VERSION) \
-		-next-image $(CURDIR)/bin/egret-image-next.tar -next-tag next -cni $(CNI) -etcd $(ETCD)
+		-next-image $(CURDIR)/bin/egret-image-next.tar -next-tag next -cni $(CNI)
 
 # Random faults for DURATION, under a probe every INTERVAL. A seed that failed: make test-faults SEED=<seed> ROUND=<round>.
 DURATION ?= 2m

@@ -200,6 +200,25 @@ func TestEveryCommandOfThePagesIsRunOrMarkedAsNotRun(t *testing.T) {
 	}
 }
 
+// The README has the page's first way to install.
+func TestTheREADMEInstallsAsThePageDoes(t *testing.T) {
+	readme, err := commands("../README.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	page, err := commands("install.md")
+	if err != nil {
+		t.Fatal(err)
+	}
+	i, err := find(page, "Quick", "helm install")
+	if err != nil {
+		t.Fatal(err)
+	}
+	if !slices.ContainsFunc(readme, func(c command) bool { return c.section == "Use it" && c.text == page[i].text }) {
+		t.Errorf("README, Use it, lacks %q", page[i].text)
+	}
+}
+
 func TestCommandsAreThoseOfThePage(t *testing.T) {
 	root, err := filepath.Abs("../..")
 	if err != nil {

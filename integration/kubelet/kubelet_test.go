@@ -31,31 +31,24 @@ func TestMain(m *testing.M) {
 }
 
 // TestAnInstalledEgret is the life of Egret in one cluster of kubelets, from the installation to the end, by the
-// commands of docs/install.md: with an etcd that is there, in short, and with one of its own; with -etcd own, with an
-// etcd that is there alone, through all steps. Each step goes on from where the one before left off. What follows a
-// failed one is told, too, but only from a cluster with Egret.
+// commands of docs/install.md: with an etcd that is there, in short, with the chart's, and with one that is there and has
+// TLS. Each step goes on from where the one before left off. What follows a failed one is told, too, but only from a
+// cluster with Egret.
 func TestAnInstalledEgret(t *testing.T) {
 	need.Root(t)
 	if *image == "" || *nextFile == "" {
 		t.Skip("no -image and -next-image: run it with make test-kubelet")
 	}
 	need.CgroupV1(t)
-	ways, ok := map[string][]way{
-		etcdBundled: {
-			{"an etcd of one's own, and kubectl apply", []step{{install, appliedWithOwnEtcd}, {guideLeaves, guide}, {uninstall, deletedByKubectl}}},
-			{"the bundled etcd, and helm install", slices.Concat([]step{{install, helmInstalled}}, life(), []step{
-				{"etcd begins again with a snapshot", restored}, {uninstall, uninstalledByHelm},
-			})},
-		},
-		etcdOwn: {
-			{"an etcd of one's own with TLS, and helm install", slices.Concat([]step{{install, helmInstalledWithOwnEtcd}}, life(), []step{
-				{"a version that does not get ready stops at the first node", stopsAtTheFirst},
-				{"a new node gets no pods before its agent is ready", keptOff}, {uninstall, uninstalledByHelm},
-			})},
-		},
-	}[*etcd]
-	if !ok {
-		t.Fatalf("-etcd %q: want %s or %s", *etcd, etcdBundled, etcdOwn)
+	ways := []way{
+		{"an etcd of one's own, and kubectl apply", []step{{install, appliedWithOwnEtcd}, {guideLeaves, guide}, {uninstall, deletedByKubectl}}},
+		{"the bundled etcd, and helm install", slices.Concat([]step{{install, helmInstalled}}, life(), []step{
+			{"etcd begins again with a snapshot", restored}, {uninstall, uninstalledByHelm},
+		})},
+		{"an etcd of one's own with TLS, and helm install", slices.Concat([]step{{install, helmInstalledWithOwnEtcd}}, life(), []step{
+			{"a version that does not get ready stops at the first node", stopsAtTheFirst},
+			{"a new node gets no pods before its agent is ready", keptOff}, {uninstall, uninstalledByHelm},
+		})},
 	}
 	begin := time.Now()
 	l, err := lab.Up(t.Context(), lab.Config{
@@ -73,14 +66,6 @@ func TestAnInstalledEgret(t *testing.T) {
 		}
 	}
 }
-
-// The values of -etcd.
-const (
-	etcdBundled = "bundled"
-	etcdOwn     = "own"
-)
-
-var etcd = flag.String("etcd", etcdBundled, "whose etcd Egret goes through all steps with: "+etcdBundled+", or one's "+etcdOwn)
 
 const (
 	install     = "it is installed and gets ready"
