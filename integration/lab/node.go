@@ -1,6 +1,7 @@
 package lab
 
 import (
+	"bytes"
 	"context"
 	"errors"
 	"fmt"
@@ -209,16 +210,18 @@ func (l *Lab) RestartServices(node string, services ...string) error {
 	return errors.Join(errs...)
 }
 
-// childNamed returns the child of a process that has a name (proc_pid_comm(5)).
+// childNamed returns the child of a process that has a name (proc_pid_stat(5)). The list of children that /proc has of a
+// process may leave some out while others end.
 func childNamed(parent int, name string) (int, error) {
-	b, err := os.ReadFile(fmt.Sprintf("/proc/%d/task/%d/children", parent, parent))
+	files, err := filepath.Glob("/proc/[0-9]*/stat")
 	if err != nil {
 		return 0, err
 	}
-	for _, child := range strings.Fields(string(b)) {
-		// it may have ended
-		if comm, _ := os.ReadFile("/proc/" + child + "/comm"); strings.TrimSpace(string(comm)) == name {
-			return strconv.Atoi(child)
+	for _, file := range files {
+		stat, _ := os.ReadFile(file) // it may have ended
+		rest, named := bytes.CutPrefix(stat[bytes.IndexByte(stat, ' ')+1:], []byte("("+name+") "))
+		if fields := bytes.Fields(rest); named && len(fields) > 1 && string(fields[1]) == strconv.Itoa(parent) {
+			return strconv.Atoi(filepath.Base(filepath.Dir(file)))
 		}
 	}
 	return 0, fmt.Errorf("process %d has no child %s", parent, name)
