@@ -16,6 +16,9 @@ func FuzzDecode(f *testing.F) {
 		if e, err := decodeElement(b); err == nil && len(e.key)+len(e.value) > len(b) {
 			t.Errorf("%x says %+v", b, e)
 		}
+		if v, err := decodeLimit(b); err == nil && v != "" && len(v) != len(limitValue(0, 0)) {
+			t.Errorf("%x is the limit %x", b, v)
+		}
 		a, _ := decode(b) // what was read until an error
 		for typ := range a {
 			_, _ = a.uint32(typ), a.string(typ)
