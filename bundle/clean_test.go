@@ -15,7 +15,7 @@ import (
 
 func secretsRedactor(names map[string]string) *redactor {
 	r := &redactor{key: []byte("a key"), names: map[string]string{}, first: map[string]int{}, count: map[string]int{}, ips: map[netip.Addr]netip.Addr{}}
-	for _, name := range []string{"node-1", "node-10", "web", "web-1", "prod", "public", "alice@laptop (certificate CN=alice)", "node-1.example.com"} {
+	for _, name := range []string{"node-1", "node-10", "web", "web-1", "prod", "public", "alice@laptop (certificate CN=alice)", "node-1.example.com", " ", " (CN=bob)"} {
 		if word := names[name]; word != "" {
 			r.pseudonym(word, name)
 		}
@@ -25,7 +25,7 @@ func secretsRedactor(names map[string]string) *redactor {
 
 func TestNamesAreReplacedWholeAndEverywhere(t *testing.T) {
 	r := secretsRedactor(map[string]string{"node-1": "NODE", "node-10": "NODE", "web": "EGRESS", "web-1": pod, "prod": namespace, "public": "POOL",
-		"alice@laptop (certificate CN=alice)": person, "node-1.example.com": host})
+		"alice@laptop (certificate CN=alice)": person, "node-1.example.com": host, " ": person, " (CN=bob)": person})
 	for in, want := range map[string]string{
 		"egress web: no node":                                  "egress EGRESS1: no node",
 		"node-1's agent":                                       "NODE1's agent",
@@ -35,6 +35,7 @@ func TestNamesAreReplacedWholeAndEverywhere(t *testing.T) {
 		"acts/20260102T150405.000000000-cordon-node-10":        "acts/20260102T150405.000000000-cordon-NODE2",
 		"https://node-1.example.com:2379":                      "https://HOST1:2379",
 		"pinned by alice@laptop (certificate CN=alice) at 9":   "pinned by PERSON1 at 9",
+		"on node-1 (CN=bob)":                                   "on NODE1PERSON2",
 		"webs and the website are words":                       "webs and the website are words",
 		"at 12:03:04, 1.5s, v1.36.3, 6.12.95":                  "at 12:03:04, 1.5s, v1.36.3, 6.12.95",
 		`egret_egress_ip_owned{pool="public",node="node-1"} 1`: `egret_egress_ip_owned{pool="POOL1",node="NODE1"} 1`,

@@ -166,7 +166,7 @@ func ofKubernetes(key string) bool {
 const maxName = 253
 
 // plainWord is what is no name, whoever uses it as one: it would make nonsense of all that it is in.
-var plainWord = regexp.MustCompile(`^([0-9]{0,5}|true|false|-)$`)
+var plainWord = regexp.MustCompile(`^([0-9]{0,5}|[^\pL\pN]*|true|false)$`)
 
 // pseudonym returns what stands for a name; it is made when the name is seen first. Addresses have theirs by address.
 func (r *redactor) pseudonym(word, name string) string {
@@ -197,9 +197,18 @@ var (
 )
 
 // text returns a text with all names and addresses replaced.
-func (r *redactor) text(s string) string {
-	for _, name := range r.odd {
-		s = strings.ReplaceAll(s, name, r.names[name])
+func (r *redactor) text(s string) string { return r.between(s, r.odd) }
+
+// between replaces odd names, and what is before, between and behind them by itself: else a name beside one would be
+// part of a longer run then.
+func (r *redactor) between(s string, odd []string) string {
+	for i, name := range odd {
+		if parts := strings.Split(s, name); len(parts) > 1 {
+			for j, part := range parts {
+				parts[j] = r.between(part, odd[i+1:])
+			}
+			return strings.Join(parts, r.names[name])
+		}
 	}
 	s = four.ReplaceAllStringFunc(s, func(s string) string {
 		if is, ok := r.addressText(s); ok {
