@@ -25,7 +25,7 @@ func TestBoundedPermitsEndWithoutConfirmation(t *testing.T) {
 	}
 	ip := netip.MustParseAddr("10.10.0.11")
 	list := []nft.Permit{{IP: ip, Answer: true}}
-	p := permitsOf(t, tables, ownership.Config{Permit: 300 * time.Millisecond, Gossip: true, Freeze: true})
+	p := permitsOf(t, tables, ownership.Config{Permit: 1500 * time.Millisecond, Gossip: true, Freeze: true})
 	// promise lets the only peer promise, if it is asked.
 	promise := func() {
 		for _, effect := range p.machine.step(ownership.Question{Peers: []string{"b"}}) {
@@ -89,7 +89,7 @@ func TestLocksThatMovedTooLateAreGivenBack(t *testing.T) {
 	if ok, err := client.Claim(t.Context(), lease, egress.Owner{IP: ip, Node: "a", Why: egress.ReasonClaim}, store.Former{}); err != nil || !ok {
 		t.Fatal(ok, err)
 	}
-	p := permitsOf(t, tables, ownership.Config{Permit: 300 * time.Millisecond, Gossip: true, Freeze: true})
+	p := permitsOf(t, tables, ownership.Config{Permit: 1500 * time.Millisecond, Gossip: true, Freeze: true})
 	// One of another IP, whose packets it only passes on, has nothing to do with it.
 	list := []nft.Permit{{IP: ip, Answer: true}, {IP: ip.Next()}}
 	if err := p.under(lease, list); !errors.Is(err, ownership.ErrUnconfirmed) {

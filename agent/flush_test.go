@@ -160,7 +160,7 @@ func (n *node) takeOver(flush bool) time.Time {
 func TestASlowConntrackDelaysNeitherClaimNorPermitNorAnnouncement(t *testing.T) {
 	n := newNode(t)
 	n.members("e0", "node-1", "10.244.1.2")
-	const slow = 3 * time.Second
+	const slow = 20 * time.Second
 	n.flusher.delete = func(func(conntrack.Connection) bool, ...conntrack.Filter) error {
 		select {
 		case <-time.After(slow):

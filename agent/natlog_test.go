@@ -393,10 +393,12 @@ func TestFilterAndSampleChooseWholeConnections(t *testing.T) {
 		l.open(lines...)
 		l.open(tcp("10.244.0.1", 999, "192.0.2.1", "203.0.113.5:2047"))
 		l.until(natlog.New, 200)
+		await(t, time.Second) // some are to come
 		l.stop()
 		l.start() // an agent that chose others would log ends without a beginning
 		netns.Run(t, "conntrack -F")
 		l.until(natlog.End, 200)
+		await(t, time.Second)
 		l.stop()
 		began, ended := map[uint16]bool{}, map[uint16]bool{}
 		for _, is := range l.lines() {

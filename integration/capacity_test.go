@@ -74,8 +74,8 @@ func TestAnIPWithoutCapacityIsClaimedWhenThereIsSome(t *testing.T) {
 	// Which makes room on the node that it left.
 	_, owner := held(t, "room-late")
 	t.Logf("%s took %s %v after the move began", owner, waits, time.Since(began).Round(time.Millisecond))
-	if owner != at || time.Since(began) > 3*time.Second {
-		t.Errorf("%s has %s after %v, want %s within a second", owner, waits, time.Since(began), at)
+	if owner != at || time.Since(began) > 10*time.Second {
+		t.Errorf("%s has %s after %v, want %s soon", owner, waits, time.Since(began), at)
 	}
 	selected(t, pod, waits)
 

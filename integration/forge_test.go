@@ -22,7 +22,7 @@ import (
 // outside sees one.
 func TestNoPodForgesPacketsOfTheOverlay(t *testing.T) {
 	n := newNamespace(t)
-	ip, gateway, pod := n.remote("forge", "10.10.0.44")
+	ip, gateway, pod := n.remote("forge", "10.10.0.59")
 	id := idOf(t, "forge")
 	const port = 7002
 	c := listenOutside(t, port)

@@ -77,12 +77,15 @@ func TestLossOfEtcdLosesNoPacketAndMovesNothing(t *testing.T) {
 	}
 	// One line when etcd was lost, one when it was back.
 	for node, before := range logs {
-		said := strings.TrimSpace(string(agentLog(t, node)[len(before):]))
+		said := strings.TrimSpace(beside.ReplaceAllString(string(agentLog(t, node)[len(before):]), ""))
 		if !regexp.MustCompile(`^[^\n]*level=WARN[^\n]*\n[^\n]*level=INFO[^\n]*$`).MatchString(said) {
 			t.Errorf("the agent of %s said\n%s\nwant a line for the loss, and one for the return", node, said)
 		}
 	}
 }
+
+// beside is what an agent may say of a busy machine meanwhile.
+var beside = regexp.MustCompile(`(?m)^.*msg="(agent suspected|permits renewed by commits)[^\n]*\n`)
 
 func agentLog(t *testing.T, node string) []byte {
 	t.Helper()

@@ -320,7 +320,10 @@ func TestInvariant5ASteadyStateAndARestartWriteNothing(t *testing.T) {
 				most = 7 // the permits are extended, and cut, and the tables taken over
 			}
 			// Every so often crdsync notes which revision etcd has, to know by then what may be compacted.
-			got := slices.DeleteFunc(written(t, etcd, before), func(change string) bool { return strings.HasSuffix(change, "PUT /egret/compaction") })
+			// An agent that a busy machine delays may be suspected, and says at once that it lives.
+			got := slices.DeleteFunc(written(t, etcd, before), func(change string) bool {
+				return strings.HasSuffix(change, "PUT /egret/compaction") || strings.Contains(change, " /egret/suspicions/")
+			})
 			if len(got) != want {
 				t.Errorf("%d transactions in etcd, want %d:\n%s", len(got), want, strings.Join(got, "\n"))
 			}

@@ -33,7 +33,7 @@ func TestMTUFollowsTheUplink(t *testing.T) {
 	for _, uplink := range []int{1500, 1400, 1500} {
 		setMTU(uplink)
 		overlay := uplink - 50
-		eventually(t, time.Second, func() error {
+		eventually(t, 5*time.Second, func() error {
 			out, err := cluster.Exec(t.Context(), "node", node, "ip", "link", "show", "egret.vx")
 			if err == nil && !strings.Contains(string(out), fmt.Sprintf(" mtu %d ", overlay)) {
 				err = fmt.Errorf("uplink %d: %s", uplink, out)

@@ -27,7 +27,7 @@ func TestANewGatewayAsksForTheNextHopAtOnce(t *testing.T) {
 		}
 		answered := make(chan error, 1)
 		go func() {
-			answered <- cluster.In("pod", pod, func() error { return sendWhen(came, ip, 500*time.Millisecond) })
+			answered <- cluster.In("pod", pod, func() error { return sendWhen(came, ip, 900*time.Millisecond) })
 		}()
 		egret(t, "move", ip.String(), "--to", node)
 		if err := <-answered; err != nil {

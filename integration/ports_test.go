@@ -14,7 +14,7 @@ import (
 // them. All of them open, since the node gets a larger block meanwhile.
 func TestABlockGrowsBeforeConnectionsFailForWantOfPorts(t *testing.T) {
 	n := newNamespace(t)
-	ip, _, pod := n.remote("grows", "10.10.0.45")
+	ip, _, pod := n.remote("grows", "10.10.0.58")
 	const port, most, perSecond = 7917, 1400, 120
 	var l net.Listener
 	to := net.JoinHostPort(lab.OutsideIP.String(), fmt.Sprint(port))

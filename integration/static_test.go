@@ -153,15 +153,18 @@ func TestAStaticIPIsServedWhereItIs(t *testing.T) {
 	wantAssigned(nowhere)
 	dropped()
 
-	var moves []string
-	for line := range strings.Lines(kubectl(t, "get", "events.v1.events.k8s.io", "-n", "default", "--sort-by=.eventTime",
-		`-o=jsonpath={range .items[?(@.regarding.name=="static")]}{.reason} {.note}{"\n"}{end}`)) {
-		if strings.HasPrefix(line, "IP") {
-			moves = append(moves, strings.Fields(line)[0]+" "+strings.Fields(line)[len(strings.Fields(line))-1])
-		}
-	}
 	want := []string{"IPAssigned node-2", "IPUnassigned node-2", "IPAssigned node-3", "IPUnassigned node-3"}
-	if !slices.Equal(moves, want) {
-		t.Errorf("Events %q, want %q", moves, want)
-	}
+	eventually(t, 15*time.Second, func() error {
+		var moves []string
+		for line := range strings.Lines(kubectl(t, "get", "events.v1.events.k8s.io", "-n", "default", "--sort-by=.eventTime",
+			`-o=jsonpath={range .items[?(@.regarding.name=="static")]}{.reason} {.note}{"\n"}{end}`)) {
+			if strings.HasPrefix(line, "IP") {
+				moves = append(moves, strings.Fields(line)[0]+" "+strings.Fields(line)[len(strings.Fields(line))-1])
+			}
+		}
+		if !slices.Equal(moves, want) {
+			return fmt.Errorf("Events %q, want %q", moves, want)
+		}
+		return nil
+	})
 }

@@ -44,9 +44,7 @@ func TestUplinkIsMadeAnewUnderTheAgent(t *testing.T) {
 				}
 				leavesAs(t, pod, ip)
 				result = probeTo(t, outsideOf(ip), pod, time.Second, func() {})
-				if result.Lost > 0 {
-					t.Errorf("%s: afterwards %d of %d packets lost", step.name, result.Lost, result.Sent)
-				}
+				lossless(t, step.name+", afterwards", result)
 			}
 		})
 	}

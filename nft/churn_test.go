@@ -166,11 +166,11 @@ func TestLongConnectionsOpenUntilThreeQuartersOfTheBlockAreInUse(t *testing.T) {
 	b.listenTCP(7004)
 	b.pods["a"].ok("ping -c1 -w3 " + b.f.server) // so that the neighbours are known
 	to := net.JoinHostPort(b.f.server, "7004")
-	const failures = 20
+	const failures = 5
 	opened, first, failed := 0, 0, 0
 	b.pods["a"].do(func() error {
 		for n := 1; failed < failures && n < 1100; n++ {
-			c, err := net.DialTimeout("tcp", to, 200*time.Millisecond)
+			c, err := net.DialTimeout("tcp", to, 900*time.Millisecond) // TCP asks again after a second
 			if err != nil {
 				if failed++; first == 0 {
 					first = n

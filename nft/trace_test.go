@@ -145,6 +145,7 @@ func TestOfTCPOnlyTheBeginningOfAConnectionIsTraced(t *testing.T) {
 	ctx, cancel := context.WithTimeout(t.Context(), 5*time.Second)
 	defer cancel()
 	go func() {
+		runtime.LockOSThread() // which ends with it
 		netns.Switch(t, ns)
 		for ctx.Err() == nil {
 			old.Write([]byte("x"))

@@ -109,19 +109,21 @@ func TestANodeThatStoodStillIsCountedAsSuspected(t *testing.T) {
 		t.Fatal(err)
 	}
 	defer h.close()
-	frozen := make(chan error, 1)
-	go func() {
-		node := h.owners[ownersOf+ip.String()]
-		err := l.Freeze(t.Context(), node)
-		time.Sleep(450 * time.Millisecond)
-		frozen <- errors.Join(err, l.Thaw(t.Context(), node))
-	}()
-	d, err := h.look(t.Context(), 3*time.Second)
-	if err := errors.Join(err, <-frozen); err != nil {
-		t.Fatal(err)
+	node := h.owners[ownersOf+ip.String()]
+	for range 3 { // on a busy machine the others may not ask it meanwhile
+		frozen := make(chan error, 1)
+		go func() {
+			err := l.Freeze(t.Context(), node)
+			time.Sleep(450 * time.Millisecond)
+			frozen <- errors.Join(err, l.Thaw(t.Context(), node))
+		}()
+		d, err := h.look(t.Context(), 3*time.Second)
+		if err := errors.Join(err, <-frozen); err != nil {
+			t.Fatal(err)
+		}
+		if t.Log(d); d.Suspicions > 0 {
+			return
+		}
 	}
-	t.Log(d)
-	if d.Suspicions == 0 {
-		t.Error("nobody suspected it")
-	}
+	t.Error("nobody suspected it")
 }
