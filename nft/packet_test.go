@@ -194,12 +194,7 @@ func counts(t testing.TB, tables *Tables, name string, f func()) {
 	t.Helper()
 	before := counter(t, tables, name)
 	f()
-	for end := time.Now().Add(10 * time.Second); counter(t, tables, name) <= before; time.Sleep(10 * time.Millisecond) {
-		if time.Now().After(end) {
-			t.Errorf("%s stays at %d", name, before)
-			return
-		}
-	}
+	eventually(t, fmt.Sprintf("%s stays at %d", name, before), func() bool { return counter(t, tables, name) > before })
 }
 
 // outside makes an external host, linked to the namespace of the calling thread by eth0: 10.10.0.200 and 203.0.113.10
