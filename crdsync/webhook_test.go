@@ -109,14 +109,14 @@ func testWebhook(c *cluster) {
 
 	for name, tt := range map[string]struct{ kind, spec, err string }{
 		"of the pool":            {"Egress", "{appliedTo: {}, externalIPPool: p, egressIP: 10.10.0.20}", ""},
-		"outside of the pool":    {"Egress", "{appliedTo: {}, externalIPPool: p, egressIP: 10.10.0.21}", "egressIP 10.10.0.21 is not an address of pool p: want one of 10.10.0.11-10.10.0.20, 10.10.1.0/28"},
+		"outside of the pool":    {"Egress", "{appliedTo: {}, externalIPPool: p, egressIP: 10.10.0.21}", "egressIP 10.10.0.21 is not an address of pool p: want a pool that has it, or no egressIP"},
 		"of a pool to come":      {"Egress", "{appliedTo: {}, externalIPPool: none}", ""},
 		"an IP of none":          {"Egress", "{appliedTo: {}, externalIPPool: none, egressIP: 10.10.0.20}", "pool none does not exist"},
 		"static":                 {"Egress", "{appliedTo: {}, egressIP: 192.0.2.7}", ""},
 		"dual stack of one":      {"Egress", "{appliedTo: {}, externalIPPools: [p, q]}", "externalIPPools p and q are of one IP family: want at most one of each"},
 		"a key of a label":       {"Egress", "{appliedTo: {podSelector: {matchLabels: {'a b': c}}}, egressIP: 192.0.2.7}", `appliedTo.podSelector.matchLabels: key "a b": want the name of a label, like app or example.com/app`},
 		"a pool apart":           {"ExternalIPPool", "{ipRanges: [{start: 10.10.0.21, end: 10.10.0.30}], nodeSelector: {}}", ""},
-		"a pool that overlaps":   {"ExternalIPPool", "{ipRanges: [{start: 10.10.0.20, end: 10.10.0.30}], nodeSelector: {}}", "ipRanges: 10.10.0.20-10.10.0.30 overlaps with 10.10.0.11-10.10.0.20 of pool p: want each address in one pool"},
+		"a pool that overlaps":   {"ExternalIPPool", "{ipRanges: [{start: 10.10.0.20, end: 10.10.0.30}], nodeSelector: {}}", "ipRanges: 10.10.0.20-10.10.0.30 overlaps with another pool: want each address in one pool"},
 		"an inverted range":      {"ExternalIPPool", "{ipRanges: [{start: 10.10.5.9, end: 10.10.5.1}], nodeSelector: {}}", "ipRanges[0]: start 10.10.5.9 is after end 10.10.5.1: want them the other way round"},
 		"of two families":        {"ExternalIPPool", "{ipRanges: [{start: 10.10.5.9, end: 'fd00::1'}], nodeSelector: {}}", "start 10.10.5.9 and end fd00::1: want addresses of one family"},
 		"overlapping itself":     {"ExternalIPPool", "{ipRanges: [{cidr: 10.10.5.0/28}, {start: 10.10.5.14, end: 10.10.5.20}], nodeSelector: {}}", "ipRanges: 10.10.5.14-10.10.5.20 overlaps with 10.10.5.0/28 of the same pool"},
@@ -128,14 +128,14 @@ func testWebhook(c *cluster) {
 
 	for _, tt := range []struct{ name, kind, object, patch, err string }{
 		{"a range in use", "ExternalIPPool", "p", `{"spec":{"ipRanges":[{"cidr":"10.10.1.0/28"}]}}`,
-			"ipRanges: 10.10.0.11 is in use by egress web: want its range 10.10.0.11-10.10.0.20 kept"},
-		{"an address in use", "ExternalIPPool", "p", `{"spec":{"ipRanges":[{"start":"10.10.0.12","end":"10.10.0.20"}]}}`, "10.10.0.11 is in use"},
+			"ipRanges: an address is in use: want its range 10.10.0.11-10.10.0.20 kept"},
+		{"an address in use", "ExternalIPPool", "p", `{"spec":{"ipRanges":[{"start":"10.10.0.12","end":"10.10.0.20"}]}}`, "ipRanges: an address is in use: want its range 10.10.0.11-10.10.0.20 kept"},
 		{"the gateway is in use", "ExternalIPPool", "p", `{"spec":{"subnetInfo":{"gateway":"10.10.0.11","prefixLength":16}}}`,
-			"subnetInfo: gateway 10.10.0.11 is in use by egress web: want another gateway"},
+			"subnetInfo: gateway 10.10.0.11 is in use: want another gateway"},
 		{"the same in other words", "ExternalIPPool", "p",
 			`{"spec":{"ipRanges":[{"start":"10.10.1.1","end":"10.10.1.14"},{"start":"10.10.0.11","end":"10.10.0.15"},{"start":"10.10.0.16","end":"10.10.0.20"}]}}`, ""},
 		{"an unused range", "ExternalIPPool", "p", `{"spec":{"ipRanges":[{"start":"10.10.0.11","end":"10.10.0.20"}]}}`, ""},
-		{"a range of another pool", "ExternalIPPool", "q", `{"spec":{"ipRanges":[{"cidr":"10.10.0.0/26"}]}}`, "10.10.0.0/26 overlaps with 10.10.0.11-10.10.0.20 of pool p"},
+		{"a range of another pool", "ExternalIPPool", "q", `{"spec":{"ipRanges":[{"cidr":"10.10.0.0/26"}]}}`, "10.10.0.0/26 overlaps with another pool"},
 		{"an address outside of the pool", "Egress", "web", `{"spec":{"egressIP":"10.10.9.9"}}`, "egressIP 10.10.9.9 is not an address of pool p"},
 		{"another address of it", "Egress", "web", `{"spec":{"egressIP":"10.10.0.12"}}`, ""},
 	} {

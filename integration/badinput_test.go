@@ -157,10 +157,10 @@ func TestAMistakeIsRefusedWhenItIsWritten(t *testing.T) {
 		object map[string]any
 		want   string
 	}{
-		{pool("overlaps", "192.0.2.24/29"), "ipRanges: 192.0.2.24/29 overlaps with 192.0.2.16/28 of pool taken: want each address in one pool"},
+		{pool("overlaps", "192.0.2.24/29"), "ipRanges: 192.0.2.24/29 overlaps with another pool: want each address in one pool"},
 		{map[string]any{"apiVersion": "crd.antrea.io/v1beta1", "kind": "Egress", "metadata": n.meta("outside"), "spec": map[string]any{
 			"externalIPPool": "taken", "egressIP": "192.0.2.16", "appliedTo": map[string]any{}}},
-			"egressIP 192.0.2.16 is not an address of pool taken: want one of 192.0.2.16/28 (192.0.2.17-192.0.2.30)"},
+			"egressIP 192.0.2.16 is not an address of pool taken: want a pool that has it, or no egressIP; `kubectl get externalippools -o yaml` has their ranges"},
 	} {
 		b, err := json.Marshal(tt.object)
 		if err != nil {

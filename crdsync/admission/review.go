@@ -8,6 +8,7 @@ import (
 	"io"
 	"log/slog"
 	"net/http"
+	"strings"
 
 	admissionv1 "k8s.io/api/admission/v1"
 	"k8s.io/apimachinery/pkg/api/equality"
@@ -21,12 +22,18 @@ import (
 // maxReview bounds a review: the API server takes objects of 3 MB, and sends the old one and the new one.
 const maxReview = 8 << 20
 
+// maxTold bounds what is said of an object, in bytes: it quotes the object, which is anybody's to bring.
+const maxTold = 4 << 10
+
 // reviewer answers AdmissionReviews of version v1.
 type reviewer struct {
 	// with those that cannot be read, and why
 	pools func(context.Context) (map[string]egress.Pool, map[string]error, error)
 	inUse func(context.Context) ([]egress.Allocation, error)
 	log   *slog.Logger
+	// frank says that who asks has shown an API server's certificate: the answer goes to a user who may write the object,
+	// and names what other objects have that are in its way.
+	frank bool
 	// reviewed is as Config's.
 	reviewed func(verdict string)
 }
@@ -47,14 +54,18 @@ func (r *reviewer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 		err = errors.New("it has no request")
 	}
 	if err != nil {
-		http.Error(w, fmt.Sprintf("reading the AdmissionReview: %v", err), http.StatusBadRequest)
+		http.Error(w, fmt.Sprintf("reading the AdmissionReview: %.200v", err), http.StatusBadRequest)
 		return
 	}
 	whole(req.Context(), w.Header())
 	wrong, err := r.review(req.Context(), review.Request)
 	if err != nil {
 		r.log.Warn("an object could not be checked", "err", fmt.Errorf("%s %s: %w", review.Request.Resource.Resource, review.Request.Name, err))
-		http.Error(w, err.Error(), http.StatusInternalServerError)
+		text := "it cannot be told now whether the object is right: crdsync's log says why"
+		if r.frank {
+			text = err.Error()
+		}
+		http.Error(w, text, http.StatusInternalServerError)
 		return
 	}
 	answer := admissionv1.AdmissionReview{TypeMeta: review.TypeMeta}
@@ -62,8 +73,15 @@ func (r *reviewer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	verdict = "allowed"
 	if wrong != nil {
 		verdict = "refused"
+		text := spec.Brief(wrong)
+		if r.frank {
+			text = wrong.Error()
+		}
+		if len(text) > maxTold {
+			text = strings.ToValidUTF8(text[:maxTold], "") + " and more"
+		}
 		answer.Response.Result = &metav1.Status{
-			Status: metav1.StatusFailure, Code: http.StatusUnprocessableEntity, Reason: metav1.StatusReasonInvalid, Message: wrong.Error(),
+			Status: metav1.StatusFailure, Code: http.StatusUnprocessableEntity, Reason: metav1.StatusReasonInvalid, Message: text,
 		}
 	}
 	w.Header().Set("Content-Type", "application/json")

@@ -97,6 +97,98 @@ func TestReviews(t *testing.T) {
 	}
 }
 
+// What a review says of other objects goes to those alone who have shown an API server's certificate. Others learn
+// whether something is in the way of the object that they bring.
+func TestAReviewNamesWhatOthersHaveToAPIServersAlone(t *testing.T) {
+	const (
+		beside = `{"metadata":{"name":"x"},"spec":{"externalIPPool":"p","egressIP":"10.0.0.77"}}`
+		all    = `{"metadata":{"name":"x"},"spec":{"ipRanges":[{"cidr":"8.0.0.0/5"}],"nodeSelector":{}}}`
+		was    = `{"metadata":{"name":"p"},"spec":{"ipRanges":[{"cidr":"8.0.0.0/5"}],"nodeSelector":{}}}`
+		none   = `{"metadata":{"name":"p"},"spec":{"ipRanges":[],"nodeSelector":{}}}`
+		taken  = `{"metadata":{"name":"p"},"spec":{"ipRanges":[{"cidr":"8.0.0.0/5"}],"subnetInfo":{"gateway":"10.0.0.1","prefixLength":5},"nodeSelector":{}}}`
+	)
+	blind := testReviewer()
+	blind.pools = func(context.Context) (map[string]egress.Pool, map[string]error, error) {
+		return nil, nil, errors.New("listing pools: https://10.96.0.1:443 refuses system:serviceaccount:egret-system:egret-crdsync")
+	}
+	if asked, anybody := (&server{Config: Config{Clients: []string{"api-1"}}}).reviewer(), new(server).reviewer(); !asked.frank || anybody.frank {
+		t.Errorf("with clients who show a certificate names are told: %v; without: %v", asked.frank, anybody.frank)
+	}
+	for name, tt := range map[string]struct {
+		reviewer         *reviewer
+		body             []byte
+		says             string
+		others           []string
+		withoutItsOthers string
+	}{
+		"an address of no pool": {testReviewer(), reviewOf("egresses", beside, ""), "want one of 10.0.0.1-10.0.0.9", []string{"10.0.0.1", "10.0.0.9"},
+			"egressIP 10.0.0.77 is not an address of pool p: want a pool that has it"},
+		"ranges of others": {testReviewer(), reviewOf("externalippools", all, ""), "8.0.0.0/5 overlaps with 10.0.0.1-10.0.0.9 of pool p", []string{"10.0.0.1", "pool p"},
+			"ipRanges: 8.0.0.0/5 overlaps with another pool"},
+		"addresses in use": {testReviewer(), reviewOf("externalippools", none, was), "10.0.0.1 is in use by egress web", []string{"10.0.0.1", "web"},
+			"ipRanges: an address is in use: want its range 8.0.0.0/5 kept"},
+		"a gateway in use": {testReviewer(), reviewOf("externalippools", taken, was), "gateway 10.0.0.1 is in use by egress web", []string{"web"},
+			"subnetInfo: gateway 10.0.0.1 is in use: want another gateway"},
+		"what keeps it from being told": {blind, reviewOf("externalippools", all, ""), "egret-crdsync", []string{"10.96.0.1", "system:"}, "crdsync's log says why"},
+	} {
+		t.Run(name, func(t *testing.T) {
+			tt.reviewer.frank = true
+			if frank := post(tt.reviewer, tt.body).Body.String(); !strings.Contains(frank, tt.says) {
+				t.Errorf("an API server is told %s; want %q", frank, tt.says)
+			}
+			tt.reviewer.frank = false
+			got := post(tt.reviewer, tt.body).Body.String()
+			if !strings.Contains(got, tt.withoutItsOthers) {
+				t.Errorf("anybody is told %s; want %q", got, tt.withoutItsOthers)
+			}
+			for _, o := range tt.others {
+				if strings.Contains(got, o) {
+					t.Errorf("anybody is told of %q: %s", o, got)
+				}
+			}
+		})
+	}
+}
+
+// However much is in the way, and however long the words of who asks are, an answer is short.
+func TestAReviewsAnswerIsBounded(t *testing.T) {
+	long := strings.Repeat("\u00e4", 1<<20)
+	r := testReviewer()
+	used := map[string]egress.Pool{}
+	var inUse []egress.Allocation
+	for i := range 1000 {
+		ip := netip.AddrFrom4([4]byte{10, 0, byte(i / 100), byte(i % 100)})
+		name := strings.Repeat("x", 200) + ip.String()
+		used[name] = egress.Pool{Name: name, Ranges: []egress.Range{{Start: ip, End: ip}}}
+		inUse = append(inUse, egress.Allocation{IP: ip, Pool: "p", Egresses: []string{name}})
+	}
+	r.pools = func(context.Context) (map[string]egress.Pool, map[string]error, error) { return used, nil, nil }
+	r.inUse = func(context.Context) ([]egress.Allocation, error) { return inUse, nil }
+	pool := func(ranges string) string {
+		return `{"metadata":{"name":"p"},"spec":{"ipRanges":[` + ranges + `],"nodeSelector":{}}}`
+	}
+	const all, half = `{"cidr":"10.0.0.0/8"}`, `{"cidr":"10.0.0.0/9"},{"cidr":"10.200.0.0/16"}`
+	for _, r.frank = range []bool{false, true} {
+		for name, body := range map[string][]byte{
+			"a range of many pools":    reviewOf("externalippools", pool(half), pool(all)),
+			"all are taken away":       reviewOf("externalippools", pool(""), pool(all)),
+			"a long address":           reviewOf("egresses", `{"spec":{"egressIP":"`+long+`"}}`, ""),
+			"a long name of a pool":    reviewOf("egresses", `{"spec":{"egressIP":"10.0.0.1","externalIPPool":"`+long+`"}}`, ""),
+			"a long cidr":              reviewOf("externalippools", pool(`{"cidr":"`+long+`"}`), ""),
+			"a type that is not known": reviewOf("egresses", `{"spec":{"bandwidth":{"rate":"`+long+`"}}}`, ""),
+		} {
+			w := post(r, body)
+			var got admissionv1.AdmissionReview
+			if err := json.Unmarshal(w.Body.Bytes(), &got); err != nil || got.Response.Allowed || got.Response.Result.Message == "" {
+				t.Errorf("%s: %v, %.300s", name, err, w.Body)
+			}
+			if n := w.Body.Len(); n > maxTold+1000 {
+				t.Errorf("%s: the answer has %d bytes", name, n)
+			}
+		}
+	}
+}
+
 // FuzzReview: no object makes the webhook panic, and each gets an answer.
 func FuzzReview(f *testing.F) {
 	seeds := []string{

@@ -200,10 +200,14 @@ func (s *server) certificate(*tls.ClientHelloInfo) (*tls.Certificate, error) {
 	return nil, errors.New("there is no certificate yet")
 }
 
+func (s *server) reviewer() *reviewer {
+	return &reviewer{pools: s.pools, inUse: s.inUse, log: s.Log, frank: len(s.Clients) > 0, reviewed: s.Reviewed}
+}
+
 // serve answers until ctx ends.
 func (s *server) serve(ctx context.Context) error {
 	mux := http.NewServeMux()
-	mux.Handle("POST "+Path, &reviewer{pools: s.pools, inUse: s.inUse, log: s.Log, reviewed: s.Reviewed})
+	mux.Handle("POST "+Path, s.reviewer())
 	listener, err := net.Listen("tcp", s.Address)
 	if err != nil {
 		return err

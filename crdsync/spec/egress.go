@@ -98,14 +98,17 @@ func PoolOf(ip netip.Addr, names []string, pools map[string]egress.Pool) (string
 			}
 		}
 	}
-	want := append(missing, "want a pool that has it, or no egressIP")
+	want := append(slices.Clip(missing), "want a pool that has it, or no egressIP")
 	if len(ranges) > maxFaults {
 		ranges = append(ranges[:maxFaults], "and more")
 	}
 	if len(ranges) > 0 {
 		want[len(want)-1] = "want one of " + strings.Join(ranges, ", ")
 	}
-	return "", fmt.Errorf("egressIP %s is not an address of pool %s: %s", ip, strings.Join(names, " or "), strings.Join(want, ", "))
+	fault := fmt.Sprintf("egressIP %s is not an address of pool %s: ", ip, strings.Join(names, " or "))
+	const brief = "want a pool that has it, or no egressIP; `kubectl get externalippools -o yaml` has their ranges, " +
+		"in which the first and the last address of an IPv4 cidr and the gateway of subnetInfo do not count"
+	return "", conflict{errors.New(fault + strings.Join(want, ", ")), fault + strings.Join(append(missing, brief), ", ")}
 }
 
 // Families names two pools of which an Egress could have no more than one address: both have those of one IP family

@@ -28,6 +28,35 @@ func join(errs []error) error {
 	return errors.Join(errs...)
 }
 
+// conflict is what is wrong with an object beside others.
+type conflict struct {
+	error        // names what the others have
+	brief string // in words of the object alone
+}
+
+// Brief is the text of an error of this package without what other objects have: neither their ranges, nor their
+// addresses, nor their names that the object does not have itself. Faults that are alike without them are one.
+func Brief(err error) string {
+	var faults []string
+	add := func(text string) {
+		if !slices.Contains(faults, text) {
+			faults = append(faults, text)
+		}
+	}
+	var c conflict
+	switch joined, ok := err.(interface{ Unwrap() []error }); {
+	case ok:
+		for _, err := range joined.Unwrap() {
+			add(Brief(err))
+		}
+	case errors.As(err, &c):
+		add(c.brief)
+	default:
+		add(err.Error())
+	}
+	return strings.Join(faults, "\n")
+}
+
 // Pool reads an ExternalIPPool. The error names everything that is wrong with it by itself.
 func Pool(name string, s v1beta1.ExternalIPPoolSpec) (egress.Pool, error) {
 	p := egress.Pool{Name: name, Ranges: []egress.Range{}}
@@ -142,7 +171,10 @@ func Overlap(p egress.Pool, others map[string]egress.Pool) error {
 		for _, r := range p.Ranges {
 			for _, o := range other.Ranges {
 				if overlap(r, o) && len(errs) <= maxFaults {
-					errs = append(errs, fmt.Errorf("ipRanges: %s overlaps with %s of pool %s: want each address in one pool", r, o, other.Name))
+					errs = append(errs, conflict{
+						fmt.Errorf("ipRanges: %s overlaps with %s of pool %s: want each address in one pool", r, o, other.Name),
+						fmt.Sprintf("ipRanges: %s overlaps with another pool: want each address in one pool; `kubectl get externalippools -o yaml` has their ranges", r),
+					})
 				}
 			}
 		}
@@ -166,8 +198,11 @@ func TakenAway(from, to egress.Pool, inUse []egress.Allocation) error {
 			continue
 		}
 		if to.Subnet != nil && to.Subnet.Gateway == a.IP {
-			errs = append(errs, fmt.Errorf("subnetInfo: gateway %s is in use by egress %s: want another gateway, or the egress moved to another pool first",
-				a.IP, strings.Join(a.Egresses, ", ")))
+			const want = "want another gateway, or the egress moved to another pool first"
+			errs = append(errs, conflict{
+				fmt.Errorf("subnetInfo: gateway %s is in use by egress %s: %s", a.IP, strings.Join(a.Egresses, ", "), want),
+				fmt.Sprintf("subnetInfo: gateway %s is in use: %s; `kubectl get egresses -o wide` has its egress", a.IP, want),
+			})
 			continue
 		}
 		where := ""
@@ -176,8 +211,11 @@ func TakenAway(from, to egress.Pool, inUse []egress.Allocation) error {
 				where = r.String()
 			}
 		}
-		errs = append(errs, fmt.Errorf("ipRanges: %s is in use by egress %s: want its range %s kept, or the egress moved to another pool first",
-			a.IP, strings.Join(a.Egresses, ", "), where))
+		want := fmt.Sprintf("want its range %s kept, or the egress moved to another pool first", where)
+		errs = append(errs, conflict{
+			fmt.Errorf("ipRanges: %s is in use by egress %s: %s", a.IP, strings.Join(a.Egresses, ", "), want),
+			fmt.Sprintf("ipRanges: an address is in use: %s; `kubectl get egresses -o wide` has the addresses of egresses", want),
+		})
 	}
 	return join(errs)
 }
