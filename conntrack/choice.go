@@ -86,17 +86,25 @@ func first(family byte, f Filter) (c Flow, found bool, err error) {
 	if err := errors.Join(err, received); err != nil {
 		return c, false, fmt.Errorf("listing connections: %w", err)
 	}
-	answer = answer[:n]
-	if n < unix.NLMSG_HDRLEN {
-		return c, false, fmt.Errorf("listing connections: %w", errShort)
+	c, found, err = head(answer[:n])
+	if err != nil {
+		return c, false, fmt.Errorf("listing connections: %w", err)
+	}
+	return c, found, nil
+}
+
+// head reads the first message of an answer to a listing. False: it is the end.
+func head(answer []byte) (c Flow, found bool, err error) {
+	if len(answer) < unix.NLMSG_HDRLEN {
+		return c, false, errShort
 	}
 	// nlmsg_len and nlmsg_type of linux/netlink.h
 	length, typ := int(binary.NativeEndian.Uint32(answer)), binary.NativeEndian.Uint16(answer[4:])
 	if typ == unix.NLMSG_DONE {
 		return c, false, nil
 	}
-	if typ != begin || length < unix.NLMSG_HDRLEN+headerLen || length > n {
-		return c, false, fmt.Errorf("listing connections: a message of type %d and %d bytes", typ, length)
+	if typ != begin || length < unix.NLMSG_HDRLEN+headerLen || length > len(answer) {
+		return c, false, fmt.Errorf("a message of type %d and %d bytes", typ, length)
 	}
 	return c, true, decode(answer[unix.NLMSG_HDRLEN+headerLen:length], &c)
 }

@@ -28,15 +28,20 @@ func FuzzEvents(f *testing.F) {
 		if size > 1<<16 {
 			return
 		}
-		head := make([]byte, unix.NLMSG_HDRLEN+headerLen)
-		head[0], head[1], head[4], head[5] = byte(size), byte(size>>8), byte(begin&0xff), byte(begin>>8)
+		header := make([]byte, unix.NLMSG_HDRLEN+headerLen)
+		header[0], header[1], header[4], header[5] = byte(size), byte(size>>8), byte(begin&0xff), byte(begin>>8)
 		var got []Flow
 		var flow Flow
 		keep := func(f *Flow) { got = append(got, *f) }
-		gotErr := new(Events).parse(bytes.Join([][]byte{head, attributes}, nil), &flow, keep, keep)
+		gotErr := new(Events).parse(bytes.Join([][]byte{header, attributes}, nil), &flow, keep, keep)
 		if (err == nil) != (gotErr == nil) || err == nil && (len(got) != 1 || got[0] != want) {
 			t.Errorf("the attributes are %+v, %v; the event is %+v, %v", want, err, got, gotErr)
 		}
+		// the first of a listing is that message, however much comes after it
+		if first, found, err := head(bytes.Join([][]byte{header, attributes, attributes}, nil)); (err == nil) != (gotErr == nil) || err == nil && (!found || first != want) {
+			t.Errorf("the attributes are %+v; the first message is %+v, %v, %v", want, first, found, err)
+		}
+		_, _, _ = head(attributes)
 		_ = new(Events).parse(attributes, &flow, keep, keep) // as a datagram: no more than an error may come of it
 	})
 }

@@ -6,6 +6,8 @@ import (
 	"testing"
 	"time"
 
+	"github.com/hashicorp/memberlist"
+
 	"github.com/egret-project/egret/ownership"
 )
 
@@ -46,6 +48,24 @@ func FuzzMessage(f *testing.F) {
 		}
 		if from != "n3" && g.known["n3"].left || g.State("n3") != Alive {
 			t.Errorf("after %q n3 is %+v", b, g.known["n3"])
+		}
+	})
+}
+
+// Whatever a file of keys holds: it has keys that gossip takes, or it is refused.
+func FuzzKeys(f *testing.F) {
+	for _, text := range []string{"", strings.Repeat("A", 43) + "=\n", "AAAAAAAAAAAAAAAAAAAAAA==\r\n" + strings.Repeat("A", 32), "====", "\u00a0", "AAAA AAAA"} {
+		f.Add(text)
+	}
+	f.Fuzz(func(t *testing.T, text string) {
+		keys, err := parseKeys(text)
+		if (err == nil) != (len(keys) > 0) {
+			t.Errorf("%q: %d keys, %v", text, len(keys), err)
+		}
+		for _, key := range keys {
+			if memberlist.ValidateKey(key) != nil {
+				t.Errorf("%q has a key of %d bytes", text, len(key))
+			}
 		}
 	})
 }

@@ -1,13 +1,17 @@
 package page
 
 import (
+	"context"
 	"encoding/json"
 	"fmt"
 	"net/http"
 	"net/http/httptest"
+	"net/netip"
 	"strings"
 	"testing"
+	"time"
 
+	"github.com/egret-project/egret/egress"
 	"github.com/egret-project/egret/store"
 )
 
@@ -75,6 +79,35 @@ func FuzzIPs(f *testing.F) {
 		}
 		if same, err := parseIPs(strings.Join(again, ",")); err != nil || fmt.Sprint(same) != fmt.Sprint(ips) {
 			t.Errorf("%q is %v, and then %v, %v", text, ips, same, err)
+		}
+	})
+}
+
+// An agent that was broken into answers anything, and then anything else: what is shown of it is JSON, and no rate is
+// below nothing.
+func FuzzTraffic(f *testing.F) {
+	for _, answer := range []string{
+		`{"node":"n1","read":1000000000,"ips":{"10.10.0.11":{"sentPackets":1,"sentBytes":100,"receivedBytes":7}}}`,
+		`{"node":"n1","read":3000000000,"ips":{"10.10.0.11":{"sentBytes":18446744073709551615},"fe80::1%eth0":{}}}`,
+		`{"node":"n1","read":-9223372036854775808}`, `{"read":9223372036854775807,"ips":{"10.10.0.11":{}}}`, `{"ips":null}`, `[]`,
+	} {
+		f.Add([]byte(answer), []byte(`{"node":"n1","read":1,"ips":{"10.10.0.11":{}}}`))
+		f.Add([]byte(`{"node":"n1","read":1,"ips":{"10.10.0.11":{}}}`), []byte(answer))
+	}
+	ip := netip.MustParseAddr("10.10.0.11")
+	f.Fuzz(func(t *testing.T, first, second []byte) {
+		now := first
+		g := newGateways(func(context.Context, string, []netip.Addr) (answer egress.NodeTraffic, err error) {
+			err = json.Unmarshal(now, &answer)
+			return answer, err
+		})
+		for _, now = range [][]byte{first, second} {
+			last, before, err := g.read(t.Context(), "n1", nil)
+			row := rowOf(ip, "n1", last, before, err)
+			if b, err := json.Marshal(row); err != nil || !json.Valid(b) || row.SentRate < 0 || row.ReceivedRate < 0 {
+				t.Errorf("%q and then %q are shown as %+v: %v", first, second, row, err)
+			}
+			g.of["n1"].due = time.Time{} // it is asked again
 		}
 	})
 }

@@ -157,6 +157,9 @@ func askOne(ctx context.Context, t http.RoundTripper, from string) (a answer, er
 	if err := json.NewDecoder(io.LimitReader(resp.Body, mostAnswer)).Decode(&a.members); err != nil {
 		return answer{}, err
 	}
+	if slices.Contains(a.members, nil) {
+		return answer{}, errors.New("its list of members has one that is none")
+	}
 	if len(a.members) == 0 {
 		return answer{}, errors.New("it is starting, and knows no members yet")
 	}

@@ -1,12 +1,10 @@
 package main
 
 import (
-	"encoding/base64"
 	"errors"
 	"fmt"
 	"net/netip"
 	"os"
-	"strings"
 	"time"
 
 	"github.com/spf13/cobra"
@@ -133,14 +131,14 @@ func (f *agentFlags) validate() (agent.Config, error) {
 		fault("--gossip-port %d: want a port, or 0", f.gossipPort)
 	}
 	if f.gossipKeyFile != "" && f.gossipPort != 0 {
-		keys, err := gossipKeys(f.gossipKeyFile)
+		keys, err := gossip.ReadKeys(f.gossipKeyFile)
 		if err != nil {
 			fault("--gossip-key-file: %w", err)
 		}
 		if err == nil {
 			cfg.Gossip.Key = keys[0]
 		}
-		cfg.Gossip.Keys, cfg.Gossip.Port = func() ([][]byte, error) { return gossipKeys(f.gossipKeyFile) }, f.gossipPort
+		cfg.Gossip.Keys, cfg.Gossip.Port = func() ([][]byte, error) { return gossip.ReadKeys(f.gossipKeyFile) }, f.gossipPort
 	}
 	if cfg.Gossip.Freeze = f.onStoreLoss == "freeze"; !cfg.Gossip.Freeze && f.onStoreLoss != "release" {
 		fault("--on-store-loss %q: want freeze or release", f.onStoreLoss)
@@ -151,26 +149,6 @@ func (f *agentFlags) validate() (agent.Config, error) {
 	cfg.Cluster, err = prefixes("--cluster-cidrs", f.cluster)
 	errs = append(errs, err, f.monitor.Validate(), f.natLog.Validate(), f.etcd.secured())
 	return cfg, errors.Join(errs...)
-}
-
-// gossipKeys reads the keys that `openssl rand -base64 32` makes, one a line: at least one.
-func gossipKeys(file string) ([][]byte, error) {
-	b, err := os.ReadFile(file)
-	if err != nil {
-		return nil, err
-	}
-	var keys [][]byte
-	for i, text := range strings.Fields(string(b)) {
-		key, err := base64.StdEncoding.DecodeString(text)
-		if err != nil || len(key) != 16 && len(key) != 24 && len(key) != 32 {
-			return nil, fmt.Errorf("%s: key %d: want 16, 24 or 32 bytes in base64, as `openssl rand -base64 32` makes them", file, i+1)
-		}
-		keys = append(keys, key)
-	}
-	if len(keys) == 0 {
-		return nil, fmt.Errorf("%s: want a key, 16, 24 or 32 bytes in base64, as `openssl rand -base64 32` makes them", file)
-	}
-	return keys, nil
 }
 
 func (f *agentFlags) run(c *cobra.Command) error {

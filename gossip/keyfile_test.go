@@ -1,4 +1,4 @@
-package main
+package gossip
 
 import (
 	"encoding/base64"
@@ -20,7 +20,7 @@ func TestAFileOfGossipKeysHasOneALine(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		keys, err := gossipKeys(file)
+		keys, err := ReadKeys(file)
 		var have []string
 		for _, k := range keys {
 			have = append(have, string(k))
@@ -39,7 +39,7 @@ func TestAFileOfGossipKeysHasOneALine(t *testing.T) {
 		if err := os.WriteFile(file, []byte(text), 0o600); err != nil {
 			t.Fatal(err)
 		}
-		if keys, err := gossipKeys(file); err == nil || !strings.Contains(err.Error(), want) || keys != nil {
+		if keys, err := ReadKeys(file); err == nil || !strings.Contains(err.Error(), want) || keys != nil {
 			t.Errorf("%q: got %d keys, error %v, want %q", text, len(keys), err, want)
 		}
 	}
