@@ -38,6 +38,7 @@ tools:
 
 kube: tools
 	integration/kube/build
+	CGO_ENABLED=0 go build -C integration/etcd -trimpath -ldflags '-s -w' -o $(CURDIR)/bin/etcd-oldest
 
 # It calls no program but kubectl, so it needs none of the tools. The network has time while egret is compiled.
 demo:

@@ -7,6 +7,7 @@ import (
 	"fmt"
 	"io"
 	"os"
+	"regexp"
 	"strings"
 	"testing"
 	"time"
@@ -27,12 +28,44 @@ func TestPowerOffIsMeasuredAndTheNextOwnerIsPoweredOffToo(t *testing.T) {
 		t.Skip("a lab makes network namespaces: run as root")
 	}
 	for _, nodes := range []int{2, 3} {
-		t.Run(fmt.Sprint(nodes), func(t *testing.T) { powerOff(t, nodes) })
+		t.Run(fmt.Sprint(nodes), func(t *testing.T) { powerOff(t, lab.Config{Nodes: nodes}) })
 	}
 }
 
-func powerOff(t *testing.T, nodes int) {
-	cfg := Config{Lab: lab.Config{Name: lab.OwnName("failover"), Nodes: nodes}, Fault: "power-off", Runs: 2}
+// docs/install.md names the oldest etcd that is tested.
+func TestTheOldestEtcdIsThatOfThePage(t *testing.T) {
+	page, err1 := os.ReadFile("../../docs/install.md")
+	module, err2 := os.ReadFile("../etcd/go.mod")
+	if err := errors.Join(err1, err2); err != nil {
+		t.Fatal(err)
+	}
+	pinned := regexp.MustCompile(`(?m)^require go.etcd.io/etcd/server/v3 v(\S+)$`).FindSubmatch(module)
+	if pinned == nil || !strings.Contains(string(page), "\n| etcd of your own | "+string(pinned[1])+" |") {
+		t.Errorf("integration/etcd is of %q, which is not what the page says is needed at least", pinned)
+	}
+}
+
+func TestTheOldestEtcdServesPowerOffAndMoves(t *testing.T) {
+	if os.Geteuid() != 0 {
+		t.Skip("a lab makes network namespaces: run as root")
+	}
+	oldest := lab.Config{Nodes: 3, EtcdMembers: 3, Etcd: lab.OldestEtcd()}
+	powerOff(t, oldest)
+	oldest.Name = lab.OwnName("failover")
+	results, err := Run(t.Context(), Config{Lab: oldest, Fault: "move", Runs: 6}, func(run int, r Result) { t.Logf("move %d: %v, %d lost", run, r.Gap, r.Lost) })
+	if err != nil {
+		t.Fatal(err)
+	}
+	for _, r := range results {
+		if r.Lost > 0 {
+			t.Errorf("a move lost %d datagrams, want none", r.Lost)
+		}
+	}
+}
+
+func powerOff(t *testing.T, in lab.Config) {
+	in.Name = lab.OwnName("failover")
+	cfg := Config{Lab: in, Fault: "power-off", Runs: 2}
 	runs := 0
 	results, err := Run(t.Context(), cfg, func(run int, r Result) {
 		runs++

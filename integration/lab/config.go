@@ -32,6 +32,10 @@ type Config struct {
 	Name string
 	// Nodes is their number, 1..98.
 	Nodes int
+	// Etcd is the program of each member, called with its name, the folder of its data, its URLs for clients and for
+	// members, and all members as --initial-cluster has them. Default: what EGRET_LAB_ETCD names, or else the etcd that this program is
+	// linked with.
+	Etcd string
 	// EtcdMembers is how many servers Egret's etcd has, 1..5.
 	EtcdMembers int
 	// LeaseTTL is passed to every agent.
@@ -91,8 +95,12 @@ func (c Config) withDefaults() (Config, error) {
 		c.Self = self
 	}
 	c.Egret = cmp.Or(c.Egret, program("egret"))
+	c.Etcd = cmp.Or(c.Etcd, os.Getenv("EGRET_LAB_ETCD"))
 	c.KubeBin = cmp.Or(c.KubeBin, program("k8s-"+KubeVersion))
-	for _, path := range []*string{&c.Self, &c.Egret, &c.KubeBin} {
+	for _, path := range []*string{&c.Self, &c.Egret, &c.KubeBin, &c.Etcd} {
+		if *path == "" {
+			continue
+		}
 		abs, err := filepath.Abs(*path)
 		if err != nil {
 			return c, err

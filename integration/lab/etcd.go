@@ -75,8 +75,15 @@ func (l *Lab) kubeEtcd() component {
 }
 
 func (l *Lab) etcdArgs(name, clientURL, peerURL, cluster string) []string {
-	return []string{l.cfg.Self, "etcd", name, l.path(name + ".data"), clientURL, peerURL, cluster}
+	argv := []string{l.cfg.Self, "etcd"}
+	if l.cfg.Etcd != "" && name != kubeEtcdProc {
+		argv = []string{l.cfg.Etcd}
+	}
+	return append(argv, name, l.path(name+".data"), clientURL, peerURL, cluster)
 }
+
+// OldestEtcd returns the program of the oldest etcd that Egret is tested with, for Config.Etcd: `make kube` builds it.
+func OldestEtcd() string { return program("etcd-oldest") }
 
 // AgentEndpoints is what --endpoints of crdsync and the agents is.
 func (l *Lab) AgentEndpoints() string {
