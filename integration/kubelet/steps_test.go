@@ -188,6 +188,11 @@ func guide(t *testing.T, c *cluster) {
 		c.leaves([]pod{db}, c.nodeIP(db.node), 5*time.Second)
 	}
 	// as a user sees it: by kubectl alone
+	for _, out := range []string{c.kubectl("get", "egress", "-o", "wide"), c.kubectl("describe", "egress", "egress-prod-web")} {
+		if ip, node := c.gateway("egress-prod-web"); !strings.Contains(out, ip.String()) || !strings.Contains(out, node) {
+			t.Errorf("%v on %s is not in:\n%s", ip, node, out)
+		}
+	}
 	name := strings.Split(c.webs()["egress-prod-web"][0].name, "/")[1]
 	ip, _ := c.gateway("egress-prod-web")
 	out := c.kubectl("-n", "prod", "exec", name, "--", "nc", "203.0.113.10", "7")
