@@ -240,6 +240,38 @@ func TestAMoveOfIPv4IsOneCall(t *testing.T) {
 	}
 }
 
+// A claimer waits for the permits of the former owner, half a second unless told otherwise, from the lock on. The cloud
+// is asked at once: what it takes is not added to that.
+func TestTheCloudIsAskedWhileTheClaimerWaitsForPermits(t *testing.T) {
+	t.Parallel()
+	w := newWorld(t, 2, 10)
+	w.start("one")
+	ip := v4(50)
+	w.allocate(ip)
+	w.own(0, ip)
+	w.at(0, ip)
+	w.recorded(ip)
+	asked := make(chan time.Time, 100)
+	w.ec2.Fault(func(c ec2test.Call) ec2test.Fault {
+		if c.Action == "AssignPrivateIpAddresses" {
+			asked <- time.Now()
+		}
+		return ec2test.Fault{}
+	})
+	soonest := time.Hour // of several: a busy machine makes one late
+	for i := range 5 {
+		node := (i + 1) % 2
+		locked := time.Now()
+		w.own(node, ip)
+		soonest = min(soonest, (<-asked).Sub(locked))
+		w.at(node, ip)
+	}
+	t.Logf("EC2 was asked %v after the lock", soonest)
+	if most := 250 * time.Millisecond; soonest > most {
+		t.Errorf("EC2 was asked %v after the lock, want %v at most", soonest, most)
+	}
+}
+
 func TestManyAddressesOfADeadGatewayAreMovedByFewCalls(t *testing.T) {
 	t.Parallel()
 	w := newWorld(t, 5, 250)

@@ -78,6 +78,7 @@ func life() []step {
 	return []step{
 		{guideLeaves, guide},
 		{"each part of Egret writes its own keys of etcd alone", eachItsOwn},
+		{"who may view the cluster reads egresses, and its admin writes them", readers},
 		{"an operator's machine reaches etcd through the cluster", operated},
 		{"agents and crdsync are scraped, and the status page shows what passes by egress IPs", measured},
 		{"selected pods reach other pods with their own addresses", amongPods},

@@ -109,6 +109,28 @@ func eachItsOwn(t *testing.T, c *cluster) {
 	}
 }
 
+// readers has the controller manager add the chart's rules to Kubernetes' own roles.
+func readers(t *testing.T, c *cluster) {
+	for role, may := range map[string]map[string]bool{
+		"view":  {"list egresses": true, "list externalippools": true, "create egresses": false, "update externalippools": false},
+		"edit":  {"list egresses": true, "create egresses": false},
+		"admin": {"list egresses": true, "create egresses": true, "delete externalippools": true},
+	} {
+		c.kubectl("create", "clusterrolebinding", "reader-"+role, "--clusterrole="+role, "--user=reader-"+role)
+		for what, want := range may {
+			verb, resource, _ := strings.Cut(what, " ")
+			answer := map[bool]string{true: "yes", false: "no"}[want]
+			c.until(20*time.Second, role+" may "+what+": "+answer, func() (bool, string) {
+				// its exit status is 1 when the answer is no
+				out, err := c.tryKubectl("auth", "can-i", verb, resource+".crd.antrea.io", "--as=reader-"+role)
+				said := strings.TrimSpace(out)
+				return said == answer || !want && err != nil && strings.HasPrefix(said, answer), fmt.Sprintf("it says %q, %v", out, err)
+			})
+		}
+		c.kubectl("delete", "clusterrolebinding", "reader-"+role)
+	}
+}
+
 // nodeBeside returns a node that is another one.
 func nodeBeside(node string) string {
 	if node == nodes()[0] {
