@@ -1,6 +1,7 @@
 package nft
 
 import (
+	"cmp"
 	"encoding/binary"
 	"errors"
 	"fmt"
@@ -12,14 +13,16 @@ import (
 	"golang.org/x/sys/unix"
 )
 
-// answerTimeout is how long the kernel may take to answer. It does so within the call that asks, so that only what is
-// lost, or a fault of the kernel, takes longer.
+// answerTimeout is how long the kernel may take for a message of its answer. It answers within the call that asks, and
+// goes on with a listing within each call that receives, so that only what is lost, or a fault of the kernel, takes
+// longer.
 const answerTimeout = 10 * time.Second
 
 // reader asks the kernel for its ruleset. It is safe for concurrent use.
 type reader struct {
-	nl *netlink.Conn
-	mu sync.Mutex // one question at a time
+	nl      *netlink.Conn
+	mu      sync.Mutex    // one question at a time
+	timeout time.Duration // 0: answerTimeout
 }
 
 // attrs are the attributes of a message or of a nested attribute, by type.
@@ -101,10 +104,7 @@ func (r *reader) ask(typ int, f nftables.TableFamily, flags netlink.HeaderFlags,
 func (r *reader) execute(q netlink.Message, flags netlink.HeaderFlags) ([]attrs, error) {
 	r.mu.Lock()
 	defer r.mu.Unlock()
-	if err := r.nl.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
-		return nil, err
-	}
-	msgs, err := r.nl.Execute(q)
+	msgs, err := r.exchange(q)
 	if err != nil {
 		var errno unix.Errno
 		if !errors.As(err, &errno) {
@@ -130,6 +130,46 @@ func (r *reader) execute(q netlink.Message, flags netlink.HeaderFlags) ([]attrs,
 		out = append(out, a)
 	}
 	return out, nil
+}
+
+// exchange sends a question and returns the messages of its answer.
+func (r *reader) exchange(q netlink.Message) ([]netlink.Message, error) {
+	sent, err := r.nl.Send(q)
+	if err != nil {
+		return nil, err
+	}
+	var msgs []netlink.Message
+	if err := receive(r.nl, cmp.Or(r.timeout, answerTimeout), func(m netlink.Message) { msgs = append(msgs, m) }); err != nil {
+		return nil, err
+	}
+	return msgs, netlink.Validate(sent, msgs)
+}
+
+// receive calls f for each message of an answer. The kernel may take timeout for each of them: a listing of a large set
+// takes longer than that on a slow machine.
+func receive(nl *netlink.Conn, timeout time.Duration, f func(netlink.Message)) error {
+	var renewed time.Time
+	renew := func() error {
+		now := time.Now()
+		if now.Sub(renewed) < timeout/2 {
+			return nil
+		}
+		renewed = now
+		return nl.SetReadDeadline(now.Add(timeout))
+	}
+	if err := renew(); err != nil {
+		return err
+	}
+	for m, err := range nl.ReceiveIter() {
+		if err == nil {
+			err = renew()
+		}
+		if err != nil {
+			return err
+		}
+		f(m)
+	}
+	return nil
 }
 
 // generation returns the number of the ruleset's generation: every commit, of whomever, counts it up before it shows.
@@ -173,7 +213,7 @@ func (r *reader) whole(what func(generation uint32) error) error {
 		err = what(before)
 		after, gerr := r.generation()
 		if gerr != nil {
-			return gerr
+			return errors.Join(err, gerr)
 		}
 		if before == after && !errors.Is(err, errChanged) {
 			return err
@@ -182,21 +222,20 @@ func (r *reader) whole(what func(generation uint32) error) error {
 	return errors.Join(fmt.Errorf("%w, %d times", errChanged, reads), err)
 }
 
-// drain throws away what is left to be received: the kernel answers within the call that asks, so all of it is there.
+// drain throws away what is left to be received: the kernel answers within the call that asks, so all of it is there, and
+// goes on with a listing within each call that receives.
 func drain(nl *netlink.Conn) {
-	for {
-		// A deadline that is past would fail the read before it looks.
-		if err := nl.SetReadDeadline(time.Now().Add(10 * time.Millisecond)); err != nil {
-			return
-		}
-		_, err := nl.Receive()
-		var op *netlink.OpError
-		if errors.As(err, &op) && op.Timeout() {
-			return
-		}
-		var errno unix.Errno
-		if err != nil && !errors.As(err, &errno) {
-			return // closed
-		}
+	raw, err := nl.SyscallConn()
+	if err != nil {
+		return // closed
 	}
+	var b [1]byte // the rest of a message is thrown away with it
+	_ = raw.Control(func(fd uintptr) {
+		for {
+			_, _, err := unix.Recvfrom(int(fd), b[:], unix.MSG_DONTWAIT)
+			if err != nil && err != unix.ENOBUFS && err != unix.EINTR { // EAGAIN: there is nothing
+				return
+			}
+		}
+	})
 }

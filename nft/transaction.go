@@ -4,7 +4,6 @@ import (
 	"errors"
 	"fmt"
 	"sync"
-	"time"
 
 	"github.com/google/nftables"
 	"github.com/mdlayher/netlink"
@@ -60,9 +59,6 @@ func (w *writer) send(ops []op, end bool) error {
 			waiting[m.Header.Sequence] = line
 		}
 	}
-	if err := w.nl.SetReadDeadline(time.Now().Add(answerTimeout)); err != nil {
-		return err
-	}
 	return w.answers(waiting)
 }
 
@@ -83,7 +79,8 @@ func (w *writer) answers(waiting map[uint32]string) error {
 	var first error
 	refused := 0
 	for len(waiting) > 0 {
-		msgs, err := w.nl.Receive()
+		var msgs []netlink.Message
+		err := receive(w.nl, answerTimeout, func(m netlink.Message) { msgs = append(msgs, m) })
 		var refusal *netlink.OpError
 		switch {
 		case err == nil:
