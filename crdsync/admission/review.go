@@ -60,7 +60,7 @@ func (r *reviewer) ServeHTTP(w http.ResponseWriter, req *http.Request) {
 	whole(req.Context(), w.Header())
 	wrong, err := r.review(req.Context(), review.Request)
 	if err != nil {
-		r.log.Warn("an object could not be checked", "err", fmt.Errorf("%s %s: %w", review.Request.Resource.Resource, review.Request.Name, err))
+		r.log.Warn("an object could not be checked", "err", fmt.Errorf("%.100q %.300q: %w", review.Request.Resource.Resource, review.Request.Name, err))
 		text := "it cannot be told now whether the object is right: crdsync's log says why"
 		if r.frank {
 			text = err.Error()

@@ -33,8 +33,8 @@ type Config struct {
 	// Nodes is their number, 1..98.
 	Nodes int
 	// Etcd is the program of each member, called with its name, the folder of its data, its URLs for clients and for
-	// members, and all members as --initial-cluster has them. Default: what EGRET_LAB_ETCD names, or else the etcd that this program is
-	// linked with.
+	// members, and all members as --initial-cluster has them. Default: what EGRET_LAB_ETCD names, or else the etcd that
+	// this program is linked with.
 	Etcd string
 	// EtcdMembers is how many servers Egret's etcd has, 1..5.
 	EtcdMembers int
