@@ -230,7 +230,8 @@ func TestLinesAreAsEncodingJSONHasThem(t *testing.T) {
 func TestNothingIsMissedWhileFilesAreRotated(t *testing.T) {
 	name := filepath.Join(t.TempDir(), "nat[1]*.log") // a name that would be a pattern
 	out := File(name, 1, 3, 0)
-	w := NewWriter(Config{Out: out, Node: "n1"})
+	c := &counts{}
+	w := NewWriter(c.config(Config{Out: out, Node: "n1"}))
 	go w.Run()
 	w.Write(&Line{Event: LogStart, Time: at(0), Node: "n1"})
 	q := Question{IP: netip.MustParseAddr("10.0.0.1"), Port: 2048, From: at(5), To: at(6)}
@@ -239,7 +240,7 @@ func TestNothingIsMissedWhileFilesAreRotated(t *testing.T) {
 		for i := range 1000 { // 2.5 MB in all, in files of 1
 			w.Write(&Line{Event: New, Time: at(2), Start: at(2), Node: "n1", EgressIP: q.IP, Port: 3000, PodName: "other", ID: uint32(2 + i), PodNamespace: "a-namespace", Egress: "an-egress"})
 		}
-		eventually(t, func() bool { w.mu.Lock(); defer w.mu.Unlock(); return w.lines == 0 })
+		eventually(t, func() bool { c.mu.Lock(); defer c.mu.Unlock(); return c.wrote == 2+1000*(batch+1) })
 		for range 5 {
 			a, err := SearchFile(t.Context(), q, name)
 			if err != nil || len(a.Uses) != 1 || len(a.Missing) != 0 {
