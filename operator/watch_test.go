@@ -102,6 +102,7 @@ func TestWatchPrintsRecordsInEveryFormat(t *testing.T) {
 	awaitText(t, &watches["jsonpath"].out, "DELETED", 1)
 	awaitText(t, &watches["json events"].out, `"DELETED"`, 1)
 	awaitText(t, &watches["wide"].out, "gone", 1)
+	awaitText(t, &watches["name"].out, "nodes/node-1\n", 3)
 	del(t, c, store.AgentKey("node-1"))
 	awaitText(t, &watches["wide"].out, "DELETED", 1)
 	awaitText(t, &watches["name"].out, "nodes/node-1\n", 4)

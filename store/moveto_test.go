@@ -62,6 +62,7 @@ type faulty struct {
 	how      string
 	later    sync.WaitGroup
 	late     chan struct{} // closed: what is to be done later is done; nil: soon
+	begun    func()        // it has begun, with late
 }
 
 type faultyTxn struct {
@@ -102,6 +103,7 @@ func (x *faultyTxn) Commit() (*clientv3.TxnResponse, error) {
 			_, _ = x.Txn.Commit()
 		})
 		if x.of.late != nil {
+			x.of.begun()
 			<-x.ctx.Done()
 		}
 		return nil, context.DeadlineExceeded
@@ -160,10 +162,10 @@ func TestAMoveOfAFormerProcessDoesNothingToALeaseThatIsRenumbered(t *testing.T) 
 		t.Fatal(err)
 	}
 	claim(t, c, l, egress.Owner{IP: ip1, Node: "n1"})
-	kv := &faulty{KV: c.etcd.KV, fails: 1, how: "later", late: make(chan struct{})}
-	c.etcd.KV = kv
-	ctx, cancel := context.WithTimeout(t.Context(), 100*time.Millisecond) // its time to stop is over
+	ctx, cancel := context.WithCancel(t.Context())
 	defer cancel()
+	kv := &faulty{KV: c.etcd.KV, fails: 1, how: "later", late: make(chan struct{}), begun: cancel} // its time to stop is over then
+	c.etcd.KV = kv
 	err := l.MoveTo(ctx, next, a, func(netip.Addr) bool { return true }, nil)
 	c.etcd.KV = kv.KV
 	if err == nil || kv.n == 0 {

@@ -343,7 +343,7 @@ func TestARequestOutlivesItsReadinessNotItsPatience(t *testing.T) {
 	s := start(t)
 	c := dial(t, s)
 	end, l := gone(t, s.Client(), MoveKey(ip1)), grant(t, c, time.Minute)
-	if _, err := c.RequestMoves(t.Context(), 2*time.Second, move); err != nil {
+	if _, err := c.RequestMoves(t.Context(), 6*time.Second, move); err != nil {
 		t.Fatal(err)
 	}
 	m, err := Decode[egress.Move](get(t, s.Client(), MoveKey(ip1)))

@@ -39,7 +39,7 @@ func TestAFullEtcdKeepsLeasesAndAnswersButTakesNoClaim(t *testing.T) {
 	s := etcdtest.New(t, small)
 	said := make(lines, 100)
 	c := dialConfig(t, Config{Endpoints: []string{s.Endpoint()}, MemberInterval: 50 * time.Millisecond, Log: said.logger()})
-	l := grant(t, c, 3*time.Second)
+	l := grant(t, c, time.Minute)
 	claim(t, c, l, owner)
 	if err := c.PutAgent(t.Context(), l, egress.Agent{Node: owner.Node, Since: time.Now()}, whatever); err != nil {
 		t.Fatal(err)

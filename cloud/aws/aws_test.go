@@ -56,14 +56,14 @@ func TestHoldersAreReadPageByPage(t *testing.T) {
 func TestEachPageHasATimeOfItsOwn(t *testing.T) {
 	s := ec2test.New(t)
 	e := open(t, s.URL)
-	e.pageLimit = 2 * time.Second
+	e.pageLimit = 6 * time.Second
 	var all []netip.Addr
 	for i := range 30 { // 10 pages
 		ip := netip.AddrFrom4([4]byte{10, 0, 0, byte(i + 1)})
 		s.Add("eni-"+ip.String(), 1, ip.String())
 		all = append(all, ip)
 	}
-	s.Fault(func(ec2test.Call) ec2test.Fault { return ec2test.Fault{Delay: 250 * time.Millisecond} })
+	s.Fault(func(ec2test.Call) ec2test.Fault { return ec2test.Fault{Delay: 650 * time.Millisecond} })
 	if got, err := e.Holders(t.Context(), all); err != nil || len(got) != len(all) {
 		t.Errorf("%d addresses of %d, %v", len(got), len(all), err)
 	}

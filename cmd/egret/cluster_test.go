@@ -248,7 +248,7 @@ func TestWhatTheClusterLeadsToHasToBeEtcd(t *testing.T) {
 	s := newSecured(t)
 	in, flags := newStandIn(t, s)
 	in.config["endpoints"] = "https://192.0.2.7:2379" // the certificate is of another address
-	_, err := run(t, append([]string{"get", "nodes", "--dial-timeout", "500ms"}, flags...)...)
+	_, err := run(t, append([]string{"get", "nodes", "--dial-timeout", "3s"}, flags...)...)
 	if err == nil || !strings.Contains(err.Error(), "192.0.2.7") || !strings.Contains(err.Error(), "--etcd-server-name") {
 		t.Errorf("%v: want that the certificate is another's", err)
 	}
@@ -257,7 +257,7 @@ func TestWhatTheClusterLeadsToHasToBeEtcd(t *testing.T) {
 	}
 	in.config["endpoints"] = s.url
 	in.secret["ca.crt"] = newAuthorityPEM(t)
-	if _, err = run(t, append([]string{"get", "nodes", "--dial-timeout", "500ms"}, flags...)...); err == nil || !strings.Contains(err.Error(), "etcd's certificate") {
+	if _, err = run(t, append([]string{"get", "nodes", "--dial-timeout", "3s"}, flags...)...); err == nil || !strings.Contains(err.Error(), "etcd's certificate") {
 		t.Errorf("%v: want that another CA signed it", err)
 	}
 }

@@ -156,9 +156,11 @@ func operated(t *testing.T, c *cluster) {
 		}
 	}
 	// its exit status says that all is well
-	if out, err := c.byKubeconfig(documented(t, "An operator's machine", "egret status", map[string]string{"~/.kube/config": c.lab.Kubeconfig()})[1:]...); err != nil {
-		t.Fatalf("%v\n%s", err, out)
-	}
+	status := documented(t, "An operator's machine", "egret status", map[string]string{"~/.kube/config": c.lab.Kubeconfig()})[1:]
+	c.until(30*time.Second, "egret status says that all is well", func() (bool, string) {
+		out, err := c.byKubeconfig(status...)
+		return err == nil, fmt.Sprintf("%v\n%s", err, out)
+	})
 	ip, gateway := c.gateway("egress-prod-web")
 	p := c.webs()["egress-prod-web"][0]
 	if out := must("trace", p.name); !strings.Contains(out, ip.String()) || !strings.Contains(out, gateway) {
@@ -238,7 +240,7 @@ func deadKubelet(t *testing.T, c *cluster) {
 	}
 	c.kubectl("wait", "--for=condition=Ready=Unknown", "node/"+node, "--timeout=60s")
 	time.Sleep(2 * time.Second) // in which an IP would move that followed the state of its node
-	c.leaves(pods, ip, 0)
+	c.leaves(pods, ip, 5*time.Second)
 	if err := c.lab.RestartServices(node, dead...); err != nil {
 		t.Fatal(err)
 	}

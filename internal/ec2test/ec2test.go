@@ -41,10 +41,13 @@ type Call struct {
 type Fault struct {
 	Delay    time.Duration // before anything is done
 	Throttle bool
-	Lose     bool          // it is done, and the connection ends without an answer
-	Late     time.Duration // the connection ends at once, and it is done so much later
-	Code     string        // it is answered with this error, and not done
+	Lose     bool   // it is done, and the connection ends without an answer
+	Late     *Late  // the connection ends at once, and it is done later
+	Code     string // it is answered with this error, and not done
 }
+
+// Late is when a request is done: after Do is closed. Done is closed then.
+type Late struct{ Do, Done chan struct{} }
 
 // Server is the fake. Its methods are safe for concurrent use.
 type Server struct {
@@ -196,8 +199,8 @@ func (s *Server) ServeHTTP(w http.ResponseWriter, r *http.Request) {
 		refuse(w, http.StatusServiceUnavailable, "RequestLimitExceeded", "Request limit exceeded.")
 	case f.Code != "":
 		refuse(w, http.StatusBadRequest, f.Code, "as the test has it")
-	case f.Late > 0:
-		s.late.Go(func() { time.Sleep(f.Late); s.do(c, asked) })
+	case f.Late != nil:
+		s.late.Go(func() { <-f.Late.Do; s.do(c, asked); close(f.Late.Done) })
 		panic(http.ErrAbortHandler)
 	default:
 		answer, code, text := s.do(c, asked)
