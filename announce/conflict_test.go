@@ -133,7 +133,7 @@ func TestAHostThatTakesAnAddressLaterIsReported(t *testing.T) {
 	ctx, stop := context.WithCancel(t.Context())
 	go func() {
 		defer stop()
-		time.Sleep(settled + 100*time.Millisecond)
+		time.Sleep(settled + 3*time.Second) // Run may be slow to begin
 		for _, line := range []string{"ip addr add 10.0.0.8/24 dev eth0", "ip addr add fd10::8/64 dev eth0 nodad",
 			// which it tells by NDP
 			"sysctl -qw net.ipv6.conf.eth0.ndisc_notify=1", "ip link set eth0 address 02:00:00:00:00:99",

@@ -107,8 +107,8 @@ func testEvents(c *cluster) {
 	var o outage
 	kube := rest.CopyConfig(c.kube)
 	kube.Dial = o.dial
+	c.example() // before it runs: pools and egresses come by different watches
 	stop := c.run(kube)
-	c.example()
 	c.own("10.10.0.11", "node-4")
 	want := []string{on + "node-4"}
 	c.wantEvents("egress-prod-web", want...)
@@ -258,10 +258,10 @@ func testWarnings(c *cluster) {
 
 // testBothFamilies: each IP of an egress comes and goes by itself.
 func testBothFamilies(c *cluster) {
-	c.run(c.kube)
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: four}, spec: {ipRanges: [{start: 10.10.0.11, end: 10.10.0.11}], nodeSelector: {}}}`)
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: ExternalIPPool, metadata: {name: six}, spec: {ipRanges: [{start: "fd00::11", end: "fd00::11"}], nodeSelector: {}}}`)
 	c.create(`{apiVersion: crd.antrea.io/v1beta1, kind: Egress, metadata: {name: dual}, spec: {externalIPPools: [four, six], appliedTo: {podSelector: {}}}}`)
+	c.run(c.kube)
 	const on6, off6 = "Normal IPAssigned fd00::11 is on node ", "Normal IPUnassigned fd00::11 is no longer on node "
 	addresses := func(want ...v1beta1.EgressAddress) {
 		c.Helper()
@@ -294,8 +294,8 @@ func testBothFamilies(c *cluster) {
 
 // testEventsOfTheDead: an egress is deleted, and made anew, while nobody leads.
 func testEventsOfTheDead(c *cluster) {
-	stop := c.run(c.kube)
 	c.example()
+	stop := c.run(c.kube)
 	c.own("10.10.0.11", "node-4")
 	c.own("10.10.0.12", "node-4")
 	c.wantEvents("egress-prod-web", on+"node-4")

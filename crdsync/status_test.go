@@ -134,8 +134,8 @@ func testConflict(c *cluster) {
 }
 
 func testDegraded(c *cluster) {
-	c.run(c.kube)
 	c.example()
+	c.run(c.kube)
 	c.pod("prod", "a", "node-1", "10.244.1.1", "web")
 	c.own("10.10.0.11", "node-4")
 	agent := func(node string, faults map[string]string) {

@@ -106,10 +106,7 @@ func (r *reader) execute(q netlink.Message, flags netlink.HeaderFlags) ([]attrs,
 	defer r.mu.Unlock()
 	msgs, err := r.exchange(q)
 	if err != nil {
-		var errno unix.Errno
-		if !errors.As(err, &errno) {
-			drain(r.nl) // a late answer must not be taken for the next one
-		}
+		drain(r.nl) // what is left of it must not be taken for the next answer
 		if errors.Is(err, unix.EINTR) {
 			err = errors.Join(errChanged, err)
 		}
