@@ -219,8 +219,8 @@ func (r *reader) whole(what func(generation uint32) error) error {
 	return errors.Join(fmt.Errorf("%w, %d times", errChanged, reads), err)
 }
 
-// drain throws away what is left to be received: the kernel answers within the call that asks, so all of it is there, and
-// goes on with a listing within each call that receives.
+// drain throws away what is left to be received: the kernel answers within the call that asks, so all of it is there,
+// and goes on with a listing within each call that receives.
 func drain(nl *netlink.Conn) {
 	raw, err := nl.SyscallConn()
 	if err != nil {

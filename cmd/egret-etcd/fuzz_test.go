@@ -21,7 +21,8 @@ func (a answering) RoundTrip(*http.Request) (*http.Response, error) {
 	return &http.Response{StatusCode: http.StatusOK, Header: http.Header{"X-Etcd-Cluster-Id": {a.cluster}}, Body: io.NopCloser(bytes.NewReader(a.body))}, nil
 }
 
-// Who is asked for the members of its cluster may answer anything: a member that begins uses it, or tells what is wrong.
+// Who is asked for the members of its cluster may answer anything: a member that begins uses it, or tells what is
+// wrong.
 func FuzzMembers(f *testing.F) {
 	for _, body := range []string{
 		`[{"id":1,"peerURLs":["https://a:2380"],"name":"a","clientURLs":["https://a:2379"]}]`, `[{"id":1,"peerURLs":["https://b:2380"]}]`,
